@@ -1,0 +1,126 @@
+//! Which blob is each file of a snapshot? Links say it; a real file is matched by the commit's tree, by being a hard
+//! link to a blob, or by its hash, computed once and only when nothing else tells.
+
+use std::collections::HashMap;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use super::layout::Layout;
+use super::read::open_quietly;
+use super::scan::{Inode, Problem, ProblemKind, Repo, SnapshotFile};
+use crate::error::plain_io;
+use crate::hash::BlobHasher;
+use crate::ids::{BlobId, Commit};
+use crate::manifest::{ManifestFile, Tree};
+
+/// A file of a snapshot, with its blob and where its bytes can be read.
+#[derive(Debug, Clone)]
+pub struct LocalFile {
+    /// Path, blob and size.
+    pub file: ManifestFile,
+    /// Open this to read the bytes.
+    pub source: PathBuf,
+    /// The same bytes by the other algorithm, where only hashing told the name: the Hub may know the file by either.
+    pub other: Option<BlobId>,
+}
+
+/// Names of real files, kept for the run, so that no file is hashed twice.
+#[derive(Debug, Default)]
+pub struct Identifier {
+    hashed: HashMap<(u64, u64), Names>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Names {
+    sha1: BlobId,
+    sha256: BlobId,
+    looks_like_text: bool,
+}
+
+/// The Hub stores larger files in LFS or Xet, in bytes.
+const MAX_GIT_SIZE: u64 = 10 << 20;
+
+impl Identifier {
+    /// The files of one revision, sorted by path, and those that could not be read.
+    pub fn files(&mut self, layout: &Layout, repo: &Repo, commit: &Commit, tree: Option<&Tree>) -> (Vec<LocalFile>, Vec<Problem>) {
+        let mut files = Vec::new();
+        let mut problems = Vec::new();
+        let Some(revision) = repo.revisions.get(commit) else { return (files, problems) };
+        let mut by_inode: Option<HashMap<(u64, u64), BlobId>> = None;
+        for (path, file) in &revision.files {
+            match file {
+                SnapshotFile::Link(id) => {
+                    let size = repo.blobs[id].size;
+                    let source = layout.blob(&repo.name, id);
+                    files.push(LocalFile { file: ManifestFile { path: path.clone(), blob: *id, size }, source, other: None });
+                }
+                SnapshotFile::Real { size, inode, .. } => {
+                    let source = layout.snapshot_file(&repo.name, commit, path);
+                    let in_tree = tree.and_then(|tree| tree.get(path)).map(|entry| (entry.blob, None));
+                    let known = in_tree.or_else(|| {
+                        let map = by_inode.get_or_insert_with(|| inodes(repo));
+                        map.get(&inode.as_ref()?.id).map(|id| (*id, None))
+                    });
+                    let named = match known {
+                        Some(known) => Ok(known),
+                        None => self.by_hash(repo, &source, *size, inode.as_ref()),
+                    };
+                    match named {
+                        Ok((blob, other)) => {
+                            let file = ManifestFile { path: path.clone(), blob, size: *size };
+                            files.push(LocalFile { file, source, other });
+                        }
+                        Err(error) => problems.push(Problem {
+                            path: source,
+                            kind: ProblemKind::Unreadable,
+                            detail: format!("cannot be read: {}", plain_io(&error)),
+                        }),
+                    }
+                }
+            }
+        }
+        (files, problems)
+    }
+
+    fn by_hash(&mut self, repo: &Repo, source: &Path, size: u64, inode: Option<&Inode>) -> io::Result<(BlobId, Option<BlobId>)> {
+        let key = inode.map(|inode| inode.id);
+        let names = match key.and_then(|key| self.hashed.get(&key)) {
+            Some(names) => *names,
+            None => {
+                let names = hash_both(source, size)?;
+                if let Some(key) = key {
+                    self.hashed.insert(key, names);
+                }
+                names
+            }
+        };
+        let (sha1, sha256) = (names.sha1, names.sha256);
+        let is_git = match (repo.blobs.contains_key(&sha1), repo.blobs.contains_key(&sha256)) {
+            (true, _) => true,
+            (_, true) => false,
+            // The Hub's own rule of thumb: text up to 10 MiB is in git, the rest is not.
+            _ => names.looks_like_text && size < MAX_GIT_SIZE,
+        };
+        Ok(if is_git { (sha1, Some(sha256)) } else { (sha256, Some(sha1)) })
+    }
+}
+
+fn inodes(repo: &Repo) -> HashMap<(u64, u64), BlobId> {
+    repo.blobs.iter().filter_map(|(id, blob)| Some((blob.inode.as_ref()?.id, *id))).collect()
+}
+
+fn hash_both(source: &Path, size: u64) -> io::Result<Names> {
+    let mut file = open_quietly(source)?;
+    let (mut sha1, mut sha256) = (BlobHasher::git(size), BlobHasher::sha256());
+    let mut looks_like_text = true;
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        let length = file.read(&mut buffer)?;
+        if length == 0 {
+            return Ok(Names { sha1: sha1.finish(), sha256: sha256.finish(), looks_like_text });
+        }
+        looks_like_text &= !buffer[..length].contains(&0);
+        sha1.update(&buffer[..length]);
+        sha256.update(&buffer[..length]);
+    }
+}

@@ -1,0 +1,203 @@
+//! Paths of huggingface_hub's cache, and what a file name in it means. Pure: no I/O.
+
+use std::path::{Path, PathBuf};
+
+use crate::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
+
+/// Marker file of the cache-wide blob store, in `hub/blobs/`.
+pub const SHARED_MARKER: &str = ".huggingface-shared-blobs";
+
+/// What huggingface_hub writes into the marker; a store with other content is not understood and left alone.
+pub const SHARED_MARKER_CONTENT: &str = "1\n";
+
+/// The paths under one cache root.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    root: PathBuf,
+}
+
+impl Layout {
+    /// The layout under `root`, the `hub` folder.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Layout { root: root.into() }
+    }
+
+    /// The `hub` folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// `hub/models--org--name`
+    pub fn repo(&self, repo: &RepoName) -> PathBuf {
+        self.root.join(repo.folder())
+    }
+
+    /// `…/blobs`
+    pub fn blobs(&self, repo: &RepoName) -> PathBuf {
+        self.repo(repo).join("blobs")
+    }
+
+    /// `…/blobs/<etag>`
+    pub fn blob(&self, repo: &RepoName, blob: &BlobId) -> PathBuf {
+        self.blobs(repo).join(blob.to_string())
+    }
+
+    /// `…/snapshots/<commit>`
+    pub fn snapshot(&self, repo: &RepoName, commit: &Commit) -> PathBuf {
+        self.repo(repo).join("snapshots").join(commit.as_str())
+    }
+
+    /// `…/snapshots/<commit>/<path>`
+    pub fn snapshot_file(&self, repo: &RepoName, commit: &Commit, path: &RepoPath) -> PathBuf {
+        let mut file = self.snapshot(repo, commit);
+        file.extend(path.segments());
+        file
+    }
+
+    /// `…/refs/<ref>`
+    pub fn reference(&self, repo: &RepoName, name: &RefName) -> PathBuf {
+        let mut file = self.repo(repo).join("refs");
+        file.extend(name.as_str().split('/'));
+        file
+    }
+
+    /// `…/trees/<commit>.json`
+    pub fn tree(&self, repo: &RepoName, commit: &Commit) -> PathBuf {
+        self.repo(repo).join("trees").join(format!("{commit}.json"))
+    }
+
+    /// The flock that huggingface_hub holds while it downloads a blob: `hub/.locks/<repo folder>/<etag>.lock`
+    pub fn client_lock(&self, repo: &RepoName, blob: &BlobId) -> PathBuf {
+        self.root.join(".locks").join(repo.folder()).join(format!("{blob}.lock"))
+    }
+
+    /// Our own state: `hub/.locks/.hf-cache-sync`, which huggingface_hub's scan and prune both skip.
+    pub fn state(&self) -> PathBuf {
+        self.root.join(".locks").join(".hf-cache-sync")
+    }
+
+    /// A blob on its way in; content-addressed, so one file serves every repo.
+    pub fn partial(&self, blob: &BlobId) -> PathBuf {
+        self.state().join("partial").join(blob.to_string())
+    }
+
+    /// The cache-wide blob store, `hub/blobs`.
+    pub fn shared_store(&self) -> PathBuf {
+        self.root.join("blobs")
+    }
+}
+
+/// The relative link text from a snapshot file to its blob: `../../blobs/<etag>`, one `../` more per folder.
+pub fn link_text(path: &RepoPath, blob: &BlobId) -> String {
+    let depth = path.segments().count() + 1;
+    format!("{}blobs/{blob}", "../".repeat(depth))
+}
+
+/// What an entry of `blobs/` is, by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BlobEntry {
+    /// A blob.
+    Blob(BlobId),
+    /// A download in flight: never read, pushed or deleted.
+    InFlight,
+    /// Neither.
+    Foreign,
+}
+
+/// Classifies a name in `blobs/`: `<etag>`, `*.incomplete`, `tmp_<uuid>`, `.<etag>.<8 hex>.shared|.new|.old`.
+pub fn blob_entry(name: &str) -> BlobEntry {
+    if let Ok(id) = name.parse() {
+        return BlobEntry::Blob(id);
+    }
+    let swap = name.starts_with('.') && [".shared", ".new", ".old"].iter().any(|end| name.ends_with(end));
+    if name.ends_with(".incomplete") || name.starts_with("tmp_") || swap {
+        return BlobEntry::InFlight;
+    }
+    BlobEntry::Foreign
+}
+
+/// Whether a name in `refs/` or `trees/` is a temporary of the client (`<ref>.<8 hex>.tmp`, `*.tmp`).
+pub fn is_temporary(name: &str) -> bool {
+    name.ends_with(".tmp")
+}
+
+/// The shared-store entry that the link text of `blobs/<etag>` points to: `<2 hex>/<xet hash>`, relative to the
+/// store; `None` when it points elsewhere. `blobs` is the folder that holds the link.
+pub fn shared_target(store: &Path, blobs: &Path, target: &Path) -> Option<PathBuf> {
+    let resolved = normalized(&blobs.join(target));
+    let inside = resolved.strip_prefix(store).ok()?;
+    let mut parts = inside.iter().map(|part| part.to_str());
+    let (Some(Some(prefix)), Some(Some(name)), None) = (parts.next(), parts.next(), parts.next()) else {
+        return None;
+    };
+    let hash = name.len() == 64 && name.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    (hash && prefix == &name[..2]).then(|| resolved.clone())
+}
+
+/// Removes `.` and `..` by their names alone.
+pub fn normalized(path: &Path) -> PathBuf {
+    let mut out = PathBuf::new();
+    for part in path.components() {
+        match part {
+            std::path::Component::CurDir => {}
+            std::path::Component::ParentDir => {
+                out.pop();
+            }
+            part => out.push(part),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::RepoType;
+
+    const SHA1: &str = "ce013625030ba8dba906f756967f9e9ca394464a";
+
+    #[test]
+    fn paths_are_the_clients() {
+        let layout = Layout::new("/hub");
+        let repo = RepoName::new(RepoType::Dataset, "org/name".parse().unwrap());
+        let blob: BlobId = SHA1.parse().unwrap();
+        assert_eq!(layout.blob(&repo, &blob), Path::new("/hub/datasets--org--name/blobs").join(SHA1));
+        assert_eq!(
+            layout.reference(&repo, &"refs/pr/1".parse().unwrap()),
+            Path::new("/hub/datasets--org--name/refs/refs/pr/1")
+        );
+        assert_eq!(
+            layout.client_lock(&repo, &blob),
+            Path::new("/hub/.locks/datasets--org--name").join(format!("{SHA1}.lock"))
+        );
+        assert_eq!(link_text(&"a".parse().unwrap(), &blob), format!("../../blobs/{SHA1}"));
+        assert_eq!(link_text(&"d/e/a".parse().unwrap(), &blob), format!("../../../../blobs/{SHA1}"));
+    }
+
+    #[test]
+    fn names_in_blobs_are_told_apart() {
+        assert!(matches!(blob_entry(SHA1), BlobEntry::Blob(_)));
+        for name in [
+            format!("{SHA1}.incomplete"),
+            format!("{SHA1}.0a1b2c3d.incomplete"),
+            "tmp_0b0e".to_string(),
+            format!(".{SHA1}.0a1b2c3d.shared"),
+            format!(".{SHA1}.0a1b2c3d.old"),
+        ] {
+            assert_eq!(blob_entry(&name), BlobEntry::InFlight, "{name}");
+        }
+        assert_eq!(blob_entry("README"), BlobEntry::Foreign);
+    }
+
+    #[test]
+    fn only_links_into_the_store_are_shared() {
+        let hash = "ab".repeat(32);
+        let store = Path::new("/hub/blobs");
+        let blobs = Path::new("/hub/models--x/blobs");
+        let target = format!("../../blobs/ab/{hash}");
+        assert_eq!(shared_target(store, blobs, Path::new(&target)), Some(store.join("ab").join(&hash)));
+        for other in [format!("../../blobs/cd/{hash}"), format!("../{hash}"), "../../blobs/ab/x".into(), "/etc/passwd".into()] {
+            assert_eq!(shared_target(store, blobs, Path::new(&other)), None, "{other}");
+        }
+    }
+}

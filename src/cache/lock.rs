@@ -1,0 +1,144 @@
+//! Locks: huggingface_hub's own on a blob that is being fetched, and this tool's on the cache.
+//!
+//! Both are flock(2) locks on files under `hub/.locks`, which the kernel releases when a process ends, so that no
+//! stale lock can block anybody. On a file system without flock there is nothing to take, and work goes on.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::path::Path;
+
+use super::layout::Layout;
+use super::place::ensure_dir;
+use crate::error::{Error, Result};
+use crate::ids::{BlobId, RepoName};
+
+/// A held lock, released on drop.
+#[derive(Debug)]
+pub struct Lock {
+    _file: Option<File>,
+}
+
+/// How the tool's own lock is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// By commands that read or add: many at a time.
+    Shared,
+    /// By commands that delete: alone.
+    Exclusive,
+}
+
+/// Tries to take huggingface_hub's lock on a blob; `None` while another process has it (it is downloading it).
+///
+/// # Errors
+/// When the lock file cannot be created, for example in a read-only cache.
+pub fn try_client_lock(layout: &Layout, repo: &RepoName, blob: &BlobId) -> Result<Option<Lock>> {
+    try_lock(layout.root(), &layout.client_lock(repo, blob), Mode::Exclusive)
+}
+
+/// Tries to take this tool's lock on the cache; `None` while another process has it in a way that excludes `mode`.
+///
+/// # Errors
+/// When the lock file cannot be created.
+pub fn try_tool_lock(layout: &Layout, mode: Mode) -> Result<Option<Lock>> {
+    try_lock(layout.root(), &layout.state().join("lock"), mode)
+}
+
+/// Tries to take the lock on a partial download, which excludes a second pull of the same blob for another repo.
+///
+/// # Errors
+/// When the lock file cannot be created.
+pub fn try_partial_lock(layout: &Layout, blob: &BlobId) -> Result<Option<Lock>> {
+    try_lock(layout.root(), &layout.partial(blob).with_extension("lock"), Mode::Exclusive)
+}
+
+fn try_lock(root: &Path, path: &Path, mode: Mode) -> Result<Option<Lock>> {
+    let failed = |error: &io::Error| Error::io("cannot lock", path, error);
+    if let Some(parent) = path.parent() {
+        ensure_dir(root, parent)?;
+    }
+    loop {
+        let file = open(path).map_err(|e| failed(&e))?;
+        let taken = match mode {
+            Mode::Shared => file.try_lock_shared(),
+            Mode::Exclusive => file.try_lock(),
+        };
+        match taken {
+            Ok(()) if still_there(&file, path) => return Ok(Some(Lock { _file: Some(file) })),
+            // Unlinked between open and lock: the lock on the dead file excludes nobody.
+            Ok(()) => continue,
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {
+                tracing::debug!(path = %path.display(), "this file system has no flock: going on without a lock");
+                return Ok(Some(Lock { _file: None }));
+            }
+            Err(TryLockError::Error(error)) => return Err(failed(&error)),
+        }
+    }
+}
+
+/// Opens or creates the file, never through a link, with the client's mode for locks (0664).
+fn open(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+        options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32).mode(0o664);
+        let file = options.open(path)?;
+        let mode = file.metadata()?.permissions().mode();
+        if mode & 0o664 != 0o664 {
+            // Only the owner may: another user's lock file works as it is.
+            let _ = file.set_permissions(std::fs::Permissions::from_mode((mode & 0o7777) | 0o664));
+        }
+        Ok(file)
+    }
+    #[cfg(not(unix))]
+    options.open(path)
+}
+
+#[cfg(unix)]
+fn still_there(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    match (file.metadata(), std::fs::symlink_metadata(path)) {
+        (Ok(held), Ok(named)) => (held.dev(), held.ino()) == (named.dev(), named.ino()),
+        _ => false,
+    }
+}
+
+#[cfg(not(unix))]
+fn still_there(_: &File, _: &Path) -> bool {
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::RepoType;
+
+    #[test]
+    fn readers_share_and_a_deleter_is_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path());
+        let one = try_tool_lock(&layout, Mode::Shared).unwrap();
+        let two = try_tool_lock(&layout, Mode::Shared).unwrap();
+        assert!(one.is_some() && two.is_some());
+        assert!(try_tool_lock(&layout, Mode::Exclusive).unwrap().is_none());
+        drop((one, two));
+        let alone = try_tool_lock(&layout, Mode::Exclusive).unwrap();
+        assert!(alone.is_some() && try_tool_lock(&layout, Mode::Shared).unwrap().is_none());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_planted_link_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path().join("hub"));
+        let repo = RepoName::new(RepoType::Model, "a/b".parse().unwrap());
+        let blob: BlobId = "ce013625030ba8dba906f756967f9e9ca394464a".parse().unwrap();
+        let path = layout.client_lock(&repo, &blob);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink(dir.path().join("victim"), &path).unwrap();
+        assert!(try_client_lock(&layout, &repo, &blob).is_err());
+        assert!(!dir.path().join("victim").exists());
+    }
+}

@@ -1,0 +1,335 @@
+//! Putting things into the cache: folders, blobs, links, small files. Never through a link, never torn.
+//!
+//! Temporaries live under `hub/.locks/.hf-cache-sync`, so that an interruption leaves nothing in a folder that
+//! huggingface_hub looks at; the last step is always one rename. Files get the modes that the umask gives.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Component, Path, PathBuf};
+
+use super::layout::{self, Layout};
+use crate::error::{Error, Result};
+use crate::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
+
+/// Makes sure that `dir`, at or below `root`, is a folder, and that no part below `root` is a link.
+///
+/// # Errors
+/// [`crate::error::Kind::Failed`] when a part is a link or a file, or cannot be created.
+pub fn ensure_dir(root: &Path, dir: &Path) -> Result<()> {
+    let inside = dir.strip_prefix(root).map_err(|_| outside(dir))?;
+    if !root.is_dir() {
+        fs::create_dir_all(root).map_err(|e| Error::io("cannot create the cache directory", root, &e))?;
+    }
+    let mut path = root.to_path_buf();
+    for part in inside.components() {
+        let Component::Normal(part) = part else { return Err(outside(dir)) };
+        path.push(part);
+        // Creating first saves a look in the common case of a missing folder, and settles races with the client.
+        match fs::symlink_metadata(&path) {
+            Ok(meta) if meta.is_dir() => continue,
+            Ok(meta) => return Err(not_a_folder(&path, meta.is_symlink())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::io("cannot look at", &path, &error)),
+        }
+        match fs::create_dir(&path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                let meta = fs::symlink_metadata(&path).map_err(|e| Error::io("cannot look at", &path, &e))?;
+                if !meta.is_dir() {
+                    return Err(not_a_folder(&path, meta.is_symlink()));
+                }
+            }
+            Err(error) => return Err(Error::io("cannot create", &path, &error)),
+        }
+    }
+    Ok(())
+}
+
+fn outside(path: &Path) -> Error {
+    Error::integrity(format!("refusing to write {}", path.display())).because("it is outside the cache")
+}
+
+fn not_a_folder(path: &Path, is_link: bool) -> Error {
+    let what = if is_link { "a symbolic link" } else { "not a folder" };
+    Error::failed(format!("refusing to write below {}", path.display()))
+        .because(format!("it is {what}"))
+        .hint("remove or rename it, or use another cache directory")
+}
+
+/// How a snapshot file refers to its blob, best first; chosen once per cache by [`LinkKind::probe`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LinkKind {
+    /// A relative symbolic link, as huggingface_hub makes it.
+    Symlink,
+    /// A hard link to the blob.
+    Hardlink,
+    /// A copy of the blob.
+    Copy,
+}
+
+impl LinkKind {
+    /// What this cache allows. `HF_HUB_DISABLE_SYMLINKS` is the client's business, not looked at here.
+    ///
+    /// # Errors
+    /// When nothing can be written into the cache at all.
+    pub fn probe(layout: &Layout) -> Result<LinkKind> {
+        let state = layout.state();
+        ensure_dir(layout.root(), &state)?;
+        let dir = Staging::new(layout)?;
+        let file = dir.path().join("file");
+        fs::write(&file, b"probe").map_err(|e| Error::io("cannot write", &file, &e))?;
+        if symlink("file", &dir.path().join("link")).is_ok() && fs::read(dir.path().join("link")).is_ok() {
+            return Ok(LinkKind::Symlink);
+        }
+        let hard = fs::hard_link(&file, dir.path().join("hard")).is_ok();
+        Ok(if hard { LinkKind::Hardlink } else { LinkKind::Copy })
+    }
+}
+
+#[cfg(unix)]
+fn symlink(text: &str, link: &Path) -> io::Result<()> {
+    std::os::unix::fs::symlink(text, link)
+}
+
+#[cfg(windows)]
+fn symlink(text: &str, link: &Path) -> io::Result<()> {
+    std::os::windows::fs::symlink_file(text.replace('/', "\\"), link)
+}
+
+/// A folder of our own for things that are not finished; removed on drop.
+#[derive(Debug)]
+pub struct Staging {
+    path: PathBuf,
+}
+
+impl Staging {
+    /// A fresh, empty folder under the tool's state.
+    ///
+    /// # Errors
+    /// When the cache cannot be written to.
+    pub fn new(layout: &Layout) -> Result<Staging> {
+        let path = layout.state().join("staging").join(format!("{:016x}", rand::random::<u64>()));
+        ensure_dir(layout.root(), &path)?;
+        Ok(Staging { path })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}
+
+/// Whether the snapshot file refers to this blob already: the right link, or a real file of the right size.
+pub fn is_linked(layout: &Layout, repo: &RepoName, commit: &Commit, path: &RepoPath, blob: &BlobId, size: u64) -> bool {
+    let link = layout.snapshot_file(repo, commit, path);
+    match fs::symlink_metadata(&link) {
+        Ok(meta) if meta.is_symlink() => fs::read_link(&link).is_ok_and(|target| {
+            target.as_os_str() == layout::link_text(path, blob).as_str()
+                || layout::normalized(&layout.snapshot_file(repo, commit, path).with_file_name("").join(target))
+                    == layout.blob(repo, blob)
+        }),
+        Ok(meta) => meta.is_file() && meta.len() == size,
+        Err(_) => false,
+    }
+}
+
+/// Makes snapshots of one repo revision out of its blobs.
+pub struct SnapshotWriter<'a> {
+    /// The cache.
+    pub layout: &'a Layout,
+    /// The repo.
+    pub repo: &'a RepoName,
+    /// The revision.
+    pub commit: &'a Commit,
+    /// How files refer to blobs.
+    pub kind: LinkKind,
+}
+
+impl SnapshotWriter<'_> {
+    /// Links every file. A snapshot that is not there yet appears whole, by one rename; in one that is there, each
+    /// file is put in place by itself.
+    ///
+    /// # Errors
+    /// The first file that cannot be put in place; nothing outside the cache is ever touched.
+    pub fn write(&self, files: &[(&RepoPath, &BlobId)]) -> Result<()> {
+        let snapshot = self.layout.snapshot(self.repo, self.commit);
+        let staging = Staging::new(self.layout)?;
+        if fs::symlink_metadata(&snapshot).is_ok() {
+            return files.iter().try_for_each(|(path, blob)| self.replace(&staging, path, blob));
+        }
+        ensure_dir(self.layout.root(), &self.layout.repo(self.repo).join("snapshots"))?;
+        let staged = staging.path().join("snapshot");
+        let mut last_folder = PathBuf::new();
+        for (path, blob) in files {
+            let mut file = staged.clone();
+            file.extend(path.segments());
+            let folder = file.parent().unwrap_or(&staged);
+            if folder != last_folder {
+                fs::create_dir_all(folder).map_err(|e| Error::io("cannot create", folder, &e))?;
+                last_folder = folder.to_path_buf();
+            }
+            self.make(path, blob, &file)?;
+        }
+        match fs::rename(&staged, &snapshot) {
+            Ok(()) => Ok(()),
+            // Another process made the snapshot meanwhile.
+            Err(_) if snapshot.is_dir() => files.iter().try_for_each(|(path, blob)| self.replace(&staging, path, blob)),
+            Err(error) => Err(Error::io("cannot create", &snapshot, &error)),
+        }
+    }
+
+    fn replace(&self, staging: &Staging, path: &RepoPath, blob: &BlobId) -> Result<()> {
+        let file = self.layout.snapshot_file(self.repo, self.commit, path);
+        if let Some(folder) = file.parent() {
+            ensure_dir(self.layout.root(), folder)?;
+        }
+        let staged = staging.path().join("file");
+        self.make(path, blob, &staged)?;
+        fs::rename(&staged, &file).map_err(|e| Error::io("cannot replace", &file, &e))
+    }
+
+    fn make(&self, path: &RepoPath, blob: &BlobId, at: &Path) -> Result<()> {
+        let source = self.layout.blob(self.repo, blob);
+        let made = match self.kind {
+            LinkKind::Symlink => symlink(&layout::link_text(path, blob), at),
+            LinkKind::Hardlink => fs::canonicalize(&source).and_then(|source| fs::hard_link(source, at)),
+            LinkKind::Copy => fs::copy(&source, at).map(|_| ()),
+        };
+        made.map_err(|e| Error::io("cannot link", at, &e))
+    }
+}
+
+/// Writes a ref. One that says the same already is left as it is, so that a complete cache may be read-only.
+///
+/// # Errors
+/// When it cannot be written, or a part of its path is a link.
+pub fn write_ref(layout: &Layout, repo: &RepoName, name: &RefName, commit: &Commit) -> Result<()> {
+    write_small(layout, &layout.reference(repo, name), commit.as_str().as_bytes())
+}
+
+/// Writes a small file whole, by rename, unless its content is that already.
+///
+/// # Errors
+/// When it cannot be written, or a part of its path is a link.
+pub fn write_small(layout: &Layout, path: &Path, content: &[u8]) -> Result<()> {
+    if has_content(path, content) {
+        return Ok(());
+    }
+    if let Some(parent) = path.parent() {
+        ensure_dir(layout.root(), parent)?;
+    }
+    let staging = Staging::new(layout)?;
+    let staged = staging.path().join("file");
+    let write = || -> io::Result<()> {
+        let mut file = File::create_new(&staged)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&staged, path)
+    };
+    write().map_err(|e| Error::io("cannot write", path, &e))
+}
+
+/// Whether a regular file (no link) has exactly this content.
+pub fn has_content(path: &Path, content: &[u8]) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() == content.len() as u64)
+        && fs::read(path).is_ok_and(|bytes| bytes == content)
+}
+
+/// Flushes a folder, so that a rename in it survives a power cut. Best effort: not every system can.
+pub fn sync_dir(path: &Path) {
+    #[cfg(unix)]
+    if let Ok(dir) = File::open(path) {
+        let _ = dir.sync_all();
+    }
+    #[cfg(not(unix))]
+    let _ = path;
+}
+
+/// Marks a file as used now, by its access time alone, which works on noatime mounts too. Best effort: a read-only
+/// cache or another owner is no error.
+pub fn mark_used(path: &Path, now: std::time::SystemTime) {
+    if let Ok(file) = super::read::open_quietly(path) {
+        let _ = file.set_times(fs::FileTimes::new().set_accessed(now));
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use crate::ids::RepoType;
+    use std::os::unix::fs::symlink as unix_symlink;
+
+    struct Fixture {
+        dir: tempfile::TempDir,
+        layout: Layout,
+        repo: RepoName,
+        commit: Commit,
+        blob: BlobId,
+    }
+
+    fn fixture() -> Fixture {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path().join("hub"));
+        let repo = RepoName::new(RepoType::Model, "org/name".parse().unwrap());
+        let blob: BlobId = "ce013625030ba8dba906f756967f9e9ca394464a".parse().unwrap();
+        ensure_dir(layout.root(), &layout.blobs(&repo)).unwrap();
+        fs::write(layout.blob(&repo, &blob), b"hello\n").unwrap();
+        Fixture { dir, layout, repo, commit: "0123456789abcdef0123456789abcdef01234567".parse().unwrap(), blob }
+    }
+
+    #[test]
+    fn every_kind_of_link_reads_the_same() {
+        for kind in [LinkKind::Symlink, LinkKind::Hardlink, LinkKind::Copy] {
+            let f = fixture();
+            let writer = SnapshotWriter { layout: &f.layout, repo: &f.repo, commit: &f.commit, kind };
+            let (top, deep): (RepoPath, RepoPath) = ("a".parse().unwrap(), "d/e/a".parse().unwrap());
+            writer.write(&[(&top, &f.blob)]).unwrap();
+            writer.write(&[(&deep, &f.blob)]).unwrap();
+            for path in [&top, &deep] {
+                let file = f.layout.snapshot_file(&f.repo, &f.commit, path);
+                assert_eq!(fs::read(&file).unwrap(), b"hello\n");
+                assert_eq!(fs::symlink_metadata(&file).unwrap().is_symlink(), kind == LinkKind::Symlink);
+                assert!(is_linked(&f.layout, &f.repo, &f.commit, path, &f.blob, 6));
+            }
+            let staging = f.layout.state().join("staging");
+            assert_eq!(fs::read_dir(staging).unwrap().count(), 0);
+        }
+    }
+
+    #[test]
+    fn nothing_is_written_through_a_link() {
+        let f = fixture();
+        let victim = f.dir.path().join("victim");
+        fs::create_dir(&victim).unwrap();
+        let repo = f.layout.repo(&f.repo);
+        unix_symlink(&victim, repo.join("refs")).unwrap();
+        assert!(write_ref(&f.layout, &f.repo, &RefName::main(), &f.commit).is_err());
+        let snapshot = f.layout.snapshot(&f.repo, &f.commit);
+        fs::create_dir_all(&snapshot).unwrap();
+        unix_symlink(&victim, snapshot.join("d")).unwrap();
+        let writer = SnapshotWriter { layout: &f.layout, repo: &f.repo, commit: &f.commit, kind: LinkKind::Symlink };
+        let path: RepoPath = "d/a".parse().unwrap();
+        assert!(writer.write(&[(&path, &f.blob)]).is_err());
+        assert_eq!(fs::read_dir(&victim).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_link_is_replaced_not_followed() {
+        let f = fixture();
+        let victim = f.dir.path().join("victim");
+        fs::write(&victim, b"mine").unwrap();
+        let reference = f.layout.reference(&f.repo, &RefName::main());
+        fs::create_dir_all(reference.parent().unwrap()).unwrap();
+        unix_symlink(&victim, &reference).unwrap();
+        write_ref(&f.layout, &f.repo, &RefName::main(), &f.commit).unwrap();
+        assert_eq!(fs::read(&victim).unwrap(), b"mine");
+        assert_eq!(fs::read_to_string(&reference).unwrap(), f.commit.as_str());
+    }
+}

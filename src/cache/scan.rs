@@ -1,0 +1,600 @@
+//! The scanner: what is in the cache, and every problem found on the way.
+//!
+//! One pass over the folders, two system calls a file, repos in parallel. Links are read, not followed: a snapshot
+//! file's blob is the name that its FIRST hop has in `blobs/`, even where that entry is itself a link into the
+//! cache-wide store. Nothing is skipped silently: what cannot be read or understood becomes a [`Problem`].
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, DirEntry, Metadata};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Mutex;
+use std::time::SystemTime;
+
+use serde::Serialize;
+
+use super::layout::{self, BlobEntry, Layout};
+use crate::error::{Error, Result, plain_io};
+use crate::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
+
+/// Everything found under one cache root.
+#[derive(Debug)]
+pub struct Inventory {
+    /// Where it is.
+    pub layout: Layout,
+    /// Sorted by type and id.
+    pub repos: Vec<Repo>,
+    /// Problems that belong to no repo.
+    pub problems: Vec<Problem>,
+    /// Whether the root has a cache-wide blob store that huggingface_hub would use.
+    pub shared_store: bool,
+}
+
+/// One repo folder.
+#[derive(Debug)]
+pub struct Repo {
+    /// Its type and id.
+    pub name: RepoName,
+    /// Its complete blobs.
+    pub blobs: BTreeMap<BlobId, Blob>,
+    /// Its snapshots, by commit.
+    pub revisions: BTreeMap<Commit, Revision>,
+    /// Its refs.
+    pub refs: BTreeMap<RefName, Commit>,
+    /// Commits with a `trees/<commit>.json`.
+    pub trees: Vec<Commit>,
+    /// Downloads in flight, and what interrupted ones left.
+    pub in_flight: Vec<InFlight>,
+    /// What was wrong in this folder.
+    pub problems: Vec<Problem>,
+    /// Whether the repo folder is itself a link: readable, but never written to.
+    pub is_link: bool,
+}
+
+/// A complete blob.
+#[derive(Debug, Clone)]
+pub struct Blob {
+    /// Size of its bytes.
+    pub size: u64,
+    /// Where the bytes are.
+    pub place: Place,
+    /// The file behind it: equal for hard links and for links to one shared payload.
+    pub inode: Option<Inode>,
+    /// Last access, where the file system keeps it.
+    pub accessed: Option<SystemTime>,
+    /// Last change.
+    pub modified: Option<SystemTime>,
+}
+
+/// Where a blob's bytes are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// A regular file in `blobs/`.
+    Blobs,
+    /// A link in `blobs/` to this payload of the cache-wide store.
+    Shared(PathBuf),
+    /// A link in `blobs/` to somewhere else.
+    Elsewhere,
+}
+
+/// Device, inode and number of hard links of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Inode {
+    /// Device and inode number.
+    pub id: (u64, u64),
+    /// Hard links to it.
+    pub links: u64,
+    /// Bytes allocated on disk.
+    pub allocated: u64,
+}
+
+/// One snapshot.
+#[derive(Debug, Default)]
+pub struct Revision {
+    /// Its files, sorted by path.
+    pub files: BTreeMap<RepoPath, SnapshotFile>,
+}
+
+/// A file in a snapshot.
+#[derive(Debug, Clone)]
+pub enum SnapshotFile {
+    /// A link to a blob in `blobs/`.
+    Link(BlobId),
+    /// A real file, as on platforms without symbolic links; what blob it is, [`super::identify`] finds out.
+    Real {
+        /// Size in bytes.
+        size: u64,
+        /// Its inode, to recognise a hard link to a blob.
+        inode: Option<Inode>,
+        /// Last access.
+        accessed: Option<SystemTime>,
+        /// Last change.
+        modified: Option<SystemTime>,
+    },
+}
+
+/// A download in flight, or what is left of one.
+#[derive(Debug, Clone)]
+pub struct InFlight {
+    /// The temporary file.
+    pub path: PathBuf,
+    /// Bytes so far.
+    pub size: u64,
+    /// Last change.
+    pub modified: Option<SystemTime>,
+}
+
+/// Something that is not as it should be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Problem {
+    /// Where.
+    pub path: PathBuf,
+    /// What.
+    pub kind: ProblemKind,
+    /// Why, in words.
+    pub detail: String,
+}
+
+/// Kinds of problems.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ProblemKind {
+    /// Could not be read: what is in there is not known.
+    Unreadable,
+    /// A link whose blob is not there.
+    BrokenLink,
+    /// A link that leads to something other than a blob of its repo.
+    ForeignLink,
+    /// A blob whose name is no hash, or a snapshot file with a path that cannot be stored elsewhere.
+    BadName,
+    /// A ref whose content is no commit.
+    BadRef,
+    /// An entry that huggingface_hub does not make; left alone.
+    UnknownEntry,
+}
+
+impl ProblemKind {
+    /// Whether something of the cache is missing or unusable; the others are mere notes.
+    pub fn is_failure(self) -> bool {
+        self != ProblemKind::UnknownEntry
+    }
+}
+
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", crate::error::printable(&self.path.to_string_lossy(), 400), self.detail)
+    }
+}
+
+impl Inventory {
+    /// All problems, the root's first.
+    pub fn problems(&self) -> impl Iterator<Item = &Problem> {
+        self.problems.iter().chain(self.repos.iter().flat_map(|repo| &repo.problems))
+    }
+
+    /// The repo of this name.
+    pub fn repo(&self, name: &RepoName) -> Option<&Repo> {
+        self.repos.iter().find(|repo| &repo.name == name)
+    }
+}
+
+/// Scans the cache. A root that does not exist is an empty cache.
+///
+/// # Errors
+/// When the root is no folder or cannot be read at all; everything below it becomes a [`Problem`].
+pub fn scan(root: &Path) -> Result<Inventory> {
+    let layout = Layout::new(root);
+    let mut inventory = Inventory { layout, repos: Vec::new(), problems: Vec::new(), shared_store: false };
+    let entries = match fs::metadata(root) {
+        Ok(meta) if !meta.is_dir() => {
+            return Err(Error::usage(format!("the cache directory {} is not a directory", root.display()))
+                .hint("set HF_HUB_CACHE, cache.hf_cache_dir or --cache-dir to the `hub` folder"));
+        }
+        Ok(_) => fs::read_dir(root).map_err(|e| Error::io("cannot read the cache directory", root, &e))?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(inventory),
+        Err(error) => return Err(Error::io("cannot read the cache directory", root, &error)),
+    };
+
+    let mut folders = Vec::new();
+    for entry in entries {
+        let entry = match entry {
+            Ok(entry) => entry,
+            Err(error) => {
+                inventory.problems.push(unreadable(root, &error));
+                continue;
+            }
+        };
+        match root_entry(&entry) {
+            RootEntry::Repo(name) => folders.push((name, entry.path())),
+            RootEntry::SharedStore => inventory.shared_store = has_marker(&entry.path()),
+            RootEntry::Known => {}
+            RootEntry::Unknown => inventory.problems.push(Problem {
+                path: entry.path(),
+                kind: ProblemKind::UnknownEntry,
+                detail: "not a part of a Hugging Face cache".into(),
+            }),
+        }
+    }
+    inventory.repos = scan_repos(&inventory.layout, &folders);
+    inventory.repos.sort_by(|a, b| a.name.cmp(&b.name));
+    inventory.problems.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(inventory)
+}
+
+enum RootEntry {
+    Repo(RepoName),
+    SharedStore,
+    Known,
+    Unknown,
+}
+
+fn root_entry(entry: &DirEntry) -> RootEntry {
+    let name = entry.file_name();
+    let Some(name) = name.to_str() else { return RootEntry::Unknown };
+    match RepoName::from_folder(name) {
+        Some(repo) => RootEntry::Repo(repo),
+        None if name == "blobs" => RootEntry::SharedStore,
+        // What scan_cache_dir ignores, older clients' version files, and the symlink probe of the client.
+        None if [".locks", "CACHEDIR.TAG", ".DS_Store", "Thumbs.db", "desktop.ini", "version.txt"].contains(&name)
+            || name.starts_with("tmp") =>
+        {
+            RootEntry::Known
+        }
+        None => RootEntry::Unknown,
+    }
+}
+
+fn has_marker(store: &Path) -> bool {
+    let marker = store.join(layout::SHARED_MARKER);
+    let regular = fs::symlink_metadata(&marker).is_ok_and(|meta| meta.is_file());
+    let content = super::read::read_small(&marker, 16).ok().flatten();
+    regular && content.as_deref() == Some(layout::SHARED_MARKER_CONTENT.as_bytes())
+}
+
+/// Scans repo folders on a few threads: the work is system calls, which overlap.
+fn scan_repos(layout: &Layout, folders: &[(RepoName, PathBuf)]) -> Vec<Repo> {
+    let threads = std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 8)).min(folders.len());
+    let next = AtomicUsize::new(0);
+    let found = Mutex::new(Vec::with_capacity(folders.len()));
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while let Some((name, path)) = folders.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let repo = RepoScan::run(layout, name, path);
+                    found.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(repo);
+                }
+            });
+        }
+    });
+    found.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> Problem {
+    Problem { path: path.to_path_buf(), kind: ProblemKind::Unreadable, detail: format!("cannot be read: {}", plain_io(error)) }
+}
+
+/// The scan of one repo folder.
+struct RepoScan<'a> {
+    layout: &'a Layout,
+    path: &'a Path,
+    blobs_dir: PathBuf,
+    /// Names in `blobs/` that are links to nothing.
+    dangling: HashMap<BlobId, String>,
+    repo: Repo,
+}
+
+impl<'a> RepoScan<'a> {
+    fn run(layout: &'a Layout, name: &RepoName, path: &'a Path) -> Repo {
+        let repo = Repo {
+            name: name.clone(),
+            blobs: BTreeMap::new(),
+            revisions: BTreeMap::new(),
+            refs: BTreeMap::new(),
+            trees: Vec::new(),
+            in_flight: Vec::new(),
+            problems: Vec::new(),
+            is_link: fs::symlink_metadata(path).is_ok_and(|meta| meta.is_symlink()),
+        };
+        let mut scan = RepoScan { layout, path, blobs_dir: path.join("blobs"), dangling: HashMap::new(), repo };
+        scan.folder();
+        scan.repo.problems.sort_by(|a, b| a.path.cmp(&b.path));
+        scan.repo
+    }
+
+    fn problem(&mut self, path: PathBuf, kind: ProblemKind, detail: impl Into<String>) {
+        self.repo.problems.push(Problem { path, kind, detail: detail.into() });
+    }
+
+    /// The entries of a folder with UTF-8 names; a folder that is not there has none.
+    fn entries(&mut self, dir: &Path) -> Vec<(String, DirEntry)> {
+        let mut out = Vec::new();
+        let entries = match fs::read_dir(dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return out,
+            Err(error) => {
+                self.repo.problems.push(unreadable(dir, &error));
+                return out;
+            }
+        };
+        for entry in entries {
+            match entry {
+                Err(error) => self.repo.problems.push(unreadable(dir, &error)),
+                Ok(entry) => match entry.file_name().into_string() {
+                    Ok(name) => out.push((name, entry)),
+                    Err(_) => self.problem(entry.path(), ProblemKind::BadName, "its name is not UTF-8"),
+                },
+            }
+        }
+        out
+    }
+
+    fn folder(&mut self) {
+        if !fs::metadata(self.path).is_ok_and(|meta| meta.is_dir()) {
+            self.problem(self.path.to_path_buf(), ProblemKind::Unreadable, "is named like a repo but is no readable folder");
+            return;
+        }
+        for (name, entry) in self.entries(self.path) {
+            match name.as_str() {
+                "blobs" | "snapshots" | "refs" | "trees" | ".no_exist" | ".DS_Store" => {}
+                // The client's symlink probe makes `tmp*` folders for a moment.
+                name if name.starts_with("tmp") => {}
+                _ => self.problem(entry.path(), ProblemKind::UnknownEntry, "not a part of a cached repo"),
+            }
+        }
+        self.blobs();
+        self.snapshots();
+        self.refs(self.path.join("refs"), String::new());
+        self.trees();
+    }
+
+    fn blobs(&mut self) {
+        let dir = self.blobs_dir.clone();
+        for (name, entry) in self.entries(&dir) {
+            let path = entry.path();
+            let meta = match entry.metadata() {
+                Ok(meta) => meta,
+                // Renamed or removed since the folder was read: a download in flight ended.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => {
+                    self.repo.problems.push(unreadable(&path, &error));
+                    continue;
+                }
+            };
+            match layout::blob_entry(&name) {
+                BlobEntry::InFlight => {
+                    self.repo.in_flight.push(InFlight { path, size: meta.len(), modified: meta.modified().ok() });
+                }
+                BlobEntry::Foreign => {
+                    if name != ".DS_Store" {
+                        self.problem(path, ProblemKind::UnknownEntry, "is in blobs/, but its name is no hash");
+                    }
+                }
+                BlobEntry::Blob(id) if meta.is_file() => {
+                    self.repo.blobs.insert(id, blob(&meta, Place::Blobs));
+                }
+                BlobEntry::Blob(id) if meta.is_symlink() => self.linked_blob(id, path),
+                BlobEntry::Blob(_) => self.problem(path, ProblemKind::BadName, "is named like a blob but is no file"),
+            }
+        }
+    }
+
+    fn linked_blob(&mut self, id: BlobId, path: PathBuf) {
+        let target = match fs::read_link(&path) {
+            Ok(target) => target,
+            Err(error) => {
+                self.repo.problems.push(unreadable(&path, &error));
+                return;
+            }
+        };
+        let place = match layout::shared_target(&self.layout.shared_store(), &self.blobs_dir, &target) {
+            Some(payload) => Place::Shared(payload),
+            None => Place::Elsewhere,
+        };
+        match fs::metadata(&path) {
+            Ok(meta) if meta.is_file() => {
+                self.repo.blobs.insert(id, blob(&meta, place));
+            }
+            Ok(_) => self.problem(path, ProblemKind::ForeignLink, "is a link to something that is no file"),
+            Err(error) => {
+                let detail = format!("its target {} cannot be read: {}", target.display(), plain_io(&error));
+                self.problem(path, ProblemKind::BrokenLink, detail.clone());
+                self.dangling.insert(id, detail);
+            }
+        }
+    }
+
+    fn snapshots(&mut self) {
+        for (name, entry) in self.entries(&self.path.join("snapshots")) {
+            let path = entry.path();
+            let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            match name.parse::<Commit>() {
+                Ok(commit) if is_dir => {
+                    let mut revision = Revision::default();
+                    self.snapshot(&path, "", 0, &mut revision);
+                    self.repo.revisions.insert(commit, revision);
+                }
+                _ if name == ".DS_Store" => {}
+                Ok(_) => self.problem(path, ProblemKind::ForeignLink, "is named like a snapshot but is no folder"),
+                Err(_) => self.problem(path, ProblemKind::UnknownEntry, "is in snapshots/, but its name is no commit hash"),
+            }
+        }
+    }
+
+    /// `prefix` is the folder's path in the repo, empty or ending in `/`; `depth` counts its folders.
+    fn snapshot(&mut self, dir: &Path, prefix: &str, depth: usize, revision: &mut Revision) {
+        if depth > 100 {
+            self.problem(dir.to_path_buf(), ProblemKind::BadName, "is nested too deeply");
+            return;
+        }
+        for (name, entry) in self.entries(dir) {
+            let path = entry.path();
+            let kind = match entry.file_type() {
+                Ok(kind) => kind,
+                Err(error) => {
+                    self.repo.problems.push(unreadable(&path, &error));
+                    continue;
+                }
+            };
+            let relative = format!("{prefix}{name}");
+            if kind.is_dir() {
+                self.snapshot(&path, &format!("{relative}/"), depth + 1, revision);
+                continue;
+            }
+            if !kind.is_symlink() && name == ".DS_Store" {
+                continue;
+            }
+            let relative: RepoPath = match relative.parse() {
+                Ok(relative) => relative,
+                Err(why) => {
+                    self.problem(path, ProblemKind::BadName, why.to_string());
+                    continue;
+                }
+            };
+            let file = if kind.is_symlink() { self.link(path, depth) } else { self.real_file(path, &entry) };
+            if let Some(file) = file {
+                revision.files.insert(relative, file);
+            }
+        }
+    }
+
+    fn link(&mut self, path: PathBuf, depth: usize) -> Option<SnapshotFile> {
+        let target = match fs::read_link(&path) {
+            Ok(target) => target,
+            Err(error) => {
+                self.repo.problems.push(unreadable(&path, &error));
+                return None;
+            }
+        };
+        let Some(name) = self.first_hop(&path, &target, depth) else {
+            let detail = format!("links to {}, which is no blob of this repo", target.display());
+            self.problem(path, ProblemKind::ForeignLink, detail);
+            return None;
+        };
+        let Ok(id) = name.parse::<BlobId>() else {
+            self.problem(path, ProblemKind::BadName, format!("its blob '{name}' has a name that is no hash"));
+            return None;
+        };
+        if self.repo.blobs.contains_key(&id) {
+            return Some(SnapshotFile::Link(id));
+        }
+        let detail = match self.dangling.get(&id) {
+            Some(why) => why.clone(),
+            None => format!("its blob {id} is not there"),
+        };
+        self.problem(path, ProblemKind::BrokenLink, detail);
+        None
+    }
+
+    /// The name in `blobs/` that a snapshot link points to. The client's own link text is recognised as it is;
+    /// other spellings (absolute, through a linked cache root) are resolved.
+    fn first_hop(&self, path: &Path, target: &Path, depth: usize) -> Option<String> {
+        let text = target.to_str()?;
+        let mut rest = text;
+        for _ in 0..depth + 2 {
+            match rest.strip_prefix("../") {
+                Some(shorter) => rest = shorter,
+                None => break,
+            }
+        }
+        if text.len() - rest.len() == 3 * (depth + 2)
+            && let Some(name) = rest.strip_prefix("blobs/")
+            && !name.contains(['/', '\\'])
+        {
+            return Some(name.to_string());
+        }
+        let resolved = layout::normalized(&path.parent()?.join(target));
+        let (parent, name) = (resolved.parent()?, resolved.file_name()?.to_str()?);
+        let same = parent == self.blobs_dir
+            || matches!((parent.canonicalize(), self.blobs_dir.canonicalize()), (Ok(a), Ok(b)) if a == b);
+        same.then(|| name.to_string())
+    }
+
+    fn real_file(&mut self, path: PathBuf, entry: &DirEntry) -> Option<SnapshotFile> {
+        match entry.metadata() {
+            Ok(meta) if meta.is_file() => Some(SnapshotFile::Real {
+                size: meta.len(),
+                inode: inode(&meta),
+                accessed: meta.accessed().ok(),
+                modified: meta.modified().ok(),
+            }),
+            Ok(_) => {
+                self.problem(path, ProblemKind::UnknownEntry, "is neither a file nor a link");
+                None
+            }
+            Err(error) => {
+                self.repo.problems.push(unreadable(&path, &error));
+                None
+            }
+        }
+    }
+
+    /// `prefix` as in [`RepoScan::snapshot`].
+    fn refs(&mut self, dir: PathBuf, prefix: String) {
+        for (name, entry) in self.entries(&dir) {
+            let path = entry.path();
+            let relative = format!("{prefix}{name}");
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() && prefix.len() < 512 => self.refs(path, format!("{relative}/")),
+                Ok(kind) if kind.is_file() && !layout::is_temporary(&name) && name != ".DS_Store" => {
+                    self.reference(path, &relative);
+                }
+                Ok(kind) if kind.is_file() => {}
+                Ok(_) => self.problem(path, ProblemKind::BadRef, "is a ref that is no regular file"),
+                Err(error) => self.repo.problems.push(unreadable(&path, &error)),
+            }
+        }
+    }
+
+    fn reference(&mut self, path: PathBuf, relative: &str) {
+        let content = match super::read::read_small(&path, 256) {
+            Ok(content) => content,
+            Err(error) => {
+                self.repo.problems.push(unreadable(&path, &error));
+                return;
+            }
+        };
+        let text = content.and_then(|bytes| String::from_utf8(bytes).ok());
+        let commit = text.as_deref().map(str::trim).map(str::parse::<Commit>);
+        match (relative.parse::<RefName>(), commit) {
+            (Ok(name), Some(Ok(commit))) => {
+                self.repo.refs.insert(name, commit);
+            }
+            (Err(why), _) => self.problem(path, ProblemKind::BadRef, why.to_string()),
+            (_, Some(Err(why))) => self.problem(path, ProblemKind::BadRef, format!("its content {why}")),
+            (_, None) => self.problem(path, ProblemKind::BadRef, "its content is no commit hash"),
+        }
+    }
+
+    fn trees(&mut self) {
+        for (name, entry) in self.entries(&self.path.join("trees")) {
+            match name.strip_suffix(".json").map(str::parse::<Commit>) {
+                Some(Ok(commit)) => self.repo.trees.push(commit),
+                _ if layout::is_temporary(&name) || name == ".DS_Store" => {}
+                _ => self.problem(entry.path(), ProblemKind::UnknownEntry, "is in trees/, but is no tree"),
+            }
+        }
+        self.repo.trees.sort();
+    }
+}
+
+fn blob(meta: &Metadata, place: Place) -> Blob {
+    Blob {
+        size: meta.len(),
+        place,
+        inode: inode(meta),
+        accessed: meta.accessed().ok(),
+        modified: meta.modified().ok(),
+    }
+}
+
+#[cfg(unix)]
+fn inode(meta: &Metadata) -> Option<Inode> {
+    use std::os::unix::fs::MetadataExt;
+    Some(Inode { id: (meta.dev(), meta.ino()), links: meta.nlink(), allocated: meta.blocks() * 512 })
+}
+
+#[cfg(not(unix))]
+fn inode(_: &Metadata) -> Option<Inode> {
+    None
+}

@@ -1,0 +1,200 @@
+//! The one error type: what failed, on what, why, and what to do next.
+//!
+//! A message is one to three lines: `what: why`, then optionally a line with the next step. No message carries
+//! Debug output, names of SDK types, or secrets. The exit code follows from the [`Kind`].
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+
+/// What kind of failure it was; decides the exit code, so that scripts can react to each differently.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// Some of the work failed, or a local failure with no kind of its own (exit 1).
+    Failed,
+    /// Wrong flags, configuration or environment (exit 2).
+    Usage,
+    /// Credentials rejected, or permission denied by the store or the file system (exit 3).
+    Credentials,
+    /// The repo, revision, manifest or bucket is not there (exit 4).
+    NotFound,
+    /// Bytes or metadata are not what their name says (exit 5).
+    Integrity,
+    /// The remote store cannot be reached or does not answer properly (exit 6).
+    Unavailable,
+    /// Stopped by ctrl-c or SIGTERM (exit 130).
+    Interrupted,
+}
+
+impl Kind {
+    /// The process exit code of this kind.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Kind::Failed => 1,
+            Kind::Usage => 2,
+            Kind::Credentials => 3,
+            Kind::NotFound => 4,
+            Kind::Integrity => 5,
+            Kind::Unavailable => 6,
+            Kind::Interrupted => 130,
+        }
+    }
+
+    /// The kind of a run in which several things failed: corrupt data is said before everything else, then a
+    /// credential problem; "unavailable" only where nothing else failed, since a retry then helps.
+    pub fn of_many(kinds: impl IntoIterator<Item = Kind>) -> Option<Kind> {
+        let kinds: Vec<Kind> = kinds.into_iter().collect();
+        let first = *kinds.first()?;
+        for loud in [Kind::Interrupted, Kind::Integrity, Kind::Credentials] {
+            if kinds.contains(&loud) {
+                return Some(loud);
+            }
+        }
+        let alike = kinds.iter().all(|kind| *kind == first);
+        Some(if alike && first == Kind::Unavailable { first } else { Kind::Failed })
+    }
+}
+
+/// A failure as a user reads it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Error {
+    /// Decides the exit code.
+    pub kind: Kind,
+    /// What failed, and on what.
+    pub what: String,
+    /// Why, when known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// What to do next, when there is something.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+/// The result type of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// An error of `kind` that says what failed.
+    pub fn new(kind: Kind, what: impl Into<String>) -> Self {
+        Error { kind, what: what.into(), why: None, hint: None }
+    }
+
+    /// [`Kind::Failed`].
+    pub fn failed(what: impl Into<String>) -> Self {
+        Self::new(Kind::Failed, what)
+    }
+
+    /// [`Kind::Usage`].
+    pub fn usage(what: impl Into<String>) -> Self {
+        Self::new(Kind::Usage, what)
+    }
+
+    /// [`Kind::NotFound`].
+    pub fn not_found(what: impl Into<String>) -> Self {
+        Self::new(Kind::NotFound, what)
+    }
+
+    /// [`Kind::Integrity`].
+    pub fn integrity(what: impl Into<String>) -> Self {
+        Self::new(Kind::Integrity, what)
+    }
+
+    /// [`Kind::Interrupted`].
+    pub fn interrupted() -> Self {
+        Self::new(Kind::Interrupted, "interrupted").hint("run the same command again: finished work is kept")
+    }
+
+    /// An I/O error on a path. Missing permission is [`Kind::Credentials`], everything else [`Kind::Failed`].
+    pub fn io(what: &str, path: &Path, source: &io::Error) -> Self {
+        let kind = match source.kind() {
+            io::ErrorKind::PermissionDenied => Kind::Credentials,
+            _ => Kind::Failed,
+        };
+        let error = Self::new(kind, format!("{what} {}", path.display())).because(plain_io(source));
+        match source.kind() {
+            io::ErrorKind::StorageFull => error.hint("free some space, for example with `hf-cache-sync prune`"),
+            io::ErrorKind::PermissionDenied => error.hint("check the owner and the mode of that path"),
+            io::ErrorKind::ReadOnlyFilesystem => error.hint("the cache is on a read-only mount: use --cache-dir"),
+            _ => error,
+        }
+    }
+
+    /// Adds the reason.
+    pub fn because(mut self, why: impl Into<String>) -> Self {
+        self.why = Some(why.into());
+        self
+    }
+
+    /// Adds the next step.
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+/// An I/O error's text without the `(os error 2)` tail.
+pub fn plain_io(source: &io::Error) -> String {
+    let text = source.to_string();
+    match text.find(" (os error") {
+        Some(end) => text[..end].to_string(),
+        None => text,
+    }
+}
+
+/// Text from a bucket or a file name, safe to print: control characters (which could drive a terminal) are shown
+/// as `\u{..}`, and it is cut after `max` characters.
+pub fn printable(text: &str, max: usize) -> String {
+    let mut out = String::new();
+    for (count, c) in text.chars().enumerate() {
+        if count == max {
+            out.push('…');
+            break;
+        }
+        if c.is_control() { out.extend(c.escape_unicode()) } else { out.push(c) }
+    }
+    out
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)?;
+        if let Some(why) = &self.why {
+            write!(f, ": {why}")?;
+        }
+        if let Some(hint) = &self.hint {
+            write!(f, "\n  {hint}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Error {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loudest_kind_decides_a_mixed_run() {
+        use Kind::*;
+        assert_eq!(Kind::of_many([]), None);
+        assert_eq!(Kind::of_many([Failed, Integrity, Unavailable]), Some(Integrity));
+        assert_eq!(Kind::of_many([Unavailable, Credentials]), Some(Credentials));
+        assert_eq!(Kind::of_many([Unavailable, Unavailable]), Some(Unavailable));
+        assert_eq!(Kind::of_many([Unavailable, NotFound]), Some(Failed));
+        assert_eq!(Kind::of_many([NotFound]), Some(Failed));
+    }
+
+    #[test]
+    fn io_errors_lose_the_number_and_keep_the_path() {
+        let error = Error::io("cannot read", Path::new("/x/y"), &io::Error::from_raw_os_error(2));
+        assert_eq!(error.to_string(), "cannot read /x/y: No such file or directory");
+    }
+
+    #[test]
+    fn printable_disarms_escape_sequences() {
+        assert_eq!(printable("a\u{1b}[31mb", 20), "a\\u{1b}[31mb");
+        assert_eq!(printable("abcdef", 3), "abc…");
+    }
+}

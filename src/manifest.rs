@@ -1,0 +1,463 @@
+//! The manifest: which file of a revision is which blob. No I/O.
+//!
+//! The JSON is that of hf-cache-sync 0.1.0 (`repo`, `revision`, `repo_type`, `files` of `path`, `blob`, `size`;
+//! 2-space indent, ASCII, no final newline), plus a top-level `tree`: the content of the cache's
+//! `trees/<commit>.json`, which 0.1.0 ignores. A parsed [`Manifest`] is valid: see [`Manifest::parse`].
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io;
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Kind, Result};
+use crate::ids::{BlobId, Commit, RepoId, RepoName, RepoPath, RepoType};
+
+/// One file of a revision.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ManifestFile {
+    /// Where the file is in the repo.
+    pub path: RepoPath,
+    /// The blob with its bytes.
+    pub blob: BlobId,
+    /// Size in bytes.
+    pub size: u64,
+}
+
+/// The files of one revision, as far as the machines that pushed it had them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Manifest {
+    /// The repo.
+    pub repo: RepoName,
+    /// The revision.
+    pub revision: Commit,
+    /// Sorted by path; no duplicates, no path that is a folder of another.
+    pub files: Vec<ManifestFile>,
+    /// The full listing of the commit, when a client has stored it.
+    pub tree: Option<Tree>,
+    /// Top-level keys that this version does not know; kept when a manifest is merged.
+    pub extra: Map<String, Value>,
+}
+
+impl Manifest {
+    /// Parses and validates a manifest from a bucket.
+    ///
+    /// # Errors
+    /// [`Kind::Integrity`] for anything but a well-formed manifest: JSON of the right shape, a valid repo and
+    /// revision, at least one file, paths that are safe, distinct and not each other's folders, blob names that are
+    /// hashes, one size per blob, and a tree (if any) that is valid and agrees with the file list.
+    pub fn parse(bytes: &[u8]) -> Result<Self, String> {
+        let Value::Object(mut top) = serde_json::from_slice(bytes).map_err(|e| format!("it is not JSON: {e}"))? else {
+            return Err("it is not a JSON object".into());
+        };
+        let id: RepoId = text(&mut top, "repo")?.parse().map_err(|e| format!("`repo` {e}"))?;
+        let revision: Commit = text(&mut top, "revision")?.parse().map_err(|e| format!("`revision` {e}"))?;
+        let kind: RepoType = match top.shift_remove("repo_type") {
+            None | Some(Value::Null) => RepoType::Model,
+            Some(Value::String(word)) => word.parse().map_err(|e| format!("`repo_type` {e}"))?,
+            Some(_) => return Err("`repo_type` is not a text".into()),
+        };
+        let Some(Value::Array(entries)) = top.shift_remove("files") else {
+            return Err("`files` is not a list".into());
+        };
+        let mut files = entries.into_iter().map(parse_file).collect::<Result<Vec<_>, String>>()?;
+        files.sort_by(|a, b| a.path.cmp(&b.path));
+        let tree = match top.shift_remove("tree") {
+            None | Some(Value::Null) => None,
+            Some(value) => Tree::from_value(value).map_err(|e| format!("its tree is not valid: {e}"))?,
+        };
+        let manifest = Manifest { repo: RepoName::new(kind, id), revision, files, tree, extra: top };
+        manifest.check()?;
+        Ok(manifest)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if self.files.is_empty() {
+            return Err("it lists no files".into());
+        }
+        check_paths(self.files.iter().map(|file| &file.path))?;
+        let mut sizes = HashMap::new();
+        for file in &self.files {
+            if *sizes.entry(file.blob).or_insert(file.size) != file.size {
+                return Err(format!("it gives blob {} two sizes", file.blob));
+            }
+        }
+        if self.files.iter().try_fold(0u64, |sum, file| sum.checked_add(file.size)).is_none() {
+            return Err("its sizes add up to more than any disk holds".into());
+        }
+        match &self.tree {
+            Some(tree) => self.files.iter().try_for_each(|file| tree.agrees_with(file)),
+            None => Ok(()),
+        }
+    }
+
+    /// The bytes to store: what 0.1.0's `json.dumps(.., indent=2)` would write, and our additions after it.
+    pub fn to_json(&self) -> Vec<u8> {
+        let mut top = Map::new();
+        top.insert("repo".into(), self.repo.id.as_str().into());
+        top.insert("revision".into(), self.revision.as_str().into());
+        top.insert("repo_type".into(), self.repo.kind.word().into());
+        top.insert("files".into(), serde_json::to_value(&self.files).expect("files are plain data"));
+        if let Some(tree) = &self.tree {
+            top.insert("tree".into(), tree.raw.clone());
+        }
+        top.extend(self.extra.clone());
+        python_json(&Value::Object(top), b"  ")
+    }
+
+    /// Bytes of all files, each blob counted once.
+    pub fn total_size(&self) -> u64 {
+        self.blobs().values().sum()
+    }
+
+    /// The blobs named, with their sizes.
+    pub fn blobs(&self) -> BTreeMap<BlobId, u64> {
+        self.files.iter().map(|file| (file.blob, file.size)).collect()
+    }
+
+    /// How many files of the tree the manifest lacks; 0 without a tree.
+    pub fn missing_from_tree(&self) -> usize {
+        self.tree.as_ref().map_or(0, |tree| tree.entries.len().saturating_sub(self.files.len()))
+    }
+
+    /// This manifest (from the bucket) with the files of `ours` added: never less than either.
+    ///
+    /// # Errors
+    /// [`Kind::Integrity`] when both name one path with different blobs: a commit cannot change, so one is wrong.
+    pub fn united_with(&self, ours: &Manifest) -> Result<Manifest> {
+        let mut files: BTreeMap<&RepoPath, &ManifestFile> = self.files.iter().map(|file| (&file.path, file)).collect();
+        for file in &ours.files {
+            let known = files.entry(&file.path).or_insert(file);
+            if (known.blob, known.size) != (file.blob, file.size) {
+                return Err(Error::new(
+                    Kind::Integrity,
+                    format!("the bucket and this cache disagree about {}@{}", ours.repo, ours.revision.short()),
+                )
+                .because(format!("'{}' is blob {} there and {} here", file.path, known.blob, file.blob))
+                .hint("one of them was changed by hand; the bucket is left as it is"));
+            }
+        }
+        let united = Manifest {
+            repo: self.repo.clone(),
+            revision: self.revision.clone(),
+            files: files.into_values().cloned().collect(),
+            tree: self.tree.clone().or_else(|| ours.tree.clone()),
+            extra: self.extra.clone(),
+        };
+        united.check().map_err(|why| {
+            Error::integrity(format!("cannot merge {}@{} with the bucket's manifest", ours.repo, ours.revision.short()))
+                .because(why)
+        })?;
+        Ok(united)
+    }
+}
+
+fn text(object: &mut Map<String, Value>, key: &str) -> Result<String, String> {
+    match object.shift_remove(key) {
+        Some(Value::String(text)) => Ok(text),
+        Some(_) => Err(format!("`{key}` is not a text")),
+        None => Err(format!("`{key}` is missing")),
+    }
+}
+
+fn parse_file(entry: Value) -> Result<ManifestFile, String> {
+    let Value::Object(mut entry) = entry else {
+        return Err("an entry of `files` is not an object".into());
+    };
+    let path: RepoPath = text(&mut entry, "path")?.parse().map_err(|e| format!("{e}"))?;
+    let blob = text(&mut entry, "blob")?.parse().map_err(|e| format!("the blob of '{path}': {e}"))?;
+    let size = entry
+        .get("size")
+        .and_then(Value::as_u64)
+        .ok_or_else(|| format!("the size of '{path}' is not a whole number of bytes"))?;
+    Ok(ManifestFile { path, blob, size })
+}
+
+/// Paths must be distinct, and none may be a folder of another.
+fn check_paths<'a>(paths: impl Iterator<Item = &'a RepoPath> + Clone) -> Result<(), String> {
+    let mut files = HashSet::new();
+    for path in paths.clone() {
+        if !files.insert(path.as_str()) {
+            return Err(format!("it lists '{path}' twice"));
+        }
+    }
+    for path in paths {
+        let mut folders = path.as_str().match_indices('/').map(|(end, _)| &path.as_str()[..end]);
+        if let Some(folder) = folders.find(|folder| files.contains(folder)) {
+            return Err(format!("'{folder}' is both a file and a folder"));
+        }
+    }
+    Ok(())
+}
+
+/// The full listing of a commit, as huggingface_hub stores it in `trees/<commit>.json` (`format_version` 1).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tree {
+    raw: Value,
+    entries: BTreeMap<RepoPath, TreeEntry>,
+}
+
+/// What a tree says of one file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TreeEntry {
+    /// The name of its blob: the LFS sha256 where there is one, else the git sha1.
+    pub blob: BlobId,
+    /// Size in bytes.
+    pub size: u64,
+}
+
+impl Tree {
+    /// Parses and validates a tree. `Ok(None)` for a `format_version` that is not known: huggingface_hub ignores
+    /// such a file, so it is neither stored nor written.
+    ///
+    /// # Errors
+    /// Says what is wrong: huggingface_hub uses paths and hashes of a tree unchecked, so nothing invalid passes.
+    pub fn parse(bytes: &[u8]) -> Result<Option<Self>, String> {
+        let value = serde_json::from_slice(bytes).map_err(|e| format!("it is not JSON: {e}"))?;
+        Self::from_value(value)
+    }
+
+    fn from_value(raw: Value) -> Result<Option<Self>, String> {
+        let top = raw.as_object().ok_or("it is not a JSON object")?;
+        if top.get("format_version") != Some(&Value::from(1)) {
+            return Ok(None);
+        }
+        let files = top.get("files").and_then(Value::as_object).ok_or("its `files` are not an object")?;
+        let mut entries = BTreeMap::new();
+        for (path, entry) in files {
+            let path: RepoPath = path.parse().map_err(|e| format!("{e}"))?;
+            let parsed = parse_tree_entry(entry).map_err(|why| format!("'{path}': {why}"))?;
+            entries.insert(path, parsed);
+        }
+        check_paths(entries.keys())?;
+        Ok(Some(Tree { raw, entries }))
+    }
+
+    /// The bytes of `trees/<commit>.json`, as `json.dump(.., indent=1)` writes them.
+    pub fn to_json(&self) -> Vec<u8> {
+        python_json(&self.raw, b" ")
+    }
+
+    /// What the tree says of this path.
+    pub fn get(&self, path: &RepoPath) -> Option<&TreeEntry> {
+        self.entries.get(path)
+    }
+
+    /// All files of the commit.
+    pub fn entries(&self) -> &BTreeMap<RepoPath, TreeEntry> {
+        &self.entries
+    }
+
+    /// Whether the tree knows this file as this blob with this size.
+    ///
+    /// # Errors
+    /// Says what differs.
+    pub fn agrees_with(&self, file: &ManifestFile) -> Result<(), String> {
+        let Some(entry) = self.get(&file.path) else {
+            return Err(format!("the commit's tree does not list '{}'", file.path));
+        };
+        if entry.blob != file.blob {
+            return Err(format!("the commit's tree says that '{}' is blob {}, not {}", file.path, entry.blob, file.blob));
+        }
+        if entry.size != file.size {
+            return Err(format!(
+                "the commit's tree says that '{}' has {} bytes, not {}",
+                file.path, entry.size, file.size
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn parse_tree_entry(entry: &Value) -> Result<TreeEntry, String> {
+    let entry = entry.as_object().ok_or("its entry is not an object")?;
+    let number = |key: &str| match entry.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => value.as_u64().map(Some).ok_or(format!("`{key}` is not a whole number")),
+    };
+    let hash = |key: &str| match entry.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => text.parse::<BlobId>().map(Some).map_err(|e| format!("`{key}`: {e}")),
+        Some(_) => Err(format!("`{key}` is not a text")),
+    };
+    let is_sha256 = |id: &BlobId| matches!(id, BlobId::Sha256(_));
+    let blob_id = hash("blob_id")?.ok_or("`blob_id` is missing")?;
+    let size = number("size")?.ok_or("`size` is missing")?;
+    let lfs = hash("lfs_sha256")?;
+    if is_sha256(&blob_id) || !lfs.iter().chain(hash("xet_hash")?.iter()).all(is_sha256) {
+        return Err("a hash has the wrong length".into());
+    }
+    Ok(TreeEntry { blob: lfs.unwrap_or(blob_id), size: if lfs.is_some() { number("lfs_size")?.unwrap_or(size) } else { size } })
+}
+
+/// JSON as Python's `json.dumps(value, indent=..)` writes it: every non-ASCII character escaped, no final newline.
+fn python_json(value: &Value, indent: &[u8]) -> Vec<u8> {
+    struct Ascii<'a>(serde_json::ser::PrettyFormatter<'a>);
+
+    macro_rules! pretty {
+        ($($name:ident($($arg:ident: $type:ty),*)),*) => {$(
+            fn $name<W: ?Sized + io::Write>(&mut self, w: &mut W $(, $arg: $type)*) -> io::Result<()> {
+                self.0.$name(w $(, $arg)*)
+            }
+        )*};
+    }
+    impl serde_json::ser::Formatter for Ascii<'_> {
+        pretty!(
+            begin_array(),
+            end_array(),
+            begin_array_value(first: bool),
+            end_array_value(),
+            begin_object(),
+            end_object(),
+            begin_object_key(first: bool),
+            begin_object_value(),
+            end_object_value()
+        );
+
+        fn write_string_fragment<W: ?Sized + io::Write>(&mut self, w: &mut W, fragment: &str) -> io::Result<()> {
+            let mut rest = fragment;
+            while let Some(at) = rest.find(|c: char| !(' '..='~').contains(&c)) {
+                w.write_all(&rest.as_bytes()[..at])?;
+                let c = rest[at..].chars().next().expect("found above");
+                for unit in c.encode_utf16(&mut [0; 2]) {
+                    write!(w, "\\u{unit:04x}")?;
+                }
+                rest = &rest[at + c.len_utf8()..];
+            }
+            w.write_all(rest.as_bytes())
+        }
+    }
+
+    let mut out = Vec::new();
+    let formatter = Ascii(serde_json::ser::PrettyFormatter::with_indent(indent));
+    value
+        .serialize(&mut serde_json::Serializer::with_formatter(&mut out, formatter))
+        .expect("writing to memory cannot fail");
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+    const SHA1: &str = "ce013625030ba8dba906f756967f9e9ca394464a";
+    const SHA256: &str = "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03";
+
+    fn file(path: &str, blob: &str, size: u64) -> Value {
+        serde_json::json!({"path": path, "blob": blob, "size": size})
+    }
+
+    fn manifest(files: Vec<Value>) -> Value {
+        serde_json::json!({"repo": "org/name", "revision": COMMIT, "repo_type": "model", "files": files})
+    }
+
+    fn parse(value: &Value) -> Result<Manifest, String> {
+        Manifest::parse(value.to_string().as_bytes())
+    }
+
+    #[test]
+    fn writes_what_python_writes() {
+        let value = manifest(vec![file("ünï/😀.bin", SHA256, 6), file("b\u{7f}", SHA1, 0)]);
+        // A control character is no valid path, but the writer must escape it all the same.
+        assert!(String::from_utf8(python_json(&value, b"  ")).unwrap().contains(r#""b\u007f""#));
+        let parsed = parse(&manifest(vec![file("ünï/😀.bin", SHA256, 6)])).unwrap();
+        let expected = format!(
+            "{{\n  \"repo\": \"org/name\",\n  \"revision\": \"{COMMIT}\",\n  \"repo_type\": \"model\",\n  \"files\": [\n    \
+             {{\n      \"path\": \"\\u00fcn\\u00ef/\\ud83d\\ude00.bin\",\n      \"blob\": \"{SHA256}\",\n      \"size\": 6\n    \
+             }}\n  ]\n}}"
+        );
+        assert_eq!(String::from_utf8(parsed.to_json()).unwrap(), expected);
+    }
+
+    #[test]
+    fn refuses_what_must_not_reach_the_disk() {
+        let a = file("a", SHA1, 6);
+        let cases = [
+            (manifest(vec![file("../x", SHA1, 6)]), "'..'"),
+            (manifest(vec![file("/etc/x", SHA1, 6)]), "absolute"),
+            (manifest(vec![file("a\\b", SHA1, 6)]), "backslash"),
+            (manifest(vec![file("C:/x", SHA1, 6)]), "drive letter"),
+            (manifest(vec![file("a\0", SHA1, 6)]), "control character"),
+            (manifest(vec![file("a", "../../x", 6)]), "no blob name"),
+            (manifest(vec![file("a", &SHA1.to_uppercase(), 6)]), "no blob name"),
+            (manifest(vec![a.clone(), a.clone()]), "twice"),
+            (manifest(vec![a.clone(), file("a-b", SHA1, 6), file("a/b", SHA1, 6)]), "both a file and a folder"),
+            (manifest(vec![a.clone(), file("b", SHA1, 7)]), "two sizes"),
+            (manifest(vec![file("a", SHA1, u64::MAX), file("b", SHA256, 1)]), "add up"),
+            (manifest(vec![]), "no files"),
+            (serde_json::json!([]), "not a JSON object"),
+            (serde_json::json!({"repo": "a--b", "revision": COMMIT, "files": [a]}), "no repo id"),
+            (serde_json::json!({"repo": "a", "revision": "main", "files": [a]}), "no commit hash"),
+            (serde_json::json!({"repo": "a", "revision": COMMIT, "repo_type": "x", "files": [a]}), "no repo type"),
+            (serde_json::json!({"repo": "a", "revision": COMMIT, "files": {}}), "not a list"),
+        ];
+        for (value, why) in cases {
+            let error = parse(&value).unwrap_err();
+            assert!(error.contains(why), "{value} gave {error:?}, not {why:?}");
+        }
+        assert!(Manifest::parse(b"\xff{").unwrap_err().contains("not JSON"));
+    }
+
+    fn with_tree(tree: Value) -> Value {
+        let mut value = manifest(vec![file("a", SHA1, 6)]);
+        value["tree"] = tree;
+        value
+    }
+
+    #[test]
+    fn a_tree_is_kept_to_the_byte_and_checked() {
+        let good = "{\n \"format_version\": 1,\n \"files\": {\n  \"a\": {\n   \"size\": 6,\n   \"blob_id\": \"ce013625030ba8dba906f756967f9e9ca394464a\"\n  }\n }\n}";
+        let value = with_tree(serde_json::from_str(good).unwrap());
+        let parsed = parse(&value).unwrap();
+        assert_eq!(String::from_utf8(parsed.tree.as_ref().unwrap().to_json()).unwrap(), good);
+        assert_eq!(Manifest::parse(&parsed.to_json()).unwrap(), parsed);
+
+        let tree = |path: &str, entry: Value| with_tree(serde_json::json!({"format_version": 1, "files": {path: entry}}));
+        for (value, why) in [
+            (tree("../a", serde_json::json!({"size": 6, "blob_id": SHA1})), "'..'"),
+            (tree("a", serde_json::json!({"size": 6, "blob_id": "../x"})), "no blob name"),
+            (tree("a", serde_json::json!({"size": 6, "blob_id": SHA1, "lfs_sha256": "../../x"})), "no blob name"),
+            (tree("a", serde_json::json!({"size": 6, "blob_id": SHA1, "xet_hash": "xyz"})), "no blob name"),
+            (tree("a", serde_json::json!({"size": 6, "blob_id": SHA256})), "wrong length"),
+            (tree("a", serde_json::json!({"size": 7, "blob_id": SHA1})), "7 bytes"),
+            (tree("b", serde_json::json!({"size": 6, "blob_id": SHA1})), "does not list"),
+        ] {
+            let error = parse(&value).unwrap_err();
+            assert!(error.contains(why), "{value} gave {error:?}, not {why:?}");
+        }
+        // A version that the client would ignore is dropped, not an error.
+        assert_eq!(parse(&with_tree(serde_json::json!({"format_version": 2}))).unwrap().tree, None);
+    }
+
+    #[test]
+    fn merging_never_loses_a_file() {
+        let theirs = parse(&manifest(vec![file("a", SHA1, 6), file("b", SHA256, 6)])).unwrap();
+        let ours = parse(&manifest(vec![file("c", SHA1, 6)])).unwrap();
+        let united = theirs.united_with(&ours).unwrap();
+        assert_eq!(united.files.iter().map(|f| f.path.as_str()).collect::<Vec<_>>(), ["a", "b", "c"]);
+        let other = parse(&manifest(vec![file("a", SHA256, 6)])).unwrap();
+        assert_eq!(theirs.united_with(&other).unwrap_err().kind, Kind::Integrity);
+        let folder = parse(&manifest(vec![file("a/x", SHA1, 6)])).unwrap();
+        assert_eq!(theirs.united_with(&folder).unwrap_err().kind, Kind::Integrity);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_reads_back(paths in prop::collection::btree_set("[a-zé]{1,4}(/[a-z]{1,3}){0,2}", 1..8), size in 0u64..1 << 40) {
+            let value = manifest(paths.iter().map(|path| file(path, SHA256, size)).collect());
+            if let Ok(parsed) = parse(&value) {
+                let bytes = parsed.to_json();
+                prop_assert!(bytes.is_ascii());
+                prop_assert_eq!(Manifest::parse(&bytes).unwrap(), parsed);
+            }
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Manifest::parse(&bytes);
+            let _ = Tree::parse(&bytes);
+        }
+    }
+}

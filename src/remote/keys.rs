@@ -1,0 +1,167 @@
+//! The only place where bucket keys are built or parsed. The team prefix is the client's business, not a part of
+//! these keys. Layout: docs/bucket-format.md.
+
+use crate::ids::{BlobId, Commit, RefName, RepoId, RepoName, RepoType};
+
+/// All blobs.
+pub const BLOBS: &str = "blobs/";
+/// All manifests.
+pub const MANIFESTS: &str = "manifests/";
+/// All refs, of 0.1.0's kind and of ours.
+pub const ALL_REFS: &str = "refs";
+/// Refs as 0.1.0 knows them.
+pub const REFS: &str = "refs/";
+/// Refs under the repo's folder name, which names the type and is unambiguous.
+pub const REFS_V2: &str = "refs-v2/";
+/// Where `doctor` puts its write probes.
+pub const PROBES: &str = "_hf_cache_sync_doctor/";
+
+/// `blobs/<etag>`
+pub fn blob(id: &BlobId) -> String {
+    format!("{BLOBS}{id}")
+}
+
+/// The blob of a key under `blobs/`; `None` for names that are no hash (0.1.0 uploads `*.incomplete` there).
+pub fn parse_blob(key: &str) -> Option<BlobId> {
+    key.strip_prefix(BLOBS)?.parse().ok()
+}
+
+/// The id as it stands in keys: `/` as `__`. Not reversible by itself; see [`plain_id`].
+pub fn encoded(id: &RepoId) -> String {
+    id.as_str().replace('/', "__")
+}
+
+/// `manifests/<id>@<commit>.json`. The repo type is in the manifest, not in the key.
+pub fn manifest(id: &RepoId, commit: &Commit) -> String {
+    format!("{}{commit}.json", manifests_of(id))
+}
+
+/// What the keys of all manifests of this id (of any type) begin with.
+pub fn manifests_of(id: &RepoId) -> String {
+    format!("{MANIFESTS}{}@", encoded(id))
+}
+
+/// The encoded id and the commit of a manifest key, split at the first `@`.
+pub fn parse_manifest(key: &str) -> Option<(&str, Commit)> {
+    let (encoded, rest) = key.strip_prefix(MANIFESTS)?.split_once('@')?;
+    Some((encoded, rest.strip_suffix(".json")?.parse().ok()?))
+}
+
+/// `refs/<id>/<ref>`, shared by every type and every id that encodes alike.
+pub fn old_ref(id: &RepoId, name: &RefName) -> String {
+    format!("{}{name}", old_refs_of(id))
+}
+
+/// What the keys of all 0.1.0 refs of this id begin with.
+pub fn old_refs_of(id: &RepoId) -> String {
+    format!("{REFS}{}/", encoded(id))
+}
+
+/// `refs-v2/<repo folder name>/<ref>`
+pub fn new_ref(repo: &RepoName, name: &RefName) -> String {
+    format!("{}{name}", new_refs_of(repo))
+}
+
+/// What the keys of all our refs of this repo begin with.
+pub fn new_refs_of(repo: &RepoName) -> String {
+    format!("{REFS_V2}{}/", repo.folder())
+}
+
+/// A parsed ref key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RefKey<'a> {
+    /// 0.1.0's: the encoded id and the ref.
+    Old(&'a str, RefName),
+    /// Ours.
+    New(RepoName, RefName),
+}
+
+/// Parses a key under `refs/` or `refs-v2/`; `None` for anything else.
+pub fn parse_ref(key: &str) -> Option<RefKey<'_>> {
+    if let Some(rest) = key.strip_prefix(REFS_V2) {
+        let (folder, name) = rest.split_once('/')?;
+        return Some(RefKey::New(RepoName::from_folder(folder)?, name.parse().ok()?));
+    }
+    let (encoded, name) = key.strip_prefix(REFS)?.split_once('/')?;
+    Some(RefKey::Old(encoded, name.parse().ok()?))
+}
+
+/// How often `__` occurs, overlaps counted: `a___b` has two.
+fn separators(encoded: &str) -> usize {
+    encoded.as_bytes().windows(2).filter(|pair| pair == b"__").count()
+}
+
+/// Whether 0.1.0 decodes this repo's keys to this very repo: then it writes `refs/` alone, as 0.1.0 does.
+pub fn is_plain(repo: &RepoName) -> bool {
+    let wanted = usize::from(repo.id.as_str().contains('/'));
+    repo.kind == RepoType::Model && separators(&encoded(&repo.id)) == wanted
+}
+
+/// The id of an encoded id, where it can be only one: no `__` is a canonical id, a single one is the slash. The
+/// type is still open: the manifest says it.
+pub fn plain_id(encoded: &str) -> Option<RepoId> {
+    match separators(encoded) {
+        0 => encoded.parse().ok(),
+        1 => encoded.replacen("__", "/", 1).parse().ok(),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+    fn repo(kind: RepoType, id: &str) -> RepoName {
+        RepoName::new(kind, id.parse().unwrap())
+    }
+
+    #[test]
+    fn keys_are_those_of_0_1_0() {
+        let id = "org/name".parse().unwrap();
+        let commit = COMMIT.parse().unwrap();
+        assert_eq!(manifest(&id, &commit), format!("manifests/org__name@{COMMIT}.json"));
+        assert_eq!(old_ref(&id, &"refs/pr/1".parse().unwrap()), "refs/org__name/refs/pr/1");
+        assert_eq!(new_ref(&repo(RepoType::Dataset, "org/name"), &RefName::main()), "refs-v2/datasets--org--name/main");
+        assert_eq!(parse_blob("blobs/0123.incomplete"), None);
+        assert_eq!(parse_manifest(&format!("manifests/a__b@{COMMIT}.json")), Some(("a__b", commit)));
+        assert_eq!(parse_manifest("manifests/a__b@main.json"), None);
+    }
+
+    #[test]
+    fn plain_is_what_0_1_0_decodes_right() {
+        for (id, plain) in [
+            ("gpt2", true),
+            ("org/name", true),
+            ("team__a/under__score", false),
+            ("a_/b", false),
+            ("a/_b", false),
+            ("a__b", false),
+            ("a_b/c_d", true),
+        ] {
+            assert_eq!(is_plain(&repo(RepoType::Model, id)), plain, "{id}");
+            assert!(!is_plain(&repo(RepoType::Dataset, id)), "{id}");
+        }
+        assert_eq!(plain_id("a__b").unwrap().as_str(), "a/b");
+        assert_eq!(plain_id("a___b"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn plain_ids_round_trip(id in "[a-z_]{1,6}(/[a-z_]{1,6})?") {
+            if let Ok(id) = id.parse::<RepoId>() {
+                let repo = RepoName::new(RepoType::Model, id.clone());
+                if is_plain(&repo) {
+                    prop_assert_eq!(plain_id(&encoded(&id)), Some(id));
+                }
+            }
+        }
+
+        #[test]
+        fn parsing_takes_any_text(key in ".{0,60}") {
+            let _ = (parse_ref(&key), parse_manifest(&key), parse_blob(&key));
+        }
+    }
+}

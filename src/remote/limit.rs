@@ -1,0 +1,209 @@
+//! How many requests are in flight: a fixed cap by `--workers`, else a number that follows what is measured.
+//!
+//! One limiter serves blobs and parts alike. Unless fixed, it starts at [`START`] and grows while more requests in
+//! flight move more: a near store needs few, a far one up to hundreds for small objects. When the store pushes back
+//! (503, 429, broken connections), it halves.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Requests in flight to begin with.
+pub const START: usize = 16;
+/// Never fewer than this after push-back.
+const LEAST: usize = 2;
+/// Never more than this.
+pub const MOST: usize = 256;
+/// What an object counts beside its bytes: the fixed cost of a request, expressed in bytes.
+const OBJECT_COST: u64 = 64 << 10;
+/// Shortest time over which throughput is compared.
+const WINDOW: Duration = Duration::from_millis(150);
+
+/// Hands out permits for requests.
+#[derive(Debug)]
+pub struct Limiter {
+    permits: Arc<Semaphore>,
+    control: Mutex<Control>,
+}
+
+/// The decision, apart from clocks and permits.
+#[derive(Debug)]
+struct Control {
+    limit: usize,
+    fixed: bool,
+    /// Permits handed out or waiting in the semaphore.
+    issued: usize,
+    window_start: Instant,
+    window_done: usize,
+    window_score: u64,
+    best: f64,
+    /// Whether the limit was raised at the end of the last window, so that this one shows what that gave.
+    raised: bool,
+    pushed_back: u64,
+}
+
+/// Permission for one request; tell it what was moved, then drop it.
+#[derive(Debug)]
+pub struct Permit {
+    limiter: Arc<Limiter>,
+    permit: Option<OwnedSemaphorePermit>,
+    moved: u64,
+}
+
+impl Limiter {
+    /// A limiter with a hard cap of `workers`, or one that adapts.
+    pub fn new(workers: Option<usize>) -> Arc<Self> {
+        let limit = workers.unwrap_or(START).max(1);
+        let control = Control {
+            limit,
+            fixed: workers.is_some(),
+            issued: limit,
+            window_start: Instant::now(),
+            window_done: 0,
+            window_score: 0,
+            best: 0.0,
+            raised: false,
+            pushed_back: 0,
+        };
+        Arc::new(Limiter { permits: Arc::new(Semaphore::new(limit)), control: Mutex::new(control) })
+    }
+
+    /// The most that can ever be in flight.
+    pub fn ceiling(&self) -> usize {
+        let control = self.lock();
+        if control.fixed { control.limit } else { MOST }
+    }
+
+    /// Waits for a permit.
+    pub async fn permit(self: &Arc<Self>) -> Permit {
+        let permit = self.permits.clone().acquire_owned().await.expect("the semaphore is never closed");
+        Permit { limiter: self.clone(), permit: Some(permit), moved: 0 }
+    }
+
+    /// Tells how often the store has pushed back so far, in total.
+    pub fn pushed_back(&self, total: u64) {
+        let mut control = self.lock();
+        if total > control.pushed_back {
+            control.pushed_back = total;
+            control.shrink(Instant::now());
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Control> {
+        self.control.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl Permit {
+    /// Counts bytes that this request has moved.
+    pub fn moved(&mut self, bytes: u64) {
+        self.moved += bytes;
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let mut control = self.limiter.lock();
+        if self.moved > 0 {
+            control.done(self.moved, Instant::now());
+        }
+        let permit = self.permit.take().expect("taken only here");
+        if control.issued > control.limit {
+            control.issued -= 1;
+            permit.forget();
+        } else if control.issued < control.limit {
+            self.limiter.permits.add_permits(control.limit - control.issued);
+            control.issued = control.limit;
+        }
+    }
+}
+
+impl Control {
+    fn done(&mut self, bytes: u64, now: Instant) {
+        self.window_done += 1;
+        self.window_score += bytes + OBJECT_COST;
+        let spent = now.duration_since(self.window_start);
+        if self.fixed || spent < WINDOW || self.window_done < self.limit {
+            return;
+        }
+        let score = self.window_score as f64 / spent.as_secs_f64();
+        let before = self.limit;
+        if score > self.best * 1.1 {
+            self.limit = (self.limit * 2).min(MOST);
+        } else if self.raised {
+            // Twice as many moved no more: go back, and stay until things change.
+            self.limit = (self.limit / 2).max(START);
+        }
+        self.raised = self.limit > before;
+        self.best = self.best.max(score);
+        self.restart(now);
+    }
+
+    fn shrink(&mut self, now: Instant) {
+        if !self.fixed {
+            self.limit = (self.limit / 2).max(LEAST);
+            self.best = 0.0;
+            self.raised = false;
+            self.restart(now);
+        }
+    }
+
+    fn restart(&mut self, now: Instant) {
+        self.window_start = now;
+        self.window_done = 0;
+        self.window_score = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A store that takes `latency` for each object, and moves `most` bytes a second at the best.
+    fn settle(latency: Duration, most: f64, object: u64) -> usize {
+        let limiter = Limiter::new(None);
+        let mut control = limiter.lock();
+        let mut now = Instant::now();
+        for _ in 0..200 {
+            let rate = (control.limit as f64 * object as f64 / latency.as_secs_f64()).min(most);
+            for _ in 0..control.limit {
+                now += Duration::from_secs_f64(object as f64 / rate);
+                control.done(object, now);
+            }
+        }
+        control.limit
+    }
+
+    #[test]
+    fn a_far_store_gets_many_and_a_near_one_few() {
+        assert_eq!(settle(Duration::from_millis(60), 1e12, 20_000), MOST);
+        let near = settle(Duration::from_millis(1), 300e6, 20_000);
+        assert!((START..=2 * START).contains(&near), "{near}");
+    }
+
+    #[test]
+    fn push_back_halves_and_a_fixed_number_stays() {
+        let limiter = Limiter::new(None);
+        limiter.pushed_back(1);
+        limiter.pushed_back(1);
+        assert_eq!(limiter.lock().limit, START / 2);
+        (2..20).for_each(|n| limiter.pushed_back(n));
+        assert_eq!(limiter.lock().limit, LEAST);
+        let fixed = Limiter::new(Some(3));
+        fixed.pushed_back(1);
+        assert_eq!(fixed.ceiling(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_lower_limit_takes_permits_back() {
+        let limiter = Limiter::new(None);
+        let mut held = Vec::new();
+        for _ in 0..START {
+            held.push(limiter.permit().await);
+        }
+        limiter.pushed_back(1);
+        held.clear();
+        assert_eq!(limiter.permits.available_permits(), START / 2);
+    }
+}

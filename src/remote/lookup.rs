@@ -1,0 +1,259 @@
+//! Finding a revision in the bucket: which repo, which commit, which manifest.
+//!
+//! A key alone never names a repo: several ids and types may share one (`a_/b` and `a/_b`; a model and a dataset of
+//! one id). A candidate counts only when the manifest that it leads to names the repo that is looked for.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use futures_util::future::{try_join_all, try_join3};
+
+use super::client::Bucket;
+use super::error::Failure;
+use super::keys;
+use crate::config::nearest;
+use crate::error::{Error, Result, printable};
+use crate::ids::{Commit, RefName, RepoName, RepoQuery, RepoType};
+use crate::manifest::Manifest;
+
+/// Largest manifest that is read, in bytes.
+pub const MAX_MANIFEST: u64 = 256 << 20;
+/// Largest ref that is read, in bytes.
+const MAX_REF: u64 = 256;
+
+/// A revision in the bucket.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// Its manifest, valid, of the repo that was asked for.
+    pub manifest: Manifest,
+    /// The ref that led to it; none when a commit was asked for.
+    pub reference: Option<RefName>,
+    /// What a user should know.
+    pub notes: Vec<String>,
+}
+
+/// What the bucket lists for one id.
+#[derive(Debug, Default)]
+struct Listing {
+    commits: Vec<Commit>,
+    old_refs: BTreeMap<RefName, Option<SystemTime>>,
+    new_refs: BTreeMap<(RefName, RepoType), Option<SystemTime>>,
+}
+
+/// Finds `revision` (a branch, tag, PR ref, commit or short commit; `main` when none) of a repo.
+///
+/// # Errors
+/// [`crate::error::Kind::NotFound`] with the nearest names or the revisions that are there,
+/// [`crate::error::Kind::Usage`] when several types or commits fit, [`crate::error::Kind::Integrity`] when what is found
+/// is not valid.
+pub async fn find(bucket: &Bucket, query: &RepoQuery, revision: Option<&str>) -> Result<Found> {
+    let doing = format!("cannot look up {query} in bucket '{}'", bucket.name());
+    let listing = list(bucket, query).await.map_err(|failure| bucket.explain(failure, &doing))?;
+    if let Some(commit) = revision.and_then(|text| text.parse::<Commit>().ok()) {
+        return by_commit(bucket, query, &listing, commit, None).await;
+    }
+    let name: RefName = match revision {
+        None => RefName::main(),
+        Some(text) => text.parse().map_err(|e| Error::usage(format!("cannot pull that revision of {query}")).because(format!("{e}")))?,
+    };
+    let search = by_ref(bucket, query, &listing, &name).await?;
+    if !search.found.is_empty() {
+        return choose_type(query, search, name);
+    }
+    if let Some(error) = search.errors.into_iter().next() {
+        return Err(error);
+    }
+    let fits = |commit: &&Commit| name.as_str().len() >= 4 && commit.as_str().starts_with(name.as_str());
+    let commits: Vec<&Commit> = listing.commits.iter().filter(fits).collect();
+    match commits.as_slice() {
+        [] => Err(not_found(bucket, query, &listing, revision).await),
+        [commit] => by_commit(bucket, query, &listing, (*commit).clone(), None).await,
+        several => Err(Error::usage(format!("'{name}' is ambiguous in {query}"))
+            .because(format!("it fits {}", several.iter().map(|c| c.as_str()).collect::<Vec<_>>().join(", ")))
+            .hint("give more digits")),
+    }
+}
+
+async fn list(bucket: &Bucket, query: &RepoQuery) -> Result<Listing, Failure> {
+    let kinds = RepoType::ALL.into_iter().filter(|kind| query.kind.is_none_or(|wanted| wanted == *kind));
+    let prefixes: Vec<String> = kinds.map(|kind| keys::new_refs_of(&RepoName::new(kind, query.id.clone()))).collect();
+    let new_refs = try_join_all(prefixes.iter().map(|prefix| bucket.list(prefix)));
+    let manifests = keys::manifests_of(&query.id);
+    let old_refs = keys::old_refs_of(&query.id);
+    let (manifests, old, new) = try_join3(bucket.list(&manifests), bucket.list(&old_refs), new_refs).await?;
+
+    let mut listing = Listing::default();
+    listing.commits.extend(manifests.iter().filter_map(|object| Some(keys::parse_manifest(&object.key)?.1)));
+    for object in &old {
+        if let Some(keys::RefKey::Old(_, name)) = keys::parse_ref(&object.key) {
+            listing.old_refs.insert(name, object.modified);
+        }
+    }
+    for object in new.iter().flatten() {
+        if let Some(keys::RefKey::New(repo, name)) = keys::parse_ref(&object.key) {
+            listing.new_refs.insert((name, repo.kind), object.modified);
+        }
+    }
+    Ok(listing)
+}
+
+/// Reads the manifest of a commit; `None` when there is none, or when it is of another repo that shares the key.
+async fn manifest_of(bucket: &Bucket, query: &RepoQuery, commit: &Commit) -> Result<Option<Manifest>> {
+    let manifest = read_manifest(bucket, &keys::manifest(&query.id, commit)).await?;
+    Ok(manifest.filter(|manifest| query.matches(&manifest.repo)))
+}
+
+/// Reads and validates the manifest under a key; `None` when the key is not there.
+///
+/// # Errors
+/// [`crate::error::Kind::Integrity`] when it is not valid, or belongs to another key.
+pub async fn read_manifest(bucket: &Bucket, key: &str) -> Result<Option<Manifest>> {
+    let doing = format!("cannot read {key}");
+    let small = bucket.get_small(key, MAX_MANIFEST).await.map_err(|failure| bucket.explain(failure, &doing))?;
+    let Some(small) = small else { return Ok(None) };
+    let bad = |why: String| {
+        Error::integrity(format!("the manifest {key} is not valid"))
+            .because(why)
+            .hint("push the revision again from a machine that has it")
+    };
+    let manifest = Manifest::parse(&small.bytes).map_err(bad)?;
+    let own_key = keys::manifest(&manifest.repo.id, &manifest.revision);
+    if own_key != key {
+        return Err(bad(format!("it says that it is {}@{}", manifest.repo, manifest.revision)));
+    }
+    Ok(Some(manifest))
+}
+
+async fn by_commit(bucket: &Bucket, query: &RepoQuery, listing: &Listing, commit: Commit, reference: Option<RefName>) -> Result<Found> {
+    let manifest = match listing.commits.contains(&commit) {
+        true => manifest_of(bucket, query, &commit).await?,
+        false => None,
+    };
+    match manifest {
+        Some(manifest) => {
+            let notes = type_note(query, manifest.repo.kind);
+            Ok(Found { manifest, reference, notes })
+        }
+        None => Err(not_found(bucket, query, listing, Some(commit.as_str())).await),
+    }
+}
+
+#[derive(Default)]
+struct Search {
+    /// Per type, the newest candidate that counts.
+    found: BTreeMap<RepoType, (Option<SystemTime>, Manifest)>,
+    errors: Vec<Error>,
+}
+
+async fn by_ref(bucket: &Bucket, query: &RepoQuery, listing: &Listing, name: &RefName) -> Result<Search> {
+    let mut candidates: Vec<(String, Option<RepoType>, Option<SystemTime>)> = Vec::new();
+    if let Some(modified) = listing.old_refs.get(name) {
+        candidates.push((keys::old_ref(&query.id, name), None, *modified));
+    }
+    for ((_, kind), modified) in listing.new_refs.iter().filter(|((found, _), _)| found == name) {
+        candidates.push((keys::new_ref(&RepoName::new(*kind, query.id.clone()), name), Some(*kind), *modified));
+    }
+    let mut search = Search::default();
+    for (key, kind, modified) in candidates {
+        let manifest = match read_ref(bucket, &key).await {
+            Ok(Some(commit)) => match manifest_of(bucket, query, &commit).await {
+                Ok(manifest) => manifest,
+                Err(error) if error.kind == crate::error::Kind::Integrity => {
+                    search.errors.push(error);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            },
+            Ok(None) => None,
+            Err(error) if error.kind == crate::error::Kind::Integrity => {
+                search.errors.push(error);
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        // A key of ours names its type; 0.1.0 never installs a kernel, so its key never means one.
+        let counts = |manifest: &Manifest| match kind {
+            Some(kind) => manifest.repo.kind == kind,
+            None => manifest.repo.kind != RepoType::Kernel,
+        };
+        if let Some(manifest) = manifest.filter(counts) {
+            let newer = |known: &(Option<SystemTime>, Manifest)| modified > known.0;
+            let kind = manifest.repo.kind;
+            if search.found.get(&kind).is_none_or(newer) {
+                search.found.insert(kind, (modified, manifest));
+            }
+        }
+    }
+    Ok(search)
+}
+
+/// Reads a ref; `None` when the key is not there.
+///
+/// # Errors
+/// [`crate::error::Kind::Integrity`] when its content is no commit hash.
+pub async fn read_ref(bucket: &Bucket, key: &str) -> Result<Option<Commit>> {
+    let doing = format!("cannot read {key}");
+    let small = bucket.get_small(key, MAX_REF).await.map_err(|failure| bucket.explain(failure, &doing))?;
+    let Some(small) = small else { return Ok(None) };
+    let text = String::from_utf8_lossy(&small.bytes);
+    match text.trim().parse() {
+        Ok(commit) => Ok(Some(commit)),
+        Err(why) => Err(Error::integrity(format!("the ref {key} in the bucket is not valid"))
+            .because(why.to_string())
+            .hint("push the repo again from a machine that has it, or pull a commit with -r")),
+    }
+}
+
+fn type_note(query: &RepoQuery, kind: RepoType) -> Vec<String> {
+    match query.kind {
+        None if kind != RepoType::Model => vec![format!("{} is a {kind}", query.id)],
+        _ => Vec::new(),
+    }
+}
+
+/// The model of that id, else the only other type that has it.
+fn choose_type(query: &RepoQuery, mut search: Search, name: RefName) -> Result<Found> {
+    let kind = match search.found.keys().copied().collect::<Vec<_>>().as_slice() {
+        [only] => *only,
+        kinds if kinds.contains(&RepoType::Model) => RepoType::Model,
+        kinds => {
+            let choices: Vec<&str> = kinds.iter().map(|kind| kind.word()).collect();
+            return Err(Error::usage(format!("{query} is ambiguous"))
+                .because(format!("the bucket has a {} of that id", choices.join(" and a ")))
+                .hint(format!("say which one with --repo-type {}", choices.join(" or --repo-type "))));
+        }
+    };
+    let (_, manifest) = search.found.remove(&kind).expect("its key was just listed");
+    let mut notes = type_note(query, kind);
+    notes.extend(search.errors.iter().map(|error| format!("{error}")));
+    Ok(Found { manifest, reference: Some(name), notes })
+}
+
+async fn not_found(bucket: &Bucket, query: &RepoQuery, listing: &Listing, revision: Option<&str>) -> Error {
+    let refs = listing.old_refs.keys().chain(listing.new_refs.keys().map(|(name, _)| name));
+    let mut there: Vec<String> = refs.map(|name| name.to_string()).collect();
+    there.sort();
+    there.dedup();
+    there.extend(listing.commits.iter().map(|commit| commit.short().to_string()));
+    if !listing.commits.is_empty() {
+        let shown = printable(revision.unwrap_or("main"), 100);
+        let more = if there.len() > 12 { " …" } else { "" };
+        there.truncate(12);
+        return Error::not_found(format!("revision '{shown}' of {query} is not in bucket '{}'", bucket.name()))
+            .because(format!("it has {}{more}", there.join(", ")))
+            .hint("choose one with -r, or push the revision from a machine that has it");
+    }
+    let error = Error::not_found(format!("{query} is not in bucket '{}'", bucket.name()));
+    let Ok(objects) = bucket.list(keys::MANIFESTS).await else { return error };
+    let encoded = objects.iter().filter_map(|object| Some(keys::parse_manifest(&object.key)?.0));
+    let mut names: Vec<String> =
+        encoded.map(|text| keys::plain_id(text).map_or_else(|| text.to_string(), |id| id.to_string())).collect();
+    names.sort();
+    names.dedup();
+    let close: Vec<&str> = nearest(query.id.as_str(), names.iter().map(String::as_str)).take(3).collect();
+    match (close.is_empty(), names.len()) {
+        (_, 0) => error.hint("the bucket has no manifests under this prefix: push first, or check team.prefix"),
+        (true, count) => error.hint(format!("the bucket has {count} repos: see `hf-cache-sync list --remote`")),
+        (false, _) => error.hint(format!("did you mean {}?", close.join(", "))),
+    }
+}

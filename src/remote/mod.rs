@@ -1,0 +1,9 @@
+//! The bucket: keys ([`keys`]), requests ([`client`]), what their failures mean ([`error`]), finding a revision ([`lookup`]), how many at once
+//! ([`limit`]), and moving blobs ([`transfer`]).
+
+pub mod client;
+pub mod error;
+pub mod keys;
+pub mod limit;
+pub mod lookup;
+pub mod transfer;

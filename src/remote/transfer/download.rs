@@ -1,0 +1,423 @@
+//! Fetching a blob into a partial file of our own, complete only after its hash matched.
+//!
+//! Up to [`SINGLE_GET`]: one request into a file of its own. Larger: parallel ranges, each chunk written at its offset
+//! as it comes, into `partial/<etag>`; a journal beside it says which parts are there, so that an interrupted download
+//! goes on where it was. A hashing thread follows the finished parts from the front, so that the hash is done when
+//! the last part is. The caller holds the blob's locks and moves the file into place.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+
+use super::{Context, blocking, read_exact_at, write_all_at};
+use crate::cache::place::ensure_dir;
+use crate::error::{Error, Kind, Result};
+use crate::hash::BlobHasher;
+use crate::ids::BlobId;
+use crate::progress::{Event, Meter};
+use crate::remote::error::{Cause, Failure};
+use crate::remote::keys;
+
+/// Blobs up to this size are fetched in one request.
+pub const SINGLE_GET: u64 = 8 << 20;
+/// Size of a range. Equal for all, so that the journal is a list of flags.
+const PART: u64 = 8 << 20;
+/// Bytes that the hashing thread reads back at a time.
+const SLICE: usize = 256 << 10;
+/// How often a body that breaks is taken up again without any progress in between.
+const RESUMES: u32 = 6;
+
+/// A blob to fetch.
+#[derive(Debug, Clone)]
+pub struct Fetch {
+    /// Its name.
+    pub id: BlobId,
+    /// Its size in bytes, as the manifest says.
+    pub size: u64,
+    /// A file name for people.
+    pub label: String,
+}
+
+/// Fetches one blob; returns the file with the verified, flushed bytes.
+///
+/// # Errors
+/// [`Kind::NotFound`] when the bucket lacks it, [`Kind::Integrity`] when its bytes or size are not what they should be:
+/// no file is left then.
+pub async fn download(context: &Context, blob: &Fetch) -> Result<PathBuf> {
+    context.progress.event(Event::Started { blob: blob.id, name: blob.label.clone(), size: blob.size });
+    let fetched = match blob.size {
+        0..=SINGLE_GET => whole(context, blob).await,
+        _ => in_parts(context, blob).await,
+    };
+    context.progress.event(Event::Finished { blob: blob.id });
+    let (_, pushed_back) = context.bucket.counts();
+    context.limiter.pushed_back(pushed_back);
+    fetched
+}
+
+/// Bytes of this blob that an earlier run has left, which need no space any more.
+pub fn already_there(layout: &crate::cache::layout::Layout, blob: &BlobId) -> u64 {
+    #[cfg(unix)]
+    let allocated = |meta: std::fs::Metadata| std::os::unix::fs::MetadataExt::blocks(&meta) * 512;
+    #[cfg(not(unix))]
+    let allocated = |meta: std::fs::Metadata| meta.len();
+    std::fs::symlink_metadata(layout.partial(blob)).map_or(0, allocated)
+}
+
+fn doing(blob: &Fetch) -> String {
+    format!("cannot pull blob {} ({})", blob.id, blob.label)
+}
+
+fn explain(context: &Context, blob: &Fetch, failure: Failure) -> Error {
+    if failure.cause == Cause::NoSuchKey {
+        return Error::not_found(doing(blob))
+            .because("the manifest names it, but the bucket does not have it")
+            .hint("push it again from a machine that has it");
+    }
+    context.bucket.explain(failure, &doing(blob))
+}
+
+fn wrong_hash(blob: &Fetch, found: &BlobId) -> Error {
+    Error::integrity(format!("blob {} ({}) is corrupt in the bucket", blob.id, blob.label))
+        .because(format!("its bytes hash to {found}"))
+        .hint(format!("delete the key {} and push it again from a machine that has it", keys::blob(&blob.id)))
+}
+
+fn wrong_size(blob: &Fetch, found: u64) -> Error {
+    Error::integrity(format!("blob {} ({}) has the wrong size in the bucket", blob.id, blob.label))
+        .because(format!("the manifest says {} bytes, the bucket has {found}", blob.size))
+        .hint("push it again from a machine that has it: a wrong size is replaced")
+}
+
+/// A file on its way in.
+struct Target {
+    path: PathBuf,
+    file: File,
+}
+
+impl Target {
+    fn create(context: &Context, path: PathBuf) -> Result<Self> {
+        let folder = path.parent().unwrap_or(Path::new(""));
+        ensure_dir(context.layout.root(), folder)?;
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, rustix::fs::OFlags::NOFOLLOW.bits() as i32);
+        let file = options.open(&path).map_err(|e| Error::io("cannot write", &path, &e))?;
+        Ok(Target { path, file })
+    }
+
+    fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        write_all_at(&self.file, bytes, offset).map_err(|e| Error::io("cannot write", &self.path, &e))
+    }
+}
+
+/// Makes room for the whole file at once, which is faster than growing it and keeps it in one piece.
+fn preallocate(file: &File, size: u64) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, size) {
+        Ok(()) => return file.set_len(size),
+        Err(rustix::io::Errno::NOSPC) => return Err(rustix::io::Errno::NOSPC.into()),
+        Err(_) => {}
+    }
+    file.set_len(size)
+}
+
+/// Fetches the bytes from `from` to `to`, taking up a broken body where it ended. `each` gets every chunk with its
+/// offset. Returns the object's etag.
+async fn range(
+    context: &Context,
+    blob: &Fetch,
+    (from, to): (u64, u64),
+    mut each: impl FnMut(&[u8], u64) -> Result<()>,
+) -> Result<()> {
+    let mut at = from;
+    let mut etag: Option<String> = None;
+    let mut broken = 0;
+    loop {
+        let whole = (at, to) == (0, blob.size);
+        let wanted = (!whole).then_some((at, to));
+        let opened = context.bucket.get(&keys::blob(&blob.id), wanted, etag.as_deref()).await;
+        let mut download = opened.map_err(|failure| explain(context, blob, failure))?;
+        if let Some(size) = download.object_size.filter(|size| *size != blob.size) {
+            return Err(wrong_size(blob, size));
+        }
+        etag = download.etag.take();
+        let started = at;
+        let failure = loop {
+            match download.next().await {
+                Ok(Some(chunk)) if at + chunk.len() as u64 > to => {
+                    return Err(wrong_size(blob, at + chunk.len() as u64));
+                }
+                Ok(Some(chunk)) => {
+                    each(&chunk, at)?;
+                    at += chunk.len() as u64;
+                }
+                Ok(None) if at == to => return Ok(()),
+                Ok(None) => break Failure::new(Cause::Broken, "the download ended early"),
+                Err(failure) => break failure,
+            }
+        };
+        if at == to {
+            return Ok(());
+        }
+        broken = if at > started { 1 } else { broken + 1 };
+        if broken >= RESUMES {
+            return Err(explain(context, blob, failure));
+        }
+        tracing::debug!(blob = %blob.id, offset = at, "a download broke off and is taken up again");
+        tokio::time::sleep(Duration::from_millis(200) * 2u32.pow(broken)).await;
+    }
+}
+
+async fn whole(context: &Context, blob: &Fetch) -> Result<PathBuf> {
+    let mut permit = context.limiter.permit().await;
+    let name = format!("{}.{:08x}.small", blob.id, rand::random::<u32>());
+    let target = Target::create(context, context.layout.partial(&blob.id).with_file_name(name))?;
+    let remove = RemoveOnDrop(Some(target.path.clone()));
+    let mut hasher = BlobHasher::like(&blob.id, blob.size);
+    let mut meter = Meter::new(&context.progress, blob.id);
+    if blob.size > 0 {
+        range(context, blob, (0, blob.size), |chunk, offset| {
+            hasher.update(chunk);
+            target.write(chunk, offset)?;
+            meter.add(chunk.len() as u64);
+            Ok(())
+        })
+        .await?;
+    }
+    permit.moved(blob.size);
+    drop(permit);
+    let found = hasher.finish();
+    if found != blob.id {
+        return Err(wrong_hash(blob, &found));
+    }
+    meter.keep();
+    finish(context, target, remove).await
+}
+
+async fn finish(context: &Context, target: Target, remove: RemoveOnDrop) -> Result<PathBuf> {
+    if context.sync {
+        let path = target.path.clone();
+        blocking(move || target.file.sync_all()).await.map_err(|e| Error::io("cannot flush", &path, &e))?;
+    }
+    Ok(remove.keep())
+}
+
+/// Removes a file unless it is kept.
+struct RemoveOnDrop(Option<PathBuf>);
+
+impl RemoveOnDrop {
+    fn keep(mut self) -> PathBuf {
+        self.0.take().expect("kept once")
+    }
+}
+
+impl Drop for RemoveOnDrop {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0 {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// Which parts of a partial file are there: a header with the sizes, then one byte a part, written after its data.
+struct Journal {
+    path: PathBuf,
+    file: File,
+    done: Vec<bool>,
+}
+
+impl Journal {
+    const MAGIC: &[u8; 8] = b"hfcs-p1\n";
+    const HEADER: u64 = 24;
+
+    fn header(size: u64) -> [u8; Self::HEADER as usize] {
+        let mut header = [0; Self::HEADER as usize];
+        header[..8].copy_from_slice(Self::MAGIC);
+        header[8..16].copy_from_slice(&size.to_le_bytes());
+        header[16..].copy_from_slice(&PART.to_le_bytes());
+        header
+    }
+
+    /// Opens the journal beside `data`; one of another size or part size, or without its data, begins anew.
+    fn open(context: &Context, data: &Target, size: u64) -> Result<Self> {
+        let path = data.path.with_extension("parts");
+        let Target { file, .. } = Target::create(context, path.clone())?;
+        let failed = |e: io::Error| Error::io("cannot write", &path, &e);
+        let parts = size.div_ceil(PART) as usize;
+        let mut content = vec![0; Self::HEADER as usize + parts];
+        let data_size = data.file.metadata().map_err(failed)?.len();
+        let usable = data_size == size
+            && read_exact_at(&file, &mut content, 0).is_ok()
+            && content[..Self::HEADER as usize] == Self::header(size);
+        if !usable {
+            file.set_len(0).map_err(failed)?;
+            content.fill(0);
+            content[..Self::HEADER as usize].copy_from_slice(&Self::header(size));
+            write_all_at(&file, &content, 0).map_err(failed)?;
+            preallocate(&data.file, size).map_err(|e| Error::io("cannot write", &data.path, &e))?;
+        }
+        let done = content[Self::HEADER as usize..].iter().map(|flag| *flag == 1).collect();
+        Ok(Journal { path, file, done })
+    }
+
+    fn mark(&mut self, part: usize) -> Result<()> {
+        self.done[part] = true;
+        write_all_at(&self.file, &[1], Self::HEADER + part as u64).map_err(|e| Error::io("cannot write", &self.path, &e))
+    }
+}
+
+async fn in_parts(context: &Context, blob: &Fetch) -> Result<PathBuf> {
+    loop {
+        let target = Target::create(context, context.layout.partial(&blob.id))?;
+        let mut journal = Journal::open(context, &target, blob.size)?;
+        let resumed = journal.done.contains(&true);
+        let target = Arc::new(target);
+        let fetched = fetch_parts(context, blob, &target, &mut journal).await;
+        let journal_path = journal.path.clone();
+        drop(journal);
+        let discard = || {
+            let _ = std::fs::remove_file(&journal_path);
+            let _ = std::fs::remove_file(&target.path);
+        };
+        match fetched {
+            // What an earlier run left may have been lost in a power cut: once more, from the start.
+            Ok(found) if found != blob.id && resumed => discard(),
+            Ok(found) if found != blob.id => {
+                discard();
+                return Err(wrong_hash(blob, &found));
+            }
+            Ok(_) => {
+                let target = Arc::into_inner(target).expect("all parts are done");
+                let path = target.path.clone();
+                let done = finish(context, target, RemoveOnDrop(Some(path))).await;
+                let _ = std::fs::remove_file(&journal_path);
+                return done;
+            }
+            Err(error) => {
+                if error.kind == Kind::Integrity {
+                    discard();
+                }
+                return Err(error);
+            }
+        }
+    }
+}
+
+async fn fetch_parts(context: &Context, blob: &Fetch, target: &Arc<Target>, journal: &mut Journal) -> Result<BlobId> {
+    let bounds = |part: usize| (part as u64 * PART, ((part as u64 + 1) * PART).min(blob.size));
+    let frontier = Frontier::default();
+    let hash = {
+        let (frontier, target, id, size) = (frontier.clone(), target.clone(), blob.id, blob.size);
+        tokio::task::spawn_blocking(move || frontier.hash(&target.file, &id, size))
+    };
+    let stop = StopOnDrop(frontier.clone());
+    let mut ready = 0;
+    let mut advance = |done: &[bool]| {
+        while done.get(ready) == Some(&true) {
+            ready += 1;
+        }
+        frontier.set(bounds(ready).0.min(blob.size));
+    };
+    for part in (0..journal.done.len()).filter(|part| journal.done[*part]) {
+        let (from, to) = bounds(part);
+        context.progress.event(Event::Moved { blob: blob.id, bytes: to - from });
+    }
+    advance(&journal.done);
+
+    let missing: Vec<usize> = (0..journal.done.len()).filter(|part| !journal.done[*part]).collect();
+    let mut missing = missing.into_iter();
+    let mut next = missing.next();
+    let mut running: JoinSet<Result<usize>> = JoinSet::new();
+    while next.is_some() || !running.is_empty() {
+        tokio::select! {
+            permit = context.limiter.permit(), if next.is_some() => {
+                let part = next.expect("checked by the branch");
+                next = missing.next();
+                let (context, blob, target) = (context.clone(), blob.clone(), target.clone());
+                let (from, to) = bounds(part);
+                running.spawn(async move {
+                    let mut permit = permit;
+                    let mut meter = Meter::new(&context.progress, blob.id);
+                    range(&context, &blob, (from, to), |chunk, offset| {
+                        target.write(chunk, offset)?;
+                        meter.add(chunk.len() as u64);
+                        Ok(())
+                    })
+                    .await?;
+                    meter.keep();
+                    permit.moved(to - from);
+                    Ok(part)
+                });
+            }
+            Some(done) = running.join_next() => {
+                let part = match done {
+                    Ok(part) => part?,
+                    Err(failed) => std::panic::resume_unwind(failed.into_panic()),
+                };
+                journal.mark(part)?;
+                advance(&journal.done);
+            }
+        }
+    }
+    let found = match hash.await {
+        Ok(found) => found.map_err(|e| Error::io("cannot read back", &target.path, &e))?,
+        Err(failed) => std::panic::resume_unwind(failed.into_panic()),
+    };
+    drop(stop);
+    found.ok_or_else(Error::interrupted)
+}
+
+/// How far the file is complete from its start; what the hashing thread waits for.
+#[derive(Clone, Default)]
+struct Frontier(Arc<(Mutex<(u64, bool)>, Condvar)>);
+
+impl Frontier {
+    fn set(&self, offset: u64) {
+        self.0.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).0 = offset;
+        self.0.1.notify_one();
+    }
+
+    fn stop(&self) {
+        self.0.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).1 = true;
+        self.0.1.notify_one();
+    }
+
+    /// Hashes the file as it becomes complete; `None` when stopped before its end.
+    fn hash(&self, file: &File, id: &BlobId, size: u64) -> io::Result<Option<BlobId>> {
+        let mut hasher = BlobHasher::like(id, size);
+        let mut buffer = vec![0; SLICE];
+        let mut at = 0;
+        while at < size {
+            let end = {
+                let state = self.0.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+                let waited = self.0.1.wait_while(state, |(offset, stopped)| *offset <= at && !*stopped);
+                let state = waited.unwrap_or_else(|poisoned| poisoned.into_inner());
+                if state.0 <= at && state.1 {
+                    return Ok(None);
+                }
+                state.0
+            };
+            while at < end {
+                let length = SLICE.min((end - at) as usize);
+                read_exact_at(file, &mut buffer[..length], at)?;
+                hasher.update(&buffer[..length]);
+                at += length as u64;
+            }
+        }
+        Ok(Some(hasher.finish()))
+    }
+}
+
+struct StopOnDrop(Frontier);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}

@@ -1,0 +1,73 @@
+//! Moving blobs, with every byte verified against the blob's name on the way.
+//!
+//! [`upload`] sends a blob in one request or in parallel parts while it is hashed; [`download`] fetches it in one
+//! request or in parallel ranges into a partial file of our own, and says that it is complete only after its hash
+//! matched. Both run under one [`Limiter`]. Memory is bounded by requests in flight times a read slice, whatever the
+//! size of the blobs.
+
+pub mod download;
+pub mod pool;
+pub mod upload;
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+use super::client::Bucket;
+use super::limit::Limiter;
+use crate::cache::layout::Layout;
+use crate::progress::Progress;
+
+/// What every transfer needs.
+#[derive(Clone)]
+pub struct Context {
+    /// The bucket.
+    pub bucket: Bucket,
+    /// Requests in flight.
+    pub limiter: Arc<Limiter>,
+    /// Where events go.
+    pub progress: Arc<dyn Progress>,
+    /// The cache, for state of our own.
+    pub layout: Layout,
+    /// Whether a blob is flushed to the disk before it becomes visible.
+    pub sync: bool,
+}
+
+/// Reads exactly `buffer.len()` bytes at `offset`, without moving any file position.
+pub(crate) fn read_exact_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+    #[cfg(unix)]
+    return std::os::unix::fs::FileExt::read_exact_at(file, buffer, offset);
+    #[cfg(windows)]
+    {
+        let mut done = 0;
+        while done < buffer.len() {
+            match std::os::windows::fs::FileExt::seek_read(file, &mut buffer[done..], offset + done as u64)? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                length => done += length,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Writes all of `bytes` at `offset`, without moving any file position.
+pub(crate) fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    #[cfg(unix)]
+    return std::os::unix::fs::FileExt::write_all_at(file, bytes, offset);
+    #[cfg(windows)]
+    {
+        let mut done = 0;
+        while done < bytes.len() {
+            done += std::os::windows::fs::FileExt::seek_write(file, &bytes[done..], offset + done as u64)?;
+        }
+        Ok(())
+    }
+}
+
+/// Runs blocking work on its own thread.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(failed) => std::panic::resume_unwind(failed.into_panic()),
+    }
+}

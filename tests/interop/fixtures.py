@@ -1,0 +1,88 @@
+"""The repositories that the look-alike Hub offers, chosen so that each hard case of the cache occurs once."""
+
+import random
+
+from hub import File, Repo
+
+
+def weights(seed, size):
+    """An LFS file of reproducible bytes that do not compress."""
+    return File(random.Random(seed).randbytes(size), lfs=True)
+
+
+def text(value):
+    return File(value.encode())
+
+
+def _tiny(kind):
+    """Model, dataset, space and kernel of one name, each with its own content."""
+    repo = Repo("acme/tiny", kind)
+    repo.commit({"README.md": text(f"# a {kind}\n"), "data.bin": weights(kind, 200_000)}, "main")
+    return repo
+
+
+def _paths():
+    repo = Repo("acme/paths")
+    shared = text("the same bytes under two names\n")
+    files = {
+        ".gitattributes": text("*.bin filter=lfs\n"),
+        "empty.txt": text(""),
+        "empty.bin": File(b"", lfs=True),
+        "a.json": shared,
+        "copies/b.json": shared,
+        "one/two/three/four/five/six/deep.txt": text("deep\n"),
+        "模型/größe – naïve 🤗.txt": text("non-ASCII\n"),
+        "with space/50% + #1 (x) & [y]?.txt": text("punctuation\n"),
+        "blobs/snapshots/refs/main": text("names of the cache's own folders\n"),
+    }
+    repo.commit(files, "main")
+    return repo
+
+
+def _versions():
+    """Two commits that share a blob, reached by branches, a tag and a PR ref."""
+    repo = Repo("acme/versions")
+    config = text('{"layers": 2}\n')
+    repo.commit({"config.json": config, "model.safetensors": weights("v1", 300_000)}, "v1.0", "feature/old")
+    repo.commit({"config.json": config, "model.safetensors": weights("v2", 300_000)}, "main")
+    repo.commit({"config.json": text('{"layers": 3}\n')}, "refs/pr/1")
+    return repo
+
+
+def _simple(repo_id, kind="model"):
+    repo = Repo(repo_id, kind)
+    repo.commit({"config.json": text(f'{{"name": "{repo_id}"}}\n'), "model.bin": weights(repo_id, 100_000)}, "main")
+    return repo
+
+
+def _large():
+    repo = Repo("acme/large")
+    files = {"config.json": text("{}\n"), "extra.bin": weights("extra", 999)}
+    files["model.safetensors"] = weights("large", 40 << 20)
+    repo.commit(files, "main")
+    return repo
+
+
+def _shared():
+    """Two repos whose large file is one Xet file, so that the client keeps it once in its cache-wide store."""
+    data = random.Random("shared").randbytes(2_000_000)
+    repos = []
+    for name in ("acme/shared", "acme/shared-finetune"):
+        repo = Repo(name)
+        repo.commit({"config.json": text(f"{name}\n"), "model.safetensors": File(data, lfs=True, xet=True)}, "main")
+        repos.append(repo)
+    return repos
+
+
+# Each has one plain model id, or an id that no other id shares its bucket key with: 0.1.0 handles these.
+PLAIN = [_simple("gpt2"), _simple("acme/corpus", "dataset"), _versions(), _paths(), _large()]
+# Ids whose bucket keys collide or decode to another id.
+TWINS = [_tiny("model"), _tiny("dataset"), _tiny("space")]
+UNDERSCORES = [_simple("team__a/under__score"), _simple("a_/b"), _simple("a/_b")]
+KERNELS = [_tiny("kernel")]
+SHARED = _shared()
+EVERYDAY = PLAIN + TWINS + UNDERSCORES
+
+
+def by_id(repo_id, kind="model"):
+    return next(repo for repo in EVERYDAY + KERNELS + SHARED if (repo.id, repo.kind) == (repo_id, kind))

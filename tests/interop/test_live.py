@@ -1,0 +1,97 @@
+"""(f), (g) and locks: read-only keys, and a client at work in the same cache at the same time."""
+
+import hashlib
+import json
+import subprocess
+
+from huggingface_hub.utils import WeakFileLock
+
+import fixtures
+from harness import HERE, TOOLS, Scenario, describe, finish, folder, request
+from hub import git_oid
+from servers import READ_ONLY
+
+
+class Doctor(Scenario):
+    def test_f_a_read_only_key_is_a_mode_and_no_failure(self):
+        report = self.machine("reader", self.bucket(), keys=READ_ONLY).ours("doctor")
+        self.assertIn("read-only", report.stdout.lower())
+
+    def test_f_a_read_only_key_fails_where_writing_is_required(self):
+        report = self.machine("reader", self.bucket(), keys=READ_ONLY).ours("doctor", "--require-write", code=None)
+        self.assertNotIn(report.returncode, (0, 2))
+
+    def test_f_a_read_write_key_passes_and_leaves_no_probe(self):
+        bucket = self.bucket()
+        self.machine("writer", bucket).ours("doctor", "--require-write")
+        self.assertEqual(bucket.keys(), [])
+
+    def test_f_a_read_only_key_pulls(self):
+        bucket, repo = self.bucket(), fixtures.by_id("gpt2")
+        source, reader = self.machine("source", bucket), self.machine("reader", bucket, keys=READ_ONLY)
+        source.download([repo])
+        source.ours("push")
+        self.pull_all_refs(reader, [repo])
+        self.assertEqual(describe(reader.cache), describe(source.cache))
+
+
+class BesideARunningClient(Scenario):
+    def setUp(self):
+        super().setUp()
+        self.shared_bucket = self.bucket()
+        self.repo = fixtures.by_id("acme/large")
+        ((_, self.files),) = self.repo.commits.items()
+        self.weights = self.files["model.safetensors"]
+
+    def start_download(self, machine):
+        """A download in another process that the Hub holds half-way through its largest file."""
+        gate = TOOLS.hub.hold(self.weights)
+        self.addCleanup(TOOLS.hub.drop, self.weights)
+        command = [TOOLS.python_v2, HERE / "client.py", "download", json.dumps([request(self.repo, "main")])]
+        process = machine.start(*command)
+        self.assertTrue(gate.reached.wait(60), "the download did not start")
+        return gate, process
+
+    def assert_bucket_is_sound(self):
+        """Every key is a finished object: blobs match their names, manifests name only blobs that are there."""
+        keys = self.shared_bucket.keys()
+        for key in (key for key in keys if key.startswith("blobs/")):
+            name, content = key.removeprefix("blobs/"), self.shared_bucket.get(key)
+            self.assertIn(name, (hashlib.sha256(content).hexdigest(), git_oid(content)))
+        for manifest in self.shared_bucket.manifests().values():
+            for entry in manifest["files"]:
+                self.assertIn(f"blobs/{entry['blob']}", keys)
+
+    def test_g_a_push_beside_a_download_publishes_only_what_is_finished(self):
+        source = self.machine("source", self.shared_bucket)
+        gate, download = self.start_download(source)
+        in_flight = list((source.cache / folder(self.repo) / "blobs").glob("*.incomplete"))
+        self.assertEqual(len(in_flight), 1)
+
+        source.ours("push")
+        self.assert_bucket_is_sound()
+        self.assertNotIn(f"blobs/{self.weights.etag}", self.shared_bucket.keys())
+        self.assertTrue(in_flight[0].exists(), "push must leave the download alone")
+
+        gate.release()
+        finish(download)
+        source.ours("push")
+        self.assert_bucket_is_sound()
+        target = self.machine("target", self.shared_bucket)
+        self.pull_all_refs(target, [self.repo])
+        self.assertEqual(describe(target.cache), describe(source.cache))
+        self.assert_resolves(target, [self.repo])
+
+    def test_a_pull_waits_for_the_clients_lock_on_a_blob(self):
+        source, target = (self.machine(name, self.shared_bucket) for name in ("source", "target"))
+        source.download([self.repo])
+        source.ours("push")
+        lock = target.cache / ".locks" / folder(self.repo) / f"{self.weights.etag}.lock"
+        lock.parent.mkdir(parents=True)
+        with WeakFileLock(lock):
+            pull = target.start(TOOLS.ours, "pull", self.repo.id)
+            with self.assertRaises(subprocess.TimeoutExpired, msg="pull did not wait for the lock"):
+                pull.wait(timeout=5)
+            self.assertFalse((target.cache / folder(self.repo) / "blobs" / self.weights.etag).exists())
+        finish(pull)
+        self.assertEqual(describe(target.cache), describe(source.cache))

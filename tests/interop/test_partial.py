@@ -1,0 +1,74 @@
+"""(e): snapshots of which machines have different parts."""
+
+import fixtures
+from harness import Scenario, describe, request
+
+SOME = {"allow_patterns": ["config.json"]}
+OTHERS = {"allow_patterns": ["*.bin", "*.safetensors"]}
+
+
+class Partial(Scenario):
+    def setUp(self):
+        super().setUp()
+        self.shared_bucket = self.bucket()
+        self.repo = fixtures.by_id("acme/large")
+        ((self.commit, self.files),) = self.repo.commits.items()
+
+    def pusher(self, name, **patterns):
+        """A machine that downloaded some files and pushed them."""
+        machine = self.machine(name, self.shared_bucket)
+        machine.client("download", [request(self.repo, "main", **patterns)])
+        machine.ours("push")
+        return machine
+
+    def assert_bucket_is_whole(self):
+        (manifest,) = self.shared_bucket.manifests().values()
+        listed = [(entry["path"], entry["blob"], entry["size"]) for entry in manifest["files"]]
+        expected = [(path, file.etag, len(file.data)) for path, file in self.files.items()]
+        self.assertEqual(sorted(listed), sorted(expected))
+        target = self.machine("target", self.shared_bucket)
+        self.pull_all_refs(target, [self.repo])
+        self.assert_resolves(target, [self.repo])
+
+    def test_e_partial_after_full_keeps_the_full_manifest(self):
+        self.pusher("full")
+        self.pusher("partial", **SOME)
+        self.assert_bucket_is_whole()
+
+    def test_e_full_after_partial_completes_the_manifest(self):
+        self.pusher("partial", **SOME)
+        self.pusher("full")
+        self.assert_bucket_is_whole()
+
+    def test_e_two_disjoint_parts_make_the_whole(self):
+        self.pusher("one", **SOME)
+        self.pusher("other", **OTHERS)
+        self.assert_bucket_is_whole()
+
+    def test_e_revisions_that_different_machines_have_add_up(self):
+        versions = fixtures.by_id("acme/versions")
+        for ref in versions.refs:
+            machine = self.machine(ref.replace("/", "-"), self.shared_bucket)
+            machine.client("download", [request(versions, ref)])
+            machine.ours("push")
+        target = self.machine("target", self.shared_bucket)
+        self.pull_all_refs(target, [versions])
+        self.assert_resolves(target, [versions])
+
+    def test_e_pulling_completes_a_partial_snapshot(self):
+        self.pusher("full")
+        target = self.machine("target", self.shared_bucket)
+        target.client("download", [request(self.repo, "main", **SOME)])
+        self.pull_all_refs(target, [self.repo])
+        self.assert_resolves(target, [self.repo])
+
+    def test_a_the_client_treats_a_pulled_partial_snapshot_as_the_source_does(self):
+        source = self.pusher("partial", **SOME)
+        target = self.machine("target", self.shared_bucket)
+        self.pull_all_refs(target, [self.repo])
+        self.assertEqual(describe(target.cache), describe(source.cache))
+        requests = [request(self.repo, "main"), request(self.repo, "main", **SOME)]
+        whole, part = target.client("resolve", requests)
+        self.assertEqual(source.client("resolve", requests), [whole, part])
+        self.assertEqual(whole, "IncompleteSnapshotError")
+        self.assertEqual(part, {"config.json": self.files["config.json"].sha256})
