@@ -1,1 +1,65 @@
-fn main(){}
+//! Parses, sets up logging and interruption, runs, and ends the process: the only place that exits.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use hf_cache_sync::cli::{self, Cli};
+use hf_cache_sync::error::{Error, Kind};
+use hf_cache_sync::ui::Ui;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let ui = Ui::new(cli.global.style());
+    start_logging(&cli, &ui);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            ui.error(&Error::failed("cannot start").because(error.to_string()));
+            return ExitCode::FAILURE;
+        }
+    };
+    let ended = runtime.block_on(async {
+        tokio::select! {
+            ended = cli::run(&cli, &ui) => ended,
+            () = interrupted() => Err(Error::interrupted()),
+        }
+    });
+    let kind = ended.unwrap_or_else(|error| {
+        ui.error(&error);
+        Some(error.kind)
+    });
+    // Threads that still hash or read must not hold up the exit; what they work on is safe to find again.
+    runtime.shutdown_background();
+    ExitCode::from(kind.map_or(0, Kind::exit_code))
+}
+
+/// Warnings of this tool; with -v its debug lines, with -vv everybody's. RUST_LOG wins.
+fn start_logging(cli: &Cli, ui: &Ui) {
+    let level = match (cli.global.quiet, cli.global.verbose) {
+        (true, _) => "error",
+        (_, 0) => "hf_cache_sync=warn,error",
+        (_, 1) => "hf_cache_sync=debug,warn",
+        _ => "debug",
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    let bars = ui.bars().clone();
+    let logger = tracing_subscriber::fmt().with_env_filter(filter).with_writer(move || bars.log_writer());
+    let _ = logger.with_ansi(console::colors_enabled_stderr()).with_target(false).without_time().try_init();
+}
+
+/// Ctrl-c, or SIGTERM as systemd and CI runners send it.
+async fn interrupted() {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => {}
+                _ = terminate.recv() => {}
+            }
+            return;
+        }
+    }
+    let _ = tokio::signal::ctrl_c().await;
+}

@@ -12,3 +12,4 @@ pub mod place;
 pub mod pointer;
 pub mod read;
 pub mod scan;
+pub mod space;

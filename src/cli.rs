@@ -1,0 +1,147 @@
+//! The command line: global options and one enum. The options of a command live in its own file.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use clap::{ArgAction, Parser, Subcommand};
+
+use crate::commands::{Session, doctor, init, pull, push};
+use crate::config::{Config, Environment, Overrides};
+use crate::error::{Error, Kind, Result};
+use crate::ui::{Style, Ui};
+
+/// Share the Hugging Face Hub cache through Backblaze B2 or any S3-compatible bucket.
+#[derive(Debug, Parser)]
+#[command(version, about, propagate_version = false, subcommand_required = true, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub global: Global,
+    #[command(subcommand)]
+    #[allow(missing_docs)]
+    pub command: Command,
+}
+
+/// Options of every command, accepted before and after it.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Global options")]
+pub struct Global {
+    /// Configuration file [default: ./.hf-cache-sync.yaml, then ~/.hf-cache-sync.yaml]
+    #[arg(long, value_name = "PATH", global = true)]
+    pub config: Option<PathBuf>,
+
+    /// The `hub` folder [default: where huggingface_hub looks]
+    #[arg(long, value_name = "DIR", global = true)]
+    pub cache_dir: Option<PathBuf>,
+
+    /// Bucket name
+    #[arg(long, value_name = "NAME", global = true)]
+    pub bucket: Option<String>,
+
+    /// Endpoint URL of the store
+    #[arg(long, value_name = "URL", global = true)]
+    pub endpoint: Option<String>,
+
+    /// Region of the bucket
+    #[arg(long, value_name = "NAME", global = true)]
+    pub region: Option<String>,
+
+    /// Prefix of all keys in the bucket
+    #[arg(long, value_name = "PREFIX", global = true)]
+    pub prefix: Option<String>,
+
+    /// Report as JSON on stdout
+    #[arg(long, global = true)]
+    pub json: bool,
+
+    /// Only results and errors
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+
+    /// No progress bars
+    #[arg(long, global = true)]
+    pub no_progress: bool,
+
+    /// More to read on stderr; twice for even more
+    #[arg(short, long, action = ArgAction::Count, global = true)]
+    pub verbose: u8,
+}
+
+/// All commands.
+#[derive(Debug, Subcommand)]
+#[allow(missing_docs)] // the text is on each command's Args
+pub enum Command {
+    Init(init::Args),
+    Doctor(doctor::Args),
+    Push(push::Args),
+    Pull(pull::Args),
+}
+
+impl Global {
+    /// How to speak.
+    pub fn style(&self) -> Style {
+        Style { json: self.json, quiet: self.quiet, no_progress: self.no_progress }
+    }
+
+    fn load(&self) -> Result<Config> {
+        let overrides = Overrides {
+            file: self.config.clone(),
+            cache_dir: self.cache_dir.clone(),
+            bucket: self.bucket.clone(),
+            endpoint: self.endpoint.clone(),
+            region: self.region.clone(),
+            prefix: self.prefix.clone(),
+        };
+        let env = Environment {
+            var: &|name| std::env::var(name).ok(),
+            home: std::env::home_dir().filter(|home| !home.as_os_str().is_empty()),
+            current: current_dir()?,
+        };
+        Config::load(&overrides, &env)
+    }
+}
+
+fn current_dir() -> Result<PathBuf> {
+    std::env::current_dir().map_err(|e| {
+        Error::new(Kind::Failed, "cannot tell the current directory").because(crate::error::plain_io(&e))
+    })
+}
+
+/// Runs a command; returns the kind of failure that a finished command reports.
+///
+/// # Errors
+/// When the command could not be carried out at all.
+pub async fn run(cli: &Cli, ui: &Ui) -> Result<Option<Kind>> {
+    // What needs no configuration comes first: a broken one must not stand in its way.
+    if let Command::Init(_) = &cli.command {
+        return Ok(ui.show(&init::execute(&current_dir()?)?));
+    }
+    let config = cli.global.load()?;
+    config.warnings.iter().for_each(|warning| ui.warning(warning));
+    let session = Session { config, progress: Arc::new(ui.bars().clone()), now: SystemTime::now() };
+    Ok(match &cli.command {
+        Command::Init(_) => None,
+        Command::Doctor(args) => ui.show(&doctor::execute(&session, args).await),
+        Command::Push(args) => ui.show(&push::execute(&session, args).await?),
+        Command::Pull(args) => ui.show(&pull::execute(&session, args).await?),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn global_options_stand_before_and_after_the_command() {
+        for line in [["hf-cache-sync", "--bucket", "b", "doctor"], ["hf-cache-sync", "doctor", "--bucket", "b"]] {
+            assert_eq!(Cli::parse_from(line).global.bucket.as_deref(), Some("b"));
+        }
+    }
+}

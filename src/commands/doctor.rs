@@ -1,0 +1,249 @@
+//! `doctor`: is everything as it should be? Reads first, then writes; a read-only key is a mode and no failure.
+
+
+use bytes::Bytes;
+use serde::Serialize;
+
+use super::Session;
+use crate::cache::lock;
+use crate::cache::place::LinkKind;
+use crate::cache::{scan, space};
+use crate::config::Credentials;
+use crate::error::{Error, Kind, Result};
+use crate::remote::client::Bucket;
+use crate::remote::error::Cause;
+use crate::remote::keys;
+
+/// Signed requests are refused beyond 15 minutes; say something long before.
+const CLOCK_WARNING: i64 = 120;
+/// Less than this is said.
+const LITTLE_SPACE: u64 = 1 << 30;
+
+/// Check configuration, credentials, bucket and cache
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Args {
+    /// Count a read-only key as a failure
+    #[arg(long)]
+    pub require_write: bool,
+}
+
+/// All checks, in order.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// The checks.
+    pub checks: Vec<Check>,
+}
+
+/// One check.
+#[derive(Debug, Clone, Serialize)]
+pub struct Check {
+    /// What was looked at.
+    pub name: &'static str,
+    /// How it is.
+    pub status: Status,
+    /// What was found.
+    pub detail: String,
+    /// What to do, when there is something.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// The kind of failure, for the exit code.
+    #[serde(skip)]
+    pub kind: Kind,
+}
+
+/// How a check ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// As it should be.
+    Ok,
+    /// Works, with something to know.
+    Note,
+    /// Does not work.
+    Failed,
+    /// Could not be looked at, because an earlier check failed.
+    Skipped,
+}
+
+impl Report {
+    /// Decides the exit code.
+    pub fn failed(&self) -> Option<Kind> {
+        Kind::of_many(self.checks.iter().filter(|check| check.status == Status::Failed).map(|check| check.kind))
+    }
+}
+
+impl Check {
+    fn new(name: &'static str, status: Status, detail: impl Into<String>) -> Self {
+        Check { name, status, detail: detail.into(), hint: None, kind: Kind::Failed }
+    }
+
+    fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    fn from_error(name: &'static str, error: Error) -> Self {
+        let detail = error.why.unwrap_or(error.what);
+        Check { name, status: Status::Failed, detail, hint: error.hint, kind: error.kind }
+    }
+}
+
+/// Runs every check.
+pub async fn execute(session: &Session, args: &Args) -> Report {
+    let storage = &session.config.storage;
+    let mut checks = vec![
+        match &session.config.file {
+            Some(path) => Check::new("Configuration", Status::Ok, path.display().to_string()),
+            None => Check::new("Configuration", Status::Ok, "no file, environment and options only"),
+        },
+        Check::new("Endpoint", Status::Ok, storage.endpoint.as_deref().unwrap_or("not set: AWS S3")),
+        match storage.bucket() {
+            Ok(bucket) => Check::new("Bucket", Status::Ok, bucket),
+            Err(error) => Check { detail: "not set".into(), ..Check::from_error("Bucket", error) },
+        },
+    ];
+    let connected = match storage.bucket() {
+        Ok(_) => Some(session.bucket().await),
+        Err(_) => None,
+    };
+    checks.push(region(session, connected.as_ref().and_then(|bucket| bucket.as_ref().ok())));
+    checks.push(credentials(session, connected.as_ref()));
+    checks.extend(cache(session));
+    match connected {
+        Some(Ok(bucket)) => checks.extend(store(&bucket, args.require_write).await),
+        _ => {
+            let why = "needs a bucket and credentials";
+            checks.push(Check::new("Bucket reachable", Status::Skipped, why));
+        }
+    }
+    Report { checks }
+}
+
+fn region(session: &Session, bucket: Option<&Bucket>) -> Check {
+    match (&session.config.storage.region, bucket) {
+        (Some(region), _) => Check::new("Region", Status::Ok, region),
+        (None, Some(bucket)) => {
+            let detail = format!("not set, using {}", bucket.place().region);
+            Check::new("Region", Status::Note, detail).hint("set storage.region or B2_REGION when the bucket is elsewhere")
+        }
+        (None, None) => Check::new("Region", Status::Note, "not set"),
+    }
+}
+
+fn credentials(session: &Session, bucket: Option<&Result<Bucket>>) -> Check {
+    let found = &session.config.storage.credentials;
+    let source = format!("source={}", found.source());
+    match (bucket, found) {
+        (Some(Err(error)), _) if matches!(error.kind, Kind::Credentials | Kind::Usage) => {
+            Check { detail: format!("{source}: {}", error.why.as_ref().unwrap_or(&error.what)), ..Check::from_error("Credentials", error.clone()) }
+        }
+        (_, Credentials::Incomplete(why)) => Check { kind: Kind::Usage, ..Check::new("Credentials", Status::Failed, why) },
+        _ => Check::new("Credentials", Status::Ok, source),
+    }
+}
+
+fn cache(session: &Session) -> Vec<Check> {
+    let layout = session.layout();
+    let root = layout.root();
+    let mut checks = Vec::new();
+    let exists = match scan::scan(root) {
+        Err(error) => {
+            checks.push(Check::from_error("HF cache dir", error));
+            return checks;
+        }
+        Ok(_) if !root.exists() => {
+            let check = Check::new("HF cache dir", Status::Note, format!("{} is not there yet", root.display()));
+            checks.push(check.hint("pull or huggingface_hub will create it; set HF_HUB_CACHE if it should be elsewhere"));
+            false
+        }
+        Ok(inventory) => {
+            let problems = inventory.problems().filter(|problem| problem.kind.is_failure()).count();
+            let detail = format!("{} ({} repos)", root.display(), inventory.repos.len());
+            checks.push(match problems {
+                0 => Check::new("HF cache dir", Status::Ok, detail),
+                count => Check::new("HF cache dir", Status::Note, format!("{detail}, {count} problems"))
+                    .hint("`hf-cache-sync push --dry-run` names each problem"),
+            });
+            let shared = if inventory.shared_store { "used by huggingface_hub" } else { "not used" };
+            checks.push(Check::new("Shared blob store", Status::Ok, shared));
+            true
+        }
+    };
+    if let Some(free) = space::available(root) {
+        let detail = format!("{} free", bytesize::ByteSize(free).display().iec());
+        checks.push(match free < LITTLE_SPACE {
+            false => Check::new("Disk space", Status::Ok, detail),
+            true => Check::new("Disk space", Status::Note, detail).hint("`hf-cache-sync prune` frees some"),
+        });
+    }
+    if exists {
+        checks.push(links(&layout));
+    }
+    checks
+}
+
+fn links(layout: &crate::cache::layout::Layout) -> Check {
+    match LinkKind::probe(layout) {
+        Ok(LinkKind::Symlink) => Check::new("Links", Status::Ok, "symbolic links work"),
+        Ok(LinkKind::Hardlink) => Check::new("Links", Status::Note, "no symbolic links: hard links are used"),
+        Ok(LinkKind::Copy) => Check::new("Links", Status::Note, "no links: files are copied, which takes more space"),
+        Err(error) => {
+            // A read-only cache is fine for push.
+            let writable = lock::try_tool_lock(layout, lock::Mode::Shared).is_ok();
+            let detail = if writable { "cannot be tested" } else { "the cache is read-only: push works, pull does not" };
+            Check { hint: error.why, ..Check::new("Links", Status::Note, detail) }
+        }
+    }
+}
+
+async fn store(bucket: &Bucket, require_write: bool) -> Vec<Check> {
+    let mut checks = Vec::new();
+    match bucket.head_bucket().await {
+        Ok(clock) => {
+            checks.push(Check::new("Bucket reachable", Status::Ok, bucket.name()));
+            if let Some(ahead) = clock {
+                let detail = format!("{} s from the store's", ahead.abs());
+                checks.push(match ahead.abs() < CLOCK_WARNING {
+                    true => Check::new("Clock", Status::Ok, detail),
+                    false => Check::new("Clock", Status::Note, detail).hint("set the clock: stores refuse requests from 15 minutes on"),
+                });
+            }
+        }
+        Err(failure) => {
+            checks.push(Check::from_error("Bucket reachable", bucket.explain(failure, "cannot reach the bucket")));
+            return checks;
+        }
+    }
+    checks.push(match bucket.list_page("", None, 1000).await {
+        Ok(_) => Check::new("Read permission", Status::Ok, "listing works"),
+        Err(failure) => Check::from_error("Read permission", bucket.explain(failure, "cannot list"))
+            .hint("the key needs to list this bucket (B2: listFiles, S3: s3:ListBucket)"),
+    });
+    checks.push(write(bucket, require_write).await);
+    checks
+}
+
+async fn write(bucket: &Bucket, required: bool) -> Check {
+    const NAME: &str = "Write permission";
+    let key = format!("{}probe-{:016x}", keys::PROBES, rand::random::<u64>());
+    let content = Bytes::from_static(b"hf-cache-sync doctor probe");
+    if let Err(failure) = bucket.put_small(&key, content.clone()).await {
+        let denied = failure.cause == Cause::Denied;
+        if denied && !required {
+            return Check::new(NAME, Status::Note, "read-only: pull works, push does not");
+        }
+        let hint = "the key needs to write to this bucket (B2: writeFiles, S3: s3:PutObject)";
+        return Check::from_error(NAME, bucket.explain(failure, "cannot write")).hint(hint);
+    }
+    let read_back = bucket.get_small(&key, 1024).await;
+    let deleted = bucket.delete(&key).await;
+    match (read_back, deleted) {
+        (Ok(Some(small)), Ok(())) if small.bytes == content => Check::new(NAME, Status::Ok, "a probe was written, read back and deleted"),
+        (Ok(Some(small)), Err(_)) if small.bytes == content => {
+            Check::new(NAME, Status::Note, format!("works, but the probe {key} could not be deleted")).hint("delete that key by hand")
+        }
+        (Err(failure), _) => Check::from_error(NAME, bucket.explain(failure, "cannot read back")),
+        (Ok(_), _) => Check::new(NAME, Status::Failed, "what was written could not be read back"),
+    }
+}
+

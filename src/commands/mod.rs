@@ -1,0 +1,123 @@
+//! The commands. Each gathers what is there, makes a pure plan, stops there for `--dry-run`, executes, and returns
+//! a report; none of them prints.
+
+pub mod doctor;
+pub mod init;
+pub mod pull;
+pub mod push;
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use serde::Serialize;
+
+use crate::cache::layout::Layout;
+use crate::cache::lock::{self, Lock};
+use crate::config::Config;
+use crate::error::{Error, Kind, Result};
+use crate::progress::{Event, Progress};
+use crate::remote::client::Bucket;
+use crate::remote::limit::Limiter;
+use crate::remote::transfer::Context;
+
+/// What every command gets.
+#[derive(Clone)]
+pub struct Session {
+    /// The configuration.
+    pub config: Config,
+    /// Where progress goes.
+    pub progress: Arc<dyn Progress>,
+    /// The time of the start.
+    pub now: SystemTime,
+}
+
+impl Session {
+    /// The local cache.
+    pub fn layout(&self) -> Layout {
+        Layout::new(&self.config.cache.root)
+    }
+
+    /// The bucket.
+    ///
+    /// # Errors
+    /// When it is not configured, or there are no credentials.
+    pub async fn bucket(&self) -> Result<Bucket> {
+        Bucket::connect(&self.config.storage, &self.config.team.prefix).await
+    }
+
+    /// What transfers need; `workers` caps the requests in flight, `sync` flushes each blob to the disk.
+    pub fn transfers(&self, bucket: &Bucket, workers: Option<usize>, sync: bool) -> Context {
+        Context {
+            bucket: bucket.clone(),
+            limiter: Limiter::new(workers),
+            progress: self.progress.clone(),
+            layout: self.layout(),
+            sync,
+        }
+    }
+
+    /// Takes this tool's lock on the cache, waiting for a `prune` that is at work.
+    ///
+    /// # Errors
+    /// When the cache cannot be written to.
+    pub async fn lock_shared(&self) -> Result<Lock> {
+        let note = "another hf-cache-sync is deleting from this cache: waiting for it";
+        wait_for(&*self.progress, note, || lock::try_tool_lock(&self.layout(), lock::Mode::Shared)).await
+    }
+}
+
+/// Tries until the lock is free. The first seconds pass without a word.
+pub(crate) async fn wait_for(progress: &dyn Progress, note: &str, attempt: impl Fn() -> Result<Option<Lock>>) -> Result<Lock> {
+    let mut pause = Duration::from_millis(20);
+    let mut waited = Duration::ZERO;
+    let mut told = false;
+    loop {
+        if let Some(lock) = attempt()? {
+            return Ok(lock);
+        }
+        if waited > Duration::from_secs(3) && !told {
+            progress.event(Event::Note(note.to_string()));
+            told = true;
+        }
+        tokio::time::sleep(pause).await;
+        waited += pause;
+        pause = (pause * 2).min(Duration::from_millis(500));
+    }
+}
+
+/// Options of commands that move blobs.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct TransferArgs {
+    /// Requests in flight at most; without it the number adapts to the store
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub workers: Option<u16>,
+}
+
+impl TransferArgs {
+    /// The cap, if any.
+    pub fn workers(&self) -> Option<usize> {
+        self.workers.map(usize::from)
+    }
+}
+
+/// A number of blobs and their bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Amount {
+    /// Blobs.
+    pub blobs: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+impl Amount {
+    /// Counts one more blob.
+    pub fn add(&mut self, bytes: u64) {
+        self.blobs += 1;
+        self.bytes += bytes;
+    }
+}
+
+/// The kind of a run with these failures; `None` when there are none.
+pub fn kind_of(failures: &[Error]) -> Option<Kind> {
+    Kind::of_many(failures.iter().map(|failure| failure.kind))
+}

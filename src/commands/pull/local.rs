@@ -1,0 +1,137 @@
+//! What of a revision is here already: a look at each of its files, without a scan of the whole cache.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use super::plan::Plan;
+use crate::cache::layout::Layout;
+use crate::cache::{place, read, space};
+use crate::error::{Error, Result};
+use crate::hash::BlobHasher;
+use crate::ids::{BlobId, RefName};
+use crate::manifest::Manifest;
+use crate::remote::transfer::download::already_there;
+
+/// What is here.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct State {
+    /// For each blob of the manifest.
+    pub blobs: BTreeMap<BlobId, BlobState>,
+    /// For each file of the manifest, in its order: whether it is in place.
+    pub in_place: Vec<bool>,
+    /// Whether the tree file is as the manifest has it (or there is none).
+    pub tree: bool,
+    /// Whether the ref says this commit (or none is to be written).
+    pub reference: bool,
+}
+
+/// What is here of a blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BlobState {
+    /// Complete.
+    Present,
+    /// Not in `blobs/`, but every file that needs it is in place as a real file.
+    InSnapshot,
+    /// There, with another size.
+    WrongSize,
+    /// There, with bytes that do not match the name (only where they were hashed).
+    Corrupt,
+    /// Not there.
+    Missing,
+}
+
+/// The cache root may be missing, but nothing else may stand there.
+///
+/// # Errors
+/// [`crate::error::Kind::Usage`] when it is a file.
+pub fn check_root(layout: &Layout) -> Result<()> {
+    let root = layout.root();
+    match fs::metadata(root) {
+        Ok(meta) if !meta.is_dir() => Err(Error::usage(format!("the cache directory {} is not a directory", root.display()))
+            .hint("set HF_HUB_CACHE, cache.hf_cache_dir or --cache-dir to the `hub` folder")),
+        _ => Ok(()),
+    }
+}
+
+/// Looks. With `verify`, the bytes of blobs that are here are hashed.
+pub fn look(layout: &Layout, manifest: &Manifest, reference: Option<&RefName>, verify: bool) -> State {
+    let (repo, commit) = (&manifest.repo, &manifest.revision);
+    let mut state = State::default();
+    for (id, size) in manifest.blobs() {
+        state.blobs.insert(id, look_at(&layout.blob(repo, &id), &id, size, verify));
+    }
+    for file in &manifest.files {
+        let path = layout.snapshot_file(repo, commit, &file.path);
+        let is_real = fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_file());
+        let linked = place::is_linked(layout, repo, commit, &file.path, &file.blob, file.size);
+        let good = linked && !(verify && is_real && look_at(&path, &file.blob, file.size, true) != BlobState::Present);
+        state.in_place.push(good);
+        let blob = state.blobs.get_mut(&file.blob).expect("every file's blob was looked at");
+        match (*blob, good && is_real) {
+            (BlobState::Missing, true) => *blob = BlobState::InSnapshot,
+            (BlobState::InSnapshot, false) => *blob = BlobState::Missing,
+            _ => {}
+        }
+    }
+    // A file that needs the blob may have come before the one that lacks it.
+    for (file, good) in manifest.files.iter().zip(&state.in_place) {
+        if !good && state.blobs[&file.blob] == BlobState::InSnapshot {
+            state.blobs.insert(file.blob, BlobState::Missing);
+        }
+    }
+    state.tree = manifest
+        .tree
+        .as_ref()
+        .is_none_or(|tree| place::has_content(&layout.tree(repo, commit), &tree.to_json()));
+    state.reference = reference.is_none_or(|name| {
+        place::has_content(&layout.reference(repo, name), commit.as_str().as_bytes())
+    });
+    state
+}
+
+fn look_at(path: &std::path::Path, id: &BlobId, size: u64, verify: bool) -> BlobState {
+    // Through links on purpose: a blob may be a link into the cache-wide store.
+    match fs::metadata(path) {
+        Ok(meta) if !meta.is_file() || meta.len() != size => BlobState::WrongSize,
+        Ok(_) if verify && !matches_name(path, id, size) => BlobState::Corrupt,
+        Ok(_) => BlobState::Present,
+        Err(_) => BlobState::Missing,
+    }
+}
+
+fn matches_name(path: &std::path::Path, id: &BlobId, size: u64) -> bool {
+    use std::io::Read;
+    let Ok(mut file) = read::open_quietly(path) else { return false };
+    let mut hasher = BlobHasher::like(id, size);
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => return hasher.finish() == *id,
+            Ok(length) => hasher.update(&buffer[..length]),
+            Err(_) => return false,
+        }
+    }
+}
+
+/// Makes sure that the disk can take everything, before the first byte.
+///
+/// # Errors
+/// [`crate::error::Kind::Failed`] with the numbers.
+pub fn check_space(layout: &Layout, plans: &[&Plan]) -> Result<()> {
+    let mut blobs = BTreeMap::new();
+    for plan in plans {
+        blobs.extend(plan.fetch.iter().map(|fetch| (fetch.blob, fetch.size)));
+    }
+    let needed: u64 = blobs.iter().map(|(id, size)| size.saturating_sub(already_there(layout, id))).sum();
+    match space::available(layout.root()) {
+        Some(free) if free < needed => Err(Error::failed("there is not enough disk space")
+            .because(format!(
+                "the download needs {}, {} are free at {}",
+                bytesize::ByteSize(needed).display().iec(),
+                bytesize::ByteSize(free).display().iec(),
+                layout.root().display()
+            ))
+            .hint("free some, for example with `hf-cache-sync prune`, or use another cache directory")),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,189 @@
+//! `pull`: one revision from the bucket into this cache.
+//!
+//! [`local`] looks at what is here, [`plan`] decides (pure), [`hydrate`] fetches blobs, links the snapshot and writes
+//! tree and ref, in that order.
+
+pub mod hydrate;
+pub mod local;
+pub mod plan;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::{Amount, Session, TransferArgs, kind_of};
+use crate::cache::gated::{self, Gated};
+use crate::cache::layout::Layout;
+use crate::cache::place;
+use crate::error::{Error, Kind, Result, plain_io};
+use crate::ids::{Commit, RefName, RepoName, RepoQuery, RepoType};
+use crate::progress::Event;
+use crate::remote::lookup::{self, Found};
+
+/// Download a revision into the cache and print its snapshot's path
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// The repo (org/name, dataset:org/name)
+    #[arg(value_name = "REPO_ID")]
+    pub repo: RepoQuery,
+
+    /// Branch, tag, PR ref or commit; short commits work while they are unambiguous [default: main]
+    #[arg(short, long, value_name = "REVISION")]
+    pub revision: Option<String>,
+
+    /// The repo's type, where several types share the id
+    #[arg(long, value_name = "TYPE")]
+    pub repo_type: Option<RepoType>,
+
+    /// Say what would be downloaded and stop there
+    #[arg(long)]
+    pub dry_run: bool,
+
+    /// Hash the blobs that are here already, and fetch those anew that are corrupt
+    #[arg(long)]
+    pub verify: bool,
+
+    /// Do not wait for the disk before a blob becomes visible: faster, for machines that are thrown away
+    #[arg(long)]
+    pub no_sync: bool,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub transfer: TransferArgs,
+}
+
+/// What a pull did, or would do.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// Whether nothing was written.
+    pub dry_run: bool,
+    /// The repo.
+    #[serde(flatten)]
+    pub repo: RepoName,
+    /// The revision.
+    pub revision: Commit,
+    /// The ref that led to it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reference: Option<RefName>,
+    /// The snapshot's folder.
+    pub snapshot: PathBuf,
+    /// Where the files came from.
+    pub source: Source,
+    /// Downloaded, or to be downloaded.
+    pub downloaded: Amount,
+    /// Here already.
+    pub present: Amount,
+    /// Files in the bucket's manifest.
+    pub files: usize,
+    /// Files of the commit that nobody has pushed, as far as its tree tells.
+    pub files_not_in_bucket: usize,
+    /// Set when the repo was left alone because it looks gated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gated: Option<Gated>,
+    /// What a user should know.
+    pub notes: Vec<String>,
+    /// What failed.
+    pub failures: Vec<Error>,
+    /// Duration in seconds.
+    pub seconds: f64,
+}
+
+/// Where a pull got its files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// The bucket.
+    Bucket,
+    /// Nothing had to be fetched.
+    Cache,
+}
+
+impl Report {
+    /// Decides the exit code.
+    pub fn failed(&self) -> Option<Kind> {
+        kind_of(&self.failures)
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When the revision cannot be found or nothing can be done; failures of single blobs are in the report.
+pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
+    let started = Instant::now();
+    let query = typed(&args.repo, args.repo_type)?;
+    let bucket = session.bucket().await?;
+    session.progress.event(Event::Step("looking up the revision"));
+    let found = lookup::find(&bucket, &query, args.revision.as_deref()).await?;
+    let layout = session.layout();
+    local::check_root(&layout)?;
+    if !session.config.team.allow_gated
+        && let Some(gated) = look_gated(&layout, &found.manifest.repo)?
+    {
+        return Ok(Report { gated: Some(gated), ..report(&layout, found, args.dry_run) });
+    }
+    let state = local::look(&layout, &found.manifest, found.reference.as_ref(), args.verify);
+    let plan = plan::plan(&layout, &found, &state);
+    let mut report = report(&layout, found, args.dry_run);
+    report.present = plan.present;
+    if args.dry_run {
+        plan.fetch.iter().for_each(|fetch| report.downloaded.add(fetch.size));
+    } else if plan.is_empty() {
+        plan.used.iter().for_each(|path| place::mark_used(path, session.now));
+    } else {
+        local::check_space(&layout, &[&plan])?;
+        let context = session.transfers(&bucket, args.transfer.workers(), !args.no_sync);
+        let _lock = session.lock_shared().await?;
+        let done = hydrate::hydrate(&context, std::slice::from_ref(&plan), session.now).await?;
+        report.downloaded = done.downloaded;
+        report.failures = done.failures;
+    }
+    if report.downloaded.blobs > 0 {
+        report.source = Source::Bucket;
+    }
+    report.seconds = started.elapsed().as_secs_f64();
+    Ok(report)
+}
+
+/// The type of `REPO_ID` and of `--repo-type` together.
+fn typed(query: &RepoQuery, kind: Option<RepoType>) -> Result<RepoQuery> {
+    match (query.kind, kind) {
+        (Some(a), Some(b)) if a != b => Err(Error::usage(format!("{query} is said to be a {a} and, by --repo-type, a {b}"))),
+        (a, b) => Ok(RepoQuery { kind: a.or(b), id: query.id.clone() }),
+    }
+}
+
+fn report(layout: &Layout, found: Found, dry_run: bool) -> Report {
+    let manifest = &found.manifest;
+    Report {
+        dry_run,
+        snapshot: layout.snapshot(&manifest.repo, &manifest.revision),
+        files: manifest.files.len(),
+        files_not_in_bucket: manifest.missing_from_tree(),
+        repo: manifest.repo.clone(),
+        revision: manifest.revision.clone(),
+        reference: found.reference,
+        source: Source::Cache,
+        downloaded: Amount::default(),
+        present: Amount::default(),
+        gated: None,
+        notes: found.notes,
+        failures: Vec::new(),
+        seconds: 0.0,
+    }
+}
+
+/// 0.1.0's rule: a repo is judged by the licence files that are here already.
+pub(crate) fn look_gated(layout: &Layout, repo: &RepoName) -> Result<Option<Gated>> {
+    let Ok(snapshots) = std::fs::read_dir(layout.repo(repo).join("snapshots")) else { return Ok(None) };
+    for snapshot in snapshots.flatten() {
+        let found = gated::look(&snapshot.path()).map_err(|e| {
+            Error::failed(format!("cannot tell whether {repo} is gated, so it is not pulled")).because(plain_io(&e))
+        })?;
+        if found.is_some() {
+            return Ok(found);
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,114 @@
+//! The decision of a pull. Pure: the bucket's manifest and what is here in, ordered actions out.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::local::{BlobState, State};
+use crate::cache::layout::Layout;
+use crate::commands::Amount;
+use crate::ids::{BlobId, RefName, RepoPath};
+use crate::manifest::Manifest;
+use crate::remote::lookup::Found;
+
+/// What to do, in this order.
+#[derive(Debug, Clone, Serialize)]
+pub struct Plan {
+    /// The revision.
+    #[serde(skip)]
+    pub manifest: Manifest,
+    /// Blobs to fetch.
+    pub fetch: Vec<FetchAction>,
+    /// Whether to write the tree.
+    pub write_tree: bool,
+    /// Files to put in place.
+    pub link: Vec<LinkAction>,
+    /// The ref to write.
+    pub write_ref: Option<RefName>,
+    /// Blobs that are here.
+    pub present: Amount,
+    /// Their files: used now.
+    #[serde(skip)]
+    pub used: Vec<PathBuf>,
+}
+
+/// A blob to fetch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FetchAction {
+    /// Its name.
+    pub blob: BlobId,
+    /// Its size in bytes.
+    pub size: u64,
+    /// A file that it is.
+    pub path: RepoPath,
+    /// Why.
+    pub reason: FetchReason,
+}
+
+/// Why a blob is fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FetchReason {
+    /// It is not here.
+    Missing,
+    /// What is here has another size.
+    WrongSize,
+    /// What is here has other bytes.
+    Corrupt,
+}
+
+/// A file to put in place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LinkAction {
+    /// Where.
+    pub path: RepoPath,
+    /// The blob.
+    pub blob: BlobId,
+}
+
+impl Plan {
+    /// Whether everything is as it should be.
+    pub fn is_empty(&self) -> bool {
+        self.fetch.is_empty() && self.link.is_empty() && !self.write_tree && self.write_ref.is_none()
+    }
+}
+
+/// Decides.
+pub fn plan(layout: &Layout, found: &Found, state: &State) -> Plan {
+    let manifest = &found.manifest;
+    let mut plan = Plan {
+        manifest: manifest.clone(),
+        fetch: Vec::new(),
+        write_tree: !state.tree,
+        link: Vec::new(),
+        write_ref: found.reference.clone().filter(|_| !state.reference),
+        present: Amount::default(),
+        used: Vec::new(),
+    };
+    let mut blobs: BTreeMap<BlobId, &RepoPath> = BTreeMap::new();
+    for (file, in_place) in manifest.files.iter().zip(&state.in_place) {
+        let first = blobs.insert(file.blob, &file.path).is_none();
+        let reason = match state.blobs[&file.blob] {
+            BlobState::Present | BlobState::InSnapshot => None,
+            BlobState::Missing => Some(FetchReason::Missing),
+            BlobState::WrongSize => Some(FetchReason::WrongSize),
+            BlobState::Corrupt => Some(FetchReason::Corrupt),
+        };
+        if first {
+            match reason {
+                Some(reason) => {
+                    plan.fetch.push(FetchAction { blob: file.blob, size: file.size, path: file.path.clone(), reason });
+                }
+                None => {
+                    plan.present.add(file.size);
+                    plan.used.push(layout.snapshot_file(&manifest.repo, &manifest.revision, &file.path));
+                }
+            }
+        }
+        if !in_place {
+            plan.link.push(LinkAction { path: file.path.clone(), blob: file.blob });
+        }
+    }
+    plan
+}

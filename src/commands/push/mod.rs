@@ -1,0 +1,106 @@
+//! `push`: what this cache has and the bucket lacks goes to the bucket.
+//!
+//! [`local`] says what this machine can offer, [`state`] what the bucket has, [`plan`] decides (pure), [`publish`]
+//! does it in the order that keeps every reader safe: blobs, then manifests, then refs.
+
+pub mod local;
+pub mod plan;
+pub mod publish;
+pub mod state;
+
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::{Amount, Session, TransferArgs, kind_of};
+use crate::cache::scan;
+use crate::error::{Error, Kind, Result};
+use crate::ids::RepoQuery;
+use crate::progress::Event;
+use crate::remote::transfer::blocking;
+use plan::{Plan, Skip};
+
+/// Upload what the bucket lacks: blobs, then manifests, then refs
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Args {
+    /// Repos to push (org/name, dataset:org/name); all when none is named
+    #[arg(value_name = "REPO_ID")]
+    pub repos: Vec<RepoQuery>,
+
+    /// Say what would be uploaded, compared with the real bucket, and stop there
+    #[arg(long)]
+    pub dry_run: bool,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub transfer: TransferArgs,
+}
+
+/// What a push did, or would do.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// Whether nothing was written.
+    pub dry_run: bool,
+    /// Uploaded, or to be uploaded.
+    pub uploaded: Amount,
+    /// In the bucket already.
+    pub present: Amount,
+    /// Manifests written, or to be written.
+    pub manifests: usize,
+    /// Manifests that were as they should be.
+    pub manifests_unchanged: usize,
+    /// Refs written, or to be written.
+    pub refs: usize,
+    /// Refs that were as they should be.
+    pub refs_unchanged: usize,
+    /// What was left out, and why.
+    pub skipped: Vec<Skip>,
+    /// What failed.
+    pub failures: Vec<Error>,
+    /// Duration in seconds.
+    pub seconds: f64,
+    /// The actions, for a dry run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plan: Option<Plan>,
+}
+
+impl Report {
+    /// Decides the exit code.
+    pub fn failed(&self) -> Option<Kind> {
+        kind_of(&self.failures)
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When nothing can be done at all; single failures are in the report.
+pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
+    let started = Instant::now();
+    let bucket = session.bucket().await?;
+    session.progress.event(Event::Step("scanning the cache"));
+    let root = session.config.cache.root.clone();
+    let options = local::Options {
+        only: args.repos.clone(),
+        allow_gated: session.config.team.allow_gated,
+        sync_xet: session.config.cache.sync_xet,
+    };
+    let scanned = blocking(move || scan::scan(&root).and_then(|inventory| local::gather(&inventory, &options)));
+    let (local, listing) = tokio::join!(scanned, state::list(&bucket));
+    let (local, listing) = (local?, listing?);
+
+    session.progress.event(Event::Step("comparing with the bucket"));
+    let remote = state::compare(&bucket, listing, &local).await?;
+    let plan = plan::plan(&local, &remote);
+    let mut report = plan.report(args.dry_run);
+    if args.dry_run {
+        report.plan = Some(plan);
+    } else {
+        let context = session.transfers(&bucket, args.transfer.workers(), false);
+        // A cache that cannot be written to can still be pushed: then there is no prune to be kept out either.
+        let _lock = session.lock_shared().await.ok();
+        publish::publish(&context, &plan, &mut report).await;
+    }
+    report.seconds = started.elapsed().as_secs_f64();
+    Ok(report)
+}

@@ -1,0 +1,316 @@
+//! The decision of a push. Pure: what this cache offers and what the bucket has in, ordered actions out.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::Report;
+use super::local::{Local, LocalRepo, LocalRevision};
+use super::state::{Remote, Stored, ref_keys};
+use crate::cache::identify::LocalFile;
+use crate::commands::Amount;
+use crate::error::{Error, Kind};
+use crate::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
+use crate::manifest::Manifest;
+use crate::remote::keys;
+
+/// What to do, in this order.
+#[derive(Debug, Default, Serialize)]
+pub struct Plan {
+    /// Blobs to send.
+    pub uploads: Vec<UploadAction>,
+    /// Revisions to publish, once their blobs are in the bucket.
+    pub revisions: Vec<RevisionAction>,
+    /// What is left out.
+    pub skips: Vec<Skip>,
+    /// What is wrong already now.
+    pub failures: Vec<Error>,
+    /// Blobs that need not be sent.
+    pub present: Amount,
+}
+
+/// A blob to send.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct UploadAction {
+    /// Its name.
+    pub blob: BlobId,
+    /// Its size in bytes.
+    pub size: u64,
+    /// A repo that has it.
+    pub repo: RepoName,
+    /// A file that it is.
+    pub path: RepoPath,
+    /// Where its bytes are.
+    pub source: PathBuf,
+    /// Why.
+    pub reason: UploadReason,
+}
+
+/// Why a blob is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UploadReason {
+    /// The bucket lacks it.
+    Missing,
+    /// The bucket has it with another size.
+    WrongSize,
+}
+
+/// A revision whose blobs are, or will be, in the bucket.
+#[derive(Debug, Serialize)]
+pub struct RevisionAction {
+    /// The repo.
+    pub repo: RepoName,
+    /// The revision.
+    pub commit: Commit,
+    /// What to do about its manifest.
+    pub manifest: ManifestAction,
+    /// Refs to write, once the manifest is there.
+    pub refs: Vec<RefAction>,
+    /// Refs that are right already.
+    pub refs_unchanged: usize,
+    /// What this machine knows of the revision.
+    #[serde(skip)]
+    pub ours: Manifest,
+}
+
+/// What to do about a manifest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ManifestAction {
+    /// The bucket's has all that ours has.
+    Keep,
+    /// The bucket has none.
+    Create,
+    /// The bucket's lacks files or the tree: write both united.
+    Extend,
+    /// The bucket's is not valid.
+    Replace,
+}
+
+/// A ref to write.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RefAction {
+    /// The key.
+    pub key: String,
+    /// The ref.
+    pub name: RefName,
+}
+
+/// Something that is left out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Skip {
+    /// The repo.
+    #[serde(flatten)]
+    pub repo: RepoName,
+    /// The revision, when it is about one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revision: Option<Commit>,
+    /// Why.
+    #[serde(flatten)]
+    pub reason: SkipReason,
+}
+
+/// Why something is left out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "reason", rename_all = "kebab-case")]
+pub enum SkipReason {
+    /// The repo looks gated.
+    Gated {
+        /// The licence file.
+        file: String,
+        /// The keyword in it.
+        keyword: &'static str,
+    },
+    /// An LFS/Xet pointer file.
+    Pointer {
+        /// Which file.
+        path: RepoPath,
+    },
+    /// A snapshot without any file to publish.
+    NoFiles,
+    /// A ref to a revision that is not in this cache.
+    NoSnapshot {
+        /// The ref.
+        name: RefName,
+    },
+    /// A revision that was not published, because blobs of it could not be sent.
+    Withheld {
+        /// How many of its files.
+        files: usize,
+    },
+    /// Complete blobs that no snapshot uses.
+    Unused {
+        /// How many.
+        blobs: usize,
+    },
+}
+
+/// The manifest of a revision as this machine knows it. Where only hashing named a file, the name that the bucket's
+/// manifest uses is taken, since both are right.
+pub fn manifest(repo: &RepoName, revision: &LocalRevision, stored: Option<&Manifest>) -> Manifest {
+    let files = revision.files.iter().map(|local| {
+        let mut file = local.file.clone();
+        if let (Some(other), Some(stored)) = (local.other, stored)
+            && stored.files.iter().any(|known| known.path == file.path && known.blob == other)
+        {
+            file.blob = other;
+        }
+        file
+    });
+    Manifest {
+        repo: repo.clone(),
+        revision: revision.commit.clone(),
+        files: files.collect(),
+        tree: revision.tree.clone(),
+        extra: serde_json::Map::new(),
+    }
+}
+
+/// Decides.
+pub fn plan(local: &Local, remote: &Remote) -> Plan {
+    let mut plan = Plan { failures: local.failures.clone(), ..Plan::default() };
+    let mut blobs: BTreeMap<(BlobId, u64), UploadAction> = BTreeMap::new();
+    for repo in &local.repos {
+        plan_repo(repo, remote, &mut plan, &mut blobs);
+    }
+    for ((id, size), upload) in blobs {
+        match remote.blobs.get(&id) {
+            Some(there) if *there == size => plan.present.add(size),
+            there => {
+                let reason = if there.is_some() { UploadReason::WrongSize } else { UploadReason::Missing };
+                plan.uploads.push(UploadAction { reason, ..upload });
+            }
+        }
+    }
+    plan
+}
+
+fn plan_repo(repo: &LocalRepo, remote: &Remote, plan: &mut Plan, blobs: &mut BTreeMap<(BlobId, u64), UploadAction>) {
+    let mut skip = |revision: Option<&Commit>, reason| {
+        plan.skips.push(Skip { repo: repo.name.clone(), revision: revision.cloned(), reason });
+    };
+    if let Some(gated) = &repo.gated {
+        skip(None, SkipReason::Gated { file: gated.file.clone(), keyword: gated.keyword });
+        return;
+    }
+    if repo.unused > 0 {
+        skip(None, SkipReason::Unused { blobs: repo.unused });
+    }
+    let mut known: HashSet<&Commit> = HashSet::new();
+    for revision in &repo.revisions {
+        known.insert(&revision.commit);
+        for path in &revision.pointers {
+            skip(Some(&revision.commit), SkipReason::Pointer { path: path.clone() });
+        }
+        if revision.files.is_empty() {
+            skip(Some(&revision.commit), SkipReason::NoFiles);
+        }
+    }
+    for (name, commit) in repo.refs.iter().filter(|(_, commit)| !known.contains(commit)) {
+        skip(Some(commit), SkipReason::NoSnapshot { name: name.clone() });
+    }
+    for revision in repo.revisions.iter().filter(|revision| !revision.files.is_empty()) {
+        match plan_revision(repo, revision, remote) {
+            Err(error) => plan.failures.push(error),
+            Ok(action) => {
+                for (file, local) in action.ours.files.iter().zip(&revision.files) {
+                    blobs.entry((file.blob, file.size)).or_insert_with(|| upload(&repo.name, local, file.blob));
+                }
+                plan.revisions.push(action);
+            }
+        }
+    }
+}
+
+fn upload(repo: &RepoName, local: &LocalFile, blob: BlobId) -> UploadAction {
+    UploadAction {
+        blob,
+        size: local.file.size,
+        repo: repo.clone(),
+        path: local.file.path.clone(),
+        source: local.source.clone(),
+        reason: UploadReason::Missing,
+    }
+}
+
+fn plan_revision(repo: &LocalRepo, revision: &LocalRevision, remote: &Remote) -> Result<RevisionAction, Error> {
+    if let Some(error) = &revision.refused {
+        return Err(error.clone());
+    }
+    let stored = remote.manifests.get(&keys::manifest(&repo.name.id, &revision.commit));
+    let other = match stored {
+        Some(Stored::Other(manifest)) => Some(&**manifest),
+        _ => None,
+    };
+    let ours = manifest(&repo.name, revision, other);
+    let manifest = match (stored, other) {
+        (None, _) => ManifestAction::Create,
+        (Some(Stored::Same), _) => ManifestAction::Keep,
+        (Some(Stored::Invalid(_)), _) | (_, None) => ManifestAction::Replace,
+        (_, Some(other)) if unite(other, &ours)? == *other => ManifestAction::Keep,
+        _ => ManifestAction::Extend,
+    };
+    let mut action = RevisionAction {
+        repo: repo.name.clone(),
+        commit: revision.commit.clone(),
+        manifest,
+        refs: Vec::new(),
+        refs_unchanged: 0,
+        ours,
+    };
+    for name in repo.refs.iter().filter(|(_, commit)| **commit == revision.commit).map(|(name, _)| name) {
+        for key in ref_keys(&repo.name, name) {
+            match remote.refs.get(&key) {
+                Some(stored) if stored.commit.as_ref() == Some(&revision.commit) => action.refs_unchanged += 1,
+                // A key that other repos may use too: never taken from them.
+                Some(stored)
+                    if !keys::is_plain(&repo.name)
+                        && key.starts_with(keys::REFS)
+                        && stored.owner.as_ref() != Some(&repo.name) => {}
+                _ => action.refs.push(RefAction { key, name: name.clone() }),
+            }
+        }
+    }
+    Ok(action)
+}
+
+/// The bucket's manifest with ours added.
+///
+/// # Errors
+/// When it is another repo's, which shares the key, or when they contradict each other.
+pub fn unite(stored: &Manifest, ours: &Manifest) -> Result<Manifest, Error> {
+    if stored.repo != ours.repo {
+        return Err(Error::new(Kind::Failed, format!("{}@{} cannot be stored", ours.repo, ours.revision.short()))
+            .because(format!("the bucket's key for it belongs to {}, which has the same commit hash", stored.repo)));
+    }
+    stored.united_with(ours)
+}
+
+impl Plan {
+    /// The report of a dry run, and the beginning of that of a real one.
+    pub fn report(&self, dry_run: bool) -> Report {
+        let mut uploaded = Amount::default();
+        let mut report = Report {
+            dry_run,
+            uploaded,
+            present: self.present,
+            manifests: 0,
+            manifests_unchanged: self.revisions.iter().filter(|r| r.manifest == ManifestAction::Keep).count(),
+            refs: 0,
+            refs_unchanged: self.revisions.iter().map(|r| r.refs_unchanged).sum(),
+            skipped: self.skips.clone(),
+            failures: self.failures.clone(),
+            seconds: 0.0,
+            plan: None,
+        };
+        if dry_run {
+            self.uploads.iter().for_each(|upload| uploaded.add(upload.size));
+            report.uploaded = uploaded;
+            report.manifests = self.revisions.len() - report.manifests_unchanged;
+            report.refs = self.revisions.iter().map(|r| r.refs.len()).sum();
+        }
+        report
+    }
+}

@@ -1,0 +1,150 @@
+//! Carrying out a push: blobs, then each manifest whose blobs are all there, then its refs.
+
+use std::collections::HashSet;
+
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+
+use super::Report;
+use super::plan::{ManifestAction, Plan, RevisionAction, Skip, SkipReason, unite};
+use crate::error::{Error, Kind, Result};
+use crate::ids::BlobId;
+use crate::manifest::Manifest;
+use crate::progress::Event;
+use crate::remote::transfer::upload::{SINGLE_PUT, Upload, upload};
+use crate::remote::transfer::{Context, pool};
+use crate::remote::{keys, lookup};
+
+/// How often a manifest is written again because another machine wrote it at the same time.
+const MANIFEST_TRIES: u32 = 6;
+/// Revisions published at once.
+const AT_ONCE: usize = 16;
+
+/// Executes the plan and completes the report.
+pub async fn publish(context: &Context, plan: &Plan, report: &mut Report) {
+    let lost = send_blobs(context, plan, report).await;
+    context.progress.event(Event::Step("writing manifests and refs"));
+    let mut published = stream::iter(&plan.revisions)
+        .map(|revision| publish_revision(context, revision, &lost))
+        .buffer_unordered(AT_ONCE);
+    while let Some(done) = published.next().await {
+        report.manifests += done.manifests;
+        report.refs += done.refs;
+        report.skipped.extend(done.skipped);
+        report.failures.extend(done.failures);
+    }
+}
+
+/// Sends all blobs; returns those that are not in the bucket after that.
+async fn send_blobs(context: &Context, plan: &Plan, report: &mut Report) -> HashSet<(BlobId, u64)> {
+    let bytes = plan.uploads.iter().map(|upload| upload.size).sum();
+    context.progress.event(Event::Planned { blobs: plan.uploads.len() as u64, bytes });
+    let uploads = plan.uploads.iter().map(|action| Upload {
+        id: action.blob,
+        size: action.size,
+        source: action.source.clone(),
+        label: format!("{}/{}", action.repo, action.path),
+    });
+    let mut lost = HashSet::new();
+    pool::run(
+        uploads.collect(),
+        context.limiter.ceiling(),
+        |blob: &Upload| blob.size > SINGLE_PUT,
+        |blob| {
+            let context = context.clone();
+            async move {
+                let sent = upload(&context, &blob).await;
+                (blob, sent)
+            }
+        },
+        |(blob, sent)| match sent {
+            Ok(()) => report.uploaded.add(blob.size),
+            Err(error) => {
+                lost.insert((blob.id, blob.size));
+                report.failures.push(error);
+            }
+        },
+    )
+    .await;
+    lost
+}
+
+#[derive(Default)]
+struct Published {
+    manifests: usize,
+    refs: usize,
+    skipped: Option<Skip>,
+    failures: Vec<Error>,
+}
+
+async fn publish_revision(context: &Context, revision: &RevisionAction, lost: &HashSet<(BlobId, u64)>) -> Published {
+    let mut done = Published::default();
+    let name = || format!("{}@{}", revision.repo, revision.commit.short());
+    let missing = revision.ours.files.iter().filter(|file| lost.contains(&(file.blob, file.size))).count();
+    if missing > 0 {
+        done.skipped = Some(Skip {
+            repo: revision.repo.clone(),
+            revision: Some(revision.commit.clone()),
+            reason: SkipReason::Withheld { files: missing },
+        });
+        return done;
+    }
+    if revision.manifest != ManifestAction::Keep {
+        match write_manifest(context, revision).await {
+            Ok(()) => done.manifests += 1,
+            Err(error) => {
+                done.failures.push(error);
+                return done;
+            }
+        }
+    }
+    for reference in &revision.refs {
+        let content = Bytes::copy_from_slice(revision.commit.as_str().as_bytes());
+        match context.bucket.put_small(&reference.key, content).await {
+            Ok(()) => done.refs += 1,
+            Err(failure) => {
+                let doing = format!("cannot write ref {} of {}", reference.name, name());
+                done.failures.push(context.bucket.explain(failure, &doing));
+            }
+        }
+    }
+    done
+}
+
+/// Reads, unites, writes and reads back, until the bucket's manifest has all of ours: another machine may be
+/// writing the same one, and stores' conditional writes cannot be relied on.
+async fn write_manifest(context: &Context, revision: &RevisionAction) -> Result<()> {
+    let ours = &revision.ours;
+    let key = keys::manifest(&ours.repo.id, &ours.revision);
+    let doing = format!("cannot write the manifest of {}@{}", ours.repo, ours.revision.short());
+    for _ in 0..MANIFEST_TRIES {
+        let wanted = match read_stored(context, &key).await? {
+            None => ours.clone(),
+            Some(stored) => {
+                let united = unite(&stored, ours)?;
+                if united == stored {
+                    return Ok(());
+                }
+                united
+            }
+        };
+        let written = context.bucket.put_small(&key, wanted.to_json().into()).await;
+        written.map_err(|failure| context.bucket.explain(failure, &doing))?;
+        if let Some(stored) = read_stored(context, &key).await?
+            && unite(&stored, ours)? == stored
+        {
+            return Ok(());
+        }
+    }
+    Err(Error::new(Kind::Unavailable, doing)
+        .because("other machines keep writing it, or the store does not show what was written")
+        .hint("run push again: its blobs are in the bucket"))
+}
+
+/// The stored manifest; one that is not valid is as good as none and gets replaced.
+async fn read_stored(context: &Context, key: &str) -> Result<Option<Manifest>> {
+    match lookup::read_manifest(&context.bucket, key).await {
+        Err(error) if error.kind == Kind::Integrity => Ok(None),
+        result => result,
+    }
+}

@@ -1,0 +1,142 @@
+//! What the bucket has, as far as a push needs to know: one listing, and GETs only for what differs from what this
+//! machine would write.
+
+use std::collections::HashMap;
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use md5::Digest;
+
+use super::local::{Local, LocalRepo, LocalRevision};
+use crate::error::{Error, Kind, Result};
+use crate::ids::{BlobId, Commit, RefName, RepoName};
+use crate::manifest::Manifest;
+use crate::remote::client::{Bucket, Object};
+use crate::remote::{keys, lookup};
+
+/// Small objects read at once.
+const AT_ONCE: usize = 32;
+
+/// What the listings said.
+#[derive(Debug, Default)]
+pub struct Listing {
+    blobs: HashMap<BlobId, u64>,
+    small: HashMap<String, Object>,
+}
+
+/// The bucket, seen from this cache.
+#[derive(Debug, Default)]
+pub struct Remote {
+    /// Blobs with their sizes.
+    pub blobs: HashMap<BlobId, u64>,
+    /// By key: manifests of this cache's revisions.
+    pub manifests: HashMap<String, Stored>,
+    /// By key: refs that this cache could write.
+    pub refs: HashMap<String, StoredRef>,
+}
+
+/// A manifest in the bucket.
+#[derive(Debug, Clone)]
+pub enum Stored {
+    /// Exactly what this machine would write.
+    Same,
+    /// Another one.
+    Other(Box<Manifest>),
+    /// Not a valid one, and why.
+    Invalid(String),
+}
+
+/// A ref in the bucket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredRef {
+    /// What it says; `None` when that is no commit.
+    pub commit: Option<Commit>,
+    /// The repo that it belongs to, where that was looked up: the one that its manifest names.
+    pub owner: Option<RepoName>,
+}
+
+/// Lists blobs, manifests and refs.
+///
+/// # Errors
+/// Any page that fails: nothing is decided on a part of a listing.
+pub async fn list(bucket: &Bucket) -> Result<Listing> {
+    let lists = tokio::try_join!(bucket.list(keys::BLOBS), bucket.list(keys::MANIFESTS), bucket.list(keys::ALL_REFS));
+    let doing = format!("cannot list bucket '{}'", bucket.name());
+    let (blobs, manifests, refs) = lists.map_err(|failure| bucket.explain(failure, &doing))?;
+    let mut listing = Listing::default();
+    listing.blobs = blobs.into_iter().filter_map(|object| Some((keys::parse_blob(&object.key)?, object.size))).collect();
+    listing.small = manifests.into_iter().chain(refs).map(|object| (object.key.clone(), object)).collect();
+    Ok(listing)
+}
+
+/// Reads what differs from what this machine would write.
+///
+/// # Errors
+/// When a request fails; what is there but not valid is part of the result.
+pub async fn compare(bucket: &Bucket, listing: Listing, local: &Local) -> Result<Remote> {
+    let revisions = local.repos.iter().flat_map(|repo| repo.revisions.iter().map(move |revision| (repo, revision)));
+    let manifests = stream::iter(revisions.filter_map(|(repo, revision)| {
+        let object = listing.small.get(&keys::manifest(&repo.name.id, &revision.commit))?;
+        Some(stored_manifest(bucket, repo, revision, object))
+    }));
+    let manifests = manifests.buffer_unordered(AT_ONCE).try_collect().await?;
+
+    let refs = local.repos.iter().flat_map(|repo| repo.refs.iter().map(move |(name, commit)| (&repo.name, name, commit)));
+    let wanted = refs.flat_map(|(repo, name, commit)| ref_keys(repo, name).map(move |key| (key, repo, commit)));
+    let refs = stream::iter(wanted.filter_map(|(key, repo, commit)| {
+        let object = listing.small.get(&key)?;
+        Some(stored_ref(bucket, key, repo, commit, object))
+    }));
+    let refs = refs.buffer_unordered(AT_ONCE).try_collect().await?;
+    Ok(Remote { blobs: listing.blobs, manifests, refs })
+}
+
+/// The keys that a ref of this repo may be written to.
+pub fn ref_keys(repo: &RepoName, name: &RefName) -> impl Iterator<Item = String> + use<> {
+    let plain = keys::is_plain(repo);
+    let old = (repo.kind != crate::ids::RepoType::Kernel).then(|| keys::old_ref(&repo.id, name));
+    let new = (!plain).then(|| keys::new_ref(repo, name));
+    old.into_iter().chain(new)
+}
+
+/// Whether the listing alone proves that the object has this content: most stores' ETag of one PUT is its MD5.
+fn is_listed_as(object: &Object, content: &[u8]) -> bool {
+    let md5 = md5::Md5::digest(content);
+    let hex: String = md5.iter().map(|byte| format!("{byte:02x}")).collect();
+    object.size == content.len() as u64 && object.etag.as_deref() == Some(hex.as_str())
+}
+
+async fn stored_manifest(bucket: &Bucket, repo: &LocalRepo, revision: &LocalRevision, object: &Object) -> Result<(String, Stored)> {
+    let ours = super::plan::manifest(&repo.name, revision, None).to_json();
+    let key = object.key.clone();
+    if is_listed_as(object, &ours) {
+        return Ok((key, Stored::Same));
+    }
+    match lookup::read_manifest(bucket, &key).await {
+        Ok(Some(manifest)) => Ok((key, Stored::Other(Box::new(manifest)))),
+        Ok(None) => Ok((key, Stored::Invalid("it was deleted meanwhile".into()))),
+        Err(Error { kind: Kind::Integrity, why, .. }) => Ok((key, Stored::Invalid(why.unwrap_or_default()))),
+        Err(error) => Err(error),
+    }
+}
+
+async fn stored_ref(bucket: &Bucket, key: String, repo: &RepoName, commit: &Commit, object: &Object) -> Result<(String, StoredRef)> {
+    // Under a commit of ours the manifest is ours as well: nothing to look up.
+    if is_listed_as(object, commit.as_str().as_bytes()) {
+        return Ok((key, StoredRef { commit: Some(commit.clone()), owner: Some(repo.clone()) }));
+    }
+    let found = match lookup::read_ref(bucket, &key).await {
+        Ok(found) => found,
+        Err(error) if error.kind == Kind::Integrity => None,
+        Err(error) => return Err(error),
+    };
+    let shared = !keys::is_plain(repo) && key.starts_with(keys::REFS);
+    let owner = match &found {
+        Some(commit) if shared => match lookup::read_manifest(bucket, &keys::manifest(&repo.id, commit)).await {
+            Ok(manifest) => manifest.map(|manifest| manifest.repo),
+            Err(error) if error.kind == Kind::Integrity => None,
+            Err(error) => return Err(error),
+        },
+        _ => None,
+    };
+    Ok((key, StoredRef { commit: found, owner }))
+}
