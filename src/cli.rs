@@ -103,9 +103,8 @@ impl Global {
 }
 
 fn current_dir() -> Result<PathBuf> {
-    std::env::current_dir().map_err(|e| {
-        Error::new(Kind::Failed, "cannot tell the current directory").because(crate::error::plain_io(&e))
-    })
+    std::env::current_dir()
+        .map_err(|e| Error::new(Kind::Failed, "cannot tell the current directory").because(crate::error::plain_io(&e)))
 }
 
 /// Runs a command; returns the kind of failure that a finished command reports.

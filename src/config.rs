@@ -245,8 +245,7 @@ impl Config {
             None => RawConfig::default(),
         };
         let RawConfig { storage, cache, team } = raw;
-        let (storage, cache, team) =
-            (storage.unwrap_or_default(), cache.unwrap_or_default(), team.unwrap_or_default());
+        let (storage, cache, team) = (storage.unwrap_or_default(), cache.unwrap_or_default(), team.unwrap_or_default());
 
         let pick = |flag: &Option<String>, variable: &str, yaml: Option<String>| {
             let given = flag.clone().or_else(|| env.get(variable)).or(yaml);
@@ -582,9 +581,10 @@ fn check_prefix(text: &str) -> Result<String> {
 /// `s3.<region>.backblazeb2.com`, `s3.<region>.amazonaws.com`.
 fn region_of_host(endpoint: &str) -> Option<String> {
     let host = host_of(endpoint);
-    let region = host.strip_prefix("s3.")?.strip_suffix(".backblazeb2.com").or_else(|| {
-        host.strip_prefix("s3.")?.strip_suffix(".amazonaws.com")
-    })?;
+    let region = host
+        .strip_prefix("s3.")?
+        .strip_suffix(".backblazeb2.com")
+        .or_else(|| host.strip_prefix("s3.")?.strip_suffix(".amazonaws.com"))?;
     (!region.is_empty() && !region.contains('.')).then(|| region.to_string())
 }
 
@@ -682,11 +682,15 @@ mod tests {
 
     #[test]
     fn the_cache_is_where_the_client_looks() {
-        let root = |yaml: Option<&str>, vars: &[(&str, &str)]| load(yaml, vars, Overrides::default()).unwrap().cache.root;
+        let root =
+            |yaml: Option<&str>, vars: &[(&str, &str)]| load(yaml, vars, Overrides::default()).unwrap().cache.root;
         assert_eq!(root(None, &[]), Path::new("/home/u/.cache/huggingface/hub"));
         assert_eq!(root(None, &[("XDG_CACHE_HOME", "/x")]), Path::new("/x/huggingface/hub"));
         assert_eq!(root(None, &[("HF_HOME", "~/h"), ("XDG_CACHE_HOME", "/x")]), Path::new("/home/u/h/hub"));
-        assert_eq!(root(None, &[("HF_HUB_CACHE", "$D/${E}/c$"), ("D", "/d"), ("HF_HOME", "/h")]), Path::new("/d/${E}/c$"));
+        assert_eq!(
+            root(None, &[("HF_HUB_CACHE", "$D/${E}/c$"), ("D", "/d"), ("HF_HOME", "/h")]),
+            Path::new("/d/${E}/c$")
+        );
         assert_eq!(root(None, &[("HUGGINGFACE_HUB_CACHE", "/old"), ("HF_HOME", "/h")]), Path::new("/old"));
         let yaml = Some("cache:\n  hf_cache_dir: ~/mine\n");
         assert_eq!(root(yaml, &[("HF_HUB_CACHE", "/x")]), Path::new("/home/u/mine"));
@@ -701,6 +705,8 @@ mod tests {
         assert_eq!(host_of("http://[::1]:9000/x"), "[::1]");
         assert!(check_bucket("s3://x").is_err());
         assert!(check_prefix("a/../b").is_err());
-        assert!(is_backblaze("https://s3.us-west-004.backblazeb2.com") && !is_backblaze("https://backblazeb2.com.evil.org"));
+        assert!(
+            is_backblaze("https://s3.us-west-004.backblazeb2.com") && !is_backblaze("https://backblazeb2.com.evil.org")
+        );
     }
 }

@@ -366,8 +366,9 @@ fn fits_windows(segment: &str) -> bool {
     let numbered = |prefix: &str| {
         stem.strip_prefix(prefix).is_some_and(|rest| rest.len() == 1 && rest.as_bytes()[0].is_ascii_digit())
     };
-    let device =
-        matches!(stem.as_str(), "con" | "prn" | "aux" | "nul" | "conin$" | "conout$") || numbered("com") || numbered("lpt");
+    let device = matches!(stem.as_str(), "con" | "prn" | "aux" | "nul" | "conin$" | "conout$")
+        || numbered("com")
+        || numbered("lpt");
     !device && !segment.contains(['<', '>', ':', '"', '|', '?', '*']) && !segment.ends_with(['.', ' '])
 }
 
@@ -416,7 +417,8 @@ mod tests {
             assert_eq!(good.parse::<RepoId>().unwrap().as_str(), good);
         }
         bad::<RepoId>(&[
-            "", "/", "a/", "/a", "a/b/c", "a--b", "a..b", "-a", "a-", ".a", "a.", "a b", "a\\b", "ä", "a\0", "..", "x.git",
+            "", "/", "a/", "/a", "a/b/c", "a--b", "a..b", "-a", "a-", ".a", "a.", "a b", "a\\b", "ä", "a\0", "..",
+            "x.git",
         ]);
         assert!("x".repeat(97).parse::<RepoId>().is_err());
     }
@@ -434,7 +436,20 @@ mod tests {
     #[test]
     fn paths_from_a_bucket_cannot_escape() {
         bad::<RepoPath>(&[
-            "", "/etc/passwd", "../x", "a/../b", "a/..", "./a", "a//b", "a/", "a\\b", "..\\x", "C:/x", "c:x", "a\0b", "a\nb",
+            "",
+            "/etc/passwd",
+            "../x",
+            "a/../b",
+            "a/..",
+            "./a",
+            "a//b",
+            "a/",
+            "a\\b",
+            "..\\x",
+            "C:/x",
+            "c:x",
+            "a\0b",
+            "a\nb",
         ]);
         for good in ["a", "a/b.c", "deep/er/ünï/文件 x.bin", "a..b", ".gitattributes", "xy:z"] {
             good.parse::<RepoPath>().unwrap();
@@ -446,7 +461,9 @@ mod tests {
         for good in ["main", "refs/pr/1", "v1.0", "feature/x-y", "abc1234"] {
             good.parse::<RefName>().unwrap();
         }
-        bad::<RefName>(&["", "/", "a//b", "../x", "a/..", ".x", "x.lock", "a b", "a\n", "a~1", "a:b", "a\\b", "a@{1}", "main/"]);
+        bad::<RefName>(&[
+            "", "/", "a//b", "../x", "a/..", ".x", "x.lock", "a b", "a\n", "a~1", "a:b", "a\\b", "a@{1}", "main/",
+        ]);
     }
 
     #[test]

@@ -257,7 +257,10 @@ impl Tree {
             return Err(format!("the commit's tree does not list '{}'", file.path));
         };
         if entry.blob != file.blob {
-            return Err(format!("the commit's tree says that '{}' is blob {}, not {}", file.path, entry.blob, file.blob));
+            return Err(format!(
+                "the commit's tree says that '{}' is blob {}, not {}",
+                file.path, entry.blob, file.blob
+            ));
         }
         if entry.size != file.size {
             return Err(format!(
@@ -287,7 +290,10 @@ fn parse_tree_entry(entry: &Value) -> Result<TreeEntry, String> {
     if is_sha256(&blob_id) || !lfs.iter().chain(hash("xet_hash")?.iter()).all(is_sha256) {
         return Err("a hash has the wrong length".into());
     }
-    Ok(TreeEntry { blob: lfs.unwrap_or(blob_id), size: if lfs.is_some() { number("lfs_size")?.unwrap_or(size) } else { size } })
+    Ok(TreeEntry {
+        blob: lfs.unwrap_or(blob_id),
+        size: if lfs.is_some() { number("lfs_size")?.unwrap_or(size) } else { size },
+    })
 }
 
 /// JSON as Python's `json.dumps(value, indent=..)` writes it: every non-ASCII character escaped, no final newline.
@@ -414,7 +420,8 @@ mod tests {
         assert_eq!(String::from_utf8(parsed.tree.as_ref().unwrap().to_json()).unwrap(), good);
         assert_eq!(Manifest::parse(&parsed.to_json()).unwrap(), parsed);
 
-        let tree = |path: &str, entry: Value| with_tree(serde_json::json!({"format_version": 1, "files": {path: entry}}));
+        let tree =
+            |path: &str, entry: Value| with_tree(serde_json::json!({"format_version": 1, "files": {path: entry}}));
         for (value, why) in [
             (tree("../a", serde_json::json!({"size": 6, "blob_id": SHA1})), "'..'"),
             (tree("a", serde_json::json!({"size": 6, "blob_id": "../x"})), "no blob name"),

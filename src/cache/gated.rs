@@ -27,7 +27,11 @@ struct OpenLicense {
 /// texts contain no keyword.
 const OPEN_LICENSES: [OpenLicense; 5] = [
     OpenLicense {
-        marks: &["apache license", "version 2.0, january 2004", "terms and conditions for use, reproduction, and distribution"],
+        marks: &[
+            "apache license",
+            "version 2.0, january 2004",
+            "terms and conditions for use, reproduction, and distribution",
+        ],
         harmless: &["terms of any separate license agreement you may have executed with licensor"],
     },
     OpenLicense {
@@ -82,9 +86,9 @@ pub fn keyword_in(text: &str) -> Option<&'static str> {
         }
     }
     KEYWORDS.into_iter().find(|keyword| {
-        folded.match_indices(keyword).any(|(at, _)| {
-            *keyword != "gated" || !folded[..at].ends_with(|c: char| c.is_alphanumeric())
-        })
+        folded
+            .match_indices(keyword)
+            .any(|(at, _)| *keyword != "gated" || !folded[..at].ends_with(|c: char| c.is_alphanumeric()))
     })
 }
 
@@ -130,7 +134,10 @@ mod tests {
                       executed with Licensor regarding such Contributions.";
         assert_eq!(keyword_in(apache), None);
         assert_eq!(keyword_in(&format!("{apache}\nYou must accept our terms.")), Some("you must accept"));
-        assert_eq!(keyword_in("the terms of any separate license agreement you may have executed with licensor"), Some("agreement"));
+        assert_eq!(
+            keyword_in("the terms of any separate license agreement you may have executed with licensor"),
+            Some("agreement")
+        );
         assert_eq!(keyword_in("MIT License\nPermission is hereby granted, free of charge"), None);
     }
 }

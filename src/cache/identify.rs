@@ -42,7 +42,13 @@ const MAX_GIT_SIZE: u64 = 10 << 20;
 
 impl Identifier {
     /// The files of one revision, sorted by path, and those that could not be read.
-    pub fn files(&mut self, layout: &Layout, repo: &Repo, commit: &Commit, tree: Option<&Tree>) -> (Vec<LocalFile>, Vec<Problem>) {
+    pub fn files(
+        &mut self,
+        layout: &Layout,
+        repo: &Repo,
+        commit: &Commit,
+        tree: Option<&Tree>,
+    ) -> (Vec<LocalFile>, Vec<Problem>) {
         let mut files = Vec::new();
         let mut problems = Vec::new();
         let Some(revision) = repo.revisions.get(commit) else { return (files, problems) };
@@ -52,7 +58,11 @@ impl Identifier {
                 SnapshotFile::Link(id) => {
                     let size = repo.blobs[id].size;
                     let source = layout.blob(&repo.name, id);
-                    files.push(LocalFile { file: ManifestFile { path: path.clone(), blob: *id, size }, source, other: None });
+                    files.push(LocalFile {
+                        file: ManifestFile { path: path.clone(), blob: *id, size },
+                        source,
+                        other: None,
+                    });
                 }
                 SnapshotFile::Real { size, inode, .. } => {
                     let source = layout.snapshot_file(&repo.name, commit, path);
@@ -82,7 +92,13 @@ impl Identifier {
         (files, problems)
     }
 
-    fn by_hash(&mut self, repo: &Repo, source: &Path, size: u64, inode: Option<&Inode>) -> io::Result<(BlobId, Option<BlobId>)> {
+    fn by_hash(
+        &mut self,
+        repo: &Repo,
+        source: &Path,
+        size: u64,
+        inode: Option<&Inode>,
+    ) -> io::Result<(BlobId, Option<BlobId>)> {
         let key = inode.map(|inode| inode.id);
         let names = match key.and_then(|key| self.hashed.get(&key)) {
             Some(names) => *names,

@@ -196,7 +196,9 @@ mod tests {
         let blobs = Path::new("/hub/models--x/blobs");
         let target = format!("../../blobs/ab/{hash}");
         assert_eq!(shared_target(store, blobs, Path::new(&target)), Some(store.join("ab").join(&hash)));
-        for other in [format!("../../blobs/cd/{hash}"), format!("../{hash}"), "../../blobs/ab/x".into(), "/etc/passwd".into()] {
+        for other in
+            [format!("../../blobs/cd/{hash}"), format!("../{hash}"), "../../blobs/ab/x".into(), "/etc/passwd".into()]
+        {
             assert_eq!(shared_target(store, blobs, Path::new(&other)), None, "{other}");
         }
     }

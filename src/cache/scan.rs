@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, DirEntry, Metadata};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
 
 use serde::Serialize;
@@ -271,7 +271,11 @@ fn scan_repos(layout: &Layout, folders: &[(RepoName, PathBuf)]) -> Vec<Repo> {
 }
 
 fn unreadable(path: &Path, error: &io::Error) -> Problem {
-    Problem { path: path.to_path_buf(), kind: ProblemKind::Unreadable, detail: format!("cannot be read: {}", plain_io(error)) }
+    Problem {
+        path: path.to_path_buf(),
+        kind: ProblemKind::Unreadable,
+        detail: format!("cannot be read: {}", plain_io(error)),
+    }
 }
 
 /// The scan of one repo folder.
@@ -331,7 +335,11 @@ impl<'a> RepoScan<'a> {
 
     fn folder(&mut self) {
         if !fs::metadata(self.path).is_ok_and(|meta| meta.is_dir()) {
-            self.problem(self.path.to_path_buf(), ProblemKind::Unreadable, "is named like a repo but is no readable folder");
+            self.problem(
+                self.path.to_path_buf(),
+                ProblemKind::Unreadable,
+                "is named like a repo but is no readable folder",
+            );
             return;
         }
         for (name, entry) in self.entries(self.path) {
@@ -416,7 +424,9 @@ impl<'a> RepoScan<'a> {
                 }
                 _ if name == ".DS_Store" => {}
                 Ok(_) => self.problem(path, ProblemKind::ForeignLink, "is named like a snapshot but is no folder"),
-                Err(_) => self.problem(path, ProblemKind::UnknownEntry, "is in snapshots/, but its name is no commit hash"),
+                Err(_) => {
+                    self.problem(path, ProblemKind::UnknownEntry, "is in snapshots/, but its name is no commit hash")
+                }
             }
         }
     }
@@ -579,13 +589,7 @@ impl<'a> RepoScan<'a> {
 }
 
 fn blob(meta: &Metadata, place: Place) -> Blob {
-    Blob {
-        size: meta.len(),
-        place,
-        inode: inode(meta),
-        accessed: meta.accessed().ok(),
-        modified: meta.modified().ok(),
-    }
+    Blob { size: meta.len(), place, inode: inode(meta), accessed: meta.accessed().ok(), modified: meta.modified().ok() }
 }
 
 #[cfg(unix)]

@@ -1,6 +1,5 @@
 //! `doctor`: is everything as it should be? Reads first, then writes; a read-only key is a mode and no failure.
 
-
 use bytes::Bytes;
 use serde::Serialize;
 
@@ -124,7 +123,8 @@ fn region(session: &Session, bucket: Option<&Bucket>) -> Check {
         (Some(region), _) => Check::new("Region", Status::Ok, region),
         (None, Some(bucket)) => {
             let detail = format!("not set, using {}", bucket.place().region);
-            Check::new("Region", Status::Note, detail).hint("set storage.region or B2_REGION when the bucket is elsewhere")
+            Check::new("Region", Status::Note, detail)
+                .hint("set storage.region or B2_REGION when the bucket is elsewhere")
         }
         (None, None) => Check::new("Region", Status::Note, "not set"),
     }
@@ -134,10 +134,13 @@ fn credentials(session: &Session, bucket: Option<&Result<Bucket>>) -> Check {
     let found = &session.config.storage.credentials;
     let source = format!("source={}", found.source());
     match (bucket, found) {
-        (Some(Err(error)), _) if matches!(error.kind, Kind::Credentials | Kind::Usage) => {
-            Check { detail: format!("{source}: {}", error.why.as_ref().unwrap_or(&error.what)), ..Check::from_error("Credentials", error.clone()) }
+        (Some(Err(error)), _) if matches!(error.kind, Kind::Credentials | Kind::Usage) => Check {
+            detail: format!("{source}: {}", error.why.as_ref().unwrap_or(&error.what)),
+            ..Check::from_error("Credentials", error.clone())
+        },
+        (_, Credentials::Incomplete(why)) => {
+            Check { kind: Kind::Usage, ..Check::new("Credentials", Status::Failed, why) }
         }
-        (_, Credentials::Incomplete(why)) => Check { kind: Kind::Usage, ..Check::new("Credentials", Status::Failed, why) },
         _ => Check::new("Credentials", Status::Ok, source),
     }
 }
@@ -153,7 +156,8 @@ fn cache(session: &Session) -> Vec<Check> {
         }
         Ok(_) if !root.exists() => {
             let check = Check::new("HF cache dir", Status::Note, format!("{} is not there yet", root.display()));
-            checks.push(check.hint("pull or huggingface_hub will create it; set HF_HUB_CACHE if it should be elsewhere"));
+            checks
+                .push(check.hint("pull or huggingface_hub will create it; set HF_HUB_CACHE if it should be elsewhere"));
             false
         }
         Ok(inventory) => {
@@ -190,7 +194,8 @@ fn links(layout: &crate::cache::layout::Layout) -> Check {
         Err(error) => {
             // A read-only cache is fine for push.
             let writable = lock::try_tool_lock(layout, lock::Mode::Shared).is_ok();
-            let detail = if writable { "cannot be tested" } else { "the cache is read-only: push works, pull does not" };
+            let detail =
+                if writable { "cannot be tested" } else { "the cache is read-only: push works, pull does not" };
             Check { hint: error.why, ..Check::new("Links", Status::Note, detail) }
         }
     }
@@ -205,7 +210,8 @@ async fn store(bucket: &Bucket, require_write: bool) -> Vec<Check> {
                 let detail = format!("{} s from the store's", ahead.abs());
                 checks.push(match ahead.abs() < CLOCK_WARNING {
                     true => Check::new("Clock", Status::Ok, detail),
-                    false => Check::new("Clock", Status::Note, detail).hint("set the clock: stores refuse requests from 15 minutes on"),
+                    false => Check::new("Clock", Status::Note, detail)
+                        .hint("set the clock: stores refuse requests from 15 minutes on"),
                 });
             }
         }
@@ -238,12 +244,14 @@ async fn write(bucket: &Bucket, required: bool) -> Check {
     let read_back = bucket.get_small(&key, 1024).await;
     let deleted = bucket.delete(&key).await;
     match (read_back, deleted) {
-        (Ok(Some(small)), Ok(())) if small.bytes == content => Check::new(NAME, Status::Ok, "a probe was written, read back and deleted"),
+        (Ok(Some(small)), Ok(())) if small.bytes == content => {
+            Check::new(NAME, Status::Ok, "a probe was written, read back and deleted")
+        }
         (Ok(Some(small)), Err(_)) if small.bytes == content => {
-            Check::new(NAME, Status::Note, format!("works, but the probe {key} could not be deleted")).hint("delete that key by hand")
+            Check::new(NAME, Status::Note, format!("works, but the probe {key} could not be deleted"))
+                .hint("delete that key by hand")
         }
         (Err(failure), _) => Check::from_error(NAME, bucket.explain(failure, "cannot read back")),
         (Ok(_), _) => Check::new(NAME, Status::Failed, "what was written could not be read back"),
     }
 }
-

@@ -67,7 +67,11 @@ impl Session {
 }
 
 /// Tries until the lock is free. The first seconds pass without a word.
-pub(crate) async fn wait_for(progress: &dyn Progress, note: &str, attempt: impl Fn() -> Result<Option<Lock>>) -> Result<Lock> {
+pub(crate) async fn wait_for(
+    progress: &dyn Progress,
+    note: &str,
+    attempt: impl Fn() -> Result<Option<Lock>>,
+) -> Result<Lock> {
     let mut pause = Duration::from_millis(20);
     let mut waited = Duration::ZERO;
     let mut told = false;

@@ -276,7 +276,12 @@ impl Bucket {
     ///
     /// # Errors
     /// When the request fails, or the store says that there is more without saying where.
-    pub async fn list_page(&self, prefix: &str, token: Option<String>, max: i32) -> Result<(Vec<Object>, Option<String>), Failure> {
+    pub async fn list_page(
+        &self,
+        prefix: &str,
+        token: Option<String>,
+        max: i32,
+    ) -> Result<(Vec<Object>, Option<String>), Failure> {
         let full = self.key(prefix);
         let output = self
             .retried(|| {
@@ -433,10 +438,14 @@ impl Bucket {
         match self.retried(send).await {
             Ok(_) => {}
             // HEAD cannot tell a missing bucket from a missing key.
-            Err(failure) if matches!(failure.cause, Cause::NoSuchKey | Cause::Denied | Cause::Other | Cause::WrongRegion) => {
+            Err(failure)
+                if matches!(failure.cause, Cause::NoSuchKey | Cause::Denied | Cause::Other | Cause::WrongRegion) =>
+            {
                 match self.list_page("", None, 1).await {
                     Ok(_) => {}
-                    Err(reason) if reason.cause == Cause::NoSuchKey => return Err(Failure { cause: Cause::NoSuchBucket, ..reason }),
+                    Err(reason) if reason.cause == Cause::NoSuchKey => {
+                        return Err(Failure { cause: Cause::NoSuchBucket, ..reason });
+                    }
                     Err(reason) => return Err(reason),
                 }
             }
@@ -464,7 +473,14 @@ impl Bucket {
     ///
     /// # Errors
     /// When the request fails for good.
-    pub async fn put_part(&self, key: &str, upload: &str, number: i32, size: u64, body: MakeBody<'_>) -> Result<Part, Failure> {
+    pub async fn put_part(
+        &self,
+        key: &str,
+        upload: &str,
+        number: i32,
+        size: u64,
+        body: MakeBody<'_>,
+    ) -> Result<Part, Failure> {
         let full = self.key(key);
         let send = || async {
             let pulse = Pulse::default();
@@ -525,7 +541,8 @@ impl Bucket {
     /// When the request fails for good and the object is not there with this size.
     pub async fn finish_parts(&self, key: &str, upload: &str, parts: &[Part]) -> Result<(), Failure> {
         let full = self.key(key);
-        let completed = parts.iter().map(|part| CompletedPart::builder().part_number(part.number).e_tag(&part.etag).build());
+        let completed =
+            parts.iter().map(|part| CompletedPart::builder().part_number(part.number).e_tag(&part.etag).build());
         let all = CompletedMultipartUpload::builder().set_parts(Some(completed.collect())).build();
         let send = || {
             let request = self.s3.complete_multipart_upload().bucket(&self.name).key(&full).upload_id(upload);
@@ -544,7 +561,8 @@ impl Bucket {
     /// Gives up a multipart upload, so that its parts are not billed. Best effort.
     pub async fn abort_parts(&self, key: &str, upload: &str) {
         let full = self.key(key);
-        let sent = answer(self.s3.abort_multipart_upload().bucket(&self.name).key(&full).upload_id(upload).send()).await;
+        let sent =
+            answer(self.s3.abort_multipart_upload().bucket(&self.name).key(&full).upload_id(upload).send()).await;
         if let Err(failure) = sent {
             tracing::debug!(key = full, reason = failure.detail, "an unfinished upload could not be aborted");
         }
@@ -587,7 +605,9 @@ async fn profile_region() -> Option<String> {
 
 async fn provider(credentials: &Credentials, region: &str) -> Result<SharedCredentialsProvider> {
     if let Credentials::Incomplete(why) = credentials {
-        return Err(Error::usage("the credentials are incomplete").because(why.clone()).hint("set both halves of the pair"));
+        return Err(Error::usage("the credentials are incomplete")
+            .because(why.clone())
+            .hint("set both halves of the pair"));
     }
     if let Some(KeyPair { id, secret, session_token }) = credentials.pair() {
         let token = session_token.as_ref().map(|token| token.expose().to_string());

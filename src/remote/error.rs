@@ -84,7 +84,9 @@ impl Failure {
                     false => Failure::new(Cause::Other, "the request could not be built"),
                 }
             }
-            SdkError::ServiceError(service) => Self::from_response(service.raw(), service.err().code(), service.err().message()),
+            SdkError::ServiceError(service) => {
+                Self::from_response(service.raw(), service.err().code(), service.err().message())
+            }
             SdkError::ResponseError(response) => Self::from_response(response.raw(), None, None),
             _ => Failure::new(Cause::Other, "unexpected failure"),
         }
@@ -115,7 +117,9 @@ impl Failure {
                 format!("bucket '{}' does not exist at {}", place.bucket, place.endpoint()),
                 Some("check storage.bucket, storage.endpoint and storage.region".to_string()),
             ),
-            Cause::Changed => (Kind::Unavailable, "the object was replaced while it was read".into(), Some("run it again".into())),
+            Cause::Changed => {
+                (Kind::Unavailable, "the object was replaced while it was read".into(), Some("run it again".into()))
+            }
             Cause::BadCredentials => (
                 Kind::Credentials,
                 format!("the store does not accept the credentials ({})", self.detail),
@@ -194,20 +198,42 @@ fn cause_of(status: u16, code: &str, message: &str) -> Cause {
     match code {
         "NoSuchKey" => return Cause::NoSuchKey,
         "NoSuchBucket" => return Cause::NoSuchBucket,
-        "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "ExpiredToken" | "InvalidToken" | "TokenRefreshRequired"
-        | "InvalidSecurity" | "AuthorizationQueryParametersError" | "Unauthorized" | "unauthorized" | "NotSignedUp" => {
+        "InvalidAccessKeyId"
+        | "SignatureDoesNotMatch"
+        | "ExpiredToken"
+        | "InvalidToken"
+        | "TokenRefreshRequired"
+        | "InvalidSecurity"
+        | "AuthorizationQueryParametersError"
+        | "Unauthorized"
+        | "unauthorized"
+        | "NotSignedUp" => {
             return Cause::BadCredentials;
         }
-        "PermanentRedirect" | "AuthorizationHeaderMalformed" | "IllegalLocationConstraintException" | "TemporaryRedirect" => {
+        "PermanentRedirect"
+        | "AuthorizationHeaderMalformed"
+        | "IllegalLocationConstraintException"
+        | "TemporaryRedirect" => {
             return Cause::WrongRegion;
         }
         "RequestTimeTooSkewed" | "RequestExpired" => return Cause::ClockSkew,
         "PreconditionFailed" => return Cause::Changed,
-        "BadDigest" | "XAmzContentSHA256Mismatch" | "IncompleteBody" | "InvalidDigest" | "XAmzContentChecksumMismatch" => {
+        "BadDigest"
+        | "XAmzContentSHA256Mismatch"
+        | "IncompleteBody"
+        | "InvalidDigest"
+        | "XAmzContentChecksumMismatch" => {
             return Cause::Damaged;
         }
-        "SlowDown" | "InternalError" | "ServiceUnavailable" | "RequestTimeout" | "Throttling" | "ThrottlingException"
-        | "TooManyRequests" | "RequestLimitExceeded" | "OperationAborted" => return Cause::Busy,
+        "SlowDown"
+        | "InternalError"
+        | "ServiceUnavailable"
+        | "RequestTimeout"
+        | "Throttling"
+        | "ThrottlingException"
+        | "TooManyRequests"
+        | "RequestLimitExceeded"
+        | "OperationAborted" => return Cause::Busy,
         _ => {}
     }
     // B2 answers an exceeded cap with 403 AccessDenied: no permission problem, and a retry does not help.

@@ -97,6 +97,11 @@ pub fn is_plain(repo: &RepoName) -> bool {
     repo.kind == RepoType::Model && separators(&encoded(&repo.id)) == wanted
 }
 
+/// Whether this ref key of the repo may be another repo's too: 0.1.0's key of a repo that is not plain.
+pub fn is_shared_ref(repo: &RepoName, key: &str) -> bool {
+    key.starts_with(REFS) && !is_plain(repo)
+}
+
 /// The id of an encoded id, where it can be only one: no `__` is a canonical id, a single one is the slash. The
 /// type is still open: the manifest says it.
 pub fn plain_id(encoded: &str) -> Option<RepoId> {

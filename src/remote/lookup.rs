@@ -54,7 +54,9 @@ pub async fn find(bucket: &Bucket, query: &RepoQuery, revision: Option<&str>) ->
     }
     let name: RefName = match revision {
         None => RefName::main(),
-        Some(text) => text.parse().map_err(|e| Error::usage(format!("cannot pull that revision of {query}")).because(format!("{e}")))?,
+        Some(text) => text
+            .parse()
+            .map_err(|e| Error::usage(format!("cannot pull that revision of {query}")).because(format!("{e}")))?,
     };
     let search = by_ref(bucket, query, &listing, &name).await?;
     if !search.found.is_empty() {
@@ -124,7 +126,13 @@ pub async fn read_manifest(bucket: &Bucket, key: &str) -> Result<Option<Manifest
     Ok(Some(manifest))
 }
 
-async fn by_commit(bucket: &Bucket, query: &RepoQuery, listing: &Listing, commit: Commit, reference: Option<RefName>) -> Result<Found> {
+async fn by_commit(
+    bucket: &Bucket,
+    query: &RepoQuery,
+    listing: &Listing,
+    commit: Commit,
+    reference: Option<RefName>,
+) -> Result<Found> {
     let manifest = match listing.commits.contains(&commit) {
         true => manifest_of(bucket, query, &commit).await?,
         false => None,
@@ -201,6 +209,17 @@ pub async fn read_ref(bucket: &Bucket, key: &str) -> Result<Option<Commit>> {
         Err(why) => Err(Error::integrity(format!("the ref {key} in the bucket is not valid"))
             .because(why.to_string())
             .hint("push the repo again from a machine that has it, or pull a commit with -r")),
+    }
+}
+
+/// What is stored but not valid counts as not stored.
+///
+/// # Errors
+/// All others.
+pub fn if_valid<T>(read: Result<Option<T>>) -> Result<Option<T>> {
+    match read {
+        Err(error) if error.kind == crate::error::Kind::Integrity => Ok(None),
+        read => read,
     }
 }
 

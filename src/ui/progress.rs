@@ -43,7 +43,11 @@ impl Bars {
     pub fn clear(&self) {
         let mut state = self.lock();
         let State { step, total, lines, .. } = &mut *state;
-        step.take().into_iter().chain(total.take()).chain(lines.drain().map(|(_, bar)| bar)).for_each(|bar| bar.finish_and_clear());
+        step.take()
+            .into_iter()
+            .chain(total.take())
+            .chain(lines.drain().map(|(_, bar)| bar))
+            .for_each(|bar| bar.finish_and_clear());
         let _ = self.multi.clear();
     }
 
@@ -96,7 +100,8 @@ impl Progress for Bars {
                     bar.finish_and_clear();
                 }
                 if blobs > 0 {
-                    let template = "{bytes:>11} / {total_bytes:<11} [{wide_bar}] {binary_bytes_per_sec:>11}  {eta:>5} left";
+                    let template =
+                        "{bytes:>11} / {total_bytes:<11} [{wide_bar}] {binary_bytes_per_sec:>11}  {eta:>5} left";
                     state.total = Some(self.bar(bytes, template));
                     state.moved = 0;
                 }
@@ -118,7 +123,11 @@ impl Progress for Bars {
                 state.moved = state.moved.saturating_sub(bytes);
                 let moved = state.moved;
                 state.total.iter().for_each(|bar| bar.set_position(moved));
-                state.lines.get(&blob).into_iter().for_each(|bar| bar.set_position(bar.position().saturating_sub(bytes)));
+                state
+                    .lines
+                    .get(&blob)
+                    .into_iter()
+                    .for_each(|bar| bar.set_position(bar.position().saturating_sub(bytes)));
             }
             Event::Finished { blob } => {
                 state.lines.remove(&blob).into_iter().for_each(|bar| bar.finish_and_clear());

@@ -109,12 +109,19 @@ async fn accept(listener: tokio::net::TcpListener, service: S3Service, state: Ar
     }
 }
 
-async fn answer(service: S3Service, state: Arc<State>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+async fn answer(
+    service: S3Service,
+    state: Arc<State>,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Infallible> {
     let seen = Seen {
         method: request.method().to_string(),
         key: request.uri().path().trim_start_matches('/').split_once('/').map_or("", |(_, key)| key).to_string(),
         query: request.uri().query().unwrap_or_default().to_string(),
-        agent: request.headers().get("user-agent").map_or(String::new(), |v| String::from_utf8_lossy(v.as_bytes()).into()),
+        agent: request
+            .headers()
+            .get("user-agent")
+            .map_or(String::new(), |v| String::from_utf8_lossy(v.as_bytes()).into()),
     };
     let action = state.hook.lock().unwrap().as_ref().map_or(Action::Pass, |hook| hook(&seen));
     state.seen.lock().unwrap().push(seen);

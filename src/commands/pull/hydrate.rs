@@ -12,8 +12,8 @@ use std::time::SystemTime;
 
 use super::plan::{FetchReason, Plan};
 use crate::cache::layout::Layout;
-use crate::cache::place::{self, LinkKind, SnapshotWriter, ensure_dir};
 use crate::cache::lock;
+use crate::cache::place::{self, LinkKind, SnapshotWriter, ensure_dir};
 use crate::commands::{Amount, wait_for};
 use crate::error::{Error, Result};
 use crate::ids::{BlobId, RepoName};
@@ -146,7 +146,8 @@ fn put_in_place(layout: &Layout, file: &Path, repo: &RepoName, blob: &BlobId) ->
             // blobs/ is a mount of its own: copy beside the target under a name that the client ignores.
             let beside = layout.blobs(repo).join(format!(".{blob}.{:08x}.new", rand::random::<u32>()));
             let copied = fs::copy(file, &beside).and_then(|_| fs::File::open(&beside)?.sync_all());
-            let moved = copied.and_then(|()| fs::rename(&beside, &target)).inspect_err(|_| drop(fs::remove_file(&beside)));
+            let moved =
+                copied.and_then(|()| fs::rename(&beside, &target)).inspect_err(|_| drop(fs::remove_file(&beside)));
             let _ = fs::remove_file(file);
             moved.map_err(|e| Error::io("cannot move a blob to", &target, &e))
         }
@@ -163,17 +164,28 @@ fn share(layout: &Layout, from: &RepoName, to: &RepoName, blob: &BlobId) -> Resu
     let staged = staging.path().join("blob");
     let source = layout.blob(from, blob);
     let made = fs::canonicalize(&source).and_then(|source| {
-        reflink_copy::reflink(&source, &staged).or_else(|_| fs::hard_link(&source, &staged)).or_else(|_| fs::copy(&source, &staged).map(drop))
+        reflink_copy::reflink(&source, &staged)
+            .or_else(|_| fs::hard_link(&source, &staged))
+            .or_else(|_| fs::copy(&source, &staged).map(drop))
     });
     made.map_err(|e| Error::io("cannot share", &source, &e))?;
     put_in_place(layout, &staged, to, blob)
 }
 
-fn assemble(layout: &Layout, plan: &Plan, kind: LinkKind, lost: &HashSet<BlobId>, sync: bool, now: SystemTime) -> Result<()> {
+fn assemble(
+    layout: &Layout,
+    plan: &Plan,
+    kind: LinkKind,
+    lost: &HashSet<BlobId>,
+    sync: bool,
+    now: SystemTime,
+) -> Result<()> {
     let manifest = &plan.manifest;
     let (repo, commit) = (&manifest.repo, &manifest.revision);
     // The tree first: it proves that a snapshot without all its files is not complete.
-    if plan.write_tree && let Some(tree) = &manifest.tree {
+    if plan.write_tree
+        && let Some(tree) = &manifest.tree
+    {
         place::write_small(layout, &layout.tree(repo, commit), &tree.to_json())?;
     }
     let links: Vec<_> =

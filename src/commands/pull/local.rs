@@ -47,8 +47,10 @@ pub enum BlobState {
 pub fn check_root(layout: &Layout) -> Result<()> {
     let root = layout.root();
     match fs::metadata(root) {
-        Ok(meta) if !meta.is_dir() => Err(Error::usage(format!("the cache directory {} is not a directory", root.display()))
-            .hint("set HF_HUB_CACHE, cache.hf_cache_dir or --cache-dir to the `hub` folder")),
+        Ok(meta) if !meta.is_dir() => {
+            Err(Error::usage(format!("the cache directory {} is not a directory", root.display()))
+                .hint("set HF_HUB_CACHE, cache.hf_cache_dir or --cache-dir to the `hub` folder"))
+        }
         _ => Ok(()),
     }
 }
@@ -79,13 +81,10 @@ pub fn look(layout: &Layout, manifest: &Manifest, reference: Option<&RefName>, v
             state.blobs.insert(file.blob, BlobState::Missing);
         }
     }
-    state.tree = manifest
-        .tree
-        .as_ref()
-        .is_none_or(|tree| place::has_content(&layout.tree(repo, commit), &tree.to_json()));
-    state.reference = reference.is_none_or(|name| {
-        place::has_content(&layout.reference(repo, name), commit.as_str().as_bytes())
-    });
+    state.tree =
+        manifest.tree.as_ref().is_none_or(|tree| place::has_content(&layout.tree(repo, commit), &tree.to_json()));
+    state.reference =
+        reference.is_none_or(|name| place::has_content(&layout.reference(repo, name), commit.as_str().as_bytes()));
     state
 }
 

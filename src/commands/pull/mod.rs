@@ -149,7 +149,9 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
 /// The type of `REPO_ID` and of `--repo-type` together.
 fn typed(query: &RepoQuery, kind: Option<RepoType>) -> Result<RepoQuery> {
     match (query.kind, kind) {
-        (Some(a), Some(b)) if a != b => Err(Error::usage(format!("{query} is said to be a {a} and, by --repo-type, a {b}"))),
+        (Some(a), Some(b)) if a != b => {
+            Err(Error::usage(format!("{query} is said to be a {a} and, by --repo-type, a {b}")))
+        }
         (a, b) => Ok(RepoQuery { kind: a.or(b), id: query.id.clone() }),
     }
 }

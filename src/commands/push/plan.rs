@@ -172,8 +172,11 @@ pub fn manifest(repo: &RepoName, revision: &LocalRevision, stored: Option<&Manif
 pub fn plan(local: &Local, remote: &Remote) -> Plan {
     let mut plan = Plan { failures: local.failures.clone(), ..Plan::default() };
     let mut blobs: BTreeMap<(BlobId, u64), UploadAction> = BTreeMap::new();
-    for repo in &local.repos {
-        plan_repo(repo, remote, &mut plan, &mut blobs);
+    let mut claimed: HashSet<String> = HashSet::new();
+    // Repos for which a key of 0.1.0 is plainly theirs come first: the others take only what is left.
+    let (plain, others): (Vec<_>, Vec<_>) = local.repos.iter().partition(|repo| keys::is_plain(&repo.name));
+    for repo in plain.into_iter().chain(others) {
+        plan_repo(repo, remote, &mut plan, &mut blobs, &mut claimed);
     }
     for ((id, size), upload) in blobs {
         match remote.blobs.get(&id) {
@@ -187,7 +190,13 @@ pub fn plan(local: &Local, remote: &Remote) -> Plan {
     plan
 }
 
-fn plan_repo(repo: &LocalRepo, remote: &Remote, plan: &mut Plan, blobs: &mut BTreeMap<(BlobId, u64), UploadAction>) {
+fn plan_repo(
+    repo: &LocalRepo,
+    remote: &Remote,
+    plan: &mut Plan,
+    blobs: &mut BTreeMap<(BlobId, u64), UploadAction>,
+    claimed: &mut HashSet<String>,
+) {
     let mut skip = |revision: Option<&Commit>, reason| {
         plan.skips.push(Skip { repo: repo.name.clone(), revision: revision.cloned(), reason });
     };
@@ -212,7 +221,7 @@ fn plan_repo(repo: &LocalRepo, remote: &Remote, plan: &mut Plan, blobs: &mut BTr
         skip(Some(commit), SkipReason::NoSnapshot { name: name.clone() });
     }
     for revision in repo.revisions.iter().filter(|revision| !revision.files.is_empty()) {
-        match plan_revision(repo, revision, remote) {
+        match plan_revision(repo, revision, remote, claimed) {
             Err(error) => plan.failures.push(error),
             Ok(action) => {
                 for (file, local) in action.ours.files.iter().zip(&revision.files) {
@@ -235,7 +244,12 @@ fn upload(repo: &RepoName, local: &LocalFile, blob: BlobId) -> UploadAction {
     }
 }
 
-fn plan_revision(repo: &LocalRepo, revision: &LocalRevision, remote: &Remote) -> Result<RevisionAction, Error> {
+fn plan_revision(
+    repo: &LocalRepo,
+    revision: &LocalRevision,
+    remote: &Remote,
+    claimed: &mut HashSet<String>,
+) -> Result<RevisionAction, Error> {
     if let Some(error) = &revision.refused {
         return Err(error.clone());
     }
@@ -262,13 +276,14 @@ fn plan_revision(repo: &LocalRepo, revision: &LocalRevision, remote: &Remote) ->
     };
     for name in repo.refs.iter().filter(|(_, commit)| **commit == revision.commit).map(|(name, _)| name) {
         for key in ref_keys(&repo.name, name) {
+            if !claimed.insert(key.clone()) {
+                continue;
+            }
+            let shared = keys::is_shared_ref(&repo.name, &key);
             match remote.refs.get(&key) {
                 Some(stored) if stored.commit.as_ref() == Some(&revision.commit) => action.refs_unchanged += 1,
-                // A key that other repos may use too: never taken from them.
-                Some(stored)
-                    if !keys::is_plain(&repo.name)
-                        && key.starts_with(keys::REFS)
-                        && stored.owner.as_ref() != Some(&repo.name) => {}
+                // Never taken from another repo.
+                Some(stored) if shared && stored.owner.as_ref() != Some(&repo.name) => {}
                 _ => action.refs.push(RefAction { key, name: name.clone() }),
             }
         }

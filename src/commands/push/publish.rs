@@ -6,10 +6,10 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 
 use super::Report;
-use super::plan::{ManifestAction, Plan, RevisionAction, Skip, SkipReason, unite};
+use super::plan::{ManifestAction, Plan, RefAction, RevisionAction, Skip, SkipReason, unite};
+use super::state;
 use crate::error::{Error, Kind, Result};
 use crate::ids::BlobId;
-use crate::manifest::Manifest;
 use crate::progress::Event;
 use crate::remote::transfer::upload::{SINGLE_PUT, Upload, upload};
 use crate::remote::transfer::{Context, pool};
@@ -79,7 +79,6 @@ struct Published {
 
 async fn publish_revision(context: &Context, revision: &RevisionAction, lost: &HashSet<(BlobId, u64)>) -> Published {
     let mut done = Published::default();
-    let name = || format!("{}@{}", revision.repo, revision.commit.short());
     let missing = revision.ours.files.iter().filter(|file| lost.contains(&(file.blob, file.size))).count();
     if missing > 0 {
         done.skipped = Some(Skip {
@@ -99,16 +98,27 @@ async fn publish_revision(context: &Context, revision: &RevisionAction, lost: &H
         }
     }
     for reference in &revision.refs {
-        let content = Bytes::copy_from_slice(revision.commit.as_str().as_bytes());
-        match context.bucket.put_small(&reference.key, content).await {
-            Ok(()) => done.refs += 1,
-            Err(failure) => {
-                let doing = format!("cannot write ref {} of {}", reference.name, name());
-                done.failures.push(context.bucket.explain(failure, &doing));
-            }
+        match write_ref(context, revision, reference).await {
+            Ok(written) => done.refs += usize::from(written),
+            Err(error) => done.failures.push(error),
         }
     }
     done
+}
+
+/// Writes a ref, unless its key is one that another repo may use too and has taken since the listing.
+async fn write_ref(context: &Context, revision: &RevisionAction, reference: &RefAction) -> Result<bool> {
+    let (repo, key) = (&revision.repo, &reference.key);
+    if keys::is_shared_ref(repo, key) {
+        let stored = state::read_ref(&context.bucket, key, repo).await?;
+        if stored.commit.is_some() && stored.owner.as_ref() != Some(repo) {
+            return Ok(false);
+        }
+    }
+    let content = Bytes::copy_from_slice(revision.commit.as_str().as_bytes());
+    let written = context.bucket.put_small(key, content).await;
+    let doing = format!("cannot write ref {} of {repo}@{}", reference.name, revision.commit.short());
+    written.map(|()| true).map_err(|failure| context.bucket.explain(failure, &doing))
 }
 
 /// Reads, unites, writes and reads back, until the bucket's manifest has all of ours: another machine may be
@@ -118,7 +128,7 @@ async fn write_manifest(context: &Context, revision: &RevisionAction) -> Result<
     let key = keys::manifest(&ours.repo.id, &ours.revision);
     let doing = format!("cannot write the manifest of {}@{}", ours.repo, ours.revision.short());
     for _ in 0..MANIFEST_TRIES {
-        let wanted = match read_stored(context, &key).await? {
+        let wanted = match lookup::if_valid(lookup::read_manifest(&context.bucket, &key).await)? {
             None => ours.clone(),
             Some(stored) => {
                 let united = unite(&stored, ours)?;
@@ -130,7 +140,7 @@ async fn write_manifest(context: &Context, revision: &RevisionAction) -> Result<
         };
         let written = context.bucket.put_small(&key, wanted.to_json().into()).await;
         written.map_err(|failure| context.bucket.explain(failure, &doing))?;
-        if let Some(stored) = read_stored(context, &key).await?
+        if let Some(stored) = lookup::if_valid(lookup::read_manifest(&context.bucket, &key).await)?
             && unite(&stored, ours)? == stored
         {
             return Ok(());
@@ -139,12 +149,4 @@ async fn write_manifest(context: &Context, revision: &RevisionAction) -> Result<
     Err(Error::new(Kind::Unavailable, doing)
         .because("other machines keep writing it, or the store does not show what was written")
         .hint("run push again: its blobs are in the bucket"))
-}
-
-/// The stored manifest; one that is not valid is as good as none and gets replaced.
-async fn read_stored(context: &Context, key: &str) -> Result<Option<Manifest>> {
-    match lookup::read_manifest(&context.bucket, key).await {
-        Err(error) if error.kind == Kind::Integrity => Ok(None),
-        result => result,
-    }
 }

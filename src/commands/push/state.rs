@@ -62,10 +62,10 @@ pub async fn list(bucket: &Bucket) -> Result<Listing> {
     let lists = tokio::try_join!(bucket.list(keys::BLOBS), bucket.list(keys::MANIFESTS), bucket.list(keys::ALL_REFS));
     let doing = format!("cannot list bucket '{}'", bucket.name());
     let (blobs, manifests, refs) = lists.map_err(|failure| bucket.explain(failure, &doing))?;
-    let mut listing = Listing::default();
-    listing.blobs = blobs.into_iter().filter_map(|object| Some((keys::parse_blob(&object.key)?, object.size))).collect();
-    listing.small = manifests.into_iter().chain(refs).map(|object| (object.key.clone(), object)).collect();
-    Ok(listing)
+    Ok(Listing {
+        blobs: blobs.into_iter().filter_map(|object| Some((keys::parse_blob(&object.key)?, object.size))).collect(),
+        small: manifests.into_iter().chain(refs).map(|object| (object.key.clone(), object)).collect(),
+    })
 }
 
 /// Reads what differs from what this machine would write.
@@ -80,7 +80,8 @@ pub async fn compare(bucket: &Bucket, listing: Listing, local: &Local) -> Result
     }));
     let manifests = manifests.buffer_unordered(AT_ONCE).try_collect().await?;
 
-    let refs = local.repos.iter().flat_map(|repo| repo.refs.iter().map(move |(name, commit)| (&repo.name, name, commit)));
+    let refs =
+        local.repos.iter().flat_map(|repo| repo.refs.iter().map(move |(name, commit)| (&repo.name, name, commit)));
     let wanted = refs.flat_map(|(repo, name, commit)| ref_keys(repo, name).map(move |key| (key, repo, commit)));
     let refs = stream::iter(wanted.filter_map(|(key, repo, commit)| {
         let object = listing.small.get(&key)?;
@@ -105,7 +106,12 @@ fn is_listed_as(object: &Object, content: &[u8]) -> bool {
     object.size == content.len() as u64 && object.etag.as_deref() == Some(hex.as_str())
 }
 
-async fn stored_manifest(bucket: &Bucket, repo: &LocalRepo, revision: &LocalRevision, object: &Object) -> Result<(String, Stored)> {
+async fn stored_manifest(
+    bucket: &Bucket,
+    repo: &LocalRepo,
+    revision: &LocalRevision,
+    object: &Object,
+) -> Result<(String, Stored)> {
     let ours = super::plan::manifest(&repo.name, revision, None).to_json();
     let key = object.key.clone();
     if is_listed_as(object, &ours) {
@@ -119,24 +125,32 @@ async fn stored_manifest(bucket: &Bucket, repo: &LocalRepo, revision: &LocalRevi
     }
 }
 
-async fn stored_ref(bucket: &Bucket, key: String, repo: &RepoName, commit: &Commit, object: &Object) -> Result<(String, StoredRef)> {
+async fn stored_ref(
+    bucket: &Bucket,
+    key: String,
+    repo: &RepoName,
+    commit: &Commit,
+    object: &Object,
+) -> Result<(String, StoredRef)> {
     // Under a commit of ours the manifest is ours as well: nothing to look up.
     if is_listed_as(object, commit.as_str().as_bytes()) {
         return Ok((key, StoredRef { commit: Some(commit.clone()), owner: Some(repo.clone()) }));
     }
-    let found = match lookup::read_ref(bucket, &key).await {
-        Ok(found) => found,
-        Err(error) if error.kind == Kind::Integrity => None,
-        Err(error) => return Err(error),
-    };
-    let shared = !keys::is_plain(repo) && key.starts_with(keys::REFS);
-    let owner = match &found {
-        Some(commit) if shared => match lookup::read_manifest(bucket, &keys::manifest(&repo.id, commit)).await {
-            Ok(manifest) => manifest.map(|manifest| manifest.repo),
-            Err(error) if error.kind == Kind::Integrity => None,
-            Err(error) => return Err(error),
-        },
+    Ok((key.clone(), read_ref(bucket, &key, repo).await?))
+}
+
+/// Reads a ref and, where other repos may use the key too, whose it is.
+///
+/// # Errors
+/// When a request fails; content that is not valid belongs to nobody.
+pub async fn read_ref(bucket: &Bucket, key: &str, repo: &RepoName) -> Result<StoredRef> {
+    let commit = lookup::if_valid(lookup::read_ref(bucket, key).await)?;
+    let owner = match &commit {
+        Some(commit) if keys::is_shared_ref(repo, key) => {
+            let manifest = lookup::read_manifest(bucket, &keys::manifest(&repo.id, commit)).await;
+            lookup::if_valid(manifest)?.map(|manifest| manifest.repo)
+        }
         _ => None,
     };
-    Ok((key, StoredRef { commit: found, owner }))
+    Ok(StoredRef { commit, owner })
 }

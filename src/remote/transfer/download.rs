@@ -268,7 +268,8 @@ impl Journal {
 
     fn mark(&mut self, part: usize) -> Result<()> {
         self.done[part] = true;
-        write_all_at(&self.file, &[1], Self::HEADER + part as u64).map_err(|e| Error::io("cannot write", &self.path, &e))
+        write_all_at(&self.file, &[1], Self::HEADER + part as u64)
+            .map_err(|e| Error::io("cannot write", &self.path, &e))
     }
 }
 

@@ -56,10 +56,12 @@ pub struct Upload {
 /// [`crate::error::Kind::Integrity`] when the bytes do not match the name: nothing is published then.
 pub async fn upload(context: &Context, blob: &Upload) -> Result<()> {
     context.progress.event(Event::Started { blob: blob.id, name: blob.label.clone(), size: blob.size });
-    let sent = match blob.size {
-        0..=IN_MEMORY => from_memory(context, blob).await,
-        ..=SINGLE_PUT => streamed(context, blob).await,
-        _ => in_parts(context, blob).await,
+    let sent = if blob.size <= IN_MEMORY {
+        from_memory(context, blob).await
+    } else if blob.size <= SINGLE_PUT {
+        streamed(context, blob).await
+    } else {
+        in_parts(context, blob).await
     };
     context.progress.event(Event::Finished { blob: blob.id });
     let (_, pushed_back) = context.bucket.counts();
@@ -97,7 +99,8 @@ async fn from_memory(context: &Context, blob: &Upload) -> Result<()> {
         }
     })
     .await?;
-    let sent = context.bucket.put(&keys::blob(&blob.id), blob.size, Some(&blob.id), &|_| SdkBody::from(bytes.clone())).await;
+    let sent =
+        context.bucket.put(&keys::blob(&blob.id), blob.size, Some(&blob.id), &|_| SdkBody::from(bytes.clone())).await;
     sent.map_err(|failure| context.bucket.explain(failure, &doing(blob)))?;
     permit.moved(blob.size);
     context.progress.event(Event::Moved { blob: blob.id, bytes: blob.size });
@@ -224,7 +227,13 @@ async fn open_upload(context: &Context, blob: &Upload, modified: Option<SystemTi
     Ok((record, Vec::new()))
 }
 
-async fn send_parts(context: &Context, blob: &Upload, file: &Arc<File>, record: &Record, known: Vec<Part>) -> Result<Vec<Part>> {
+async fn send_parts(
+    context: &Context,
+    blob: &Upload,
+    file: &Arc<File>,
+    record: &Record,
+    known: Vec<Part>,
+) -> Result<Vec<Part>> {
     let count = blob.size.div_ceil(record.part_size);
     let length = |number: u64| record.part_size.min(blob.size - (number - 1) * record.part_size);
     let mut parts: Vec<Option<Part>> = vec![None; count as usize];
@@ -235,7 +244,8 @@ async fn send_parts(context: &Context, blob: &Upload, file: &Arc<File>, record: 
             parts[number as usize - 1] = Some(part);
         }
     }
-    let mut missing = (1..=count).filter(|number| parts[*number as usize - 1].is_none()).collect::<Vec<_>>().into_iter();
+    let mut missing =
+        (1..=count).filter(|number| parts[*number as usize - 1].is_none()).collect::<Vec<_>>().into_iter();
     let mut next = missing.next();
     let mut running: JoinSet<Result<Part>> = JoinSet::new();
     while next.is_some() || !running.is_empty() {
@@ -363,7 +373,10 @@ impl Body for FileBody {
     type Data = Bytes;
     type Error = std::io::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut TaskContext<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut TaskContext<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         if self.offset == self.end {
             return Poll::Ready(None);
         }
@@ -400,7 +413,10 @@ mod tests {
     fn parts_keep_to_the_limits() {
         for size in [SINGLE_PUT + 1, 1 << 30, 8 << 30, 5 << 40] {
             let part = part_size(size);
-            assert!(size.div_ceil(part) <= MAX_PARTS && part % (1 << 20) == 0 && (PART..=5 << 30).contains(&part), "{size}");
+            assert!(
+                size.div_ceil(part) <= MAX_PARTS && part.is_multiple_of(1 << 20) && (PART..=5 << 30).contains(&part),
+                "{size}"
+            );
         }
     }
 }

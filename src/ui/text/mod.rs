@@ -1,0 +1,33 @@
+//! Reports as people read them, a file per command, and the words that they share.
+
+mod doctor;
+mod init;
+mod pull;
+mod push;
+
+use bytesize::ByteSize;
+
+use crate::commands::Amount;
+
+/// A size in the one unit system that is used everywhere: powers of 1024.
+pub fn size(bytes: u64) -> String {
+    ByteSize(bytes).display().iec().to_string()
+}
+
+/// "1 blob", "2 blobs"
+pub fn plural(count: u64, word: &str) -> String {
+    if count == 1 { format!("1 {word}") } else { format!("{count} {word}s") }
+}
+
+/// "2 blobs (1.5 GiB)"
+pub fn blobs(amount: &Amount) -> String {
+    format!("{} ({})", plural(amount.blobs, "blob"), size(amount.bytes))
+}
+
+/// "in 3.2 s, 512 MiB/s"
+pub fn pace(amount: &Amount, seconds: f64) -> String {
+    match amount.bytes {
+        0 => format!("in {seconds:.1} s"),
+        bytes => format!("in {seconds:.1} s, {}/s", size((bytes as f64 / seconds.max(0.001)) as u64)),
+    }
+}

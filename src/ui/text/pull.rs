@@ -1,0 +1,67 @@
+//! What `pull` says: the snapshot's path on stdout, everything else on stderr.
+
+use std::fmt::Write;
+
+use super::{blobs, pace, plural};
+use crate::commands::pull::{Report, Source};
+use crate::error::{Error, Kind};
+use crate::ui;
+
+impl ui::Report for Report {
+    fn result(&self) -> String {
+        let complete = self.failures.is_empty() && !self.dry_run && self.gated.is_none();
+        if complete { self.snapshot.display().to_string() } else { String::new() }
+    }
+
+    fn summary(&self) -> String {
+        let name = format!("{}@{}", self.repo, self.revision.short());
+        let mut out = String::new();
+        for note in &self.notes {
+            let _ = writeln!(out, "note: {note}");
+        }
+        if let Some(gated) = &self.gated {
+            let _ = writeln!(
+                out,
+                "Skipped {name}: it looks gated, {} contains \"{}\". Set team.allow_gated: true if you may use it.",
+                gated.file, gated.keyword
+            );
+            return out;
+        }
+        if self.files_not_in_bucket > 0 {
+            let missing = plural(self.files_not_in_bucket as u64, "file");
+            let _ = writeln!(out, "note: {missing} of this revision were never pushed");
+        }
+        let _ = match (self.dry_run, self.source, self.failures.is_empty()) {
+            (true, ..) => writeln!(
+                out,
+                "Would download {} of {name}; {} here already.",
+                blobs(&self.downloaded),
+                blobs(&self.present)
+            ),
+            (_, _, false) => writeln!(
+                out,
+                "{name} is incomplete: {} of it could not be pulled.",
+                plural(self.failures.len() as u64, "blob")
+            ),
+            (_, Source::Cache, _) => {
+                writeln!(out, "{name} is here already: {}.", plural(self.files as u64, "file"))
+            }
+            (_, Source::Bucket, _) => writeln!(
+                out,
+                "Pulled {name} from the bucket: {} {}; {} here already.",
+                blobs(&self.downloaded),
+                pace(&self.downloaded, self.seconds),
+                blobs(&self.present)
+            ),
+        };
+        out
+    }
+
+    fn failures(&self) -> &[Error] {
+        &self.failures
+    }
+
+    fn failed(&self) -> Option<Kind> {
+        self.failed()
+    }
+}

@@ -1,0 +1,73 @@
+//! What `push` says.
+
+use std::fmt::Write;
+
+use super::{blobs, pace, plural, size};
+use crate::commands::push::Report;
+use crate::commands::push::plan::{Skip, SkipReason};
+use crate::error::{Error, Kind};
+use crate::ui;
+
+fn skip_line(skip: &Skip) -> String {
+    let repo = match &skip.revision {
+        Some(commit) => format!("{}@{}", skip.repo, commit.short()),
+        None => skip.repo.to_string(),
+    };
+    let why = match &skip.reason {
+        SkipReason::Gated { file, keyword } => {
+            format!("looks gated: {file} contains \"{keyword}\"; set team.allow_gated: true if you may share it")
+        }
+        SkipReason::Pointer { path } => {
+            format!("{path} is an LFS/Xet pointer, not the file; set cache.sync_xet: true to push it")
+        }
+        SkipReason::NoFiles => "has no files to publish".into(),
+        SkipReason::NoSnapshot { name } => format!("ref {name} has no snapshot in this cache"),
+        SkipReason::Withheld { files } => {
+            format!("was not published, because {} could not be sent", plural(*files as u64, "file"))
+        }
+        SkipReason::Unused { blobs } => format!("{} that no snapshot uses", plural(*blobs as u64, "blob")),
+    };
+    format!("skipped {repo}: {why}")
+}
+
+impl ui::Report for Report {
+    fn result(&self) -> String {
+        let mut out = String::new();
+        if let Some(plan) = &self.plan {
+            for upload in &plan.uploads {
+                let _ = writeln!(
+                    out,
+                    "would upload {}  {}/{}  {}",
+                    upload.blob,
+                    upload.repo,
+                    upload.path,
+                    size(upload.size)
+                );
+            }
+        }
+        for skip in &self.skipped {
+            let _ = writeln!(out, "{}", skip_line(skip));
+        }
+        let verb = if self.dry_run { "Would upload" } else { "Uploaded" };
+        let _ = writeln!(out, "{verb} {} {}.", blobs(&self.uploaded), pace(&self.uploaded, self.seconds));
+        let _ = writeln!(
+            out,
+            "{} in the bucket already. {} and {} {}; {} and {} up to date.",
+            blobs(&self.present),
+            plural(self.manifests as u64, "manifest"),
+            plural(self.refs as u64, "ref"),
+            if self.dry_run { "to be written" } else { "written" },
+            plural(self.manifests_unchanged as u64, "manifest"),
+            plural(self.refs_unchanged as u64, "ref"),
+        );
+        out
+    }
+
+    fn failures(&self) -> &[Error] {
+        &self.failures
+    }
+
+    fn failed(&self) -> Option<Kind> {
+        self.failed()
+    }
+}
