@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use clap::{ArgAction, Parser, Subcommand};
 
-use crate::commands::{Session, doctor, init, pull, push};
+use crate::commands::{Session, doctor, init, pull, push, watch};
 use crate::config::{Config, Environment, Overrides};
 use crate::error::{Error, Kind, Result};
 use crate::ui::{Style, Ui};
@@ -76,6 +76,14 @@ pub enum Command {
     Doctor(doctor::Args),
     Push(push::Args),
     Pull(pull::Args),
+    Watch(watch::Args),
+}
+
+impl Command {
+    /// Whether a signal is the normal end of this command, which it sees to itself.
+    pub fn ends_by_signal(&self) -> bool {
+        matches!(self, Command::Watch(_))
+    }
 }
 
 impl Global {
@@ -124,6 +132,10 @@ pub async fn run(cli: &Cli, ui: &Ui) -> Result<Option<Kind>> {
         Command::Doctor(args) => ui.show(&doctor::execute(&session, args).await),
         Command::Push(args) => ui.show(&push::execute(&session, args).await?),
         Command::Pull(args) => ui.show(&pull::execute(&session, args).await?),
+        Command::Watch(args) => {
+            watch::execute(&session, args, &|update| ui.show_line(&update)).await?;
+            None
+        }
     })
 }
 

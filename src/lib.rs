@@ -13,7 +13,7 @@
 //!        blobs, tree, snapshot, ref    commands::pull::hydrate   commands::pull::plan
 //! ```
 //!
-//! Layers, each importing only those before it: [`error`], [`ids`], [`hash`], [`manifest`], [`progress`]; then
+//! Layers, each importing only those before it: [`error`], [`ids`], [`hash`], [`manifest`], [`progress`], [`interrupt`]; then
 //! [`config`], [`cache`], [`remote`]; then [`commands`]; then [`cli`] and [`ui`]; then `main.rs`. Plans are made by pure
 //! functions; executors carry them out and decide no policy; only [`ui`] prints, only `main.rs` exits.
 
@@ -24,6 +24,7 @@ pub mod config;
 pub mod error;
 pub mod hash;
 pub mod ids;
+pub mod interrupt;
 pub mod manifest;
 pub mod progress;
 pub mod remote;

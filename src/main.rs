@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use hf_cache_sync::cli::{self, Cli};
 use hf_cache_sync::error::{Error, Kind};
+use hf_cache_sync::interrupt::Interruption;
 use hf_cache_sync::ui::Ui;
 use tracing_subscriber::EnvFilter;
 
@@ -20,9 +21,13 @@ fn main() -> ExitCode {
         }
     };
     let ended = runtime.block_on(async {
+        if cli.command.ends_by_signal() {
+            return cli::run(&cli, &ui).await;
+        }
+        let mut interruption = Interruption::listen();
         tokio::select! {
             ended = cli::run(&cli, &ui) => ended,
-            () = interrupted() => Err(Error::interrupted()),
+            () = interruption.next() => Err(Error::interrupted()),
         }
     });
     let kind = ended.unwrap_or_else(|error| {
@@ -46,20 +51,4 @@ fn start_logging(cli: &Cli, ui: &Ui) {
     let bars = ui.bars().clone();
     let logger = tracing_subscriber::fmt().with_env_filter(filter).with_writer(move || bars.log_writer());
     let _ = logger.with_ansi(console::colors_enabled_stderr()).with_target(false).without_time().try_init();
-}
-
-/// Ctrl-c, or SIGTERM as systemd and CI runners send it.
-async fn interrupted() {
-    #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
-            tokio::select! {
-                _ = tokio::signal::ctrl_c() => {}
-                _ = terminate.recv() => {}
-            }
-            return;
-        }
-    }
-    let _ = tokio::signal::ctrl_c().await;
 }

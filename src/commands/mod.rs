@@ -5,6 +5,7 @@ pub mod doctor;
 pub mod init;
 pub mod pull;
 pub mod push;
+pub mod watch;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

@@ -75,6 +75,23 @@ impl Ui {
         report.failed()
     }
 
+    /// Shows one of many reports of a long-lived command: a line each.
+    pub fn show_line(&self, report: &impl Report) {
+        self.bars.clear();
+        if self.style.json {
+            let json = serde_json::to_string(report).expect("reports are plain data");
+            print(&mut io::stdout().lock(), &json);
+        } else {
+            print(&mut io::stdout().lock(), &report.result());
+            if !self.style.quiet {
+                print(&mut io::stderr().lock(), &report.summary());
+            }
+        }
+        for failure in report.failures() {
+            self.line("error", failure);
+        }
+    }
+
     /// Shows an error that ended the command.
     pub fn error(&self, error: &Error) {
         self.bars.clear();

@@ -4,6 +4,7 @@ mod doctor;
 mod init;
 mod pull;
 mod push;
+mod watch;
 
 use bytesize::ByteSize;
 

@@ -8,7 +8,8 @@ use crate::commands::push::plan::{Skip, SkipReason};
 use crate::error::{Error, Kind};
 use crate::ui;
 
-fn skip_line(skip: &Skip) -> String {
+/// A line on what was left out.
+pub(super) fn skip_line(skip: &Skip) -> String {
     let repo = match &skip.revision {
         Some(commit) => format!("{}@{}", skip.repo, commit.short()),
         None => skip.repo.to_string(),

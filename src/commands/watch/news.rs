@@ -1,0 +1,48 @@
+//! What was said already: a broken blob is reported when it is found, not after every push. Pure.
+
+use std::collections::HashSet;
+
+use crate::commands::push::plan::Skip;
+use crate::error::Error;
+
+/// What the last push reported.
+#[derive(Debug, Default)]
+pub struct News {
+    failures: HashSet<String>,
+    skips: HashSet<String>,
+}
+
+impl News {
+    /// The failures that the push before did not have. What is gone for one push is news again when it comes back.
+    pub fn failures(&mut self, found: &[Error]) -> Vec<Error> {
+        // Without the reason, which may carry a request id or a time.
+        let text = |error: &Error| format!("{:?} {}", error.kind, error.what);
+        let new = found.iter().filter(|error| !self.failures.contains(&text(error))).cloned().collect();
+        self.failures = found.iter().map(text).collect();
+        new
+    }
+
+    /// The same for what was left out.
+    pub fn skips(&mut self, found: &[Skip]) -> Vec<Skip> {
+        let text = |skip: &Skip| serde_json::to_string(skip).unwrap_or_default();
+        let new = found.iter().filter(|skip| !self.skips.contains(&text(skip))).cloned().collect();
+        self.skips = found.iter().map(text).collect();
+        new
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_failure_is_news_once() {
+        let (one, two) = (Error::integrity("blob 1"), Error::failed("blob 2"));
+        let mut news = News::default();
+        assert_eq!(news.failures(std::slice::from_ref(&one)), [one.clone()]);
+        let again = [one.clone().because("request 7"), two.clone()];
+        assert_eq!(news.failures(&again), [two]);
+        assert_eq!(news.failures(&[]), []);
+        assert_eq!(news.failures(std::slice::from_ref(&one)), [one]);
+    }
+}

@@ -1,0 +1,85 @@
+//! What `watch` says: a line for each push on stdout, the rest on stderr.
+
+use std::fmt::Write;
+
+use super::push::skip_line;
+use super::{blobs, pace, plural};
+use crate::commands::watch::source::How;
+use crate::commands::watch::update::{Pushed, Update, What};
+use crate::error::{Error, Kind};
+use crate::ui;
+
+fn pushed_line(pushed: &Pushed) -> String {
+    let mut out = match pushed.uploaded.blobs {
+        0 => "nothing to upload".to_string(),
+        _ => format!("uploaded {} {}", blobs(&pushed.uploaded), pace(&pushed.uploaded, pushed.seconds)),
+    };
+    for (count, word) in [(pushed.manifests, "manifest"), (pushed.refs, "ref")] {
+        if count > 0 {
+            let _ = write!(out, ", wrote {}", plural(count as u64, word));
+        }
+    }
+    let _ = write!(out, "; {} in the bucket already", blobs(&pushed.present));
+    if pushed.failed > 0 {
+        let known = pushed.failed - pushed.failures.len();
+        let _ = write!(out, "; {}", plural(pushed.failed as u64, "failure"));
+        if known > 0 {
+            let _ = write!(out, " ({known} as before)");
+        }
+    }
+    if let Some(seconds) = pushed.retry_in {
+        let _ = write!(out, "; next try in {}", wait(seconds));
+    }
+    out
+}
+
+fn wait(seconds: f64) -> String {
+    match seconds {
+        seconds if seconds < 120.0 => format!("{seconds:.0} s"),
+        seconds => format!("{:.0} min", seconds / 60.0),
+    }
+}
+
+impl ui::Report for Update {
+    fn result(&self) -> String {
+        let line = match &self.what {
+            What::Started { .. } | What::Stopped { .. } => return String::new(),
+            What::Pushed(pushed) => pushed_line(pushed),
+            What::Failed { attempt, retry_in, .. } => {
+                let tries = if *attempt > 1 { format!(" {attempt} times in a row") } else { String::new() };
+                format!("push failed{tries}; next try in {}", wait(*retry_in))
+            }
+        };
+        format!("{}  {line}", self.time)
+    }
+
+    fn summary(&self) -> String {
+        match &self.what {
+            What::Started { cache, bucket, how, debounce } => {
+                let how = if *how == How::Poll { ", by looking at it" } else { "" };
+                format!(
+                    "Watching {}{how}: pushing to bucket '{bucket}' now, and after {debounce} s of quiet.",
+                    cache.display()
+                )
+            }
+            What::Pushed(pushed) => pushed.skipped.iter().map(|skip| skip_line(skip) + "\n").collect(),
+            What::Failed { .. } => String::new(),
+            What::Stopped { push_abandoned: false } => "Stopped.".into(),
+            What::Stopped { push_abandoned: true } => {
+                "Stopped in the middle of a push: the next one goes on from there.".into()
+            }
+        }
+    }
+
+    fn failures(&self) -> &[Error] {
+        match &self.what {
+            What::Pushed(pushed) => &pushed.failures,
+            What::Failed { news, .. } => news,
+            _ => &[],
+        }
+    }
+
+    fn failed(&self) -> Option<Kind> {
+        None
+    }
+}
