@@ -485,7 +485,7 @@ impl<'a> RepoScan<'a> {
             self.problem(path, ProblemKind::BadName, format!("its blob '{name}' has a name that is no hash"));
             return None;
         };
-        if self.repo.blobs.contains_key(&id) {
+        if self.repo.blobs.contains_key(&id) || self.came_meanwhile(id) {
             return Some(SnapshotFile::Link(id));
         }
         let detail = match self.dangling.get(&id) {
@@ -494,6 +494,19 @@ impl<'a> RepoScan<'a> {
         };
         self.problem(path, ProblemKind::BrokenLink, detail);
         None
+    }
+
+    /// Whether a blob came after `blobs/` was read: a download that ends during the scan puts it there, then links it.
+    fn came_meanwhile(&mut self, id: BlobId) -> bool {
+        let path = self.blobs_dir.join(id.to_string());
+        match fs::symlink_metadata(&path) {
+            Ok(meta) if meta.is_file() => {
+                self.repo.blobs.insert(id, blob(&meta, Place::Blobs));
+            }
+            Ok(meta) if meta.is_symlink() && !self.dangling.contains_key(&id) => self.linked_blob(id, path),
+            _ => {}
+        }
+        self.repo.blobs.contains_key(&id)
     }
 
     /// The name in `blobs/` that a snapshot link points to. The client's own link text is recognised as it is;
@@ -601,4 +614,41 @@ fn inode(meta: &Metadata) -> Option<Inode> {
 #[cfg(not(unix))]
 fn inode(_: &Metadata) -> Option<Inode> {
     None
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn a_blob_that_comes_during_the_scan_is_no_broken_link() {
+        let commit = "0123456789abcdef0123456789abcdef01234567";
+        let (file, shared) = ("ce013625030ba8dba906f756967f9e9ca394464a".to_string(), "cd".repeat(32));
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path());
+        let name = RepoName::from_folder("models--a--b").unwrap();
+        let (path, store) = (layout.repo(&name), layout.shared_store().join("ab"));
+        let snapshot = path.join("snapshots").join(commit);
+        for folder in [&path.join("blobs"), &snapshot, &store] {
+            fs::create_dir_all(folder).unwrap();
+        }
+        let mut scan = RepoScan {
+            layout: &layout,
+            path: &path,
+            blobs_dir: path.join("blobs"),
+            dangling: HashMap::new(),
+            repo: RepoScan::run(&layout, &name, &path),
+        };
+        scan.blobs();
+        fs::write(path.join("blobs").join(&file), "hello\n").unwrap();
+        fs::write(store.join("ab".repeat(32)), "shared").unwrap();
+        symlink(format!("../../blobs/ab/{}", "ab".repeat(32)), path.join("blobs").join(&shared)).unwrap();
+        for (path, blob) in [("a", &file), ("b", &shared), ("c", &"ef".repeat(32))] {
+            symlink(format!("../../blobs/{blob}"), snapshot.join(path)).unwrap();
+        }
+        scan.snapshots();
+        assert_eq!(scan.repo.blobs.values().map(|blob| blob.size).collect::<Vec<_>>(), [6, 6]);
+        assert!(matches!(&scan.repo.problems[..], [problem] if problem.path == snapshot.join("c")));
+    }
 }
