@@ -36,11 +36,19 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 /// How often the cache is looked at when the operating system cannot tell of changes.
 const FALLBACK_POLL: Duration = Duration::from_secs(30);
 
+const EXAMPLES: &str = "\
+Examples:
+  hf-cache-sync watch                  push what is new, 30 s after the last change
+  hf-cache-sync watch --debounce 300   not before five quiet minutes
+  hf-cache-sync watch --poll 60        on NFS and the like, which do not tell of other machines' changes
+  hf-cache-sync watch --json           a JSON object a line, for a log collector";
+
 /// Push new blobs, snapshots and refs as they appear, until stopped
 ///
 /// Pushes once at the start, and then whenever the cache has changed and been quiet for the debounce time. A push
 /// that fails is tried again with growing pauses and never ends the watch. Ctrl-c and SIGTERM end it (exit code 0).
 #[derive(Debug, Clone, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Args {
     /// Push when nothing has changed for so many seconds
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = debounce)]
