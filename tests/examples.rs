@@ -91,9 +91,12 @@ fn commands(text: &str) -> Vec<Vec<String>> {
         let comment = line.trim_start();
         let line = comment.strip_prefix("# ").map_or(line, str::trim_start);
         for (at, _) in line.match_indices(TOOL) {
-            let after = &line[at + TOOL.len()..];
-            if after.starts_with(' ') && is_command(&line[..at]) {
-                found.extend(words(&line[at..]));
+            let (before, mut command) = (&line[..at], &line[at..]);
+            if before.ends_with('`') {
+                command = command.split('`').next().unwrap_or_default();
+            }
+            if command[TOOL.len()..].starts_with(' ') && is_command(before) {
+                found.extend(words(command));
             }
         }
     }
@@ -152,6 +155,30 @@ fn every_command_line_that_users_are_shown_is_accepted() {
 }
 
 #[test]
+fn every_file_that_the_documents_name_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (mut missing, mut seen) = (Vec::new(), 0);
+    for source in files(&root.join("docs"), &|path| path.extension().is_some_and(|found| found == "md")) {
+        let text = fs::read_to_string(&source).unwrap();
+        for name in text.split('`').skip(1).step_by(2) {
+            let ours = ["src/", "tests/", "docs/", "examples/", "benches/"].iter().any(|top| name.starts_with(top));
+            if ours {
+                seen += 1;
+                if !root.join(name).exists() {
+                    missing.push(format!("{}: `{name}`", source.display()));
+                }
+            }
+        }
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next()) {
+            if !link.is_empty() && !link.contains("://") && !source.with_file_name(link).exists() {
+                missing.push(format!("{}: link to {link}", source.display()));
+            }
+        }
+    }
+    assert!(seen >= 20 && missing.is_empty(), "{seen} names, missing: {}", missing.join("\n"));
+}
+
+#[test]
 fn command_lines_are_found_where_they_are() {
     let line = |text: &str| commands(text).iter().map(|words| words.join(" ")).collect::<Vec<_>>();
     for (text, expected) in [
@@ -162,6 +189,7 @@ fn command_lines_are_found_where_they_are() {
         ("set -a; . ./env; A=b hf-cache-sync push && true", "hf-cache-sync push"),
         ("#   hf-cache-sync pull \\\n#", "hf-cache-sync pull"),
         ("command: [\"hf-cache-sync\", \"pull\", \"a/b\"]", "hf-cache-sync pull a/b"),
+        ("# run `hf-cache-sync prune` from a job", "hf-cache-sync prune"),
         ("$ hf-cache-sync push --workers N", "hf-cache-sync push --workers 4"),
     ] {
         assert_eq!(line(text), [expected], "{text}");
