@@ -5,7 +5,7 @@
 //! push too many costs a listing and nothing else.
 //!
 //! SIGINT and SIGTERM are how a watch ends, so the exit code is 0 after them. A push that runs at that moment gets
-//! [`GRACE`] to finish and is then given up, or at once at a second signal; the next push goes on from there.
+//! five seconds to finish and is then given up, or at once at a second signal; the next push goes on from there.
 
 pub mod news;
 pub mod relevant;
