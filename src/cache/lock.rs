@@ -8,7 +8,7 @@ use std::io;
 use std::path::Path;
 
 use super::layout::Layout;
-use super::place::ensure_dir;
+use super::place::with_folder;
 use crate::error::{Error, Result};
 use crate::ids::{BlobId, RepoName};
 
@@ -61,11 +61,8 @@ pub fn try_partial_lock(layout: &Layout, blob: &BlobId) -> Result<Option<Lock>> 
 
 fn try_lock(root: &Path, path: &Path, mode: Mode) -> Result<Option<Lock>> {
     let failed = |error: &io::Error| Error::io("cannot lock", path, error);
-    if let Some(parent) = path.parent() {
-        ensure_dir(root, parent)?;
-    }
     loop {
-        let file = open(path).map_err(|e| failed(&e))?;
+        let file = with_folder(root, path, "cannot lock", || open(path))?;
         let taken = match mode {
             Mode::Shared => file.try_lock_shared(),
             Mode::Exclusive => file.try_lock(),

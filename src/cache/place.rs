@@ -45,6 +45,21 @@ pub fn ensure_dir(root: &Path, dir: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Does something with a file below `root`, and makes its folder only when that shows to be missing: the usual case
+/// costs no look at every part of the path. Who calls this in a loop has checked the folder with [`ensure_dir`] before.
+///
+/// # Errors
+/// `what` names the failure.
+pub fn with_folder<T>(root: &Path, path: &Path, what: &str, attempt: impl Fn() -> io::Result<T>) -> Result<T> {
+    match attempt() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            ensure_dir(root, path.parent().unwrap_or(root))?;
+            attempt().map_err(|e| Error::io(what, path, &e))
+        }
+        result => result.map_err(|e| Error::io(what, path, &e)),
+    }
+}
+
 fn outside(path: &Path) -> Error {
     Error::integrity(format!("refusing to write {}", path.display())).because("it is outside the cache")
 }

@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::progress::{Event, Progress};
 use crate::remote::client::Bucket;
-use crate::remote::limit::Limiter;
+use crate::remote::limit::Limits;
 use crate::remote::transfer::Context;
 
 /// What every command gets.
@@ -50,7 +50,7 @@ impl Session {
     pub fn transfers(&self, bucket: &Bucket, workers: Option<usize>, sync: bool) -> Context {
         Context {
             bucket: bucket.clone(),
-            limiter: Limiter::new(workers),
+            limits: Limits::new(workers, bucket.round_trip()),
             progress: self.progress.clone(),
             layout: self.layout(),
             sync,

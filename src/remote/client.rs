@@ -58,6 +58,18 @@ struct Shared {
     answered: AtomicBool,
     requests: AtomicU64,
     pushed_back: AtomicU64,
+    /// Fastest answer in microseconds; 0 before the first.
+    fastest: AtomicU64,
+}
+
+impl Shared {
+    fn note_time(&self, time: Duration) {
+        let micros = (time.as_micros() as u64).max(1);
+        let fastest = self.fastest.load(Ordering::Relaxed);
+        if fastest == 0 || micros < fastest {
+            self.fastest.store(micros, Ordering::Relaxed);
+        }
+    }
 }
 
 /// An object in a listing. The key is without the team prefix.
@@ -216,6 +228,12 @@ impl Bucket {
         (self.shared.requests.load(Ordering::Relaxed), self.shared.pushed_back.load(Ordering::Relaxed))
     }
 
+    /// The fastest answer so far: about one round trip to the store.
+    pub fn round_trip(&self) -> Option<Duration> {
+        let fastest = self.shared.fastest.load(Ordering::Relaxed);
+        (fastest > 0).then(|| Duration::from_micros(fastest))
+    }
+
     /// The error for the user. `doing` names what failed and on what.
     pub fn explain(&self, failure: Failure, doing: &str) -> Error {
         failure.into_error(doing, &self.place())
@@ -233,9 +251,11 @@ impl Bucket {
         let mut tried = 0;
         loop {
             self.shared.requests.fetch_add(1, Ordering::Relaxed);
+            let sent = Instant::now();
             let failure = match send().await {
                 Ok(value) => {
                     self.shared.answered.store(true, Ordering::Relaxed);
+                    self.shared.note_time(sent.elapsed());
                     return Ok(value);
                 }
                 Err(failure) => failure,

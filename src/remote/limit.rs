@@ -1,36 +1,84 @@
 //! How many requests are in flight: a fixed cap by `--workers`, else a number that follows what is measured.
 //!
-//! One limiter serves blobs and parts alike. Unless fixed, it starts at [`START`] and grows while more requests in
-//! flight move more: a near store needs few, a far one up to hundreds for small objects. When the store pushes back
-//! (503, 429, broken connections), it halves.
+//! A limiter starts low at a near store and high at a far one ([`Limits::new`]), and grows while more requests in flight
+//! move more. When the store pushes back (503, 429, broken connections), it halves. Small objects and parts of large
+//! blobs have different optima, so each has a limiter of its own; a fixed cap is one limiter for both.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Requests in flight to begin with.
-pub const START: usize = 16;
+/// A store whose answers take longer than this is far.
+const FAR: Duration = Duration::from_millis(8);
 /// Never fewer than this after push-back.
 const LEAST: usize = 2;
-/// Never more than this.
-pub const MOST: usize = 256;
 /// What an object counts beside its bytes: the fixed cost of a request, expressed in bytes.
 const OBJECT_COST: u64 = 64 << 10;
 /// Shortest time over which throughput is compared.
 const WINDOW: Duration = Duration::from_millis(150);
+
+/// The limiters of a run.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// For blobs that are one request.
+    pub objects: Arc<Limiter>,
+    /// For parts of large blobs.
+    pub parts: Arc<Limiter>,
+}
 
 /// Hands out permits for requests.
 #[derive(Debug)]
 pub struct Limiter {
     permits: Arc<Semaphore>,
     control: Mutex<Control>,
+    sharers: AtomicUsize,
+}
+
+/// One of the large blobs that share a limiter.
+#[derive(Debug)]
+pub struct Share(Arc<Limiter>);
+
+impl Limits {
+    /// One limiter with a hard cap of `workers`, or two that adapt, beginning with what suits the store's
+    /// `round_trip`. Near, one stream a blob is hashed as it comes; far, many have to be on their way.
+    pub fn new(workers: Option<usize>, round_trip: Option<Duration>) -> Self {
+        if let Some(workers) = workers {
+            let one = Limiter::new(workers, workers, true);
+            return Limits { objects: one.clone(), parts: one };
+        }
+        let far = round_trip.is_some_and(|time| time > FAR);
+        let (objects, parts) = if far { (64, 32) } else { (16, 4) };
+        Limits { objects: Limiter::new(objects, 256, false), parts: Limiter::new(parts, 64, false) }
+    }
+
+    /// Tells how often the store has pushed back so far, in total.
+    pub fn pushed_back(&self, total: u64) {
+        self.objects.pushed_back(total);
+        self.parts.pushed_back(total);
+    }
+}
+
+impl Share {
+    /// How many requests this blob may have in flight now: the limit divided by the blobs that share it.
+    pub fn streams(&self) -> usize {
+        self.0.lock().limit.div_ceil(self.0.sharers.load(Ordering::Relaxed).max(1))
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.0.sharers.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// The decision, apart from clocks and permits.
 #[derive(Debug)]
 struct Control {
     limit: usize,
+    start: usize,
+    most: usize,
     fixed: bool,
     /// Permits handed out or waiting in the semaphore.
     issued: usize,
@@ -52,13 +100,14 @@ pub struct Permit {
 }
 
 impl Limiter {
-    /// A limiter with a hard cap of `workers`, or one that adapts.
-    pub fn new(workers: Option<usize>) -> Arc<Self> {
-        let limit = workers.unwrap_or(START).max(1);
+    fn new(start: usize, most: usize, fixed: bool) -> Arc<Self> {
+        let start = start.max(1);
         let control = Control {
-            limit,
-            fixed: workers.is_some(),
-            issued: limit,
+            limit: start,
+            start,
+            most,
+            fixed,
+            issued: start,
             window_start: Instant::now(),
             window_done: 0,
             window_score: 0,
@@ -66,13 +115,18 @@ impl Limiter {
             raised: false,
             pushed_back: 0,
         };
-        Arc::new(Limiter { permits: Arc::new(Semaphore::new(limit)), control: Mutex::new(control) })
+        Arc::new(Limiter { permits: Arc::new(Semaphore::new(start)), control: Mutex::new(control), sharers: 0.into() })
     }
 
     /// The most that can ever be in flight.
     pub fn ceiling(&self) -> usize {
-        let control = self.lock();
-        if control.fixed { control.limit } else { MOST }
+        self.lock().most
+    }
+
+    /// Counts a large blob among those that share this limiter, until the result is dropped.
+    pub fn share(self: &Arc<Self>) -> Share {
+        self.sharers.fetch_add(1, Ordering::Relaxed);
+        Share(self.clone())
     }
 
     /// Waits for a permit.
@@ -81,8 +135,7 @@ impl Limiter {
         Permit { limiter: self.clone(), permit: Some(permit), moved: 0 }
     }
 
-    /// Tells how often the store has pushed back so far, in total.
-    pub fn pushed_back(&self, total: u64) {
+    fn pushed_back(&self, total: u64) {
         let mut control = self.lock();
         if total > control.pushed_back {
             control.pushed_back = total;
@@ -130,10 +183,10 @@ impl Control {
         let score = self.window_score as f64 / spent.as_secs_f64();
         let before = self.limit;
         if score > self.best * 1.1 {
-            self.limit = (self.limit * 2).min(MOST);
+            self.limit = (self.limit * 2).min(self.most);
         } else if self.raised {
             // Twice as many moved no more: go back, and stay until things change.
-            self.limit = (self.limit / 2).max(START);
+            self.limit = (self.limit / 2).max(self.start);
         }
         self.raised = self.limit > before;
         self.best = self.best.max(score);
@@ -160,9 +213,12 @@ impl Control {
 mod tests {
     use super::*;
 
+    const START: usize = 16;
+    const MOST: usize = 256;
+
     /// A store that takes `latency` for each object, and moves `most` bytes a second at the best.
     fn settle(latency: Duration, most: f64, object: u64) -> usize {
-        let limiter = Limiter::new(None);
+        let limiter = Limiter::new(START, MOST, false);
         let mut control = limiter.lock();
         let mut now = Instant::now();
         for _ in 0..200 {
@@ -180,24 +236,39 @@ mod tests {
         assert_eq!(settle(Duration::from_millis(60), 1e12, 20_000), MOST);
         let near = settle(Duration::from_millis(1), 300e6, 20_000);
         assert!((START..=2 * START).contains(&near), "{near}");
+        let far = Limits::new(None, Some(Duration::from_millis(30)));
+        let close = Limits::new(None, Some(Duration::from_millis(1)));
+        assert!(far.parts.lock().limit > close.parts.lock().limit);
     }
 
     #[test]
     fn push_back_halves_and_a_fixed_number_stays() {
-        let limiter = Limiter::new(None);
+        let limiter = Limiter::new(START, MOST, false);
         limiter.pushed_back(1);
         limiter.pushed_back(1);
         assert_eq!(limiter.lock().limit, START / 2);
         (2..20).for_each(|n| limiter.pushed_back(n));
         assert_eq!(limiter.lock().limit, LEAST);
-        let fixed = Limiter::new(Some(3));
+        let fixed = Limits::new(Some(3), None);
         fixed.pushed_back(1);
-        assert_eq!(fixed.ceiling(), 3);
+        assert_eq!(fixed.objects.ceiling(), 3);
+        assert!(Arc::ptr_eq(&fixed.objects, &fixed.parts));
+    }
+
+    #[test]
+    fn large_blobs_share_the_limit() {
+        let limiter = Limiter::new(8, 64, false);
+        let first = limiter.share();
+        assert_eq!(first.streams(), 8);
+        let others: Vec<_> = (0..3).map(|_| limiter.share()).collect();
+        assert_eq!(first.streams(), 2);
+        drop(others);
+        assert_eq!(first.streams(), 8);
     }
 
     #[tokio::test]
     async fn a_lower_limit_takes_permits_back() {
-        let limiter = Limiter::new(None);
+        let limiter = Limiter::new(START, MOST, false);
         let mut held = Vec::new();
         for _ in 0..START {
             held.push(limiter.permit().await);

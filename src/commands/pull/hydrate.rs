@@ -57,13 +57,16 @@ pub async fn hydrate(context: &Context, plans: &[Plan], now: SystemTime) -> Resu
             job.replace |= action.reason == FetchReason::Corrupt;
         }
     }
+    for plan in plans.iter().filter(|plan| !plan.fetch.is_empty()) {
+        ensure_dirs(&context.layout, &plan.manifest.repo)?;
+    }
     let bytes = jobs.values().map(|job| job.fetch.size).sum();
     context.progress.event(Event::Planned { blobs: jobs.len() as u64, bytes });
 
     let mut done = Done::default();
     pool::run(
         jobs.into_values().collect(),
-        context.limiter.ceiling(),
+        context.limits.objects.ceiling(),
         |job: &Job| job.fetch.size > SINGLE_GET,
         |job| {
             let context = context.clone();
@@ -90,6 +93,15 @@ pub async fn hydrate(context: &Context, plans: &[Plan], now: SystemTime) -> Resu
         }
     }
     Ok(done)
+}
+
+/// Makes and checks, once, the folders that every blob of a repo goes through: none may be a link.
+fn ensure_dirs(layout: &Layout, repo: &RepoName) -> Result<()> {
+    let locks = layout.root().join(".locks").join(repo.folder());
+    for dir in [layout.blobs(repo), locks, layout.state().join("partial")] {
+        ensure_dir(layout.root(), &dir)?;
+    }
+    Ok(())
 }
 
 /// Whether the blob was downloaded; it may have come by another process while we waited for its lock.
@@ -138,7 +150,6 @@ fn is_there(layout: &Layout, repo: &RepoName, job: &Job) -> bool {
 
 /// Renames a verified file to its blob's name: whatever stands there, a link included, is replaced, never followed.
 fn put_in_place(layout: &Layout, file: &Path, repo: &RepoName, blob: &BlobId) -> Result<()> {
-    ensure_dir(layout.root(), &layout.blobs(repo))?;
     let target = layout.blob(repo, blob);
     match fs::rename(file, &target) {
         Ok(()) => Ok(()),

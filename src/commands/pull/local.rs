@@ -64,8 +64,9 @@ pub fn look(layout: &Layout, manifest: &Manifest, reference: Option<&RefName>, v
     }
     for file in &manifest.files {
         let path = layout.snapshot_file(repo, commit, &file.path);
-        let is_real = fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_file());
-        let linked = place::is_linked(layout, repo, commit, &file.path, &file.blob, file.size);
+        let meta = fs::symlink_metadata(&path).ok();
+        let is_real = meta.as_ref().is_some_and(|meta| meta.is_file());
+        let linked = meta.is_some() && place::is_linked(layout, repo, commit, &file.path, &file.blob, file.size);
         let good = linked && !(verify && is_real && look_at(&path, &file.blob, file.size, true) != BlobState::Present);
         state.in_place.push(good);
         let blob = state.blobs.get_mut(&file.blob).expect("every file's blob was looked at");

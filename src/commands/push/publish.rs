@@ -48,7 +48,7 @@ async fn send_blobs(context: &Context, plan: &Plan, report: &mut Report) -> Hash
     let mut lost = HashSet::new();
     pool::run(
         uploads.collect(),
-        context.limiter.ceiling(),
+        context.limits.objects.ceiling(),
         |blob: &Upload| blob.size > SINGLE_PUT,
         |blob| {
             let context = context.clone();

@@ -2,19 +2,20 @@
 //!
 //! Up to [`SINGLE_GET`]: one request into a file of its own. Larger: parallel ranges, each chunk written at its offset
 //! as it comes, into `partial/<etag>`; a journal beside it says which parts are there, so that an interrupted download
-//! goes on where it was. A hashing thread follows the finished parts from the front, so that the hash is done when
-//! the last part is. The caller holds the blob's locks and moves the file into place.
+//! goes on where it was. A chunk that continues what is hashed so far is hashed as it comes; what came out of order is read
+//! back once it can be reached, so that the hash is done when the last part is. The caller holds the blob's locks and
+//! moves the file into place.
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use tokio::task::JoinSet;
 
 use super::{Context, blocking, read_exact_at, write_all_at};
-use crate::cache::place::ensure_dir;
+use crate::cache::place::with_folder;
 use crate::error::{Error, Kind, Result};
 use crate::hash::BlobHasher;
 use crate::ids::BlobId;
@@ -55,7 +56,7 @@ pub async fn download(context: &Context, blob: &Fetch) -> Result<PathBuf> {
     };
     context.progress.event(Event::Finished { blob: blob.id });
     let (_, pushed_back) = context.bucket.counts();
-    context.limiter.pushed_back(pushed_back);
+    context.limits.pushed_back(pushed_back);
     fetched
 }
 
@@ -101,13 +102,11 @@ struct Target {
 
 impl Target {
     fn create(context: &Context, path: PathBuf) -> Result<Self> {
-        let folder = path.parent().unwrap_or(Path::new(""));
-        ensure_dir(context.layout.root(), folder)?;
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
         #[cfg(unix)]
         std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, rustix::fs::OFlags::NOFOLLOW.bits() as i32);
-        let file = options.open(&path).map_err(|e| Error::io("cannot write", &path, &e))?;
+        let file = with_folder(context.layout.root(), &path, "cannot write", || options.open(&path))?;
         Ok(Target { path, file })
     }
 
@@ -175,7 +174,7 @@ async fn range(
 }
 
 async fn whole(context: &Context, blob: &Fetch) -> Result<PathBuf> {
-    let mut permit = context.limiter.permit().await;
+    let mut permit = context.limits.objects.permit().await;
     let name = format!("{}.{:08x}.small", blob.id, rand::random::<u32>());
     let target = Target::create(context, context.layout.partial(&blob.id).with_file_name(name))?;
     let remove = RemoveOnDrop(Some(target.path.clone()));
@@ -311,42 +310,30 @@ async fn in_parts(context: &Context, blob: &Fetch) -> Result<PathBuf> {
 }
 
 async fn fetch_parts(context: &Context, blob: &Fetch, target: &Arc<Target>, journal: &mut Journal) -> Result<BlobId> {
-    let bounds = |part: usize| (part as u64 * PART, ((part as u64 + 1) * PART).min(blob.size));
-    let frontier = Frontier::default();
-    let hash = {
-        let (frontier, target, id, size) = (frontier.clone(), target.clone(), blob.id, blob.size);
-        tokio::task::spawn_blocking(move || frontier.hash(&target.file, &id, size))
-    };
-    let stop = StopOnDrop(frontier.clone());
-    let mut ready = 0;
-    let mut advance = |done: &[bool]| {
-        while done.get(ready) == Some(&true) {
-            ready += 1;
-        }
-        frontier.set(bounds(ready).0.min(blob.size));
-    };
+    let hashing = Arc::new(Hashing::new(blob, &journal.done));
     for part in (0..journal.done.len()).filter(|part| journal.done[*part]) {
-        let (from, to) = bounds(part);
+        let (from, to) = bounds(part, blob.size);
         context.progress.event(Event::Moved { blob: blob.id, bytes: to - from });
     }
-    advance(&journal.done);
-
     let missing: Vec<usize> = (0..journal.done.len()).filter(|part| !journal.done[*part]).collect();
     let mut missing = missing.into_iter();
     let mut next = missing.next();
+    let share = context.limits.parts.share();
     let mut running: JoinSet<Result<usize>> = JoinSet::new();
+    hashing.catch_up(target);
     while next.is_some() || !running.is_empty() {
         tokio::select! {
-            permit = context.limiter.permit(), if next.is_some() => {
+            permit = context.limits.parts.permit(), if next.is_some() && running.len() < share.streams() => {
                 let part = next.expect("checked by the branch");
                 next = missing.next();
-                let (context, blob, target) = (context.clone(), blob.clone(), target.clone());
-                let (from, to) = bounds(part);
+                let (context, blob, target, hashing) = (context.clone(), blob.clone(), target.clone(), hashing.clone());
+                let (from, to) = bounds(part, blob.size);
                 running.spawn(async move {
                     let mut permit = permit;
                     let mut meter = Meter::new(&context.progress, blob.id);
                     range(&context, &blob, (from, to), |chunk, offset| {
                         target.write(chunk, offset)?;
+                        hashing.written(part, offset, chunk);
                         meter.add(chunk.len() as u64);
                         Ok(())
                     })
@@ -362,63 +349,146 @@ async fn fetch_parts(context: &Context, blob: &Fetch, target: &Arc<Target>, jour
                     Err(failed) => std::panic::resume_unwind(failed.into_panic()),
                 };
                 journal.mark(part)?;
-                advance(&journal.done);
+                hashing.catch_up(target);
             }
         }
     }
-    let found = match hash.await {
-        Ok(found) => found.map_err(|e| Error::io("cannot read back", &target.path, &e))?,
-        Err(failed) => std::panic::resume_unwind(failed.into_panic()),
-    };
-    drop(stop);
-    found.ok_or_else(Error::interrupted)
+    drop(share);
+    let target = target.clone();
+    blocking(move || hashing.finish(&target)).await
 }
 
-/// How far the file is complete from its start; what the hashing thread waits for.
-#[derive(Clone, Default)]
-struct Frontier(Arc<(Mutex<(u64, bool)>, Condvar)>);
+/// The bytes of a part, from and to (exclusive).
+fn bounds(part: usize, size: u64) -> (u64, u64) {
+    let from = part as u64 * PART;
+    (from, (from + PART).min(size))
+}
 
-impl Frontier {
-    fn set(&self, offset: u64) {
-        self.0.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).0 = offset;
-        self.0.1.notify_one();
+/// The hash of a blob whose parts come in any order.
+struct Hashing {
+    id: BlobId,
+    size: u64,
+    state: Mutex<HashState>,
+    idle: Condvar,
+}
+
+struct HashState {
+    /// `None` while somebody hashes.
+    hasher: Option<BlobHasher>,
+    /// Bytes hashed so far.
+    at: u64,
+    /// How far each part is written.
+    written: Vec<u64>,
+    /// Why it cannot go on.
+    error: Option<Error>,
+}
+
+impl HashState {
+    /// How far the file is complete from where the hash is.
+    fn reachable(&self, size: u64) -> u64 {
+        let mut end = self.at;
+        loop {
+            let part = (end / PART) as usize;
+            match self.written.get(part) {
+                Some(written) if *written > end => end = *written,
+                _ => return end.min(size),
+            }
+        }
+    }
+}
+
+impl Hashing {
+    fn new(blob: &Fetch, done: &[bool]) -> Self {
+        let written = done.iter().enumerate().map(|(part, done)| {
+            let (from, to) = bounds(part, blob.size);
+            if *done { to } else { from }
+        });
+        let hasher = Some(BlobHasher::like(&blob.id, blob.size));
+        let state = HashState { hasher, at: 0, written: written.collect(), error: None };
+        Hashing { id: blob.id, size: blob.size, state: Mutex::new(state), idle: Condvar::new() }
     }
 
-    fn stop(&self) {
-        self.0.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).1 = true;
-        self.0.1.notify_one();
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashState> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Hashes the file as it becomes complete; `None` when stopped before its end.
-    fn hash(&self, file: &File, id: &BlobId, size: u64) -> io::Result<Option<BlobId>> {
-        let mut hasher = BlobHasher::like(id, size);
+    /// A chunk is in the file; it is hashed at once when it continues the hash.
+    fn written(&self, part: usize, offset: u64, chunk: &[u8]) {
+        let taken = {
+            let mut state = self.lock();
+            state.written[part] = offset + chunk.len() as u64;
+            if state.at == offset { state.hasher.take() } else { None }
+        };
+        if let Some(mut hasher) = taken {
+            hasher.update(chunk);
+            self.put_back(hasher, offset + chunk.len() as u64);
+        }
+    }
+
+    fn put_back(&self, hasher: BlobHasher, at: u64) {
+        let mut state = self.lock();
+        state.hasher = Some(hasher);
+        state.at = at;
+        drop(state);
+        self.idle.notify_all();
+    }
+
+    /// Starts reading back what can be reached and was not hashed as it came.
+    fn catch_up(self: &Arc<Self>, target: &Arc<Target>) {
+        let worth_it = {
+            let state = self.lock();
+            state.hasher.is_some() && state.reachable(self.size) > state.at
+        };
+        if worth_it {
+            let (this, target) = (self.clone(), target.clone());
+            tokio::task::spawn_blocking(move || this.read_back(&target));
+        }
+    }
+
+    /// Hashes from the file as far as it is complete.
+    fn read_back(&self, target: &Target) {
         let mut buffer = vec![0; SLICE];
-        let mut at = 0;
-        while at < size {
-            let end = {
-                let state = self.0.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-                let waited = self.0.1.wait_while(state, |(offset, stopped)| *offset <= at && !*stopped);
-                let state = waited.unwrap_or_else(|poisoned| poisoned.into_inner());
-                if state.0 <= at && state.1 {
-                    return Ok(None);
+        loop {
+            let (mut hasher, at, end) = {
+                let mut state = self.lock();
+                let end = state.reachable(self.size).min(state.at + SLICE as u64);
+                match (end > state.at, state.hasher.take()) {
+                    (true, Some(hasher)) => (hasher, state.at, end),
+                    (_, hasher) => {
+                        state.hasher = hasher.or(state.hasher.take());
+                        return;
+                    }
                 }
-                state.0
             };
-            while at < end {
-                let length = SLICE.min((end - at) as usize);
-                read_exact_at(file, &mut buffer[..length], at)?;
-                hasher.update(&buffer[..length]);
-                at += length as u64;
+            let slice = &mut buffer[..(end - at) as usize];
+            match read_exact_at(&target.file, slice, at) {
+                Ok(()) => {
+                    hasher.update(slice);
+                    self.put_back(hasher, end);
+                }
+                Err(error) => {
+                    self.lock().error = Some(Error::io("cannot read back", &target.path, &error));
+                    self.put_back(hasher, at);
+                    return;
+                }
             }
         }
-        Ok(Some(hasher.finish()))
     }
-}
 
-struct StopOnDrop(Frontier);
-
-impl Drop for StopOnDrop {
-    fn drop(&mut self) {
-        self.0.stop();
+    /// The name of the whole file, all of whose parts are written.
+    fn finish(&self, target: &Target) -> Result<BlobId> {
+        loop {
+            self.read_back(target);
+            let state = self.lock();
+            let state = self.idle.wait_while(state, |state| state.hasher.is_none());
+            let mut state = state.unwrap_or_else(|poisoned| poisoned.into_inner());
+            if let Some(error) = state.error.take() {
+                return Err(error);
+            }
+            if state.at == self.size {
+                let hasher = state.hasher.take().unwrap_or_else(|| BlobHasher::like(&self.id, self.size));
+                return Ok(hasher.finish());
+            }
+        }
     }
 }

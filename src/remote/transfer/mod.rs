@@ -2,7 +2,7 @@
 //!
 //! [`upload`] sends a blob in one request or in parallel parts while it is hashed; [`download`] fetches it in one
 //! request or in parallel ranges into a partial file of our own, and says that it is complete only after its hash
-//! matched. Both run under one [`Limiter`]. Memory is bounded by requests in flight times a read slice, whatever the
+//! matched. Both run under the same [`Limits`]. Memory is bounded by requests in flight times a read slice, whatever the
 //! size of the blobs.
 
 pub mod download;
@@ -14,7 +14,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::client::Bucket;
-use super::limit::Limiter;
+use super::limit::Limits;
 use crate::cache::layout::Layout;
 use crate::progress::Progress;
 
@@ -24,7 +24,7 @@ pub struct Context {
     /// The bucket.
     pub bucket: Bucket,
     /// Requests in flight.
-    pub limiter: Arc<Limiter>,
+    pub limits: Limits,
     /// Where events go.
     pub progress: Arc<dyn Progress>,
     /// The cache, for state of our own.

@@ -65,7 +65,7 @@ pub async fn upload(context: &Context, blob: &Upload) -> Result<()> {
     };
     context.progress.event(Event::Finished { blob: blob.id });
     let (_, pushed_back) = context.bucket.counts();
-    context.limiter.pushed_back(pushed_back);
+    context.limits.pushed_back(pushed_back);
     sent
 }
 
@@ -87,7 +87,7 @@ fn unreadable(blob: &Upload, error: &std::io::Error) -> Error {
 }
 
 async fn from_memory(context: &Context, blob: &Upload) -> Result<()> {
-    let mut permit = context.limiter.permit().await;
+    let mut permit = context.limits.objects.permit().await;
     let task = blob.clone();
     let bytes: Bytes = blocking(move || -> Result<Bytes> {
         let file = open_quietly(&task.source).map_err(|e| unreadable(&task, &e))?;
@@ -108,7 +108,7 @@ async fn from_memory(context: &Context, blob: &Upload) -> Result<()> {
 }
 
 async fn streamed(context: &Context, blob: &Upload) -> Result<()> {
-    let mut permit = context.limiter.permit().await;
+    let mut permit = context.limits.objects.permit().await;
     let file = Arc::new(open_quietly(&blob.source).map_err(|e| unreadable(blob, &e))?);
     let local_error: Slot = Arc::default();
     let body = |pulse: &Pulse| {
@@ -247,10 +247,11 @@ async fn send_parts(
     let mut missing =
         (1..=count).filter(|number| parts[*number as usize - 1].is_none()).collect::<Vec<_>>().into_iter();
     let mut next = missing.next();
+    let share = context.limits.parts.share();
     let mut running: JoinSet<Result<Part>> = JoinSet::new();
     while next.is_some() || !running.is_empty() {
         tokio::select! {
-            permit = context.limiter.permit(), if next.is_some() => {
+            permit = context.limits.parts.permit(), if next.is_some() && running.len() < share.streams() => {
                 let number = next.expect("checked by the branch");
                 next = missing.next();
                 let (context, blob, file) = (context.clone(), blob.clone(), file.clone());
