@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use clap::{ArgAction, Parser, Subcommand};
 
-use crate::commands::{Session, doctor, init, pull, push};
+use crate::commands::{Session, doctor, init, prune, pull, push};
 use crate::config::{Config, Environment, Overrides};
 use crate::error::{Error, Kind, Result};
 use crate::ui::{Style, Ui};
@@ -76,6 +76,7 @@ pub enum Command {
     Doctor(doctor::Args),
     Push(push::Args),
     Pull(pull::Args),
+    Prune(prune::Args),
 }
 
 impl Global {
@@ -123,6 +124,7 @@ pub async fn run(cli: &Cli, ui: &Ui) -> Result<Option<Kind>> {
         Command::Init(_) => None,
         Command::Doctor(args) => ui.show(&doctor::execute(&session, args).await),
         Command::Push(args) => ui.show(&push::execute(&session, args).await?),
+        Command::Prune(args) => ui.show(&prune::execute(&session, args).await?),
         Command::Pull(args) => ui.show(&pull::execute(&session, args).await?),
     })
 }

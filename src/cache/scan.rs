@@ -251,7 +251,12 @@ fn root_entry(entry: &DirEntry) -> RootEntry {
 
 /// Scans one repo folder: how it is now, for a last look before something in it is deleted.
 pub fn scan_repo(layout: &Layout, name: &RepoName) -> Repo {
-    RepoScan::run(layout, name, &layout.repo(name))
+    scan_folder(layout, name, &layout.repo(name))
+}
+
+/// Scans a repo folder that stands at `path`.
+pub fn scan_folder(layout: &Layout, name: &RepoName, path: &Path) -> Repo {
+    RepoScan::run(layout, name, path)
 }
 
 /// Reads the refs of one repo alone, and says what was wrong with them.
