@@ -74,7 +74,10 @@ pub fn execute(facts: &Facts, plan: &Plan) -> Done {
         }
     }
     for (index, action) in plan.actions.iter().enumerate() {
-        if let What::Folder { repo } = &action.what {
+        // Where something was left alone after all, which is said already, the folder is not empty.
+        if let What::Folder { repo } = &action.what
+            && !run.done.skips.iter().any(|skip| skip.repo.as_ref() == Some(repo))
+        {
             let attempt = run.folder(repo);
             if run.settle(attempt) {
                 run.done.actions.insert(index);
@@ -273,13 +276,15 @@ impl Run<'_> {
         let failed = |error: io::Error| cannot_delete(&path, &error);
         match remove::Aside::take(self.layout, &path).map_err(failed)? {
             Some(aside) if self.is_empty(&scan::scan_folder(self.layout, name, aside.path())) => {
-                self.done.freed += aside.delete().map_err(failed)?;
+                aside.delete().map_err(failed)?;
             }
             Some(aside) => {
                 aside.put_back().map_err(failed)?;
                 return self.skip(SkipReason::Changed, Some(name), &path, 0);
             }
-            None => self.done.freed += remove::tree(&path).map_err(failed)?,
+            None => {
+                remove::tree(&path).map_err(failed)?;
+            }
         }
         self.locks(name);
         Ok(None)
