@@ -12,7 +12,7 @@ use std::time::SystemTime;
 
 use super::facts::Facts;
 use super::plan::{Eviction, Plan, Skip, SkipReason, What, hidden_uses};
-use crate::cache::layout::{self, Layout};
+use crate::cache::layout::{self, BlobEntry, Layout};
 use crate::cache::lock::{self, Lock};
 use crate::cache::scan::{self, Blob, Place, Repo, Revision, SnapshotFile};
 use crate::cache::shared::{self, Swept};
@@ -41,6 +41,7 @@ pub fn execute(facts: &Facts, plan: &Plan) -> Done {
         done: Done::default(),
         blobs: BTreeMap::new(),
         payloads: BTreeMap::new(),
+        joined: BTreeMap::new(),
     };
     for (index, action) in plan.actions.iter().enumerate() {
         let attempt = match &action.what {
@@ -95,6 +96,8 @@ struct Run<'a> {
     blobs: BTreeMap<&'a RepoName, Vec<(usize, BlobId)>>,
     /// Payloads to sweep, with the action of each that is one of its own.
     payloads: BTreeMap<PathBuf, Option<usize>>,
+    /// Repos that were looked at for downloads which began after the scan, and whether there is one.
+    joined: BTreeMap<RepoName, bool>,
 }
 
 /// Done, or left alone.
@@ -171,6 +174,9 @@ impl Run<'_> {
         if !remove::is_inside(self.layout.root(), &snapshot) {
             return changed(SkipReason::Link);
         }
+        if self.has_new_download(repo) {
+            return changed(SkipReason::InFlight);
+        }
         let (refs, problems) = scan::scan_refs(self.layout, repo);
         let naming: Vec<_> = refs.iter().filter(|(_, named)| *named == commit).map(|(name, _)| name.clone()).collect();
         if naming.iter().any(|name| !eviction.refs.contains(name)) || !problems.is_empty() {
@@ -200,6 +206,21 @@ impl Run<'_> {
             remove::folder(self.layout, &absent).map_err(|e| cannot_delete(&absent, &e))?;
         }
         Ok(None)
+    }
+
+    fn has_new_download(&mut self, repo: &RepoName) -> bool {
+        if let Some(joined) = self.joined.get(repo) {
+            return *joined;
+        }
+        let known = self.facts.inventory.repo(repo).map(|repo| repo.in_flight.as_slice()).unwrap_or_default();
+        let entries = fs::read_dir(self.layout.blobs(repo)).into_iter().flatten().flatten();
+        let joined = entries
+            .filter(|entry| {
+                entry.file_name().to_str().is_some_and(|name| layout::blob_entry(name) == BlobEntry::InFlight)
+            })
+            .any(|entry| known.iter().all(|file| file.path != entry.path()));
+        self.joined.insert(repo.clone(), joined);
+        joined
     }
 
     /// Deletes blobs of one repo, after a fresh look at all that may use them.

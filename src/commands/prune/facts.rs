@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use crate::cache::layout::{self, Layout};
+use crate::cache::lock;
 use crate::cache::scan::{Inventory, Problem, ProblemKind, Repo};
 use crate::cache::shared::{self, Payload};
 use crate::cache::space;
@@ -37,6 +38,8 @@ pub struct RepoFacts {
     pub needed_by: Option<PathBuf>,
     /// When a client last took a lock on one of its blobs.
     pub client_seen: Option<SystemTime>,
+    /// Unfinished downloads whose lock another process holds right now.
+    pub held: BTreeSet<PathBuf>,
     /// Newest change of what would go with an empty folder: refs and trees without a snapshot, and the folder itself
     /// where it has no snapshot at all.
     pub touched: Option<SystemTime>,
@@ -88,8 +91,18 @@ fn about(layout: &Layout, repo: &Repo) -> RepoFacts {
         linked_part: parts.iter().find(is_link).cloned(),
         needed_by: None,
         client_seen: locks.0,
+        held: repo.in_flight.iter().filter(|file| is_held(layout, repo, &file.path)).map(|f| f.path.clone()).collect(),
         touched: touched.0,
     }
+}
+
+/// Whether another process holds the lock of the blob that this file is to become. Looks at lock files, makes none.
+fn is_held(layout: &Layout, repo: &Repo, file: &Path) -> bool {
+    let blob = file.file_name().and_then(|name| layout::blob_of_temporary(name.to_str()?));
+    blob.is_some_and(|blob| {
+        layout.client_lock(&repo.name, &blob).exists()
+            && matches!(lock::try_client_lock(layout, &repo.name, &blob), Ok(None))
+    })
 }
 
 /// The newest modification time of several paths; those that are not there do not count.

@@ -20,6 +20,8 @@ struct Bytes {
     size: u64,
     /// Names that are left.
     names: u64,
+    /// Names that were found.
+    found: u64,
     /// Never freed: somebody may need it whom nobody knows.
     pinned: bool,
 }
@@ -118,7 +120,8 @@ impl Ledger {
             let pinned = payload.references.is_none() || payload.inode.is_some_and(|inode| inode.links > 1);
             let file = self.file(files, payload.size, payload.inode.as_ref());
             // One that nobody links to has its own name only.
-            self.bytes[file] = Bytes { size: payload.size, names: names.len().max(1) as u64, pinned };
+            let names = names.len().max(1) as u64;
+            self.bytes[file] = Bytes { size: payload.size, names, found: names, pinned };
             self.payloads.insert(payload.path.clone(), file);
         }
     }
@@ -128,8 +131,12 @@ impl Ledger {
         let new = self.bytes.len();
         let file = inode.map_or(new, |inode| *files.entry(inode.id).or_insert(new));
         if file == new {
-            self.bytes.push(Bytes { size, names: inode.map_or(1, |inode| inode.links.max(1)), pinned: false });
+            self.bytes.push(Bytes { size, names: inode.map_or(1, |inode| inode.links), found: 0, pinned: false });
         }
+        // A link that was made during the scan may not be in the number that the file told before.
+        let bytes = &mut self.bytes[file];
+        bytes.found += 1;
+        bytes.names = bytes.names.max(bytes.found);
         file
     }
 

@@ -1,12 +1,14 @@
 //! `prune`: brings the cache back within its budget, and takes away what nobody needs.
 //!
 //! [`facts`] looks around beside the scan, [`ledger`] knows who needs which bytes, [`plan`] decides (both pure),
-//! [`execute`] deletes under the tool's exclusive lock and checks each thing once more right before.
+//! [`execute`](mod@execute) deletes under the tool's exclusive lock and checks each thing once more right before.
 
 pub mod execute;
 pub mod facts;
 pub mod ledger;
 pub mod plan;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeSet;
 use std::str::FromStr;

@@ -333,8 +333,13 @@ impl<'a> Planner<'a> {
     }
 
     fn temporaries(&mut self, repo: &Repo) {
+        let about = self.facts.repos.get(&repo.name);
         for file in repo.in_flight.iter().chain(&repo.temporaries) {
             let path = file.path.clone();
+            if about.is_some_and(|about| about.held.contains(&path)) {
+                self.plan.skip(SkipReason::Held, Some(&repo.name), Some(path), file.size);
+                continue;
+            }
             match self.is_old(file.modified, self.options.temporary_grace) {
                 true => {
                     self.plan.act(What::Temporary { repo: repo.name.clone(), path }, Reason::Abandoned, file.size);
@@ -452,10 +457,11 @@ impl<'a> Planner<'a> {
     /// Whether a client may be in the middle of a download into this repo.
     fn busy(&self, repo: &Repo) -> Option<SkipReason> {
         let in_flight = repo.in_flight.iter().any(|file| !self.is_old(file.modified, self.options.temporary_grace));
-        if in_flight {
+        let about = self.facts.repos.get(&repo.name);
+        if in_flight || about.is_some_and(|about| !about.held.is_empty()) {
             return Some(SkipReason::InFlight);
         }
-        let seen = self.facts.repos.get(&repo.name).and_then(|facts| facts.client_seen);
+        let seen = about.and_then(|about| about.client_seen);
         let recent = RECENT.min(self.options.orphan_grace);
         (seen.is_some() && !self.is_old(seen, recent)).then_some(SkipReason::Busy)
     }
