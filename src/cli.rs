@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use clap::{ArgAction, Parser, Subcommand};
 
 use crate::commands::{Session, doctor, init, pull, push, watch};
+use crate::commands::{Session, doctor, init, prune, pull, push};
 use crate::config::{Config, Environment, Overrides};
 use crate::error::{Error, Kind, Result};
 use crate::ui::{Style, Ui};
@@ -84,6 +85,7 @@ impl Command {
     pub fn ends_by_signal(&self) -> bool {
         matches!(self, Command::Watch(_))
     }
+    Prune(prune::Args),
 }
 
 impl Global {
@@ -131,6 +133,7 @@ pub async fn run(cli: &Cli, ui: &Ui) -> Result<Option<Kind>> {
         Command::Init(_) => None,
         Command::Doctor(args) => ui.show(&doctor::execute(&session, args).await),
         Command::Push(args) => ui.show(&push::execute(&session, args).await?),
+        Command::Prune(args) => ui.show(&prune::execute(&session, args).await?),
         Command::Pull(args) => ui.show(&pull::execute(&session, args).await?),
         Command::Watch(args) => {
             watch::execute(&session, args, &|update| ui.show_line(&update)).await?;

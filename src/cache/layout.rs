@@ -116,9 +116,25 @@ pub fn blob_entry(name: &str) -> BlobEntry {
     BlobEntry::Foreign
 }
 
-/// Whether a name in `refs/` or `trees/` is a temporary of the client (`<ref>.<8 hex>.tmp`, `*.tmp`).
+/// Whether a name in `trees/` is a temporary of the client.
 pub fn is_temporary(name: &str) -> bool {
     name.ends_with(".tmp")
+}
+
+/// Whether a name in `refs/` is a temporary of the client, `<ref>.<8 hex>.tmp`: a branch may be called `x.tmp`.
+pub fn is_temporary_ref(name: &str) -> bool {
+    let random = name.strip_suffix(".tmp").and_then(|name| name.rsplit_once('.'));
+    random.is_some_and(|(name, random)| !name.is_empty() && is_random(random))
+}
+
+/// The client's `secrets.token_hex(4)`.
+fn is_random(text: &str) -> bool {
+    text.len() == 8 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+}
+
+/// The blob that a temporary in `blobs/` is for, when its name tells.
+pub fn blob_of_temporary(name: &str) -> Option<BlobId> {
+    name.trim_start_matches('.').split('.').next()?.parse().ok()
 }
 
 /// The shared-store entry that the link text of `blobs/<etag>` points to: `<2 hex>/<xet hash>`, relative to the
@@ -187,6 +203,18 @@ mod tests {
             assert_eq!(blob_entry(&name), BlobEntry::InFlight, "{name}");
         }
         assert_eq!(blob_entry("README"), BlobEntry::Foreign);
+        for name in [format!("{SHA1}.incomplete"), format!(".{SHA1}.0a1b2c3d.old")] {
+            assert_eq!(blob_of_temporary(&name).unwrap().to_string(), SHA1);
+        }
+        assert_eq!(blob_of_temporary("tmp_0b0e"), None);
+    }
+
+    #[test]
+    fn a_branch_may_look_like_a_temporary() {
+        assert!(is_temporary_ref("main.0a1b2c3d.tmp"));
+        for branch in ["main.tmp", "x.0a1b2c3.tmp", ".0a1b2c3d.tmp", "main"] {
+            assert!(!is_temporary_ref(branch), "{branch}");
+        }
     }
 
     #[test]

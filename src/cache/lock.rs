@@ -59,10 +59,30 @@ pub fn try_partial_lock(layout: &Layout, blob: &BlobId) -> Result<Option<Lock>> 
     try_lock(layout.root(), &layout.partial(blob).with_extension("lock"), Mode::Exclusive)
 }
 
+/// Tries to take huggingface_hub's lock on a payload of the cache-wide store. A file system without flock counts as
+/// held: the client then guards the payload in a way of its own, and it is better left alone.
+///
+/// # Errors
+/// When the lock file cannot be created.
+pub fn try_store_lock(path: &Path) -> Result<Option<Lock>> {
+    let lock = take(path, Mode::Exclusive, 0o666)?;
+    Ok(lock.filter(|lock| lock._file.is_some()))
+}
+
 fn try_lock(root: &Path, path: &Path, mode: Mode) -> Result<Option<Lock>> {
     let failed = |error: &io::Error| Error::io("cannot lock", path, error);
     loop {
         let file = with_folder(root, path, "cannot lock", || open(path))?;
+    if let Some(parent) = path.parent() {
+        ensure_dir(root, parent)?;
+    }
+    take(path, mode, 0o664)
+}
+
+fn take(path: &Path, mode: Mode, bits: u32) -> Result<Option<Lock>> {
+    let failed = |error: &io::Error| Error::io("cannot lock", path, error);
+    loop {
+        let file = open(path, bits).map_err(|e| failed(&e))?;
         let taken = match mode {
             Mode::Shared => file.try_lock_shared(),
             Mode::Exclusive => file.try_lock(),
@@ -81,24 +101,27 @@ fn try_lock(root: &Path, path: &Path, mode: Mode) -> Result<Option<Lock>> {
     }
 }
 
-/// Opens or creates the file, never through a link, with the client's mode for locks (0664).
-fn open(path: &Path) -> io::Result<File> {
+/// Opens or creates the file, never through a link, with at least these mode bits (0664 is the client's for blobs).
+fn open(path: &Path, bits: u32) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false);
     #[cfg(unix)]
     {
         use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-        options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32).mode(0o664);
+        options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32).mode(bits);
         let file = options.open(path)?;
         let mode = file.metadata()?.permissions().mode();
-        if mode & 0o664 != 0o664 {
+        if mode & bits != bits {
             // Only the owner may: another user's lock file works as it is.
-            let _ = file.set_permissions(std::fs::Permissions::from_mode((mode & 0o7777) | 0o664));
+            let _ = file.set_permissions(std::fs::Permissions::from_mode((mode & 0o7777) | bits));
         }
         Ok(file)
     }
     #[cfg(not(unix))]
-    options.open(path)
+    {
+        let _ = bits;
+        options.open(path)
+    }
 }
 
 #[cfg(unix)]

@@ -3,6 +3,7 @@
 //! Reading is [`scan`] (-> [`scan::Inventory`]), [`identify`] (names for files that are no links), [`read`]
 //! (opening a blob without counting as a use), [`gated`] and [`mod@pointer`] (judging content). Writing is [`place`]
 //! (directories, links and small files, never through a link) and [`lock`] (huggingface_hub's locks and our own).
+//! Deleting is [`remove`], and [`shared`] for the cache-wide store.
 
 pub mod gated;
 pub mod identify;
@@ -11,5 +12,7 @@ pub mod lock;
 pub mod place;
 pub mod pointer;
 pub mod read;
+pub mod remove;
 pub mod scan;
+pub mod shared;
 pub mod space;

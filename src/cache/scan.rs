@@ -46,6 +46,8 @@ pub struct Repo {
     pub trees: Vec<Commit>,
     /// Downloads in flight, and what interrupted ones left.
     pub in_flight: Vec<InFlight>,
+    /// Refs and trees that were being written, or what is left of such.
+    pub temporaries: Vec<InFlight>,
     /// What was wrong in this folder.
     pub problems: Vec<Problem>,
     /// Whether the repo folder is itself a link: readable, but never written to.
@@ -65,6 +67,8 @@ pub struct Blob {
     pub accessed: Option<SystemTime>,
     /// Last change.
     pub modified: Option<SystemTime>,
+    /// Last change of the entry in `blobs/` itself: newer than `modified` where it is a fresh link to old bytes.
+    pub placed: Option<SystemTime>,
 }
 
 /// Where a blob's bytes are.
@@ -207,7 +211,7 @@ pub fn scan(root: &Path) -> Result<Inventory> {
         };
         match root_entry(&entry) {
             RootEntry::Repo(name) => folders.push((name, entry.path())),
-            RootEntry::SharedStore => inventory.shared_store = has_marker(&entry.path()),
+            RootEntry::SharedStore => inventory.shared_store = super::shared::is_store(&inventory.layout),
             RootEntry::Known => {}
             RootEntry::Unknown => inventory.problems.push(Problem {
                 path: entry.path(),
@@ -245,11 +249,22 @@ fn root_entry(entry: &DirEntry) -> RootEntry {
     }
 }
 
-fn has_marker(store: &Path) -> bool {
-    let marker = store.join(layout::SHARED_MARKER);
-    let regular = fs::symlink_metadata(&marker).is_ok_and(|meta| meta.is_file());
-    let content = super::read::read_small(&marker, 16).ok().flatten();
-    regular && content.as_deref() == Some(layout::SHARED_MARKER_CONTENT.as_bytes())
+/// Scans one repo folder: how it is now, for a last look before something in it is deleted.
+pub fn scan_repo(layout: &Layout, name: &RepoName) -> Repo {
+    scan_folder(layout, name, &layout.repo(name))
+}
+
+/// Scans a repo folder that stands at `path`.
+pub fn scan_folder(layout: &Layout, name: &RepoName, path: &Path) -> Repo {
+    RepoScan::run(layout, name, path)
+}
+
+/// Reads the refs of one repo alone, and says what was wrong with them.
+pub fn scan_refs(layout: &Layout, name: &RepoName) -> (BTreeMap<RefName, Commit>, Vec<Problem>) {
+    let path = layout.repo(name);
+    let mut scan = RepoScan::new(layout, name, &path);
+    scan.refs(path.join("refs"), String::new());
+    (scan.repo.refs, scan.repo.problems)
 }
 
 /// Scans repo folders on a few threads: the work is system calls, which overlap.
@@ -289,7 +304,7 @@ struct RepoScan<'a> {
 }
 
 impl<'a> RepoScan<'a> {
-    fn run(layout: &'a Layout, name: &RepoName, path: &'a Path) -> Repo {
+    fn new(layout: &'a Layout, name: &RepoName, path: &'a Path) -> Self {
         let repo = Repo {
             name: name.clone(),
             blobs: BTreeMap::new(),
@@ -297,10 +312,15 @@ impl<'a> RepoScan<'a> {
             refs: BTreeMap::new(),
             trees: Vec::new(),
             in_flight: Vec::new(),
+            temporaries: Vec::new(),
             problems: Vec::new(),
             is_link: fs::symlink_metadata(path).is_ok_and(|meta| meta.is_symlink()),
         };
-        let mut scan = RepoScan { layout, path, blobs_dir: path.join("blobs"), dangling: HashMap::new(), repo };
+        RepoScan { layout, path, blobs_dir: path.join("blobs"), dangling: HashMap::new(), repo }
+    }
+
+    fn run(layout: &'a Layout, name: &RepoName, path: &'a Path) -> Repo {
+        let mut scan = RepoScan::new(layout, name, path);
         scan.folder();
         scan.repo.problems.sort_by(|a, b| a.path.cmp(&b.path));
         scan.repo
@@ -379,15 +399,15 @@ impl<'a> RepoScan<'a> {
                     }
                 }
                 BlobEntry::Blob(id) if meta.is_file() => {
-                    self.repo.blobs.insert(id, blob(&meta, Place::Blobs));
+                    self.repo.blobs.insert(id, blob(&meta, Place::Blobs, meta.modified().ok()));
                 }
-                BlobEntry::Blob(id) if meta.is_symlink() => self.linked_blob(id, path),
+                BlobEntry::Blob(id) if meta.is_symlink() => self.linked_blob(id, path, meta.modified().ok()),
                 BlobEntry::Blob(_) => self.problem(path, ProblemKind::BadName, "is named like a blob but is no file"),
             }
         }
     }
 
-    fn linked_blob(&mut self, id: BlobId, path: PathBuf) {
+    fn linked_blob(&mut self, id: BlobId, path: PathBuf, placed: Option<SystemTime>) {
         let target = match fs::read_link(&path) {
             Ok(target) => target,
             Err(error) => {
@@ -401,7 +421,7 @@ impl<'a> RepoScan<'a> {
         };
         match fs::metadata(&path) {
             Ok(meta) if meta.is_file() => {
-                self.repo.blobs.insert(id, blob(&meta, place));
+                self.repo.blobs.insert(id, blob(&meta, place, placed));
             }
             Ok(_) => self.problem(path, ProblemKind::ForeignLink, "is a link to something that is no file"),
             Err(error) => {
@@ -559,10 +579,9 @@ impl<'a> RepoScan<'a> {
             let relative = format!("{prefix}{name}");
             match entry.file_type() {
                 Ok(kind) if kind.is_dir() && prefix.len() < 512 => self.refs(path, format!("{relative}/")),
-                Ok(kind) if kind.is_file() && !layout::is_temporary(&name) && name != ".DS_Store" => {
-                    self.reference(path, &relative);
-                }
-                Ok(kind) if kind.is_file() => {}
+                Ok(kind) if kind.is_file() && layout::is_temporary_ref(&name) => self.temporary(path, &entry),
+                Ok(kind) if kind.is_file() && name == ".DS_Store" => {}
+                Ok(kind) if kind.is_file() => self.reference(path, &relative),
                 Ok(_) => self.problem(path, ProblemKind::BadRef, "is a ref that is no regular file"),
                 Err(error) => self.repo.problems.push(unreadable(&path, &error)),
             }
@@ -593,26 +612,37 @@ impl<'a> RepoScan<'a> {
         for (name, entry) in self.entries(&self.path.join("trees")) {
             match name.strip_suffix(".json").map(str::parse::<Commit>) {
                 Some(Ok(commit)) => self.repo.trees.push(commit),
-                _ if layout::is_temporary(&name) || name == ".DS_Store" => {}
+                _ if layout::is_temporary(&name) => self.temporary(entry.path(), &entry),
+                _ if name == ".DS_Store" => {}
                 _ => self.problem(entry.path(), ProblemKind::UnknownEntry, "is in trees/, but is no tree"),
             }
         }
         self.repo.trees.sort();
     }
+
+    fn temporary(&mut self, path: PathBuf, entry: &DirEntry) {
+        // Gone already: it was renamed to what it was for.
+        if let Ok(meta) = entry.metadata() {
+            self.repo.temporaries.push(InFlight { path, size: meta.len(), modified: meta.modified().ok() });
+        }
+    }
 }
 
-fn blob(meta: &Metadata, place: Place) -> Blob {
-    Blob { size: meta.len(), place, inode: inode(meta), accessed: meta.accessed().ok(), modified: meta.modified().ok() }
+fn blob(meta: &Metadata, place: Place, placed: Option<SystemTime>) -> Blob {
+    let (accessed, modified) = (meta.accessed().ok(), meta.modified().ok());
+    Blob { size: meta.len(), place, inode: inode(meta), accessed, modified, placed }
 }
 
+/// The file behind a name, where the system tells.
 #[cfg(unix)]
-fn inode(meta: &Metadata) -> Option<Inode> {
+pub fn inode(meta: &Metadata) -> Option<Inode> {
     use std::os::unix::fs::MetadataExt;
     Some(Inode { id: (meta.dev(), meta.ino()), links: meta.nlink(), allocated: meta.blocks() * 512 })
 }
 
+/// The file behind a name, where the system tells.
 #[cfg(not(unix))]
-fn inode(_: &Metadata) -> Option<Inode> {
+pub fn inode(_: &Metadata) -> Option<Inode> {
     None
 }
 

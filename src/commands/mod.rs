@@ -3,6 +3,7 @@
 
 pub mod doctor;
 pub mod init;
+pub mod prune;
 pub mod pull;
 pub mod push;
 pub mod watch;

@@ -25,6 +25,10 @@ pub struct Style {
 pub trait Report: Serialize {
     /// For stdout: the result itself.
     fn result(&self) -> String;
+    /// For stdout with `-q`.
+    fn quiet_result(&self) -> String {
+        self.result()
+    }
     /// For stderr: what happened, for people; not shown with `-q`.
     fn summary(&self) -> String {
         String::new()
@@ -67,7 +71,8 @@ impl Ui {
             print(&mut io::stderr().lock(), &report.summary());
         }
         if !self.style.json {
-            print(&mut io::stdout().lock(), &report.result());
+            let result = if self.style.quiet { report.quiet_result() } else { report.result() };
+            print(&mut io::stdout().lock(), &result);
         }
         for failure in report.failures() {
             self.line("error", failure);

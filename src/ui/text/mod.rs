@@ -2,6 +2,7 @@
 
 mod doctor;
 mod init;
+mod prune;
 mod pull;
 mod push;
 mod watch;

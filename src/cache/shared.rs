@@ -1,0 +1,307 @@
+//! The cache-wide blob store of huggingface_hub, `hub/blobs`: what is in it, and the client's way of deleting from it.
+//!
+//! `<2 hex>/<xet hash>` is a payload, `<xet hash>.refs` beside it lists the `<repo folder>/blobs/<etag>` that link to
+//! it, `<xet hash>.lock` guards both. The list is a hint: each line counts only while the link it names leads here.
+//! A payload without a readable list is never deleted, since nobody can tell who needs it.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Component, Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+use super::layout::{self, Layout};
+use super::scan::{Inode, Problem, ProblemKind, inode};
+use super::{lock, read, remove};
+use crate::error::{Error, Result, plain_io};
+use crate::ids::RepoType;
+
+/// Largest list of references that is read, in bytes.
+const MAX_REFS: u64 = 64 << 20;
+/// How long a payload's lock is waited for; the client holds it for moments.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A payload in the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Payload {
+    /// `hub/blobs/<2 hex>/<xet hash>`
+    pub path: PathBuf,
+    /// Size in bytes.
+    pub size: u64,
+    /// The file behind it.
+    pub inode: Option<Inode>,
+    /// Last change.
+    pub modified: Option<SystemTime>,
+    /// The listed `blobs/<etag>` that do link here; `None` when nobody can tell.
+    pub references: Option<BTreeSet<PathBuf>>,
+}
+
+/// What became of a payload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Swept {
+    /// Deleted; the bytes that the disk got back.
+    Freed(u64),
+    /// So many links lead to it.
+    Referenced(usize),
+    /// Its list is missing or unreadable.
+    Unknown,
+    /// Another process holds its lock.
+    Held,
+}
+
+/// Whether the root has a store that huggingface_hub would use: a real folder with the marker of a known version.
+pub fn is_store(layout: &Layout) -> bool {
+    let store = layout.shared_store();
+    let marker = store.join(layout::SHARED_MARKER);
+    let content = || read::read_small(&marker, 16).ok().flatten();
+    fs::symlink_metadata(&store).is_ok_and(|meta| meta.is_dir())
+        && fs::symlink_metadata(&marker).is_ok_and(|meta| meta.is_file())
+        && content().as_deref() == Some(layout::SHARED_MARKER_CONTENT.as_bytes())
+}
+
+/// All payloads, sorted by path, and what could not be read.
+pub fn payloads(layout: &Layout) -> (Vec<Payload>, Vec<Problem>) {
+    let (mut found, mut problems) = (Vec::new(), Vec::new());
+    if !is_store(layout) {
+        return (found, problems);
+    }
+    let mut unreadable = |path: &Path, error: &io::Error| {
+        let detail = format!("cannot be read: {}", plain_io(error));
+        problems.push(Problem { path: path.to_path_buf(), kind: ProblemKind::Unreadable, detail });
+    };
+    let mut entries = |dir: &Path| -> Vec<fs::DirEntry> {
+        let list = fs::read_dir(dir).and_then(|entries| entries.collect());
+        list.unwrap_or_else(|error| {
+            unreadable(dir, &error);
+            Vec::new()
+        })
+    };
+    for folder in entries(&layout.shared_store()) {
+        if !is_hex(&folder.file_name(), 2) || !folder.file_type().is_ok_and(|kind| kind.is_dir()) {
+            continue;
+        }
+        for entry in entries(&folder.path()) {
+            let path = entry.path();
+            if !is_payload(layout, &path) {
+                continue;
+            }
+            if let Ok(meta) = entry.metadata()
+                && meta.is_file()
+            {
+                let references = references(layout, &path);
+                let modified = meta.modified().ok();
+                found.push(Payload { path, size: meta.len(), inode: inode(&meta), modified, references });
+            }
+        }
+    }
+    found.sort_by(|a, b| a.path.cmp(&b.path));
+    (found, problems)
+}
+
+/// Whether `path` is named like a payload of this store.
+fn is_payload(layout: &Layout, path: &Path) -> bool {
+    let Ok(inside) = path.strip_prefix(layout.shared_store()) else { return false };
+    let parts: Vec<_> = inside.iter().collect();
+    let [folder, name] = parts.as_slice() else { return false };
+    is_hex(name, 64) && folder.as_encoded_bytes() == &name.as_encoded_bytes()[..2]
+}
+
+fn is_hex(name: &std::ffi::OsStr, length: usize) -> bool {
+    let name = name.as_encoded_bytes();
+    name.len() == length && name.iter().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(b))
+}
+
+fn beside(payload: &Path, end: &str) -> PathBuf {
+    let mut name = payload.file_name().unwrap_or_default().to_os_string();
+    name.push(end);
+    payload.with_file_name(name)
+}
+
+/// The listed links that do lead to this payload; `None` when the list is missing or unreadable, or one of the links is.
+fn references(layout: &Layout, payload: &Path) -> Option<BTreeSet<PathBuf>> {
+    let list = beside(payload, ".refs");
+    if !fs::symlink_metadata(&list).is_ok_and(|meta| meta.is_file()) {
+        return None;
+    }
+    let text = String::from_utf8(read::read_small(&list, MAX_REFS).ok()??).ok()?;
+    let mut found = BTreeSet::new();
+    for line in text.lines().filter(|line| is_reference(Path::new(line))) {
+        let link = layout.root().join(line);
+        if leads_to(layout, &link, payload).ok()? {
+            found.insert(link);
+        }
+    }
+    Some(found)
+}
+
+/// Whether a line names `<repo folder>/blobs/<etag>`.
+fn is_reference(line: &Path) -> bool {
+    let parts: Vec<_> = line.components().collect();
+    let [Component::Normal(repo), Component::Normal(blobs), Component::Normal(_)] = parts.as_slice() else {
+        return false;
+    };
+    let repo = repo.to_string_lossy();
+    let is_repo = RepoType::ALL.iter().any(|kind| {
+        let id = repo.strip_prefix(&format!("{kind}s--"));
+        id.is_some_and(|id| !id.is_empty())
+    });
+    is_repo && *blobs == "blobs"
+}
+
+/// Whether `link` is a link to this payload. One that is not there is not.
+fn leads_to(layout: &Layout, link: &Path, payload: &Path) -> io::Result<bool> {
+    let target = match fs::symlink_metadata(link) {
+        Ok(meta) if meta.is_symlink() => fs::read_link(link)?,
+        Ok(_) => return Ok(false),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(false);
+        }
+        Err(error) => return Err(error),
+    };
+    let folder = link.parent().unwrap_or(Path::new(""));
+    Ok(layout::shared_target(&layout.shared_store(), folder, &target).is_some_and(|target| target == payload))
+}
+
+/// Deletes a payload if no link needs it any more, as huggingface_hub does: under its lock, after a fresh look at its
+/// list. `known` are links that a scan found: one that still leads here counts even where the list lacks it.
+///
+/// # Errors
+/// When the lock cannot be taken, or the payload cannot be deleted.
+pub fn sweep(layout: &Layout, payload: &Path, known: &[PathBuf]) -> Result<Swept> {
+    let failed = |error: io::Error| Error::io("cannot delete", payload, &error);
+    if !is_store(layout) || !is_payload(layout, payload) || !remove::is_inside(layout.root(), payload) {
+        return Ok(Swept::Unknown);
+    }
+    let Some(_lock) = wait_for_lock(payload)? else { return Ok(Swept::Held) };
+    let Some(mut references) = references(layout, payload) else { return Ok(Swept::Unknown) };
+    for link in known {
+        if leads_to(layout, link, payload).map_err(failed)? {
+            references.insert(link.clone());
+        }
+    }
+    if !references.is_empty() {
+        rewrite(layout, payload, &references).map_err(failed)?;
+        return Ok(Swept::Referenced(references.len()));
+    }
+    // A payload that is gone may have left its list; anything but a file is not for us.
+    if !fs::symlink_metadata(payload).is_ok_and(|meta| meta.is_file()) {
+        return Ok(Swept::Freed(0));
+    }
+    let freed = remove::file(payload).map_err(failed)?;
+    remove::file(&beside(payload, ".refs")).map_err(failed)?;
+    Ok(Swept::Freed(freed))
+}
+
+fn wait_for_lock(payload: &Path) -> Result<Option<lock::Lock>> {
+    let path = beside(payload, ".lock");
+    let started = Instant::now();
+    loop {
+        match lock::try_store_lock(&path)? {
+            Some(lock) => return Ok(Some(lock)),
+            None if started.elapsed() > PATIENCE => return Ok(None),
+            None => std::thread::sleep(Duration::from_millis(50)),
+        }
+    }
+}
+
+fn rewrite(layout: &Layout, payload: &Path, references: &BTreeSet<PathBuf>) -> io::Result<()> {
+    let mut content = String::new();
+    for link in references {
+        let line: Vec<_> =
+            link.strip_prefix(layout.root()).unwrap_or(link).iter().map(|p| p.to_string_lossy()).collect();
+        content += &format!("{}\n", line.join("/"));
+    }
+    let temporary = beside(payload, &format!(".refs.{:08x}.tmp", rand::random::<u32>()));
+    let write = || {
+        let mut file = File::create_new(&temporary)?;
+        file.write_all(content.as_bytes())?;
+        // Any user of a shared cache may append to it.
+        #[cfg(unix)]
+        file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666))?;
+        file.sync_all()?;
+        fs::rename(&temporary, beside(payload, ".refs"))
+    };
+    write().inspect_err(|_| drop(fs::remove_file(&temporary)))
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    struct Store {
+        _dir: tempfile::TempDir,
+        layout: Layout,
+        payload: PathBuf,
+    }
+
+    /// A store with one payload, which the named repos link to; `listed` is what its list says.
+    fn store(linked: &[&str], listed: Option<&str>) -> Store {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path().join("hub"));
+        let hash = "ab".repeat(32);
+        let payload = layout.shared_store().join("ab").join(&hash);
+        fs::create_dir_all(payload.parent().unwrap()).unwrap();
+        fs::write(layout.shared_store().join(layout::SHARED_MARKER), layout::SHARED_MARKER_CONTENT).unwrap();
+        fs::write(&payload, b"payload").unwrap();
+        for repo in linked {
+            let blobs = layout.root().join(repo).join("blobs");
+            fs::create_dir_all(&blobs).unwrap();
+            symlink(format!("../../blobs/ab/{hash}"), blobs.join("etag")).unwrap();
+        }
+        listed.into_iter().for_each(|text| fs::write(beside(&payload, ".refs"), text).unwrap());
+        Store { _dir: dir, layout, payload }
+    }
+
+    fn list(store: &Store) -> String {
+        fs::read_to_string(beside(&store.payload, ".refs")).unwrap()
+    }
+
+    #[test]
+    fn what_nobody_links_to_goes_with_its_list() {
+        let store = store(&[], Some("models--a--b/blobs/etag\n"));
+        assert_eq!(sweep(&store.layout, &store.payload, &[]).unwrap(), Swept::Freed(7));
+        assert!(!store.payload.exists() && !beside(&store.payload, ".refs").exists());
+        assert!(beside(&store.payload, ".lock").exists(), "the lock stays");
+    }
+
+    #[test]
+    fn one_link_keeps_it_and_the_list_is_cleaned() {
+        let store = store(&["models--a--b"], Some("models--gone/blobs/etag\nmodels--a--b/blobs/etag\n../x/blobs/y\n"));
+        assert_eq!(sweep(&store.layout, &store.payload, &[]).unwrap(), Swept::Referenced(1));
+        assert_eq!(list(&store), "models--a--b/blobs/etag\n");
+        assert!(store.payload.exists());
+    }
+
+    #[test]
+    fn a_link_that_the_list_lacks_keeps_it_and_is_added() {
+        let store = store(&["models--a--b"], Some(""));
+        let known = [store.layout.root().join("models--a--b/blobs/etag")];
+        assert_eq!(sweep(&store.layout, &store.payload, &known).unwrap(), Swept::Referenced(1));
+        assert_eq!(list(&store), "models--a--b/blobs/etag\n");
+    }
+
+    #[test]
+    fn without_a_readable_list_or_a_known_marker_it_stays() {
+        let unlisted = store(&[], None);
+        assert_eq!(sweep(&unlisted.layout, &unlisted.payload, &[]).unwrap(), Swept::Unknown);
+        let linked_list = store(&[], None);
+        symlink("/dev/null", beside(&linked_list.payload, ".refs")).unwrap();
+        assert_eq!(sweep(&linked_list.layout, &linked_list.payload, &[]).unwrap(), Swept::Unknown);
+        let newer = store(&[], Some(""));
+        fs::write(newer.layout.shared_store().join(layout::SHARED_MARKER), "2\n").unwrap();
+        assert_eq!(sweep(&newer.layout, &newer.payload, &[]).unwrap(), Swept::Unknown);
+        assert_eq!(payloads(&newer.layout).0, []);
+        for store in [unlisted, linked_list, newer] {
+            assert!(store.payload.exists());
+        }
+    }
+
+    #[test]
+    fn payloads_say_who_needs_them() {
+        let store = store(&["models--a--b", "datasets--c"], Some("models--a--b/blobs/etag\ndatasets--c/blobs/etag\n"));
+        let (found, problems) = payloads(&store.layout);
+        assert_eq!((found.len(), problems), (1, vec![]));
+        assert_eq!(found[0].references.as_ref().unwrap().len(), 2);
+    }
+}

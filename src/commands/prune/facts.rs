@@ -1,0 +1,181 @@
+//! What a prune must know beside the scan: who else is at work, what the tool itself has left, and where links lead.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use crate::cache::layout::{self, Layout};
+use crate::cache::lock;
+use crate::cache::scan::{Inventory, Problem, ProblemKind, Repo};
+use crate::cache::shared::{self, Payload};
+use crate::cache::space;
+use crate::ids::RepoName;
+
+/// Everything that a plan is made of.
+#[derive(Debug)]
+pub struct Facts {
+    /// The scan.
+    pub inventory: Inventory,
+    /// Payloads of the cache-wide store.
+    pub payloads: Vec<Payload>,
+    /// What could not be read in that store.
+    pub store_problems: Vec<Problem>,
+    /// The tool's own unfinished files.
+    pub leftovers: Vec<Leftover>,
+    /// More about single repos; those without an entry have nothing special.
+    pub repos: BTreeMap<RepoName, RepoFacts>,
+    /// Whether access times are not kept here.
+    pub noatime: bool,
+}
+
+/// More about one repo.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RepoFacts {
+    /// A part of its folder that is itself a link: nothing is deleted through it.
+    pub linked_part: Option<PathBuf>,
+    /// A link of another repo that leads into this one.
+    pub needed_by: Option<PathBuf>,
+    /// When a client last took a lock on one of its blobs.
+    pub client_seen: Option<SystemTime>,
+    /// Unfinished downloads whose lock another process holds right now.
+    pub held: BTreeSet<PathBuf>,
+    /// Newest change of what would go with an empty folder: refs and trees without a snapshot, and the folder itself
+    /// where it has no snapshot at all.
+    pub touched: Option<SystemTime>,
+}
+
+/// A file or folder of the tool's own state that is not finished.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leftover {
+    /// Where.
+    pub path: PathBuf,
+    /// Its bytes.
+    pub bytes: u64,
+    /// Last change.
+    pub modified: Option<SystemTime>,
+}
+
+/// Looks around.
+pub fn gather(inventory: Inventory) -> Facts {
+    let layout = inventory.layout.clone();
+    let (payloads, store_problems) = shared::payloads(&layout);
+    let mut repos: BTreeMap<RepoName, RepoFacts> =
+        inventory.repos.iter().map(|repo| (repo.name.clone(), about(&layout, repo))).collect();
+    for (name, link) in foreign_links(&inventory) {
+        if let Some(facts) = repos.get_mut(&name) {
+            facts.needed_by = Some(link);
+        }
+    }
+    let noatime = space::lacks_access_times(layout.root());
+    Facts { leftovers: leftovers(&layout), inventory, payloads, store_problems, repos, noatime }
+}
+
+fn about(layout: &Layout, repo: &Repo) -> RepoFacts {
+    let folder = layout.repo(&repo.name);
+    let parts = ["blobs", "snapshots", "refs", "trees", ".no_exist"].map(|name| folder.join(name));
+    let is_link = |path: &&PathBuf| fs::symlink_metadata(path).is_ok_and(|meta| meta.is_symlink());
+    let lone_refs = repo.refs.iter().filter(|(_, commit)| !repo.revisions.contains_key(*commit));
+    let lone_trees = repo.trees.iter().filter(|commit| !repo.revisions.contains_key(*commit));
+    let mut touched = Newest::default();
+    lone_refs.for_each(|(name, _)| touched.look(&layout.reference(&repo.name, name)));
+    lone_trees.for_each(|commit| touched.look(&layout.tree(&repo.name, commit)));
+    if repo.revisions.is_empty() {
+        touched.look(&folder);
+        parts.iter().for_each(|part| touched.look(part));
+    }
+    let mut locks = Newest::default();
+    let lock_files = fs::read_dir(layout.root().join(".locks").join(repo.name.folder()));
+    lock_files.into_iter().flatten().flatten().for_each(|entry| locks.look(&entry.path()));
+    RepoFacts {
+        linked_part: parts.iter().find(is_link).cloned(),
+        needed_by: None,
+        client_seen: locks.0,
+        held: repo.in_flight.iter().filter(|file| is_held(layout, repo, &file.path)).map(|f| f.path.clone()).collect(),
+        touched: touched.0,
+    }
+}
+
+/// Whether another process holds the lock of the blob that this file is to become. Looks at lock files, makes none.
+fn is_held(layout: &Layout, repo: &Repo, file: &Path) -> bool {
+    let blob = file.file_name().and_then(|name| layout::blob_of_temporary(name.to_str()?));
+    blob.is_some_and(|blob| {
+        layout.client_lock(&repo.name, &blob).exists()
+            && matches!(lock::try_client_lock(layout, &repo.name, &blob), Ok(None))
+    })
+}
+
+/// The newest modification time of several paths; those that are not there do not count.
+#[derive(Default)]
+struct Newest(Option<SystemTime>);
+
+impl Newest {
+    fn look(&mut self, path: &Path) {
+        let modified = fs::symlink_metadata(path).and_then(|meta| meta.modified()).ok();
+        self.0 = self.0.max(modified);
+    }
+}
+
+/// Links in one repo that lead into another, which must keep its blobs then.
+fn foreign_links(inventory: &Inventory) -> BTreeMap<RepoName, PathBuf> {
+    let mut found = BTreeMap::new();
+    let real_root = inventory.layout.root().canonicalize().ok();
+    for repo in &inventory.repos {
+        for problem in repo.problems.iter().filter(|problem| problem.kind == ProblemKind::ForeignLink) {
+            let Some(folder) = problem.path.parent() else { continue };
+            let Ok(target) = fs::read_link(&problem.path) else { continue };
+            let named = layout::normalized(&folder.join(target));
+            let real = problem.path.canonicalize().ok();
+            let roots = [Some(inventory.layout.root()), real_root.as_deref()];
+            let candidates = [Some(named), real].into_iter().flatten();
+            let names: BTreeSet<RepoName> = candidates
+                .flat_map(|path| roots.map(|root| repo_of(root?, &path)))
+                .flatten()
+                .filter(|name| *name != repo.name)
+                .collect();
+            found.extend(names.into_iter().map(|name| (name, problem.path.clone())));
+        }
+    }
+    found
+}
+
+fn repo_of(root: &Path, path: &Path) -> Option<RepoName> {
+    RepoName::from_folder(path.strip_prefix(root).ok()?.iter().next()?.to_str()?)
+}
+
+/// Partial downloads and staging folders. A partial download and its journal count as one, by the newest of both.
+fn leftovers(layout: &Layout) -> Vec<Leftover> {
+    let mut found = Vec::new();
+    for folder in ["partial", "staging"] {
+        let folder = layout.state().join(folder);
+        if !crate::cache::remove::is_inside(layout.root(), &folder.join("entry")) {
+            continue;
+        }
+        let mut group: BTreeMap<PathBuf, (Newest, Vec<(PathBuf, u64)>)> = BTreeMap::new();
+        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let (newest, files) = group.entry(path.with_extension("")).or_default();
+            newest.look(&path);
+            files.push((path.clone(), bytes_in(&path)));
+        }
+        for (newest, files) in group.into_values() {
+            found.extend(files.into_iter().map(|(path, bytes)| Leftover { path, bytes, modified: newest.0 }));
+        }
+    }
+    found.sort_by(|a, b| a.path.cmp(&b.path));
+    found
+}
+
+/// The bytes that deleting `path` would free, as far as they can be read.
+fn bytes_in(path: &Path) -> u64 {
+    match fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_dir() => {
+            fs::read_dir(path).into_iter().flatten().flatten().map(|entry| bytes_in(&entry.path())).sum()
+        }
+        Ok(meta) if meta.is_file() => {
+            let last = crate::cache::scan::inode(&meta).is_none_or(|inode| inode.links <= 1);
+            if last { meta.len() } else { 0 }
+        }
+        _ => 0,
+    }
+}

@@ -1,0 +1,243 @@
+//! Who needs which bytes, and what the disk gets back when a name goes. Pure.
+//!
+//! Bytes belong to a file, not to a name: a blob that two revisions use, a hard link across repos, a payload of the
+//! cache-wide store that several repos link to each count once, and come back with the last name only. Names outside
+//! the cache are names too.
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+
+use super::facts::Facts;
+use crate::cache::scan::{Inode, Place, Repo, SnapshotFile};
+use crate::ids::{BlobId, Commit};
+
+/// Files by device and inode number.
+type Files = HashMap<(u64, u64), usize>;
+
+/// One file on disk.
+#[derive(Debug, Clone)]
+struct Bytes {
+    size: u64,
+    /// Names that are left.
+    names: u64,
+    /// Names that were found.
+    found: u64,
+    /// Never freed: somebody may need it whom nobody knows.
+    pinned: bool,
+}
+
+/// What a revision needs.
+#[derive(Debug, Clone, Default)]
+struct Needs {
+    blobs: BTreeSet<BlobId>,
+    /// Real files of the snapshot.
+    files: Vec<usize>,
+}
+
+/// The account of one cache. Repos are named by their place in the inventory.
+#[derive(Debug, Clone)]
+pub struct Ledger {
+    bytes: Vec<Bytes>,
+    blobs: HashMap<(usize, BlobId), usize>,
+    uses: HashMap<(usize, BlobId), u32>,
+    needs: HashMap<(usize, Commit), Needs>,
+    payloads: HashMap<PathBuf, usize>,
+    others: u64,
+}
+
+/// What goes with a revision.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Gone {
+    /// Blobs that no revision needs any more.
+    pub blobs: Vec<BlobId>,
+    /// Bytes that the disk gets back.
+    pub bytes: u64,
+}
+
+impl Ledger {
+    /// Everything as it was found. Repos that are links are not of this cache.
+    pub fn new(facts: &Facts) -> Self {
+        let mut ledger = Ledger {
+            bytes: Vec::new(),
+            blobs: HashMap::new(),
+            uses: HashMap::new(),
+            needs: HashMap::new(),
+            payloads: HashMap::new(),
+            others: facts.leftovers.iter().map(|leftover| leftover.bytes).sum(),
+        };
+        let mut files = Files::new();
+        ledger.add_payloads(facts, &mut files);
+        for (index, repo) in facts.inventory.repos.iter().enumerate().filter(|(_, repo)| !repo.is_link) {
+            ledger.others += repo.in_flight.iter().chain(&repo.temporaries).map(|file| file.size).sum::<u64>();
+            for (id, blob) in &repo.blobs {
+                let file = match &blob.place {
+                    Place::Elsewhere => continue,
+                    Place::Blobs => ledger.file(&mut files, blob.size, blob.inode.as_ref()),
+                    Place::Shared(payload) => match ledger.payloads.get(payload) {
+                        Some(file) => *file,
+                        None => {
+                            let file = ledger.file(&mut files, blob.size, blob.inode.as_ref());
+                            ledger.bytes[file].pinned = true;
+                            file
+                        }
+                    },
+                };
+                ledger.blobs.insert((index, *id), file);
+            }
+            let sources = Sources::of(repo);
+            for (commit, revision) in &repo.revisions {
+                let mut needs = Needs::default();
+                for file in revision.files.values() {
+                    match file {
+                        SnapshotFile::Link(id) => drop(needs.blobs.insert(*id)),
+                        SnapshotFile::Real { size, inode, .. } => {
+                            needs.files.push(ledger.file(&mut files, *size, inode.as_ref()));
+                            needs.blobs.extend(sources.of_file(*size, inode.as_ref()));
+                        }
+                    }
+                }
+                for id in &needs.blobs {
+                    *ledger.uses.entry((index, *id)).or_default() += 1;
+                }
+                ledger.needs.insert((index, commit.clone()), needs);
+            }
+        }
+        ledger
+    }
+
+    fn add_payloads(&mut self, facts: &Facts, files: &mut Files) {
+        let mut links: HashMap<&Path, BTreeSet<PathBuf>> = HashMap::new();
+        for repo in &facts.inventory.repos {
+            for (id, blob) in &repo.blobs {
+                if let Place::Shared(payload) = &blob.place {
+                    links.entry(payload).or_default().insert(facts.inventory.layout.blob(&repo.name, id));
+                }
+            }
+        }
+        for payload in &facts.payloads {
+            let mut names = links.remove(payload.path.as_path()).unwrap_or_default();
+            names.extend(payload.references.iter().flatten().cloned());
+            let pinned = payload.references.is_none() || payload.inode.is_some_and(|inode| inode.links > 1);
+            let file = self.file(files, payload.size, payload.inode.as_ref());
+            // One that nobody links to has its own name only.
+            let names = names.len().max(1) as u64;
+            self.bytes[file] = Bytes { size: payload.size, names, found: names, pinned };
+            self.payloads.insert(payload.path.clone(), file);
+        }
+    }
+
+    /// The file behind a name.
+    fn file(&mut self, files: &mut Files, size: u64, inode: Option<&Inode>) -> usize {
+        let new = self.bytes.len();
+        let file = inode.map_or(new, |inode| *files.entry(inode.id).or_insert(new));
+        if file == new {
+            self.bytes.push(Bytes { size, names: inode.map_or(1, |inode| inode.links), found: 0, pinned: false });
+        }
+        // A link that was made during the scan may not be in the number that the file told before.
+        let bytes = &mut self.bytes[file];
+        bytes.found += 1;
+        bytes.names = bytes.names.max(bytes.found);
+        file
+    }
+
+    /// Bytes on disk of all that was found, each file once.
+    pub fn size(&self) -> u64 {
+        self.others + self.bytes.iter().map(|bytes| bytes.size).sum::<u64>()
+    }
+
+    /// Whether a revision needs the blob.
+    pub fn is_used(&self, repo: usize, blob: &BlobId) -> bool {
+        self.uses.get(&(repo, *blob)).is_some_and(|uses| *uses > 0)
+    }
+
+    /// Whether all blobs of the revision are in this cache.
+    pub fn has_all(&self, repo: usize, commit: &Commit) -> bool {
+        self.needs(repo, commit).blobs.iter().all(|id| self.blobs.contains_key(&(repo, *id)))
+    }
+
+    /// Takes the name of a blob away; returns the bytes that come back.
+    pub fn drop_blob(&mut self, repo: usize, blob: &BlobId) -> u64 {
+        self.blobs.get(&(repo, *blob)).copied().map_or(0, |file| self.drop_name(file))
+    }
+
+    /// Takes away a payload that nobody links to; returns the bytes that come back.
+    pub fn drop_payload(&mut self, payload: &Path) -> u64 {
+        self.payloads.get(payload).copied().map_or(0, |file| self.drop_name(file))
+    }
+
+    fn drop_name(&mut self, file: usize) -> u64 {
+        let bytes = &mut self.bytes[file];
+        bytes.names = bytes.names.saturating_sub(1);
+        if bytes.names == 0 && !bytes.pinned { bytes.size } else { 0 }
+    }
+
+    fn add_name(&mut self, file: usize) -> u64 {
+        let bytes = &mut self.bytes[file];
+        bytes.names += 1;
+        if bytes.names == 1 && !bytes.pinned { bytes.size } else { 0 }
+    }
+
+    fn needs(&self, repo: usize, commit: &Commit) -> Needs {
+        self.needs.get(&(repo, commit.clone())).cloned().unwrap_or_default()
+    }
+
+    /// Takes a revision away, and the blobs that only it needed.
+    pub fn evict(&mut self, repo: usize, commit: &Commit) -> Gone {
+        let needs = self.needs(repo, commit);
+        let mut gone = Gone::default();
+        gone.bytes += needs.files.iter().map(|file| self.drop_name(*file)).sum::<u64>();
+        for id in needs.blobs {
+            let uses = self.uses.entry((repo, id)).or_default();
+            *uses = uses.saturating_sub(1);
+            if *uses == 0 {
+                gone.bytes += self.drop_blob(repo, &id);
+                gone.blobs.push(id);
+            }
+        }
+        gone
+    }
+
+    /// Undoes [`Ledger::evict`]; returns the bytes that stay after all.
+    pub fn restore(&mut self, repo: usize, commit: &Commit) -> u64 {
+        let needs = self.needs(repo, commit);
+        let mut kept: u64 = needs.files.iter().map(|file| self.add_name(*file)).sum();
+        for id in needs.blobs {
+            let uses = self.uses.entry((repo, id)).or_default();
+            *uses += 1;
+            if *uses == 1
+                && let Some(file) = self.blobs.get(&(repo, id)).copied()
+            {
+                kept += self.add_name(file);
+            }
+        }
+        kept
+    }
+}
+
+/// Finds the blobs that a real file of a snapshot was made of.
+#[derive(Default)]
+struct Sources {
+    by_inode: HashMap<(u64, u64), BlobId>,
+    by_size: HashMap<u64, Vec<BlobId>>,
+}
+
+impl Sources {
+    fn of(repo: &Repo) -> Self {
+        let mut sources = Sources::default();
+        for (id, blob) in &repo.blobs {
+            if let Some(inode) = &blob.inode {
+                sources.by_inode.insert(inode.id, *id);
+            }
+            sources.by_size.entry(blob.size).or_default().push(*id);
+        }
+        sources
+    }
+
+    /// The blob that it is a hard link to, else each of its size, of which it may be a copy.
+    fn of_file(&self, size: u64, inode: Option<&Inode>) -> Vec<BlobId> {
+        match inode.and_then(|inode| self.by_inode.get(&inode.id)) {
+            Some(id) => vec![*id],
+            None => self.by_size.get(&size).cloned().unwrap_or_default(),
+        }
+    }
+}

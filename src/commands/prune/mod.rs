@@ -1,0 +1,252 @@
+//! `prune`: brings the cache back within its budget, and takes away what nobody needs.
+//!
+//! [`facts`] looks around beside the scan, [`ledger`] knows who needs which bytes, [`plan`] decides (both pure),
+//! [`execute`](mod@execute) deletes under the tool's exclusive lock and checks each thing once more right before.
+
+pub mod execute;
+pub mod facts;
+pub mod ledger;
+pub mod plan;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use super::{Amount, Session, kind_of, wait_for};
+use crate::cache::lock::{self, Mode};
+use crate::cache::scan;
+use crate::config::GigaBytes;
+use crate::error::{Error, Kind, Result};
+use crate::ids::{Commit, RefName, RepoName};
+use crate::progress::Event;
+use crate::remote::transfer::blocking;
+use execute::Done;
+use plan::{Options, Plan, Reason, Skip, What};
+
+/// Evict least recently used revisions until the cache is within its budget
+#[derive(Debug, Clone, clap::Args)]
+#[command(after_help = "\
+Examples:
+  hf-cache-sync prune --dry-run                 what would go, with cache.max_local_gb as the budget
+  hf-cache-sync prune --max-size 200GiB -q      for cron: says nothing unless something is wrong
+  hf-cache-sync prune --max-gb 50 --include-referenced --fail-over-budget
+
+Revisions that no ref names go first, then, with --include-referenced, the others; each least recently used first.
+Blobs that no revision uses and abandoned downloads go in any case, once they are old enough.")]
+pub struct Args {
+    /// Budget in gigabytes of 2^30 bytes [default: cache.max_local_gb]
+    #[arg(long, value_name = "FLOAT", allow_negative_numbers = true, conflicts_with = "max_size")]
+    pub max_gb: Option<GigaBytes>,
+
+    /// Budget with a unit: 50GB, 200GiB, 1.5TiB
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    pub max_size: Option<Size>,
+
+    /// Say what would be deleted, and stop there
+    #[arg(long)]
+    pub dry_run: bool,
+
+    /// Go on to revisions that a branch, a tag or another ref names
+    #[arg(long)]
+    pub include_referenced: bool,
+
+    /// Exit with 1 when the cache is still over its budget
+    #[arg(long)]
+    pub fail_over_budget: bool,
+
+    /// Leave blobs that no revision uses alone while they are younger than this
+    #[arg(long, value_name = "AGE", default_value = "1h")]
+    pub orphan_grace: Age,
+
+    /// Leave unfinished downloads alone until they were untouched for this long
+    #[arg(long, value_name = "AGE", default_value = "24h")]
+    pub temporary_grace: Age,
+}
+
+/// A size with a unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size(pub u64);
+
+impl FromStr for Size {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bytes = text.trim().parse::<bytesize::ByteSize>().map(|size| size.as_u64()).ok();
+        let sane = bytes.filter(|bytes| *bytes < 1 << 60);
+        sane.map(Size).ok_or_else(|| "expected a size such as 50GB or 200GiB, 0 or more".to_string())
+    }
+}
+
+/// An age such as `90m`, `24h`, `7 days`, or `0`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Age(pub Duration);
+
+impl FromStr for Age {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.trim() == "0" {
+            return Ok(Age(Duration::ZERO));
+        }
+        let days = jiff::SpanRelativeTo::days_are_24_hours();
+        let span = text.trim().parse::<jiff::Span>().and_then(|span| span.to_duration(days)).ok();
+        let age = span.and_then(|span| Duration::try_from(span).ok());
+        age.map(Age).ok_or_else(|| "expected an age such as 90m, 24h or 7d, or 0".to_string())
+    }
+}
+
+/// What a prune did, or would do.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// Whether nothing was deleted.
+    pub dry_run: bool,
+    /// Bytes that the cache may take.
+    pub budget: u64,
+    /// Bytes that it took before, each file counted once.
+    pub size_before: u64,
+    /// Bytes that it takes now, or would take.
+    pub size: u64,
+    /// Bytes that the disk got back, or would get back.
+    pub freed: u64,
+    /// Bytes by which the budget is missed.
+    pub over_budget: u64,
+    /// Revisions that went, in this order.
+    pub evicted: Vec<Evicted>,
+    /// Blobs and payloads that nobody used.
+    pub orphans: Amount,
+    /// Unfinished files that nobody went on with.
+    pub abandoned: Amount,
+    /// Repos of which nothing was left.
+    pub repos_removed: Vec<RepoName>,
+    /// What was left alone, and why.
+    pub skipped: Vec<Skip>,
+    /// Whether the file system keeps no access times, so that the last use is the last change.
+    pub noatime: bool,
+    /// Whether being over budget is a failure.
+    pub fail_over_budget: bool,
+    /// What failed.
+    pub failures: Vec<Error>,
+    /// Duration in seconds.
+    pub seconds: f64,
+    /// The actions, for a dry run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plan: Option<Plan>,
+}
+
+/// A revision that went.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Evicted {
+    /// The repo.
+    #[serde(flatten)]
+    pub repo: RepoName,
+    /// The revision.
+    pub revision: Commit,
+    /// Why.
+    pub reason: Reason,
+    /// Refs that named it.
+    pub refs: Vec<RefName>,
+    /// Last use, in seconds since 1970.
+    pub last_use: u64,
+    /// Bytes that came back with it.
+    pub bytes: u64,
+}
+
+impl Report {
+    /// Decides the exit code.
+    pub fn failed(&self) -> Option<Kind> {
+        let over = self.fail_over_budget && self.over_budget > 0;
+        kind_of(&self.failures).or(over.then_some(Kind::Failed))
+    }
+
+    fn new(args: &Args, budget: u64, plan: Plan, done: Option<Done>, noatime: bool) -> Self {
+        let all: BTreeSet<usize> = (0..plan.actions.len()).collect();
+        let (actions, freed) = done.as_ref().map_or((&all, plan.freed), |done| (&done.actions, done.freed));
+        let size = plan.size.saturating_sub(freed);
+        let mut report = Report {
+            dry_run: done.is_none(),
+            budget,
+            size_before: plan.size,
+            size,
+            freed,
+            over_budget: size.saturating_sub(budget),
+            evicted: Vec::new(),
+            orphans: Amount::default(),
+            abandoned: Amount::default(),
+            repos_removed: Vec::new(),
+            skipped: plan.skips.clone(),
+            noatime,
+            fail_over_budget: args.fail_over_budget,
+            failures: plan.failures.clone(),
+            seconds: 0.0,
+            plan: None,
+        };
+        for action in actions.iter().map(|index| &plan.actions[*index]) {
+            match &action.what {
+                What::Leftover { .. } | What::Temporary { .. } => report.abandoned.add(action.bytes),
+                What::Blob { .. } | What::Payload { .. } => report.orphans.add(action.bytes),
+                What::Folder { repo } => report.repos_removed.push(repo.clone()),
+                What::Revision(gone) => report.evicted.push(Evicted {
+                    repo: gone.repo.clone(),
+                    revision: gone.revision.clone(),
+                    reason: action.reason,
+                    refs: gone.refs.clone(),
+                    last_use: gone.last_use,
+                    bytes: action.bytes,
+                }),
+            }
+        }
+        match done {
+            Some(done) => {
+                report.skipped.extend(done.skips);
+                report.failures.extend(done.failures);
+            }
+            None => report.plan = Some(plan),
+        }
+        report
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When nothing can be done at all; single failures are in the report.
+pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
+    let started = Instant::now();
+    let layout = session.layout();
+    let options = Options {
+        budget: args
+            .max_gb
+            .map(|size| size.0)
+            .or(args.max_size.map(|size| size.0))
+            .unwrap_or(session.config.cache.max_local_bytes),
+        include_referenced: args.include_referenced,
+        orphan_grace: args.orphan_grace.0,
+        temporary_grace: args.temporary_grace.0,
+    };
+    let lock = match args.dry_run || !layout.root().is_dir() {
+        true => None,
+        false => {
+            let note = "another hf-cache-sync is at work in this cache: waiting for it";
+            Some(wait_for(&*session.progress, note, || lock::try_tool_lock(&layout, Mode::Exclusive)).await?)
+        }
+    };
+    session.progress.event(Event::Step("scanning the cache"));
+    let (progress, now, args) = (session.progress.clone(), session.now, args.clone());
+    let mut report = blocking(move || -> Result<Report> {
+        let facts = facts::gather(scan::scan(layout.root())?);
+        let plan = plan::plan(&facts, &options, now);
+        if args.dry_run {
+            return Ok(Report::new(&args, options.budget, plan, None, facts.noatime));
+        }
+        progress.event(Event::Step("deleting"));
+        let done = execute::execute(&facts, &plan);
+        // Held until the last deletion, even when nobody waits for this any more.
+        drop(lock);
+        Ok(Report::new(&args, options.budget, plan, Some(done), facts.noatime))
+    })
+    .await?;
+    report.seconds = started.elapsed().as_secs_f64();
+    Ok(report)
+}

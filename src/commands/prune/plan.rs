@@ -1,0 +1,503 @@
+//! The decision of a prune. Pure: what is there and what time it is in, ordered actions out.
+//!
+//! First what nobody needs: the tool's own leftovers, abandoned downloads, orphaned blobs and payloads. Then, while the
+//! cache is over its budget, revisions, least recently used first: those that no ref names, and after them, when asked
+//! for, the others. Last the folders that are empty by then. What is young, busy or not understood is left alone.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+
+use super::facts::{Facts, RepoFacts};
+use super::ledger::Ledger;
+use crate::cache::layout::Layout;
+use crate::cache::scan::{Place, Problem, ProblemKind, Repo, Revision, SnapshotFile};
+use crate::error::{Error, printable};
+use crate::ids::{BlobId, Commit, RefName, RepoName};
+
+/// A client that took a lock in a repo so recently may still be between two files of a download.
+const RECENT: Duration = Duration::from_secs(300);
+
+/// What was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Options {
+    /// Bytes that the cache may take.
+    pub budget: u64,
+    /// Also revisions that a ref names.
+    pub include_referenced: bool,
+    /// Blobs that no revision uses are left alone while they are younger.
+    pub orphan_grace: Duration,
+    /// Unfinished files are left alone until they were untouched for so long.
+    pub temporary_grace: Duration,
+}
+
+/// What to do, in this order.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Plan {
+    /// What to delete.
+    pub actions: Vec<Action>,
+    /// What is left alone although it was looked at for deleting.
+    pub skips: Vec<Skip>,
+    /// What is wrong already now.
+    pub failures: Vec<Error>,
+    /// Bytes of the cache now.
+    pub size: u64,
+    /// Bytes that the actions give back.
+    pub freed: u64,
+}
+
+/// One deletion.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Action {
+    /// What.
+    #[serde(flatten)]
+    pub what: What,
+    /// Why.
+    pub reason: Reason,
+    /// Bytes that the disk gets back by this, after all before it.
+    pub bytes: u64,
+}
+
+/// What is deleted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "action", rename_all = "kebab-case")]
+pub enum What {
+    /// A file or folder of the tool's own state.
+    Leftover {
+        /// Which.
+        path: PathBuf,
+    },
+    /// An unfinished file in a repo.
+    Temporary {
+        /// Whose.
+        #[serde(flatten)]
+        repo: RepoName,
+        /// Which.
+        path: PathBuf,
+    },
+    /// A blob.
+    Blob {
+        /// Whose.
+        #[serde(flatten)]
+        repo: RepoName,
+        /// Which.
+        blob: BlobId,
+    },
+    /// A payload of the cache-wide store.
+    Payload {
+        /// Which.
+        path: PathBuf,
+    },
+    /// A revision: its refs, its snapshot and what belongs to it, and the blobs that only it needed.
+    Revision(Eviction),
+    /// A repo's folder.
+    Folder {
+        /// Whose.
+        #[serde(flatten)]
+        repo: RepoName,
+    },
+}
+
+/// A revision that goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Eviction {
+    /// The repo.
+    #[serde(flatten)]
+    pub repo: RepoName,
+    /// The revision.
+    pub revision: Commit,
+    /// Refs that name it.
+    pub refs: Vec<RefName>,
+    /// Last use, in seconds since 1970.
+    pub last_use: u64,
+    /// Blobs that only it needed.
+    pub blobs: Vec<BlobId>,
+}
+
+/// Why something is deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reason {
+    /// Untouched for longer than the grace period.
+    Abandoned,
+    /// No revision uses it.
+    Unused,
+    /// Over budget, and no ref names it.
+    Detached,
+    /// Over budget, and references may be evicted too.
+    Referenced,
+    /// Nothing is left in it.
+    Empty,
+}
+
+/// Something that is left alone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Skip {
+    /// The repo, when it is about one.
+    #[serde(flatten)]
+    pub repo: Option<RepoName>,
+    /// The revision, when it is about one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revision: Option<Commit>,
+    /// Where, when it is about one file or folder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// Why.
+    pub reason: SkipReason,
+    /// Bytes that deleting it would have given back, as far as is known.
+    pub bytes: u64,
+}
+
+/// Why something is left alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SkipReason {
+    /// A ref names the revision.
+    Referenced,
+    /// All that the revision needs is needed by others too.
+    FreesNothing,
+    /// Younger than the grace period.
+    Young,
+    /// A download may be in flight.
+    InFlight,
+    /// A client worked in this repo minutes ago.
+    Busy,
+    /// Another process holds the lock.
+    Held,
+    /// It is a link, or is reached through one.
+    Link,
+    /// A link in another repo leads into this one.
+    NeededElsewhere,
+    /// It cannot be read, so nobody can tell what is needed.
+    Unreadable,
+    /// What is there is not understood, so nobody can tell which blobs are needed.
+    Undecidable,
+    /// A ref is not understood, so nobody can tell which revision it names.
+    BadRef,
+    /// Not a part of a cache.
+    Unknown,
+    /// The payload has no readable list of who needs it.
+    Unlisted,
+    /// It is not as the scan found it.
+    Changed,
+}
+
+impl Plan {
+    fn act(&mut self, what: What, reason: Reason, bytes: u64) {
+        self.freed += bytes;
+        self.actions.push(Action { what, reason, bytes });
+    }
+
+    fn skip(&mut self, reason: SkipReason, repo: Option<&RepoName>, path: Option<PathBuf>, bytes: u64) {
+        self.skips.push(Skip { repo: repo.cloned(), revision: None, path, reason, bytes });
+    }
+}
+
+/// Decides.
+pub fn plan(facts: &Facts, options: &Options, now: SystemTime) -> Plan {
+    let ledger = Ledger::new(facts);
+    let mut plan = Plan { size: ledger.size(), ..Plan::default() };
+    notes(facts, &mut plan);
+    // What may be missing from the scan could use anything.
+    if facts.inventory.problems.iter().any(|problem| problem.kind == ProblemKind::Unreadable) {
+        return plan;
+    }
+    let none = RepoFacts::default();
+    let about = |repo: &Repo| facts.repos.get(&repo.name).unwrap_or(&none);
+    let repos = facts.inventory.repos.iter();
+    let blocks = repos.map(|repo| block(&facts.inventory.layout, repo, about(repo))).collect();
+    let mut planner = Planner { facts, options, now, plan, ledger, blocks };
+    planner.clean();
+    planner.evict();
+    planner.folders();
+    planner.plan
+}
+
+/// Says what is wrong or not understood, whatever the budget.
+fn notes(facts: &Facts, plan: &mut Plan) {
+    let of_repos = facts.inventory.repos.iter().flat_map(|repo| repo.problems.iter().map(|p| (Some(&repo.name), p)));
+    let of_root = facts.inventory.problems.iter().chain(&facts.store_problems).map(|problem| (None, problem));
+    for (repo, problem) in of_root.chain(of_repos) {
+        plan.skip(skip_reason(problem.kind), repo, Some(problem.path.clone()), 0);
+        if problem.kind == ProblemKind::Unreadable {
+            let path = printable(&problem.path.to_string_lossy(), 400);
+            plan.failures.push(Error::failed(path).because(problem.detail.clone()));
+        }
+    }
+}
+
+fn skip_reason(kind: ProblemKind) -> SkipReason {
+    match kind {
+        ProblemKind::Unreadable => SkipReason::Unreadable,
+        ProblemKind::BrokenLink | ProblemKind::ForeignLink | ProblemKind::BadName => SkipReason::Undecidable,
+        ProblemKind::BadRef => SkipReason::BadRef,
+        ProblemKind::UnknownEntry => SkipReason::Unknown,
+    }
+}
+
+/// Why blobs and revisions of a repo must stay, and the path that tells.
+fn block(layout: &Layout, repo: &Repo, about: &RepoFacts) -> Option<(SkipReason, Option<PathBuf>)> {
+    if repo.is_link {
+        return Some((SkipReason::Link, None));
+    }
+    if let Some(part) = &about.linked_part {
+        return Some((SkipReason::Link, Some(part.clone())));
+    }
+    if let Some(problem) = hidden_uses(layout, repo) {
+        return Some((skip_reason(problem.kind), Some(problem.path.clone())));
+    }
+    about.needed_by.clone().map(|link| (SkipReason::NeededElsewhere, Some(link)))
+}
+
+/// A problem because of which blobs may be in use in a way that the scan does not show.
+pub(super) fn hidden_uses<'a>(layout: &Layout, repo: &'a Repo) -> Option<&'a Problem> {
+    let snapshots = layout.repo(&repo.name).join("snapshots");
+    repo.problems.iter().find(|problem| match problem.kind {
+        ProblemKind::Unreadable | ProblemKind::BrokenLink | ProblemKind::ForeignLink | ProblemKind::BadName => true,
+        ProblemKind::BadRef => false,
+        // A folder in snapshots/ that is no commit is a snapshot to huggingface_hub all the same.
+        ProblemKind::UnknownEntry => problem.path.starts_with(&snapshots),
+    })
+}
+
+/// A revision that may go.
+struct Candidate<'a> {
+    index: usize,
+    repo: &'a RepoName,
+    commit: &'a Commit,
+    refs: Vec<RefName>,
+    last_use: SystemTime,
+}
+
+struct Planner<'a> {
+    facts: &'a Facts,
+    options: &'a Options,
+    now: SystemTime,
+    plan: Plan,
+    ledger: Ledger,
+    /// For each repo of the inventory.
+    blocks: Vec<Option<(SkipReason, Option<PathBuf>)>>,
+}
+
+impl<'a> Planner<'a> {
+    /// Whether it was untouched for that long; what has no time, or one in the future, was not.
+    fn is_old(&self, time: Option<SystemTime>, grace: Duration) -> bool {
+        time.and_then(|time| self.now.duration_since(time).ok()).is_some_and(|age| age >= grace)
+    }
+
+    /// What nobody needs.
+    fn clean(&mut self) {
+        for leftover in &self.facts.leftovers {
+            let path = leftover.path.clone();
+            match self.is_old(leftover.modified, self.options.temporary_grace) {
+                true => self.plan.act(What::Leftover { path }, Reason::Abandoned, leftover.bytes),
+                false => self.plan.skip(SkipReason::Young, None, Some(path), leftover.bytes),
+            }
+        }
+        for (index, repo) in self.facts.inventory.repos.iter().enumerate() {
+            match self.blocks[index].clone() {
+                None => self.temporaries(repo),
+                Some((SkipReason::Undecidable, _)) => self.temporaries(repo),
+                // Said already, as the problem that it is.
+                Some((SkipReason::Unreadable | SkipReason::Unknown, _)) => {}
+                Some((reason, path)) => self.plan.skip(reason, Some(&repo.name), path, 0),
+            }
+        }
+        for (index, repo) in self.facts.inventory.repos.iter().enumerate() {
+            if self.blocks[index].is_none() {
+                self.orphans(index, repo);
+            }
+        }
+        let blobs = self.facts.inventory.repos.iter().flat_map(|repo| repo.blobs.values());
+        let linked: HashSet<&Path> = blobs
+            .filter_map(|blob| match &blob.place {
+                Place::Shared(payload) => Some(payload.as_path()),
+                _ => None,
+            })
+            .collect();
+        for payload in &self.facts.payloads {
+            match &payload.references {
+                None => self.plan.skip(SkipReason::Unlisted, None, Some(payload.path.clone()), payload.size),
+                Some(links) if !links.is_empty() || linked.contains(payload.path.as_path()) => {}
+                Some(_) if !self.is_old(payload.modified, self.options.orphan_grace) => {
+                    self.plan.skip(SkipReason::Young, None, Some(payload.path.clone()), payload.size);
+                }
+                Some(_) => {
+                    let bytes = self.ledger.drop_payload(&payload.path);
+                    self.plan.act(What::Payload { path: payload.path.clone() }, Reason::Unused, bytes);
+                }
+            }
+        }
+    }
+
+    fn temporaries(&mut self, repo: &Repo) {
+        let about = self.facts.repos.get(&repo.name);
+        for file in repo.in_flight.iter().chain(&repo.temporaries) {
+            let path = file.path.clone();
+            if about.is_some_and(|about| about.held.contains(&path)) {
+                self.plan.skip(SkipReason::Held, Some(&repo.name), Some(path), file.size);
+                continue;
+            }
+            match self.is_old(file.modified, self.options.temporary_grace) {
+                true => {
+                    self.plan.act(What::Temporary { repo: repo.name.clone(), path }, Reason::Abandoned, file.size);
+                }
+                false => self.plan.skip(SkipReason::InFlight, Some(&repo.name), Some(path), file.size),
+            }
+        }
+    }
+
+    fn orphans(&mut self, index: usize, repo: &Repo) {
+        for (id, blob) in &repo.blobs {
+            let path = || Some(self.facts.inventory.layout.blob(&repo.name, id));
+            if self.ledger.is_used(index, id) {
+                continue;
+            }
+            if blob.place == Place::Elsewhere {
+                self.plan.skip(SkipReason::Link, Some(&repo.name), path(), 0);
+            } else if !self.is_old(blob.placed, self.options.orphan_grace) {
+                self.plan.skip(SkipReason::Young, Some(&repo.name), path(), blob.size);
+            } else {
+                let bytes = self.ledger.drop_blob(index, id);
+                self.plan.act(What::Blob { repo: repo.name.clone(), blob: *id }, Reason::Unused, bytes);
+            }
+        }
+    }
+
+    /// Revisions, until the cache is within its budget.
+    fn evict(&mut self) {
+        let excess = |plan: &Plan, more: u64| (plan.size - plan.freed).saturating_sub(more) > self.options.budget;
+        if !excess(&self.plan, 0) {
+            return;
+        }
+        let candidates = self.candidates();
+        let mut trial = self.ledger.clone();
+        let (mut chosen, mut freed) = (Vec::new(), 0);
+        for candidate in &candidates {
+            if !excess(&self.plan, freed) {
+                break;
+            }
+            if candidate.refs.is_empty() || self.options.include_referenced {
+                freed += trial.evict(candidate.index, candidate.commit).bytes;
+                chosen.push(candidate);
+            }
+        }
+        // A revision whose blobs all stay, because others need them, would go for nothing.
+        let mut useless = BTreeSet::new();
+        for candidate in chosen.iter().rev() {
+            match trial.restore(candidate.index, candidate.commit) {
+                0 => drop(useless.insert((candidate.index, candidate.commit))),
+                _ => drop(trial.evict(candidate.index, candidate.commit)),
+            }
+        }
+        for candidate in chosen {
+            if useless.contains(&(candidate.index, candidate.commit)) {
+                self.keep(candidate, SkipReason::FreesNothing, 0);
+                continue;
+            }
+            let gone = self.ledger.evict(candidate.index, candidate.commit);
+            let reason = if candidate.refs.is_empty() { Reason::Detached } else { Reason::Referenced };
+            let what = What::Revision(Eviction {
+                repo: candidate.repo.clone(),
+                revision: candidate.commit.clone(),
+                refs: candidate.refs.clone(),
+                last_use: candidate.last_use.duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+                blobs: gone.blobs,
+            });
+            self.plan.act(what, reason, gone.bytes);
+        }
+        if excess(&self.plan, 0) && !self.options.include_referenced {
+            let mut trial = self.ledger.clone();
+            for candidate in candidates.iter().filter(|candidate| !candidate.refs.is_empty()) {
+                let bytes = trial.evict(candidate.index, candidate.commit).bytes;
+                self.keep(candidate, SkipReason::Referenced, bytes);
+            }
+        }
+    }
+
+    fn keep(&mut self, candidate: &Candidate<'_>, reason: SkipReason, bytes: u64) {
+        let (repo, revision) = (Some(candidate.repo.clone()), Some(candidate.commit.clone()));
+        self.plan.skips.push(Skip { repo, revision, path: None, reason, bytes });
+    }
+
+    /// Revisions that may go: detached ones first, then by last use. Says which may not, and why.
+    fn candidates(&mut self) -> Vec<Candidate<'a>> {
+        let mut found = Vec::new();
+        for (index, repo) in self.facts.inventory.repos.iter().enumerate() {
+            if self.blocks[index].is_some() || repo.revisions.is_empty() {
+                continue;
+            }
+            if repo.problems.iter().any(|problem| problem.kind == ProblemKind::BadRef) {
+                continue;
+            }
+            if let Some(reason) = self.busy(repo) {
+                self.plan.skip(reason, Some(&repo.name), None, 0);
+                continue;
+            }
+            let mut refs: BTreeMap<&Commit, Vec<RefName>> = BTreeMap::new();
+            for (name, commit) in &repo.refs {
+                refs.entry(commit).or_default().push(name.clone());
+            }
+            for (commit, revision) in &repo.revisions {
+                let last_use = last_use(repo, revision, self.now);
+                let refs = refs.remove(commit).unwrap_or_default();
+                let candidate = Candidate { index, repo: &repo.name, commit, refs, last_use };
+                match self.ledger.has_all(index, commit) {
+                    true => found.push(candidate),
+                    false => self.keep(&candidate, SkipReason::Link, 0),
+                }
+            }
+        }
+        found.sort_by_key(|one| (!one.refs.is_empty(), one.last_use, one.index, one.commit));
+        found
+    }
+
+    /// Whether a client may be in the middle of a download into this repo.
+    fn busy(&self, repo: &Repo) -> Option<SkipReason> {
+        let in_flight = repo.in_flight.iter().any(|file| !self.is_old(file.modified, self.options.temporary_grace));
+        let about = self.facts.repos.get(&repo.name);
+        if in_flight || about.is_some_and(|about| !about.held.is_empty()) {
+            return Some(SkipReason::InFlight);
+        }
+        let seen = about.and_then(|about| about.client_seen);
+        let recent = RECENT.min(self.options.orphan_grace);
+        (seen.is_some() && !self.is_old(seen, recent)).then_some(SkipReason::Busy)
+    }
+
+    /// Folders of which nothing is left.
+    fn folders(&mut self) {
+        let mut left: BTreeMap<&RepoName, usize> = BTreeMap::new();
+        for (index, repo) in self.facts.inventory.repos.iter().enumerate() {
+            let about = self.facts.repos.get(&repo.name);
+            let touched = about.and_then(|about| about.touched);
+            let untouched = touched.is_none() || self.is_old(touched, self.options.orphan_grace);
+            if self.blocks[index].is_none() && repo.problems.is_empty() && untouched && self.busy(repo).is_none() {
+                let things = repo.revisions.len() + repo.blobs.len() + repo.in_flight.len() + repo.temporaries.len();
+                left.insert(&repo.name, things);
+            }
+        }
+        for action in &self.plan.actions {
+            let (repo, things) = match &action.what {
+                What::Temporary { repo, .. } | What::Blob { repo, .. } => (repo, 1),
+                What::Revision(gone) => (&gone.repo, 1 + gone.blobs.len()),
+                What::Leftover { .. } | What::Payload { .. } | What::Folder { .. } => continue,
+            };
+            left.entry(repo).and_modify(|left| *left = left.saturating_sub(things));
+        }
+        let empty: Vec<RepoName> =
+            left.into_iter().filter(|(_, left)| *left == 0).map(|(name, _)| name.clone()).collect();
+        empty.into_iter().for_each(|repo| self.plan.act(What::Folder { repo }, Reason::Empty, 0));
+    }
+}
+
+/// The newest access or change of what the revision consists of. A time that cannot be read counts as now, and so does
+/// a revision of nothing: never as long ago.
+fn last_use(repo: &Repo, revision: &Revision, now: SystemTime) -> SystemTime {
+    let times = revision.files.values().filter_map(|file| match file {
+        SnapshotFile::Link(id) => repo.blobs.get(id).map(|blob| [blob.accessed, blob.modified]),
+        SnapshotFile::Real { accessed, modified, .. } => Some([*accessed, *modified]),
+    });
+    times.flatten().map(|time| time.unwrap_or(now)).max().unwrap_or(now)
+}

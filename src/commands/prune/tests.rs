@@ -1,0 +1,501 @@
+//! The plan on fixed dates and on random caches, and the executor where the cache changed since the scan.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use proptest::prelude::*;
+
+use super::facts::{Facts, Leftover, RepoFacts, gather};
+use super::plan::{Options, Plan, SkipReason, What, plan};
+use crate::cache::layout::Layout;
+use crate::cache::scan::{
+    Blob, InFlight, Inode, Inventory, Place, Problem, ProblemKind, Repo, Revision, SnapshotFile, scan,
+};
+use crate::cache::shared::Payload;
+use crate::ids::{BlobId, Commit, RefName, RepoName, RepoType};
+
+const HOUR: u64 = 3600;
+const DAY: u64 = 24 * HOUR;
+
+fn options(budget: u64) -> Options {
+    Options {
+        budget,
+        include_referenced: false,
+        orphan_grace: Duration::from_secs(HOUR),
+        temporary_grace: Duration::from_secs(DAY),
+    }
+}
+
+/// 2024-01-31, 00:00 UTC.
+fn now() -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(1_706_659_200)
+}
+
+fn ago(seconds: u64) -> Option<SystemTime> {
+    Some(now() - Duration::from_secs(seconds))
+}
+
+fn blob_id(number: u64) -> BlobId {
+    format!("{number:064x}").parse().unwrap()
+}
+
+fn commit(number: u64) -> Commit {
+    format!("{number:040x}").parse().unwrap()
+}
+
+fn blob(size: u64, seconds_ago: u64) -> Blob {
+    let time = ago(seconds_ago);
+    Blob { size, place: Place::Blobs, inode: None, accessed: time, modified: time, placed: time }
+}
+
+fn revision(blobs: &[u64]) -> Revision {
+    let files = blobs.iter().map(|blob| (format!("file-{blob}").parse().unwrap(), SnapshotFile::Link(blob_id(*blob))));
+    Revision { files: files.collect() }
+}
+
+fn repo(name: &str) -> Repo {
+    Repo {
+        name: RepoName::new(RepoType::Model, name.parse().unwrap()),
+        blobs: BTreeMap::new(),
+        revisions: BTreeMap::new(),
+        refs: BTreeMap::new(),
+        trees: Vec::new(),
+        in_flight: Vec::new(),
+        temporaries: Vec::new(),
+        problems: Vec::new(),
+        is_link: false,
+    }
+}
+
+fn facts(repos: Vec<Repo>) -> Facts {
+    let layout = Layout::new("/hub");
+    Facts {
+        inventory: Inventory { layout, repos, problems: Vec::new(), shared_store: false },
+        payloads: Vec::new(),
+        store_problems: Vec::new(),
+        leftovers: Vec::new(),
+        repos: BTreeMap::new(),
+        noatime: false,
+    }
+}
+
+/// A line per action and skip.
+fn describe(plan: &Plan) -> String {
+    let mut out = String::new();
+    for action in &plan.actions {
+        let what = match &action.what {
+            What::Leftover { path } | What::Temporary { path, .. } | What::Payload { path } => {
+                format!("file {}", path.display())
+            }
+            What::Blob { repo, blob } => format!("blob {repo} {}", &blob.to_string()[60..]),
+            What::Folder { repo } => format!("folder {repo}"),
+            What::Revision(gone) => {
+                let blobs: Vec<String> = gone.blobs.iter().map(|blob| blob.to_string()[60..].to_string()).collect();
+                format!("revision {}@{} [{}]", gone.repo, &gone.revision.as_str()[36..], blobs.join(" "))
+            }
+        };
+        let _ = writeln!(out, "{:?}: {what}, frees {}", action.reason, action.bytes);
+    }
+    for skip in &plan.skips {
+        let repo = skip.repo.as_ref().map(RepoName::to_string).unwrap_or_default();
+        let revision = skip.revision.as_ref().map(|commit| format!("@{}", &commit.as_str()[36..])).unwrap_or_default();
+        let path = skip.path.as_ref().map(|path| format!(" {}", path.display())).unwrap_or_default();
+        let _ = writeln!(out, "kept {repo}{revision}{path}: {:?}, {} bytes", skip.reason, skip.bytes);
+    }
+    let _ = write!(out, "{} of {} bytes", plan.freed, plan.size);
+    out
+}
+
+/// Two repos: one with a main, a tag and two detached revisions, the other with one old detached revision.
+fn everyday() -> Facts {
+    let mut a = repo("org/a");
+    for (number, size, days) in [(1, 100, 1), (2, 200, 9), (3, 300, 5), (4, 400, 3)] {
+        a.blobs.insert(blob_id(number), blob(size, days * DAY));
+        a.revisions.insert(commit(number), revision(&[number]));
+    }
+    a.refs.insert(RefName::main(), commit(1));
+    a.refs.insert("v1.0".parse().unwrap(), commit(2));
+    let mut b = repo("org/b");
+    b.blobs.insert(blob_id(5), blob(500, 30 * DAY));
+    b.revisions.insert(commit(5), revision(&[5]));
+    facts(vec![a, b])
+}
+
+#[test]
+fn within_the_budget_nothing_is_planned() {
+    insta::assert_snapshot!(describe(&plan(&everyday(), &options(1500), now())), @"0 of 1500 bytes");
+}
+
+#[test]
+fn detached_revisions_go_by_last_use_until_it_fits() {
+    insta::assert_snapshot!(describe(&plan(&everyday(), &options(701), now())), @"
+    Detached: revision org/b@0005 [0005], frees 500
+    Detached: revision org/a@0003 [0003], frees 300
+    Empty: folder org/b, frees 0
+    800 of 1500 bytes
+    ");
+}
+
+#[test]
+fn what_refs_name_is_kept_and_counted() {
+    insta::assert_snapshot!(describe(&plan(&everyday(), &options(0), now())), @"
+    Detached: revision org/b@0005 [0005], frees 500
+    Detached: revision org/a@0003 [0003], frees 300
+    Detached: revision org/a@0004 [0004], frees 400
+    Empty: folder org/b, frees 0
+    kept org/a@0002: Referenced, 200 bytes
+    kept org/a@0001: Referenced, 100 bytes
+    1200 of 1500 bytes
+    ");
+}
+
+#[test]
+fn when_asked_for_referenced_revisions_follow_by_last_use() {
+    let options = Options { include_referenced: true, ..options(250) };
+    insta::assert_snapshot!(describe(&plan(&everyday(), &options, now())), @"
+    Detached: revision org/b@0005 [0005], frees 500
+    Detached: revision org/a@0003 [0003], frees 300
+    Detached: revision org/a@0004 [0004], frees 400
+    Referenced: revision org/a@0002 [0002], frees 200
+    Empty: folder org/b, frees 0
+    1400 of 1500 bytes
+    ");
+}
+
+#[test]
+fn a_time_that_cannot_be_read_is_now_and_not_1970() {
+    let mut facts = everyday();
+    facts.inventory.repos[1].blobs.get_mut(&blob_id(5)).unwrap().accessed = None;
+    let planned = describe(&plan(&facts, &options(1200), now()));
+    assert!(planned.starts_with("Detached: revision org/a@0003"), "{planned}");
+}
+
+#[test]
+fn debris_goes_by_age_within_the_budget_too() {
+    let mut facts = everyday();
+    let file = |name: &str, age: Option<SystemTime>| InFlight { path: name.into(), size: 7, modified: age };
+    let repo = &mut facts.inventory.repos[0];
+    repo.in_flight = vec![
+        file("old.incomplete", ago(DAY)),
+        file("young.incomplete", ago(DAY - 1)),
+        file("timeless.incomplete", None),
+        file("held.incomplete", ago(9 * DAY)),
+    ];
+    repo.blobs.insert(blob_id(6), blob(60, HOUR));
+    repo.blobs.insert(blob_id(7), blob(70, HOUR - 1));
+    // A fresh link to old bytes.
+    repo.blobs.insert(blob_id(8), Blob { placed: ago(1), ..blob(80, DAY) });
+    let held = RepoFacts { held: BTreeSet::from(["held.incomplete".into()]), ..RepoFacts::default() };
+    facts.repos.insert(facts.inventory.repos[0].name.clone(), held);
+    facts.leftovers = [("old", DAY), ("young", HOUR)]
+        .map(|(name, age)| Leftover { path: name.into(), bytes: 5, modified: ago(age) })
+        .into();
+    let payload = |path: &str, age, references| Payload {
+        path: path.into(),
+        size: 9,
+        inode: None,
+        modified: ago(age),
+        references,
+    };
+    facts.payloads = vec![
+        payload("/hub/blobs/unused", HOUR, Some(BTreeSet::new())),
+        payload("/hub/blobs/young", 1, Some(BTreeSet::new())),
+        payload("/hub/blobs/unlisted", DAY, None),
+        payload("/hub/blobs/linked", DAY, Some(BTreeSet::from(["/hub/models--x/blobs/y".into()]))),
+    ];
+    insta::assert_snapshot!(describe(&plan(&facts, &options(1 << 30), now())), @"
+    Abandoned: file old, frees 5
+    Abandoned: file old.incomplete, frees 7
+    Unused: blob org/a 0006, frees 60
+    Unused: file /hub/blobs/unused, frees 9
+    kept  young: Young, 5 bytes
+    kept org/a young.incomplete: InFlight, 7 bytes
+    kept org/a timeless.incomplete: InFlight, 7 bytes
+    kept org/a held.incomplete: Held, 7 bytes
+    kept org/a /hub/models--org--a/blobs/0000000000000000000000000000000000000000000000000000000000000007: Young, 70 bytes
+    kept org/a /hub/models--org--a/blobs/0000000000000000000000000000000000000000000000000000000000000008: Young, 80 bytes
+    kept  /hub/blobs/young: Young, 9 bytes
+    kept  /hub/blobs/unlisted: Unlisted, 9 bytes
+    81 of 1784 bytes
+    ");
+}
+
+fn with_problem(kind: ProblemKind, path: &str) -> Plan {
+    let mut facts = everyday();
+    facts.inventory.repos[0].blobs.insert(blob_id(6), blob(60, DAY));
+    facts.inventory.repos[0].problems.push(Problem { path: path.into(), kind, detail: "why".into() });
+    plan(&facts, &options(0), now())
+}
+
+#[test]
+fn problems_keep_what_they_may_hide() {
+    let touches_a =
+        |plan: &Plan| describe(plan).lines().any(|line| !line.starts_with("kept") && line.contains("org/a"));
+    for kind in [ProblemKind::BrokenLink, ProblemKind::ForeignLink, ProblemKind::BadName] {
+        assert!(!touches_a(&with_problem(kind, "/hub/models--org--a/blobs/x")), "{kind:?}");
+    }
+    let unreadable = with_problem(ProblemKind::Unreadable, "/hub/models--org--a/refs");
+    assert!(!touches_a(&unreadable) && unreadable.failures.len() == 1 && unreadable.freed == 500);
+    assert!(!touches_a(&with_problem(ProblemKind::UnknownEntry, "/hub/models--org--a/snapshots/x")));
+    let stray = with_problem(ProblemKind::UnknownEntry, "/hub/models--org--a/README");
+    assert_eq!(stray.freed, 1260, "a stray file hides nothing");
+    let reference = with_problem(ProblemKind::BadRef, "/hub/models--org--a/refs/x");
+    assert_eq!(reference.freed, 560, "orphans go, but nobody knows which revision is meant");
+
+    let mut facts = everyday();
+    let problem = Problem { path: "/hub".into(), kind: ProblemKind::Unreadable, detail: "why".into() };
+    facts.inventory.problems.push(problem);
+    let blocked = plan(&facts, &options(0), now());
+    assert_eq!((blocked.actions.len(), blocked.failures.len()), (0, 1));
+}
+
+#[test]
+fn a_repo_at_work_is_left_alone() {
+    let mut facts = everyday();
+    let name = facts.inventory.repos[1].name.clone();
+    facts.repos.insert(name.clone(), RepoFacts { client_seen: ago(299), ..RepoFacts::default() });
+    let busy = plan(&facts, &options(0), now());
+    assert!(busy.skips.iter().any(|skip| skip.reason == SkipReason::Busy && skip.repo.as_ref() == Some(&name)));
+    assert_eq!(busy.freed, 700);
+    facts.repos.insert(name, RepoFacts { client_seen: ago(300), ..RepoFacts::default() });
+    assert_eq!(plan(&facts, &options(0), now()).freed, 1200);
+}
+
+/// A random repo: blobs with sizes and ages, revisions of some of them, refs to some of those.
+fn any_repo(name: &'static str) -> impl Strategy<Value = Repo> {
+    let blobs = prop::collection::vec((1u64..50, 0u64..100, prop::option::of(0u64..4)), 0..8);
+    let revisions = prop::collection::vec(prop::collection::vec(0usize..8, 0..5), 0..6);
+    let refs = prop::collection::vec(0usize..6, 0..3);
+    (blobs, revisions, refs).prop_map(move |(blobs, revisions, refs)| {
+        let mut repo = repo(name);
+        for (number, (size, hours, file)) in blobs.iter().enumerate() {
+            // Some blobs are one file under several names, across repos too; all of those have one size.
+            let inode = file.map(|file| Inode { id: (1, file), links: 3, allocated: 0 });
+            let size = file.map_or(*size, |file| 1000 * (file + 1));
+            repo.blobs.insert(blob_id(number as u64), Blob { inode, ..blob(size, hours * HOUR) });
+        }
+        for (number, files) in revisions.iter().enumerate() {
+            let there = files.iter().filter(|file| **file < blobs.len()).map(|file| *file as u64).collect::<Vec<_>>();
+            repo.revisions.insert(commit(number as u64), revision(&there));
+        }
+        for (number, target) in refs.iter().enumerate() {
+            repo.refs.insert(format!("ref-{number}").parse().unwrap(), commit(*target as u64));
+        }
+        repo
+    })
+}
+
+proptest! {
+    #[test]
+    fn kept_revisions_keep_their_blobs_and_refs_are_respected(
+        a in any_repo("org/a"),
+        b in any_repo("org/b"),
+        budget in 0u64..5000,
+        include_referenced: bool,
+    ) {
+        let facts = facts(vec![a, b]);
+        let options = Options { include_referenced, ..options(budget) };
+        let planned = plan(&facts, &options, now());
+        let mut gone_revisions = BTreeSet::new();
+        let mut gone_blobs = BTreeSet::new();
+        for action in &planned.actions {
+            match &action.what {
+                What::Revision(gone) => {
+                    prop_assert!(include_referenced || gone.refs.is_empty());
+                    prop_assert!(gone_revisions.insert((&gone.repo, &gone.revision)));
+                    for blob in &gone.blobs {
+                        prop_assert!(gone_blobs.insert((&gone.repo, *blob)), "a blob goes once");
+                    }
+                }
+                What::Blob { repo, blob } => prop_assert!(gone_blobs.insert((repo, *blob))),
+                _ => {}
+            }
+        }
+        let mut names: BTreeMap<(u64, u64), u64> = BTreeMap::new();
+        let mut freed = 0;
+        for repo in &facts.inventory.repos {
+            for (commit, revision) in &repo.revisions {
+                let is_gone = gone_revisions.contains(&(&repo.name, commit));
+                let named = repo.refs.values().any(|target| target == commit);
+                prop_assert!(!(is_gone && named && !include_referenced));
+                for file in revision.files.values() {
+                    let SnapshotFile::Link(id) = file else { unreachable!() };
+                    prop_assert!(is_gone || !gone_blobs.contains(&(&repo.name, *id)), "a kept revision lost a blob");
+                }
+            }
+            for (id, blob) in repo.blobs.iter().filter(|(id, _)| gone_blobs.contains(&(&repo.name, **id))) {
+                match blob.inode {
+                    None => freed += blob.size,
+                    Some(inode) => {
+                        let names = names.entry(inode.id).or_default();
+                        *names += 1;
+                        let found = facts.inventory.repos.iter().flat_map(|repo| repo.blobs.values());
+                        let found = found.filter(|other| other.inode == Some(inode)).count() as u64;
+                        freed += if *names == inode.links.max(found) { blob.size } else { 0 };
+                    }
+                }
+                prop_assert!(facts.inventory.layout.blob(&repo.name, id).starts_with("/hub"));
+            }
+        }
+        prop_assert_eq!(planned.freed, freed, "what the disk gets back");
+        prop_assert!(planned.freed <= planned.size);
+        // The last eviction was still needed: without it, the cache is over its budget.
+        let last = planned.actions.iter().rfind(|action| matches!(action.what, What::Revision(_)));
+        if let Some(last) = last {
+            prop_assert!(planned.size - planned.freed + last.bytes > budget);
+        }
+        let again = plan(&facts, &options, now());
+        prop_assert_eq!(again, planned, "the same in, the same out");
+    }
+}
+
+/// A real cache with one old revision that a plan would evict, and what happens between the plan and its execution.
+#[cfg(unix)]
+mod races {
+    use super::*;
+    use crate::commands::prune::execute::{Done, execute};
+    use std::os::unix::fs::symlink;
+
+    struct Race {
+        _dir: tempfile::TempDir,
+        layout: Layout,
+        repo: RepoName,
+        facts: Facts,
+        plan: Plan,
+    }
+
+    fn age(path: &std::path::Path, days: u64) {
+        let then = SystemTime::now() - Duration::from_secs(days * DAY);
+        let times = fs::FileTimes::new().set_accessed(then).set_modified(then);
+        fs::File::open(path).unwrap().set_times(times).unwrap();
+    }
+
+    fn race() -> Race {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path().join("hub"));
+        let repo = RepoName::new(RepoType::Model, "org/a".parse().unwrap());
+        for number in [1, 2] {
+            let path = layout.blob(&repo, &blob_id(number));
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, b"12345").unwrap();
+            age(&path, 9);
+        }
+        link(&layout, &repo, 1, 1);
+        let facts = gather(scan(layout.root()).unwrap());
+        let plan = plan(&facts, &options(0), SystemTime::now());
+        assert_eq!(plan.freed, 10, "{}", describe(&plan));
+        Race { _dir: dir, layout, repo, facts, plan }
+    }
+
+    fn link(layout: &Layout, repo: &RepoName, revision: u64, blob: u64) {
+        let snapshot = layout.snapshot(repo, &commit(revision));
+        fs::create_dir_all(&snapshot).unwrap();
+        symlink(format!("../../blobs/{}", blob_id(blob)), snapshot.join("file")).unwrap();
+    }
+
+    impl Race {
+        fn run(&self) -> Done {
+            let done = execute(&self.facts, &self.plan);
+            assert_eq!(done.failures, []);
+            done
+        }
+
+        fn blob(&self, number: u64) -> PathBuf {
+            self.layout.blob(&self.repo, &blob_id(number))
+        }
+
+        fn has_snapshot(&self) -> bool {
+            self.layout.snapshot(&self.repo, &commit(1)).join("file").exists()
+        }
+    }
+
+    fn reasons(done: &Done) -> Vec<SkipReason> {
+        done.skips.iter().map(|skip| skip.reason).collect()
+    }
+
+    #[test]
+    fn undisturbed_it_takes_all() {
+        let race = race();
+        assert_eq!((race.run().freed, race.layout.repo(&race.repo).exists()), (10, false));
+    }
+
+    #[test]
+    fn a_new_ref_keeps_its_revision() {
+        let race = race();
+        crate::cache::place::write_ref(&race.layout, &race.repo, &RefName::main(), &commit(1)).unwrap();
+        let done = race.run();
+        assert_eq!((reasons(&done), done.freed), (vec![SkipReason::Changed], 5));
+        assert!(race.has_snapshot());
+    }
+
+    #[test]
+    fn a_revision_that_was_just_read_or_extended_is_kept() {
+        let read = race();
+        age(&read.blob(1), 0);
+        assert_eq!(reasons(&read.run()), [SkipReason::Changed]);
+        assert!(read.has_snapshot());
+        let extended = race();
+        let more = extended.layout.snapshot(&extended.repo, &commit(1)).join("more");
+        symlink(format!("../../blobs/{}", blob_id(1)), more).unwrap();
+        assert_eq!(reasons(&extended.run()), [SkipReason::Changed]);
+        assert!(extended.has_snapshot());
+    }
+
+    #[test]
+    fn a_blob_that_a_new_snapshot_uses_is_kept() {
+        let race = race();
+        link(&race.layout, &race.repo, 7, 1);
+        link(&race.layout, &race.repo, 8, 2);
+        let done = race.run();
+        assert_eq!((reasons(&done), done.freed), (vec![SkipReason::Changed; 2], 0));
+        assert!(race.blob(1).exists() && race.blob(2).exists() && !race.has_snapshot());
+    }
+
+    #[test]
+    fn a_blob_that_was_replaced_is_kept() {
+        let race = race();
+        let other = race.blob(2).with_file_name("tmp_other");
+        fs::write(&other, b"54321").unwrap();
+        fs::rename(&other, race.blob(2)).unwrap();
+        assert_eq!(reasons(&race.run()), [SkipReason::Changed]);
+        assert_eq!(fs::read(race.blob(2)).unwrap(), b"54321");
+    }
+
+    #[test]
+    fn a_new_problem_keeps_all_blobs() {
+        let race = race();
+        link(&race.layout, &race.repo, 7, 99);
+        assert_eq!(reasons(&race.run()), [SkipReason::Changed]);
+        assert!(race.blob(1).exists() && race.blob(2).exists());
+    }
+
+    #[test]
+    fn a_download_that_began_keeps_its_repo() {
+        let race = race();
+        let incomplete = race.blob(1).with_file_name(format!("{}.0a1b2c3d.incomplete", blob_id(3)));
+        fs::write(&incomplete, b"half").unwrap();
+        assert_eq!(reasons(&race.run()), [SkipReason::InFlight]);
+        assert!(race.has_snapshot() && race.blob(1).exists() && incomplete.exists() && !race.blob(2).exists());
+    }
+
+    #[test]
+    fn a_folder_that_filled_again_is_kept() {
+        let race = race();
+        crate::cache::place::write_ref(&race.layout, &race.repo, &RefName::main(), &commit(9)).unwrap();
+        assert_eq!(reasons(&race.run()), [SkipReason::Changed]);
+        assert!(race.layout.reference(&race.repo, &RefName::main()).exists());
+    }
+
+    #[test]
+    fn a_snapshot_that_turned_into_a_link_is_not_followed() {
+        let race = race();
+        let (snapshots, aside) = (race.layout.repo(&race.repo).join("snapshots"), race.layout.root().join("aside"));
+        fs::rename(&snapshots, &aside).unwrap();
+        symlink(&aside, &snapshots).unwrap();
+        assert!(reasons(&race.run()).contains(&SkipReason::Link));
+        assert!(aside.join(commit(1).as_str()).join("file").is_symlink());
+    }
+}

@@ -1,0 +1,545 @@
+//! `prune` by the real binary, on cache folders of every layout.
+#![cfg(unix)]
+
+#[path = "common/hub.rs"]
+mod hub;
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::symlink;
+use std::process::{Command, Output, Stdio};
+
+use hub::{DAY, Hub, commit, disk_usage, id, used};
+use serde_json::Value;
+
+const A: &str = "models--org--a";
+const B: &str = "datasets--org--b";
+
+fn command(hub: &Hub, args: &[&str]) -> Command {
+    let mut command = Command::new(assert_cmd::cargo::cargo_bin!("hf-cache-sync"));
+    command.env_clear().env("HOME", hub.outside()).current_dir(hub.outside());
+    command.arg("prune").args(args).arg("--cache-dir").arg(hub.root());
+    command
+}
+
+fn run(hub: &Hub, args: &[&str]) -> Output {
+    command(hub, args).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// Runs with a budget in bytes, demands success, and checks the report against the disk.
+fn prune(hub: &Hub, budget: u64, args: &[&str]) -> Value {
+    let before = disk_usage_of_blobs(hub);
+    let budget = format!("{budget}B");
+    let output = run(hub, &[&["--json", "--max-size", &budget], args].concat());
+    assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["size_before"], before, "{report:#}");
+    if report["dry_run"] == false {
+        assert_eq!(report["freed"], before - disk_usage_of_blobs(hub), "{report:#}");
+    }
+    report
+}
+
+/// All but refs, trees and lists, which no budget counts.
+fn disk_usage_of_blobs(hub: &Hub) -> u64 {
+    disk_usage(&hub.root(), |name| {
+        let small = ["/refs/", "/trees/", ".refs", "/.huggingface-shared-blobs"].iter().any(|part| name.contains(part));
+        !small
+    })
+}
+
+fn evicted(report: &Value) -> Vec<String> {
+    let all = report["evicted"].as_array().unwrap();
+    all.iter().map(|one| one["revision"].as_str().unwrap().to_string()).collect()
+}
+
+fn reasons(report: &Value) -> Vec<String> {
+    let all = report["skipped"].as_array().unwrap();
+    all.iter().map(|one| one["reason"].as_str().unwrap().to_string()).collect()
+}
+
+#[test]
+fn the_least_recently_used_detached_revision_goes_first_and_no_more_than_needed() {
+    let hub = Hub::new();
+    let commits = [(1, 3), (2, 30), (3, 10)].map(|(number, days)| hub.revision(A, number, 100, days));
+    let other = hub.revision(B, 4, 100, 20);
+    hub.reference(A, "main", &commits[0]);
+    let report = prune(&hub, 200, &[]);
+    assert_eq!(evicted(&report), [commits[1].clone(), other]);
+    assert_eq!((&report["size"], &report["over_budget"]), (&200.into(), &0.into()));
+    assert!(hub.exists(&format!("{A}/snapshots/{}/model.bin", commits[2])));
+    assert!(!hub.exists(&format!("{A}/snapshots/{}", commits[1])) && !hub.exists(&format!("{A}/blobs/{}", id(2))));
+    assert!(!hub.exists(B), "of that repo nothing is left");
+}
+
+#[test]
+fn reading_counts_as_use() {
+    let hub = Hub::new();
+    let commits = [hub.revision(A, 1, 100, 30), hub.revision(A, 2, 100, 20)];
+    let now = fs::FileTimes::new().set_accessed(std::time::SystemTime::now());
+    File::open(hub.path(&format!("{A}/blobs/{}", id(1)))).unwrap().set_times(now).unwrap();
+    assert_eq!(evicted(&prune(&hub, 150, &[])), [commits[1].clone()]);
+}
+
+#[test]
+fn within_the_budget_nothing_happens() {
+    let hub = Hub::new();
+    hub.revision(A, 1, 100, 30);
+    let before = hub.contents();
+    let output = run(&hub, &["--max-size", "100B", "-q"]);
+    assert!(output.status.success() && output.stdout.is_empty() && output.stderr.is_empty());
+    let output = run(&hub, &["--max-gb", "0.001"]);
+    assert_eq!(text(&output.stdout), "Freed 0 B: nothing to delete; 100 B of 1.0 MiB used.\n");
+    assert_eq!(hub.contents(), before);
+}
+
+#[test]
+fn what_a_ref_names_is_kept_and_the_missed_budget_is_said() {
+    let hub = Hub::new();
+    let main = hub.revision(A, 1, 3000, 30);
+    let tag = hub.revision(A, 2, 100, 20);
+    let detached = hub.revision(A, 3, 100, 1);
+    hub.reference(A, "main", &main);
+    hub.reference(A, "refs/pr/1", &tag);
+    let report = prune(&hub, 50, &[]);
+    assert_eq!(evicted(&report), [detached]);
+    assert_eq!((&report["size"], &report["over_budget"]), (&3100.into(), &3050.into()));
+    assert_eq!(reasons(&report), ["referenced", "referenced"]);
+    let output = run(&hub, &["--max-size", "50B"]);
+    assert!(output.status.success());
+    assert_eq!(
+        text(&output.stdout),
+        "Freed 0 B: nothing to delete; 3.0 KiB used.\n\
+         Over the budget of 50 B by 3.0 KiB: 2 revisions (3.0 KiB) are named by refs, --include-referenced evicts these too.\n"
+    );
+    let output = run(&hub, &["--max-size", "50B", "--fail-over-budget", "-q"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stdout).starts_with("Over the budget"));
+}
+
+#[test]
+fn referenced_revisions_go_with_their_refs_trees_and_absences() {
+    let hub = Hub::new();
+    let old = hub.revision(A, 1, 100, 30);
+    let new = hub.revision(A, 2, 100, 20);
+    hub.reference(A, "refs/pr/1", &old);
+    hub.reference(A, "old", &old);
+    hub.reference(A, "main", &new);
+    for commit in [&old, &new] {
+        hub.write(&format!("{A}/trees/{commit}.json"), "{}");
+        hub.write(&format!("{A}/.no_exist/{commit}/sub/adapter.json"), "");
+    }
+    let report = prune(&hub, 100, &["--include-referenced"]);
+    assert_eq!(evicted(&report), std::slice::from_ref(&old));
+    let names: Vec<String> = hub.contents().into_keys().filter(|name| name.contains(&old)).collect();
+    assert_eq!(names, Vec::<String>::new());
+    assert!(!hub.exists(&format!("{A}/refs/refs")) && !hub.exists(&format!("{A}/refs/old")));
+    assert_eq!(fs::read_to_string(hub.path(&format!("{A}/refs/main"))).unwrap(), new);
+    assert!(
+        hub.exists(&format!("{A}/trees/{new}.json")) && hub.exists(&format!("{A}/.no_exist/{new}/sub/adapter.json"))
+    );
+
+    let report = prune(&hub, 0, &["--include-referenced"]);
+    assert_eq!((&report["repos_removed"][0]["repo"], &report["size"]), (&"org/a".into(), &0.into()));
+    assert!(hub.contents().is_empty(), "{:?}", hub.contents());
+}
+
+#[test]
+fn blobs_of_kept_revisions_stay_and_do_not_count_as_freed() {
+    let hub = Hub::new();
+    let (common, own, new) = (hub.blob(A, 1, 1000, 30), hub.blob(A, 2, 10, 30), hub.blob(A, 3, 20, 1));
+    hub.snapshot(A, &commit(1), &[("weights", &common), ("config", &own)]);
+    hub.snapshot(A, &commit(2), &[("deep/er/weights", &common), ("config", &new)]);
+    hub.snapshot(A, &commit(3), &[("weights", &common)]);
+    hub.reference(A, "main", &commit(2));
+    let report = prune(&hub, 1000, &[]);
+    assert_eq!(evicted(&report), [commit(1)], "{report:#}");
+    assert_eq!((&report["freed"], &report["over_budget"]), (&10.into(), &20.into()));
+    assert_eq!(reasons(&report), ["frees-nothing", "referenced"]);
+    assert!(hub.exists(&format!("{A}/blobs/{common}")) && hub.exists(&format!("{A}/snapshots/{}/weights", commit(3))));
+}
+
+#[test]
+fn revisions_that_only_together_hold_a_blob_free_it_together() {
+    let hub = Hub::new();
+    let blob = hub.blob(A, 1, 1000, 30);
+    for number in [1, 2] {
+        hub.snapshot(A, &commit(number), &[("weights", &blob)]);
+    }
+    let report = prune(&hub, 10, &[]);
+    assert_eq!((evicted(&report).len(), &report["freed"]), (2, &1000.into()));
+}
+
+#[test]
+fn a_dry_run_says_what_a_run_does_and_changes_nothing() {
+    let hub = Hub::new();
+    hub.revision(A, 1, 100, 30);
+    hub.reference(A, "main", &commit(1));
+    hub.revision(A, 2, 200, 20);
+    hub.blob(A, 9, 50, 5);
+    let before = hub.contents();
+    let planned = prune(&hub, 150, &["--dry-run"]);
+    assert_eq!(hub.contents(), before);
+    assert!(!hub.exists(".locks"), "not even a lock");
+    let done = prune(&hub, 150, &[]);
+    for key in ["freed", "size", "evicted", "orphans", "over_budget", "skipped"] {
+        assert_eq!(planned[key], done[key], "{key}");
+    }
+    assert_eq!(done["freed"], 250);
+}
+
+/// 0.1.0 takes every blob that is a link for an orphan, and leaks its payload.
+#[test]
+fn a_cache_with_the_shared_store_within_its_budget_stays_as_it_is() {
+    let hub = Hub::new();
+    hub.payload(7, 5000, 40, &[(A, &id(1)), (B, &id(1))]);
+    for repo in [A, B] {
+        hub.snapshot(repo, &commit(1), &[("weights", &id(1))]);
+        hub.reference(repo, "main", &commit(1));
+    }
+    let before = hub.contents();
+    let report = prune(&hub, 5000, &["--orphan-grace", "0"]);
+    assert_eq!((&report["size"], &report["freed"]), (&5000.into(), &0.into()));
+    assert_eq!(hub.contents(), before);
+}
+
+#[test]
+fn a_payload_is_freed_with_its_last_link_and_its_list_follows() {
+    let hub = Hub::new();
+    let payload = hub.payload(7, 5000, 40, &[(A, &id(1)), (B, &id(1))]);
+    let list = payload.with_extension("refs");
+    for repo in [A, B] {
+        let own = hub.blob(repo, 2, 30, 35);
+        hub.snapshot(repo, &commit(1), &[("weights", &id(1)), ("config", &own)]);
+    }
+    hub.reference(A, "main", &commit(1));
+    let report = prune(&hub, 100, &[]);
+    assert_eq!((evicted(&report).len(), &report["freed"]), (1, &30.into()));
+    assert_eq!(fs::read_to_string(&list).unwrap(), format!("{A}/blobs/{}\n", id(1)));
+    assert!(payload.exists() && !hub.exists(B));
+
+    let report = prune(&hub, 100, &["--include-referenced"]);
+    assert_eq!((&report["freed"], &report["size"]), (&5030.into(), &0.into()));
+    assert!(!payload.exists() && !list.exists() && payload.with_extension("lock").exists());
+    assert!(hub.exists("blobs/.huggingface-shared-blobs"));
+}
+
+#[test]
+fn payloads_that_nobody_links_to_go_and_those_without_a_list_stay() {
+    let hub = Hub::new();
+    let (unused, young, unlisted) =
+        (hub.payload(1, 10, 2, &[]), hub.payload(2, 20, 0, &[]), hub.payload(3, 30, 2, &[]));
+    fs::remove_file(unlisted.with_extension("refs")).unwrap();
+    let report = prune(&hub, 1000, &[]);
+    assert_eq!((&report["freed"], &report["orphans"]["blobs"]), (&10.into(), &1.into()));
+    assert_eq!(reasons(&report), ["young", "unlisted"]);
+    assert!(!unused.exists() && young.exists() && unlisted.exists());
+}
+
+#[test]
+fn a_fresh_link_to_an_old_payload_is_young() {
+    let hub = Hub::new();
+    hub.payload(7, 5000, 40, &[(A, &id(1))]);
+    let report = prune(&hub, 10_000, &[]);
+    assert_eq!(reasons(&report), ["young"]);
+    assert!(hub.exists(&format!("{A}/blobs/{}", id(1))));
+    assert_eq!(prune(&hub, 10_000, &["--orphan-grace", "0"])["freed"], 5000);
+}
+
+#[test]
+fn hard_links_count_once_and_come_back_with_the_last_name() {
+    let hub = Hub::new();
+    hub.revision(A, 1, 1000, 30);
+    fs::create_dir_all(hub.path(&format!("{B}/blobs"))).unwrap();
+    fs::hard_link(hub.path(&format!("{A}/blobs/{}", id(1))), hub.path(&format!("{B}/blobs/{}", id(1)))).unwrap();
+    hub.snapshot(B, &commit(1), &[("weights", &id(1))]);
+    hub.reference(B, "main", &commit(1));
+    let report = prune(&hub, 100, &[]);
+    assert_eq!((&report["size_before"], &report["freed"]), (&1000.into(), &0.into()));
+    assert_eq!(reasons(&report), ["frees-nothing", "referenced"]);
+    assert_eq!(prune(&hub, 100, &["--include-referenced"])["freed"], 1000);
+}
+
+#[test]
+fn a_name_outside_the_cache_keeps_the_bytes() {
+    let hub = Hub::new();
+    hub.revision(A, 1, 1000, 30);
+    fs::hard_link(hub.path(&format!("{A}/blobs/{}", id(1))), hub.outside().join("mine")).unwrap();
+    let output = run(&hub, &["--json", "--max-size", "100B"]);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&report["freed"], reasons(&report)), (&0.into(), vec!["frees-nothing".to_string()]));
+}
+
+#[test]
+fn snapshots_of_real_files_are_evicted_whole() {
+    let hub = Hub::new();
+    for (number, days) in [(1, 30), (2, 20)] {
+        let file = hub.write(&format!("{A}/snapshots/{}/sub/model.bin", commit(number)), vec![b'r'; 100]);
+        used(&file, days * DAY);
+    }
+    // A blob that the second one is a copy of, and one that it is a hard link to, are not orphans.
+    hub.blob(A, 3, 100, 20);
+    let blob = hub.blob(A, 4, 77, 20);
+    let linked = hub.path(&format!("{A}/snapshots/{}/linked", commit(2)));
+    fs::hard_link(hub.path(&format!("{A}/blobs/{blob}")), linked).unwrap();
+    hub.reference(A, "main", &commit(2));
+    let report = prune(&hub, 277, &[]);
+    assert_eq!((evicted(&report), &report["freed"]), (vec![commit(1)], &100.into()));
+    assert_eq!(report["orphans"]["blobs"], 0);
+    assert_eq!(prune(&hub, 0, &["--include-referenced"])["freed"], 277);
+    assert!(hub.contents().is_empty());
+}
+
+#[test]
+fn a_broken_link_keeps_its_repo_and_the_rest_goes_on() {
+    let hub = Hub::new();
+    hub.revision(A, 1, 100, 30);
+    hub.snapshot(A, &commit(2), &[("lost", &id(99))]);
+    hub.blob(A, 3, 100, 30);
+    hub.revision(B, 4, 100, 20);
+    let before: Vec<String> = hub.contents().into_keys().filter(|name| name.starts_with(A)).collect();
+    let report = prune(&hub, 0, &[]);
+    assert_eq!(evicted(&report), [commit(4)]);
+    assert_eq!(reasons(&report), ["undecidable"]);
+    assert_eq!(hub.contents().into_keys().collect::<Vec<_>>(), before);
+}
+
+/// To the client, any folder in snapshots/ is a revision, and it may use any blob.
+#[test]
+fn a_foreign_snapshot_folder_keeps_the_blobs_of_its_repo() {
+    let hub = Hub::new();
+    let blob = hub.blob(A, 1, 100, 30);
+    hub.snapshot(A, "not-a-commit", &[("model.bin", &blob)]);
+    assert_eq!(prune(&hub, 0, &[])["freed"], 0);
+    assert!(hub.exists(&format!("{A}/blobs/{blob}")));
+}
+
+#[test]
+fn a_link_from_another_repo_keeps_the_blobs_of_this_one() {
+    let hub = Hub::new();
+    hub.revision(A, 1, 100, 30);
+    let snapshot = hub.path(&format!("{B}/snapshots/{}", commit(2)));
+    fs::create_dir_all(&snapshot).unwrap();
+    symlink(format!("../../../{A}/blobs/{}", id(1)), snapshot.join("weights")).unwrap();
+    let report = prune(&hub, 0, &[]);
+    assert_eq!(
+        (&report["freed"], reasons(&report)),
+        (&0.into(), vec!["undecidable".into(), "needed-elsewhere".into()])
+    );
+    assert!(snapshot.join("weights").exists());
+}
+
+#[test]
+fn what_cannot_be_read_is_a_failure_and_keeps_its_repo() {
+    let hub = Hub::new();
+    hub.revision(A, 1, 100, 30);
+    hub.write("models--org--file", "a file where a folder should be");
+    hub.snapshot(B, &commit(2), &[]);
+    hub.write(&format!("{B}/blobs"), "a file where a folder should be");
+    let output = run(&hub, &["--max-size", "0B"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stdout).contains("evicted org/a@"), "{}", text(&output.stdout));
+    let errors = text(&output.stderr);
+    assert!(errors.contains("models--org--file") && errors.contains(&format!("{B}/blobs")), "{errors}");
+    assert!(hub.exists("models--org--file") && hub.exists(&format!("{B}/snapshots/{}", commit(2))) && !hub.exists(A));
+}
+
+/// 0.1.0 deletes downloads that are in flight.
+#[test]
+fn a_download_in_flight_is_left_alone_with_its_repo() {
+    let hub = Hub::new();
+    hub.revision(A, 1, 100, 30);
+    for name in [format!("{}.0a1b2c3d.incomplete", id(5)), format!("{}.incomplete", id(6)), "tmp_0b0e".into()] {
+        hub.write(&format!("{A}/blobs/{name}"), "half");
+    }
+    hub.write(&format!("{A}/refs/main.0a1b2c3d.tmp"), "");
+    let before = hub.contents();
+    let report = prune(&hub, 0, &["--orphan-grace", "0"]);
+    assert_eq!(hub.contents(), before);
+    assert!(reasons(&report).iter().all(|reason| reason == "in-flight"));
+}
+
+#[test]
+fn abandoned_downloads_go_unless_their_lock_is_held() {
+    let hub = Hub::new();
+    hub.revision(A, 1, 100, 30);
+    hub.reference(A, "main", &commit(1));
+    let names = [format!("{}.0a1b2c3d.incomplete", id(5)), format!("{}.incomplete", id(6)), "tmp_0b0e".into()];
+    for name in &names {
+        used(&hub.write(&format!("{A}/blobs/{name}"), "half"), 2 * DAY);
+    }
+    used(&hub.write(&format!("{A}/refs/main.0a1b2c3d.tmp"), ""), 2 * DAY);
+    let lock = File::create(hub.write(&format!(".locks/{A}/{}.lock", id(6)), "")).unwrap();
+    lock.lock().unwrap();
+    let report = prune(&hub, 0, &["--include-referenced"]);
+    assert_eq!((reasons(&report), &report["abandoned"]["blobs"]), (vec!["held".into(), "in-flight".into()], &3.into()));
+    assert_eq!(evicted(&report).len(), 0, "the client that holds the lock may need what is here");
+    let left: Vec<bool> = names.iter().map(|name| hub.exists(&format!("{A}/blobs/{name}"))).collect();
+    assert_eq!(left, [false, true, false]);
+    assert!(!hub.exists(&format!("{A}/refs/main.0a1b2c3d.tmp")));
+    assert!(!hub.exists(&format!(".locks/{A}/{}.lock", id(5))), "no lock file is left that was not there before");
+}
+
+#[test]
+fn a_branch_called_like_a_temporary_is_a_ref() {
+    let hub = Hub::new();
+    hub.revision(A, 1, 100, 30);
+    hub.reference(A, "wip.tmp", &commit(1));
+    assert_eq!(reasons(&prune(&hub, 0, &[])), ["referenced"]);
+}
+
+#[test]
+fn a_repo_that_a_client_downloaded_into_moments_ago_is_busy() {
+    let hub = Hub::new();
+    hub.revision(A, 1, 100, 30);
+    let lock = hub.write(&format!(".locks/{A}/{}.lock", id(1)), "");
+    assert_eq!(reasons(&prune(&hub, 0, &[])), ["busy"]);
+    used(&lock, DAY);
+    assert_eq!(evicted(&prune(&hub, 0, &[])), [commit(1)]);
+    assert!(!hub.exists(&format!(".locks/{A}")), "the locks of a repo that is gone go too");
+}
+
+#[test]
+fn orphans_go_when_they_are_old_enough_within_the_budget_too() {
+    let hub = Hub::new();
+    hub.revision(A, 1, 100, 30);
+    hub.reference(A, "main", &commit(1));
+    let (old, young) = (hub.blob(A, 2, 10, 1), hub.blob(A, 3, 20, 0));
+    let report = prune(&hub, 1000, &[]);
+    assert_eq!((&report["freed"], reasons(&report)), (&10.into(), vec!["young".to_string()]));
+    assert!(!hub.exists(&format!("{A}/blobs/{old}")) && hub.exists(&format!("{A}/blobs/{young}")));
+    assert_eq!(prune(&hub, 1000, &["--orphan-grace", "0"])["freed"], 20);
+}
+
+#[test]
+fn a_blob_whose_lock_a_client_holds_is_left() {
+    let hub = Hub::new();
+    hub.blob(A, 2, 10, 1);
+    let path = hub.write(&format!(".locks/{A}/{}.lock", id(2)), "");
+    used(&path, DAY);
+    let lock = File::open(&path).unwrap();
+    lock.lock().unwrap();
+    let report = prune(&hub, 0, &[]);
+    assert_eq!((&report["freed"], reasons(&report)), (&0.into(), vec!["held".to_string()]));
+    assert!(hub.exists(&format!("{A}/blobs/{}", id(2))));
+    drop(lock);
+    assert_eq!(prune(&hub, 0, &[])["freed"], 10);
+}
+
+#[test]
+fn strangers_are_left_and_said() {
+    let hub = Hub::new();
+    hub.revision(A, 1, 100, 30);
+    let strangers = ["notes.txt".to_string(), format!("{A}/README"), format!("{A}/blobs/README")];
+    strangers.iter().for_each(|name| drop(hub.write(name, "mine")));
+    let output = run(&hub, &["--max-size", "0B"]);
+    assert!(output.status.success());
+    for name in &strangers {
+        assert!(hub.exists(name) && text(&output.stderr).contains("left alone"), "{name}");
+    }
+    assert!(!hub.exists(&format!("{A}/snapshots/{}", commit(1))) && hub.exists(&format!("{A}/snapshots")));
+}
+
+#[test]
+fn nothing_is_deleted_through_a_link() {
+    let hub = Hub::new();
+    let elsewhere = Hub::new();
+    elsewhere.revision("repo", 1, 100, 30);
+    elsewhere.blob("repo", 2, 100, 30);
+    symlink(elsewhere.path("repo"), hub.path(A)).unwrap();
+    // Another repo keeps only its blobs elsewhere, a third one blob.
+    elsewhere.blob("repo3", 3, 100, 30);
+    fs::create_dir_all(hub.path(B)).unwrap();
+    symlink(elsewhere.path("repo3/blobs"), hub.path(&format!("{B}/blobs"))).unwrap();
+    hub.snapshot(B, &commit(3), &[("weights", &id(3))]);
+    let third = "spaces--org--c";
+    fs::create_dir_all(hub.path(&format!("{third}/blobs"))).unwrap();
+    symlink(elsewhere.path(&format!("repo/blobs/{}", id(2))), hub.path(&format!("{third}/blobs/{}", id(2)))).unwrap();
+    hub.snapshot(third, &commit(2), &[("weights", &id(2))]);
+    let (before, outside) = (hub.contents(), elsewhere.contents());
+    let output = run(&hub, &["--max-size", "0B", "--json", "--include-referenced"]);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(output.status.success());
+    assert_eq!(reasons(&report), ["link", "link", "link"]);
+    assert_eq!((hub.contents(), elsewhere.contents()), (before, outside));
+}
+
+#[test]
+fn what_the_tool_itself_left_goes_after_the_grace_period() {
+    let hub = Hub::new();
+    let state = ".locks/.hf-cache-sync";
+    let old = hub.write(&format!("{state}/partial/{}", id(1)), "half");
+    let journal = hub.write(&format!("{state}/partial/{}.parts", id(1)), "1");
+    let young = hub.write(&format!("{state}/partial/{}", id(2)), "half");
+    let staged = hub.write(&format!("{state}/staging/0123/file"), "half");
+    for path in [&old, &journal, &staged, &staged.parent().unwrap().to_path_buf()] {
+        used(path, 2 * DAY);
+    }
+    let report = prune(&hub, 1000, &[]);
+    assert_eq!((&report["freed"], &report["abandoned"]["blobs"]), (&9.into(), &3.into()));
+    assert!(!old.exists() && !journal.exists() && !staged.exists() && young.exists());
+}
+
+#[test]
+fn empty_repo_folders_go_when_nobody_touched_them() {
+    let hub = Hub::new();
+    hub.reference(A, "main", &commit(1));
+    fs::create_dir_all(hub.path(&format!("{A}/blobs"))).unwrap();
+    assert_eq!(prune(&hub, 1000, &[])["repos_removed"].as_array().unwrap().len(), 0);
+    assert!(hub.exists(&format!("{A}/refs/main")), "a download may have just begun");
+    assert_eq!(prune(&hub, 1000, &["--orphan-grace", "0"])["repos_removed"][0]["repo"], "org/a");
+    assert!(!hub.exists(A));
+}
+
+#[test]
+fn a_root_that_is_not_there_is_an_empty_cache() {
+    let hub = Hub::new();
+    fs::remove_dir(hub.root()).unwrap();
+    assert_eq!(run(&hub, &[]).status.code(), Some(0));
+    assert!(!hub.root().exists());
+    fs::write(hub.root(), "a file").unwrap();
+    assert_eq!(run(&hub, &[]).status.code(), Some(2));
+}
+
+#[test]
+fn absurd_budgets_and_ages_are_usage_errors() {
+    let hub = Hub::new();
+    for args in [
+        ["--max-gb", "-1"],
+        ["--max-gb", "nan"],
+        ["--max-gb", "inf"],
+        ["--max-gb", "1e300"],
+        ["--max-gb", "50GB"],
+        ["--max-size", "-1GB"],
+        ["--max-size", "lots"],
+        ["--max-size", "5000 PiB"],
+        ["--orphan-grace", "-1h"],
+        ["--temporary-grace", "soon"],
+    ] {
+        let output = run(&hub, &args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        assert!(text(&output.stderr).contains("expected"), "{}", text(&output.stderr));
+    }
+    assert_eq!(run(&hub, &["--max-gb", "1", "--max-size", "1GB"]).status.code(), Some(2));
+    assert_eq!(run(&hub, &["--max-size", "1.5 TiB", "--orphan-grace", "2 days"]).status.code(), Some(0));
+}
+
+#[test]
+fn it_waits_for_another_hf_cache_sync_that_is_at_work() {
+    let hub = Hub::new();
+    hub.revision(A, 1, 100, 30);
+    let lock = File::create(hub.write(".locks/.hf-cache-sync/lock", "")).unwrap();
+    lock.lock_shared().unwrap();
+    let mut child = command(&hub, &["--max-size", "0B"]).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stderr.take().unwrap()).read_line(&mut line).unwrap();
+    assert!(line.contains("another hf-cache-sync is at work"), "{line}");
+    assert!(hub.exists(A) && child.try_wait().unwrap().is_none());
+    drop(lock);
+    assert!(child.wait().unwrap().success());
+    assert!(!hub.exists(A));
+}
