@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use clap::{ArgAction, Parser, Subcommand};
+use clap::{ArgAction, CommandFactory, Parser, Subcommand};
 
-use crate::commands::{Session, doctor, init, pull, push};
+use crate::commands::{Session, completions, diff, doctor, init, list, man, pull, push, status};
 use crate::config::{Config, Environment, Overrides};
 use crate::error::{Error, Kind, Result};
 use crate::ui::{Style, Ui};
@@ -76,6 +76,11 @@ pub enum Command {
     Doctor(doctor::Args),
     Push(push::Args),
     Pull(pull::Args),
+    Status(status::Args),
+    List(list::Args),
+    Diff(diff::Args),
+    Completions(completions::Args),
+    Man(man::Args),
 }
 
 impl Global {
@@ -113,17 +118,23 @@ fn current_dir() -> Result<PathBuf> {
 /// When the command could not be carried out at all.
 pub async fn run(cli: &Cli, ui: &Ui) -> Result<Option<Kind>> {
     // What needs no configuration comes first: a broken one must not stand in its way.
-    if let Command::Init(_) = &cli.command {
-        return Ok(ui.show(&init::execute(&current_dir()?)?));
+    match &cli.command {
+        Command::Init(_) => return Ok(ui.show(&init::execute(&current_dir()?)?)),
+        Command::Completions(args) => return Ok(ui.show(&completions::execute(&mut Cli::command(), args))),
+        Command::Man(args) => return Ok(ui.show(&man::execute(Cli::command(), args)?)),
+        _ => {}
     }
     let config = cli.global.load()?;
     config.warnings.iter().for_each(|warning| ui.warning(warning));
     let session = Session { config, progress: Arc::new(ui.bars().clone()), now: SystemTime::now() };
     Ok(match &cli.command {
-        Command::Init(_) => None,
+        Command::Init(_) | Command::Completions(_) | Command::Man(_) => None,
         Command::Doctor(args) => ui.show(&doctor::execute(&session, args).await),
         Command::Push(args) => ui.show(&push::execute(&session, args).await?),
         Command::Pull(args) => ui.show(&pull::execute(&session, args).await?),
+        Command::Status(args) => ui.show(&status::execute(&session, args).await?),
+        Command::List(args) => ui.show(&list::execute(&session, args).await?),
+        Command::Diff(args) => ui.show(&diff::execute(&session, args).await?),
     })
 }
 

@@ -1,10 +1,16 @@
 //! The commands. Each gathers what is there, makes a pure plan, stops there for `--dry-run`, executes, and returns
 //! a report; none of them prints.
 
+pub mod completions;
+pub mod diff;
 pub mod doctor;
 pub mod init;
+pub mod list;
+pub mod man;
 pub mod pull;
 pub mod push;
+pub mod status;
+pub mod when;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

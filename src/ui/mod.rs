@@ -1,6 +1,7 @@
 //! Everything that people and programs read: results on stdout, progress, notes and errors on stderr.
 
 pub mod progress;
+pub mod table;
 pub mod text;
 
 use std::io::{self, IsTerminal, Write};

@@ -1,9 +1,15 @@
 //! Reports as people read them, a file per command, and the words that they share.
 
+mod completions;
+mod diff;
 mod doctor;
 mod init;
+mod list;
+mod man;
 mod pull;
 mod push;
+mod status;
+mod time;
 
 use bytesize::ByteSize;
 
