@@ -10,8 +10,8 @@ use crate::error::{Error, Result};
 
 const EXAMPLES: &str = "\
 Examples:
-  hf-cache-sync man                         the main page on stdout
-  hf-cache-sync man ~/.local/share/man/man1    one page for each command";
+  hf-cache-sync man                          the main page on stdout
+  hf-cache-sync man ~/.local/share/man/man1  one page for each command";
 
 /// Print the manual page, or write one page for each command
 #[derive(Debug, Clone, Default, clap::Args)]

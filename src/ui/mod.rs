@@ -64,11 +64,11 @@ impl Ui {
             let json = serde_json::to_string_pretty(report).expect("reports are plain data");
             print(&mut io::stdout().lock(), &json);
         }
-        if !self.style.quiet && !self.style.json {
-            print(&mut io::stderr().lock(), &report.summary());
-        }
         if !self.style.json {
             print(&mut io::stdout().lock(), &report.result());
+        }
+        if !self.style.quiet && !self.style.json {
+            print(&mut io::stderr().lock(), &report.summary());
         }
         for failure in report.failures() {
             self.line("error", failure);

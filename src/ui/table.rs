@@ -147,12 +147,20 @@ mod tests {
 
     #[test]
     fn without_a_width_nothing_is_cut_or_coloured() {
-        insta::assert_snapshot!(table().render(None, false), @"");
+        insta::assert_snapshot!(table().render(None, false), @r"
+        Repo                                    Size  Last used
+        org/a-model-with-a-rather-long-name  1.5 GiB  3 days ago
+        gpt2                                    12 B
+        ");
     }
 
     #[test]
     fn a_narrow_terminal_cuts_text_but_no_numbers() {
-        insta::assert_snapshot!(table().render(Some(40), false), @"");
+        insta::assert_snapshot!(table().render(Some(40), false), @r"
+        Repo                    Size  Last used
+        org/a-model-with-a…  1.5 GiB  3 days ago
+        gpt2                    12 B
+        ");
     }
 
     #[test]

@@ -88,7 +88,7 @@ pub async fn report(session: &Session, args: &Args) -> Result<Report> {
     let bucket = session.bucket().await?;
     session.progress.event(Event::Step("listing the bucket"));
     let listing = catalog::list(&bucket).await?;
-    let options = Options { every_manifest: args.sizes, every_ref: false };
+    let options = Options { every_manifest: args.sizes, every_ref: args.sizes };
     let catalog = catalog::read(&bucket, &listing, HashMap::new(), options).await?;
     Ok(Report {
         bucket: bucket.name().to_string(),

@@ -17,10 +17,13 @@ impl ui::Report for Report {
             return "No repos local or remote.".into();
         }
         let mut out = table(self).to_text();
+        if !self.refs.is_empty() {
+            out.push('\n');
+        }
         for row in &self.refs {
             let _ = writeln!(out, "{}", ref_line(row));
         }
-        let _ = writeln!(out, "{}", counts(self));
+        let _ = writeln!(out, "\n{}", counts(self));
         out
     }
 
