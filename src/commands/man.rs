@@ -39,8 +39,7 @@ pub fn execute(tree: clap::Command, args: &Args) -> Result<Report> {
     let mut tree = tree.disable_help_subcommand(true);
     tree.build();
     let Some(dir) = &args.dir else {
-        let page = String::from_utf8_lossy(&page(&tree)).into_owned();
-        return Ok(Report { pages: Vec::new(), page: Some(page) });
+        return Ok(Report { pages: Vec::new(), page: Some(page(&tree)) });
     };
     fs::create_dir_all(dir).map_err(|e| Error::io("cannot make the folder", dir, &e))?;
     let commands = tree.get_subcommands().filter(|command| !command.is_hide_set());
@@ -53,8 +52,9 @@ pub fn execute(tree: clap::Command, args: &Args) -> Result<Report> {
     Ok(Report { pages, page: None })
 }
 
-fn page(command: &clap::Command) -> Vec<u8> {
+/// One page. What clap calls extra are the examples.
+fn page(command: &clap::Command) -> String {
     let mut page = Vec::new();
     Man::new(command.clone()).render(&mut page).expect("writing to memory does not fail");
-    page
+    String::from_utf8_lossy(&page).replace(".SH EXTRA\nExamples:\n", ".SH EXAMPLES\n")
 }
