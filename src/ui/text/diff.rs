@@ -37,16 +37,16 @@ impl ui::Report for Report {
 }
 
 fn table(report: &Report) -> Table {
-    use Column::{Fixed, Number, Text};
+    use Column::{Fixed, Name, Spare, SpareNumber, Text};
     let noted = report.revisions.iter().any(|row| !note(row).is_empty());
     let mut columns = vec![
-        Text("Repo"),
+        Name("Repo"),
         Fixed("Type"),
         Fixed("Revision"),
         Fixed("Status"),
-        Number("Size"),
+        SpareNumber("Size"),
         Text("Refs"),
-        Fixed("Last used"),
+        Spare("Last used"),
     ];
     if noted {
         columns.push(Text("Note"));

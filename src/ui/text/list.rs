@@ -90,14 +90,14 @@ pub(super) fn bytes_or_dash(bytes: Option<u64>) -> Cell {
 }
 
 fn local_table(report: &local::Report) -> Table {
-    use Column::{Fixed, Number, Text};
+    use Column::{Fixed, Name, Number, SpareNumber, Text};
     let used = |time| Cell::new(ago(time, report.now), Tone::Dim);
     if report.by_revision {
         let mut table = Table::new([
-            Text("Repo"),
+            Name("Repo"),
             Fixed("Type"),
             Fixed("Revision"),
-            Number("Files"),
+            SpareNumber("Files"),
             Number("Size"),
             Text("Refs"),
             Fixed("Last used"),
@@ -118,11 +118,11 @@ fn local_table(report: &local::Report) -> Table {
         return table;
     }
     let mut table = Table::new([
-        Text("Repo"),
+        Name("Repo"),
         Fixed("Type"),
         Number("Revisions"),
         Number("Size"),
-        Number("Blobs"),
+        SpareNumber("Blobs"),
         Text("Refs"),
         Fixed("Last used"),
     ]);
@@ -141,7 +141,7 @@ fn local_table(report: &local::Report) -> Table {
 }
 
 fn remote_table(report: &remote::Report) -> Table {
-    use Column::{Fixed, Number, Text};
+    use Column::{Fixed, Name, Number, Text};
     let pushed = |time| Cell::new(ago(time, report.now), Tone::Dim);
     let with_size = |mut columns: Vec<Column>, at: usize| {
         if report.with_sizes {
@@ -156,7 +156,7 @@ fn remote_table(report: &remote::Report) -> Table {
         cells
     };
     if report.by_revision {
-        let columns = vec![Text("Repo"), Fixed("Type"), Fixed("Revision"), Text("Refs"), Fixed("Pushed")];
+        let columns = vec![Name("Repo"), Fixed("Type"), Fixed("Revision"), Text("Refs"), Fixed("Pushed")];
         let mut table = with_size(columns, 3);
         for row in &report.repos {
             for revision in &row.revisions {
@@ -173,7 +173,7 @@ fn remote_table(report: &remote::Report) -> Table {
         return table;
     }
     let columns =
-        vec![Text("Repo"), Fixed("Type"), Number("Revisions"), Fixed("Latest revision"), Text("Refs"), Fixed("Pushed")];
+        vec![Name("Repo"), Fixed("Type"), Number("Revisions"), Fixed("Latest revision"), Text("Refs"), Fixed("Pushed")];
     let mut table = with_size(columns, 3);
     for row in &report.repos {
         let cells = vec![
