@@ -4,17 +4,30 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use clap::{ArgAction, Parser, Subcommand};
+use clap::{ArgAction, CommandFactory, Parser, Subcommand};
 
 use crate::commands::{Session, doctor, init, pull, push, watch};
 use crate::commands::{Session, doctor, init, prune, pull, push};
+use crate::commands::{Session, completions, diff, doctor, init, list, man, pull, push, status};
 use crate::config::{Config, Environment, Overrides};
 use crate::error::{Error, Kind, Result};
 use crate::ui::{Style, Ui};
 
+const EXAMPLES: &str = "\
+Examples:
+  hf-cache-sync init                     write a configuration to fill in
+  hf-cache-sync doctor                   check it
+  hf-cache-sync push                     the cache to the bucket
+  hf-cache-sync pull org/name            the bucket to the cache
+  hf-cache-sync diff                     what differs
+
+Exit codes: 0 done, 1 some of it failed, 2 usage or configuration, 3 credentials or permission, 4 not found,
+5 integrity, 6 store unavailable, 130 interrupted";
+
 /// Share the Hugging Face Hub cache through Backblaze B2 or any S3-compatible bucket.
 #[derive(Debug, Parser)]
 #[command(version, about, propagate_version = false, subcommand_required = true, arg_required_else_help = true)]
+#[command(after_help = EXAMPLES)]
 pub struct Cli {
     #[command(flatten)]
     #[allow(missing_docs)]
@@ -86,6 +99,11 @@ impl Command {
         matches!(self, Command::Watch(_))
     }
     Prune(prune::Args),
+    Status(status::Args),
+    List(list::Args),
+    Diff(diff::Args),
+    Completions(completions::Args),
+    Man(man::Args),
 }
 
 impl Global {
@@ -123,14 +141,17 @@ fn current_dir() -> Result<PathBuf> {
 /// When the command could not be carried out at all.
 pub async fn run(cli: &Cli, ui: &Ui) -> Result<Option<Kind>> {
     // What needs no configuration comes first: a broken one must not stand in its way.
-    if let Command::Init(_) = &cli.command {
-        return Ok(ui.show(&init::execute(&current_dir()?)?));
+    match &cli.command {
+        Command::Init(_) => return Ok(ui.show(&init::execute(&current_dir()?)?)),
+        Command::Completions(args) => return Ok(ui.show(&completions::execute(&mut Cli::command(), args))),
+        Command::Man(args) => return Ok(ui.show(&man::execute(Cli::command(), args)?)),
+        _ => {}
     }
     let config = cli.global.load()?;
     config.warnings.iter().for_each(|warning| ui.warning(warning));
     let session = Session { config, progress: Arc::new(ui.bars().clone()), now: SystemTime::now() };
     Ok(match &cli.command {
-        Command::Init(_) => None,
+        Command::Init(_) | Command::Completions(_) | Command::Man(_) => None,
         Command::Doctor(args) => ui.show(&doctor::execute(&session, args).await),
         Command::Push(args) => ui.show(&push::execute(&session, args).await?),
         Command::Prune(args) => ui.show(&prune::execute(&session, args).await?),
@@ -139,6 +160,9 @@ pub async fn run(cli: &Cli, ui: &Ui) -> Result<Option<Kind>> {
             watch::execute(&session, args, &|update| ui.show_line(&update)).await?;
             None
         }
+        Command::Status(args) => ui.show(&status::execute(&session, args).await?),
+        Command::List(args) => ui.show(&list::execute(&session, args).await?),
+        Command::Diff(args) => ui.show(&diff::execute(&session, args).await?),
     })
 }
 
@@ -150,6 +174,32 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    /// The command lines among the examples: what comes before a comment or a redirection.
+    fn examples(help: &str) -> Vec<Vec<String>> {
+        let lines = help.lines().filter_map(|line| line.strip_prefix("  ")).map(str::trim_start);
+        let lines = lines.filter(|line| line.starts_with("hf-cache-sync"));
+        let command = |line: &str| line.split("  ").next().unwrap_or_default().split(" > ").next().map(str::to_string);
+        lines.filter_map(command).map(|line| line.split_whitespace().map(String::from).collect()).collect()
+    }
+
+    #[test]
+    fn every_command_has_examples_and_every_example_is_accepted() {
+        let tree = Cli::command();
+        for command in std::iter::once(&tree).chain(tree.get_subcommands()) {
+            let name = command.get_name();
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let examples = examples(&help);
+            assert!(!examples.is_empty(), "{name} has no examples");
+            for example in &examples {
+                if let Err(error) = Cli::try_parse_from(example) {
+                    panic!("the help of {name} has an example that does not work: {example:?}: {error}");
+                }
+            }
+            let own = |example: &Vec<String>| example.iter().any(|word| word == name);
+            assert!(examples.iter().any(own), "no example of {name} uses it");
+        }
     }
 
     #[test]

@@ -4,6 +4,11 @@ use sha1::Digest;
 
 use crate::ids::BlobId;
 
+/// The MD5 in hexadecimal digits: what most stores give as the ETag of one PUT with this content.
+pub fn md5_hex(content: &[u8]) -> String {
+    md5::Md5::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// Computes a blob's name from its bytes, fed in order.
 #[derive(Clone)]
 pub struct BlobHasher(Algorithm);

@@ -4,6 +4,9 @@
 //! (opening a blob without counting as a use), [`gated`] and [`mod@pointer`] (judging content). Writing is [`place`]
 //! (directories, links and small files, never through a link) and [`lock`] (huggingface_hub's locks and our own).
 //! Deleting is [`remove`], and [`shared`] for the cache-wide store.
+//! (opening a blob without counting as a use), [`gated`] and [`pointer`] (judging content), [`usage`] (bytes and last
+//! use). Writing is [`place`] (directories, links and small files, never through a link) and [`lock`]
+//! (huggingface_hub's locks and our own).
 
 pub mod gated;
 pub mod identify;
@@ -16,3 +19,4 @@ pub mod remove;
 pub mod scan;
 pub mod shared;
 pub mod space;
+pub mod usage;

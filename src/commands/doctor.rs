@@ -18,8 +18,15 @@ const CLOCK_WARNING: i64 = 120;
 /// Less than this is said.
 const LITTLE_SPACE: u64 = 1 << 30;
 
+const EXAMPLES: &str = "\
+Examples:
+  hf-cache-sync doctor
+  hf-cache-sync doctor --require-write   for a machine that has to push
+  hf-cache-sync --bucket my-hf-cache --endpoint https://s3.us-west-004.backblazeb2.com doctor";
+
 /// Check configuration, credentials, bucket and cache
 #[derive(Debug, Clone, Default, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Args {
     /// Count a read-only key as a failure
     #[arg(long)]

@@ -8,8 +8,14 @@ use serde::Serialize;
 use crate::config::FILE_NAME;
 use crate::error::{Error, Result};
 
+const EXAMPLES: &str = "\
+Examples:
+  hf-cache-sync init                     writes ./.hf-cache-sync.yaml, then fill it in
+  hf-cache-sync doctor                   tells whether it works";
+
 /// Write a configuration template to ./.hf-cache-sync.yaml
 #[derive(Debug, Clone, Default, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Args {}
 
 /// What was done.

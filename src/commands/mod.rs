@@ -1,12 +1,20 @@
 //! The commands. Each gathers what is there, makes a pure plan, stops there for `--dry-run`, executes, and returns
 //! a report; none of them prints.
 
+pub mod completions;
+pub mod diff;
 pub mod doctor;
 pub mod init;
 pub mod prune;
 pub mod pull;
 pub mod push;
 pub mod watch;
+pub mod list;
+pub mod man;
+pub mod pull;
+pub mod push;
+pub mod status;
+pub mod when;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

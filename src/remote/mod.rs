@@ -1,6 +1,7 @@
-//! The bucket: keys ([`keys`]), requests ([`client`]), what their failures mean ([`error`]), finding a revision ([`lookup`]), how many at once
-//! ([`limit`]), and moving blobs ([`transfer`]).
+//! The bucket: keys ([`keys`]), requests ([`client`]), what their failures mean ([`error`]), finding a revision
+//! ([`lookup`]) and listing all of them ([`catalog`]), how many at once ([`limit`]), and moving blobs ([`transfer`]).
 
+pub mod catalog;
 pub mod client;
 pub mod error;
 pub mod keys;

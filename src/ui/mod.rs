@@ -1,6 +1,7 @@
 //! Everything that people and programs read: results on stdout, progress, notes and errors on stderr.
 
 pub mod progress;
+pub mod table;
 pub mod text;
 
 use std::io::{self, IsTerminal, Write};
@@ -67,12 +68,12 @@ impl Ui {
             let json = serde_json::to_string_pretty(report).expect("reports are plain data");
             print(&mut io::stdout().lock(), &json);
         }
-        if !self.style.quiet && !self.style.json {
-            print(&mut io::stderr().lock(), &report.summary());
-        }
         if !self.style.json {
             let result = if self.style.quiet { report.quiet_result() } else { report.result() };
             print(&mut io::stdout().lock(), &result);
+        }
+        if !self.style.quiet && !self.style.json {
+            print(&mut io::stderr().lock(), &report.summary());
         }
         for failure in report.failures() {
             self.line("error", failure);

@@ -21,8 +21,16 @@ use crate::ids::{Commit, RefName, RepoName, RepoQuery, RepoType};
 use crate::progress::Event;
 use crate::remote::lookup::{self, Found};
 
+const EXAMPLES: &str = "\
+Examples:
+  hf-cache-sync pull org/name            what main is in the bucket
+  hf-cache-sync pull org/name -r v1.0    a tag, a branch, a PR ref or a commit
+  hf-cache-sync pull dataset:org/name --dry-run
+  hf-cache-sync pull org/name --no-sync  faster, for a CI machine that is thrown away";
+
 /// Download a revision into the cache and print its snapshot's path
 #[derive(Debug, Clone, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Args {
     /// The repo (org/name, dataset:org/name)
     #[arg(value_name = "REPO_ID")]

@@ -20,8 +20,16 @@ use crate::progress::Event;
 use crate::remote::transfer::blocking;
 use plan::{Plan, Skip};
 
+const EXAMPLES: &str = "\
+Examples:
+  hf-cache-sync push --dry-run           what would be uploaded
+  hf-cache-sync push                     everything that the bucket lacks
+  hf-cache-sync push org/name dataset:org/name
+  hf-cache-sync push --workers 4 -q      gently, and silent unless something is wrong";
+
 /// Upload what the bucket lacks: blobs, then manifests, then refs
 #[derive(Debug, Clone, Default, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Args {
     /// Repos to push (org/name, dataset:org/name); all when none is named
     #[arg(value_name = "REPO_ID")]

@@ -22,11 +22,14 @@ pub struct Plan {
     pub uploads: Vec<UploadAction>,
     /// Revisions to publish, once their blobs are in the bucket.
     pub revisions: Vec<RevisionAction>,
-    /// What is left out.
+    /// What is left out. (This and what follows is in the report itself.)
+    #[serde(skip)]
     pub skips: Vec<Skip>,
     /// What is wrong already now.
+    #[serde(skip)]
     pub failures: Vec<Error>,
     /// Blobs that need not be sent.
+    #[serde(skip)]
     pub present: Amount,
 }
 
@@ -38,6 +41,7 @@ pub struct UploadAction {
     /// Its size in bytes.
     pub size: u64,
     /// A repo that has it.
+    #[serde(flatten)]
     pub repo: RepoName,
     /// A file that it is.
     pub path: RepoPath,
@@ -61,8 +65,10 @@ pub enum UploadReason {
 #[derive(Debug, Serialize)]
 pub struct RevisionAction {
     /// The repo.
+    #[serde(flatten)]
     pub repo: RepoName,
     /// The revision.
+    #[serde(rename = "revision")]
     pub commit: Commit,
     /// What to do about its manifest.
     pub manifest: ManifestAction,

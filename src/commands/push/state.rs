@@ -4,10 +4,10 @@
 use std::collections::HashMap;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use md5::Digest;
 
 use super::local::{Local, LocalRepo, LocalRevision};
 use crate::error::{Error, Kind, Result};
+use crate::hash::md5_hex;
 use crate::ids::{BlobId, Commit, RefName, RepoName};
 use crate::manifest::Manifest;
 use crate::remote::client::{Bucket, Object};
@@ -21,6 +21,13 @@ const AT_ONCE: usize = 32;
 pub struct Listing {
     blobs: HashMap<BlobId, u64>,
     small: HashMap<String, Object>,
+}
+
+impl Listing {
+    /// The objects that are manifests and refs.
+    pub fn small(&self) -> impl Iterator<Item = &Object> {
+        self.small.values()
+    }
 }
 
 /// The bucket, seen from this cache.
@@ -101,9 +108,7 @@ pub fn ref_keys(repo: &RepoName, name: &RefName) -> impl Iterator<Item = String>
 
 /// Whether the listing alone proves that the object has this content: most stores' ETag of one PUT is its MD5.
 fn is_listed_as(object: &Object, content: &[u8]) -> bool {
-    let md5 = md5::Md5::digest(content);
-    let hex: String = md5.iter().map(|byte| format!("{byte:02x}")).collect();
-    object.size == content.len() as u64 && object.etag.as_deref() == Some(hex.as_str())
+    object.size == content.len() as u64 && object.etag.as_deref() == Some(md5_hex(content).as_str())
 }
 
 async fn stored_manifest(

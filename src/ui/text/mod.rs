@@ -1,11 +1,19 @@
 //! Reports as people read them, a file per command, and the words that they share.
 
+mod completions;
+mod diff;
 mod doctor;
 mod init;
 mod prune;
 mod pull;
 mod push;
 mod watch;
+mod list;
+mod man;
+mod pull;
+mod push;
+mod status;
+mod time;
 
 use bytesize::ByteSize;
 

@@ -1,0 +1,291 @@
+//! The comparison. Pure: what this cache offers and what the bucket has in, rows out.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use super::{Counts, Gap, LastUse, RefRow, Row, Status};
+use crate::commands::push::local::{Local, LocalRepo, LocalRevision};
+use crate::commands::push::plan;
+use crate::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
+use crate::manifest::Manifest;
+use crate::remote::catalog::{Catalog, Repo, Revision};
+use crate::remote::keys;
+
+impl Row {
+    /// Whether a push or a pull has something to do about it.
+    pub fn differs(&self) -> bool {
+        self.status != Status::InSync || !self.missing_blobs.is_empty()
+    }
+}
+
+/// A row for each revision that either side has. `invalid` says of a manifest's key that what is there is not valid.
+pub fn revisions(
+    local: &Local,
+    catalog: &Catalog,
+    blobs: &HashMap<BlobId, u64>,
+    invalid: impl Fn(&str) -> bool,
+    last_use: &LastUse,
+) -> Vec<Row> {
+    let mut both: BTreeMap<(RepoName, Commit), Sides<'_>> = BTreeMap::new();
+    for repo in &local.repos {
+        // A revision without a file to publish can never be in the bucket.
+        for revision in repo.revisions.iter().filter(|revision| !revision.files.is_empty()) {
+            let sides = both.entry((repo.name.clone(), revision.commit.clone())).or_default();
+            sides.local = Some((repo, revision));
+        }
+    }
+    for (name, repo) in &catalog.repos {
+        for (commit, revision) in &repo.revisions {
+            both.entry((name.clone(), commit.clone())).or_default().remote = Some((repo, revision));
+        }
+    }
+    let here: HashSet<BlobId> = local
+        .repos
+        .iter()
+        .flat_map(|repo| &repo.revisions)
+        .flat_map(|revision| revision.files.iter().map(|file| file.file.blob))
+        .collect();
+    let rows = both.into_iter().map(|((repo, revision), sides)| {
+        let mut row = sides.compare(repo, revision, &invalid);
+        row.last_used = last_use.get(&(row.repo.clone(), row.revision.clone())).copied();
+        row.missing_blobs = sides.manifest().map_or_else(Vec::new, |manifest| gaps(manifest, blobs, &here));
+        row
+    });
+    rows.collect()
+}
+
+/// What either side has of a revision.
+#[derive(Default)]
+struct Sides<'a> {
+    local: Option<(&'a LocalRepo, &'a LocalRevision)>,
+    remote: Option<(&'a Repo, &'a Revision)>,
+}
+
+impl Sides<'_> {
+    /// The bucket's manifest, where it is known.
+    fn manifest(&self) -> Option<&Manifest> {
+        self.remote.and_then(|(_, revision)| revision.manifest.as_ref())
+    }
+
+    fn compare(&self, repo: RepoName, revision: Commit, invalid: impl Fn(&str) -> bool) -> Row {
+        let ours = self.local.map(|(repo, revision)| plan::manifest(&repo.name, revision, self.manifest()));
+        let files = match (&ours, self.manifest()) {
+            (Some(ours), Some(theirs)) => Files::compare(ours, theirs),
+            _ => Files::default(),
+        };
+        let status = match (&ours, self.remote) {
+            (Some(_), None) if invalid(&keys::manifest(&repo.id, &revision)) => Status::Invalid,
+            (Some(_), None) => Status::LocalOnly,
+            (None, _) => Status::RemoteOnly,
+            (Some(_), Some(_)) if files.is_same() => Status::InSync,
+            (Some(_), Some(_)) => Status::Partial,
+        };
+        Row {
+            size: ours.as_ref().or(self.manifest()).map(Manifest::total_size),
+            refs: self.refs(&revision).into_iter().cloned().collect(),
+            repo,
+            revision,
+            status,
+            last_used: None,
+            only_local: files.only_local,
+            only_remote: files.only_remote,
+            different: files.different,
+            missing_blobs: Vec::new(),
+        }
+    }
+
+    fn refs<'a>(&'a self, revision: &'a Commit) -> BTreeSet<&'a RefName> {
+        let mut refs = BTreeSet::new();
+        if let Some((repo, _)) = self.local {
+            refs.extend(repo.refs.iter().filter(|(_, commit)| *commit == revision).map(|(name, _)| name));
+        }
+        if let Some((repo, _)) = self.remote {
+            refs.extend(repo.refs_to(revision));
+        }
+        refs
+    }
+}
+
+/// How the files of a revision differ.
+#[derive(Default)]
+struct Files {
+    only_local: Vec<RepoPath>,
+    only_remote: Vec<RepoPath>,
+    different: Vec<RepoPath>,
+}
+
+impl Files {
+    fn compare(ours: &Manifest, theirs: &Manifest) -> Files {
+        let by_path = |manifest: &Manifest| {
+            manifest.files.iter().map(|file| (file.path.clone(), (file.blob, file.size))).collect::<BTreeMap<_, _>>()
+        };
+        let (ours, mut theirs) = (by_path(ours), by_path(theirs));
+        let mut files = Files::default();
+        for (path, file) in ours {
+            match theirs.remove(&path) {
+                None => files.only_local.push(path),
+                Some(other) if other != file => files.different.push(path),
+                Some(_) => {}
+            }
+        }
+        files.only_remote = theirs.into_keys().collect();
+        files
+    }
+
+    fn is_same(&self) -> bool {
+        self.only_local.is_empty() && self.only_remote.is_empty() && self.different.is_empty()
+    }
+}
+
+/// Blobs of a manifest that the bucket lacks, or has with another size.
+fn gaps(manifest: &Manifest, blobs: &HashMap<BlobId, u64>, here: &HashSet<BlobId>) -> Vec<Gap> {
+    let mut seen = HashSet::new();
+    let missing = manifest.files.iter().filter(|file| blobs.get(&file.blob) != Some(&file.size));
+    let gaps = missing.filter(|file| seen.insert(file.blob)).map(|file| Gap {
+        blob: file.blob,
+        size: file.size,
+        path: file.path.clone(),
+        here: here.contains(&file.blob),
+    });
+    gaps.collect()
+}
+
+/// Refs to revisions of this cache that the bucket lacks, or has with another commit. Where the revision itself is not
+/// in the bucket, its row says enough.
+pub fn refs(local: &Local, catalog: &Catalog) -> Vec<RefRow> {
+    let mut rows = Vec::new();
+    for repo in &local.repos {
+        let Some(remote) = catalog.repos.get(&repo.name) else { continue };
+        for (name, commit) in &repo.refs {
+            let published = repo.revisions.iter().any(|revision| revision.commit == *commit)
+                && remote.revisions.contains_key(commit);
+            let there = remote.refs.get(name).and_then(|reference| reference.commit.clone());
+            if published && there.as_ref() != Some(commit) {
+                rows.push(RefRow { repo: repo.name.clone(), name: name.clone(), local: commit.clone(), remote: there });
+            }
+        }
+    }
+    rows
+}
+
+/// Counts.
+pub fn counts(rows: &[Row]) -> Counts {
+    let mut counts = Counts::default();
+    let mut missing = HashSet::new();
+    for row in rows {
+        match row.status {
+            Status::InSync => counts.in_sync += 1,
+            Status::LocalOnly => counts.local_only += 1,
+            Status::RemoteOnly => counts.remote_only += 1,
+            Status::Partial => counts.partial += 1,
+            Status::Invalid => counts.invalid += 1,
+        }
+        missing.extend(row.missing_blobs.iter().map(|gap| gap.blob));
+    }
+    counts.missing_blobs = missing.len();
+    counts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::identify::LocalFile;
+    use crate::manifest::ManifestFile;
+    use crate::remote::catalog::Ref;
+
+    fn commit(digit: char) -> Commit {
+        digit.to_string().repeat(40).parse().unwrap()
+    }
+
+    /// `a=1` is the path `a` with the blob `111…`, ten bytes long.
+    fn files(text: &str) -> Vec<ManifestFile> {
+        let file = |part: &str| {
+            let (path, digit) = part.split_once('=').unwrap();
+            ManifestFile { path: path.parse().unwrap(), blob: digit.repeat(40).parse().unwrap(), size: 10 }
+        };
+        text.split_whitespace().map(file).collect()
+    }
+
+    fn local(repo: &RepoName, revisions: &[(char, &str)], refs: &[(&str, char)]) -> Local {
+        let revision = |(digit, text): &(char, &str)| LocalRevision {
+            commit: commit(*digit),
+            files: files(text).into_iter().map(|file| LocalFile { file, source: "/x".into(), other: None }).collect(),
+            tree: None,
+            pointers: Vec::new(),
+            refused: None,
+        };
+        let repo = LocalRepo {
+            name: repo.clone(),
+            gated: None,
+            revisions: revisions.iter().map(revision).collect(),
+            refs: refs.iter().map(|(name, digit)| (name.parse().unwrap(), commit(*digit))).collect(),
+            unused: 0,
+        };
+        Local { repos: vec![repo], failures: Vec::new() }
+    }
+
+    fn catalog(repo: &RepoName, revisions: &[(char, Option<&str>)], refs: &[(&str, Option<char>)]) -> Catalog {
+        let revision = |(digit, text): &(char, Option<&str>)| {
+            let manifest = text.map(|text| Manifest {
+                repo: repo.clone(),
+                revision: commit(*digit),
+                files: files(text),
+                tree: None,
+                extra: serde_json::Map::new(),
+            });
+            (commit(*digit), Revision { modified: None, manifest })
+        };
+        let reference = |(name, digit): &(&str, Option<char>)| {
+            (name.parse().unwrap(), Ref { key: String::new(), commit: digit.map(commit), modified: None })
+        };
+        let repos =
+            Repo { revisions: revisions.iter().map(revision).collect(), refs: refs.iter().map(reference).collect() };
+        Catalog { repos: [(repo.clone(), repos)].into(), ..Catalog::default() }
+    }
+
+    fn model() -> RepoName {
+        RepoName::new(crate::ids::RepoType::Model, "org/name".parse().unwrap())
+    }
+
+    #[test]
+    fn every_status_has_its_case() {
+        let local = local(&model(), &[('a', "x=1"), ('b', "x=1 y=2 z=3"), ('c', "x=1"), ('d', ""), ('e', "x=1")], &[]);
+        let remote = catalog(&model(), &[('a', Some("x=1")), ('b', Some("x=1 y=9 w=8")), ('d', None)], &[]);
+        let blobs: HashMap<BlobId, u64> = files("x=1 y=9").iter().map(|file| (file.blob, 10)).collect();
+        let bad_key = keys::manifest(&model().id, &commit('e'));
+        let rows = revisions(&local, &remote, &blobs, |key| key == bad_key, &LastUse::default());
+        let statuses: Vec<_> = rows.iter().map(|row| row.status).collect();
+        use Status::*;
+        assert_eq!(statuses, [InSync, Partial, LocalOnly, RemoteOnly, Invalid]);
+        assert_eq!((rows[1].only_local.as_slice(), rows[1].only_remote.as_slice()), (&paths("z")[..], &paths("w")[..]));
+        assert_eq!(rows[1].different, paths("y"));
+        assert_eq!(rows[1].missing_blobs.iter().map(|gap| &gap.path).collect::<Vec<_>>(), [&paths("w")[0]]);
+        let counted = counts(&rows);
+        assert_eq!((counted.in_sync, counted.partial, counted.invalid, counted.missing_blobs), (1, 1, 1, 1));
+    }
+
+    #[test]
+    fn a_blob_that_the_bucket_lacks_is_a_difference_even_in_sync() {
+        let local = local(&model(), &[('a', "x=1 again=1")], &[]);
+        let remote = catalog(&model(), &[('a', Some("x=1 again=1"))], &[]);
+        let rows = revisions(&local, &remote, &HashMap::new(), |_| false, &LastUse::default());
+        assert_eq!((rows[0].status, rows[0].missing_blobs.len()), (Status::InSync, 1));
+        assert!(rows[0].missing_blobs[0].here && rows[0].differs());
+    }
+
+    #[test]
+    fn only_refs_to_published_revisions_are_compared() {
+        let local = local(
+            &model(),
+            &[('a', "x=1"), ('b', "x=1")],
+            &[("same", 'a'), ("moved", 'a'), ("lacking", 'a'), ("unpublished", 'b'), ("nowhere", 'f')],
+        );
+        let there = [("same", Some('a')), ("moved", Some('b')), ("theirs", Some('a')), ("nowhere", Some('f'))];
+        let remote = catalog(&model(), &[('a', Some("x=1"))], &there);
+        let rows: Vec<_> = refs(&local, &remote).into_iter().map(|row| (row.name.to_string(), row.remote)).collect();
+        assert_eq!(rows, [("lacking".into(), None), ("moved".into(), Some(commit('b')))]);
+    }
+
+    fn paths(text: &str) -> Vec<RepoPath> {
+        text.split_whitespace().map(|path| path.parse().unwrap()).collect()
+    }
+}

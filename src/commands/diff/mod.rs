@@ -1,0 +1,236 @@
+//! `diff`: this cache against the bucket, revision by revision.
+//!
+//! What this cache would publish is compared with what the bucket lists. Manifests that both sides have are read only
+//! where the listing does not prove them equal; those that only the bucket has are not read at all, unless their name
+//! is ambiguous (see [`crate::remote::catalog`]). [`compare`] decides (pure).
+
+pub mod compare;
+
+use std::collections::HashMap;
+use std::time::SystemTime;
+
+use serde::Serialize;
+
+use super::push::local::{self, Local};
+use super::push::state::{self, Stored};
+use super::{Session, kind_of, when};
+use crate::cache::scan::{self, Inventory};
+use crate::cache::usage;
+use crate::commands::push::plan;
+use crate::error::{Error, Kind, Result};
+use crate::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
+use crate::manifest::Manifest;
+use crate::progress::Event;
+use crate::remote::catalog::{self, Options};
+use crate::remote::keys;
+use crate::remote::transfer::blocking;
+
+const EXAMPLES: &str = "\
+Examples:
+  hf-cache-sync diff                     what differs between cache and bucket
+  hf-cache-sync diff --exit-code -q      for CI: exit 1 when anything differs
+  hf-cache-sync diff --json              with the paths that differ and the blobs that are missing";
+
+/// Compare the cache with the bucket, revision by revision
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Exit with 1 when anything differs
+    #[arg(long)]
+    pub exit_code: bool,
+}
+
+/// What was found.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// The bucket.
+    pub bucket: String,
+    /// Whether anything differs.
+    pub differs: bool,
+    /// How many revisions are how.
+    pub counts: Counts,
+    /// Sorted by type, id and commit.
+    pub revisions: Vec<Row>,
+    /// Refs to revisions of this cache that the bucket has otherwise, or lacks.
+    pub refs: Vec<RefRow>,
+    /// What could not be compared.
+    pub failures: Vec<Error>,
+    /// Whether a difference decides the exit code.
+    #[serde(skip)]
+    pub exit_code: bool,
+    /// The time of the report.
+    #[serde(skip)]
+    pub now: SystemTime,
+}
+
+/// How many revisions are how.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    /// On both sides, with the same files.
+    pub in_sync: usize,
+    /// Only here.
+    pub local_only: usize,
+    /// Only in the bucket.
+    pub remote_only: usize,
+    /// On both sides, with different files.
+    pub partial: usize,
+    /// In the bucket with a manifest that is not valid.
+    pub invalid: usize,
+    /// Blobs that a manifest names and the bucket lacks.
+    pub missing_blobs: usize,
+}
+
+/// One revision.
+#[derive(Debug, Serialize)]
+pub struct Row {
+    /// The repo.
+    #[serde(flatten)]
+    pub repo: RepoName,
+    /// The revision.
+    pub revision: Commit,
+    /// How both sides compare.
+    pub status: Status,
+    /// Bytes, each blob counted once: of this cache's files, else of the bucket's where its manifest was read.
+    pub size: Option<u64>,
+    /// Last use here.
+    #[serde(serialize_with = "when::serialize")]
+    pub last_used: Option<SystemTime>,
+    /// Refs that name it, here or in the bucket.
+    pub refs: Vec<RefName>,
+    /// Files that only this cache has.
+    pub only_local: Vec<RepoPath>,
+    /// Files that only the bucket's manifest has.
+    pub only_remote: Vec<RepoPath>,
+    /// Files that are another blob on each side.
+    pub different: Vec<RepoPath>,
+    /// Blobs that the bucket's manifest names and the bucket lacks; only known where that manifest is known.
+    pub missing_blobs: Vec<Gap>,
+}
+
+/// A blob that is not in the bucket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Gap {
+    /// Its name.
+    pub blob: BlobId,
+    /// Its size in bytes, by the manifest.
+    pub size: u64,
+    /// A file that it is.
+    pub path: RepoPath,
+    /// Whether a push from this cache would bring it.
+    pub here: bool,
+}
+
+/// How both sides compare.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Status {
+    /// The same files on both sides.
+    InSync,
+    /// Only here.
+    LocalOnly,
+    /// Only in the bucket.
+    RemoteOnly,
+    /// Different files on each side.
+    Partial,
+    /// The bucket's manifest is not valid.
+    Invalid,
+}
+
+/// A ref that differs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RefRow {
+    /// The repo.
+    #[serde(flatten)]
+    pub repo: RepoName,
+    /// The ref.
+    pub name: RefName,
+    /// What it names here.
+    pub local: Commit,
+    /// What it names in the bucket; none where the bucket lacks it.
+    pub remote: Option<Commit>,
+}
+
+impl Report {
+    /// Decides the exit code.
+    pub fn failed(&self) -> Option<Kind> {
+        kind_of(&self.failures).or((self.exit_code && self.differs).then_some(Kind::Failed))
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When no bucket is configured, the cache cannot be read at all, or a request fails.
+pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
+    let bucket = session.bucket().await?;
+    session.progress.event(Event::Step("scanning the cache"));
+    let root = session.config.cache.root.clone();
+    // Gated repos are compared like any other; pointer files are left out as a push leaves them out.
+    let options = local::Options { only: Vec::new(), allow_gated: true, sync_xet: session.config.cache.sync_xet };
+    let scanned = blocking(move || {
+        let inventory = scan::scan(&root)?;
+        let local = local::gather(&inventory, &options)?;
+        Ok((inventory, local))
+    });
+    let (scanned, listing) = tokio::join!(scanned, state::list(&bucket));
+    let ((inventory, local), listing) = (scanned?, listing?);
+
+    session.progress.event(Event::Step("comparing with the bucket"));
+    let listed = catalog::Listing::new(listing.small().cloned());
+    let remote = state::compare(&bucket, listing, &local).await?;
+    let (known, mut failures) = known(&local, &remote.manifests);
+    let options = Options { every_manifest: false, every_ref: true };
+    let mut catalog = catalog::read(&bucket, &listed, known, options).await?;
+    failures.append(&mut catalog.failures);
+    failures.extend(local.failures.iter().cloned());
+
+    let invalid = |key: &str| matches!(remote.manifests.get(key), Some(Stored::Invalid(_)));
+    let last_use = last_uses(&inventory);
+    let revisions = compare::revisions(&local, &catalog, &remote.blobs, invalid, &last_use);
+    let refs = compare::refs(&local, &catalog);
+    let counts = compare::counts(&revisions);
+    Ok(Report {
+        bucket: bucket.name().to_string(),
+        differs: !refs.is_empty() || revisions.iter().any(Row::differs),
+        counts,
+        revisions,
+        refs,
+        failures,
+        exit_code: args.exit_code,
+        now: session.now,
+    })
+}
+
+/// The bucket's manifests of this cache's revisions, by key, and an error for each that is not valid.
+fn known(local: &Local, stored: &HashMap<String, Stored>) -> (HashMap<String, Option<Manifest>>, Vec<Error>) {
+    let mut known = HashMap::new();
+    let mut failures = Vec::new();
+    for repo in &local.repos {
+        for revision in &repo.revisions {
+            let key = keys::manifest(&repo.name.id, &revision.commit);
+            let manifest = match stored.get(&key) {
+                None => continue,
+                Some(Stored::Same) => Some(plan::manifest(&repo.name, revision, None)),
+                Some(Stored::Other(manifest)) => Some((**manifest).clone()),
+                Some(Stored::Invalid(why)) => {
+                    let error = Error::integrity(format!("the manifest {key} is not valid")).because(why);
+                    failures.push(error.hint("`hf-cache-sync push` from here writes it anew"));
+                    None
+                }
+            };
+            known.insert(key, manifest);
+        }
+    }
+    (known, failures)
+}
+
+/// When each revision of this cache was last used.
+pub type LastUse = HashMap<(RepoName, Commit), SystemTime>;
+
+fn last_uses(inventory: &Inventory) -> LastUse {
+    let revisions = inventory.repos.iter().flat_map(|repo| repo.revisions.iter().map(move |found| (repo, found)));
+    let used = revisions.filter_map(|(repo, (commit, revision))| {
+        Some(((repo.name.clone(), commit.clone()), usage::last_use(repo, revision)?))
+    });
+    used.collect()
+}

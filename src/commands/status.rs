@@ -1,0 +1,86 @@
+//! `status`: the cache at a glance. Local only: no look-up of credentials, no network.
+
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use serde::Serialize;
+
+use super::{Amount, Session, when};
+use crate::cache::scan::{self, Problem};
+use crate::cache::{space, usage};
+use crate::error::Result;
+use crate::progress::Event;
+use crate::remote::transfer::blocking;
+
+const EXAMPLES: &str = "\
+Examples:
+  hf-cache-sync status                   sizes, budget and bucket at a glance
+  hf-cache-sync status --json            the same for a program, with every problem
+  hf-cache-sync --cache-dir /data/hub status";
+
+/// Show the cache at a glance: size, budget, bucket, problems
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {}
+
+/// What was found.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// The `hub` folder.
+    pub cache_dir: PathBuf,
+    /// Repos in it.
+    pub repos: usize,
+    /// Revisions of all repos.
+    pub revisions: usize,
+    /// Bytes on disk, each file counted once.
+    pub size: u64,
+    /// Budget of `prune`, in bytes.
+    pub budget: u64,
+    /// Bytes that the file system has left, where that can be told.
+    pub free: Option<u64>,
+    /// Last use of anything in the cache.
+    #[serde(serialize_with = "when::serialize")]
+    pub last_used: Option<SystemTime>,
+    /// Downloads in flight, and what interrupted ones left; not part of `size`.
+    pub in_flight: Amount,
+    /// The configured bucket.
+    pub bucket: Option<String>,
+    /// Its endpoint; none means AWS S3.
+    pub endpoint: Option<String>,
+    /// Prefix of all keys; empty when there is none.
+    pub prefix: String,
+    /// What is not as it should be.
+    pub problems: Vec<Problem>,
+    /// The time of the report.
+    #[serde(skip)]
+    pub now: SystemTime,
+}
+
+/// Scans.
+///
+/// # Errors
+/// When the cache cannot be read at all.
+pub async fn execute(session: &Session, _: &Args) -> Result<Report> {
+    session.progress.event(Event::Step("scanning the cache"));
+    let root = session.config.cache.root.clone();
+    let inventory = blocking(move || scan::scan(&root)).await?;
+    let repos = &inventory.repos;
+    let mut in_flight = Amount::default();
+    repos.iter().flat_map(|repo| &repo.in_flight).for_each(|temporary| in_flight.add(temporary.size));
+    let config = &session.config;
+    Ok(Report {
+        cache_dir: config.cache.root.clone(),
+        repos: repos.len(),
+        revisions: repos.iter().map(|repo| repo.revisions.len()).sum(),
+        size: usage::unique_bytes(repos),
+        budget: config.cache.max_local_bytes,
+        free: space::available(&config.cache.root),
+        last_used: repos.iter().filter_map(usage::last_use_of_repo).max(),
+        in_flight,
+        bucket: config.storage.bucket.clone(),
+        endpoint: config.storage.endpoint.clone(),
+        prefix: config.team.prefix.clone(),
+        problems: inventory.problems().cloned().collect(),
+        now: session.now,
+    })
+}

@@ -1,0 +1,34 @@
+//! Times in reports: RFC 3339 in UTC, to the second.
+
+use std::time::SystemTime;
+
+use serde::Serializer;
+
+/// For `#[serde(serialize_with = …)]`; a time that is not known is null.
+pub fn serialize<S: Serializer>(time: &Option<SystemTime>, serializer: S) -> Result<S::Ok, S::Error> {
+    match time.and_then(text) {
+        Some(text) => serializer.serialize_some(&text),
+        None => serializer.serialize_none(),
+    }
+}
+
+fn text(time: SystemTime) -> Option<String> {
+    let seconds = match time.duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(after) => i64::try_from(after.as_secs()).ok()?,
+        Err(before) => -i64::try_from(before.duration().as_secs()).ok()?,
+    };
+    Some(jiff::Timestamp::from_second(seconds).ok()?.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn times_are_rfc_3339_in_utc() {
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::new(seconds, 5);
+        assert_eq!(text(at(1_790_000_000)).unwrap(), "2026-09-21T14:13:20Z");
+        assert_eq!(text(SystemTime::UNIX_EPOCH - Duration::from_secs(1)).unwrap(), "1969-12-31T23:59:59Z");
+    }
+}

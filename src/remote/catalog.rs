@@ -1,0 +1,478 @@
+//! What is in the bucket: which repos, with which revisions and refs.
+//!
+//! The keys say nearly all of it. One LIST of manifests and one of refs suffice where a manifest's key can mean only
+//! one repo; manifests are read, several at once, where it can mean several:
+//!
+//! - the encoded id decodes to no or to more than one id (`a___b`), or
+//! - `refs-v2/` names a repo that is encoded alike: a dataset of that id, or `a__b` beside `a/b`.
+//!
+//! Every other manifest counts as that of the model of its id. A dataset that only 0.1.0 has pushed therefore counts
+//! as a model, since 0.1.0 writes the type into the manifest and nowhere else: [`Options::every_manifest`] tells.
+//!
+//! What a ref says needs no GET either where the store's ETag is the content's MD5: it is compared with the MD5 of the
+//! commits that the repo has.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::SystemTime;
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+
+use super::client::{Bucket, Object};
+use super::keys::{self, RefKey};
+use super::lookup;
+use crate::error::{Error, Kind, Result};
+use crate::hash::md5_hex;
+use crate::ids::{Commit, RefName, RepoId, RepoName, RepoType};
+use crate::manifest::Manifest;
+
+/// Small objects read at once.
+const AT_ONCE: usize = 32;
+
+/// The listed manifests and refs.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// By encoded id and commit.
+    manifests: BTreeMap<String, BTreeMap<Commit, Object>>,
+    refs: Vec<Object>,
+    /// Keys under `manifests/`, `refs/` and `refs-v2/` that are neither.
+    foreign: usize,
+}
+
+/// What to read beside what is ambiguous.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    /// Every manifest: then types, files and sizes are known, also of what 0.1.0 has pushed.
+    pub every_manifest: bool,
+    /// Every ref that the listing alone does not explain.
+    pub every_ref: bool,
+}
+
+/// The bucket's repos.
+#[derive(Debug, Default)]
+pub struct Catalog {
+    /// Repos with at least one manifest.
+    pub repos: BTreeMap<RepoName, Repo>,
+    /// Manifests and refs that are not valid.
+    pub failures: Vec<Error>,
+    /// Keys that are none of this tool's.
+    pub foreign: usize,
+}
+
+/// One repo.
+#[derive(Debug, Default)]
+pub struct Repo {
+    /// Its revisions.
+    pub revisions: BTreeMap<Commit, Revision>,
+    /// Its refs, as far as they lead to one of its revisions.
+    pub refs: BTreeMap<RefName, Ref>,
+}
+
+/// One revision.
+#[derive(Debug)]
+pub struct Revision {
+    /// When its manifest was written, by the store's clock.
+    pub modified: Option<SystemTime>,
+    /// Its manifest, where it was read.
+    pub manifest: Option<Manifest>,
+}
+
+/// A ref.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ref {
+    /// Its key.
+    pub key: String,
+    /// The revision that it names; `None` where only a GET would tell.
+    pub commit: Option<Commit>,
+    /// When it was written, by the store's clock.
+    pub modified: Option<SystemTime>,
+}
+
+impl Repo {
+    /// The revision that was pushed last.
+    pub fn latest(&self) -> Option<&Commit> {
+        self.revisions.iter().max_by_key(|(_, revision)| revision.modified).map(|(commit, _)| commit)
+    }
+
+    /// The refs that name this revision.
+    pub fn refs_to<'a>(&'a self, commit: &'a Commit) -> impl Iterator<Item = &'a RefName> {
+        self.refs.iter().filter(move |(_, reference)| reference.commit.as_ref() == Some(commit)).map(|(name, _)| name)
+    }
+}
+
+impl Listing {
+    /// Sorts listed objects; what is neither a manifest nor a ref is counted.
+    pub fn new(objects: impl IntoIterator<Item = Object>) -> Listing {
+        let mut listing = Listing::default();
+        for object in objects {
+            match keys::parse_manifest(&object.key) {
+                Some((encoded, commit)) => {
+                    let encoded = encoded.to_string();
+                    listing.manifests.entry(encoded).or_default().insert(commit, object);
+                }
+                None if keys::parse_ref(&object.key).is_some() => listing.refs.push(object),
+                None => listing.foreign += 1,
+            }
+        }
+        listing
+    }
+
+    /// Ids that `refs-v2/` names, by how they are encoded.
+    fn named_in_refs(&self) -> BTreeSet<String> {
+        let named = self.refs.iter().filter_map(|object| match keys::parse_ref(&object.key)? {
+            RefKey::New(repo, _) => Some(keys::encoded(&repo.id)),
+            RefKey::Old(..) => None,
+        });
+        named.collect()
+    }
+
+    /// The id of the model that these manifests must be of, unless they have to be read.
+    fn only_model(encoded: &str, named: &BTreeSet<String>) -> Option<RepoId> {
+        keys::plain_id(encoded).filter(|_| !named.contains(encoded))
+    }
+
+    /// Keys of the manifests that have to be read.
+    fn to_read(&self, options: Options) -> Vec<String> {
+        let named = self.named_in_refs();
+        let open = |encoded: &&String| options.every_manifest || Self::only_model(encoded, &named).is_none();
+        let groups = self.manifests.iter().filter(|(encoded, _)| open(encoded));
+        groups.flat_map(|(_, commits)| commits.values().map(|object| object.key.clone())).collect()
+    }
+}
+
+/// Lists manifests and refs.
+///
+/// # Errors
+/// Any page that fails.
+pub async fn list(bucket: &Bucket) -> Result<Listing> {
+    let lists = tokio::try_join!(bucket.list(keys::MANIFESTS), bucket.list(keys::ALL_REFS));
+    let doing = format!("cannot list bucket '{}'", bucket.name());
+    let (manifests, refs) = lists.map_err(|failure| bucket.explain(failure, &doing))?;
+    Ok(Listing::new(manifests.into_iter().chain(refs)))
+}
+
+/// Reads what is ambiguous and what the options ask for. `known` has manifests by key that were read already, `None`
+/// where one is not valid.
+///
+/// # Errors
+/// When a request fails; what is there but not valid is in [`Catalog::failures`].
+pub async fn read(
+    bucket: &Bucket,
+    listing: &Listing,
+    mut known: HashMap<String, Option<Manifest>>,
+    options: Options,
+) -> Result<Catalog> {
+    let mut failures = Vec::new();
+    let wanted = listing.to_read(options).into_iter().filter(|key| !known.contains_key(key));
+    let wanted: Vec<String> = wanted.collect();
+    let mut reading = stream::iter(wanted)
+        .map(|key| async move {
+            let manifest = lookup::read_manifest(bucket, &key).await;
+            (key, manifest)
+        })
+        .buffer_unordered(AT_ONCE);
+    while let Some((key, manifest)) = reading.next().await {
+        let manifest = manifest.or_else(|error| said(error, &mut failures))?;
+        known.insert(key, manifest);
+    }
+    let mut catalog = revisions(listing, known);
+
+    let wanted = catalog.open_refs(listing, options);
+    let read = stream::iter(wanted).map(|key| async move {
+        let commit = lookup::read_ref(bucket, &key).await;
+        match commit {
+            Ok(commit) => Ok((key, Ok(commit))),
+            Err(error) if error.kind == Kind::Integrity => Ok((key, Err(error))),
+            Err(error) => Err(error),
+        }
+    });
+    let read: Vec<_> = read.buffer_unordered(AT_ONCE).try_collect().await?;
+    let mut contents = HashMap::new();
+    for (key, content) in read {
+        let content = content.or_else(|error| said(error, &mut failures))?;
+        contents.insert(key, content);
+    }
+    catalog.add_refs(listing, &contents);
+    failures.sort_by(|a, b| a.what.cmp(&b.what));
+    catalog.failures = failures;
+    Ok(catalog)
+}
+
+/// What is not valid is said, and is otherwise as good as absent.
+fn said<T>(error: Error, failures: &mut Vec<Error>) -> Result<Option<T>> {
+    match error.kind {
+        Kind::Integrity => {
+            failures.push(error);
+            Ok(None)
+        }
+        _ => Err(error),
+    }
+}
+
+/// Gives every manifest to its repo.
+fn revisions(listing: &Listing, mut known: HashMap<String, Option<Manifest>>) -> Catalog {
+    let named = listing.named_in_refs();
+    let mut catalog = Catalog { foreign: listing.foreign, ..Catalog::default() };
+    for (encoded, commits) in &listing.manifests {
+        let model = Listing::only_model(encoded, &named).map(|id| RepoName::new(RepoType::Model, id));
+        for (commit, object) in commits {
+            let (repo, manifest) = match (known.remove(&object.key), &model) {
+                (Some(Some(manifest)), _) => (manifest.repo.clone(), Some(manifest)),
+                (Some(None), _) | (None, None) => continue,
+                (None, Some(model)) => (model.clone(), None),
+            };
+            let revision = Revision { modified: object.modified, manifest };
+            catalog.repos.entry(repo).or_default().revisions.insert(commit.clone(), revision);
+        }
+    }
+    catalog
+}
+
+/// What the keys alone say about a ref.
+enum Said {
+    /// It is this repo's, and names this commit where that is known.
+    Of(RepoName, Option<Commit>),
+    /// A GET would tell.
+    Open,
+    /// It leads nowhere.
+    Nowhere,
+}
+
+impl Catalog {
+    /// Repos that share 0.1.0's keys.
+    fn alike(&self) -> HashMap<String, Vec<&RepoName>> {
+        let mut alike: HashMap<String, Vec<&RepoName>> = HashMap::new();
+        for name in self.repos.keys() {
+            alike.entry(keys::encoded(&name.id)).or_default().push(name);
+        }
+        alike
+    }
+
+    /// Keys of the refs that have to be read.
+    fn open_refs(&self, listing: &Listing, options: Options) -> Vec<String> {
+        let alike = self.alike();
+        let open = listing.refs.iter().filter(|object| match self.explain(object, &alike) {
+            Said::Open => true,
+            Said::Of(_, commit) => commit.is_none() && options.every_ref,
+            Said::Nowhere => false,
+        });
+        open.map(|object| object.key.clone()).collect()
+    }
+
+    fn explain(&self, object: &Object, alike: &HashMap<String, Vec<&RepoName>>) -> Said {
+        let listed = |name: &RepoName| {
+            let etag = object.etag.as_deref()?;
+            self.repos.get(name)?.revisions.keys().find(|commit| md5_hex(commit.as_str().as_bytes()) == etag)
+        };
+        match keys::parse_ref(&object.key) {
+            Some(RefKey::New(repo, _)) if self.repos.contains_key(&repo) => match listed(&repo).cloned() {
+                Some(commit) => Said::Of(repo, Some(commit)),
+                None => Said::Open,
+            },
+            Some(RefKey::Old(encoded, _)) => {
+                // 0.1.0 never installs a kernel, so its key never means one.
+                let repos = alike.get(encoded).into_iter().flatten().filter(|repo| repo.kind != RepoType::Kernel);
+                let repos: Vec<&RepoName> = repos.copied().collect();
+                let found = repos.iter().find_map(|repo| Some((*repo, listed(repo)?.clone())));
+                match (found, repos.as_slice()) {
+                    (Some((repo, commit)), _) => Said::Of(repo.clone(), Some(commit)),
+                    (None, []) => Said::Nowhere,
+                    (None, [only]) => Said::Of((*only).clone(), None),
+                    (None, _) => Said::Open,
+                }
+            }
+            _ => Said::Nowhere,
+        }
+    }
+
+    /// Adds every ref that leads to a revision of its repo. Of two keys of one ref, the one written last counts.
+    fn add_refs(&mut self, listing: &Listing, contents: &HashMap<String, Option<Commit>>) {
+        let mut found = Vec::new();
+        {
+            let alike = self.alike();
+            for object in &listing.refs {
+                let Some(key) = keys::parse_ref(&object.key) else { continue };
+                let said = match (contents.get(&object.key), self.explain(object, &alike)) {
+                    (None, Said::Of(repo, commit)) => Some((repo, commit)),
+                    (Some(Some(commit)), _) => {
+                        self.owner(&key, commit, &alike).map(|repo| (repo, Some(commit.clone())))
+                    }
+                    _ => None,
+                };
+                let (RefKey::Old(_, name) | RefKey::New(_, name)) = key;
+                found.extend(said.map(|(repo, commit)| (repo, name, commit, object)));
+            }
+        }
+        for (repo, name, commit, object) in found {
+            let refs = &mut self.repos.entry(repo).or_default().refs;
+            if refs.get(&name).is_none_or(|known| object.modified > known.modified) {
+                refs.insert(name, Ref { key: object.key.clone(), commit, modified: object.modified });
+            }
+        }
+    }
+
+    /// The repo whose ref this is, when its content is this commit.
+    fn owner(&self, key: &RefKey<'_>, commit: &Commit, alike: &HashMap<String, Vec<&RepoName>>) -> Option<RepoName> {
+        let has = |name: &RepoName| self.repos.get(name).is_some_and(|repo| repo.revisions.contains_key(commit));
+        match key {
+            RefKey::New(repo, _) => has(repo).then(|| repo.clone()),
+            RefKey::Old(encoded, _) => {
+                let mut repos = alike.get(*encoded)?.iter().filter(|repo| repo.kind != RepoType::Kernel);
+                repos.find(|repo| has(repo)).map(|repo| (*repo).clone())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn commit(digit: char) -> Commit {
+        digit.to_string().repeat(40).parse().unwrap()
+    }
+
+    fn object(key: impl Into<String>, etag: Option<String>, second: u64) -> Object {
+        let modified = Some(SystemTime::UNIX_EPOCH + Duration::from_secs(second));
+        Object { key: key.into(), size: 40, etag, modified }
+    }
+
+    fn manifest_of(encoded: &str, digit: char, second: u64) -> Object {
+        object(format!("manifests/{encoded}@{}.json", commit(digit)), None, second)
+    }
+
+    fn ref_to(key: &str, digit: char, second: u64) -> Object {
+        object(key, Some(md5_hex(commit(digit).as_str().as_bytes())), second)
+    }
+
+    fn manifest(repo: &str, digit: char) -> Option<Manifest> {
+        let query: crate::ids::RepoQuery = repo.parse().unwrap();
+        Some(Manifest {
+            repo: RepoName::new(query.kind.unwrap_or(RepoType::Model), query.id),
+            revision: commit(digit),
+            files: Vec::new(),
+            tree: None,
+            extra: serde_json::Map::new(),
+        })
+    }
+
+    fn shown(catalog: &Catalog) -> Vec<String> {
+        let line = |(name, repo): (&RepoName, &Repo)| {
+            let revisions: String = repo.revisions.keys().map(|commit| &commit.as_str()[..1]).collect();
+            let refs = repo.refs.iter().map(|(name, reference)| {
+                format!(" {name}={}", reference.commit.as_ref().map_or("?", |commit| &commit.as_str()[..1]))
+            });
+            format!("{name} {revisions}{}", refs.collect::<String>())
+        };
+        catalog.repos.iter().map(line).collect()
+    }
+
+    #[test]
+    fn plain_names_need_no_get() {
+        let listing = Listing::new([
+            manifest_of("gpt2", 'a', 1),
+            manifest_of("org__name", 'b', 3),
+            manifest_of("org__name", 'c', 2),
+            ref_to("refs/org__name/main", 'c', 4),
+            ref_to("refs/org__name/gone", 'd', 4),
+            ref_to("refs/other__name/main", 'c', 4),
+            object("manifests/readme.txt", None, 1),
+        ]);
+        assert_eq!(listing.to_read(Options::default()), Vec::<String>::new());
+        assert_eq!(listing.to_read(Options { every_manifest: true, every_ref: false }).len(), 3);
+        let mut catalog = revisions(&listing, HashMap::new());
+        assert_eq!(catalog.open_refs(&listing, Options::default()), Vec::<String>::new());
+        assert_eq!(
+            catalog.open_refs(&listing, Options { every_manifest: false, every_ref: true }),
+            ["refs/org__name/gone"]
+        );
+        catalog.add_refs(&listing, &HashMap::new());
+        assert_eq!(shown(&catalog), ["gpt2 a", "org/name bc gone=? main=c"]);
+        let latest = |id: &str| catalog.repos[&RepoName::new(RepoType::Model, id.parse().unwrap())].latest().cloned();
+        assert_eq!((latest("org/name"), catalog.foreign), (Some(commit('b')), 1));
+    }
+
+    #[test]
+    fn a_ref_that_is_read_and_leads_nowhere_is_none() {
+        let listing = Listing::new([manifest_of("org__name", 'a', 1), ref_to("refs/org__name/gone", 'd', 4)]);
+        let mut catalog = revisions(&listing, HashMap::new());
+        catalog.add_refs(&listing, &HashMap::from([("refs/org__name/gone".into(), Some(commit('d')))]));
+        assert_eq!(shown(&catalog), ["org/name a"]);
+    }
+
+    #[test]
+    fn ambiguous_names_are_read_and_only_they() {
+        let listing = Listing::new([
+            manifest_of("plain__model", 'a', 1),
+            manifest_of("a___b", 'b', 1),
+            manifest_of("both__kinds", 'c', 1),
+            manifest_of("both__kinds", 'd', 1),
+            manifest_of("no__slash", 'e', 1),
+            ref_to("refs/both__kinds/main", 'c', 1),
+            ref_to("refs-v2/datasets--both--kinds/main", 'd', 1),
+            ref_to("refs-v2/models--no__slash/main", 'e', 1),
+            ref_to("refs-v2/models--a_--b/main", 'b', 1),
+        ]);
+        let wanted = listing.to_read(Options::default());
+        let read: HashMap<_, _> = wanted
+            .iter()
+            .zip([
+                manifest("a_/b", 'b'),
+                manifest("both/kinds", 'c'),
+                manifest("dataset:both/kinds", 'd'),
+                manifest("no__slash", 'e'),
+            ])
+            .map(|(key, manifest)| (key.clone(), manifest))
+            .collect();
+        assert_eq!(wanted.len(), 4);
+        let mut catalog = revisions(&listing, read);
+        assert_eq!(catalog.open_refs(&listing, Options::default()), Vec::<String>::new());
+        catalog.add_refs(&listing, &HashMap::new());
+        let expected = [
+            "a_/b b main=b",
+            "both/kinds c main=c",
+            "no__slash e main=e",
+            "plain/model a",
+            "dataset:both/kinds d main=d",
+        ];
+        assert_eq!(shown(&catalog), expected);
+    }
+
+    #[test]
+    fn of_two_keys_of_one_ref_the_last_written_counts() {
+        for (old, new, wins) in [(1, 2, 'b'), (2, 1, 'a')] {
+            let listing = Listing::new([
+                manifest_of("org__set", 'a', 1),
+                manifest_of("org__set", 'b', 1),
+                ref_to("refs/org__set/main", 'a', old),
+                ref_to("refs-v2/datasets--org--set/main", 'b', new),
+            ]);
+            let key = |digit| format!("manifests/org__set@{}.json", commit(digit));
+            let read = ['a', 'b'].map(|digit| (key(digit), manifest("dataset:org/set", digit)));
+            let mut catalog = revisions(&listing, read.into());
+            catalog.add_refs(&listing, &HashMap::new());
+            assert_eq!(shown(&catalog), [format!("dataset:org/set ab main={wins}")]);
+        }
+    }
+
+    #[test]
+    fn without_md5_etags_refs_are_read_where_they_could_be_anybodys() {
+        let opaque = |key: &str| object(key, Some("\"kms\"".into()), 1);
+        let listing = Listing::new([
+            manifest_of("one__model", 'a', 1),
+            manifest_of("both__kinds", 'c', 1),
+            manifest_of("both__kinds", 'd', 1),
+            opaque("refs/one__model/main"),
+            opaque("refs/both__kinds/main"),
+            opaque("refs-v2/datasets--both--kinds/main"),
+        ]);
+        let key = |digit| format!("manifests/both__kinds@{}.json", commit(digit));
+        let read = [(key('c'), manifest("both/kinds", 'c')), (key('d'), manifest("dataset:both/kinds", 'd'))];
+        let mut catalog = revisions(&listing, read.into());
+        let open = catalog.open_refs(&listing, Options::default());
+        assert_eq!(open, ["refs/both__kinds/main", "refs-v2/datasets--both--kinds/main"]);
+        catalog.add_refs(&listing, &open.into_iter().zip([Some(commit('d')), Some(commit('c'))]).collect());
+        // The last of them names the model's commit, so it is none of the dataset's.
+        assert_eq!(shown(&catalog), ["both/kinds c", "one/model a main=?", "dataset:both/kinds d main=d"]);
+    }
+}

@@ -1,0 +1,272 @@
+//! Tables: aligned columns without boxes. On a terminal they fit its width, and the wide columns are cut; everywhere
+//! else nothing is cut and nothing is coloured.
+
+use comfy_table::{Attribute, CellAlignment, Color, presets};
+
+/// Blanks between columns.
+const GAP: usize = 2;
+/// No column is cut to less.
+const NARROWEST: usize = 10;
+
+/// How a column behaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Column {
+    /// A name, cut in the middle where the terminal is too narrow: both ends tell names apart.
+    Name(&'static str),
+    /// Text that is cut at its end where the terminal is too narrow.
+    Text(&'static str),
+    /// Text that is never cut.
+    Fixed(&'static str),
+    /// A number, aligned to the right and never cut.
+    Number(&'static str),
+    /// A number that is left out where the terminal is too narrow.
+    SpareNumber(&'static str),
+    /// Text that is left out where the terminal is too narrow.
+    Spare(&'static str),
+}
+
+impl Column {
+    fn title(self) -> &'static str {
+        match self {
+            Column::Name(title)
+            | Column::Text(title)
+            | Column::Fixed(title)
+            | Column::Number(title)
+            | Column::SpareNumber(title)
+            | Column::Spare(title) => title,
+        }
+    }
+
+    fn is_number(self) -> bool {
+        matches!(self, Column::Number(_) | Column::SpareNumber(_))
+    }
+
+    fn is_spare(self) -> bool {
+        matches!(self, Column::Spare(_) | Column::SpareNumber(_))
+    }
+
+    fn can_shrink(self) -> bool {
+        matches!(self, Column::Name(_) | Column::Text(_))
+    }
+
+    /// The text, at most so wide.
+    fn cut(self, text: &str, width: usize) -> String {
+        let over = console::measure_text_width(text) > width;
+        match self {
+            Column::Name(_) if over => cut_in_the_middle(text, width),
+            Column::Text(_) if over => console::truncate_str(text, width, "…").into_owned(),
+            _ => text.to_string(),
+        }
+    }
+}
+
+/// Names are ASCII, so that a character is a column.
+fn cut_in_the_middle(text: &str, width: usize) -> String {
+    let chars: Vec<char> = text.chars().collect();
+    let kept = width.saturating_sub(1);
+    let head = kept.div_ceil(2);
+    let (start, end) = (&chars[..head.min(chars.len())], &chars[chars.len() - (kept - head).min(chars.len())..]);
+    start.iter().chain(['…'].iter()).chain(end).collect()
+}
+
+/// How a cell looks on a terminal with colours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Tone {
+    /// As the terminal writes.
+    #[default]
+    Plain,
+    /// What the row is about.
+    Name,
+    /// Less important.
+    Dim,
+    /// As it should be.
+    Good,
+    /// Something to do.
+    Attention,
+    /// Something that is elsewhere.
+    Elsewhere,
+    /// Something wrong.
+    Bad,
+}
+
+/// One cell.
+#[derive(Debug, Clone, Default)]
+pub struct Cell {
+    text: String,
+    tone: Tone,
+}
+
+impl Cell {
+    /// A cell in this tone.
+    pub fn new(text: impl Into<String>, tone: Tone) -> Self {
+        Cell { text: text.into(), tone }
+    }
+}
+
+impl<T: Into<String>> From<T> for Cell {
+    fn from(text: T) -> Self {
+        Cell::new(text, Tone::Plain)
+    }
+}
+
+/// Rows to be shown.
+#[derive(Debug)]
+pub struct Table {
+    columns: Vec<Column>,
+    rows: Vec<Vec<Cell>>,
+}
+
+impl Table {
+    /// A table with these columns.
+    pub fn new(columns: impl IntoIterator<Item = Column>) -> Self {
+        Table { columns: columns.into_iter().collect(), rows: Vec::new() }
+    }
+
+    /// Adds a row.
+    pub fn row(&mut self, cells: impl IntoIterator<Item = Cell>) {
+        self.rows.push(cells.into_iter().collect());
+    }
+
+    /// The text for this process's stdout.
+    pub fn to_text(&self) -> String {
+        let terminal = console::Term::stdout();
+        let width = terminal.is_term().then(|| terminal.size().1);
+        self.render(width, console::colors_enabled())
+    }
+
+    /// The text: at most `width` characters wide where that can be had, when there is such a limit.
+    pub fn render(&self, width: Option<u16>, colour: bool) -> String {
+        let layout = self.layout(width.map(usize::from));
+        let mut table = comfy_table::Table::new();
+        table.load_style(presets::NOTHING).force_no_tty();
+        if colour {
+            table.enforce_styling().style_text_only();
+        }
+        let titles = layout
+            .iter()
+            .map(|(index, _)| comfy_table::Cell::new(self.columns[*index].title()).add_attribute(Attribute::Bold));
+        table.set_header(titles.collect::<Vec<_>>());
+        for row in &self.rows {
+            let cells = layout.iter().filter_map(|(index, width)| {
+                let cell = row.get(*index)?;
+                Some(styled(self.columns[*index].cut(&cell.text, *width), cell.tone))
+            });
+            table.add_row(cells.collect::<Vec<_>>());
+        }
+        for (place, (index, _)) in layout.iter().enumerate() {
+            let Some(column) = table.column_mut(place) else { continue };
+            column.set_padding((0, if place + 1 == layout.len() { 0 } else { GAP as u16 }));
+            if self.columns[*index].is_number() {
+                column.set_cell_alignment(CellAlignment::Right);
+            }
+        }
+        let mut text = table.trim_fmt();
+        text.push('\n');
+        text
+    }
+
+    /// The columns to show, with their widths: spare ones go first, then text and names shrink.
+    fn layout(&self, limit: Option<usize>) -> Vec<(usize, usize)> {
+        let natural = |(index, column): (usize, &Column)| {
+            let cells = self.rows.iter().filter_map(|row| row.get(index));
+            let widest = cells.map(|cell| console::measure_text_width(&cell.text)).max().unwrap_or_default();
+            (index, widest.max(column.title().len()))
+        };
+        let mut layout: Vec<(usize, usize)> = self.columns.iter().enumerate().map(natural).collect();
+        let Some(limit) = limit else { return layout };
+        let over = |layout: &[(usize, usize)]| {
+            let wide = layout.iter().map(|(_, width)| width + GAP).sum::<usize>();
+            wide.saturating_sub(GAP).saturating_sub(limit)
+        };
+        while over(&layout) > 0
+            && let Some(spare) = layout.iter().rposition(|(index, _)| self.columns[*index].is_spare())
+        {
+            layout.remove(spare);
+        }
+        while over(&layout) > 0 {
+            let shrinkable =
+                layout.iter_mut().filter(|(index, width)| self.columns[*index].can_shrink() && *width > NARROWEST);
+            // Names last: they are what a row is about.
+            match shrinkable.max_by_key(|(index, width)| (matches!(self.columns[*index], Column::Text(_)), *width)) {
+                Some((_, width)) => *width -= 1,
+                None => break,
+            }
+        }
+        layout
+    }
+}
+
+fn styled(text: String, tone: Tone) -> comfy_table::Cell {
+    let plain = comfy_table::Cell::new(text);
+    match tone {
+        Tone::Plain => plain,
+        Tone::Name => plain.fg(Color::Cyan),
+        Tone::Dim => plain.add_attribute(Attribute::Dim),
+        Tone::Good => plain.fg(Color::Green),
+        Tone::Attention => plain.fg(Color::Yellow),
+        Tone::Elsewhere => plain.fg(Color::Blue),
+        Tone::Bad => plain.fg(Color::Red),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table() -> Table {
+        let columns = [
+            Column::Name("Repo"),
+            Column::Number("Size"),
+            Column::SpareNumber("Blobs"),
+            Column::Text("Refs"),
+            Column::Fixed("Last used"),
+        ];
+        let mut table = Table::new(columns);
+        let refs = "main, refs/pr/1, v1.0";
+        let name = Cell::new("org/a-model-with-a-rather-long-name", Tone::Name);
+        table.row([name, "1.5 GiB".into(), "12".into(), refs.into(), "3 days ago".into()]);
+        table.row([Cell::new("gpt2", Tone::Name), "12 B".into(), "1".into(), "main".into(), Cell::default()]);
+        table
+    }
+
+    #[test]
+    fn without_a_width_nothing_is_cut_or_coloured() {
+        insta::assert_snapshot!(table().render(None, false), @r"
+        Repo                                    Size  Blobs  Refs                   Last used
+        org/a-model-with-a-rather-long-name  1.5 GiB     12  main, refs/pr/1, v1.0  3 days ago
+        gpt2                                    12 B      1  main
+        ");
+    }
+
+    #[test]
+    fn a_narrower_terminal_loses_what_is_spare() {
+        insta::assert_snapshot!(table().render(Some(84), false), @r"
+        Repo                                    Size  Refs                   Last used
+        org/a-model-with-a-rather-long-name  1.5 GiB  main, refs/pr/1, v1.0  3 days ago
+        gpt2                                    12 B  main
+        ");
+    }
+
+    #[test]
+    fn a_narrow_terminal_cuts_names_and_text_but_no_numbers() {
+        let text = table().render(Some(60), false);
+        assert!(text.lines().all(|line| line.chars().count() <= 60));
+        insta::assert_snapshot!(text, @r"
+        Repo                            Size  Refs        Last used
+        org/a-model-w…her-long-name  1.5 GiB  main, ref…  3 days ago
+        gpt2                            12 B  main
+        ");
+        assert!(table().render(Some(1), false).contains("org/a…name  1.5 GiB  main, ref…  3 days ago"));
+    }
+
+    #[test]
+    fn colours_leave_no_trailing_blanks() {
+        let text = table().render(None, true);
+        assert!(text.contains("\u{1b}["));
+        let bare = console::strip_ansi_codes(&text).into_owned();
+        assert_eq!(
+            bare.lines().map(str::trim_end).collect::<Vec<_>>().join("\n"),
+            table().render(None, false).trim_end()
+        );
+    }
+}

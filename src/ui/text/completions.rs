@@ -1,0 +1,15 @@
+//! What `completions` says: the script.
+
+use crate::commands::completions::Report;
+use crate::error::Kind;
+use crate::ui;
+
+impl ui::Report for Report {
+    fn result(&self) -> String {
+        self.script.clone()
+    }
+
+    fn failed(&self) -> Option<Kind> {
+        None
+    }
+}

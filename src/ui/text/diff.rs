@@ -1,0 +1,129 @@
+//! What `diff` says: a table and the counts on stdout.
+
+use std::fmt::Write;
+
+use console::style;
+
+use super::list::{bytes_or_dash, refs};
+use super::{plural, time::ago};
+use crate::commands::diff::{RefRow, Report, Row, Status};
+use crate::error::{Error, Kind};
+use crate::ui;
+use crate::ui::table::{Cell, Column, Table, Tone};
+
+impl ui::Report for Report {
+    fn result(&self) -> String {
+        if self.revisions.is_empty() {
+            return "No repos local or remote.".into();
+        }
+        let mut out = table(self).to_text();
+        if !self.refs.is_empty() {
+            out.push('\n');
+        }
+        for row in &self.refs {
+            let _ = writeln!(out, "{}", ref_line(row));
+        }
+        let _ = writeln!(out, "\n{}", counts(self));
+        out
+    }
+
+    fn failures(&self) -> &[Error] {
+        &self.failures
+    }
+
+    fn failed(&self) -> Option<Kind> {
+        self.failed()
+    }
+}
+
+fn table(report: &Report) -> Table {
+    use Column::{Fixed, Name, Spare, SpareNumber, Text};
+    let noted = report.revisions.iter().any(|row| !note(row).is_empty());
+    let mut columns = vec![
+        Name("Repo"),
+        Fixed("Type"),
+        Fixed("Revision"),
+        Fixed("Status"),
+        SpareNumber("Size"),
+        Text("Refs"),
+        Spare("Last used"),
+    ];
+    if noted {
+        columns.push(Text("Note"));
+    }
+    let mut table = Table::new(columns);
+    for row in &report.revisions {
+        let (word, tone) = status(row.status);
+        let mut cells = vec![
+            Cell::new(row.repo.id.as_str(), Tone::Name),
+            row.repo.kind.word().into(),
+            row.revision.short().into(),
+            Cell::new(word, tone),
+            bytes_or_dash(row.size),
+            refs(row.refs.iter()).into(),
+            Cell::new(ago(row.last_used, report.now), Tone::Dim),
+        ];
+        if noted {
+            cells.push(note(row).into());
+        }
+        table.row(cells);
+    }
+    table
+}
+
+fn status(status: Status) -> (&'static str, Tone) {
+    match status {
+        Status::InSync => ("in-sync", Tone::Good),
+        Status::LocalOnly => ("local-only", Tone::Attention),
+        Status::RemoteOnly => ("remote-only", Tone::Elsewhere),
+        Status::Partial => ("partial", Tone::Attention),
+        Status::Invalid => ("invalid", Tone::Bad),
+    }
+}
+
+/// "2 files only here; 1 blob missing in the bucket"
+fn note(row: &Row) -> String {
+    let files =
+        |paths: &[_], what: &str| (!paths.is_empty()).then(|| format!("{} {what}", plural(paths.len() as u64, "file")));
+    let missing = &row.missing_blobs;
+    let gaps = (!missing.is_empty()).then(|| {
+        let mendable = if missing.iter().all(|gap| gap.here) { ", here to push" } else { "" };
+        format!("{} missing in the bucket{mendable}", plural(missing.len() as u64, "blob"))
+    });
+    let parts = [
+        files(&row.only_local, "only here"),
+        files(&row.only_remote, "only in the bucket"),
+        files(&row.different, "different"),
+        gaps,
+    ];
+    parts.into_iter().flatten().collect::<Vec<_>>().join("; ")
+}
+
+fn ref_line(row: &RefRow) -> String {
+    let there = match &row.remote {
+        Some(commit) => format!("{} in the bucket", commit.short()),
+        None => "not in the bucket".into(),
+    };
+    format!("ref {} of {}: {} here, {there}", row.name, row.repo, row.local.short())
+}
+
+fn counts(report: &Report) -> String {
+    let counts = &report.counts;
+    let mut parts = vec![
+        style(format!("{} in-sync", counts.in_sync)).green(),
+        style(format!("{} local-only", counts.local_only)).yellow(),
+        style(format!("{} remote-only", counts.remote_only)).blue(),
+    ];
+    if counts.partial > 0 {
+        parts.push(style(format!("{} partial", counts.partial)).yellow());
+    }
+    if counts.invalid > 0 {
+        parts.push(style(format!("{} invalid", counts.invalid)).red());
+    }
+    if counts.missing_blobs > 0 {
+        let missing = plural(counts.missing_blobs as u64, "blob");
+        parts.push(style(format!("{missing} missing in the bucket")).red());
+    }
+    let parts: Vec<String> = parts.iter().map(ToString::to_string).collect();
+    format!("{}.", parts.join(", "))
+}

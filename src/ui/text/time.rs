@@ -1,0 +1,68 @@
+//! Times as people say them. Pure: the present is passed in.
+
+use std::time::{Duration, SystemTime};
+
+use super::plural;
+
+const UNITS: [(u64, &str); 6] = [
+    (365 * 86_400, "year"),
+    (30 * 86_400, "month"),
+    (7 * 86_400, "week"),
+    (86_400, "day"),
+    (3600, "hour"),
+    (60, "minute"),
+];
+
+/// "3 days ago", seen from `now`. A time that is not known is "-".
+pub fn ago(then: Option<SystemTime>, now: SystemTime) -> String {
+    let Some(then) = then else { return "-".into() };
+    match now.duration_since(then) {
+        Ok(age) if age < Duration::from_secs(60) => "just now".into(),
+        Ok(age) => format!("{} ago", rough(age)),
+        // Clocks of this machine, of a file server and of a store differ a little.
+        Err(ahead) if ahead.duration() < Duration::from_secs(600) => "just now".into(),
+        Err(ahead) => format!("in {}", rough(ahead.duration())),
+    }
+}
+
+/// The largest unit of which there is at least one; weeks only from two on.
+fn rough(age: Duration) -> String {
+    let seconds = age.as_secs();
+    let fits = |(length, word): &&(u64, &str)| seconds >= if *word == "week" { 2 * length } else { *length };
+    match UNITS.iter().find(fits) {
+        Some((length, word)) => plural(seconds / length, word),
+        None => plural(seconds, "second"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_are_said_in_the_largest_unit_that_fits() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(2_000_000_000);
+        let day = 86_400;
+        for (seconds, text) in [
+            (0, "just now"),
+            (59, "just now"),
+            (60, "1 minute ago"),
+            (3599, "59 minutes ago"),
+            (3600, "1 hour ago"),
+            (day - 1, "23 hours ago"),
+            (day, "1 day ago"),
+            (3 * day, "3 days ago"),
+            (13 * day, "13 days ago"),
+            (14 * day, "2 weeks ago"),
+            (29 * day, "4 weeks ago"),
+            (30 * day, "1 month ago"),
+            (364 * day, "12 months ago"),
+            (800 * day, "2 years ago"),
+        ] {
+            assert_eq!(ago(Some(now - Duration::from_secs(seconds)), now), text);
+        }
+        assert_eq!(ago(Some(now + Duration::from_secs(300)), now), "just now");
+        assert_eq!(ago(Some(now + Duration::from_secs(2 * day)), now), "in 2 days");
+        assert_eq!(ago(None, now), "-");
+    }
+}
