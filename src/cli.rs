@@ -6,9 +6,7 @@ use std::time::SystemTime;
 
 use clap::{ArgAction, CommandFactory, Parser, Subcommand};
 
-use crate::commands::{Session, doctor, init, pull, push, watch};
-use crate::commands::{Session, doctor, init, prune, pull, push};
-use crate::commands::{Session, completions, diff, doctor, init, list, man, pull, push, status};
+use crate::commands::{Session, completions, diff, doctor, init, list, man, prune, pull, push, status, watch};
 use crate::config::{Config, Environment, Overrides};
 use crate::error::{Error, Kind, Result};
 use crate::ui::{Style, Ui};
@@ -91,6 +89,12 @@ pub enum Command {
     Push(push::Args),
     Pull(pull::Args),
     Watch(watch::Args),
+    Prune(prune::Args),
+    Status(status::Args),
+    List(list::Args),
+    Diff(diff::Args),
+    Completions(completions::Args),
+    Man(man::Args),
 }
 
 impl Command {
@@ -98,12 +102,6 @@ impl Command {
     pub fn ends_by_signal(&self) -> bool {
         matches!(self, Command::Watch(_))
     }
-    Prune(prune::Args),
-    Status(status::Args),
-    List(list::Args),
-    Diff(diff::Args),
-    Completions(completions::Args),
-    Man(man::Args),
 }
 
 impl Global {

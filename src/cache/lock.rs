@@ -8,7 +8,7 @@ use std::io;
 use std::path::Path;
 
 use super::layout::Layout;
-use super::place::with_folder;
+use super::place::ensure_dir;
 use crate::error::{Error, Result};
 use crate::ids::{BlobId, RepoName};
 
@@ -70,9 +70,6 @@ pub fn try_store_lock(path: &Path) -> Result<Option<Lock>> {
 }
 
 fn try_lock(root: &Path, path: &Path, mode: Mode) -> Result<Option<Lock>> {
-    let failed = |error: &io::Error| Error::io("cannot lock", path, error);
-    loop {
-        let file = with_folder(root, path, "cannot lock", || open(path))?;
     if let Some(parent) = path.parent() {
         ensure_dir(root, parent)?;
     }

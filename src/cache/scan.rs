@@ -521,9 +521,11 @@ impl<'a> RepoScan<'a> {
         let path = self.blobs_dir.join(id.to_string());
         match fs::symlink_metadata(&path) {
             Ok(meta) if meta.is_file() => {
-                self.repo.blobs.insert(id, blob(&meta, Place::Blobs));
+                self.repo.blobs.insert(id, blob(&meta, Place::Blobs, meta.modified().ok()));
             }
-            Ok(meta) if meta.is_symlink() && !self.dangling.contains_key(&id) => self.linked_blob(id, path),
+            Ok(meta) if meta.is_symlink() && !self.dangling.contains_key(&id) => {
+                self.linked_blob(id, path, meta.modified().ok())
+            }
             _ => {}
         }
         self.repo.blobs.contains_key(&id)

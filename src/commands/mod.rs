@@ -5,15 +5,13 @@ pub mod completions;
 pub mod diff;
 pub mod doctor;
 pub mod init;
+pub mod list;
+pub mod man;
 pub mod prune;
 pub mod pull;
 pub mod push;
-pub mod watch;
-pub mod list;
-pub mod man;
-pub mod pull;
-pub mod push;
 pub mod status;
+pub mod watch;
 pub mod when;
 
 use std::sync::Arc;

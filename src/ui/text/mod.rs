@@ -4,16 +4,14 @@ mod completions;
 mod diff;
 mod doctor;
 mod init;
-mod prune;
-mod pull;
-mod push;
-mod watch;
 mod list;
 mod man;
+mod prune;
 mod pull;
 mod push;
 mod status;
 mod time;
+mod watch;
 
 use bytesize::ByteSize;
 
