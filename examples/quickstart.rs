@@ -4,6 +4,7 @@
 //! ```text
 //! cargo run --release --example quickstart
 //! ```
+#![allow(clippy::print_stdout)] // an example speaks for itself
 
 use std::collections::BTreeMap;
 use std::error::Error;

@@ -97,13 +97,6 @@ pub enum Command {
     Man(man::Args),
 }
 
-impl Command {
-    /// Whether a signal is the normal end of this command, which it sees to itself.
-    pub fn ends_by_signal(&self) -> bool {
-        matches!(self, Command::Watch(_))
-    }
-}
-
 impl Global {
     /// How to speak.
     pub fn style(&self) -> Style {
@@ -125,6 +118,13 @@ impl Global {
             current: current_dir()?,
         };
         Config::load(&overrides, &env)
+    }
+}
+
+impl Command {
+    /// Whether a signal is the normal end of this command, which it sees to itself.
+    pub fn ends_by_signal(&self) -> bool {
+        matches!(self, Command::Watch(_))
     }
 }
 
