@@ -18,7 +18,7 @@ const B: &str = "datasets--org--b";
 fn command(hub: &Hub, args: &[&str]) -> Command {
     let mut command = Command::new(assert_cmd::cargo::cargo_bin!("hf-cache-sync"));
     command.env_clear().env("HOME", hub.outside()).current_dir(hub.outside());
-    command.arg("prune").args(args).arg("--cache-dir").arg(hub.root());
+    command.env("HF_HUB_CACHE", hub.root()).arg("prune").args(args);
     command
 }
 
@@ -93,7 +93,7 @@ fn within_the_budget_nothing_happens() {
     let output = run(&hub, &["--max-size", "100B", "-q"]);
     assert!(output.status.success() && output.stdout.is_empty() && output.stderr.is_empty());
     let output = run(&hub, &["--max-gb", "0.001"]);
-    assert_eq!(text(&output.stdout), "Freed 0 B: nothing to delete; 100 B of 1.0 MiB used.\n");
+    assert_eq!(text(&output.stdout), "Freed 0 B: nothing to delete; 100 B of the 1.0 MiB budget used.\n");
     assert_eq!(hub.contents(), before);
 }
 
@@ -164,6 +164,29 @@ fn blobs_of_kept_revisions_stay_and_do_not_count_as_freed() {
 }
 
 #[test]
+fn what_orphans_give_back_saves_a_revision() {
+    let hub = Hub::new();
+    let kept = hub.revision(A, 1, 100, 30);
+    hub.blob(A, 2, 100, 30);
+    assert_eq!(evicted(&prune(&hub, 100, &[])), Vec::<String>::new());
+    assert!(hub.exists(&format!("{A}/snapshots/{kept}/model.bin")));
+}
+
+/// 0.1.0 mixes the types: one blob name and one commit in a model and a dataset of one id are two files here.
+#[test]
+fn a_model_and_a_dataset_of_one_name_are_two_repos() {
+    let hub = Hub::new();
+    let (model, dataset) = ("models--org--x", "datasets--org--x");
+    let old = hub.revision(model, 1, 100, 30);
+    hub.revision(dataset, 1, 100, 20);
+    hub.reference(dataset, "main", &old);
+    let report = prune(&hub, 100, &["--include-referenced"]);
+    assert_eq!((&report["evicted"][0]["repo_type"], &report["freed"]), (&"model".into(), &100.into()));
+    assert_eq!(report["evicted"].as_array().unwrap().len(), 1);
+    assert!(!hub.exists(model) && hub.exists(&format!("{dataset}/snapshots/{old}/model.bin")));
+}
+
+#[test]
 fn revisions_that_only_together_hold_a_blob_free_it_together() {
     let hub = Hub::new();
     let blob = hub.blob(A, 1, 1000, 30);
@@ -226,6 +249,24 @@ fn a_payload_is_freed_with_its_last_link_and_its_list_follows() {
     assert_eq!((&report["freed"], &report["size"]), (&5030.into(), &0.into()));
     assert!(!payload.exists() && !list.exists() && payload.with_extension("lock").exists());
     assert!(hub.exists("blobs/.huggingface-shared-blobs"));
+}
+
+/// A root that is written with `..` or reached through a link is the same cache.
+#[test]
+fn the_shared_store_is_recognised_however_the_root_is_spelled() {
+    let hub = Hub::new();
+    hub.payload(7, 5000, 40, &[(A, &id(1))]);
+    hub.snapshot(A, &commit(1), &[("weights", &id(1))]);
+    symlink(hub.root(), hub.outside().join("link")).unwrap();
+    fs::create_dir(hub.outside().join("sub")).unwrap();
+    let before = hub.contents();
+    for root in ["hub", "sub/../hub", "./hub/", "link", "link/."] {
+        let mut command = command(&hub, &["--json", "--dry-run", "--max-size", "0B"]);
+        let report: Value =
+            serde_json::from_slice(&command.env("HF_HUB_CACHE", root).output().unwrap().stdout).unwrap();
+        assert_eq!((&report["freed"], evicted(&report)), (&5000.into(), vec![commit(1)]), "{root}: {report:#}");
+    }
+    assert_eq!(hub.contents(), before);
 }
 
 #[test]

@@ -138,16 +138,16 @@ pub fn blob_of_temporary(name: &str) -> Option<BlobId> {
 }
 
 /// The shared-store entry that the link text of `blobs/<etag>` points to: `<2 hex>/<xet hash>`, relative to the
-/// store; `None` when it points elsewhere. `blobs` is the folder that holds the link.
+/// store; `None` when it points elsewhere. `blobs` is the folder that holds the link. The root may be spelled with `..`.
 pub fn shared_target(store: &Path, blobs: &Path, target: &Path) -> Option<PathBuf> {
     let resolved = normalized(&blobs.join(target));
-    let inside = resolved.strip_prefix(store).ok()?;
+    let inside = resolved.strip_prefix(normalized(store)).ok()?;
     let mut parts = inside.iter().map(|part| part.to_str());
     let (Some(Some(prefix)), Some(Some(name)), None) = (parts.next(), parts.next(), parts.next()) else {
         return None;
     };
     let hash = name.len() == 64 && name.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
-    (hash && prefix == &name[..2]).then(|| resolved.clone())
+    (hash && prefix == &name[..2]).then(|| store.join(inside))
 }
 
 /// Removes `.` and `..` by their names alone.
@@ -224,6 +224,8 @@ mod tests {
         let blobs = Path::new("/hub/models--x/blobs");
         let target = format!("../../blobs/ab/{hash}");
         assert_eq!(shared_target(store, blobs, Path::new(&target)), Some(store.join("ab").join(&hash)));
+        let spelled = (Path::new("/x/../hub/blobs"), Path::new("/x/../hub/models--x/blobs"));
+        assert_eq!(shared_target(spelled.0, spelled.1, Path::new(&target)), Some(spelled.0.join("ab").join(&hash)));
         for other in
             [format!("../../blobs/cd/{hash}"), format!("../{hash}"), "../../blobs/ab/x".into(), "/etc/passwd".into()]
         {

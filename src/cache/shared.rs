@@ -159,7 +159,9 @@ fn leads_to(layout: &Layout, link: &Path, payload: &Path) -> io::Result<bool> {
         Err(error) => return Err(error),
     };
     let folder = link.parent().unwrap_or(Path::new(""));
-    Ok(layout::shared_target(&layout.shared_store(), folder, &target).is_some_and(|target| target == payload))
+    let named = layout::shared_target(&layout.shared_store(), folder, &target).is_some_and(|target| target == payload);
+    // However the link spells it: one that opens this very file needs it.
+    Ok(named || fs::canonicalize(link).is_ok_and(|real| fs::canonicalize(payload).is_ok_and(|payload| real == payload)))
 }
 
 /// Deletes a payload if no link needs it any more, as huggingface_hub does: under its lock, after a fresh look at its
@@ -279,6 +281,21 @@ mod tests {
         let known = [store.layout.root().join("models--a--b/blobs/etag")];
         assert_eq!(sweep(&store.layout, &store.payload, &known).unwrap(), Swept::Referenced(1));
         assert_eq!(list(&store), "models--a--b/blobs/etag\n");
+    }
+
+    #[test]
+    fn a_link_that_spells_the_payload_in_another_way_keeps_it() {
+        let store = store(&[], Some("models--a--b/blobs/etag\n"));
+        let blobs = store.layout.root().join("models--a--b/blobs");
+        fs::create_dir_all(&blobs).unwrap();
+        let alias = store.layout.root().with_file_name("alias");
+        symlink(store.layout.root(), &alias).unwrap();
+        let hash = store.payload.file_name().unwrap();
+        symlink(alias.join("blobs/ab").join(hash), blobs.join("etag")).unwrap();
+        assert_eq!(sweep(&store.layout, &store.payload, &[]).unwrap(), Swept::Referenced(1));
+        // The same cache by its other name.
+        let other = Layout::new(alias.join("../hub"));
+        assert_eq!(payloads(&other).0[0].references.as_ref().unwrap().len(), 1);
     }
 
     #[test]

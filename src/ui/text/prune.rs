@@ -59,7 +59,7 @@ fn missed(report: &Report) -> String {
         .map(reason)
         .collect();
     if !others.is_empty() {
-        why.push(format!("some was left alone ({})", others.join("; ")));
+        why.push(format!("also left alone: {}", others.join(", ")));
     }
     if why.is_empty() {
         why.push("nothing else may be evicted".into());
@@ -87,9 +87,11 @@ fn reason(reason: SkipReason) -> &'static str {
 }
 
 /// One line for all that was left alone in a repo for one reason.
-fn skip_lines(skips: &[Skip]) -> String {
+/// Young things are only told where they stand in the way: there will always be some.
+fn skip_lines(skips: &[Skip], over_budget: bool) -> String {
     let mut groups: BTreeMap<(Option<&RepoName>, SkipReason), Vec<&Skip>> = BTreeMap::new();
-    for skip in skips.iter().filter(|skip| skip.reason != SkipReason::Referenced) {
+    let told = |reason| reason != SkipReason::Referenced && (over_budget || reason != SkipReason::Young);
+    for skip in skips.iter().filter(|skip| told(skip.reason)) {
         groups.entry((skip.repo.as_ref(), skip.reason)).or_default().push(skip);
     }
     let mut out = String::new();
@@ -118,9 +120,10 @@ impl ui::Report for Report {
             let _ = writeln!(out, "{}", evicted_line(verbs.0, one));
         }
         let of = match self.over_budget {
-            0 => format!("{} of {} {}", size(self.size), size(self.budget), if self.dry_run { "left" } else { "used" }),
-            _ => format!("{} {}", size(self.size), if self.dry_run { "left" } else { "used" }),
+            0 => format!("{} of the {} budget", size(self.size), size(self.budget)),
+            _ => size(self.size),
         };
+        let of = if self.dry_run { format!("that leaves {of}") } else { format!("{of} used") };
         let _ = writeln!(out, "{} {}: {}; {of}.", verbs.1, size(self.freed), counts(self));
         if self.over_budget > 0 {
             let _ = writeln!(out, "{}", missed(self));
@@ -138,7 +141,7 @@ impl ui::Report for Report {
     }
 
     fn summary(&self) -> String {
-        let mut out = skip_lines(&self.skipped);
+        let mut out = skip_lines(&self.skipped, self.over_budget > 0);
         if self.noatime && (!self.evicted.is_empty() || self.over_budget > 0) {
             let _ = writeln!(
                 out,
