@@ -5,6 +5,8 @@ use comfy_table::{Attribute, CellAlignment, Color, presets};
 
 /// Blanks between columns.
 const GAP: usize = 2;
+/// Text and names are cut to this width before a spare column is given up.
+const COMFORTABLE: usize = 32;
 /// No column is cut to less.
 const NARROWEST: usize = 10;
 
@@ -165,35 +167,53 @@ impl Table {
         text
     }
 
-    /// The columns to show, with their widths: spare ones go first, then text and names shrink.
+    /// The columns to show, with their widths: long text and names are cut a little, then spare columns go,
+    /// then text and names are cut further.
     fn layout(&self, limit: Option<usize>) -> Vec<(usize, usize)> {
         let natural = |(index, column): (usize, &Column)| {
             let cells = self.rows.iter().filter_map(|row| row.get(index));
             let widest = cells.map(|cell| console::measure_text_width(&cell.text)).max().unwrap_or_default();
             (index, widest.max(column.title().len()))
         };
-        let mut layout: Vec<(usize, usize)> = self.columns.iter().enumerate().map(natural).collect();
-        let Some(limit) = limit else { return layout };
-        let over = |layout: &[(usize, usize)]| {
-            let wide = layout.iter().map(|(_, width)| width + GAP).sum::<usize>();
-            wide.saturating_sub(GAP).saturating_sub(limit)
-        };
-        while over(&layout) > 0
-            && let Some(spare) = layout.iter().rposition(|(index, _)| self.columns[*index].is_spare())
-        {
-            layout.remove(spare);
-        }
-        while over(&layout) > 0 {
-            let shrinkable =
-                layout.iter_mut().filter(|(index, width)| self.columns[*index].can_shrink() && *width > NARROWEST);
-            // Names last: they are what a row is about.
-            match shrinkable.max_by_key(|(index, width)| (matches!(self.columns[*index], Column::Text(_)), *width)) {
-                Some((_, width)) => *width -= 1,
-                None => break,
+        let mut natural: Vec<(usize, usize)> = self.columns.iter().enumerate().map(natural).collect();
+        let Some(limit) = limit else { return natural };
+        loop {
+            let mut layout = natural.clone();
+            self.shrink(&mut layout, limit, COMFORTABLE);
+            if over(&layout, limit) == 0 {
+                return layout;
+            }
+            match natural.iter().rposition(|(index, _)| self.columns[*index].is_spare()) {
+                Some(spare) => drop(natural.remove(spare)),
+                None => {
+                    self.shrink(&mut layout, limit, NARROWEST);
+                    return layout;
+                }
             }
         }
-        layout
     }
+
+    /// Narrows what may be cut, but to no less than `least`. Names last: they are what a row is about.
+    fn shrink(&self, layout: &mut [(usize, usize)], limit: usize, least: usize) {
+        for names in [false, true] {
+            while over(layout, limit) > 0 {
+                let shrinkable = layout.iter_mut().filter(|(index, width)| {
+                    let column = self.columns[*index];
+                    column.can_shrink() && matches!(column, Column::Name(_)) == names && *width > least
+                });
+                match shrinkable.max_by_key(|(_, width)| *width) {
+                    Some((_, width)) => *width -= 1,
+                    None => break,
+                }
+            }
+        }
+    }
+}
+
+/// How much too wide this is.
+fn over(layout: &[(usize, usize)], limit: usize) -> usize {
+    let wide: usize = layout.iter().map(|(_, width)| width + GAP).sum();
+    wide.saturating_sub(GAP).saturating_sub(limit)
 }
 
 fn styled(text: String, tone: Tone) -> comfy_table::Cell {
@@ -240,7 +260,7 @@ mod tests {
 
     #[test]
     fn a_narrower_terminal_loses_what_is_spare() {
-        insta::assert_snapshot!(table().render(Some(84), false), @r"
+        insta::assert_snapshot!(table().render(Some(80), false), @r"
         Repo                                    Size  Refs                   Last used
         org/a-model-with-a-rather-long-name  1.5 GiB  main, refs/pr/1, v1.0  3 days ago
         gpt2                                    12 B  main

@@ -17,11 +17,9 @@ impl ui::Report for Report {
             return "No repos local or remote.".into();
         }
         let mut out = table(self).to_text();
-        if !self.refs.is_empty() {
-            out.push('\n');
-        }
-        for row in &self.refs {
-            let _ = writeln!(out, "{}", ref_line(row));
+        let notes: Vec<String> = self.revisions.iter().filter_map(note).chain(self.refs.iter().map(ref_line)).collect();
+        if !notes.is_empty() {
+            let _ = writeln!(out, "\n{}", notes.join("\n"));
         }
         let _ = writeln!(out, "\n{}", counts(self));
         out
@@ -38,8 +36,7 @@ impl ui::Report for Report {
 
 fn table(report: &Report) -> Table {
     use Column::{Fixed, Name, Spare, SpareNumber, Text};
-    let noted = report.revisions.iter().any(|row| !note(row).is_empty());
-    let mut columns = vec![
+    let columns = [
         Name("Repo"),
         Fixed("Type"),
         Fixed("Revision"),
@@ -48,13 +45,10 @@ fn table(report: &Report) -> Table {
         Text("Refs"),
         Spare("Last used"),
     ];
-    if noted {
-        columns.push(Text("Note"));
-    }
     let mut table = Table::new(columns);
     for row in &report.revisions {
         let (word, tone) = status(row.status);
-        let mut cells = vec![
+        let cells = [
             Cell::new(row.repo.id.as_str(), Tone::Name),
             row.repo.kind.word().into(),
             row.revision.short().into(),
@@ -63,9 +57,6 @@ fn table(report: &Report) -> Table {
             refs(row.refs.iter()).into(),
             Cell::new(ago(row.last_used, report.now), Tone::Dim),
         ];
-        if noted {
-            cells.push(note(row).into());
-        }
         table.row(cells);
     }
     table
@@ -81,13 +72,13 @@ fn status(status: Status) -> (&'static str, Tone) {
     }
 }
 
-/// "2 files only here; 1 blob missing in the bucket"
-fn note(row: &Row) -> String {
+/// "org/name@0123456789ab: 2 files only here; 1 blob missing in the bucket"
+fn note(row: &Row) -> Option<String> {
     let files =
         |paths: &[_], what: &str| (!paths.is_empty()).then(|| format!("{} {what}", plural(paths.len() as u64, "file")));
     let missing = &row.missing_blobs;
     let gaps = (!missing.is_empty()).then(|| {
-        let mendable = if missing.iter().all(|gap| gap.here) { ", here to push" } else { "" };
+        let mendable = if missing.iter().all(|gap| gap.here) { " (here, so a push mends it)" } else { "" };
         format!("{} missing in the bucket{mendable}", plural(missing.len() as u64, "blob"))
     });
     let parts = [
@@ -96,7 +87,8 @@ fn note(row: &Row) -> String {
         files(&row.different, "different"),
         gaps,
     ];
-    parts.into_iter().flatten().collect::<Vec<_>>().join("; ")
+    let parts: Vec<String> = parts.into_iter().flatten().collect();
+    (!parts.is_empty()).then(|| format!("{}@{}: {}", row.repo, row.revision.short(), parts.join("; ")))
 }
 
 fn ref_line(row: &RefRow) -> String {
@@ -104,7 +96,7 @@ fn ref_line(row: &RefRow) -> String {
         Some(commit) => format!("{} in the bucket", commit.short()),
         None => "not in the bucket".into(),
     };
-    format!("ref {} of {}: {} here, {there}", row.name, row.repo, row.local.short())
+    format!("{}, ref {}: {} here, {there}", row.repo, row.name, row.local.short())
 }
 
 fn counts(report: &Report) -> String {

@@ -141,7 +141,7 @@ fn local_table(report: &local::Report) -> Table {
 }
 
 fn remote_table(report: &remote::Report) -> Table {
-    use Column::{Fixed, Name, Number, Text};
+    use Column::{Fixed, Name, Number, SpareNumber, Text};
     let pushed = |time| Cell::new(ago(time, report.now), Tone::Dim);
     let with_size = |mut columns: Vec<Column>, at: usize| {
         if report.with_sizes {
@@ -172,8 +172,14 @@ fn remote_table(report: &remote::Report) -> Table {
         }
         return table;
     }
-    let columns =
-        vec![Name("Repo"), Fixed("Type"), Number("Revisions"), Fixed("Latest revision"), Text("Refs"), Fixed("Pushed")];
+    let columns = vec![
+        Name("Repo"),
+        Fixed("Type"),
+        SpareNumber("Revisions"),
+        Fixed("Latest revision"),
+        Text("Refs"),
+        Fixed("Pushed"),
+    ];
     let mut table = with_size(columns, 3);
     for row in &report.repos {
         let cells = vec![

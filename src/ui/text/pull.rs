@@ -3,9 +3,15 @@
 use std::fmt::Write;
 
 use super::{blobs, pace, plural};
+use crate::commands::Amount;
 use crate::commands::pull::{Report, Source};
 use crate::error::{Error, Kind};
 use crate::ui;
+
+/// "; 2 blobs (1.5 GiB) here already", where there are any
+fn here(present: &Amount) -> String {
+    if present.blobs == 0 { String::new() } else { format!("; {} here already", blobs(present)) }
+}
 
 impl ui::Report for Report {
     fn result(&self) -> String {
@@ -32,12 +38,7 @@ impl ui::Report for Report {
             let _ = writeln!(out, "note: {missing} of this revision were never pushed");
         }
         let _ = match (self.dry_run, self.source, self.failures.is_empty()) {
-            (true, ..) => writeln!(
-                out,
-                "Would download {} of {name}; {} here already.",
-                blobs(&self.downloaded),
-                blobs(&self.present)
-            ),
+            (true, ..) => writeln!(out, "Would download {} of {name}{}.", blobs(&self.downloaded), here(&self.present)),
             (_, _, false) => writeln!(
                 out,
                 "{name} is incomplete: {} of it could not be pulled.",
@@ -48,10 +49,10 @@ impl ui::Report for Report {
             }
             (_, Source::Bucket, _) => writeln!(
                 out,
-                "Pulled {name} from the bucket: {} {}; {} here already.",
+                "Pulled {name} from the bucket: {} {}{}.",
                 blobs(&self.downloaded),
                 pace(&self.downloaded, self.seconds),
-                blobs(&self.present)
+                here(&self.present)
             ),
         };
         out

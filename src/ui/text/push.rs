@@ -53,11 +53,11 @@ impl ui::Report for Report {
         let _ = writeln!(out, "{verb} {} {}.", blobs(&self.uploaded), pace(&self.uploaded, self.seconds));
         let _ = writeln!(
             out,
-            "{} in the bucket already. {} and {} {}; {} and {} up to date.",
-            blobs(&self.present),
+            "{}: {}, {}. Already there: {}, {}, {}.",
+            if self.dry_run { "To be written" } else { "Written" },
             plural(self.manifests as u64, "manifest"),
             plural(self.refs as u64, "ref"),
-            if self.dry_run { "to be written" } else { "written" },
+            blobs(&self.present),
             plural(self.manifests_unchanged as u64, "manifest"),
             plural(self.refs_unchanged as u64, "ref"),
         );
