@@ -64,8 +64,9 @@ fn every_type_of_repo_comes_back_as_itself() {
 #[test]
 fn every_layout_comes_back_as_links() {
     for layout in [Layout::Links, Layout::Shared, Layout::Hardlinks] {
-        round_trip(&[rich("model", "org/name").layout(layout)]);
-        round_trip(&[rich("model", "org/name").layout(layout).with_tree()]);
+        let revision = rich("model", "org/name").refs(&["main"]).layout(layout);
+        round_trip(&[revision.clone()]);
+        round_trip(&[revision.with_tree()]);
     }
     // Without links, blobs and tree only the hash tells: text is taken for git's, bytes for LFS, as the Hub does it.
     let plain = |layout| {
@@ -73,7 +74,7 @@ fn every_layout_comes_back_as_links() {
         revision.lfs("model.safetensors", weights(3, 400_000)).layout(layout)
     };
     round_trip(&[plain(Layout::Real)]);
-    round_trip(&[rich("model", "org/name").layout(Layout::Real).with_tree()]);
+    round_trip(&[rich("model", "org/name").refs(&["main"]).layout(Layout::Real).with_tree()]);
 }
 
 #[test]
@@ -322,7 +323,7 @@ fn listings_of_many_pages_are_read_to_their_end() {
     revision.write(&machine.hub());
     machine.ok(&["push"]);
     // Our blobs and manifest end up on the last pages.
-    for n in 0..2300 {
+    for n in 0..1100 {
         store.put(&format!("blobs/{}", sha256(format!("{n}").as_bytes())), "");
         store.put(&format!("manifests/aaa__x{n}@{COMMIT}.json"), "{}");
         store.put(&format!("refs/aaa__x{n}/main"), COMMIT);
@@ -331,7 +332,7 @@ fn listings_of_many_pages_are_read_to_their_end() {
     store.server.take_seen();
     machine.ok(&["push"]);
     let seen = store.server.take_seen();
-    assert!(seen.len() == 9 && seen.iter().all(|request| request.is_list()), "{seen:#?}");
+    assert!(seen.len() == 6 && seen.iter().all(|request| request.is_list()), "{seen:#?}");
     assert_eq!(store.objects(), before);
     let target = Machine::new(&store);
     target.ok(&["pull", "org/name"]);
@@ -353,7 +354,7 @@ fn a_complete_revision_is_pulled_from_a_cache_that_nobody_may_change() {
     let before = common::listing(&machine.hub());
     store.server.take_seen();
     for line in [&["pull", "org/name"][..], &["pull", "org/name", "--verify"], &["pull", "org/name", "--dry-run"]] {
-        let ran = as_nobody(&machine, line);
+        let ran = machine.run_read_only(line);
         assert_eq!(ran.code, 0, "{ran:#?}");
         assert_eq!(common::listing(&machine.hub()), before, "not one file, mode or time of change");
     }
@@ -376,31 +377,4 @@ fn a_used_file_counts_as_used_now() {
     let meta = fs::metadata(&blob).unwrap();
     assert!(meta.accessed().unwrap() > long_ago);
     assert_eq!(meta.modified().unwrap(), long_ago);
-}
-
-/// Runs as a user who may read and not write, also where the tests run as root.
-fn as_nobody(machine: &Machine, line: &[&str]) -> common::machine::Ran {
-    use std::os::unix::fs::{MetadataExt, PermissionsExt};
-    use std::os::unix::process::CommandExt;
-    fs::set_permissions(machine.home(), fs::Permissions::from_mode(0o755)).unwrap();
-    if fs::metadata(machine.home()).unwrap().uid() != 0 {
-        let mode = |mode| {
-            for path in common::listing(&machine.hub()).keys().map(|path| machine.hub().join(path)) {
-                if path.is_dir() && !path.is_symlink() {
-                    fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
-                }
-            }
-        };
-        mode(0o555);
-        let ran = machine.run(line);
-        mode(0o755);
-        return ran;
-    }
-    let binary = machine.home().join("binary");
-    if !binary.exists() {
-        fs::copy(env!("CARGO_BIN_EXE_hf-cache-sync"), &binary).unwrap();
-    }
-    let mut command = machine.command_of(&binary, line);
-    command.uid(65534).gid(65534);
-    common::machine::run(command)
 }

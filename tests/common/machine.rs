@@ -108,6 +108,33 @@ impl Machine {
         ran.stdout
     }
 
+    /// Runs as a user who may read the cache and change nothing in it, also where the tests run as root.
+    pub fn run_read_only(&self, line: &[&str]) -> Ran {
+        use std::os::unix::fs::{MetadataExt, PermissionsExt};
+        use std::os::unix::process::CommandExt;
+        let chmod = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        chmod(&self.home(), 0o755);
+        if fs::metadata(self.home()).unwrap().uid() == 0 {
+            let binary = self.home().join("work/binary");
+            if !binary.exists() {
+                fs::copy(env!("CARGO_BIN_EXE_hf-cache-sync"), &binary).unwrap();
+            }
+            let mut command = self.command_of(&binary, line);
+            command.uid(65534).gid(65534);
+            return run(command);
+        }
+        let folders = |mode| {
+            let found = super::listing(&self.home());
+            let folders = found.iter().filter(|(_, what)| what.starts_with("dir"));
+            folders.rev().for_each(|(path, _)| chmod(&self.home().join(path), mode));
+        };
+        folders(0o555);
+        let ran = self.run(line);
+        chmod(&self.home(), 0o755);
+        folders(0o755);
+        ran
+    }
+
     /// Starts a command and leaves it running.
     pub fn start(&self, line: &[&str]) -> Running {
         let mut child = self.command(line).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
