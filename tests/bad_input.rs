@@ -523,12 +523,12 @@ fn stray_files_in_the_cache() {
     let (store, machine) = scene();
     for dir in ["", "models--org--name", "models--org--name/snapshots", "models--org--name/blobs"] {
         fs::write(machine.hub().join(dir).join(".DS_Store"), "Mac").unwrap();
-        fs::write(machine.hub().join(dir).join("mine.txt"), "mine").unwrap();
+        fs::write(machine.hub().join(dir).join("stray.txt"), "stray").unwrap();
     }
     machine.ok(&["pull", "org/name"]);
     revision().assert_pulled(&machine.hub());
     machine.ok(&["push"]);
-    assert!(!store.objects().values().any(|hash| *hash == sha256(b"mine") || *hash == sha256(b"Mac")));
+    assert!(!store.objects().values().any(|hash| *hash == sha256(b"stray") || *hash == sha256(b"Mac")));
 }
 
 #[test]
