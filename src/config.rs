@@ -534,8 +534,10 @@ fn pick_credentials(
 
 /// An endpoint URL; `https://` is put before a bare host, as B2's pages show it.
 fn check_endpoint(text: &str) -> Result<String> {
+    // What stands before an `@` may be a secret: it is never repeated.
+    let shown = text.rsplit_once('@').map_or(text.to_string(), |(_, host)| format!("…@{host}"));
     let wrong = |why: &str| {
-        Err(Error::usage(format!("the endpoint '{}' cannot be used", crate::error::printable(text, 200)))
+        Err(Error::usage(format!("the endpoint '{}' cannot be used", crate::error::printable(&shown, 200)))
             .because(why)
             .hint("it looks like https://s3.us-west-004.backblazeb2.com (storage.endpoint, B2_ENDPOINT or --endpoint)"))
     };

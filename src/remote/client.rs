@@ -327,7 +327,7 @@ impl Bucket {
     /// A small object, or `None` when there is no such key.
     ///
     /// # Errors
-    /// Also when it is larger than `limit` bytes.
+    /// Also [`Cause::TooLarge`], when it is larger than `limit` bytes.
     pub async fn get_small(&self, key: &str, limit: u64) -> Result<Option<Small>, Failure> {
         let full = self.key(key);
         let read = || async {
@@ -339,7 +339,7 @@ impl Bucket {
             while let Some(piece) = download.next().await? {
                 bytes.extend_from_slice(&piece);
                 if bytes.len() as u64 > limit {
-                    return Err(Failure::new(Cause::Other, format!("it is larger than {limit} bytes")));
+                    return Err(Failure::new(Cause::TooLarge, format!("it is larger than {limit} bytes")));
                 }
             }
             if expected.is_some_and(|expected| expected != bytes.len() as u64) {

@@ -47,6 +47,8 @@ pub enum Cause {
     ClockSkew,
     /// The store refused the bytes as damaged on the way.
     Damaged,
+    /// The object is larger than anything valid under its key.
+    TooLarge,
     /// Anything else.
     Other,
 }
@@ -164,6 +166,7 @@ impl Failure {
                 format!("the store received damaged bytes ({})", self.detail),
                 Some("run it again; if it stays, check this machine's memory and network".into()),
             ),
+            Cause::TooLarge => (Kind::Integrity, self.detail, None),
             Cause::Other => (Kind::Failed, self.detail, None),
         };
         Error { kind, what: doing.to_string(), why: Some(why), hint }

@@ -2,14 +2,17 @@
 //! can be told to misbehave. Shared by tests and examples.
 #![allow(dead_code)] // each user needs a part of it
 
+use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
-use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use md5::Digest;
 use s3s::Body;
 use s3s::auth::SimpleAuth;
 use s3s::service::{S3Service, S3ServiceBuilder};
@@ -19,21 +22,52 @@ pub const ACCESS_KEY: &str = "test-access-key";
 /// Its secret half.
 pub const SECRET_KEY: &str = "test-secret-key";
 
+/// Longest wait for something that a test expects.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// A request as it came in.
 #[derive(Debug, Clone)]
 pub struct Seen {
     /// GET, PUT, …
     pub method: String,
-    /// Path without the bucket, decoded as far as keys need it.
+    /// The key, decoded; empty for requests on the bucket.
     pub key: String,
     /// The query.
     pub query: String,
     /// The user agent.
     pub agent: String,
+    /// The range header.
+    pub range: Option<String>,
+    /// The session token header.
+    pub token: Option<String>,
+}
+
+impl Seen {
+    /// Whether it is this method on a key that begins like this.
+    pub fn is(&self, method: &str, key: &str) -> bool {
+        self.method == method && self.key.starts_with(key)
+    }
+
+    /// Whether it lists objects.
+    pub fn is_list(&self) -> bool {
+        self.method == "GET" && self.query.contains("list-type=2")
+    }
+
+    /// The number of the part that it sends.
+    pub fn part(&self) -> Option<u32> {
+        if self.method != "PUT" {
+            return None;
+        }
+        self.parameter("partNumber")?.parse().ok()
+    }
+
+    fn parameter(&self, name: &str) -> Option<&str> {
+        self.query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
+    }
 }
 
 /// What to do with a request.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Action {
     /// Let it through.
     Pass,
@@ -41,8 +75,30 @@ pub enum Action {
     Refuse(u16, &'static str, &'static str),
     /// Send a body that ends after so many bytes.
     Cut(usize),
+    /// Let it through when the gate is opened.
+    Hold(Gate),
     /// Never answer.
     Hang,
+}
+
+/// Holds requests back until a test opens it.
+#[derive(Debug, Clone)]
+pub struct Gate(Arc<tokio::sync::watch::Sender<bool>>);
+
+impl Gate {
+    /// A closed gate.
+    pub fn new() -> Self {
+        Gate(Arc::new(tokio::sync::watch::Sender::new(false)))
+    }
+
+    /// Lets everything through from now on.
+    pub fn open(&self) {
+        self.0.send_replace(true);
+    }
+
+    async fn pass(&self) {
+        let _ = self.0.subscribe().wait_for(|open| *open).await;
+    }
 }
 
 type Hook = Box<dyn Fn(&Seen) -> Action + Send + Sync>;
@@ -57,9 +113,15 @@ pub struct Server {
 
 #[derive(Default)]
 struct State {
+    root: PathBuf,
     seen: Mutex<Vec<Seen>>,
+    came: Condvar,
     hook: Mutex<Option<Hook>>,
+    parts: Mutex<Parts>,
 }
+
+/// By upload id and number: ETag and size of each part.
+type Parts = HashMap<String, BTreeMap<u32, (String, u64)>>;
 
 impl Server {
     /// Serves the folder; each folder in it is a bucket.
@@ -70,7 +132,7 @@ impl Server {
         let service = builder.build();
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await.expect("a free port");
         let url = format!("http://{}", listener.local_addr().expect("bound"));
-        let state = Arc::new(State::default());
+        let state = Arc::new(State { root: root.to_path_buf(), ..State::default() });
         let task = tokio::spawn(accept(listener, service, state.clone()));
         Server { url, state, task }
     }
@@ -78,6 +140,15 @@ impl Server {
     /// The requests so far; forgets them.
     pub fn take_seen(&self) -> Vec<Seen> {
         std::mem::take(&mut self.state.seen.lock().unwrap())
+    }
+
+    /// Blocks until the requests since the last [`Server::take_seen`] are as wanted.
+    pub fn wait_for(&self, what: &str, wanted: impl Fn(&[Seen]) -> bool) {
+        let seen = self.state.seen.lock().unwrap();
+        let (seen, waited) = self.state.came.wait_timeout_while(seen, PATIENCE, |seen| !wanted(seen)).unwrap();
+        let requests: Vec<String> = seen.iter().map(|s| format!("{} {}?{}", s.method, s.key, s.query)).collect();
+        drop(seen);
+        assert!(!waited.timed_out(), "no {what} came, only {requests:#?}");
     }
 
     /// Misbehaves as told from now on.
@@ -114,31 +185,109 @@ async fn answer(
     state: Arc<State>,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
+    let header = |name: &str| request.headers().get(name).map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned());
+    let (bucket, key) = request.uri().path().trim_start_matches('/').split_once('/').unwrap_or_default();
+    let (bucket, key) = (bucket.to_string(), decoded(key));
     let seen = Seen {
         method: request.method().to_string(),
-        key: request.uri().path().trim_start_matches('/').split_once('/').map_or("", |(_, key)| key).to_string(),
+        key,
         query: request.uri().query().unwrap_or_default().to_string(),
-        agent: request
-            .headers()
-            .get("user-agent")
-            .map_or(String::new(), |v| String::from_utf8_lossy(v.as_bytes()).into()),
+        agent: header("user-agent").unwrap_or_default(),
+        range: header("range"),
+        token: header("x-amz-security-token"),
     };
+    let size = header("content-length").and_then(|text| text.parse().ok()).unwrap_or_default();
     let action = state.hook.lock().unwrap().as_ref().map_or(Action::Pass, |hook| hook(&seen));
-    state.seen.lock().unwrap().push(seen);
-    let cut = match action {
+    state.seen.lock().unwrap().push(seen.clone());
+    state.came.notify_all();
+    let mut cut = None;
+    match action {
         Action::Refuse(status, code, message) => return Ok(refusal(status, code, message)),
         Action::Hang => std::future::pending().await,
-        Action::Cut(length) => Some(length),
-        Action::Pass => None,
-    };
+        Action::Hold(gate) => gate.pass().await,
+        Action::Cut(length) => cut = Some(length),
+        Action::Pass => {}
+    }
+    let upload = seen.parameter("uploadId").map(String::from);
+    if let (Some(upload), "GET") = (&upload, seen.method.as_str())
+        && let Some(parts) = state.parts.lock().unwrap().get(upload)
+    {
+        return Ok(listed_parts(parts));
+    }
     let response = match service.call(request.map(Body::from)).await {
         Ok(response) => response,
         Err(_) => return Ok(refusal(500, "InternalError", "the embedded server failed")),
     };
+    if let (Some(upload), Some(number), true) = (upload, seen.part(), response.status().is_success()) {
+        let etag = response.headers().get("etag").map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned());
+        let part = (etag.unwrap_or_default(), size);
+        state.parts.lock().unwrap().entry(upload).or_default().insert(number, part);
+    }
+    if seen.is_list() && response.status().is_success() {
+        return Ok(with_etags(response, &state.root.join(bucket)).await);
+    }
     Ok(match cut {
         None => response,
         Some(length) => cut_short(response, length).await,
     })
+}
+
+/// Undoes percent-encoding.
+fn decoded(text: &str) -> String {
+    let mut bytes = Vec::new();
+    let mut rest = text.as_bytes();
+    while let Some((first, tail)) = rest.split_first() {
+        let code = tail.get(..2).and_then(|hex| u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok());
+        match (first, code) {
+            (b'%', Some(code)) => {
+                bytes.push(code);
+                rest = &tail[2..];
+            }
+            _ => {
+                bytes.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// s3s-fs lists parts without their ETags, which no real store does.
+fn listed_parts(parts: &BTreeMap<u32, (String, u64)>) -> Response<Body> {
+    let parts: String = parts
+        .iter()
+        .map(|(number, (etag, size))| {
+            format!("<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag><Size>{size}</Size></Part>")
+        })
+        .collect();
+    let xml =
+        format!("<?xml version=\"1.0\"?><ListPartsResult><IsTruncated>false</IsTruncated>{parts}</ListPartsResult>");
+    Response::new(Body::from(xml))
+}
+
+/// s3s-fs lists objects without their ETags, which no real store does. Large objects are left out: theirs are no MD5.
+async fn with_etags(response: Response<Body>, bucket: &Path) -> Response<Body> {
+    use http_body_util::BodyExt;
+    let (mut head, body) = response.into_parts();
+    let bytes = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+    let xml = String::from_utf8_lossy(&bytes).into_owned();
+    let mut out = String::new();
+    let mut rest = xml.as_str();
+    while let Some((before, after)) = rest.split_once("<Key>") {
+        let (key, tail) = after.split_once("</Key>").unwrap_or((after, ""));
+        out.push_str(&format!("{before}<Key>{key}</Key>"));
+        let file = bucket.join(key.replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">"));
+        if file.metadata().is_ok_and(|meta| meta.len() < 1 << 20)
+            && let Ok(content) = std::fs::read(&file)
+        {
+            let md5: String = md5::Md5::digest(content).iter().map(|byte| format!("{byte:02x}")).collect();
+            out.push_str(&format!("<ETag>&quot;{md5}&quot;</ETag>"));
+        }
+        rest = tail;
+    }
+    out.push_str(rest);
+    head.headers.remove("content-length");
+    Response::from_parts(head, Body::from(out))
 }
 
 fn refusal(status: u16, code: &str, message: &str) -> Response<Body> {

@@ -7,6 +7,7 @@ pub mod hydrate;
 pub mod local;
 pub mod plan;
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -186,13 +187,21 @@ fn report(layout: &Layout, found: Found, dry_run: bool) -> Report {
 
 /// 0.1.0's rule: a repo is judged by the licence files that are here already.
 pub(crate) fn look_gated(layout: &Layout, repo: &RepoName) -> Result<Option<Gated>> {
-    let Ok(snapshots) = std::fs::read_dir(layout.repo(repo).join("snapshots")) else { return Ok(None) };
-    for snapshot in snapshots.flatten() {
-        let found = gated::look(&snapshot.path()).map_err(|e| {
-            Error::failed(format!("cannot tell whether {repo} is gated, so it is not pulled")).because(plain_io(&e))
-        })?;
-        if found.is_some() {
-            return Ok(found);
+    let unknown = |e: std::io::Error| {
+        Error::failed(format!("cannot tell whether {repo} is gated, so it is not pulled")).because(plain_io(&e))
+    };
+    let snapshots = match std::fs::read_dir(layout.repo(repo).join("snapshots")) {
+        Ok(snapshots) => snapshots,
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(None),
+        Err(error) => return Err(unknown(error)),
+    };
+    for snapshot in snapshots {
+        let path = snapshot.map_err(unknown)?.path();
+        // A stray file, such as .DS_Store, is no snapshot.
+        if path.is_dir()
+            && let Some(gated) = gated::look(&path).map_err(unknown)?
+        {
+            return Ok(Some(gated));
         }
     }
     Ok(None)

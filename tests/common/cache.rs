@@ -1,0 +1,331 @@
+//! Caches as huggingface_hub makes them, and buckets as hf-cache-sync 0.1.0 makes them. Built here from the
+//! documented layout alone, so that the program is not measured against itself.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+
+use super::store::Store;
+use super::{git_sha1, sha256};
+
+/// A commit hash.
+pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+/// Another one.
+pub const OTHER: &str = "89abcdef0123456789abcdef0123456789abcdef";
+
+/// How a snapshot refers to its bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// Relative links to `blobs/`, as on Linux and macOS.
+    Links,
+    /// The same, but LFS blobs are themselves links into the cache-wide store: two hops.
+    Shared,
+    /// Real files in `snapshots/`, and none in `blobs/`: where links are impossible.
+    Real,
+    /// Real files that are hard links to `blobs/`.
+    Hardlinks,
+}
+
+/// A file of a revision.
+#[derive(Debug, Clone)]
+pub struct Content {
+    /// Its path in the repo.
+    pub path: String,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// Whether the Hub keeps it in LFS or Xet.
+    pub lfs: bool,
+}
+
+impl Content {
+    /// The name of its blob.
+    pub fn etag(&self) -> String {
+        if self.lfs { sha256(&self.bytes) } else { git_sha1(&self.bytes) }
+    }
+}
+
+/// A revision of a repo, to be put into a cache or a bucket, or compared with one.
+#[derive(Debug, Clone)]
+pub struct Revision {
+    /// `model`, `dataset`, `space` or `kernel`.
+    pub kind: String,
+    /// `org/name`
+    pub id: String,
+    /// The commit.
+    pub commit: String,
+    /// All files of the commit.
+    pub files: Vec<Content>,
+    /// Paths that were not downloaded.
+    pub absent: Vec<String>,
+    /// Its refs.
+    pub refs: Vec<String>,
+    /// Whether there is a tree.
+    pub tree: bool,
+    /// How its files refer to their bytes.
+    pub layout: Layout,
+}
+
+impl Revision {
+    /// A revision at [`COMMIT`], named by `main`, without any file.
+    pub fn new(kind: &str, id: &str) -> Self {
+        Revision {
+            kind: kind.into(),
+            id: id.into(),
+            commit: COMMIT.into(),
+            files: Vec::new(),
+            absent: Vec::new(),
+            refs: vec!["main".into()],
+            tree: false,
+            layout: Layout::Links,
+        }
+    }
+
+    /// A model with a configuration and weights.
+    pub fn model(id: &str) -> Self {
+        let weights = super::weights(id.len() as u64, 300_000);
+        Revision::new("model", id).git("config.json", "{\"model_type\": \"bert\"}\n").lfs("model.safetensors", weights)
+    }
+
+    /// Adds a file that is in git.
+    pub fn git(mut self, path: &str, bytes: impl AsRef<[u8]>) -> Self {
+        self.files.push(Content { path: path.into(), bytes: bytes.as_ref().to_vec(), lfs: false });
+        self
+    }
+
+    /// Adds a file that is in LFS.
+    pub fn lfs(mut self, path: &str, bytes: impl AsRef<[u8]>) -> Self {
+        self.files.push(Content { path: path.into(), bytes: bytes.as_ref().to_vec(), lfs: true });
+        self
+    }
+
+    /// At another commit.
+    pub fn at(mut self, commit: &str) -> Self {
+        self.commit = commit.into();
+        self
+    }
+
+    /// With these refs instead of `main`.
+    pub fn refs(mut self, refs: &[&str]) -> Self {
+        self.refs = refs.iter().map(|name| name.to_string()).collect();
+        self
+    }
+
+    /// With a tree.
+    pub fn with_tree(mut self) -> Self {
+        self.tree = true;
+        self
+    }
+
+    /// In another layout.
+    pub fn layout(mut self, layout: Layout) -> Self {
+        self.layout = layout;
+        self
+    }
+
+    /// Without these files.
+    pub fn without(mut self, paths: &[&str]) -> Self {
+        self.absent = paths.iter().map(|path| path.to_string()).collect();
+        self
+    }
+
+    /// The files that were downloaded.
+    pub fn present(&self) -> impl Iterator<Item = &Content> {
+        self.files.iter().filter(|file| !self.absent.contains(&file.path))
+    }
+
+    /// The file of this path.
+    pub fn file(&self, path: &str) -> &Content {
+        self.files.iter().find(|file| file.path == path).unwrap()
+    }
+
+    /// The blob's name of the file of this path.
+    pub fn etag(&self, path: &str) -> String {
+        self.file(path).etag()
+    }
+
+    /// `models--org--name`
+    pub fn folder(&self) -> String {
+        format!("{}s--{}", self.kind, self.id.replace('/', "--"))
+    }
+
+    /// Its folder in a cache.
+    pub fn dir(&self, hub: &Path) -> PathBuf {
+        hub.join(self.folder())
+    }
+
+    /// Its snapshot in a cache.
+    pub fn snapshot(&self, hub: &Path) -> PathBuf {
+        self.dir(hub).join("snapshots").join(&self.commit)
+    }
+
+    /// A blob in a cache, by its file's path.
+    pub fn blob(&self, hub: &Path, path: &str) -> PathBuf {
+        self.dir(hub).join("blobs").join(self.etag(path))
+    }
+
+    /// The tree of the commit, as the client writes it.
+    pub fn tree_json(&self) -> Vec<u8> {
+        let mut files: Vec<&Content> = self.files.iter().collect();
+        files.sort_by(|a, b| a.path.cmp(&b.path));
+        let entries: Map<String, Value> = files
+            .into_iter()
+            .map(|file| {
+                let size = file.bytes.len();
+                let entry = match file.lfs {
+                    false => json!({"size": size, "blob_id": file.etag()}),
+                    true => json!({
+                        "size": size, "blob_id": git_sha1(file.etag().as_bytes()), "lfs_sha256": file.etag(),
+                        "lfs_size": size,
+                    }),
+                };
+                (file.path.clone(), entry)
+            })
+            .collect();
+        indented(&json!({"format_version": 1, "files": entries}), b" ")
+    }
+
+    /// Puts it into a cache.
+    pub fn write(&self, hub: &Path) {
+        let (dir, snapshot) = (self.dir(hub), self.snapshot(hub));
+        let blobs = dir.join("blobs");
+        fs::create_dir_all(&blobs).unwrap();
+        fs::create_dir_all(&snapshot).unwrap();
+        fs::write(hub.join("CACHEDIR.TAG"), "Signature: 8a477f597d28d172789f06886806bc55\n").unwrap();
+        for file in self.present() {
+            let (blob, link) = (blobs.join(file.etag()), snapshot.join(&file.path));
+            fs::create_dir_all(link.parent().unwrap()).unwrap();
+            match self.layout {
+                Layout::Real => {
+                    fs::write(&link, &file.bytes).unwrap();
+                    continue;
+                }
+                Layout::Shared if file.lfs => self.write_shared(hub, file),
+                _ => fs::write(&blob, &file.bytes).unwrap(),
+            }
+            match self.layout {
+                Layout::Hardlinks => fs::hard_link(&blob, &link).unwrap(),
+                _ => {
+                    let up = "../".repeat(file.path.matches('/').count() + 2);
+                    symlink(format!("{up}blobs/{}", file.etag()), &link).unwrap();
+                }
+            }
+        }
+        for name in &self.refs {
+            let path = dir.join("refs").join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, &self.commit).unwrap();
+        }
+        if self.tree {
+            fs::create_dir_all(dir.join("trees")).unwrap();
+            fs::write(dir.join("trees").join(format!("{}.json", self.commit)), self.tree_json()).unwrap();
+        }
+    }
+
+    fn write_shared(&self, hub: &Path, file: &Content) {
+        let store = hub.join("blobs");
+        let xet = sha256(format!("xet {}", file.etag()).as_bytes());
+        let payload = store.join(&xet[..2]).join(&xet);
+        fs::create_dir_all(payload.parent().unwrap()).unwrap();
+        fs::write(store.join(".huggingface-shared-blobs"), "1\n").unwrap();
+        fs::write(&payload, &file.bytes).unwrap();
+        let mut users = payload.clone().into_os_string();
+        users.push(".refs");
+        fs::write(users, format!("{}/blobs/{}\n", self.folder(), file.etag())).unwrap();
+        let blob = self.dir(hub).join("blobs").join(file.etag());
+        if blob.symlink_metadata().is_err() {
+            symlink(format!("../../blobs/{}/{xet}", &xet[..2]), blob).unwrap();
+        }
+    }
+
+    /// The id as it stands in keys.
+    pub fn encoded(&self) -> String {
+        self.id.replace('/', "__")
+    }
+
+    /// `manifests/…`
+    pub fn manifest_key(&self) -> String {
+        format!("manifests/{}@{}.json", self.encoded(), self.commit)
+    }
+
+    /// `blobs/…`
+    pub fn blob_key(&self, path: &str) -> String {
+        format!("blobs/{}", self.etag(path))
+    }
+
+    /// The manifest as a value, to be bent before it is published.
+    pub fn manifest(&self) -> Value {
+        let mut files: Vec<&Content> = self.present().collect();
+        files.sort_by(|a, b| a.path.cmp(&b.path));
+        let files: Vec<Value> = files
+            .iter()
+            .map(|file| json!({"path": file.path, "blob": file.etag(), "size": file.bytes.len()}))
+            .collect();
+        json!({"repo": self.id, "revision": self.commit, "repo_type": self.kind, "files": files})
+    }
+
+    /// Puts it into the bucket as 0.1.0 does.
+    pub fn publish(&self, store: &Store) {
+        for file in self.present() {
+            store.put(&format!("blobs/{}", file.etag()), &file.bytes);
+        }
+        store.put(&self.manifest_key(), indented(&self.manifest(), b"  "));
+        for name in &self.refs {
+            store.put(&format!("refs/{}/{name}", self.encoded()), &self.commit);
+        }
+    }
+
+    /// The cache has all of it, byte by byte, in the client's layout: blobs under their names, relative links, refs
+    /// without a newline, the tree.
+    #[track_caller]
+    pub fn assert_pulled(&self, hub: &Path) {
+        for file in self.present() {
+            let link = self.snapshot(hub).join(&file.path);
+            let text = fs::read_link(&link).unwrap_or_else(|error| panic!("{}: {error}", link.display()));
+            let up = "../".repeat(file.path.matches('/').count() + 2);
+            assert_eq!(text, Path::new(&format!("{up}blobs/{}", file.etag())), "{}", file.path);
+            assert!(fs::read(&link).unwrap() == file.bytes, "{} has other bytes", file.path);
+        }
+        assert_eq!(count_files(&self.snapshot(hub)), self.present().count());
+        for name in &self.refs {
+            assert_eq!(fs::read_to_string(self.dir(hub).join("refs").join(name)).unwrap(), self.commit, "{name}");
+        }
+        if self.tree {
+            let tree = self.dir(hub).join("trees").join(format!("{}.json", self.commit));
+            assert_eq!(fs::read_to_string(tree).unwrap(), String::from_utf8(self.tree_json()).unwrap());
+        }
+    }
+
+    /// The bucket has all of it, byte by byte.
+    #[track_caller]
+    pub fn assert_published(&self, store: &Store) {
+        for file in self.present() {
+            assert!(store.get(&format!("blobs/{}", file.etag())) == file.bytes, "{} has other bytes", file.path);
+        }
+        let manifest: Value = serde_json::from_slice(&store.get(&self.manifest_key())).unwrap();
+        let expected = self.manifest();
+        for key in ["repo", "revision", "repo_type", "files"] {
+            assert_eq!(manifest[key], expected[key], "{key}");
+        }
+    }
+}
+
+/// Files and links below a folder.
+pub fn count_files(dir: &Path) -> usize {
+    let entries = fs::read_dir(dir).unwrap().map(Result::unwrap);
+    entries.map(|entry| if entry.file_type().unwrap().is_dir() { count_files(&entry.path()) } else { 1 }).sum()
+}
+
+/// JSON as Python's `json.dumps` writes it with this indent: what is not ASCII is escaped.
+pub fn indented(value: &Value, indent: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    let formatter = serde_json::ser::PrettyFormatter::with_indent(indent);
+    serde::Serialize::serialize(value, &mut serde_json::Serializer::with_formatter(&mut out, formatter)).unwrap();
+    let text = String::from_utf8(out).unwrap();
+    let escaped = |c: char| match c.is_ascii() {
+        true => c.to_string(),
+        false => c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")).collect(),
+    };
+    text.chars().map(escaped).collect::<String>().into_bytes()
+}

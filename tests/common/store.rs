@@ -1,0 +1,82 @@
+//! A bucket on a server of its own. Its objects are files, so that a test can look at and change them directly.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+
+use super::s3::{ACCESS_KEY, SECRET_KEY, Server};
+
+/// The bucket's name.
+pub const BUCKET: &str = "team-cache";
+
+/// A server with one bucket.
+pub struct Store {
+    /// The server.
+    pub server: Server,
+    dir: tempfile::TempDir,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Store {
+    /// An empty bucket.
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join(BUCKET)).unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let server = runtime.block_on(Server::start(dir.path(), 0, ACCESS_KEY, SECRET_KEY));
+        Store { server, dir, _runtime: runtime }
+    }
+
+    /// The file behind a key.
+    pub fn path(&self, key: &str) -> PathBuf {
+        self.dir.path().join(BUCKET).join(key)
+    }
+
+    /// Writes an object, without a request.
+    pub fn put(&self, key: &str, bytes: impl AsRef<[u8]>) {
+        let path = self.path(key);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    }
+
+    /// Reads an object.
+    pub fn get(&self, key: &str) -> Vec<u8> {
+        fs::read(self.path(key)).unwrap_or_else(|error| panic!("{key}: {error}"))
+    }
+
+    /// Reads a small object as text.
+    pub fn text(&self, key: &str) -> String {
+        String::from_utf8(self.get(key)).unwrap()
+    }
+
+    /// Whether the object is there.
+    pub fn has(&self, key: &str) -> bool {
+        self.path(key).is_file()
+    }
+
+    /// Deletes an object.
+    pub fn remove(&self, key: &str) {
+        fs::remove_file(self.path(key)).unwrap();
+    }
+
+    /// Makes `key` the newest or oldest object: sets its time of last change to so many seconds from now.
+    pub fn age(&self, key: &str, seconds: i64) {
+        let offset = std::time::Duration::from_secs(seconds.unsigned_abs());
+        let now = std::time::SystemTime::now();
+        let time = if seconds < 0 { now - offset } else { now + offset };
+        fs::File::options().write(true).open(self.path(key)).unwrap().set_modified(time).unwrap();
+    }
+
+    /// Every key with the sha256 of its bytes.
+    pub fn objects(&self) -> BTreeMap<String, String> {
+        let mut found = super::listing(&self.dir.path().join(BUCKET));
+        found.retain(|_, what| what.starts_with("file"));
+        found.values_mut().for_each(|what| *what = what.rsplit(' ').next().unwrap().to_string());
+        found
+    }
+
+    /// Every key.
+    pub fn keys(&self) -> Vec<String> {
+        self.objects().into_keys().collect()
+    }
+}

@@ -1,0 +1,380 @@
+//! Caches in every layout go to the bucket and come back whole; what is there already is not moved again.
+#![cfg(unix)]
+
+mod common;
+
+use std::fs;
+
+use common::cache::{COMMIT, Layout, OTHER, Revision};
+use common::machine::Machine;
+use common::s3::{Action, Gate};
+use common::store::Store;
+use common::{contents, sha256, visible, weights};
+use serde_json::Value;
+
+/// A revision with everything that a repo can have.
+fn rich(kind: &str, id: &str) -> Revision {
+    Revision::new(kind, id)
+        .git("config.json", "{}\n")
+        .git("empty.txt", "")
+        .lfs("empty.bin", "")
+        .lfs("model.safetensors", weights(1, 700_000))
+        .lfs("a/b/c/d/e/f/deep.bin", weights(2, 1000))
+        .git("ordner/größe 漢字.txt", "non-ASCII\n")
+        .lfs("twice/model.safetensors", weights(1, 700_000))
+        .refs(&["main", "v1.0", "refs/pr/1", "feature/x"])
+}
+
+/// Pushes from a machine that has these, pulls each ref of each on another; returns the store and both machines.
+fn round_trip(revisions: &[Revision]) -> (Store, Machine, Machine) {
+    let store = Store::new();
+    let (source, target) = (Machine::new(&store), Machine::new(&store));
+    revisions.iter().for_each(|revision| revision.write(&source.hub()));
+    let before = visible(&source.hub());
+    source.ok(&["push"]);
+    assert_eq!(visible(&source.hub()), before, "a push changes nothing in the cache");
+    for revision in revisions {
+        revision.assert_published(&store);
+        for name in &revision.refs {
+            let printed = target.ok(&["pull", &revision.id, "--repo-type", &revision.kind, "-r", name]);
+            assert_eq!(printed, format!("{}\n", revision.snapshot(&target.hub()).display()));
+        }
+        revision.assert_pulled(&target.hub());
+    }
+    (store, source, target)
+}
+
+#[test]
+fn every_type_of_repo_comes_back_as_itself() {
+    let revisions = ["model", "dataset", "space", "kernel"].map(|kind| rich(kind, "org/name").with_tree());
+    let (store, source, target) = round_trip(&revisions[..1]);
+    // One id in several types cannot share a commit in the bucket: each gets its own, as on the Hub.
+    drop((store, source, target));
+    let revisions: Vec<Revision> =
+        revisions.into_iter().enumerate().map(|(n, revision)| revision.at(&format!("{n}{}", &COMMIT[1..]))).collect();
+    let (store, source, target) = round_trip(&revisions);
+    let (mut before, mut after) = (contents(&source.hub()), contents(&target.hub()));
+    before.remove("CACHEDIR.TAG");
+    after.remove("CACHEDIR.TAG");
+    assert_eq!(after, before, "byte by byte, link by link");
+    // 0.1.0 would install a kernel as a model.
+    assert!(!store.keys().iter().any(|key| key.starts_with("refs/") && store.text(key) == revisions[3].commit));
+}
+
+#[test]
+fn every_layout_comes_back_as_links() {
+    for layout in [Layout::Links, Layout::Shared, Layout::Hardlinks] {
+        let revision = rich("model", "org/name").refs(&["main"]).layout(layout);
+        round_trip(&[revision.clone()]);
+        round_trip(&[revision.with_tree()]);
+    }
+    // Without links, blobs and tree only the hash tells: text is taken for git's, bytes for LFS, as the Hub does it.
+    let plain = |layout| {
+        let revision = Revision::new("model", "org/name").git("config.json", "{}\n");
+        revision.lfs("model.safetensors", weights(3, 400_000)).layout(layout)
+    };
+    round_trip(&[plain(Layout::Real)]);
+    round_trip(&[rich("model", "org/name").refs(&["main"]).layout(Layout::Real).with_tree()]);
+}
+
+#[test]
+fn ids_that_look_alike_as_keys_stay_apart() {
+    let ids = ["a_/b", "a/_b", "team__a/under__score", "a__b", "gpt2", "a/b"];
+    let revisions: Vec<Revision> = ids
+        .iter()
+        .enumerate()
+        .map(|(n, id)| Revision::model(id).git("id.txt", id).at(&format!("{n}{}", &COMMIT[1..])))
+        .collect();
+    let (store, ..) = round_trip(&revisions);
+    // Plain ids write 0.1.0's key alone.
+    assert_eq!(store.text("refs/a__b/main"), revisions[5].commit);
+    assert_eq!(store.text("refs/gpt2/main"), revisions[4].commit);
+    assert!(!store.has("refs-v2/models--gpt2/main") && !store.has("refs-v2/models--a--b/main"));
+    assert_eq!(store.text("refs-v2/models--team__a--under__score/main"), revisions[2].commit);
+}
+
+#[test]
+fn a_dataset_takes_the_old_ref_key_only_while_it_is_free() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let dataset = Revision::new("dataset", "org/name").git("data.csv", "1\n").at(OTHER);
+    dataset.write(&machine.hub());
+    machine.ok(&["push"]);
+    assert_eq!(store.text("refs/org__name/main"), OTHER, "0.1.0 can pull it");
+    assert_eq!(store.text("refs-v2/datasets--org--name/main"), OTHER);
+
+    let model = Revision::model("org/name");
+    model.write(&machine.hub());
+    machine.ok(&["push"]);
+    machine.ok(&["push", "dataset:org/name"]);
+    assert_eq!(store.text("refs/org__name/main"), COMMIT, "a model's plain key is the model's");
+    let other = Machine::new(&store);
+    other.ok(&["pull", "org/name"]);
+    other.ok(&["pull", "dataset:org/name"]);
+    model.assert_pulled(&other.hub());
+    dataset.assert_pulled(&other.hub());
+}
+
+#[test]
+fn the_newest_ref_wins_whoever_wrote_it() {
+    let store = Store::new();
+    let old = Revision::new("dataset", "org/name").git("data.csv", "old\n");
+    let new = Revision::new("dataset", "org/name").git("data.csv", "new\n").at(OTHER);
+    old.publish(&store);
+    new.publish(&store);
+    for (newer, age) in [(&new, -60), (&old, 60)] {
+        store.put("refs/org__name/main", OTHER);
+        store.put("refs-v2/datasets--org--name/main", COMMIT);
+        store.age("refs-v2/datasets--org--name/main", age);
+        let machine = Machine::new(&store);
+        machine.ok(&["pull", "org/name"]);
+        newer.assert_pulled(&machine.hub());
+    }
+}
+
+#[test]
+fn without_a_type_the_model_is_meant_and_else_the_only_one() {
+    let store = Store::new();
+    let dataset = Revision::new("dataset", "org/name").git("data.csv", "1\n");
+    dataset.publish(&store);
+    let machine = Machine::new(&store);
+    let ran = machine.run(&["pull", "org/name"]);
+    assert_eq!(ran.code, 0, "{ran:#?}");
+    assert!(ran.stderr.contains("note: org/name is a dataset"), "{ran:#?}");
+    dataset.assert_pulled(&machine.hub());
+
+    let space = Revision::new("space", "org/name").git("app.py", "1\n").at(OTHER).refs(&[]);
+    space.publish(&store);
+    store.put("refs-v2/datasets--org--name/main", COMMIT);
+    store.put("refs-v2/spaces--org--name/main", OTHER);
+    let ran = Machine::new(&store).run(&["pull", "org/name"]);
+    ran.refused(2, &["ambiguous", "dataset", "space", "--repo-type"]);
+}
+
+#[test]
+fn revisions_are_found_by_ref_commit_and_short_commit() {
+    let store = Store::new();
+    let one = Revision::model("org/name").refs(&["main", "v1"]);
+    let two = Revision::model("org/name").git("new.txt", "2").at(OTHER).refs(&["refs/pr/7"]);
+    one.publish(&store);
+    two.publish(&store);
+    for (revision, found, refs) in [
+        ("v1", &one, vec!["v1"]),
+        (COMMIT, &one, vec![]),
+        ("0123456", &one, vec![]),
+        ("refs/pr/7", &two, vec!["refs/pr/7"]),
+        (&OTHER[..8], &two, vec![]),
+    ] {
+        let machine = Machine::new(&store);
+        let printed = machine.ok(&["pull", "org/name", "-r", revision]);
+        assert_eq!(printed.trim_end(), found.snapshot(&machine.hub()).display().to_string());
+        found.clone().refs(&refs).assert_pulled(&machine.hub());
+        // Only the ref that was asked for.
+        let there = found.dir(&machine.hub()).join("refs");
+        assert_eq!(if there.exists() { common::cache::count_files(&there) } else { 0 }, refs.len(), "{revision}");
+    }
+}
+
+#[test]
+fn the_path_stands_alone_on_stdout() {
+    let store = Store::new();
+    Revision::model("org/name").publish(&store);
+    let machine = Machine::new(&store);
+    let mut shell = machine.command_of("/bin/sh".as_ref(), &["-c"]);
+    let line = "MODEL=$(\"$0\" pull org/name) && cat \"$MODEL/config.json\" && \"$0\" pull org/name 2>/dev/null";
+    shell.args([line, env!("CARGO_BIN_EXE_hf-cache-sync")]);
+    let ran = common::machine::run(shell);
+    let snapshot = Revision::model("org/name").snapshot(&machine.hub());
+    assert_eq!(ran.stdout, format!("{{\"model_type\": \"bert\"}}\n{}\n", snapshot.display()));
+}
+
+#[test]
+fn what_is_there_is_not_sent_again() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    for n in 0..20 {
+        let revision = Revision::model(&format!("org/name-{n}")).refs(&["main", "v1"]);
+        revision.lfs("own.bin", weights(100 + n, 5000)).with_tree().write(&machine.hub());
+    }
+    machine.ok(&["push"]);
+    let before = store.objects();
+    store.server.take_seen();
+    let said = machine.ok(&["push"]);
+    let seen = store.server.take_seen();
+    assert!(seen.len() == 3 && seen.iter().all(|request| request.is_list()), "{seen:#?}");
+    assert_eq!(store.objects(), before);
+    assert!(said.starts_with("Uploaded 0 blobs"), "{said}");
+}
+
+#[test]
+fn a_store_without_etags_costs_no_request_per_blob_either() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let mut revision = Revision::model("org/name");
+    for n in 0..40 {
+        revision = revision.lfs(&format!("{n}.bin"), weights(n, 100));
+    }
+    revision.write(&machine.hub());
+    machine.ok(&["push"]);
+    // An ETag that is no MD5, as of encrypted objects: content alone decides.
+    store.put(&revision.manifest_key(), [store.get(&revision.manifest_key()).as_slice(), b"\n"].concat());
+    store.server.take_seen();
+    machine.ok(&["push"]);
+    let seen = store.server.take_seen();
+    assert!(seen.len() <= 5 && !seen.iter().any(|s| s.key.starts_with("blobs/")), "{seen:#?}");
+}
+
+#[test]
+fn every_request_says_who_asks() {
+    let store = Store::new();
+    let (source, target) = (Machine::new(&store), Machine::new(&store));
+    Revision::model("org/name").lfs("large.bin", weights(5, 17 << 20)).write(&source.hub());
+    source.ok(&["push"]);
+    target.ok(&["pull", "org/name"]);
+    target.ok(&["doctor"]);
+    let agent = concat!("hf-cache-sync/", env!("CARGO_PKG_VERSION"));
+    let seen = store.server.take_seen();
+    assert!(seen.iter().any(|request| request.part().is_some()) && seen.iter().any(|request| request.range.is_some()));
+    for request in seen {
+        assert_eq!(request.agent.split(' ').next(), Some(agent), "{request:?}");
+    }
+}
+
+#[test]
+fn a_partial_snapshot_and_a_full_one_become_one_manifest() {
+    let full = rich("model", "org/name").refs(&["main"]);
+    for first_is_partial in [true, false] {
+        let store = Store::new();
+        let (one, two) = (Machine::new(&store), Machine::new(&store));
+        let part = full.clone().without(&["model.safetensors", "a/b/c/d/e/f/deep.bin", "twice/model.safetensors"]);
+        let (first, second) = if first_is_partial { (&part, &full) } else { (&full, &part) };
+        first.write(&one.hub());
+        second.write(&two.hub());
+        one.ok(&["push"]);
+        two.ok(&["push"]);
+        full.assert_published(&store);
+        let target = Machine::new(&store);
+        target.ok(&["pull", "org/name"]);
+        full.assert_pulled(&target.hub());
+    }
+}
+
+#[test]
+fn two_machines_that_push_at_once_lose_nothing() {
+    let store = Store::new();
+    let (one, two) = (Machine::new(&store), Machine::new(&store));
+    let full = Revision::model("org/name").git("only-one.txt", "1").git("only-two.txt", "2");
+    full.clone().without(&["only-two.txt"]).write(&one.hub());
+    full.clone().without(&["only-one.txt"]).write(&two.hub());
+    // The first has read that there is no manifest, and is held when it writes its own; the second overtakes it.
+    let gate = Gate::new();
+    let held = gate.clone();
+    let first = std::sync::atomic::AtomicBool::new(true);
+    store.server.on_request(move |request| {
+        let write = request.is("PUT", "manifests/");
+        match write && first.swap(false, std::sync::atomic::Ordering::SeqCst) {
+            true => Action::Hold(held.clone()),
+            false => Action::Pass,
+        }
+    });
+    let running = one.start(&["push"]);
+    store.server.wait_for("manifest", |seen| seen.iter().any(|request| request.is("PUT", "manifests/")));
+    two.ok(&["push"]);
+    gate.open();
+    let ran = running.finish();
+    assert_eq!(ran.code, 0, "{ran:#?}");
+    // Whoever wrote last: a machine that saw its own files vanish has written them again, and now nothing is missing
+    // that the machine still running could have known of.
+    let names = |store: &Store| -> Vec<String> {
+        let manifest: Value = serde_json::from_slice(&store.get(&full.manifest_key())).unwrap();
+        let files = manifest["files"].as_array().unwrap();
+        files.iter().map(|file| file["path"].as_str().unwrap().to_string()).collect()
+    };
+    assert!(names(&store).contains(&"only-one.txt".to_string()), "{:?}", names(&store));
+    two.ok(&["push"]);
+    full.assert_published(&store);
+}
+
+#[test]
+fn a_team_sees_only_its_prefix() {
+    let store = Store::new();
+    let (one, two) = (Machine::new(&store), Machine::new(&store));
+    let (ours, theirs) = (Revision::model("org/name").git("a", "1"), Revision::model("org/name").git("a", "2"));
+    ours.write(&one.hub());
+    theirs.write(&two.hub());
+    one.ok(&["push", "--prefix", "team/a"]);
+    let before = store.objects();
+    assert!(before.keys().all(|key| key.starts_with("team/a/")), "{before:#?}");
+    two.ok(&["--prefix", "/team/ab/", "push"]);
+    let mut after = store.objects();
+    after.retain(|key, _| !key.starts_with("team/ab/"));
+    assert_eq!(after, before);
+    let target = Machine::new(&store);
+    target.run(&["pull", "org/name"]).refused(4, &["org/name", "team.prefix"]);
+    target.ok(&["pull", "org/name", "--prefix", "team/a"]);
+    ours.assert_pulled(&target.hub());
+}
+
+#[test]
+fn listings_of_many_pages_are_read_to_their_end() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let revision = Revision::model("org/name");
+    revision.write(&machine.hub());
+    machine.ok(&["push"]);
+    // Our blobs and manifest end up on the last pages.
+    for n in 0..1100 {
+        store.put(&format!("blobs/{}", sha256(format!("{n}").as_bytes())), "");
+        store.put(&format!("manifests/aaa__x{n}@{COMMIT}.json"), "{}");
+        store.put(&format!("refs/aaa__x{n}/main"), COMMIT);
+    }
+    let before = store.objects();
+    store.server.take_seen();
+    machine.ok(&["push"]);
+    let seen = store.server.take_seen();
+    assert!(seen.len() == 6 && seen.iter().all(|request| request.is_list()), "{seen:#?}");
+    assert_eq!(store.objects(), before);
+    let target = Machine::new(&store);
+    target.ok(&["pull", "org/name"]);
+    revision.assert_pulled(&target.hub());
+}
+
+#[test]
+fn a_complete_revision_is_pulled_from_a_cache_that_nobody_may_change() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let revision = rich("model", "org/name").with_tree();
+    revision.publish(&store);
+    let tree: Value = serde_json::from_slice(&revision.tree_json()).unwrap();
+    let mut manifest = revision.manifest();
+    manifest["tree"] = tree;
+    store.put(&revision.manifest_key(), serde_json::to_vec(&manifest).unwrap());
+    machine.ok(&["pull", "org/name"]);
+    fs::remove_dir_all(machine.hub().join(".locks")).unwrap();
+    let before = common::listing(&machine.hub());
+    store.server.take_seen();
+    for line in [&["pull", "org/name"][..], &["pull", "org/name", "--verify"], &["pull", "org/name", "--dry-run"]] {
+        let ran = machine.run_read_only(line);
+        assert_eq!(ran.code, 0, "{ran:#?}");
+        assert_eq!(common::listing(&machine.hub()), before, "not one file, mode or time of change");
+    }
+    let seen = store.server.take_seen();
+    assert!(!seen.iter().any(|request| request.key.starts_with("blobs/")), "{seen:#?}");
+}
+
+#[test]
+fn a_used_file_counts_as_used_now() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let revision = Revision::model("org/name");
+    revision.publish(&store);
+    machine.ok(&["pull", "org/name"]);
+    let blob = revision.blob(&machine.hub(), "model.safetensors");
+    let long_ago = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
+    let file = fs::File::options().write(true).open(&blob).unwrap();
+    file.set_times(fs::FileTimes::new().set_accessed(long_ago).set_modified(long_ago)).unwrap();
+    machine.ok(&["pull", "org/name"]);
+    let meta = fs::metadata(&blob).unwrap();
+    assert!(meta.accessed().unwrap() > long_ago);
+    assert_eq!(meta.modified().unwrap(), long_ago);
+}
