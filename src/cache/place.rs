@@ -45,6 +45,24 @@ pub fn ensure_dir(root: &Path, dir: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Like [`ensure_dir`] without making anything: what is there of `dir` must be folders and no links.
+///
+/// # Errors
+/// [`crate::error::Kind::Failed`] when a part is a link or a file.
+pub fn check_dir(root: &Path, dir: &Path) -> Result<()> {
+    let inside = dir.strip_prefix(root).map_err(|_| outside(dir))?;
+    let mut path = root.to_path_buf();
+    for part in inside.components() {
+        path.push(part);
+        match fs::symlink_metadata(&path) {
+            Ok(meta) if meta.is_dir() => {}
+            Ok(meta) => return Err(not_a_folder(&path, meta.is_symlink())),
+            Err(_) => break,
+        }
+    }
+    Ok(())
+}
+
 /// Does something with a file below `root`, and makes its folder only when that shows to be missing: the usual case
 /// costs no look at every part of the path. Who calls this in a loop has checked the folder with [`ensure_dir`] before.
 ///

@@ -149,7 +149,7 @@ impl Failure {
             Cause::Busy => (
                 Kind::Unavailable,
                 format!("the store is not able to answer now ({})", self.detail),
-                Some("try again later; `pull --fallback hf-hub` goes to the Hub instead".into()),
+                Some("try again later: finished work is kept".into()),
             ),
             Cause::Unreachable => (
                 Kind::Unavailable,

@@ -58,7 +58,7 @@ pub async fn hydrate(context: &Context, plans: &[Plan], now: SystemTime) -> Resu
         }
     }
     for plan in plans.iter().filter(|plan| !plan.fetch.is_empty()) {
-        ensure_dirs(&context.layout, &plan.manifest.repo)?;
+        check_dirs(&context.layout, &plan.manifest.repo)?;
     }
     let bytes = jobs.values().map(|job| job.fetch.size).sum();
     context.progress.event(Event::Planned { blobs: jobs.len() as u64, bytes });
@@ -95,13 +95,13 @@ pub async fn hydrate(context: &Context, plans: &[Plan], now: SystemTime) -> Resu
     Ok(done)
 }
 
-/// Makes and checks, once, the folders that every blob of a repo goes through: none may be a link.
-fn ensure_dirs(layout: &Layout, repo: &RepoName) -> Result<()> {
+/// Checks, once, the folders that every blob of a repo goes through: none may be a link. `blobs/` is made only when a
+/// blob is there to be put into it, since huggingface_hub does not like a repo folder without snapshots.
+fn check_dirs(layout: &Layout, repo: &RepoName) -> Result<()> {
     let locks = layout.root().join(".locks").join(repo.folder());
-    for dir in [layout.blobs(repo), locks, layout.state().join("partial")] {
-        ensure_dir(layout.root(), &dir)?;
-    }
-    Ok(())
+    place::check_dir(layout.root(), &layout.blobs(repo))?;
+    ensure_dir(layout.root(), &locks)?;
+    ensure_dir(layout.root(), &layout.state().join("partial"))
 }
 
 /// Whether the blob was downloaded; it may have come by another process while we waited for its lock.
@@ -151,7 +151,12 @@ fn is_there(layout: &Layout, repo: &RepoName, job: &Job) -> bool {
 /// Renames a verified file to its blob's name: whatever stands there, a link included, is replaced, never followed.
 fn put_in_place(layout: &Layout, file: &Path, repo: &RepoName, blob: &BlobId) -> Result<()> {
     let target = layout.blob(repo, blob);
-    match fs::rename(file, &target) {
+    let mut moved = fs::rename(file, &target);
+    if moved.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+        ensure_dir(layout.root(), &layout.blobs(repo))?;
+        moved = fs::rename(file, &target);
+    }
+    match moved {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
             // blobs/ is a mount of its own: copy beside the target under a name that the client ignores.
