@@ -65,7 +65,7 @@ fn every_type_of_repo_comes_back_as_itself() {
 fn every_layout_comes_back_as_links() {
     for layout in [Layout::Links, Layout::Shared, Layout::Hardlinks] {
         let revision = rich("model", "org/name").refs(&["main"]).layout(layout);
-        round_trip(&[revision.clone()]);
+        round_trip(std::slice::from_ref(&revision));
         round_trip(&[revision.with_tree()]);
     }
     // Without links, blobs and tree only the hash tells: text is taken for git's, bytes for LFS, as the Hub does it.
