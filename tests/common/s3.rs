@@ -299,11 +299,17 @@ fn refusal(status: u16, code: &str, message: &str) -> Response<Body> {
 
 /// The same headers, with their content length, but only the first bytes of the body.
 async fn cut_short(response: Response<Body>, length: usize) -> Response<Body> {
+    use futures_util::{StreamExt, stream};
     use http_body_util::{BodyExt, StreamBody};
     let (head, body) = response.into_parts();
-    let bytes = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+    let bytes = BodyExt::collect(body).await.map(|body| body.to_bytes()).unwrap_or_default();
     let first = bytes.slice(..length.min(bytes.len()));
-    let frames = [Ok(hyper::body::Frame::data(first)), Err(std::io::Error::other("cut"))];
-    let stream = StreamBody::new(futures_util::stream::iter(frames));
+    let frame = stream::once(std::future::ready(Ok(hyper::body::Frame::data(first))));
+    // The pause lets the first bytes leave before the connection breaks.
+    let broken = stream::once(async {
+        tokio::task::yield_now().await;
+        Err(std::io::Error::other("cut"))
+    });
+    let stream = StreamBody::new(Box::pin(frame.chain(broken)));
     Response::from_parts(head, Body::http_body_unsync(stream))
 }
