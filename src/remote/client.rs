@@ -206,6 +206,11 @@ impl Bucket {
         &self.name
     }
 
+    /// The team prefix: empty, or ending in one `/`.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
     /// Endpoint URL, empty for AWS, and region in use.
     pub fn place(&self) -> Place<'_> {
         Place { bucket: &self.name, url: &self.url, region: &self.region }
