@@ -272,7 +272,7 @@ async fn not_found(bucket: &Bucket, query: &RepoQuery, listing: &Listing, revisi
     let close: Vec<&str> = nearest(query.id.as_str(), names.iter().map(String::as_str)).take(3).collect();
     match (close.is_empty(), names.len()) {
         (_, 0) => error.hint("the bucket has no manifests under this prefix: push first, or check team.prefix"),
-        (true, count) => error.hint(format!("the bucket has {count} repos: see `hf-cache-sync list --remote`")),
+        (true, count) => error.hint(format!("repos in the bucket: {count}; see `hf-cache-sync list --remote`")),
         (false, _) => error.hint(format!("did you mean {}?", close.join(", "))),
     }
 }
