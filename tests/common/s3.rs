@@ -40,6 +40,8 @@ pub struct Seen {
     pub range: Option<String>,
     /// The session token header.
     pub token: Option<String>,
+    /// Whether it is a write under a condition.
+    pub conditional: bool,
 }
 
 impl Seen {
@@ -195,6 +197,7 @@ async fn answer(
         agent: header("user-agent").unwrap_or_default(),
         range: header("range"),
         token: header("x-amz-security-token"),
+        conditional: request.method() == "PUT" && (header("if-match").or_else(|| header("if-none-match"))).is_some(),
     };
     let size = header("content-length").and_then(|text| text.parse().ok()).unwrap_or_default();
     let action = state.hook.lock().unwrap().as_ref().map_or(Action::Pass, |hook| hook(&seen));
