@@ -110,6 +110,14 @@ async fn manifest_of(bucket: &Bucket, query: &RepoQuery, commit: &Commit) -> Res
 /// # Errors
 /// [`crate::error::Kind::Integrity`] when it is not valid, or belongs to another key.
 pub async fn read_manifest(bucket: &Bucket, key: &str) -> Result<Option<Manifest>> {
+    Ok(read_manifest_and_etag(bucket, key).await?.map(|(manifest, _)| manifest))
+}
+
+/// The same, with the object's ETag, when the store tells it.
+///
+/// # Errors
+/// As [`read_manifest`].
+pub async fn read_manifest_and_etag(bucket: &Bucket, key: &str) -> Result<Option<(Manifest, Option<String>)>> {
     let doing = format!("cannot read {key}");
     let small = bucket.get_small(key, MAX_MANIFEST).await.map_err(|failure| bucket.explain(failure, &doing))?;
     let Some(small) = small else { return Ok(None) };
@@ -123,7 +131,7 @@ pub async fn read_manifest(bucket: &Bucket, key: &str) -> Result<Option<Manifest
     if own_key != key {
         return Err(bad(format!("it says that it is {}@{}", manifest.repo, manifest.revision)));
     }
-    Ok(Some(manifest))
+    Ok(Some((manifest, small.etag)))
 }
 
 async fn by_commit(
