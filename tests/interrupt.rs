@@ -227,6 +227,41 @@ fn a_damaged_partial_file_is_found_out() {
     revision.assert_pulled(&machine.hub());
 }
 
+/// What a killed run left, and cannot be taken up again, does not stay for ever; what may be in use does.
+#[test]
+fn leftovers_are_swept_up() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    Revision::model("org/name").publish(&store);
+    let state = machine.hub().join(".locks/.hf-cache-sync");
+    let etag = sha256(b"some blob");
+    let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(7200);
+    for (name, old) in [("old", true), ("young", false)] {
+        let staging = state.join("staging").join(name);
+        let partial = state.join("partial").join(format!("{etag}.{name}.small"));
+        let resumable = state.join("partial").join(format!("{etag}{name}"));
+        fs::create_dir_all(&staging).unwrap();
+        fs::create_dir_all(partial.parent().unwrap()).unwrap();
+        fs::write(staging.join("file"), "half").unwrap();
+        fs::write(&partial, "half").unwrap();
+        fs::write(&resumable, "half").unwrap();
+        if old {
+            for path in [&staging, &partial, &resumable] {
+                fs::File::open(path).unwrap().set_modified(long_ago).unwrap();
+            }
+        }
+    }
+    machine.ok(&["pull", "org/name"]);
+    let names = |dir: &str| -> Vec<String> {
+        let entries = fs::read_dir(state.join(dir)).unwrap();
+        let mut names: Vec<String> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names("staging"), ["young"]);
+    assert_eq!(names("partial"), [format!("{etag}.young.small"), format!("{etag}old"), format!("{etag}young")]);
+}
+
 #[test]
 fn a_body_that_breaks_off_is_taken_up_again() {
     for length in [200_000, 9 << 20] {
