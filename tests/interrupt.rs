@@ -263,6 +263,27 @@ fn leftovers_are_swept_up() {
 }
 
 #[test]
+fn nothing_is_swept_up_through_a_link() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    Revision::model("org/name").publish(&store);
+    let (state, outside) = (machine.hub().join(".locks/.hf-cache-sync"), machine.home().join("outside"));
+    fs::create_dir_all(outside.join("mine")).unwrap();
+    fs::write(outside.join("mine.small"), "mine").unwrap();
+    fs::create_dir_all(&state).unwrap();
+    let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(7200);
+    for name in ["mine", "mine.small"] {
+        fs::File::open(outside.join(name)).unwrap().set_modified(long_ago).unwrap();
+    }
+    for name in ["staging", "partial"] {
+        std::os::unix::fs::symlink(&outside, state.join(name)).unwrap();
+    }
+    let before = common::listing(&outside);
+    assert_eq!(machine.run(&["pull", "org/name"]).code, 1);
+    assert_eq!(common::listing(&outside), before);
+}
+
+#[test]
 fn a_body_that_breaks_off_is_taken_up_again() {
     for length in [200_000, 9 << 20] {
         let store = Store::new();
