@@ -132,7 +132,12 @@ const LEFTOVER_AGE: std::time::Duration = std::time::Duration::from_secs(3600);
 /// Removes what killed runs have left and nobody can take up again: staging folders and small partial files. Partial
 /// files of large blobs stay, for their next pull. To be called while no other process uses the state. Best effort.
 pub fn sweep(layout: &Layout, now: std::time::SystemTime) {
-    let entries = |dir: &str| fs::read_dir(layout.state().join(dir)).into_iter().flatten().filter_map(Result::ok);
+    let entries = |dir: &str| {
+        let path = layout.state().join(dir);
+        // A link would lead to somebody else's files.
+        let own = fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_dir());
+        own.then(|| fs::read_dir(path)).into_iter().flatten().flatten().filter_map(io::Result::ok)
+    };
     let is_old = |entry: &fs::DirEntry| {
         let modified = entry.metadata().and_then(|meta| meta.modified());
         modified.is_ok_and(|time| now.duration_since(time).is_ok_and(|age| age > LEFTOVER_AGE))
