@@ -1,6 +1,6 @@
 //! Sending a blob: verified against its name while it is read, and never published when it does not match.
 //!
-//! Up to [`IN_MEMORY`] bytes: read, hashed, sent. Up to [`SINGLE_PUT`]: streamed from the file and hashed on the way;
+//! Up to `IN_MEMORY` bytes: read, hashed, sent. Up to [`SINGLE_PUT`]: streamed from the file and hashed on the way;
 //! the last slice is held back until the hash matched, so that the store never gets a complete wrong object.
 //! Larger: parallel parts, the hash computed beside them, and the object completed only when it matched. The parts of
 //! an interrupted upload are found again through a small record in our own state folder.
