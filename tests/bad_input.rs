@@ -189,7 +189,7 @@ fn a_wrong_region() {
 fn a_repo_that_is_not_in_the_bucket() {
     let (store, machine) = scene();
     unchanged(&store, &machine, &["pull", "org/nmae"], 4, &["org/nmae", "did you mean org/name?"]);
-    unchanged(&store, &machine, &["pull", "zzz/qqq"], 4, &["zzz/qqq", "1 repos"]);
+    unchanged(&store, &machine, &["pull", "zzz/qqq"], 4, &["zzz/qqq", "repos in the bucket: 1"]);
     unchanged(&store, &machine, &["pull", "dataset:org/name"], 4, &["dataset:org/name"]);
     unchanged(&store, &machine, &["pull", "org/name", "--prefix", "elsewhere"], 4, &["team.prefix"]);
     let empty = Store::new();

@@ -283,16 +283,28 @@ fn two_machines_that_push_at_once_lose_nothing() {
     gate.open();
     let ran = running.finish();
     assert_eq!(ran.code, 0, "{ran:#?}");
-    // Whoever wrote last: a machine that saw its own files vanish has written them again, and now nothing is missing
-    // that the machine still running could have known of.
-    let names = |store: &Store| -> Vec<String> {
-        let manifest: Value = serde_json::from_slice(&store.get(&full.manifest_key())).unwrap();
-        let files = manifest["files"].as_array().unwrap();
-        files.iter().map(|file| file["path"].as_str().unwrap().to_string()).collect()
-    };
-    assert!(names(&store).contains(&"only-one.txt".to_string()), "{:?}", names(&store));
-    two.ok(&["push"]);
+    // Its write was refused, since another manifest had come, or it overwrote that one: a store without conditional
+    // writes gives no better. This one has them.
     full.assert_published(&store);
+}
+
+/// Stores without conditional writes refuse (B2) or ignore them; a push works all the same.
+#[test]
+fn a_store_without_conditional_writes() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let revision = Revision::model("org/name");
+    revision.write(&machine.hub());
+    store.server.on_request(|request| match request.conditional {
+        true => Action::Refuse(501, "NotImplemented", "A header you provided implies functionality not implemented"),
+        false => Action::Pass,
+    });
+    machine.ok(&["push"]);
+    revision.assert_published(&store);
+    // Extending an existing manifest as well.
+    revision.clone().git("more.txt", "more").write(&machine.hub());
+    machine.ok(&["push"]);
+    revision.git("more.txt", "more").assert_published(&store);
 }
 
 #[test]
@@ -360,6 +372,68 @@ fn a_complete_revision_is_pulled_from_a_cache_that_nobody_may_change() {
     }
     let seen = store.server.take_seen();
     assert!(!seen.iter().any(|request| request.key.starts_with("blobs/")), "{seen:#?}");
+}
+
+#[test]
+fn a_complete_cache_in_any_layout_is_left_as_it_is() {
+    for layout in [Layout::Links, Layout::Shared, Layout::Hardlinks, Layout::Real] {
+        let store = Store::new();
+        let machine = Machine::new(&store);
+        let revision = rich("model", "org/name").refs(&["main"]).with_tree().layout(layout);
+        revision.publish(&store);
+        revision.write(&machine.hub());
+        let before = visible(&machine.hub());
+        for line in [&["pull", "org/name"][..], &["pull", "org/name", "--verify"]] {
+            machine.ok(line);
+            assert_eq!(visible(&machine.hub()), before, "{layout:?} {line:?}");
+        }
+        assert!(!store.server.take_seen().iter().any(|seen| seen.key.starts_with("blobs/")), "{layout:?}");
+
+        // A file that is gone comes back, and nothing else moves.
+        fs::remove_file(revision.snapshot(&machine.hub()).join("config.json")).unwrap();
+        machine.ok(&["pull", "org/name"]);
+        let back = fs::read(revision.snapshot(&machine.hub()).join("config.json")).unwrap();
+        assert_eq!(back, b"{}\n");
+        let fetched = store.server.take_seen().iter().filter(|seen| seen.is("GET", "blobs/")).count();
+        assert_eq!(fetched, usize::from(layout == Layout::Real), "{layout:?}");
+    }
+}
+
+#[test]
+fn verify_repairs_in_any_layout() {
+    for layout in [Layout::Links, Layout::Shared, Layout::Hardlinks, Layout::Real] {
+        let store = Store::new();
+        let machine = Machine::new(&store);
+        let revision = Revision::model("org/name").layout(layout);
+        revision.publish(&store);
+        revision.write(&machine.hub());
+        let path = revision.snapshot(&machine.hub()).join("model.safetensors");
+        let mut bytes = revision.file("model.safetensors").bytes.clone();
+        bytes[7] ^= 1;
+        fs::write(&path, &bytes).unwrap();
+        machine.ok(&["pull", "org/name", "--verify"]);
+        assert!(fs::read(&path).unwrap() == revision.file("model.safetensors").bytes, "{layout:?}");
+        let blob = revision.blob(&machine.hub(), "model.safetensors");
+        assert!(fs::read(blob).unwrap() == revision.file("model.safetensors").bytes, "{layout:?}");
+    }
+}
+
+/// The cache may be reached through a link: a larger disk is often mounted so.
+#[test]
+fn a_cache_behind_a_link() {
+    let store = Store::new();
+    let (source, target) = (Machine::new(&store), Machine::new(&store));
+    let revision = rich("model", "org/name").refs(&["main"]);
+    for machine in [&source, &target] {
+        let disk = machine.home().join("disk");
+        fs::create_dir(&disk).unwrap();
+        fs::create_dir_all(machine.hub().parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink(&disk, machine.hub()).unwrap();
+    }
+    revision.write(&source.hub());
+    source.ok(&["push"]);
+    target.ok(&["pull", "org/name"]);
+    revision.assert_pulled(&target.home().join("disk"));
 }
 
 #[test]

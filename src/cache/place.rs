@@ -159,6 +159,31 @@ impl Drop for Staging {
     }
 }
 
+/// Leftovers younger than this may be in use by a process that holds no lock.
+const LEFTOVER_AGE: std::time::Duration = std::time::Duration::from_secs(3600);
+
+/// Removes what killed runs have left and nobody can take up again: staging folders and small partial files. Partial
+/// files of large blobs stay, for their next pull. To be called while no other process uses the state. Best effort.
+pub fn sweep(layout: &Layout, now: std::time::SystemTime) {
+    let entries = |dir: &str| {
+        let path = layout.state().join(dir);
+        // A link would lead to somebody else's files.
+        let own = fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_dir());
+        own.then(|| fs::read_dir(path)).into_iter().flatten().flatten().filter_map(io::Result::ok)
+    };
+    let is_old = |entry: &fs::DirEntry| {
+        let modified = entry.metadata().and_then(|meta| meta.modified());
+        modified.is_ok_and(|time| now.duration_since(time).is_ok_and(|age| age > LEFTOVER_AGE))
+    };
+    for folder in entries("staging").filter(is_old) {
+        let _ = fs::remove_dir_all(folder.path());
+    }
+    let is_small = |entry: &fs::DirEntry| entry.file_name().to_str().is_some_and(|name| name.ends_with(".small"));
+    for file in entries("partial").filter(is_small).filter(is_old) {
+        let _ = fs::remove_file(file.path());
+    }
+}
+
 /// Whether the snapshot file refers to this blob already: the right link, or a real file of the right size.
 pub fn is_linked(layout: &Layout, repo: &RepoName, commit: &Commit, path: &RepoPath, blob: &BlobId, size: u64) -> bool {
     let link = layout.snapshot_file(repo, commit, path);

@@ -169,10 +169,10 @@ fn cache(session: &Session) -> Vec<Check> {
         }
         Ok(inventory) => {
             let problems = inventory.problems().filter(|problem| problem.kind.is_failure()).count();
-            let detail = format!("{} ({} repos)", root.display(), inventory.repos.len());
+            let detail = format!("{} (repos: {})", root.display(), inventory.repos.len());
             checks.push(match problems {
                 0 => Check::new("HF cache dir", Status::Ok, detail),
-                count => Check::new("HF cache dir", Status::Note, format!("{detail}, {count} problems"))
+                count => Check::new("HF cache dir", Status::Note, format!("{detail}, problems: {count}"))
                     .hint("`hf-cache-sync push --dry-run` names each problem"),
             });
             let shared = if inventory.shared_store { "used by huggingface_hub" } else { "not used" };

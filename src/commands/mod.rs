@@ -21,6 +21,7 @@ use serde::Serialize;
 
 use crate::cache::layout::Layout;
 use crate::cache::lock::{self, Lock};
+use crate::cache::place;
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::progress::{Event, Progress};
@@ -64,11 +65,14 @@ impl Session {
         }
     }
 
-    /// Takes this tool's lock on the cache, waiting for a `prune` that is at work.
+    /// Takes this tool's lock on the cache, waiting for a `prune` that is at work. Who is alone sweeps up first.
     ///
     /// # Errors
     /// When the cache cannot be written to.
     pub async fn lock_shared(&self) -> Result<Lock> {
+        if let Some(_alone) = lock::try_tool_lock(&self.layout(), lock::Mode::Exclusive)? {
+            place::sweep(&self.layout(), self.now);
+        }
         let note = "another hf-cache-sync is deleting from this cache: waiting for it";
         wait_for(&*self.progress, note, || lock::try_tool_lock(&self.layout(), lock::Mode::Shared)).await
     }

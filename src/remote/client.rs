@@ -85,11 +85,23 @@ pub struct Object {
     pub modified: Option<SystemTime>,
 }
 
+/// What must hold for a write to happen. Several stores refuse conditions, and some accept and ignore them: they save
+/// work where they are real, and nothing may rest on them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Condition {
+    /// There is no such object.
+    Absent,
+    /// The object has this ETag.
+    Unchanged(String),
+}
+
 /// A small object, read whole.
 #[derive(Debug, Clone)]
 pub struct Small {
     /// Content.
     pub bytes: Bytes,
+    /// ETag without quotes.
+    pub etag: Option<String>,
     /// Last modified.
     pub modified: Option<SystemTime>,
 }
@@ -218,6 +230,11 @@ impl Bucket {
         &self.name
     }
 
+    /// The team prefix: empty, or ending in one `/`.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
     /// Endpoint URL, empty for AWS, and region in use.
     pub fn place(&self) -> Place<'_> {
         Place { bucket: &self.name, url: &self.url, region: &self.region }
@@ -334,6 +351,7 @@ impl Bucket {
             let output = answer(self.s3.get_object().bucket(&self.name).key(&full).send()).await?;
             let modified = output.last_modified().and_then(|time| SystemTime::try_from(*time).ok());
             let expected = output.content_length().and_then(|length| u64::try_from(length).ok());
+            let etag = output.e_tag().map(unquoted);
             let mut download = Download { body: output.body, object_size: None, etag: None };
             let mut bytes = Vec::new();
             while let Some(piece) = download.next().await? {
@@ -345,7 +363,7 @@ impl Bucket {
             if expected.is_some_and(|expected| expected != bytes.len() as u64) {
                 return Err(Failure::new(Cause::Broken, "the download ended early"));
             }
-            Ok(Small { bytes: bytes.into(), modified })
+            Ok(Small { bytes: bytes.into(), etag, modified })
         };
         match self.retried(read).await {
             Ok(small) => Ok(Some(small)),
@@ -391,19 +409,51 @@ impl Bucket {
         self.put(key, size, None, &|_| SdkBody::from(bytes.clone())).await
     }
 
+    /// Writes a small object under a condition, which is dropped where the store does not know conditions.
+    ///
+    /// # Errors
+    /// [`Cause::Changed`] when the condition does not hold. After a lost answer that may also be due to this very
+    /// write: read what is there.
+    pub async fn put_small_if(&self, key: &str, bytes: Bytes, condition: &Condition) -> Result<(), Failure> {
+        let size = bytes.len() as u64;
+        let body = |_: &Pulse| SdkBody::from(bytes.clone());
+        match self.put_with(key, size, None, Some(condition), &body).await {
+            Err(failure) if failure.cause == Cause::Unsupported => self.put(key, size, None, &body).await,
+            done => done,
+        }
+    }
+
     /// Writes an object in one request. For a blob named by its sha256 that name is the signed payload hash, so the
     /// store itself refuses other bytes.
     ///
     /// # Errors
     /// When the request fails for good.
     pub async fn put(&self, key: &str, size: u64, name: Option<&BlobId>, body: MakeBody<'_>) -> Result<(), Failure> {
+        self.put_with(key, size, name, None, body).await
+    }
+
+    async fn put_with(
+        &self,
+        key: &str,
+        size: u64,
+        name: Option<&BlobId>,
+        condition: Option<&Condition>,
+        body: MakeBody<'_>,
+    ) -> Result<(), Failure> {
         let full = self.key(key);
         let hash = name.filter(|name| matches!(name, BlobId::Sha256(_))).map(BlobId::to_string);
+        let (absent, unchanged) = match condition {
+            None => (None, None),
+            Some(Condition::Absent) => (Some("*".to_string()), None),
+            Some(Condition::Unchanged(etag)) => (None, Some(format!("\"{etag}\""))),
+        };
         let send = || async {
             let pulse = Pulse::default();
             let request = self
                 .s3
                 .put_object()
+                .set_if_none_match(absent.clone())
+                .set_if_match(unchanged.clone())
                 .bucket(&self.name)
                 .key(&full)
                 .content_type("application/octet-stream")

@@ -29,8 +29,10 @@ pub enum Cause {
     NoSuchKey,
     /// No such bucket.
     NoSuchBucket,
-    /// The object changed while it was read (If-Match failed).
+    /// The object is not, or no longer, the one that was expected (If-Match or If-None-Match failed).
     Changed,
+    /// The store does not know this request or one of its headers.
+    Unsupported,
     /// The keys are wrong, expired, or there are none.
     BadCredentials,
     /// The keys are right, but may not do this.
@@ -167,7 +169,7 @@ impl Failure {
                 Some("run it again; if it stays, check this machine's memory and network".into()),
             ),
             Cause::TooLarge => (Kind::Integrity, self.detail, None),
-            Cause::Other => (Kind::Failed, self.detail, None),
+            Cause::Unsupported | Cause::Other => (Kind::Failed, self.detail, None),
         };
         Error { kind, what: doing.to_string(), why: Some(why), hint }
     }
@@ -220,7 +222,8 @@ fn cause_of(status: u16, code: &str, message: &str) -> Cause {
             return Cause::WrongRegion;
         }
         "RequestTimeTooSkewed" | "RequestExpired" => return Cause::ClockSkew,
-        "PreconditionFailed" => return Cause::Changed,
+        "PreconditionFailed" | "ConditionalRequestConflict" => return Cause::Changed,
+        "NotImplemented" => return Cause::Unsupported,
         "BadDigest"
         | "XAmzContentSHA256Mismatch"
         | "IncompleteBody"
@@ -248,6 +251,7 @@ fn cause_of(status: u16, code: &str, message: &str) -> Cause {
         403 => Cause::Denied,
         404 => Cause::NoSuchKey,
         412 => Cause::Changed,
+        501 => Cause::Unsupported,
         301 | 307 => Cause::WrongRegion,
         408 | 429 | 500 | 502 | 503 | 504 => Cause::Busy,
         _ => Cause::Other,
@@ -296,7 +300,7 @@ mod tests {
             (301, "PermanentRedirect", "", Cause::WrongRegion),
             (412, "PreconditionFailed", "", Cause::Changed),
             (400, "XAmzContentSHA256Mismatch", "", Cause::Damaged),
-            (501, "NotImplemented", "", Cause::Other),
+            (501, "NotImplemented", "", Cause::Unsupported),
         ] {
             assert_eq!(cause_of(status, code, message), cause, "{status} {code} {message}");
         }

@@ -110,6 +110,14 @@ async fn manifest_of(bucket: &Bucket, query: &RepoQuery, commit: &Commit) -> Res
 /// # Errors
 /// [`crate::error::Kind::Integrity`] when it is not valid, or belongs to another key.
 pub async fn read_manifest(bucket: &Bucket, key: &str) -> Result<Option<Manifest>> {
+    Ok(read_manifest_and_etag(bucket, key).await?.map(|(manifest, _)| manifest))
+}
+
+/// The same, with the object's ETag, when the store tells it.
+///
+/// # Errors
+/// As [`read_manifest`].
+pub async fn read_manifest_and_etag(bucket: &Bucket, key: &str) -> Result<Option<(Manifest, Option<String>)>> {
     let doing = format!("cannot read {key}");
     let small = bucket.get_small(key, MAX_MANIFEST).await.map_err(|failure| bucket.explain(failure, &doing))?;
     let Some(small) = small else { return Ok(None) };
@@ -123,7 +131,7 @@ pub async fn read_manifest(bucket: &Bucket, key: &str) -> Result<Option<Manifest
     if own_key != key {
         return Err(bad(format!("it says that it is {}@{}", manifest.repo, manifest.revision)));
     }
-    Ok(Some(manifest))
+    Ok(Some((manifest, small.etag)))
 }
 
 async fn by_commit(
@@ -272,7 +280,7 @@ async fn not_found(bucket: &Bucket, query: &RepoQuery, listing: &Listing, revisi
     let close: Vec<&str> = nearest(query.id.as_str(), names.iter().map(String::as_str)).take(3).collect();
     match (close.is_empty(), names.len()) {
         (_, 0) => error.hint("the bucket has no manifests under this prefix: push first, or check team.prefix"),
-        (true, count) => error.hint(format!("the bucket has {count} repos: see `hf-cache-sync list --remote`")),
+        (true, count) => error.hint(format!("repos in the bucket: {count}; see `hf-cache-sync list --remote`")),
         (false, _) => error.hint(format!("did you mean {}?", close.join(", "))),
     }
 }

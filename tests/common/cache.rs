@@ -196,6 +196,9 @@ impl Revision {
         for file in self.present() {
             let (blob, link) = (blobs.join(file.etag()), snapshot.join(&file.path));
             fs::create_dir_all(link.parent().unwrap()).unwrap();
+            if link.is_symlink() || link.exists() {
+                continue;
+            }
             match self.layout {
                 Layout::Real => {
                     fs::write(&link, &file.bytes).unwrap();

@@ -252,7 +252,7 @@ impl Ran {
             "Err(",
             "Error {",
             "panicked",
-            "aws_",
+            "aws_sdk",
             "smithy",
             "serde",
             "src/",

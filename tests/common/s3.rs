@@ -40,6 +40,8 @@ pub struct Seen {
     pub range: Option<String>,
     /// The session token header.
     pub token: Option<String>,
+    /// Whether it is a write under a condition.
+    pub conditional: bool,
 }
 
 impl Seen {
@@ -195,6 +197,7 @@ async fn answer(
         agent: header("user-agent").unwrap_or_default(),
         range: header("range"),
         token: header("x-amz-security-token"),
+        conditional: request.method() == "PUT" && (header("if-match").or_else(|| header("if-none-match"))).is_some(),
     };
     let size = header("content-length").and_then(|text| text.parse().ok()).unwrap_or_default();
     let action = state.hook.lock().unwrap().as_ref().map_or(Action::Pass, |hook| hook(&seen));
@@ -299,11 +302,17 @@ fn refusal(status: u16, code: &str, message: &str) -> Response<Body> {
 
 /// The same headers, with their content length, but only the first bytes of the body.
 async fn cut_short(response: Response<Body>, length: usize) -> Response<Body> {
+    use futures_util::{StreamExt, stream};
     use http_body_util::{BodyExt, StreamBody};
     let (head, body) = response.into_parts();
-    let bytes = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+    let bytes = BodyExt::collect(body).await.map(|body| body.to_bytes()).unwrap_or_default();
     let first = bytes.slice(..length.min(bytes.len()));
-    let frames = [Ok(hyper::body::Frame::data(first)), Err(std::io::Error::other("cut"))];
-    let stream = StreamBody::new(futures_util::stream::iter(frames));
+    let frame = stream::once(std::future::ready(Ok(hyper::body::Frame::data(first))));
+    // The pause lets the first bytes leave before the connection breaks.
+    let broken = stream::once(async {
+        tokio::task::yield_now().await;
+        Err(std::io::Error::other("cut"))
+    });
+    let stream = StreamBody::new(Box::pin(frame.chain(broken)));
     Response::from_parts(head, Body::http_body_unsync(stream))
 }

@@ -11,6 +11,8 @@ use super::state;
 use crate::error::{Error, Kind, Result};
 use crate::ids::BlobId;
 use crate::progress::Event;
+use crate::remote::client::Condition;
+use crate::remote::error::Cause;
 use crate::remote::transfer::upload::{SINGLE_PUT, Upload, upload};
 use crate::remote::transfer::{Context, pool};
 use crate::remote::{keys, lookup};
@@ -122,25 +124,38 @@ async fn write_ref(context: &Context, revision: &RevisionAction, reference: &Ref
 }
 
 /// Reads, unites, writes and reads back, until the bucket's manifest has all of ours: another machine may be
-/// writing the same one, and stores' conditional writes cannot be relied on.
+/// writing the same one. The write is conditional on what was read, so that a store with real conditions loses nothing;
+/// on others, reading back finds that our own files are gone.
 async fn write_manifest(context: &Context, revision: &RevisionAction) -> Result<()> {
     let ours = &revision.ours;
+    let bucket = &context.bucket;
     let key = keys::manifest(&ours.repo.id, &ours.revision);
     let doing = format!("cannot write the manifest of {}@{}", ours.repo, ours.revision.short());
     for _ in 0..MANIFEST_TRIES {
-        let wanted = match lookup::if_valid(lookup::read_manifest(&context.bucket, &key).await)? {
-            None => ours.clone(),
-            Some(stored) => {
+        let (wanted, condition) = match lookup::read_manifest_and_etag(bucket, &key).await {
+            Ok(None) => (ours.clone(), Some(Condition::Absent)),
+            Ok(Some((stored, etag))) => {
                 let united = unite(&stored, ours)?;
                 if united == stored {
                     return Ok(());
                 }
-                united
+                (united, etag.map(Condition::Unchanged))
             }
+            // What is not valid is replaced, whatever it is.
+            Err(error) if error.kind == Kind::Integrity => (ours.clone(), None),
+            Err(error) => return Err(error),
         };
-        let written = context.bucket.put_small(&key, wanted.to_json().into()).await;
-        written.map_err(|failure| context.bucket.explain(failure, &doing))?;
-        if let Some(stored) = lookup::if_valid(lookup::read_manifest(&context.bucket, &key).await)?
+        let bytes = wanted.to_json().into();
+        let written = match &condition {
+            Some(condition) => bucket.put_small_if(&key, bytes, condition).await,
+            None => bucket.put_small(&key, bytes).await,
+        };
+        match written {
+            Ok(()) => {}
+            Err(failure) if failure.cause == Cause::Changed => continue,
+            Err(failure) => return Err(bucket.explain(failure, &doing)),
+        }
+        if let Some(stored) = lookup::if_valid(lookup::read_manifest(bucket, &key).await)?
             && unite(&stored, ours)? == stored
         {
             return Ok(());

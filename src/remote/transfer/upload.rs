@@ -135,6 +135,7 @@ fn part_size(size: u64) -> u64 {
 struct Record {
     bucket: String,
     endpoint: String,
+    prefix: String,
     key: String,
     upload: String,
     size: u64,
@@ -198,6 +199,7 @@ async fn open_upload(context: &Context, blob: &Upload, modified: Option<SystemTi
     let fresh = Record {
         bucket: context.bucket.name().to_string(),
         endpoint: context.bucket.place().url.to_string(),
+        prefix: context.bucket.prefix().to_string(),
         key: keys::blob(&blob.id),
         upload: String::new(),
         size: blob.size,
@@ -213,7 +215,8 @@ async fn open_upload(context: &Context, blob: &Upload, modified: Option<SystemTi
         {
             return Ok((earlier, parts));
         }
-        if (&earlier.bucket, &earlier.endpoint) == (&fresh.bucket, &fresh.endpoint) {
+        let target = |record: &Record| (record.bucket.clone(), record.endpoint.clone(), record.prefix.clone());
+        if target(&earlier) == target(&fresh) {
             context.bucket.abort_parts(&earlier.key, &earlier.upload).await;
         }
     }

@@ -49,8 +49,10 @@ impl ui::Report for Report {
         for skip in &self.skipped {
             let _ = writeln!(out, "{}", skip_line(skip));
         }
-        let verb = if self.dry_run { "Would upload" } else { "Uploaded" };
-        let _ = writeln!(out, "{verb} {} {}.", blobs(&self.uploaded), pace(&self.uploaded, self.seconds));
+        let _ = match self.dry_run {
+            true => writeln!(out, "Would upload {}.", blobs(&self.uploaded)),
+            false => writeln!(out, "Uploaded {} {}.", blobs(&self.uploaded), pace(&self.uploaded, self.seconds)),
+        };
         let _ = writeln!(
             out,
             "{}: {}, {}. Already there: {}, {}, {}.",

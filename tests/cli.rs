@@ -1,0 +1,288 @@
+//! The command line as people and scripts meet it: help, version, options in every place, precedence of the
+//! configuration, and what is read on stdout and stderr (tests/snapshots).
+#![cfg(unix)]
+
+mod common;
+
+use std::fs;
+
+use common::cache::{COMMIT, OTHER, Revision};
+use common::machine::{Machine, Ran};
+use common::s3::{ACCESS_KEY, Action, SECRET_KEY};
+use common::store::{BUCKET, Store};
+use serde_json::Value;
+
+/// What was said, without what differs between runs and machines.
+fn plain(store: &Store, machine: &Machine, ran: &Ran) -> String {
+    let text = format!("exit {}\n--- stdout\n{}--- stderr\n{}", ran.code, ran.stdout, ran.stderr);
+    let text = text.replace(&machine.home().display().to_string(), "~").replace(&store.server.url, "http://STORE");
+    let lines = text.lines().map(|line| match line {
+        line if line.contains("Disk space") => "ok    Disk space         N GiB free".to_string(),
+        line if line.contains("Clock") => "ok    Clock              0 s from the store's".to_string(),
+        line => paceless(line),
+    });
+    lines.collect::<Vec<_>>().join("\n") + "\n"
+}
+
+/// "in 0.3 s, 12.0 MiB/s" without the numbers.
+fn paceless(line: &str) -> String {
+    let Some((before, after)) = line.split_once(" in ") else { return line.to_string() };
+    let Some((_, rest)) = after.split_once(" s") else { return line.to_string() };
+    let rest = match rest.split_once("/s") {
+        Some((_, rest)) => rest,
+        None => rest,
+    };
+    if after.starts_with(|c: char| c.is_ascii_digit()) { format!("{before} in TIME{rest}") } else { line.to_string() }
+}
+
+#[track_caller]
+fn json(ran: &Ran) -> Value {
+    serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {ran:#?}"))
+}
+
+#[test]
+fn help_and_version() {
+    let machine = Machine::unconfigured();
+    assert_eq!(machine.ok(&["--version"]), format!("hf-cache-sync {}\n", env!("CARGO_PKG_VERSION")));
+    assert_eq!(machine.ok(&["-V"]), machine.ok(&["--version"]));
+    let help = machine.ok(&["--help"]);
+    for command in ["init", "doctor", "push", "pull"] {
+        assert!(help.lines().any(|line| line.trim_start().starts_with(command)), "{help}");
+        let own = machine.ok(&[command, "--help"]);
+        assert!(own.contains("Usage: hf-cache-sync") && own.contains("Global options"), "{own}");
+        assert!(own.contains("--cache-dir") && own.contains("--json"), "{own}");
+    }
+    for (command, options) in [
+        ("push", &["--dry-run", "--workers"][..]),
+        ("pull", &["-r, --revision", "--repo-type", "--dry-run", "--workers", "--verify", "--no-sync"]),
+        ("doctor", &["--require-write"]),
+    ] {
+        let own = machine.ok(&[command, "--help"]);
+        options.iter().for_each(|option| assert!(own.contains(option), "{option}: {own}"));
+    }
+}
+
+#[test]
+fn wrong_usage() {
+    let machine = Machine::unconfigured();
+    for line in [&[][..], &["pusj"], &["push", "--nope"], &["pull"], &["pull", "a", "b"], &["push", "--workers", "0"]] {
+        let ran = machine.run(line);
+        assert_eq!((ran.code, ran.stdout.as_str()), (2, ""), "{line:?}: {ran:#?}");
+        ran.nothing_internal();
+    }
+    assert!(machine.run(&["pusj"]).stderr.contains("'push'"), "the nearest command is named");
+}
+
+#[test]
+fn global_options_stand_anywhere() {
+    let store = Store::new();
+    let mut machine = Machine::new(&store);
+    ["B2_ENDPOINT", "B2_BUCKET", "B2_REGION"].iter().for_each(|name| machine.unset(name));
+    let revision = Revision::model("org/name");
+    revision.write(&machine.home().join("other-hub"));
+    let hub = machine.home().join("other-hub").display().to_string();
+    let options = [
+        ["--endpoint", store.server.url.as_str()],
+        ["--bucket", BUCKET],
+        ["--region", "here"],
+        ["--prefix", "team"],
+        ["--cache-dir", &hub],
+    ];
+    let options = options.concat();
+    machine.ok(&[&options[..], &["--json", "push", "--workers", "2"]].concat());
+    let (first, last) = options.split_at(4);
+    let ran = machine.run(&[first, &["push", "--json", "org/name"], last].concat());
+    assert_eq!(json(&ran)["present"]["blobs"], 2, "{ran:#?}");
+    let ran = machine.run(&[&["pull", "org/name"], &options[..], &["-q"]].concat());
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{ran:#?}");
+    assert!(store.keys().iter().all(|key| key.starts_with("team/")));
+}
+
+/// Flags, then `B2_*`, then YAML, then AWS's own variables; each credential pair whole.
+#[test]
+fn precedence() {
+    let store = Store::new();
+    let mut machine = Machine::unconfigured();
+    let yaml = format!(
+        "storage:\n  endpoint: {}\n  bucket: from-yaml\n  region: yaml-region\n  access_key: {ACCESS_KEY}\n  \
+         secret_key: {SECRET_KEY}\nteam:\n  prefix: yaml-prefix\n",
+        store.server.url
+    );
+    let seen = |machine: &Machine, line: &[&str]| -> (String, String, String) {
+        let ran = machine.run(&[line, &["doctor", "--json"]].concat());
+        ran.nothing_internal();
+        let report = json(&ran);
+        let detail = |name: &str| {
+            let checks = report["checks"].as_array().unwrap().clone();
+            let check = checks.into_iter().find(|check| check["name"] == name).unwrap();
+            check["detail"].as_str().unwrap().to_string()
+        };
+        (detail("Bucket"), detail("Region"), detail("Credentials"))
+    };
+    let is = |found: (String, String, String), bucket: &str, region: &str, source: &str| {
+        assert_eq!(found, (bucket.into(), region.into(), source.into()));
+    };
+    // The home directory's file, then the current directory's, then --config.
+    fs::write(machine.home().join(".hf-cache-sync.yaml"), &yaml).unwrap();
+    machine.set("AWS_REGION", "aws-region");
+    is(seen(&machine, &[]), "from-yaml", "yaml-region", "source=config");
+    machine.configure(&yaml.replace("from-yaml", "from-here"));
+    is(seen(&machine, &[]), "from-here", "yaml-region", "source=config");
+    fs::write(machine.work().join("x.yaml"), yaml.replace("from-yaml", "from-x")).unwrap();
+    is(seen(&machine, &["--config", "x.yaml"]), "from-x", "yaml-region", "source=config");
+
+    machine.set("AWS_ACCESS_KEY_ID", ACCESS_KEY);
+    machine.set("AWS_SECRET_ACCESS_KEY", SECRET_KEY);
+    is(seen(&machine, &[]), "from-here", "yaml-region", "source=aws_env");
+    // Half a pair of a higher rank is ignored, with a warning.
+    machine.set("B2_APPLICATION_KEY_ID", "half");
+    is(seen(&machine, &[]), "from-here", "yaml-region", "source=aws_env");
+    let warned = machine.run(&["doctor"]).stderr;
+    assert!(warned.contains("warning: B2_APPLICATION_KEY_ID is set without B2_APPLICATION_KEY"), "{warned}");
+    machine.set("B2_APPLICATION_KEY_ID", ACCESS_KEY);
+    machine.set("B2_APPLICATION_KEY", SECRET_KEY);
+    machine.set("B2_BUCKET", BUCKET);
+    machine.set("B2_REGION", "b2-region");
+    is(seen(&machine, &[]), BUCKET, "b2-region", "source=b2_env");
+    is(seen(&machine, &["--bucket", "flag", "--region", "flag-region"]), "flag", "flag-region", "source=b2_env");
+    // An empty variable is as good as none.
+    machine.set("B2_BUCKET", "");
+    is(seen(&machine, &[]), "from-here", "b2-region", "source=b2_env");
+
+    // AWS's endpoint variables count when nothing else is set.
+    let mut machine = Machine::new(&store);
+    machine.unset("B2_ENDPOINT");
+    machine.set("AWS_ENDPOINT_URL", &store.server.url);
+    machine.ok(&["doctor"]);
+    machine.set("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1");
+    assert_eq!(machine.run(&["push"]).code, 6);
+}
+
+#[test]
+fn a_profile_of_aws_is_the_last_resort() {
+    let store = Store::new();
+    let mut machine = Machine::new(&store);
+    machine.unset("B2_APPLICATION_KEY_ID");
+    machine.unset("B2_APPLICATION_KEY");
+    fs::create_dir(machine.home().join(".aws")).unwrap();
+    let profile = format!("[team]\naws_access_key_id = {ACCESS_KEY}\naws_secret_access_key = {SECRET_KEY}\n");
+    fs::write(machine.home().join(".aws/credentials"), profile).unwrap();
+    machine.set("AWS_PROFILE", "team");
+    let said = machine.ok(&["doctor"]);
+    assert!(said.contains("source=aws_chain"), "{said}");
+}
+
+#[test]
+fn init_writes_a_file_that_only_the_owner_reads() {
+    use std::os::unix::fs::PermissionsExt;
+    let machine = Machine::unconfigured();
+    let said = machine.ok(&["init"]);
+    assert!(said.contains("hf-cache-sync doctor"), "{said}");
+    let path = machine.work().join(".hf-cache-sync.yaml");
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    insta::assert_snapshot!("init", fs::read_to_string(&path).unwrap());
+    fs::write(&path, "mine").unwrap();
+    machine.ok(&["init"]);
+    assert_eq!(fs::read_to_string(&path).unwrap(), "mine", "never over an existing file");
+    assert_eq!(json(&machine.run(&["init", "--json"]))["created"], false);
+}
+
+#[test]
+fn what_doctor_says() {
+    let store = Store::new();
+    let mut machine = Machine::new(&store);
+    Revision::model("org/name").write(&machine.hub());
+    insta::assert_snapshot!("doctor_well", plain(&store, &machine, &machine.run(&["doctor"])));
+    store.server.on_request(|request| match request.method.as_str() {
+        "GET" | "HEAD" => Action::Pass,
+        _ => Action::Refuse(403, "AccessDenied", "not entitled"),
+    });
+    insta::assert_snapshot!("doctor_read_only", plain(&store, &machine, &machine.run(&["doctor"])));
+    let ran = machine.run(&["doctor", "--require-write"]);
+    insta::assert_snapshot!("doctor_require_write", plain(&store, &machine, &ran));
+    store.server.behave();
+    let ran = machine.run(&["doctor", "--bucket", "no-such-bucket"]);
+    insta::assert_snapshot!("doctor_wrong_bucket", plain(&store, &machine, &ran));
+    machine.set("B2_APPLICATION_KEY", "wrong-secret");
+    let ran = machine.run(&["doctor"]);
+    ran.nothing_internal();
+    insta::assert_snapshot!("doctor_wrong_key", plain(&store, &machine, &ran));
+    machine.unset("B2_APPLICATION_KEY");
+    machine.unset("B2_BUCKET");
+    let ran = machine.run(&["doctor", "--cache-dir", "new"]);
+    insta::assert_snapshot!("doctor_unconfigured", plain(&store, &machine, &ran));
+    assert!(!machine.work().join("new").exists(), "doctor makes no cache");
+}
+
+#[test]
+fn what_push_and_pull_say() {
+    let store = Store::new();
+    let (source, target) = (Machine::new(&store), Machine::new(&store));
+    Revision::model("org/name").write(&source.hub());
+    Revision::model("org/gated").git("LICENSE", "You must accept this agreement").write(&source.hub());
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 1\n";
+    let data = Revision::new("dataset", "org/data").git("x.csv", "1").git("large.csv", pointer).at(OTHER);
+    data.refs(&["main", "v1"]).with_tree().write(&source.hub());
+    let said = |machine: &Machine, line: &[&str]| plain(&store, machine, &machine.run(line));
+    insta::assert_snapshot!("push_dry_run", said(&source, &["push", "--dry-run"]));
+    insta::assert_snapshot!("push", said(&source, &["push"]));
+    insta::assert_snapshot!("push_again", said(&source, &["push"]));
+    insta::assert_snapshot!("pull_dry_run", said(&target, &["pull", "org/name", "--dry-run"]));
+    insta::assert_snapshot!("pull", said(&target, &["pull", "org/name"]));
+    insta::assert_snapshot!("pull_again", said(&target, &["pull", "org/name"]));
+    insta::assert_snapshot!("pull_partial", said(&target, &["pull", "org/data"]));
+    insta::assert_snapshot!("pull_unknown", said(&target, &["pull", "org/nane"]));
+    insta::assert_snapshot!("pull_unknown_revision", said(&target, &["pull", "org/name", "-r", "v2"]));
+    store.remove(&Revision::model("org/name").blob_key("model.safetensors"));
+    let fresh = Machine::new(&store);
+    insta::assert_snapshot!("pull_incomplete", said(&fresh, &["pull", "org/name"]));
+}
+
+/// A program reads the same report: errors as well, and nothing else on stdout.
+#[test]
+fn reports_as_json() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    Revision::model("org/name").write(&machine.hub());
+    let ran = machine.run(&["push", "--json"]);
+    let report = json(&ran);
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{ran:#?}");
+    assert_eq!(
+        (&report["uploaded"]["blobs"], &report["manifests"], &report["refs"]),
+        (&2.into(), &1.into(), &1.into())
+    );
+    let target = Machine::new(&store);
+    let report = json(&target.run(&["--json", "pull", "org/name"]));
+    assert_eq!((&report["revision"], &report["repo_type"]), (&COMMIT.into(), &"model".into()), "{report:#}");
+    assert_eq!(report["snapshot"], Revision::model("org/name").snapshot(&target.hub()).display().to_string());
+    assert_eq!((&report["downloaded"]["blobs"], &report["source"]), (&2.into(), &"bucket".into()));
+    let ran = target.run(&["--json", "pull", "org/none"]);
+    assert_eq!((ran.code, &json(&ran)["error"]["kind"]), (4, &"not-found".into()), "{ran:#?}");
+}
+
+/// Without a terminal there are no bars and no colours; with -v there is more to read, and no secret in it.
+#[test]
+fn logs_hold_no_secret() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    Revision::model("org/name").write(&machine.hub());
+    for line in [&["push"][..], &["-v", "push"], &["-vv", "push"], &["-vv", "doctor"], &["-vv", "pull", "org/name"]] {
+        let ran = machine.run(line);
+        assert_eq!(ran.code, 0, "{ran:#?}");
+        let said = format!("{}{}", ran.stdout, ran.stderr);
+        assert!(!said.contains(SECRET_KEY), "{line:?}: {said}");
+        assert!(!said.contains('\u{1b}') && !said.contains('\r'), "{line:?}: {said}");
+    }
+}
+
+/// A reader that goes away, such as `head`, is no error.
+#[test]
+fn a_closed_pipe() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    Revision::model("org/name").write(&machine.hub());
+    let mut shell = machine.command_of("/bin/sh".as_ref(), &["-c"]);
+    shell.args(["(\"$0\" push; echo $? >&2) | true", env!("CARGO_BIN_EXE_hf-cache-sync")]);
+    let ran = common::machine::run(shell);
+    assert_eq!(ran.stderr.trim(), "0", "{ran:#?}");
+}

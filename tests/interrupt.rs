@@ -1,0 +1,518 @@
+//! What breaks in the middle: killed and interrupted commands, bodies that end early, stores that push back, and
+//! downloads side by side. A second run completes the work without repeating what was finished, and nothing torn or
+//! foreign is ever seen.
+#![cfg(unix)]
+
+mod common;
+
+use std::fs;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use common::cache::{COMMIT, Layout, Revision};
+use common::machine::{Machine, Running};
+use common::s3::{Action, Gate, Seen};
+use common::store::Store;
+use common::{contents, git_sha1, sha256, visible, weights};
+
+/// 40 MiB: five ranges of a pull, three parts of a push.
+const LARGE: usize = 40 << 20;
+/// A range of a pull.
+const RANGE: usize = 8 << 20;
+
+fn large() -> Revision {
+    Revision::new("model", "org/large").git("config.json", "{}\n").lfs("model.safetensors", weights(1, LARGE))
+}
+
+/// How a command is stopped.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Stop {
+    Kill,
+    Interrupt,
+}
+
+impl Stop {
+    fn stop(self, running: Running) {
+        match self {
+            Stop::Kill => running.kill(),
+            Stop::Interrupt => {
+                running.interrupt();
+                let ran = running.finish();
+                assert_eq!((ran.code, ran.stdout.as_str()), (130, ""), "{ran:#?}");
+                assert!(ran.stderr.contains("interrupted"), "{ran:#?}");
+            }
+        }
+    }
+}
+
+/// Every visible file is whole, and nothing is there that huggingface_hub does not know.
+#[track_caller]
+fn nothing_torn(machine: &Machine) {
+    for (path, what) in contents(&machine.hub()) {
+        let parts: Vec<&str> = path.split('/').collect();
+        match parts.as_slice() {
+            ["models--org--large", "blobs", etag] => {
+                let bytes = fs::read(machine.hub().join(&path)).unwrap();
+                assert!([sha256(&bytes), git_sha1(&bytes)].contains(&etag.to_string()), "{path} is torn");
+            }
+            ["models--org--large", "snapshots", COMMIT, ..] => {
+                assert!(fs::metadata(machine.hub().join(&path)).is_ok(), "{path} leads nowhere: {what}");
+            }
+            ["models--org--large", "refs", "main"] | ["models--org--large", "trees", _] => {}
+            _ => panic!("{path} is no part of a cache"),
+        }
+    }
+    let locks = machine.hub().join(".locks");
+    if locks.exists() {
+        for entry in fs::read_dir(locks).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            assert!([".hf-cache-sync", "models--org--large"].contains(&name.as_str()), "{name}");
+        }
+    }
+}
+
+fn first_byte(range: &str) -> usize {
+    range.trim_start_matches("bytes=").split('-').next().unwrap().parse().unwrap()
+}
+
+fn ranges(seen: &[Seen]) -> Vec<usize> {
+    seen.iter().filter_map(|request| Some(first_byte(request.range.as_deref()?))).collect()
+}
+
+fn a_pull_is_stopped(how: Stop) {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let revision = large();
+    revision.publish(&store);
+    let gate = Gate::new();
+    let held = gate.clone();
+    store.server.on_request(move |request| match &request.range {
+        Some(range) if first_byte(range) == 3 * RANGE => Action::Hold(held.clone()),
+        _ => Action::Pass,
+    });
+    // With one worker, the request for the fourth range says that the first two were received and noted.
+    let running = machine.start(&["pull", "org/large", "--workers", "1"]);
+    store.server.wait_for("fourth range", |seen| ranges(seen).contains(&(3 * RANGE)));
+    how.stop(running);
+    nothing_torn(&machine);
+    assert!(!revision.dir(&machine.hub()).join("refs").exists(), "no ref before the revision is complete");
+    assert!(!revision.snapshot(&machine.hub()).exists());
+
+    gate.open();
+    store.server.take_seen();
+    machine.ok(&["pull", "org/large"]);
+    let mut again = ranges(&store.server.take_seen());
+    again.sort();
+    again.dedup();
+    assert!(again == [3 * RANGE, 4 * RANGE] || again == [2 * RANGE, 3 * RANGE, 4 * RANGE], "{again:?}");
+    revision.assert_pulled(&machine.hub());
+    nothing_torn(&machine);
+    let partial = machine.hub().join(".locks/.hf-cache-sync/partial");
+    assert_eq!(fs::read_dir(partial).unwrap().count(), 0, "nothing is left of it");
+}
+
+#[test]
+fn a_killed_pull_goes_on_where_it_was() {
+    a_pull_is_stopped(Stop::Kill);
+}
+
+#[test]
+fn an_interrupted_pull_goes_on_where_it_was() {
+    a_pull_is_stopped(Stop::Interrupt);
+}
+
+fn a_push_is_stopped(how: Stop) {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let revision = large().layout(Layout::Links);
+    revision.write(&machine.hub());
+    let before = visible(&machine.hub());
+    let gate = Gate::new();
+    let held = gate.clone();
+    store.server.on_request(move |request| match request.part() {
+        Some(3) => Action::Hold(held.clone()),
+        _ => Action::Pass,
+    });
+    let running = machine.start(&["push", "--workers", "1"]);
+    store.server.wait_for("third part", |seen| seen.iter().any(|request| request.part() == Some(3)));
+    how.stop(running);
+    nothing_torn_ignoring_tag(&machine);
+    assert_eq!(visible(&machine.hub()), before);
+    let keys = store.keys();
+    assert!(!keys.iter().any(|key| key.starts_with("manifests/") || key.starts_with("refs")), "{keys:?}");
+    assert!(!store.has(&revision.blob_key("model.safetensors")));
+
+    gate.open();
+    store.server.behave();
+    store.server.take_seen();
+    machine.ok(&["push"]);
+    let sent: Vec<u32> = store.server.take_seen().iter().filter_map(Seen::part).collect();
+    assert_eq!(sent, [3], "only what was not finished");
+    revision.assert_published(&store);
+    assert_eq!(store.text("refs/org__large/main"), COMMIT);
+    assert_eq!(visible(&machine.hub()), before);
+    let uploads = machine.hub().join(".locks/.hf-cache-sync/uploads");
+    assert_eq!(fs::read_dir(uploads).unwrap().count(), 0, "nothing is left of it");
+}
+
+#[track_caller]
+fn nothing_torn_ignoring_tag(machine: &Machine) {
+    let tag = machine.hub().join("CACHEDIR.TAG");
+    let content = fs::read(&tag).unwrap();
+    let times = fs::metadata(&tag).unwrap().modified().unwrap();
+    fs::remove_file(&tag).unwrap();
+    nothing_torn(machine);
+    fs::write(&tag, content).unwrap();
+    fs::File::options().write(true).open(&tag).unwrap().set_modified(times).unwrap();
+}
+
+#[test]
+fn a_killed_push_goes_on_where_it_was() {
+    a_push_is_stopped(Stop::Kill);
+}
+
+#[test]
+fn an_interrupted_push_goes_on_where_it_was() {
+    a_push_is_stopped(Stop::Interrupt);
+}
+
+/// The record of an interrupted upload is of no use once the file is another, or the prefix is.
+#[test]
+fn parts_of_other_bytes_are_not_used() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let revision = large();
+    revision.write(&machine.hub());
+    let gate = Gate::new();
+    let held = gate.clone();
+    store.server.on_request(move |request| match request.part() {
+        Some(2) => Action::Hold(held.clone()),
+        _ => Action::Pass,
+    });
+    let running = machine.start(&["push", "--workers", "1"]);
+    store.server.wait_for("second part", |seen| seen.iter().any(|request| request.part() == Some(2)));
+    running.kill();
+    gate.open();
+    store.server.behave();
+    store.server.take_seen();
+    machine.ok(&["push", "--prefix", "elsewhere"]);
+    let mut sent: Vec<u32> = store.server.take_seen().iter().filter_map(Seen::part).collect();
+    sent.sort();
+    assert_eq!(sent, [1, 2, 3], "parts under another key cannot be used");
+    assert!(store.get(&format!("elsewhere/{}", revision.blob_key("model.safetensors"))).len() == LARGE);
+    assert!(!store.has(&revision.blob_key("model.safetensors")));
+}
+
+/// Leftovers of an earlier run that are not what the journal says cost a second download, never a wrong blob.
+#[test]
+fn a_damaged_partial_file_is_found_out() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let revision = large();
+    revision.publish(&store);
+    let gate = Gate::new();
+    let held = gate.clone();
+    store.server.on_request(move |request| match &request.range {
+        Some(range) if first_byte(range) == 3 * RANGE => Action::Hold(held.clone()),
+        _ => Action::Pass,
+    });
+    let running = machine.start(&["pull", "org/large", "--workers", "1"]);
+    store.server.wait_for("fourth range", |seen| ranges(seen).contains(&(3 * RANGE)));
+    running.kill();
+    gate.open();
+    let partial = machine.hub().join(".locks/.hf-cache-sync/partial").join(revision.etag("model.safetensors"));
+    let mut bytes = fs::read(&partial).unwrap();
+    bytes[1000] ^= 1;
+    fs::write(&partial, bytes).unwrap();
+    machine.ok(&["pull", "org/large"]);
+    revision.assert_pulled(&machine.hub());
+}
+
+/// What a killed run left, and cannot be taken up again, does not stay for ever; what may be in use does.
+#[test]
+fn leftovers_are_swept_up() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    Revision::model("org/name").publish(&store);
+    let state = machine.hub().join(".locks/.hf-cache-sync");
+    let etag = sha256(b"some blob");
+    let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(7200);
+    for (name, old) in [("old", true), ("young", false)] {
+        let staging = state.join("staging").join(name);
+        let partial = state.join("partial").join(format!("{etag}.{name}.small"));
+        let resumable = state.join("partial").join(format!("{etag}{name}"));
+        fs::create_dir_all(&staging).unwrap();
+        fs::create_dir_all(partial.parent().unwrap()).unwrap();
+        fs::write(staging.join("file"), "half").unwrap();
+        fs::write(&partial, "half").unwrap();
+        fs::write(&resumable, "half").unwrap();
+        if old {
+            for path in [&staging, &partial, &resumable] {
+                fs::File::open(path).unwrap().set_modified(long_ago).unwrap();
+            }
+        }
+    }
+    machine.ok(&["pull", "org/name"]);
+    let names = |dir: &str| -> Vec<String> {
+        let entries = fs::read_dir(state.join(dir)).unwrap();
+        let mut names: Vec<String> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names("staging"), ["young"]);
+    assert_eq!(names("partial"), [format!("{etag}.young.small"), format!("{etag}old"), format!("{etag}young")]);
+}
+
+#[test]
+fn nothing_is_swept_up_through_a_link() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    Revision::model("org/name").publish(&store);
+    let (state, outside) = (machine.hub().join(".locks/.hf-cache-sync"), machine.home().join("outside"));
+    fs::create_dir_all(outside.join("mine")).unwrap();
+    fs::write(outside.join("mine.small"), "mine").unwrap();
+    fs::create_dir_all(&state).unwrap();
+    let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(7200);
+    for name in ["mine", "mine.small"] {
+        fs::File::open(outside.join(name)).unwrap().set_modified(long_ago).unwrap();
+    }
+    for name in ["staging", "partial"] {
+        std::os::unix::fs::symlink(&outside, state.join(name)).unwrap();
+    }
+    let before = common::listing(&outside);
+    assert_eq!(machine.run(&["pull", "org/name"]).code, 1);
+    assert_eq!(common::listing(&outside), before);
+}
+
+#[test]
+fn a_body_that_breaks_off_is_taken_up_again() {
+    for length in [200_000, 9 << 20] {
+        let store = Store::new();
+        let machine = Machine::new(&store);
+        let revision = Revision::new("model", "org/name").lfs("model.bin", weights(2, length));
+        revision.publish(&store);
+        let cuts = AtomicUsize::new(0);
+        store.server.on_request(move |request| {
+            match request.is("GET", "blobs/") && cuts.fetch_add(1, Ordering::SeqCst) < 2 {
+                true => Action::Cut(50_000),
+                false => Action::Pass,
+            }
+        });
+        machine.ok(&["pull", "org/name"]);
+        revision.assert_pulled(&machine.hub());
+        let seen: Vec<Seen> =
+            store.server.take_seen().into_iter().filter(|request| request.is("GET", "blobs/")).collect();
+        let starts = ranges(&seen);
+        let taken_up = starts.iter().filter(|start| **start % RANGE != 0).count();
+        assert!(taken_up == 2, "it goes on after the last byte: {starts:?}");
+    }
+}
+
+#[test]
+fn a_body_that_always_breaks_off_is_a_failure() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let revision = Revision::new("model", "org/name").lfs("model.bin", weights(2, 200_000));
+    revision.publish(&store);
+    store.server.on_request(|request| match request.is("GET", "blobs/") {
+        true => Action::Cut(0),
+        false => Action::Pass,
+    });
+    let ran = machine.run(&["pull", "org/name"]);
+    assert_eq!((ran.code, ran.stdout.as_str()), (6, ""), "{ran:#?}");
+    ran.nothing_internal();
+    assert!(visible(&machine.hub()).is_empty(), "{:?}", visible(&machine.hub()));
+}
+
+#[test]
+fn a_manifest_that_is_cut_is_read_again() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let revision = Revision::model("org/name");
+    revision.publish(&store);
+    let cuts = AtomicUsize::new(0);
+    store.server.on_request(move |request| match request.is("GET", "manifests/") {
+        true if cuts.fetch_add(1, Ordering::SeqCst) == 0 => Action::Cut(100),
+        _ => Action::Pass,
+    });
+    machine.ok(&["pull", "org/name"]);
+    revision.assert_pulled(&machine.hub());
+}
+
+#[test]
+fn a_store_that_pushes_back_is_asked_again() {
+    for (status, code) in [(503, "SlowDown"), (429, "")] {
+        let store = Store::new();
+        let (source, target) = (Machine::new(&store), Machine::new(&store));
+        let revision = Revision::model("org/name").lfs("parts.bin", weights(3, 17 << 20));
+        revision.write(&source.hub());
+        // Every kind of request fails once.
+        let failed = std::sync::Mutex::new(std::collections::HashSet::new());
+        store.server.on_request(move |request| {
+            match failed.lock().unwrap().insert(format!("{} {} {}", request.method, request.key, request.query)) {
+                true => Action::Refuse(status, code, "no tomes available"),
+                false => Action::Pass,
+            }
+        });
+        source.ok(&["push"]);
+        revision.assert_published(&store);
+        target.ok(&["pull", "org/name"]);
+        revision.assert_pulled(&target.hub());
+    }
+}
+
+#[test]
+fn a_listing_that_fails_in_the_middle_decides_nothing() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    Revision::model("org/name").write(&machine.hub());
+    for n in 0..1100 {
+        store.put(&format!("blobs/{}", sha256(format!("{n}").as_bytes())), "");
+    }
+    let before = store.objects();
+    store.server.on_request(|request| match request.query.contains("continuation-token") {
+        true => Action::Refuse(403, "AccessDenied", "not entitled"),
+        false => Action::Pass,
+    });
+    machine.run(&["push"]).refused(3, &["cannot list", "not entitled"]);
+    assert_eq!(store.objects(), before);
+}
+
+#[test]
+fn one_upload_that_fails_does_not_stop_the_others() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let (bad, good) = (Revision::model("org/bad").lfs("bad.bin", "unlucky"), Revision::model("org/good-one"));
+    bad.write(&machine.hub());
+    good.write(&machine.hub());
+    let unlucky = bad.blob_key("bad.bin");
+    let key = unlucky.clone();
+    store.server.on_request(move |request| match request.is("PUT", &key) {
+        true => Action::Refuse(400, "InvalidRequest", "not this one"),
+        false => Action::Pass,
+    });
+    let ran = machine.run(&["push"]);
+    assert_eq!(ran.code, 1, "{ran:#?}");
+    assert!(ran.stderr.contains(&bad.etag("bad.bin")) && ran.stderr.contains("not this one"), "{ran:#?}");
+    good.assert_published(&store);
+    assert!(!store.has(&bad.manifest_key()) && !store.has("refs/org__bad/main"), "not half published");
+    store.server.behave();
+    machine.ok(&["push"]);
+    bad.assert_published(&store);
+}
+
+#[test]
+fn two_pulls_at_once_fetch_a_blob_once() {
+    for (length, path) in [(100_000, "small.bin"), (LARGE, "large.bin")] {
+        let store = Store::new();
+        let machine = Machine::new(&store);
+        let revision = Revision::new("model", "org/large").lfs(path, weights(4, length));
+        revision.publish(&store);
+        let gate = Gate::new();
+        let held = gate.clone();
+        store.server.on_request(move |request| match request.is("GET", "blobs/") {
+            true => Action::Hold(held.clone()),
+            false => Action::Pass,
+        });
+        let one = machine.start(&["pull", "org/large", "--workers", "1"]);
+        store.server.wait_for("blob", |seen| seen.iter().any(|request| request.is("GET", "blobs/")));
+        let two = machine.start(&["pull", "org/large"]);
+        two.wait_for("another process is downloading");
+        gate.open();
+        let (one, two) = (one.finish(), two.finish());
+        assert_eq!((one.code, two.code), (0, 0), "{one:#?} {two:#?}");
+        assert_eq!(one.stdout, two.stdout);
+        let fetched = store.server.take_seen().iter().filter(|request| request.is("GET", "blobs/")).count();
+        assert_eq!(fetched, length.div_ceil(RANGE), "once");
+        revision.assert_pulled(&machine.hub());
+        nothing_torn(&machine);
+    }
+}
+
+/// Two repos of one cache share a blob: the client's locks do not exclude each other, ours does.
+#[test]
+fn two_pulls_of_two_repos_with_one_blob() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let bytes = weights(4, LARGE);
+    let (a, b) =
+        (Revision::new("model", "org/a").lfs("a.bin", &bytes), Revision::new("model", "org/b").lfs("b", &bytes));
+    a.publish(&store);
+    b.publish(&store);
+    let gate = Gate::new();
+    let held = gate.clone();
+    store.server.on_request(move |request| match request.is("GET", "blobs/") {
+        true => Action::Hold(held.clone()),
+        false => Action::Pass,
+    });
+    let one = machine.start(&["pull", "org/a", "--workers", "1"]);
+    store.server.wait_for("blob", |seen| seen.iter().any(|request| request.is("GET", "blobs/")));
+    let two = machine.start(&["pull", "org/b"]);
+    two.wait_for("another hf-cache-sync is downloading");
+    gate.open();
+    let (one, two) = (one.finish(), two.finish());
+    assert_eq!((one.code, two.code), (0, 0), "{one:#?} {two:#?}");
+    a.assert_pulled(&machine.hub());
+    b.assert_pulled(&machine.hub());
+    let partial = machine.hub().join(".locks/.hf-cache-sync/partial");
+    assert_eq!(fs::read_dir(partial).unwrap().count(), 0);
+}
+
+/// The Python client holds its lock on a blob: we wait, and take what it has fetched.
+#[test]
+fn a_blob_that_the_client_is_fetching() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let revision = Revision::model("org/large");
+    revision.publish(&store);
+    let etag = revision.etag("model.safetensors");
+    let locks = machine.hub().join(".locks").join(revision.folder());
+    fs::create_dir_all(&locks).unwrap();
+    let lock = fs::File::create(locks.join(format!("{etag}.lock"))).unwrap();
+    lock.lock().unwrap();
+    let blobs = revision.dir(&machine.hub()).join("blobs");
+    fs::create_dir_all(&blobs).unwrap();
+    let incomplete = blobs.join(format!("{etag}.0a1b2c3d.incomplete"));
+    fs::write(&incomplete, "its beginning").unwrap();
+
+    let running = machine.start(&["pull", "org/large"]);
+    running.wait_for("another process is downloading");
+    assert_eq!(fs::read(&incomplete).unwrap(), b"its beginning");
+    fs::write(&incomplete, &revision.file("model.safetensors").bytes).unwrap();
+    fs::rename(&incomplete, blobs.join(&etag)).unwrap();
+    lock.unlock().unwrap();
+    let ran = running.finish();
+    assert_eq!(ran.code, 0, "{ran:#?}");
+    let key = revision.blob_key("model.safetensors");
+    assert!(!store.server.take_seen().iter().any(|request| request.is("GET", &key)), "it is not fetched again");
+    revision.assert_pulled(&machine.hub());
+}
+
+/// What the client does not know is made with the modes that it would give: a group shares a cache.
+#[test]
+fn modes_follow_the_umask() {
+    use std::os::unix::fs::PermissionsExt;
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let revision = large().with_tree();
+    let mut manifest = revision.manifest();
+    revision.publish(&store);
+    manifest["tree"] = serde_json::from_slice(&revision.tree_json()).unwrap();
+    store.put(&revision.manifest_key(), serde_json::to_vec(&manifest).unwrap());
+    let mut shell = machine.command_of("/bin/sh".as_ref(), &["-c"]);
+    shell.args(["umask 002; \"$0\" pull org/large", env!("CARGO_BIN_EXE_hf-cache-sync")]);
+    assert_eq!(common::machine::run(shell).code, 0);
+    let mode = |path: std::path::PathBuf| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let dir = revision.dir(&machine.hub());
+    assert_eq!(mode(revision.blob(&machine.hub(), "model.safetensors")), 0o664);
+    assert_eq!(mode(revision.blob(&machine.hub(), "config.json")), 0o664);
+    for path in ["refs/main".to_string(), format!("trees/{COMMIT}.json")] {
+        assert_eq!(mode(dir.join(&path)), 0o664, "{path}");
+    }
+    for path in ["blobs", "snapshots", "refs", &format!("snapshots/{COMMIT}")] {
+        assert_eq!(mode(dir.join(path)), 0o775, "{path}");
+    }
+    for lock in fs::read_dir(machine.hub().join(".locks").join(revision.folder())).unwrap() {
+        assert_eq!(mode(lock.unwrap().path()), 0o664);
+    }
+    assert_eq!(mode(machine.hub().join(".locks/.hf-cache-sync/lock")), 0o664);
+}
