@@ -6,7 +6,9 @@ use std::time::SystemTime;
 
 use clap::{ArgAction, CommandFactory, Parser, Subcommand};
 
-use crate::commands::{Session, completions, diff, doctor, init, list, man, prune, pull, push, status, watch};
+use crate::commands::{
+    Session, completions, diff, doctor, init, list, man, prune, pull, pull_all, push, status, watch,
+};
 use crate::config::{Config, Environment, Overrides};
 use crate::error::{Error, Kind, Result};
 use crate::ui::{Style, Ui};
@@ -88,6 +90,7 @@ pub enum Command {
     Doctor(doctor::Args),
     Push(push::Args),
     Pull(pull::Args),
+    PullAll(pull_all::Args),
     Watch(watch::Args),
     Prune(prune::Args),
     Status(status::Args),
@@ -154,6 +157,7 @@ pub async fn run(cli: &Cli, ui: &Ui) -> Result<Option<Kind>> {
         Command::Push(args) => ui.show(&push::execute(&session, args).await?),
         Command::Prune(args) => ui.show(&prune::execute(&session, args).await?),
         Command::Pull(args) => ui.show(&pull::execute(&session, args).await?),
+        Command::PullAll(args) => ui.show(&pull_all::execute(&session, args).await?),
         Command::Watch(args) => {
             watch::execute(&session, args, &|update| ui.show_line(&update)).await?;
             None

@@ -9,6 +9,7 @@ pub mod list;
 pub mod man;
 pub mod prune;
 pub mod pull;
+pub mod pull_all;
 pub mod push;
 pub mod status;
 pub mod watch;
@@ -130,6 +131,13 @@ impl Amount {
     pub fn add(&mut self, bytes: u64) {
         self.blobs += 1;
         self.bytes += bytes;
+    }
+}
+
+impl std::ops::AddAssign for Amount {
+    fn add_assign(&mut self, other: Amount) {
+        self.blobs += other.blobs;
+        self.bytes = self.bytes.saturating_add(other.bytes);
     }
 }
 

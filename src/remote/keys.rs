@@ -47,6 +47,11 @@ pub fn parse_manifest(key: &str) -> Option<(&str, Commit)> {
     Some((encoded, rest.strip_suffix(".json")?.parse().ok()?))
 }
 
+/// The same for an id that is still encoded.
+pub fn manifest_of(encoded: &str, commit: &Commit) -> String {
+    format!("{MANIFESTS}{encoded}@{commit}.json")
+}
+
 /// `refs/<id>/<ref>`, shared by every type and every id that encodes alike.
 pub fn old_ref(id: &RepoId, name: &RefName) -> String {
     format!("{}{name}", old_refs_of(id))
@@ -112,6 +117,13 @@ pub fn plain_id(encoded: &str) -> Option<RepoId> {
     }
 }
 
+/// Every id that is encoded like this: at most one `__` was the slash.
+pub fn possible_ids(encoded: &str) -> Vec<RepoId> {
+    let places = encoded.as_bytes().windows(2).enumerate().filter(|(_, pair)| *pair == b"__");
+    let slashed = places.map(|(at, _)| format!("{}/{}", &encoded[..at], &encoded[at + 2..]));
+    slashed.chain([encoded.to_string()]).filter_map(|id| id.parse().ok()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -151,6 +163,8 @@ mod tests {
         }
         assert_eq!(plain_id("a__b").unwrap().as_str(), "a/b");
         assert_eq!(plain_id("a___b"), None);
+        let possible: Vec<String> = possible_ids("a___b").iter().map(|id| id.to_string()).collect();
+        assert_eq!(possible, ["a/_b", "a_/b", "a___b"]);
     }
 
     proptest! {

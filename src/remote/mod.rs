@@ -7,4 +7,5 @@ pub mod error;
 pub mod keys;
 pub mod limit;
 pub mod lookup;
+pub mod mains;
 pub mod transfer;

@@ -10,6 +10,7 @@ use std::io;
 use std::path::Path;
 use std::time::SystemTime;
 
+use super::local::matches_name;
 use super::plan::{FetchReason, Plan};
 use crate::cache::layout::Layout;
 use crate::cache::lock;
@@ -21,49 +22,67 @@ use crate::progress::Event;
 use crate::remote::transfer::download::{Fetch, SINGLE_GET, download};
 use crate::remote::transfer::{Context, blocking, pool};
 
-/// What was done.
+/// What became of a plan.
 #[derive(Debug, Default)]
-pub struct Done {
-    /// Downloaded.
+pub struct Outcome {
+    /// Downloaded for it; a blob that several plans need counts for the first of them.
     pub downloaded: Amount,
+    /// Shared with another repo of this cache.
+    pub shared: Amount,
     /// What failed.
     pub failures: Vec<Error>,
     /// Blobs that are not here after that.
-    pub lost: HashSet<BlobId>,
+    lost: HashSet<BlobId>,
 }
 
-/// One blob and the repos that need it.
+impl Outcome {
+    /// Blobs that could not be had.
+    pub fn lost(&self) -> usize {
+        self.lost.len()
+    }
+}
+
+/// One blob and the plans that need it.
 #[derive(Debug, Clone)]
 struct Job {
     fetch: Fetch,
-    repos: Vec<RepoName>,
+    /// Index of the plan, and its repo.
+    needs: Vec<(usize, RepoName)>,
+    /// A repo of this cache that has it, as far as its name and size tell.
+    donor: Option<RepoName>,
     /// What stands there has the right size and the wrong bytes.
     replace: bool,
 }
 
-/// Executes the plans, which may share blobs.
-///
-/// # Errors
-/// When the cache cannot be written to at all.
-pub async fn hydrate(context: &Context, plans: &[Plan], now: SystemTime) -> Result<Done> {
-    let kind = LinkKind::probe(&context.layout)?;
+/// How a repo got a blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Got {
+    Downloaded,
+    Shared,
+    /// It came by another process, or for another plan of the same repo.
+    Here,
+}
+
+/// Executes the plans, which may share blobs; `kind` is what this cache allows. The outcomes are in the plans' order.
+pub async fn hydrate(context: &Context, plans: &[Plan], kind: LinkKind, now: SystemTime) -> Vec<Outcome> {
+    let mut outcomes: Vec<Outcome> = plans.iter().map(|plan| start(&context.layout, plan)).collect();
     let mut jobs: BTreeMap<BlobId, Job> = BTreeMap::new();
-    for plan in plans {
+    for (index, plan) in plans.iter().enumerate().filter(|(index, _)| outcomes[*index].failures.is_empty()) {
         for action in &plan.fetch {
-            let label = format!("{}/{}", plan.manifest.repo, action.path);
+            let repo = &plan.manifest.repo;
+            let label = format!("{repo}/{}", action.path);
             let fetch = Fetch { id: action.blob, size: action.size, label };
-            let job = jobs.entry(action.blob).or_insert_with(|| Job { fetch, repos: Vec::new(), replace: false });
-            job.repos.push(plan.manifest.repo.clone());
+            let fresh = || Job { fetch, needs: Vec::new(), donor: None, replace: false };
+            let job = jobs.entry(action.blob).or_insert_with(fresh);
+            job.needs.push((index, repo.clone()));
+            job.donor = job.donor.take().or_else(|| action.donor.clone());
             job.replace |= action.reason == FetchReason::Corrupt;
         }
     }
-    for plan in plans.iter().filter(|plan| !plan.fetch.is_empty()) {
-        check_dirs(&context.layout, &plan.manifest.repo)?;
-    }
-    let bytes = jobs.values().map(|job| job.fetch.size).sum();
-    context.progress.event(Event::Planned { blobs: jobs.len() as u64, bytes });
+    let wire = || jobs.values().filter(|job| job.donor.is_none());
+    let bytes = wire().map(|job| job.fetch.size).sum();
+    context.progress.event(Event::Planned { blobs: wire().count() as u64, bytes });
 
-    let mut done = Done::default();
     pool::run(
         jobs.into_values().collect(),
         context.limits.objects.ceiling(),
@@ -75,24 +94,36 @@ pub async fn hydrate(context: &Context, plans: &[Plan], now: SystemTime) -> Resu
                 (job, fetched)
             }
         },
-        |(job, fetched)| match fetched {
-            Ok(true) => done.downloaded.add(job.fetch.size),
-            Ok(false) => {}
-            Err(error) => {
-                done.lost.insert(job.fetch.id);
-                done.failures.push(error);
+        |(job, fetched)| {
+            for (index, got) in fetched {
+                let outcome: &mut Outcome = &mut outcomes[index];
+                match got {
+                    Ok(Got::Downloaded) => outcome.downloaded.add(job.fetch.size),
+                    Ok(Got::Shared) => outcome.shared.add(job.fetch.size),
+                    Ok(Got::Here) => {}
+                    Err(error) => {
+                        outcome.lost.insert(job.fetch.id);
+                        outcome.failures.push(error);
+                    }
+                }
             }
         },
     )
     .await;
     context.progress.event(Event::Step("linking files"));
-    for plan in plans {
-        let (layout, plan, lost, sync) = (context.layout.clone(), plan.clone(), done.lost.clone(), context.sync);
-        if let Err(error) = blocking(move || assemble(&layout, &plan, kind, &lost, sync, now)).await {
-            done.failures.push(error);
+    for (plan, outcome) in plans.iter().zip(&mut outcomes) {
+        if outcome.failures.is_empty() || !outcome.lost.is_empty() {
+            let (layout, plan, lost, sync) = (context.layout.clone(), plan.clone(), outcome.lost.clone(), context.sync);
+            let assembled = blocking(move || assemble(&layout, &plan, kind, &lost, sync, now)).await;
+            outcome.failures.extend(assembled.err());
         }
     }
-    Ok(done)
+    outcomes
+}
+
+fn start(layout: &Layout, plan: &Plan) -> Outcome {
+    let checked = if plan.fetch.is_empty() { Ok(()) } else { check_dirs(layout, &plan.manifest.repo) };
+    Outcome { failures: checked.err().into_iter().collect(), ..Outcome::default() }
 }
 
 /// Checks, once, the folders that every blob of a repo goes through: none may be a link. `blobs/` is made only when a
@@ -104,37 +135,56 @@ fn check_dirs(layout: &Layout, repo: &RepoName) -> Result<()> {
     ensure_dir(layout.root(), &layout.state().join("partial"))
 }
 
-/// Whether the blob was downloaded; it may have come by another process while we waited for its lock.
-async fn fetch(context: &Context, job: &Job) -> Result<bool> {
-    let (blob, layout) = (&job.fetch.id, &context.layout);
-    let (first, others) = job.repos.split_first().expect("every job comes from a plan");
-    let mut downloaded = false;
-    {
-        let _client = client_lock(context, first, job).await?;
-        if !is_there(layout, first, job) {
-            let _partial = match job.fetch.size {
-                0..=SINGLE_GET => None,
-                _ => {
-                    let note = format!("another hf-cache-sync is downloading {}: waiting for it", job.fetch.label);
-                    Some(wait_for(&*context.progress, &note, || lock::try_partial_lock(layout, blob)).await?)
-                }
-            };
-            let path = download(context, &job.fetch).await?;
-            put_in_place(layout, &path, first, blob)?;
-            if job.fetch.size > SINGLE_GET {
-                let _ = fs::remove_file(layout.partial(blob).with_extension("lock"));
-            }
-            downloaded = true;
+/// Gets the blob for every plan that needs it: over the wire once at the most.
+async fn fetch(context: &Context, job: &Job) -> Vec<(usize, Result<Got>)> {
+    let mut done = Vec::new();
+    // Who has it for certain.
+    let mut source: Option<&RepoName> = None;
+    let mut missing: Option<Error> = None;
+    for (index, repo) in &job.needs {
+        let got = match (&missing, source) {
+            (Some(error), _) => Err(error.clone()),
+            (_, Some(source)) if source == repo => Ok(Got::Here),
+            (_, source) => obtain(context, job, repo, source).await,
+        };
+        match &got {
+            Ok(_) => source = Some(repo),
+            // One that cannot be had fails for all, without another try on the wire.
+            Err(error) if source.is_none() => missing = Some(error.clone()),
+            Err(_) => {}
+        }
+        done.push((*index, got));
+    }
+    done
+}
+
+async fn obtain(context: &Context, job: &Job, repo: &RepoName, source: Option<&RepoName>) -> Result<Got> {
+    let (blob, size, layout) = (&job.fetch.id, job.fetch.size, &context.layout);
+    let _client = client_lock(context, repo, job).await?;
+    if is_there(layout, repo, job) {
+        return Ok(Got::Here);
+    }
+    if let Some(from) = source.or(job.donor.as_ref()) {
+        // What this run has fetched was verified already.
+        let verify = source.is_none();
+        let (layout, from, repo, blob) = (layout.clone(), from.clone(), repo.clone(), *blob);
+        if blocking(move || share(&layout, &from, &repo, &blob, verify.then_some(size))).await? {
+            return Ok(Got::Shared);
         }
     }
-    for repo in others {
-        let _client = client_lock(context, repo, job).await?;
-        if !is_there(layout, repo, job) {
-            let (layout, first, repo, blob) = (layout.clone(), first.clone(), repo.clone(), *blob);
-            blocking(move || share(&layout, &first, &repo, &blob)).await?;
+    let _partial = match size {
+        0..=SINGLE_GET => None,
+        _ => {
+            let note = format!("another hf-cache-sync is downloading {}: waiting for it", job.fetch.label);
+            Some(wait_for(&*context.progress, &note, || lock::try_partial_lock(layout, blob)).await?)
         }
+    };
+    let path = download(context, &job.fetch).await?;
+    put_in_place(layout, &path, repo, blob)?;
+    if size > SINGLE_GET {
+        let _ = fs::remove_file(layout.partial(blob).with_extension("lock"));
     }
-    Ok(downloaded)
+    Ok(Got::Downloaded)
 }
 
 async fn client_lock(context: &Context, repo: &RepoName, job: &Job) -> Result<lock::Lock> {
@@ -174,8 +224,9 @@ fn put_in_place(layout: &Layout, file: &Path, repo: &RepoName, blob: &BlobId) ->
     }
 }
 
-/// Gives another repo the blob that the first one has: a reflink, else a hard link, else a copy.
-fn share(layout: &Layout, from: &RepoName, to: &RepoName, blob: &BlobId) -> Result<()> {
+/// Gives another repo the blob that one has: a reflink, else a hard link, else a copy. With `verify`, the blob's size,
+/// its bytes are hashed first. `false` when they cannot be had from there.
+fn share(layout: &Layout, from: &RepoName, to: &RepoName, blob: &BlobId, verify: Option<u64>) -> Result<bool> {
     let staging = place::Staging::new(layout)?;
     let staged = staging.path().join("blob");
     let source = layout.blob(from, blob);
@@ -184,8 +235,15 @@ fn share(layout: &Layout, from: &RepoName, to: &RepoName, blob: &BlobId) -> Resu
             .or_else(|_| fs::hard_link(&source, &staged))
             .or_else(|_| fs::copy(&source, &staged).map(drop))
     });
-    made.map_err(|e| Error::io("cannot share", &source, &e))?;
-    put_in_place(layout, &staged, to, blob)
+    if let Err(error) = made {
+        tracing::debug!(path = %source.display(), %error, "a blob of this cache cannot be shared");
+        return Ok(false);
+    }
+    if verify.is_some_and(|size| !matches_name(&staged, blob, size)) {
+        tracing::warn!("{} is corrupt: its bytes do not match its name", source.display());
+        return Ok(false);
+    }
+    put_in_place(layout, &staged, to, blob).map(|()| true)
 }
 
 fn assemble(

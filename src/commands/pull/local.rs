@@ -1,6 +1,6 @@
 //! What of a revision is here already: a look at each of its files, without a scan of the whole cache.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 
 use super::plan::Plan;
@@ -8,7 +8,7 @@ use crate::cache::layout::Layout;
 use crate::cache::{place, read, space};
 use crate::error::{Error, Result};
 use crate::hash::BlobHasher;
-use crate::ids::{BlobId, RefName};
+use crate::ids::{BlobId, RefName, RepoName};
 use crate::manifest::Manifest;
 use crate::remote::transfer::download::already_there;
 
@@ -89,6 +89,29 @@ pub fn look(layout: &Layout, manifest: &Manifest, reference: Option<&RefName>, v
     state
 }
 
+/// Repos of this cache that have a blob of the right name and size, one for each blob that the plans lack.
+pub fn find_donors(layout: &Layout, plans: &[Plan]) -> HashMap<BlobId, RepoName> {
+    let wanted: HashMap<BlobId, u64> =
+        plans.iter().flat_map(|plan| &plan.fetch).map(|fetch| (fetch.blob, fetch.size)).collect();
+    let mut donors = HashMap::new();
+    if wanted.is_empty() {
+        return donors;
+    }
+    let names = |dir: &std::path::Path| {
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().into_string().ok())
+    };
+    for repo in names(layout.root()).filter_map(|name| RepoName::from_folder(&name)) {
+        for blob in names(&layout.blobs(&repo)).filter_map(|name| name.parse::<BlobId>().ok()) {
+            let fits = |size: &u64| look_at(&layout.blob(&repo, &blob), &blob, *size, false) == BlobState::Present;
+            if !donors.contains_key(&blob) && wanted.get(&blob).is_some_and(fits) {
+                donors.insert(blob, repo.clone());
+            }
+        }
+    }
+    donors
+}
+
 fn look_at(path: &std::path::Path, id: &BlobId, size: u64, verify: bool) -> BlobState {
     // Through links on purpose: a blob may be a link into the cache-wide store.
     match fs::metadata(path) {
@@ -99,7 +122,8 @@ fn look_at(path: &std::path::Path, id: &BlobId, size: u64, verify: bool) -> Blob
     }
 }
 
-fn matches_name(path: &std::path::Path, id: &BlobId, size: u64) -> bool {
+/// Whether the file's bytes are those of the blob.
+pub fn matches_name(path: &std::path::Path, id: &BlobId, size: u64) -> bool {
     use std::io::Read;
     let Ok(mut file) = read::open_quietly(path) else { return false };
     let mut hasher = BlobHasher::like(id, size);
@@ -120,7 +144,7 @@ fn matches_name(path: &std::path::Path, id: &BlobId, size: u64) -> bool {
 pub fn check_space(layout: &Layout, plans: &[&Plan]) -> Result<()> {
     let mut blobs = BTreeMap::new();
     for plan in plans {
-        blobs.extend(plan.fetch.iter().map(|fetch| (fetch.blob, fetch.size)));
+        blobs.extend(plan.downloads().map(|fetch| (fetch.blob, fetch.size)));
     }
     let needed: u64 = blobs.iter().map(|(id, size)| size.saturating_sub(already_there(layout, id))).sum();
     match space::available(layout.root()) {

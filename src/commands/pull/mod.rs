@@ -6,6 +6,7 @@
 pub mod hydrate;
 pub mod local;
 pub mod plan;
+pub mod run;
 
 use std::io::ErrorKind;
 use std::path::PathBuf;
@@ -16,11 +17,11 @@ use serde::Serialize;
 use super::{Amount, Session, TransferArgs, kind_of};
 use crate::cache::gated::{self, Gated};
 use crate::cache::layout::Layout;
-use crate::cache::place;
 use crate::error::{Error, Kind, Result, plain_io};
 use crate::ids::{Commit, RefName, RepoName, RepoQuery, RepoType};
 use crate::progress::Event;
 use crate::remote::lookup::{self, Found};
+use run::Decision;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -81,6 +82,8 @@ pub struct Report {
     pub source: Source,
     /// Downloaded, or to be downloaded.
     pub downloaded: Amount,
+    /// Shared with other repos of this cache.
+    pub shared: Amount,
     /// Here already.
     pub present: Amount,
     /// Files in the bucket's manifest.
@@ -127,26 +130,25 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     let found = lookup::find(&bucket, &query, args.revision.as_deref()).await?;
     let layout = session.layout();
     local::check_root(&layout)?;
-    if !session.config.team.allow_gated
-        && let Some(gated) = look_gated(&layout, &found.manifest.repo)?
-    {
-        return Ok(Report { gated: Some(gated), ..report(&layout, found, args.dry_run) });
-    }
-    let state = local::look(&layout, &found.manifest, found.reference.as_ref(), args.verify);
-    let plan = plan::plan(&layout, &found, &state);
+    let plan = match run::decide(session, &found, args.verify).await? {
+        Decision::Gated(gated) => return Ok(Report { gated: Some(gated), ..report(&layout, found, args.dry_run) }),
+        Decision::Pull(plan) => plan,
+    };
     let mut report = report(&layout, found, args.dry_run);
     report.present = plan.present;
+    let plans = run::borrow(&layout, vec![plan]).await;
     if args.dry_run {
-        plan.fetch.iter().for_each(|fetch| report.downloaded.add(fetch.size));
-    } else if plan.is_empty() {
-        plan.used.iter().for_each(|path| place::mark_used(path, session.now));
+        for fetch in &plans[0].fetch {
+            let amount = if fetch.donor.is_some() { &mut report.shared } else { &mut report.downloaded };
+            amount.add(fetch.size);
+        }
     } else {
-        local::check_space(&layout, &[&plan])?;
-        let context = session.transfers(&bucket, args.transfer.workers(), !args.no_sync);
-        let _lock = session.lock_shared().await?;
-        let done = hydrate::hydrate(&context, std::slice::from_ref(&plan), session.now).await?;
-        report.downloaded = done.downloaded;
-        report.failures = done.failures;
+        let options = run::Options { workers: args.transfer.workers(), sync: !args.no_sync };
+        for outcome in run::carry_out(session, &bucket, &plans, options).await? {
+            report.downloaded = outcome.downloaded;
+            report.shared = outcome.shared;
+            report.failures = outcome.failures;
+        }
     }
     if report.downloaded.blobs > 0 {
         report.source = Source::Bucket;
@@ -177,6 +179,7 @@ fn report(layout: &Layout, found: Found, dry_run: bool) -> Report {
         reference: found.reference,
         source: Source::Cache,
         downloaded: Amount::default(),
+        shared: Amount::default(),
         present: Amount::default(),
         gated: None,
         notes: found.notes,

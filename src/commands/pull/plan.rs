@@ -1,6 +1,6 @@
 //! The decision of a pull. Pure: the bucket's manifest and what is here in, ordered actions out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::local::{BlobState, State};
 use crate::cache::layout::Layout;
 use crate::commands::Amount;
-use crate::ids::{BlobId, RefName, RepoPath};
+use crate::ids::{BlobId, RefName, RepoName, RepoPath};
 use crate::manifest::Manifest;
 use crate::remote::lookup::Found;
 
@@ -44,6 +44,9 @@ pub struct FetchAction {
     pub path: RepoPath,
     /// Why.
     pub reason: FetchReason,
+    /// Another repo of this cache that has it: it is shared, and fetched only when its bytes are not what they should be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub donor: Option<RepoName>,
 }
 
 /// Why a blob is fetched.
@@ -72,6 +75,18 @@ impl Plan {
     pub fn is_empty(&self) -> bool {
         self.fetch.is_empty() && self.link.is_empty() && !self.write_tree && self.write_ref.is_none()
     }
+
+    /// What comes over the wire.
+    pub fn downloads(&self) -> impl Iterator<Item = &FetchAction> {
+        self.fetch.iter().filter(|fetch| fetch.donor.is_none())
+    }
+
+    /// Takes blobs from repos of this cache that have them.
+    pub fn borrow_from(&mut self, donors: &HashMap<BlobId, RepoName>) {
+        for fetch in &mut self.fetch {
+            fetch.donor = donors.get(&fetch.blob).filter(|donor| **donor != self.manifest.repo).cloned();
+        }
+    }
 }
 
 /// Decides.
@@ -98,7 +113,13 @@ pub fn plan(layout: &Layout, found: &Found, state: &State) -> Plan {
         if first {
             match reason {
                 Some(reason) => {
-                    plan.fetch.push(FetchAction { blob: file.blob, size: file.size, path: file.path.clone(), reason });
+                    plan.fetch.push(FetchAction {
+                        blob: file.blob,
+                        size: file.size,
+                        path: file.path.clone(),
+                        reason,
+                        donor: None,
+                    });
                 }
                 None => {
                     plan.present.add(file.size);

@@ -8,6 +8,7 @@ mod list;
 mod man;
 mod prune;
 mod pull;
+mod pull_all;
 mod push;
 mod status;
 mod time;

@@ -9,8 +9,12 @@ use crate::error::{Error, Kind};
 use crate::ui;
 
 /// "; 2 blobs (1.5 GiB) here already", where there are any
-fn here(present: &Amount) -> String {
-    if present.blobs == 0 { String::new() } else { format!("; {} here already", blobs(present)) }
+fn here(report: &Report) -> String {
+    let part = |amount: &Amount, what: &str| match amount.blobs {
+        0 => String::new(),
+        _ => format!("; {} {what}", blobs(amount)),
+    };
+    part(&report.present, "here already") + &part(&report.shared, "shared with other repos here")
 }
 
 impl ui::Report for Report {
@@ -38,7 +42,7 @@ impl ui::Report for Report {
             let _ = writeln!(out, "note: not in the bucket: {missing} of this revision that nobody has pushed");
         }
         let _ = match (self.dry_run, self.source, self.failures.is_empty()) {
-            (true, ..) => writeln!(out, "Would download {} of {name}{}.", blobs(&self.downloaded), here(&self.present)),
+            (true, ..) => writeln!(out, "Would download {} of {name}{}.", blobs(&self.downloaded), here(self)),
             (_, _, false) => writeln!(
                 out,
                 "{name} is incomplete: {} of it could not be pulled.",
@@ -52,7 +56,7 @@ impl ui::Report for Report {
                 "Pulled {name} from the bucket: {} {}{}.",
                 blobs(&self.downloaded),
                 pace(&self.downloaded, self.seconds),
-                here(&self.present)
+                here(self)
             ),
         };
         out

@@ -1,0 +1,96 @@
+//! What `pull-all` says: a table of the repos on stdout, totals on stderr.
+
+use std::fmt::Write;
+
+use super::{blobs, pace, plural, size};
+use crate::commands::pull_all::{Nothing, Outcome, Report, Row};
+use crate::error::{Error, Kind};
+use crate::ui;
+use crate::ui::table::{Cell, Column, Table, Tone};
+
+impl ui::Report for Report {
+    fn result(&self) -> String {
+        if self.repos.is_empty() {
+            return String::new();
+        }
+        let mut table = Table::new([
+            Column::Name("Repo"),
+            Column::Spare("Revision"),
+            Column::Text("Result"),
+            Column::Number("Size"),
+        ]);
+        for row in &self.repos {
+            let revision = row.revision.as_ref().map_or("-", |commit| commit.short());
+            let bytes = if row.revision.is_some() { size(row.size) } else { "-".into() };
+            table.row([Cell::new(row.name(), Tone::Name), Cell::new(revision, Tone::Dim), result(row), bytes.into()]);
+        }
+        table.to_text()
+    }
+
+    fn summary(&self) -> String {
+        let mut out = String::new();
+        let _ = match self.nothing {
+            Some(Nothing::Empty) => writeln!(out, "No refs/main found in bucket '{}'.", self.bucket),
+            Some(Nothing::NoMatch) => {
+                writeln!(out, "No repo in bucket '{}' matches --include, --exclude and --limit.", self.bucket)
+            }
+            None => writeln!(out, "{}", totals(self)),
+        };
+        out
+    }
+
+    fn failures(&self) -> &[Error] {
+        &self.failures
+    }
+
+    fn failed(&self) -> Option<Kind> {
+        self.failed()
+    }
+}
+
+fn result(row: &Row) -> Cell {
+    match row.result {
+        Outcome::Pulled => Cell::new("pulled", Tone::Good),
+        Outcome::Present => Cell::new("here already", Tone::Dim),
+        Outcome::Planned => match row.downloaded.blobs {
+            0 => Cell::new("would link", Tone::Attention),
+            _ => Cell::new(format!("would download {}", size(row.downloaded.bytes)), Tone::Attention),
+        },
+        Outcome::Skipped => {
+            let why = row.gated.as_ref().map_or(String::new(), |gated| format!(": \"{}\"", gated.keyword));
+            Cell::new(format!("skipped, looks gated{why}"), Tone::Attention)
+        }
+        Outcome::Partial => Cell::new("incomplete", Tone::Bad),
+        Outcome::Failed => Cell::new("failed", Tone::Bad),
+    }
+}
+
+fn totals(report: &Report) -> String {
+    let count = |wanted: &[Outcome]| report.repos.iter().filter(|row| wanted.contains(&row.result)).count() as u64;
+    let mut parts = Vec::new();
+    let done = count(&[Outcome::Pulled]);
+    if report.dry_run {
+        parts.push(format!(
+            "Would download {} of {}",
+            blobs(&report.downloaded),
+            plural(count(&[Outcome::Planned]), "repo")
+        ));
+    } else {
+        let pace = pace(&report.downloaded, report.seconds);
+        parts.push(format!("Pulled {}: {} {pace}", plural(done, "repo"), blobs(&report.downloaded)));
+    }
+    if report.shared.blobs > 0 {
+        parts.push(format!("{} shared between repos", blobs(&report.shared)));
+    }
+    for (wanted, what) in [
+        (&[Outcome::Present][..], "here already"),
+        (&[Outcome::Skipped], "skipped (set team.allow_gated: true if you may use them)"),
+        (&[Outcome::Failed, Outcome::Partial], "failed"),
+    ] {
+        match count(wanted) {
+            0 => {}
+            number => parts.push(format!("{} {what}", plural(number, "repo"))),
+        }
+    }
+    format!("{}.", parts.join("; "))
+}
