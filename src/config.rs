@@ -6,6 +6,10 @@
 //! metadata), which only the client looks up, when it is first needed. Environment and home are passed in, so that
 //! nothing here depends on the process.
 
+mod hub;
+
+pub use hub::Hub;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -22,6 +26,8 @@ pub const GIB: f64 = (1u64 << 30) as f64;
 /// Everything a command needs to know, checked.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// The Hugging Face Hub.
+    pub hub: Hub,
     /// The bucket and how to reach it.
     pub storage: Storage,
     /// The local cache.
@@ -275,6 +281,7 @@ impl Config {
             None => String::new(),
         };
         Ok(Config {
+            hub: Hub::from_environment(env),
             storage: Storage { endpoint, bucket, region, credentials },
             cache: Cache {
                 root: env.current.join(root),

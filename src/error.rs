@@ -17,8 +17,10 @@ pub enum Kind {
     Usage,
     /// Credentials rejected, or permission denied by the store or the file system (exit 3).
     Credentials,
-    /// The repo, revision, manifest or bucket is not there (exit 4).
+    /// The repo, revision or manifest is not there (exit 4).
     NotFound,
+    /// The bucket itself is not there (exit 4).
+    MissingBucket,
     /// Bytes or metadata are not what their name says (exit 5).
     Integrity,
     /// The remote store cannot be reached or does not answer properly (exit 6).
@@ -34,7 +36,7 @@ impl Kind {
             Kind::Failed => 1,
             Kind::Usage => 2,
             Kind::Credentials => 3,
-            Kind::NotFound => 4,
+            Kind::NotFound | Kind::MissingBucket => 4,
             Kind::Integrity => 5,
             Kind::Unavailable => 6,
             Kind::Interrupted => 130,

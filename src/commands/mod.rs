@@ -59,6 +59,7 @@ impl Session {
     pub fn transfers(&self, bucket: &Bucket, workers: Option<usize>, sync: bool) -> Context {
         Context {
             bucket: bucket.clone(),
+            hub: None,
             limits: Limits::new(workers, bucket.round_trip()),
             progress: self.progress.clone(),
             layout: self.layout(),

@@ -657,7 +657,7 @@ where
 }
 
 /// 0.25 s, doubling to 15 s, with full jitter; never less than the store asks for.
-fn back_off(tried: u32, asked: Option<Duration>) -> Duration {
+pub(super) fn back_off(tried: u32, asked: Option<Duration>) -> Duration {
     let most = Duration::from_millis(250) * 2u32.pow(tried.min(7) - 1);
     let pause = most.min(Duration::from_secs(15)).mul_f64(0.5 + rand::random::<f64>() / 2.0);
     pause.max(asked.unwrap_or_default())

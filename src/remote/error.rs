@@ -117,7 +117,7 @@ impl Failure {
         let (kind, why, hint) = match self.cause {
             Cause::NoSuchKey => (Kind::NotFound, "it is not in the bucket".to_string(), None),
             Cause::NoSuchBucket => (
-                Kind::NotFound,
+                Kind::MissingBucket,
                 format!("bucket '{}' does not exist at {}", place.bucket, place.endpoint()),
                 Some("check storage.bucket, storage.endpoint and storage.region".to_string()),
             ),

@@ -4,6 +4,7 @@
 pub mod catalog;
 pub mod client;
 pub mod error;
+pub mod hub;
 pub mod keys;
 pub mod limit;
 pub mod lookup;

@@ -27,8 +27,12 @@ use crate::remote::transfer::{Context, blocking, pool};
 pub struct Outcome {
     /// Downloaded for it; a blob that several plans need counts for the first of them.
     pub downloaded: Amount,
+    /// What of that came from the Hub.
+    pub from_hub: Amount,
     /// Shared with another repo of this cache.
     pub shared: Amount,
+    /// What a user should know.
+    pub notes: Vec<String>,
     /// What failed.
     pub failures: Vec<Error>,
     /// Blobs that are not here after that.
@@ -70,8 +74,8 @@ pub async fn hydrate(context: &Context, plans: &[Plan], kind: LinkKind, now: Sys
     for (index, plan) in plans.iter().enumerate().filter(|(index, _)| outcomes[*index].failures.is_empty()) {
         for action in &plan.fetch {
             let repo = &plan.manifest.repo;
-            let label = format!("{repo}/{}", action.path);
-            let fetch = Fetch { id: action.blob, size: action.size, label };
+            let (commit, path) = (plan.manifest.revision.clone(), action.path.clone());
+            let fetch = Fetch { id: action.blob, size: action.size, repo: repo.clone(), commit, path };
             let fresh = || Job { fetch, needs: Vec::new(), donor: None, replace: false };
             let job = jobs.entry(action.blob).or_insert_with(fresh);
             job.needs.push((index, repo.clone()));
@@ -175,7 +179,7 @@ async fn obtain(context: &Context, job: &Job, repo: &RepoName, source: Option<&R
     let _partial = match size {
         0..=SINGLE_GET => None,
         _ => {
-            let note = format!("another hf-cache-sync is downloading {}: waiting for it", job.fetch.label);
+            let note = format!("another hf-cache-sync is downloading {}: waiting for it", job.fetch.label());
             Some(wait_for(&*context.progress, &note, || lock::try_partial_lock(layout, blob)).await?)
         }
     };
@@ -188,7 +192,7 @@ async fn obtain(context: &Context, job: &Job, repo: &RepoName, source: Option<&R
 }
 
 async fn client_lock(context: &Context, repo: &RepoName, job: &Job) -> Result<lock::Lock> {
-    let note = format!("another process is downloading {}: waiting for it", job.fetch.label);
+    let note = format!("another process is downloading {}: waiting for it", job.fetch.label());
     wait_for(&*context.progress, &note, || lock::try_client_lock(&context.layout, repo, &job.fetch.id)).await
 }
 

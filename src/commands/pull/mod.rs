@@ -3,6 +3,7 @@
 //! [`local`] looks at what is here, [`plan`] decides (pure), [`hydrate`] fetches blobs, links the snapshot and writes
 //! tree and ref, in that order.
 
+pub mod fallback;
 pub mod hydrate;
 pub mod local;
 pub mod plan;
@@ -21,13 +22,15 @@ use crate::error::{Error, Kind, Result, plain_io};
 use crate::ids::{Commit, RefName, RepoName, RepoQuery, RepoType};
 use crate::progress::Event;
 use crate::remote::lookup::{self, Found};
-use run::Decision;
+use fallback::FallbackArgs;
+use run::{Decision, Options, Work};
 
 const EXAMPLES: &str = "\
 Examples:
   hf-cache-sync pull org/name            what main is in the bucket
   hf-cache-sync pull org/name -r v1.0    a tag, a branch, a PR ref or a commit
   hf-cache-sync pull dataset:org/name --dry-run
+  hf-cache-sync pull org/name --fallback hf-hub    from the Hub, where the bucket fails
   hf-cache-sync pull org/name --no-sync  faster, for a CI machine that is thrown away";
 
 /// Download a revision into the cache and print its snapshot's path
@@ -60,6 +63,10 @@ pub struct Args {
 
     #[command(flatten)]
     #[allow(missing_docs)]
+    pub fallback: FallbackArgs,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
     pub transfer: TransferArgs,
 }
 
@@ -82,6 +89,8 @@ pub struct Report {
     pub source: Source,
     /// Downloaded, or to be downloaded.
     pub downloaded: Amount,
+    /// What of that came from the Hub.
+    pub from_hub: Amount,
     /// Shared with other repos of this cache.
     pub shared: Amount,
     /// Here already.
@@ -107,8 +116,25 @@ pub struct Report {
 pub enum Source {
     /// The bucket.
     Bucket,
+    /// The Hub.
+    Hub,
+    /// Some of them from the bucket, and the rest from the Hub.
+    #[serde(rename = "bucket-and-hub")]
+    Both,
     /// Nothing had to be fetched.
     Cache,
+}
+
+impl Source {
+    /// By what was downloaded, and what of that came from the Hub.
+    pub fn of(downloaded: &Amount, from_hub: &Amount) -> Source {
+        match (downloaded.blobs, from_hub.blobs) {
+            (0, _) => Source::Cache,
+            (_, 0) => Source::Bucket,
+            (all, hub) if all == hub => Source::Hub,
+            _ => Source::Both,
+        }
+    }
 }
 
 impl Report {
@@ -125,36 +151,45 @@ impl Report {
 pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     let started = Instant::now();
     let query = typed(&args.repo, args.repo_type)?;
+    args.fallback.check()?;
     let bucket = session.bucket().await?;
     session.progress.event(Event::Step("looking up the revision"));
-    let found = lookup::find(&bucket, &query, args.revision.as_deref()).await?;
+    let (revision, options) = (args.revision.as_deref(), args.options());
+    let found = lookup::find(&bucket, &query, revision).await;
+    let (found, hub) = run::or_on_hub(session, found, &query, revision, options.fallback).await?;
     let layout = session.layout();
     local::check_root(&layout)?;
-    let plan = match run::decide(session, &found, args.verify).await? {
+    let plan = match run::decide(session, &found, hub.is_some(), args.verify).await? {
         Decision::Gated(gated) => return Ok(Report { gated: Some(gated), ..report(&layout, found, args.dry_run) }),
         Decision::Pull(plan) => plan,
     };
-    let mut report = report(&layout, found, args.dry_run);
+    let mut report = report(&layout, found.clone(), args.dry_run);
     report.present = plan.present;
-    let plans = run::borrow(&layout, vec![plan]).await;
+    let plan = run::borrow(&layout, vec![plan]).await.remove(0);
     if args.dry_run {
-        for fetch in &plans[0].fetch {
+        for fetch in &plan.fetch {
             let amount = if fetch.donor.is_some() { &mut report.shared } else { &mut report.downloaded };
             amount.add(fetch.size);
         }
+        report.source = Source::of(&report.downloaded, &Amount::default());
     } else {
-        let options = run::Options { workers: args.transfer.workers(), sync: !args.no_sync };
-        for outcome in run::carry_out(session, &bucket, &plans, options).await? {
-            report.downloaded = outcome.downloaded;
-            report.shared = outcome.shared;
-            report.failures = outcome.failures;
-        }
-    }
-    if report.downloaded.blobs > 0 {
-        report.source = Source::Bucket;
+        let done = run::carry_out(session, &bucket, &[Work { found, plan, hub }], options).await?.remove(0);
+        report.downloaded = done.downloaded;
+        report.from_hub = done.from_hub;
+        report.shared = done.shared;
+        report.source = Source::of(&done.downloaded, &done.from_hub);
+        report.notes.extend(done.notes);
+        report.failures = done.failures;
     }
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)
+}
+
+impl Args {
+    fn options(&self) -> Options {
+        let fallback = self.fallback.unless(self.dry_run);
+        Options { workers: self.transfer.workers(), sync: !self.no_sync, verify: self.verify, fallback }
+    }
 }
 
 /// The type of `REPO_ID` and of `--repo-type` together.
@@ -179,6 +214,7 @@ fn report(layout: &Layout, found: Found, dry_run: bool) -> Report {
         reference: found.reference,
         source: Source::Cache,
         downloaded: Amount::default(),
+        from_hub: Amount::default(),
         shared: Amount::default(),
         present: Amount::default(),
         gated: None,

@@ -2,6 +2,7 @@
 
 use std::time::SystemTime;
 
+use super::fallback::{FallbackArgs, both, taken};
 use super::hydrate::{self, Outcome};
 use super::plan::{self, Plan};
 use super::{local, look_gated};
@@ -10,9 +11,23 @@ use crate::cache::layout::Layout;
 use crate::cache::place::{self, LinkKind};
 use crate::commands::Session;
 use crate::error::Result;
+use crate::ids::RepoQuery;
+use crate::progress::Event;
 use crate::remote::client::Bucket;
+use crate::remote::hub::Hub;
 use crate::remote::lookup::Found;
-use crate::remote::transfer::blocking;
+use crate::remote::transfer::{Context, blocking};
+
+/// A revision that is to be pulled.
+#[derive(Debug, Clone)]
+pub struct Work {
+    /// What was found.
+    pub found: Found,
+    /// What is to be done.
+    pub plan: Plan,
+    /// The Hub, where that was what knew it.
+    pub hub: Option<Hub>,
+}
 
 /// What is to be done about a revision.
 #[derive(Debug)]
@@ -24,28 +39,60 @@ pub enum Decision {
 }
 
 /// How to carry plans out.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Options {
     /// Requests in flight at most.
     pub workers: Option<usize>,
     /// Whether a blob is flushed to the disk before it becomes visible.
     pub sync: bool,
+    /// Whether blobs that are here are hashed.
+    pub verify: bool,
+    /// What to do when the bucket fails.
+    pub fallback: FallbackArgs,
 }
 
-/// Looks at what is here and decides. With `verify`, the bytes of blobs that are here are hashed.
+/// Asks the Hub for what the bucket does not give, where that is wanted; a note says so.
+///
+/// # Errors
+/// The bucket's failure, or both.
+pub async fn or_on_hub(
+    session: &Session,
+    found: Result<Found>,
+    query: &RepoQuery,
+    revision: Option<&str>,
+    fallback: FallbackArgs,
+) -> Result<(Found, Option<Hub>)> {
+    let failure = match found {
+        Ok(found) => return Ok((found, None)),
+        Err(failure) if !fallback.covers(&failure) => return Err(failure),
+        Err(failure) => failure,
+    };
+    session.progress.event(Event::Step("asking the Hub"));
+    let hub = Hub::connect(&session.config.hub)?;
+    let mut found = hub.find(query, revision).await.map_err(|second| both(&failure, second))?;
+    found.notes.push(taken(&failure));
+    Ok((found, Some(hub)))
+}
+
+/// Looks at what is here and decides. What the Hub gives to this user is not judged again by its licence files.
 ///
 /// # Errors
 /// When it cannot be told whether the repo is gated.
-pub async fn decide(session: &Session, found: &Found, verify: bool) -> Result<Decision> {
-    let (layout, found, allow_gated) = (session.layout(), found.clone(), session.config.team.allow_gated);
+pub async fn decide(session: &Session, found: &Found, from_hub: bool, verify: bool) -> Result<Decision> {
+    let judge = !from_hub && !session.config.team.allow_gated;
+    let (layout, found) = (session.layout(), found.clone());
     blocking(move || {
-        if !allow_gated && let Some(gated) = look_gated(&layout, &found.manifest.repo)? {
+        if judge && let Some(gated) = look_gated(&layout, &found.manifest.repo)? {
             return Ok(Decision::Gated(gated));
         }
-        let state = local::look(&layout, &found.manifest, found.reference.as_ref(), verify);
-        Ok(Decision::Pull(plan::plan(&layout, &found, &state)))
+        Ok(Decision::Pull(look_and_plan(&layout, &found, verify)))
     })
     .await
+}
+
+fn look_and_plan(layout: &Layout, found: &Found, verify: bool) -> Plan {
+    let state = local::look(layout, &found.manifest, found.reference.as_ref(), verify);
+    plan::plan(layout, found, &state)
 }
 
 /// Takes blobs from repos of this cache that have them.
@@ -59,26 +106,87 @@ pub async fn borrow(layout: &Layout, mut plans: Vec<Plan>) -> Vec<Plan> {
     .await
 }
 
-/// Carries the plans out together; the outcomes are in their order. What is complete is only marked as used, which
-/// a read-only cache allows.
+/// Carries the plans out together, those of the bucket first; the outcomes are in their order. What is complete is
+/// only marked as used, which a read-only cache allows. What the bucket does not give comes from the Hub, where that
+/// is wanted.
 ///
 /// # Errors
 /// When there is not enough disk space, or the cache cannot be written to at all.
-pub async fn carry_out(session: &Session, bucket: &Bucket, plans: &[Plan], options: Options) -> Result<Vec<Outcome>> {
-    let (idle, busy): (Vec<usize>, Vec<usize>) = (0..plans.len()).partition(|index| plans[*index].is_empty());
-    idle.iter().for_each(|index| mark_used(&plans[*index], session.now));
-    let mut outcomes: Vec<Outcome> = plans.iter().map(|_| Outcome::default()).collect();
-    if !busy.is_empty() {
-        let layout = session.layout();
-        let wanted: Vec<Plan> = busy.iter().map(|index| plans[*index].clone()).collect();
-        local::check_space(&layout, &wanted.iter().collect::<Vec<_>>())?;
-        let _lock = session.lock_shared().await?;
-        let kind = LinkKind::probe(&layout)?;
-        let context = session.transfers(bucket, options.workers, options.sync);
-        let done = hydrate::hydrate(&context, &wanted, kind, session.now).await;
-        busy.into_iter().zip(done).for_each(|(index, outcome)| outcomes[index] = outcome);
+pub async fn carry_out(session: &Session, bucket: &Bucket, work: &[Work], options: Options) -> Result<Vec<Outcome>> {
+    let (idle, busy): (Vec<usize>, Vec<usize>) = (0..work.len()).partition(|index| work[*index].plan.is_empty());
+    idle.iter().for_each(|index| mark_used(&work[*index].plan, session.now));
+    let mut outcomes: Vec<Outcome> = work.iter().map(|_| Outcome::default()).collect();
+    if busy.is_empty() {
+        return Ok(outcomes);
+    }
+    let layout = session.layout();
+    local::check_space(&layout, &busy.iter().map(|index| &work[*index].plan).collect::<Vec<_>>())?;
+    let _lock = session.lock_shared().await?;
+    let kind = LinkKind::probe(&layout)?;
+    let context = session.transfers(bucket, options.workers, options.sync);
+
+    let (from_hub, from_bucket): (Vec<usize>, Vec<usize>) =
+        busy.into_iter().partition(|index| work[*index].hub.is_some());
+    let plans: Vec<Plan> = from_bucket.iter().map(|index| work[*index].plan.clone()).collect();
+    let done = hydrate::hydrate(&context, &plans, kind, session.now).await;
+    from_bucket.iter().zip(done).for_each(|(index, outcome)| outcomes[*index] = outcome);
+
+    let mut left = from_hub;
+    left.extend(from_bucket.iter().filter(|index| options.fallback.covers_all(&outcomes[**index].failures)));
+    left.sort_unstable();
+    let known = work.iter().find_map(|work| work.hub.clone());
+    let hub = match (left.is_empty(), known) {
+        (true, _) => return Ok(outcomes),
+        (_, Some(hub)) => Ok(hub),
+        (_, None) => Hub::connect(&session.config.hub),
+    };
+    match hub {
+        Ok(hub) => {
+            let context = Context { hub: Some(hub), ..context };
+            finish_from_hub(session, &context, work, &left, kind, options.verify, &mut outcomes).await;
+        }
+        Err(error) => left.iter().for_each(|index| outcomes[*index].failures.push(error.clone())),
     }
     Ok(outcomes)
+}
+
+async fn finish_from_hub(
+    session: &Session,
+    context: &Context,
+    work: &[Work],
+    left: &[usize],
+    kind: LinkKind,
+    verify: bool,
+    outcomes: &mut [Outcome],
+) {
+    let layout = session.layout();
+    session.progress.event(Event::Step("asking the Hub for what the bucket does not give"));
+    let mut plans = Vec::new();
+    for index in left {
+        let (layout, found) = (layout.clone(), work[*index].found.clone());
+        plans.push(blocking(move || look_and_plan(&layout, &found, verify)).await);
+    }
+    let plans = borrow(&layout, plans).await;
+    let done = hydrate::hydrate(context, &plans, kind, session.now).await;
+    for (index, second) in left.iter().zip(done) {
+        let first = std::mem::take(&mut outcomes[*index]);
+        outcomes[*index] = joined(first, second);
+    }
+}
+
+/// What became of a plan by the bucket and then by the Hub.
+fn joined(bucket: Outcome, hub: Outcome) -> Outcome {
+    let mut all = hub;
+    all.from_hub = all.downloaded;
+    all.downloaded += bucket.downloaded;
+    all.shared += bucket.shared;
+    if let Some(first) = bucket.failures.first() {
+        all.failures = all.failures.into_iter().map(|second| both(first, second)).collect();
+    }
+    if all.failures.is_empty() {
+        all.notes = bucket.failures.iter().map(taken).collect();
+    }
+    all
 }
 
 fn mark_used(plan: &Plan, now: SystemTime) {

@@ -8,25 +8,31 @@ pub mod filter;
 
 use std::time::Instant;
 
+use futures_util::{StreamExt, stream};
 use serde::Serialize;
 
+use super::pull::fallback::FallbackArgs;
 use super::pull::plan::Plan;
-use super::pull::run::{self, Decision};
+use super::pull::run::{self, Decision, Options, Work};
 use super::pull::{Source, local};
 use super::{Amount, Session, TransferArgs, kind_of};
 use crate::cache::gated::Gated;
 use crate::error::{Error, Kind, Result};
-use crate::ids::{Commit, RepoId, RepoName, RepoType};
+use crate::ids::{Commit, RepoId, RepoName, RepoQuery, RepoType};
 use crate::progress::Event;
 use crate::remote::lookup::Found;
 use crate::remote::mains::{self, Main};
 use filter::Filter;
 
+/// Repos that are looked at, or looked for on the Hub, at once.
+const AT_ONCE: usize = 8;
+
 const EXAMPLES: &str = "\
 Examples:
   hf-cache-sync pull-all                             everything that has a main
   hf-cache-sync pull-all --include 'org/*' --exclude '*-GGUF'
-  hf-cache-sync pull-all --include 'dataset:*' --limit 5 --dry-run";
+  hf-cache-sync pull-all --include 'dataset:*' --limit 5 --dry-run
+  hf-cache-sync pull-all --fallback hf-hub           from the Hub, what the bucket fails to give";
 
 /// Download every repo whose main is in the bucket
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -58,6 +64,10 @@ pub struct Args {
 
     #[command(flatten)]
     #[allow(missing_docs)]
+    pub fallback: FallbackArgs,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
     pub transfer: TransferArgs,
 }
 
@@ -75,10 +85,14 @@ pub struct Report {
     pub nothing: Option<Nothing>,
     /// Downloaded, or to be downloaded.
     pub downloaded: Amount,
+    /// What of that came from the Hub.
+    pub from_hub: Amount,
     /// Shared with other repos of this cache.
     pub shared: Amount,
     /// Here already.
     pub present: Amount,
+    /// What a user should know.
+    pub notes: Vec<String>,
     /// What failed, in the rows' order.
     pub failures: Vec<Error>,
     /// Duration in seconds.
@@ -114,10 +128,14 @@ pub struct Row {
     pub size: u64,
     /// Downloaded, or to be downloaded; a blob that several repos need counts for the first of them.
     pub downloaded: Amount,
+    /// What of that came from the Hub.
+    pub from_hub: Amount,
     /// Shared with other repos of this cache.
     pub shared: Amount,
     /// Here already.
     pub present: Amount,
+    /// What a user should know.
+    pub notes: Vec<String>,
     /// Set when it was left alone because it looks gated.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gated: Option<Gated>,
@@ -157,6 +175,7 @@ impl Report {
 pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     let started = Instant::now();
     let filter = Filter::new(&args.include, &args.exclude)?;
+    args.fallback.check()?;
     let bucket = session.bucket().await?;
     let layout = session.layout();
     local::check_root(&layout)?;
@@ -168,24 +187,25 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
         return Ok(report);
     }
 
-    session.progress.event(Event::Step("looking at the cache"));
-    let (mut plans, mut rows_of_plans) = (Vec::new(), Vec::new());
-    for main in mains.all {
-        let (row, plan) = look(session, main, args.verify).await;
-        if let Some(plan) = plan {
-            plans.push(plan);
-            rows_of_plans.push(report.repos.len());
+    let options = args.options();
+    let (mut work, mut rows_of_work) = (Vec::new(), Vec::new());
+    let mut looked = stream::iter(mains.all).map(|main| look(session, main, options)).buffered(AT_ONCE);
+    while let Some((row, todo)) = looked.next().await {
+        if let Some(todo) = todo {
+            work.push(todo);
+            rows_of_work.push(report.repos.len());
         }
         report.repos.push(row);
     }
-    let plans = run::borrow(&layout, plans).await;
+    drop(looked);
+    let plans = run::borrow(&layout, work.iter().map(|work| work.plan.clone()).collect()).await;
+    work.iter_mut().zip(plans).for_each(|(work, plan)| work.plan = plan);
     if args.dry_run {
-        rows_of_plans.into_iter().zip(&plans).for_each(|(row, plan)| report.repos[row].would(plan));
+        rows_of_work.into_iter().zip(&work).for_each(|(row, work)| report.repos[row].would(&work.plan));
     } else {
-        let options = run::Options { workers: args.transfer.workers(), sync: !args.no_sync };
-        let outcomes = run::carry_out(session, &bucket, &plans, options).await?;
-        for ((row, plan), outcome) in rows_of_plans.into_iter().zip(&plans).zip(outcomes) {
-            report.repos[row].became(plan, outcome);
+        let outcomes = run::carry_out(session, &bucket, &work, options).await?;
+        for ((row, work), outcome) in rows_of_work.into_iter().zip(&work).zip(outcomes) {
+            report.repos[row].became(&work.plan, outcome);
         }
     }
     report.add_up();
@@ -193,13 +213,25 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     Ok(report)
 }
 
-async fn look(session: &Session, main: Main, verify: bool) -> (Row, Option<Plan>) {
-    let mut row = Row::new(&main);
-    let found = match main.found {
+impl Args {
+    fn options(&self) -> Options {
+        let fallback = self.fallback.unless(self.dry_run);
+        Options { workers: self.transfer.workers(), sync: !self.no_sync, verify: self.verify, fallback }
+    }
+}
+
+async fn look(session: &Session, main: Main, options: Options) -> (Row, Option<Work>) {
+    let mut row = Row::new(main.key, main.query.as_ref());
+    let found = match &main.query {
+        Some(query) => run::or_on_hub(session, main.found, query, None, options.fallback).await,
+        None => main.found.map(|found| (found, None)),
+    };
+    let (found, hub) = match found {
         Ok(found) => found,
         Err(error) => return (row.failing(error), None),
     };
-    match run::decide(session, &found, verify).await {
+    row.found(&found);
+    match run::decide(session, &found, hub.is_some(), options.verify).await {
         Ok(Decision::Gated(gated)) => {
             row.result = Outcome::Skipped;
             row.gated = Some(gated);
@@ -207,29 +239,38 @@ async fn look(session: &Session, main: Main, verify: bool) -> (Row, Option<Plan>
         }
         Ok(Decision::Pull(plan)) => {
             row.present = plan.present;
-            (row, Some(plan))
+            (row, Some(Work { found, plan, hub }))
         }
         Err(error) => (row.failing(error), None),
     }
 }
 
 impl Row {
-    fn new(main: &Main) -> Row {
-        let manifest = main.found.as_ref().ok().map(|Found { manifest, .. }| manifest);
+    fn new(key: String, query: Option<&RepoQuery>) -> Row {
         Row {
-            key: main.key.clone(),
-            repo: main.query.as_ref().map(|query| query.id.clone()),
-            repo_type: main.query.as_ref().and_then(|query| query.kind),
-            revision: manifest.map(|manifest| manifest.revision.clone()),
+            key,
+            repo: query.map(|query| query.id.clone()),
+            repo_type: query.and_then(|query| query.kind),
+            revision: None,
             result: Outcome::Failed,
             source: None,
-            size: manifest.map_or(0, |manifest| manifest.total_size()),
+            size: 0,
             downloaded: Amount::default(),
+            from_hub: Amount::default(),
             shared: Amount::default(),
             present: Amount::default(),
+            notes: Vec::new(),
             gated: None,
             failures: Vec::new(),
         }
+    }
+
+    fn found(&mut self, found: &Found) {
+        let manifest = &found.manifest;
+        (self.repo, self.repo_type) = (Some(manifest.repo.id.clone()), Some(manifest.repo.kind));
+        self.revision = Some(manifest.revision.clone());
+        self.size = manifest.total_size();
+        self.notes.clone_from(&found.notes);
     }
 
     /// The repo's name, or its key where only that is known.
@@ -262,8 +303,10 @@ impl Row {
             false if lost < plan.manifest.blobs().len() => Outcome::Partial,
             false => Outcome::Failed,
         };
-        self.source = Some(if outcome.downloaded.blobs > 0 { Source::Bucket } else { Source::Cache });
+        self.source = Some(Source::of(&outcome.downloaded, &outcome.from_hub));
         self.downloaded = outcome.downloaded;
+        self.from_hub = outcome.from_hub;
+        self.notes.extend(outcome.notes);
         self.shared = outcome.shared;
         self.failures.extend(outcome.failures);
     }
@@ -273,6 +316,8 @@ impl Report {
     fn add_up(&mut self) {
         for row in &self.repos {
             self.downloaded += row.downloaded;
+            self.from_hub += row.from_hub;
+            self.notes.extend(row.notes.iter().cloned());
             self.shared += row.shared;
             self.present += row.present;
             for failure in &row.failures {

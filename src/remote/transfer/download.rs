@@ -8,20 +8,20 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use super::{Context, blocking, read_exact_at, write_all_at};
+use super::{Context, blocking, origin, read_exact_at, write_all_at};
 use crate::cache::place::with_folder;
 use crate::error::{Error, Kind, Result};
 use crate::hash::BlobHasher;
-use crate::ids::BlobId;
+use crate::ids::{BlobId, Commit, RepoName, RepoPath};
 use crate::progress::{Event, Meter};
 use crate::remote::error::{Cause, Failure};
-use crate::remote::keys;
 
 /// Blobs up to this size are fetched in one request.
 pub const SINGLE_GET: u64 = 8 << 20;
@@ -39,8 +39,19 @@ pub struct Fetch {
     pub id: BlobId,
     /// Its size in bytes, as the manifest says.
     pub size: u64,
+    /// A repo that has it,
+    pub repo: RepoName,
+    /// in this revision,
+    pub commit: Commit,
+    /// as this file.
+    pub path: RepoPath,
+}
+
+impl Fetch {
     /// A file name for people.
-    pub label: String,
+    pub fn label(&self) -> String {
+        format!("{}/{}", self.repo, self.path)
+    }
 }
 
 /// Fetches one blob; returns the file with the verified, flushed bytes.
@@ -49,7 +60,7 @@ pub struct Fetch {
 /// [`Kind::NotFound`] when the bucket lacks it, [`Kind::Integrity`] when its bytes or size are not what they should be:
 /// no file is left then.
 pub async fn download(context: &Context, blob: &Fetch) -> Result<PathBuf> {
-    context.progress.event(Event::Started { blob: blob.id, name: blob.label.clone(), size: blob.size });
+    context.progress.event(Event::Started { blob: blob.id, name: blob.label(), size: blob.size });
     let fetched = match blob.size {
         0..=SINGLE_GET => whole(context, blob).await,
         _ => in_parts(context, blob).await,
@@ -67,31 +78,6 @@ pub fn already_there(layout: &crate::cache::layout::Layout, blob: &BlobId) -> u6
     #[cfg(not(unix))]
     let allocated = |meta: std::fs::Metadata| meta.len();
     std::fs::symlink_metadata(layout.partial(blob)).map_or(0, allocated)
-}
-
-fn doing(blob: &Fetch) -> String {
-    format!("cannot pull blob {} ({})", blob.id, blob.label)
-}
-
-fn explain(context: &Context, blob: &Fetch, failure: Failure) -> Error {
-    if failure.cause == Cause::NoSuchKey {
-        return Error::not_found(doing(blob))
-            .because("the manifest names it, but the bucket does not have it")
-            .hint("push it again from a machine that has it");
-    }
-    context.bucket.explain(failure, &doing(blob))
-}
-
-fn wrong_hash(blob: &Fetch, found: &BlobId) -> Error {
-    Error::integrity(format!("blob {} ({}) is corrupt in the bucket", blob.id, blob.label))
-        .because(format!("its bytes hash to {found}"))
-        .hint(format!("delete the key {} and push it again from a machine that has it", keys::blob(&blob.id)))
-}
-
-fn wrong_size(blob: &Fetch, found: u64) -> Error {
-    Error::integrity(format!("blob {} ({}) has the wrong size in the bucket", blob.id, blob.label))
-        .because(format!("the manifest says {} bytes, the bucket has {found}", blob.size))
-        .hint("push it again from a machine that has it: a wrong size is replaced")
 }
 
 /// A file on its way in.
@@ -127,7 +113,7 @@ fn preallocate(file: &File, size: u64) -> io::Result<()> {
 }
 
 /// Fetches the bytes from `from` to `to`, taking up a broken body where it ended. `each` gets every chunk with its
-/// offset. Returns the object's etag.
+/// offset.
 async fn range(
     context: &Context,
     blob: &Fetch,
@@ -140,17 +126,17 @@ async fn range(
     loop {
         let whole = (at, to) == (0, blob.size);
         let wanted = (!whole).then_some((at, to));
-        let opened = context.bucket.get(&keys::blob(&blob.id), wanted, etag.as_deref()).await;
-        let mut download = opened.map_err(|failure| explain(context, blob, failure))?;
-        if let Some(size) = download.object_size.filter(|size| *size != blob.size) {
-            return Err(wrong_size(blob, size));
+        let opened = origin::open(context, blob, wanted, etag.as_deref()).await;
+        let mut download = opened.map_err(|failure| origin::explain(context, blob, failure))?;
+        if let Some(size) = download.object_size().filter(|size| *size != blob.size) {
+            return Err(origin::wrong_size(context, blob, size));
         }
-        etag = download.etag.take();
+        etag = download.take_etag();
         let started = at;
         let failure = loop {
             match download.next().await {
                 Ok(Some(chunk)) if at + chunk.len() as u64 > to => {
-                    return Err(wrong_size(blob, at + chunk.len() as u64));
+                    return Err(origin::wrong_size(context, blob, at + chunk.len() as u64));
                 }
                 Ok(Some(chunk)) => {
                     each(&chunk, at)?;
@@ -166,7 +152,7 @@ async fn range(
         }
         broken = if at > started { 1 } else { broken + 1 };
         if broken >= RESUMES {
-            return Err(explain(context, blob, failure));
+            return Err(origin::explain(context, blob, failure));
         }
         tracing::debug!(blob = %blob.id, offset = at, "a download broke off and is taken up again");
         tokio::time::sleep(Duration::from_millis(200) * 2u32.pow(broken)).await;
@@ -193,7 +179,7 @@ async fn whole(context: &Context, blob: &Fetch) -> Result<PathBuf> {
     drop(permit);
     let found = hasher.finish();
     if found != blob.id {
-        return Err(wrong_hash(blob, &found));
+        return Err(origin::wrong_hash(context, blob, &found));
     }
     meter.keep();
     finish(context, target, remove).await
@@ -290,7 +276,7 @@ async fn in_parts(context: &Context, blob: &Fetch) -> Result<PathBuf> {
             Ok(found) if found != blob.id && resumed => discard(),
             Ok(found) if found != blob.id => {
                 discard();
-                return Err(wrong_hash(blob, &found));
+                return Err(origin::wrong_hash(context, blob, &found));
             }
             Ok(_) => {
                 let target = Arc::into_inner(target).expect("all parts are done");
@@ -315,40 +301,39 @@ async fn fetch_parts(context: &Context, blob: &Fetch, target: &Arc<Target>, jour
         let (from, to) = bounds(part, blob.size);
         context.progress.event(Event::Moved { blob: blob.id, bytes: to - from });
     }
-    let missing: Vec<usize> = (0..journal.done.len()).filter(|part| !journal.done[*part]).collect();
-    let mut missing = missing.into_iter();
+    let mut missing = runs(&journal.done, origin::parts_at_once(context)).into_iter();
     let mut next = missing.next();
     let share = context.limits.parts.share();
-    let mut running: JoinSet<Result<usize>> = JoinSet::new();
+    let mut running: JoinSet<Result<Range<usize>>> = JoinSet::new();
     hashing.catch_up(target);
     while next.is_some() || !running.is_empty() {
         tokio::select! {
             permit = context.limits.parts.permit(), if next.is_some() && running.len() < share.streams() => {
-                let part = next.expect("checked by the branch");
+                let parts = next.expect("checked by the branch");
                 next = missing.next();
                 let (context, blob, target, hashing) = (context.clone(), blob.clone(), target.clone(), hashing.clone());
-                let (from, to) = bounds(part, blob.size);
+                let (from, to) = (bounds(parts.start, blob.size).0, bounds(parts.end - 1, blob.size).1);
                 running.spawn(async move {
                     let mut permit = permit;
                     let mut meter = Meter::new(&context.progress, blob.id);
                     range(&context, &blob, (from, to), |chunk, offset| {
                         target.write(chunk, offset)?;
-                        hashing.written(part, offset, chunk);
+                        hashing.written((offset / PART) as usize, offset, chunk);
                         meter.add(chunk.len() as u64);
                         Ok(())
                     })
                     .await?;
                     meter.keep();
                     permit.moved(to - from);
-                    Ok(part)
+                    Ok(parts)
                 });
             }
             Some(done) = running.join_next() => {
-                let part = match done {
-                    Ok(part) => part?,
+                let parts = match done {
+                    Ok(parts) => parts?,
                     Err(failed) => std::panic::resume_unwind(failed.into_panic()),
                 };
-                journal.mark(part)?;
+                parts.into_iter().try_for_each(|part| journal.mark(part))?;
                 hashing.catch_up(target);
             }
         }
@@ -356,6 +341,18 @@ async fn fetch_parts(context: &Context, blob: &Fetch, target: &Arc<Target>, jour
     drop(share);
     let target = target.clone();
     blocking(move || hashing.finish(&target)).await
+}
+
+/// Runs of up to `most` neighbouring parts that are not there yet.
+fn runs(done: &[bool], most: usize) -> Vec<Range<usize>> {
+    let mut runs: Vec<Range<usize>> = Vec::new();
+    for part in (0..done.len()).filter(|part| !done[*part]) {
+        match runs.last_mut() {
+            Some(run) if run.end == part && run.len() < most => run.end += 1,
+            _ => runs.push(part..part + 1),
+        }
+    }
+    runs
 }
 
 /// The bytes of a part, from and to (exclusive).

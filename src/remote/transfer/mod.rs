@@ -6,6 +6,7 @@
 //! size of the blobs.
 
 pub mod download;
+mod origin;
 pub mod pool;
 pub mod upload;
 
@@ -14,6 +15,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::client::Bucket;
+use super::hub::Hub;
 use super::limit::Limits;
 use crate::cache::layout::Layout;
 use crate::progress::Progress;
@@ -23,6 +25,8 @@ use crate::progress::Progress;
 pub struct Context {
     /// The bucket.
     pub bucket: Bucket,
+    /// Where blobs are downloaded from instead of the bucket, if set.
+    pub hub: Option<Hub>,
     /// Requests in flight.
     pub limits: Limits,
     /// Where events go.

@@ -51,9 +51,14 @@ impl ui::Report for Report {
             (_, Source::Cache, _) => {
                 writeln!(out, "{name} is here already: {}.", plural(self.files as u64, "file"))
             }
-            (_, Source::Bucket, _) => writeln!(
+            (_, source, _) => writeln!(
                 out,
-                "Pulled {name} from the bucket: {} {}{}.",
+                "Pulled {name} from {}: {} {}{}.",
+                match source {
+                    Source::Hub => "the Hub",
+                    Source::Both => "the bucket and the Hub",
+                    _ => "the bucket",
+                },
                 blobs(&self.downloaded),
                 pace(&self.downloaded, self.seconds),
                 here(self)

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::{blobs, pace, plural, size};
+use crate::commands::pull::Source;
 use crate::commands::pull_all::{Nothing, Outcome, Report, Row};
 use crate::error::{Error, Kind};
 use crate::ui;
@@ -29,6 +30,9 @@ impl ui::Report for Report {
 
     fn summary(&self) -> String {
         let mut out = String::new();
+        for note in &self.notes {
+            let _ = writeln!(out, "note: {note}");
+        }
         let _ = match self.nothing {
             Some(Nothing::Empty) => writeln!(out, "No refs/main found in bucket '{}'.", self.bucket),
             Some(Nothing::NoMatch) => {
@@ -50,7 +54,11 @@ impl ui::Report for Report {
 
 fn result(row: &Row) -> Cell {
     match row.result {
-        Outcome::Pulled => Cell::new("pulled", Tone::Good),
+        Outcome::Pulled => match row.source {
+            Some(Source::Hub) => Cell::new("pulled from the Hub", Tone::Good),
+            Some(Source::Both) => Cell::new("pulled, in part from the Hub", Tone::Good),
+            _ => Cell::new("pulled", Tone::Good),
+        },
         Outcome::Present => Cell::new("here already", Tone::Dim),
         Outcome::Planned => match row.downloaded.blobs {
             0 => Cell::new("would link", Tone::Attention),
@@ -78,6 +86,9 @@ fn totals(report: &Report) -> String {
     } else {
         let pace = pace(&report.downloaded, report.seconds);
         parts.push(format!("Pulled {}: {} {pace}", plural(done, "repo"), blobs(&report.downloaded)));
+    }
+    if report.from_hub.blobs > 0 {
+        parts.push(format!("{} of that from the Hub", blobs(&report.from_hub)));
     }
     if report.shared.blobs > 0 {
         parts.push(format!("{} shared between repos", blobs(&report.shared)));

@@ -1,0 +1,81 @@
+//! Where the Hugging Face Hub is and who asks there, as huggingface_hub reads it from the environment.
+
+use std::path::PathBuf;
+
+use super::{Environment, Secret};
+
+/// The Hub's own address.
+const ENDPOINT: &str = "https://huggingface.co";
+
+/// The Hugging Face Hub, for `--fallback hf-hub`.
+#[derive(Debug, Clone, Default)]
+pub struct Hub {
+    /// URL without a slash at its end (`HF_ENDPOINT`).
+    pub endpoint: String,
+    /// The token (`HF_TOKEN`, `HUGGING_FACE_HUB_TOKEN`).
+    pub token: Option<Secret>,
+    /// The file that a login has put the token into (`HF_TOKEN_PATH`, `HF_HOME/token`).
+    pub token_file: Option<PathBuf>,
+    /// Whether the Hub must not be asked (`HF_HUB_OFFLINE`).
+    pub offline: bool,
+}
+
+impl Hub {
+    /// Reads the environment.
+    pub(super) fn from_environment(env: &Environment<'_>) -> Hub {
+        let is_set = |name: &str| {
+            env.get(name).is_some_and(|text| matches!(text.to_ascii_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE"))
+        };
+        let text = |name: &str| env.get(name).map(|text| text.trim().to_string()).filter(|text| !text.is_empty());
+        let home = match (env.get("HF_HOME"), env.get("XDG_CACHE_HOME")) {
+            (Some(home), _) => Some(env.expand(&home)),
+            (None, Some(cache)) => Some(env.expand(&cache).join("huggingface")),
+            (None, None) => env.home.as_ref().map(|home| home.join(".cache/huggingface")),
+        };
+        let named = env.get("HF_TOKEN_PATH").map(|path| env.expand(&path));
+        let mut hub = Hub {
+            endpoint: text("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.into()).trim_end_matches('/').to_string(),
+            token: text("HF_TOKEN").or_else(|| text("HUGGING_FACE_HUB_TOKEN")).map(Secret),
+            token_file: named.or_else(|| home.map(|home| home.join("token"))).map(|path| env.current.join(path)),
+            offline: is_set("HF_HUB_OFFLINE"),
+        };
+        if is_set("HF_HUB_DISABLE_IMPLICIT_TOKEN") {
+            (hub.token, hub.token_file) = (None, None);
+        }
+        hub
+    }
+
+    /// The token to send, if there is one.
+    pub fn find_token(&self) -> Option<Secret> {
+        let stored = || {
+            let text = std::fs::read_to_string(self.token_file.as_ref()?).ok()?;
+            Some(text.trim().to_string()).filter(|text| !text.is_empty()).map(Secret)
+        };
+        self.token.clone().or_else(stored)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(vars: &[(&str, &str)]) -> Hub {
+        let var = |name: &str| vars.iter().find(|(known, _)| *known == name).map(|(_, text)| text.to_string());
+        Hub::from_environment(&Environment { var: &var, home: Some("/home/u".into()), current: "/now".into() })
+    }
+
+    #[test]
+    fn the_environment_is_read_as_the_client_reads_it() {
+        let hub = read(&[]);
+        assert_eq!((hub.endpoint.as_str(), hub.offline, hub.find_token()), ("https://huggingface.co", false, None));
+        assert_eq!(hub.token_file.unwrap(), PathBuf::from("/home/u/.cache/huggingface/token"));
+        let hub = read(&[("HF_ENDPOINT", "http://127.0.0.1:1/"), ("HF_TOKEN", " hf_x\n"), ("HF_HOME", "~/h")]);
+        assert_eq!((hub.endpoint.as_str(), hub.find_token().unwrap().expose()), ("http://127.0.0.1:1", "hf_x"));
+        assert_eq!(hub.token_file.unwrap(), PathBuf::from("/home/u/h/token"));
+        assert_eq!(read(&[("HF_TOKEN_PATH", "t")]).token_file.unwrap(), PathBuf::from("/now/t"));
+        assert!(read(&[("HF_HUB_OFFLINE", "1")]).offline && !read(&[("HF_HUB_OFFLINE", "0")]).offline);
+        let none = read(&[("HF_TOKEN", "x"), ("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")]);
+        assert!(none.token.is_none() && none.token_file.is_none());
+        assert!(!format!("{:?}", read(&[("HF_TOKEN", "hf_secret")])).contains("hf_secret"));
+    }
+}

@@ -1,0 +1,60 @@
+//! In a build without the feature `fallback` there is no Hub, and nothing that needs one can be reached.
+
+use bytes::Bytes;
+
+use crate::config;
+use crate::error::{Error, Result};
+use crate::ids::{Commit, RepoName, RepoPath, RepoQuery};
+use crate::remote::error::Failure;
+use crate::remote::lookup::Found;
+
+/// Never made.
+#[derive(Debug, Clone)]
+pub enum Hub {}
+
+/// Never made.
+#[derive(Debug)]
+pub enum Body {}
+
+impl Hub {
+    /// Always fails.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Usage`]
+    pub fn connect(_: &config::Hub) -> Result<Hub> {
+        Err(Error::usage("this hf-cache-sync cannot go to the Hub")
+            .because("it was built without the feature `fallback`")
+            .hint("use a build with it, or leave --fallback out"))
+    }
+
+    /// Never called.
+    ///
+    /// # Errors
+    /// None.
+    pub async fn find(&self, _: &RepoQuery, _: Option<&str>) -> Result<Found> {
+        match *self {}
+    }
+
+    /// Never called.
+    ///
+    /// # Errors
+    /// None.
+    pub async fn open(&self, _: &RepoName, _: &Commit, _: &RepoPath, _: Option<(u64, u64)>) -> Result<Body, Failure> {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn explain(&self, _: Failure, _: &str) -> Error {
+        match *self {}
+    }
+}
+
+impl Body {
+    /// Never called.
+    ///
+    /// # Errors
+    /// None.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
+        match *self {}
+    }
+}

@@ -1,0 +1,98 @@
+//! Where blobs are downloaded from: the bucket, or the Hub. How they are read, and what is said when that fails.
+
+use bytes::Bytes;
+
+use super::Context;
+use super::download::Fetch;
+use crate::error::{Error, Result};
+use crate::ids::BlobId;
+use crate::remote::client::Download;
+use crate::remote::error::{Cause, Failure};
+use crate::remote::{hub, keys};
+
+/// Parts that one request to the Hub reads: it counts requests, and each takes another one before it.
+const HUB_PARTS: usize = 8;
+
+/// The bytes of a blob, or of a range of it.
+pub(super) enum Body {
+    Bucket(Download),
+    Hub(hub::Body),
+}
+
+impl Body {
+    /// The next piece of the body; `None` at its end.
+    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
+        match self {
+            Body::Bucket(download) => download.next().await,
+            Body::Hub(body) => body.next().await,
+        }
+    }
+
+    /// Size of the whole object in bytes, when it is told.
+    pub(super) fn object_size(&self) -> Option<u64> {
+        match self {
+            Body::Bucket(download) => download.object_size,
+            Body::Hub(_) => None,
+        }
+    }
+
+    /// What makes sure that later ranges are of the same object. A file of a commit cannot change.
+    pub(super) fn take_etag(&mut self) -> Option<String> {
+        match self {
+            Body::Bucket(download) => download.etag.take(),
+            Body::Hub(_) => None,
+        }
+    }
+}
+
+/// Parts that one request reads.
+pub(super) fn parts_at_once(context: &Context) -> usize {
+    if context.hub.is_some() { HUB_PARTS } else { 1 }
+}
+
+pub(super) async fn open(
+    context: &Context,
+    blob: &Fetch,
+    range: Option<(u64, u64)>,
+    etag: Option<&str>,
+) -> Result<Body, Failure> {
+    match &context.hub {
+        Some(hub) => hub.open(&blob.repo, &blob.commit, &blob.path, range).await.map(Body::Hub),
+        None => context.bucket.get(&keys::blob(&blob.id), range, etag).await.map(Body::Bucket),
+    }
+}
+
+pub(super) fn explain(context: &Context, blob: &Fetch, failure: Failure) -> Error {
+    if let Some(hub) = &context.hub {
+        return hub.explain(failure, &format!("cannot get {} from the Hub", blob.label()));
+    }
+    let doing = format!("cannot pull blob {} ({})", blob.id, blob.label());
+    if failure.cause == Cause::NoSuchKey {
+        return Error::not_found(doing)
+            .because("the manifest names it, but the bucket does not have it")
+            .hint("push it again from a machine that has it");
+    }
+    context.bucket.explain(failure, &doing)
+}
+
+pub(super) fn wrong_hash(context: &Context, blob: &Fetch, found: &BlobId) -> Error {
+    if context.hub.is_some() {
+        return from_hub(blob, format!("they hash to {found}, not to {}", blob.id));
+    }
+    Error::integrity(format!("blob {} ({}) is corrupt in the bucket", blob.id, blob.label()))
+        .because(format!("its bytes hash to {found}"))
+        .hint(format!("delete the key {} and push it again from a machine that has it", keys::blob(&blob.id)))
+}
+
+pub(super) fn wrong_size(context: &Context, blob: &Fetch, found: u64) -> Error {
+    if context.hub.is_some() {
+        return from_hub(blob, format!("there are more than {} of them", blob.size));
+    }
+    Error::integrity(format!("blob {} ({}) has the wrong size in the bucket", blob.id, blob.label()))
+        .because(format!("the manifest says {} bytes, the bucket has {found}", blob.size))
+        .hint("push it again from a machine that has it: a wrong size is replaced")
+}
+
+fn from_hub(blob: &Fetch, why: String) -> Error {
+    Error::integrity(format!("the bytes of {} from the Hub are not those that it names", blob.label())).because(why)
+}
