@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::try_join_all;
 use futures_util::stream::BoxStream;
-use hf_hub::{HFClient, HFError, RepoTypeAny, split_id};
+use hf_hub::{HFClient, HFError, RepoTypeDataset, RepoTypeKernel, RepoTypeModel, RepoTypeSpace, split_id};
 use reqwest::StatusCode;
 use reqwest::header::HeaderMap;
 use serde_json::Value;
@@ -218,12 +218,23 @@ impl Hub {
         path: &RepoPath,
         range: Option<(u64, u64)>,
     ) -> Result<Body, Failure> {
-        let kind = match repo.kind {
-            RepoType::Model => RepoTypeAny::Model,
-            RepoType::Dataset => RepoTypeAny::Dataset,
-            RepoType::Space => RepoTypeAny::Space,
-            RepoType::Kernel => RepoTypeAny::Kernel,
-        };
+        // By the type's own handle: `RepoTypeAny` of hf-hub 1.0 looks for the file in the model of that id.
+        match repo.kind {
+            RepoType::Model => self.open_in(RepoTypeModel, repo, commit, path, range).await,
+            RepoType::Dataset => self.open_in(RepoTypeDataset, repo, commit, path, range).await,
+            RepoType::Space => self.open_in(RepoTypeSpace, repo, commit, path, range).await,
+            RepoType::Kernel => self.open_in(RepoTypeKernel, repo, commit, path, range).await,
+        }
+    }
+
+    async fn open_in<T: hf_hub::RepoType>(
+        &self,
+        kind: T,
+        repo: &RepoName,
+        commit: &Commit,
+        path: &RepoPath,
+        range: Option<(u64, u64)>,
+    ) -> Result<Body, Failure> {
         let (owner, name) = split_id(repo.id.as_str());
         let repository = self.files.repository(kind, owner, name);
         let request = repository.download_file_stream().filename(path.as_str()).revision(commit.as_str());
