@@ -46,7 +46,7 @@ fn help_and_version() {
     assert_eq!(machine.ok(&["--version"]), format!("hf-cache-sync {}\n", env!("CARGO_PKG_VERSION")));
     assert_eq!(machine.ok(&["-V"]), machine.ok(&["--version"]));
     let help = machine.ok(&["--help"]);
-    for command in ["init", "doctor", "push", "pull"] {
+    for command in ["init", "doctor", "push", "pull", "pull-all"] {
         assert!(help.lines().any(|line| line.trim_start().starts_with(command)), "{help}");
         let own = machine.ok(&[command, "--help"]);
         assert!(own.contains("Usage: hf-cache-sync") && own.contains("Global options"), "{own}");
@@ -55,6 +55,10 @@ fn help_and_version() {
     for (command, options) in [
         ("push", &["--dry-run", "--workers"][..]),
         ("pull", &["-r, --revision", "--repo-type", "--dry-run", "--workers", "--verify", "--no-sync"]),
+        (
+            "pull-all",
+            &["--dry-run", "--limit", "--include", "--exclude", "--workers", "--fallback", "hf-hub", "--verify"],
+        ),
         ("doctor", &["--require-write"]),
     ] {
         let own = machine.ok(&[command, "--help"]);
@@ -65,7 +69,16 @@ fn help_and_version() {
 #[test]
 fn wrong_usage() {
     let machine = Machine::unconfigured();
-    for line in [&[][..], &["pusj"], &["push", "--nope"], &["pull"], &["pull", "a", "b"], &["push", "--workers", "0"]] {
+    for line in [
+        &[][..],
+        &["pusj"],
+        &["push", "--nope"],
+        &["pull"],
+        &["pull", "a", "b"],
+        &["push", "--workers", "0"],
+        &["pull-all", "--limit", "-1"],
+        &["pull", "a", "--fallback", "b2"],
+    ] {
         let ran = machine.run(line);
         assert_eq!((ran.code, ran.stdout.as_str()), (2, ""), "{line:?}: {ran:#?}");
         ran.nothing_internal();

@@ -159,4 +159,10 @@ async fn reports_of_transfers_are_as_documented() {
     world.delete(&format!("blobs/{}", blob("first")));
     reports.push(world.run(&["pull", "org/llm", "--json"]).json());
     check("pull", &reports);
+
+    let mut reports = vec![world.run(&["pull-all", "--json", "--include", "nothing/*"]).json()];
+    reports.push(world.run(&["pull-all", "--json"]).json());
+    world.snapshot(repo, '9', &[("LICENSE", "you must accept this agreement")], &[]);
+    reports.push(world.run(&["pull-all", "--json"]).json());
+    check("pull-all", &reports);
 }

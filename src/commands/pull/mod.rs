@@ -165,7 +165,7 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     };
     let mut report = report(&layout, found.clone(), args.dry_run);
     report.present = plan.present;
-    let plan = run::borrow(&layout, vec![plan]).await.remove(0);
+    let plan = run::borrow(&layout, vec![*plan]).await.remove(0);
     if args.dry_run {
         for fetch in &plan.fetch {
             let amount = if fetch.donor.is_some() { &mut report.shared } else { &mut report.downloaded };

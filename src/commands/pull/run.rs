@@ -35,7 +35,7 @@ pub enum Decision {
     /// Nothing: the repo looks gated.
     Gated(Gated),
     /// This.
-    Pull(Plan),
+    Pull(Box<Plan>),
 }
 
 /// How to carry plans out.
@@ -85,7 +85,7 @@ pub async fn decide(session: &Session, found: &Found, from_hub: bool, verify: bo
         if judge && let Some(gated) = look_gated(&layout, &found.manifest.repo)? {
             return Ok(Decision::Gated(gated));
         }
-        Ok(Decision::Pull(look_and_plan(&layout, &found, verify)))
+        Ok(Decision::Pull(Box::new(look_and_plan(&layout, &found, verify))))
     })
     .await
 }

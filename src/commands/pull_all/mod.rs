@@ -189,7 +189,7 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
 
     let options = args.options();
     let (mut work, mut rows_of_work) = (Vec::new(), Vec::new());
-    let mut looked = stream::iter(mains.all).map(|main| look(session, main, options)).buffered(AT_ONCE);
+    let mut looked = stream::iter(mains.all).map(|main| look(session, main, &filter, options)).buffered(AT_ONCE);
     while let Some((row, todo)) = looked.next().await {
         if let Some(todo) = todo {
             work.push(todo);
@@ -220,15 +220,18 @@ impl Args {
     }
 }
 
-async fn look(session: &Session, main: Main, options: Options) -> (Row, Option<Work>) {
+async fn look(session: &Session, main: Main, filter: &Filter, options: Options) -> (Row, Option<Work>) {
     let mut row = Row::new(main.key, main.query.as_ref());
+    let failure = main.found.as_ref().err().cloned();
     let found = match &main.query {
         Some(query) => run::or_on_hub(session, main.found, query, None, options.fallback).await,
         None => main.found.map(|found| (found, None)),
     };
-    let (found, hub) = match found {
-        Ok(found) => found,
-        Err(error) => return (row.failing(error), None),
+    let (found, hub) = match (found, failure) {
+        // A key of 0.1.0 does not tell the type; what the Hub has of that id may not be wanted.
+        (Ok((found, _)), Some(failure)) if !filter.allows(&found.manifest.repo) => return (row.failing(failure), None),
+        (Ok(found), _) => found,
+        (Err(error), _) => return (row.failing(error), None),
     };
     row.found(&found);
     match run::decide(session, &found, hub.is_some(), options.verify).await {
@@ -239,7 +242,7 @@ async fn look(session: &Session, main: Main, options: Options) -> (Row, Option<W
         }
         Ok(Decision::Pull(plan)) => {
             row.present = plan.present;
-            (row, Some(Work { found, plan, hub }))
+            (row, Some(Work { found, plan: *plan, hub }))
         }
         Err(error) => (row.failing(error), None),
     }
