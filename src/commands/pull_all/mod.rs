@@ -6,6 +6,7 @@
 
 pub mod filter;
 
+use std::collections::HashSet;
 use std::time::Instant;
 
 use futures_util::{StreamExt, stream};
@@ -18,7 +19,7 @@ use super::pull::{Source, local};
 use super::{Amount, Session, TransferArgs, kind_of};
 use crate::cache::gated::Gated;
 use crate::error::{Error, Kind, Result};
-use crate::ids::{Commit, RepoId, RepoName, RepoQuery, RepoType};
+use crate::ids::{BlobId, Commit, RepoId, RepoName, RepoQuery, RepoType};
 use crate::progress::Event;
 use crate::remote::lookup::Found;
 use crate::remote::mains::{self, Main};
@@ -201,7 +202,10 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     let plans = run::borrow(&layout, work.iter().map(|work| work.plan.clone()).collect()).await;
     work.iter_mut().zip(plans).for_each(|(work, plan)| work.plan = plan);
     if args.dry_run {
-        rows_of_work.into_iter().zip(&work).for_each(|(row, work)| report.repos[row].would(&work.plan));
+        let mut told = HashSet::new();
+        for (row, work) in rows_of_work.into_iter().zip(&work) {
+            report.repos[row].would(&work.plan, &mut told);
+        }
     } else {
         let outcomes = run::carry_out(session, &bucket, &work, options).await?;
         for ((row, work), outcome) in rows_of_work.into_iter().zip(&work).zip(outcomes) {
@@ -290,10 +294,12 @@ impl Row {
         self
     }
 
-    fn would(&mut self, plan: &Plan) {
+    /// `told` are the blobs that rows before this one would download.
+    fn would(&mut self, plan: &Plan, told: &mut HashSet<BlobId>) {
         self.result = if plan.is_empty() { Outcome::Present } else { Outcome::Planned };
         for fetch in &plan.fetch {
-            let amount = if fetch.donor.is_some() { &mut self.shared } else { &mut self.downloaded };
+            let shared = fetch.donor.is_some() || !told.insert(fetch.blob);
+            let amount = if shared { &mut self.shared } else { &mut self.downloaded };
             amount.add(fetch.size);
         }
     }

@@ -61,7 +61,7 @@ fn result(row: &Row) -> Cell {
         },
         Outcome::Present => Cell::new("here already", Tone::Dim),
         Outcome::Planned => match row.downloaded.blobs {
-            0 => Cell::new("would link", Tone::Attention),
+            0 => Cell::new("would link files", Tone::Attention),
             _ => Cell::new(format!("would download {}", size(row.downloaded.bytes)), Tone::Attention),
         },
         Outcome::Skipped => {
@@ -83,7 +83,7 @@ fn totals(report: &Report) -> String {
             blobs(&report.downloaded),
             plural(count(&[Outcome::Planned]), "repo")
         ));
-    } else {
+    } else if done > 0 || report.downloaded.blobs > 0 {
         let pace = pace(&report.downloaded, report.seconds);
         parts.push(format!("Pulled {}: {} {pace}", plural(done, "repo"), blobs(&report.downloaded)));
     }
