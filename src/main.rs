@@ -42,8 +42,9 @@ fn main() -> ExitCode {
 /// Warnings of this tool; with -v its debug lines, with -vv everybody's. RUST_LOG wins.
 fn start_logging(cli: &Cli, ui: &Ui) {
     let level = match (cli.global.quiet, cli.global.verbose) {
-        (true, _) => "error",
-        (_, 0) => "hf_cache_sync=warn,error",
+        (true, _) => "hf_hub=off,error",
+        // hf-hub logs what this tool reports itself.
+        (_, 0) => "hf_cache_sync=warn,hf_hub=off,error",
         (_, 1) => "hf_cache_sync=debug,warn",
         _ => "debug",
     };
