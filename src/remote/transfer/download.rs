@@ -196,11 +196,12 @@ async fn whole(context: &Context, blob: &Fetch) -> Result<PathBuf> {
         return Err(wrong_hash(blob, &found));
     }
     meter.keep();
-    finish(context, target, remove).await
+    finish(context.sync, Arc::new(target), remove).await
 }
 
-async fn finish(context: &Context, target: Target, remove: RemoveOnDrop) -> Result<PathBuf> {
-    if context.sync {
+/// Flushes the complete file. A thread that read back for the hash may still be about to let go of it.
+async fn finish(sync: bool, target: Arc<Target>, remove: RemoveOnDrop) -> Result<PathBuf> {
+    if sync {
         let path = target.path.clone();
         blocking(move || target.file.sync_all()).await.map_err(|e| Error::io("cannot flush", &path, &e))?;
     }
@@ -293,9 +294,8 @@ async fn in_parts(context: &Context, blob: &Fetch) -> Result<PathBuf> {
                 return Err(wrong_hash(blob, &found));
             }
             Ok(_) => {
-                let target = Arc::into_inner(target).expect("all parts are done");
-                let path = target.path.clone();
-                let done = finish(context, target, RemoveOnDrop(Some(path))).await;
+                let remove = RemoveOnDrop(Some(target.path.clone()));
+                let done = finish(context.sync, target, remove).await;
                 let _ = std::fs::remove_file(&journal_path);
                 return done;
             }
@@ -490,5 +490,21 @@ impl Hashing {
                 return Ok(hasher.finish());
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_file_that_another_thread_still_holds_can_be_finished() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("blob");
+        let target = Arc::new(Target { path: path.clone(), file: File::create_new(&path).unwrap() });
+        let held = target.clone();
+        assert_eq!(finish(true, target, RemoveOnDrop(Some(path.clone()))).await.unwrap(), path);
+        drop(held);
+        assert!(path.exists());
     }
 }
