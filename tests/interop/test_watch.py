@@ -105,6 +105,9 @@ class Watch(Scenario):
     def test_watch_beside_running_downloads(self):
         self.beside_downloads()
 
+    def test_watch_polls_beside_running_downloads(self):
+        self.beside_downloads("--poll", "0.3")
+
     def test_watch_sees_blobs_that_come_from_the_shared_store(self):
         """The second repo's weights are never downloaded: the client links them to what the first one brought."""
         first, second = fixtures.SHARED
