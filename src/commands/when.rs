@@ -1,6 +1,6 @@
 //! Times in reports: RFC 3339 in UTC, to the second.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::Serializer;
 
@@ -10,6 +10,11 @@ pub fn serialize<S: Serializer>(time: &Option<SystemTime>, serializer: S) -> Res
         Some(text) => serializer.serialize_some(&text),
         None => serializer.serialize_none(),
     }
+}
+
+/// For `#[serde(serialize_with = …)]` of seconds since 1970.
+pub fn serialize_seconds<S: Serializer>(seconds: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+    serialize(&SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(*seconds)), serializer)
 }
 
 fn text(time: SystemTime) -> Option<String> {

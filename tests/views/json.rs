@@ -95,6 +95,17 @@ async fn small_reports_are_as_documented() {
     check("errors", &[World::offline().run(&["diff", "--json"]).json(), missing_config(&world)]);
 }
 
+#[test]
+fn prune_is_as_documented() {
+    let world = World::offline();
+    world.snapshot("models--acme--tiny", 'b', &[("a", "kept")], &["main"]);
+    world.snapshot("models--acme--tiny", 'a', &[("a", "gone")], &[]);
+    // Without a grace period: the snapshots were made just now.
+    let report = world.run(&["prune", "--max-gb", "0", "--orphan-grace", "0", "--json"]);
+    assert_eq!(report.code, 0, "{}", report.text());
+    check("prune", &[report.json()]);
+}
+
 fn missing_config(world: &World) -> Value {
     let run = world.run(&["--config", "nowhere.yaml", "status", "--json"]);
     assert_eq!(run.code, 2, "{}", run.text());

@@ -148,6 +148,7 @@ pub struct Evicted {
     /// Refs that named it.
     pub refs: Vec<RefName>,
     /// Last use, in seconds since 1970.
+    #[serde(rename = "last_used", serialize_with = "crate::commands::when::serialize_seconds")]
     pub last_use: u64,
     /// Bytes that came back with it.
     pub bytes: u64,
