@@ -35,6 +35,19 @@ pub fn try_client_lock(layout: &Layout, repo: &RepoName, blob: &BlobId) -> Resul
     try_lock(layout.root(), &layout.client_lock(repo, blob), Mode::Exclusive)
 }
 
+/// The same for a blob so small that fetching it twice costs less than a lock file: one that another process has made
+/// is heeded, and none is made. `None` while another process has it; `Some(None)` when there is none.
+///
+/// # Errors
+/// When the lock file is there and cannot be opened.
+pub fn try_client_lock_if_there(layout: &Layout, repo: &RepoName, blob: &BlobId) -> Result<Option<Option<Lock>>> {
+    let path = layout.client_lock(repo, blob);
+    match std::fs::symlink_metadata(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Some(None)),
+        _ => Ok(take(&path, Mode::Exclusive, 0o664)?.map(Some)),
+    }
+}
+
 /// Tries to take this tool's lock on the cache; `None` while another process has it in a way that excludes `mode`.
 ///
 /// # Errors

@@ -24,15 +24,20 @@ use aws_sdk_s3::config::{
     StalledStreamProtectionConfig,
 };
 use aws_sdk_s3::error::{BoxError, ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::primitives::{ByteStream, SdkBody};
 use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use bytes::Bytes;
 
 use super::error::{Cause, Failure, Place};
+use super::wire::{Payload, Wire};
 use crate::config::{Credentials, KeyPair, Storage, is_backblaze};
 use crate::error::{Error, Kind, Result};
 use crate::ids::BlobId;
 
+/// A connection must be there within this time.
+const CONNECT: Duration = Duration::from_secs(10);
 /// A request without a body must be answered within this time.
 const ANSWER: Duration = Duration::from_secs(60);
 /// A body must move at least once within this time.
@@ -46,6 +51,7 @@ const FIRST_TRIES: u32 = 3;
 #[derive(Debug, Clone)]
 pub struct Bucket {
     s3: aws_sdk_s3::Client,
+    wire: Arc<Wire>,
     name: String,
     prefix: String,
     url: String,
@@ -155,10 +161,7 @@ impl Pulse {
         self.poisoned.store(true, Ordering::Relaxed);
     }
 
-    async fn guard<T, E>(&self, work: impl Future<Output = Result<T, SdkError<E>>>) -> Result<T, Failure>
-    where
-        E: ProvideErrorMetadata,
-    {
+    async fn guard<T>(&self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
         self.beat();
         tokio::pin!(work);
         loop {
@@ -166,7 +169,7 @@ impl Pulse {
                 Ok(Err(_)) if self.poisoned.load(Ordering::Relaxed) => {
                     return Err(Failure::new(Cause::Other, "the local bytes cannot be sent"));
                 }
-                Ok(done) => return done.map_err(|e| Failure::from_sdk(&e)),
+                Ok(done) => return done,
                 Err(_) => {
                     let quiet = self.start.elapsed().as_millis() as u64 - self.last.load(Ordering::Relaxed);
                     if u128::from(quiet) >= STALL.as_millis() {
@@ -207,7 +210,8 @@ impl Bucket {
         let credentials = provider(&storage.credentials, &region).await?;
         let backblaze = is_backblaze(&url);
         let product = if backblaze { "b2ai-hfcache" } else { "hf-cache-sync" };
-        let agent = UserAgent(format!("{product}/{}", env!("CARGO_PKG_VERSION")));
+        let agent = format!("{product}/{}", env!("CARGO_PKG_VERSION"));
+        let wire = Arc::new(Wire::new(&region, &agent, credentials.clone(), CONNECT));
         let mut config = aws_sdk_s3::Config::builder()
             .behavior_version(BehaviorVersion::latest())
             .region(Region::new(region.clone()))
@@ -216,13 +220,13 @@ impl Bucket {
             .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
             .retry_config(RetryConfig::disabled())
-            .timeout_config(TimeoutConfig::builder().connect_timeout(Duration::from_secs(10)).build())
-            .interceptor(agent);
+            .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT).build())
+            .interceptor(OnItsWay { agent, wire: wire.clone() });
         if !url.is_empty() {
             config = config.endpoint_url(format!("{url}/")).force_path_style(true);
         }
         let s3 = aws_sdk_s3::Client::from_conf(config.build());
-        Ok(Bucket { s3, name, prefix: prefix.to_string(), url, region, shared: Arc::default() })
+        Ok(Bucket { s3, wire, name, prefix: prefix.to_string(), url, region, shared: Arc::default() })
     }
 
     /// The bucket's name.
@@ -378,26 +382,34 @@ impl Bucket {
     /// [`Cause::NoSuchKey`], [`Cause::Changed`] when the object is no longer the one with `etag`, and the rest.
     pub async fn get(&self, key: &str, range: Option<(u64, u64)>, etag: Option<&str>) -> Result<Download, Failure> {
         let full = self.key(key);
+        let range_text = range.map(|(from, to)| format!("bytes={from}-{}", to - 1));
+        let condition = etag.map(|etag| format!("\"{etag}\""));
+        let short = AtomicBool::new(true);
         let open = || async {
-            let mut request = self.s3.get_object().bucket(&self.name).key(&full);
-            if let Some((from, to)) = range {
-                request = request.range(format!("bytes={from}-{}", to - 1));
+            if short.swap(false, Ordering::Relaxed) {
+                let headers: Vec<_> = [("range", &range_text), ("if-match", &condition)]
+                    .into_iter()
+                    .filter_map(|(name, value)| Some((name, value.clone()?)))
+                    .collect();
+                let sent = self.wire.send("GET", &full, "", &headers, Payload::Empty, SdkBody::empty);
+                let sent = tokio::time::timeout(ANSWER, sent).await;
+                if let Some(response) = sent.map_err(|_| Failure::new(Cause::Broken, "no answer in time"))?? {
+                    return Ok(Opened::from_answer(response));
+                }
             }
-            let request = request.set_if_match(etag.map(|etag| format!("\"{etag}\"")));
-            answer(request.send()).await
+            let request = self.s3.get_object().bucket(&self.name).key(&full).set_range(range_text.clone());
+            answer(request.set_if_match(condition.clone()).send()).await.map(Opened::from_sdk)
         };
-        let output = self.retried(open).await?;
-        let length = output.content_length().and_then(|length| u64::try_from(length).ok());
-        let object_size = match output.content_range() {
+        let opened = self.retried(open).await?;
+        let object_size = match &opened.range {
             Some(text) => text.rsplit('/').next().and_then(|size| size.parse().ok()),
             // A store that ignores the range sends everything: never take that for the part.
-            None if range.is_some_and(|(from, to)| length != Some(to - from) || from != 0) => {
+            None if range.is_some_and(|(from, to)| opened.length != Some(to - from) || from != 0) => {
                 return Err(Failure::new(Cause::Other, "the store does not honour ranges"));
             }
-            None => length,
+            None => opened.length,
         };
-        let etag = output.e_tag().map(unquoted);
-        Ok(Download { body: output.body, object_size, etag })
+        Ok(Download { body: opened.body, object_size, etag: opened.etag })
     }
 
     /// Writes a small object.
@@ -447,8 +459,18 @@ impl Bucket {
             Some(Condition::Absent) => (Some("*".to_string()), None),
             Some(Condition::Unchanged(etag)) => (None, Some(format!("\"{etag}\""))),
         };
+        // Whether the short way is still to be tried: blobs alone take it.
+        let short = AtomicBool::new(name.is_some() && condition.is_none());
         let send = || async {
             let pulse = Pulse::default();
+            if short.swap(false, Ordering::Relaxed) {
+                let headers = [("content-type", "application/octet-stream".to_string())];
+                let payload = hash.clone().map_or(Payload::Unsigned, Payload::Sha256);
+                let sent = self.wire.send("PUT", &full, "", &headers, payload, || body(&pulse));
+                if pulse.guard(sent).await?.is_some() {
+                    return Ok(());
+                }
+            }
             let request = self
                 .s3
                 .put_object()
@@ -464,9 +486,9 @@ impl Bucket {
                 Some(hash) => request.interceptor(PayloadHash(hash.clone())),
                 None => request.disable_payload_signing(),
             };
-            pulse.guard(request.send()).await
+            pulse.guard(async { request.send().await.map_err(|e| Failure::from_sdk(&e)) }).await.map(|_| ())
         };
-        self.retried(send).await.map(|_| ())
+        self.retried(send).await
     }
 
     /// Deletes an object; one that is not there is no error.
@@ -552,8 +574,16 @@ impl Bucket {
         body: MakeBody<'_>,
     ) -> Result<Part, Failure> {
         let full = self.key(key);
+        let short = AtomicBool::new(is_plain(upload));
         let send = || async {
             let pulse = Pulse::default();
+            if short.swap(false, Ordering::Relaxed) {
+                let query = format!("?partNumber={number}&uploadId={upload}");
+                let sent = self.wire.send("PUT", &full, &query, &[], Payload::Unsigned, || body(&pulse));
+                if let Some(response) = pulse.guard(sent).await? {
+                    return Ok(response.headers().get("etag").map(String::from));
+                }
+            }
             let request = self
                 .s3
                 .upload_part()
@@ -565,11 +595,12 @@ impl Bucket {
                 .body(ByteStream::new(body(&pulse)))
                 .customize()
                 .disable_payload_signing();
-            pulse.guard(request.send()).await
+            let sent = pulse.guard(async { request.send().await.map_err(|e| Failure::from_sdk(&e)) }).await?;
+            Ok(sent.e_tag().map(String::from))
         };
-        let output = self.retried(send).await?;
-        let etag = output.e_tag().ok_or_else(|| Failure::new(Cause::Other, "the store gave no part etag"))?;
-        Ok(Part { number, etag: etag.to_string(), size })
+        let etag = self.retried(send).await?;
+        let etag = etag.ok_or_else(|| Failure::new(Cause::Other, "the store gave no part etag"))?;
+        Ok(Part { number, etag, size })
     }
 
     /// The parts that the store has of an upload, or `None` when it does not know the upload any more.
@@ -639,6 +670,40 @@ impl Bucket {
     }
 }
 
+/// The answer to a GET, as far as it matters.
+struct Opened {
+    length: Option<u64>,
+    range: Option<String>,
+    etag: Option<String>,
+    body: ByteStream,
+}
+
+impl Opened {
+    fn from_sdk(output: GetObjectOutput) -> Self {
+        Opened {
+            length: output.content_length().and_then(|length| u64::try_from(length).ok()),
+            range: output.content_range().map(String::from),
+            etag: output.e_tag().map(unquoted),
+            body: output.body,
+        }
+    }
+
+    fn from_answer(response: HttpResponse) -> Self {
+        let header = |name: &str| response.headers().get(name);
+        Opened {
+            length: header("content-length").and_then(|text| text.parse().ok()),
+            range: header("content-range").map(String::from),
+            etag: header("etag").map(unquoted),
+            body: ByteStream::new(response.into_body()),
+        }
+    }
+}
+
+/// Whether an upload's id needs no encoding in a URL.
+fn is_plain(id: &str) -> bool {
+    id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte))
+}
+
 async fn answer<T, E>(send: impl Future<Output = Result<T, SdkError<E>>>) -> Result<T, Failure>
 where
     E: ProvideErrorMetadata,
@@ -706,24 +771,29 @@ async fn provider(credentials: &Credentials, region: &str) -> Result<SharedCrede
     }
 }
 
-/// Writes the user agent that the store's statistics know; the header is not part of the signature.
+/// Writes the user agent that the store's statistics know, which is not part of the signature, and shows the short way
+/// where requests go.
 #[derive(Debug)]
-struct UserAgent(String);
+struct OnItsWay {
+    agent: String,
+    wire: Arc<Wire>,
+}
 
-impl Intercept for UserAgent {
+impl Intercept for OnItsWay {
     fn name(&self) -> &'static str {
-        "UserAgent"
+        "OnItsWay"
     }
 
     fn modify_before_transmit(
         &self,
         context: &mut BeforeTransmitInterceptorContextMut<'_>,
-        _: &RuntimeComponents,
+        components: &RuntimeComponents,
         _: &mut ConfigBag,
     ) -> Result<(), BoxError> {
+        self.wire.learn(context.request().uri(), components);
         let headers = context.request_mut().headers_mut();
         let sdk = headers.get("user-agent").unwrap_or_default().to_string();
-        headers.insert("user-agent", format!("{} {sdk}", self.0).trim_end().to_string());
+        headers.insert("user-agent", format!("{} {sdk}", self.agent).trim_end().to_string());
         Ok(())
     }
 }

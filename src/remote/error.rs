@@ -96,6 +96,11 @@ impl Failure {
         }
     }
 
+    /// Reads an answer by its status and headers alone.
+    pub fn from_answer(raw: &HttpResponse) -> Self {
+        Self::from_response(raw, None, None)
+    }
+
     fn from_response(raw: &HttpResponse, code: Option<&str>, message: Option<&str>) -> Self {
         let status = raw.status().as_u16();
         let text = message.unwrap_or_default();

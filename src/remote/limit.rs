@@ -49,7 +49,7 @@ impl Limits {
             return Limits { objects: one.clone(), parts: one };
         }
         let far = round_trip.is_some_and(|time| time > FAR);
-        let (objects, parts) = if far { (64, 32) } else { (16, 4) };
+        let (objects, parts) = if far { (192, 64) } else { (16, 4) };
         Limits { objects: Limiter::new(objects, 256, false), parts: Limiter::new(parts, 64, false) }
     }
 

@@ -1,5 +1,6 @@
 //! The bucket: keys ([`keys`]), requests ([`client`]), what their failures mean ([`error`]), finding a revision
-//! ([`lookup`]) and listing all of them ([`catalog`]), how many at once ([`limit`]), and moving blobs ([`transfer`]).
+//! ([`lookup`]) and listing all of them ([`catalog`]), how many at once ([`limit`]), and moving blobs ([`transfer`]),
+//! whose requests take a short way (`wire`).
 
 pub mod catalog;
 pub mod client;
@@ -10,3 +11,4 @@ pub mod limit;
 pub mod lookup;
 pub mod mains;
 pub mod transfer;
+mod wire;

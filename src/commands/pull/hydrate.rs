@@ -191,9 +191,17 @@ async fn obtain(context: &Context, job: &Job, repo: &RepoName, source: Option<&R
     Ok(Got::Downloaded)
 }
 
-async fn client_lock(context: &Context, repo: &RepoName, job: &Job) -> Result<lock::Lock> {
+/// huggingface_hub's lock on the blob. For a small one no lock file is made: should the client begin to fetch it at the
+/// same time, both put the same bytes into place, by rename.
+async fn client_lock(context: &Context, repo: &RepoName, job: &Job) -> Result<Option<lock::Lock>> {
+    let (layout, id) = (&context.layout, &job.fetch.id);
+    if job.fetch.size <= SINGLE_GET
+        && let Some(none_or_taken) = lock::try_client_lock_if_there(layout, repo, id)?
+    {
+        return Ok(none_or_taken);
+    }
     let note = format!("another process is downloading {}: waiting for it", job.fetch.label());
-    wait_for(&*context.progress, &note, || lock::try_client_lock(&context.layout, repo, &job.fetch.id)).await
+    wait_for(&*context.progress, &note, || lock::try_client_lock(layout, repo, id)).await.map(Some)
 }
 
 /// Whether nothing is to be done any more: the client may have fetched the blob while we waited for its lock.
