@@ -68,13 +68,14 @@ def tail(log):
 
 
 def machine(folder):
-    """What the figures depend on, as (name, value) pairs."""
-    return [
-        ("CPU", f"{_first('/proc/cpuinfo', 'model name')}, {os.cpu_count()} cores"),
-        ("RAM", f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB"),
-        ("kernel", f"{platform.system()} {platform.release()}"),
-        ("file system", f"{_file_system(folder)}, {shutil.disk_usage(folder).free / 2**30:.0f} GiB free"),
-    ]
+    """What the figures depend on."""
+    return {
+        "CPU": f"{_first('/proc/cpuinfo', 'model name')}, {os.cpu_count()} cores",
+        "RAM": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB",
+        "kernel": f"{platform.system()} {platform.release()}",
+        "file system": f"{_file_system(folder)}, {shutil.disk_usage(folder).free / 2**30:.0f} GiB free",
+        "load before": f"{os.getloadavg()[0]:.1f}",
+    }
 
 
 def _first(file, name):

@@ -53,9 +53,9 @@ class Store:
 
 @contextmanager
 def start(name, *, lean, weed, objects, scratch):
-    """Start a store; `objects` is a folder whose files the lean ones have from the beginning."""
+    """Start a store; `objects` is a folder whose files the lean ones have from the beginning, or None."""
     if name == "seaweed":
-        with seaweedfs(weed, Path(tempfile.mkdtemp(dir=scratch)) / "seaweed") as server:
+        with tempfile.TemporaryDirectory(dir=scratch) as folder, seaweedfs(weed, Path(folder) / "seaweed") as server:
             yield Store(name, server.endpoint)
         return
     command = [lean, "--bucket", "bench", *FLAGS[name], *(["--data", objects] if objects else [])]

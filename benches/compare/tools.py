@@ -1,11 +1,9 @@
 """The programs that are compared, and how each is told to do the same job."""
 
 import os
-import shutil
 import subprocess
-import sys
-import zipfile
 import tarfile
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,15 +18,22 @@ class Job:
     place: object
     endpoint: str
     bucket: str
+    scratch: Path
     prefix: str = ""
     target: Path = None
 
 
 class Tool:
-    """A program. `verifies` says what it checks, by direction; `present` stands for a push that finds everything there."""
+    """A program, with a method for each action: `push`, `pull`, and `present`, a push that finds everything there."""
 
     name = ""
+    version_flags = ("--version",)
+    # What it checks, by action.
     verifies = {}
+    # Below the prefix of a push, where the blobs are.
+    below = ""
+    # Its commands that read a whole local cache.
+    lists = ()
 
     def __init__(self, binary):
         self.binary = str(binary)
@@ -38,26 +43,22 @@ class Tool:
         output = subprocess.run([self.binary, *self.version_flags], capture_output=True, text=True, env=environment())
         return (output.stdout or output.stderr).splitlines()[0]
 
-    version_flags = ("--version",)
-
     def env(self, job):
         """Variables beyond `environment()`."""
         return {}
 
-    def command(self, direction, job):
-        return [self.binary, *getattr(self, direction)(job)]
-
-    def keys(self, job):
-        """The prefix of the objects that a push writes, and how many there must be at least."""
-        return job.prefix, job.set.count
+    def command(self, action, job):
+        return [self.binary, *getattr(self, action)(job)]
 
 
 class Ours(Tool):
     name = "hf-cache-sync"
+    below = "blobs/"
+    lists = ("list", "status")
     verifies = {
-        "push": "sha256 of every byte sent",
-        "pull": "sha256 of every byte, before it is visible; no wait for the disk",
-        "present": "names and sizes against one listing",
+        "push": "sha256 of every byte sent, against its name",
+        "pull": "sha256 of every byte against its name; does not wait for the disk",
+        "present": "names and sizes",
     }
 
     def env(self, job):
@@ -72,13 +73,10 @@ class Ours(Tool):
     def pull(self, job):
         return ["pull", job.set.repo, "--cache-dir", job.target, "--no-sync"]
 
-    def keys(self, job):
-        return f"{job.prefix}/blobs/", job.set.count
-
 
 class OursSynced(Ours):
     name = "hf-cache-sync, synced"
-    verifies = {"pull": "the same, and each blob is on the disk before it is visible"}
+    verifies = {"pull": "the same; each blob is on the disk before it is visible"}
 
     def pull(self, job):
         return super().pull(job)[:-1]
@@ -86,26 +84,26 @@ class OursSynced(Ours):
 
 class Original(Ours):
     name = "hf-cache-sync 0.1.0"
-    verifies = {"push": "nothing", "pull": "sha256 of each file, read again", "present": "names against the bucket"}
+    verifies = {
+        "push": "CRC32 of what it sends, by the store",
+        "pull": "sha256 of each file, which it reads again",
+        "present": "names",
+    }
 
     def env(self, job):
-        cache = job.target or job.place.hub
-        config = {"HF_HUB_CACHE": str(cache), "B2_REGION": REGION}
-        return super().env(job) | config
+        return super().env(job) | {"HF_HUB_CACHE": str(job.target or job.place.hub)}
 
-    def command(self, direction, job):
+    def command(self, action, job):
         # The prefix has neither a flag nor a variable.
-        config = Path(job.target or job.place.hub.parent) / "config-0.1.0.yaml"
-        config.parent.mkdir(exist_ok=True)
+        config = job.scratch / "config-0.1.0.yaml"
         config.write_text(f"team:\n  prefix: '{job.prefix}'\n")
-        action = ["pull", job.set.repo] if direction == "pull" else ["push"]
-        return [self.binary, "--config", config, *action]
+        return [self.binary, "--config", config, *(["pull", job.set.repo] if action == "pull" else ["push"])]
 
 
 class S5cmd(Tool):
     name = "s5cmd"
     version_flags = ("version",)
-    verifies = {"push": "nothing", "pull": "nothing", "present": "names and sizes"}
+    verifies = {"push": "MD5 of what it sends, by the store", "pull": "nothing", "present": "names and sizes"}
 
     def _start(self, job):
         return ["--endpoint-url", job.endpoint]
@@ -124,8 +122,8 @@ class Rclone(Tool):
     name = "rclone"
     version_flags = ("version",)
     verifies = {
-        "push": "MD5 of every byte",
-        "pull": "MD5, where the store knows it: not of multipart objects",
+        "push": "MD5 of what it sends, by the store",
+        "pull": "MD5, if the ETag is one: not of multipart objects",
         "present": "names and sizes",
     }
 
@@ -151,10 +149,14 @@ class Rclone(Tool):
 
 class Aws(Tool):
     name = "AWS CLI (CRT)"
-    verifies = {"push": "CRC64 of every byte", "pull": "the checksum, where the store has one", "present": "names and sizes"}
+    verifies = {
+        "push": "CRC64 of what it sends, by the store",
+        "pull": "CRC64, if the store has it",
+        "present": "names and sizes",
+    }
 
     def env(self, job):
-        config = job.place.hub.parent / "aws.ini"
+        config = job.scratch / "aws.ini"
         config.write_text(
             f"[default]\nregion = {REGION}\ns3 =\n  preferred_transfer_client = crt\n  addressing_style = path\n"
         )
@@ -177,14 +179,14 @@ PEERS = {"s5cmd": S5cmd, "rclone": Rclone, "aws": Aws, "0.1.0": Original}
 
 
 def find_peers(names, binaries):
-    """The peers that are here, and a line for each that is not."""
-    found, missing = [], []
+    """The peers that are here, and what to say of each that is not."""
+    found, missing = [], {}
     for name in names:
         binary = _aws(binaries) if name == "aws" else binaries / {"0.1.0": "hf-cache-sync"}.get(name, name)
         if binary and binary.exists():
             found.append(PEERS[name](binary))
         else:
-            missing.append(f"{PEERS[name].name} is left out: there is no package of it for this machine")
+            missing[PEERS[name].name] = "left out, there is no package of it for this machine"
     return found, missing
 
 
