@@ -47,10 +47,11 @@ def arguments():
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
-    def choice(flag, known, about):
-        parser.add_argument(flag, type=words(known), default=list(known), metavar="A,B", help=f"{','.join(known)}{about}")
+    def choice(flag, known, about, default=None):
+        about = f"{','.join(known)}{about}"
+        parser.add_argument(flag, type=words(known), default=list(default or known), metavar="A,B", help=about)
 
-    choice("--set", (*data.SETS, *LOCAL), ": what to measure (all)")
+    choice("--set", (*LOCAL, *data.SETS), ": what to measure (all but smoke)", (*LOCAL, *data.USUAL))
     choice("--server", tuple(stores.ABOUT), ": which stores (all)")
     choice("--direction", ("push", "pull"), " (both)")
     choice("--peers", tuple(tools.PEERS), " (all)")
@@ -80,7 +81,7 @@ class Comparison:
         """One set, in one direction, at one store: every tool in turn, then again; and their table."""
         synced = [tools.OursSynced(self.options.bin)] if direction == "pull" else []
         everyone = [self.ours, *synced, *self.peers]
-        title = f"{one.name}: {one.about}, {direction}, {server}"
+        title = f"{one.name} ({one.about}), {direction}, {server}"
         needed = self.disk(one, direction, server, len(everyone))
         if shutil.disk_usage(self.scratch).free < needed:
             print(f"\n### {title}\n\nLeft out: it needs {needed / 2**30:.0f} GiB of free disk.", flush=True)

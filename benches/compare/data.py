@@ -43,9 +43,12 @@ SETS = {
         Set("a", 4, 512 * MIB, "4 blobs of 512 MiB"),
         Set("b", 2_000, 20_000, "2,000 blobs of 20 kB"),
         Set("c", 1, 8192 * MIB, "one blob of 8 GiB"),
-        Set("d", 10_000, 4_000, "10,000 blobs that are in the bucket already", present=True),
+        Set("d", 10_000, 4_000, "10,000 blobs of 4 kB that are in the bucket already", present=True),
+        Set("smoke", 3, 1_000, "3 blobs of 1 kB, to see whether all of it works"),
     )
 }
+# What is measured where nothing is chosen.
+USUAL = ("a", "b", "c", "d")
 SCAN_REPOS, SCAN_FILES = 1_000, 100
 
 
