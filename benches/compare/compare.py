@@ -59,7 +59,7 @@ def arguments():
     add("--runs", type=int, default=5, metavar="N", help="runs of each tool (5)")
     add("--json", type=Path, metavar="FILE", help="write every figure to this file")
     add("--work", type=Path, default=ROOT / "target" / "compare", metavar="DIR", help="the data (target/compare)")
-    add("--timeout", type=float, default=1800, metavar="S", help="seconds after which a run has failed (1800)")
+    add("--timeout", type=float, default=600, metavar="S", help="seconds after which a run has failed (600)")
     add("--bin", type=Path, required=True, metavar="FILE", help="the hf-cache-sync to measure, instead of building it")
     add("--lean-server", type=Path, required=True, metavar="FILE", help="the lean-server example, likewise")
     options = parser.parse_args()

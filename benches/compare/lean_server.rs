@@ -232,7 +232,9 @@ impl Store {
     fn list(&self, query: &BTreeMap<String, String>) -> String {
         let empty = String::new();
         let prefix = query.get("prefix").unwrap_or(&empty);
-        let after = query.get("continuation-token").or(query.get("start-after")).unwrap_or(&empty);
+        // `marker` is that of the listing's first version, which rclone uses.
+        let after = ["continuation-token", "start-after", "marker"].iter().find_map(|name| query.get(*name));
+        let after = after.unwrap_or(&empty);
         let objects = self.objects.lock().unwrap();
         let all = objects.range(after.clone()..).filter(|(key, _)| key.starts_with(prefix.as_str()) && *key > after);
         let page: Vec<_> = all.take(1001).collect();
@@ -247,7 +249,10 @@ impl Store {
         let more = page.len() > 1000;
         xml.push_str(&format!("<KeyCount>{}</KeyCount><IsTruncated>{more}</IsTruncated>", page.len().min(1000)));
         if more {
-            xml.push_str(&format!("<NextContinuationToken>{}</NextContinuationToken>", page[999].0));
+            let last = page[999].0;
+            xml.push_str(&format!(
+                "<NextContinuationToken>{last}</NextContinuationToken><NextMarker>{last}</NextMarker>"
+            ));
         }
         xml + "</ListBucketResult>"
     }
