@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use clap::Parser;
+use hf_cache_sync::hash::md5_hex;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -27,7 +28,10 @@ use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 
 /// Uploads up to this size are kept, so that manifests and refs can be read back.
-const KEPT: usize = 1 << 20;
+const KEPT: usize = 4 << 20;
+/// Objects of `--data` up to this size have their MD5 as ETag, as if one PUT had written them. All others have ETags of the
+/// form that multipart uploads have, which no client takes for an MD5: hashing uploads would cost the server time.
+const HASHED: usize = 8 << 20;
 /// Bytes handed to a connection at a time.
 const CHUNK: usize = 256 << 10;
 
@@ -99,12 +103,15 @@ fn load(root: &Path, dir: &Path, objects: &mut BTreeMap<String, Object>) -> std:
         }
         let bytes = Bytes::from(std::fs::read(&path)?);
         let key = path.strip_prefix(root).expect("below it").to_string_lossy().into_owned();
-        objects.insert(
-            key,
-            Object { size: bytes.len() as u64, etag: format!("{:032x}", bytes.len()), bytes: Some(bytes) },
-        );
+        let size = bytes.len() as u64;
+        let etag = if bytes.len() <= HASHED { md5_hex(&bytes) } else { unhashed(size) };
+        objects.insert(key, Object { size, etag, bytes: Some(bytes) });
     }
     Ok(())
+}
+
+fn unhashed(size: u64) -> String {
+    format!("{size:032x}-1")
 }
 
 /// Holds a connection to a rate: says how long to wait before the next bytes.
@@ -206,6 +213,7 @@ async fn answer(store: Arc<Store>, pace: Arc<Pace>, request: Request<Incoming>) 
 
 /// Reads a request's body, at the connection's pace; its size, and its bytes when there are few.
 async fn receive(mut incoming: Incoming, pace: &Pace) -> (u64, Vec<u8>) {
+    let keep = incoming.size_hint().upper().is_some_and(|size| size <= KEPT as u64);
     let (mut size, mut kept) = (0, Vec::new());
     while let Some(Ok(frame)) = incoming.frame().await {
         let Ok(chunk) = frame.into_data() else { continue };
@@ -213,7 +221,7 @@ async fn receive(mut incoming: Incoming, pace: &Pace) -> (u64, Vec<u8>) {
             tokio::time::sleep_until(until.into()).await;
         }
         size += chunk.len() as u64;
-        if kept.len() + chunk.len() <= KEPT {
+        if keep {
             kept.extend_from_slice(&chunk);
         }
     }
@@ -224,7 +232,9 @@ impl Store {
     fn list(&self, query: &BTreeMap<String, String>) -> String {
         let empty = String::new();
         let prefix = query.get("prefix").unwrap_or(&empty);
-        let after = query.get("continuation-token").or(query.get("start-after")).unwrap_or(&empty);
+        // `marker` is that of the listing's first version, which rclone uses.
+        let after = ["continuation-token", "start-after", "marker"].iter().find_map(|name| query.get(*name));
+        let after = after.unwrap_or(&empty);
         let objects = self.objects.lock().unwrap();
         let all = objects.range(after.clone()..).filter(|(key, _)| key.starts_with(prefix.as_str()) && *key > after);
         let page: Vec<_> = all.take(1001).collect();
@@ -239,7 +249,10 @@ impl Store {
         let more = page.len() > 1000;
         xml.push_str(&format!("<KeyCount>{}</KeyCount><IsTruncated>{more}</IsTruncated>", page.len().min(1000)));
         if more {
-            xml.push_str(&format!("<NextContinuationToken>{}</NextContinuationToken>", page[999].0));
+            let last = page[999].0;
+            xml.push_str(&format!(
+                "<NextContinuationToken>{last}</NextContinuationToken><NextMarker>{last}</NextMarker>"
+            ));
         }
         xml + "</ListBucketResult>"
     }
@@ -273,7 +286,7 @@ impl Store {
         (size, kept): (u64, Vec<u8>),
         body: impl Fn(Bytes) -> Paced,
     ) -> Response<Paced> {
-        let etag = format!("{size:032x}");
+        let etag = unhashed(size);
         match (query.get("uploadId"), query.get("partNumber").and_then(|n| n.parse().ok())) {
             (Some(upload), Some(number)) => {
                 self.uploads.lock().unwrap().entry(upload.clone()).or_default().insert(number, size);
@@ -296,7 +309,7 @@ impl Store {
             }
             Some(upload) => {
                 let size = self.uploads.lock().unwrap().remove(upload).unwrap_or_default().values().sum();
-                let object = Object { size, etag: format!("{size:032x}"), bytes: None };
+                let object = Object { size, etag: unhashed(size), bytes: None };
                 self.objects.lock().unwrap().insert(key.into(), object);
                 format!(
                     "<?xml version=\"1.0\"?><CompleteMultipartUploadResult><Key>{key}</Key></CompleteMultipartUploadResult>"

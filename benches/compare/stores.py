@@ -1,0 +1,73 @@
+"""The stores: each on 127.0.0.1, and ended by its process id."""
+
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "tests" / "interop"))
+from servers import Server, seaweedfs  # noqa: E402
+
+ABOUT = {
+    "lean": "from memory, uploads are counted and forgotten",
+    "far": "lean, with 30 ms before each answer and 40 MB/s a connection",
+    "seaweed": "SeaweedFS, one process, on the same disk",
+}
+FLAGS = {"lean": (), "far": ("--delay-ms", "30", "--cap-mb", "40")}
+
+
+class Store:
+    """A running store. `counts` tells whether it counts requests."""
+
+    def __init__(self, name, endpoint):
+        self.name, self.endpoint = name, endpoint
+        self.counts = name in FLAGS
+        self._client = Server(name, endpoint).client()
+
+    def requests(self):
+        """The number of requests since the last call."""
+        if not self.counts:
+            return None
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        return int(opener.open(f"{self.endpoint}/_requests").read())
+
+    def keys(self, bucket, prefix):
+        """How many objects have the prefix."""
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        return sum(len(page.get("Contents", [])) for page in pages)
+
+    @contextmanager
+    def bucket(self, name):
+        """A bucket, and its disk space given back at the end: SeaweedFS frees the space of whole buckets at once."""
+        if self.counts:
+            yield "bench"
+            return
+        self._client.create_bucket(Bucket=name)
+        try:
+            yield name
+        finally:
+            # Where the disk is slow, the first answer is late, and the request that repeats it finds nothing.
+            with suppress(self._client.exceptions.NoSuchBucket):
+                self._client.delete_bucket(Bucket=name)
+
+
+@contextmanager
+def start(name, *, lean, weed, objects, scratch):
+    """Start a store; `objects` is a folder whose files the lean ones have from the beginning, or None."""
+    if name == "seaweed":
+        with tempfile.TemporaryDirectory(dir=scratch) as folder, seaweedfs(weed, Path(folder) / "seaweed") as server:
+            yield Store(name, server.endpoint)
+        return
+    command = [lean, "--bucket", "bench", *FLAGS[name], *(["--data", objects] if objects else [])]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        endpoint = process.stdout.readline().strip()
+        if not endpoint.startswith("http://127.0.0.1:"):
+            raise RuntimeError(f"{lean} printed {endpoint!r} instead of its address")
+        yield Store(name, endpoint)
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
