@@ -104,7 +104,7 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     if args.dry_run {
         report.plan = Some(plan);
     } else {
-        let context = session.transfers(&bucket, args.transfer.workers(), false);
+        let context = session.transfers(&bucket, args.transfer.caps(), false);
         // A cache that cannot be written to can still be pushed: then there is no prune to be kept out either.
         let _lock = session.lock_shared().await.ok();
         publish::publish(&context, &plan, &mut report).await;

@@ -7,6 +7,7 @@
 use std::future::Future;
 use std::num::NonZeroU64;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -29,6 +30,7 @@ pub struct Rate(Option<Arc<Limited>>);
 struct Limited {
     per_second: NonZeroU64,
     tokens: Mutex<Tokens>,
+    taken: AtomicU64,
 }
 
 /// When what was taken so far is paid for. Pure: it is told the time.
@@ -56,7 +58,7 @@ impl Rate {
     pub fn new(per_second: Option<NonZeroU64>) -> Self {
         Rate(per_second.map(|per_second| {
             let tokens = Mutex::new(Tokens::new(per_second, Instant::now()));
-            Arc::new(Limited { per_second, tokens })
+            Arc::new(Limited { per_second, tokens, taken: AtomicU64::new(0) })
         }))
     }
 
@@ -70,9 +72,15 @@ impl Rate {
         self.0.as_ref().map_or(most, |limited| (limited.per_second.get() / 4).max(LEAST).min(most))
     }
 
+    /// Bytes that moved within the limit so far; 0 where there is none.
+    pub fn taken(&self) -> u64 {
+        self.0.as_ref().map_or(0, |limited| limited.taken.load(Ordering::Relaxed))
+    }
+
     /// Takes bytes; the answer is when they may move, if that is not now.
     fn take(&self, bytes: u64) -> Option<Instant> {
         let limited = self.0.as_ref()?;
+        limited.taken.fetch_add(bytes, Ordering::Relaxed);
         let now = Instant::now();
         let mut tokens = limited.tokens.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         Some(tokens.take(bytes, now)).filter(|when| *when > now)
