@@ -53,7 +53,8 @@ fn help_and_version() {
         assert!(own.contains("--cache-dir") && own.contains("--json"), "{own}");
     }
     for (command, options) in [
-        ("push", &["--dry-run", "--workers"][..]),
+        ("push", &["--dry-run", "--workers", "--bwlimit"][..]),
+        ("watch", &["--workers", "--bwlimit"]),
         ("pull", &["-r, --revision", "--repo-type", "--dry-run", "--workers", "--verify", "--no-sync"]),
         (
             "pull-all",
@@ -76,6 +77,10 @@ fn wrong_usage() {
         &["pull"],
         &["pull", "a", "b"],
         &["push", "--workers", "0"],
+        &["push", "--bwlimit", "0"],
+        &["pull", "a", "--bwlimit", "-5MB/s"],
+        &["pull-all", "--bwlimit", "10"],
+        &["watch", "--bwlimit", "9000TB/s"],
         &["pull-all", "--limit", "-1"],
         &["pull", "a", "--fallback", "b2"],
     ] {
@@ -84,6 +89,8 @@ fn wrong_usage() {
         ran.nothing_internal();
     }
     assert!(machine.run(&["pusj"]).stderr.contains("'push'"), "the nearest command is named");
+    let said = machine.run(&["push", "--bwlimit", "fast"]).stderr;
+    assert!(said.contains("expected a rate such as 50MB/s"), "{said}");
 }
 
 #[test]
