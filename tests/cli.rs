@@ -53,7 +53,8 @@ fn help_and_version() {
         assert!(own.contains("--cache-dir") && own.contains("--json"), "{own}");
     }
     for (command, options) in [
-        ("push", &["--dry-run", "--workers"][..]),
+        ("push", &["--dry-run", "--workers", "--bwlimit"][..]),
+        ("watch", &["--workers", "--bwlimit"]),
         ("pull", &["-r, --revision", "--repo-type", "--dry-run", "--workers", "--verify", "--no-sync"]),
         (
             "pull-all",
@@ -76,6 +77,10 @@ fn wrong_usage() {
         &["pull"],
         &["pull", "a", "b"],
         &["push", "--workers", "0"],
+        &["push", "--bwlimit", "0"],
+        &["pull", "a", "--bwlimit", "-5MB/s"],
+        &["pull-all", "--bwlimit", "10"],
+        &["watch", "--bwlimit", "9000TB/s"],
         &["pull-all", "--limit", "-1"],
         &["pull", "a", "--fallback", "b2"],
     ] {
@@ -84,6 +89,8 @@ fn wrong_usage() {
         ran.nothing_internal();
     }
     assert!(machine.run(&["pusj"]).stderr.contains("'push'"), "the nearest command is named");
+    let said = machine.run(&["push", "--bwlimit", "fast"]).stderr;
+    assert!(said.contains("expected a rate such as 50MB/s"), "{said}");
 }
 
 #[test]
@@ -183,6 +190,35 @@ fn a_profile_of_aws_is_the_last_resort() {
     machine.set("AWS_PROFILE", "team");
     let said = machine.ok(&["doctor"]);
     assert!(said.contains("source=aws_chain"), "{said}");
+}
+
+#[test]
+fn local_commands_ask_neither_the_store_nor_for_credentials() {
+    use std::os::unix::fs::PermissionsExt;
+    let mut machine = Machine::unconfigured();
+    Revision::model("org/name").refs(&["main"]).write(&machine.hub());
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    machine.set("B2_ENDPOINT", &format!("http://{}", listener.local_addr().unwrap()));
+    machine.set("B2_BUCKET", BUCKET);
+    let (asked, ask) = (machine.home().join("asked"), machine.home().join("ask"));
+    fs::write(&ask, format!("#!/bin/sh\n: > {}\n", asked.display())).unwrap();
+    fs::set_permissions(&ask, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::create_dir(machine.home().join(".aws")).unwrap();
+    let profile = format!("[profile team]\ncredential_process = {}\n", ask.display());
+    fs::write(machine.home().join(".aws/config"), profile).unwrap();
+    machine.set("AWS_PROFILE", "team");
+    for line in [&["list"][..], &["status"], &["prune"], &["init"], &["completions", "bash"], &["man"], &["--version"]]
+    {
+        machine.ok(line);
+        assert!(!asked.exists(), "{line:?} looked for credentials");
+        let came = listener.accept().map(|_| ()).map_err(|error| error.kind());
+        assert_eq!(came, Err(std::io::ErrorKind::WouldBlock), "{line:?} went to the store");
+    }
+    // The trap works: what needs the bucket falls into it.
+    drop(listener);
+    machine.run(&["list", "--remote"]);
+    assert!(asked.exists());
 }
 
 #[test]

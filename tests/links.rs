@@ -20,6 +20,7 @@ use hf_cache_sync::commands::Session;
 use hf_cache_sync::commands::pull::{hydrate, local, plan};
 use hf_cache_sync::config::{Config, Environment, Overrides};
 use hf_cache_sync::progress::Silent;
+use hf_cache_sync::remote::limit::Caps;
 use hf_cache_sync::remote::lookup;
 
 /// Pulls these one after the other, or together, into a cache that allows links of this kind.
@@ -39,7 +40,7 @@ fn pull(store: &Store, hub: &Path, kind: LinkKind, together: bool, revisions: &[
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
         let bucket = session.bucket().await.unwrap();
-        let context = session.transfers(&bucket, None, false);
+        let context = session.transfers(&bucket, Caps::default(), false);
         let mut downloaded = 0;
         let groups: Vec<&[&Revision]> = if together { vec![revisions] } else { revisions.chunks(1).collect() };
         for group in groups {

@@ -4,6 +4,7 @@
 //! file's blob is the name that its FIRST hop has in `blobs/`, even where that entry is itself a link into the
 //! cache-wide store. Nothing is skipped silently: what cannot be read or understood becomes a [`Problem`].
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, DirEntry, Metadata};
 use std::io;
@@ -379,30 +380,32 @@ impl<'a> RepoScan<'a> {
     fn blobs(&mut self) {
         let dir = self.blobs_dir.clone();
         for (name, entry) in self.entries(&dir) {
-            let path = entry.path();
             let meta = match entry.metadata() {
                 Ok(meta) => meta,
                 // Renamed or removed since the folder was read: a download in flight ended.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => {
-                    self.repo.problems.push(unreadable(&path, &error));
+                    self.repo.problems.push(unreadable(&entry.path(), &error));
                     continue;
                 }
             };
+            let modified = meta.modified().ok();
             match layout::blob_entry(&name) {
+                BlobEntry::Blob(id) if meta.is_file() => {
+                    self.repo.blobs.insert(id, blob(&meta, Place::Blobs, modified));
+                }
+                BlobEntry::Blob(id) if meta.is_symlink() => self.linked_blob(id, entry.path(), modified),
+                BlobEntry::Blob(_) => {
+                    self.problem(entry.path(), ProblemKind::BadName, "is named like a blob but is no file")
+                }
                 BlobEntry::InFlight => {
-                    self.repo.in_flight.push(InFlight { path, size: meta.len(), modified: meta.modified().ok() });
+                    self.repo.in_flight.push(InFlight { path: entry.path(), size: meta.len(), modified });
                 }
                 BlobEntry::Foreign => {
                     if name != ".DS_Store" {
-                        self.problem(path, ProblemKind::UnknownEntry, "is in blobs/, but its name is no hash");
+                        self.problem(entry.path(), ProblemKind::UnknownEntry, "is in blobs/, but its name is no hash");
                     }
                 }
-                BlobEntry::Blob(id) if meta.is_file() => {
-                    self.repo.blobs.insert(id, blob(&meta, Place::Blobs, meta.modified().ok()));
-                }
-                BlobEntry::Blob(id) if meta.is_symlink() => self.linked_blob(id, path, meta.modified().ok()),
-                BlobEntry::Blob(_) => self.problem(path, ProblemKind::BadName, "is named like a blob but is no file"),
             }
         }
     }
@@ -457,18 +460,18 @@ impl<'a> RepoScan<'a> {
             self.problem(dir.to_path_buf(), ProblemKind::BadName, "is nested too deeply");
             return;
         }
+        let mut links = Links::new(dir);
         for (name, entry) in self.entries(dir) {
-            let path = entry.path();
             let kind = match entry.file_type() {
                 Ok(kind) => kind,
                 Err(error) => {
-                    self.repo.problems.push(unreadable(&path, &error));
+                    self.repo.problems.push(unreadable(&entry.path(), &error));
                     continue;
                 }
             };
             let relative = format!("{prefix}{name}");
             if kind.is_dir() {
-                self.snapshot(&path, &format!("{relative}/"), depth + 1, revision);
+                self.snapshot(&entry.path(), &format!("{relative}/"), depth + 1, revision);
                 continue;
             }
             if !kind.is_symlink() && name == ".DS_Store" {
@@ -477,32 +480,34 @@ impl<'a> RepoScan<'a> {
             let relative: RepoPath = match relative.parse() {
                 Ok(relative) => relative,
                 Err(why) => {
-                    self.problem(path, ProblemKind::BadName, why.to_string());
+                    self.problem(entry.path(), ProblemKind::BadName, why.to_string());
                     continue;
                 }
             };
-            let file = if kind.is_symlink() { self.link(path, depth) } else { self.real_file(path, &entry) };
+            let file = if kind.is_symlink() { self.link(&mut links, &name, depth) } else { self.real_file(&entry) };
             if let Some(file) = file {
                 revision.files.insert(relative, file);
             }
         }
     }
 
-    fn link(&mut self, path: PathBuf, depth: usize) -> Option<SnapshotFile> {
-        let target = match fs::read_link(&path) {
+    fn link(&mut self, links: &mut Links, name: &str, depth: usize) -> Option<SnapshotFile> {
+        let dir = links.dir;
+        let target = match links.read(name) {
             Ok(target) => target,
             Err(error) => {
-                self.repo.problems.push(unreadable(&path, &error));
+                self.repo.problems.push(unreadable(&dir.join(name), &error));
                 return None;
             }
         };
-        let Some(name) = self.first_hop(&path, &target, depth) else {
+        let Some(hop) = self.first_hop(dir, target, depth) else {
             let detail = format!("links to {}, which is no blob of this repo", target.display());
-            self.problem(path, ProblemKind::ForeignLink, detail);
+            self.problem(dir.join(name), ProblemKind::ForeignLink, detail);
             return None;
         };
-        let Ok(id) = name.parse::<BlobId>() else {
-            self.problem(path, ProblemKind::BadName, format!("its blob '{name}' has a name that is no hash"));
+        let Ok(id) = hop.parse::<BlobId>() else {
+            let detail = format!("its blob '{hop}' has a name that is no hash");
+            self.problem(dir.join(name), ProblemKind::BadName, detail);
             return None;
         };
         if self.repo.blobs.contains_key(&id) || self.came_meanwhile(id) {
@@ -512,7 +517,7 @@ impl<'a> RepoScan<'a> {
             Some(why) => why.clone(),
             None => format!("its blob {id} is not there"),
         };
-        self.problem(path, ProblemKind::BrokenLink, detail);
+        self.problem(dir.join(name), ProblemKind::BrokenLink, detail);
         None
     }
 
@@ -531,9 +536,9 @@ impl<'a> RepoScan<'a> {
         self.repo.blobs.contains_key(&id)
     }
 
-    /// The name in `blobs/` that a snapshot link points to. The client's own link text is recognised as it is;
-    /// other spellings (absolute, through a linked cache root) are resolved.
-    fn first_hop(&self, path: &Path, target: &Path, depth: usize) -> Option<String> {
+    /// The name in `blobs/` that a link in the snapshot folder `dir` points to. The client's own link text is recognised
+    /// as it is; other spellings (absolute, through a linked cache root) are resolved.
+    fn first_hop<'t>(&self, dir: &Path, target: &'t Path, depth: usize) -> Option<Cow<'t, str>> {
         let text = target.to_str()?;
         let mut rest = text;
         for _ in 0..depth + 2 {
@@ -546,16 +551,16 @@ impl<'a> RepoScan<'a> {
             && let Some(name) = rest.strip_prefix("blobs/")
             && !name.contains(['/', '\\'])
         {
-            return Some(name.to_string());
+            return Some(Cow::Borrowed(name));
         }
-        let resolved = layout::normalized(&path.parent()?.join(target));
+        let resolved = layout::normalized(&dir.join(target));
         let (parent, name) = (resolved.parent()?, resolved.file_name()?.to_str()?);
         let same = parent == self.blobs_dir
             || matches!((parent.canonicalize(), self.blobs_dir.canonicalize()), (Ok(a), Ok(b)) if a == b);
-        same.then(|| name.to_string())
+        same.then(|| Cow::Owned(name.to_string()))
     }
 
-    fn real_file(&mut self, path: PathBuf, entry: &DirEntry) -> Option<SnapshotFile> {
+    fn real_file(&mut self, entry: &DirEntry) -> Option<SnapshotFile> {
         match entry.metadata() {
             Ok(meta) if meta.is_file() => Some(SnapshotFile::Real {
                 size: meta.len(),
@@ -564,11 +569,11 @@ impl<'a> RepoScan<'a> {
                 modified: meta.modified().ok(),
             }),
             Ok(_) => {
-                self.problem(path, ProblemKind::UnknownEntry, "is neither a file nor a link");
+                self.problem(entry.path(), ProblemKind::UnknownEntry, "is neither a file nor a link");
                 None
             }
             Err(error) => {
-                self.repo.problems.push(unreadable(&path, &error));
+                self.repo.problems.push(unreadable(&entry.path(), &error));
                 None
             }
         }
@@ -627,6 +632,46 @@ impl<'a> RepoScan<'a> {
         if let Ok(meta) = entry.metadata() {
             self.repo.temporaries.push(InFlight { path, size: meta.len(), modified: meta.modified().ok() });
         }
+    }
+}
+
+/// Reads the links of one folder. By the folder's handle where there is one: a snapshot lies deep, and a walk down the
+/// whole path for each of its links is most of what a scan costs.
+struct Links<'a> {
+    dir: &'a Path,
+    #[cfg(unix)]
+    handle: Option<Option<fs::File>>,
+    target: PathBuf,
+}
+
+impl<'a> Links<'a> {
+    fn new(dir: &'a Path) -> Self {
+        Links {
+            dir,
+            #[cfg(unix)]
+            handle: None,
+            target: PathBuf::new(),
+        }
+    }
+
+    fn read(&mut self, name: &str) -> io::Result<&Path> {
+        self.target = self.read_by_handle(name).unwrap_or_else(|| fs::read_link(self.dir.join(name)))?;
+        Ok(&self.target)
+    }
+
+    #[cfg(unix)]
+    fn read_by_handle(&mut self, name: &str) -> Option<io::Result<PathBuf>> {
+        use std::ffi::OsString;
+        use std::os::unix::ffi::OsStringExt;
+        let handle = self.handle.get_or_insert_with(|| fs::File::open(self.dir).ok()).as_ref()?;
+        let buffer = std::mem::take(&mut self.target).into_os_string().into_vec();
+        let target = rustix::fs::readlinkat(handle, name, buffer).map_err(io::Error::from);
+        Some(target.map(|target| OsString::from_vec(target.into_bytes()).into()))
+    }
+
+    #[cfg(not(unix))]
+    fn read_by_handle(&mut self, _: &str) -> Option<io::Result<PathBuf>> {
+        None
     }
 }
 

@@ -11,6 +11,7 @@ pub mod prune;
 pub mod pull;
 pub mod pull_all;
 pub mod push;
+pub mod size;
 pub mod status;
 pub mod watch;
 pub mod when;
@@ -27,8 +28,9 @@ use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::progress::{Event, Progress};
 use crate::remote::client::Bucket;
-use crate::remote::limit::Limits;
+use crate::remote::limit::{Caps, Limits};
 use crate::remote::transfer::Context;
+use size::ByteRate;
 
 /// What every command gets.
 #[derive(Clone)]
@@ -55,12 +57,12 @@ impl Session {
         Bucket::connect(&self.config.storage, &self.config.team.prefix).await
     }
 
-    /// What transfers need; `workers` caps the requests in flight, `sync` flushes each blob to the disk.
-    pub fn transfers(&self, bucket: &Bucket, workers: Option<usize>, sync: bool) -> Context {
+    /// What transfers need, within `caps`; `sync` flushes each blob to the disk.
+    pub fn transfers(&self, bucket: &Bucket, caps: Caps, sync: bool) -> Context {
         Context {
             bucket: bucket.clone(),
             hub: None,
-            limits: Limits::new(workers, bucket.round_trip()),
+            limits: Limits::new(caps, bucket.round_trip()),
             progress: self.progress.clone(),
             layout: self.layout(),
             sync,
@@ -109,12 +111,16 @@ pub struct TransferArgs {
     /// Requests in flight at most; without it the number adapts to the store
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub workers: Option<u16>,
+
+    /// Bytes per second at most, over all requests together, such as 50MB/s
+    #[arg(long, value_name = "RATE", allow_hyphen_values = true)]
+    pub bwlimit: Option<ByteRate>,
 }
 
 impl TransferArgs {
-    /// The cap, if any.
-    pub fn workers(&self) -> Option<usize> {
-        self.workers.map(usize::from)
+    /// What the transfers may use.
+    pub fn caps(&self) -> Caps {
+        Caps { workers: self.workers.map(usize::from), memory: None, rate: self.bwlimit.map(|rate| rate.0) }
     }
 }
 

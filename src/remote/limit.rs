@@ -4,11 +4,14 @@
 //! move more. When the store pushes back (503, 429, broken connections), it halves. Small objects and parts of large
 //! blobs have different optima, so each has a limiter of its own; a fixed cap is one limiter for both.
 
+use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::transfer::rate::Rate;
 
 /// A store whose answers take longer than this is far.
 const FAR: Duration = Duration::from_millis(8);
@@ -19,6 +22,17 @@ const OBJECT_COST: u64 = 64 << 10;
 /// Shortest time over which throughput is compared.
 const WINDOW: Duration = Duration::from_millis(150);
 
+/// What a run may use at most.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Caps {
+    /// Requests in flight, as a number that is not adapted.
+    pub workers: Option<usize>,
+    /// Requests in flight, so that there is memory for them.
+    pub memory: Option<usize>,
+    /// Bytes per second.
+    pub rate: Option<NonZeroU64>,
+}
+
 /// The limiters of a run.
 #[derive(Debug, Clone)]
 pub struct Limits {
@@ -26,6 +40,8 @@ pub struct Limits {
     pub objects: Arc<Limiter>,
     /// For parts of large blobs.
     pub parts: Arc<Limiter>,
+    /// For bytes.
+    pub rate: Rate,
 }
 
 /// Hands out permits for requests.
@@ -34,6 +50,8 @@ pub struct Limiter {
     permits: Arc<Semaphore>,
     control: Mutex<Control>,
     sharers: AtomicUsize,
+    /// A cap that several limiters share.
+    together: Option<Arc<Semaphore>>,
 }
 
 /// One of the large blobs that share a limiter.
@@ -42,15 +60,24 @@ pub struct Share(Arc<Limiter>);
 
 impl Limits {
     /// One limiter with a hard cap of `workers`, or two that adapt, beginning with what suits the store's
-    /// `round_trip`. Near, one stream a blob is hashed as it comes; far, many have to be on their way.
-    pub fn new(workers: Option<usize>, round_trip: Option<Duration>) -> Self {
-        if let Some(workers) = workers {
-            let one = Limiter::new(workers, workers, true);
-            return Limits { objects: one.clone(), parts: one };
+    /// `round_trip`. Near, one stream a blob is hashed as it comes; far, many have to be on their way. Where memory or
+    /// the rate sets a cap, it is for both together.
+    pub fn new(caps: Caps, round_trip: Option<Duration>) -> Self {
+        let rate = Rate::new(caps.rate);
+        let most = [caps.memory, rate.requests()].into_iter().flatten().min().map(|most| most.max(1));
+        if let Some(workers) = caps.workers {
+            let workers = most.map_or(workers, |most| most.min(workers));
+            let one = Limiter::new(workers, workers, true, None);
+            return Limits { objects: one.clone(), parts: one, rate };
         }
         let far = round_trip.is_some_and(|time| time > FAR);
         let (objects, parts) = if far { (192, 64) } else { (16, 4) };
-        Limits { objects: Limiter::new(objects, 256, false), parts: Limiter::new(parts, 64, false) }
+        let together = most.map(|most| Arc::new(Semaphore::new(most)));
+        let limiter = |start: usize, usual: usize| {
+            let most = most.map_or(usual, |most| most.min(usual));
+            Limiter::new(start.min(most), most, false, together.clone())
+        };
+        Limits { objects: limiter(objects, 256), parts: limiter(parts, 64), rate }
     }
 
     /// Tells how often the store has pushed back so far, in total.
@@ -96,11 +123,12 @@ struct Control {
 pub struct Permit {
     limiter: Arc<Limiter>,
     permit: Option<OwnedSemaphorePermit>,
+    _together: Option<OwnedSemaphorePermit>,
     moved: u64,
 }
 
 impl Limiter {
-    fn new(start: usize, most: usize, fixed: bool) -> Arc<Self> {
+    fn new(start: usize, most: usize, fixed: bool, together: Option<Arc<Semaphore>>) -> Arc<Self> {
         let start = start.max(1);
         let control = Control {
             limit: start,
@@ -115,7 +143,8 @@ impl Limiter {
             raised: false,
             pushed_back: 0,
         };
-        Arc::new(Limiter { permits: Arc::new(Semaphore::new(start)), control: Mutex::new(control), sharers: 0.into() })
+        let permits = Arc::new(Semaphore::new(start));
+        Arc::new(Limiter { permits, control: Mutex::new(control), sharers: 0.into(), together })
     }
 
     /// The most that can ever be in flight.
@@ -132,7 +161,11 @@ impl Limiter {
     /// Waits for a permit.
     pub async fn permit(self: &Arc<Self>) -> Permit {
         let permit = self.permits.clone().acquire_owned().await.expect("the semaphore is never closed");
-        Permit { limiter: self.clone(), permit: Some(permit), moved: 0 }
+        let together = match &self.together {
+            Some(together) => Some(together.clone().acquire_owned().await.expect("the semaphore is never closed")),
+            None => None,
+        };
+        Permit { limiter: self.clone(), permit: Some(permit), _together: together, moved: 0 }
     }
 
     fn pushed_back(&self, total: u64) {
@@ -195,7 +228,7 @@ impl Control {
 
     fn shrink(&mut self, now: Instant) {
         if !self.fixed {
-            self.limit = (self.limit / 2).max(LEAST);
+            self.limit = (self.limit / 2).max(LEAST).min(self.most);
             self.best = 0.0;
             self.raised = false;
             self.restart(now);
@@ -218,7 +251,7 @@ mod tests {
 
     /// A store that takes `latency` for each object, and moves `most` bytes a second at the best.
     fn settle(latency: Duration, most: f64, object: u64) -> usize {
-        let limiter = Limiter::new(START, MOST, false);
+        let limiter = Limiter::new(START, MOST, false, None);
         let mut control = limiter.lock();
         let mut now = Instant::now();
         for _ in 0..200 {
@@ -236,28 +269,54 @@ mod tests {
         assert_eq!(settle(Duration::from_millis(60), 1e12, 20_000), MOST);
         let near = settle(Duration::from_millis(1), 300e6, 20_000);
         assert!((START..=2 * START).contains(&near), "{near}");
-        let far = Limits::new(None, Some(Duration::from_millis(30)));
-        let close = Limits::new(None, Some(Duration::from_millis(1)));
+        let far = Limits::new(Caps::default(), Some(Duration::from_millis(30)));
+        let close = Limits::new(Caps::default(), Some(Duration::from_millis(1)));
         assert!(far.parts.lock().limit > close.parts.lock().limit);
     }
 
     #[test]
     fn push_back_halves_and_a_fixed_number_stays() {
-        let limiter = Limiter::new(START, MOST, false);
+        let limiter = Limiter::new(START, MOST, false, None);
         limiter.pushed_back(1);
         limiter.pushed_back(1);
         assert_eq!(limiter.lock().limit, START / 2);
         (2..20).for_each(|n| limiter.pushed_back(n));
         assert_eq!(limiter.lock().limit, LEAST);
-        let fixed = Limits::new(Some(3), None);
+        let fixed = Limits::new(Caps { workers: Some(3), ..Caps::default() }, None);
         fixed.pushed_back(1);
         assert_eq!(fixed.objects.ceiling(), 3);
         assert!(Arc::ptr_eq(&fixed.objects, &fixed.parts));
     }
 
+    #[tokio::test]
+    async fn objects_and_parts_keep_to_one_cap_together() {
+        let capped = |memory, rate: Option<u64>| {
+            let rate = rate.and_then(NonZeroU64::new);
+            Limits::new(Caps { workers: None, memory, rate }, Some(Duration::from_millis(30)))
+        };
+        let limits = capped(Some(3), None);
+        let mut held = vec![limits.objects.permit().await, limits.parts.permit().await, limits.objects.permit().await];
+        let waits = |limiter: &Arc<Limiter>| {
+            let limiter = limiter.clone();
+            async move { tokio::time::timeout(Duration::ZERO, limiter.permit()).await.is_err() }
+        };
+        assert!(waits(&limits.objects).await && waits(&limits.parts).await);
+        held.pop();
+        assert!(!waits(&limits.parts).await);
+        // A slow rate caps as well, the lower cap counts, and there is always one.
+        assert_eq!(capped(Some(30), Some(1 << 20)).objects.ceiling(), 16);
+        assert_eq!(capped(Some(3), Some(1 << 20)).parts.ceiling(), 3);
+        assert_eq!(capped(Some(0), Some(1000)).objects.ceiling(), 1);
+        let fixed = Limits::new(Caps { workers: Some(8), memory: Some(3), rate: None }, None);
+        assert_eq!(fixed.objects.ceiling(), 3);
+        let one = capped(Some(1), None);
+        one.pushed_back(1);
+        assert_eq!(one.parts.lock().limit, 1);
+    }
+
     #[test]
     fn large_blobs_share_the_limit() {
-        let limiter = Limiter::new(8, 64, false);
+        let limiter = Limiter::new(8, 64, false, None);
         let first = limiter.share();
         assert_eq!(first.streams(), 8);
         let others: Vec<_> = (0..3).map(|_| limiter.share()).collect();
@@ -268,7 +327,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_lower_limit_takes_permits_back() {
-        let limiter = Limiter::new(START, MOST, false);
+        let limiter = Limiter::new(START, MOST, false, None);
         let mut held = Vec::new();
         for _ in 0..START {
             held.push(limiter.permit().await);

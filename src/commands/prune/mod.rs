@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use super::size::Size;
 use super::{Amount, Session, kind_of, wait_for};
 use crate::cache::lock::{self, Mode};
 use crate::cache::scan;
@@ -65,19 +66,6 @@ pub struct Args {
     /// Leave unfinished downloads alone until they were untouched for this long
     #[arg(long, value_name = "AGE", default_value = "24h")]
     pub temporary_grace: Age,
-}
-
-/// A size with a unit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Size(pub u64);
-
-impl FromStr for Size {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        let bytes = text.trim().parse::<bytesize::ByteSize>().map(|size| size.as_u64()).ok();
-        let sane = bytes.filter(|bytes| *bytes < 1 << 60);
-        sane.map(Size).ok_or_else(|| "expected a size such as 50GB or 200GiB, 0 or more".to_string())
-    }
 }
 
 /// An age such as `90m`, `24h`, `7 days`, or `0`.

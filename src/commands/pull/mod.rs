@@ -188,7 +188,7 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
 impl Args {
     fn options(&self) -> Options {
         let fallback = self.fallback.unless(self.dry_run);
-        Options { workers: self.transfer.workers(), sync: !self.no_sync, verify: self.verify, fallback }
+        Options { caps: self.transfer.caps(), sync: !self.no_sync, verify: self.verify, fallback }
     }
 }
 

@@ -15,6 +15,7 @@ use crate::ids::RepoQuery;
 use crate::progress::Event;
 use crate::remote::client::Bucket;
 use crate::remote::hub::Hub;
+use crate::remote::limit::Caps;
 use crate::remote::lookup::Found;
 use crate::remote::transfer::{Context, blocking};
 
@@ -41,8 +42,8 @@ pub enum Decision {
 /// How to carry plans out.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options {
-    /// Requests in flight at most.
-    pub workers: Option<usize>,
+    /// What the transfers may use.
+    pub caps: Caps,
     /// Whether a blob is flushed to the disk before it becomes visible.
     pub sync: bool,
     /// Whether blobs that are here are hashed.
@@ -123,7 +124,7 @@ pub async fn carry_out(session: &Session, bucket: &Bucket, work: &[Work], option
     local::check_space(&layout, &busy.iter().map(|index| &work[*index].plan).collect::<Vec<_>>())?;
     let _lock = session.lock_shared().await?;
     let kind = LinkKind::probe(&layout)?;
-    let context = session.transfers(bucket, options.workers, options.sync);
+    let context = session.transfers(bucket, options.caps, options.sync);
 
     let (from_hub, from_bucket): (Vec<usize>, Vec<usize>) =
         busy.into_iter().partition(|index| work[*index].hub.is_some());

@@ -25,7 +25,8 @@ Examples:
   hf-cache-sync push --dry-run           what would be uploaded
   hf-cache-sync push                     everything that the bucket lacks
   hf-cache-sync push org/name dataset:org/name
-  hf-cache-sync push --workers 4 -q      gently, and silent unless something is wrong";
+  hf-cache-sync push --workers 4 -q      gently, and silent unless something is wrong
+  hf-cache-sync push --bwlimit 20MB/s    leaves the rest of the network to others";
 
 /// Upload what the bucket lacks: blobs, then manifests, then refs
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -104,7 +105,7 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     if args.dry_run {
         report.plan = Some(plan);
     } else {
-        let context = session.transfers(&bucket, args.transfer.workers(), false);
+        let context = session.transfers(&bucket, args.transfer.caps(), false);
         // A cache that cannot be written to can still be pushed: then there is no prune to be kept out either.
         let _lock = session.lock_shared().await.ok();
         publish::publish(&context, &plan, &mut report).await;

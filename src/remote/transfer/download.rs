@@ -141,6 +141,7 @@ async fn range(
                 Ok(Some(chunk)) => {
                     each(&chunk, at)?;
                     at += chunk.len() as u64;
+                    context.limits.rate.wait(chunk.len() as u64).await;
                 }
                 Ok(None) if at == to => return Ok(()),
                 Ok(None) => break Failure::new(Cause::Broken, "the download ended early"),

@@ -8,6 +8,7 @@
 pub mod download;
 mod origin;
 pub mod pool;
+pub mod rate;
 pub mod upload;
 
 use std::fs::File;

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::task::{Context as TaskContext, Poll};
+use std::task::{Context as TaskContext, Poll, ready};
 use std::time::SystemTime;
 
 use aws_sdk_s3::primitives::SdkBody;
@@ -17,6 +17,7 @@ use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame, SizeHint};
 use tokio::task::JoinSet;
 
+use super::rate::Pace;
 use super::{Context, blocking, read_exact_at};
 use crate::cache::read::open_quietly;
 use crate::error::{Error, Result};
@@ -99,6 +100,7 @@ async fn from_memory(context: &Context, blob: &Upload) -> Result<()> {
         }
     })
     .await?;
+    context.limits.rate.wait(blob.size).await;
     let sent =
         context.bucket.put(&keys::blob(&blob.id), blob.size, Some(&blob.id), &|_| SdkBody::from(bytes.clone())).await;
     sent.map_err(|failure| context.bucket.explain(failure, &doing(blob)))?;
@@ -324,6 +326,7 @@ struct FileBody {
     hasher: Option<BlobHasher>,
     meter: Option<Meter>,
     pulse: Pulse,
+    pace: Pace,
     local_error: Slot,
 }
 
@@ -348,12 +351,12 @@ impl FileBody {
             hasher,
             meter: Some(Meter::new(&context.progress, blob.id)),
             pulse: pulse.clone(),
+            pace: Pace::new(&context.limits.rate),
             local_error: local_error.clone(),
         })
     }
 
-    fn slice(&mut self) -> Result<Bytes> {
-        let length = SLICE.min(self.end - self.offset);
+    fn slice(&mut self, length: u64) -> Result<Bytes> {
         let mut buffer = BytesMut::zeroed(length as usize);
         read_exact_at(&self.file, &mut buffer, self.offset).map_err(|e| unreadable(&self.blob, &e))?;
         self.offset += length;
@@ -379,13 +382,15 @@ impl Body for FileBody {
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        _: &mut TaskContext<'_>,
+        task: &mut TaskContext<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         if self.offset == self.end {
             return Poll::Ready(None);
         }
         self.pulse.beat();
-        match self.slice() {
+        let length = self.pace.slice(SLICE).min(self.end - self.offset);
+        ready!(self.pace.poll(length, task));
+        match self.slice(length) {
             Ok(bytes) => {
                 if self.offset == self.end {
                     self.meter.take().into_iter().for_each(Meter::keep);

@@ -45,8 +45,11 @@ impl ui::Report for Report {
             (true, ..) => writeln!(out, "Would download {} of {name}{}.", blobs(&self.downloaded), here(self)),
             (_, _, false) => writeln!(
                 out,
-                "{name} is incomplete: {} of it could not be pulled.",
-                plural(self.failures.len() as u64, "blob")
+                "{name} is incomplete: {} of it could not be pulled. Pulled {} {}{}.",
+                plural(self.failures.len() as u64, "blob"),
+                blobs(&self.downloaded),
+                pace(&self.downloaded, self.seconds),
+                here(self)
             ),
             (_, Source::Cache, _) => {
                 writeln!(out, "{name} is here already: {}.", plural(self.files as u64, "file"))

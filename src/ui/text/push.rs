@@ -49,20 +49,26 @@ impl ui::Report for Report {
         for skip in &self.skipped {
             let _ = writeln!(out, "{}", skip_line(skip));
         }
-        let _ = match self.dry_run {
-            true => writeln!(out, "Would upload {}.", blobs(&self.uploaded)),
-            false => writeln!(out, "Uploaded {} {}.", blobs(&self.uploaded), pace(&self.uploaded, self.seconds)),
-        };
         let _ = writeln!(
             out,
-            "{}: {}, {}. Already there: {}, {}, {}.",
+            "{}: {}, {}. Unchanged: {}, {}.",
             if self.dry_run { "To be written" } else { "Written" },
             plural(self.manifests as u64, "manifest"),
             plural(self.refs as u64, "ref"),
-            blobs(&self.present),
             plural(self.manifests_unchanged as u64, "manifest"),
             plural(self.refs_unchanged as u64, "ref"),
         );
+        let _ = match self.dry_run {
+            true => write!(out, "Would upload {}", blobs(&self.uploaded)),
+            false => write!(out, "Uploaded {} {}", blobs(&self.uploaded), pace(&self.uploaded, self.seconds)),
+        };
+        let _ = write!(out, "; {} in the bucket already", blobs(&self.present));
+        for (number, what) in [(self.skipped.len(), "skipped"), (self.failures.len(), "failed")] {
+            if number > 0 {
+                let _ = write!(out, "; {number} {what}");
+            }
+        }
+        out.push_str(".\n");
         out
     }
 

@@ -1,0 +1,65 @@
+//! Sizes and rates on the command line, in one notation.
+
+use std::num::NonZeroU64;
+use std::str::FromStr;
+
+/// A size with a unit, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size(pub u64);
+
+impl FromStr for Size {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        bytes(text).map(Size).ok_or_else(|| "expected a size such as 50GB or 200GiB, 0 or more".to_string())
+    }
+}
+
+fn bytes(text: &str) -> Option<u64> {
+    let bytes = text.trim().parse::<bytesize::ByteSize>().map(|size| size.as_u64()).ok();
+    bytes.filter(|bytes| *bytes < 1 << 60)
+}
+
+/// Bytes per second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ByteRate(pub NonZeroU64);
+
+/// The lowest rate that can be asked for: below it stores give up connections, and a file takes for ever.
+const SLOWEST: u64 = 1000;
+/// The highest: no network is as fast, so that it is a slip.
+const FASTEST: u64 = 1_000_000_000_000;
+
+impl FromStr for ByteRate {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        let size = text.strip_suffix("/s").or_else(|| text.strip_suffix("/S")).unwrap_or(text);
+        let bytes = bytes(size).filter(|bytes| (SLOWEST..=FASTEST).contains(bytes)).and_then(NonZeroU64::new);
+        bytes.map(ByteRate).ok_or_else(|| "expected a rate such as 50MB/s or 6MiB/s, from 1kB/s to 1TB/s".to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_sizes_a_second() {
+        let parse = |text: &str| text.parse::<ByteRate>().map(|rate| rate.0.get());
+        for text in ["50MB/s", "50M", "50 MB/s", " 50mb/s ", "50000000", "50000kB/S"] {
+            assert_eq!(parse(text), Ok(50_000_000), "{text}");
+        }
+        assert_eq!(parse("6MiB/s"), Ok(6 << 20));
+        assert_eq!(parse("1.5KiB"), Ok(1536));
+        for text in ["", "0", "0MB/s", "-1M", "fast", "10B/s", "50", "2TB/s", "1e30", "50MB/h", "50/s/s", "/s", "NaN"] {
+            assert!(parse(text).unwrap_err().starts_with("expected a rate"), "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!("50GB".parse(), Ok(Size(50_000_000_000)));
+        assert_eq!("200 GiB".parse(), Ok(Size(200 << 30)));
+        assert_eq!("0".parse(), Ok(Size(0)));
+        assert!("-1".parse::<Size>().is_err() && "much".parse::<Size>().is_err());
+    }
+}

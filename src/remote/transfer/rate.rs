@@ -1,0 +1,212 @@
+//! How many bytes a second may move: one token bucket for all requests of a run, in both directions.
+//!
+//! Whoever moves bytes takes them from the bucket and waits until they are paid for: before they are sent, or after
+//! they were received, so that the socket's own flow control slows the store down. [`Tokens`] is the arithmetic, with
+//! the time given; [`Rate`] adds the clock and the waiting.
+
+use std::future::Future;
+use std::num::NonZeroU64;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use tokio::time::{Sleep, sleep_until};
+
+/// What may move at once after a time without transfers.
+const BURST: Duration = Duration::from_millis(100);
+/// A request gets at least so many bytes a second, or there are fewer of them: a store gives up a connection on which
+/// nothing moves for a while.
+const PER_REQUEST: u64 = 64 << 10;
+/// The smallest piece that is moved at a time.
+const LEAST: u64 = 4 << 10;
+
+/// The limit of a run; clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Rate(Option<Arc<Limited>>);
+
+#[derive(Debug)]
+struct Limited {
+    per_second: NonZeroU64,
+    tokens: Mutex<Tokens>,
+    taken: AtomicU64,
+}
+
+/// When what was taken so far is paid for. Pure: it is told the time.
+#[derive(Debug)]
+struct Tokens {
+    per_second: NonZeroU64,
+    paid: Instant,
+}
+
+impl Tokens {
+    fn new(per_second: NonZeroU64, now: Instant) -> Self {
+        Tokens { per_second, paid: now }
+    }
+
+    /// Takes bytes; the answer is when they may move.
+    fn take(&mut self, bytes: u64, now: Instant) -> Instant {
+        let oldest = now.checked_sub(BURST).unwrap_or(now);
+        self.paid = self.paid.max(oldest) + Duration::from_secs_f64(bytes as f64 / self.per_second.get() as f64);
+        self.paid
+    }
+}
+
+impl Rate {
+    /// At most so many bytes a second; without a number there is no limit.
+    pub fn new(per_second: Option<NonZeroU64>) -> Self {
+        Rate(per_second.map(|per_second| {
+            let tokens = Mutex::new(Tokens::new(per_second, Instant::now()));
+            Arc::new(Limited { per_second, tokens, taken: AtomicU64::new(0) })
+        }))
+    }
+
+    /// Requests that can share the limit without any of them standing still.
+    pub fn requests(&self) -> Option<usize> {
+        self.0.as_ref().map(|limited| (limited.per_second.get() / PER_REQUEST).clamp(1, 1 << 16) as usize)
+    }
+
+    /// How many bytes to move at a time: `most`, or what a quarter of a second allows.
+    pub fn slice(&self, most: u64) -> u64 {
+        self.0.as_ref().map_or(most, |limited| (limited.per_second.get() / 4).max(LEAST).min(most))
+    }
+
+    /// Bytes that moved within the limit so far; 0 where there is none.
+    pub fn taken(&self) -> u64 {
+        self.0.as_ref().map_or(0, |limited| limited.taken.load(Ordering::Relaxed))
+    }
+
+    /// Takes bytes; the answer is when they may move, if that is not now.
+    fn take(&self, bytes: u64) -> Option<Instant> {
+        let limited = self.0.as_ref()?;
+        limited.taken.fetch_add(bytes, Ordering::Relaxed);
+        let now = Instant::now();
+        let mut tokens = limited.tokens.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        Some(tokens.take(bytes, now)).filter(|when| *when > now)
+    }
+
+    /// Waits until these bytes may move.
+    pub async fn wait(&self, bytes: u64) {
+        if let Some(when) = self.take(bytes) {
+            sleep_until(when.into()).await;
+        }
+    }
+}
+
+/// The waiting of a body that is polled.
+#[derive(Debug)]
+pub struct Pace {
+    rate: Rate,
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl Pace {
+    /// A pace within this limit.
+    pub fn new(rate: &Rate) -> Self {
+        Pace { rate: rate.clone(), sleep: None }
+    }
+
+    /// Ready when these bytes may move; they are taken by the first call, and later calls wait for the same.
+    pub fn poll(&mut self, bytes: u64, task: &mut Context<'_>) -> Poll<()> {
+        let sleep = match &mut self.sleep {
+            Some(sleep) => sleep,
+            None => match self.rate.take(bytes) {
+                Some(when) => self.sleep.insert(Box::pin(sleep_until(when.into()))),
+                None => return Poll::Ready(()),
+            },
+        };
+        let done = sleep.as_mut().poll(task);
+        if done.is_ready() {
+            self.sleep = None;
+        }
+        done
+    }
+
+    /// How many bytes to move at a time.
+    pub fn slice(&self, most: u64) -> u64 {
+        self.rate.slice(most)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn per_second(bytes: u64) -> NonZeroU64 {
+        NonZeroU64::new(bytes).unwrap()
+    }
+
+    #[test]
+    fn many_takers_move_what_the_rate_allows() {
+        let start = Instant::now();
+        let mut tokens = Tokens::new(per_second(1000), start);
+        // Ten requests at the same moment: the last byte is paid for when all of them are.
+        let when: Vec<Instant> = (0..10).map(|_| tokens.take(500, start)).collect();
+        assert_eq!(when[0], start + SECOND / 2);
+        assert_eq!(when[9], start + 5 * SECOND);
+        // And one that comes in the middle queues behind them.
+        assert_eq!(tokens.take(1000, start + 2 * SECOND), start + 6 * SECOND);
+    }
+
+    #[test]
+    fn whoever_takes_and_waits_never_exceeds_the_rate_by_more_than_a_burst() {
+        let start = Instant::now();
+        for chunk in [1, 700, 4096, 300_000] {
+            let mut tokens = Tokens::new(per_second(100_000), start);
+            let (mut now, mut moved, mut pause_at) = (start, 0, 50_000);
+            while now < start + 60 * SECOND {
+                now = tokens.take(chunk, now).max(now);
+                moved += chunk;
+                let allowed = 100_000.0 * (now - start + BURST).as_secs_f64();
+                assert!(moved as f64 <= allowed * 1.001, "{moved} in {:?} by {chunk}", now - start);
+                // Something else takes a moment now and then, which may be made up for.
+                if moved >= pause_at {
+                    now += BURST / 2;
+                    pause_at = moved + 50_000;
+                }
+            }
+            let ideal = 100_000.0 * (now - start).as_secs_f64();
+            assert!(moved as f64 >= ideal * 0.99, "{moved} of {ideal} by {chunk}");
+        }
+    }
+
+    #[test]
+    fn what_was_not_used_is_not_saved_up() {
+        let start = Instant::now();
+        let mut tokens = Tokens::new(per_second(1000), start);
+        tokens.take(1000, start);
+        let later = start + 3600 * SECOND;
+        assert_eq!(tokens.take(2000, later), later + 2 * SECOND - BURST);
+    }
+
+    #[test]
+    fn a_slow_limit_means_small_pieces_and_few_requests() {
+        let rate = |bytes| Rate::new(Some(per_second(bytes)));
+        assert_eq!((rate(1000).slice(256 << 10), rate(1000).requests()), (LEAST, Some(1)));
+        assert_eq!((rate(400_000).slice(256 << 10), rate(400_000).requests()), (100_000, Some(6)));
+        assert_eq!(rate(50_000_000).slice(256 << 10), 256 << 10);
+        assert_eq!((Rate::default().slice(7), Rate::default().requests()), (7, None));
+        // However slow, no request stands still for as long as a store waits.
+        for bytes in [1000, 10_000, 65_536, 1 << 20, 1 << 30] {
+            let rate = rate(bytes);
+            let round = rate.requests().unwrap() as u64 * rate.slice(256 << 10);
+            assert!(round as f64 / bytes as f64 <= 5.0, "{bytes}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_takes_its_bytes_once() {
+        let rate = Rate::new(Some(per_second(1000)));
+        let paid = || rate.0.as_ref().unwrap().tokens.lock().unwrap().paid;
+        let mut task = Context::from_waker(std::task::Waker::noop());
+        let mut pace = Pace::new(&rate);
+        assert!(pace.poll(1 << 40, &mut task).is_pending());
+        let first = paid();
+        assert!(pace.poll(1 << 40, &mut task).is_pending());
+        assert_eq!(paid(), first, "a second look takes nothing");
+        assert!(Pace::new(&Rate::default()).poll(1 << 40, &mut task).is_ready());
+    }
+}
