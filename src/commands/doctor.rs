@@ -72,9 +72,9 @@ pub enum Status {
 }
 
 impl Report {
-    /// Decides the exit code.
+    /// Decides the exit code: the first failure does, since the checks after it build on what it looked at.
     pub fn failed(&self) -> Option<Kind> {
-        Kind::of_many(self.checks.iter().filter(|check| check.status == Status::Failed).map(|check| check.kind))
+        self.checks.iter().find(|check| check.status == Status::Failed).map(|check| check.kind)
     }
 }
 
