@@ -3,14 +3,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use crate::cache::layout::{self, Layout};
 use crate::cache::lock;
-use crate::cache::scan::{Inventory, Problem, ProblemKind, Repo};
+use crate::cache::scan::{Inventory, Problem, ProblemKind, Repo, Revision};
 use crate::cache::shared::{self, Payload};
-use crate::cache::space;
-use crate::ids::RepoName;
+use crate::cache::{read, space};
+use crate::ids::{Commit, RefName, RepoName};
+use crate::manifest::Tree;
+
+/// Trees are read only where a client was seen since then.
+const LATELY: Duration = Duration::from_secs(3600);
+/// Largest tree that is read, in bytes.
+const MAX_TREE: u64 = 64 << 20;
 
 /// Everything that a plan is made of.
 #[derive(Debug)]
@@ -36,10 +42,15 @@ pub struct RepoFacts {
     pub linked_part: Option<PathBuf>,
     /// A link of another repo that leads into this one.
     pub needed_by: Option<PathBuf>,
-    /// When a client last took a lock on one of its blobs.
+    /// When a client last began or ended to fetch one of its blobs, as far as its locks tell.
     pub client_seen: Option<SystemTime>,
+    /// Revisions that have all the files of their tree: no download of one is half done. Only where a client was seen
+    /// not long ago.
+    pub complete: BTreeSet<Commit>,
     /// Unfinished downloads whose lock another process holds right now.
     pub held: BTreeSet<PathBuf>,
+    /// Refs that name a commit without a snapshot, and when they were written.
+    pub lone_refs: BTreeMap<RefName, Option<SystemTime>>,
     /// Newest change of what would go with an empty folder: refs and trees without a snapshot, and the folder itself
     /// where it has no snapshot at all.
     pub touched: Option<SystemTime>,
@@ -76,24 +87,54 @@ fn about(layout: &Layout, repo: &Repo) -> RepoFacts {
     let parts = ["blobs", "snapshots", "refs", "trees", ".no_exist"].map(|name| folder.join(name));
     let is_link = |path: &&PathBuf| fs::symlink_metadata(path).is_ok_and(|meta| meta.is_symlink());
     let lone_refs = repo.refs.iter().filter(|(_, commit)| !repo.revisions.contains_key(*commit));
+    let written =
+        |name: &RefName| fs::symlink_metadata(layout.reference(&repo.name, name)).and_then(|meta| meta.modified());
+    let lone_refs: BTreeMap<_, _> = lone_refs.map(|(name, _)| (name.clone(), written(name).ok())).collect();
     let lone_trees = repo.trees.iter().filter(|commit| !repo.revisions.contains_key(*commit));
     let mut touched = Newest::default();
-    lone_refs.for_each(|(name, _)| touched.look(&layout.reference(&repo.name, name)));
+    touched.0 = lone_refs.values().copied().max().flatten();
     lone_trees.for_each(|commit| touched.look(&layout.tree(&repo.name, commit)));
     if repo.revisions.is_empty() {
         touched.look(&folder);
         parts.iter().for_each(|part| touched.look(part));
     }
-    let mut locks = Newest::default();
-    let lock_files = fs::read_dir(layout.root().join(".locks").join(repo.name.folder()));
-    lock_files.into_iter().flatten().flatten().for_each(|entry| locks.look(&entry.path()));
+    let client_seen = client_seen(layout, repo);
+    let lately = client_seen.is_some_and(|time| time.elapsed().is_ok_and(|age| age < LATELY));
+    let complete =
+        repo.revisions.iter().filter(|(commit, revision)| lately && is_complete(layout, repo, commit, revision));
     RepoFacts {
         linked_part: parts.iter().find(is_link).cloned(),
         needed_by: None,
-        client_seen: locks.0,
+        client_seen,
+        complete: complete.map(|(commit, _)| commit.clone()).collect(),
         held: repo.in_flight.iter().filter(|file| is_held(layout, repo, &file.path)).map(|f| f.path.clone()).collect(),
+        lone_refs,
         touched: touched.0,
     }
+}
+
+/// The newest time of a lock, and of the blob that was fetched under it: some clients leave the time of a lock file as
+/// it is when they take it again. Locks of this tool's own pulls do not count; none of those runs now.
+fn client_seen(layout: &Layout, repo: &Repo) -> Option<SystemTime> {
+    let mut newest = Newest::default();
+    let files = fs::read_dir(layout.root().join(".locks").join(repo.name.folder()));
+    for entry in files.into_iter().flatten().flatten() {
+        if lock::is_own(&entry.path()) {
+            continue;
+        }
+        newest.look(&entry.path());
+        let name = entry.file_name();
+        let blob = name.to_str().and_then(|name| name.strip_suffix(".lock")?.parse().ok());
+        newest.0 = newest.0.max(blob.and_then(|id| repo.blobs.get(&id)?.modified));
+    }
+    newest.0
+}
+
+/// Whether the snapshot has every file that the commit's tree lists; without a tree nobody can tell.
+fn is_complete(layout: &Layout, repo: &Repo, commit: &Commit, revision: &Revision) -> bool {
+    let Ok(Some(bytes)) = read::read_small(&layout.tree(&repo.name, commit), MAX_TREE) else { return false };
+    let tree = Tree::parse(&bytes).ok().flatten();
+    tree.is_some_and(|tree| tree.entries().keys().all(|path| revision.files.contains_key(path)))
 }
 
 /// Whether another process holds the lock of the blob that this file is to become. Looks at lock files, makes none.
@@ -143,10 +184,11 @@ fn repo_of(root: &Path, path: &Path) -> Option<RepoName> {
     RepoName::from_folder(path.strip_prefix(root).ok()?.iter().next()?.to_str()?)
 }
 
-/// Partial downloads and staging folders. A partial download and its journal count as one, by the newest of both.
+/// Partial downloads, staging folders, and records of uploads that were to be resumed. A partial download and its
+/// journal count as one, by the newest of both.
 fn leftovers(layout: &Layout) -> Vec<Leftover> {
     let mut found = Vec::new();
-    for folder in ["partial", "staging"] {
+    for folder in ["partial", "staging", "uploads"] {
         let folder = layout.state().join(folder);
         if !crate::cache::remove::is_inside(layout.root(), &folder.join("entry")) {
             continue;

@@ -118,6 +118,8 @@ pub struct Report {
     pub orphans: Amount,
     /// Unfinished files that nobody went on with.
     pub abandoned: Amount,
+    /// Refs that named a commit which is not here, in repos that stay.
+    pub refs_removed: Vec<GoneRef>,
     /// Repos of which nothing was left.
     pub repos_removed: Vec<RepoName>,
     /// What was left alone, and why.
@@ -154,6 +156,18 @@ pub struct Evicted {
     pub bytes: u64,
 }
 
+/// A ref that went.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct GoneRef {
+    /// The repo.
+    #[serde(flatten)]
+    pub repo: RepoName,
+    /// Its name.
+    pub name: RefName,
+    /// What it named.
+    pub commit: Commit,
+}
+
 impl Report {
     /// Decides the exit code.
     pub fn failed(&self) -> Option<Kind> {
@@ -175,6 +189,7 @@ impl Report {
             evicted: Vec::new(),
             orphans: Amount::default(),
             abandoned: Amount::default(),
+            refs_removed: Vec::new(),
             repos_removed: Vec::new(),
             skipped: plan.skips.clone(),
             noatime,
@@ -187,6 +202,10 @@ impl Report {
             match &action.what {
                 What::Leftover { .. } | What::Temporary { .. } => report.abandoned.add(action.bytes),
                 What::Blob { .. } | What::Payload { .. } => report.orphans.add(action.bytes),
+                What::Ref { repo, name, commit } => {
+                    let (repo, name, commit) = (repo.clone(), name.clone(), commit.clone());
+                    report.refs_removed.push(GoneRef { repo, name, commit });
+                }
                 What::Folder { repo } => report.repos_removed.push(repo.clone()),
                 What::Revision(gone) => report.evicted.push(Evicted {
                     repo: gone.repo.clone(),

@@ -29,6 +29,7 @@ fn counts(report: &Report) -> String {
         (report.evicted.len() as u64, "revision"),
         (report.orphans.blobs, "orphaned blob"),
         (report.abandoned.blobs, "abandoned file"),
+        (report.refs_removed.len() as u64, "dangling ref"),
         (report.repos_removed.len() as u64, "empty repo folder"),
     ];
     let some: Vec<String> = all.iter().filter(|(n, _)| *n > 0).map(|(n, word)| plural(*n, word)).collect();
