@@ -22,7 +22,7 @@ const EXAMPLES: &str = "\
 Examples:
   hf-cache-sync doctor
   hf-cache-sync doctor --require-write   for a machine that has to push
-  hf-cache-sync --bucket my-hf-cache --endpoint https://s3.us-west-004.backblazeb2.com doctor";
+  hf-cache-sync --bucket my-hf-cache --endpoint http://minio.lan:9000 doctor";
 
 /// Check configuration, credentials, bucket and cache
 #[derive(Debug, Clone, Default, clap::Args)]

@@ -29,8 +29,8 @@ const EXAMPLES: &str = "\
 Examples:
   hf-cache-sync diff                     what differs between cache and bucket
   hf-cache-sync diff --exit-code -q      for CI: exit 1 when anything differs
-  hf-cache-sync diff --deep              with blobs missing of what only the bucket has, for a request a revision
-  hf-cache-sync diff --json              with the paths that differ and the blobs that are missing";
+  hf-cache-sync diff --deep              also blobs missing of what is not here
+  hf-cache-sync diff --json              with the paths and blobs that differ";
 
 /// Compare the cache with the bucket, revision by revision
 #[derive(Debug, Clone, Default, clap::Args)]

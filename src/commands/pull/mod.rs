@@ -30,8 +30,8 @@ Examples:
   hf-cache-sync pull org/name            what main is in the bucket
   hf-cache-sync pull org/name -r v1.0    a tag, a branch, a PR ref or a commit
   hf-cache-sync pull dataset:org/name --dry-run
-  hf-cache-sync pull org/name --fallback hf-hub    from the Hub, where the bucket fails
-  hf-cache-sync pull org/name --no-sync  faster, for a CI machine that is thrown away";
+  hf-cache-sync pull org/name --fallback hf-hub   the Hub where the bucket fails
+  hf-cache-sync pull org/name --no-sync  faster, for machines thrown away";
 
 /// Download a revision into the cache and print its snapshot's path
 #[derive(Debug, Clone, clap::Args)]
