@@ -389,6 +389,27 @@ fn what_cannot_be_read_is_a_failure_and_keeps_its_repo() {
     assert!(hub.exists("models--org--file") && hub.exists(&format!("{B}/snapshots/{}", commit(2))) && !hub.exists(A));
 }
 
+/// For root there is no such folder, and nothing to see here.
+#[test]
+fn an_unreadable_folder_is_said_once() {
+    use std::os::unix::fs::PermissionsExt;
+    let hub = Hub::new();
+    hub.revision(A, 1, 100, 30);
+    hub.revision(B, 2, 100, 20);
+    let folder = hub.path(A);
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0)).unwrap();
+    let readable = fs::read_dir(&folder).is_ok();
+    let output = run(&hub, &["--max-size", "0B"]);
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
+    if readable {
+        return;
+    }
+    assert_eq!(output.status.code(), Some(1));
+    let errors = text(&output.stderr);
+    assert_eq!(errors.matches("error: ").count(), 1, "{errors}");
+    assert!(hub.exists(&format!("{A}/snapshots/{}/model.bin", commit(1))) && !hub.exists(B));
+}
+
 /// 0.1.0 deletes downloads that are in flight.
 #[test]
 fn a_download_in_flight_is_left_alone_with_its_repo() {
@@ -436,7 +457,7 @@ fn a_branch_called_like_a_temporary_is_a_ref() {
 #[test]
 fn a_repo_that_a_client_downloaded_into_moments_ago_is_busy() {
     let hub = Hub::new();
-    hub.revision(A, 1, 100, 30);
+    hub.revision(A, 1, 100, 0);
     let lock = hub.write(&format!(".locks/{A}/{}.lock", id(1)), "");
     assert_eq!(reasons(&prune(&hub, 0, &[])), ["busy"]);
     // Some clients leave the lock's time as it is when they take it again; the blob's tells then.
@@ -492,6 +513,25 @@ fn a_blob_whose_lock_a_client_holds_is_left() {
     assert!(hub.exists(&format!("{A}/blobs/{}", id(2))));
     drop(lock);
     assert_eq!(prune(&hub, 0, &[])["freed"], 10);
+}
+
+/// huggingface_hub holds the lock of a blob that is there while it links it into a snapshot.
+#[test]
+fn a_repo_in_which_a_client_holds_any_lock_keeps_its_revisions() {
+    let hub = Hub::new();
+    hub.revision(A, 1, 100, 30);
+    hub.revision(A, 2, 100, 20);
+    hub.revision(B, 3, 100, 30);
+    let path = hub.write(&format!(".locks/{A}/{}.lock", id(2)), "");
+    used(&path, DAY);
+    let lock = File::open(&path).unwrap();
+    lock.lock().unwrap();
+    for args in [&["--dry-run"][..], &[]] {
+        let report = prune(&hub, 0, args);
+        assert_eq!((evicted(&report), reasons(&report)), (vec![commit(3)], vec!["held".to_string()]));
+    }
+    drop(lock);
+    assert_eq!(prune(&hub, 0, &[])["size"], 0);
 }
 
 #[test]

@@ -178,6 +178,13 @@ impl Run<'_> {
         if self.has_new_download(repo) {
             return changed(SkipReason::InFlight);
         }
+        let is_locked = |blob: &BlobId| {
+            self.layout.client_lock(repo, blob).exists()
+                && matches!(lock::try_client_lock(self.layout, repo, blob), Ok(None))
+        };
+        if eviction.blobs.iter().any(is_locked) {
+            return changed(SkipReason::Held);
+        }
         let (refs, problems) = scan::scan_refs(self.layout, repo);
         let naming: Vec<_> = refs.iter().filter(|(_, named)| *named == commit).map(|(name, _)| name.clone()).collect();
         if naming.iter().any(|name| !eviction.refs.contains(name)) || !problems.is_empty() {

@@ -10,7 +10,7 @@ use crate::cache::lock;
 use crate::cache::scan::{Inventory, Problem, ProblemKind, Repo, Revision};
 use crate::cache::shared::{self, Payload};
 use crate::cache::{read, space};
-use crate::ids::{Commit, RefName, RepoName};
+use crate::ids::{BlobId, Commit, RefName, RepoName};
 use crate::manifest::Tree;
 
 /// Trees are read only where a client was seen since then.
@@ -49,6 +49,8 @@ pub struct RepoFacts {
     pub complete: BTreeSet<Commit>,
     /// Unfinished downloads whose lock another process holds right now.
     pub held: BTreeSet<PathBuf>,
+    /// Whether another process holds the lock of any blob of this repo: it is at work in it.
+    pub locked: bool,
     /// Refs that name a commit without a snapshot, and when they were written.
     pub lone_refs: BTreeMap<RefName, Option<SystemTime>>,
     /// Newest change of what would go with an empty folder: refs and trees without a snapshot, and the folder itself
@@ -107,6 +109,7 @@ fn about(layout: &Layout, repo: &Repo) -> RepoFacts {
         needed_by: None,
         client_seen,
         complete: complete.map(|(commit, _)| commit.clone()).collect(),
+        locked: locks(layout, repo).any(|(_, blob)| is_locked(layout, repo, &blob)),
         held: repo.in_flight.iter().filter(|file| is_held(layout, repo, &file.path)).map(|f| f.path.clone()).collect(),
         lone_refs,
         touched: touched.0,
@@ -117,17 +120,20 @@ fn about(layout: &Layout, repo: &Repo) -> RepoFacts {
 /// it is when they take it again. Locks of this tool's own pulls do not count; none of those runs now.
 fn client_seen(layout: &Layout, repo: &Repo) -> Option<SystemTime> {
     let mut newest = Newest::default();
-    let files = fs::read_dir(layout.root().join(".locks").join(repo.name.folder()));
-    for entry in files.into_iter().flatten().flatten() {
-        if lock::is_own(&entry.path()) {
-            continue;
-        }
-        newest.look(&entry.path());
-        let name = entry.file_name();
-        let blob = name.to_str().and_then(|name| name.strip_suffix(".lock")?.parse().ok());
-        newest.0 = newest.0.max(blob.and_then(|id| repo.blobs.get(&id)?.modified));
+    for (path, blob) in locks(layout, repo).filter(|(path, _)| !lock::is_own(path)) {
+        newest.look(&path);
+        newest.0 = newest.0.max(repo.blobs.get(&blob).and_then(|blob| blob.modified));
     }
     newest.0
+}
+
+/// The lock files of a repo's blobs.
+fn locks(layout: &Layout, repo: &Repo) -> impl Iterator<Item = (PathBuf, BlobId)> {
+    let files = fs::read_dir(layout.root().join(".locks").join(repo.name.folder()));
+    files.into_iter().flatten().flatten().filter_map(|entry| {
+        let blob = entry.file_name().to_str()?.strip_suffix(".lock")?.parse().ok()?;
+        Some((entry.path(), blob))
+    })
 }
 
 /// Whether the snapshot has every file that the commit's tree lists; without a tree nobody can tell.
@@ -137,13 +143,15 @@ fn is_complete(layout: &Layout, repo: &Repo, commit: &Commit, revision: &Revisio
     tree.is_some_and(|tree| tree.entries().keys().all(|path| revision.files.contains_key(path)))
 }
 
-/// Whether another process holds the lock of the blob that this file is to become. Looks at lock files, makes none.
+/// Whether another process holds the lock of the blob that this file is to become.
 fn is_held(layout: &Layout, repo: &Repo, file: &Path) -> bool {
     let blob = file.file_name().and_then(|name| layout::blob_of_temporary(name.to_str()?));
-    blob.is_some_and(|blob| {
-        layout.client_lock(&repo.name, &blob).exists()
-            && matches!(lock::try_client_lock(layout, &repo.name, &blob), Ok(None))
-    })
+    blob.is_some_and(|blob| is_locked(layout, repo, &blob))
+}
+
+/// Whether another process holds the lock of the blob. Looks at lock files, makes none.
+fn is_locked(layout: &Layout, repo: &Repo, blob: &BlobId) -> bool {
+    layout.client_lock(&repo.name, blob).exists() && matches!(lock::try_client_lock(layout, &repo.name, blob), Ok(None))
 }
 
 /// The newest modification time of several paths; those that are not there do not count.

@@ -31,12 +31,13 @@ use plan::{Options, Plan, Reason, Skip, What};
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "\
 Examples:
-  hf-cache-sync prune --dry-run                 what would go, with cache.max_local_gb as the budget
-  hf-cache-sync prune --max-size 200GiB -q      for cron: says nothing unless something is wrong
+  hf-cache-sync prune --dry-run              what would go, by cache.max_local_gb
+  hf-cache-sync prune --max-size 200GiB -q   for cron: silent unless something is wrong
   hf-cache-sync prune --max-gb 50 --include-referenced --fail-over-budget
 
-Revisions that no ref names go first, then, with --include-referenced, the others; each least recently used first.
-Blobs that no revision uses and abandoned downloads go in any case, once they are old enough.")]
+Revisions that no ref names go first, then, with --include-referenced, the
+others; each least recently used first. Blobs that no revision uses and
+abandoned downloads go in any case, once they are old enough.")]
 pub struct Args {
     /// Budget in gigabytes of 2^30 bytes [default: cache.max_local_gb]
     #[arg(long, value_name = "FLOAT", allow_negative_numbers = true, conflicts_with = "max_size")]

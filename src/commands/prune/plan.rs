@@ -18,7 +18,7 @@ use crate::error::{Error, printable};
 use crate::ids::{BlobId, Commit, RefName, RepoName};
 
 /// A client that was seen in a repo so recently may still be between two files of a download. That is then the newest
-/// revision, unless its tree proves that it is complete.
+/// revision, of which something came since then, unless its tree proves that it is complete.
 const RECENT: Duration = Duration::from_secs(300);
 
 /// What was asked for.
@@ -451,6 +451,10 @@ impl<'a> Planner<'a> {
                 self.plan.skip(SkipReason::InFlight, Some(&repo.name), None, 0);
                 continue;
             }
+            if self.facts.repos.get(&repo.name).is_some_and(|about| about.locked) {
+                self.plan.skip(SkipReason::Held, Some(&repo.name), None, 0);
+                continue;
+            }
             let newest = repo.revisions.values().map(|revision| last_use(repo, revision, self.now)).max();
             let mut refs: BTreeMap<&Commit, Vec<RefName>> = BTreeMap::new();
             for (name, commit) in &repo.refs {
@@ -463,7 +467,7 @@ impl<'a> Planner<'a> {
                 let unfinished = !self.facts.repos.get(&repo.name).is_some_and(|about| about.complete.contains(commit));
                 if !self.ledger.has_all(index, commit) {
                     self.keep(&candidate, SkipReason::Link, 0);
-                } else if unfinished && Some(last_use) >= newest && self.has_recent_client(repo) {
+                } else if unfinished && Some(last_use) >= newest && self.is_fresh(repo, revision) {
                     self.keep(&candidate, SkipReason::Busy, 0);
                 } else {
                     found.push(candidate);
@@ -486,6 +490,16 @@ impl<'a> Planner<'a> {
         seen.is_some() && !self.is_old(seen, RECENT.min(self.options.orphan_grace))
     }
 
+    /// Whether a client was here, and brought something of this revision, so recently that more may be on its way.
+    fn is_fresh(&self, repo: &Repo, revision: &Revision) -> bool {
+        let brought = revision.files.values().filter_map(|file| match file {
+            SnapshotFile::Link(id) => repo.blobs.get(id).map(|blob| blob.modified.max(blob.placed)),
+            SnapshotFile::Real { modified, .. } => Some(*modified),
+        });
+        let brought = brought.max().flatten();
+        self.has_recent_client(repo) && !self.is_old(brought, RECENT.min(self.options.orphan_grace))
+    }
+
     /// Folders of which nothing is left.
     fn folders(&mut self) {
         let evicted = |repo: &Repo| {
@@ -497,7 +511,8 @@ impl<'a> Planner<'a> {
             let about = self.facts.repos.get(&repo.name);
             let touched = about.and_then(|about| about.touched);
             let untouched = touched.is_none() || self.is_old(touched, self.options.orphan_grace);
-            let busy = self.is_in_flight(repo) || (self.has_recent_client(repo) && !evicted(repo));
+            let locked = about.is_some_and(|about| about.locked);
+            let busy = locked || self.is_in_flight(repo) || (self.has_recent_client(repo) && !evicted(repo));
             if self.blocks[index].is_none() && repo.problems.is_empty() && untouched && !busy {
                 let things = repo.revisions.len() + repo.blobs.len() + repo.in_flight.len() + repo.temporaries.len();
                 left.insert(&repo.name, things);
@@ -521,7 +536,8 @@ impl<'a> Planner<'a> {
         for (index, repo) in self.facts.inventory.repos.iter().enumerate() {
             let is_going =
                 self.plan.actions.iter().any(|action| action.what == What::Folder { repo: repo.name.clone() });
-            let busy = self.is_in_flight(repo) || self.has_recent_client(repo);
+            let locked = self.facts.repos.get(&repo.name).is_some_and(|about| about.locked);
+            let busy = locked || self.is_in_flight(repo) || self.has_recent_client(repo);
             if self.blocks[index].is_some() || repo.revisions.is_empty() || is_going || busy {
                 continue;
             }

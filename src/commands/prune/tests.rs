@@ -258,6 +258,8 @@ fn a_repo_at_work_is_left_alone() {
     let mut facts = everyday();
     let name = facts.inventory.repos[1].name.clone();
     facts.repos.insert(name.clone(), RepoFacts { client_seen: ago(299), ..RepoFacts::default() });
+    assert_eq!(plan(&facts, &options(0), now()).freed, 1200, "nothing came since then");
+    facts.inventory.repos[1].blobs.insert(blob_id(5), blob(500, 299));
     let busy = plan(&facts, &options(0), now());
     assert!(busy.skips.iter().any(|skip| skip.reason == SkipReason::Busy && skip.repo.as_ref() == Some(&name)));
     assert_eq!(busy.freed, 700);
@@ -276,6 +278,7 @@ fn of_a_repo_at_work_the_newest_revision_alone_is_left() {
     let mut facts = everyday();
     let name = facts.inventory.repos[0].name.clone();
     facts.inventory.repos[0].refs.clear();
+    facts.inventory.repos[0].blobs.insert(blob_id(1), blob(100, 10));
     facts.repos.insert(name, RepoFacts { client_seen: ago(1), ..RepoFacts::default() });
     let planned = plan(&facts, &options(0), now());
     let busy: Vec<_> = planned.skips.iter().filter(|skip| skip.reason == SkipReason::Busy).collect();
