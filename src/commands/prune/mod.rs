@@ -31,8 +31,8 @@ use plan::{Options, Plan, Reason, Skip, What};
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "\
 Examples:
-  hf-cache-sync prune --dry-run              what would go, by cache.max_local_gb
-  hf-cache-sync prune --max-size 200GiB -q   for cron: silent unless something is wrong
+  hf-cache-sync prune --dry-run             what would go, by cache.max_local_gb
+  hf-cache-sync prune --max-size 200GiB -q  for cron: silent unless it fails
   hf-cache-sync prune --max-gb 50 --include-referenced --fail-over-budget
 
 Revisions that no ref names go first, then, with --include-referenced, the

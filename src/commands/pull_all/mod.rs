@@ -33,7 +33,7 @@ Examples:
   hf-cache-sync pull-all                             everything that has a main
   hf-cache-sync pull-all --include 'org/*' --exclude '*-GGUF'
   hf-cache-sync pull-all --include 'dataset:*' --limit 5 --dry-run
-  hf-cache-sync pull-all --fallback hf-hub           the Hub where the bucket fails";
+  hf-cache-sync pull-all --fallback hf-hub           the Hub where that fails";
 
 /// Download every repo whose main is in the bucket
 #[derive(Debug, Clone, Default, clap::Args)]

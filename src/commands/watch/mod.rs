@@ -40,7 +40,7 @@ const EXAMPLES: &str = "\
 Examples:
   hf-cache-sync watch                  push what is new, 30 s after a change
   hf-cache-sync watch --debounce 300   not before five quiet minutes
-  hf-cache-sync watch --poll 60        on NFS and the like, which tell of no changes
+  hf-cache-sync watch --poll 60        on NFS, which tells of no changes
   hf-cache-sync watch --json           a JSON object a line, for programs";
 
 /// Push new blobs, snapshots and refs as they appear, until stopped
