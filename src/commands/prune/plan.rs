@@ -455,7 +455,7 @@ impl<'a> Planner<'a> {
                 self.plan.skip(SkipReason::Held, Some(&repo.name), None, 0);
                 continue;
             }
-            let newest = repo.revisions.values().map(|revision| last_use(repo, revision, self.now)).max();
+            let newest = repo.revisions.values().map(|revision| brought(repo, revision)).max().flatten();
             let mut refs: BTreeMap<&Commit, Vec<RefName>> = BTreeMap::new();
             for (name, commit) in &repo.refs {
                 refs.entry(commit).or_default().push(name.clone());
@@ -467,7 +467,7 @@ impl<'a> Planner<'a> {
                 let unfinished = !self.facts.repos.get(&repo.name).is_some_and(|about| about.complete.contains(commit));
                 if !self.ledger.has_all(index, commit) {
                     self.keep(&candidate, SkipReason::Link, 0);
-                } else if unfinished && Some(last_use) >= newest && self.is_fresh(repo, revision) {
+                } else if unfinished && brought(repo, revision) >= newest && self.is_fresh(repo, revision) {
                     self.keep(&candidate, SkipReason::Busy, 0);
                 } else {
                     found.push(candidate);
@@ -492,12 +492,7 @@ impl<'a> Planner<'a> {
 
     /// Whether a client was here, and brought something of this revision, so recently that more may be on its way.
     fn is_fresh(&self, repo: &Repo, revision: &Revision) -> bool {
-        let brought = revision.files.values().filter_map(|file| match file {
-            SnapshotFile::Link(id) => repo.blobs.get(id).map(|blob| blob.modified.max(blob.placed)),
-            SnapshotFile::Real { modified, .. } => Some(*modified),
-        });
-        let brought = brought.max().flatten();
-        self.has_recent_client(repo) && !self.is_old(brought, RECENT.min(self.options.orphan_grace))
+        self.has_recent_client(repo) && !self.is_old(brought(repo, revision), RECENT.min(self.options.orphan_grace))
     }
 
     /// Folders of which nothing is left.
@@ -552,6 +547,15 @@ impl<'a> Planner<'a> {
             }
         }
     }
+}
+
+/// When the newest file of the revision came.
+fn brought(repo: &Repo, revision: &Revision) -> Option<SystemTime> {
+    let times = revision.files.values().filter_map(|file| match file {
+        SnapshotFile::Link(id) => repo.blobs.get(id).map(|blob| blob.modified.max(blob.placed)),
+        SnapshotFile::Real { modified, .. } => Some(*modified),
+    });
+    times.max().flatten()
 }
 
 /// The newest access or change of what the revision consists of. A time that cannot be read counts as now, and so does

@@ -279,6 +279,8 @@ fn of_a_repo_at_work_the_newest_revision_alone_is_left() {
     let name = facts.inventory.repos[0].name.clone();
     facts.inventory.repos[0].refs.clear();
     facts.inventory.repos[0].blobs.insert(blob_id(1), blob(100, 10));
+    // Read after that; but what came last is what may be half done.
+    facts.inventory.repos[0].blobs.get_mut(&blob_id(4)).unwrap().accessed = ago(1);
     facts.repos.insert(name, RepoFacts { client_seen: ago(1), ..RepoFacts::default() });
     let planned = plan(&facts, &options(0), now());
     let busy: Vec<_> = planned.skips.iter().filter(|skip| skip.reason == SkipReason::Busy).collect();
