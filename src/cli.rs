@@ -21,8 +21,9 @@ Examples:
   hf-cache-sync pull org/name            the bucket to the cache
   hf-cache-sync diff                     what differs
 
-Exit codes: 0 done, 1 some of it failed, 2 usage or configuration, 3 credentials or permission, 4 not found,
-5 integrity, 6 store unavailable, 130 interrupted";
+Exit codes: 0 done, 1 some of it failed, 2 usage or configuration,
+3 credentials or permission, 4 not found, 5 integrity, 6 store unavailable,
+130 interrupted";
 
 /// Share the Hugging Face Hub cache through Backblaze B2 or any S3-compatible bucket.
 #[derive(Debug, Parser)]
@@ -103,7 +104,7 @@ pub enum Command {
 impl Global {
     /// How to speak.
     pub fn style(&self) -> Style {
-        Style { json: self.json, quiet: self.quiet, no_progress: self.no_progress }
+        Style { json: self.json, quiet: self.quiet, no_progress: self.no_progress, lines: false }
     }
 
     fn load(&self) -> Result<Config> {
@@ -128,6 +129,14 @@ impl Command {
     /// Whether a signal is the normal end of this command, which it sees to itself.
     pub fn ends_by_signal(&self) -> bool {
         matches!(self, Command::Watch(_))
+    }
+}
+
+impl Cli {
+    /// How to speak.
+    pub fn style(&self) -> Style {
+        // What runs until a signal tells a line at a time.
+        Style { lines: self.command.ends_by_signal(), ..self.global.style() }
     }
 }
 

@@ -67,6 +67,20 @@ fn help_and_version() {
     }
 }
 
+/// Examples are lines of their own: on a terminal of 80 columns, none may be broken.
+#[test]
+fn examples_fit_a_narrow_terminal() {
+    use clap::CommandFactory;
+    let tool = hf_cache_sync::cli::Cli::command();
+    for command in tool.get_subcommands().chain([&tool]) {
+        let text = command.get_after_help().map(|text| text.to_string()).unwrap_or_default();
+        assert!(text.contains("Examples:\n"), "{} has no examples", command.get_name());
+        for line in text.lines() {
+            assert!(line.chars().count() <= 80, "{} columns: {line}", line.chars().count());
+        }
+    }
+}
+
 #[test]
 fn wrong_usage() {
     let machine = Machine::unconfigured();
@@ -88,6 +102,8 @@ fn wrong_usage() {
         assert_eq!((ran.code, ran.stdout.as_str()), (2, ""), "{line:?}: {ran:#?}");
         ran.nothing_internal();
     }
+    let said = machine.run(&["pull-all", "--limit", "-1"]).stderr;
+    assert!(said.contains("invalid value '-1'") && said.contains("0 or more"), "{said}");
     assert!(machine.run(&["pusj"]).stderr.contains("'push'"), "the nearest command is named");
     let said = machine.run(&["push", "--bwlimit", "fast"]).stderr;
     assert!(said.contains("expected a rate such as 50MB/s"), "{said}");

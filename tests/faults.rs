@@ -490,9 +490,18 @@ fn an_open_licence_and_a_gated_one() {
     machine.configure("team:\n  allow_gated: true\n");
     machine.ok(&["push"]);
     gated.assert_published(&store);
-    // At pull, the licence that is here already decides, as in 0.1.0.
+    // At pull, the licence that is here already decides, as in 0.1.0; where nothing is to be pulled, there is nothing
+    // to decide.
     fs::remove_file(machine.work().join(".hf-cache-sync.yaml")).unwrap();
     let ran = machine.run(&["pull", "org/gated"]);
-    assert_eq!((ran.code, ran.stdout.as_str()), (0, ""), "{ran:#?}");
-    assert!(ran.stderr.contains("team.allow_gated"), "{ran:#?}");
+    assert_eq!((ran.code, ran.stdout.trim()), (0, gated.snapshot(&machine.hub()).to_str().unwrap()), "{ran:#?}");
+    fs::remove_file(gated.blob(&machine.hub(), "model.safetensors")).unwrap();
+    // Not 0, as 0.1.0 has it: MODEL=$(hf-cache-sync pull org/gated) would go on with nothing.
+    for more in [&[][..], &["--dry-run"]] {
+        let ran = machine.run(&[&["pull", "org/gated"], more].concat());
+        assert_eq!((ran.code, ran.stdout.as_str()), (1, ""), "{ran:#?}");
+        assert!(ran.stderr.contains("LICENSE.md") && ran.stderr.contains("team.allow_gated"), "{ran:#?}");
+    }
+    let ran = machine.run(&["pull-all"]);
+    assert!(ran.code == 0 && ran.stdout.contains("skipped"), "{ran:#?}");
 }

@@ -389,6 +389,26 @@ fn what_cannot_be_read_is_a_failure_and_keeps_its_repo() {
     assert!(hub.exists("models--org--file") && hub.exists(&format!("{B}/snapshots/{}", commit(2))) && !hub.exists(A));
 }
 
+/// For root there is no such folder, and nothing to see here.
+#[test]
+fn an_unreadable_folder_is_said_once() {
+    use std::os::unix::fs::PermissionsExt;
+    let hub = Hub::new();
+    hub.revision(A, 1, 100, 30);
+    hub.revision(B, 2, 100, 20);
+    let folder = hub.path(A);
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0)).unwrap();
+    if fs::read_dir(&folder).is_ok() {
+        return;
+    }
+    let output = run(&hub, &["--max-size", "0B"]);
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let errors = text(&output.stderr);
+    assert_eq!(errors.matches("error: ").count(), 1, "{errors}");
+    assert!(hub.exists(&format!("{A}/snapshots/{}/model.bin", commit(1))) && !hub.exists(B));
+}
+
 /// 0.1.0 deletes downloads that are in flight.
 #[test]
 fn a_download_in_flight_is_left_alone_with_its_repo() {
@@ -436,12 +456,35 @@ fn a_branch_called_like_a_temporary_is_a_ref() {
 #[test]
 fn a_repo_that_a_client_downloaded_into_moments_ago_is_busy() {
     let hub = Hub::new();
-    hub.revision(A, 1, 100, 30);
+    hub.revision(A, 1, 100, 0);
     let lock = hub.write(&format!(".locks/{A}/{}.lock", id(1)), "");
     assert_eq!(reasons(&prune(&hub, 0, &[])), ["busy"]);
+    // Some clients leave the lock's time as it is when they take it again; the blob's tells then.
     used(&lock, DAY);
+    used(&hub.path(&format!("{A}/blobs/{}", id(1))), 1);
+    assert_eq!(reasons(&prune(&hub, 0, &[])), ["busy"]);
+    used(&hub.path(&format!("{A}/blobs/{}", id(1))), DAY);
     assert_eq!(evicted(&prune(&hub, 0, &[])), [commit(1)]);
     assert!(!hub.exists(&format!(".locks/{A}")), "the locks of a repo that is gone go too");
+}
+
+/// Nobody has to wait after a download that has ended.
+#[test]
+fn right_after_a_complete_download_what_is_over_the_budget_goes() {
+    let hub = Hub::new();
+    for (number, days) in [(1, 30), (2, 0), (3, 0)] {
+        hub.revision(A, number, 100, days);
+        hub.write(&format!(".locks/{A}/{}.lock", id(number)), "");
+        let entry = r#"{"size":100,"blob_id":"ce013625030ba8dba906f756967f9e9ca394464a"}"#;
+        let other = if number == 3 { format!(r#","other":{entry}"#) } else { String::new() };
+        let tree = format!(r#"{{"format_version":1,"files":{{"model.bin":{entry}{other}}}}}"#);
+        hub.write(&format!("{A}/trees/{}.json", commit(number)), tree);
+    }
+    used(&hub.path(&format!("{A}/blobs/{}", id(2))), 60);
+    let report = prune(&hub, 0, &[]);
+    assert_eq!((evicted(&report), reasons(&report)), (vec![commit(1), commit(2)], vec!["busy".to_string()]));
+    // The one that lacks a file may be on its way.
+    assert!(hub.exists(&format!("{A}/snapshots/{}/model.bin", commit(3))));
 }
 
 #[test]
@@ -469,6 +512,25 @@ fn a_blob_whose_lock_a_client_holds_is_left() {
     assert!(hub.exists(&format!("{A}/blobs/{}", id(2))));
     drop(lock);
     assert_eq!(prune(&hub, 0, &[])["freed"], 10);
+}
+
+/// huggingface_hub holds the lock of a blob that is there while it links it into a snapshot.
+#[test]
+fn a_repo_in_which_a_client_holds_any_lock_keeps_its_revisions() {
+    let hub = Hub::new();
+    hub.revision(A, 1, 100, 30);
+    hub.revision(A, 2, 100, 20);
+    hub.revision(B, 3, 100, 30);
+    let path = hub.write(&format!(".locks/{A}/{}.lock", id(2)), "");
+    used(&path, DAY);
+    let lock = File::open(&path).unwrap();
+    lock.lock().unwrap();
+    for args in [&["--dry-run"][..], &[]] {
+        let report = prune(&hub, 0, args);
+        assert_eq!((evicted(&report), reasons(&report)), (vec![commit(3)], vec!["held".to_string()]));
+    }
+    drop(lock);
+    assert_eq!(prune(&hub, 0, &[])["size"], 0);
 }
 
 #[test]
@@ -517,12 +579,43 @@ fn what_the_tool_itself_left_goes_after_the_grace_period() {
     let journal = hub.write(&format!("{state}/partial/{}.parts", id(1)), "1");
     let young = hub.write(&format!("{state}/partial/{}", id(2)), "half");
     let staged = hub.write(&format!("{state}/staging/0123/file"), "half");
-    for path in [&old, &journal, &staged, &staged.parent().unwrap().to_path_buf()] {
+    // Of an upload that was interrupted and never taken up again: the store has the parts, or has dropped them.
+    let (upload, going_on) = (format!("{state}/uploads/{}.json", id(3)), format!("{state}/uploads/{}.json", id(4)));
+    let (upload, going_on) = (hub.write(&upload, "{}"), hub.write(&going_on, "{}"));
+    for path in [&old, &journal, &staged, &staged.parent().unwrap().to_path_buf(), &upload] {
         used(path, 2 * DAY);
     }
     let report = prune(&hub, 1000, &[]);
-    assert_eq!((&report["freed"], &report["abandoned"]["blobs"]), (&9.into(), &3.into()));
+    assert_eq!((&report["freed"], &report["abandoned"]["blobs"]), (&11.into(), &4.into()));
     assert!(!old.exists() && !journal.exists() && !staged.exists() && young.exists());
+    assert!(!upload.exists() && going_on.exists());
+    used(&going_on, DAY / 2);
+    used(&young, DAY / 2);
+    assert_eq!(prune(&hub, 1000, &["--temporary-grace", "6h"])["abandoned"]["blobs"], 2);
+}
+
+/// Because of such a ref, `scan_cache_dir` drops the whole repo, with a warning.
+#[test]
+fn refs_to_what_is_not_here_go_when_it_has_not_come() {
+    let hub = Hub::new();
+    hub.revision(A, 1, 100, 30);
+    hub.reference(A, "main", &commit(1));
+    hub.reference(A, "refs/pr/1", &commit(2));
+    let pr = hub.path(&format!("{A}/refs/refs/pr/1"));
+    assert_eq!(prune(&hub, 1000, &[])["refs_removed"].as_array().unwrap().len(), 0, "a download may have just begun");
+    used(&pr, DAY);
+    let planned = prune(&hub, 1000, &["--dry-run"]);
+    assert!(pr.exists());
+    let done = prune(&hub, 1000, &[]);
+    assert_eq!(
+        (&done["refs_removed"][0]["name"], &planned["refs_removed"]),
+        (&"refs/pr/1".into(), &done["refs_removed"])
+    );
+    assert!(!hub.exists(&format!("{A}/refs/refs")) && hub.exists(&format!("{A}/refs/main")));
+    hub.reference(A, "main", &commit(3));
+    used(&hub.path(&format!("{A}/refs/main")), DAY);
+    let output = run(&hub, &["--max-gb", "1"]);
+    assert!(text(&output.stdout).starts_with("Freed 0 B: 1 dangling ref; 100 B of"), "{}", text(&output.stdout));
 }
 
 #[test]

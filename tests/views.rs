@@ -175,6 +175,20 @@ async fn a_diff_tells_every_difference() {
     assert_eq!(world.run(&["diff"]).code, 0);
 }
 
+/// What nobody here has can lack a blob, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deep_diff_reads_what_only_the_bucket_has() {
+    let world = World::online().await;
+    world.put_manifest("org__theirs", "org/theirs", "model", 'a');
+    let row = |args: &[&str]| world.run(args).json()["revisions"][0].clone();
+    let shallow = row(&["diff", "--json"]);
+    assert_eq!((&shallow["size"], &shallow["missing_blobs"]), (&serde_json::Value::Null, &serde_json::json!([])));
+    let deep = row(&["diff", "--json", "--deep"]);
+    assert_eq!((&deep["status"], &deep["size"]), (&"remote-only".into(), &2.into()));
+    assert_eq!(deep["missing_blobs"][0]["here"], false, "{deep:#}");
+    assert!(world.run(&["diff", "--deep"]).out.contains("1 blob missing in the bucket"));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dataset_that_0_1_0_pushed_is_no_difference() {
     let world = World::online().await;

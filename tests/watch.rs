@@ -344,8 +344,11 @@ async fn a_cache_that_vanishes_ends_the_watch_in_clear_words() {
     for arguments in [&[][..], &["--poll", "0.1"]] {
         let (setup, watch) = running(arguments).await;
         fs::rename(setup.hub(), setup.dir.path().join("moved")).unwrap();
+        let updates = watch.updates.clone();
         let (code, stderr) = watch.end().await;
         assert_eq!(code, Some(4));
+        // The error is one line of JSON, too: this reader takes each line by itself.
+        until("the error", || updates.lock().unwrap().last().unwrap()["error"]["kind"] == "not-found").await;
         assert!(stderr.contains("is gone") && !stderr.contains("panicked"), "{stderr}");
         assert!(!setup.hub().exists(), "it must not come back by itself");
     }

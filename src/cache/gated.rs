@@ -10,7 +10,7 @@ use std::path::Path;
 /// The files that are read, at the root of a snapshot.
 pub const LICENSE_FILES: [&str; 4] = ["LICENSE", "LICENSE.md", "LICENSE.txt", "USE_POLICY.md"];
 
-/// 0.1.0's keywords, looked for in lower case. "gated" counts as a word only, not inside "aggregated".
+/// 0.1.0's keywords, looked for in lower case, from the beginning of a word: not "aggregated", not "disagreement".
 const KEYWORDS: [&str; 6] =
     ["agreement", "meta llama", "acceptable use", "community license", "you must accept", "gated"];
 
@@ -86,9 +86,7 @@ pub fn keyword_in(text: &str) -> Option<&'static str> {
         }
     }
     KEYWORDS.into_iter().find(|keyword| {
-        folded
-            .match_indices(keyword)
-            .any(|(at, _)| *keyword != "gated" || !folded[..at].ends_with(|c: char| c.is_alphanumeric()))
+        folded.match_indices(keyword).any(|(at, _)| !folded[..at].ends_with(|c: char| c.is_alphanumeric()))
     })
 }
 
@@ -124,6 +122,8 @@ mod tests {
         assert_eq!(keyword_in("You\n must  accept this"), Some("you must accept"));
         assert_eq!(keyword_in("This is a gated model"), Some("gated"));
         assert_eq!(keyword_in("Works may be aggregated; you are obligated"), None);
+        assert_eq!(keyword_in("In case of a disagreement between the translation and the original"), None);
+        assert_eq!(keyword_in("(agreements with others)"), Some("agreement"));
     }
 
     #[test]

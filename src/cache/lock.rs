@@ -1,11 +1,14 @@
 //! Locks: huggingface_hub's own on a blob that is being fetched, and this tool's on the cache.
 //!
 //! Both are flock(2) locks on files under `hub/.locks`, which the kernel releases when a process ends, so that no
-//! stale lock can block anybody. On a file system without flock there is nothing to take, and work goes on.
+//! stale lock can block anybody. On a file system without flock there is nothing to take, and work goes on: what
+//! huggingface_hub uses there, a file that is there or not, may be left by a process that was killed. What deletes asks
+//! [`Lock::is_real`] first.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, FileTimes, OpenOptions, TryLockError};
 use std::io;
 use std::path::Path;
+use std::time::SystemTime;
 
 use super::layout::Layout;
 use super::place::ensure_dir;
@@ -16,6 +19,13 @@ use crate::ids::{BlobId, RepoName};
 #[derive(Debug)]
 pub struct Lock {
     _file: Option<File>,
+}
+
+impl Lock {
+    /// Whether it excludes anybody: not on a file system without flock.
+    pub fn is_real(&self) -> bool {
+        self._file.is_some()
+    }
 }
 
 /// How the tool's own lock is held.
@@ -79,7 +89,7 @@ pub fn try_partial_lock(layout: &Layout, blob: &BlobId) -> Result<Option<Lock>> 
 /// When the lock file cannot be created.
 pub fn try_store_lock(path: &Path) -> Result<Option<Lock>> {
     let lock = take(path, Mode::Exclusive, 0o666)?;
-    Ok(lock.filter(|lock| lock._file.is_some()))
+    Ok(lock.filter(Lock::is_real))
 }
 
 fn try_lock(root: &Path, path: &Path, mode: Mode) -> Result<Option<Lock>> {
@@ -89,21 +99,33 @@ fn try_lock(root: &Path, path: &Path, mode: Mode) -> Result<Option<Lock>> {
     take(path, mode, 0o664)
 }
 
+/// Whether a lock file was made by this tool, and not by huggingface_hub; see [`open`].
+pub fn is_own(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).and_then(|meta| meta.modified()).is_ok_and(|time| time == SystemTime::UNIX_EPOCH)
+}
+
 fn take(path: &Path, mode: Mode, bits: u32) -> Result<Option<Lock>> {
+    take_with(path, bits, |file| match mode {
+        Mode::Shared => file.try_lock_shared(),
+        Mode::Exclusive => file.try_lock(),
+    })
+}
+
+fn take_with(path: &Path, bits: u32, flock: impl Fn(&File) -> Result<(), TryLockError>) -> Result<Option<Lock>> {
     let failed = |error: &io::Error| Error::io("cannot lock", path, error);
     loop {
-        let file = open(path, bits).map_err(|e| failed(&e))?;
-        let taken = match mode {
-            Mode::Shared => file.try_lock_shared(),
-            Mode::Exclusive => file.try_lock(),
-        };
-        match taken {
+        let (file, made) = open(path, bits).map_err(|e| failed(&e))?;
+        match flock(&file) {
             Ok(()) if still_there(&file, path) => return Ok(Some(Lock { _file: Some(file) })),
             // Unlinked between open and lock: the lock on the dead file excludes nobody.
             Ok(()) => continue,
             Err(TryLockError::WouldBlock) => return Ok(None),
             Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {
                 tracing::debug!(path = %path.display(), "this file system has no flock: going on without a lock");
+                // There, huggingface_hub takes the mere file for a lock that is held, and would wait for ever.
+                if made {
+                    let _ = std::fs::remove_file(path);
+                }
                 return Ok(Some(Lock { _file: None }));
             }
             Err(TryLockError::Error(error)) => return Err(failed(&error)),
@@ -112,26 +134,36 @@ fn take(path: &Path, mode: Mode, bits: u32) -> Result<Option<Lock>> {
 }
 
 /// Opens or creates the file, never through a link, with at least these mode bits (0664 is the client's for blobs).
-fn open(path: &Path, bits: u32) -> io::Result<File> {
+/// Says whether it was created. A new file gets the time 1970, which tells it from those of huggingface_hub: a `prune`
+/// takes their time for that of the last download.
+fn open(path: &Path, bits: u32) -> io::Result<(File, bool)> {
     let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false);
+    options.read(true).write(true).truncate(false);
     #[cfg(unix)]
     {
-        use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+        use std::os::unix::fs::OpenOptionsExt;
         options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32).mode(bits);
-        let file = options.open(path)?;
+    }
+    let (file, made) = match options.clone().create_new(true).open(path) {
+        Ok(file) => (file, true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => (options.create(true).open(path)?, false),
+        Err(error) => return Err(error),
+    };
+    if made {
+        let _ = file.set_times(FileTimes::new().set_modified(SystemTime::UNIX_EPOCH));
+    }
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
         let mode = file.metadata()?.permissions().mode();
         if mode & bits != bits {
             // Only the owner may: another user's lock file works as it is.
             let _ = file.set_permissions(std::fs::Permissions::from_mode((mode & 0o7777) | bits));
         }
-        Ok(file)
     }
     #[cfg(not(unix))]
-    {
-        let _ = bits;
-        options.open(path)
-    }
+    let _ = bits;
+    Ok((file, made))
 }
 
 #[cfg(unix)]
@@ -164,6 +196,29 @@ mod tests {
         drop((one, two));
         let alone = try_tool_lock(&layout, Mode::Exclusive).unwrap();
         assert!(alone.is_some() && try_tool_lock(&layout, Mode::Shared).unwrap().is_none());
+    }
+
+    #[test]
+    fn without_flock_no_file_is_left_that_would_look_like_a_held_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.lock");
+        let no_flock = |_: &File| Err(TryLockError::Error(io::ErrorKind::Unsupported.into()));
+        let lock = take_with(&path, 0o664, no_flock).unwrap().unwrap();
+        assert!(!lock.is_real() && !path.exists());
+        std::fs::write(&path, "somebody's").unwrap();
+        let lock = take_with(&path, 0o664, no_flock).unwrap().unwrap();
+        assert!(!lock.is_real() && path.exists());
+    }
+
+    #[test]
+    fn our_own_lock_files_are_told_from_the_clients() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ours, theirs) = (dir.path().join("a.lock"), dir.path().join("b.lock"));
+        std::fs::write(&theirs, "").unwrap();
+        for path in [&ours, &theirs] {
+            assert!(take(path, Mode::Exclusive, 0o664).unwrap().is_some_and(|lock| lock.is_real()));
+        }
+        assert!(is_own(&ours) && !is_own(&theirs) && !is_own(&dir.path().join("c.lock")));
     }
 
     #[cfg(unix)]

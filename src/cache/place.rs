@@ -8,6 +8,7 @@ use std::io::{self, Write};
 use std::path::{Component, Path, PathBuf};
 
 use super::layout::{self, Layout};
+use super::read;
 use crate::error::{Error, Result};
 use crate::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
 
@@ -258,7 +259,7 @@ impl SnapshotWriter<'_> {
         let made = match self.kind {
             LinkKind::Symlink => symlink(&layout::link_text(path, blob), at),
             LinkKind::Hardlink => fs::canonicalize(&source).and_then(|source| fs::hard_link(source, at)),
-            LinkKind::Copy => fs::copy(&source, at).map(|_| ()),
+            LinkKind::Copy => read::copy_quietly(&source, at),
         };
         made.map_err(|e| Error::io("cannot link", at, &e))
     }

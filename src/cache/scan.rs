@@ -371,6 +371,10 @@ impl<'a> RepoScan<'a> {
                 _ => self.problem(entry.path(), ProblemKind::UnknownEntry, "not a part of a cached repo"),
             }
         }
+        // Said once, not again for each of its parts.
+        if self.repo.problems.iter().any(|problem| problem.kind == ProblemKind::Unreadable) {
+            return;
+        }
         self.blobs();
         self.snapshots();
         self.refs(self.path.join("refs"), String::new());

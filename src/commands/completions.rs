@@ -5,9 +5,9 @@ use serde::Serialize;
 
 const EXAMPLES: &str = "\
 Examples:
-  hf-cache-sync completions bash   > ~/.local/share/bash-completion/completions/hf-cache-sync
-  hf-cache-sync completions zsh    > ~/.zfunc/_hf-cache-sync
-  hf-cache-sync completions fish   > ~/.config/fish/completions/hf-cache-sync.fish";
+  source <(hf-cache-sync completions bash)      (in ~/.bashrc)
+  hf-cache-sync completions zsh  > ~/.zfunc/_hf-cache-sync
+  hf-cache-sync completions fish > ~/.config/fish/completions/hf-cache-sync.fish";
 
 /// Print a completion script for a shell
 #[derive(Debug, Clone, clap::Args)]

@@ -22,7 +22,7 @@ const EXAMPLES: &str = "\
 Examples:
   hf-cache-sync doctor
   hf-cache-sync doctor --require-write   for a machine that has to push
-  hf-cache-sync --bucket my-hf-cache --endpoint https://s3.us-west-004.backblazeb2.com doctor";
+  hf-cache-sync --bucket my-hf-cache --endpoint http://minio.lan:9000 doctor";
 
 /// Check configuration, credentials, bucket and cache
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -72,9 +72,9 @@ pub enum Status {
 }
 
 impl Report {
-    /// Decides the exit code.
+    /// Decides the exit code: the first failure does, since the checks after it build on what it looked at.
     pub fn failed(&self) -> Option<Kind> {
-        Kind::of_many(self.checks.iter().filter(|check| check.status == Status::Failed).map(|check| check.kind))
+        self.checks.iter().find(|check| check.status == Status::Failed).map(|check| check.kind)
     }
 }
 

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 
 const EXAMPLES: &str = "\
 Examples:
-  hf-cache-sync init                     writes ./.hf-cache-sync.yaml, then fill it in
+  hf-cache-sync init                     writes ./.hf-cache-sync.yaml to fill in
   hf-cache-sync doctor                   tells whether it works";
 
 /// Write a configuration template to ./.hf-cache-sync.yaml

@@ -109,7 +109,8 @@ pub(crate) async fn wait_for(
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct TransferArgs {
     /// Requests in flight at most; without it the number adapts to the store
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, value_name = "N", allow_negative_numbers = true,
+        value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub workers: Option<u16>,
 
     /// Bytes per second at most, over all requests together, such as 50MB/s

@@ -15,7 +15,7 @@ use crate::remote::transfer::blocking;
 const EXAMPLES: &str = "\
 Examples:
   hf-cache-sync status                   sizes, budget and bucket at a glance
-  hf-cache-sync status --json            the same for a program, with every problem
+  hf-cache-sync status --json            for programs, with every problem
   hf-cache-sync --cache-dir /data/hub status";
 
 /// Show the cache at a glance: size, budget, bucket, problems

@@ -20,6 +20,8 @@ pub struct Style {
     pub quiet: bool,
     /// No bars.
     pub no_progress: bool,
+    /// Each JSON object in a line of its own.
+    pub lines: bool,
 }
 
 /// A report that can be shown.
@@ -103,7 +105,8 @@ impl Ui {
         self.bars.clear();
         if self.style.json {
             let json = serde_json::json!({ "error": error });
-            print(&mut io::stdout().lock(), &format!("{json:#}"));
+            let text = if self.style.lines { json.to_string() } else { format!("{json:#}") };
+            print(&mut io::stdout().lock(), &text);
         }
         self.line("error", error);
     }

@@ -14,6 +14,22 @@ use crate::progress::{Event, Progress};
 const LARGE: u64 = 64 << 20;
 /// Lines of single blobs at the most.
 const MOST_LINES: usize = 4;
+/// Columns of such a line before the name.
+const BESIDE_NAME: usize = 32;
+
+/// A repo and a file in it, cut in the middle where it is too wide; the file's own name stays whole if it can.
+fn fitted(name: &str, width: usize) -> String {
+    let chars: Vec<char> = name.chars().collect();
+    if chars.len() <= width {
+        return name.to_string();
+    }
+    let kept = width.saturating_sub(1);
+    let file = name.rsplit('/').next().map_or(0, |file| file.chars().count() + 1);
+    // A file name that takes nearly everything leaves nothing to tell repos apart.
+    let tail = if file + 8 <= kept { file.max(kept / 2) } else { kept - kept / 2 };
+    let (head, tail) = (&chars[..kept - tail], &chars[chars.len() - tail..]);
+    head.iter().chain(&['…']).chain(tail).collect()
+}
 
 /// Draws progress on stderr, or nothing when that is no terminal.
 #[derive(Clone)]
@@ -109,7 +125,8 @@ impl Progress for Bars {
             Event::Started { blob, name, size } => {
                 if size >= LARGE && state.lines.len() < MOST_LINES {
                     let bar = self.bar(size, "{bytes:>11} / {total_bytes:<11} {percent:>3}%  {wide_msg}");
-                    bar.set_message(crate::error::printable(&name, 200));
+                    let width = usize::from(console::Term::stderr().size().1).saturating_sub(BESIDE_NAME);
+                    bar.set_message(fitted(&crate::error::printable(&name, 200), width));
                     state.lines.insert(blob, bar);
                 }
             }
@@ -147,5 +164,22 @@ impl Write for LogWriter {
 
     fn flush(&mut self) -> io::Result<()> {
         io::stderr().lock().flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_name_stays() {
+        let name = "meta-research/a-very-long-model-name-instruct-7b-gguf/model-00001-of-00004.safetensors";
+        assert_eq!(fitted(name, 48), "meta-research/…/model-00001-of-00004.safetensors");
+        assert_eq!(fitted(name, 128), name);
+        assert_eq!(fitted("org/some-model/onnx/model.onnx", 25), "org/some-mod…x/model.onnx");
+        assert_eq!(fitted(name, 20), "meta-rese…afetensors");
+        for width in 0..100 {
+            assert!(fitted(name, width).chars().count() <= width.max(1), "{width}");
+        }
     }
 }

@@ -100,10 +100,13 @@ fn prune_is_as_documented() {
     let world = World::offline();
     world.snapshot("models--acme--tiny", 'b', &[("a", "kept")], &["main"]);
     world.snapshot("models--acme--tiny", 'a', &[("a", "gone")], &[]);
+    std::fs::write(world.path("hub/models--acme--tiny/refs/lost"), commit('c')).unwrap();
     // Without a grace period: the snapshots were made just now.
-    let report = world.run(&["prune", "--max-gb", "0", "--orphan-grace", "0", "--json"]);
-    assert_eq!(report.code, 0, "{}", report.text());
-    check("prune", &[report.json()]);
+    let line = ["prune", "--max-gb", "0", "--orphan-grace", "0", "--json"];
+    let planned = world.run(&[&line[..], &["--dry-run"]].concat());
+    let report = world.run(&line);
+    assert_eq!((planned.code, report.code), (0, 0), "{}", report.text());
+    check("prune", &[planned.json(), report.json()]);
 }
 
 fn missing_config(world: &World) -> Value {
@@ -165,6 +168,7 @@ async fn reports_of_transfers_are_as_documented() {
     let mut reports = vec![world.run(&["pull", "org/llm", "--dry-run", "--json"]).json()];
     reports.push(world.run(&["pull", "org/llm", "-r", &commit('a'), "--json"]).json());
     world.snapshot(repo, '9', &[("LICENSE", "you must accept this agreement")], &[]);
+    world.remove(&format!("{repo}/blobs/{}", blob("first")));
     reports.push(world.run(&["pull", "org/llm", "--json"]).json());
     world.remove("models--org--llm");
     world.delete(&format!("blobs/{}", blob("first")));

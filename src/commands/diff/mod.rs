@@ -1,8 +1,8 @@
 //! `diff`: this cache against the bucket, revision by revision.
 //!
 //! What this cache would publish is compared with what the bucket lists. Manifests that both sides have are read only
-//! where the listing does not prove them equal; those that only the bucket has are not read at all, unless their name
-//! is ambiguous (see [`crate::remote::catalog`]). [`compare`] decides (pure).
+//! where the listing does not prove them equal; those that only the bucket has are not read at all, unless `--deep` asks
+//! for it or their name is ambiguous (see [`crate::remote::catalog`]). [`compare`] decides (pure).
 
 pub mod compare;
 
@@ -29,7 +29,8 @@ const EXAMPLES: &str = "\
 Examples:
   hf-cache-sync diff                     what differs between cache and bucket
   hf-cache-sync diff --exit-code -q      for CI: exit 1 when anything differs
-  hf-cache-sync diff --json              with the paths that differ and the blobs that are missing";
+  hf-cache-sync diff --deep              also blobs missing of what is not here
+  hf-cache-sync diff --json              with the paths and blobs that differ";
 
 /// Compare the cache with the bucket, revision by revision
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -38,6 +39,10 @@ pub struct Args {
     /// Exit with 1 when anything differs
     #[arg(long)]
     pub exit_code: bool,
+
+    /// Also read the manifests of what only the bucket has: their sizes, and blobs that the bucket lacks
+    #[arg(long)]
+    pub deep: bool,
 }
 
 /// What was found.
@@ -179,7 +184,7 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     let listed = catalog::Listing::new(listing.small().cloned());
     let remote = state::compare(&bucket, listing, &local).await?;
     let (known, mut failures) = known(&local, &remote.manifests);
-    let options = Options { every_manifest: false, every_ref: true };
+    let options = Options { every_manifest: args.deep, every_ref: true };
     let mut catalog = catalog::read(&bucket, &listed, known, options).await?;
     failures.append(&mut catalog.failures);
     failures.extend(local.failures.iter().cloned());

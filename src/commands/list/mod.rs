@@ -13,7 +13,7 @@ Examples:
   hf-cache-sync list                     repos in the local cache
   hf-cache-sync list --revisions         a line for each revision
   hf-cache-sync list --remote            repos in the bucket
-  hf-cache-sync list --remote --sizes    also what each takes; reads every manifest
+  hf-cache-sync list --remote --sizes    with sizes; reads every manifest
   hf-cache-sync list --json              for jq and the like";
 
 /// List repos in the cache, or with --remote in the bucket

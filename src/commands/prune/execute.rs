@@ -18,7 +18,7 @@ use crate::cache::scan::{self, Blob, Place, Repo, Revision, SnapshotFile};
 use crate::cache::shared::{self, Swept};
 use crate::cache::{remove, scan::inode};
 use crate::error::{Error, Result};
-use crate::ids::{BlobId, Commit, RepoName};
+use crate::ids::{BlobId, Commit, RefName, RepoName};
 
 /// What was done.
 #[derive(Debug, Default)]
@@ -48,6 +48,7 @@ pub fn execute(facts: &Facts, plan: &Plan) -> Done {
             What::Leftover { path } => run.leftover(path),
             What::Temporary { repo, path } => run.temporary(repo, path),
             What::Revision(eviction) => run.revision(eviction),
+            What::Ref { repo, name, commit } => run.lone_ref(repo, name, commit),
             // Several things at once, below.
             What::Blob { .. } | What::Payload { .. } | What::Folder { .. } => continue,
         };
@@ -177,6 +178,13 @@ impl Run<'_> {
         if self.has_new_download(repo) {
             return changed(SkipReason::InFlight);
         }
+        let is_locked = |blob: &BlobId| {
+            self.layout.client_lock(repo, blob).exists()
+                && matches!(lock::try_client_lock(self.layout, repo, blob), Ok(None))
+        };
+        if eviction.blobs.iter().any(is_locked) {
+            return changed(SkipReason::Held);
+        }
         let (refs, problems) = scan::scan_refs(self.layout, repo);
         let naming: Vec<_> = refs.iter().filter(|(_, named)| *named == commit).map(|(name, _)| name.clone()).collect();
         if naming.iter().any(|name| !eviction.refs.contains(name)) || !problems.is_empty() {
@@ -205,6 +213,26 @@ impl Run<'_> {
         {
             remove::folder(self.layout, &absent).map_err(|e| cannot_delete(&absent, &e))?;
         }
+        // As far as they are empty now.
+        for file in [&tree, &absent] {
+            let _ = file.parent().map(fs::remove_dir);
+        }
+        Ok(None)
+    }
+
+    /// A ref that still names the commit which is still not here.
+    fn lone_ref(&mut self, repo: &RepoName, name: &RefName, commit: &Commit) -> Attempt {
+        let path = self.layout.reference(repo, name);
+        if !remove::is_inside(self.layout.root(), &path) {
+            return self.skip(SkipReason::Link, Some(repo), &path, 0);
+        }
+        let (refs, _) = scan::scan_refs(self.layout, repo);
+        let came = fs::symlink_metadata(self.layout.snapshot(repo, commit)).is_ok();
+        if came || refs.get(name) != Some(commit) || self.has_new_download(repo) {
+            return self.skip(SkipReason::Changed, Some(repo), &path, 0);
+        }
+        remove::file(&path).map_err(|e| cannot_delete(&path, &e))?;
+        remove_empty_parents(&path, &self.layout.repo(repo).join("refs"));
         Ok(None)
     }
 
@@ -354,7 +382,10 @@ impl ClientLock {
     fn take(layout: &Layout, repo: &RepoName, blob: &BlobId) -> Result<Option<Self>> {
         let path = layout.client_lock(repo, blob);
         let made = fs::symlink_metadata(&path).is_err().then_some(path);
-        Ok(lock::try_client_lock(layout, repo, blob)?.map(|lock| ClientLock { _lock: lock, made }))
+        let lock = lock::try_client_lock(layout, repo, blob)?;
+        // Without flock, huggingface_hub takes the mere file for a lock that is held.
+        let lock = lock.filter(|lock| lock.is_real() || made.is_some());
+        Ok(lock.map(|lock| ClientLock { _lock: lock, made }))
     }
 }
 

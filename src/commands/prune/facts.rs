@@ -3,14 +3,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use crate::cache::layout::{self, Layout};
 use crate::cache::lock;
-use crate::cache::scan::{Inventory, Problem, ProblemKind, Repo};
+use crate::cache::scan::{Inventory, Problem, ProblemKind, Repo, Revision};
 use crate::cache::shared::{self, Payload};
-use crate::cache::space;
-use crate::ids::RepoName;
+use crate::cache::{read, space};
+use crate::ids::{BlobId, Commit, RefName, RepoName};
+use crate::manifest::Tree;
+
+/// Trees are read only where a client was seen since then.
+const LATELY: Duration = Duration::from_secs(3600);
+/// Largest tree that is read, in bytes.
+const MAX_TREE: u64 = 64 << 20;
 
 /// Everything that a plan is made of.
 #[derive(Debug)]
@@ -36,10 +42,17 @@ pub struct RepoFacts {
     pub linked_part: Option<PathBuf>,
     /// A link of another repo that leads into this one.
     pub needed_by: Option<PathBuf>,
-    /// When a client last took a lock on one of its blobs.
+    /// When a client last began or ended to fetch one of its blobs, as far as its locks tell.
     pub client_seen: Option<SystemTime>,
+    /// Revisions that have all the files of their tree: no download of one is half done. Only where a client was seen
+    /// not long ago.
+    pub complete: BTreeSet<Commit>,
     /// Unfinished downloads whose lock another process holds right now.
     pub held: BTreeSet<PathBuf>,
+    /// Whether another process holds the lock of any blob of this repo: it is at work in it.
+    pub locked: bool,
+    /// Refs that name a commit without a snapshot, and when they were written.
+    pub lone_refs: BTreeMap<RefName, Option<SystemTime>>,
     /// Newest change of what would go with an empty folder: refs and trees without a snapshot, and the folder itself
     /// where it has no snapshot at all.
     pub touched: Option<SystemTime>,
@@ -76,33 +89,69 @@ fn about(layout: &Layout, repo: &Repo) -> RepoFacts {
     let parts = ["blobs", "snapshots", "refs", "trees", ".no_exist"].map(|name| folder.join(name));
     let is_link = |path: &&PathBuf| fs::symlink_metadata(path).is_ok_and(|meta| meta.is_symlink());
     let lone_refs = repo.refs.iter().filter(|(_, commit)| !repo.revisions.contains_key(*commit));
+    let written =
+        |name: &RefName| fs::symlink_metadata(layout.reference(&repo.name, name)).and_then(|meta| meta.modified());
+    let lone_refs: BTreeMap<_, _> = lone_refs.map(|(name, _)| (name.clone(), written(name).ok())).collect();
     let lone_trees = repo.trees.iter().filter(|commit| !repo.revisions.contains_key(*commit));
     let mut touched = Newest::default();
-    lone_refs.for_each(|(name, _)| touched.look(&layout.reference(&repo.name, name)));
+    touched.0 = lone_refs.values().copied().max().flatten();
     lone_trees.for_each(|commit| touched.look(&layout.tree(&repo.name, commit)));
     if repo.revisions.is_empty() {
         touched.look(&folder);
         parts.iter().for_each(|part| touched.look(part));
     }
-    let mut locks = Newest::default();
-    let lock_files = fs::read_dir(layout.root().join(".locks").join(repo.name.folder()));
-    lock_files.into_iter().flatten().flatten().for_each(|entry| locks.look(&entry.path()));
+    let client_seen = client_seen(layout, repo);
+    let lately = client_seen.is_some_and(|time| time.elapsed().is_ok_and(|age| age < LATELY));
+    let complete =
+        repo.revisions.iter().filter(|(commit, revision)| lately && is_complete(layout, repo, commit, revision));
     RepoFacts {
         linked_part: parts.iter().find(is_link).cloned(),
         needed_by: None,
-        client_seen: locks.0,
+        client_seen,
+        complete: complete.map(|(commit, _)| commit.clone()).collect(),
+        locked: locks(layout, repo).any(|(_, blob)| is_locked(layout, repo, &blob)),
         held: repo.in_flight.iter().filter(|file| is_held(layout, repo, &file.path)).map(|f| f.path.clone()).collect(),
+        lone_refs,
         touched: touched.0,
     }
 }
 
-/// Whether another process holds the lock of the blob that this file is to become. Looks at lock files, makes none.
+/// The newest time of a lock, and of the blob that was fetched under it: some clients leave the time of a lock file as
+/// it is when they take it again. Locks of this tool's own pulls do not count; none of those runs now.
+fn client_seen(layout: &Layout, repo: &Repo) -> Option<SystemTime> {
+    let mut newest = Newest::default();
+    for (path, blob) in locks(layout, repo).filter(|(path, _)| !lock::is_own(path)) {
+        newest.look(&path);
+        newest.0 = newest.0.max(repo.blobs.get(&blob).and_then(|blob| blob.modified));
+    }
+    newest.0
+}
+
+/// The lock files of a repo's blobs.
+fn locks(layout: &Layout, repo: &Repo) -> impl Iterator<Item = (PathBuf, BlobId)> {
+    let files = fs::read_dir(layout.root().join(".locks").join(repo.name.folder()));
+    files.into_iter().flatten().flatten().filter_map(|entry| {
+        let blob = entry.file_name().to_str()?.strip_suffix(".lock")?.parse().ok()?;
+        Some((entry.path(), blob))
+    })
+}
+
+/// Whether the snapshot has every file that the commit's tree lists; without a tree nobody can tell.
+fn is_complete(layout: &Layout, repo: &Repo, commit: &Commit, revision: &Revision) -> bool {
+    let Ok(Some(bytes)) = read::read_small(&layout.tree(&repo.name, commit), MAX_TREE) else { return false };
+    let tree = Tree::parse(&bytes).ok().flatten();
+    tree.is_some_and(|tree| tree.entries().keys().all(|path| revision.files.contains_key(path)))
+}
+
+/// Whether another process holds the lock of the blob that this file is to become.
 fn is_held(layout: &Layout, repo: &Repo, file: &Path) -> bool {
     let blob = file.file_name().and_then(|name| layout::blob_of_temporary(name.to_str()?));
-    blob.is_some_and(|blob| {
-        layout.client_lock(&repo.name, &blob).exists()
-            && matches!(lock::try_client_lock(layout, &repo.name, &blob), Ok(None))
-    })
+    blob.is_some_and(|blob| is_locked(layout, repo, &blob))
+}
+
+/// Whether another process holds the lock of the blob. Looks at lock files, makes none.
+fn is_locked(layout: &Layout, repo: &Repo, blob: &BlobId) -> bool {
+    layout.client_lock(&repo.name, blob).exists() && matches!(lock::try_client_lock(layout, &repo.name, blob), Ok(None))
 }
 
 /// The newest modification time of several paths; those that are not there do not count.
@@ -143,10 +192,11 @@ fn repo_of(root: &Path, path: &Path) -> Option<RepoName> {
     RepoName::from_folder(path.strip_prefix(root).ok()?.iter().next()?.to_str()?)
 }
 
-/// Partial downloads and staging folders. A partial download and its journal count as one, by the newest of both.
+/// Partial downloads, staging folders, and records of uploads that were to be resumed. A partial download and its
+/// journal count as one, by the newest of both.
 fn leftovers(layout: &Layout) -> Vec<Leftover> {
     let mut found = Vec::new();
-    for folder in ["partial", "staging"] {
+    for folder in ["partial", "staging", "uploads"] {
         let folder = layout.state().join(folder);
         if !crate::cache::remove::is_inside(layout.root(), &folder.join("entry")) {
             continue;

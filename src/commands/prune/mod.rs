@@ -32,12 +32,13 @@ use plan::{Options, Plan, Reason, Skip, What};
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "\
 Examples:
-  hf-cache-sync prune --dry-run                 what would go, with cache.max_local_gb as the budget
-  hf-cache-sync prune --max-size 200GiB -q      for cron: says nothing unless something is wrong
+  hf-cache-sync prune --dry-run             what would go, by cache.max_local_gb
+  hf-cache-sync prune --max-size 200GiB -q  for cron: silent unless it fails
   hf-cache-sync prune --max-gb 50 --include-referenced --fail-over-budget
 
-Revisions that no ref names go first, then, with --include-referenced, the others; each least recently used first.
-Blobs that no revision uses and abandoned downloads go in any case, once they are old enough.")]
+Revisions that no ref names go first, then, with --include-referenced, the
+others; each least recently used first. Blobs that no revision uses and
+abandoned downloads go in any case, once they are old enough.")]
 pub struct Args {
     /// Budget in gigabytes of 2^30 bytes [default: cache.max_local_gb]
     #[arg(long, value_name = "FLOAT", allow_negative_numbers = true, conflicts_with = "max_size")]
@@ -106,6 +107,8 @@ pub struct Report {
     pub orphans: Amount,
     /// Unfinished files that nobody went on with.
     pub abandoned: Amount,
+    /// Refs that named a commit which is not here, in repos that stay.
+    pub refs_removed: Vec<GoneRef>,
     /// Repos of which nothing was left.
     pub repos_removed: Vec<RepoName>,
     /// What was left alone, and why.
@@ -142,6 +145,18 @@ pub struct Evicted {
     pub bytes: u64,
 }
 
+/// A ref that went.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct GoneRef {
+    /// The repo.
+    #[serde(flatten)]
+    pub repo: RepoName,
+    /// Its name.
+    pub name: RefName,
+    /// What it named.
+    pub commit: Commit,
+}
+
 impl Report {
     /// Decides the exit code.
     pub fn failed(&self) -> Option<Kind> {
@@ -163,6 +178,7 @@ impl Report {
             evicted: Vec::new(),
             orphans: Amount::default(),
             abandoned: Amount::default(),
+            refs_removed: Vec::new(),
             repos_removed: Vec::new(),
             skipped: plan.skips.clone(),
             noatime,
@@ -175,6 +191,10 @@ impl Report {
             match &action.what {
                 What::Leftover { .. } | What::Temporary { .. } => report.abandoned.add(action.bytes),
                 What::Blob { .. } | What::Payload { .. } => report.orphans.add(action.bytes),
+                What::Ref { repo, name, commit } => {
+                    let (repo, name, commit) = (repo.clone(), name.clone(), commit.clone());
+                    report.refs_removed.push(GoneRef { repo, name, commit });
+                }
                 What::Folder { repo } => report.repos_removed.push(repo.clone()),
                 What::Revision(gone) => report.evicted.push(Evicted {
                     repo: gone.repo.clone(),

@@ -17,7 +17,8 @@ use crate::cache::scan::{Place, Problem, ProblemKind, Repo, Revision, SnapshotFi
 use crate::error::{Error, printable};
 use crate::ids::{BlobId, Commit, RefName, RepoName};
 
-/// A client that took a lock in a repo so recently may still be between two files of a download.
+/// A client that was seen in a repo so recently may still be between two files of a download. That is then the newest
+/// revision, of which something came since then, unless its tree proves that it is complete.
 const RECENT: Duration = Duration::from_secs(300);
 
 /// What was asked for.
@@ -90,6 +91,16 @@ pub enum What {
         /// Which.
         path: PathBuf,
     },
+    /// A ref to a commit that is not here: because of one, huggingface_hub's scan drops the whole repo.
+    Ref {
+        /// Whose.
+        #[serde(flatten)]
+        repo: RepoName,
+        /// Which.
+        name: RefName,
+        /// What it names.
+        commit: Commit,
+    },
     /// A revision: its refs, its snapshot and what belongs to it, and the blobs that only it needed.
     Revision(Eviction),
     /// A repo's folder.
@@ -111,6 +122,7 @@ pub struct Eviction {
     /// Refs that name it.
     pub refs: Vec<RefName>,
     /// Last use, in seconds since 1970.
+    #[serde(rename = "last_used", serialize_with = "crate::commands::when::serialize_seconds")]
     pub last_use: u64,
     /// Blobs that only it needed.
     pub blobs: Vec<BlobId>,
@@ -130,6 +142,8 @@ pub enum Reason {
     Referenced,
     /// Nothing is left in it.
     Empty,
+    /// What it names has not come for longer than the grace period.
+    Dangling,
 }
 
 /// Something that is left alone.
@@ -212,6 +226,7 @@ pub fn plan(facts: &Facts, options: &Options, now: SystemTime) -> Plan {
     planner.clean();
     planner.evict();
     planner.folders();
+    planner.refs();
     planner.plan
 }
 
@@ -432,10 +447,15 @@ impl<'a> Planner<'a> {
             if repo.problems.iter().any(|problem| problem.kind == ProblemKind::BadRef) {
                 continue;
             }
-            if let Some(reason) = self.busy(repo) {
-                self.plan.skip(reason, Some(&repo.name), None, 0);
+            if self.is_in_flight(repo) {
+                self.plan.skip(SkipReason::InFlight, Some(&repo.name), None, 0);
                 continue;
             }
+            if self.facts.repos.get(&repo.name).is_some_and(|about| about.locked) {
+                self.plan.skip(SkipReason::Held, Some(&repo.name), None, 0);
+                continue;
+            }
+            let newest = repo.revisions.values().map(|revision| brought(repo, revision)).max().flatten();
             let mut refs: BTreeMap<&Commit, Vec<RefName>> = BTreeMap::new();
             for (name, commit) in &repo.refs {
                 refs.entry(commit).or_default().push(name.clone());
@@ -444,9 +464,13 @@ impl<'a> Planner<'a> {
                 let last_use = last_use(repo, revision, self.now);
                 let refs = refs.remove(commit).unwrap_or_default();
                 let candidate = Candidate { index, repo: &repo.name, commit, refs, last_use };
-                match self.ledger.has_all(index, commit) {
-                    true => found.push(candidate),
-                    false => self.keep(&candidate, SkipReason::Link, 0),
+                let unfinished = !self.facts.repos.get(&repo.name).is_some_and(|about| about.complete.contains(commit));
+                if !self.ledger.has_all(index, commit) {
+                    self.keep(&candidate, SkipReason::Link, 0);
+                } else if unfinished && brought(repo, revision) >= newest && self.is_fresh(repo, revision) {
+                    self.keep(&candidate, SkipReason::Busy, 0);
+                } else {
+                    found.push(candidate);
                 }
             }
         }
@@ -454,26 +478,37 @@ impl<'a> Planner<'a> {
         found
     }
 
-    /// Whether a client may be in the middle of a download into this repo.
-    fn busy(&self, repo: &Repo) -> Option<SkipReason> {
-        let in_flight = repo.in_flight.iter().any(|file| !self.is_old(file.modified, self.options.temporary_grace));
-        let about = self.facts.repos.get(&repo.name);
-        if in_flight || about.is_some_and(|about| !about.held.is_empty()) {
-            return Some(SkipReason::InFlight);
-        }
-        let seen = about.and_then(|about| about.client_seen);
-        let recent = RECENT.min(self.options.orphan_grace);
-        (seen.is_some() && !self.is_old(seen, recent)).then_some(SkipReason::Busy)
+    /// Whether a client is in the middle of a download into this repo, or may be.
+    fn is_in_flight(&self, repo: &Repo) -> bool {
+        let young = repo.in_flight.iter().any(|file| !self.is_old(file.modified, self.options.temporary_grace));
+        young || self.facts.repos.get(&repo.name).is_some_and(|about| !about.held.is_empty())
+    }
+
+    /// Whether a client was here so recently that it may be between two files of a download.
+    fn has_recent_client(&self, repo: &Repo) -> bool {
+        let seen = self.facts.repos.get(&repo.name).and_then(|about| about.client_seen);
+        seen.is_some() && !self.is_old(seen, RECENT.min(self.options.orphan_grace))
+    }
+
+    /// Whether a client was here, and brought something of this revision, so recently that more may be on its way.
+    fn is_fresh(&self, repo: &Repo, revision: &Revision) -> bool {
+        self.has_recent_client(repo) && !self.is_old(brought(repo, revision), RECENT.min(self.options.orphan_grace))
     }
 
     /// Folders of which nothing is left.
     fn folders(&mut self) {
+        let evicted = |repo: &Repo| {
+            let mut actions = self.plan.actions.iter();
+            actions.any(|action| matches!(&action.what, What::Revision(gone) if gone.repo == repo.name))
+        };
         let mut left: BTreeMap<&RepoName, usize> = BTreeMap::new();
         for (index, repo) in self.facts.inventory.repos.iter().enumerate() {
             let about = self.facts.repos.get(&repo.name);
             let touched = about.and_then(|about| about.touched);
             let untouched = touched.is_none() || self.is_old(touched, self.options.orphan_grace);
-            if self.blocks[index].is_none() && repo.problems.is_empty() && untouched && self.busy(repo).is_none() {
+            let locked = about.is_some_and(|about| about.locked);
+            let busy = locked || self.is_in_flight(repo) || (self.has_recent_client(repo) && !evicted(repo));
+            if self.blocks[index].is_none() && repo.problems.is_empty() && untouched && !busy {
                 let things = repo.revisions.len() + repo.blobs.len() + repo.in_flight.len() + repo.temporaries.len();
                 left.insert(&repo.name, things);
             }
@@ -482,7 +517,7 @@ impl<'a> Planner<'a> {
             let (repo, things) = match &action.what {
                 What::Temporary { repo, .. } | What::Blob { repo, .. } => (repo, 1),
                 What::Revision(gone) => (&gone.repo, 1 + gone.blobs.len()),
-                What::Leftover { .. } | What::Payload { .. } | What::Folder { .. } => continue,
+                What::Leftover { .. } | What::Payload { .. } | What::Ref { .. } | What::Folder { .. } => continue,
             };
             left.entry(repo).and_modify(|left| *left = left.saturating_sub(things));
         }
@@ -490,6 +525,37 @@ impl<'a> Planner<'a> {
             left.into_iter().filter(|(_, left)| *left == 0).map(|(name, _)| name.clone()).collect();
         empty.into_iter().for_each(|repo| self.plan.act(What::Folder { repo }, Reason::Empty, 0));
     }
+
+    /// Refs that lead nowhere, in repos that stay. The others go with their folder.
+    fn refs(&mut self) {
+        for (index, repo) in self.facts.inventory.repos.iter().enumerate() {
+            let is_going =
+                self.plan.actions.iter().any(|action| action.what == What::Folder { repo: repo.name.clone() });
+            let locked = self.facts.repos.get(&repo.name).is_some_and(|about| about.locked);
+            let busy = locked || self.is_in_flight(repo) || self.has_recent_client(repo);
+            if self.blocks[index].is_some() || repo.revisions.is_empty() || is_going || busy {
+                continue;
+            }
+            let lone = self.facts.repos.get(&repo.name).map(|about| &about.lone_refs).into_iter().flatten();
+            for (name, written) in lone {
+                if self.is_old(*written, self.options.orphan_grace)
+                    && let Some(commit) = repo.refs.get(name).cloned()
+                {
+                    let what = What::Ref { repo: repo.name.clone(), name: name.clone(), commit };
+                    self.plan.act(what, Reason::Dangling, 0);
+                }
+            }
+        }
+    }
+}
+
+/// When the newest file of the revision came.
+fn brought(repo: &Repo, revision: &Revision) -> Option<SystemTime> {
+    let times = revision.files.values().filter_map(|file| match file {
+        SnapshotFile::Link(id) => repo.blobs.get(id).map(|blob| blob.modified.max(blob.placed)),
+        SnapshotFile::Real { modified, .. } => Some(*modified),
+    });
+    times.max().flatten()
 }
 
 /// The newest access or change of what the revision consists of. A time that cannot be read counts as now, and so does

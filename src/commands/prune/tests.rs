@@ -92,6 +92,7 @@ fn describe(plan: &Plan) -> String {
             }
             What::Blob { repo, blob } => format!("blob {repo} {}", &blob.to_string()[60..]),
             What::Folder { repo } => format!("folder {repo}"),
+            What::Ref { repo, name, .. } => format!("ref {repo} {name}"),
             What::Revision(gone) => {
                 let blobs: Vec<String> = gone.blobs.iter().map(|blob| blob.to_string()[60..].to_string()).collect();
                 format!("revision {}@{} [{}]", gone.repo, &gone.revision.as_str()[36..], blobs.join(" "))
@@ -257,11 +258,34 @@ fn a_repo_at_work_is_left_alone() {
     let mut facts = everyday();
     let name = facts.inventory.repos[1].name.clone();
     facts.repos.insert(name.clone(), RepoFacts { client_seen: ago(299), ..RepoFacts::default() });
+    assert_eq!(plan(&facts, &options(0), now()).freed, 1200, "nothing came since then");
+    facts.inventory.repos[1].blobs.insert(blob_id(5), blob(500, 299));
     let busy = plan(&facts, &options(0), now());
     assert!(busy.skips.iter().any(|skip| skip.reason == SkipReason::Busy && skip.repo.as_ref() == Some(&name)));
     assert_eq!(busy.freed, 700);
-    facts.repos.insert(name, RepoFacts { client_seen: ago(300), ..RepoFacts::default() });
+    facts.repos.insert(name.clone(), RepoFacts { client_seen: ago(300), ..RepoFacts::default() });
     assert_eq!(plan(&facts, &options(0), now()).freed, 1200);
+    // What is complete by its tree is no download that is half done.
+    let complete = BTreeSet::from([commit(5)]);
+    facts.repos.insert(name, RepoFacts { client_seen: ago(299), complete, ..RepoFacts::default() });
+    let planned = plan(&facts, &options(0), now());
+    assert_eq!(planned.freed, 1200);
+    assert!(planned.actions.iter().any(|action| matches!(action.what, What::Folder { .. })));
+}
+
+#[test]
+fn of_a_repo_at_work_the_newest_revision_alone_is_left() {
+    let mut facts = everyday();
+    let name = facts.inventory.repos[0].name.clone();
+    facts.inventory.repos[0].refs.clear();
+    facts.inventory.repos[0].blobs.insert(blob_id(1), blob(100, 10));
+    // Read after that; but what came last is what may be half done.
+    facts.inventory.repos[0].blobs.get_mut(&blob_id(4)).unwrap().accessed = ago(1);
+    facts.repos.insert(name, RepoFacts { client_seen: ago(1), ..RepoFacts::default() });
+    let planned = plan(&facts, &options(0), now());
+    let busy: Vec<_> = planned.skips.iter().filter(|skip| skip.reason == SkipReason::Busy).collect();
+    assert_eq!((busy.len(), busy[0].revision.clone()), (1, Some(commit(1))));
+    assert_eq!(planned.freed, 1400);
 }
 
 /// A random repo: blobs with sizes and ages, revisions of some of them, refs to some of those.

@@ -13,8 +13,8 @@ use std::time::SystemTime;
 use super::local::matches_name;
 use super::plan::{FetchReason, Plan};
 use crate::cache::layout::Layout;
-use crate::cache::lock;
 use crate::cache::place::{self, LinkKind, SnapshotWriter, ensure_dir};
+use crate::cache::{lock, read};
 use crate::commands::{Amount, wait_for};
 use crate::error::{Error, Result};
 use crate::ids::{BlobId, RepoName};
@@ -245,7 +245,7 @@ fn share(layout: &Layout, from: &RepoName, to: &RepoName, blob: &BlobId, verify:
     let made = fs::canonicalize(&source).and_then(|source| {
         reflink_copy::reflink(&source, &staged)
             .or_else(|_| fs::hard_link(&source, &staged))
-            .or_else(|_| fs::copy(&source, &staged).map(drop))
+            .or_else(|_| read::copy_quietly(&source, &staged))
     });
     if let Err(error) = made {
         tracing::debug!(path = %source.display(), %error, "a blob of this cache cannot be shared");

@@ -30,8 +30,8 @@ Examples:
   hf-cache-sync pull org/name            what main is in the bucket
   hf-cache-sync pull org/name -r v1.0    a tag, a branch, a PR ref or a commit
   hf-cache-sync pull dataset:org/name --dry-run
-  hf-cache-sync pull org/name --fallback hf-hub    from the Hub, where the bucket fails
-  hf-cache-sync pull org/name --no-sync  faster, for a CI machine that is thrown away";
+  hf-cache-sync pull org/name --fallback hf-hub   the Hub where the bucket fails
+  hf-cache-sync pull org/name --no-sync  faster, for machines thrown away";
 
 /// Download a revision into the cache and print its snapshot's path
 #[derive(Debug, Clone, clap::Args)]
@@ -138,6 +138,18 @@ impl Source {
 }
 
 impl Report {
+    /// A pull that was asked for and is not done has failed: whoever runs it in a script would go on without files.
+    fn without(mut self, gated: Gated) -> Self {
+        let name = format!("{}@{}", self.repo, self.revision.short());
+        self.failures.push(
+            Error::failed(format!("{name} was not pulled"))
+                .because(format!("it looks gated, {} contains \"{}\"", gated.file, gated.keyword))
+                .hint("set team.allow_gated: true if you may use it"),
+        );
+        self.gated = Some(gated);
+        self
+    }
+
     /// Decides the exit code.
     pub fn failed(&self) -> Option<Kind> {
         kind_of(&self.failures)
@@ -160,7 +172,7 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     let layout = session.layout();
     local::check_root(&layout)?;
     let plan = match run::decide(session, &found, hub.is_some(), args.verify).await? {
-        Decision::Gated(gated) => return Ok(Report { gated: Some(gated), ..report(&layout, found, args.dry_run) }),
+        Decision::Gated(gated) => return Ok(report(&layout, found, args.dry_run).without(gated)),
         Decision::Pull(plan) => plan,
     };
     let mut report = report(&layout, found.clone(), args.dry_run);

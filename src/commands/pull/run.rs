@@ -75,7 +75,8 @@ pub async fn or_on_hub(
     Ok((found, Some(hub)))
 }
 
-/// Looks at what is here and decides. What the Hub gives to this user is not judged again by its licence files.
+/// Looks at what is here and decides. What the Hub gives to this user is not judged again by its licence files, nor is
+/// a revision of which nothing has to come.
 ///
 /// # Errors
 /// When it cannot be told whether the repo is gated.
@@ -83,10 +84,14 @@ pub async fn decide(session: &Session, found: &Found, from_hub: bool, verify: bo
     let judge = !from_hub && !session.config.team.allow_gated;
     let (layout, found) = (session.layout(), found.clone());
     blocking(move || {
-        if judge && let Some(gated) = look_gated(&layout, &found.manifest.repo)? {
+        let plan = look_and_plan(&layout, &found, verify);
+        if judge
+            && !plan.fetch.is_empty()
+            && let Some(gated) = look_gated(&layout, &found.manifest.repo)?
+        {
             return Ok(Decision::Gated(gated));
         }
-        Ok(Decision::Pull(Box::new(look_and_plan(&layout, &found, verify))))
+        Ok(Decision::Pull(Box::new(plan)))
     })
     .await
 }

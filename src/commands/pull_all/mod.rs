@@ -33,7 +33,7 @@ Examples:
   hf-cache-sync pull-all                             everything that has a main
   hf-cache-sync pull-all --include 'org/*' --exclude '*-GGUF'
   hf-cache-sync pull-all --include 'dataset:*' --limit 5 --dry-run
-  hf-cache-sync pull-all --fallback hf-hub           from the Hub, what the bucket fails to give";
+  hf-cache-sync pull-all --fallback hf-hub           the Hub where that fails";
 
 /// Download every repo whose main is in the bucket
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -44,7 +44,7 @@ pub struct Args {
     pub dry_run: bool,
 
     /// Only so many repos, after --include and --exclude
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = limit)]
     pub limit: Option<usize>,
 
     /// Only repos whose id matches, such as 'org/*' or 'dataset:org/*'; may be given several times
@@ -70,6 +70,10 @@ pub struct Args {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub transfer: TransferArgs,
+}
+
+fn limit(text: &str) -> Result<usize, String> {
+    text.parse().map_err(|_| "expected a number of repos, 0 or more".to_string())
 }
 
 /// What a pull of everything did, or would do.

@@ -25,8 +25,8 @@ Examples:
   hf-cache-sync push --dry-run           what would be uploaded
   hf-cache-sync push                     everything that the bucket lacks
   hf-cache-sync push org/name dataset:org/name
-  hf-cache-sync push --workers 4 -q      gently, and silent unless something is wrong
-  hf-cache-sync push --bwlimit 20MB/s    leaves the rest of the network to others";
+  hf-cache-sync push --workers 4 -q      gently; silent unless it fails
+  hf-cache-sync push --bwlimit 20MB/s    leaves network to others";
 
 /// Upload what the bucket lacks: blobs, then manifests, then refs
 #[derive(Debug, Clone, Default, clap::Args)]

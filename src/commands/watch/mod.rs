@@ -38,10 +38,10 @@ const FALLBACK_POLL: Duration = Duration::from_secs(30);
 
 const EXAMPLES: &str = "\
 Examples:
-  hf-cache-sync watch                  push what is new, 30 s after the last change
+  hf-cache-sync watch                  push what is new, 30 s after a change
   hf-cache-sync watch --debounce 300   not before five quiet minutes
-  hf-cache-sync watch --poll 60        on NFS and the like, which do not tell of other machines' changes
-  hf-cache-sync watch --json           a JSON object a line, for a log collector";
+  hf-cache-sync watch --poll 60        on NFS, which tells of no changes
+  hf-cache-sync watch --json           a JSON object a line, for programs";
 
 /// Push new blobs, snapshots and refs as they appear, until stopped
 ///
@@ -51,11 +51,11 @@ Examples:
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// Push when nothing has changed for so many seconds
-    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = debounce)]
+    #[arg(long, value_name = "SECONDS", default_value = "30", allow_negative_numbers = true, value_parser = debounce)]
     pub debounce: Duration,
 
     /// Look at the cache every so many seconds instead of waiting for the system's events (network file systems)
-    #[arg(long, value_name = "SECONDS", value_parser = poll)]
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = poll)]
     pub poll: Option<Duration>,
 
     #[command(flatten)]

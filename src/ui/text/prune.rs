@@ -29,6 +29,7 @@ fn counts(report: &Report) -> String {
         (report.evicted.len() as u64, "revision"),
         (report.orphans.blobs, "orphaned blob"),
         (report.abandoned.blobs, "abandoned file"),
+        (report.refs_removed.len() as u64, "dangling ref"),
         (report.repos_removed.len() as u64, "empty repo folder"),
     ];
     let some: Vec<String> = all.iter().filter(|(n, _)| *n > 0).map(|(n, word)| plural(*n, word)).collect();
@@ -56,15 +57,36 @@ fn missed(report: &Report) -> String {
     let others: Vec<&str> = others
         .into_iter()
         .filter(|one| !matches!(one, SkipReason::Referenced | SkipReason::Unknown))
-        .map(reason)
+        .map(in_short)
         .collect();
     if !others.is_empty() {
-        why.push(format!("also left alone: {}", others.join(", ")));
+        let also = if why.is_empty() { "" } else { "also " };
+        why.push(format!("{also}left alone: {}", others.join(", ")));
     }
     if why.is_empty() {
         why.push("nothing else may be evicted".into());
     }
     format!("Over the budget of {} by {}: {}.", size(report.budget), size(report.over_budget), why.join("; "))
+}
+
+/// For a line with several.
+fn in_short(reason: SkipReason) -> &'static str {
+    match reason {
+        SkipReason::Referenced => "what refs name",
+        SkipReason::FreesNothing => "what would free nothing",
+        SkipReason::Young => "what is young",
+        SkipReason::InFlight => "what may be in flight",
+        SkipReason::Busy => "what came minutes ago",
+        SkipReason::Held => "what another process has locked",
+        SkipReason::Link => "what is behind links",
+        SkipReason::NeededElsewhere => "what another repo needs",
+        SkipReason::Unreadable => "what may be needed by what cannot be read",
+        SkipReason::Undecidable => "what may be needed by what is not understood",
+        SkipReason::BadRef => "what a bad ref may name",
+        SkipReason::Unknown => "strangers",
+        SkipReason::Unlisted => "shared blobs without a list",
+        SkipReason::Changed => "what changed meanwhile",
+    }
 }
 
 fn reason(reason: SkipReason) -> &'static str {

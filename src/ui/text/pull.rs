@@ -29,12 +29,8 @@ impl ui::Report for Report {
         for note in &self.notes {
             let _ = writeln!(out, "note: {note}");
         }
-        if let Some(gated) = &self.gated {
-            let _ = writeln!(
-                out,
-                "Skipped {name}: it looks gated, {} contains \"{}\". Set team.allow_gated: true if you may use it.",
-                gated.file, gated.keyword
-            );
+        // Said as a failure.
+        if self.gated.is_some() {
             return out;
         }
         if self.files_not_in_bucket > 0 {
