@@ -211,19 +211,40 @@ pub struct SnapshotWriter<'a> {
     pub kind: LinkKind,
 }
 
-impl SnapshotWriter<'_> {
-    /// Links every file. A snapshot that is not there yet appears whole, by one rename; in one that is there, each
-    /// file is put in place by itself.
+/// A new snapshot that nobody sees yet; removed again unless it is published.
+#[derive(Debug)]
+pub struct Staged {
+    staging: Staging,
+    root: PathBuf,
+    snapshot: PathBuf,
+}
+
+impl Staged {
+    /// Makes the snapshot appear; `false` when another process has made it meanwhile.
     ///
     /// # Errors
-    /// The first file that cannot be put in place; nothing outside the cache is ever touched.
-    pub fn write(&self, files: &[(&RepoPath, &BlobId)]) -> Result<()> {
-        let snapshot = self.layout.snapshot(self.repo, self.commit);
-        let staging = Staging::new(self.layout)?;
-        if fs::symlink_metadata(&snapshot).is_ok() {
-            return files.iter().try_for_each(|(path, blob)| self.replace(&staging, path, blob));
+    /// When it cannot be moved into place.
+    pub fn publish(self) -> Result<bool> {
+        ensure_dir(&self.root, self.snapshot.parent().unwrap_or(&self.root))?;
+        match fs::rename(self.staging.path().join("snapshot"), &self.snapshot) {
+            Ok(()) => Ok(true),
+            Err(_) if self.snapshot.is_dir() => Ok(false),
+            Err(error) => Err(Error::io("cannot create", &self.snapshot, &error)),
         }
-        ensure_dir(self.layout.root(), &self.layout.repo(self.repo).join("snapshots"))?;
+    }
+}
+
+impl SnapshotWriter<'_> {
+    /// Prepares a snapshot that is not there yet. `None` when it is: then each file is put in place by itself.
+    ///
+    /// # Errors
+    /// The first file that cannot be made.
+    pub fn stage(&self, files: &[(&RepoPath, &BlobId)]) -> Result<Option<Staged>> {
+        let snapshot = self.layout.snapshot(self.repo, self.commit);
+        if fs::symlink_metadata(&snapshot).is_ok() {
+            return Ok(None);
+        }
+        let staging = Staging::new(self.layout)?;
         let staged = staging.path().join("snapshot");
         let mut last_folder = PathBuf::new();
         for (path, blob) in files {
@@ -236,12 +257,22 @@ impl SnapshotWriter<'_> {
             }
             self.make(path, blob, &file)?;
         }
-        match fs::rename(&staged, &snapshot) {
-            Ok(()) => Ok(()),
-            // Another process made the snapshot meanwhile.
-            Err(_) if snapshot.is_dir() => files.iter().try_for_each(|(path, blob)| self.replace(&staging, path, blob)),
-            Err(error) => Err(Error::io("cannot create", &snapshot, &error)),
+        Ok(Some(Staged { staging, root: self.layout.root().to_path_buf(), snapshot }))
+    }
+
+    /// Links every file. A snapshot that is not there yet appears whole, by one rename; in one that is there, each
+    /// file is put in place by itself.
+    ///
+    /// # Errors
+    /// The first file that cannot be put in place; nothing outside the cache is ever touched.
+    pub fn write(&self, files: &[(&RepoPath, &BlobId)]) -> Result<()> {
+        if let Some(staged) = self.stage(files)?
+            && staged.publish()?
+        {
+            return Ok(());
         }
+        let staging = Staging::new(self.layout)?;
+        files.iter().try_for_each(|(path, blob)| self.replace(&staging, path, blob))
     }
 
     fn replace(&self, staging: &Staging, path: &RepoPath, blob: &BlobId) -> Result<()> {

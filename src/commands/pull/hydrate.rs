@@ -13,7 +13,7 @@ use std::time::SystemTime;
 use super::local::matches_name;
 use super::plan::{FetchReason, Plan};
 use crate::cache::layout::Layout;
-use crate::cache::place::{self, LinkKind, SnapshotWriter, ensure_dir};
+use crate::cache::place::{self, LinkKind, SnapshotWriter, Staged, ensure_dir};
 use crate::cache::{lock, read};
 use crate::commands::{Amount, wait_for};
 use crate::error::{Error, Result};
@@ -87,6 +87,7 @@ pub async fn hydrate(context: &Context, plans: &[Plan], kind: LinkKind, now: Sys
     let bytes = wire().map(|job| job.fetch.size).sum();
     context.progress.event(Event::Planned { blobs: wire().count() as u64, bytes });
 
+    let staged = stage(&context.layout, plans, kind);
     pool::run(
         jobs.into_values().collect(),
         context.limits.objects.ceiling(),
@@ -115,14 +116,42 @@ pub async fn hydrate(context: &Context, plans: &[Plan], kind: LinkKind, now: Sys
     )
     .await;
     context.progress.event(Event::Step("linking files"));
-    for (plan, outcome) in plans.iter().zip(&mut outcomes) {
+    let staged = staged.await;
+    for ((plan, outcome), staged) in plans.iter().zip(&mut outcomes).zip(staged) {
         if outcome.failures.is_empty() || !outcome.lost.is_empty() {
             let (layout, plan, lost, sync) = (context.layout.clone(), plan.clone(), outcome.lost.clone(), context.sync);
-            let assembled = blocking(move || assemble(&layout, &plan, kind, &lost, sync, now)).await;
+            let assembled = blocking(move || assemble(&layout, &plan, kind, staged, &lost, sync, now)).await;
             outcome.failures.extend(assembled.err());
         }
     }
     outcomes
+}
+
+/// Makes new snapshots beside the downloads, where their links can be made before the blobs are there. What cannot be made
+/// now is made, and its failure told, by [`assemble`].
+fn stage(layout: &Layout, plans: &[Plan], kind: LinkKind) -> impl Future<Output = Vec<Option<Staged>>> + use<> {
+    let count = plans.len();
+    let plans: Vec<Plan> = if kind == LinkKind::Symlink { plans.to_vec() } else { Vec::new() };
+    let layout = layout.clone();
+    let work = tokio::task::spawn_blocking(move || {
+        let one = |plan: &Plan| {
+            if plan.fetch.is_empty() || plan.link.is_empty() {
+                return None;
+            }
+            let links: Vec<_> = plan.link.iter().map(|link| (&link.path, &link.blob)).collect();
+            writer(&layout, plan, kind).stage(&links).ok().flatten()
+        };
+        plans.iter().map(one).collect::<Vec<_>>()
+    });
+    async move {
+        let mut staged = work.await.unwrap_or_default();
+        staged.resize_with(count, || None);
+        staged
+    }
+}
+
+fn writer<'a>(layout: &'a Layout, plan: &'a Plan, kind: LinkKind) -> SnapshotWriter<'a> {
+    SnapshotWriter { layout, repo: &plan.manifest.repo, commit: &plan.manifest.revision, kind }
 }
 
 fn start(layout: &Layout, plan: &Plan) -> Outcome {
@@ -262,6 +291,7 @@ fn assemble(
     layout: &Layout,
     plan: &Plan,
     kind: LinkKind,
+    staged: Option<Staged>,
     lost: &HashSet<BlobId>,
     sync: bool,
     now: SystemTime,
@@ -276,8 +306,9 @@ fn assemble(
     }
     let links: Vec<_> =
         plan.link.iter().filter(|link| !lost.contains(&link.blob)).map(|link| (&link.path, &link.blob)).collect();
-    if !links.is_empty() {
-        SnapshotWriter { layout, repo, commit, kind }.write(&links)?;
+    let staged = staged.filter(|_| lost.is_empty());
+    if !links.is_empty() && !staged.map_or(Ok(false), Staged::publish)? {
+        writer(layout, plan, kind).write(&links)?;
     }
     let complete = !manifest.files.iter().any(|file| lost.contains(&file.blob));
     if complete && let Some(name) = &plan.write_ref {
