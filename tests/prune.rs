@@ -402,7 +402,7 @@ fn an_unreadable_folder_is_said_once() {
     hub.revision(A, 1, 100, 30);
     hub.revision(B, 2, 100, 20);
     let folder = hub.path(A);
-    fs::set_permissions(&folder, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o000)).unwrap();
     if fs::read_dir(&folder).is_ok() {
         return;
     }
