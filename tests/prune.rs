@@ -206,6 +206,11 @@ fn a_dry_run_says_what_a_run_does_and_changes_nothing() {
     hub.blob(A, 9, 50, 5);
     let before = hub.contents();
     let planned = prune(&hub, 150, &["--dry-run"]);
+    let said = text(&run(&hub, &["--max-size", "150B", "--dry-run"]).stdout);
+    assert!(
+        said.contains("would evict org/a@000000000000  200 B  last used 2 weeks ago\nWould free 250 B: "),
+        "{said}"
+    );
     assert_eq!(hub.contents(), before);
     assert!(!hub.exists(".locks"), "not even a lock");
     let done = prune(&hub, 150, &[]);
@@ -397,7 +402,7 @@ fn an_unreadable_folder_is_said_once() {
     hub.revision(A, 1, 100, 30);
     hub.revision(B, 2, 100, 20);
     let folder = hub.path(A);
-    fs::set_permissions(&folder, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o000)).unwrap();
     if fs::read_dir(&folder).is_ok() {
         return;
     }

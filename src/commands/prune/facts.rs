@@ -93,8 +93,7 @@ fn about(layout: &Layout, repo: &Repo) -> RepoFacts {
         |name: &RefName| fs::symlink_metadata(layout.reference(&repo.name, name)).and_then(|meta| meta.modified());
     let lone_refs: BTreeMap<_, _> = lone_refs.map(|(name, _)| (name.clone(), written(name).ok())).collect();
     let lone_trees = repo.trees.iter().filter(|commit| !repo.revisions.contains_key(*commit));
-    let mut touched = Newest::default();
-    touched.0 = lone_refs.values().copied().max().flatten();
+    let mut touched = Newest(lone_refs.values().copied().max().flatten());
     lone_trees.for_each(|commit| touched.look(&layout.tree(&repo.name, commit)));
     if repo.revisions.is_empty() {
         touched.look(&folder);

@@ -12,7 +12,7 @@ mod tests;
 
 use std::collections::BTreeSet;
 use std::str::FromStr;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
 
@@ -124,6 +124,9 @@ pub struct Report {
     /// The actions, for a dry run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub plan: Option<Plan>,
+    /// The time of the report.
+    #[serde(skip)]
+    pub now: SystemTime,
 }
 
 /// A revision that went.
@@ -186,6 +189,7 @@ impl Report {
             failures: plan.failures.clone(),
             seconds: 0.0,
             plan: None,
+            now: SystemTime::UNIX_EPOCH,
         };
         for action in actions.iter().map(|index| &plan.actions[*index]) {
             match &action.what {
@@ -257,5 +261,6 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     })
     .await?;
     report.seconds = started.elapsed().as_secs_f64();
+    report.now = session.now;
     Ok(report)
 }

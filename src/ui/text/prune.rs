@@ -2,25 +2,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
+use std::time::{Duration, SystemTime};
 
-use super::{plural, size};
+use super::{plural, size, time::ago};
 use crate::commands::prune::plan::{Skip, SkipReason};
 use crate::commands::prune::{Evicted, Report};
 use crate::error::{Error, Kind, printable};
 use crate::ids::RepoName;
 use crate::ui;
 
-fn evicted_line(verb: &str, one: &Evicted) -> String {
+fn evicted_line(verb: &str, one: &Evicted, now: SystemTime) -> String {
     let refs: Vec<&str> = one.refs.iter().map(|name| name.as_str()).collect();
     let refs = if refs.is_empty() { String::new() } else { format!(", {}", refs.join(" ")) };
     let name = format!("{}@{}{refs}", one.repo, one.revision.short());
-    format!("{verb} {name}  {}  last used {}", size(one.bytes), date(one.last_use))
-}
-
-/// The day, in UTC.
-fn date(seconds: u64) -> String {
-    let time = i64::try_from(seconds).ok().and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
-    time.map_or_else(|| "never".into(), |time| time.strftime("%Y-%m-%d").to_string())
+    let last_use = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(one.last_use));
+    format!("{verb} {name}  {}  last used {}", size(one.bytes), ago(last_use, now))
 }
 
 /// "2 revisions, 1 orphaned blob and 3 abandoned files", without what there is none of.
@@ -139,7 +135,7 @@ impl ui::Report for Report {
         let verbs = if self.dry_run { ("would evict", "Would free") } else { ("evicted", "Freed") };
         let mut out = String::new();
         for one in &self.evicted {
-            let _ = writeln!(out, "{}", evicted_line(verbs.0, one));
+            let _ = writeln!(out, "{}", evicted_line(verbs.0, one, self.now));
         }
         let of = match self.over_budget {
             0 => format!("{} of the {} budget", size(self.size), size(self.budget)),
