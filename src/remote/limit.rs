@@ -19,6 +19,9 @@ const FAR: Duration = Duration::from_millis(8);
 const LEAST: usize = 2;
 /// What an object counts beside its bytes: the fixed cost of a request, expressed in bytes.
 const OBJECT_COST: u64 = 64 << 10;
+/// A request that moves more than this many bytes a second waits for this machine and not for the store: more of them at
+/// once would only bring the parts of a blob out of order.
+const FAST: f64 = 100e6;
 /// Shortest time over which throughput is compared.
 const WINDOW: Duration = Duration::from_millis(150);
 
@@ -71,7 +74,7 @@ impl Limits {
             return Limits { objects: one.clone(), parts: one, rate };
         }
         let far = round_trip.is_some_and(|time| time > FAR);
-        let (objects, parts) = if far { (192, 64) } else { (16, 4) };
+        let (objects, parts) = if far { (256, 64) } else { (16, 4) };
         let together = most.map(|most| Arc::new(Semaphore::new(most)));
         let limiter = |start: usize, usual: usize| {
             let most = most.map_or(usual, |most| most.min(usual));
@@ -90,7 +93,12 @@ impl Limits {
 impl Share {
     /// How many requests this blob may have in flight now: the limit divided by the blobs that share it.
     pub fn streams(&self) -> usize {
-        self.0.lock().limit.div_ceil(self.0.sharers.load(Ordering::Relaxed).max(1))
+        self.0.lock().limit.div_ceil(self.sharers().max(1))
+    }
+
+    /// How many blobs share the limiter.
+    pub fn sharers(&self) -> usize {
+        self.0.sharers.load(Ordering::Relaxed)
     }
 }
 
@@ -215,7 +223,8 @@ impl Control {
         }
         let score = self.window_score as f64 / spent.as_secs_f64();
         let before = self.limit;
-        if score > self.best * 1.1 {
+        let waits = score / (self.limit as f64) < FAST;
+        if score > self.best * 1.1 && waits {
             self.limit = (self.limit * 2).min(self.most);
         } else if self.raised {
             // Twice as many moved no more: go back, and stay until things change.

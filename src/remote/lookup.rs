@@ -48,7 +48,13 @@ struct Listing {
 /// is not valid.
 pub async fn find(bucket: &Bucket, query: &RepoQuery, revision: Option<&str>) -> Result<Found> {
     let doing = format!("cannot look up {query} in bucket '{}'", bucket.name());
-    let listing = list(bucket, query).await.map_err(|failure| bucket.explain(failure, &doing))?;
+    // Most likely the ref is under the key that all versions know: it is read while the listings are under way.
+    let text = revision.unwrap_or("main");
+    let name = text.parse::<RefName>().ok().filter(|_| text.parse::<Commit>().is_err());
+    let likely = name.map(|name| keys::old_ref(&query.id, &name));
+    let early = async { Some((likely.clone()?, read_ref(bucket, likely.as_ref()?).await.ok()??)) };
+    let (listing, early) = tokio::join!(list(bucket, query), early);
+    let listing = listing.map_err(|failure| bucket.explain(failure, &doing))?;
     if let Some(commit) = revision.and_then(|text| text.parse::<Commit>().ok()) {
         return by_commit(bucket, query, &listing, commit, None).await;
     }
@@ -58,7 +64,7 @@ pub async fn find(bucket: &Bucket, query: &RepoQuery, revision: Option<&str>) ->
             .parse()
             .map_err(|e| Error::usage(format!("cannot pull that revision of {query}")).because(format!("{e}")))?,
     };
-    let search = by_ref(bucket, query, &listing, &name).await?;
+    let search = by_ref(bucket, query, &listing, &name, early).await?;
     if !search.found.is_empty() {
         return choose_type(query, search, name);
     }
@@ -161,7 +167,14 @@ struct Search {
     errors: Vec<Error>,
 }
 
-async fn by_ref(bucket: &Bucket, query: &RepoQuery, listing: &Listing, name: &RefName) -> Result<Search> {
+/// Follows the keys that the ref may have; `early` is one that has been read already.
+async fn by_ref(
+    bucket: &Bucket,
+    query: &RepoQuery,
+    listing: &Listing,
+    name: &RefName,
+    early: Option<(String, Commit)>,
+) -> Result<Search> {
     let mut candidates: Vec<(String, Option<RepoType>, Option<SystemTime>)> = Vec::new();
     if let Some(modified) = listing.old_refs.get(name) {
         candidates.push((keys::old_ref(&query.id, name), None, *modified));
@@ -171,7 +184,11 @@ async fn by_ref(bucket: &Bucket, query: &RepoQuery, listing: &Listing, name: &Re
     }
     let mut search = Search::default();
     for (key, kind, modified) in candidates {
-        let manifest = match read_ref(bucket, &key).await {
+        let read = match &early {
+            Some((known, commit)) if *known == key => Ok(Some(commit.clone())),
+            _ => read_ref(bucket, &key).await,
+        };
+        let manifest = match read {
             Ok(Some(commit)) => match manifest_of(bucket, query, &commit).await {
                 Ok(manifest) => manifest,
                 Err(error) if error.kind == crate::error::Kind::Integrity => {

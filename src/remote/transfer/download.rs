@@ -10,11 +10,12 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
 
+use super::hashing::Hashing;
 use super::{Context, blocking, origin, read_exact_at, write_all_at};
 use crate::cache::place::with_folder;
 use crate::error::{Error, Kind, Result};
@@ -26,9 +27,7 @@ use crate::remote::error::{Cause, Failure};
 /// Blobs up to this size are fetched in one request.
 pub const SINGLE_GET: u64 = 8 << 20;
 /// Size of a range. Equal for all, so that the journal is a list of flags.
-const PART: u64 = 8 << 20;
-/// Bytes that the hashing thread reads back at a time.
-const SLICE: usize = 256 << 10;
+const PART: u64 = 16 << 20;
 /// How often a body that breaks is taken up again without any progress in between.
 const RESUMES: u32 = 6;
 
@@ -81,9 +80,10 @@ pub fn already_there(layout: &crate::cache::layout::Layout, blob: &BlobId) -> u6
 }
 
 /// A file on its way in.
+#[derive(Clone)]
 struct Target {
     path: PathBuf,
-    file: File,
+    file: Arc<File>,
 }
 
 impl Target {
@@ -93,7 +93,7 @@ impl Target {
         #[cfg(unix)]
         std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, rustix::fs::OFlags::NOFOLLOW.bits() as i32);
         let file = with_folder(context.layout.root(), &path, "cannot write", || options.open(&path))?;
-        Ok(Target { path, file })
+        Ok(Target { path, file: Arc::new(file) })
     }
 
     fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
@@ -183,11 +183,11 @@ async fn whole(context: &Context, blob: &Fetch) -> Result<PathBuf> {
         return Err(origin::wrong_hash(context, blob, &found));
     }
     meter.keep();
-    finish(context.sync, Arc::new(target), remove).await
+    finish(context.sync, target, remove).await
 }
 
-/// Flushes the complete file. A thread that read back for the hash may still be about to let go of it.
-async fn finish(sync: bool, target: Arc<Target>, remove: RemoveOnDrop) -> Result<PathBuf> {
+/// Flushes the complete file.
+async fn finish(sync: bool, target: Target, remove: RemoveOnDrop) -> Result<PathBuf> {
     if sync {
         let path = target.path.clone();
         blocking(move || target.file.sync_all()).await.map_err(|e| Error::io("cannot flush", &path, &e))?;
@@ -215,7 +215,7 @@ impl Drop for RemoveOnDrop {
 /// Which parts of a partial file are there: a header with the sizes, then one byte a part, written after its data.
 struct Journal {
     path: PathBuf,
-    file: File,
+    file: Arc<File>,
     done: Vec<bool>,
 }
 
@@ -265,7 +265,6 @@ async fn in_parts(context: &Context, blob: &Fetch) -> Result<PathBuf> {
         let target = Target::create(context, context.layout.partial(&blob.id))?;
         let mut journal = Journal::open(context, &target, blob.size)?;
         let resumed = journal.done.contains(&true);
-        let target = Arc::new(target);
         let fetched = fetch_parts(context, blob, &target, &mut journal).await;
         let journal_path = journal.path.clone();
         drop(journal);
@@ -296,8 +295,8 @@ async fn in_parts(context: &Context, blob: &Fetch) -> Result<PathBuf> {
     }
 }
 
-async fn fetch_parts(context: &Context, blob: &Fetch, target: &Arc<Target>, journal: &mut Journal) -> Result<BlobId> {
-    let hashing = Arc::new(Hashing::new(blob, &journal.done));
+async fn fetch_parts(context: &Context, blob: &Fetch, target: &Target, journal: &mut Journal) -> Result<BlobId> {
+    let hashing = Hashing::new(blob.id, blob.size, PART, journal.done.iter().copied());
     for part in (0..journal.done.len()).filter(|part| journal.done[*part]) {
         let (from, to) = bounds(part, blob.size);
         context.progress.event(Event::Moved { blob: blob.id, bytes: to - from });
@@ -306,10 +305,10 @@ async fn fetch_parts(context: &Context, blob: &Fetch, target: &Arc<Target>, jour
     let mut next = missing.next();
     let share = context.limits.parts.share();
     let mut running: JoinSet<Result<Range<usize>>> = JoinSet::new();
-    hashing.catch_up(target);
+    hashing.catch_up(&target.file);
     while next.is_some() || !running.is_empty() {
         tokio::select! {
-            permit = context.limits.parts.permit(), if next.is_some() && running.len() < share.streams() => {
+            permit = context.limits.parts.permit(), if next.is_some() && running.len() < share.streams() && !hashing.is_behind(share.sharers()) => {
                 let parts = next.expect("checked by the branch");
                 next = missing.next();
                 let (context, blob, target, hashing) = (context.clone(), blob.clone(), target.clone(), hashing.clone());
@@ -319,7 +318,7 @@ async fn fetch_parts(context: &Context, blob: &Fetch, target: &Arc<Target>, jour
                     let mut meter = Meter::new(&context.progress, blob.id);
                     range(&context, &blob, (from, to), |chunk, offset| {
                         target.write(chunk, offset)?;
-                        hashing.written((offset / PART) as usize, offset, chunk);
+                        hashing.moved(offset, chunk);
                         meter.add(chunk.len() as u64);
                         Ok(())
                     })
@@ -329,19 +328,21 @@ async fn fetch_parts(context: &Context, blob: &Fetch, target: &Arc<Target>, jour
                     Ok(parts)
                 });
             }
+            () = hashing.caught_up(), if next.is_some() && hashing.is_behind(share.sharers()) => {}
             Some(done) = running.join_next() => {
                 let parts = match done {
                     Ok(parts) => parts?,
                     Err(failed) => std::panic::resume_unwind(failed.into_panic()),
                 };
                 parts.into_iter().try_for_each(|part| journal.mark(part))?;
-                hashing.catch_up(target);
+                hashing.catch_up(&target.file);
             }
         }
     }
     drop(share);
-    let target = target.clone();
-    blocking(move || hashing.finish(&target)).await
+    let file = target.file.clone();
+    let found = blocking(move || hashing.finish(&file)).await;
+    found.map_err(|error| Error::io("cannot read back", &target.path, &error))
 }
 
 /// Runs of up to `most` neighbouring parts that are not there yet.
@@ -360,149 +361,4 @@ fn runs(done: &[bool], most: usize) -> Vec<Range<usize>> {
 fn bounds(part: usize, size: u64) -> (u64, u64) {
     let from = part as u64 * PART;
     (from, (from + PART).min(size))
-}
-
-/// The hash of a blob whose parts come in any order.
-struct Hashing {
-    id: BlobId,
-    size: u64,
-    state: Mutex<HashState>,
-    idle: Condvar,
-}
-
-struct HashState {
-    /// `None` while somebody hashes.
-    hasher: Option<BlobHasher>,
-    /// Bytes hashed so far.
-    at: u64,
-    /// How far each part is written.
-    written: Vec<u64>,
-    /// Why it cannot go on.
-    error: Option<Error>,
-}
-
-impl HashState {
-    /// How far the file is complete from where the hash is.
-    fn reachable(&self, size: u64) -> u64 {
-        let mut end = self.at;
-        loop {
-            let part = (end / PART) as usize;
-            match self.written.get(part) {
-                Some(written) if *written > end => end = *written,
-                _ => return end.min(size),
-            }
-        }
-    }
-}
-
-impl Hashing {
-    fn new(blob: &Fetch, done: &[bool]) -> Self {
-        let written = done.iter().enumerate().map(|(part, done)| {
-            let (from, to) = bounds(part, blob.size);
-            if *done { to } else { from }
-        });
-        let hasher = Some(BlobHasher::like(&blob.id, blob.size));
-        let state = HashState { hasher, at: 0, written: written.collect(), error: None };
-        Hashing { id: blob.id, size: blob.size, state: Mutex::new(state), idle: Condvar::new() }
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashState> {
-        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
-    /// A chunk is in the file; it is hashed at once when it continues the hash.
-    fn written(&self, part: usize, offset: u64, chunk: &[u8]) {
-        let taken = {
-            let mut state = self.lock();
-            state.written[part] = offset + chunk.len() as u64;
-            if state.at == offset { state.hasher.take() } else { None }
-        };
-        if let Some(mut hasher) = taken {
-            hasher.update(chunk);
-            self.put_back(hasher, offset + chunk.len() as u64);
-        }
-    }
-
-    fn put_back(&self, hasher: BlobHasher, at: u64) {
-        let mut state = self.lock();
-        state.hasher = Some(hasher);
-        state.at = at;
-        drop(state);
-        self.idle.notify_all();
-    }
-
-    /// Starts reading back what can be reached and was not hashed as it came.
-    fn catch_up(self: &Arc<Self>, target: &Arc<Target>) {
-        let worth_it = {
-            let state = self.lock();
-            state.hasher.is_some() && state.reachable(self.size) > state.at
-        };
-        if worth_it {
-            let (this, target) = (self.clone(), target.clone());
-            tokio::task::spawn_blocking(move || this.read_back(&target));
-        }
-    }
-
-    /// Hashes from the file as far as it is complete.
-    fn read_back(&self, target: &Target) {
-        let mut buffer = vec![0; SLICE];
-        loop {
-            let (mut hasher, at, end) = {
-                let mut state = self.lock();
-                let end = state.reachable(self.size).min(state.at + SLICE as u64);
-                match (end > state.at, state.hasher.take()) {
-                    (true, Some(hasher)) => (hasher, state.at, end),
-                    (_, hasher) => {
-                        state.hasher = hasher.or(state.hasher.take());
-                        return;
-                    }
-                }
-            };
-            let slice = &mut buffer[..(end - at) as usize];
-            match read_exact_at(&target.file, slice, at) {
-                Ok(()) => {
-                    hasher.update(slice);
-                    self.put_back(hasher, end);
-                }
-                Err(error) => {
-                    self.lock().error = Some(Error::io("cannot read back", &target.path, &error));
-                    self.put_back(hasher, at);
-                    return;
-                }
-            }
-        }
-    }
-
-    /// The name of the whole file, all of whose parts are written.
-    fn finish(&self, target: &Target) -> Result<BlobId> {
-        loop {
-            self.read_back(target);
-            let state = self.lock();
-            let state = self.idle.wait_while(state, |state| state.hasher.is_none());
-            let mut state = state.unwrap_or_else(|poisoned| poisoned.into_inner());
-            if let Some(error) = state.error.take() {
-                return Err(error);
-            }
-            if state.at == self.size {
-                let hasher = state.hasher.take().unwrap_or_else(|| BlobHasher::like(&self.id, self.size));
-                return Ok(hasher.finish());
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_file_that_another_thread_still_holds_can_be_finished() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("blob");
-        let target = Arc::new(Target { path: path.clone(), file: File::create_new(&path).unwrap() });
-        let held = target.clone();
-        assert_eq!(finish(true, target, RemoveOnDrop(Some(path.clone()))).await.unwrap(), path);
-        drop(held);
-        assert!(path.exists());
-    }
 }

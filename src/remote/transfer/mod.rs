@@ -6,6 +6,7 @@
 //! size of the blobs.
 
 pub mod download;
+mod hashing;
 mod origin;
 pub mod pool;
 pub mod rate;
@@ -14,6 +15,8 @@ pub mod upload;
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
+
+use bytes::Bytes;
 
 use super::client::Bucket;
 use super::hub::Hub;
@@ -52,6 +55,33 @@ pub(crate) fn read_exact_at(file: &File, buffer: &mut [u8], offset: u64) -> io::
             }
         }
         Ok(())
+    }
+}
+
+/// Reads exactly `length` bytes at `offset`.
+pub(crate) fn read_at(file: &File, length: usize, offset: u64) -> io::Result<Bytes> {
+    #[cfg(unix)]
+    {
+        // Into memory that is not cleared first: a slice is read for every 256 KiB that are sent.
+        let mut bytes = Vec::with_capacity(length);
+        while bytes.len() < length {
+            let at = offset + bytes.len() as u64;
+            match rustix::io::pread(file, rustix::buffer::spare_capacity(&mut bytes), at) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(_) => {}
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        // The allocation may be larger than what was asked for.
+        bytes.truncate(length);
+        Ok(bytes.into())
+    }
+    #[cfg(not(unix))]
+    {
+        let mut bytes = vec![0; length];
+        read_exact_at(file, &mut bytes, offset)?;
+        Ok(bytes.into())
     }
 }
 

@@ -2,23 +2,23 @@
 //!
 //! Up to `IN_MEMORY` bytes: read, hashed, sent. Up to [`SINGLE_PUT`]: streamed from the file and hashed on the way;
 //! the last slice is held back until the hash matched, so that the store never gets a complete wrong object.
-//! Larger: parallel parts, the hash computed beside them, and the object completed only when it matched. The parts of
+//! Larger: parallel parts, hashed as they are sent, and the object completed only when the hash matched. The parts of
 //! an interrupted upload are found again through a small record in our own state folder.
 
 use std::fs::File;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context as TaskContext, Poll, ready};
 use std::time::SystemTime;
 
 use aws_sdk_s3::primitives::SdkBody;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tokio::task::JoinSet;
 
+use super::hashing::Hashing;
 use super::rate::Pace;
-use super::{Context, blocking, read_exact_at};
+use super::{Context, blocking, read_at};
 use crate::cache::read::open_quietly;
 use crate::error::{Error, Result};
 use crate::hash::{BlobHasher, blob_id_of};
@@ -92,10 +92,9 @@ async fn from_memory(context: &Context, blob: &Upload) -> Result<()> {
     let task = blob.clone();
     let bytes: Bytes = blocking(move || -> Result<Bytes> {
         let file = open_quietly(&task.source).map_err(|e| unreadable(&task, &e))?;
-        let mut bytes = vec![0; task.size as usize];
-        read_exact_at(&file, &mut bytes, 0).map_err(|e| unreadable(&task, &e))?;
+        let bytes = read_at(&file, task.size as usize, 0).map_err(|e| unreadable(&task, &e))?;
         match blob_id_of(&task.id, &bytes) {
-            found if found == task.id => Ok(bytes.into()),
+            found if found == task.id => Ok(bytes),
             found => Err(wrong_bytes(&task, &found)),
         }
     })
@@ -114,8 +113,8 @@ async fn streamed(context: &Context, blob: &Upload) -> Result<()> {
     let file = Arc::new(open_quietly(&blob.source).map_err(|e| unreadable(blob, &e))?);
     let local_error: Slot = Arc::default();
     let body = |pulse: &Pulse| {
-        let hasher = BlobHasher::like(&blob.id, blob.size);
-        FileBody::new(context, blob, &file, 0, blob.size, Some(hasher), pulse, &local_error)
+        let check = Check::Whole(Some(BlobHasher::like(&blob.id, blob.size)));
+        FileBody::new(context, blob, &file, 0, blob.size, check, pulse, &local_error)
     };
     let sent = context.bucket.put(&keys::blob(&blob.id), blob.size, Some(&blob.id), &body).await;
     if let Some(error) = take(&local_error) {
@@ -154,25 +153,16 @@ async fn in_parts(context: &Context, blob: &Upload) -> Result<()> {
     let file = open_quietly(&blob.source).map_err(|e| unreadable(blob, &e))?;
     let before = file.metadata().map_err(|e| unreadable(blob, &e))?;
     let file = Arc::new(file);
-    let stop = StopOnDrop::default();
-    let hash = {
-        let (file, blob, stop) = (file.clone(), blob.clone(), stop.0.clone());
-        tokio::task::spawn_blocking(move || hash_file(&file, &blob, &stop))
-    };
     let (record, known) = open_upload(context, blob, before.modified().ok()).await?;
     let sent = send_parts(context, blob, &file, &record, known).await;
-    let parts = match sent {
-        Ok(parts) => parts,
+    let (parts, found) = match sent {
+        Ok(sent) => sent,
         Err(error) => {
             if error.kind == crate::error::Kind::Integrity {
                 give_up(context, blob, &record).await;
             }
             return Err(error);
         }
-    };
-    let found = match hash.await {
-        Ok(found) => found?,
-        Err(failed) => std::panic::resume_unwind(failed.into_panic()),
     };
     let after = file.metadata().map_err(|e| unreadable(blob, &e))?;
     let changed = after.len() != before.len() || after.modified().ok() != before.modified().ok();
@@ -238,7 +228,7 @@ async fn send_parts(
     file: &Arc<File>,
     record: &Record,
     known: Vec<Part>,
-) -> Result<Vec<Part>> {
+) -> Result<(Vec<Part>, BlobId)> {
     let count = blob.size.div_ceil(record.part_size);
     let length = |number: u64| record.part_size.min(blob.size - (number - 1) * record.part_size);
     let mut parts: Vec<Option<Part>> = vec![None; count as usize];
@@ -249,6 +239,9 @@ async fn send_parts(
             parts[number as usize - 1] = Some(part);
         }
     }
+    let done = parts.iter().map(Option::is_some);
+    let hashing = Hashing::new(blob.id, blob.size, record.part_size, done);
+    hashing.catch_up(file);
     let mut missing =
         (1..=count).filter(|number| parts[*number as usize - 1].is_none()).collect::<Vec<_>>().into_iter();
     let mut next = missing.next();
@@ -256,16 +249,19 @@ async fn send_parts(
     let mut running: JoinSet<Result<Part>> = JoinSet::new();
     while next.is_some() || !running.is_empty() {
         tokio::select! {
-            permit = context.limits.parts.permit(), if next.is_some() && running.len() < share.streams() => {
+            permit = context.limits.parts.permit(), if next.is_some() && running.len() < share.streams() && !hashing.is_behind(share.sharers()) => {
                 let number = next.expect("checked by the branch");
                 next = missing.next();
-                let (context, blob, file) = (context.clone(), blob.clone(), file.clone());
+                let (context, blob, file, hashing) = (context.clone(), blob.clone(), file.clone(), hashing.clone());
                 let (key, upload) = (record.key.clone(), record.upload.clone());
                 let (offset, size) = ((number - 1) * record.part_size, length(number));
                 running.spawn(async move {
                     let mut permit = permit;
                     let local_error: Slot = Arc::default();
-                    let body = |pulse: &Pulse| FileBody::new(&context, &blob, &file, offset, size, None, pulse, &local_error);
+                    let body = |pulse: &Pulse| {
+                        let check = Check::Part(hashing.clone());
+                        FileBody::new(&context, &blob, &file, offset, size, check, pulse, &local_error)
+                    };
                     let sent = context.bucket.put_part(&key, &upload, number as i32, size, &body).await;
                     if let Some(error) = take(&local_error) {
                         return Err(error);
@@ -274,6 +270,7 @@ async fn send_parts(
                     sent.map_err(|failure| context.bucket.explain(failure, &doing(&blob)))
                 });
             }
+            () = hashing.caught_up(), if next.is_some() && hashing.is_behind(share.sharers()) => {}
             Some(done) = running.join_next() => {
                 let part = match done {
                     Ok(part) => part?,
@@ -281,33 +278,14 @@ async fn send_parts(
                 };
                 let at = part.number as usize - 1;
                 parts[at] = Some(part);
+                hashing.catch_up(file);
             }
         }
     }
-    Ok(parts.into_iter().flatten().collect())
-}
-
-fn hash_file(file: &File, blob: &Upload, stop: &AtomicBool) -> Result<BlobId> {
-    let mut hasher = BlobHasher::like(&blob.id, blob.size);
-    let mut buffer = vec![0; SLICE as usize];
-    let mut offset = 0;
-    while offset < blob.size && !stop.load(Ordering::Relaxed) {
-        let length = SLICE.min(blob.size - offset) as usize;
-        read_exact_at(file, &mut buffer[..length], offset).map_err(|e| unreadable(blob, &e))?;
-        hasher.update(&buffer[..length]);
-        offset += length as u64;
-    }
-    Ok(hasher.finish())
-}
-
-/// Ends the hashing thread when the upload is dropped.
-#[derive(Default)]
-struct StopOnDrop(Arc<AtomicBool>);
-
-impl Drop for StopOnDrop {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
+    drop(share);
+    let source = file.clone();
+    let found = blocking(move || hashing.finish(&source)).await.map_err(|e| unreadable(blob, &e))?;
+    Ok((parts.into_iter().flatten().collect(), found))
 }
 
 /// Where a body leaves the reason for ending itself: the SDK would only say that the body failed.
@@ -317,13 +295,21 @@ fn take(slot: &Slot) -> Option<Error> {
     slot.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take()
 }
 
+/// How the bytes of a body are hashed.
+enum Check {
+    /// All of the blob: its last slice is sent only when they match the name. `None` after that.
+    Whole(Option<BlobHasher>),
+    /// A part of it, hashed together with the others.
+    Part(Arc<Hashing>),
+}
+
 /// A request body that reads a range of a file, slice by slice, as the connection takes it.
 struct FileBody {
     blob: Upload,
     file: Arc<File>,
     offset: u64,
     end: u64,
-    hasher: Option<BlobHasher>,
+    check: Check,
     meter: Option<Meter>,
     pulse: Pulse,
     pace: Pace,
@@ -339,7 +325,7 @@ impl FileBody {
         file: &Arc<File>,
         offset: u64,
         size: u64,
-        hasher: Option<BlobHasher>,
+        check: Check,
         pulse: &Pulse,
         local_error: &Slot,
     ) -> SdkBody {
@@ -348,7 +334,7 @@ impl FileBody {
             file: file.clone(),
             offset,
             end: offset + size,
-            hasher,
+            check,
             meter: Some(Meter::new(&context.progress, blob.id)),
             pulse: pulse.clone(),
             pace: Pace::new(&context.limits.rate),
@@ -357,22 +343,25 @@ impl FileBody {
     }
 
     fn slice(&mut self, length: u64) -> Result<Bytes> {
-        let mut buffer = BytesMut::zeroed(length as usize);
-        read_exact_at(&self.file, &mut buffer, self.offset).map_err(|e| unreadable(&self.blob, &e))?;
+        let bytes = read_at(&self.file, length as usize, self.offset).map_err(|e| unreadable(&self.blob, &e))?;
+        let offset = self.offset;
         self.offset += length;
-        if let Some(hasher) = &mut self.hasher {
-            hasher.update(&buffer);
-            if self.offset == self.end {
-                let found = self.hasher.take().map(BlobHasher::finish);
-                if let Some(found) = found.filter(|found| *found != self.blob.id) {
-                    return Err(wrong_bytes(&self.blob, &found));
+        match &mut self.check {
+            Check::Part(hashing) => hashing.moved(offset, &bytes),
+            Check::Whole(hasher) => {
+                hasher.iter_mut().for_each(|hasher| hasher.update(&bytes));
+                if self.offset == self.end {
+                    let found = hasher.take().map(BlobHasher::finish);
+                    if let Some(found) = found.filter(|found| *found != self.blob.id) {
+                        return Err(wrong_bytes(&self.blob, &found));
+                    }
                 }
             }
         }
         if let Some(meter) = &mut self.meter {
             meter.add(length);
         }
-        Ok(buffer.freeze())
+        Ok(bytes)
     }
 }
 
