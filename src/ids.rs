@@ -251,7 +251,7 @@ impl fmt::Debug for BlobId {
 impl FromStr for BlobId {
     type Err = Invalid;
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        if !is_lower_hex(text) || !matches!(text.len(), 40 | 64) {
+        if !matches!(text.len(), 40 | 64) || !is_lower_hex(text) {
             return invalid(text, "is no blob name (40 or 64 lowercase hexadecimal digits)");
         }
         let digit = |b: u8| if b.is_ascii_digit() { b - b'0' } else { b - b'a' + 10 };

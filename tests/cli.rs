@@ -53,8 +53,8 @@ fn help_and_version() {
         assert!(own.contains("--cache-dir") && own.contains("--json"), "{own}");
     }
     for (command, options) in [
-        ("push", &["--dry-run", "--workers", "--bwlimit"][..]),
-        ("watch", &["--workers", "--bwlimit"]),
+        ("push", &["--dry-run", "--workers", "--bwlimit", "--max-memory"][..]),
+        ("watch", &["--workers", "--bwlimit", "--max-memory"]),
         ("pull", &["-r, --revision", "--repo-type", "--dry-run", "--workers", "--verify", "--no-sync"]),
         (
             "pull-all",
@@ -95,6 +95,8 @@ fn wrong_usage() {
         &["pull", "a", "--bwlimit", "-5MB/s"],
         &["pull-all", "--bwlimit", "10"],
         &["watch", "--bwlimit", "9000TB/s"],
+        &["push", "--max-memory", "1MiB"],
+        &["pull", "a", "--max-memory", "-64MiB"],
         &["pull-all", "--limit", "-1"],
         &["pull", "a", "--fallback", "b2"],
     ] {
@@ -107,6 +109,8 @@ fn wrong_usage() {
     assert!(machine.run(&["pusj"]).stderr.contains("'push'"), "the nearest command is named");
     let said = machine.run(&["push", "--bwlimit", "fast"]).stderr;
     assert!(said.contains("expected a rate such as 50MB/s"), "{said}");
+    let said = machine.run(&["push", "--max-memory", "1MiB"]).stderr;
+    assert!(said.contains("32MiB or more"), "{said}");
 }
 
 #[test]

@@ -94,7 +94,7 @@ fn limited_commands_do_all_their_work() {
     let (revision, _) = revision();
     let revision = revision.refs(&["main"]);
     revision.write(&source.hub());
-    let limits = ["--bwlimit", "80MB/s"];
+    let limits = ["--bwlimit", "80MB/s", "--max-memory", "33MiB"];
     source.ok(&[&["push"], &limits[..]].concat());
     target.ok(&[&["pull", "org/name"], &limits[..]].concat());
     for file in &revision.files {

@@ -383,7 +383,9 @@ impl<'a> RepoScan<'a> {
 
     fn blobs(&mut self) {
         let dir = self.blobs_dir.clone();
-        for (name, entry) in self.entries(&dir) {
+        let entries = self.entries(&dir);
+        let mut blobs = Vec::with_capacity(entries.len());
+        for (name, entry) in entries {
             let meta = match entry.metadata() {
                 Ok(meta) => meta,
                 // Renamed or removed since the folder was read: a download in flight ended.
@@ -395,9 +397,7 @@ impl<'a> RepoScan<'a> {
             };
             let modified = meta.modified().ok();
             match layout::blob_entry(&name) {
-                BlobEntry::Blob(id) if meta.is_file() => {
-                    self.repo.blobs.insert(id, blob(&meta, Place::Blobs, modified));
-                }
+                BlobEntry::Blob(id) if meta.is_file() => blobs.push((id, blob(&meta, Place::Blobs, modified))),
                 BlobEntry::Blob(id) if meta.is_symlink() => self.linked_blob(id, entry.path(), modified),
                 BlobEntry::Blob(_) => {
                     self.problem(entry.path(), ProblemKind::BadName, "is named like a blob but is no file")
@@ -412,6 +412,8 @@ impl<'a> RepoScan<'a> {
                 }
             }
         }
+        // At once: cheaper than one by one, and the nodes of the map are full.
+        self.repo.blobs.append(&mut BTreeMap::from_iter(blobs));
     }
 
     fn linked_blob(&mut self, id: BlobId, path: PathBuf, placed: Option<SystemTime>) {
@@ -445,9 +447,9 @@ impl<'a> RepoScan<'a> {
             let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
             match name.parse::<Commit>() {
                 Ok(commit) if is_dir => {
-                    let mut revision = Revision::default();
-                    self.snapshot(&path, "", 0, &mut revision);
-                    self.repo.revisions.insert(commit, revision);
+                    let mut files = Vec::new();
+                    self.snapshot(&path, "", 0, &mut files);
+                    self.repo.revisions.insert(commit, Revision { files: BTreeMap::from_iter(files) });
                 }
                 _ if name == ".DS_Store" => {}
                 Ok(_) => self.problem(path, ProblemKind::ForeignLink, "is named like a snapshot but is no folder"),
@@ -459,7 +461,7 @@ impl<'a> RepoScan<'a> {
     }
 
     /// `prefix` is the folder's path in the repo, empty or ending in `/`; `depth` counts its folders.
-    fn snapshot(&mut self, dir: &Path, prefix: &str, depth: usize, revision: &mut Revision) {
+    fn snapshot(&mut self, dir: &Path, prefix: &str, depth: usize, files: &mut Vec<(RepoPath, SnapshotFile)>) {
         if depth > 100 {
             self.problem(dir.to_path_buf(), ProblemKind::BadName, "is nested too deeply");
             return;
@@ -473,15 +475,15 @@ impl<'a> RepoScan<'a> {
                     continue;
                 }
             };
-            let relative = format!("{prefix}{name}");
             if kind.is_dir() {
-                self.snapshot(&entry.path(), &format!("{relative}/"), depth + 1, revision);
+                self.snapshot(&entry.path(), &format!("{prefix}{name}/"), depth + 1, files);
                 continue;
             }
             if !kind.is_symlink() && name == ".DS_Store" {
                 continue;
             }
-            let relative: RepoPath = match relative.parse() {
+            let relative = if prefix.is_empty() { name.parse() } else { format!("{prefix}{name}").parse() };
+            let relative: RepoPath = match relative {
                 Ok(relative) => relative,
                 Err(why) => {
                     self.problem(entry.path(), ProblemKind::BadName, why.to_string());
@@ -490,7 +492,7 @@ impl<'a> RepoScan<'a> {
             };
             let file = if kind.is_symlink() { self.link(&mut links, &name, depth) } else { self.real_file(&entry) };
             if let Some(file) = file {
-                revision.files.insert(relative, file);
+                files.push((relative, file));
             }
         }
     }
@@ -645,6 +647,8 @@ struct Links<'a> {
     dir: &'a Path,
     #[cfg(unix)]
     handle: Option<Option<fs::File>>,
+    #[cfg(unix)]
+    buffer: Vec<u8>,
     target: PathBuf,
 }
 
@@ -654,28 +658,35 @@ impl<'a> Links<'a> {
             dir,
             #[cfg(unix)]
             handle: None,
+            #[cfg(unix)]
+            buffer: Vec::new(),
             target: PathBuf::new(),
         }
     }
 
-    fn read(&mut self, name: &str) -> io::Result<&Path> {
-        self.target = self.read_by_handle(name).unwrap_or_else(|| fs::read_link(self.dir.join(name)))?;
-        Ok(&self.target)
-    }
-
     #[cfg(unix)]
-    fn read_by_handle(&mut self, name: &str) -> Option<io::Result<PathBuf>> {
-        use std::ffi::OsString;
-        use std::os::unix::ffi::OsStringExt;
-        let handle = self.handle.get_or_insert_with(|| fs::File::open(self.dir).ok()).as_ref()?;
-        let buffer = std::mem::take(&mut self.target).into_os_string().into_vec();
-        let target = rustix::fs::readlinkat(handle, name, buffer).map_err(io::Error::from);
-        Some(target.map(|target| OsString::from_vec(target.into_bytes()).into()))
+    fn read(&mut self, name: &str) -> io::Result<&Path> {
+        use std::ffi::OsStr;
+        use std::os::unix::ffi::OsStrExt;
+        let handle = self.handle.get_or_insert_with(|| fs::File::open(self.dir).ok());
+        let Some(handle) = handle else { return self.read_by_path(name) };
+        self.buffer.resize(1024, 0);
+        let length = rustix::fs::readlinkat_raw(&*handle, name, &mut self.buffer[..])?;
+        // What fills the buffer may go on after it.
+        if length == self.buffer.len() {
+            return self.read_by_path(name);
+        }
+        Ok(Path::new(OsStr::from_bytes(&self.buffer[..length])))
     }
 
     #[cfg(not(unix))]
-    fn read_by_handle(&mut self, _: &str) -> Option<io::Result<PathBuf>> {
-        None
+    fn read(&mut self, name: &str) -> io::Result<&Path> {
+        self.read_by_path(name)
+    }
+
+    fn read_by_path(&mut self, name: &str) -> io::Result<&Path> {
+        self.target = fs::read_link(self.dir.join(name))?;
+        Ok(&self.target)
     }
 }
 
@@ -701,6 +712,20 @@ pub fn inode(_: &Metadata) -> Option<Inode> {
 mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
+
+    #[test]
+    fn links_of_any_length_are_read_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut links = Links::new(dir.path());
+        for length in [1, 1023, 1024, 1025, 4000] {
+            let (name, target) = (format!("link-{length}"), "x/".repeat(length / 2) + &"y".repeat(length % 2));
+            symlink(&target, dir.path().join(&name)).unwrap();
+            assert_eq!(links.read(&name).unwrap().to_str(), Some(target.as_str()));
+        }
+        assert_eq!(links.read("nothing").unwrap_err().kind(), io::ErrorKind::NotFound);
+        let gone = dir.path().join("gone");
+        assert_eq!(Links::new(&gone).read("link").unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
 
     #[test]
     fn a_blob_that_comes_during_the_scan_is_no_broken_link() {

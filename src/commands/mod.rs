@@ -30,7 +30,7 @@ use crate::progress::{Event, Progress};
 use crate::remote::client::Bucket;
 use crate::remote::limit::{Caps, Limits};
 use crate::remote::transfer::Context;
-use size::ByteRate;
+use size::{ByteRate, Memory};
 
 /// What every command gets.
 #[derive(Clone)]
@@ -116,12 +116,20 @@ pub struct TransferArgs {
     /// Bytes per second at most, over all requests together, such as 50MB/s
     #[arg(long, value_name = "RATE", allow_hyphen_values = true)]
     pub bwlimit: Option<ByteRate>,
+
+    /// Memory at most, such as 64MiB: caps the requests in flight
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    pub max_memory: Option<Memory>,
 }
 
 impl TransferArgs {
     /// What the transfers may use.
     pub fn caps(&self) -> Caps {
-        Caps { workers: self.workers.map(usize::from), memory: None, rate: self.bwlimit.map(|rate| rate.0) }
+        Caps {
+            workers: self.workers.map(usize::from),
+            memory: self.max_memory.map(|memory| memory.0),
+            rate: self.bwlimit.map(|rate| rate.0),
+        }
     }
 }
 

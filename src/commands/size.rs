@@ -3,6 +3,8 @@
 use std::num::NonZeroU64;
 use std::str::FromStr;
 
+use crate::remote::limit::requests_within;
+
 /// A size with a unit, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Size(pub u64);
@@ -17,6 +19,18 @@ impl FromStr for Size {
 fn bytes(text: &str) -> Option<u64> {
     let bytes = text.trim().parse::<bytesize::ByteSize>().map(|size| size.as_u64()).ok();
     bytes.filter(|bytes| *bytes < 1 << 60)
+}
+
+/// Memory for a run, as the requests in flight that it has room for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory(pub usize);
+
+impl FromStr for Memory {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let requests = bytes(text).and_then(requests_within);
+        requests.map(Memory).ok_or_else(|| "expected a size such as 64MiB, 32MiB or more".to_string())
+    }
 }
 
 /// Bytes per second.
@@ -52,6 +66,15 @@ mod tests {
         assert_eq!(parse("1.5KiB"), Ok(1536));
         for text in ["", "0", "0MB/s", "-1M", "fast", "10B/s", "50", "2TB/s", "1e30", "50MB/h", "50/s/s", "/s", "NaN"] {
             assert!(parse(text).unwrap_err().starts_with("expected a rate"), "{text}");
+        }
+    }
+
+    #[test]
+    fn memory_has_a_least_value() {
+        assert_eq!("32MiB".parse(), Ok(Memory(1)));
+        assert_eq!("96 MiB".parse(), Ok(Memory(65)));
+        for text in ["", "0", "-64MiB", "32MB", "31.9MiB", "64", "lots", "1e30"] {
+            assert!(text.parse::<Memory>().unwrap_err().ends_with("32MiB or more"), "{text}");
         }
     }
 
