@@ -60,8 +60,10 @@ def arguments():
     add("--json", type=Path, metavar="FILE", help="write every figure to this file")
     add("--work", type=Path, default=ROOT / "target" / "compare", metavar="DIR", help="the data (target/compare)")
     add("--timeout", type=float, default=600, metavar="S", help="seconds after which a run has failed (600)")
-    add("--bin", type=Path, required=True, metavar="FILE", help="the hf-cache-sync to measure, instead of building it")
-    add("--lean-server", type=Path, required=True, metavar="FILE", help="the lean-server example, likewise")
+    built = ROOT / "target" / "release"
+    ours, lean = built / "hf-cache-sync", built / "examples" / "lean-server"
+    add("--bin", type=Path, default=ours, metavar="FILE", help="the hf-cache-sync to measure, instead of building it")
+    add("--lean-server", type=Path, default=lean, metavar="FILE", help="the lean-server example, likewise")
     options = parser.parse_args()
     for name in ("bin", "lean_server", "work"):
         setattr(options, name, getattr(options, name).resolve())
