@@ -60,8 +60,10 @@ def arguments():
     add("--json", type=Path, metavar="FILE", help="write every figure to this file")
     add("--work", type=Path, default=ROOT / "target" / "compare", metavar="DIR", help="the data (target/compare)")
     add("--timeout", type=float, default=600, metavar="S", help="seconds after which a run has failed (600)")
-    add("--bin", type=Path, required=True, metavar="FILE", help="the hf-cache-sync to measure, instead of building it")
-    add("--lean-server", type=Path, required=True, metavar="FILE", help="the lean-server example, likewise")
+    built = ROOT / "target" / "release"
+    ours, lean = built / "hf-cache-sync", built / "examples" / "lean-server"
+    add("--bin", type=Path, default=ours, metavar="FILE", help="the hf-cache-sync to measure, instead of building it")
+    add("--lean-server", type=Path, default=lean, metavar="FILE", help="the lean-server example, likewise")
     options = parser.parse_args()
     for name in ("bin", "lean_server", "work"):
         setattr(options, name, getattr(options, name).resolve())
@@ -123,7 +125,7 @@ class Bench:
 
     def __init__(self, comparison, one, place, server, stack, objects):
         self.all, self.set, self.place, self.server = comparison, one, place, server
-        self.stack, self.objects, self.seeds = stack, objects, {}
+        self.objects, self.seeds = objects, {}
         self.store = stack.enter_context(self.start())
 
     def start(self):
@@ -131,9 +133,12 @@ class Bench:
         return stores.start(self.server, lean=lean, weed=weed, objects=self.objects, scratch=self.all.scratch)
 
     def push(self, tool, run):
-        with self.store.bucket(run) as bucket:
+        bucket = self.store.make_bucket(run)
+        try:
             sample = self.measure(tool, "push", self.job(bucket, prefix=run))
             found = self.store.keys(bucket, f"{run}/{tool.below}")
+        finally:
+            self.store.remove_bucket(bucket)
         if found < self.set.count:
             raise measure.Failed(f"{found} objects instead of {self.set.count} are in the bucket")
         return sample
@@ -163,7 +168,7 @@ class Bench:
         if self.store.counts:
             return "bench"
         if name not in self.seeds:
-            bucket = self.stack.enter_context(self.store.bucket(f"seeded-{len(self.seeds)}"))
+            bucket = self.store.make_bucket(f"seeded-{len(self.seeds)}")
             self.measure(self.all.ours, "push", self.job(bucket))
             self.seeds[name] = bucket
         return self.seeds[name]
@@ -178,6 +183,8 @@ class Bench:
         os.sync()
         self.store.requests()
         scratch, timeout = self.all.scratch, self.all.options.timeout
+        if shutil.disk_usage(scratch).free < SPARE // 2:
+            raise measure.Failed("not started, the disk is nearly full")
         sample = measure.run(command, env=env, cwd=scratch, log=scratch / "log", timeout=timeout)
         sample.requests = self.store.requests()
         return sample

@@ -86,7 +86,7 @@ class Original(Ours):
     name = "hf-cache-sync 0.1.0"
     verifies = {
         "push": "CRC32 of what it sends, by the store",
-        "pull": "sha256 of each file, which it reads again",
+        "pull": "sha256 of each file, which it reads again; not git's sha1 names",
         "present": "names",
     }
 

@@ -11,7 +11,7 @@ class Compare(Scenario):
     def test_the_comparison_measures_every_tool(self):
         figures = self.root / "figures.json"
         command = [sys.executable, HERE.parents[1] / "benches" / "compare" / "compare.py", "--bin", TOOLS.ours]
-        command += ["--lean-server", "not needed", "--work", self.root / "work", "--json", figures]
+        command += ["--work", self.root / "work", "--json", figures]
         command += ["--set", "smoke", "--server", "seaweed", "--peers", "0.1.0", "--runs", "1"]
         with open(self.root / "log", "wb") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log)
