@@ -107,12 +107,7 @@ impl Limits {
 impl Share {
     /// How many requests this blob may have in flight now: the limit divided by the blobs that share it.
     pub fn streams(&self) -> usize {
-        self.0.lock().limit.div_ceil(self.sharers().max(1))
-    }
-
-    /// How many blobs share the limiter.
-    pub fn sharers(&self) -> usize {
-        self.0.sharers.load(Ordering::Relaxed)
+        self.0.lock().limit.div_ceil(self.0.sharers.load(Ordering::Relaxed).max(1))
     }
 }
 

@@ -308,7 +308,7 @@ async fn fetch_parts(context: &Context, blob: &Fetch, target: &Target, journal: 
     hashing.catch_up(&target.file);
     while next.is_some() || !running.is_empty() {
         tokio::select! {
-            permit = context.limits.parts.permit(), if next.is_some() && running.len() < share.streams() && !hashing.is_behind(share.sharers()) => {
+            permit = context.limits.parts.permit(), if next.is_some() && running.len() < share.streams() && !hashing.is_behind(share.streams()) => {
                 let parts = next.expect("checked by the branch");
                 next = missing.next();
                 let (context, blob, target, hashing) = (context.clone(), blob.clone(), target.clone(), hashing.clone());
@@ -328,7 +328,7 @@ async fn fetch_parts(context: &Context, blob: &Fetch, target: &Target, journal: 
                     Ok(parts)
                 });
             }
-            () = hashing.caught_up(), if next.is_some() && hashing.is_behind(share.sharers()) => {}
+            () = hashing.caught_up(), if next.is_some() && hashing.is_behind(share.streams()) => {}
             Some(done) = running.join_next() => {
                 let parts = match done {
                     Ok(parts) => parts?,

@@ -15,9 +15,6 @@ use crate::ids::BlobId;
 
 /// Bytes that are read back at a time.
 const SLICE: usize = 256 << 10;
-/// Bytes that may wait to be read back, over all blobs. More than that, and the hash would be what is waited for at the
-/// end, reading what is in no cache any more.
-const BACKLOG: u64 = 64 << 20;
 
 /// The hash of one blob.
 pub(super) struct Hashing {
@@ -107,12 +104,11 @@ impl Hashing {
         }
     }
 
-    /// Whether so much waits to be hashed that nothing more should be moved before, where `sharers` blobs are moved at
-    /// once.
-    pub(super) fn is_behind(&self, sharers: usize) -> bool {
+    /// Whether twice as much waits to be hashed as `streams` requests have in flight: then moving more would only make
+    /// the hash what is waited for at the end, reading what is in no cache any more.
+    pub(super) fn is_behind(&self, streams: usize) -> bool {
         let state = self.lock();
-        let most = (BACKLOG / sharers.max(1) as u64).max(self.part_size);
-        state.error.is_none() && self.reachable(&state) - state.at > most
+        state.error.is_none() && self.reachable(&state) - state.at > 2 * streams as u64 * self.part_size
     }
 
     /// Waits until what could be reached is hashed.

@@ -249,7 +249,7 @@ async fn send_parts(
     let mut running: JoinSet<Result<Part>> = JoinSet::new();
     while next.is_some() || !running.is_empty() {
         tokio::select! {
-            permit = context.limits.parts.permit(), if next.is_some() && running.len() < share.streams() && !hashing.is_behind(share.sharers()) => {
+            permit = context.limits.parts.permit(), if next.is_some() && running.len() < share.streams() && !hashing.is_behind(share.streams()) => {
                 let number = next.expect("checked by the branch");
                 next = missing.next();
                 let (context, blob, file, hashing) = (context.clone(), blob.clone(), file.clone(), hashing.clone());
@@ -270,7 +270,7 @@ async fn send_parts(
                     sent.map_err(|failure| context.bucket.explain(failure, &doing(&blob)))
                 });
             }
-            () = hashing.caught_up(), if next.is_some() && hashing.is_behind(share.sharers()) => {}
+            () = hashing.caught_up(), if next.is_some() && hashing.is_behind(share.streams()) => {}
             Some(done) = running.join_next() => {
                 let part = match done {
                     Ok(part) => part?,
