@@ -1,0 +1,150 @@
+//! What costs time before the first byte moves: the scan, the plans, and manifests. `cargo bench --bench micro`.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::hint::black_box;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use hf_cache_sync::cache::layout::{self, Layout};
+use hf_cache_sync::cache::scan::scan;
+use hf_cache_sync::commands::push::local;
+use hf_cache_sync::commands::push::state::{Remote, Stored};
+use hf_cache_sync::commands::{prune, pull, push};
+use hf_cache_sync::hash::blob_id_of;
+use hf_cache_sync::ids::{BlobId, Commit, RepoName};
+use hf_cache_sync::manifest::{Manifest, ManifestFile};
+use hf_cache_sync::remote::keys;
+use hf_cache_sync::remote::lookup::Found;
+
+const REPOS: usize = 200;
+const FILES: usize = 50;
+const MANIFESTS: [usize; 2] = [1_000, 10_000];
+
+/// The name that these bytes have in git.
+fn git(bytes: &[u8]) -> BlobId {
+    blob_id_of(&BlobId::Sha1([0; 20]), bytes)
+}
+
+fn commit(of: &str) -> Commit {
+    git(of.as_bytes()).to_string().parse().expect("a sha1 is a commit's name")
+}
+
+/// A manifest with so many files, some of them in folders, every tenth in LFS.
+fn manifest(repo: &str, files: usize) -> Manifest {
+    let file = |number: usize| {
+        let content = content(repo, number);
+        let folder = if number.is_multiple_of(4) { "data/train/" } else { "" };
+        let blob = match number.is_multiple_of(10) {
+            true => blob_id_of(&BlobId::Sha256([0; 32]), content.as_bytes()),
+            false => git(content.as_bytes()),
+        };
+        let path = format!("{folder}part-{number:05}.json").parse().expect("a plain path");
+        ManifestFile { path, blob, size: content.len() as u64 }
+    };
+    let mut files: Vec<_> = (0..files).map(file).collect();
+    files.sort_by(|a, b| a.path.cmp(&b.path));
+    let repo: RepoName = RepoName::from_folder(&format!("models--{}", repo.replace('/', "--"))).expect("a plain name");
+    Manifest { revision: commit(&repo.to_string()), repo, files, tree: None, extra: serde_json::Map::new() }
+}
+
+fn content(repo: &str, number: usize) -> String {
+    format!("file {number} of {repo}\n")
+}
+
+fn repos() -> impl Iterator<Item = String> {
+    (0..REPOS).map(|number| format!("org-{}/model-{number}", number % 20))
+}
+
+/// A cache as huggingface_hub makes it: one revision a repo, with the ref `main`.
+#[cfg(unix)]
+fn make_cache(root: &Path) {
+    let layout = Layout::new(root);
+    for repo in repos() {
+        let manifest = manifest(&repo, FILES);
+        let (name, commit) = (&manifest.repo, &manifest.revision);
+        fs::create_dir_all(layout.blobs(name)).unwrap();
+        fs::create_dir_all(layout.snapshot(name, commit)).unwrap();
+        fs::create_dir_all(layout.repo(name).join("refs")).unwrap();
+        fs::write(layout.repo(name).join("refs/main"), commit.as_str()).unwrap();
+        for number in 0..FILES {
+            let content = content(&repo, number);
+            let file = manifest.files.iter().find(|file| file.path.as_str().ends_with(&format!("{number:05}.json")));
+            let file = file.expect("made above");
+            fs::write(layout.blob(name, &file.blob), content).unwrap();
+            let link = layout.snapshot_file(name, commit, &file.path);
+            fs::create_dir_all(link.parent().unwrap()).unwrap();
+            std::os::unix::fs::symlink(layout::link_text(&file.path, &file.blob), link).unwrap();
+        }
+    }
+}
+
+/// Without links the scan is another one; these benchmarks are run where there are links.
+#[cfg(not(unix))]
+fn make_cache(_: &Path) {}
+
+fn cache(c: &mut Criterion) {
+    let dir = tempfile::tempdir().unwrap();
+    make_cache(dir.path());
+    let mut group = c.benchmark_group(format!("cache of {REPOS} repos with {FILES} files"));
+    group.sample_size(20).throughput(Throughput::Elements((REPOS * FILES) as u64));
+    group.bench_function("scan", |b| b.iter(|| scan(dir.path()).unwrap()));
+
+    let inventory = scan(dir.path()).unwrap();
+    let local = local::gather(&inventory, &local::Options::default()).unwrap();
+    let empty = Remote::default();
+    let mut full = Remote::default();
+    for repo in &local.repos {
+        for revision in &repo.revisions {
+            full.blobs.extend(revision.files.iter().map(|local| (local.file.blob, local.file.size)));
+            full.manifests.insert(keys::manifest(&repo.name.id, &revision.commit), Stored::Same);
+        }
+    }
+    group.bench_function("push plan, empty bucket", |b| b.iter(|| push::plan::plan(&local, &empty)));
+    group.bench_function("push plan, nothing to do", |b| b.iter(|| push::plan::plan(&local, &full)));
+
+    let facts = prune::facts::gather(inventory);
+    let hour = Duration::from_secs(3600);
+    let options =
+        |budget| prune::plan::Options { budget, include_referenced: true, orphan_grace: hour, temporary_grace: hour };
+    let later = SystemTime::now() + 24 * hour;
+    for (name, options) in [("within its budget", options(u64::MAX)), ("everything goes", options(0))] {
+        group.bench_function(format!("prune plan, {name}"), |b| {
+            b.iter(|| prune::plan::plan(&facts, &options, later));
+        });
+    }
+    group.finish();
+}
+
+fn manifests(c: &mut Criterion) {
+    let layout = Layout::new("/hub");
+    let mut group = c.benchmark_group("manifest");
+    for files in MANIFESTS {
+        let manifest = manifest("org/name", files);
+        let bytes = manifest.to_json();
+        group.throughput(Throughput::Elements(files as u64));
+        group.bench_function(BenchmarkId::new("encode", files), |b| b.iter(|| manifest.to_json()));
+        group.bench_function(BenchmarkId::new("decode", files), |b| b.iter(|| Manifest::parse(black_box(&bytes))));
+
+        let found = Found { manifest, reference: Some("main".parse().unwrap()), notes: Vec::new() };
+        let state = |blob| pull::local::State {
+            blobs: found.manifest.blobs().into_keys().map(|id| (id, blob)).collect::<BTreeMap<_, _>>(),
+            in_place: vec![blob == pull::local::BlobState::Present; files],
+            tree: true,
+            reference: blob == pull::local::BlobState::Present,
+        };
+        for (name, state) in [
+            ("pull plan, empty cache", state(pull::local::BlobState::Missing)),
+            ("pull plan, nothing to do", state(pull::local::BlobState::Present)),
+        ] {
+            group.bench_function(BenchmarkId::new(name, files), |b| {
+                b.iter(|| pull::plan::plan(&layout, &found, &state));
+            });
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, cache, manifests);
+criterion_main!(benches);
