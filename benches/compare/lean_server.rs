@@ -63,6 +63,7 @@ struct Store {
     objects: Mutex<BTreeMap<String, Object>>,
     uploads: Mutex<BTreeMap<String, BTreeMap<u32, u64>>>,
     requests: AtomicU64,
+    begun: AtomicU64,
 }
 
 #[tokio::main]
@@ -81,6 +82,7 @@ async fn main() -> std::io::Result<()> {
         objects: Mutex::new(objects),
         uploads: Mutex::default(),
         requests: AtomicU64::new(0),
+        begun: AtomicU64::new(0),
     });
     loop {
         let (socket, _) = listener.accept().await?;
@@ -302,7 +304,7 @@ impl Store {
     fn multipart(&self, key: &str, query: &BTreeMap<String, String>, body: impl Fn(Bytes) -> Paced) -> Response<Paced> {
         let xml = match query.get("uploadId") {
             None => {
-                let id = format!("upload-{}", self.requests.load(Ordering::Relaxed));
+                let id = format!("upload-{}", self.begun.fetch_add(1, Ordering::Relaxed));
                 format!(
                     "<?xml version=\"1.0\"?><InitiateMultipartUploadResult><UploadId>{id}</UploadId></InitiateMultipartUploadResult>"
                 )

@@ -35,10 +35,11 @@ class Store:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         return int(opener.open(f"{self.endpoint}/_requests").read())
 
-    def keys(self, bucket, prefix):
-        """How many objects have the prefix."""
+    def holds(self, bucket, prefix):
+        """How many objects have the prefix, and their bytes."""
         pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-        return sum(len(page.get("Contents", [])) for page in pages)
+        sizes = [item["Size"] for page in pages for item in page.get("Contents", [])]
+        return len(sizes), sum(sizes)
 
     def make_bucket(self, name):
         """A bucket without anything in it; of the lean ones, which have just one, that one."""
