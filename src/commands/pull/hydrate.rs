@@ -22,6 +22,9 @@ use crate::progress::Event;
 use crate::remote::transfer::download::{Fetch, SINGLE_GET, download};
 use crate::remote::transfer::{Context, blocking, pool};
 
+/// Up to this size fetching a blob twice costs less than a lock file, which would stay for ever.
+const WITHOUT_LOCK_FILE: u64 = 1 << 20;
+
 /// What became of a plan.
 #[derive(Debug, Default)]
 pub struct Outcome {
@@ -224,7 +227,7 @@ async fn obtain(context: &Context, job: &Job, repo: &RepoName, source: Option<&R
 /// same time, both put the same bytes into place, by rename.
 async fn client_lock(context: &Context, repo: &RepoName, job: &Job) -> Result<Option<lock::Lock>> {
     let (layout, id) = (&context.layout, &job.fetch.id);
-    if job.fetch.size <= SINGLE_GET
+    if job.fetch.size <= WITHOUT_LOCK_FILE
         && let Some(none_or_taken) = lock::try_client_lock_if_there(layout, repo, id)?
     {
         return Ok(none_or_taken);

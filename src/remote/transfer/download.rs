@@ -27,7 +27,7 @@ use crate::remote::error::{Cause, Failure};
 /// Blobs up to this size are fetched in one request.
 pub const SINGLE_GET: u64 = 8 << 20;
 /// Size of a range. Equal for all, so that the journal is a list of flags.
-const PART: u64 = 16 << 20;
+const PART: u64 = 8 << 20;
 /// How often a body that breaks is taken up again without any progress in between.
 const RESUMES: u32 = 6;
 
