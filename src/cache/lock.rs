@@ -99,7 +99,7 @@ fn try_lock(root: &Path, path: &Path, mode: Mode) -> Result<Option<Lock>> {
     take(path, mode, 0o664)
 }
 
-/// Whether a lock file was made by this tool, and not by huggingface_hub; see [`open`].
+/// Whether a lock file was made by this tool, and not by huggingface_hub; see `open`.
 pub fn is_own(path: &Path) -> bool {
     std::fs::symlink_metadata(path).and_then(|meta| meta.modified()).is_ok_and(|time| time == SystemTime::UNIX_EPOCH)
 }

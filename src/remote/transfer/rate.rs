@@ -1,7 +1,7 @@
 //! How many bytes a second may move: one token bucket for all requests of a run, in both directions.
 //!
 //! Whoever moves bytes takes them from the bucket and waits until they are paid for: before they are sent, or after
-//! they were received, so that the socket's own flow control slows the store down. [`Tokens`] is the arithmetic, with
+//! they were received, so that the socket's own flow control slows the store down. `Tokens` is the arithmetic, with
 //! the time given; [`Rate`] adds the clock and the waiting.
 
 use std::future::Future;
