@@ -5,17 +5,11 @@ mod common;
 
 use std::fs;
 use std::num::NonZeroU64;
-use std::sync::Arc;
-use std::time::SystemTime;
 
 use common::cache::Revision;
 use common::machine::Machine;
-use common::s3::{ACCESS_KEY, SECRET_KEY};
-use common::store::{BUCKET, Store};
+use common::store::Store;
 use common::weights;
-use hf_cache_sync::commands::Session;
-use hf_cache_sync::config::{Config, Environment, Overrides};
-use hf_cache_sync::progress::Silent;
 use hf_cache_sync::remote::limit::Caps;
 use hf_cache_sync::remote::transfer::Context;
 use hf_cache_sync::remote::transfer::download::{Fetch, download};
@@ -33,18 +27,7 @@ fn revision() -> (Revision, u64) {
 
 /// Runs work with what transfers of this machine need, within these caps.
 fn with_context<T>(store: &Store, machine: &Machine, caps: Caps, work: impl AsyncFnOnce(&Context) -> T) -> T {
-    let hub = machine.hub();
-    let variable = |name: &str| match name {
-        "B2_APPLICATION_KEY_ID" => Some(ACCESS_KEY.to_string()),
-        "B2_APPLICATION_KEY" => Some(SECRET_KEY.to_string()),
-        "B2_ENDPOINT" => Some(store.server.url.clone()),
-        "B2_BUCKET" => Some(BUCKET.to_string()),
-        "HF_HUB_CACHE" => Some(hub.display().to_string()),
-        _ => None,
-    };
-    let env = Environment { var: &variable, home: None, current: machine.work() };
-    let config = Config::load(&Overrides::default(), &env).unwrap();
-    let session = Session { config, progress: Arc::new(Silent), now: SystemTime::now() };
+    let session = store.session(&machine.hub(), &machine.work());
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
         let bucket = session.bucket().await.unwrap();

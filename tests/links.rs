@@ -6,36 +6,20 @@ mod common;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::Arc;
-use std::time::SystemTime;
 
 use common::cache::{OTHER, Revision};
 use common::machine::Machine;
-use common::s3::{ACCESS_KEY, SECRET_KEY};
-use common::store::{BUCKET, Store};
+use common::store::Store;
 use common::weights;
 use hf_cache_sync::cache::layout::Layout;
 use hf_cache_sync::cache::place::LinkKind;
-use hf_cache_sync::commands::Session;
 use hf_cache_sync::commands::pull::{hydrate, local, plan};
-use hf_cache_sync::config::{Config, Environment, Overrides};
-use hf_cache_sync::progress::Silent;
 use hf_cache_sync::remote::limit::Caps;
 use hf_cache_sync::remote::lookup;
 
 /// Pulls these one after the other, or together, into a cache that allows links of this kind.
 fn pull(store: &Store, hub: &Path, kind: LinkKind, together: bool, revisions: &[&Revision]) -> u64 {
-    let variable = |name: &str| match name {
-        "B2_APPLICATION_KEY_ID" => Some(ACCESS_KEY.to_string()),
-        "B2_APPLICATION_KEY" => Some(SECRET_KEY.to_string()),
-        "B2_ENDPOINT" => Some(store.server.url.clone()),
-        "B2_BUCKET" => Some(BUCKET.to_string()),
-        "HF_HUB_CACHE" => Some(hub.display().to_string()),
-        _ => None,
-    };
-    let env = Environment { var: &variable, home: None, current: hub.parent().unwrap().into() };
-    let config = Config::load(&Overrides::default(), &env).unwrap();
-    let session = Session { config, progress: Arc::new(Silent), now: SystemTime::now() };
+    let session = store.session(hub, hub.parent().unwrap());
     let layout = Layout::new(hub);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {

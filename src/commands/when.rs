@@ -14,7 +14,12 @@ pub fn serialize<S: Serializer>(time: &Option<SystemTime>, serializer: S) -> Res
 
 /// For `#[serde(serialize_with = …)]` of seconds since 1970.
 pub fn serialize_seconds<S: Serializer>(seconds: &u64, serializer: S) -> Result<S::Ok, S::Error> {
-    serialize(&SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(*seconds)), serializer)
+    serialize(&after_1970(*seconds), serializer)
+}
+
+/// The time so many seconds after 1970; `None` when the system cannot hold it.
+pub fn after_1970(seconds: u64) -> Option<SystemTime> {
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
 }
 
 fn text(time: SystemTime) -> Option<String> {

@@ -31,7 +31,7 @@ use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use bytes::Bytes;
 
 use super::error::{Cause, Failure, Place};
-use super::wire::{Payload, Wire};
+use super::wire::{self, Payload, Request, Wire};
 use crate::config::{Credentials, KeyPair, Storage, is_backblaze};
 use crate::error::{Error, Kind, Result};
 use crate::ids::BlobId;
@@ -391,7 +391,9 @@ impl Bucket {
                     .into_iter()
                     .filter_map(|(name, value)| Some((name, value.clone()?)))
                     .collect();
-                let sent = self.wire.send("GET", &full, "", &headers, Payload::Empty, SdkBody::empty);
+                let headers = headers.as_slice();
+                let request = Request { method: "GET", key: &full, query: "", headers, payload: Payload::Empty };
+                let sent = self.wire.send(request, SdkBody::empty);
                 let sent = tokio::time::timeout(ANSWER, sent).await;
                 if let Some(response) = sent.map_err(|_| Failure::new(Cause::Broken, "no answer in time"))?? {
                     return Ok(Opened::from_answer(response));
@@ -466,7 +468,8 @@ impl Bucket {
             if short.swap(false, Ordering::Relaxed) {
                 let headers = [("content-type", "application/octet-stream".to_string())];
                 let payload = hash.clone().map_or(Payload::Unsigned, Payload::Sha256);
-                let sent = self.wire.send("PUT", &full, "", &headers, payload, || body(&pulse));
+                let request = Request { method: "PUT", key: &full, query: "", headers: &headers, payload };
+                let sent = self.wire.send(request, || body(&pulse));
                 if pulse.guard(sent).await?.is_some() {
                     return Ok(());
                 }
@@ -574,12 +577,14 @@ impl Bucket {
         body: MakeBody<'_>,
     ) -> Result<Part, Failure> {
         let full = self.key(key);
-        let short = AtomicBool::new(is_plain(upload));
+        let short = AtomicBool::new(wire::is_plain(upload));
         let send = || async {
             let pulse = Pulse::default();
             if short.swap(false, Ordering::Relaxed) {
                 let query = format!("?partNumber={number}&uploadId={upload}");
-                let sent = self.wire.send("PUT", &full, &query, &[], Payload::Unsigned, || body(&pulse));
+                let payload = Payload::Unsigned;
+                let request = Request { method: "PUT", key: &full, query: &query, headers: &[], payload };
+                let sent = self.wire.send(request, || body(&pulse));
                 if let Some(response) = pulse.guard(sent).await? {
                     return Ok(response.headers().get("etag").map(String::from));
                 }
@@ -697,11 +702,6 @@ impl Opened {
             body: ByteStream::new(response.into_body()),
         }
     }
-}
-
-/// Whether an upload's id needs no encoding in a URL.
-fn is_plain(id: &str) -> bool {
-    id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte))
 }
 
 async fn answer<T, E>(send: impl Future<Output = Result<T, SdkError<E>>>) -> Result<T, Failure>

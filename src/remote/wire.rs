@@ -49,6 +49,16 @@ struct Route {
     connector: SharedHttpConnector,
 }
 
+/// A request for an object.
+pub(super) struct Request<'a> {
+    pub(super) method: &'static str,
+    pub(super) key: &'a str,
+    /// Empty, or beginning with `?`, as it stands in the URL.
+    pub(super) query: &'a str,
+    pub(super) headers: &'a [(&'static str, String)],
+    pub(super) payload: Payload,
+}
+
 /// What a request signs as its content.
 pub(super) enum Payload {
     /// There is none.
@@ -90,21 +100,17 @@ impl Wire {
         let _ = self.route.set(Route { base: base.trim_end_matches('/').to_string(), connector });
     }
 
-    /// Sends a request for `key`, with `query`. `None` when the SDK has to be asked: the way is not known, or the answer
+    /// Sends a request. `None` when the SDK has to be asked: the way is not known, or the answer
     /// is one that the SDK understands better.
     ///
     /// # Errors
     /// [`Cause::Busy`] when the store pushes back, [`Cause::Broken`] when the connection breaks.
     pub(super) async fn send(
         &self,
-        method: &'static str,
-        key: &str,
-        query: &str,
-        headers: &[(&'static str, String)],
-        payload: Payload,
+        request: Request<'_>,
         body: impl FnOnce() -> SdkBody,
     ) -> Result<Option<HttpResponse>, Failure> {
-        let Some((route, request)) = self.prepare(method, key, query, headers, payload, body).await else {
+        let Some((route, request)) = self.signed(request, body).await else {
             return Ok(None);
         };
         let broken = |_| Failure::new(Cause::Broken, "the connection broke");
@@ -121,33 +127,13 @@ impl Wire {
         }
     }
 
-    async fn prepare(
-        &self,
-        method: &'static str,
-        key: &str,
-        query: &str,
-        headers: &[(&'static str, String)],
-        payload: Payload,
-        body: impl FnOnce() -> SdkBody,
-    ) -> Option<(&Route, HttpRequest)> {
-        // What needs no encoding in a URL: blobs under any sensible prefix.
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte);
-        let route = self.route.get().filter(|_| !self.closed.load(Ordering::Relaxed) && key.bytes().all(plain))?;
-        let credentials = self.credentials().await?;
+    /// The signed request and where it goes.
+    async fn signed(&self, request: Request<'_>, body: impl FnOnce() -> SdkBody) -> Option<(&Route, HttpRequest)> {
+        let Request { method, key, query, headers, payload } = request;
+        let is_open = !self.closed.load(Ordering::Relaxed);
+        let route = self.route.get().filter(|_| is_open && key.split('/').all(is_plain))?;
         let uri = format!("{}/{key}{query}", route.base);
-        let request = self.signed(method, uri, headers, payload, credentials, body)?;
-        Some((route, request))
-    }
-
-    fn signed(
-        &self,
-        method: &'static str,
-        uri: String,
-        headers: &[(&'static str, String)],
-        payload: Payload,
-        credentials: Credentials,
-        body: impl FnOnce() -> SdkBody,
-    ) -> Option<HttpRequest> {
+        let credentials = self.credentials().await?;
         let identity: Identity = credentials.into();
         let mut settings = SigningSettings::default();
         settings.percent_encoding_mode = PercentEncodingMode::Single;
@@ -181,7 +167,7 @@ impl Wire {
             request.headers_mut().try_insert(header.name(), header.value().to_string()).ok()?;
         }
         request.headers_mut().try_insert("user-agent", self.agent.clone()).ok()?;
-        Some(request)
+        Some((route, request))
     }
 
     async fn credentials(&self) -> Option<Credentials> {
@@ -194,4 +180,9 @@ impl Wire {
         *self.credentials.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(fresh.clone());
         Some(fresh)
     }
+}
+
+/// Whether a name needs no encoding in a URL, as blobs under any sensible prefix and the ids of most uploads.
+pub(super) fn is_plain(name: &str) -> bool {
+    name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte))
 }

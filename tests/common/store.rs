@@ -2,7 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use hf_cache_sync::commands::Session;
+use hf_cache_sync::config::{Config, Environment, Overrides};
+use hf_cache_sync::progress::Silent;
 
 use super::s3::{ACCESS_KEY, SECRET_KEY, Server};
 
@@ -25,6 +31,21 @@ impl Store {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let server = runtime.block_on(Server::start(dir.path(), 0, ACCESS_KEY, SECRET_KEY));
         Store { server, dir, _runtime: runtime }
+    }
+
+    /// What a command in this process gets, with the cache in `hub` and the working directory `current`.
+    pub fn session(&self, hub: &Path, current: &Path) -> Session {
+        let variable = |name: &str| match name {
+            "B2_APPLICATION_KEY_ID" => Some(ACCESS_KEY.to_string()),
+            "B2_APPLICATION_KEY" => Some(SECRET_KEY.to_string()),
+            "B2_ENDPOINT" => Some(self.server.url.clone()),
+            "B2_BUCKET" => Some(BUCKET.to_string()),
+            "HF_HUB_CACHE" => Some(hub.display().to_string()),
+            _ => None,
+        };
+        let env = Environment { var: &variable, home: None, current: current.into() };
+        let config = Config::load(&Overrides::default(), &env).unwrap();
+        Session { config, progress: Arc::new(Silent), now: SystemTime::now() }
     }
 
     /// The file behind a key.

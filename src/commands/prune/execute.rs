@@ -178,11 +178,7 @@ impl Run<'_> {
         if self.has_new_download(repo) {
             return changed(SkipReason::InFlight);
         }
-        let is_locked = |blob: &BlobId| {
-            self.layout.client_lock(repo, blob).exists()
-                && matches!(lock::try_client_lock(self.layout, repo, blob), Ok(None))
-        };
-        if eviction.blobs.iter().any(is_locked) {
+        if eviction.blobs.iter().any(|blob| lock::is_client_locked(self.layout, repo, blob)) {
             return changed(SkipReason::Held);
         }
         let (refs, problems) = scan::scan_refs(self.layout, repo);

@@ -108,7 +108,7 @@ fn about(layout: &Layout, repo: &Repo) -> RepoFacts {
         needed_by: None,
         client_seen,
         complete: complete.map(|(commit, _)| commit.clone()).collect(),
-        locked: locks(layout, repo).any(|(_, blob)| is_locked(layout, repo, &blob)),
+        locked: locks(layout, repo).any(|(_, blob)| lock::is_client_locked(layout, &repo.name, &blob)),
         held: repo.in_flight.iter().filter(|file| is_held(layout, repo, &file.path)).map(|f| f.path.clone()).collect(),
         lone_refs,
         touched: touched.0,
@@ -145,12 +145,7 @@ fn is_complete(layout: &Layout, repo: &Repo, commit: &Commit, revision: &Revisio
 /// Whether another process holds the lock of the blob that this file is to become.
 fn is_held(layout: &Layout, repo: &Repo, file: &Path) -> bool {
     let blob = file.file_name().and_then(|name| layout::blob_of_temporary(name.to_str()?));
-    blob.is_some_and(|blob| is_locked(layout, repo, &blob))
-}
-
-/// Whether another process holds the lock of the blob. Looks at lock files, makes none.
-fn is_locked(layout: &Layout, repo: &Repo, blob: &BlobId) -> bool {
-    layout.client_lock(&repo.name, blob).exists() && matches!(lock::try_client_lock(layout, &repo.name, blob), Ok(None))
+    blob.is_some_and(|blob| lock::is_client_locked(layout, &repo.name, &blob))
 }
 
 /// The newest modification time of several paths; those that are not there do not count.

@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use super::{plural, size, time::ago};
 use crate::commands::prune::plan::{Skip, SkipReason};
 use crate::commands::prune::{Evicted, Report};
+use crate::commands::when::after_1970;
 use crate::error::{Error, Kind, printable};
 use crate::ids::RepoName;
 use crate::ui;
@@ -15,8 +16,7 @@ fn evicted_line(verb: &str, one: &Evicted, now: SystemTime) -> String {
     let refs: Vec<&str> = one.refs.iter().map(|name| name.as_str()).collect();
     let refs = if refs.is_empty() { String::new() } else { format!(", {}", refs.join(" ")) };
     let name = format!("{}@{}{refs}", one.repo, one.revision.short());
-    let last_use = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(one.last_use));
-    format!("{verb} {name}  {}  last used {}", size(one.bytes), ago(last_use, now))
+    format!("{verb} {name}  {}  last used {}", size(one.bytes), ago(after_1970(one.last_use), now))
 }
 
 /// "2 revisions, 1 orphaned blob and 3 abandoned files", without what there is none of.
