@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use super::layout::Layout;
-use super::read::open_quietly;
+use super::read::{Buffer, open_quietly};
 use super::scan::{Inode, Problem, ProblemKind, Repo, SnapshotFile};
 use crate::error::plain_io;
 use crate::hash::BlobHasher;
@@ -129,7 +129,7 @@ fn hash_both(source: &Path, size: u64) -> io::Result<Names> {
     let mut file = open_quietly(source)?;
     let (mut sha1, mut sha256) = (BlobHasher::git(size), BlobHasher::sha256());
     let mut looks_like_text = true;
-    let mut buffer = vec![0; 256 << 10];
+    let mut buffer = Buffer::new(256 << 10);
     loop {
         let length = file.read(&mut buffer)?;
         if length == 0 {

@@ -300,15 +300,16 @@ impl SnapshotWriter<'_> {
 ///
 /// # Errors
 /// When it cannot be written, or a part of its path is a link.
-pub fn write_ref(layout: &Layout, repo: &RepoName, name: &RefName, commit: &Commit) -> Result<()> {
-    write_small(layout, &layout.reference(repo, name), commit.as_str().as_bytes())
+pub fn write_ref(layout: &Layout, repo: &RepoName, name: &RefName, commit: &Commit, sync: bool) -> Result<()> {
+    write_small(layout, &layout.reference(repo, name), commit.as_str().as_bytes(), sync)
 }
 
-/// Writes a small file whole, by rename, unless its content is that already.
+/// Writes a small file whole, by rename, unless its content is that already. With `sync` its bytes are on the disk
+/// before it appears, which on ext4 waits for much of what was written to other files before.
 ///
 /// # Errors
 /// When it cannot be written, or a part of its path is a link.
-pub fn write_small(layout: &Layout, path: &Path, content: &[u8]) -> Result<()> {
+pub fn write_small(layout: &Layout, path: &Path, content: &[u8], sync: bool) -> Result<()> {
     if has_content(path, content) {
         return Ok(());
     }
@@ -320,7 +321,9 @@ pub fn write_small(layout: &Layout, path: &Path, content: &[u8]) -> Result<()> {
     let write = || -> io::Result<()> {
         let mut file = File::create_new(&staged)?;
         file.write_all(content)?;
-        file.sync_all()?;
+        if sync {
+            file.sync_all()?;
+        }
         fs::rename(&staged, path)
     };
     write().map_err(|e| Error::io("cannot write", path, &e))
@@ -400,7 +403,7 @@ mod tests {
         fs::create_dir(&victim).unwrap();
         let repo = f.layout.repo(&f.repo);
         unix_symlink(&victim, repo.join("refs")).unwrap();
-        assert!(write_ref(&f.layout, &f.repo, &RefName::main(), &f.commit).is_err());
+        assert!(write_ref(&f.layout, &f.repo, &RefName::main(), &f.commit, true).is_err());
         let snapshot = f.layout.snapshot(&f.repo, &f.commit);
         fs::create_dir_all(&snapshot).unwrap();
         unix_symlink(&victim, snapshot.join("d")).unwrap();
@@ -418,7 +421,7 @@ mod tests {
         let reference = f.layout.reference(&f.repo, &RefName::main());
         fs::create_dir_all(reference.parent().unwrap()).unwrap();
         unix_symlink(&victim, &reference).unwrap();
-        write_ref(&f.layout, &f.repo, &RefName::main(), &f.commit).unwrap();
+        write_ref(&f.layout, &f.repo, &RefName::main(), &f.commit, true).unwrap();
         assert_eq!(fs::read(&victim).unwrap(), b"mine");
         assert_eq!(fs::read_to_string(&reference).unwrap(), f.commit.as_str());
     }

@@ -1,8 +1,11 @@
-//! Opening a blob for reading, without that counting as a use of it.
+//! Opening a blob for reading, without that counting as a use of it, and memory to read it into.
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::ops::{Deref, DerefMut};
 use std::path::Path;
+
+use bytes::Bytes;
 
 /// Opens `path` without changing its access time, where the system allows it (O_NOATIME: Linux, own files), since
 /// `prune` takes the access time for the last use.
@@ -34,6 +37,117 @@ pub fn read_small(path: &Path, limit: u64) -> io::Result<Option<Vec<u8>>> {
     let mut bytes = Vec::new();
     open_quietly(path)?.take(limit + 1).read_to_end(&mut bytes)?;
     Ok((bytes.len() as u64 <= limit).then_some(bytes))
+}
+
+/// Where memory to read into has to begin. Allocators begin large blocks 16 bytes into a page; copying from the page cache
+/// to there is four times slower on some processors (`rep movsb` on AMD's Zen 3, whenever the target is 1 to 31 bytes
+/// further in its page than the source).
+const ALIGNED: usize = 64;
+
+/// Memory to read a file into, slice by slice.
+#[derive(Debug)]
+pub struct Buffer {
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+impl Buffer {
+    /// Memory for `length` bytes, all zero.
+    pub fn new(length: usize) -> Self {
+        let bytes = vec![0; length + ALIGNED];
+        let start = until_aligned(&bytes);
+        let mut buffer = Buffer { bytes, start };
+        buffer.bytes.truncate(start + length);
+        buffer
+    }
+}
+
+impl Deref for Buffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[self.start..]
+    }
+}
+
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.start..]
+    }
+}
+
+/// How many bytes of the allocation to leave out.
+fn until_aligned(bytes: &Vec<u8>) -> usize {
+    let start = bytes.as_ptr().addr();
+    start.next_multiple_of(ALIGNED) - start
+}
+
+/// Reads exactly `buffer.len()` bytes at `offset`, without moving any file position.
+pub fn read_exact_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+    #[cfg(unix)]
+    return std::os::unix::fs::FileExt::read_exact_at(file, buffer, offset);
+    #[cfg(windows)]
+    {
+        let mut done = 0;
+        while done < buffer.len() {
+            match std::os::windows::fs::FileExt::seek_read(file, &mut buffer[done..], offset + done as u64)? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                length => done += length,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads exactly `length` bytes at `offset`.
+pub fn read_at(file: &File, length: usize, offset: u64) -> io::Result<Bytes> {
+    #[cfg(unix)]
+    {
+        // Into memory that is not cleared first: a slice is read for every 256 KiB that are sent.
+        let mut bytes = Vec::with_capacity(length + ALIGNED);
+        let start = until_aligned(&bytes);
+        bytes.resize(start, 0);
+        while bytes.len() < start + length {
+            let at = offset + (bytes.len() - start) as u64;
+            match rustix::io::pread(file, rustix::buffer::spare_capacity(&mut bytes), at) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(_) => {}
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(Bytes::from(bytes).slice(start..start + length))
+    }
+    #[cfg(not(unix))]
+    {
+        let mut bytes = vec![0; length];
+        read_exact_at(file, &mut bytes, offset)?;
+        Ok(bytes.into())
+    }
+}
+
+#[cfg(test)]
+mod buffers {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn what_is_read_is_aligned_and_no_more_than_asked_for() {
+        let mut file = tempfile::tempfile().unwrap();
+        let content: Vec<u8> = (0..=255).cycle().take(300_000).collect();
+        file.write_all(&content).unwrap();
+        for (offset, length) in [(0, 0), (0, 1), (7, 63), (100, 20_000), (1, 262_144), (299_999, 1)] {
+            let wanted = &content[offset..offset + length];
+            let bytes = read_at(&file, length, offset as u64).unwrap();
+            assert_eq!(bytes, wanted);
+            let mut buffer = Buffer::new(length);
+            read_exact_at(&file, &mut buffer, offset as u64).unwrap();
+            assert_eq!(*buffer, *wanted);
+            let starts = [buffer.as_ptr().addr(), if cfg!(unix) { bytes.as_ptr().addr() } else { 0 }];
+            assert!(length == 0 || starts.iter().all(|start| start % ALIGNED == 0), "{starts:?}");
+        }
+        assert!(read_at(&file, 2, 299_999).is_err());
+    }
 }
 
 #[cfg(all(test, target_os = "linux"))]

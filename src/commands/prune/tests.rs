@@ -449,7 +449,7 @@ mod races {
     #[test]
     fn a_new_ref_keeps_its_revision() {
         let race = race();
-        crate::cache::place::write_ref(&race.layout, &race.repo, &RefName::main(), &commit(1)).unwrap();
+        crate::cache::place::write_ref(&race.layout, &race.repo, &RefName::main(), &commit(1), true).unwrap();
         let done = race.run();
         assert_eq!((reasons(&done), done.freed), (vec![SkipReason::Changed], 5));
         assert!(race.has_snapshot());
@@ -508,7 +508,7 @@ mod races {
     #[test]
     fn a_folder_that_filled_again_is_kept() {
         let race = race();
-        crate::cache::place::write_ref(&race.layout, &race.repo, &RefName::main(), &commit(9)).unwrap();
+        crate::cache::place::write_ref(&race.layout, &race.repo, &RefName::main(), &commit(9), true).unwrap();
         assert_eq!(reasons(&race.run()), [SkipReason::Changed]);
         assert!(race.layout.reference(&race.repo, &RefName::main()).exists());
     }

@@ -305,7 +305,7 @@ fn assemble(
     if plan.write_tree
         && let Some(tree) = &manifest.tree
     {
-        place::write_small(layout, &layout.tree(repo, commit), &tree.to_json())?;
+        place::write_small(layout, &layout.tree(repo, commit), &tree.to_json(), sync)?;
     }
     let links: Vec<_> =
         plan.link.iter().filter(|link| !lost.contains(&link.blob)).map(|link| (&link.path, &link.blob)).collect();
@@ -319,7 +319,7 @@ fn assemble(
             place::sync_dir(&layout.blobs(repo));
             place::sync_dir(&layout.repo(repo).join("snapshots"));
         }
-        place::write_ref(layout, repo, name, commit)?;
+        place::write_ref(layout, repo, name, commit, sync)?;
     }
     plan.used.iter().for_each(|path| place::mark_used(path, now));
     Ok(())

@@ -127,7 +127,7 @@ pub fn matches_name(path: &std::path::Path, id: &BlobId, size: u64) -> bool {
     use std::io::Read;
     let Ok(mut file) = read::open_quietly(path) else { return false };
     let mut hasher = BlobHasher::like(id, size);
-    let mut buffer = vec![0; 256 << 10];
+    let mut buffer = read::Buffer::new(256 << 10);
     loop {
         match file.read(&mut buffer) {
             Ok(0) => return hasher.finish() == *id,

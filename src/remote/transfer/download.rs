@@ -16,8 +16,9 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 
 use super::hashing::Hashing;
-use super::{Context, blocking, origin, read_exact_at, write_all_at};
+use super::{Context, blocking, origin, write_all_at};
 use crate::cache::place::with_folder;
+use crate::cache::read::read_exact_at;
 use crate::error::{Error, Kind, Result};
 use crate::hash::BlobHasher;
 use crate::ids::{BlobId, Commit, RepoName, RepoPath};

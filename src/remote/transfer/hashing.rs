@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use tokio::sync::Notify;
 
-use super::read_exact_at;
+use crate::cache::read::{Buffer, read_exact_at};
 use crate::hash::BlobHasher;
 use crate::ids::BlobId;
 
@@ -130,7 +130,7 @@ impl Hashing {
 
     /// Hashes from the file as far as it is complete.
     fn read_back(&self, file: &File) {
-        let mut buffer = vec![0; SLICE];
+        let mut buffer = Buffer::new(SLICE);
         loop {
             let (mut hasher, at, end) = {
                 let mut state = self.lock();

@@ -16,8 +16,6 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use super::client::Bucket;
 use super::hub::Hub;
 use super::limit::Limits;
@@ -39,50 +37,6 @@ pub struct Context {
     pub layout: Layout,
     /// Whether a blob is flushed to the disk before it becomes visible.
     pub sync: bool,
-}
-
-/// Reads exactly `buffer.len()` bytes at `offset`, without moving any file position.
-pub(crate) fn read_exact_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-    #[cfg(unix)]
-    return std::os::unix::fs::FileExt::read_exact_at(file, buffer, offset);
-    #[cfg(windows)]
-    {
-        let mut done = 0;
-        while done < buffer.len() {
-            match std::os::windows::fs::FileExt::seek_read(file, &mut buffer[done..], offset + done as u64)? {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                length => done += length,
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Reads exactly `length` bytes at `offset`.
-pub(crate) fn read_at(file: &File, length: usize, offset: u64) -> io::Result<Bytes> {
-    #[cfg(unix)]
-    {
-        // Into memory that is not cleared first: a slice is read for every 256 KiB that are sent.
-        let mut bytes = Vec::with_capacity(length);
-        while bytes.len() < length {
-            let at = offset + bytes.len() as u64;
-            match rustix::io::pread(file, rustix::buffer::spare_capacity(&mut bytes), at) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(_) => {}
-                Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        // The allocation may be larger than what was asked for.
-        bytes.truncate(length);
-        Ok(bytes.into())
-    }
-    #[cfg(not(unix))]
-    {
-        let mut bytes = vec![0; length];
-        read_exact_at(file, &mut bytes, offset)?;
-        Ok(bytes.into())
-    }
 }
 
 /// Writes all of `bytes` at `offset`, without moving any file position.

@@ -18,8 +18,8 @@ use tokio::task::JoinSet;
 
 use super::hashing::Hashing;
 use super::rate::Pace;
-use super::{Context, blocking, read_at};
-use crate::cache::read::open_quietly;
+use super::{Context, blocking};
+use crate::cache::read::{open_quietly, read_at};
 use crate::error::{Error, Result};
 use crate::hash::{BlobHasher, blob_id_of};
 use crate::ids::BlobId;
@@ -216,7 +216,7 @@ async fn open_upload(context: &Context, blob: &Upload, modified: Option<SystemTi
     let record = Record { upload, ..fresh };
     // Only needed to go on after an interruption: a cache that cannot be written to is pushed all the same.
     let bytes = serde_json::to_vec(&record).expect("plain data");
-    if let Err(error) = crate::cache::place::write_small(&context.layout, &path, &bytes) {
+    if let Err(error) = crate::cache::place::write_small(&context.layout, &path, &bytes, false) {
         tracing::debug!(%error, "an interrupted upload of this blob will start again");
     }
     Ok((record, Vec::new()))
