@@ -63,6 +63,7 @@ impl Session {
             bucket: bucket.clone(),
             hub: None,
             limits: Limits::new(caps, bucket.round_trip()),
+            hashes: Arc::default(),
             progress: self.progress.clone(),
             layout: self.layout(),
             sync,

@@ -104,13 +104,6 @@ impl Limits {
     }
 }
 
-impl Share {
-    /// How many requests this blob may have in flight now: the limit divided by the blobs that share it.
-    pub fn streams(&self) -> usize {
-        self.0.lock().limit.div_ceil(self.0.sharers.load(Ordering::Relaxed).max(1))
-    }
-}
-
 impl Drop for Share {
     fn drop(&mut self) {
         self.0.sharers.fetch_sub(1, Ordering::Relaxed);
@@ -173,6 +166,11 @@ impl Limiter {
     pub fn share(self: &Arc<Self>) -> Share {
         self.sharers.fetch_add(1, Ordering::Relaxed);
         Share(self.clone())
+    }
+
+    /// How many requests one of the large blobs may have in flight now: the limit divided by those that share it.
+    pub fn streams(&self) -> usize {
+        self.lock().limit.div_ceil(self.sharers.load(Ordering::Relaxed).max(1))
     }
 
     /// Waits for a permit.
@@ -345,11 +343,13 @@ mod tests {
     fn large_blobs_share_the_limit() {
         let limiter = Limiter::new(8, 64, false, None);
         let first = limiter.share();
-        assert_eq!(first.streams(), 8);
+        assert_eq!(limiter.streams(), 8);
         let others: Vec<_> = (0..3).map(|_| limiter.share()).collect();
-        assert_eq!(first.streams(), 2);
+        assert_eq!(limiter.streams(), 2);
         drop(others);
-        assert_eq!(first.streams(), 8);
+        assert_eq!(limiter.streams(), 8);
+        drop(first);
+        assert_eq!(limiter.streams(), 8);
     }
 
     #[tokio::test]

@@ -93,7 +93,7 @@ pub async fn hydrate(context: &Context, plans: &[Plan], kind: LinkKind, now: Sys
     let staged = stage(&context.layout, plans, kind);
     pool::run(
         jobs.into_values().collect(),
-        context.limits.objects.ceiling(),
+        &context.limits,
         |job: &Job| job.fetch.size > SINGLE_GET,
         |job| {
             let context = context.clone();

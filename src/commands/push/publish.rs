@@ -50,7 +50,7 @@ async fn send_blobs(context: &Context, plan: &Plan, report: &mut Report) -> Hash
     let mut lost = HashSet::new();
     pool::run(
         uploads.collect(),
-        context.limits.objects.ceiling(),
+        &context.limits,
         |blob: &Upload| blob.size > SINGLE_PUT,
         |blob| {
             let context = context.clone();

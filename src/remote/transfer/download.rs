@@ -13,7 +13,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::task::JoinSet;
+use bytes::Bytes;
+use tokio::task::{JoinHandle, JoinSet};
 
 use super::hashing::Hashing;
 use super::{Context, blocking, origin, write_all_at};
@@ -27,8 +28,10 @@ use crate::remote::error::{Cause, Failure};
 
 /// Blobs up to this size are fetched in one request.
 pub const SINGLE_GET: u64 = 8 << 20;
-/// Size of a range. Equal for all, so that the journal is a list of flags.
-const PART: u64 = 8 << 20;
+/// What the journal knows of. A request is for one of them, or for some neighbours.
+const PART: u64 = 4 << 20;
+/// Bytes after which a large blob begins to be flushed while more of it comes.
+const FLUSH: u64 = 64 << 20;
 /// How often a body that breaks is taken up again without any progress in between.
 const RESUMES: u32 = 6;
 
@@ -119,7 +122,7 @@ async fn range(
     context: &Context,
     blob: &Fetch,
     (from, to): (u64, u64),
-    mut each: impl FnMut(&[u8], u64) -> Result<()>,
+    mut each: impl FnMut(&Bytes, u64) -> Result<()>,
 ) -> Result<()> {
     let mut at = from;
     let mut etag: Option<String> = None;
@@ -297,19 +300,21 @@ async fn in_parts(context: &Context, blob: &Fetch) -> Result<PathBuf> {
 }
 
 async fn fetch_parts(context: &Context, blob: &Fetch, target: &Target, journal: &mut Journal) -> Result<BlobId> {
-    let hashing = Hashing::new(blob.id, blob.size, PART, journal.done.iter().copied());
+    let done = journal.done.iter().copied();
+    let hashing = Hashing::new(&context.hashes, blob.id, blob.size, &target.file, PART, done);
     for part in (0..journal.done.len()).filter(|part| journal.done[*part]) {
         let (from, to) = bounds(part, blob.size);
         context.progress.event(Event::Moved { blob: blob.id, bytes: to - from });
     }
     let mut missing = runs(&journal.done, origin::parts_at_once(context)).into_iter();
     let mut next = missing.next();
-    let share = context.limits.parts.share();
     let mut running: JoinSet<Result<Range<usize>>> = JoinSet::new();
-    hashing.catch_up(&target.file);
+    let mut flusher = Flusher { target: target.clone(), sync: context.sync, unflushed: 0, running: None };
     while next.is_some() || !running.is_empty() {
+        let streams = context.limits.parts.streams();
+        let behind = hashing.is_behind(streams);
         tokio::select! {
-            permit = context.limits.parts.permit(), if next.is_some() && running.len() < share.streams() && !hashing.is_behind(share.streams()) => {
+            permit = context.limits.parts.permit(), if next.is_some() && running.len() < streams && !behind => {
                 let parts = next.expect("checked by the branch");
                 next = missing.next();
                 let (context, blob, target, hashing) = (context.clone(), blob.clone(), target.clone(), hashing.clone());
@@ -319,7 +324,7 @@ async fn fetch_parts(context: &Context, blob: &Fetch, target: &Target, journal: 
                     let mut meter = Meter::new(&context.progress, blob.id);
                     range(&context, &blob, (from, to), |chunk, offset| {
                         target.write(chunk, offset)?;
-                        hashing.moved(offset, chunk);
+                        hashing.moved(offset, offset + chunk.len() as u64);
                         meter.add(chunk.len() as u64);
                         Ok(())
                     })
@@ -329,21 +334,52 @@ async fn fetch_parts(context: &Context, blob: &Fetch, target: &Target, journal: 
                     Ok(parts)
                 });
             }
-            () = hashing.caught_up(), if next.is_some() && hashing.is_behind(share.streams()) => {}
+            () = hashing.advanced(), if next.is_some() && behind => {}
             Some(done) = running.join_next() => {
                 let parts = match done {
                     Ok(parts) => parts?,
                     Err(failed) => std::panic::resume_unwind(failed.into_panic()),
                 };
+                let (from, to) = (bounds(parts.start, blob.size).0, bounds(parts.end - 1, blob.size).1);
                 parts.into_iter().try_for_each(|part| journal.mark(part))?;
-                hashing.catch_up(&target.file);
+                flusher.written(to - from).await?;
             }
         }
     }
-    drop(share);
-    let file = target.file.clone();
-    let found = blocking(move || hashing.finish(&file)).await;
+    let found = blocking(move || hashing.finish()).await;
+    flusher.end().await?;
     found.map_err(|error| Error::io("cannot read back", &target.path, &error))
+}
+
+/// Lets the disk work while a large blob still comes.
+struct Flusher {
+    target: Target,
+    sync: bool,
+    unflushed: u64,
+    running: Option<JoinHandle<io::Result<()>>>,
+}
+
+impl Flusher {
+    /// More bytes are in the file.
+    async fn written(&mut self, bytes: u64) -> Result<()> {
+        self.unflushed += bytes;
+        if self.sync && self.unflushed >= FLUSH && self.running.as_ref().is_none_or(JoinHandle::is_finished) {
+            self.end().await?;
+            self.unflushed = 0;
+            let file = self.target.file.clone();
+            self.running = Some(tokio::task::spawn_blocking(move || file.sync_data()));
+        }
+        Ok(())
+    }
+
+    /// Waits for what was begun. Its failure counts: the system tells it only once.
+    async fn end(&mut self) -> Result<()> {
+        let flushed = match self.running.take() {
+            Some(running) => running.await.unwrap_or_else(|failed| Err(io::Error::other(failed))),
+            None => Ok(()),
+        };
+        flushed.map_err(|e| Error::io("cannot flush", &self.target.path, &e))
+    }
 }
 
 /// Runs of up to `most` neighbouring parts that are not there yet.

@@ -21,6 +21,7 @@ use super::hub::Hub;
 use super::limit::Limits;
 use crate::cache::layout::Layout;
 use crate::progress::Progress;
+pub use hashing::Hashes;
 
 /// What every transfer needs.
 #[derive(Clone)]
@@ -31,6 +32,8 @@ pub struct Context {
     pub hub: Option<Hub>,
     /// Requests in flight.
     pub limits: Limits,
+    /// Large blobs that are hashed now.
+    pub hashes: Arc<Hashes>,
     /// Where events go.
     pub progress: Arc<dyn Progress>,
     /// The cache, for state of our own.

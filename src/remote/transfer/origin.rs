@@ -11,7 +11,7 @@ use crate::remote::error::{Cause, Failure};
 use crate::remote::{hub, keys};
 
 /// Parts that one request to the Hub reads: it counts requests, and each takes another one before it.
-const HUB_PARTS: usize = 8;
+const HUB_PARTS: usize = 16;
 
 /// The bytes of a blob, or of a range of it.
 pub(super) enum Body {
@@ -45,9 +45,13 @@ impl Body {
     }
 }
 
-/// Parts that one request reads.
+/// Parts that one request reads. With many requests in flight, small ones keep what is hashed close behind what comes.
 pub(super) fn parts_at_once(context: &Context) -> usize {
-    if context.hub.is_some() { HUB_PARTS } else { 1 }
+    match context.limits.parts.streams() {
+        _ if context.hub.is_some() => HUB_PARTS,
+        0..=4 => 2,
+        _ => 1,
+    }
 }
 
 pub(super) async fn open(

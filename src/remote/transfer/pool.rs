@@ -4,14 +4,16 @@ use std::future::Future;
 
 use tokio::task::JoinSet;
 
+use crate::remote::limit::Limits;
+
 /// Large blobs that are worked on at once; each of them uses many requests.
 const LARGE_AT_ONCE: usize = 4;
 
-/// Runs `job` on every item, large ones first, and hands each result to `done` as it comes. All jobs are aborted
-/// when the returned future is dropped.
+/// Runs `job` on every item, large ones first, and hands each result to `done` as it comes. Large ones share the limit of
+/// parts from the start, so that none begins as if it were alone. All jobs are aborted when the returned future is dropped.
 pub async fn run<T, R, F>(
     items: Vec<T>,
-    small_at_once: usize,
+    limits: &Limits,
     is_large: impl Fn(&T) -> bool,
     job: impl Fn(T) -> F,
     mut done: impl FnMut(R),
@@ -22,15 +24,21 @@ pub async fn run<T, R, F>(
     let (large, small): (Vec<T>, Vec<T>) = items.into_iter().partition(is_large);
     let (mut large, mut small) = (large.into_iter(), small.into_iter());
     let mut running: JoinSet<(bool, R)> = JoinSet::new();
-    let mut free = [small_at_once.max(1), LARGE_AT_ONCE.min(small_at_once.max(1))];
+    let most = limits.objects.ceiling().max(1);
+    let mut free = [most, LARGE_AT_ONCE.min(most)];
     loop {
         for (is_large, queue) in [(true, &mut large), (false, &mut small)] {
             while free[usize::from(is_large)] > 0
                 && let Some(item) = queue.next()
             {
                 free[usize::from(is_large)] -= 1;
+                let share = is_large.then(|| limits.parts.share());
                 let work = job(item);
-                running.spawn(async move { (is_large, work.await) });
+                running.spawn(async move {
+                    let result = work.await;
+                    drop(share);
+                    (is_large, result)
+                });
             }
         }
         match running.join_next().await {

@@ -113,8 +113,8 @@ async fn streamed(context: &Context, blob: &Upload) -> Result<()> {
     let file = Arc::new(open_quietly(&blob.source).map_err(|e| unreadable(blob, &e))?);
     let local_error: Slot = Arc::default();
     let body = |pulse: &Pulse| {
-        let check = Check::Whole(Some(BlobHasher::like(&blob.id, blob.size)));
-        FileBody::new(context, blob, &file, 0, blob.size, check, pulse, &local_error)
+        let hasher = Some(BlobHasher::like(&blob.id, blob.size));
+        FileBody::new(context, blob, &file, 0, blob.size, hasher, pulse, &local_error)
     };
     let sent = context.bucket.put(&keys::blob(&blob.id), blob.size, Some(&blob.id), &body).await;
     if let Some(error) = take(&local_error) {
@@ -240,27 +240,27 @@ async fn send_parts(
         }
     }
     let done = parts.iter().map(Option::is_some);
-    let hashing = Hashing::new(blob.id, blob.size, record.part_size, done);
-    hashing.catch_up(file);
+    let hashing = Hashing::new(&context.hashes, blob.id, blob.size, file, record.part_size, done);
     let mut missing =
         (1..=count).filter(|number| parts[*number as usize - 1].is_none()).collect::<Vec<_>>().into_iter();
     let mut next = missing.next();
-    let share = context.limits.parts.share();
     let mut running: JoinSet<Result<Part>> = JoinSet::new();
     while next.is_some() || !running.is_empty() {
+        let streams = context.limits.parts.streams();
+        let behind = hashing.is_behind(streams);
         tokio::select! {
-            permit = context.limits.parts.permit(), if next.is_some() && running.len() < share.streams() && !hashing.is_behind(share.streams()) => {
+            permit = context.limits.parts.permit(), if next.is_some() && running.len() < streams && !behind => {
                 let number = next.expect("checked by the branch");
                 next = missing.next();
-                let (context, blob, file, hashing) = (context.clone(), blob.clone(), file.clone(), hashing.clone());
+                let (context, blob, file) = (context.clone(), blob.clone(), file.clone());
                 let (key, upload) = (record.key.clone(), record.upload.clone());
                 let (offset, size) = ((number - 1) * record.part_size, length(number));
+                hashing.moved(offset, offset + size);
                 running.spawn(async move {
                     let mut permit = permit;
                     let local_error: Slot = Arc::default();
                     let body = |pulse: &Pulse| {
-                        let check = Check::Part(hashing.clone());
-                        FileBody::new(&context, &blob, &file, offset, size, check, pulse, &local_error)
+                        FileBody::new(&context, &blob, &file, offset, size, None, pulse, &local_error)
                     };
                     let sent = context.bucket.put_part(&key, &upload, number as i32, size, &body).await;
                     if let Some(error) = take(&local_error) {
@@ -270,7 +270,7 @@ async fn send_parts(
                     sent.map_err(|failure| context.bucket.explain(failure, &doing(&blob)))
                 });
             }
-            () = hashing.caught_up(), if next.is_some() && hashing.is_behind(share.streams()) => {}
+            () = hashing.advanced(), if next.is_some() && behind => {}
             Some(done) = running.join_next() => {
                 let part = match done {
                     Ok(part) => part?,
@@ -278,13 +278,10 @@ async fn send_parts(
                 };
                 let at = part.number as usize - 1;
                 parts[at] = Some(part);
-                hashing.catch_up(file);
             }
         }
     }
-    drop(share);
-    let source = file.clone();
-    let found = blocking(move || hashing.finish(&source)).await.map_err(|e| unreadable(blob, &e))?;
+    let found = blocking(move || hashing.finish()).await.map_err(|e| unreadable(blob, &e))?;
     Ok((parts.into_iter().flatten().collect(), found))
 }
 
@@ -295,21 +292,14 @@ fn take(slot: &Slot) -> Option<Error> {
     slot.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take()
 }
 
-/// How the bytes of a body are hashed.
-enum Check {
-    /// All of the blob: its last slice is sent only when they match the name. `None` after that.
-    Whole(Option<BlobHasher>),
-    /// A part of it, hashed together with the others.
-    Part(Arc<Hashing>),
-}
-
 /// A request body that reads a range of a file, slice by slice, as the connection takes it.
 struct FileBody {
     blob: Upload,
     file: Arc<File>,
     offset: u64,
     end: u64,
-    check: Check,
+    /// Of all of the blob, whose last slice is sent only when its bytes match the name.
+    hasher: Option<BlobHasher>,
     meter: Option<Meter>,
     pulse: Pulse,
     pace: Pace,
@@ -325,7 +315,7 @@ impl FileBody {
         file: &Arc<File>,
         offset: u64,
         size: u64,
-        check: Check,
+        hasher: Option<BlobHasher>,
         pulse: &Pulse,
         local_error: &Slot,
     ) -> SdkBody {
@@ -334,7 +324,7 @@ impl FileBody {
             file: file.clone(),
             offset,
             end: offset + size,
-            check,
+            hasher,
             meter: Some(Meter::new(&context.progress, blob.id)),
             pulse: pulse.clone(),
             pace: Pace::new(&context.limits.rate),
@@ -344,18 +334,12 @@ impl FileBody {
 
     fn slice(&mut self, length: u64) -> Result<Bytes> {
         let bytes = read_at(&self.file, length as usize, self.offset).map_err(|e| unreadable(&self.blob, &e))?;
-        let offset = self.offset;
         self.offset += length;
-        match &mut self.check {
-            Check::Part(hashing) => hashing.moved(offset, &bytes),
-            Check::Whole(hasher) => {
-                hasher.iter_mut().for_each(|hasher| hasher.update(&bytes));
-                if self.offset == self.end {
-                    let found = hasher.take().map(BlobHasher::finish);
-                    if let Some(found) = found.filter(|found| *found != self.blob.id) {
-                        return Err(wrong_bytes(&self.blob, &found));
-                    }
-                }
+        self.hasher.iter_mut().for_each(|hasher| hasher.update(&bytes));
+        if self.offset == self.end {
+            let found = self.hasher.take().map(BlobHasher::finish);
+            if let Some(found) = found.filter(|found| *found != self.blob.id) {
+                return Err(wrong_bytes(&self.blob, &found));
             }
         }
         if let Some(meter) = &mut self.meter {

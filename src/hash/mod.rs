@@ -1,8 +1,13 @@
 //! Hashing bytes into a [`BlobId`]: the proof that a blob is what its name says.
 
+mod lanes;
+mod sha256;
+
 use sha1::Digest;
 
 use crate::ids::BlobId;
+pub use lanes::{MOST as MOST_TOGETHER, is_faster as is_faster_together};
+use sha256::Sha256;
 
 /// The MD5 in hexadecimal digits: what most stores give as the ETag of one PUT with this content.
 pub fn md5_hex(content: &[u8]) -> String {
@@ -16,7 +21,7 @@ pub struct BlobHasher(Algorithm);
 #[derive(Clone)]
 enum Algorithm {
     Sha1(sha1::Sha1),
-    Sha256(sha2::Sha256),
+    Sha256(Sha256),
 }
 
 impl BlobHasher {
@@ -37,7 +42,7 @@ impl BlobHasher {
 
     /// Plain sha256.
     pub fn sha256() -> Self {
-        BlobHasher(Algorithm::Sha256(sha2::Sha256::new()))
+        BlobHasher(Algorithm::Sha256(Sha256::new()))
     }
 
     /// Feeds the next bytes.
@@ -48,11 +53,24 @@ impl BlobHasher {
         }
     }
 
+    /// Feeds the next bytes of several blobs. On processors where [`is_faster_together`] that is much faster than feeding one
+    /// after the other, best with [`MOST_TOGETHER`] blobs and the same number of bytes for each.
+    pub fn update_together(feeds: &mut [(&mut BlobHasher, &[u8])]) {
+        let mut messages = Vec::with_capacity(feeds.len());
+        for (hasher, bytes) in feeds {
+            match &mut hasher.0 {
+                Algorithm::Sha1(sha1) => sha1.update(bytes),
+                Algorithm::Sha256(sha256) => messages.push((sha256, *bytes)),
+            }
+        }
+        Sha256::update_together(&mut messages);
+    }
+
     /// The name of what was fed.
     pub fn finish(self) -> BlobId {
         match self.0 {
             Algorithm::Sha1(sha1) => BlobId::Sha1(sha1.finalize().into()),
-            Algorithm::Sha256(sha256) => BlobId::Sha256(sha256.finalize().into()),
+            Algorithm::Sha256(sha256) => BlobId::Sha256(sha256.finish()),
         }
     }
 }

@@ -1,0 +1,143 @@
+//! SHA-256 as a stream (FIPS 180-4), whose state is at hand, so that several messages can be hashed in step. Blocks are
+//! compressed by the `sha2` crate, or by [`lanes`] when there are several.
+
+use super::lanes::{self, Block, State};
+
+const BLOCK: usize = 64;
+
+/// The hash of a message so far.
+#[derive(Clone)]
+pub(super) struct Sha256 {
+    state: State,
+    /// Bytes so far.
+    length: u64,
+    /// The bytes of the block that is not full yet, at its beginning.
+    partial: Block,
+}
+
+impl Sha256 {
+    pub(super) fn new() -> Self {
+        let state =
+            [0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab, 0x5be0_cd19];
+        Sha256 { state, length: 0, partial: [0; BLOCK] }
+    }
+
+    /// Bytes in the block that is not full yet.
+    fn filled(&self) -> usize {
+        (self.length % BLOCK as u64) as usize
+    }
+
+    /// Takes what completes the block that was begun; returns the rest.
+    fn fill<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
+        let filled = self.filled();
+        if filled == 0 {
+            return bytes;
+        }
+        let (head, rest) = bytes.split_at(bytes.len().min(BLOCK - filled));
+        self.partial[filled..filled + head.len()].copy_from_slice(head);
+        self.length += head.len() as u64;
+        if self.filled() == 0 {
+            sha2::block_api::compress256(&mut self.state, &[self.partial]);
+        }
+        rest
+    }
+
+    pub(super) fn update(&mut self, bytes: &[u8]) {
+        let (blocks, rest) = self.fill(bytes).as_chunks::<BLOCK>();
+        if !blocks.is_empty() {
+            sha2::block_api::compress256(&mut self.state, blocks);
+            self.length += (blocks.len() * BLOCK) as u64;
+        }
+        if !rest.is_empty() {
+            self.partial[..rest.len()].copy_from_slice(rest);
+            self.length += rest.len() as u64;
+        }
+    }
+
+    /// Feeds all the bytes of each message: in step as far as the shortest reaches.
+    pub(super) fn update_together(messages: &mut [(&mut Sha256, &[u8])]) {
+        for group in messages.chunks_mut(lanes::MOST) {
+            group.iter_mut().for_each(|(hasher, bytes)| *bytes = hasher.fill(bytes));
+            let blocks = group.iter().map(|(_, bytes)| bytes.len() / BLOCK).min().unwrap_or(0);
+            match group.len() {
+                2 => Self::in_step::<2>(group, blocks),
+                3 => Self::in_step::<3>(group, blocks),
+                4 => Self::in_step::<4>(group, blocks),
+                _ => {}
+            }
+            group.iter_mut().for_each(|(hasher, bytes)| hasher.update(bytes));
+        }
+    }
+
+    fn in_step<const N: usize>(messages: &mut [(&mut Sha256, &[u8])], count: usize) {
+        let mut states: [State; N] = std::array::from_fn(|lane| messages[lane].0.state);
+        let blocks: [&[Block]; N] = std::array::from_fn(|lane| &messages[lane].1.as_chunks().0[..count]);
+        lanes::compress(&mut states, blocks);
+        for ((hasher, bytes), state) in messages.iter_mut().zip(states) {
+            hasher.state = state;
+            hasher.length += (count * BLOCK) as u64;
+            *bytes = &bytes[count * BLOCK..];
+        }
+    }
+
+    pub(super) fn finish(mut self) -> [u8; 32] {
+        let bits = self.length * 8;
+        let filled = self.filled();
+        // A one bit, zeros, and the length in the last eight bytes of a block.
+        let zeros = (2 * BLOCK - 9 - filled) % BLOCK;
+        self.update(&[0x80]);
+        self.update(&[0; BLOCK][..zeros]);
+        self.update(&bits.to_be_bytes());
+        let mut digest = [0; 32];
+        for (bytes, word) in digest.as_chunks_mut().0.iter_mut().zip(self.state) {
+            *bytes = word.to_be_bytes();
+        }
+        digest
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use sha2::Digest;
+
+    proptest! {
+        /// However messages are cut, and hashed alone or in step, it is what the `sha2` crate gives.
+        #[test]
+        fn it_is_sha256(
+            messages in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..1500), 1..7),
+            cuts in proptest::collection::vec(0..700usize, 1..9),
+        ) {
+            let mut hashers = vec![Sha256::new(); messages.len()];
+            let mut rest: Vec<&[u8]> = messages.iter().map(Vec::as_slice).collect();
+            for (turn, cut) in cuts.iter().chain(&[usize::MAX]).enumerate() {
+                let mut feeds = Vec::new();
+                for (lane, (hasher, rest)) in hashers.iter_mut().zip(&mut rest).enumerate() {
+                    let (now, later) = rest.split_at(cut.saturating_add(lane * turn).min(rest.len()));
+                    *rest = later;
+                    feeds.push((hasher, now));
+                }
+                match turn % 3 {
+                    0 => feeds.iter_mut().for_each(|(hasher, bytes)| hasher.update(bytes)),
+                    _ => Sha256::update_together(&mut feeds),
+                }
+            }
+            for (hasher, message) in hashers.into_iter().zip(&messages) {
+                let expected: [u8; 32] = sha2::Sha256::digest(message).into();
+                prop_assert_eq!(hasher.finish(), expected);
+            }
+        }
+    }
+
+    #[test]
+    fn every_length_around_a_block_is_padded_right() {
+        for length in 0..200 {
+            let message = vec![0xa5; length];
+            let mut hasher = Sha256::new();
+            hasher.update(&message);
+            let expected: [u8; 32] = sha2::Sha256::digest(&message).into();
+            assert_eq!(hasher.finish(), expected, "{length}");
+        }
+    }
+}
