@@ -200,6 +200,8 @@ impl Hashing {
         let mut active = hashes.lock();
         active.blobs.retain(|blob| blob.strong_count() > 0);
         active.blobs.push(Arc::downgrade(&hashing));
+        drop(active);
+        hashes.start();
         hashing
     }
 
@@ -249,8 +251,9 @@ impl Hashing {
         state.error.is_none() && self.reachable(&state) - state.at > 2 * streams as u64 * self.part_size
     }
 
-    /// Waits until more is hashed.
+    /// Waits until more is hashed, while it [is behind](Self::is_behind).
     pub(super) async fn advanced(&self) {
+        self.hashes.start();
         self.advanced.notified().await;
     }
 
@@ -356,6 +359,20 @@ mod tests {
             assert_eq!(found.unwrap(), name);
         }
         assert!(hashes.lock().threads <= 1);
+    }
+
+    #[tokio::test]
+    async fn what_was_there_before_is_hashed_before_more_comes() {
+        let part = 64 << 10;
+        let (file, name) = blob(&vec![9; 101 * part]);
+        let done = (0..101).map(|at| at < 100);
+        let hashing = Hashing::new(&hashes(4), name, 101 * part as u64, &file, part as u64, done);
+        while hashing.is_behind(1) {
+            hashing.advanced().await;
+        }
+        hashing.moved(100 * part as u64, 101 * part as u64);
+        let found = tokio::task::spawn_blocking(move || hashing.finish()).await.unwrap();
+        assert_eq!(found.unwrap(), name);
     }
 
     #[tokio::test]
