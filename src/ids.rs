@@ -235,10 +235,13 @@ impl BlobId {
 
 impl fmt::Display for BlobId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for byte in self.bytes() {
-            write!(f, "{byte:02x}")?;
+        let mut digits = [0; 64];
+        let mut length = 0;
+        for (byte, pair) in self.bytes().iter().zip(digits.as_chunks_mut().0) {
+            *pair = [byte >> 4, byte & 15].map(|digit| b"0123456789abcdef"[usize::from(digit)]);
+            length += 2;
         }
-        Ok(())
+        f.write_str(std::str::from_utf8(&digits[..length]).expect("digits"))
     }
 }
 

@@ -64,6 +64,7 @@ impl Session {
             hub: None,
             limits: Limits::new(caps, bucket.round_trip()),
             hashes: Arc::default(),
+            flushes: Arc::default(),
             progress: self.progress.clone(),
             layout: self.layout(),
             sync,

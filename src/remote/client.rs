@@ -9,6 +9,7 @@
 //! - A partial listing is an error, never a shorter list.
 
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
@@ -489,7 +490,7 @@ impl Bucket {
                 Some(hash) => request.interceptor(PayloadHash(hash.clone())),
                 None => request.disable_payload_signing(),
             };
-            pulse.guard(async { request.send().await.map_err(|e| Failure::from_sdk(&e)) }).await.map(|_| ())
+            pulse.guard(boxed(request.send())).await.map(|_| ())
         };
         self.retried(send).await
     }
@@ -600,7 +601,7 @@ impl Bucket {
                 .body(ByteStream::new(body(&pulse)))
                 .customize()
                 .disable_payload_signing();
-            let sent = pulse.guard(async { request.send().await.map_err(|e| Failure::from_sdk(&e)) }).await?;
+            let sent = pulse.guard(boxed(request.send())).await?;
             Ok(sent.e_tag().map(String::from))
         };
         let etag = self.retried(send).await?;
@@ -704,21 +705,36 @@ impl Opened {
     }
 }
 
-async fn answer<T, E>(send: impl Future<Output = Result<T, SdkError<E>>>) -> Result<T, Failure>
+fn answer<T, E>(send: impl Future<Output = Result<T, SdkError<E>>>) -> impl Future<Output = Result<T, Failure>>
 where
     E: ProvideErrorMetadata,
 {
-    answer_within(ANSWER, send).await
+    answer_within(ANSWER, send)
 }
 
-async fn answer_within<T, E>(limit: Duration, send: impl Future<Output = Result<T, SdkError<E>>>) -> Result<T, Failure>
+fn answer_within<T, E>(
+    limit: Duration,
+    send: impl Future<Output = Result<T, SdkError<E>>>,
+) -> impl Future<Output = Result<T, Failure>>
 where
     E: ProvideErrorMetadata,
 {
-    match tokio::time::timeout(limit, send).await {
-        Ok(result) => result.map_err(|e| Failure::from_sdk(&e)),
-        Err(_) => Err(Failure::new(Cause::Broken, "no answer in time")),
+    let send = boxed(send);
+    async move {
+        match tokio::time::timeout(limit, send).await {
+            Ok(result) => result,
+            Err(_) => Err(Failure::new(Cause::Broken, "no answer in time")),
+        }
     }
+}
+
+/// The SDK's futures are 10 kB each. In a box they do not make every future around them as large, which would be moved
+/// several times for each blob even when it goes the short way.
+fn boxed<T, E>(send: impl Future<Output = Result<T, SdkError<E>>>) -> Pin<Box<impl Future<Output = Result<T, Failure>>>>
+where
+    E: ProvideErrorMetadata,
+{
+    Box::pin(async { send.await.map_err(|e| Failure::from_sdk(&e)) })
 }
 
 /// 0.25 s, doubling to 15 s, with full jitter; never less than the store asks for.

@@ -196,8 +196,9 @@ async fn fetch(context: &Context, job: &Job) -> Vec<(usize, Result<Got>)> {
 
 async fn obtain(context: &Context, job: &Job, repo: &RepoName, source: Option<&RepoName>) -> Result<Got> {
     let (blob, size, layout) = (&job.fetch.id, job.fetch.size, &context.layout);
-    let _client = client_lock(context, repo, job).await?;
-    if is_there(layout, repo, job) {
+    // Who had to take the lock may find that the client has fetched the blob meanwhile.
+    let client = client_lock(context, repo, job).await?;
+    if client.is_some() && is_there(layout, repo, job) {
         return Ok(Got::Here);
     }
     if let Some(from) = source.or(job.donor.as_ref()) {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
+use std::path::PathBuf;
 
 use super::plan::Plan;
 use crate::cache::layout::Layout;
@@ -59,12 +60,17 @@ pub fn check_root(layout: &Layout) -> Result<()> {
 pub fn look(layout: &Layout, manifest: &Manifest, reference: Option<&RefName>, verify: bool) -> State {
     let (repo, commit) = (&manifest.repo, &manifest.revision);
     let mut state = State::default();
+    // In a folder that is not there nothing has to be looked for.
+    let is_there = |folder: PathBuf| fs::symlink_metadata(folder).is_ok();
+    let has_blobs = is_there(layout.blobs(repo));
     for (id, size) in manifest.blobs() {
-        state.blobs.insert(id, look_at(&layout.blob(repo, &id), &id, size, verify));
+        let blob = if has_blobs { look_at(&layout.blob(repo, &id), &id, size, verify) } else { BlobState::Missing };
+        state.blobs.insert(id, blob);
     }
+    let has_snapshot = is_there(layout.snapshot(repo, commit));
     for file in &manifest.files {
         let path = layout.snapshot_file(repo, commit, &file.path);
-        let meta = fs::symlink_metadata(&path).ok();
+        let meta = has_snapshot.then(|| fs::symlink_metadata(&path).ok()).flatten();
         let is_real = meta.as_ref().is_some_and(|meta| meta.is_file());
         let linked = meta.is_some() && place::is_linked(layout, repo, commit, &file.path, &file.blob, file.size);
         let good = linked && !(verify && is_real && look_at(&path, &file.blob, file.size, true) != BlobState::Present);
@@ -146,7 +152,7 @@ pub fn check_space(layout: &Layout, plans: &[&Plan]) -> Result<()> {
     for plan in plans {
         blobs.extend(plan.downloads().map(|fetch| (fetch.blob, fetch.size)));
     }
-    let needed: u64 = blobs.iter().map(|(id, size)| size.saturating_sub(already_there(layout, id))).sum();
+    let needed: u64 = blobs.iter().map(|(id, size)| size.saturating_sub(already_there(layout, id, *size))).sum();
     match space::available(layout.root()) {
         Some(free) if free < needed => Err(Error::failed("there is not enough disk space")
             .because(format!(

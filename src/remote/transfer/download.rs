@@ -66,7 +66,8 @@ pub async fn download(context: &Context, blob: &Fetch) -> Result<PathBuf> {
     context.progress.event(Event::Started { blob: blob.id, name: blob.label(), size: blob.size });
     let fetched = match blob.size {
         0..=SINGLE_GET => whole(context, blob).await,
-        _ => in_parts(context, blob).await,
+        // In a box, so that small blobs do not carry it along.
+        _ => Box::pin(in_parts(context, blob)).await,
     };
     context.progress.event(Event::Finished { blob: blob.id });
     let (_, pushed_back) = context.bucket.counts();
@@ -75,7 +76,10 @@ pub async fn download(context: &Context, blob: &Fetch) -> Result<PathBuf> {
 }
 
 /// Bytes of this blob that an earlier run has left, which need no space any more.
-pub fn already_there(layout: &crate::cache::layout::Layout, blob: &BlobId) -> u64 {
+pub fn already_there(layout: &crate::cache::layout::Layout, blob: &BlobId, size: u64) -> u64 {
+    if size <= SINGLE_GET {
+        return 0;
+    }
     #[cfg(unix)]
     let allocated = |meta: std::fs::Metadata| std::os::unix::fs::MetadataExt::blocks(&meta) * 512;
     #[cfg(not(unix))]
@@ -181,20 +185,17 @@ async fn whole(context: &Context, blob: &Fetch) -> Result<PathBuf> {
         .await?;
     }
     permit.moved(blob.size);
-    drop(permit);
     let found = hasher.finish();
+    // The connection goes back to the pool when its own task has its turn. Who gets the permit shall find it there.
+    tokio::task::yield_now().await;
+    drop(permit);
     if found != blob.id {
         return Err(origin::wrong_hash(context, blob, &found));
     }
     meter.keep();
-    finish(context.sync, target, remove).await
-}
-
-/// Flushes the complete file.
-async fn finish(sync: bool, target: Target, remove: RemoveOnDrop) -> Result<PathBuf> {
-    if sync {
-        let path = target.path.clone();
-        blocking(move || target.file.sync_all()).await.map_err(|e| Error::io("cannot flush", &path, &e))?;
+    if context.sync {
+        let flushed = context.flushes.flush(target.file).await;
+        flushed.map_err(|e| Error::io("cannot flush", &target.path, &e))?;
     }
     Ok(remove.keep())
 }
@@ -285,9 +286,10 @@ async fn in_parts(context: &Context, blob: &Fetch) -> Result<PathBuf> {
             }
             Ok(_) => {
                 let remove = RemoveOnDrop(Some(target.path.clone()));
-                let done = finish(context.sync, target, remove).await;
+                let flushed = if context.sync { blocking(move || target.file.sync_all()).await } else { Ok(()) };
                 let _ = std::fs::remove_file(&journal_path);
-                return done;
+                flushed.map_err(|e| Error::io("cannot flush", &target.path, &e))?;
+                return Ok(remove.keep());
             }
             Err(error) => {
                 if error.kind == Kind::Integrity {

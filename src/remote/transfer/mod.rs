@@ -6,6 +6,7 @@
 //! size of the blobs.
 
 pub mod download;
+mod flush;
 mod hashing;
 mod origin;
 pub mod pool;
@@ -21,6 +22,7 @@ use super::hub::Hub;
 use super::limit::Limits;
 use crate::cache::layout::Layout;
 use crate::progress::Progress;
+pub use flush::Flushes;
 pub use hashing::Hashes;
 
 /// What every transfer needs.
@@ -38,6 +40,8 @@ pub struct Context {
     pub progress: Arc<dyn Progress>,
     /// The cache, for state of our own.
     pub layout: Layout,
+    /// Small blobs that are flushed now.
+    pub flushes: Arc<Flushes>,
     /// Whether a blob is flushed to the disk before it becomes visible.
     pub sync: bool,
 }

@@ -62,7 +62,8 @@ pub async fn upload(context: &Context, blob: &Upload) -> Result<()> {
     } else if blob.size <= SINGLE_PUT {
         streamed(context, blob).await
     } else {
-        in_parts(context, blob).await
+        // In a box, so that small blobs do not carry it along.
+        Box::pin(in_parts(context, blob)).await
     };
     context.progress.event(Event::Finished { blob: blob.id });
     let (_, pushed_back) = context.bucket.counts();
