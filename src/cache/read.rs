@@ -55,7 +55,7 @@ impl Buffer {
     /// Memory for `length` bytes, all zero.
     pub fn new(length: usize) -> Self {
         let bytes = vec![0; length + ALIGNED];
-        let start = until_aligned(&bytes);
+        let start = until_aligned(bytes.as_ptr());
         let mut buffer = Buffer { bytes, start };
         buffer.bytes.truncate(start + length);
         buffer
@@ -77,9 +77,8 @@ impl DerefMut for Buffer {
 }
 
 /// How many bytes of the allocation to leave out.
-fn until_aligned(bytes: &Vec<u8>) -> usize {
-    let start = bytes.as_ptr().addr();
-    start.next_multiple_of(ALIGNED) - start
+fn until_aligned(start: *const u8) -> usize {
+    start.addr().next_multiple_of(ALIGNED) - start.addr()
 }
 
 /// Reads exactly `buffer.len()` bytes at `offset`, without moving any file position.
@@ -105,7 +104,7 @@ pub fn read_at(file: &File, length: usize, offset: u64) -> io::Result<Bytes> {
     {
         // Into memory that is not cleared first: a slice is read for every 256 KiB that are sent.
         let mut bytes = Vec::with_capacity(length + ALIGNED);
-        let start = until_aligned(&bytes);
+        let start = until_aligned(bytes.as_ptr());
         bytes.resize(start, 0);
         while bytes.len() < start + length {
             let at = offset + (bytes.len() - start) as u64;
