@@ -77,7 +77,7 @@ pub struct Share(Arc<Limiter>);
 
 impl Limits {
     /// One limiter with a hard cap of `workers`, or two that adapt, beginning with what suits the store's
-    /// `round_trip`. Near, one stream a blob is hashed as it comes; far, many have to be on their way. Where memory or
+    /// `round_trip`. Near, a few keep this machine busy; far, many have to be on their way. Where memory or
     /// the rate sets a cap, it is for both together.
     pub fn new(caps: Caps, round_trip: Option<Duration>) -> Self {
         let rate = Rate::new(caps.rate);

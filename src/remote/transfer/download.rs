@@ -2,9 +2,8 @@
 //!
 //! Up to [`SINGLE_GET`]: one request into a file of its own. Larger: parallel ranges, each chunk written at its offset
 //! as it comes, into `partial/<etag>`; a journal beside it says which parts are there, so that an interrupted download
-//! goes on where it was. A chunk that continues what is hashed so far is hashed as it comes; what came out of order is read
-//! back once it can be reached, so that the hash is done when the last part is. The caller holds the blob's locks and
-//! moves the file into place.
+//! goes on where it was. The hash follows in the file (`hashing.rs`), so that it is done soon after the last part. The
+//! caller holds the blob's locks and moves the file into place.
 
 use std::fs::{File, OpenOptions};
 use std::io;
