@@ -350,7 +350,7 @@ impl Run<'_> {
         if !remove::is_inside(self.layout.root(), &folder.join("lock")) {
             return;
         }
-        let seen = self.facts.repos.get(name).and_then(|about| about.client_seen);
+        let seen = self.facts.about(name).client_seen;
         for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
             let file = entry.file_name();
             let blob = file.to_str().and_then(|name| name.strip_suffix(".lock")?.parse::<BlobId>().ok());

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::time::{Duration, SystemTime};
 
 use crate::cache::layout::{self, Layout};
@@ -33,6 +34,14 @@ pub struct Facts {
     pub repos: BTreeMap<RepoName, RepoFacts>,
     /// Whether access times are not kept here.
     pub noatime: bool,
+}
+
+impl Facts {
+    /// Of a repo, whether there is anything to say about it or not.
+    pub fn about(&self, repo: &RepoName) -> &RepoFacts {
+        static NOTHING: LazyLock<RepoFacts> = LazyLock::new(RepoFacts::default);
+        self.repos.get(repo).unwrap_or(&NOTHING)
+    }
 }
 
 /// More about one repo.

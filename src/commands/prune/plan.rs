@@ -218,10 +218,8 @@ pub fn plan(facts: &Facts, options: &Options, now: SystemTime) -> Plan {
     if facts.inventory.problems.iter().any(|problem| problem.kind == ProblemKind::Unreadable) {
         return plan;
     }
-    let none = RepoFacts::default();
-    let about = |repo: &Repo| facts.repos.get(&repo.name).unwrap_or(&none);
     let repos = facts.inventory.repos.iter();
-    let blocks = repos.map(|repo| block(&facts.inventory.layout, repo, about(repo))).collect();
+    let blocks = repos.map(|repo| block(&facts.inventory.layout, repo, facts.about(&repo.name))).collect();
     let mut planner = Planner { facts, options, now, plan, ledger, blocks };
     planner.clean();
     planner.evict();
@@ -348,10 +346,10 @@ impl<'a> Planner<'a> {
     }
 
     fn temporaries(&mut self, repo: &Repo) {
-        let about = self.facts.repos.get(&repo.name);
+        let about = self.facts.about(&repo.name);
         for file in repo.in_flight.iter().chain(&repo.temporaries) {
             let path = file.path.clone();
-            if about.is_some_and(|about| about.held.contains(&path)) {
+            if about.held.contains(&path) {
                 self.plan.skip(SkipReason::Held, Some(&repo.name), Some(path), file.size);
                 continue;
             }
@@ -451,23 +449,26 @@ impl<'a> Planner<'a> {
                 self.plan.skip(SkipReason::InFlight, Some(&repo.name), None, 0);
                 continue;
             }
-            if self.facts.repos.get(&repo.name).is_some_and(|about| about.locked) {
+            let about = self.facts.about(&repo.name);
+            if about.locked {
                 self.plan.skip(SkipReason::Held, Some(&repo.name), None, 0);
                 continue;
             }
-            let newest = repo.revisions.values().map(|revision| brought(repo, revision)).max().flatten();
+            let came: Vec<_> = repo.revisions.values().map(|revision| brought(repo, revision)).collect();
+            let newest = came.iter().max().copied().flatten();
             let mut refs: BTreeMap<&Commit, Vec<RefName>> = BTreeMap::new();
             for (name, commit) in &repo.refs {
                 refs.entry(commit).or_default().push(name.clone());
             }
-            for (commit, revision) in &repo.revisions {
+            for ((commit, revision), came) in repo.revisions.iter().zip(came) {
                 let last_use = last_use(repo, revision, self.now);
                 let refs = refs.remove(commit).unwrap_or_default();
                 let candidate = Candidate { index, repo: &repo.name, commit, refs, last_use };
-                let unfinished = !self.facts.repos.get(&repo.name).is_some_and(|about| about.complete.contains(commit));
+                // Something of it came so recently, while a client was here, that more may be on its way.
+                let is_fresh = came >= newest && self.is_recent(came) && self.has_recent_client(repo);
                 if !self.ledger.has_all(index, commit) {
                     self.keep(&candidate, SkipReason::Link, 0);
-                } else if unfinished && brought(repo, revision) >= newest && self.is_fresh(repo, revision) {
+                } else if is_fresh && !about.complete.contains(commit) {
                     self.keep(&candidate, SkipReason::Busy, 0);
                 } else {
                     found.push(candidate);
@@ -481,18 +482,18 @@ impl<'a> Planner<'a> {
     /// Whether a client is in the middle of a download into this repo, or may be.
     fn is_in_flight(&self, repo: &Repo) -> bool {
         let young = repo.in_flight.iter().any(|file| !self.is_old(file.modified, self.options.temporary_grace));
-        young || self.facts.repos.get(&repo.name).is_some_and(|about| !about.held.is_empty())
+        young || !self.facts.about(&repo.name).held.is_empty()
     }
 
     /// Whether a client was here so recently that it may be between two files of a download.
     fn has_recent_client(&self, repo: &Repo) -> bool {
-        let seen = self.facts.repos.get(&repo.name).and_then(|about| about.client_seen);
-        seen.is_some() && !self.is_old(seen, RECENT.min(self.options.orphan_grace))
+        let seen = self.facts.about(&repo.name).client_seen;
+        seen.is_some() && self.is_recent(seen)
     }
 
-    /// Whether a client was here, and brought something of this revision, so recently that more may be on its way.
-    fn is_fresh(&self, repo: &Repo, revision: &Revision) -> bool {
-        self.has_recent_client(repo) && !self.is_old(brought(repo, revision), RECENT.min(self.options.orphan_grace))
+    /// Whether a download of which this was a part may go on.
+    fn is_recent(&self, time: Option<SystemTime>) -> bool {
+        !self.is_old(time, RECENT.min(self.options.orphan_grace))
     }
 
     /// Folders of which nothing is left.
@@ -503,11 +504,9 @@ impl<'a> Planner<'a> {
         };
         let mut left: BTreeMap<&RepoName, usize> = BTreeMap::new();
         for (index, repo) in self.facts.inventory.repos.iter().enumerate() {
-            let about = self.facts.repos.get(&repo.name);
-            let touched = about.and_then(|about| about.touched);
-            let untouched = touched.is_none() || self.is_old(touched, self.options.orphan_grace);
-            let locked = about.is_some_and(|about| about.locked);
-            let busy = locked || self.is_in_flight(repo) || (self.has_recent_client(repo) && !evicted(repo));
+            let about = self.facts.about(&repo.name);
+            let untouched = about.touched.is_none() || self.is_old(about.touched, self.options.orphan_grace);
+            let busy = about.locked || self.is_in_flight(repo) || (self.has_recent_client(repo) && !evicted(repo));
             if self.blocks[index].is_none() && repo.problems.is_empty() && untouched && !busy {
                 let things = repo.revisions.len() + repo.blobs.len() + repo.in_flight.len() + repo.temporaries.len();
                 left.insert(&repo.name, things);
@@ -531,13 +530,12 @@ impl<'a> Planner<'a> {
         for (index, repo) in self.facts.inventory.repos.iter().enumerate() {
             let is_going =
                 self.plan.actions.iter().any(|action| action.what == What::Folder { repo: repo.name.clone() });
-            let locked = self.facts.repos.get(&repo.name).is_some_and(|about| about.locked);
-            let busy = locked || self.is_in_flight(repo) || self.has_recent_client(repo);
+            let about = self.facts.about(&repo.name);
+            let busy = about.locked || self.is_in_flight(repo) || self.has_recent_client(repo);
             if self.blocks[index].is_some() || repo.revisions.is_empty() || is_going || busy {
                 continue;
             }
-            let lone = self.facts.repos.get(&repo.name).map(|about| &about.lone_refs).into_iter().flatten();
-            for (name, written) in lone {
+            for (name, written) in &about.lone_refs {
                 if self.is_old(*written, self.options.orphan_grace)
                     && let Some(commit) = repo.refs.get(name).cloned()
                 {
