@@ -54,11 +54,10 @@ pub struct Buffer {
 impl Buffer {
     /// Memory for `length` bytes, all zero.
     pub fn new(length: usize) -> Self {
-        let bytes = vec![0; length + ALIGNED];
+        let mut bytes = vec![0; length + ALIGNED];
         let start = until_aligned(bytes.as_ptr());
-        let mut buffer = Buffer { bytes, start };
-        buffer.bytes.truncate(start + length);
-        buffer
+        bytes.truncate(start + length);
+        Buffer { bytes, start }
     }
 }
 

@@ -40,7 +40,7 @@ mod x86 {
     use super::{Block, State};
     use std::arch::x86_64::*;
 
-    // No closures here: they do not become part of functions that are compiled for other instructions than usual.
+    // No closures over registers: those do not become part of functions that are compiled for other instructions than usual.
 
     /// The round constants, four rounds a row.
     #[rustfmt::skip]

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::local::matches_name;
@@ -90,7 +91,9 @@ pub async fn hydrate(context: &Context, plans: &[Plan], kind: LinkKind, now: Sys
     let bytes = wire().map(|job| job.fetch.size).sum();
     context.progress.event(Event::Planned { blobs: wire().count() as u64, bytes });
 
-    let staged = stage(&context.layout, plans, kind);
+    // For threads of their own: the one that links beside the downloads, and those that complete each plan.
+    let plans: Arc<[Plan]> = plans.into();
+    let staged = stage(&context.layout, &plans, kind);
     pool::run(
         jobs.into_values().collect(),
         &context.limits,
@@ -120,10 +123,11 @@ pub async fn hydrate(context: &Context, plans: &[Plan], kind: LinkKind, now: Sys
     .await;
     context.progress.event(Event::Step("linking files"));
     let staged = staged.await;
-    for ((plan, outcome), staged) in plans.iter().zip(&mut outcomes).zip(staged) {
+    for (index, (outcome, staged)) in outcomes.iter_mut().zip(staged).enumerate() {
         if outcome.failures.is_empty() || !outcome.lost.is_empty() {
-            let (layout, plan, lost, sync) = (context.layout.clone(), plan.clone(), outcome.lost.clone(), context.sync);
-            let assembled = blocking(move || assemble(&layout, &plan, kind, staged, &lost, sync, now)).await;
+            let (layout, plans, lost, sync) =
+                (context.layout.clone(), plans.clone(), outcome.lost.clone(), context.sync);
+            let assembled = blocking(move || assemble(&layout, &plans[index], kind, staged, &lost, sync, now)).await;
             outcome.failures.extend(assembled.err());
         }
     }
@@ -132,13 +136,12 @@ pub async fn hydrate(context: &Context, plans: &[Plan], kind: LinkKind, now: Sys
 
 /// Makes new snapshots beside the downloads, where their links can be made before the blobs are there. What cannot be made
 /// now is made, and its failure told, by [`assemble`].
-fn stage(layout: &Layout, plans: &[Plan], kind: LinkKind) -> impl Future<Output = Vec<Option<Staged>>> + use<> {
+fn stage(layout: &Layout, plans: &Arc<[Plan]>, kind: LinkKind) -> impl Future<Output = Vec<Option<Staged>>> + use<> {
     let count = plans.len();
-    let plans: Vec<Plan> = if kind == LinkKind::Symlink { plans.to_vec() } else { Vec::new() };
-    let layout = layout.clone();
+    let (layout, plans) = (layout.clone(), plans.clone());
     let work = tokio::task::spawn_blocking(move || {
         let one = |plan: &Plan| {
-            if plan.fetch.is_empty() || plan.link.is_empty() {
+            if kind != LinkKind::Symlink || plan.fetch.is_empty() || plan.link.is_empty() {
                 return None;
             }
             let links: Vec<_> = plan.link.iter().map(|link| (&link.path, &link.blob)).collect();

@@ -74,7 +74,8 @@ pub async fn download(context: &Context, blob: &Fetch) -> Result<PathBuf> {
     fetched
 }
 
-/// Bytes of this blob that an earlier run has left, which need no space any more.
+/// Bytes of this blob that an earlier run has left, which need no space any more: of a large one, since small ones are
+/// fetched anew.
 pub fn already_there(layout: &crate::cache::layout::Layout, blob: &BlobId, size: u64) -> u64 {
     if size <= SINGLE_GET {
         return 0;
@@ -304,7 +305,7 @@ async fn fetch_parts(context: &Context, blob: &Fetch, target: &Target, journal: 
     let done = journal.done.iter().copied();
     let hashing = Hashing::new(&context.hashes, blob.id, blob.size, &target.file, PART, done);
     for part in (0..journal.done.len()).filter(|part| journal.done[*part]) {
-        let (from, to) = bounds(part, blob.size);
+        let (from, to) = bounds(&(part..part + 1), blob.size);
         context.progress.event(Event::Moved { blob: blob.id, bytes: to - from });
     }
     let mut missing = runs(&journal.done, origin::parts_at_once(context)).into_iter();
@@ -319,7 +320,7 @@ async fn fetch_parts(context: &Context, blob: &Fetch, target: &Target, journal: 
                 let parts = next.expect("checked by the branch");
                 next = missing.next();
                 let (context, blob, target, hashing) = (context.clone(), blob.clone(), target.clone(), hashing.clone());
-                let (from, to) = (bounds(parts.start, blob.size).0, bounds(parts.end - 1, blob.size).1);
+                let (from, to) = bounds(&parts, blob.size);
                 running.spawn(async move {
                     let mut permit = permit;
                     let mut meter = Meter::new(&context.progress, blob.id);
@@ -341,7 +342,7 @@ async fn fetch_parts(context: &Context, blob: &Fetch, target: &Target, journal: 
                     Ok(parts) => parts?,
                     Err(failed) => std::panic::resume_unwind(failed.into_panic()),
                 };
-                let (from, to) = (bounds(parts.start, blob.size).0, bounds(parts.end - 1, blob.size).1);
+                let (from, to) = bounds(&parts, blob.size);
                 parts.into_iter().try_for_each(|part| journal.mark(part))?;
                 flusher.written(to - from).await?;
             }
@@ -395,8 +396,7 @@ fn runs(done: &[bool], most: usize) -> Vec<Range<usize>> {
     runs
 }
 
-/// The bytes of a part, from and to (exclusive).
-fn bounds(part: usize, size: u64) -> (u64, u64) {
-    let from = part as u64 * PART;
-    (from, (from + PART).min(size))
+/// The bytes of neighbouring parts, from and to (exclusive).
+fn bounds(parts: &Range<usize>, size: u64) -> (u64, u64) {
+    (parts.start as u64 * PART, (parts.end as u64 * PART).min(size))
 }

@@ -157,20 +157,6 @@ impl Work {
     }
 }
 
-impl State {
-    /// How far the parts are complete from where the hash is.
-    fn reachable(&self, part_size: u64, size: u64) -> u64 {
-        let mut end = self.at;
-        loop {
-            let part = (end / part_size) as usize;
-            match self.moved.get(part) {
-                Some(moved) if *moved > end => end = *moved,
-                _ => return end.min(size),
-            }
-        }
-    }
-}
-
 impl Hashing {
     /// Begins to hash a blob of `size` bytes, which are in `file` as far as the parts of `part_size` are `done`.
     pub(super) fn new(
@@ -209,8 +195,16 @@ impl Hashing {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
+    /// How far the parts are complete from where the hash is.
     fn reachable(&self, state: &State) -> u64 {
-        state.reachable(self.part_size, self.size)
+        let mut end = state.at;
+        loop {
+            let part = (end / self.part_size) as usize;
+            match state.moved.get(part) {
+                Some(moved) if *moved > end => end = *moved,
+                _ => return end.min(self.size),
+            }
+        }
     }
 
     /// The bytes from `from` to `to` are in the file, after those before them in the same part.
