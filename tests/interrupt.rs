@@ -14,10 +14,12 @@ use common::s3::{Action, Gate, Seen};
 use common::store::Store;
 use common::{contents, git_sha1, sha256, visible, weights};
 
-/// 40 MiB: five ranges of a pull, three parts of a push.
+/// 40 MiB: ten parts of a pull, three of a push.
 const LARGE: usize = 40 << 20;
-/// A range of a pull.
-const RANGE: usize = 8 << 20;
+/// What a pull can take up again. Ranges are one or two of them, by how fast the server has answered.
+const PART: usize = 4 << 20;
+/// A range of a pull with one worker.
+const RANGE: usize = 2 * PART;
 
 fn large() -> Revision {
     Revision::new("model", "org/large").git("config.json", "{}\n").lfs("model.safetensors", weights(1, LARGE))
@@ -100,10 +102,8 @@ fn a_pull_is_stopped(how: Stop) {
     gate.open();
     store.server.take_seen();
     machine.ok(&["pull", "org/large"]);
-    let mut again = ranges(&store.server.take_seen());
-    again.sort();
-    again.dedup();
-    assert!(again == [3 * RANGE, 4 * RANGE] || again == [2 * RANGE, 3 * RANGE, 4 * RANGE], "{again:?}");
+    let again = ranges(&store.server.take_seen());
+    assert!(again.iter().all(|start| *start >= 2 * RANGE && start % PART == 0), "{again:?}");
     revision.assert_pulled(&machine.hub());
     nothing_torn(&machine);
     let partial = machine.hub().join(".locks/.hf-cache-sync/partial");
@@ -302,7 +302,7 @@ fn a_body_that_breaks_off_is_taken_up_again() {
         let seen: Vec<Seen> =
             store.server.take_seen().into_iter().filter(|request| request.is("GET", "blobs/")).collect();
         let starts = ranges(&seen);
-        let taken_up = starts.iter().filter(|start| **start % RANGE != 0).count();
+        let taken_up = starts.iter().filter(|start| **start % PART != 0).count();
         assert!(taken_up == 2, "it goes on after the last byte: {starts:?}");
     }
 }
