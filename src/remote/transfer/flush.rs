@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 /// Threads of a round. All but the first of them mostly wait for the commit that one causes.
-const THREADS: usize = 32;
+const THREADS: usize = 64;
 
 /// The flushes of a run.
 #[derive(Default)]

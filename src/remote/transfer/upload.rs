@@ -34,6 +34,10 @@ const IN_MEMORY: u64 = 256 << 10;
 pub const SINGLE_PUT: u64 = 16 << 20;
 /// Part size, unless the blob has more than [`MAX_PARTS`] of them.
 const PART: u64 = 16 << 20;
+/// Part size of blobs from [`LARGE`] on, which have enough of them all the same: fewer are less work for a store.
+const LARGE_PART: u64 = 32 << 20;
+/// Where larger parts begin.
+const LARGE: u64 = 256 << 20;
 /// S3's limit.
 const MAX_PARTS: u64 = 10_000;
 /// Bytes read from a file at a time.
@@ -130,7 +134,8 @@ async fn streamed(context: &Context, blob: &Upload) -> Result<()> {
 /// Part size for a blob: equal parts (R2 wants that), at most [`MAX_PARTS`], whole MiB.
 fn part_size(size: u64) -> u64 {
     let needed = size.div_ceil(MAX_PARTS);
-    PART.max(needed.div_ceil(1 << 20) << 20)
+    let usual = if size < LARGE { PART } else { LARGE_PART };
+    usual.max(needed.div_ceil(1 << 20) << 20)
 }
 
 /// What is needed to go on with an interrupted multipart upload.
@@ -395,7 +400,7 @@ mod tests {
 
     #[test]
     fn parts_keep_to_the_limits() {
-        for size in [SINGLE_PUT + 1, 1 << 30, 8 << 30, 5 << 40] {
+        for size in [SINGLE_PUT + 1, LARGE, 1 << 30, 8 << 30, 5 << 40] {
             let part = part_size(size);
             assert!(
                 size.div_ceil(part) <= MAX_PARTS && part.is_multiple_of(1 << 20) && (PART..=5 << 30).contains(&part),
