@@ -78,7 +78,7 @@ pub struct Global {
     #[arg(long, global = true)]
     pub no_progress: bool,
 
-    /// More to read on stderr; twice for even more
+    /// Log debug messages to stderr; -vv includes dependencies
     #[arg(short, long, action = ArgAction::Count, global = true)]
     pub verbose: u8,
 }
@@ -116,12 +116,25 @@ impl Global {
             region: self.region.clone(),
             prefix: self.prefix.clone(),
         };
+        let unreadable = std::cell::RefCell::new(None);
+        let var = |name: &str| {
+            let value = std::env::var(name);
+            if let Err(std::env::VarError::NotUnicode(_)) = &value {
+                *unreadable.borrow_mut() = Some(name.to_string());
+            }
+            value.ok()
+        };
         let env = Environment {
-            var: &|name| std::env::var(name).ok(),
+            var: &var,
             home: std::env::home_dir().filter(|home| !home.as_os_str().is_empty()),
             current: current_dir()?,
         };
-        Config::load(&overrides, &env)
+        let config = Config::load(&overrides, &env);
+        // Not the same as a variable that is not set: another cache would be meant.
+        match unreadable.take() {
+            Some(name) => Err(Error::usage(format!("the environment variable {name} is not valid UTF-8"))),
+            None => config,
+        }
     }
 }
 

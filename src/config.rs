@@ -554,14 +554,14 @@ fn check_endpoint(text: &str) -> Result<String> {
     };
     let host = rest.split('/').next().unwrap_or_default();
     if host.is_empty() || rest.contains(|c: char| c.is_whitespace() || c.is_control() || "?#".contains(c)) {
-        return wrong("it has no host, or characters that do not belong into a URL");
+        return wrong("it has no host, or characters that do not belong in a URL");
     }
     if host.contains('@') {
-        return wrong("credentials do not belong into the URL");
+        return wrong("credentials do not belong in the URL");
     }
     let port = host.rsplit_once(':').filter(|(_, port)| !port.ends_with(']'));
     if port.is_some_and(|(_, port)| port.parse::<u16>().is_err()) {
-        return wrong("its port is no number from 1 to 65535");
+        return wrong("its port is not a number from 1 to 65535");
     }
     Ok(url.trim_end_matches('/').to_string())
 }

@@ -15,8 +15,10 @@ pub enum Kind {
     Failed,
     /// Wrong flags, configuration or environment (exit 2).
     Usage,
-    /// Credentials rejected, or permission denied by the store or the file system (exit 3).
+    /// Credentials rejected, or permission denied by the store (exit 3).
     Credentials,
+    /// Permission denied by the file system (exit 3).
+    Permission,
     /// The repo, revision or manifest is not there (exit 4).
     NotFound,
     /// The bucket itself is not there (exit 4).
@@ -35,7 +37,7 @@ impl Kind {
         match self {
             Kind::Failed => 1,
             Kind::Usage => 2,
-            Kind::Credentials => 3,
+            Kind::Credentials | Kind::Permission => 3,
             Kind::NotFound | Kind::MissingBucket => 4,
             Kind::Integrity => 5,
             Kind::Unavailable => 6,
@@ -48,7 +50,7 @@ impl Kind {
     pub fn of_many(kinds: impl IntoIterator<Item = Kind>) -> Option<Kind> {
         let kinds: Vec<Kind> = kinds.into_iter().collect();
         let first = *kinds.first()?;
-        for loud in [Kind::Interrupted, Kind::Integrity, Kind::Credentials] {
+        for loud in [Kind::Interrupted, Kind::Integrity, Kind::Credentials, Kind::Permission] {
             if kinds.contains(&loud) {
                 return Some(loud);
             }
@@ -107,10 +109,10 @@ impl Error {
         Self::new(Kind::Interrupted, "interrupted").hint("run the same command again: finished work is kept")
     }
 
-    /// An I/O error on a path. Missing permission is [`Kind::Credentials`], everything else [`Kind::Failed`].
+    /// An I/O error on a path. Missing permission is [`Kind::Permission`], everything else [`Kind::Failed`].
     pub fn io(what: &str, path: &Path, source: &io::Error) -> Self {
         let kind = match source.kind() {
-            io::ErrorKind::PermissionDenied => Kind::Credentials,
+            io::ErrorKind::PermissionDenied => Kind::Permission,
             _ => Kind::Failed,
         };
         let error = Self::new(kind, format!("{what} {}", path.display())).because(plain_io(source));

@@ -10,9 +10,16 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 /// Why a text is no valid name of its kind.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invalid(String);
+
+impl fmt::Display for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Invalid {}
 
 fn invalid<T>(text: &str, why: impl fmt::Display) -> Result<T, Invalid> {
     Err(Invalid(format!("'{}' {why}", crate::error::printable(text, 120))))
@@ -58,7 +65,7 @@ impl FromStr for RepoType {
     fn from_str(text: &str) -> Result<Self, Invalid> {
         match RepoType::ALL.into_iter().find(|t| t.word() == text) {
             Some(found) => Ok(found),
-            None => invalid(text, "is no repo type (model, dataset, space, kernel)"),
+            None => invalid(text, "is not a valid repo type (model, dataset, space, kernel)"),
         }
     }
 }
@@ -80,25 +87,25 @@ impl FromStr for RepoId {
     fn from_str(text: &str) -> Result<Self, Invalid> {
         let segments: Vec<&str> = text.split('/').collect();
         if segments.len() > 2 {
-            return invalid(text, "is no repo id: it has more than one '/' (use `org/name`)");
+            return invalid(text, "is not a valid repo id: it has more than one '/' (use `org/name`)");
         }
         for segment in segments {
             let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
             if segment.is_empty() || segment.len() > 96 {
-                return invalid(text, "is no repo id: each part has 1 to 96 characters");
+                return invalid(text, "is not a valid repo id: each part has 1 to 96 characters");
             }
             if !segment.chars().all(|c| word(c) || c == '-' || c == '.') {
-                return invalid(text, "is no repo id: only letters, digits, '_', '-' and '.' are allowed");
+                return invalid(text, "is not a valid repo id: only letters, digits, '_', '-' and '.' are allowed");
             }
             if !segment.starts_with(word) || !segment.ends_with(word) {
-                return invalid(text, "is no repo id: a part cannot start or end with '-' or '.'");
+                return invalid(text, "is not a valid repo id: a part cannot start or end with '-' or '.'");
             }
             if segment.contains("--") || segment.contains("..") {
-                return invalid(text, "is no repo id: '--' and '..' are not allowed");
+                return invalid(text, "is not a valid repo id: '--' and '..' are not allowed");
             }
         }
         if text.ends_with(".git") {
-            return invalid(text, "is no repo id: it cannot end with '.git'");
+            return invalid(text, "is not a valid repo id: it cannot end with '.git'");
         }
         Ok(RepoId(text.to_string()))
     }
@@ -209,7 +216,7 @@ impl FromStr for Commit {
         if text.len() == 40 && is_lower_hex(text) {
             Ok(Commit(text.to_string()))
         } else {
-            invalid(text, "is no commit hash (40 lowercase hexadecimal digits)")
+            invalid(text, "is not a valid commit hash (40 lowercase hexadecimal digits)")
         }
     }
 }
@@ -255,7 +262,7 @@ impl FromStr for BlobId {
     type Err = Invalid;
     fn from_str(text: &str) -> Result<Self, Invalid> {
         if !matches!(text.len(), 40 | 64) || !is_lower_hex(text) {
-            return invalid(text, "is no blob name (40 or 64 lowercase hexadecimal digits)");
+            return invalid(text, "is not a valid blob name (40 or 64 lowercase hexadecimal digits)");
         }
         let digit = |b: u8| if b.is_ascii_digit() { b - b'0' } else { b - b'a' + 10 };
         let mut bytes = [0; 32];
@@ -291,14 +298,17 @@ impl FromStr for RefName {
     fn from_str(text: &str) -> Result<Self, Invalid> {
         let forbidden = |c: char| c.is_control() || " ~^:?*[\\".contains(c);
         if text.is_empty() || text.len() > 512 {
-            return invalid(text, "is no ref name: 1 to 512 bytes");
+            return invalid(text, "is not a valid ref name: it must have 1 to 512 bytes");
         }
         if text.contains(forbidden) || text.contains("..") || text.contains("@{") {
-            return invalid(text, "is no ref name: it has characters that git does not allow");
+            return invalid(text, "is not a valid ref name: it has characters that git does not allow");
         }
         for segment in text.split('/') {
             if segment.is_empty() || segment.starts_with('.') || segment.ends_with('.') || segment.ends_with(".lock") {
-                return invalid(text, "is no ref name: a part is empty, starts or ends with '.', or ends with '.lock'");
+                return invalid(
+                    text,
+                    "is not a valid ref name: a part is empty, starts or ends with '.', or ends with '.lock'",
+                );
             }
             check_segment(text, segment)?;
         }
@@ -321,32 +331,40 @@ impl RepoPath {
     pub fn segments(&self) -> impl Iterator<Item = &str> {
         self.0.split('/')
     }
+
+    /// Whether this system can hold a file of this name as it is.
+    pub fn is_storable(&self) -> bool {
+        !cfg!(windows) || self.segments().all(fits_windows)
+    }
 }
 
 impl FromStr for RepoPath {
     type Err = Invalid;
     fn from_str(text: &str) -> Result<Self, Invalid> {
         if text.is_empty() || text.len() > 4000 {
-            return invalid(text, "is no file path: 1 to 4000 bytes");
+            return invalid(text, "is not a valid file path: it must have 1 to 4000 bytes");
         }
         if text.starts_with('/') {
-            return invalid(text, "is no file path: it is absolute");
+            return invalid(text, "is not a valid file path: it is absolute");
         }
         let drive = text.as_bytes();
         if drive.len() >= 2 && drive[0].is_ascii_alphabetic() && drive[1] == b':' {
-            return invalid(text, "is no file path: it starts with a drive letter");
+            return invalid(text, "is not a valid file path: it starts with a drive letter");
         }
         if text.contains('\\') {
-            return invalid(text, "is no file path: it has a backslash");
+            return invalid(text, "is not a valid file path: it has a backslash");
         }
         if text.contains(char::is_control) {
-            return invalid(text, "is no file path: it has a control character");
+            return invalid(text, "is not a valid file path: it has a control character");
         }
         for segment in text.split('/') {
             if matches!(segment, "" | "." | "..") {
-                return invalid(text, "is no file path: a part is empty, '.' or '..'");
+                return invalid(text, "is not a valid file path: a part is empty, '.' or '..'");
             }
-            check_segment(text, segment)?;
+            // A name that Windows cannot hold is valid all the same: a push from there must not take it for nothing.
+            if segment.len() > 255 {
+                return invalid(text, "has a part of more than 255 bytes");
+            }
         }
         Ok(RepoPath(text.to_string()))
     }

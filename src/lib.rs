@@ -13,7 +13,7 @@
 //!        blobs, tree, snapshot, ref    commands::pull::hydrate   commands::pull::plan
 //! ```
 //!
-//! Layers, each importing only those before it: [`error`], [`ids`], [`hash`], [`manifest`], [`progress`], [`interrupt`]; then
+//! Layers, each importing only those before it: [`error`], [`ids`], [`hash`], [`manifest`], [`progress`], [`interrupt`], [`lossy`]; then
 //! [`config`], [`cache`], [`remote`]; then [`commands`]; then [`cli`] and [`ui`]; then `main.rs`. Plans are made by pure
 //! functions; executors carry them out and decide no policy; only [`ui`] prints, only `main.rs` exits.
 
@@ -25,6 +25,7 @@ pub mod error;
 pub mod hash;
 pub mod ids;
 pub mod interrupt;
+pub mod lossy;
 pub mod manifest;
 pub mod progress;
 pub mod remote;

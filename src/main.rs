@@ -13,6 +13,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let ui = Ui::new(cli.style());
     start_logging(&cli, &ui);
+    raise_file_limit();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -37,6 +38,21 @@ fn main() -> ExitCode {
     // Threads that still hash or read must not hold up the exit; what they work on is safe to find again.
     runtime.shutdown_background();
     ExitCode::from(kind.map_or(0, Kind::exit_code))
+}
+
+/// A far store gets hundreds of requests at once, each with a socket and a file, and some systems allow 256 by default.
+fn raise_file_limit() {
+    #[cfg(unix)]
+    {
+        use rustix::process::{Resource, getrlimit, setrlimit};
+        // The most that macOS accepts.
+        const WANTED: u64 = 10_240;
+        let mut limit = getrlimit(Resource::Nofile);
+        if limit.current.is_some_and(|current| current < WANTED) {
+            limit.current = Some(limit.maximum.map_or(WANTED, |most| most.min(WANTED)));
+            let _ = setrlimit(Resource::Nofile, limit);
+        }
+    }
 }
 
 /// Warnings of this tool; with -v its debug lines, with -vv everybody's. RUST_LOG wins.

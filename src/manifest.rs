@@ -386,17 +386,20 @@ mod tests {
             (manifest(vec![file("a\\b", SHA1, 6)]), "backslash"),
             (manifest(vec![file("C:/x", SHA1, 6)]), "drive letter"),
             (manifest(vec![file("a\0", SHA1, 6)]), "control character"),
-            (manifest(vec![file("a", "../../x", 6)]), "no blob name"),
-            (manifest(vec![file("a", &SHA1.to_uppercase(), 6)]), "no blob name"),
+            (manifest(vec![file("a", "../../x", 6)]), "not a valid blob name"),
+            (manifest(vec![file("a", &SHA1.to_uppercase(), 6)]), "not a valid blob name"),
             (manifest(vec![a.clone(), a.clone()]), "twice"),
             (manifest(vec![a.clone(), file("a-b", SHA1, 6), file("a/b", SHA1, 6)]), "both a file and a folder"),
             (manifest(vec![a.clone(), file("b", SHA1, 7)]), "two sizes"),
             (manifest(vec![file("a", SHA1, u64::MAX), file("b", SHA256, 1)]), "add up"),
             (manifest(vec![]), "no files"),
             (serde_json::json!([]), "not a JSON object"),
-            (serde_json::json!({"repo": "a--b", "revision": COMMIT, "files": [a]}), "no repo id"),
-            (serde_json::json!({"repo": "a", "revision": "main", "files": [a]}), "no commit hash"),
-            (serde_json::json!({"repo": "a", "revision": COMMIT, "repo_type": "x", "files": [a]}), "no repo type"),
+            (serde_json::json!({"repo": "a--b", "revision": COMMIT, "files": [a]}), "not a valid repo id"),
+            (serde_json::json!({"repo": "a", "revision": "main", "files": [a]}), "not a valid commit hash"),
+            (
+                serde_json::json!({"repo": "a", "revision": COMMIT, "repo_type": "x", "files": [a]}),
+                "not a valid repo type",
+            ),
             (serde_json::json!({"repo": "a", "revision": COMMIT, "files": {}}), "not a list"),
         ];
         for (value, why) in cases {
@@ -424,9 +427,12 @@ mod tests {
             |path: &str, entry: Value| with_tree(serde_json::json!({"format_version": 1, "files": {path: entry}}));
         for (value, why) in [
             (tree("../a", serde_json::json!({"size": 6, "blob_id": SHA1})), "'..'"),
-            (tree("a", serde_json::json!({"size": 6, "blob_id": "../x"})), "no blob name"),
-            (tree("a", serde_json::json!({"size": 6, "blob_id": SHA1, "lfs_sha256": "../../x"})), "no blob name"),
-            (tree("a", serde_json::json!({"size": 6, "blob_id": SHA1, "xet_hash": "xyz"})), "no blob name"),
+            (tree("a", serde_json::json!({"size": 6, "blob_id": "../x"})), "not a valid blob name"),
+            (
+                tree("a", serde_json::json!({"size": 6, "blob_id": SHA1, "lfs_sha256": "../../x"})),
+                "not a valid blob name",
+            ),
+            (tree("a", serde_json::json!({"size": 6, "blob_id": SHA1, "xet_hash": "xyz"})), "not a valid blob name"),
             (tree("a", serde_json::json!({"size": 6, "blob_id": SHA256})), "wrong length"),
             (tree("a", serde_json::json!({"size": 7, "blob_id": SHA1})), "7 bytes"),
             (tree("b", serde_json::json!({"size": 6, "blob_id": SHA1})), "does not list"),

@@ -263,7 +263,7 @@ fn a_manifest_with_bad_paths() {
         ("./x", "'.'"),
         ("a//b", "empty"),
         ("a/", "empty"),
-        ("", "is no file path"),
+        ("", "is not a valid file path"),
         ("/etc/passwd", "absolute"),
         ("sub\\x", "backslash"),
         ("C:\\x", "drive"),

@@ -18,7 +18,7 @@ fn plain(store: &Store, machine: &Machine, ran: &Ran) -> String {
     let text = text.replace(&machine.home().display().to_string(), "~").replace(&store.server.url, "http://STORE");
     let lines = text.lines().map(|line| match line {
         line if line.contains("Disk space") => "ok    Disk space         N GiB free".to_string(),
-        line if line.contains("Clock") => "ok    Clock              0 s from the store's".to_string(),
+        line if line.contains("Clock") => "ok    Clock              0 s off the store's clock".to_string(),
         line => paceless(line),
     });
     lines.collect::<Vec<_>>().join("\n") + "\n"
@@ -110,7 +110,7 @@ fn wrong_usage() {
     let said = machine.run(&["push", "--bwlimit", "fast"]).stderr;
     assert!(said.contains("expected a rate such as 50MB/s"), "{said}");
     let said = machine.run(&["push", "--max-memory", "1MiB"]).stderr;
-    assert!(said.contains("32MiB or more"), "{said}");
+    assert!(said.contains("32MiB is the least"), "{said}");
 }
 
 #[test]
@@ -210,6 +210,30 @@ fn a_profile_of_aws_is_the_last_resort() {
     machine.set("AWS_PROFILE", "team");
     let said = machine.ok(&["doctor"]);
     assert!(said.contains("source=aws_chain"), "{said}");
+}
+
+#[test]
+fn a_result_that_cannot_be_written_is_a_failure() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    for line in [["status", "--no-progress"], ["status", "--json"]] {
+        let mut command = machine.command(&line);
+        command.stdout(std::fs::File::create("/dev/full").unwrap()).stderr(std::process::Stdio::piped());
+        let ran = command.spawn().unwrap().wait_with_output().unwrap();
+        let said = String::from_utf8(ran.stderr).unwrap();
+        assert_eq!(ran.status.code(), Some(1), "{said}");
+        assert!(said.contains("cannot write the result to stdout: No space left"), "{said}");
+    }
+}
+
+#[test]
+fn a_variable_that_is_no_text_is_not_taken_for_none() {
+    use std::os::unix::ffi::OsStrExt;
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let mut command = machine.command(&["status"]);
+    command.env("HF_HUB_CACHE", std::ffi::OsStr::from_bytes(b"/caf\xe9"));
+    common::machine::run(command).refused(2, &["HF_HUB_CACHE", "not valid UTF-8"]);
 }
 
 #[test]

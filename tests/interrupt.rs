@@ -360,6 +360,115 @@ fn a_store_that_pushes_back_is_asked_again() {
     }
 }
 
+/// A cache of many small blobs, and a store that lets through so many of them.
+fn fails_after(few: usize, action: Action) -> (Store, Machine) {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let mut revision = Revision::new("model", "org/many");
+    for number in 0..300 {
+        revision = revision.git(&format!("{number}.txt"), format!("{number}\n"));
+    }
+    revision.write(&machine.hub());
+    let sent = AtomicUsize::new(0);
+    store.server.on_request(move |request| {
+        let count = match request.is("PUT", "blobs/") {
+            true => sent.fetch_add(1, Ordering::SeqCst),
+            false => sent.load(Ordering::SeqCst),
+        };
+        if count < few { Action::Pass } else { action.clone() }
+    });
+    (store, machine)
+}
+
+#[test]
+fn a_store_that_is_lost_is_not_waited_for_by_each_blob() {
+    let (store, machine) = fails_after(20, Action::Refuse(503, "ServiceUnavailable", "gone fishing"));
+    let ran = machine.run(&["push"]);
+    assert_eq!(ran.code, 6, "{ran:#?}");
+    let tries = store.server.take_seen().iter().filter(|request| request.is("PUT", "blobs/")).count();
+    assert!(tries < 20 + 8 * 16 + 16, "every blob was tried to the end: {tries}");
+    assert_eq!(ran.stderr.matches("gone fishing").count(), 10, "{ran:#?}");
+    assert!(ran.stderr.contains("more failed in the same way"), "{ran:#?}");
+    store.server.behave();
+    machine.ok(&["push"]);
+    assert!(store.has("refs/org__many/main"));
+}
+
+#[test]
+fn credentials_that_end_during_a_run_end_it() {
+    let (store, machine) = fails_after(20, Action::Refuse(400, "ExpiredToken", "the token has expired"));
+    let ran = machine.run(&["push"]);
+    assert_eq!(ran.code, 3, "{ran:#?}");
+    let tries = store.server.take_seen().iter().filter(|request| request.is("PUT", "blobs/")).count();
+    assert!(tries < 20 + 2 * 32, "every blob was tried: {tries}");
+}
+
+#[test]
+fn a_listing_that_breaks_off_is_asked_for_again() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let revision = Revision::model("org/name");
+    revision.publish(&store);
+    let broken = AtomicUsize::new(0);
+    store.server.on_request(move |request| match request.is_list() && broken.fetch_add(1, Ordering::SeqCst) < 3 {
+        true => Action::Cut(40),
+        false => Action::Pass,
+    });
+    machine.ok(&["pull", "org/name"]);
+    revision.assert_pulled(&machine.hub());
+}
+
+/// Both find the same record of an upload; neither may take its parts away from the other.
+#[test]
+fn two_pushes_of_one_cache_send_a_large_blob_once() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let revision = large();
+    revision.write(&machine.hub());
+    let gate = Gate::new();
+    let held = gate.clone();
+    store.server.on_request(move |request| match request.part() {
+        Some(2) => Action::Hold(held.clone()),
+        _ => Action::Pass,
+    });
+    let one = machine.start(&["push"]);
+    store.server.wait_for("second part", |seen| seen.iter().any(|request| request.part() == Some(2)));
+    let two = machine.start(&["push"]);
+    two.wait_for("another hf-cache-sync is pushing");
+    gate.open();
+    let (one, two) = (one.finish(), two.finish());
+    assert_eq!((one.code, two.code), (0, 0), "{one:#?} {two:#?}");
+    let seen = store.server.take_seen();
+    let begun = seen.iter().filter(|request| request.method == "POST" && request.query.contains("uploads")).count();
+    assert_eq!(begun, 1, "one upload");
+    revision.assert_published(&store);
+    let uploads = machine.hub().join(".locks/.hf-cache-sync/uploads");
+    assert_eq!(fs::read_dir(uploads).unwrap().count(), 0, "nothing is left of it");
+}
+
+/// What a pull has seen before it waits may be gone when it goes on.
+#[test]
+fn a_pull_that_waits_for_a_prune_looks_again() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let revision = Revision::model("org/name");
+    revision.publish(&store);
+    let blob = revision.dir(&machine.hub()).join("blobs").join(revision.etag("model.safetensors"));
+    fs::create_dir_all(blob.parent().unwrap()).unwrap();
+    fs::write(&blob, &revision.file("model.safetensors").bytes).unwrap();
+    let state = machine.hub().join(".locks/.hf-cache-sync");
+    fs::create_dir_all(&state).unwrap();
+    let prune = fs::File::create(state.join("lock")).unwrap();
+    prune.lock().unwrap();
+    let pull = machine.start(&["pull", "org/name"]);
+    pull.wait_for("deleting from this cache");
+    fs::remove_file(&blob).unwrap();
+    drop(prune);
+    let ran = pull.finish();
+    assert_eq!(ran.code, 0, "{ran:#?}");
+    revision.assert_pulled(&machine.hub());
+}
+
 #[test]
 fn a_listing_that_fails_in_the_middle_decides_nothing() {
     let store = Store::new();

@@ -26,6 +26,28 @@ fn run(hub: &Hub, args: &[&str]) -> Output {
     command(hub, args).output().unwrap()
 }
 
+/// Runs as a user for whom permissions count, also where the tests run as root.
+fn run_as_user(hub: &Hub, args: &[&str]) -> Output {
+    use std::os::unix::fs::{MetadataExt, lchown};
+    use std::os::unix::process::CommandExt;
+    let outside = hub.outside();
+    if fs::metadata(&outside).unwrap().uid() != 0 {
+        return run(hub, args);
+    }
+    let binary = outside.join("binary");
+    fs::copy(assert_cmd::cargo::cargo_bin!("hf-cache-sync"), &binary).unwrap();
+    let mut left = vec![outside.clone()];
+    while let Some(path) = left.pop() {
+        lchown(&path, Some(65534), Some(65534)).unwrap();
+        if fs::symlink_metadata(&path).unwrap().is_dir() {
+            left.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        }
+    }
+    let mut command = Command::new(binary);
+    command.env_clear().env("HOME", &outside).current_dir(&outside).env("HF_HUB_CACHE", hub.root());
+    command.arg("prune").args(args).uid(65534).gid(65534).output().unwrap()
+}
+
 fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
@@ -379,6 +401,28 @@ fn a_link_from_another_repo_keeps_the_blobs_of_this_one() {
     assert!(snapshot.join("weights").exists());
 }
 
+/// By hand, to save space: a blob, or the folder of blobs, is a link into another repo.
+#[test]
+fn a_repo_that_another_takes_its_blobs_from_is_left_alone() {
+    for whole in [true, false] {
+        let hub = Hub::new();
+        hub.revision(A, 1, 100, 30);
+        hub.blob(A, 2, 10, 30);
+        hub.snapshot(B, &commit(2), &[("model.bin", &id(2))]);
+        if whole {
+            symlink(format!("../{A}/blobs"), hub.path(&format!("{B}/blobs"))).unwrap();
+        } else {
+            fs::create_dir(hub.path(&format!("{B}/blobs"))).unwrap();
+            symlink(format!("../../{A}/blobs/{}", id(2)), hub.path(&format!("{B}/blobs/{}", id(2)))).unwrap();
+        }
+        let before = hub.contents();
+        let output = run(&hub, &["--max-size", "0B", "--include-referenced", "--json"]);
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert!(reasons(&report).contains(&"needed-elsewhere".to_string()), "{report:#}");
+        assert_eq!(hub.contents(), before);
+    }
+}
+
 #[test]
 fn what_cannot_be_read_is_a_failure_and_keeps_its_repo() {
     let hub = Hub::new();
@@ -394,7 +438,20 @@ fn what_cannot_be_read_is_a_failure_and_keeps_its_repo() {
     assert!(hub.exists("models--org--file") && hub.exists(&format!("{B}/snapshots/{}", commit(2))) && !hub.exists(A));
 }
 
-/// For root there is no such folder, and nothing to see here.
+#[test]
+fn a_name_that_is_not_utf8_is_shown_in_json_too() {
+    use std::os::unix::ffi::OsStrExt;
+    let hub = Hub::new();
+    hub.revision(A, 1, 100, 30);
+    let stray = hub.path(A).join("snapshots").join(commit(1)).join(std::ffi::OsStr::from_bytes(b"caf\xe9"));
+    fs::write(stray, "").unwrap();
+    let output = run(&hub, &["--max-size", "0B", "--json"]);
+    let report: Value =
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", text(&output.stderr)));
+    assert!(report.to_string().contains("caf\u{fffd}"), "{report:#}");
+    assert!(hub.exists(&format!("{A}/blobs/{}", id(1))));
+}
+
 #[test]
 fn an_unreadable_folder_is_said_once() {
     use std::os::unix::fs::PermissionsExt;
@@ -403,15 +460,32 @@ fn an_unreadable_folder_is_said_once() {
     hub.revision(B, 2, 100, 20);
     let folder = hub.path(A);
     fs::set_permissions(&folder, fs::Permissions::from_mode(0o000)).unwrap();
-    if fs::read_dir(&folder).is_ok() {
-        return;
-    }
-    let output = run(&hub, &["--max-size", "0B"]);
+    let output = run_as_user(&hub, &["--max-size", "0B"]);
     fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
     assert_eq!(output.status.code(), Some(1));
     let errors = text(&output.stderr);
     assert_eq!(errors.matches("error: ").count(), 1, "{errors}");
     assert!(hub.exists(&format!("{A}/snapshots/{}/model.bin", commit(1))) && !hub.exists(B));
+}
+
+/// A folder that its user may not write to cannot be moved.
+#[test]
+fn a_snapshot_that_cannot_be_deleted_keeps_its_refs() {
+    use std::os::unix::fs::PermissionsExt;
+    let hub = Hub::new();
+    hub.revision(A, 1, 100, 30);
+    hub.reference(A, "main", &commit(1));
+    hub.reference(A, "refs/pr/1", &commit(1));
+    let snapshot = hub.path(&format!("{A}/snapshots/{}", commit(1)));
+    fs::set_permissions(&snapshot, fs::Permissions::from_mode(0o555)).unwrap();
+    let before = hub.contents();
+    let output = run_as_user(&hub, &["--max-size", "0B", "--include-referenced"]);
+    assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("cannot delete"), "{}", text(&output.stderr));
+    assert_eq!(hub.contents(), before);
+    fs::set_permissions(&snapshot, fs::Permissions::from_mode(0o755)).unwrap();
+    assert!(run_as_user(&hub, &["--max-size", "0B", "--include-referenced"]).status.success());
+    assert!(!hub.exists(A));
 }
 
 /// 0.1.0 deletes downloads that are in flight.
@@ -501,6 +575,18 @@ fn orphans_go_when_they_are_old_enough_within_the_budget_too() {
     let report = prune(&hub, 1000, &[]);
     assert_eq!((&report["freed"], reasons(&report)), (&10.into(), vec!["young".to_string()]));
     assert!(!hub.exists(&format!("{A}/blobs/{old}")) && hub.exists(&format!("{A}/blobs/{young}")));
+    assert_eq!(prune(&hub, 1000, &["--orphan-grace", "0"])["freed"], 20);
+}
+
+/// `cp -a`, `rsync -a` and `tar` keep old times, and bring blobs before snapshots.
+#[test]
+fn a_repo_that_is_being_copied_here_is_left_alone() {
+    let hub = Hub::new();
+    hub.blob(A, 1, 10, 30);
+    hub.blob(A, 2, 20, 0);
+    let report = prune(&hub, 0, &[]);
+    assert_eq!((&report["freed"], reasons(&report)), (&0.into(), vec!["young".to_string(); 2]));
+    hub.snapshot(A, &commit(1), &[("a", &id(1))]);
     assert_eq!(prune(&hub, 1000, &["--orphan-grace", "0"])["freed"], 20);
 }
 
@@ -656,6 +742,7 @@ fn absurd_budgets_and_ages_are_usage_errors() {
         ["--max-size", "-1GB"],
         ["--max-size", "lots"],
         ["--max-size", "5000 PiB"],
+        ["--max-size", "50"],
         ["--orphan-grace", "-1h"],
         ["--temporary-grace", "soon"],
     ] {
@@ -676,7 +763,7 @@ fn it_waits_for_another_hf_cache_sync_that_is_at_work() {
     let mut child = command(&hub, &["--max-size", "0B"]).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
     let mut line = String::new();
     BufReader::new(child.stderr.take().unwrap()).read_line(&mut line).unwrap();
-    assert!(line.contains("another hf-cache-sync is at work"), "{line}");
+    assert!(line.contains("another hf-cache-sync is using this cache"), "{line}");
     assert!(hub.exists(A) && child.try_wait().unwrap().is_none());
     drop(lock);
     assert!(child.wait().unwrap().success());

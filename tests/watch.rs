@@ -333,7 +333,7 @@ async fn a_second_watch_is_refused_and_a_later_one_is_not() {
     let (setup, watch) = running(&[]).await;
     let second = run(setup.command(&[])).await;
     assert_eq!(second.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&second.stderr).contains("another watch"));
+    assert!(String::from_utf8_lossy(&second.stderr).contains("another `watch`"));
     watch.signal("-KILL");
     watch.end().await;
     setup.watch(&[]).pushes(1).await;

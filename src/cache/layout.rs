@@ -76,9 +76,19 @@ impl Layout {
         self.root.join(".locks").join(".hf-cache-sync")
     }
 
+    /// The file of the tool's own lock on the cache.
+    pub fn tool_lock(&self) -> PathBuf {
+        self.state().join("lock")
+    }
+
     /// A blob on its way in; content-addressed, so one file serves every repo.
     pub fn partial(&self, blob: &BlobId) -> PathBuf {
         self.state().join("partial").join(blob.to_string())
+    }
+
+    /// What is needed to go on with an interrupted upload of a large blob.
+    pub fn upload(&self, blob: &BlobId) -> PathBuf {
+        self.state().join("uploads").join(format!("{blob}.json"))
     }
 
     /// The cache-wide blob store, `hub/blobs`.

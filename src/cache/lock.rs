@@ -15,6 +15,9 @@ use super::place::ensure_dir;
 use crate::error::{Error, Result};
 use crate::ids::{BlobId, RepoName};
 
+/// How often a lock file that is unlinked as soon as it is locked is opened anew.
+const TRIES: u32 = 1000;
+
 /// A held lock, released on drop.
 #[derive(Debug)]
 pub struct Lock {
@@ -68,7 +71,7 @@ pub fn is_client_locked(layout: &Layout, repo: &RepoName, blob: &BlobId) -> bool
 /// # Errors
 /// When the lock file cannot be created.
 pub fn try_tool_lock(layout: &Layout, mode: Mode) -> Result<Option<Lock>> {
-    try_lock(layout.root(), &layout.state().join("lock"), mode)
+    try_lock(layout.root(), &layout.tool_lock(), mode)
 }
 
 /// Tries to take the lock that makes a `watch` the only one of its cache; `None` while another process has it.
@@ -97,6 +100,15 @@ pub fn try_store_lock(path: &Path) -> Result<Option<Lock>> {
     Ok(lock.filter(Lock::is_real))
 }
 
+/// Tries to take the lock on the upload of a large blob, which excludes a second push of the same blob from this cache: both
+/// would go on with the same parts. `None` while another process has it.
+///
+/// # Errors
+/// When the lock file cannot be created.
+pub fn try_upload_lock(layout: &Layout, blob: &BlobId) -> Result<Option<Lock>> {
+    try_lock(layout.root(), &layout.upload(blob).with_extension("lock"), Mode::Exclusive)
+}
+
 fn try_lock(root: &Path, path: &Path, mode: Mode) -> Result<Option<Lock>> {
     if let Some(parent) = path.parent() {
         ensure_dir(root, parent)?;
@@ -118,14 +130,17 @@ fn take(path: &Path, mode: Mode, bits: u32) -> Result<Option<Lock>> {
 
 fn take_with(path: &Path, bits: u32, flock: impl Fn(&File) -> Result<(), TryLockError>) -> Result<Option<Lock>> {
     let failed = |error: &io::Error| Error::io("cannot lock", path, error);
+    let mut tried = 0;
     loop {
+        tried += 1;
         let (file, made) = open(path, bits).map_err(|e| failed(&e))?;
         match flock(&file) {
-            Ok(()) if still_there(&file, path) => return Ok(Some(Lock { _file: Some(file) })),
+            // Some file systems have no stable inode numbers: there the file can never be told to be the same.
+            Ok(()) if still_there(&file, path) || tried == TRIES => return Ok(Some(Lock { _file: Some(file) })),
             // Unlinked between open and lock: the lock on the dead file excludes nobody.
             Ok(()) => continue,
             Err(TryLockError::WouldBlock) => return Ok(None),
-            Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {
+            Err(TryLockError::Error(error)) if has_no_flock(&error) => {
                 tracing::debug!(path = %path.display(), "this file system has no flock: going on without a lock");
                 // There, huggingface_hub takes the mere file for a lock that is held, and would wait for ever.
                 if made {
@@ -136,6 +151,15 @@ fn take_with(path: &Path, bits: u32, flock: impl Fn(&File) -> Result<(), TryLock
             Err(TryLockError::Error(error)) => return Err(failed(&error)),
         }
     }
+}
+
+/// Whether the file system has no locks at all; NFS without its lock service says so in words of its own.
+fn has_no_flock(error: &io::Error) -> bool {
+    #[cfg(unix)]
+    let no_service = error.raw_os_error() == Some(rustix::io::Errno::NOLCK.raw_os_error());
+    #[cfg(not(unix))]
+    let no_service = false;
+    error.kind() == io::ErrorKind::Unsupported || no_service
 }
 
 /// Opens or creates the file, never through a link, with at least these mode bits (0664 is the client's for blobs).
@@ -210,6 +234,11 @@ mod tests {
         let no_flock = |_: &File| Err(TryLockError::Error(io::ErrorKind::Unsupported.into()));
         let lock = take_with(&path, 0o664, no_flock).unwrap().unwrap();
         assert!(!lock.is_real() && !path.exists());
+        #[cfg(unix)]
+        {
+            let no_service = |_: &File| Err(TryLockError::Error(rustix::io::Errno::NOLCK.into()));
+            assert!(!take_with(&path, 0o664, no_service).unwrap().unwrap().is_real() && !path.exists());
+        }
         std::fs::write(&path, "somebody's").unwrap();
         let lock = take_with(&path, 0o664, no_flock).unwrap().unwrap();
         assert!(!lock.is_real() && path.exists());

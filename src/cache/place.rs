@@ -64,6 +64,21 @@ pub fn check_dir(root: &Path, dir: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Whether entries can be made in a folder, as far as it is there.
+///
+/// # Errors
+/// When this user may not write to it.
+pub fn check_writable(folder: &Path) -> Result<()> {
+    #[cfg(unix)]
+    match rustix::fs::access(folder, rustix::fs::Access::WRITE_OK) {
+        Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+        Err(error) => return Err(Error::io("cannot write to", folder, &error.into())),
+    }
+    #[cfg(not(unix))]
+    let _ = folder;
+    Ok(())
+}
+
 /// Does something with a file below `root`, and makes its folder only when that shows to be missing: the usual case
 /// costs no look at every part of the path. Who calls this in a loop has checked the folder with [`ensure_dir`] before.
 ///
@@ -152,6 +167,11 @@ impl Staging {
     pub fn path(&self) -> &Path {
         &self.path
     }
+
+    /// Leaves what is in it.
+    pub fn keep(self) {
+        std::mem::forget(self);
+    }
 }
 
 impl Drop for Staging {
@@ -229,6 +249,8 @@ impl Staged {
         match fs::rename(self.staging.path().join("snapshot"), &self.snapshot) {
             Ok(()) => Ok(true),
             Err(_) if self.snapshot.is_dir() => Ok(false),
+            // The repo is a mount of its own: then each file is put in place by itself.
+            Err(error) if error.kind() == io::ErrorKind::CrossesDevices => Ok(false),
             Err(error) => Err(Error::io("cannot create", &self.snapshot, &error)),
         }
     }
@@ -280,9 +302,17 @@ impl SnapshotWriter<'_> {
         if let Some(folder) = file.parent() {
             ensure_dir(self.layout.root(), folder)?;
         }
+        let failed = |error: io::Error| Error::io("cannot replace", &file, &error);
         let staged = staging.path().join("file");
         self.make(path, blob, &staged)?;
-        fs::rename(&staged, &file).map_err(|e| Error::io("cannot replace", &file, &e))
+        match fs::rename(&staged, &file) {
+            Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+                let beside = beside(&file);
+                self.make(path, blob, &beside)?;
+                fs::rename(&beside, &file).inspect_err(|_| drop(fs::remove_file(&beside))).map_err(failed)
+            }
+            replaced => replaced.map_err(failed),
+        }
     }
 
     fn make(&self, path: &RepoPath, blob: &BlobId, at: &Path) -> Result<()> {
@@ -317,16 +347,27 @@ pub fn write_small(layout: &Layout, path: &Path, content: &[u8], sync: bool) -> 
         ensure_dir(layout.root(), parent)?;
     }
     let staging = Staging::new(layout)?;
-    let staged = staging.path().join("file");
-    let write = || -> io::Result<()> {
-        let mut file = File::create_new(&staged)?;
+    let write_by = |staged: &Path| -> io::Result<()> {
+        let mut file = File::create_new(staged)?;
         file.write_all(content)?;
         if sync {
             file.sync_all()?;
         }
-        fs::rename(&staged, path)
+        fs::rename(staged, path).inspect_err(|_| drop(fs::remove_file(staged)))
     };
-    write().map_err(|e| Error::io("cannot write", path, &e))
+    let written = match write_by(&staging.path().join("file")) {
+        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => write_by(&beside(path)),
+        written => written,
+    };
+    written.map_err(|e| Error::io("cannot write", path, &e))
+}
+
+/// A name beside a file whose folder is on another file system than the tool's own, to be renamed at once. It ends as the
+/// client's own temporaries do.
+fn beside(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(format!(".{:08x}.tmp", rand::random::<u32>()));
+    path.with_file_name(name)
 }
 
 /// Whether a regular file (no link) has exactly this content.

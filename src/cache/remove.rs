@@ -54,25 +54,25 @@ pub fn tree(path: &Path) -> io::Result<u64> {
     Ok(freed)
 }
 
-/// A folder that was taken out of the cache by one rename, and is not deleted yet.
+/// A file or folder that was taken out of the cache by one rename; deleted on drop.
 #[derive(Debug)]
 pub struct Aside {
     from: PathBuf,
     path: PathBuf,
-    _staging: Staging,
+    staging: Staging,
 }
 
 impl Aside {
-    /// Takes a folder out of the cache; `None` where that takes more than a rename (another file system, or a folder
+    /// Takes it out of the cache; `None` where that takes more than a rename (another file system, or a folder
     /// of a lower layer of an overlay).
     ///
     /// # Errors
     /// When it cannot be renamed.
-    pub fn take(layout: &Layout, folder: &Path) -> io::Result<Option<Aside>> {
+    pub fn take(layout: &Layout, from: &Path) -> io::Result<Option<Aside>> {
         let staging = Staging::new(layout).map_err(|error| io::Error::other(error.to_string()))?;
         let path = staging.path().join("aside");
-        match fs::rename(folder, &path) {
-            Ok(()) => Ok(Some(Aside { from: folder.to_path_buf(), path, _staging: staging })),
+        match fs::rename(from, &path) {
+            Ok(()) => Ok(Some(Aside { from: from.to_path_buf(), path, staging })),
             Err(error) if error.kind() == io::ErrorKind::CrossesDevices => Ok(None),
             Err(error) => Err(error),
         }
@@ -83,7 +83,7 @@ impl Aside {
         &self.path
     }
 
-    /// Deletes it; returns the bytes that the disk gets back.
+    /// Deletes the folder; returns the bytes that the disk gets back.
     ///
     /// # Errors
     /// When something in it cannot be deleted; it stays out of the cache then.
@@ -91,12 +91,28 @@ impl Aside {
         tree(&self.path)
     }
 
-    /// Puts it back where it was.
+    /// Puts it back where it was, or into what stands there by now.
     ///
     /// # Errors
-    /// When something else stands there now.
+    /// When some of it cannot be put back, which then stays where it is.
     pub fn put_back(self) -> io::Result<()> {
-        fs::rename(&self.path, &self.from)
+        merge(&self.path, &self.from).inspect_err(|_| self.staging.keep())
+    }
+}
+
+/// Moves a file or folder, or what of it is not at `to` yet: who made something anew has made what is wanted now.
+fn merge(from: &Path, to: &Path) -> io::Result<()> {
+    let there = match fs::symlink_metadata(to) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return fs::rename(from, to),
+        there => there?,
+    };
+    match (fs::symlink_metadata(from)?.is_dir(), there.is_dir()) {
+        (true, true) => fs::read_dir(from)?.try_for_each(|entry| {
+            let name = entry?.file_name();
+            merge(&from.join(&name), &to.join(&name))
+        }),
+        (false, false) => Ok(()),
+        _ => Err(io::ErrorKind::AlreadyExists.into()),
     }
 }
 
@@ -127,6 +143,28 @@ mod tests {
         assert_eq!(file(&one).unwrap(), 0);
         assert_eq!(file(&two).unwrap(), 5);
         assert_eq!(file(&two).unwrap(), 0, "it is gone already");
+    }
+
+    #[test]
+    fn what_is_put_back_joins_what_came_meanwhile() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path().join("hub"));
+        let repo = layout.root().join("models--a--b");
+        fs::create_dir_all(repo.join("blobs")).unwrap();
+        fs::write(repo.join("blobs/one"), "1").unwrap();
+        let aside = Aside::take(&layout, &repo).unwrap().unwrap();
+        assert!(!repo.exists());
+        fs::create_dir_all(repo.join("blobs")).unwrap();
+        fs::write(repo.join("blobs/two"), "2").unwrap();
+        aside.put_back().unwrap();
+        assert!(repo.join("blobs/one").exists() && repo.join("blobs/two").exists());
+        assert_eq!(fs::read_dir(layout.state().join("staging")).unwrap().count(), 0);
+
+        let aside = Aside::take(&layout, &repo).unwrap().unwrap();
+        let kept = aside.path().join("blobs/one");
+        fs::create_dir_all(layout.root()).unwrap();
+        fs::write(&repo, "a file").unwrap();
+        assert!(aside.put_back().is_err() && kept.exists());
     }
 
     #[test]

@@ -124,16 +124,25 @@ pub enum SnapshotFile {
 pub struct InFlight {
     /// The temporary file.
     pub path: PathBuf,
-    /// Bytes so far.
+    /// Length of the file, which may have been set before the bytes came.
     pub size: u64,
+    /// Bytes of it that take space on disk.
+    pub on_disk: u64,
     /// Last change.
     pub modified: Option<SystemTime>,
+}
+
+impl InFlight {
+    fn new(path: PathBuf, meta: &Metadata) -> Self {
+        InFlight { path, size: meta.len(), on_disk: on_disk(meta), modified: meta.modified().ok() }
+    }
 }
 
 /// Something that is not as it should be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Problem {
     /// Where.
+    #[serde(serialize_with = "crate::lossy::path")]
     pub path: PathBuf,
     /// What.
     pub kind: ProblemKind,
@@ -278,6 +287,10 @@ fn scan_repos(layout: &Layout, folders: &[(RepoName, PathBuf)]) -> Vec<Repo> {
             scope.spawn(|| {
                 while let Some((name, path)) = folders.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let repo = RepoScan::run(layout, name, path);
+                    // Deleted since the root was read.
+                    if fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+                        continue;
+                    }
                     found.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(repo);
                 }
             });
@@ -359,7 +372,7 @@ impl<'a> RepoScan<'a> {
             self.problem(
                 self.path.to_path_buf(),
                 ProblemKind::Unreadable,
-                "is named like a repo but is no readable folder",
+                "is named like a repo but is not a readable folder",
             );
             return;
         }
@@ -400,14 +413,18 @@ impl<'a> RepoScan<'a> {
                 BlobEntry::Blob(id) if meta.is_file() => blobs.push((id, blob(&meta, Place::Blobs, modified))),
                 BlobEntry::Blob(id) if meta.is_symlink() => self.linked_blob(id, entry.path(), modified),
                 BlobEntry::Blob(_) => {
-                    self.problem(entry.path(), ProblemKind::BadName, "is named like a blob but is no file")
+                    self.problem(entry.path(), ProblemKind::BadName, "is named like a blob but is not a file")
                 }
                 BlobEntry::InFlight => {
-                    self.repo.in_flight.push(InFlight { path: entry.path(), size: meta.len(), modified });
+                    self.repo.in_flight.push(InFlight::new(entry.path(), &meta));
                 }
                 BlobEntry::Foreign => {
                     if name != ".DS_Store" {
-                        self.problem(entry.path(), ProblemKind::UnknownEntry, "is in blobs/, but its name is no hash");
+                        self.problem(
+                            entry.path(),
+                            ProblemKind::UnknownEntry,
+                            "is in blobs/, but its name is not a hash",
+                        );
                     }
                 }
             }
@@ -432,7 +449,7 @@ impl<'a> RepoScan<'a> {
             Ok(meta) if meta.is_file() => {
                 self.repo.blobs.insert(id, blob(&meta, place, placed));
             }
-            Ok(_) => self.problem(path, ProblemKind::ForeignLink, "is a link to something that is no file"),
+            Ok(_) => self.problem(path, ProblemKind::ForeignLink, "is a link to something that is not a file"),
             Err(error) => {
                 let detail = format!("its target {} cannot be read: {}", target.display(), plain_io(&error));
                 self.problem(path, ProblemKind::BrokenLink, detail.clone());
@@ -452,9 +469,9 @@ impl<'a> RepoScan<'a> {
                     self.repo.revisions.insert(commit, Revision { files: BTreeMap::from_iter(files) });
                 }
                 _ if name == ".DS_Store" => {}
-                Ok(_) => self.problem(path, ProblemKind::ForeignLink, "is named like a snapshot but is no folder"),
+                Ok(_) => self.problem(path, ProblemKind::ForeignLink, "is named like a snapshot but is not a folder"),
                 Err(_) => {
-                    self.problem(path, ProblemKind::UnknownEntry, "is in snapshots/, but its name is no commit hash")
+                    self.problem(path, ProblemKind::UnknownEntry, "is in snapshots/, but its name is not a commit hash")
                 }
             }
         }
@@ -507,12 +524,12 @@ impl<'a> RepoScan<'a> {
             }
         };
         let Some(hop) = self.first_hop(dir, target, depth) else {
-            let detail = format!("links to {}, which is no blob of this repo", target.display());
+            let detail = format!("links to {}, which is not a blob of this repo", target.display());
             self.problem(dir.join(name), ProblemKind::ForeignLink, detail);
             return None;
         };
         let Ok(id) = hop.parse::<BlobId>() else {
-            let detail = format!("its blob '{hop}' has a name that is no hash");
+            let detail = format!("its blob '{hop}' has a name that is not a hash");
             self.problem(dir.join(name), ProblemKind::BadName, detail);
             return None;
         };
@@ -595,7 +612,7 @@ impl<'a> RepoScan<'a> {
                 Ok(kind) if kind.is_file() && layout::is_temporary_ref(&name) => self.temporary(path, &entry),
                 Ok(kind) if kind.is_file() && name == ".DS_Store" => {}
                 Ok(kind) if kind.is_file() => self.reference(path, &relative),
-                Ok(_) => self.problem(path, ProblemKind::BadRef, "is a ref that is no regular file"),
+                Ok(_) => self.problem(path, ProblemKind::BadRef, "is a ref but not a regular file"),
                 Err(error) => self.repo.problems.push(unreadable(&path, &error)),
             }
         }
@@ -617,7 +634,7 @@ impl<'a> RepoScan<'a> {
             }
             (Err(why), _) => self.problem(path, ProblemKind::BadRef, why.to_string()),
             (_, Some(Err(why))) => self.problem(path, ProblemKind::BadRef, format!("its content {why}")),
-            (_, None) => self.problem(path, ProblemKind::BadRef, "its content is no commit hash"),
+            (_, None) => self.problem(path, ProblemKind::BadRef, "its content is not a commit hash"),
         }
     }
 
@@ -627,7 +644,7 @@ impl<'a> RepoScan<'a> {
                 Some(Ok(commit)) => self.repo.trees.push(commit),
                 _ if layout::is_temporary(&name) => self.temporary(entry.path(), &entry),
                 _ if name == ".DS_Store" => {}
-                _ => self.problem(entry.path(), ProblemKind::UnknownEntry, "is in trees/, but is no tree"),
+                _ => self.problem(entry.path(), ProblemKind::UnknownEntry, "is in trees/, but is not a tree"),
             }
         }
         self.repo.trees.sort();
@@ -636,7 +653,7 @@ impl<'a> RepoScan<'a> {
     fn temporary(&mut self, path: PathBuf, entry: &DirEntry) {
         // Gone already: it was renamed to what it was for.
         if let Ok(meta) = entry.metadata() {
-            self.repo.temporaries.push(InFlight { path, size: meta.len(), modified: meta.modified().ok() });
+            self.repo.temporaries.push(InFlight::new(path, &meta));
         }
     }
 }
@@ -693,6 +710,12 @@ impl<'a> Links<'a> {
 fn blob(meta: &Metadata, place: Place, placed: Option<SystemTime>) -> Blob {
     let (accessed, modified) = (meta.accessed().ok(), meta.modified().ok());
     Blob { size: meta.len(), place, inode: inode(meta), accessed, modified, placed }
+}
+
+/// Bytes that an unfinished file takes on disk, as far as the system tells: one that is as long as the blob from the start
+/// may still be mostly a hole.
+pub fn on_disk(meta: &Metadata) -> u64 {
+    inode(meta).map_or(meta.len(), |inode| inode.allocated.min(meta.len()))
 }
 
 /// The file behind a name, where the system tells.

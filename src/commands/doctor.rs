@@ -4,6 +4,7 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use super::Session;
+use crate::cache::layout::Layout;
 use crate::cache::lock;
 use crate::cache::place::LinkKind;
 use crate::cache::{scan, space};
@@ -12,6 +13,7 @@ use crate::error::{Error, Kind, Result};
 use crate::remote::client::Bucket;
 use crate::remote::error::Cause;
 use crate::remote::keys;
+use crate::remote::transfer::blocking;
 
 /// Signed requests are refused beyond 15 minutes; say something long before.
 const CLOCK_WARNING: i64 = 120;
@@ -114,7 +116,8 @@ pub async fn execute(session: &Session, args: &Args) -> Report {
     };
     checks.push(region(session, connected.as_ref().and_then(|bucket| bucket.as_ref().ok())));
     checks.push(credentials(session, connected.as_ref()));
-    checks.extend(cache(session));
+    let layout = session.layout();
+    checks.extend(blocking(move || cache(&layout)).await);
     match connected {
         Some(Ok(bucket)) => checks.extend(store(&bucket, args.require_write).await),
         _ => {
@@ -152,8 +155,7 @@ fn credentials(session: &Session, bucket: Option<&Result<Bucket>>) -> Check {
     }
 }
 
-fn cache(session: &Session) -> Vec<Check> {
-    let layout = session.layout();
+fn cache(layout: &Layout) -> Vec<Check> {
     let root = layout.root();
     let mut checks = Vec::new();
     let exists = match scan::scan(root) {
@@ -163,8 +165,9 @@ fn cache(session: &Session) -> Vec<Check> {
         }
         Ok(_) if !root.exists() => {
             let check = Check::new("HF cache dir", Status::Note, format!("{} is not there yet", root.display()));
-            checks
-                .push(check.hint("pull or huggingface_hub will create it; set HF_HUB_CACHE if it should be elsewhere"));
+            checks.push(check.hint(
+                "pull or huggingface_hub will create it; set HF_HUB_CACHE or cache.hf_cache_dir for another place",
+            ));
             false
         }
         Ok(inventory) => {
@@ -173,7 +176,7 @@ fn cache(session: &Session) -> Vec<Check> {
             checks.push(match problems {
                 0 => Check::new("HF cache dir", Status::Ok, detail),
                 count => Check::new("HF cache dir", Status::Note, format!("{detail}, problems: {count}"))
-                    .hint("`hf-cache-sync push --dry-run` names each problem"),
+                    .hint("`hf-cache-sync status` names each problem"),
             });
             let shared = if inventory.shared_store { "used by huggingface_hub" } else { "not used" };
             checks.push(Check::new("Shared blob store", Status::Ok, shared));
@@ -188,12 +191,12 @@ fn cache(session: &Session) -> Vec<Check> {
         });
     }
     if exists {
-        checks.push(links(&layout));
+        checks.push(links(layout));
     }
     checks
 }
 
-fn links(layout: &crate::cache::layout::Layout) -> Check {
+fn links(layout: &Layout) -> Check {
     match LinkKind::probe(layout) {
         Ok(LinkKind::Symlink) => Check::new("Links", Status::Ok, "symbolic links work"),
         Ok(LinkKind::Hardlink) => Check::new("Links", Status::Note, "no symbolic links: hard links are used"),
@@ -214,11 +217,11 @@ async fn store(bucket: &Bucket, require_write: bool) -> Vec<Check> {
         Ok(clock) => {
             checks.push(Check::new("Bucket reachable", Status::Ok, bucket.name()));
             if let Some(ahead) = clock {
-                let detail = format!("{} s from the store's", ahead.abs());
+                let detail = format!("{} s off the store's clock", ahead.abs());
                 checks.push(match ahead.abs() < CLOCK_WARNING {
                     true => Check::new("Clock", Status::Ok, detail),
                     false => Check::new("Clock", Status::Note, detail)
-                        .hint("set the clock: stores refuse requests from 15 minutes on"),
+                        .hint("set the clock: stores reject requests more than 15 minutes off"),
                 });
             }
         }

@@ -22,6 +22,7 @@ pub struct Args {}
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// The file.
+    #[serde(serialize_with = "crate::lossy::path")]
     pub path: PathBuf,
     /// Whether it was written now; a file that is there is left alone.
     pub created: bool,
@@ -29,7 +30,8 @@ pub struct Report {
 
 const TEMPLATE: &str = "\
 # hf-cache-sync configuration. Searched in the current directory, then in the home directory.
-# Environment variables and command line options win over this file: see docs/configuration.md.
+# Command line options, B2_* variables and an exported AWS key pair win over this file. It wins over HF_HUB_CACHE,
+# HF_HOME and the other AWS_* variables. See docs/configuration.md.
 storage:
   endpoint: https://s3.us-west-000.backblazeb2.com   # Backblaze B2 or any S3-compatible store
   bucket: my-hf-cache

@@ -26,6 +26,7 @@ pub struct Args {
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// The files that were written.
+    #[serde(serialize_with = "crate::lossy::all")]
     pub pages: Vec<PathBuf>,
     /// The main page, when no folder was named.
     pub page: Option<String>,

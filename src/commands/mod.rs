@@ -76,7 +76,9 @@ impl Session {
     /// # Errors
     /// When the cache cannot be written to.
     pub async fn lock_shared(&self) -> Result<Lock> {
-        if let Some(_alone) = lock::try_tool_lock(&self.layout(), lock::Mode::Exclusive)? {
+        if let Some(alone) = lock::try_tool_lock(&self.layout(), lock::Mode::Exclusive)?
+            && alone.is_real()
+        {
             place::sweep(&self.layout(), self.now);
         }
         let note = "another hf-cache-sync is deleting from this cache: waiting for it";

@@ -12,7 +12,10 @@ pub struct Size(pub u64);
 impl FromStr for Size {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        bytes(text).map(Size).ok_or_else(|| "expected a size such as 50GB or 200GiB, 0 or more".to_string())
+        // Who writes 50 means gigabytes, and would lose all of the cache for bytes.
+        let slip = text.trim().parse::<u64>().is_ok_and(|number| (1..1000).contains(&number));
+        let size = bytes(text).filter(|_| !slip).map(Size);
+        size.ok_or_else(|| "expected a size with its unit, such as 50GB or 200GiB, or 0".to_string())
     }
 }
 
@@ -29,7 +32,7 @@ impl FromStr for Memory {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         let requests = bytes(text).and_then(requests_within);
-        requests.map(Memory).ok_or_else(|| "expected a size such as 64MiB, 32MiB or more".to_string())
+        requests.map(Memory).ok_or_else(|| "expected a size such as 64MiB (32MiB is the least)".to_string())
     }
 }
 
@@ -74,7 +77,7 @@ mod tests {
         assert_eq!("32MiB".parse(), Ok(Memory(1)));
         assert_eq!("96 MiB".parse(), Ok(Memory(65)));
         for text in ["", "0", "-64MiB", "32MB", "31.9MiB", "64", "lots", "1e30"] {
-            assert!(text.parse::<Memory>().unwrap_err().ends_with("32MiB or more"), "{text}");
+            assert!(text.parse::<Memory>().unwrap_err().ends_with("(32MiB is the least)"), "{text}");
         }
     }
 
@@ -83,6 +86,8 @@ mod tests {
         assert_eq!("50GB".parse(), Ok(Size(50_000_000_000)));
         assert_eq!("200 GiB".parse(), Ok(Size(200 << 30)));
         assert_eq!("0".parse(), Ok(Size(0)));
-        assert!("-1".parse::<Size>().is_err() && "much".parse::<Size>().is_err());
+        for text in ["-1", "much", "50", "999", " 200 ", ""] {
+            assert!(text.parse::<Size>().is_err(), "{text}");
+        }
     }
 }

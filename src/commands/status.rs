@@ -27,6 +27,7 @@ pub struct Args {}
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// The `hub` folder.
+    #[serde(serialize_with = "crate::lossy::path")]
     pub cache_dir: PathBuf,
     /// Repos in it.
     pub repos: usize,

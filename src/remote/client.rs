@@ -10,8 +10,9 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 
 use aws_config::BehaviorVersion;
@@ -43,6 +44,12 @@ const CONNECT: Duration = Duration::from_secs(10);
 const ANSWER: Duration = Duration::from_secs(60);
 /// A body must move at least once within this time.
 const STALL: Duration = Duration::from_secs(90);
+/// Bytes of an upload that may still be on their way when the last of its body was taken, in buffers on this machine.
+const BUFFERED: u64 = 512 << 10;
+/// The slowest connection that they are waited for, in bytes per second.
+const SLOWEST: u64 = 8 << 10;
+/// How much of a body in memory is handed over at a time.
+const SLICE: usize = 64 << 10;
 /// Tries of one request once the store has answered before; about a minute with back-off.
 const TRIES: u32 = 8;
 /// Tries of the very first connection: a wrong endpoint should not take long to be told.
@@ -67,9 +74,17 @@ struct Shared {
     pushed_back: AtomicU64,
     /// Fastest answer in microseconds; 0 before the first.
     fastest: AtomicU64,
+    /// Whether it is being found out if anything works at all.
+    probing: AtomicBool,
+    /// Why nothing works any more, once that is certain.
+    lost: Mutex<Option<Failure>>,
 }
 
 impl Shared {
+    fn lost(&self) -> std::sync::MutexGuard<'_, Option<Failure>> {
+        self.lost.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
     fn note_time(&self, time: Duration) {
         let micros = (time.as_micros() as u64).max(1);
         let fastest = self.fastest.load(Ordering::Relaxed);
@@ -162,7 +177,9 @@ impl Pulse {
         self.poisoned.store(true, Ordering::Relaxed);
     }
 
-    async fn guard<T>(&self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    /// Gives up an upload of `size` bytes that does not move any more.
+    async fn guard<T>(&self, size: u64, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+        let patience = STALL + Duration::from_secs(size.min(BUFFERED) / SLOWEST);
         self.beat();
         tokio::pin!(work);
         loop {
@@ -173,12 +190,49 @@ impl Pulse {
                 Ok(done) => return done,
                 Err(_) => {
                     let quiet = self.start.elapsed().as_millis() as u64 - self.last.load(Ordering::Relaxed);
-                    if u128::from(quiet) >= STALL.as_millis() {
+                    if u128::from(quiet) >= patience.as_millis() {
                         return Err(Failure::new(Cause::Broken, "the upload stalled"));
                     }
                 }
             }
         }
+    }
+}
+
+/// A body from memory. It goes in slices, so that a large one on a slow connection is seen to move.
+struct MemoryBody {
+    left: Bytes,
+    pulse: Pulse,
+}
+
+impl MemoryBody {
+    fn sdk_body(bytes: &Bytes, pulse: &Pulse) -> SdkBody {
+        SdkBody::from_body_1_x(MemoryBody { left: bytes.clone(), pulse: pulse.clone() })
+    }
+}
+
+impl http_body::Body for MemoryBody {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Self::Error>>> {
+        if self.left.is_empty() {
+            return Poll::Ready(None);
+        }
+        self.pulse.beat();
+        let length = self.left.len().min(SLICE);
+        Poll::Ready(Some(Ok(http_body::Frame::data(self.left.split_to(length)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left.is_empty()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        http_body::SizeHint::with_exact(self.left.len() as u64)
     }
 }
 
@@ -265,13 +319,18 @@ impl Bucket {
         format!("{}{key}", self.prefix)
     }
 
-    /// Sends a request, and again with back-off while the failure is transient.
+    /// Sends a request, and again with back-off while the failure is transient. Once the store is known to be lost,
+    /// for whatever request, all of them fail at once: a run with thousands of blobs must not wait for each.
     async fn retried<T, F>(&self, send: impl Fn() -> F) -> Result<T, Failure>
     where
         F: Future<Output = Result<T, Failure>>,
     {
         let mut tried = 0;
+        let worked_before = self.shared.answered.load(Ordering::Relaxed);
         loop {
+            if let Some(lost) = self.shared.lost().clone() {
+                return Err(lost);
+            }
             self.shared.requests.fetch_add(1, Ordering::Relaxed);
             let sent = Instant::now();
             let failure = match send().await {
@@ -284,17 +343,36 @@ impl Bucket {
             };
             tried += 1;
             if !failure.cause.is_transient() {
+                // Credentials that were accepted before have ended: they will not begin to be right again.
+                if failure.cause == Cause::BadCredentials && worked_before {
+                    *self.shared.lost() = Some(failure.clone());
+                }
                 return Err(failure);
             }
             self.shared.pushed_back.fetch_add(1, Ordering::Relaxed);
             let answered = failure.cause == Cause::Busy || self.shared.answered.load(Ordering::Relaxed);
             if tried >= if answered { TRIES } else { FIRST_TRIES } {
+                self.give_up_if_lost(&failure).await;
                 return Err(failure);
             }
             let pause = back_off(tried, failure.retry_after);
             tracing::debug!(try_number = tried, pause_ms = pause.as_millis() as u64, reason = %failure.detail, "request is tried again");
             tokio::time::sleep(pause).await;
         }
+    }
+
+    /// A request was tried again and again. If the store does not even list one key, it is lost; otherwise only that
+    /// request has a problem.
+    async fn give_up_if_lost(&self, failure: &Failure) {
+        if self.shared.probing.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let request = self.s3.list_objects_v2().bucket(&self.name).prefix(&self.prefix).max_keys(1);
+        match answer_within(CONNECT * 2, request.send()).await {
+            Err(probe) if probe.cause.is_transient() => *self.shared.lost() = Some(failure.clone()),
+            _ => {}
+        }
+        self.shared.probing.store(false, Ordering::Relaxed);
     }
 
     /// All objects whose keys begin with `prefix`.
@@ -339,7 +417,7 @@ impl Bucket {
             Some(Object {
                 key: object.key()?.strip_prefix(&self.prefix)?.to_string(),
                 size: u64::try_from(object.size()?).ok()?,
-                etag: object.e_tag().map(unquoted),
+                etag: object.e_tag().and_then(unquoted),
                 modified: object.last_modified().and_then(|time| SystemTime::try_from(*time).ok()),
             })
         });
@@ -356,7 +434,7 @@ impl Bucket {
             let output = answer(self.s3.get_object().bucket(&self.name).key(&full).send()).await?;
             let modified = output.last_modified().and_then(|time| SystemTime::try_from(*time).ok());
             let expected = output.content_length().and_then(|length| u64::try_from(length).ok());
-            let etag = output.e_tag().map(unquoted);
+            let etag = output.e_tag().and_then(unquoted);
             let mut download = Download { body: output.body, object_size: None, etag: None };
             let mut bytes = Vec::new();
             while let Some(piece) = download.next().await? {
@@ -421,7 +499,7 @@ impl Bucket {
     /// When the request fails for good.
     pub async fn put_small(&self, key: &str, bytes: Bytes) -> Result<(), Failure> {
         let size = bytes.len() as u64;
-        self.put(key, size, None, &|_| SdkBody::from(bytes.clone())).await
+        self.put(key, size, None, &|pulse| MemoryBody::sdk_body(&bytes, pulse)).await
     }
 
     /// Writes a small object under a condition, which is dropped where the store does not know conditions.
@@ -431,7 +509,7 @@ impl Bucket {
     /// write: read what is there.
     pub async fn put_small_if(&self, key: &str, bytes: Bytes, condition: &Condition) -> Result<(), Failure> {
         let size = bytes.len() as u64;
-        let body = |_: &Pulse| SdkBody::from(bytes.clone());
+        let body = |pulse: &Pulse| MemoryBody::sdk_body(&bytes, pulse);
         match self.put_with(key, size, None, Some(condition), &body).await {
             Err(failure) if failure.cause == Cause::Unsupported => self.put(key, size, None, &body).await,
             done => done,
@@ -462,7 +540,7 @@ impl Bucket {
             Some(Condition::Absent) => (Some("*".to_string()), None),
             Some(Condition::Unchanged(etag)) => (None, Some(format!("\"{etag}\""))),
         };
-        // Whether the short way is still to be tried: blobs alone take it.
+        // Whether the fast path is still to be tried: blobs alone take it.
         let short = AtomicBool::new(name.is_some() && condition.is_none());
         let send = || async {
             let pulse = Pulse::default();
@@ -471,7 +549,7 @@ impl Bucket {
                 let payload = hash.clone().map_or(Payload::Unsigned, Payload::Sha256);
                 let request = Request { method: "PUT", key: &full, query: "", headers: &headers, payload };
                 let sent = self.wire.send(request, || body(&pulse));
-                if pulse.guard(sent).await?.is_some() {
+                if pulse.guard(size, sent).await?.is_some() {
                     return Ok(());
                 }
             }
@@ -490,7 +568,7 @@ impl Bucket {
                 Some(hash) => request.interceptor(PayloadHash(hash.clone())),
                 None => request.disable_payload_signing(),
             };
-            pulse.guard(boxed(request.send())).await.map(|_| ())
+            pulse.guard(size, boxed(request.send())).await.map(|_| ())
         };
         self.retried(send).await
     }
@@ -586,7 +664,7 @@ impl Bucket {
                 let payload = Payload::Unsigned;
                 let request = Request { method: "PUT", key: &full, query: &query, headers: &[], payload };
                 let sent = self.wire.send(request, || body(&pulse));
-                if let Some(response) = pulse.guard(sent).await? {
+                if let Some(response) = pulse.guard(size, sent).await? {
                     return Ok(response.headers().get("etag").map(String::from));
                 }
             }
@@ -601,7 +679,7 @@ impl Bucket {
                 .body(ByteStream::new(body(&pulse)))
                 .customize()
                 .disable_payload_signing();
-            let sent = pulse.guard(boxed(request.send())).await?;
+            let sent = pulse.guard(size, boxed(request.send())).await?;
             Ok(sent.e_tag().map(String::from))
         };
         let etag = self.retried(send).await?;
@@ -624,7 +702,7 @@ impl Bucket {
             };
             let output = match self.retried(send).await {
                 Ok(output) => output,
-                Err(failure) if failure.cause == Cause::NoSuchKey => return Ok(None),
+                Err(failure) if matches!(failure.cause, Cause::NoSuchUpload | Cause::NoSuchKey) => return Ok(None),
                 Err(failure) => return Err(failure),
             };
             parts.extend(output.parts().iter().filter_map(|part| {
@@ -689,7 +767,7 @@ impl Opened {
         Opened {
             length: output.content_length().and_then(|length| u64::try_from(length).ok()),
             range: output.content_range().map(String::from),
-            etag: output.e_tag().map(unquoted),
+            etag: output.e_tag().and_then(unquoted),
             body: output.body,
         }
     }
@@ -699,7 +777,7 @@ impl Opened {
         Opened {
             length: header("content-length").and_then(|text| text.parse().ok()),
             range: header("content-range").map(String::from),
-            etag: header("etag").map(unquoted),
+            etag: header("etag").and_then(unquoted),
             body: ByteStream::new(response.into_body()),
         }
     }
@@ -729,7 +807,7 @@ where
 }
 
 /// The SDK's futures are 10 kB each. In a box they do not make every future around them as large, which would be moved
-/// several times for each blob even when it goes the short way.
+/// several times for each blob even when it takes the fast path.
 fn boxed<T, E>(send: impl Future<Output = Result<T, SdkError<E>>>) -> Pin<Box<impl Future<Output = Result<T, Failure>>>>
 where
     E: ProvideErrorMetadata,
@@ -744,8 +822,9 @@ pub(super) fn back_off(tried: u32, asked: Option<Duration>) -> Duration {
     pause.max(asked.unwrap_or_default())
 }
 
-fn unquoted(etag: &str) -> String {
-    etag.trim_matches('"').to_string()
+/// An ETag without its quotes. A weak one, which proxies make, says nothing of the bytes and may not be in a condition.
+fn unquoted(etag: &str) -> Option<String> {
+    (!etag.starts_with("W/")).then(|| etag.trim_matches('"').to_string())
 }
 
 async fn profile_region() -> Option<String> {
@@ -781,13 +860,13 @@ async fn provider(credentials: &Credentials, region: &str) -> Result<SharedCrede
         Err(error) => {
             tracing::debug!(%error, "the AWS credential chain found nothing");
             Err(Error::new(Kind::Credentials, "no credentials were found")
-                .because("neither B2_APPLICATION_KEY_ID / B2_APPLICATION_KEY, nor AWS_ACCESS_KEY_ID / AWS_SECRET_ACCESS_KEY, nor the configuration, nor an AWS profile or role has any")
+                .because("looked in B2_* and AWS_* variables, the configuration file, and the AWS profile, web identity, container and instance")
                 .hint("export the pair, or set storage.access_key and storage.secret_key in .hf-cache-sync.yaml"))
         }
     }
 }
 
-/// Writes the user agent that the store's statistics know, which is not part of the signature, and shows the short way
+/// Writes the user agent that the store's statistics know, which is not part of the signature, and shows the fast path
 /// where requests go.
 #[derive(Debug)]
 struct OnItsWay {
@@ -868,6 +947,13 @@ impl Intercept for Clock {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn weak_etags_are_none() {
+        assert_eq!(unquoted("\"0a1b\"").as_deref(), Some("0a1b"));
+        assert_eq!(unquoted("0a1b").as_deref(), Some("0a1b"));
+        assert_eq!(unquoted("W/\"0a1b\""), None);
+    }
 
     #[test]
     fn back_off_grows_is_bounded_and_heeds_the_store() {

@@ -29,6 +29,8 @@ pub enum Cause {
     NoSuchKey,
     /// No such bucket.
     NoSuchBucket,
+    /// No such multipart upload: it was completed, or given up by somebody or by a rule of the bucket.
+    NoSuchUpload,
     /// The object is not, or no longer, the one that was expected (If-Match or If-None-Match failed).
     Changed,
     /// The store does not know this request or one of its headers.
@@ -91,6 +93,10 @@ impl Failure {
             SdkError::ServiceError(service) => {
                 Self::from_response(service.raw(), service.err().code(), service.err().message())
             }
+            // The store has agreed, and then the connection broke in the middle of what it says.
+            SdkError::ResponseError(response) if response.raw().status().is_success() => {
+                Failure::new(Cause::Broken, "the answer ended early")
+            }
             SdkError::ResponseError(response) => Self::from_response(response.raw(), None, None),
             _ => Failure::new(Cause::Other, "unexpected failure"),
         }
@@ -126,6 +132,11 @@ impl Failure {
                 format!("bucket '{}' does not exist at {}", place.bucket, place.endpoint()),
                 Some("check storage.bucket, storage.endpoint and storage.region".to_string()),
             ),
+            Cause::NoSuchUpload => (
+                Kind::Failed,
+                "the store does not know this upload any more".into(),
+                Some("run push again: it starts this blob anew".into()),
+            ),
             Cause::Changed => {
                 (Kind::Unavailable, "the object was replaced while it was read".into(), Some("run it again".into()))
             }
@@ -140,7 +151,7 @@ impl Failure {
             ),
             Cause::Denied => (
                 Kind::Credentials,
-                format!("these credentials may not do that in bucket '{}' ({})", place.bucket, self.detail),
+                format!("this key is not allowed to do that in bucket '{}' ({})", place.bucket, self.detail),
                 Some("check the key's bucket and capabilities: reading, listing, and writing for push".into()),
             ),
             Cause::WrongRegion => (
@@ -155,7 +166,7 @@ impl Failure {
             ),
             Cause::Busy => (
                 Kind::Unavailable,
-                format!("the store is not able to answer now ({})", self.detail),
+                format!("the store is overloaded or temporarily unavailable ({})", self.detail),
                 Some("try again later: finished work is kept".into()),
             ),
             Cause::Unreachable => (
@@ -171,7 +182,7 @@ impl Failure {
             Cause::Damaged => (
                 Kind::Integrity,
                 format!("the store received damaged bytes ({})", self.detail),
-                Some("run it again; if it stays, check this machine's memory and network".into()),
+                Some("run it again; if it persists, check this machine's memory and network".into()),
             ),
             Cause::TooLarge => (Kind::Integrity, self.detail, None),
             Cause::Unsupported | Cause::Other => (Kind::Failed, self.detail, None),
@@ -208,6 +219,7 @@ fn cause_of(status: u16, code: &str, message: &str) -> Cause {
     match code {
         "NoSuchKey" => return Cause::NoSuchKey,
         "NoSuchBucket" => return Cause::NoSuchBucket,
+        "NoSuchUpload" => return Cause::NoSuchUpload,
         "InvalidAccessKeyId"
         | "SignatureDoesNotMatch"
         | "ExpiredToken"
@@ -258,7 +270,8 @@ fn cause_of(status: u16, code: &str, message: &str) -> Cause {
         412 => Cause::Changed,
         501 => Cause::Unsupported,
         301 | 307 => Cause::WrongRegion,
-        408 | 429 | 500 | 502 | 503 | 504 => Cause::Busy,
+        // Proxies and CDNs in front of stores have more of them than the standard, such as 520 to 527.
+        408 | 429 | 500..=599 => Cause::Busy,
         _ => Cause::Other,
     }
 }
@@ -301,6 +314,8 @@ mod tests {
             (503, "SlowDown", "no tomes available", Cause::Busy),
             (503, "", "<html>", Cause::Busy),
             (429, "", "", Cause::Busy),
+            (522, "", "<html>", Cause::Busy),
+            (404, "NoSuchUpload", "", Cause::NoSuchUpload),
             (400, "AuthorizationHeaderMalformed", "the region 'x' is wrong", Cause::WrongRegion),
             (301, "PermanentRedirect", "", Cause::WrongRegion),
             (412, "PreconditionFailed", "", Cause::Changed),

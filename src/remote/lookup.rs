@@ -20,6 +20,8 @@ use crate::manifest::Manifest;
 pub const MAX_MANIFEST: u64 = 256 << 20;
 /// Largest ref that is read, in bytes.
 const MAX_REF: u64 = 256;
+/// What helps when the bucket lacks a revision.
+const INSTEAD: &str = "`--fallback hf-hub` downloads from the Hub instead";
 
 /// A revision in the bucket.
 #[derive(Debug, Clone)]
@@ -60,9 +62,9 @@ pub async fn find(bucket: &Bucket, query: &RepoQuery, revision: Option<&str>) ->
     }
     let name: RefName = match revision {
         None => RefName::main(),
-        Some(text) => text
-            .parse()
-            .map_err(|e| Error::usage(format!("cannot pull that revision of {query}")).because(format!("{e}")))?,
+        Some(text) => {
+            text.parse().map_err(|e| Error::usage(format!("invalid revision for {query}")).because(format!("{e}")))?
+        }
     };
     let search = by_ref(bucket, query, &listing, &name, early).await?;
     if !search.found.is_empty() {
@@ -278,14 +280,20 @@ async fn not_found(bucket: &Bucket, query: &RepoQuery, listing: &Listing, revisi
     let mut there: Vec<String> = refs.map(|name| name.to_string()).collect();
     there.sort();
     there.dedup();
+    let leads_nowhere = there.iter().any(|name| name == revision.unwrap_or("main"));
+    there.retain(|_| !leads_nowhere);
     there.extend(listing.commits.iter().map(|commit| commit.short().to_string()));
     if !listing.commits.is_empty() {
         let shown = printable(revision.unwrap_or("main"), 100);
         let more = if there.len() > 12 { " …" } else { "" };
         there.truncate(12);
+        let why = match leads_nowhere {
+            true => format!("its ref leads to no manifest of {query}; the bucket has {}{more}", there.join(", ")),
+            false => format!("it has {}{more}", there.join(", ")),
+        };
         return Error::not_found(format!("revision '{shown}' of {query} is not in bucket '{}'", bucket.name()))
-            .because(format!("it has {}{more}", there.join(", ")))
-            .hint("choose one with -r, or push the revision from a machine that has it");
+            .because(why)
+            .hint(format!("choose one with -r, or push it from a machine that has it; {INSTEAD}"));
     }
     let error = Error::not_found(format!("{query} is not in bucket '{}'", bucket.name()));
     let Ok(objects) = bucket.list(keys::MANIFESTS).await else { return error };
@@ -296,8 +304,12 @@ async fn not_found(bucket: &Bucket, query: &RepoQuery, listing: &Listing, revisi
     names.dedup();
     let close: Vec<&str> = nearest(query.id.as_str(), names.iter().map(String::as_str)).take(3).collect();
     match (close.is_empty(), names.len()) {
-        (_, 0) => error.hint("the bucket has no manifests under this prefix: push first, or check team.prefix"),
-        (true, count) => error.hint(format!("repos in the bucket: {count}; see `hf-cache-sync list --remote`")),
-        (false, _) => error.hint(format!("did you mean {}?", close.join(", "))),
+        (_, 0) => error.hint(format!(
+            "the bucket has no manifests under this prefix: push first, or check team.prefix; {INSTEAD}"
+        )),
+        (true, count) => {
+            error.hint(format!("repos in the bucket: {count}, see `hf-cache-sync list --remote`; {INSTEAD}"))
+        }
+        (false, _) => error.hint(format!("did you mean {}? {INSTEAD}", close.join(", "))),
     }
 }

@@ -1,6 +1,6 @@
 //! The bucket: keys ([`keys`]), requests ([`client`]), what their failures mean ([`error`]), finding a revision
 //! ([`lookup`]) and listing all of them ([`catalog`]), how many at once ([`limit`]), and moving blobs ([`transfer`]),
-//! whose requests take a short way (`wire`).
+//! whose requests take a fast path (`wire`).
 
 pub mod catalog;
 pub mod client;

@@ -1,13 +1,13 @@
-//! The short way for blobs: a GET or PUT is signed and handed to the SDK's own connections, without the machinery that the
+//! The fast path for blobs: a GET or PUT is signed and handed to the SDK's own connections, without the machinery that the
 //! SDK sets up anew for every request. That machinery costs more than moving a small blob does.
 //!
 //! Connections, TLS, proxies, the endpoint and the signature are the SDK's. What is learned from its first listing is
 //! where requests go. Only success is judged here: any other answer leaves the request to the SDK, which knows all reasons
-//! why a store refuses one, so that nothing depends on this way but speed.
+//! why a store refuses one, so that nothing but speed depends on this path.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
@@ -26,16 +26,19 @@ use super::error::{Cause, Failure};
 
 /// sha256 of no bytes.
 const EMPTY: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
-/// Credentials that end within this time are asked for anew.
+/// Credentials that end within this time are asked for anew,
 const ENDING: Duration = Duration::from_secs(300);
+/// but not more often than this: a provider may have none that last longer, and may have to start a process for them.
+const ASK_AGAIN: Duration = Duration::from_secs(20);
 
-/// The short way to one bucket.
+/// The fast path to one bucket.
 #[derive(Debug)]
 pub(super) struct Wire {
     region: String,
     agent: String,
     provider: SharedCredentialsProvider,
-    credentials: Mutex<Option<Credentials>>,
+    /// With the time when they were asked for.
+    credentials: Mutex<Option<(Credentials, Instant)>>,
     connect_timeout: Duration,
     route: OnceLock<Route>,
     closed: AtomicBool,
@@ -117,7 +120,8 @@ impl Wire {
         let response = route.connector.call(request).await.map_err(broken)?;
         match response.status().as_u16() {
             200 | 206 => Ok(Some(response)),
-            408 | 429 | 500 | 502 | 503 | 504 => Err(Failure::from_answer(&response)),
+            501 => Ok(None),
+            408 | 429 | 500..=599 => Err(Failure::from_answer(&response)),
             // Refused: the SDK finds out why, and everything goes its way from now on.
             301 | 307 | 400 | 401 | 403 => {
                 self.closed.store(true, Ordering::Relaxed);
@@ -171,13 +175,17 @@ impl Wire {
     }
 
     async fn credentials(&self) -> Option<Credentials> {
-        let lasts = |credentials: &Credentials| credentials.expiry().is_none_or(|end| end > SystemTime::now() + ENDING);
+        let lasts = |(credentials, asked): &(Credentials, Instant)| {
+            let left = credentials.expiry().map(|end| end.duration_since(SystemTime::now()).unwrap_or_default());
+            left.is_none_or(|left| left > ENDING || (!left.is_zero() && asked.elapsed() < ASK_AGAIN))
+        };
         let known = self.credentials.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
-        if let Some(known) = known.filter(lasts) {
+        if let Some((known, _)) = known.filter(lasts) {
             return Some(known);
         }
         let fresh = self.provider.provide_credentials().await.ok()?;
-        *self.credentials.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(fresh.clone());
+        *self.credentials.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) =
+            Some((fresh.clone(), Instant::now()));
         Some(fresh)
     }
 }

@@ -4,12 +4,16 @@ pub mod progress;
 pub mod table;
 pub mod text;
 
+use std::collections::HashMap;
 use std::io::{self, IsTerminal, Write};
 
 use serde::Serialize;
 
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, plain_io};
 use progress::Bars;
+
+/// Failures for one reason that are shown.
+const ALIKE: usize = 10;
 
 /// How to speak.
 #[derive(Debug, Clone, Copy, Default)]
@@ -66,37 +70,51 @@ impl Ui {
     /// Shows a report; returns what decides the exit code.
     pub fn show(&self, report: &impl Report) -> Option<Kind> {
         self.bars.clear();
-        if self.style.json {
-            let json = serde_json::to_string_pretty(report).expect("reports are plain data");
-            print(&mut io::stdout().lock(), &json);
-        }
-        if !self.style.json {
-            let result = if self.style.quiet { report.quiet_result() } else { report.result() };
-            print(&mut io::stdout().lock(), &result);
-        }
+        let result = match (self.style.json, self.style.quiet) {
+            (true, _) => serde_json::to_string_pretty(report).expect("reports are plain data"),
+            (_, true) => report.quiet_result(),
+            _ => report.result(),
+        };
+        let printed = print(&mut io::stdout().lock(), &result);
         if !self.style.quiet && !self.style.json {
-            print(&mut io::stderr().lock(), &report.summary());
+            let _ = print(&mut io::stderr().lock(), &report.summary());
         }
-        for failure in report.failures() {
-            self.line("error", failure);
+        self.failures(report.failures());
+        if let Err(error) = &printed {
+            self.line("error", Error::failed("cannot write the result to stdout").because(plain_io(error)));
         }
-        report.failed()
+        report.failed().or(printed.is_err().then_some(Kind::Failed))
     }
 
     /// Shows one of many reports of a long-lived command: a line each.
     pub fn show_line(&self, report: &impl Report) {
         self.bars.clear();
+        // A log that cannot be written to does not end a watch.
         if self.style.json {
             let json = serde_json::to_string(report).expect("reports are plain data");
-            print(&mut io::stdout().lock(), &json);
+            let _ = print(&mut io::stdout().lock(), &json);
         } else {
-            print(&mut io::stdout().lock(), &report.result());
+            let _ = print(&mut io::stdout().lock(), &report.result());
             if !self.style.quiet {
-                print(&mut io::stderr().lock(), &report.summary());
+                let _ = print(&mut io::stderr().lock(), &report.summary());
             }
         }
-        for failure in report.failures() {
-            self.line("error", failure);
+        self.failures(report.failures());
+    }
+
+    /// Shows failures; of many for the same reason, as when the store is lost, only the first.
+    fn failures(&self, failures: &[Error]) {
+        let mut alike: HashMap<(Kind, Option<&str>), usize> = HashMap::new();
+        for failure in failures {
+            let seen = alike.entry((failure.kind, failure.why.as_deref())).or_default();
+            *seen += 1;
+            if *seen <= ALIKE {
+                self.line("error", failure);
+            }
+        }
+        let left: usize = alike.values().map(|seen| seen.saturating_sub(ALIKE)).sum();
+        if left > 0 {
+            self.line("error", format!("{left} more failed in the same way (--json lists all)"));
         }
     }
 
@@ -106,7 +124,7 @@ impl Ui {
         if self.style.json {
             let json = serde_json::json!({ "error": error });
             let text = if self.style.lines { json.to_string() } else { format!("{json:#}") };
-            print(&mut io::stdout().lock(), &text);
+            let _ = print(&mut io::stdout().lock(), &text);
         }
         self.line("error", error);
     }
@@ -123,14 +141,17 @@ impl Ui {
             "error" => console::style(word).for_stderr().red().bold(),
             _ => console::style(word).for_stderr().yellow().bold(),
         };
-        print(&mut io::stderr().lock(), &format!("{word}: {text}"));
+        let _ = print(&mut io::stderr().lock(), &format!("{word}: {text}"));
     }
 }
 
 /// Prints a text, with a final newline; a reader that went away is no error.
-fn print(out: &mut impl Write, text: &str) {
+fn print(out: &mut impl Write, text: &str) -> io::Result<()> {
     if text.is_empty() {
-        return;
+        return Ok(());
     }
-    let _ = writeln!(out, "{}", text.trim_end_matches('\n')).and_then(|()| out.flush());
+    match writeln!(out, "{}", text.trim_end_matches('\n')).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        printed => printed,
+    }
 }

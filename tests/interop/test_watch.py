@@ -128,7 +128,7 @@ class Watch(Scenario):
         self.until("the repo", lambda: self.complete([repo]), watch)
         self.assert_resolves(self.source, [repo])
         second = self.source.ours("watch", code=1)
-        self.assertIn("another watch", second.stderr)
+        self.assertIn("another `watch`", second.stderr)
         self.stop(watch)
         self.assert_resolves(self.source, [repo])
 

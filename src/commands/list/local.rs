@@ -18,6 +18,7 @@ use crate::remote::transfer::blocking;
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// The `hub` folder.
+    #[serde(serialize_with = "crate::lossy::path")]
     pub cache_dir: PathBuf,
     /// Bytes on disk, each file counted once.
     pub size: u64,

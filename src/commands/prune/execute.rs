@@ -14,9 +14,10 @@ use super::facts::Facts;
 use super::plan::{Eviction, Plan, Skip, SkipReason, What, hidden_uses};
 use crate::cache::layout::{self, BlobEntry, Layout};
 use crate::cache::lock::{self, Lock};
+use crate::cache::remove::{self, Aside};
+use crate::cache::scan::inode;
 use crate::cache::scan::{self, Blob, Place, Repo, Revision, SnapshotFile};
 use crate::cache::shared::{self, Swept};
-use crate::cache::{remove, scan::inode};
 use crate::error::{Error, Result};
 use crate::ids::{BlobId, Commit, RefName, RepoName};
 
@@ -133,8 +134,9 @@ impl Run<'_> {
         if meta.modified().ok() > known.and_then(|leftover| leftover.modified) {
             return self.skip(SkipReason::Changed, None, path, 0);
         }
-        let freed = if meta.is_dir() { remove::tree(path) } else { remove::file(path) };
-        self.done.freed += freed.map_err(|e| cannot_delete(path, &e))?;
+        let deleted = if meta.is_dir() { remove::tree(path) } else { remove::file(path) };
+        deleted.map_err(|e| cannot_delete(path, &e))?;
+        self.done.freed += known.map_or(0, |leftover| leftover.bytes);
         Ok(None)
     }
 
@@ -147,7 +149,7 @@ impl Run<'_> {
         let blob = path.file_name().and_then(|name| layout::blob_of_temporary(name.to_str()?));
         let _lock = match blob {
             Some(blob) => match ClientLock::take(self.layout, repo, &blob)? {
-                None => return self.skip(SkipReason::Held, Some(repo), path, known.map_or(0, |file| file.size)),
+                None => return self.skip(SkipReason::Held, Some(repo), path, known.map_or(0, |file| file.on_disk)),
                 lock => lock,
             },
             None => None,
@@ -157,10 +159,12 @@ impl Run<'_> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(cannot_delete(path, &error)),
         };
-        if known.is_none_or(|file| file.modified != meta.modified().ok() || file.size != meta.len()) {
-            return self.skip(SkipReason::Changed, Some(repo), path, meta.len());
-        }
-        self.done.freed += remove::file(path).map_err(|e| cannot_delete(path, &e))?;
+        let same = |file: &&scan::InFlight| file.modified == meta.modified().ok() && file.size == meta.len();
+        let Some(known) = known.filter(same) else {
+            return self.skip(SkipReason::Changed, Some(repo), path, scan::on_disk(&meta));
+        };
+        remove::file(path).map_err(|e| cannot_delete(path, &e))?;
+        self.done.freed += known.on_disk;
         Ok(None)
     }
 
@@ -190,15 +194,30 @@ impl Run<'_> {
         if !found.is_some_and(|found| is_unchanged(self.layout, repo, commit, found, eviction.last_use)) {
             return changed(SkipReason::Changed);
         }
-        for name in &naming {
-            let path = self.layout.reference(repo, name);
-            if !remove::is_inside(self.layout.root(), &path) {
-                return changed(SkipReason::Link);
-            }
-            remove::file(&path).map_err(|e| cannot_delete(&path, &e))?;
-            remove_empty_parents(&path, &self.layout.repo(repo).join("refs"));
+        let paths: Vec<_> = naming.iter().map(|name| self.layout.reference(repo, name)).collect();
+        if !paths.iter().all(|path| remove::is_inside(self.layout.root(), path)) {
+            return changed(SkipReason::Link);
         }
-        self.done.freed += remove::folder(self.layout, &snapshot).map_err(|e| cannot_delete(&snapshot, &e))?;
+        let failed = |error: io::Error| cannot_delete(&snapshot, &error);
+        let mut refs = Vec::new();
+        let taken = paths.iter().try_for_each(|path| {
+            match Aside::take(self.layout, path)? {
+                Some(aside) => refs.push(aside),
+                None => drop(remove::file(path)?),
+            }
+            Ok(())
+        });
+        let taken = taken.and_then(|()| Aside::take(self.layout, &snapshot)).inspect_err(|_| {
+            // A snapshot that stays keeps its refs.
+            refs.drain(..).for_each(|aside| drop(aside.put_back()));
+        });
+        let freed = match taken.map_err(failed)? {
+            Some(aside) => aside.delete(),
+            None => remove::tree(&snapshot),
+        };
+        drop(refs);
+        paths.iter().for_each(|path| remove_empty_parents(path, &self.layout.repo(repo).join("refs")));
+        self.done.freed += freed.map_err(failed)?;
         let tree = self.layout.tree(repo, commit);
         if remove::is_inside(self.layout.root(), &tree) {
             remove::file(&tree).map_err(|e| cannot_delete(&tree, &e))?;
@@ -319,7 +338,7 @@ impl Run<'_> {
             return self.skip(SkipReason::Changed, Some(name), &path, 0);
         }
         let failed = |error: io::Error| cannot_delete(&path, &error);
-        match remove::Aside::take(self.layout, &path).map_err(failed)? {
+        match Aside::take(self.layout, &path).map_err(failed)? {
             Some(aside) if self.is_empty(&scan::scan_folder(self.layout, name, aside.path())) => {
                 aside.delete().map_err(failed)?;
             }

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::cache::layout::{self, Layout};
 use crate::cache::lock;
-use crate::cache::scan::{Inventory, Problem, ProblemKind, Repo, Revision};
+use crate::cache::scan::{self, Inventory, Place, Problem, ProblemKind, Repo, Revision};
 use crate::cache::shared::{self, Payload};
 use crate::cache::{read, space};
 use crate::ids::{BlobId, Commit, RefName, RepoName};
@@ -84,7 +84,7 @@ pub fn gather(inventory: Inventory) -> Facts {
     let (payloads, store_problems) = shared::payloads(&layout);
     let mut repos: BTreeMap<RepoName, RepoFacts> =
         inventory.repos.iter().map(|repo| (repo.name.clone(), about(&layout, repo))).collect();
-    for (name, link) in foreign_links(&inventory) {
+    for (name, link) in foreign_links(&inventory, &repos) {
         if let Some(facts) = repos.get_mut(&name) {
             facts.needed_by = Some(link);
         }
@@ -168,24 +168,33 @@ impl Newest {
     }
 }
 
-/// Links in one repo that lead into another, which must keep its blobs then.
-fn foreign_links(inventory: &Inventory) -> BTreeMap<RepoName, PathBuf> {
+/// Links in one repo that lead into another, which must keep its blobs then: snapshot files, blobs, whole parts such as
+/// `blobs/`, and the repo folder itself.
+fn foreign_links(inventory: &Inventory, repos: &BTreeMap<RepoName, RepoFacts>) -> BTreeMap<RepoName, PathBuf> {
     let mut found = BTreeMap::new();
-    let real_root = inventory.layout.root().canonicalize().ok();
+    let layout = &inventory.layout;
+    let real_root = layout.root().canonicalize().ok();
     for repo in &inventory.repos {
-        for problem in repo.problems.iter().filter(|problem| problem.kind == ProblemKind::ForeignLink) {
-            let Some(folder) = problem.path.parent() else { continue };
-            let Ok(target) = fs::read_link(&problem.path) else { continue };
+        let problems = repo.problems.iter().filter(|problem| problem.kind == ProblemKind::ForeignLink);
+        let elsewhere = repo.blobs.iter().filter(|(_, blob)| blob.place == Place::Elsewhere);
+        let links = problems
+            .map(|problem| problem.path.clone())
+            .chain(elsewhere.map(|(id, _)| layout.blob(&repo.name, id)))
+            .chain(repos.get(&repo.name).and_then(|facts| facts.linked_part.clone()))
+            .chain(repo.is_link.then(|| layout.repo(&repo.name)));
+        for link in links {
+            let Some(folder) = link.parent() else { continue };
+            let Ok(target) = fs::read_link(&link) else { continue };
             let named = layout::normalized(&folder.join(target));
-            let real = problem.path.canonicalize().ok();
-            let roots = [Some(inventory.layout.root()), real_root.as_deref()];
+            let real = link.canonicalize().ok();
+            let roots = [Some(layout.root()), real_root.as_deref()];
             let candidates = [Some(named), real].into_iter().flatten();
             let names: BTreeSet<RepoName> = candidates
                 .flat_map(|path| roots.map(|root| repo_of(root?, &path)))
                 .flatten()
                 .filter(|name| *name != repo.name)
                 .collect();
-            found.extend(names.into_iter().map(|name| (name, problem.path.clone())));
+            found.extend(names.into_iter().map(|name| (name, link.clone())));
         }
     }
     found
@@ -226,8 +235,8 @@ fn bytes_in(path: &Path) -> u64 {
             fs::read_dir(path).into_iter().flatten().flatten().map(|entry| bytes_in(&entry.path())).sum()
         }
         Ok(meta) if meta.is_file() => {
-            let last = crate::cache::scan::inode(&meta).is_none_or(|inode| inode.links <= 1);
-            if last { meta.len() } else { 0 }
+            let last = scan::inode(&meta).is_none_or(|inode| inode.links <= 1);
+            if last { scan::on_disk(&meta) } else { 0 }
         }
         _ => 0,
     }

@@ -68,7 +68,7 @@ impl Ledger {
         let mut files = Files::new();
         ledger.add_payloads(facts, &mut files);
         for (index, repo) in facts.inventory.repos.iter().enumerate().filter(|(_, repo)| !repo.is_link) {
-            ledger.others += repo.in_flight.iter().chain(&repo.temporaries).map(|file| file.size).sum::<u64>();
+            ledger.others += repo.in_flight.iter().chain(&repo.temporaries).map(|file| file.on_disk).sum::<u64>();
             for (id, blob) in &repo.blobs {
                 let file = match &blob.place {
                     Place::Elsewhere => continue,

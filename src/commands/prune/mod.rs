@@ -28,6 +28,9 @@ use crate::remote::transfer::blocking;
 use execute::Done;
 use plan::{Options, Plan, Reason, Skip, What};
 
+/// Where nobody can be kept out, what others may be at work on is known by its age alone.
+const WITHOUT_LOCKS: Duration = Duration::from_secs(24 * 3600);
+
 /// Evict least recently used revisions until the cache is within its budget
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "\
@@ -228,7 +231,7 @@ impl Report {
 pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     let started = Instant::now();
     let layout = session.layout();
-    let options = Options {
+    let mut options = Options {
         budget: args
             .max_gb
             .map(|size| size.0)
@@ -241,10 +244,17 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     let lock = match args.dry_run || !layout.root().is_dir() {
         true => None,
         false => {
-            let note = "another hf-cache-sync is at work in this cache: waiting for it";
+            let note = "another hf-cache-sync is using this cache: waiting";
             Some(wait_for(&*session.progress, note, || lock::try_tool_lock(&layout, Mode::Exclusive)).await?)
         }
     };
+    if lock.as_ref().is_some_and(|lock| !lock.is_real()) {
+        session
+            .progress
+            .event(Event::Note("this file system has no locks: nothing younger than a day is deleted".into()));
+        options.orphan_grace = options.orphan_grace.max(WITHOUT_LOCKS);
+        options.temporary_grace = options.temporary_grace.max(WITHOUT_LOCKS);
+    }
     session.progress.event(Event::Step("scanning the cache"));
     let (progress, now, args) = (session.progress.clone(), session.now, args.clone());
     let mut report = blocking(move || -> Result<Report> {

@@ -68,6 +68,7 @@ pub enum What {
     /// A file or folder of the tool's own state.
     Leftover {
         /// Which.
+        #[serde(serialize_with = "crate::lossy::path")]
         path: PathBuf,
     },
     /// An unfinished file in a repo.
@@ -76,6 +77,7 @@ pub enum What {
         #[serde(flatten)]
         repo: RepoName,
         /// Which.
+        #[serde(serialize_with = "crate::lossy::path")]
         path: PathBuf,
     },
     /// A blob.
@@ -89,6 +91,7 @@ pub enum What {
     /// A payload of the cache-wide store.
     Payload {
         /// Which.
+        #[serde(serialize_with = "crate::lossy::path")]
         path: PathBuf,
     },
     /// A ref to a commit that is not here: because of one, huggingface_hub's scan drops the whole repo.
@@ -156,7 +159,7 @@ pub struct Skip {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub revision: Option<Commit>,
     /// Where, when it is about one file or folder.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "crate::lossy::optional")]
     pub path: Option<PathBuf>,
     /// Why.
     pub reason: SkipReason,
@@ -350,19 +353,22 @@ impl<'a> Planner<'a> {
         for file in repo.in_flight.iter().chain(&repo.temporaries) {
             let path = file.path.clone();
             if about.held.contains(&path) {
-                self.plan.skip(SkipReason::Held, Some(&repo.name), Some(path), file.size);
+                self.plan.skip(SkipReason::Held, Some(&repo.name), Some(path), file.on_disk);
                 continue;
             }
             match self.is_old(file.modified, self.options.temporary_grace) {
                 true => {
-                    self.plan.act(What::Temporary { repo: repo.name.clone(), path }, Reason::Abandoned, file.size);
+                    self.plan.act(What::Temporary { repo: repo.name.clone(), path }, Reason::Abandoned, file.on_disk);
                 }
-                false => self.plan.skip(SkipReason::InFlight, Some(&repo.name), Some(path), file.size),
+                false => self.plan.skip(SkipReason::InFlight, Some(&repo.name), Some(path), file.on_disk),
             }
         }
     }
 
     fn orphans(&mut self, index: usize, repo: &Repo) {
+        // A repo without snapshots to which something was just added is being copied here, old times and all.
+        let newest = repo.blobs.values().map(|blob| blob.placed).max().flatten();
+        let arriving = repo.revisions.is_empty() && !self.is_old(newest, self.options.orphan_grace);
         for (id, blob) in &repo.blobs {
             let path = || Some(self.facts.inventory.layout.blob(&repo.name, id));
             if self.ledger.is_used(index, id) {
@@ -370,7 +376,7 @@ impl<'a> Planner<'a> {
             }
             if blob.place == Place::Elsewhere {
                 self.plan.skip(SkipReason::Link, Some(&repo.name), path(), 0);
-            } else if !self.is_old(blob.placed, self.options.orphan_grace) {
+            } else if arriving || !self.is_old(blob.placed, self.options.orphan_grace) {
                 self.plan.skip(SkipReason::Young, Some(&repo.name), path(), blob.size);
             } else {
                 let bytes = self.ledger.drop_blob(index, id);

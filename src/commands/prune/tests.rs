@@ -177,7 +177,7 @@ fn a_time_that_cannot_be_read_is_now_and_not_1970() {
 #[test]
 fn debris_goes_by_age_within_the_budget_too() {
     let mut facts = everyday();
-    let file = |name: &str, age: Option<SystemTime>| InFlight { path: name.into(), size: 7, modified: age };
+    let file = |name: &str, age: Option<SystemTime>| InFlight { path: name.into(), size: 7, on_disk: 7, modified: age };
     let repo = &mut facts.inventory.repos[0];
     repo.in_flight = vec![
         file("old.incomplete", ago(DAY)),

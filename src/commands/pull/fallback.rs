@@ -43,7 +43,12 @@ impl FallbackArgs {
         match failure.kind {
             Kind::NotFound | Kind::Integrity | Kind::Unavailable => true,
             // A wrong set-up is to be mended, not papered over; and the Hub does not help a full disk.
-            Kind::Credentials | Kind::MissingBucket | Kind::Usage | Kind::Failed | Kind::Interrupted => false,
+            Kind::Credentials
+            | Kind::Permission
+            | Kind::MissingBucket
+            | Kind::Usage
+            | Kind::Failed
+            | Kind::Interrupted => false,
         }
     }
 

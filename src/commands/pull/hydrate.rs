@@ -20,7 +20,7 @@ use crate::commands::{Amount, wait_for};
 use crate::error::{Error, Result};
 use crate::ids::{BlobId, RepoName};
 use crate::progress::Event;
-use crate::remote::transfer::download::{Fetch, SINGLE_GET, download};
+use crate::remote::transfer::download::{Fetch, SINGLE_GET, download, forget};
 use crate::remote::transfer::{Context, blocking, pool};
 
 /// Up to this size fetching a blob twice costs less than a lock file, which would stay for ever.
@@ -74,14 +74,15 @@ enum Got {
 /// Executes the plans, which may share blobs; `kind` is what this cache allows. The outcomes are in the plans' order.
 pub async fn hydrate(context: &Context, plans: &[Plan], kind: LinkKind, now: SystemTime) -> Vec<Outcome> {
     let mut outcomes: Vec<Outcome> = plans.iter().map(|plan| start(&context.layout, plan)).collect();
-    let mut jobs: BTreeMap<BlobId, Job> = BTreeMap::new();
+    // By size as well: of two manifests that do not agree, one is wrong, and the other is not to suffer from it.
+    let mut jobs: BTreeMap<(BlobId, u64), Job> = BTreeMap::new();
     for (index, plan) in plans.iter().enumerate().filter(|(index, _)| outcomes[*index].failures.is_empty()) {
         for action in &plan.fetch {
             let repo = &plan.manifest.repo;
             let (commit, path) = (plan.manifest.revision.clone(), action.path.clone());
             let fetch = Fetch { id: action.blob, size: action.size, repo: repo.clone(), commit, path };
             let fresh = || Job { fetch, needs: Vec::new(), donor: None, replace: false };
-            let job = jobs.entry(action.blob).or_insert_with(fresh);
+            let job = jobs.entry((action.blob, action.size)).or_insert_with(fresh);
             job.needs.push((index, repo.clone()));
             job.donor = job.donor.take().or_else(|| action.donor.clone());
             job.replace |= action.reason == FetchReason::Corrupt;
@@ -165,11 +166,14 @@ fn start(layout: &Layout, plan: &Plan) -> Outcome {
     Outcome { failures: checked.err().into_iter().collect(), ..Outcome::default() }
 }
 
-/// Checks, once, the folders that every blob of a repo goes through: none may be a link. `blobs/` is made only when a
+/// Checks, once, the folders that every blob of a repo goes through: none may be a link, and blobs must be welcome
+/// before hours are spent on fetching them. `blobs/` is made only when a
 /// blob is there to be put into it, since huggingface_hub does not like a repo folder without snapshots.
 fn check_dirs(layout: &Layout, repo: &RepoName) -> Result<()> {
     let locks = layout.root().join(".locks").join(repo.folder());
-    place::check_dir(layout.root(), &layout.blobs(repo))?;
+    let blobs = layout.blobs(repo);
+    place::check_dir(layout.root(), &blobs)?;
+    place::check_writable(&blobs)?;
     ensure_dir(layout.root(), &locks)?;
     ensure_dir(layout.root(), &layout.state().join("partial"))
 }
@@ -220,11 +224,14 @@ async fn obtain(context: &Context, job: &Job, repo: &RepoName, source: Option<&R
         }
     };
     let path = download(context, &job.fetch).await?;
-    put_in_place(layout, &path, repo, blob)?;
-    if size > SINGLE_GET {
-        let _ = fs::remove_file(layout.partial(blob).with_extension("lock"));
+    let placed = put_in_place(layout, &path, repo, blob);
+    match (&placed, size > SINGLE_GET) {
+        (Ok(()), true) => forget(layout, blob),
+        // A large one stays as it is, all of it, for the next run.
+        (Err(_), false) => drop(fs::remove_file(&path)),
+        _ => {}
     }
-    Ok(Got::Downloaded)
+    placed.map(|()| Got::Downloaded)
 }
 
 /// huggingface_hub's lock on the blob. For a small one no lock file is made: should the client begin to fetch it at the
@@ -262,13 +269,11 @@ fn put_in_place(layout: &Layout, file: &Path, repo: &RepoName, blob: &BlobId) ->
             let copied = fs::copy(file, &beside).and_then(|_| fs::File::open(&beside)?.sync_all());
             let moved =
                 copied.and_then(|()| fs::rename(&beside, &target)).inspect_err(|_| drop(fs::remove_file(&beside)));
+            moved.map_err(|e| Error::io("cannot move a blob to", &target, &e))?;
             let _ = fs::remove_file(file);
-            moved.map_err(|e| Error::io("cannot move a blob to", &target, &e))
+            Ok(())
         }
-        Err(error) => {
-            let _ = fs::remove_file(file);
-            Err(Error::io("cannot move a blob to", &target, &error))
-        }
+        Err(error) => Err(Error::io("cannot move a blob to", &target, &error)),
     }
 }
 
@@ -318,6 +323,11 @@ fn assemble(
         writer(layout, plan, kind).write(&links)?;
     }
     let complete = !manifest.files.iter().any(|file| lost.contains(&file.blob));
+    // This tool's own deleter is kept out; the client's is not.
+    if let Some(gone) = plan.used.iter().find(|path| fs::metadata(path).is_err()) {
+        return Err(Error::failed(format!("{} was deleted while {repo} was pulled", gone.display()))
+            .hint("run the same pull again"));
+    }
     if complete && let Some(name) = &plan.write_ref {
         if sync {
             place::sync_dir(&layout.blobs(repo));

@@ -88,11 +88,18 @@ pub fn look(layout: &Layout, manifest: &Manifest, reference: Option<&RefName>, v
             state.blobs.insert(file.blob, BlobState::Missing);
         }
     }
-    state.tree =
-        manifest.tree.as_ref().is_none_or(|tree| place::has_content(&layout.tree(repo, commit), &tree.to_json()));
+    let tree = layout.tree(repo, commit);
+    state.tree = manifest.tree.as_ref().is_none_or(|known| place::has_content(&tree, &known.to_json()))
+        || is_kept_from_us(&tree);
     state.reference =
         reference.is_none_or(|name| place::has_content(&layout.reference(repo, name), commit.as_str().as_bytes()));
     state
+}
+
+/// Whether the file is there and only others may read it, as the client's trees (mode 0600) in another user's cache: what
+/// it says is theirs to keep.
+fn is_kept_from_us(path: &std::path::Path) -> bool {
+    fs::File::open(path).is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
 }
 
 /// Repos of this cache that have a blob of the right name and size, one for each blob that the plans lack.

@@ -84,6 +84,7 @@ pub struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reference: Option<RefName>,
     /// The snapshot's folder.
+    #[serde(serialize_with = "crate::lossy::path")]
     pub snapshot: PathBuf,
     /// Where the files came from.
     pub source: Source,
@@ -171,6 +172,7 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     let (found, hub) = run::or_on_hub(session, found, &query, revision, options.fallback).await?;
     let layout = session.layout();
     local::check_root(&layout)?;
+    let lock = run::lock(session, args.dry_run).await;
     let plan = match run::decide(session, &found, hub.is_some(), args.verify).await? {
         Decision::Gated(gated) => return Ok(report(&layout, found, args.dry_run).without(gated)),
         Decision::Pull(plan) => plan,
@@ -185,7 +187,7 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
         }
         report.source = Source::of(&report.downloaded, &Amount::default());
     } else {
-        let done = run::carry_out(session, &bucket, &[Work { found, plan, hub }], options).await?.remove(0);
+        let done = run::carry_out(session, &bucket, lock, &mut [Work { found, plan, hub }], options).await?.remove(0);
         report.downloaded = done.downloaded;
         report.from_hub = done.from_hub;
         report.shared = done.shared;
@@ -208,7 +210,7 @@ impl Args {
 fn typed(query: &RepoQuery, kind: Option<RepoType>) -> Result<RepoQuery> {
     match (query.kind, kind) {
         (Some(a), Some(b)) if a != b => {
-            Err(Error::usage(format!("{query} is said to be a {a} and, by --repo-type, a {b}")))
+            Err(Error::usage(format!("the id says {a} but --repo-type says {b}")).hint("drop one of them"))
         }
         (a, b) => Ok(RepoQuery { kind: a.or(b), id: query.id.clone() }),
     }

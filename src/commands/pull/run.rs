@@ -8,9 +8,10 @@ use super::plan::{self, Plan};
 use super::{local, look_gated};
 use crate::cache::gated::Gated;
 use crate::cache::layout::Layout;
+use crate::cache::lock::Lock;
 use crate::cache::place::{self, LinkKind};
 use crate::commands::Session;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ids::RepoQuery;
 use crate::progress::Event;
 use crate::remote::client::Bucket;
@@ -75,13 +76,25 @@ pub async fn or_on_hub(
     Ok((found, Some(hub)))
 }
 
+/// Keeps `prune` out from the first look at the cache until the last file is in place: what is found here must stay.
+/// Not having the lock is an error only where something has to be written, since a complete cache may be read-only. Nor
+/// is a first one made for a pull that has nothing to do: then [`carry_out`] takes it.
+pub async fn lock(session: &Session, dry_run: bool) -> Result<Option<Lock>> {
+    let is_used = session.layout().tool_lock().exists();
+    if dry_run || !is_used { Ok(None) } else { session.lock_shared().await.map(Some) }
+}
+
 /// Looks at what is here and decides. What the Hub gives to this user is not judged again by its licence files, nor is
 /// a revision of which nothing has to come.
 ///
 /// # Errors
-/// When it cannot be told whether the repo is gated.
+/// When it cannot be told whether the repo is gated, or the system cannot hold one of the file names.
 pub async fn decide(session: &Session, found: &Found, from_hub: bool, verify: bool) -> Result<Decision> {
     let judge = !from_hub && !session.config.team.allow_gated;
+    if let Some(file) = found.manifest.files.iter().find(|file| !file.path.is_storable()) {
+        return Err(Error::failed(format!("cannot pull {}", found.manifest.repo))
+            .because(format!("this system cannot store a file named '{}'", file.path)));
+    }
     let (layout, found) = (session.layout(), found.clone());
     blocking(move || {
         let plan = look_and_plan(&layout, &found, verify);
@@ -112,13 +125,19 @@ pub async fn borrow(layout: &Layout, mut plans: Vec<Plan>) -> Vec<Plan> {
     .await
 }
 
-/// Carries the plans out together, those of the bucket first; the outcomes are in their order. What is complete is
+/// Carries the plans, made under this `lock`, out together, those of the bucket first; the outcomes are in their order. What is complete is
 /// only marked as used, which a read-only cache allows. What the bucket does not give comes from the Hub, where that
 /// is wanted.
 ///
 /// # Errors
 /// When there is not enough disk space, or the cache cannot be written to at all.
-pub async fn carry_out(session: &Session, bucket: &Bucket, work: &[Work], options: Options) -> Result<Vec<Outcome>> {
+pub async fn carry_out(
+    session: &Session,
+    bucket: &Bucket,
+    lock: Result<Option<Lock>>,
+    work: &mut [Work],
+    options: Options,
+) -> Result<Vec<Outcome>> {
     let (idle, busy): (Vec<usize>, Vec<usize>) = (0..work.len()).partition(|index| work[*index].plan.is_empty());
     idle.iter().for_each(|index| mark_used(&work[*index].plan, session.now));
     let mut outcomes: Vec<Outcome> = work.iter().map(|_| Outcome::default()).collect();
@@ -126,8 +145,19 @@ pub async fn carry_out(session: &Session, bucket: &Bucket, work: &[Work], option
         return Ok(outcomes);
     }
     let layout = session.layout();
+    let lock = lock?;
     local::check_space(&layout, &busy.iter().map(|index| &work[*index].plan).collect::<Vec<_>>())?;
-    let _lock = session.lock_shared().await?;
+    let _lock = match lock {
+        Some(lock) => lock,
+        None => {
+            let was_used = layout.tool_lock().exists();
+            let lock = session.lock_shared().await?;
+            if was_used {
+                look_again(&layout, work, &busy, options.verify).await;
+            }
+            lock
+        }
+    };
     let kind = LinkKind::probe(&layout)?;
     let context = session.transfers(bucket, options.caps, options.sync);
 
@@ -156,6 +186,17 @@ pub async fn carry_out(session: &Session, bucket: &Bucket, work: &[Work], option
     Ok(outcomes)
 }
 
+/// Plans anew, since a `prune` may have been here between the look and the lock.
+async fn look_again(layout: &Layout, work: &mut [Work], indices: &[usize], verify: bool) {
+    let mut plans = Vec::new();
+    for index in indices {
+        let (layout, found) = (layout.clone(), work[*index].found.clone());
+        plans.push(blocking(move || look_and_plan(&layout, &found, verify)).await);
+    }
+    let plans = borrow(layout, plans).await;
+    indices.iter().zip(plans).for_each(|(index, plan)| work[*index].plan = plan);
+}
+
 async fn finish_from_hub(
     session: &Session,
     context: &Context,
@@ -165,14 +206,11 @@ async fn finish_from_hub(
     verify: bool,
     outcomes: &mut [Outcome],
 ) {
-    let layout = session.layout();
     session.progress.event(Event::Step("asking the Hub for what the bucket does not give"));
-    let mut plans = Vec::new();
-    for index in left {
-        let (layout, found) = (layout.clone(), work[*index].found.clone());
-        plans.push(blocking(move || look_and_plan(&layout, &found, verify)).await);
-    }
-    let plans = borrow(&layout, plans).await;
+    let mut rest: Vec<Work> = left.iter().map(|index| work[*index].clone()).collect();
+    let all: Vec<usize> = (0..rest.len()).collect();
+    look_again(&session.layout(), &mut rest, &all, verify).await;
+    let plans: Vec<Plan> = rest.into_iter().map(|work| work.plan).collect();
     let done = hydrate::hydrate(context, &plans, kind, session.now).await;
     for (index, second) in left.iter().zip(done) {
         let first = std::mem::take(&mut outcomes[*index]);

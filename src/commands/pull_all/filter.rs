@@ -33,7 +33,7 @@ impl Filter {
         let parse = |flag: &str, texts: &[String]| {
             let all = texts.iter().map(|text| {
                 Pattern::parse(text).map_err(|why| {
-                    Error::usage(format!("--{flag} '{}' is no pattern", printable(text, 100)))
+                    Error::usage(format!("--{flag} '{}' is not a valid pattern", printable(text, 100)))
                         .because(why)
                         .hint("patterns are like org/*, dataset:org/*, *-GGUF, model-[0-9]")
                 })

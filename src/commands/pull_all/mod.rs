@@ -193,6 +193,7 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     }
 
     let options = args.options();
+    let lock = run::lock(session, args.dry_run).await;
     let (mut work, mut rows_of_work) = (Vec::new(), Vec::new());
     let mut looked = stream::iter(mains.all).map(|main| look(session, main, &filter, options)).buffered(AT_ONCE);
     while let Some((row, todo)) = looked.next().await {
@@ -211,7 +212,7 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
             report.repos[row].would(&work.plan, &mut told);
         }
     } else {
-        let outcomes = run::carry_out(session, &bucket, &work, options).await?;
+        let outcomes = run::carry_out(session, &bucket, lock, &mut work, options).await?;
         for ((row, work), outcome) in rows_of_work.into_iter().zip(&work).zip(outcomes) {
             report.repos[row].became(&work.plan, outcome);
         }

@@ -46,6 +46,7 @@ pub struct UploadAction {
     /// A file that it is.
     pub path: RepoPath,
     /// Where its bytes are.
+    #[serde(serialize_with = "crate::lossy::path")]
     pub source: PathBuf,
     /// Why.
     pub reason: UploadReason,

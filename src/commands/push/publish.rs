@@ -8,6 +8,8 @@ use futures_util::{StreamExt, stream};
 use super::Report;
 use super::plan::{ManifestAction, Plan, RefAction, RevisionAction, Skip, SkipReason, unite};
 use super::state;
+use crate::cache::lock;
+use crate::commands::wait_for;
 use crate::error::{Error, Kind, Result};
 use crate::ids::BlobId;
 use crate::progress::Event;
@@ -55,7 +57,7 @@ async fn send_blobs(context: &Context, plan: &Plan, report: &mut Report) -> Hash
         |blob| {
             let context = context.clone();
             async move {
-                let sent = upload(&context, &blob).await;
+                let sent = send(&context, &blob).await;
                 (blob, sent)
             }
         },
@@ -69,6 +71,30 @@ async fn send_blobs(context: &Context, plan: &Plan, report: &mut Report) -> Hash
     )
     .await;
     lost
+}
+
+/// Sends a blob. A large one only while no other push from this cache does, for whose end it waits.
+async fn send(context: &Context, blob: &Upload) -> Result<()> {
+    if blob.size <= SINGLE_PUT {
+        return upload(context, blob).await;
+    }
+    let attempt = || lock::try_upload_lock(&context.layout, &blob.id);
+    let mut sent_by_other = false;
+    let _lock = match attempt() {
+        // A cache that cannot be written to has no record of an upload either, which two could share.
+        Err(_) => return upload(context, blob).await,
+        Ok(Some(lock)) => lock,
+        Ok(None) => {
+            let note = format!("another hf-cache-sync is pushing {}: waiting for it", blob.label);
+            let lock = wait_for(&*context.progress, &note, attempt).await?;
+            let there = context.bucket.head(&keys::blob(&blob.id)).await;
+            sent_by_other = there.is_ok_and(|size| size == Some(blob.size));
+            lock
+        }
+    };
+    let sent = if sent_by_other { Ok(()) } else { upload(context, blob).await };
+    let _ = std::fs::remove_file(context.layout.upload(&blob.id).with_extension("lock"));
+    sent
 }
 
 #[derive(Default)]

@@ -23,6 +23,7 @@ use crate::cache::lock::{self, Lock};
 use crate::error::{Error, Kind, Result};
 use crate::interrupt::Interruption;
 use crate::progress::Event;
+use crate::remote::transfer::blocking;
 use news::News;
 use root::Root;
 use schedule::{Outcome, Schedule, Step};
@@ -86,9 +87,18 @@ fn seconds(text: &str, least: f64) -> Result<Duration, String> {
 pub async fn execute(session: &Session, args: &Args, say: &dyn Fn(Update)) -> Result<()> {
     let mut interruption = Interruption::listen();
     let root = Root::open(&session.config.cache.root)?;
-    let bucket = session.bucket().await?.name().to_string();
-    let _lock = alone(session)?;
-    let source = open_source(session, &root, args.poll).await;
+    let begin = async {
+        let bucket = session.bucket().await?.name().to_string();
+        let lock = alone(session)?;
+        Ok((bucket, lock, open_source(session, &root, args.poll).await))
+    };
+    let (bucket, _lock, source) = tokio::select! {
+        begun = begin => begun?,
+        () = interruption.next() => {
+            say(Update::now(What::Stopped { push_abandoned: false }));
+            return Ok(());
+        }
+    };
     say(Update::now(What::Started {
         cache: root.path().to_path_buf(),
         bucket,
@@ -107,7 +117,7 @@ fn alone(session: &Session) -> Result<Option<Lock>> {
     let layout: Layout = session.layout();
     match lock::try_watch_lock(&layout) {
         Ok(Some(lock)) => Ok(Some(lock)),
-        Ok(None) => Err(Error::failed(format!("another watch of {} is at work", layout.root().display()))
+        Ok(None) => Err(Error::failed(format!("another `watch` is already running on {}", layout.root().display()))
             .hint("one is enough; stop it before starting another")),
         Err(error) => {
             session.progress.event(Event::Note(format!("a second watch of this cache would not be noticed: {error}")));
@@ -120,7 +130,8 @@ async fn open_source(session: &Session, root: &Root, poll: Option<Duration>) -> 
     if let Some(every) = poll {
         return Source::poll(root.path(), every).await;
     }
-    match Source::events(root.path()) {
+    let path = root.path().to_path_buf();
+    match blocking(move || Source::events(&path)).await {
         Ok(source) => source,
         Err(why) => fall_back(session, root, &why).await,
     }
@@ -161,7 +172,12 @@ impl Watch<'_> {
             };
             tokio::select! {
                 () = interruption.next() => return Ok(false),
-                change = self.source.next() => self.notice(change).await,
+                change = self.source.next() => {
+                    tokio::select! {
+                        () = self.notice(change) => {}
+                        () = interruption.next() => return Ok(false),
+                    }
+                }
                 () = tokio::time::sleep(pause) => self.root.check()?,
             }
         }
@@ -169,8 +185,10 @@ impl Watch<'_> {
 
     async fn notice(&mut self, change: Change) {
         self.schedule.changed(self.start.elapsed());
-        if let Change::Broken(why) = change {
-            self.source = fall_back(self.session, &self.root, &why).await;
+        match change {
+            Change::Changed => {}
+            Change::Linked => self.source = open_source(self.session, &self.root, self.args.poll).await,
+            Change::Broken(why) => self.source = fall_back(self.session, &self.root, &why).await,
         }
     }
 

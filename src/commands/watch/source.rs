@@ -23,6 +23,8 @@ const TRIES: u32 = 5;
 pub enum Change {
     /// There is something new.
     Changed,
+    /// A repo folder has come that is a link: what happens at its target is not told yet.
+    Linked,
     /// The source cannot go on, and why.
     Broken(String),
 }
@@ -143,6 +145,9 @@ fn reason(error: &notify::Error) -> String {
 /// Called on the watcher's own thread.
 fn handle(places: &[Place], sender: &Sender<Change>, event: notify::Result<Event>) {
     match event {
+        Ok(event) if is_linked_repo(places, &event) => {
+            let _ = sender.blocking_send(Change::Linked);
+        }
         Ok(event) if is_news(places, &event) => {
             // A full channel has enough of them.
             let _ = sender.try_send(Change::Changed);
@@ -153,6 +158,14 @@ fn handle(places: &[Place], sender: &Sender<Change>, event: notify::Result<Event
             let _ = sender.blocking_send(Change::Broken(reason(&error)));
         }
     }
+}
+
+/// Whether a repo folder came that is a link to one elsewhere.
+fn is_linked_repo(places: &[Place], event: &Event) -> bool {
+    let Some(path) = event.paths.last().filter(|_| brings_something(event.kind)) else { return false };
+    let root = places.first().map(|place| place.folder.as_path());
+    let named = path.file_name().and_then(|name| RepoName::from_folder(name.to_str()?)).is_some();
+    named && path.parent() == root && path.is_symlink() && path.is_dir()
 }
 
 fn is_news(places: &[Place], event: &Event) -> bool {
@@ -261,6 +274,14 @@ mod tests {
         };
         let elsewhere = elsewhere.canonicalize().unwrap();
         assert!(news(elsewhere.join("refs/main")) && !news(elsewhere.join("notes.txt")));
-        assert!(news(root.canonicalize().unwrap().join("models--c--d/refs/main")));
+        let root = root.canonicalize().unwrap();
+        assert!(news(root.join("models--c--d/refs/main")));
+        let comes = |name: &str| {
+            let kind = notify::EventKind::Create(notify::event::CreateKind::Any);
+            is_linked_repo(&places, &Event::new(kind).add_path(root.join(name)))
+        };
+        fs::create_dir(root.join("models--c--d")).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, root.join("notes")).unwrap();
+        assert!(comes("models--a--b") && !comes("models--c--d") && !comes("notes") && !comes("models--e--f"));
     }
 }

@@ -26,6 +26,7 @@ pub enum What {
     /// The watch began.
     Started {
         /// The cache.
+        #[serde(serialize_with = "crate::lossy::path")]
         cache: PathBuf,
         /// The bucket.
         bucket: String,

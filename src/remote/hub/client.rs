@@ -59,7 +59,7 @@ impl Hub {
     /// [`Kind::Usage`] when the Hub is switched off, or its endpoint is no URL.
     pub fn connect(settings: &config::Hub) -> Result<Hub> {
         if settings.offline {
-            return Err(Error::usage("the Hub is not to be asked")
+            return Err(Error::usage("the Hub is disabled")
                 .because("HF_HUB_OFFLINE is set")
                 .hint("unset it, or leave --fallback out"));
         }
@@ -94,7 +94,7 @@ impl Hub {
             None => RefName::main(),
             Some(text) => text
                 .parse()
-                .map_err(|e| Error::usage(format!("cannot pull that revision of {query}")).because(format!("{e}")))?,
+                .map_err(|e| Error::usage(format!("invalid revision for {query}")).because(format!("{e}")))?,
         };
         let (repo, commit) = self.choose(query, &name).await?;
         let doing = format!("cannot list {repo} on the Hub");
@@ -145,7 +145,7 @@ impl Hub {
         let url = format!("{}/revision/{}", self.api(repo), escaped(name.as_str()));
         let info: Value = self.json(&url).await?.0;
         let sha = info["sha"].as_str().unwrap_or_default();
-        sha.parse().map_err(|why| Failure::new(Cause::Other, format!("the Hub names a commit that {why}")).into())
+        sha.parse().map_err(|why| Failure::new(Cause::Other, format!("the Hub's commit {why}")).into())
     }
 
     async fn tree(&self, repo: &RepoName, commit: &Commit) -> Result<Vec<Value>, Refusal> {
@@ -154,7 +154,7 @@ impl Hub {
         while let Some(url) = next {
             let (page, headers) = self.json(&url).await?;
             let Value::Array(page) = page else {
-                return Err(Failure::new(Cause::Other, "the Hub's listing is no list").into());
+                return Err(Failure::new(Cause::Other, "the Hub's listing is not a list").into());
             };
             entries.extend(page);
             next = next_page(&headers);
@@ -263,7 +263,7 @@ impl Hub {
             ),
             cause if cause.is_transient() => (
                 Kind::Unavailable,
-                format!("{} is not able to answer now ({})", self.endpoint, failure.detail),
+                format!("{} is overloaded or temporarily unavailable ({})", self.endpoint, failure.detail),
                 Some("run it again: finished work is kept"),
             ),
             _ => (Kind::Failed, failure.detail, None),

@@ -29,6 +29,8 @@ use crate::remote::error::{Cause, Failure};
 pub const SINGLE_GET: u64 = 8 << 20;
 /// What the journal knows of. A request is for one of them, or for some neighbours.
 const PART: u64 = 4 << 20;
+/// No store has larger objects: what a manifest says is not believed any further, since room is made for it.
+const LARGEST: u64 = 1 << 47;
 /// Bytes after which a large blob begins to be flushed while more of it comes.
 const FLUSH: u64 = 64 << 20;
 /// How often a body that breaks is taken up again without any progress in between.
@@ -56,12 +58,16 @@ impl Fetch {
     }
 }
 
-/// Fetches one blob; returns the file with the verified, flushed bytes.
+/// Fetches one blob; returns the file with the verified, flushed bytes. Once it is in its place, [`forget`] the rest.
 ///
 /// # Errors
 /// [`Kind::NotFound`] when the bucket lacks it, [`Kind::Integrity`] when its bytes or size are not what they should be:
 /// no file is left then.
 pub async fn download(context: &Context, blob: &Fetch) -> Result<PathBuf> {
+    if blob.size > LARGEST {
+        return Err(Error::integrity(format!("blob {} ({}) cannot be that large", blob.id, blob.label()))
+            .because(format!("the manifest says {} bytes", blob.size)));
+    }
     context.progress.event(Event::Started { blob: blob.id, name: blob.label(), size: blob.size });
     let fetched = match blob.size {
         0..=SINGLE_GET => whole(context, blob).await,
@@ -72,6 +78,14 @@ pub async fn download(context: &Context, blob: &Fetch) -> Result<PathBuf> {
     let (_, pushed_back) = context.bucket.counts();
     context.limits.pushed_back(pushed_back);
     fetched
+}
+
+/// Removes what stands beside the partial file of a large blob, once that has moved to its place. Until then an interrupted
+/// run finds all of it again.
+pub fn forget(layout: &crate::cache::layout::Layout, blob: &BlobId) {
+    for extension in ["parts", "lock"] {
+        let _ = std::fs::remove_file(layout.partial(blob).with_extension(extension));
+    }
 }
 
 /// Bytes of this blob that an earlier run has left, which need no space any more: of a large one, since small ones are
@@ -285,11 +299,8 @@ async fn in_parts(context: &Context, blob: &Fetch) -> Result<PathBuf> {
                 return Err(origin::wrong_hash(context, blob, &found));
             }
             Ok(_) => {
-                let remove = RemoveOnDrop(Some(target.path.clone()));
                 let flushed = if context.sync { blocking(move || target.file.sync_all()).await } else { Ok(()) };
-                let _ = std::fs::remove_file(&journal_path);
-                flushed.map_err(|e| Error::io("cannot flush", &target.path, &e))?;
-                return Ok(remove.keep());
+                return flushed.map_err(|e| Error::io("cannot flush", &target.path, &e)).map(|()| target.path);
             }
             Err(error) => {
                 if error.kind == Kind::Integrity {

@@ -85,7 +85,11 @@ pub(super) fn wrong_hash(context: &Context, blob: &Fetch, found: &BlobId) -> Err
     }
     Error::integrity(format!("blob {} ({}) is corrupt in the bucket", blob.id, blob.label()))
         .because(format!("its bytes hash to {found}"))
-        .hint(format!("delete the key {} and push it again from a machine that has it", keys::blob(&blob.id)))
+        .hint(format!(
+            "pull it once more, best on another machine; if it persists, delete the key {} and push it again from one that \
+             has it",
+            keys::blob(&blob.id)
+        ))
 }
 
 pub(super) fn wrong_size(context: &Context, blob: &Fetch, found: u64) -> Error {

@@ -56,7 +56,7 @@ pub struct Upload {
     pub label: String,
 }
 
-/// Sends one blob.
+/// Sends one blob. The caller holds the lock on the upload of a large one.
 ///
 /// # Errors
 /// [`crate::error::Kind::Integrity`] when the bytes do not match the name: nothing is published then.
@@ -152,10 +152,6 @@ struct Record {
     modified: Option<SystemTime>,
 }
 
-fn record_path(context: &Context, blob: &Upload) -> std::path::PathBuf {
-    context.layout.state().join("uploads").join(format!("{}.json", blob.id))
-}
-
 async fn in_parts(context: &Context, blob: &Upload) -> Result<()> {
     let file = open_quietly(&blob.source).map_err(|e| unreadable(blob, &e))?;
     let before = file.metadata().map_err(|e| unreadable(blob, &e))?;
@@ -182,19 +178,19 @@ async fn in_parts(context: &Context, blob: &Upload) -> Result<()> {
     }
     let done = context.bucket.finish_parts(&record.key, &record.upload, &parts).await;
     done.map_err(|failure| context.bucket.explain(failure, &doing(blob)))?;
-    let _ = std::fs::remove_file(record_path(context, blob));
+    let _ = std::fs::remove_file(context.layout.upload(&blob.id));
     Ok(())
 }
 
 async fn give_up(context: &Context, blob: &Upload, record: &Record) {
     context.bucket.abort_parts(&record.key, &record.upload).await;
-    let _ = std::fs::remove_file(record_path(context, blob));
+    let _ = std::fs::remove_file(context.layout.upload(&blob.id));
 }
 
 /// Finds the parts of an earlier, interrupted upload of the same bytes, or starts a new one.
 async fn open_upload(context: &Context, blob: &Upload, modified: Option<SystemTime>) -> Result<(Record, Vec<Part>)> {
     let explain = |failure| context.bucket.explain(failure, &doing(blob));
-    let path = record_path(context, blob);
+    let path = context.layout.upload(&blob.id);
     let fresh = Record {
         bucket: context.bucket.name().to_string(),
         endpoint: context.bucket.place().url.to_string(),
@@ -207,12 +203,14 @@ async fn open_upload(context: &Context, blob: &Upload, modified: Option<SystemTi
     };
     let earlier = std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok());
     if let Some(earlier) = earlier {
-        let same = Record { upload: earlier.upload.clone(), ..fresh.clone() };
-        // A store that cannot list parts, or has dropped the upload, costs a fresh start and no more.
-        if same == earlier
-            && let Ok(Some(parts)) = context.bucket.parts(&earlier.key, &earlier.upload).await
-        {
-            return Ok((earlier, parts));
+        if (Record { upload: earlier.upload.clone(), ..fresh.clone() }) == earlier {
+            match context.bucket.parts(&earlier.key, &earlier.upload).await {
+                Ok(Some(parts)) => return Ok((earlier, parts)),
+                // What was sent is still there when the store answers again.
+                Err(failure) if failure.cause.is_transient() => return Err(explain(failure)),
+                // A store that cannot list parts, or has dropped the upload, costs a fresh start and no more.
+                Ok(None) | Err(_) => {}
+            }
         }
         let target = |record: &Record| (record.bucket.clone(), record.endpoint.clone(), record.prefix.clone());
         if target(&earlier) == target(&fresh) {

@@ -78,8 +78,12 @@ fn note(row: &Row) -> Option<String> {
         |paths: &[_], what: &str| (!paths.is_empty()).then(|| format!("{} {what}", plural(paths.len() as u64, "file")));
     let missing = &row.missing_blobs;
     let gaps = (!missing.is_empty()).then(|| {
-        let mendable = if missing.iter().all(|gap| gap.here) { " (here, so a push mends it)" } else { "" };
-        format!("{} missing in the bucket{mendable}", plural(missing.len() as u64, "blob"))
+        let restorable = match (missing.iter().all(|gap| gap.here), missing.len()) {
+            (false, _) => "",
+            (true, 1) => " (a push from here restores it)",
+            (true, _) => " (a push from here restores them)",
+        };
+        format!("{} missing in the bucket{restorable}", plural(missing.len() as u64, "blob"))
     });
     let parts = [
         files(&row.only_local, "only here"),

@@ -40,11 +40,11 @@ impl ui::Report for Report {
         match self {
             Report::Local(report) if report.problems > 0 => {
                 let problems = plural(report.problems as u64, "problem");
-                let _ = writeln!(out, "note: {problems} on the way: `hf-cache-sync status` shows them");
+                let _ = writeln!(out, "note: {problems} found while scanning: see `hf-cache-sync status`");
             }
             Report::Remote(report) if report.unknown_keys > 0 => {
-                let keys = plural(report.unknown_keys as u64, "key");
-                let _ = writeln!(out, "note: {keys} among them that hf-cache-sync does not write");
+                let keys = plural(report.unknown_keys as u64, "unrecognised key");
+                let _ = writeln!(out, "note: {keys} ignored");
             }
             _ => {}
         }

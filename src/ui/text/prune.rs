@@ -79,7 +79,7 @@ fn in_short(reason: SkipReason) -> &'static str {
         SkipReason::Unreadable => "what may be needed by what cannot be read",
         SkipReason::Undecidable => "what may be needed by what is not understood",
         SkipReason::BadRef => "what a bad ref may name",
-        SkipReason::Unknown => "strangers",
+        SkipReason::Unknown => "unrecognised files",
         SkipReason::Unlisted => "shared blobs without a list",
         SkipReason::Changed => "what changed meanwhile",
     }
@@ -91,7 +91,7 @@ fn reason(reason: SkipReason) -> &'static str {
         SkipReason::FreesNothing => "others need all of its blobs, so evicting it would free nothing",
         SkipReason::Young => "younger than the grace period",
         SkipReason::InFlight => "a download may be in flight (see --temporary-grace)",
-        SkipReason::Busy => "a download was here minutes ago (--orphan-grace 0 does not wait)",
+        SkipReason::Busy => "a download was here minutes ago (use --orphan-grace 0 to evict anyway)",
         SkipReason::Held => "another process holds the lock",
         SkipReason::Link => "it is a link or is reached through one; nothing is deleted through links",
         SkipReason::NeededElsewhere => "a link in another repo leads into it",

@@ -35,7 +35,7 @@ impl ui::Report for Report {
         }
         if self.files_not_in_bucket > 0 {
             let missing = plural(self.files_not_in_bucket as u64, "file");
-            let _ = writeln!(out, "note: not in the bucket: {missing} of this revision that nobody has pushed");
+            let _ = writeln!(out, "note: the bucket lacks {missing} of this revision (never pushed)");
         }
         let _ = match (self.dry_run, self.source, self.failures.is_empty()) {
             (true, ..) => writeln!(out, "Would download {} of {name}{}.", blobs(&self.downloaded), here(self)),

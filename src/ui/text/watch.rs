@@ -56,7 +56,7 @@ impl ui::Report for Update {
     fn summary(&self) -> String {
         match &self.what {
             What::Started { cache, bucket, how, debounce } => {
-                let how = if *how == How::Poll { ", by looking at it" } else { "" };
+                let how = if *how == How::Poll { ", by polling" } else { "" };
                 format!(
                     "Watching {}{how}: pushing to bucket '{bucket}' now, and after {debounce} s of quiet.",
                     cache.display()
