@@ -175,6 +175,20 @@ async fn a_diff_tells_every_difference() {
     assert_eq!(world.run(&["diff"]).code, 0);
 }
 
+/// What a push leaves out must not keep a CI job red for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_push_leaves_out_is_no_difference() {
+    let world = World::online().await;
+    fill(&world);
+    world.snapshot("models--org--gated", 'd', &[("LICENSE", "you must accept this agreement")], &["main"]);
+    assert_eq!(world.run(&["push", "-q"]).code, 0);
+    let run = world.run(&["diff", "--exit-code"]);
+    assert_eq!(run.code, 0, "{}", run.text());
+    assert!(run.out.contains("org/gated@dddddddddddd: looks gated: a push leaves it out"), "{}", run.text());
+    std::fs::write(world.path("home/.hf-cache-sync.yaml"), "team:\n  allow_gated: true\n").unwrap();
+    assert_eq!(world.run(&["diff", "--exit-code"]).code, 1);
+}
+
 /// What nobody here has can lack a blob, too.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deep_diff_reads_what_only_the_bucket_has() {

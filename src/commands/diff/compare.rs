@@ -11,9 +11,10 @@ use crate::remote::catalog::{Catalog, Repo, Revision};
 use crate::remote::keys;
 
 impl Row {
-    /// Whether a push or a pull has something to do about it.
+    /// Whether a push or a pull has something to do about it. Neither has about what only this cache has of a gated repo.
     pub fn differs(&self) -> bool {
-        self.status != Status::InSync || !self.missing_blobs.is_empty()
+        let left_out = self.gated && self.status == Status::LocalOnly;
+        (self.status != Status::InSync && !left_out) || !self.missing_blobs.is_empty()
     }
 }
 
@@ -90,6 +91,7 @@ impl Sides<'_> {
             only_remote: files.only_remote,
             different: files.different,
             missing_blobs: Vec::new(),
+            gated: false,
         }
     }
 

@@ -6,7 +6,7 @@
 
 pub mod compare;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::SystemTime;
 
 use serde::Serialize;
@@ -14,8 +14,8 @@ use serde::Serialize;
 use super::push::local::{self, Local};
 use super::push::state::{self, Stored};
 use super::{Session, kind_of, when};
-use crate::cache::scan::{self, Inventory};
-use crate::cache::usage;
+use crate::cache::scan::{self, Inventory, Repo};
+use crate::cache::{gated, usage};
 use crate::commands::push::plan;
 use crate::error::{Error, Kind, Result};
 use crate::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
@@ -110,6 +110,8 @@ pub struct Row {
     pub different: Vec<RepoPath>,
     /// Blobs that the bucket's manifest names and the bucket lacks; only known where that manifest is known.
     pub missing_blobs: Vec<Gap>,
+    /// Whether the repo looks gated, so that a push leaves it out.
+    pub gated: bool,
 }
 
 /// A blob that is not in the bucket.
@@ -172,13 +174,15 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     let root = session.config.cache.root.clone();
     // Gated repos are compared like any other; pointer files are left out as a push leaves them out.
     let options = local::Options { only: Vec::new(), allow_gated: true, sync_xet: session.config.cache.sync_xet };
+    let allow_gated = session.config.team.allow_gated;
     let scanned = blocking(move || {
         let inventory = scan::scan(&root)?;
         let local = local::gather(&inventory, &options)?;
-        Ok((inventory, local))
+        let gated = if allow_gated { HashSet::new() } else { gated(&inventory) };
+        Ok((inventory, local, gated))
     });
     let (scanned, listing) = tokio::join!(scanned, state::list(&bucket));
-    let ((inventory, local), listing) = (scanned?, listing?);
+    let ((inventory, local, gated), listing) = (scanned?, listing?);
 
     session.progress.event(Event::Step("comparing with the bucket"));
     let listed = catalog::Listing::new(listing.small().cloned());
@@ -191,12 +195,13 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
 
     let invalid = |key: &str| matches!(remote.manifests.get(key), Some(Stored::Invalid(_)));
     let last_use = last_uses(&inventory);
-    let revisions = compare::revisions(&local, &catalog, &remote.blobs, invalid, &last_use);
+    let mut revisions = compare::revisions(&local, &catalog, &remote.blobs, invalid, &last_use);
+    revisions.iter_mut().for_each(|row| row.gated = gated.contains(&row.repo));
     let refs = compare::refs(&local, &catalog);
     let counts = compare::counts(&revisions);
     Ok(Report {
         bucket: bucket.name().to_string(),
-        differs: !refs.is_empty() || revisions.iter().any(Row::differs),
+        differs: refs.iter().any(|row| !gated.contains(&row.repo)) || revisions.iter().any(Row::differs),
         counts,
         revisions,
         refs,
@@ -204,6 +209,15 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
         exit_code: args.exit_code,
         now: session.now,
     })
+}
+
+/// Repos that a push leaves out because of a licence. Of one that cannot be judged the push says so.
+fn gated(inventory: &Inventory) -> HashSet<RepoName> {
+    let looks_gated = |repo: &&Repo| {
+        let mut snapshots = repo.revisions.keys().map(|commit| inventory.layout.snapshot(&repo.name, commit));
+        snapshots.any(|snapshot| matches!(gated::look(&snapshot), Ok(Some(_))))
+    };
+    inventory.repos.iter().filter(looks_gated).map(|repo| repo.name.clone()).collect()
 }
 
 /// The bucket's manifests of this cache's revisions, by key, and an error for each that is not valid.

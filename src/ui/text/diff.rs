@@ -90,6 +90,7 @@ fn note(row: &Row) -> Option<String> {
         files(&row.only_remote, "only in the bucket"),
         files(&row.different, "different"),
         gaps,
+        (row.gated && row.status != Status::InSync).then(|| "looks gated: a push leaves it out".into()),
     ];
     let parts: Vec<String> = parts.into_iter().flatten().collect();
     (!parts.is_empty()).then(|| format!("{}@{}: {}", row.repo, row.revision.short(), parts.join("; ")))
