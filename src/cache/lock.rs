@@ -61,9 +61,10 @@ pub fn try_client_lock_if_there(layout: &Layout, repo: &RepoName, blob: &BlobId)
     }
 }
 
-/// Whether another process holds huggingface_hub's lock on a blob. Looks at a lock file that is there, makes none.
+/// Whether another process holds huggingface_hub's lock on a blob, or may hold it, since the lock file cannot be opened.
+/// Looks at a lock file that is there, makes none.
 pub fn is_client_locked(layout: &Layout, repo: &RepoName, blob: &BlobId) -> bool {
-    matches!(try_client_lock_if_there(layout, repo, blob), Ok(None))
+    !matches!(try_client_lock_if_there(layout, repo, blob), Ok(Some(_)))
 }
 
 /// Tries to take this tool's lock on the cache; `None` while another process has it in a way that excludes `mode`.

@@ -307,6 +307,7 @@ impl SnapshotWriter<'_> {
         self.make(path, blob, &staged)?;
         match fs::rename(&staged, &file) {
             Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+                let _ = fs::remove_file(&staged);
                 let beside = beside(&file);
                 self.make(path, blob, &beside)?;
                 fs::rename(&beside, &file).inspect_err(|_| drop(fs::remove_file(&beside))).map_err(failed)
@@ -322,7 +323,13 @@ impl SnapshotWriter<'_> {
             LinkKind::Hardlink => fs::canonicalize(&source).and_then(|source| fs::hard_link(source, at)),
             LinkKind::Copy => read::copy_quietly(&source, at),
         };
-        made.map_err(|e| Error::io("cannot link", at, &e))
+        made.map_err(|error| match error.kind() {
+            // The folder is our own: only another file of this revision can be in the way.
+            io::ErrorKind::AlreadyExists => Error::failed(format!("cannot put {path} of {} in place", self.repo))
+                .because("the revision has another file whose name is the same to this file system, which ignores case")
+                .hint("use a cache directory on a file system that does not"),
+            _ => Error::io("cannot link", at, &error),
+        })
     }
 }
 

@@ -14,7 +14,6 @@ use super::layout::{self, Layout};
 use super::scan::{Inode, Problem, ProblemKind, inode};
 use super::{lock, read, remove};
 use crate::error::{Error, Result, plain_io};
-use crate::ids::RepoType;
 
 /// Largest list of references that is read, in bytes.
 const MAX_REFS: u64 = 64 << 20;
@@ -134,18 +133,14 @@ fn references(layout: &Layout, payload: &Path) -> Option<BTreeSet<PathBuf>> {
     Some(found)
 }
 
-/// Whether a line names `<repo folder>/blobs/<etag>`.
+/// Whether a line names `<repo folder>/blobs/<etag>`, of a type of repo that a later client may know, too.
 fn is_reference(line: &Path) -> bool {
     let parts: Vec<_> = line.components().collect();
     let [Component::Normal(repo), Component::Normal(blobs), Component::Normal(_)] = parts.as_slice() else {
         return false;
     };
     let repo = repo.to_string_lossy();
-    let is_repo = RepoType::ALL.iter().any(|kind| {
-        let id = repo.strip_prefix(&format!("{kind}s--"));
-        id.is_some_and(|id| !id.is_empty())
-    });
-    is_repo && *blobs == "blobs"
+    repo.split_once("--").is_some_and(|(kind, id)| !kind.is_empty() && !id.is_empty()) && *blobs == "blobs"
 }
 
 /// Whether `link` is a link to this payload. One that is not there is not.
