@@ -10,7 +10,7 @@
 //! as a model, since 0.1.0 writes the type into the manifest and nowhere else: [`Options::every_manifest`] tells.
 //!
 //! What a ref says needs no GET either where the store's ETag is the content's MD5: it is compared with the MD5 of the
-//! commits that the repo has.
+//! commits that the repo has. Which repo its key means: [`super::refs`].
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::SystemTime;
@@ -18,8 +18,9 @@ use std::time::SystemTime;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::client::{Bucket, Object};
-use super::keys::{self, RefKey};
+use super::keys;
 use super::lookup;
+use super::refs::Candidate;
 use crate::error::{Error, Kind, Result};
 use crate::hash::md5_hex;
 use crate::ids::{Commit, RefName, RepoId, RepoName, RepoType};
@@ -33,7 +34,7 @@ const AT_ONCE: usize = 32;
 pub struct Listing {
     /// By encoded id and commit.
     manifests: BTreeMap<String, BTreeMap<Commit, Object>>,
-    refs: Vec<Object>,
+    refs: Vec<Candidate>,
     /// Keys under `manifests/`, `refs/` and `refs-v2/` that are neither.
     foreign: usize,
 }
@@ -109,8 +110,10 @@ impl Listing {
                     let encoded = encoded.to_string();
                     listing.manifests.entry(encoded).or_default().insert(commit, object);
                 }
-                None if keys::parse_ref(&object.key).is_some() => listing.refs.push(object),
-                None => listing.foreign += 1,
+                None => match Candidate::of(object) {
+                    Some(candidate) => listing.refs.push(candidate),
+                    None => listing.foreign += 1,
+                },
             }
         }
         listing
@@ -118,11 +121,8 @@ impl Listing {
 
     /// Ids that `refs-v2/` names, by how they are encoded.
     fn named_in_refs(&self) -> BTreeSet<String> {
-        let named = self.refs.iter().filter_map(|object| match keys::parse_ref(&object.key)? {
-            RefKey::New(repo, _) => Some(keys::encoded(&repo.id)),
-            RefKey::Old(..) => None,
-        });
-        named.collect()
+        let named = self.refs.iter().filter(|candidate| candidate.repo.is_some());
+        named.map(|candidate| candidate.encoded.clone()).collect()
     }
 
     /// The id of the model that these manifests must be of, unless they have to be read.
@@ -250,77 +250,62 @@ impl Catalog {
     /// Keys of the refs that have to be read.
     fn open_refs(&self, listing: &Listing, options: Options) -> Vec<String> {
         let alike = self.alike();
-        let open = listing.refs.iter().filter(|object| match self.explain(object, &alike) {
+        let open = listing.refs.iter().filter(|candidate| match self.explain(candidate, &alike) {
             Said::Open => true,
             Said::Of(_, commit) => commit.is_none() && options.every_ref,
             Said::Nowhere => false,
         });
-        open.map(|object| object.key.clone()).collect()
+        open.map(|candidate| candidate.object.key.clone()).collect()
     }
 
-    fn explain(&self, object: &Object, alike: &HashMap<String, Vec<&RepoName>>) -> Said {
+    fn explain(&self, candidate: &Candidate, alike: &HashMap<String, Vec<&RepoName>>) -> Said {
         let listed = |name: &RepoName| {
-            let etag = object.etag.as_deref()?;
+            let etag = candidate.object.etag.as_deref()?;
             self.repos.get(name)?.revisions.keys().find(|commit| md5_hex(commit.as_str().as_bytes()) == etag)
         };
-        match keys::parse_ref(&object.key) {
-            Some(RefKey::New(repo, _)) if self.repos.contains_key(&repo) => match listed(&repo).cloned() {
-                Some(commit) => Said::Of(repo, Some(commit)),
-                None => Said::Open,
-            },
-            Some(RefKey::Old(encoded, _)) => {
-                // 0.1.0 never installs a kernel, so its key never means one.
-                let repos = alike.get(encoded).into_iter().flatten().filter(|repo| repo.kind != RepoType::Kernel);
-                let repos: Vec<&RepoName> = repos.copied().collect();
-                let found = repos.iter().find_map(|repo| Some((*repo, listed(repo)?.clone())));
-                match (found, repos.as_slice()) {
-                    (Some((repo, commit)), _) => Said::Of(repo.clone(), Some(commit)),
-                    (None, []) => Said::Nowhere,
-                    (None, [only]) => Said::Of((*only).clone(), None),
-                    (None, _) => Said::Open,
-                }
-            }
-            _ => Said::Nowhere,
+        let repos: Vec<&RepoName> = meant(candidate, alike).collect();
+        let found = repos.iter().find_map(|repo| Some((*repo, listed(repo)?.clone())));
+        match (found, repos.as_slice()) {
+            (Some((repo, commit)), _) => Said::Of(repo.clone(), Some(commit)),
+            (None, []) => Said::Nowhere,
+            (None, [only]) if candidate.repo.is_none() => Said::Of((*only).clone(), None),
+            (None, _) => Said::Open,
         }
     }
 
-    /// Adds every ref that leads to a revision of its repo. Of two keys of one ref, the one written last counts.
+    /// Adds every ref that leads to a revision of its repo.
     fn add_refs(&mut self, listing: &Listing, contents: &HashMap<String, Option<Commit>>) {
-        let mut found = Vec::new();
-        {
-            let alike = self.alike();
-            for object in &listing.refs {
-                let Some(key) = keys::parse_ref(&object.key) else { continue };
-                let said = match (contents.get(&object.key), self.explain(object, &alike)) {
-                    (None, Said::Of(repo, commit)) => Some((repo, commit)),
-                    (Some(Some(commit)), _) => {
-                        self.owner(&key, commit, &alike).map(|repo| (repo, Some(commit.clone())))
-                    }
-                    _ => None,
-                };
-                let (RefKey::Old(_, name) | RefKey::New(_, name)) = key;
-                found.extend(said.map(|(repo, commit)| (repo, name, commit, object)));
+        let alike = self.alike();
+        let mut newest: BTreeMap<(RepoName, &RefName), (&Candidate, Option<Commit>)> = BTreeMap::new();
+        for candidate in &listing.refs {
+            let said = match (contents.get(&candidate.object.key), self.explain(candidate, &alike)) {
+                (None, Said::Of(repo, commit)) => Some((repo, commit)),
+                (Some(Some(commit)), _) => {
+                    let has = |repo: &&RepoName| self.repos[*repo].revisions.contains_key(commit);
+                    meant(candidate, &alike).find(has).map(|repo| (repo.clone(), Some(commit.clone())))
+                }
+                _ => None,
+            };
+            let Some((repo, commit)) = said else { continue };
+            let place = (repo, &candidate.name);
+            if newest.get(&place).is_none_or(|(known, _)| candidate.outdoes(known)) {
+                newest.insert(place, (candidate, commit));
             }
         }
-        for (repo, name, commit, object) in found {
-            let refs = &mut self.repos.entry(repo).or_default().refs;
-            if refs.get(&name).is_none_or(|known| object.modified > known.modified) {
-                refs.insert(name, Ref { key: object.key.clone(), commit, modified: object.modified });
-            }
+        for ((repo, name), (Candidate { object, .. }, commit)) in newest {
+            let reference = Ref { key: object.key.clone(), commit, modified: object.modified };
+            self.repos.entry(repo).or_default().refs.insert(name.clone(), reference);
         }
     }
+}
 
-    /// The repo whose ref this is, when its content is this commit.
-    fn owner(&self, key: &RefKey<'_>, commit: &Commit, alike: &HashMap<String, Vec<&RepoName>>) -> Option<RepoName> {
-        let has = |name: &RepoName| self.repos.get(name).is_some_and(|repo| repo.revisions.contains_key(commit));
-        match key {
-            RefKey::New(repo, _) => has(repo).then(|| repo.clone()),
-            RefKey::Old(encoded, _) => {
-                let mut repos = alike.get(*encoded)?.iter().filter(|repo| repo.kind != RepoType::Kernel);
-                repos.find(|repo| has(repo)).map(|repo| (*repo).clone())
-            }
-        }
-    }
+/// The repos that this key may mean.
+fn meant<'a>(
+    candidate: &'a Candidate,
+    alike: &'a HashMap<String, Vec<&'a RepoName>>,
+) -> impl Iterator<Item = &'a RepoName> {
+    let alike = alike.get(&candidate.encoded).into_iter().flatten().copied();
+    alike.filter(|repo| candidate.may_mean(repo))
 }
 
 #[cfg(test)]
@@ -440,7 +425,7 @@ mod tests {
 
     #[test]
     fn of_two_keys_of_one_ref_the_last_written_counts() {
-        for (old, new, wins) in [(1, 2, 'b'), (2, 1, 'a')] {
+        for (old, new, wins) in [(1, 2, 'b'), (2, 1, 'a'), (1, 1, 'a')] {
             let listing = Listing::new([
                 manifest_of("org__set", 'a', 1),
                 manifest_of("org__set", 'b', 1),

@@ -1,16 +1,13 @@
-//! Finding a revision in the bucket: which repo, which commit, which manifest.
-//!
-//! A key alone never names a repo: several ids and types may share one (`a_/b` and `a/_b`; a model and a dataset of
-//! one id). A candidate counts only when the manifest that it leads to names the repo that is looked for.
+//! Finding a revision in the bucket: which repo, which commit, which manifest. Which ref keys count: [`super::refs`].
 
 use std::collections::BTreeMap;
-use std::time::SystemTime;
 
 use futures_util::future::{try_join_all, try_join3};
 
 use super::client::Bucket;
 use super::error::Failure;
 use super::keys;
+use super::refs::Candidate;
 use crate::config::nearest;
 use crate::error::{Error, Result, printable};
 use crate::ids::{Commit, RefName, RepoName, RepoQuery, RepoType};
@@ -38,8 +35,8 @@ pub struct Found {
 #[derive(Debug, Default)]
 struct Listing {
     commits: Vec<Commit>,
-    old_refs: BTreeMap<RefName, Option<SystemTime>>,
-    new_refs: BTreeMap<(RefName, RepoType), Option<SystemTime>>,
+    /// 0.1.0's first.
+    refs: Vec<Candidate>,
 }
 
 /// Finds `revision` (a branch, tag, PR ref, commit or short commit; `main` when none) of a repo.
@@ -94,16 +91,7 @@ async fn list(bucket: &Bucket, query: &RepoQuery) -> Result<Listing, Failure> {
 
     let mut listing = Listing::default();
     listing.commits.extend(manifests.iter().filter_map(|object| Some(keys::parse_manifest(&object.key)?.1)));
-    for object in &old {
-        if let Some(keys::RefKey::Old(_, name)) = keys::parse_ref(&object.key) {
-            listing.old_refs.insert(name, object.modified);
-        }
-    }
-    for object in new.iter().flatten() {
-        if let Some(keys::RefKey::New(repo, name)) = keys::parse_ref(&object.key) {
-            listing.new_refs.insert((name, repo.kind), object.modified);
-        }
-    }
+    listing.refs.extend(old.into_iter().chain(new.into_iter().flatten()).filter_map(Candidate::of));
     Ok(listing)
 }
 
@@ -163,60 +151,41 @@ async fn by_commit(
 }
 
 #[derive(Default)]
-struct Search {
-    /// Per type, the newest candidate that counts.
-    found: BTreeMap<RepoType, (Option<SystemTime>, Manifest)>,
+struct Search<'a> {
+    /// Per type, the candidate that wins, and where it leads.
+    found: BTreeMap<RepoType, (&'a Candidate, Manifest)>,
     errors: Vec<Error>,
 }
 
 /// Follows the keys that the ref may have; `early` is one that has been read already.
-async fn by_ref(
+async fn by_ref<'a>(
     bucket: &Bucket,
     query: &RepoQuery,
-    listing: &Listing,
+    listing: &'a Listing,
     name: &RefName,
     early: Option<(String, Commit)>,
-) -> Result<Search> {
-    let mut candidates: Vec<(String, Option<RepoType>, Option<SystemTime>)> = Vec::new();
-    if let Some(modified) = listing.old_refs.get(name) {
-        candidates.push((keys::old_ref(&query.id, name), None, *modified));
-    }
-    for ((_, kind), modified) in listing.new_refs.iter().filter(|((found, _), _)| found == name) {
-        candidates.push((keys::new_ref(&RepoName::new(*kind, query.id.clone()), name), Some(*kind), *modified));
-    }
+) -> Result<Search<'a>> {
     let mut search = Search::default();
-    for (key, kind, modified) in candidates {
+    for candidate in listing.refs.iter().filter(|candidate| candidate.name == *name) {
         let read = match &early {
-            Some((known, commit)) if *known == key => Ok(Some(commit.clone())),
-            _ => read_ref(bucket, &key).await,
+            Some((known, commit)) if *known == candidate.object.key => Ok(Some(commit.clone())),
+            _ => read_ref(bucket, &candidate.object.key).await,
         };
         let manifest = match read {
-            Ok(Some(commit)) => match manifest_of(bucket, query, &commit).await {
-                Ok(manifest) => manifest,
-                Err(error) if error.kind == crate::error::Kind::Integrity => {
-                    search.errors.push(error);
-                    continue;
+            Ok(Some(commit)) => manifest_of(bucket, query, &commit).await,
+            Ok(None) => Ok(None),
+            Err(error) => Err(error),
+        };
+        match manifest {
+            Ok(Some(manifest)) if candidate.may_mean(&manifest.repo) => {
+                let kind = manifest.repo.kind;
+                if search.found.get(&kind).is_none_or(|(known, _)| candidate.outdoes(known)) {
+                    search.found.insert(kind, (candidate, manifest));
                 }
-                Err(error) => return Err(error),
-            },
-            Ok(None) => None,
-            Err(error) if error.kind == crate::error::Kind::Integrity => {
-                search.errors.push(error);
-                continue;
             }
+            Ok(_) => {}
+            Err(error) if error.kind == crate::error::Kind::Integrity => search.errors.push(error),
             Err(error) => return Err(error),
-        };
-        // A key of ours names its type; 0.1.0 never installs a kernel, so its key never means one.
-        let counts = |manifest: &Manifest| match kind {
-            Some(kind) => manifest.repo.kind == kind,
-            None => manifest.repo.kind != RepoType::Kernel,
-        };
-        if let Some(manifest) = manifest.filter(counts) {
-            let newer = |known: &(Option<SystemTime>, Manifest)| modified > known.0;
-            let kind = manifest.repo.kind;
-            if search.found.get(&kind).is_none_or(newer) {
-                search.found.insert(kind, (modified, manifest));
-            }
         }
     }
     Ok(search)
@@ -258,7 +227,7 @@ fn type_note(query: &RepoQuery, kind: RepoType) -> Vec<String> {
 }
 
 /// The model of that id, else the only other type that has it.
-fn choose_type(query: &RepoQuery, mut search: Search, name: RefName) -> Result<Found> {
+fn choose_type(query: &RepoQuery, mut search: Search<'_>, name: RefName) -> Result<Found> {
     let kind = match search.found.keys().copied().collect::<Vec<_>>().as_slice() {
         [only] => *only,
         kinds if kinds.contains(&RepoType::Model) => RepoType::Model,
@@ -276,8 +245,7 @@ fn choose_type(query: &RepoQuery, mut search: Search, name: RefName) -> Result<F
 }
 
 async fn not_found(bucket: &Bucket, query: &RepoQuery, listing: &Listing, revision: Option<&str>) -> Error {
-    let refs = listing.old_refs.keys().chain(listing.new_refs.keys().map(|(name, _)| name));
-    let mut there: Vec<String> = refs.map(|name| name.to_string()).collect();
+    let mut there: Vec<String> = listing.refs.iter().map(|candidate| candidate.name.to_string()).collect();
     there.sort();
     there.dedup();
     let leads_nowhere = there.iter().any(|name| name == revision.unwrap_or("main"));

@@ -1,7 +1,7 @@
 //! `pull-all`: every repo whose `main` is in the bucket, filtered, as one plan: a blob that several repos need is
 //! fetched once, and a repo that fails does not stop the others.
 //!
-//! [`filter`] decides which repos (pure), [`crate::remote::mains`] finds them, the rest is the work of
+//! [`filter`] decides which repos (pure), [`crate::remote::main_revisions`] finds them, the rest is the work of
 //! [`super::pull`].
 
 pub mod filter;
@@ -22,7 +22,7 @@ use crate::error::{Error, Kind, Result};
 use crate::ids::{BlobId, Commit, RepoId, RepoName, RepoQuery, RepoType};
 use crate::progress::Event;
 use crate::remote::lookup::Found;
-use crate::remote::mains::{self, Main};
+use crate::remote::main_revisions::{self, MainRevision};
 use filter::Filter;
 
 /// Repos that are looked at, or looked for on the Hub, at once.
@@ -185,7 +185,7 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     let layout = session.layout();
     local::check_root(&layout)?;
     session.progress.event(Event::Step("looking up repos in the bucket"));
-    let mains = mains::find(&bucket, |repo| filter.allows(repo), args.limit).await?;
+    let mains = main_revisions::find(&bucket, |repo| filter.allows(repo), args.limit).await?;
     let mut report = Report { dry_run: args.dry_run, bucket: bucket.name().to_string(), ..Report::default() };
     if mains.all.is_empty() {
         report.nothing = Some(if mains.any { Nothing::NoMatch } else { Nothing::Empty });
@@ -229,7 +229,7 @@ impl Args {
     }
 }
 
-async fn look(session: &Session, main: Main, filter: &Filter, options: Options) -> (Row, Option<Work>) {
+async fn look(session: &Session, main: MainRevision, filter: &Filter, options: Options) -> (Row, Option<Work>) {
     let mut row = Row::new(main.key, main.query.as_ref());
     let failure = main.found.as_ref().err().cloned();
     let found = match &main.query {

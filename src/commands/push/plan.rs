@@ -7,13 +7,13 @@ use serde::Serialize;
 
 use super::Report;
 use super::local::{Local, LocalRepo, LocalRevision};
-use super::state::{Remote, Stored, ref_keys};
+use super::state::{Remote, Stored};
 use crate::cache::identify::LocalFile;
 use crate::commands::Amount;
 use crate::error::{Error, Kind};
 use crate::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
 use crate::manifest::Manifest;
-use crate::remote::keys;
+use crate::remote::{keys, refs};
 
 /// What to do, in this order.
 #[derive(Debug, Default, Serialize)]
@@ -282,7 +282,7 @@ fn plan_revision(
         ours,
     };
     for name in repo.refs.iter().filter(|(_, commit)| **commit == revision.commit).map(|(name, _)| name) {
-        for key in ref_keys(&repo.name, name) {
+        for key in refs::keys_to_write(&repo.name, name) {
             if !claimed.insert(key.clone()) {
                 continue;
             }

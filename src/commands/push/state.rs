@@ -8,10 +8,10 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use super::local::{Local, LocalRepo, LocalRevision};
 use crate::error::{Error, Kind, Result};
 use crate::hash::md5_hex;
-use crate::ids::{BlobId, Commit, RefName, RepoName};
+use crate::ids::{BlobId, Commit, RepoName};
 use crate::manifest::Manifest;
 use crate::remote::client::{Bucket, Object};
-use crate::remote::{keys, lookup};
+use crate::remote::{keys, lookup, refs};
 
 /// Small objects read at once.
 const AT_ONCE: usize = 32;
@@ -89,21 +89,14 @@ pub async fn compare(bucket: &Bucket, listing: Listing, local: &Local) -> Result
 
     let refs =
         local.repos.iter().flat_map(|repo| repo.refs.iter().map(move |(name, commit)| (&repo.name, name, commit)));
-    let wanted = refs.flat_map(|(repo, name, commit)| ref_keys(repo, name).map(move |key| (key, repo, commit)));
+    let wanted =
+        refs.flat_map(|(repo, name, commit)| refs::keys_to_write(repo, name).map(move |key| (key, repo, commit)));
     let refs = stream::iter(wanted.filter_map(|(key, repo, commit)| {
         let object = listing.small.get(&key)?;
         Some(stored_ref(bucket, key, repo, commit, object))
     }));
     let refs = refs.buffer_unordered(AT_ONCE).try_collect().await?;
     Ok(Remote { blobs: listing.blobs, manifests, refs })
-}
-
-/// The keys that a ref of this repo may be written to.
-pub fn ref_keys(repo: &RepoName, name: &RefName) -> impl Iterator<Item = String> + use<> {
-    let plain = keys::is_plain(repo);
-    let old = (repo.kind != crate::ids::RepoType::Kernel).then(|| keys::old_ref(&repo.id, name));
-    let new = (!plain).then(|| keys::new_ref(repo, name));
-    old.into_iter().chain(new)
 }
 
 /// Whether the listing alone proves that the object has this content: most stores' ETag of one PUT is its MD5.

@@ -1,17 +1,16 @@
 //! Every repo whose `main` is in the bucket, with the manifest that it leads to.
 //!
 //! One LIST names the refs. Keys that may mean the same repo (`refs/` and `refs-v2/`, and ids that are encoded alike)
-//! are read together, several such groups at once: a candidate counts only when its manifest names the repo, and of
-//! those that count the one written last wins.
+//! are read together, several such groups at once. Which of them count: [`super::refs`].
 
 use std::collections::{HashMap, HashSet};
-use std::time::SystemTime;
 
 use futures_util::{StreamExt, stream};
 
 use super::client::{Bucket, Object};
-use super::keys::{self, RefKey};
+use super::keys;
 use super::lookup::{Found, read_manifest, read_ref};
+use super::refs::Candidate;
 use crate::error::{Error, Kind, Result};
 use crate::ids::{RefName, RepoName, RepoQuery, RepoType};
 use crate::manifest::Manifest;
@@ -21,7 +20,7 @@ const AT_ONCE: usize = 32;
 
 /// A repo, or a ref of which cannot be told what it leads to.
 #[derive(Debug)]
-pub struct Main {
+pub struct MainRevision {
     /// The key of its ref.
     pub key: String,
     /// The repo, as far as it is known: all of it once its manifest was read, else what its key says.
@@ -32,9 +31,9 @@ pub struct Main {
 
 /// What was found.
 #[derive(Debug, Default)]
-pub struct Mains {
+pub struct MainRevisions {
     /// In the order of the listing, 0.1.0's refs first.
-    pub all: Vec<Main>,
+    pub all: Vec<MainRevision>,
     /// Whether the bucket has any `main` at all.
     pub any: bool,
 }
@@ -43,13 +42,13 @@ pub struct Mains {
 ///
 /// # Errors
 /// When the bucket cannot be listed, or the credentials are not accepted. What is wrong with a single repo is in its
-/// [`Main`].
-pub async fn find(bucket: &Bucket, allows: impl Fn(&RepoName) -> bool, limit: Option<usize>) -> Result<Mains> {
+/// [`MainRevision`].
+pub async fn find(bucket: &Bucket, allows: impl Fn(&RepoName) -> bool, limit: Option<usize>) -> Result<MainRevisions> {
     let doing = format!("cannot list the refs in bucket '{}'", bucket.name());
     let objects = bucket.list(keys::ALL_REFS).await.map_err(|failure| bucket.explain(failure, &doing))?;
-    let groups = groups(&objects);
+    let groups = groups(objects);
     let limit = limit.unwrap_or(usize::MAX);
-    let mut mains = Mains { all: Vec::new(), any: !groups.is_empty() };
+    let mut mains = MainRevisions { all: Vec::new(), any: !groups.is_empty() };
     let wanted = groups.into_iter().filter(|group| group.may_be_any(&allows));
     let mut read = stream::iter(wanted).map(|group| read_group(bucket, group)).buffered(AT_ONCE.min(limit.max(1)));
     while mains.all.len() < limit
@@ -66,40 +65,22 @@ pub async fn find(bucket: &Bucket, allows: impl Fn(&RepoName) -> bool, limit: Op
 }
 
 /// Refs whose repos are encoded alike.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 struct Group {
     encoded: String,
     refs: Vec<Candidate>,
 }
 
-/// A ref.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Candidate {
-    key: String,
-    /// The repo that a key of ours names; 0.1.0's may mean several.
-    repo: Option<RepoName>,
-    modified: Option<SystemTime>,
-}
-
 /// Sorts the listed refs named `main` into groups; those that 0.1.0 sees come first, as it has them.
-fn groups(objects: &[Object]) -> Vec<Group> {
+fn groups(objects: Vec<Object>) -> Vec<Group> {
     let main = RefName::main();
-    let (mut old, mut new) = (Vec::new(), Vec::new());
-    for object in objects {
-        let candidate = |repo| Candidate { key: object.key.clone(), repo, modified: object.modified };
-        match keys::parse_ref(&object.key) {
-            Some(RefKey::Old(encoded, name)) if name == main => old.push((encoded.to_string(), candidate(None))),
-            Some(RefKey::New(repo, name)) if name == main => {
-                new.push((keys::encoded(&repo.id), candidate(Some(repo))));
-            }
-            _ => {}
-        }
-    }
+    let refs = objects.into_iter().filter_map(Candidate::of).filter(|candidate| candidate.name == main);
+    let (old, new): (Vec<_>, Vec<_>) = refs.partition(|candidate| candidate.repo.is_none());
     let mut groups: Vec<Group> = Vec::new();
     let mut places: HashMap<String, usize> = HashMap::new();
-    for (encoded, candidate) in old.into_iter().chain(new) {
-        let place = *places.entry(encoded.clone()).or_insert_with(|| {
-            groups.push(Group { encoded, refs: Vec::new() });
+    for candidate in old.into_iter().chain(new) {
+        let place = *places.entry(candidate.encoded.clone()).or_insert_with(|| {
+            groups.push(Group { encoded: candidate.encoded.clone(), refs: Vec::new() });
             groups.len() - 1
         });
         groups[place].refs.push(candidate);
@@ -118,26 +99,26 @@ impl Group {
     }
 }
 
-async fn read_group(bucket: &Bucket, group: Group) -> Result<Vec<Main>> {
-    let mut mains: Vec<Main> = Vec::new();
-    let mut newest: HashMap<RepoName, Option<SystemTime>> = HashMap::new();
+async fn read_group(bucket: &Bucket, group: Group) -> Result<Vec<MainRevision>> {
+    let mut mains: Vec<MainRevision> = Vec::new();
+    let mut newest: HashMap<RepoName, &Candidate> = HashMap::new();
     let mut told = HashSet::new();
     for candidate in &group.refs {
-        match read(bucket, &group.encoded, candidate).await {
+        match read(bucket, candidate).await {
             Ok(Some(manifest)) => {
                 let repo = manifest.repo.clone();
                 let query = Some(RepoQuery { kind: Some(repo.kind), id: repo.id.clone() });
                 let found = Found { manifest, reference: Some(RefName::main()), notes: Vec::new() };
-                let main = Main { key: candidate.key.clone(), query: query.clone(), found: Ok(found) };
+                let main = MainRevision { key: candidate.object.key.clone(), query: query.clone(), found: Ok(found) };
                 match newest.get(&repo) {
                     None => mains.push(main),
-                    Some(known) if candidate.modified > *known => {
+                    Some(known) if candidate.outdoes(known) => {
                         let earlier = mains.iter_mut().find(|known| known.found.is_ok() && known.query == query);
                         *earlier.expect("it was put there") = main;
                     }
                     Some(_) => continue,
                 }
-                newest.insert(repo, candidate.modified);
+                newest.insert(repo, candidate);
             }
             Ok(None) => {}
             Err(error) if error.kind == Kind::Credentials => return Err(error),
@@ -148,7 +129,7 @@ async fn read_group(bucket: &Bucket, group: Group) -> Result<Vec<Main>> {
                 };
                 // Both keys of a repo may lead to the same bad manifest.
                 if told.insert(error.what.clone()) {
-                    mains.push(Main { key: candidate.key.clone(), query, found: Err(error) });
+                    mains.push(MainRevision { key: candidate.object.key.clone(), query, found: Err(error) });
                 }
             }
         }
@@ -160,20 +141,15 @@ async fn read_group(bucket: &Bucket, group: Group) -> Result<Vec<Main>> {
 }
 
 /// The manifest that a ref leads to; `None` when it is not of a repo that the ref may name, or the ref is gone.
-async fn read(bucket: &Bucket, encoded: &str, candidate: &Candidate) -> Result<Option<Manifest>> {
-    let Some(commit) = read_ref(bucket, &candidate.key).await? else { return Ok(None) };
-    let key = keys::manifest_of(encoded, &commit);
+async fn read(bucket: &Bucket, candidate: &Candidate) -> Result<Option<Manifest>> {
+    let Some(commit) = read_ref(bucket, &candidate.object.key).await? else { return Ok(None) };
+    let key = keys::manifest_of(&candidate.encoded, &commit);
     let Some(manifest) = read_manifest(bucket, &key).await? else {
-        return Err(Error::not_found(format!("the ref {} leads nowhere", candidate.key))
+        return Err(Error::not_found(format!("the ref {} leads nowhere", candidate.object.key))
             .because(format!("the manifest {key} is not in the bucket"))
             .hint("push the revision again from a machine that has it"));
     };
-    // 0.1.0 never installs a kernel, so its key never means one.
-    let counts = match &candidate.repo {
-        Some(repo) => *repo == manifest.repo,
-        None => manifest.repo.kind != RepoType::Kernel,
-    };
-    Ok(Some(manifest).filter(|_| counts))
+    Ok(Some(manifest).filter(|manifest| candidate.may_mean(&manifest.repo)))
 }
 
 #[cfg(test)]
@@ -196,9 +172,9 @@ mod tests {
             "refs/gpt2/v1",
             "refs/stray",
         ]);
-        let groups = groups(&objects);
-        let keys: Vec<Vec<&str>> =
-            groups.iter().map(|group| group.refs.iter().map(|candidate| candidate.key.as_str()).collect()).collect();
+        let groups = groups(objects);
+        let keys = |group: &Group| group.refs.iter().map(|candidate| candidate.object.key.clone()).collect();
+        let keys: Vec<Vec<String>> = groups.iter().map(keys).collect();
         assert_eq!(
             keys,
             [
@@ -212,7 +188,7 @@ mod tests {
     #[test]
     fn a_group_is_left_unread_only_when_no_repo_of_it_is_wanted() {
         let only = |wanted: &'static str| move |repo: &RepoName| repo.to_string() == wanted;
-        let groups = groups(&listing(&["refs-v2/datasets--x--y/main", "refs/a___b/main"]));
+        let groups = groups(listing(&["refs-v2/datasets--x--y/main", "refs/a___b/main"]));
         let [old, new] = groups.as_slice() else { panic!("{groups:?}") };
         for wanted in ["a_/b", "a/_b", "a___b", "dataset:a/_b"] {
             assert!(old.may_be_any(only(wanted)), "{wanted}");
