@@ -7,6 +7,9 @@ use std::path::Path;
 
 use bytes::Bytes;
 
+use crate::hash::BlobHasher;
+use crate::ids::BlobId;
+
 /// Opens `path` without changing its access time, where the system allows it (O_NOATIME: Linux, own files), since
 /// `prune` takes the access time for the last use.
 pub fn open_quietly(path: &Path) -> io::Result<File> {
@@ -29,6 +32,21 @@ pub fn open_quietly(path: &Path) -> io::Result<File> {
 pub fn copy_quietly(from: &Path, to: &Path) -> io::Result<()> {
     let mut source = open_quietly(from)?;
     io::copy(&mut source, &mut File::create_new(to)?).map(drop)
+}
+
+/// Whether the file's bytes are those of the blob.
+pub fn matches_name(path: &Path, id: &BlobId, size: u64) -> bool {
+    use std::io::Read;
+    let Ok(mut file) = open_quietly(path) else { return false };
+    let mut hasher = BlobHasher::like(id, size);
+    let mut buffer = Buffer::new(256 << 10);
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => return hasher.finish() == *id,
+            Ok(length) => hasher.update(&buffer[..length]),
+            Err(_) => return false,
+        }
+    }
 }
 
 /// Reads up to `limit` bytes of a small file; `None` when it is longer.

@@ -11,7 +11,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::local::matches_name;
 use super::plan::{FetchReason, Plan};
 use crate::cache::layout::Layout;
 use crate::cache::place::{self, LinkKind, SnapshotWriter, Staged, ensure_dir};
@@ -292,7 +291,7 @@ fn share(layout: &Layout, from: &RepoName, to: &RepoName, blob: &BlobId, verify:
         tracing::debug!(path = %source.display(), %error, "a blob of this cache cannot be shared");
         return Ok(false);
     }
-    if verify.is_some_and(|size| !matches_name(&staged, blob, size)) {
+    if verify.is_some_and(|size| !read::matches_name(&staged, blob, size)) {
         tracing::warn!("{} is corrupt: its bytes do not match its name", source.display());
         return Ok(false);
     }

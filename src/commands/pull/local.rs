@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
+use std::io;
 use std::path::PathBuf;
 
 use super::plan::Plan;
+use crate::cache::gated::{self, Gated};
 use crate::cache::layout::Layout;
 use crate::cache::{place, read, space};
-use crate::error::{Error, Result};
-use crate::hash::BlobHasher;
+use crate::error::{Error, Result, plain_io};
 use crate::ids::{BlobId, RefName, RepoName};
 use crate::manifest::Manifest;
 use crate::remote::transfer::download::already_there;
@@ -129,25 +130,37 @@ fn look_at(path: &std::path::Path, id: &BlobId, size: u64, verify: bool) -> Blob
     // Through links on purpose: a blob may be a link into the cache-wide store.
     match fs::metadata(path) {
         Ok(meta) if !meta.is_file() || meta.len() != size => BlobState::WrongSize,
-        Ok(_) if verify && !matches_name(path, id, size) => BlobState::Corrupt,
+        Ok(_) if verify && !read::matches_name(path, id, size) => BlobState::Corrupt,
         Ok(_) => BlobState::Present,
         Err(_) => BlobState::Missing,
     }
 }
 
-/// Whether the file's bytes are those of the blob.
-pub fn matches_name(path: &std::path::Path, id: &BlobId, size: u64) -> bool {
-    use std::io::Read;
-    let Ok(mut file) = read::open_quietly(path) else { return false };
-    let mut hasher = BlobHasher::like(id, size);
-    let mut buffer = read::Buffer::new(256 << 10);
-    loop {
-        match file.read(&mut buffer) {
-            Ok(0) => return hasher.finish() == *id,
-            Ok(length) => hasher.update(&buffer[..length]),
-            Err(_) => return false,
+/// 0.1.0's rule: a repo is judged by the licence files that are here already.
+///
+/// # Errors
+/// When they cannot be read, so that nobody can tell.
+pub fn look_gated(layout: &Layout, repo: &RepoName) -> Result<Option<Gated>> {
+    let unknown = |e: io::Error| {
+        Error::failed(format!("cannot tell whether {repo} is gated, so it is not pulled")).because(plain_io(&e))
+    };
+    let snapshots = match fs::read_dir(layout.repo(repo).join("snapshots")) {
+        Ok(snapshots) => snapshots,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(None);
+        }
+        Err(error) => return Err(unknown(error)),
+    };
+    for snapshot in snapshots {
+        let path = snapshot.map_err(unknown)?.path();
+        // A stray file, such as .DS_Store, is no snapshot.
+        if path.is_dir()
+            && let Some(gated) = gated::look(&path).map_err(unknown)?
+        {
+            return Ok(Some(gated));
         }
     }
+    Ok(None)
 }
 
 /// Makes sure that the disk can take everything, before the first byte.

@@ -1,7 +1,8 @@
 //! `pull`: one revision from the bucket into this cache.
 //!
-//! [`local`] looks at what is here, [`plan`] decides (pure), [`hydrate`] fetches blobs, links the snapshot and writes
-//! tree and ref, in that order.
+//! [`run`] goes from a revision that was found to a filled cache, for `pull-all` too: [`local`] looks at what is here,
+//! [`plan`] decides (pure), [`hydrate`] fetches blobs, links the snapshot and writes tree and ref, in that order.
+//! [`fallback`] says when the Hub is asked instead of the bucket.
 
 pub mod fallback;
 pub mod hydrate;
@@ -9,16 +10,15 @@ pub mod local;
 pub mod plan;
 pub mod run;
 
-use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::time::Instant;
 
 use serde::Serialize;
 
 use super::{Amount, Session, TransferArgs, kind_of};
-use crate::cache::gated::{self, Gated};
+use crate::cache::gated::Gated;
 use crate::cache::layout::Layout;
-use crate::error::{Error, Kind, Result, plain_io};
+use crate::error::{Error, Kind, Result};
 use crate::ids::{Commit, RefName, RepoName, RepoQuery, RepoType};
 use crate::progress::Event;
 use crate::remote::lookup::{self, Found};
@@ -236,26 +236,4 @@ fn report(layout: &Layout, found: Found, dry_run: bool) -> Report {
         failures: Vec::new(),
         seconds: 0.0,
     }
-}
-
-/// 0.1.0's rule: a repo is judged by the licence files that are here already.
-pub(crate) fn look_gated(layout: &Layout, repo: &RepoName) -> Result<Option<Gated>> {
-    let unknown = |e: std::io::Error| {
-        Error::failed(format!("cannot tell whether {repo} is gated, so it is not pulled")).because(plain_io(&e))
-    };
-    let snapshots = match std::fs::read_dir(layout.repo(repo).join("snapshots")) {
-        Ok(snapshots) => snapshots,
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(None),
-        Err(error) => return Err(unknown(error)),
-    };
-    for snapshot in snapshots {
-        let path = snapshot.map_err(unknown)?.path();
-        // A stray file, such as .DS_Store, is no snapshot.
-        if path.is_dir()
-            && let Some(gated) = gated::look(&path).map_err(unknown)?
-        {
-            return Ok(Some(gated));
-        }
-    }
-    Ok(None)
 }

@@ -4,8 +4,8 @@ use std::time::SystemTime;
 
 use super::fallback::{FallbackArgs, both, taken};
 use super::hydrate::{self, Outcome};
+use super::local;
 use super::plan::{self, Plan};
-use super::{local, look_gated};
 use crate::cache::gated::Gated;
 use crate::cache::layout::Layout;
 use crate::cache::lock::Lock;
@@ -100,7 +100,7 @@ pub async fn decide(session: &Session, found: &Found, from_hub: bool, verify: bo
         let plan = look_and_plan(&layout, &found, verify);
         if judge
             && !plan.fetch.is_empty()
-            && let Some(gated) = look_gated(&layout, &found.manifest.repo)?
+            && let Some(gated) = local::look_gated(&layout, &found.manifest.repo)?
         {
             return Ok(Decision::Gated(gated));
         }
