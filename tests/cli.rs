@@ -17,11 +17,21 @@ fn plain(store: &Store, machine: &Machine, ran: &Ran) -> String {
     let text = format!("exit {}\n--- stdout\n{}--- stderr\n{}", ran.code, ran.stdout, ran.stderr);
     let text = text.replace(&machine.home().display().to_string(), "~").replace(&store.server.url, "http://STORE");
     let lines = text.lines().map(|line| match line {
-        line if line.contains("Disk space") => "ok    Disk space         N GiB free".to_string(),
-        line if line.contains("Clock") => "ok    Clock              0 s off the store's clock".to_string(),
+        line if line.contains("Disk space") => measured(line, "SIZE", &["B", "KiB", "MiB", "GiB", "TiB", "PiB"]),
+        line if line.contains("Clock") => measured(line, "N s", &["s"]),
         line => paceless(line),
     });
     lines.collect::<Vec<_>>().join("\n") + "\n"
+}
+
+/// The line with a word for its first number, which must be in one of these units.
+#[track_caller]
+fn measured(line: &str, word: &str, units: &[&str]) -> String {
+    let (before, after) = line.split_at(line.find(|c: char| c.is_ascii_digit()).unwrap_or_else(|| panic!("{line}")));
+    let (number, rest) = after.split_once(' ').unwrap();
+    let (unit, rest) = rest.split_once(' ').unwrap();
+    assert!(number.parse::<f64>().is_ok() && units.contains(&unit), "{line}");
+    format!("{before}{word} {rest}")
 }
 
 /// "in 0.3 s, 12.0 MiB/s" without the numbers.
@@ -286,6 +296,19 @@ fn what_doctor_says() {
     let mut machine = Machine::new(&store);
     Revision::model("org/name").write(&machine.hub());
     insta::assert_snapshot!("doctor_well", plain(&store, &machine, &machine.run(&["doctor"])));
+    store.server.on_request(|_| Action::Ahead(300));
+    insta::assert_snapshot!("doctor_clock_off", plain(&store, &machine, &machine.run(&["doctor"])));
+    store.server.on_request(|request| match request.method.as_str() {
+        "HEAD" => Action::Pass,
+        _ => Action::Refuse(403, "RequestTimeTooSkewed", "too far off"),
+    });
+    insta::assert_snapshot!("doctor_clock_refused", plain(&store, &machine, &machine.run(&["doctor"])));
+    store.server.on_request(|request| match request.method.as_str() {
+        "HEAD" => Action::Pass,
+        _ => Action::Refuse(403, "AccessDenied", "not entitled"),
+    });
+    let ran = machine.run(&["doctor"]);
+    assert!(ran.code == 3 && ran.stdout.contains("(B2: listFiles, S3: s3:ListBucket)"), "{ran:#?}");
     store.server.on_request(|request| match request.method.as_str() {
         "GET" | "HEAD" => Action::Pass,
         _ => Action::Refuse(403, "AccessDenied", "not entitled"),

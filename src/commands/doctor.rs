@@ -11,13 +11,13 @@ use crate::cache::{scan, space};
 use crate::config::Credentials;
 use crate::error::{Error, Kind, Result};
 use crate::remote::client::Bucket;
-use crate::remote::error::Cause;
+use crate::remote::error::{Cause, Failure};
 use crate::remote::keys;
 use crate::remote::transfer::blocking;
 
-/// Signed requests are refused beyond 15 minutes; say something long before.
-const CLOCK_WARNING: i64 = 120;
-/// Less than this is said.
+/// Seconds. Signed requests are refused beyond 15 minutes; say something long before.
+const CLOCK_WARNING: u64 = 120;
+/// Bytes. Less than this is said.
 const LITTLE_SPACE: u64 = 1 << 30;
 
 const EXAMPLES: &str = "\
@@ -183,17 +183,20 @@ fn cache(layout: &Layout) -> Vec<Check> {
             true
         }
     };
-    if let Some(free) = space::available(root) {
-        let detail = format!("{} free", bytesize::ByteSize(free).display().iec());
-        checks.push(match free < LITTLE_SPACE {
-            false => Check::new("Disk space", Status::Ok, detail),
-            true => Check::new("Disk space", Status::Note, detail).hint("`hf-cache-sync prune` frees some"),
-        });
-    }
+    checks.extend(space::available(root).map(disk_space));
     if exists {
         checks.push(links(layout));
     }
     checks
+}
+
+/// `free` in bytes.
+fn disk_space(free: u64) -> Check {
+    let detail = format!("{} free", bytesize::ByteSize(free).display().iec());
+    match free < LITTLE_SPACE {
+        false => Check::new("Disk space", Status::Ok, detail),
+        true => Check::new("Disk space", Status::Note, detail).hint("`hf-cache-sync prune` frees some"),
+    }
 }
 
 fn links(layout: &Layout) -> Check {
@@ -214,16 +217,9 @@ fn links(layout: &Layout) -> Check {
 async fn store(bucket: &Bucket, require_write: bool) -> Vec<Check> {
     let mut checks = Vec::new();
     match bucket.head_bucket().await {
-        Ok(clock) => {
+        Ok(ahead) => {
             checks.push(Check::new("Bucket reachable", Status::Ok, bucket.name()));
-            if let Some(ahead) = clock {
-                let detail = format!("{} s off the store's clock", ahead.abs());
-                checks.push(match ahead.abs() < CLOCK_WARNING {
-                    true => Check::new("Clock", Status::Ok, detail),
-                    false => Check::new("Clock", Status::Note, detail)
-                        .hint("set the clock: stores reject requests more than 15 minutes off"),
-                });
-            }
+            checks.extend(ahead.map(clock));
         }
         Err(failure) => {
             checks.push(Check::from_error("Bucket reachable", bucket.explain(failure, "cannot reach the bucket")));
@@ -232,11 +228,30 @@ async fn store(bucket: &Bucket, require_write: bool) -> Vec<Check> {
     }
     checks.push(match bucket.list_page("", None, 1000).await {
         Ok(_) => Check::new("Read permission", Status::Ok, "listing works"),
-        Err(failure) => Check::from_error("Read permission", bucket.explain(failure, "cannot list"))
-            .hint("the key needs to list this bucket (B2: listFiles, S3: s3:ListBucket)"),
+        Err(failure) => {
+            let needed = "the key needs to list this bucket (B2: listFiles, S3: s3:ListBucket)";
+            refused("Read permission", bucket, failure, "cannot list", needed)
+        }
     });
     checks.push(write(bucket, require_write).await);
     checks
+}
+
+/// `ahead`: seconds that the store is ahead of this machine.
+fn clock(ahead: i64) -> Check {
+    let detail = format!("{} s off the store's clock", ahead.unsigned_abs());
+    match ahead.unsigned_abs() < CLOCK_WARNING {
+        true => Check::new("Clock", Status::Ok, detail),
+        false => Check::new("Clock", Status::Note, detail)
+            .hint("set the clock: stores reject requests more than 15 minutes off"),
+    }
+}
+
+/// A request that failed; what the key needs is the hint only where that is why.
+fn refused(name: &'static str, bucket: &Bucket, failure: Failure, what: &str, needed: &str) -> Check {
+    let denied = failure.cause == Cause::Denied;
+    let check = Check::from_error(name, bucket.explain(failure, what));
+    if denied { check.hint(needed) } else { check }
 }
 
 async fn write(bucket: &Bucket, required: bool) -> Check {
@@ -248,8 +263,8 @@ async fn write(bucket: &Bucket, required: bool) -> Check {
         if denied && !required {
             return Check::new(NAME, Status::Note, "read-only: pull works, push does not");
         }
-        let hint = "the key needs to write to this bucket (B2: writeFiles, S3: s3:PutObject)";
-        return Check::from_error(NAME, bucket.explain(failure, "cannot write")).hint(hint);
+        let needed = "the key needs to write to this bucket (B2: writeFiles, S3: s3:PutObject)";
+        return refused(NAME, bucket, failure, "cannot write", needed);
     }
     let read_back = bucket.get_small(&key, 1024).await;
     let deleted = bucket.delete(&key).await;
@@ -263,5 +278,37 @@ async fn write(bucket: &Bucket, required: bool) -> Check {
         }
         (Err(failure), _) => Check::from_error(NAME, bucket.explain(failure, "cannot read back")),
         (Ok(_), _) => Check::new(NAME, Status::Failed, "what was written could not be read back"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(check: &Check) -> (Status, &str, bool) {
+        (check.status, check.detail.as_str(), check.hint.is_some())
+    }
+
+    #[test]
+    fn a_clock_is_near_or_far_off_either_way() {
+        assert_eq!(said(&clock(0)), (Status::Ok, "0 s off the store's clock", false));
+        for sign in [1, -1] {
+            assert_eq!(said(&clock(119 * sign)), (Status::Ok, "119 s off the store's clock", false));
+            assert_eq!(said(&clock(120 * sign)), (Status::Note, "120 s off the store's clock", true));
+            assert_eq!(said(&clock(86_400 * sign)), (Status::Note, "86400 s off the store's clock", true));
+        }
+        assert!(clock(-900).hint.unwrap().contains("15 minutes"));
+        // Not a failure: the store itself decides whether it is too much.
+        assert_eq!(Report { checks: vec![clock(i64::MIN), clock(i64::MAX)] }.failed(), None);
+    }
+
+    #[test]
+    fn there_is_much_space_or_little() {
+        assert_eq!(said(&disk_space(1 << 30)), (Status::Ok, "1.0 GiB free", false));
+        assert_eq!(said(&disk_space(5 << 40)), (Status::Ok, "5.0 TiB free", false));
+        assert_eq!(said(&disk_space((1 << 30) - 1)).0, Status::Note);
+        assert_eq!(said(&disk_space(0)), (Status::Note, "0 B free", true));
+        assert!(disk_space(3 << 20).hint.unwrap().contains("prune"));
+        assert_eq!(Report { checks: vec![disk_space(0)] }.failed(), None);
     }
 }

@@ -77,6 +77,8 @@ pub enum Action {
     Refuse(u16, &'static str, &'static str),
     /// Send a body that ends after so many bytes.
     Cut(usize),
+    /// Let it through, and answer by a clock that is so many seconds ahead.
+    Ahead(i64),
     /// Let it through when the gate is opened.
     Hold(Gate),
     /// Never answer.
@@ -203,12 +205,13 @@ async fn answer(
     let action = state.hook.lock().unwrap().as_ref().map_or(Action::Pass, |hook| hook(&seen));
     state.seen.lock().unwrap().push(seen.clone());
     state.came.notify_all();
-    let mut cut = None;
+    let (mut cut, mut ahead) = (None, None);
     match action {
         Action::Refuse(status, code, message) => return Ok(refusal(status, code, message)),
         Action::Hang => std::future::pending().await,
         Action::Hold(gate) => gate.pass().await,
         Action::Cut(length) => cut = Some(length),
+        Action::Ahead(seconds) => ahead = Some(seconds),
         Action::Pass => {}
     }
     let upload = seen.parameter("uploadId").map(String::from);
@@ -217,10 +220,16 @@ async fn answer(
     {
         return Ok(listed_parts(parts));
     }
-    let response = match service.call(request.map(Body::from)).await {
+    let mut response = match service.call(request.map(Body::from)).await {
         Ok(response) => response,
         Err(_) => return Ok(refusal(500, "InternalError", "the embedded server failed")),
     };
+    if let Some(seconds) = ahead {
+        let time = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(seconds);
+        let date =
+            jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&time).expect("a year of ours");
+        response.headers_mut().insert("date", date.parse().expect("ASCII"));
+    }
     if let (Some(upload), Some(number), true) = (upload, seen.part(), response.status().is_success()) {
         let etag = response.headers().get("etag").map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned());
         let part = (etag.unwrap_or_default(), size);
