@@ -1,13 +1,16 @@
-//! Limits on transfers: whatever they are, every byte arrives, and every byte is counted.
+//! Limits on transfers: they are kept, and whatever they are, every byte arrives, and every byte is counted. That bytes
+//! wait as long as the rate says is tested with a given time, in src/remote/transfer/rate.rs.
 #![cfg(unix)]
 
 mod common;
 
 use std::fs;
 use std::num::NonZeroU64;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::cache::Revision;
 use common::machine::Machine;
+use common::s3::{Action, Gate, Seen};
 use common::store::Store;
 use common::weights;
 use hf_cache_sync::remote::limit::Caps;
@@ -86,4 +89,58 @@ fn limited_commands_do_all_their_work() {
     let again = Machine::new(&store);
     again.ok(&[&["pull-all"], &limits[..]].concat());
     assert!(revision.snapshot(&again.hub()).join("large.bin").exists());
+}
+
+/// Every request for a blob is held: as many come as the limit allows, and one more when one is answered.
+#[test]
+fn no_more_requests_are_in_flight_than_the_limits_allow() {
+    let cases: [(usize, &str, &[&str]); 4] = [
+        (2, "org/mixed", &["--workers", "2"]),
+        (3, "org/mixed", &["--max-memory", "34MiB"]),
+        (2, "org/mixed", &["--max-memory", "33MiB", "--workers", "8"]),
+        // Each gets 64 KiB a second. A part would take minutes.
+        (3, "org/small", &["--bwlimit", "200kB/s"]),
+    ];
+    // More than is allowed of either kind: blobs that are one request, and parts.
+    let small = |all: Revision, n: u64| all.lfs(&format!("small-{n}.bin"), weights(n, 1000));
+    let large = |all: Revision, n: u64| all.lfs(&format!("large-{n}.bin"), weights(10 + n, 17 << 20));
+    let mixed = (1..=2).fold((1..=6).fold(Revision::new("model", "org/mixed"), small), large);
+    let revisions = [mixed, (11..=16).fold(Revision::new("model", "org/small"), small)];
+
+    let store = Store::new();
+    revisions.iter().for_each(|revision| revision.publish(&store));
+    for (most, repo, limits) in cases {
+        keeps_to(&store, &Machine::new(&store), ("GET", &["pull", repo]), limits, most);
+    }
+    let store = Store::new();
+    let source = Machine::new(&store);
+    revisions.iter().for_each(|revision| revision.write(&source.hub()));
+    for (most, repo, limits) in cases {
+        keeps_to(&store, &source, ("PUT", &["push", repo]), limits, most);
+    }
+}
+
+#[track_caller]
+fn keeps_to(store: &Store, machine: &Machine, (method, line): (&'static str, &[&str]), limits: &[&str], most: usize) {
+    let is_held = move |request: &Seen| request.is(method, "blobs/");
+    let (first, others, number) = (Gate::new(), Gate::new(), AtomicUsize::new(0));
+    let gates = [first.clone(), others];
+    store.server.on_request(move |request| match is_held(request) {
+        true => Action::Hold(gates[number.fetch_add(1, Ordering::SeqCst).min(1)].clone()),
+        false => Action::Pass,
+    });
+    let line = [line, limits].concat();
+    let running = machine.start(&line);
+    let come = |count: usize| {
+        let held = |seen: &[Seen]| seen.iter().filter(|request| is_held(request)).count();
+        store.server.wait_for(&format!("blob for {line:?}"), |seen| held(seen) >= count);
+        // Meanwhile the store serves another program, from its start to its end.
+        machine.ok(&["doctor"]);
+        assert_eq!(held(&store.server.take_seen()), count, "requests in flight for {line:?}");
+    };
+    come(most);
+    first.open();
+    come(1);
+    running.kill();
+    store.server.take_seen();
 }

@@ -209,4 +209,14 @@ mod tests {
         assert_eq!(paid(), first, "a second look takes nothing");
         assert!(Pace::new(&Rate::default()).poll(1 << 40, &mut task).is_ready());
     }
+
+    #[tokio::test]
+    async fn what_was_received_is_waited_for() {
+        let waits = async |rate: &Rate, bytes| tokio::time::timeout(Duration::ZERO, rate.wait(bytes)).await.is_err();
+        let rate = Rate::new(Some(per_second(1000)));
+        assert!(waits(&rate, 1 << 40).await);
+        assert!(waits(&rate.clone(), 1).await, "behind the others, whoever they are");
+        assert_eq!(rate.taken(), (1 << 40) + 1);
+        assert!(!waits(&Rate::default(), 1 << 40).await);
+    }
 }
