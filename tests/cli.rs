@@ -5,6 +5,7 @@
 mod common;
 
 use std::fs;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::cache::{COMMIT, OTHER, Revision};
 use common::machine::{Machine, Ran};
@@ -388,6 +389,38 @@ fn logs_hold_no_secret() {
         let said = format!("{}{}", ran.stdout, ran.stderr);
         assert!(!said.contains(SECRET_KEY), "{line:?}: {said}");
         assert!(!said.contains('\u{1b}') && !said.contains('\r'), "{line:?}: {said}");
+    }
+}
+
+/// What happens inside is told on stderr, and only to those who ask; RUST_LOG has the last word.
+#[test]
+fn debug_lines_are_for_stderr() {
+    let store = Store::new();
+    let mut machine = Machine::new(&store);
+    Revision::model("org/name").publish(&store);
+    let mut said = |filter: Option<&str>, line: &[&str]| {
+        match filter {
+            Some(filter) => machine.set("RUST_LOG", filter),
+            None => machine.unset("RUST_LOG"),
+        }
+        let asked = AtomicUsize::new(0);
+        store.server.on_request(move |request| match request.is_list() && asked.fetch_add(1, Ordering::SeqCst) == 0 {
+            true => Action::Refuse(503, "SlowDown", "no tomes available"),
+            false => Action::Pass,
+        });
+        let ran = machine.run(&[line, &["list", "--remote", "--json"]].concat());
+        assert_eq!(ran.code, 0, "{ran:#?}");
+        assert_eq!(json(&ran)["repos"].as_array().unwrap().len(), 1, "{ran:#?}");
+        ran.stderr
+    };
+    assert_eq!(said(None, &[]), "");
+    assert_eq!(said(Some("off"), &["-v"]), "");
+    for (filter, line) in
+        [(Some("hf_cache_sync=debug"), &[][..]), (Some("hf_cache_sync=debug"), &["-q"]), (None, &["-v"])]
+    {
+        let stderr = said(filter, line);
+        assert!(stderr.contains("DEBUG") && stderr.contains("request is tried again"), "{stderr}");
+        assert!(stderr.contains("no tomes available") && !stderr.contains("hyper"), "{stderr}");
     }
 }
 

@@ -235,10 +235,33 @@ async fn what_needs_no_configuration_works_beside_a_broken_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn colours_are_for_terminals_and_nothing_is_cut_in_a_pipe() {
+async fn nothing_is_cut_or_coloured_in_a_pipe() {
     let world = World::offline();
     let long = format!("models--org--{}", "x".repeat(90));
     world.snapshot(&long, 'a', &[("a", "a")], &["main"]);
     let run = world.run(&["list"]);
     assert!(run.out.contains(&format!("org/{}", "x".repeat(90))) && !run.out.contains('\u{1b}'), "{}", run.out);
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_terminal_has_colours_unless_it_wants_none_and_tables_fit_it() {
+    let world = World::offline();
+    world.snapshot(&format!("models--org--{}", "x".repeat(90)), 'a', &[("a", "a")], &["main"]);
+    let plain = |run: &cache::Run| console::strip_ansi_codes(&run.out).replace('\r', "");
+    let mut tables = Vec::new();
+    for (variable, coloured) in [(("LANG", "C"), true), (("NO_COLOR", "1"), false), (("TERM", "dumb"), false)] {
+        let run = world.run_on_terminal(60, variable, "list --no-progress");
+        assert_eq!((run.code, run.out.contains('\u{1b}')), (0, coloured), "{variable:?}: {}", run.text());
+        assert!(run.out.contains('…'), "{variable:?}: {}", run.text());
+        assert!(plain(&run).lines().all(|line| console::measure_text_width(line) <= 60), "{}", run.text());
+        tables.push(plain(&run));
+        let run = world.run_on_terminal(60, variable, "diff --no-progress");
+        assert_eq!((run.code, run.out.contains('\u{1b}')), (2, coloured), "{variable:?}: {}", run.text());
+        assert!(plain(&run).starts_with("error: no bucket is configured"), "{}", run.text());
+        // Each of the two streams by itself.
+        let run = world.run_on_terminal(60, variable, "list --no-progress | cat");
+        assert!(run.out.contains(&"x".repeat(90)) && !run.out.contains('\u{1b}'), "{variable:?}: {}", run.text());
+    }
+    assert!(tables.windows(2).all(|pair| pair[0] == pair[1]), "{tables:#?}");
 }

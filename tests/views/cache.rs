@@ -146,6 +146,24 @@ impl World {
         }
     }
 
+    /// Runs the binary on a terminal so many columns wide, with this variable as well; all that it shows there is `out`.
+    /// The terminal is that of script(1), from util-linux.
+    #[cfg(target_os = "linux")]
+    pub fn run_on_terminal(&self, columns: u16, (name, value): (&str, &str), args: &str) -> Run {
+        let line = format!("stty rows 24 cols {columns} && exec '{}' {args}", env!("CARGO_BIN_EXE_hf-cache-sync"));
+        let mut command = assert_cmd::Command::new("script");
+        command.args(["--quiet", "--return", "--command", &line, "/dev/null"]);
+        command.env_clear().current_dir(self.path("home")).env("HOME", self.path("home"));
+        command.env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("TERM", "xterm").env(name, value);
+        let output = command.env("HF_HUB_CACHE", self.path("hub")).timeout(Duration::from_secs(60)).output();
+        let output = output.expect("script, of util-linux, is there");
+        Run {
+            out: self.stable(&output.stdout),
+            err: self.stable(&output.stderr),
+            code: output.status.code().unwrap_or(-1),
+        }
+    }
+
     fn stable(&self, bytes: &[u8]) -> String {
         let mut text = String::from_utf8_lossy(bytes).replace(&*self.dir.path().to_string_lossy(), "[DIR]");
         if let Some(server) = &self.server {
