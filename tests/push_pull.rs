@@ -452,3 +452,30 @@ fn a_used_file_counts_as_used_now() {
     assert!(meta.accessed().unwrap() > long_ago);
     assert_eq!(meta.modified().unwrap(), long_ago);
 }
+
+/// A pull judges by the licence that is here already: the first one is never refused, and then none that has nothing to
+/// download.
+#[test]
+fn a_gated_repo_comes_once_and_then_only_where_it_is_allowed() {
+    let store = Store::new();
+    let first = Revision::model("org/gated").git("LICENSE", "You must accept this agreement.\n");
+    first.publish(&store);
+    for line in [&["pull", "org/gated"][..], &["pull-all"]] {
+        let machine = Machine::new(&store);
+        machine.ok(line);
+        first.assert_pulled(&machine.hub());
+    }
+    let machine = Machine::new(&store);
+    let pulled = machine.ok(&["pull", "org/gated"]);
+    let second = first.clone().git("more.json", "{}\n").at(OTHER);
+    second.publish(&store);
+    let before = visible(&machine.hub());
+    store.server.take_seen();
+    machine.run(&["pull", "org/gated"]).refused(1, &["org/gated", "LICENSE", "agreement", "team.allow_gated"]);
+    assert!(!store.server.take_seen().iter().any(|request| request.is("GET", "blobs/")));
+    assert_eq!(visible(&machine.hub()), before, "neither files nor the ref");
+    assert_eq!(machine.ok(&["pull", "org/gated", "-r", COMMIT]), pulled);
+    machine.configure("team:\n  allow_gated: true\n");
+    machine.ok(&["pull", "org/gated"]);
+    second.assert_pulled(&machine.hub());
+}
