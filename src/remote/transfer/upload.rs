@@ -156,13 +156,8 @@ async fn in_parts(context: &Context, blob: &Upload) -> Result<()> {
     let file = open_quietly(&blob.source).map_err(|e| unreadable(blob, &e))?;
     let before = file.metadata().map_err(|e| unreadable(blob, &e))?;
     let file = Arc::new(file);
-    let part_size = part_size(blob.size);
-    let none_sent = std::iter::repeat_n(false, blob.size.div_ceil(part_size) as usize);
-    let hashing = Hashing::new(&context.hashes, blob.id, blob.size, &file, part_size, none_sent);
-    // There is time to hash the first part while the store opens the upload.
-    hashing.moved(0, part_size.min(blob.size));
-    let (record, known) = open_upload(context, blob, part_size, before.modified().ok()).await?;
-    let sent = send_parts(context, blob, &file, &record, known, hashing).await;
+    let (record, known) = open_upload(context, blob, before.modified().ok()).await?;
+    let sent = send_parts(context, blob, &file, &record, known).await;
     let (parts, found) = match sent {
         Ok(sent) => sent,
         Err(error) => {
@@ -193,12 +188,7 @@ async fn give_up(context: &Context, blob: &Upload, record: &Record) {
 }
 
 /// Finds the parts of an earlier, interrupted upload of the same bytes, or starts a new one.
-async fn open_upload(
-    context: &Context,
-    blob: &Upload,
-    part_size: u64,
-    modified: Option<SystemTime>,
-) -> Result<(Record, Vec<Part>)> {
+async fn open_upload(context: &Context, blob: &Upload, modified: Option<SystemTime>) -> Result<(Record, Vec<Part>)> {
     let explain = |failure| context.bucket.explain(failure, &doing(blob));
     let path = context.layout.upload(&blob.id);
     let fresh = Record {
@@ -208,7 +198,7 @@ async fn open_upload(
         key: keys::blob(&blob.id),
         upload: String::new(),
         size: blob.size,
-        part_size,
+        part_size: part_size(blob.size),
         modified,
     };
     let earlier = std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok());
@@ -243,20 +233,19 @@ async fn send_parts(
     file: &Arc<File>,
     record: &Record,
     known: Vec<Part>,
-    hashing: Arc<Hashing>,
 ) -> Result<(Vec<Part>, BlobId)> {
     let count = blob.size.div_ceil(record.part_size);
-    let offset = |number: u64| (number - 1) * record.part_size;
-    let length = |number: u64| record.part_size.min(blob.size - offset(number));
+    let length = |number: u64| record.part_size.min(blob.size - (number - 1) * record.part_size);
     let mut parts: Vec<Option<Part>> = vec![None; count as usize];
     for part in known {
         let number = part.number as u64;
         if (1..=count).contains(&number) && part.size == length(number) {
             context.progress.event(Event::Moved { blob: blob.id, bytes: part.size });
-            hashing.moved(offset(number), offset(number) + part.size);
             parts[number as usize - 1] = Some(part);
         }
     }
+    let done = parts.iter().map(Option::is_some);
+    let hashing = Hashing::new(&context.hashes, blob.id, blob.size, file, record.part_size, done);
     let mut missing =
         (1..=count).filter(|number| parts[*number as usize - 1].is_none()).collect::<Vec<_>>().into_iter();
     let mut next = missing.next();
@@ -270,7 +259,7 @@ async fn send_parts(
                 next = missing.next();
                 let (context, blob, file) = (context.clone(), blob.clone(), file.clone());
                 let (key, upload) = (record.key.clone(), record.upload.clone());
-                let (offset, size) = (offset(number), length(number));
+                let (offset, size) = ((number - 1) * record.part_size, length(number));
                 hashing.moved(offset, offset + size);
                 running.spawn(async move {
                     let mut permit = permit;
