@@ -25,6 +25,13 @@ const FAST: f64 = 100e6;
 /// Shortest time over which throughput is compared.
 const WINDOW: Duration = Duration::from_millis(150);
 
+/// Requests in flight take memory by what they move: so many units of bytes each, at most,
+const UNIT: u64 = 64 << 10;
+/// since buffers do not grow any further,
+const UNITS_EACH: u64 = 6;
+/// and so many together, unless `--workers` says how many requests there are.
+const UNITS: usize = 384;
+
 /// What a run takes before it has any request in flight, in bytes: measured 19 MB, and room for the plan of some ten
 /// thousand files.
 const MEMORY_BASE: u64 = 31 << 20;
@@ -69,6 +76,8 @@ pub struct Limiter {
     sharers: AtomicUsize,
     /// A cap that several limiters share.
     together: Option<Arc<Semaphore>>,
+    /// Memory that several limiters share, in units.
+    room: Option<Arc<Semaphore>>,
 }
 
 /// One of the large blobs that share a limiter.
@@ -84,17 +93,18 @@ impl Limits {
         let most = [caps.memory, rate.requests()].into_iter().flatten().min().map(|most| most.max(1));
         if let Some(workers) = caps.workers {
             let workers = most.map_or(workers, |most| most.min(workers));
-            let one = Limiter::new(workers, workers, true, None);
+            let one = Limiter::new(workers, workers, true, None, None);
             return Limits { objects: one.clone(), parts: one, rate };
         }
         let far = round_trip.is_some_and(|time| time > FAR);
-        let (objects, parts) = if far { (256, 64) } else { (16, 4) };
+        let (objects, parts) = if far { (UNITS, 64) } else { (16, 4) };
         let together = most.map(|most| Arc::new(Semaphore::new(most)));
+        let room = Arc::new(Semaphore::new(UNITS));
         let limiter = |start: usize, usual: usize| {
             let most = most.map_or(usual, |most| most.min(usual));
-            Limiter::new(start.min(most), most, false, together.clone())
+            Limiter::new(start.min(most), most, false, together.clone(), Some(room.clone()))
         };
-        Limits { objects: limiter(objects, 256), parts: limiter(parts, 64), rate }
+        Limits { objects: limiter(objects, UNITS), parts: limiter(parts, 64), rate }
     }
 
     /// Tells how often the store has pushed back so far, in total.
@@ -134,11 +144,18 @@ pub struct Permit {
     limiter: Arc<Limiter>,
     permit: Option<OwnedSemaphorePermit>,
     _together: Option<OwnedSemaphorePermit>,
+    _room: Option<OwnedSemaphorePermit>,
     moved: u64,
 }
 
 impl Limiter {
-    fn new(start: usize, most: usize, fixed: bool, together: Option<Arc<Semaphore>>) -> Arc<Self> {
+    fn new(
+        start: usize,
+        most: usize,
+        fixed: bool,
+        together: Option<Arc<Semaphore>>,
+        room: Option<Arc<Semaphore>>,
+    ) -> Arc<Self> {
         let start = start.max(1);
         let control = Control {
             limit: start,
@@ -154,7 +171,7 @@ impl Limiter {
             pushed_back: 0,
         };
         let permits = Arc::new(Semaphore::new(start));
-        Arc::new(Limiter { permits, control: Mutex::new(control), sharers: 0.into(), together })
+        Arc::new(Limiter { permits, control: Mutex::new(control), sharers: 0.into(), together, room })
     }
 
     /// The most that can ever be in flight.
@@ -173,14 +190,24 @@ impl Limiter {
         self.lock().limit.div_ceil(self.sharers.load(Ordering::Relaxed).max(1))
     }
 
-    /// Waits for a permit.
-    pub async fn permit(self: &Arc<Self>) -> Permit {
+    /// How many may be in flight now.
+    pub fn limit(&self) -> usize {
+        self.lock().limit
+    }
+
+    /// Waits for a permit to move so many bytes.
+    pub async fn permit(self: &Arc<Self>, bytes: u64) -> Permit {
         let permit = self.permits.clone().acquire_owned().await.expect("the semaphore is never closed");
         let together = match &self.together {
             Some(together) => Some(together.clone().acquire_owned().await.expect("the semaphore is never closed")),
             None => None,
         };
-        Permit { limiter: self.clone(), permit: Some(permit), _together: together, moved: 0 }
+        let units = bytes.div_ceil(UNIT).clamp(1, UNITS_EACH) as u32;
+        let room = match &self.room {
+            Some(room) => Some(room.clone().acquire_many_owned(units).await.expect("the semaphore is never closed")),
+            None => None,
+        };
+        Permit { limiter: self.clone(), permit: Some(permit), _together: together, _room: room, moved: 0 }
     }
 
     fn pushed_back(&self, total: u64) {
@@ -267,7 +294,7 @@ mod tests {
 
     /// A store that takes `latency` for each object, and moves `most` bytes a second at the best.
     fn settle(latency: Duration, most: f64, object: u64) -> usize {
-        let limiter = Limiter::new(START, MOST, false, None);
+        let limiter = Limiter::new(START, MOST, false, None, None);
         let mut control = limiter.lock();
         let mut now = Instant::now();
         for _ in 0..200 {
@@ -292,7 +319,7 @@ mod tests {
 
     #[test]
     fn push_back_halves_and_a_fixed_number_stays() {
-        let limiter = Limiter::new(START, MOST, false, None);
+        let limiter = Limiter::new(START, MOST, false, None, None);
         limiter.pushed_back(1);
         limiter.pushed_back(1);
         assert_eq!(limiter.lock().limit, START / 2);
@@ -320,10 +347,11 @@ mod tests {
             Limits::new(Caps { workers: None, memory, rate }, Some(Duration::from_millis(30)))
         };
         let limits = capped(Some(3), None);
-        let mut held = vec![limits.objects.permit().await, limits.parts.permit().await, limits.objects.permit().await];
+        let mut held =
+            vec![limits.objects.permit(1).await, limits.parts.permit(1).await, limits.objects.permit(1).await];
         let waits = |limiter: &Arc<Limiter>| {
             let limiter = limiter.clone();
-            async move { tokio::time::timeout(Duration::ZERO, limiter.permit()).await.is_err() }
+            async move { tokio::time::timeout(Duration::ZERO, limiter.permit(1)).await.is_err() }
         };
         assert!(waits(&limits.objects).await && waits(&limits.parts).await);
         held.pop();
@@ -339,9 +367,35 @@ mod tests {
         assert_eq!(one.parts.lock().limit, 1);
     }
 
+    #[tokio::test]
+    async fn what_is_in_flight_takes_memory_by_its_size() {
+        let limits = Limits::new(Caps::default(), Some(Duration::from_millis(30)));
+        let mut held = Vec::new();
+        for _ in 0..32 {
+            held.push(limits.parts.permit(32 << 20).await);
+            held.push(limits.objects.permit(200_000).await);
+        }
+        // 32 times 6 and 4 units: 64 are left, for as many small ones.
+        for _ in 0..64 {
+            held.push(limits.objects.permit(20_000).await);
+        }
+        let waits = async |limiter: &Arc<Limiter>, bytes| {
+            tokio::time::timeout(Duration::ZERO, limiter.permit(bytes)).await.is_err()
+        };
+        assert!(waits(&limits.objects, 1).await && waits(&limits.parts, 1 << 20).await);
+        held.pop();
+        assert!(waits(&limits.objects, 65_537).await && !waits(&limits.objects, 65_536).await);
+        // Who asks for a number gets it.
+        let fixed = Limits::new(Caps { workers: Some(200), ..Caps::default() }, Some(Duration::from_millis(30)));
+        for _ in 0..200 {
+            held.push(fixed.objects.permit(8 << 20).await);
+        }
+        assert!(waits(&fixed.parts, 1).await);
+    }
+
     #[test]
     fn large_blobs_share_the_limit() {
-        let limiter = Limiter::new(8, 64, false, None);
+        let limiter = Limiter::new(8, 64, false, None, None);
         let first = limiter.share();
         assert_eq!(limiter.streams(), 8);
         let others: Vec<_> = (0..3).map(|_| limiter.share()).collect();
@@ -354,10 +408,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_lower_limit_takes_permits_back() {
-        let limiter = Limiter::new(START, MOST, false, None);
+        let limiter = Limiter::new(START, MOST, false, None, None);
         let mut held = Vec::new();
         for _ in 0..START {
-            held.push(limiter.permit().await);
+            held.push(limiter.permit(1).await);
         }
         limiter.pushed_back(1);
         held.clear();

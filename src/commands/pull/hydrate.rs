@@ -19,7 +19,7 @@ use crate::commands::{Amount, wait_for};
 use crate::error::{Error, Result};
 use crate::ids::{BlobId, RepoName};
 use crate::progress::Event;
-use crate::remote::transfer::download::{Fetch, SINGLE_GET, download, forget};
+use crate::remote::transfer::download::{Fetch, SINGLE_GET, download, forget, requests};
 use crate::remote::transfer::{Context, blocking, pool};
 
 /// Up to this size fetching a blob twice costs less than a lock file, which would stay for ever.
@@ -97,7 +97,7 @@ pub async fn hydrate(context: &Context, plans: &[Plan], kind: LinkKind, now: Sys
     pool::run(
         jobs.into_values().collect(),
         &context.limits,
-        |job: &Job| job.fetch.size > SINGLE_GET,
+        |job: &Job| requests(job.fetch.size),
         |job| {
             let context = context.clone();
             async move {

@@ -15,7 +15,7 @@ use crate::ids::BlobId;
 use crate::progress::Event;
 use crate::remote::client::Condition;
 use crate::remote::error::Cause;
-use crate::remote::transfer::upload::{SINGLE_PUT, Upload, upload};
+use crate::remote::transfer::upload::{SINGLE_PUT, Upload, requests, upload};
 use crate::remote::transfer::{Context, pool};
 use crate::remote::{keys, lookup};
 
@@ -53,7 +53,7 @@ async fn send_blobs(context: &Context, plan: &Plan, report: &mut Report) -> Hash
     pool::run(
         uploads.collect(),
         &context.limits,
-        |blob: &Upload| blob.size > SINGLE_PUT,
+        |blob: &Upload| requests(blob.size),
         |blob| {
             let context = context.clone();
             async move {

@@ -88,6 +88,11 @@ pub fn forget(layout: &crate::cache::layout::Layout, blob: &BlobId) {
     }
 }
 
+/// How many requests a blob can have in flight, when it is large; 0 for one that is a single request.
+pub fn requests(size: u64) -> u64 {
+    if size <= SINGLE_GET { 0 } else { size.div_ceil(2 * PART) }
+}
+
 /// Bytes of this blob that an earlier run has left, which need no space any more: of a large one, since small ones are
 /// fetched anew.
 pub fn already_there(layout: &crate::cache::layout::Layout, blob: &BlobId, size: u64) -> u64 {
@@ -183,7 +188,7 @@ async fn range(
 }
 
 async fn whole(context: &Context, blob: &Fetch) -> Result<PathBuf> {
-    let mut permit = context.limits.objects.permit().await;
+    let mut permit = context.limits.objects.permit(blob.size).await;
     let name = format!("{}.{:08x}.small", blob.id, rand::random::<u32>());
     let target = Target::create(context, context.layout.partial(&blob.id).with_file_name(name))?;
     let remove = RemoveOnDrop(Some(target.path.clone()));
@@ -327,7 +332,7 @@ async fn fetch_parts(context: &Context, blob: &Fetch, target: &Target, journal: 
         let streams = context.limits.parts.streams();
         let behind = hashing.is_behind(streams);
         tokio::select! {
-            permit = context.limits.parts.permit(), if next.is_some() && running.len() < streams && !behind => {
+            permit = context.limits.parts.permit(PART), if next.is_some() && running.len() < streams && !behind => {
                 let parts = next.expect("checked by the branch");
                 next = missing.next();
                 let (context, blob, target, hashing) = (context.clone(), blob.clone(), target.clone(), hashing.clone());

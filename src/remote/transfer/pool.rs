@@ -6,45 +6,74 @@ use tokio::task::JoinSet;
 
 use crate::remote::limit::Limits;
 
-/// Large blobs that are worked on at once; each of them uses many requests.
+/// Large blobs that are worked on at once at the least; each of them uses many requests.
 const LARGE_AT_ONCE: usize = 4;
 
-/// Runs `job` on every item, large ones first, and hands each result to `done` as it comes. Large ones share the limit of
-/// parts from the start, so that none begins as if it were alone. All jobs are aborted when the returned future is dropped.
+/// Large items that are worked on.
+#[derive(Default)]
+struct Large {
+    items: usize,
+    /// What they can have in flight.
+    requests: u64,
+}
+
+impl Large {
+    /// Whether they use so little of what may be in flight that another one should begin. Some more than fit are
+    /// welcome, since one that begins or ends has less in flight than it could.
+    fn is_too_few(&self, limit: usize, most: usize) -> bool {
+        self.items < most && (self.items < LARGE_AT_ONCE || self.requests < limit as u64 * 3 / 2)
+    }
+}
+
+/// Runs `job` on every item, large ones first, and hands each result to `done` as it comes. `requests` says how many
+/// requests a large item can have in flight, and 0 of a small one: of those that have few, more are worked on at once, so that
+/// they use what may be in flight. Large ones share the limit of parts from the start, so that none begins as if it were
+/// alone. All jobs are aborted when the returned future is dropped.
 pub async fn run<T, R, F>(
     items: Vec<T>,
     limits: &Limits,
-    is_large: impl Fn(&T) -> bool,
+    requests: impl Fn(&T) -> u64,
     job: impl Fn(T) -> F,
     mut done: impl FnMut(R),
 ) where
     R: Send + 'static,
     F: Future<Output = R> + Send + 'static,
 {
-    let (large, small): (Vec<T>, Vec<T>) = items.into_iter().partition(is_large);
+    let (large, small): (Vec<T>, Vec<T>) = items.into_iter().partition(|item| requests(item) > 0);
     let (mut large, mut small) = (large.into_iter(), small.into_iter());
-    let mut running: JoinSet<(bool, R)> = JoinSet::new();
+    let mut running: JoinSet<(u64, R)> = JoinSet::new();
     let most = limits.objects.ceiling().max(1);
-    let mut free = [most, LARGE_AT_ONCE.min(most)];
+    let (mut large_running, mut small_running) = (Large::default(), 0);
     loop {
-        for (is_large, queue) in [(true, &mut large), (false, &mut small)] {
-            while free[usize::from(is_large)] > 0
-                && let Some(item) = queue.next()
-            {
-                free[usize::from(is_large)] -= 1;
-                let share = is_large.then(|| limits.parts.share());
-                let work = job(item);
-                running.spawn(async move {
-                    let result = work.await;
-                    drop(share);
-                    (is_large, result)
-                });
-            }
+        while large_running.is_too_few(limits.parts.limit(), most)
+            && let Some(item) = large.next()
+        {
+            let requests = requests(&item);
+            large_running.items += 1;
+            large_running.requests += requests;
+            let share = limits.parts.share();
+            let work = job(item);
+            running.spawn(async move {
+                let result = work.await;
+                drop(share);
+                (requests, result)
+            });
+        }
+        while small_running < most
+            && let Some(item) = small.next()
+        {
+            small_running += 1;
+            let work = job(item);
+            running.spawn(async move { (0, work.await) });
         }
         match running.join_next().await {
             None => return,
-            Some(Ok((was_large, result))) => {
-                free[usize::from(was_large)] += 1;
+            Some(Ok((requests, result))) => {
+                match requests {
+                    0 => small_running -= 1,
+                    _ => large_running.items -= 1,
+                }
+                large_running.requests -= requests;
                 done(result);
             }
             Some(Err(failed)) => match failed.try_into_panic() {
@@ -52,5 +81,28 @@ pub async fn run<T, R, F>(
                 Err(_) => return,
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many items of so many requests each are worked on at once.
+    fn at_once(requests: u64, limit: usize, most: usize) -> usize {
+        let mut large = Large::default();
+        while large.is_too_few(limit, most) {
+            large.items += 1;
+            large.requests += requests;
+        }
+        large.items
+    }
+
+    #[test]
+    fn blobs_that_need_few_requests_are_many_at_once() {
+        // Far: half a gigabyte each, 40 MB, 15 MB.
+        assert_eq!([64, 5, 2].map(|requests| at_once(requests, 64, 384)), [4, 20, 48]);
+        // Near, with one worker, with three.
+        assert_eq!([at_once(2, 4, 256), at_once(2, 1, 1), at_once(64, 3, 3)], [4, 1, 3]);
     }
 }

@@ -76,6 +76,11 @@ pub async fn upload(context: &Context, blob: &Upload) -> Result<()> {
     sent
 }
 
+/// How many requests a blob can have in flight, when it is large; 0 for one that is a single request.
+pub fn requests(size: u64) -> u64 {
+    if size <= SINGLE_PUT { 0 } else { size.div_ceil(part_size(size)) }
+}
+
 fn doing(blob: &Upload) -> String {
     format!("cannot push blob {} ({})", blob.id, blob.label)
 }
@@ -94,7 +99,7 @@ fn unreadable(blob: &Upload, error: &std::io::Error) -> Error {
 }
 
 async fn from_memory(context: &Context, blob: &Upload) -> Result<()> {
-    let mut permit = context.limits.objects.permit().await;
+    let mut permit = context.limits.objects.permit(blob.size).await;
     let task = blob.clone();
     let bytes: Bytes = blocking(move || -> Result<Bytes> {
         let file = open_quietly(&task.source).map_err(|e| unreadable(&task, &e))?;
@@ -115,7 +120,7 @@ async fn from_memory(context: &Context, blob: &Upload) -> Result<()> {
 }
 
 async fn streamed(context: &Context, blob: &Upload) -> Result<()> {
-    let mut permit = context.limits.objects.permit().await;
+    let mut permit = context.limits.objects.permit(blob.size).await;
     let file = Arc::new(open_quietly(&blob.source).map_err(|e| unreadable(blob, &e))?);
     let local_error: Slot = Arc::default();
     let body = |pulse: &Pulse| {
@@ -254,7 +259,7 @@ async fn send_parts(
         let streams = context.limits.parts.streams();
         let behind = hashing.is_behind(streams);
         tokio::select! {
-            permit = context.limits.parts.permit(), if next.is_some() && running.len() < streams && !behind => {
+            permit = context.limits.parts.permit(PART), if next.is_some() && running.len() < streams && !behind => {
                 let number = next.expect("checked by the branch");
                 next = missing.next();
                 let (context, blob, file) = (context.clone(), blob.clone(), file.clone());
