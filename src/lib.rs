@@ -13,9 +13,10 @@
 //!        blobs, tree, snapshot, ref    commands::pull::hydrate   commands::pull::plan
 //! ```
 //!
-//! Layers, each importing only those before it: [`error`], [`ids`], [`hash`], [`manifest`], [`progress`], [`interrupt`], [`lossy`]; then
-//! [`config`], [`cache`], [`remote`]; then [`commands`]; then [`cli`] and [`ui`]; then `main.rs`. Plans are made by pure
-//! functions; executors carry them out and decide no policy; only [`ui`] prints, only `main.rs` exits.
+//! Layers, each importing only those before it: [`error`], [`ids`], [`hash`], [`manifest`], [`progress`],
+//! [`interrupt`], [`lossy`]; then [`config`], [`cache`], [`remote`]; then [`commands`]; then [`cli`] and [`ui`]; then
+//! `main.rs`. Plans are made by pure functions; executors carry them out and decide no policy; only [`ui`] prints, only
+//! `main.rs` exits.
 
 pub mod cache;
 pub mod cli;

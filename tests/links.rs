@@ -1,4 +1,5 @@
-//! Links, by the seam where their kind is chosen: what a cache without symbolic links, or without any, gets from a pull.
+//! Links, by the seam where their kind is chosen: what a cache without symbolic links, or without any, gets from a
+//! pull.
 #![cfg(unix)]
 
 mod common;

@@ -1,5 +1,5 @@
-//! A lean S3 server for the comparison: it serves objects from memory and forgets the bodies of large uploads, so that the
-//! client and not the server is what is measured. It checks no signatures. A delay before each answer and a cap on
+//! A lean S3 server for the comparison: it serves objects from memory and forgets the bodies of large uploads, so that
+//! the client and not the server is what is measured. It checks no signatures. A delay before each answer and a cap on
 //! each connection make it a far store.
 //!
 //! ```text
@@ -29,8 +29,8 @@ use hyper_util::rt::TokioIo;
 
 /// Uploads up to this size are kept, so that manifests and refs can be read back.
 const KEPT: usize = 4 << 20;
-/// Objects of `--data` up to this size have their MD5 as ETag, as if one PUT had written them. All others have ETags of the
-/// form that multipart uploads have, which no client takes for an MD5: hashing uploads would cost the server time.
+/// Objects of `--data` up to this size have their MD5 as ETag, as if one PUT had written them. All others have ETags of
+/// the form that multipart uploads have, which no client takes for an MD5: hashing uploads would cost the server time.
 const HASHED: usize = 8 << 20;
 /// Bytes handed to a connection at a time.
 const CHUNK: usize = 256 << 10;

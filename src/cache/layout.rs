@@ -148,7 +148,8 @@ pub fn blob_of_temporary(name: &str) -> Option<BlobId> {
 }
 
 /// The shared-store entry that the link text of `blobs/<etag>` points to: `<2 hex>/<xet hash>`, relative to the
-/// store; `None` when it points elsewhere. `blobs` is the folder that holds the link. The root may be spelled with `..`.
+/// store; `None` when it points elsewhere. `blobs` is the folder that holds the link. The root may be spelled with
+/// `..`.
 pub fn shared_target(store: &Path, blobs: &Path, target: &Path) -> Option<PathBuf> {
     let resolved = normalized(&blobs.join(target));
     let inside = resolved.strip_prefix(normalized(store)).ok()?;

@@ -61,8 +61,8 @@ pub fn try_client_lock_if_there(layout: &Layout, repo: &RepoName, blob: &BlobId)
     }
 }
 
-/// Whether another process holds huggingface_hub's lock on a blob, or may hold it, since the lock file cannot be opened.
-/// Looks at a lock file that is there, makes none.
+/// Whether another process holds huggingface_hub's lock on a blob, or may hold it, since the lock file cannot be
+/// opened. Looks at a lock file that is there, makes none.
 pub fn is_client_locked(layout: &Layout, repo: &RepoName, blob: &BlobId) -> bool {
     !matches!(try_client_lock_if_there(layout, repo, blob), Ok(Some(_)))
 }
@@ -101,8 +101,8 @@ pub fn try_store_lock(path: &Path) -> Result<Option<Lock>> {
     Ok(lock.filter(Lock::is_real))
 }
 
-/// Tries to take the lock on the upload of a large blob, which excludes a second push of the same blob from this cache: both
-/// would go on with the same parts. `None` while another process has it.
+/// Tries to take the lock on the upload of a large blob, which excludes a second push of the same blob from this cache:
+/// both would go on with the same parts. `None` while another process has it.
 ///
 /// # Errors
 /// When the lock file cannot be created.

@@ -369,8 +369,8 @@ pub fn write_small(layout: &Layout, path: &Path, content: &[u8], sync: bool) -> 
     written.map_err(|e| Error::io("cannot write", path, &e))
 }
 
-/// A name beside a file whose folder is on another file system than the tool's own, to be renamed at once. It ends as the
-/// client's own temporaries do.
+/// A name beside a file whose folder is on another file system than the tool's own, to be renamed at once. It ends as
+/// the client's own temporaries do.
 fn beside(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(format!(".{:08x}.tmp", rand::random::<u32>()));

@@ -57,9 +57,9 @@ pub fn read_small(path: &Path, limit: u64) -> io::Result<Option<Vec<u8>>> {
     Ok((bytes.len() as u64 <= limit).then_some(bytes))
 }
 
-/// Where memory to read into has to begin. Allocators begin large blocks 16 bytes into a page; copying from the page cache
-/// to there is four times slower on some processors (`rep movsb` on AMD's Zen 3, whenever the target is 1 to 31 bytes
-/// further in its page than the source).
+/// Where memory to read into has to begin. Allocators begin large blocks 16 bytes into a page; copying from the page
+/// cache to there is four times slower on some processors (`rep movsb` on AMD's Zen 3, whenever the target is 1 to 31
+/// bytes further in its page than the source).
 const ALIGNED: usize = 64;
 
 /// Memory to read a file into, slice by slice.

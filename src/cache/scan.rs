@@ -559,8 +559,8 @@ impl<'a> RepoScan<'a> {
         self.repo.blobs.contains_key(&id)
     }
 
-    /// The name in `blobs/` that a link in the snapshot folder `dir` points to. The client's own link text is recognised
-    /// as it is; other spellings (absolute, through a linked cache root) are resolved.
+    /// The name in `blobs/` that a link in the snapshot folder `dir` points to. The client's own link text is
+    /// recognised as it is; other spellings (absolute, through a linked cache root) are resolved.
     fn first_hop<'t>(&self, dir: &Path, target: &'t Path, depth: usize) -> Option<Cow<'t, str>> {
         let text = target.to_str()?;
         let mut rest = text;
@@ -712,8 +712,8 @@ fn blob(meta: &Metadata, place: Place, placed: Option<SystemTime>) -> Blob {
     Blob { size: meta.len(), place, inode: inode(meta), accessed, modified, placed }
 }
 
-/// Bytes that an unfinished file takes on disk, as far as the system tells: one that is as long as the blob from the start
-/// may still be mostly a hole.
+/// Bytes that an unfinished file takes on disk, as far as the system tells: one that is as long as the blob from the
+/// start may still be mostly a hole.
 pub fn on_disk(meta: &Metadata) -> u64 {
     inode(meta).map_or(meta.len(), |inode| inode.allocated.min(meta.len()))
 }

@@ -116,7 +116,8 @@ fn beside(payload: &Path, end: &str) -> PathBuf {
     payload.with_file_name(name)
 }
 
-/// The listed links that do lead to this payload; `None` when the list is missing or unreadable, or one of the links is.
+/// The listed links that do lead to this payload; `None` when the list is missing or unreadable, or one of the links
+/// is.
 fn references(layout: &Layout, payload: &Path) -> Option<BTreeSet<PathBuf>> {
     let list = beside(payload, ".refs");
     if !fs::symlink_metadata(&list).is_ok_and(|meta| meta.is_file()) {

@@ -1,8 +1,9 @@
-//! The compression of SHA-256 (FIPS 180-4, 6.2) for several messages in step, on processors that have instructions for it.
+//! The compression of SHA-256 (FIPS 180-4, 6.2) for several messages in step, on processors that have instructions for
+//! it.
 //!
-//! In one message every round waits for the one before, and the SHA unit idles meanwhile. Rounds of other messages fill the
-//! gaps: measured on an AMD Zen 3, two messages take 0.70 of the time, four 0.53. No crate that is kept well offers it.
-//! This is the only file with unsafe code: one call, of a function that the processor was asked for.
+//! In one message every round waits for the one before, and the SHA unit idles meanwhile. Rounds of other messages fill
+//! the gaps: measured on an AMD Zen 3, two messages take 0.70 of the time, four 0.53. No crate that is kept well offers
+//! it. This is the only file with unsafe code: one call, of a function that the processor was asked for.
 
 /// Messages that are hashed in step at the most: their registers are all in use by then.
 pub const MOST: usize = 4;
@@ -40,7 +41,8 @@ mod x86 {
     use super::{Block, State};
     use std::arch::x86_64::*;
 
-    // No closures over registers: those do not become part of functions that are compiled for other instructions than usual.
+    // No closures over registers: those do not become part of functions that are compiled for other instructions than
+    // usual.
 
     /// The round constants, four rounds a row.
     #[rustfmt::skip]

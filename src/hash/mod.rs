@@ -53,8 +53,8 @@ impl BlobHasher {
         }
     }
 
-    /// Feeds the next bytes of several blobs. On processors where [`is_faster_together`] that is much faster than feeding one
-    /// after the other, best with [`MOST_TOGETHER`] blobs and the same number of bytes for each.
+    /// Feeds the next bytes of several blobs. On processors where [`is_faster_together`] that is much faster than
+    /// feeding one after the other, best with [`MOST_TOGETHER`] blobs and the same number of bytes for each.
     pub fn update_together(feeds: &mut [(&mut BlobHasher, &[u8])]) {
         let mut messages = Vec::with_capacity(feeds.len());
         for (hasher, bytes) in feeds {

@@ -1,8 +1,8 @@
 //! How many requests are in flight: a fixed cap by `--workers`, else a number that follows what is measured.
 //!
-//! A limiter starts low at a near store and high at a far one ([`Limits::new`]), and grows while more requests in flight
-//! move more. When the store pushes back (503, 429, broken connections), it halves. Small objects and parts of large
-//! blobs have different optima, so each has a limiter of its own; a fixed cap is one limiter for both.
+//! A limiter starts low at a near store and high at a far one ([`Limits::new`]), and grows while more requests in
+//! flight move more. When the store pushes back (503, 429, broken connections), it halves. Small objects and parts of
+//! large blobs have different optima, so each has a limiter of its own; a fixed cap is one limiter for both.
 
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,8 +19,8 @@ const FAR: Duration = Duration::from_millis(8);
 const LEAST: usize = 2;
 /// What an object counts beside its bytes: the fixed cost of a request, expressed in bytes.
 const OBJECT_COST: u64 = 64 << 10;
-/// A request that moves more than this many bytes a second waits for this machine and not for the store: more of them at
-/// once would only bring the parts of a blob out of order.
+/// A request that moves more than this many bytes a second waits for this machine and not for the store: more of them
+/// at once would only bring the parts of a blob out of order.
 const FAST: f64 = 100e6;
 /// Shortest time over which throughput is compared.
 const WINDOW: Duration = Duration::from_millis(150);

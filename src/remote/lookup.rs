@@ -43,8 +43,8 @@ struct Listing {
 ///
 /// # Errors
 /// [`crate::error::Kind::NotFound`] with the nearest names or the revisions that are there,
-/// [`crate::error::Kind::Usage`] when several types or commits fit, [`crate::error::Kind::Integrity`] when what is found
-/// is not valid.
+/// [`crate::error::Kind::Usage`] when several types or commits fit, [`crate::error::Kind::Integrity`] when what is
+/// found is not valid.
 pub async fn find(bucket: &Bucket, query: &RepoQuery, revision: Option<&str>) -> Result<Found> {
     let doing = format!("cannot look up {query} in bucket '{}'", bucket.name());
     // Most likely the ref is under the key that all versions know: it is read while the listings are under way.

@@ -1,9 +1,9 @@
-//! The fast path for blobs: a GET or PUT is signed and handed to the SDK's own connections, without the machinery that the
-//! SDK sets up anew for every request. That machinery costs more than moving a small blob does.
+//! The fast path for blobs: a GET or PUT is signed and handed to the SDK's own connections, without the machinery that
+//! the SDK sets up anew for every request. That machinery costs more than moving a small blob does.
 //!
 //! Connections, TLS, proxies, the endpoint and the signature are the SDK's. What is learned from its first listing is
-//! where requests go. Only success is judged here: any other answer leaves the request to the SDK, which knows all reasons
-//! why a store refuses one, so that nothing but speed depends on this path.
+//! where requests go. Only success is judged here: any other answer leaves the request to the SDK, which knows all
+//! reasons why a store refuses one, so that nothing but speed depends on this path.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock};

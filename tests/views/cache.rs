@@ -146,8 +146,8 @@ impl World {
         }
     }
 
-    /// Runs the binary on a terminal so many columns wide, with this variable as well; all that it shows there is `out`.
-    /// The terminal is that of script(1), from util-linux.
+    /// Runs the binary on a terminal so many columns wide, with this variable as well; all that it shows there is
+    /// `out`. The terminal is that of script(1), from util-linux.
     #[cfg(target_os = "linux")]
     pub fn run_on_terminal(&self, columns: u16, (name, value): (&str, &str), args: &str) -> Run {
         let line = format!("stty rows 24 cols {columns} && exec '{}' {args}", env!("CARGO_BIN_EXE_hf-cache-sync"));

@@ -11,7 +11,8 @@ use crate::remote::catalog::{Catalog, Repo, Revision};
 use crate::remote::keys;
 
 impl Row {
-    /// Whether a push or a pull has something to do about it. Neither has about what only this cache has of a gated repo.
+    /// Whether a push or a pull has something to do about it. Neither has about what only this cache has of a gated
+    /// repo.
     pub fn differs(&self) -> bool {
         let left_out = self.gated && self.status == Status::LocalOnly;
         (self.status != Status::InSync && !left_out) || !self.missing_blobs.is_empty()

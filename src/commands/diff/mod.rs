@@ -1,8 +1,8 @@
 //! `diff`: this cache against the bucket, revision by revision.
 //!
 //! What this cache would publish is compared with what the bucket lists. Manifests that both sides have are read only
-//! where the listing does not prove them equal; those that only the bucket has are not read at all, unless `--deep` asks
-//! for it or their name is ambiguous (see [`crate::remote::catalog`]). [`compare`] decides (pure).
+//! where the listing does not prove them equal; those that only the bucket has are not read at all, unless `--deep`
+//! asks for it or their name is ambiguous (see [`crate::remote::catalog`]). [`compare`] decides (pure).
 
 pub mod compare;
 

@@ -134,8 +134,8 @@ pub async fn hydrate(context: &Context, plans: &[Plan], kind: LinkKind, now: Sys
     outcomes
 }
 
-/// Makes new snapshots beside the downloads, where their links can be made before the blobs are there. What cannot be made
-/// now is made, and its failure told, by [`assemble`].
+/// Makes new snapshots beside the downloads, where their links can be made before the blobs are there. What cannot be
+/// made now is made, and its failure told, by [`assemble`].
 fn stage(layout: &Layout, plans: &Arc<[Plan]>, kind: LinkKind) -> impl Future<Output = Vec<Option<Staged>>> + use<> {
     let count = plans.len();
     let (layout, plans) = (layout.clone(), plans.clone());

@@ -44,7 +44,8 @@ pub struct FetchAction {
     pub path: RepoPath,
     /// Why.
     pub reason: FetchReason,
-    /// Another repo of this cache that has it: it is shared, and fetched only when its bytes are not what they should be.
+    /// Another repo of this cache that has it: it is shared, and fetched only when its bytes are not what they should
+    /// be.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub donor: Option<RepoName>,
 }

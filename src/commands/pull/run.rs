@@ -125,9 +125,9 @@ pub async fn borrow(layout: &Layout, mut plans: Vec<Plan>) -> Vec<Plan> {
     .await
 }
 
-/// Carries the plans, made under this `lock`, out together, those of the bucket first; the outcomes are in their order. What is complete is
-/// only marked as used, which a read-only cache allows. What the bucket does not give comes from the Hub, where that
-/// is wanted.
+/// Carries the plans, made under this `lock`, out together, those of the bucket first; the outcomes are in their order.
+/// What is complete is only marked as used, which a read-only cache allows. What the bucket does not give comes from
+/// the Hub, where that is wanted.
 ///
 /// # Errors
 /// When there is not enough disk space, or the cache cannot be written to at all.

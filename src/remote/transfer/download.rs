@@ -80,8 +80,8 @@ pub async fn download(context: &Context, blob: &Fetch) -> Result<PathBuf> {
     fetched
 }
 
-/// Removes what stands beside the partial file of a large blob, once that has moved to its place. Until then an interrupted
-/// run finds all of it again.
+/// Removes what stands beside the partial file of a large blob, once that has moved to its place. Until then an
+/// interrupted run finds all of it again.
 pub fn forget(layout: &crate::cache::layout::Layout, blob: &BlobId) {
     for extension in ["parts", "lock"] {
         let _ = std::fs::remove_file(layout.partial(blob).with_extension(extension));

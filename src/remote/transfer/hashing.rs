@@ -1,8 +1,8 @@
 //! The hashes of large blobs while their parts are moved in any order, in either direction.
 //!
-//! The hash follows in the file, on a thread of its own: what has just been moved is read back from the page cache, which
-//! costs little beside hashing it. In return it does not matter in which order parts come, and several blobs can be hashed in
-//! step, which takes much less time than one after the other.
+//! The hash follows in the file, on a thread of its own: what has just been moved is read back from the page cache,
+//! which costs little beside hashing it. In return it does not matter in which order parts come, and several blobs can
+//! be hashed in step, which takes much less time than one after the other.
 
 use std::fs::File;
 use std::io;
@@ -95,7 +95,8 @@ impl Hashes {
         ready.into_iter().take(self.lanes).filter_map(|(blob, _)| blob.take()).collect()
     }
 
-    /// Starts a thread that hashes, if there is enough for it to do. Threads that are there look for more by themselves.
+    /// Starts a thread that hashes, if there is enough for it to do. Threads that are there look for more by
+    /// themselves.
     fn start(self: &Arc<Self>) {
         let mut active = self.lock();
         if active.threads < MOST_TOGETHER.div_ceil(self.lanes) {

@@ -2,8 +2,8 @@
 //!
 //! [`upload`] sends a blob in one request or in parallel parts while it is hashed; [`download`] fetches it in one
 //! request or in parallel ranges into a partial file of our own, and says that it is complete only after its hash
-//! matched. Both run under the same [`Limits`]. Memory is bounded by requests in flight times a read slice, whatever the
-//! size of the blobs.
+//! matched. Both run under the same [`Limits`]. Memory is bounded by requests in flight times a read slice, whatever
+//! the size of the blobs.
 
 pub mod download;
 mod flush;

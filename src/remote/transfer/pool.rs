@@ -26,9 +26,9 @@ impl Large {
 }
 
 /// Runs `job` on every item, large ones first, and hands each result to `done` as it comes. `requests` says how many
-/// requests a large item can have in flight, and 0 of a small one: of those that have few, more are worked on at once, so that
-/// they use what may be in flight. Large ones share the limit of parts from the start, so that none begins as if it were
-/// alone. All jobs are aborted when the returned future is dropped.
+/// requests a large item can have in flight, and 0 of a small one: of those that have few, more are worked on at once,
+/// so that they use what may be in flight. Large ones share the limit of parts from the start, so that none begins as
+/// if it were alone. All jobs are aborted when the returned future is dropped.
 pub async fn run<T, R, F>(
     items: Vec<T>,
     limits: &Limits,

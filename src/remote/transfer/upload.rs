@@ -3,8 +3,8 @@
 //! Up to `IN_MEMORY` bytes: read, hashed, sent. Up to [`SINGLE_PUT`]: streamed from the file and hashed on the way;
 //! the last slice is held back until the hash matched, so that the store never gets a complete wrong object.
 //! Larger: parallel parts, with the file hashed beside (`hashing.rs`), and the object completed only when the hash
-//! matched and the file was not changed meanwhile. The parts of an interrupted upload are found again through a small record
-//! in our own state folder.
+//! matched and the file was not changed meanwhile. The parts of an interrupted upload are found again through a small
+//! record in our own state folder.
 
 use std::fs::File;
 use std::pin::Pin;
