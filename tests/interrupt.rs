@@ -383,10 +383,10 @@ fn fails_after(few: usize, action: Action) -> (Store, Machine) {
 #[test]
 fn a_store_that_is_lost_is_not_waited_for_by_each_blob() {
     let (store, machine) = fails_after(20, Action::Refuse(503, "ServiceUnavailable", "gone fishing"));
-    let ran = machine.run(&["push"]);
+    let ran = machine.run(&["push", "--workers", "8"]);
     assert_eq!(ran.code, 6, "{ran:#?}");
     let tries = store.server.take_seen().iter().filter(|request| request.is("PUT", "blobs/")).count();
-    assert!(tries < 20 + 8 * 16 + 16, "every blob was tried to the end: {tries}");
+    assert!(tries <= 20 + 8 * 8, "more than those in flight were tried to the end: {tries}");
     assert_eq!(ran.stderr.matches("gone fishing").count(), 10, "{ran:#?}");
     assert!(ran.stderr.contains("more failed in the same way"), "{ran:#?}");
     store.server.behave();
@@ -397,10 +397,11 @@ fn a_store_that_is_lost_is_not_waited_for_by_each_blob() {
 #[test]
 fn credentials_that_end_during_a_run_end_it() {
     let (store, machine) = fails_after(20, Action::Refuse(400, "ExpiredToken", "the token has expired"));
-    let ran = machine.run(&["push"]);
+    let ran = machine.run(&["push", "--workers", "8"]);
     assert_eq!(ran.code, 3, "{ran:#?}");
     let tries = store.server.take_seen().iter().filter(|request| request.is("PUT", "blobs/")).count();
-    assert!(tries < 20 + 2 * 32, "every blob was tried: {tries}");
+    // Those in flight, each by the fast path and by the SDK.
+    assert!(tries <= 20 + 2 * 8, "more than those in flight were tried: {tries}");
 }
 
 #[test]

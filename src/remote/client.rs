@@ -44,6 +44,8 @@ const CONNECT: Duration = Duration::from_secs(10);
 const ANSWER: Duration = Duration::from_secs(60);
 /// A body must move at least once within this time.
 const STALL: Duration = Duration::from_secs(90);
+/// A store that was found to work is not suspected again for this time.
+const PROBE_AGAIN: Duration = Duration::from_secs(1);
 /// Bytes of an upload that may still be on their way when the last of its body was taken, in buffers on this machine.
 const BUFFERED: u64 = 512 << 10;
 /// The slowest connection that they are waited for, in bytes per second.
@@ -74,8 +76,8 @@ struct Shared {
     pushed_back: AtomicU64,
     /// Fastest answer in microseconds; 0 before the first.
     fastest: AtomicU64,
-    /// Whether it is being found out if anything works at all.
-    probing: AtomicBool,
+    /// When it was last found out that the store works, for whoever suspects that it does not.
+    probed: tokio::sync::Mutex<Option<Instant>>,
     /// Why nothing works any more, once that is certain.
     lost: Mutex<Option<Failure>>,
 }
@@ -343,9 +345,9 @@ impl Bucket {
             };
             tried += 1;
             if !failure.cause.is_transient() {
-                // Credentials that were accepted before have ended: they will not begin to be right again.
+                // Credentials that were accepted before may have ended: then they will not begin to be right again.
                 if failure.cause == Cause::BadCredentials && worked_before {
-                    *self.shared.lost() = Some(failure.clone());
+                    self.give_up_if_lost(&failure).await;
                 }
                 return Err(failure);
             }
@@ -361,18 +363,21 @@ impl Bucket {
         }
     }
 
-    /// A request was tried again and again. If the store does not even list one key, it is lost; otherwise only that
-    /// request has a problem.
+    /// A request failed for good. If the store does not even list one key, for such a reason, it is lost; otherwise only
+    /// that request has a problem.
     async fn give_up_if_lost(&self, failure: &Failure) {
-        if self.shared.probing.swap(true, Ordering::Relaxed) {
+        // One finds out, and the others wait for it: none of them goes on to the next blob meanwhile.
+        let mut probed = self.shared.probed.lock().await;
+        if self.shared.lost().is_some() || probed.is_some_and(|time| time.elapsed() < PROBE_AGAIN) {
             return;
         }
         let request = self.s3.list_objects_v2().bucket(&self.name).prefix(&self.prefix).max_keys(1);
         match answer_within(CONNECT * 2, request.send()).await {
-            Err(probe) if probe.cause.is_transient() => *self.shared.lost() = Some(failure.clone()),
-            _ => {}
+            Err(probe) if probe.cause.is_transient() || probe.cause == Cause::BadCredentials => {
+                *self.shared.lost() = Some(failure.clone());
+            }
+            _ => *probed = Some(Instant::now()),
         }
-        self.shared.probing.store(false, Ordering::Relaxed);
     }
 
     /// All objects whose keys begin with `prefix`.
