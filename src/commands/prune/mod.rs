@@ -249,9 +249,8 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
         }
     };
     if lock.as_ref().is_some_and(|lock| !lock.is_real()) {
-        session
-            .progress
-            .event(Event::Note("this file system has no locks: nothing younger than a day is deleted".into()));
+        let note = "this file system has no locks: unused blobs and unfinished downloads are left alone for a day";
+        session.progress.event(Event::Note(note.into()));
         options.orphan_grace = options.orphan_grace.max(WITHOUT_LOCKS);
         options.temporary_grace = options.temporary_grace.max(WITHOUT_LOCKS);
     }
