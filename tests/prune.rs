@@ -7,6 +7,7 @@ mod hub;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::symlink;
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use hub::{DAY, Hub, commit, disk_usage, id, used};
@@ -16,7 +17,12 @@ const A: &str = "models--org--a";
 const B: &str = "datasets--org--b";
 
 fn command(hub: &Hub, args: &[&str]) -> Command {
-    let mut command = Command::new(assert_cmd::cargo::cargo_bin!("hf-cache-sync"));
+    command_of(assert_cmd::cargo::cargo_bin!("hf-cache-sync"), hub, args)
+}
+
+/// The same with a copy of the binary.
+fn command_of(binary: &Path, hub: &Hub, args: &[&str]) -> Command {
+    let mut command = Command::new(binary);
     command.env_clear().env("HOME", hub.outside()).current_dir(hub.outside());
     command.env("HF_HUB_CACHE", hub.root()).arg("prune").args(args);
     command
@@ -43,9 +49,7 @@ fn run_as_user(hub: &Hub, args: &[&str]) -> Output {
             left.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
         }
     }
-    let mut command = Command::new(binary);
-    command.env_clear().env("HOME", &outside).current_dir(&outside).env("HF_HUB_CACHE", hub.root());
-    command.arg("prune").args(args).uid(65534).gid(65534).output().unwrap()
+    command_of(&binary, hub, args).uid(65534).gid(65534).output().unwrap()
 }
 
 fn text(bytes: &[u8]) -> String {

@@ -249,7 +249,9 @@ async fn not_found(bucket: &Bucket, query: &RepoQuery, listing: &Listing, revisi
     there.sort();
     there.dedup();
     let leads_nowhere = there.iter().any(|name| name == revision.unwrap_or("main"));
-    there.retain(|_| !leads_nowhere);
+    if leads_nowhere {
+        there.clear();
+    }
     there.extend(listing.commits.iter().map(|commit| commit.short().to_string()));
     if !listing.commits.is_empty() {
         let shown = printable(revision.unwrap_or("main"), 100);

@@ -166,8 +166,8 @@ fn start(layout: &Layout, plan: &Plan) -> Outcome {
 }
 
 /// Checks, once, the folders that every blob of a repo goes through: none may be a link, and blobs must be welcome
-/// before hours are spent on fetching them. `blobs/` is made only when a
-/// blob is there to be put into it, since huggingface_hub does not like a repo folder without snapshots.
+/// before hours are spent on fetching them. `blobs/` is made only when a blob is there to be put into it, since
+/// huggingface_hub does not like a repo folder without snapshots.
 fn check_dirs(layout: &Layout, repo: &RepoName) -> Result<()> {
     let locks = layout.root().join(".locks").join(repo.folder());
     let blobs = layout.blobs(repo);

@@ -100,7 +100,7 @@ pub fn look(layout: &Layout, manifest: &Manifest, reference: Option<&RefName>, v
 /// Whether the file is there and only others may read it, as the client's trees (mode 0600) in another user's cache:
 /// what it says is theirs to keep.
 fn is_kept_from_us(path: &std::path::Path) -> bool {
-    fs::File::open(path).is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
+    fs::File::open(path).is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
 }
 
 /// Repos of this cache that have a blob of the right name and size, one for each blob that the plans lack.

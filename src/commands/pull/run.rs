@@ -149,11 +149,13 @@ pub async fn carry_out(
     local::check_space(&layout, &busy.iter().map(|index| &work[*index].plan).collect::<Vec<_>>())?;
     let _lock = match lock {
         Some(lock) => lock,
+        // A `prune` may have been here between the look and the lock.
         None => {
             let was_used = layout.tool_lock().exists();
             let lock = session.lock_shared().await?;
             if was_used {
-                look_again(&layout, work, &busy, options.verify).await;
+                let plans = plan_again(&layout, work, &busy, options.verify).await;
+                busy.iter().zip(plans).for_each(|(index, plan)| work[*index].plan = plan);
             }
             lock
         }
@@ -186,15 +188,14 @@ pub async fn carry_out(
     Ok(outcomes)
 }
 
-/// Plans anew, since a `prune` may have been here between the look and the lock.
-async fn look_again(layout: &Layout, work: &mut [Work], indices: &[usize], verify: bool) {
+/// Plans for these anew, since what is here has changed, or may have.
+async fn plan_again(layout: &Layout, work: &[Work], indices: &[usize], verify: bool) -> Vec<Plan> {
     let mut plans = Vec::new();
     for index in indices {
         let (layout, found) = (layout.clone(), work[*index].found.clone());
         plans.push(blocking(move || look_and_plan(&layout, &found, verify)).await);
     }
-    let plans = borrow(layout, plans).await;
-    indices.iter().zip(plans).for_each(|(index, plan)| work[*index].plan = plan);
+    borrow(layout, plans).await
 }
 
 async fn finish_from_hub(
@@ -207,10 +208,7 @@ async fn finish_from_hub(
     outcomes: &mut [Outcome],
 ) {
     session.progress.event(Event::Step("asking the Hub for what the bucket does not give"));
-    let mut rest: Vec<Work> = left.iter().map(|index| work[*index].clone()).collect();
-    let all: Vec<usize> = (0..rest.len()).collect();
-    look_again(&session.layout(), &mut rest, &all, verify).await;
-    let plans: Vec<Plan> = rest.into_iter().map(|work| work.plan).collect();
+    let plans = plan_again(&session.layout(), work, left, verify).await;
     let done = hydrate::hydrate(context, &plans, kind, session.now).await;
     for (index, second) in left.iter().zip(done) {
         let first = std::mem::take(&mut outcomes[*index]);
