@@ -1,5 +1,6 @@
 """The repositories that the look-alike Hub offers, chosen so that each hard case of the cache occurs once."""
 
+import base64
 import random
 
 from hub import File, Repo
@@ -74,6 +75,50 @@ def _shared():
     return repos
 
 
+def _loadable_model():
+    """What `transformers` reads without PyTorch: a configuration and a tokenizer of three words; and some weights."""
+    repo = Repo("acme/loadable")
+    vocabulary = '{"[UNK]": 0, "hello": 1, "world": 2}'
+    files = {
+        "config.json": text('{"model_type": "bert", "num_hidden_layers": 3}\n'),
+        "tokenizer.json": text(
+            '{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null, '
+            '"pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null, '
+            f'"model": {{"type": "WordLevel", "vocab": {vocabulary}, "unk_token": "[UNK]"}}}}\n'
+        ),
+        "tokenizer_config.json": text('{"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "[UNK]"}\n'),
+        "model.safetensors": weights("loadable", 5000),
+    }
+    repo.commit(files, "main")
+    return repo
+
+
+def _loadable_pipeline():
+    repo = Repo("acme/pipeline")
+    files = {
+        "model_index.json": text('{"_class_name": "DDPMPipeline", "scheduler": ["diffusers", "DDPMScheduler"]}\n'),
+        "scheduler/scheduler_config.json": text('{"_class_name": "DDPMScheduler", "num_train_timesteps": 7}\n'),
+    }
+    repo.commit(files, "main")
+    return repo
+
+
+# Three rows of `text` and `label`, written by pyarrow without compression, dictionary and statistics.
+_PARQUET = """
+UEFSMRUAFToVOiwVBhUAFQYVBhwAAAACAAAABgEDAAAAb25lAwAAAHR3bwUAAAB0aHJlZRUAFSQVJCwVBhUAFQYVBhwAAAACAAAABgEAAAAAAQAAAAAA
+AAAVBBk8NQAYBnNjaGVtYRUEABUMJQIYBHRleHQlAEwcAAAAFQIlAhgFbGFiZWwlHkysEwgRAAAAFgYZHBksJgAcFQwZJQYAGRgEdGV4dBUAFgYWYBZg
+JghJHBUAFQAVAgA8FhYZBhkmAAYAAAAmABwVAhklBgAZGAVsYWJlbBUAFgYWShZKJmhJHBUAFQAVAgA8KQYZJgAGAAAAFqoBFgYmCBaqAQAoIHBhcnF1
+ZXQtY3BwLWFycm93IHZlcnNpb24gMjYuMC4xGSwcAAAcAAAA0AAAAFBBUjE=
+"""
+
+
+def _loadable_dataset():
+    repo = Repo("acme/rows", "dataset")
+    table = File(base64.b64decode(_PARQUET), lfs=True)
+    repo.commit({"README.md": text("# Rows\n"), "data/train-00000-of-00001.parquet": table}, "main")
+    return repo
+
+
 # Each has one plain model id, or an id that no other id shares its bucket key with: 0.1.0 handles these.
 PLAIN = [_simple("gpt2"), _simple("acme/corpus", "dataset"), _versions(), _paths(), _large()]
 # Ids whose bucket keys collide or decode to another id.
@@ -81,6 +126,9 @@ TWINS = [_tiny("model"), _tiny("dataset"), _tiny("space")]
 UNDERSCORES = [_simple("team__a/under__score"), _simple("a_/b"), _simple("a/_b")]
 KERNELS = [_tiny("kernel")]
 SHARED = _shared()
+# What the libraries above huggingface_hub can load.
+LOADABLE_MODEL, LOADABLE_PIPELINE, LOADABLE_DATASET = _loadable_model(), _loadable_pipeline(), _loadable_dataset()
+LOADABLE = [LOADABLE_MODEL, LOADABLE_PIPELINE, LOADABLE_DATASET]
 EVERYDAY = PLAIN + TWINS + UNDERSCORES
 
 

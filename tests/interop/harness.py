@@ -25,6 +25,7 @@ class Tools:
     ours: str
     python_v2: str
     python_v0: str
+    python_libraries: str
     root: Path = None
     hub: object = None
     s3s_fs: object = None
@@ -36,7 +37,7 @@ class Tools:
         return str(Path(self.python_v2).parent / "hf-cache-sync")
 
 
-TOOLS = Tools(os.environ["HF_CACHE_SYNC_BIN"], sys.executable, os.environ["PYTHON_V0"])
+TOOLS = Tools(os.environ["HF_CACHE_SYNC_BIN"], sys.executable, os.environ["PYTHON_V0"], os.environ["PYTHON_LIBRARIES"])
 STARTED = []
 
 

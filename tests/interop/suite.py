@@ -21,7 +21,7 @@ def main(names):
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hf-cache-sync-interop-")))
         stack.callback(kill_started)
         TOOLS.root = root
-        TOOLS.hub = stack.enter_context(Hub(fixtures.EVERYDAY + fixtures.KERNELS + fixtures.SHARED))
+        TOOLS.hub = stack.enter_context(Hub(fixtures.EVERYDAY + fixtures.KERNELS + fixtures.SHARED + fixtures.LOADABLE))
         TOOLS.s3s_fs = stack.enter_context(s3s_fs(os.environ["S3_SERVER_BIN"], root / "s3s-fs"))
         TOOLS.seaweedfs = stack.enter_context(seaweedfs(Path(sys.executable).parent / "weed", root / "seaweedfs"))
         loader = unittest.TestLoader()
