@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Deserializer, de};
 
 use crate::error::{Error, Result};
+use crate::net::Network;
 
 /// The file name that is searched in the current and then in the home directory.
 pub const FILE_NAME: &str = ".hf-cache-sync.yaml";
@@ -28,6 +29,8 @@ pub const GIB: f64 = (1u64 << 30) as f64;
 pub struct Config {
     /// The Hugging Face Hub.
     pub hub: Hub,
+    /// Certificates and exceptions from the proxy, for the Hub and the store.
+    pub network: Network,
     /// The bucket and how to reach it.
     pub storage: Storage,
     /// The local cache.
@@ -282,6 +285,7 @@ impl Config {
         };
         Ok(Config {
             hub: Hub::from_environment(env),
+            network: Network::from_environment(|name| env.get(name), |text| env.current.join(env.expand(text))),
             storage: Storage { endpoint, bucket, region, credentials },
             cache: Cache {
                 root: env.current.join(root),

@@ -14,7 +14,7 @@
 //! ```
 //!
 //! Layers, each importing only those before it: [`error`], [`ids`], [`hash`], [`manifest`], [`progress`],
-//! [`interrupt`], [`lossy`]; then [`config`], [`cache`], [`remote`]; then [`commands`]; then [`cli`] and [`ui`]; then
+//! [`interrupt`], [`lossy`], [`net`]; then [`config`], [`cache`], [`remote`]; then [`commands`]; then [`cli`] and [`ui`]; then
 //! `main.rs`. Plans are made by pure functions; executors carry them out and decide no policy; only [`ui`] prints, only
 //! `main.rs` exits.
 
@@ -28,6 +28,7 @@ pub mod ids;
 pub mod interrupt;
 pub mod lossy;
 pub mod manifest;
+pub mod net;
 pub mod progress;
 pub mod remote;
 pub mod ui;

@@ -47,6 +47,10 @@ pub enum Cause {
     Unreachable,
     /// Connected, but no answer in time, or the connection broke.
     Broken,
+    /// The server's certificate is not trusted, or TLS failed in another way; `detail` says which.
+    Tls,
+    /// It asks to wait longer than this run may.
+    RateLimited,
     /// The local clock is wrong.
     ClockSkew,
     /// The store refused the bytes as damaged on the way.
@@ -164,7 +168,12 @@ impl Failure {
                 "this machine's clock is too far off for signed requests".into(),
                 Some("set the clock, for example with NTP".into()),
             ),
-            Cause::Busy => (
+            Cause::Tls => (
+                Kind::Unavailable,
+                format!("no secure connection to {}: {}", place.endpoint(), self.detail),
+                Some("check storage.endpoint, and that SSL_CERT_FILE names your authority's certificate".into()),
+            ),
+            Cause::Busy | Cause::RateLimited => (
                 Kind::Unavailable,
                 format!("the store is overloaded or temporarily unavailable ({})", self.detail),
                 Some("try again later: finished work is kept".into()),
