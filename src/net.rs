@@ -88,7 +88,7 @@ fn certificates(text: &str) -> Result<Vec<String>, String> {
         let end = body.find(END).ok_or("one of its certificates ends in the middle")?;
         let base64: String = body[..end].split_whitespace().collect();
         let fine = |byte: u8| byte.is_ascii_alphanumeric() || b"+/=".contains(&byte);
-        if base64.len() < 64 || base64.len() % 4 != 0 || !base64.bytes().all(fine) {
+        if base64.len() < 64 || !base64.len().is_multiple_of(4) || !base64.bytes().all(fine) {
             return Err(format!("certificate {} in it is not valid", found.len() + 1));
         }
         let lines: Vec<&str> = base64.as_bytes().chunks(64).filter_map(|line| std::str::from_utf8(line).ok()).collect();
