@@ -7,6 +7,8 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 
+use crate::escape::{Keep, escape};
+
 /// What kind of failure it was; decides the exit code, so that scripts can react to each differently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -115,7 +117,7 @@ impl Error {
             io::ErrorKind::PermissionDenied => Kind::Permission,
             _ => Kind::Failed,
         };
-        let error = Self::new(kind, format!("{what} {}", path.display())).because(plain_io(source));
+        let error = Self::new(kind, format!("{what} {}", shown(path))).because(plain_io(source));
         match source.kind() {
             io::ErrorKind::StorageFull => error.hint("free some space, for example with `hf-cache-sync prune`"),
             io::ErrorKind::PermissionDenied => error.hint("check the owner and the mode of that path"),
@@ -146,28 +148,29 @@ pub fn plain_io(source: &io::Error) -> String {
     }
 }
 
-/// Text from a bucket or a file name, safe to print: control characters (which could drive a terminal) are shown
-/// as `\u{..}`, and it is cut after `max` characters.
+/// Text from outside, safe to print: what drives a terminal, turns or hides text is shown as `\u{..}`
+/// ([`crate::escape`]), and it is cut after `max` characters.
 pub fn printable(text: &str, max: usize) -> String {
-    let mut out = String::new();
-    for (count, c) in text.chars().enumerate() {
-        if count == max {
-            out.push('…');
-            break;
-        }
-        if c.is_control() { out.extend(c.escape_unicode()) } else { out.push(c) }
+    match text.char_indices().nth(max) {
+        None => escape(text, Keep::Nothing).into_owned(),
+        Some((end, _)) => escape(&text[..end], Keep::Nothing).into_owned() + "…",
     }
-    out
+}
+
+/// A path, safe to print, and whole.
+pub fn shown(path: &Path) -> String {
+    escape(&path.to_string_lossy(), Keep::Nothing).into_owned()
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.what)?;
+        // A name in a message may come from anywhere: it breaks no line but that of a hint, which is ours.
+        f.write_str(&escape(&self.what, Keep::Nothing))?;
         if let Some(why) = &self.why {
-            write!(f, ": {why}")?;
+            write!(f, ": {}", escape(why, Keep::Nothing))?;
         }
         if let Some(hint) = &self.hint {
-            write!(f, "\n  {hint}")?;
+            write!(f, "\n  {}", escape(hint, Keep::Lines))?;
         }
         Ok(())
     }
@@ -200,5 +203,8 @@ mod tests {
     fn printable_disarms_escape_sequences() {
         assert_eq!(printable("a\u{1b}[31mb", 20), "a\\u{1b}[31mb");
         assert_eq!(printable("abcdef", 3), "abc…");
+        assert_eq!(shown(Path::new("a/\u{202e}b\n")), "a/\\u{202e}b\\u{a}");
+        let error = Error::failed("a\u{1b}[31m").because("b\nc").hint("d\u{200b}\n  e");
+        assert_eq!(error.to_string(), "a\\u{1b}[31m: b\\u{a}c\n  d\\u{200b}\n  e");
     }
 }

@@ -6,10 +6,12 @@ pub mod text;
 
 use std::collections::HashMap;
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 
 use serde::Serialize;
 
 use crate::error::{Error, Kind, plain_io};
+use crate::escape::{Keep, escape, escape_json};
 use progress::Bars;
 
 /// Failures for one reason that are shown.
@@ -35,6 +37,10 @@ pub trait Report: Serialize {
     /// For stdout with `-q`.
     fn quiet_result(&self) -> String {
         self.result()
+    }
+    /// The path that is the whole result, for scripts: written as it is where no person reads it.
+    fn path(&self) -> Option<&Path> {
+        None
     }
     /// For stderr: what happened, for people; not shown with `-q`.
     fn summary(&self) -> String {
@@ -70,14 +76,16 @@ impl Ui {
     /// Shows a report; returns what decides the exit code.
     pub fn show(&self, report: &impl Report) -> Option<Kind> {
         self.bars.clear();
-        let result = match (self.style.json, self.style.quiet) {
-            (true, _) => serde_json::to_string_pretty(report).expect("reports are plain data"),
-            (_, true) => report.quiet_result(),
-            _ => report.result(),
+        let printed = match (self.style.json, self.style.quiet) {
+            (true, _) => print_json(serde_json::to_string_pretty(report).expect("reports are plain data")),
+            _ if report.path().is_some() && !io::stdout().is_terminal() => {
+                print_path(report.path().expect("just asked"))
+            }
+            (_, true) => print_result(&report.quiet_result()),
+            _ => print_result(&report.result()),
         };
-        let printed = print(&mut io::stdout().lock(), &result);
         if !self.style.quiet && !self.style.json {
-            let _ = print(&mut io::stderr().lock(), &report.summary());
+            print_aside(&report.summary());
         }
         self.failures(report.failures());
         if let Err(error) = &printed {
@@ -91,12 +99,11 @@ impl Ui {
         self.bars.clear();
         // A log that cannot be written to does not end a watch.
         if self.style.json {
-            let json = serde_json::to_string(report).expect("reports are plain data");
-            let _ = print(&mut io::stdout().lock(), &json);
+            let _ = print_json(serde_json::to_string(report).expect("reports are plain data"));
         } else {
-            let _ = print(&mut io::stdout().lock(), &report.result());
+            let _ = print_result(&if self.style.quiet { report.quiet_result() } else { report.result() });
             if !self.style.quiet {
-                let _ = print(&mut io::stderr().lock(), &report.summary());
+                print_aside(&report.summary());
             }
         }
         self.failures(report.failures());
@@ -123,8 +130,7 @@ impl Ui {
         self.bars.clear();
         if self.style.json {
             let json = serde_json::json!({ "error": error });
-            let text = if self.style.lines { json.to_string() } else { format!("{json:#}") };
-            let _ = print(&mut io::stdout().lock(), &text);
+            let _ = print_json(if self.style.lines { json.to_string() } else { format!("{json:#}") });
         }
         self.line("error", error);
     }
@@ -141,16 +147,45 @@ impl Ui {
             "error" => console::style(word).for_stderr().red().bold(),
             _ => console::style(word).for_stderr().yellow().bold(),
         };
-        let _ = print(&mut io::stderr().lock(), &format!("{word}: {text}"));
+        let _ =
+            print(&mut io::stderr().lock(), format!("{word}: {}", escape(&text.to_string(), Keep::Lines)).as_bytes());
     }
 }
 
+/// What is printed passes through one of these: of text from outside that was not escaped before, nothing gets to the
+/// terminal as it is.
+fn print_result(text: &str) -> io::Result<()> {
+    let keep = if console::colors_enabled() { Keep::LinesAndColours } else { Keep::Lines };
+    print(&mut io::stdout().lock(), escape(text, keep).as_bytes())
+}
+
+fn print_json(json: String) -> io::Result<()> {
+    print(&mut io::stdout().lock(), escape_json(json).as_bytes())
+}
+
+/// A program gets the bytes, since only they open the file.
+fn print_path(path: &Path) -> io::Result<()> {
+    #[cfg(unix)]
+    let bytes = std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str());
+    #[cfg(not(unix))]
+    let text = path.to_string_lossy();
+    #[cfg(not(unix))]
+    let bytes = text.as_bytes();
+    print(&mut io::stdout().lock(), bytes)
+}
+
+fn print_aside(text: &str) {
+    let keep = if console::colors_enabled_stderr() { Keep::LinesAndColours } else { Keep::Lines };
+    let _ = print(&mut io::stderr().lock(), escape(text, keep).as_bytes());
+}
+
 /// Prints a text, with a final newline; a reader that went away is no error.
-fn print(out: &mut impl Write, text: &str) -> io::Result<()> {
+fn print(out: &mut impl Write, text: &[u8]) -> io::Result<()> {
     if text.is_empty() {
         return Ok(());
     }
-    match writeln!(out, "{}", text.trim_end_matches('\n')).and_then(|()| out.flush()) {
+    let end = text.iter().rposition(|byte| *byte != b'\n').map_or(0, |last| last + 1);
+    match out.write_all(&text[..end]).and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         printed => printed,
     }

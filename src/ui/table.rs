@@ -2,6 +2,9 @@
 //! else nothing is cut and nothing is coloured.
 
 use comfy_table::{Attribute, CellAlignment, Color, presets};
+use unicode_width::UnicodeWidthChar;
+
+use crate::escape::{Keep, escape};
 
 /// Blanks between columns.
 const GAP: usize = 2;
@@ -62,13 +65,26 @@ impl Column {
     }
 }
 
-/// Names are ASCII, so that a character is a column.
-fn cut_in_the_middle(text: &str, width: usize) -> String {
-    let chars: Vec<char> = text.chars().collect();
+/// Cut in the middle to at most so many columns; a wide character is two.
+pub(super) fn cut_in_the_middle(text: &str, width: usize) -> String {
     let kept = width.saturating_sub(1);
-    let head = kept.div_ceil(2);
-    let (start, end) = (&chars[..head.min(chars.len())], &chars[chars.len() - (kept - head).min(chars.len())..]);
-    start.iter().chain(['…'].iter()).chain(end).collect()
+    cut(text, kept.div_ceil(2), kept - kept.div_ceil(2))
+}
+
+/// The first and the last columns of a text that is too wide, with an ellipsis between.
+pub(super) fn cut(text: &str, head: usize, tail: usize) -> String {
+    let fits = |most: usize| {
+        let mut used = 0;
+        move |c: &char| {
+            used += c.width().unwrap_or_default();
+            used <= most
+        }
+    };
+    let start: String = text.chars().take_while(fits(head)).collect();
+    let end: Vec<char> = text[start.len()..].chars().rev().take_while(fits(tail)).collect();
+    // A mark without the letter that it belongs to would go onto the ellipsis.
+    let end = end.into_iter().rev().skip_while(|c| c.width() == Some(0));
+    start.chars().chain(['…']).chain(end).collect()
 }
 
 /// How a cell looks on a terminal with colours.
@@ -99,9 +115,9 @@ pub struct Cell {
 }
 
 impl Cell {
-    /// A cell in this tone.
+    /// A cell in this tone. What is hidden in the text is shown, so that its width is what the terminal makes of it.
     pub fn new(text: impl Into<String>, tone: Tone) -> Self {
-        Cell { text: text.into(), tone }
+        Cell { text: escape(&text.into(), Keep::Nothing).into_owned(), tone }
     }
 }
 
@@ -277,6 +293,23 @@ mod tests {
         gpt2                            12 B  main
         ");
         assert!(table().render(Some(1), false).contains("org/a…name  1.5 GiB  main, ref…  3 days ago"));
+    }
+
+    #[test]
+    fn wide_and_hidden_characters_keep_the_columns_straight() {
+        let mut table = Table::new([Column::Name("Repo"), Column::Number("Size")]);
+        let names = ["漢字漢字漢字漢字漢字漢字漢字漢字/データ", "a\u{1b}[31m\u{202e}b", "cafe\u{301}", "plain"];
+        names.iter().for_each(|name| table.row([(*name).into(), "1 B".into()]));
+        for width in [None, Some(20), Some(30), Some(80)] {
+            let text = table.render(width, false);
+            assert!(!text.contains(['\u{1b}', '\u{202e}']), "{text}");
+            let columns: Vec<_> = text.lines().map(console::measure_text_width).collect();
+            assert!(columns.iter().all(|count| *count == columns[0]), "{columns:?}: {text}");
+            assert!(width.is_none_or(|width| columns[0] <= usize::from(width)), "{text}");
+        }
+        for width in 0..40 {
+            assert!(console::measure_text_width(&cut_in_the_middle(names[0], width)) <= width.max(1), "{width}");
+        }
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! What `pull` says: the snapshot's path on stdout, everything else on stderr.
 
 use std::fmt::Write;
+use std::path::Path;
 
 use super::{blobs, pace, plural};
 use crate::commands::Amount;
 use crate::commands::pull::{Report, Source};
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, shown};
 use crate::ui;
 
 /// "; 2 blobs (1.5 GiB) here already", where there are any
@@ -19,8 +20,12 @@ fn here(report: &Report) -> String {
 
 impl ui::Report for Report {
     fn result(&self) -> String {
+        self.path().map(shown).unwrap_or_default()
+    }
+
+    fn path(&self) -> Option<&Path> {
         let complete = self.failures.is_empty() && !self.dry_run && self.gated.is_none();
-        if complete { self.snapshot.display().to_string() } else { String::new() }
+        complete.then_some(&self.snapshot)
     }
 
     fn summary(&self) -> String {

@@ -1,0 +1,205 @@
+//! Text from outside, made safe to show. A bucket key, a file name, a server's message or an argument can hold
+//! characters that drive a terminal, that turn or hide the text around them, or that nobody sees. Each of them is shown
+//! as `\u{1b}`; letters of every script stay as they are.
+
+use std::borrow::Cow;
+
+use unicode_width::UnicodeWidthChar;
+
+/// Marks on one letter that are shown; written languages need no more, and a flood of them covers the lines around.
+const MARKS: usize = 3;
+
+/// What stays as it is, beside plain text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// Nothing: for one name, or one line.
+    Nothing,
+    /// Line breaks and tabs: for text of our own that names were put into.
+    Lines,
+    /// These, and colours.
+    LinesAndColours,
+}
+
+/// The text as it may be shown.
+pub fn escape(text: &str, keep: Keep) -> Cow<'_, str> {
+    let plain = |byte: u8| (b' '..0x7f).contains(&byte) || (keep != Keep::Nothing && matches!(byte, b'\n' | b'\t'));
+    if text.bytes().all(plain) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    let mut before = None;
+    let mut marks = 0;
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        if keep == Keep::LinesAndColours
+            && let Some(length) = colour(rest)
+        {
+            out.push_str(&rest[..length]);
+            rest = &rest[length..];
+            continue;
+        }
+        rest = &rest[c.len_utf8()..];
+        let shown = if c.is_ascii() {
+            plain(c as u8)
+        } else if is_presentation(c) {
+            // Chooses between two forms of a symbol, as of a heart; elsewhere nobody sees it.
+            before.is_some_and(is_symbol)
+        } else if is_hidden(c) {
+            false
+        } else if c.width() == Some(0) {
+            marks += 1;
+            marks <= MARKS && before.is_some_and(takes_marks)
+        } else {
+            true
+        };
+        if shown {
+            out.push(c);
+        } else {
+            out.extend(c.escape_unicode());
+        }
+        if c.width() != Some(0) || !shown {
+            marks = 0;
+            before = shown.then_some(c);
+        }
+    }
+    Cow::Owned(out)
+}
+
+/// JSON with `\u....` for what [`escape`] would not show: the same value, and safe on a terminal.
+pub fn escape_json(json: String) -> String {
+    let harmless = |c: char| match c {
+        '\n' | '\t' => true,
+        _ if c.is_ascii() => !c.is_ascii_control(),
+        _ => !is_hidden(c) && c.width() != Some(0),
+    };
+    if json.chars().all(harmless) {
+        return json;
+    }
+    let mut out = String::with_capacity(json.len() + 16);
+    for c in json.chars() {
+        if harmless(c) {
+            out.push(c);
+        } else {
+            c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| out += &format!("\\u{unit:04x}"));
+        }
+    }
+    out
+}
+
+/// The length of the colour sequence that the text begins with. Only what this tool itself writes counts: nothing that
+/// conceals, blinks, turns round, or sets a background.
+fn colour(text: &str) -> Option<usize> {
+    let inner = text.strip_prefix("\u{1b}[")?;
+    let end = inner.find('m').filter(|end| *end <= 12)?;
+    let numbers: Option<Vec<u8>> =
+        inner[..end].split(';').map(|number| if number.is_empty() { Some(0) } else { number.parse().ok() }).collect();
+    let own = match &numbers?[..] {
+        [38, 5, _] => true,
+        numbers => numbers.iter().all(|number| matches!(number, 0..=4 | 22..=24 | 31..=37 | 39 | 91..=97)),
+    };
+    own.then_some(end + 3)
+}
+
+fn is_presentation(c: char) -> bool {
+    matches!(c, '\u{fe0e}' | '\u{fe0f}')
+}
+
+/// A symbol, and no letter of a script.
+fn is_symbol(c: char) -> bool {
+    matches!(c, '\u{2000}'..='\u{2bff}' | '\u{3030}'..='\u{303d}' | '\u{3297}'..='\u{3299}' | '\u{1f000}'..='\u{1faff}')
+}
+
+fn takes_marks(c: char) -> bool {
+    !c.is_ascii() || c.is_ascii_alphanumeric()
+}
+
+/// Whether a character that is not ASCII drives the terminal (C1), turns the text around it, or is not seen for what it
+/// is. After Unicode's `Default_Ignorable_Code_Point`, `Bidi_Control`, `Cf`, `Zs`, `Zl`, `Zp`, `Co` and `Noncharacter`.
+fn is_hidden(c: char) -> bool {
+    matches!(c,
+        '\u{80}'..='\u{a0}' | '\u{ad}' | '\u{34f}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}'
+        | '\u{890}' | '\u{891}' | '\u{8e2}' | '\u{115f}' | '\u{1160}' | '\u{1680}' | '\u{17b4}' | '\u{17b5}'
+        | '\u{180b}'..='\u{180f}' | '\u{2000}'..='\u{200f}' | '\u{2028}'..='\u{202f}' | '\u{205f}'..='\u{206f}'
+        | '\u{2800}' | '\u{3000}' | '\u{3164}' | '\u{e000}'..='\u{f8ff}' | '\u{fdd0}'..='\u{fdef}'
+        | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fffc}' | '\u{110bd}' | '\u{110cd}'
+        | '\u{13430}'..='\u{1345f}' | '\u{16fe4}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d159}'
+        | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}' | '\u{f0000}'..)
+        || u32::from(c) & 0xfffe == 0xfffe
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> String {
+        escape(text, Keep::Nothing).into_owned()
+    }
+
+    #[test]
+    fn names_of_every_language_stay_readable() {
+        for text in [
+            "model-00001-of-00004.safetensors",
+            "café",
+            "cafe\u{301}",
+            "Tie\u{302}\u{301}ng Vie\u{323}\u{302}t",
+            "漢字/データ.json",
+            "한국어",
+            "\u{1112}\u{1161}\u{11ab}",
+            "русский",
+            "العربية",
+            "עִבְרִית",
+            "हिन्दी",
+            "ภาษาไทย",
+            "🤗 ❤\u{fe0f} 👍🏽",
+            "a\\u{1b}b",
+        ] {
+            assert_eq!(name(text), text);
+        }
+    }
+
+    #[test]
+    fn nothing_that_drives_turns_or_hides_gets_through() {
+        let bad = "\0\u{7}\u{8}\t\n\r\u{1b}\u{7f}\u{80}\u{85}\u{90}\u{9b}\u{9d}\u{9f}\u{a0}\u{ad}\u{34f}\u{61c}\u{115f}\u{180e}\u{2002}\
+                   \u{200b}\u{200c}\u{200d}\u{200e}\u{200f}\u{2028}\u{2029}\u{202a}\u{202b}\u{202c}\u{202d}\u{202e}\u{202f}\u{205f}\
+                   \u{2060}\u{2064}\u{2066}\u{2067}\u{2068}\u{2069}\u{206f}\u{2800}\u{3000}\u{3164}\u{e000}\u{fe00}\u{fe0f}\u{feff}\
+                   \u{ffa0}\u{fff9}\u{ffff}\u{e0001}\u{e0041}\u{e007f}\u{e0100}\u{f0000}\u{10ffff}";
+        for c in bad.chars() {
+            let escaped = name(&format!("a{c}b"));
+            assert_eq!(escaped, format!("a{}b", c.escape_unicode()));
+            assert_eq!(escaped.len(), console::measure_text_width(&escaped), "a column for each character");
+            let json = serde_json::to_string(&format!("a{c}b")).unwrap();
+            let safe = escape_json(json);
+            assert!(safe.is_ascii() && !safe.contains(|c: char| c.is_ascii_control()), "{safe}");
+            assert_eq!(serde_json::from_str::<String>(&safe).unwrap(), format!("a{c}b"));
+        }
+    }
+
+    #[test]
+    fn a_flood_of_marks_is_cut_short_and_none_covers_our_own_signs() {
+        let flood = format!("a{}", "\u{336}".repeat(40));
+        assert_eq!(name(&flood).matches('\u{336}').count(), MARKS);
+        assert_eq!(name("\u{301}a"), "\\u{301}a");
+        assert_eq!(escape("'\u{301}a'", Keep::Lines), "'\\u{301}a'");
+        assert_eq!(name("\u{202e}\u{301}"), "\\u{202e}\\u{301}");
+    }
+
+    #[test]
+    fn of_our_own_text_lines_and_colours_stay() {
+        let own = format!("{}\n\tb", console::style("a").red().bold().force_styling(true));
+        assert_eq!(escape(&own, Keep::LinesAndColours), own);
+        assert!(!escape(&own, Keep::Lines).contains('\u{1b}'));
+        for other in [
+            "\u{1b}[2J",
+            "\u{1b}[8m",
+            "\u{1b}[5m",
+            "\u{1b}[7m",
+            "\u{1b}[41m",
+            "\u{1b}]0;x\u{7}",
+            "\u{1b}[",
+            "\u{9b}31m",
+        ] {
+            let escaped = escape(other, Keep::LinesAndColours);
+            assert!(!escaped.contains(char::is_control), "{escaped}");
+        }
+    }
+}
