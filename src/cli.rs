@@ -1,14 +1,18 @@
 //! The command line: global options and one enum. The options of a command live in its own file.
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use clap::{ArgAction, CommandFactory, Parser, Subcommand};
+use clap::builder::PossibleValuesParser;
+use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{
     Session, completions, diff, doctor, init, list, man, prune, pull, pull_all, push, status, watch,
 };
+use crate::config::settings::{Form, SETTINGS, Setting};
 use crate::config::{Config, Environment, Overrides};
 use crate::error::{Error, Kind, Result};
 use crate::ui::{Style, Ui};
@@ -46,25 +50,9 @@ pub struct Global {
     #[arg(long, value_name = "PATH", global = true)]
     pub config: Option<PathBuf>,
 
-    /// The `hub` folder [default: where huggingface_hub looks]
-    #[arg(long, value_name = "DIR", global = true)]
-    pub cache_dir: Option<PathBuf>,
-
-    /// Bucket name
-    #[arg(long, value_name = "NAME", global = true)]
-    pub bucket: Option<String>,
-
-    /// Endpoint URL of the store
-    #[arg(long, value_name = "URL", global = true)]
-    pub endpoint: Option<String>,
-
-    /// Region of the bucket
-    #[arg(long, value_name = "NAME", global = true)]
-    pub region: Option<String>,
-
-    /// Prefix of all keys in the bucket
-    #[arg(long, value_name = "PREFIX", global = true)]
-    pub prefix: Option<String>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub settings: SettingArgs,
 
     /// Report as JSON on stdout
     #[arg(long, global = true)]
@@ -81,6 +69,63 @@ pub struct Global {
     /// Log debug messages to stderr; -vv includes dependencies
     #[arg(short, long, action = ArgAction::Count, global = true)]
     pub verbose: u8,
+}
+
+/// The options that the table of settings defines.
+#[derive(Debug, Clone, Default)]
+pub struct SettingArgs(pub BTreeMap<&'static str, OsString>);
+
+impl clap::Args for SettingArgs {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        let options = SETTINGS.iter().filter_map(|setting| setting.flag.map(|flag| (setting, flag)));
+        options.fold(command, |command, (setting, flag)| command.arg(option(setting, flag)))
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+fn option(setting: &Setting, flag: &'static str) -> Arg {
+    let doc = setting.doc.replace('`', "");
+    let mut letters = doc.chars();
+    let doc: String = letters.next().into_iter().flat_map(char::to_uppercase).chain(letters).collect();
+    let option = Arg::new(flag).long(flag).global(true).hide_short_help(!setting.common);
+    match setting.form {
+        Form::Switch => option.action(ArgAction::SetTrue).help(doc),
+        Form::Choice(all) => option
+            .value_name(setting.value_name)
+            .value_parser(PossibleValuesParser::new(all))
+            .ignore_case(true)
+            .help(format!("{doc} [default: {}]", setting.default)),
+        _ => {
+            let known = !matches!(setting.default, "none" | "see below");
+            let default = if known { format!(" [default: {}]", setting.default) } else { String::new() };
+            option
+                .value_name(setting.value_name)
+                .value_parser(clap::value_parser!(OsString))
+                .help(format!("{doc}{default}"))
+        }
+    }
+}
+
+impl FromArgMatches for SettingArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut args = SettingArgs::default();
+        args.update_from_arg_matches(matches)?;
+        Ok(args)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        for (setting, flag) in SETTINGS.iter().filter_map(|setting| setting.flag.map(|flag| (setting, flag))) {
+            let value = match setting.form {
+                Form::Switch => matches.get_flag(flag).then(|| OsString::from("true")),
+                _ => matches.get_raw(flag).and_then(|mut values| values.next()).map(OsString::from),
+            };
+            self.0.extend(value.map(|value| (flag, value)));
+        }
+        Ok(())
+    }
 }
 
 /// All commands.
@@ -108,14 +153,7 @@ impl Global {
     }
 
     fn load(&self) -> Result<Config> {
-        let overrides = Overrides {
-            file: self.config.clone(),
-            cache_dir: self.cache_dir.clone(),
-            bucket: self.bucket.clone(),
-            endpoint: self.endpoint.clone(),
-            region: self.region.clone(),
-            prefix: self.prefix.clone(),
-        };
+        let overrides = Overrides { file: self.config.clone(), values: self.settings.0.clone() };
         let unreadable = std::cell::RefCell::new(None);
         let var = |name: &str| {
             let value = std::env::var(name);
@@ -229,7 +267,7 @@ mod tests {
     #[test]
     fn global_options_stand_before_and_after_the_command() {
         for line in [["hf-cache-sync", "--bucket", "b", "doctor"], ["hf-cache-sync", "doctor", "--bucket", "b"]] {
-            assert_eq!(Cli::parse_from(line).global.bucket.as_deref(), Some("b"));
+            assert_eq!(Cli::parse_from(line).global.settings.0["bucket"], "b");
         }
     }
 }

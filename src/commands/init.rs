@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::config::FILE_NAME;
+use crate::config::{FILE_NAME, settings};
 use crate::error::{Error, Result};
 
 const EXAMPLES: &str = "\
@@ -28,27 +28,6 @@ pub struct Report {
     pub created: bool,
 }
 
-const TEMPLATE: &str = "\
-# hf-cache-sync configuration. Searched in the current directory, then in the home directory.
-# Command line options, B2_* variables and an exported AWS key pair win over this file. It wins over HF_HUB_CACHE,
-# HF_HOME and the other AWS_* variables. See docs/configuration.md.
-storage:
-  endpoint: https://s3.us-west-000.backblazeb2.com   # Backblaze B2 or any S3-compatible store
-  bucket: my-hf-cache
-  region: us-west-000
-  access_key: \"\"          # better left empty: export B2_APPLICATION_KEY_ID
-  secret_key: \"\"          # and B2_APPLICATION_KEY instead
-
-cache:
-  max_local_gb: 50        # budget of `hf-cache-sync prune`, in units of 2^30 bytes
-  sync_xet: false         # push LFS/Xet pointer files too
-  # hf_cache_dir: ~/.cache/huggingface/hub   # default: where huggingface_hub looks
-
-team:
-  prefix: \"\"              # all keys in the bucket begin with this
-  allow_gated: false      # also push and pull repos whose licence looks gated
-";
-
 /// Writes the template into `dir`.
 ///
 /// # Errors
@@ -59,7 +38,7 @@ pub fn execute(dir: &Path) -> Result<Report> {
     options.write(true).create_new(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    match options.open(&path).and_then(|mut file| file.write_all(TEMPLATE.as_bytes())) {
+    match options.open(&path).and_then(|mut file| file.write_all(settings::template().as_bytes())) {
         Ok(()) => Ok(Report { path, created: true }),
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(Report { path, created: false }),
         Err(error) => Err(Error::io("cannot write", &path, &error)),

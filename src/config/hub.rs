@@ -35,7 +35,7 @@ impl Hub {
         let named = env.get("HF_TOKEN_PATH").map(|path| env.expand(&path));
         let mut hub = Hub {
             endpoint: text("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.into()).trim_end_matches('/').to_string(),
-            token: text("HF_TOKEN").or_else(|| text("HUGGING_FACE_HUB_TOKEN")).map(Secret),
+            token: text("HF_TOKEN").or_else(|| text("HUGGING_FACE_HUB_TOKEN")).map(Secret::new),
             token_file: named.or_else(|| home.map(|home| home.join("token"))).map(|path| env.current.join(path)),
             offline: is_set("HF_HUB_OFFLINE"),
         };
@@ -49,7 +49,7 @@ impl Hub {
     pub fn find_token(&self) -> Option<Secret> {
         let stored = || {
             let text = std::fs::read_to_string(self.token_file.as_ref()?).ok()?;
-            Some(text.trim().to_string()).filter(|text| !text.is_empty()).map(Secret)
+            Some(text.trim().to_string()).filter(|text| !text.is_empty()).map(Secret::new)
         };
         self.token.clone().or_else(stored)
     }

@@ -1,0 +1,374 @@
+//! The values of settings: what is stripped from them, what is allowed in them, and the types that they become.
+
+use std::str::FromStr;
+
+use crate::error::printable;
+
+/// Bytes in the gigabyte of `max_local_gb` and `--max-gb` (2^30, as 0.1.0 counts).
+pub const GIB: f64 = (1u64 << 30) as f64;
+/// The most parts of an upload that S3 allows.
+pub const MAX_PARTS: u32 = 10_000;
+
+/// A value without what files, editors and shells leave around it: white space of any kind, a byte order mark, one pair
+/// of quotes.
+///
+/// # Errors
+/// When a control character is left. The error does not hold the value.
+pub fn clean(text: &str) -> Result<&str, String> {
+    let blank = |c: char| c.is_whitespace() || "\u{feff}\u{200b}\u{0}".contains(c);
+    let trimmed = text.trim_matches(blank);
+    let quoted = |quote: char| trimmed.strip_prefix(quote).and_then(|inner| inner.strip_suffix(quote));
+    let bare = quoted('"').or_else(|| quoted('\'')).map_or(trimmed, |inner| inner.trim_matches(blank));
+    match bare.chars().find(|c| c.is_control()) {
+        None => Ok(bare),
+        Some(c) => Err(format!("it has a {} in it", name_of_control(c))),
+    }
+}
+
+fn name_of_control(c: char) -> String {
+    match c {
+        '\n' | '\r' => "line break".to_string(),
+        '\t' => "tab".to_string(),
+        '\u{1b}' => "control character (ESC)".to_string(),
+        c => format!("control character (U+{:04X})", u32::from(c)),
+    }
+}
+
+/// How the bucket is addressed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Addressing {
+    /// By path, except where the store is known to refuse that.
+    #[default]
+    Auto,
+    /// `https://host/bucket/key`
+    Path,
+    /// `https://bucket.host/key`
+    Virtual,
+}
+
+/// What is sent with PutObject and UploadPart for the store to compare.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Checksums {
+    /// Nothing, until the store demands one.
+    #[default]
+    Auto,
+    /// Nothing.
+    None,
+    /// The `Content-MD5` header.
+    Md5,
+    /// The `x-amz-checksum-crc32` header.
+    Crc32,
+}
+
+/// Server-side encryption that uploads ask for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Encryption {
+    /// The value of the `x-amz-server-side-encryption` header: `AES256`, `aws:kms` or `aws:kms:dsse`.
+    pub algorithm: String,
+    /// Id or ARN of the KMS key, where it is not the account's own.
+    pub kms_key_id: Option<String>,
+}
+
+impl FromStr for Addressing {
+    type Err = ();
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text {
+            "auto" => Ok(Addressing::Auto),
+            "path" => Ok(Addressing::Path),
+            "virtual" => Ok(Addressing::Virtual),
+            _ => Err(()),
+        }
+    }
+}
+
+impl FromStr for Checksums {
+    type Err = ();
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text {
+            "auto" => Ok(Checksums::Auto),
+            "none" => Ok(Checksums::None),
+            "md5" => Ok(Checksums::Md5),
+            "crc32" => Ok(Checksums::Crc32),
+            _ => Err(()),
+        }
+    }
+}
+
+/// A number of gigabytes (2^30), kept in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GigaBytes(pub u64);
+
+impl GigaBytes {
+    /// `None` for a negative, infinite or absurd number.
+    pub fn new(gigabytes: f64) -> Option<Self> {
+        let bytes = gigabytes * GIB;
+        (bytes >= 0.0 && bytes < (1u64 << 60) as f64).then_some(GigaBytes(bytes as u64))
+    }
+}
+
+impl FromStr for GigaBytes {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = text.trim().parse().ok().and_then(GigaBytes::new);
+        number.ok_or_else(|| "expected a number of gigabytes, 0 or more".to_string())
+    }
+}
+
+pub(super) fn any(text: &str) -> Result<String, String> {
+    Ok(text.to_string())
+}
+
+/// One of `all`, in whatever case.
+pub(super) fn choice(text: &str, all: &[&str]) -> Result<String, String> {
+    match all.iter().find(|known| known.eq_ignore_ascii_case(text)) {
+        Some(known) => Ok(known.to_string()),
+        None => Err(format!("expected {}", listed(all))),
+    }
+}
+
+fn listed(all: &[&str]) -> String {
+    match all.split_last() {
+        Some((last, [])) => last.to_string(),
+        Some((last, rest)) => format!("{} or {last}", rest.join(", ")),
+        None => String::new(),
+    }
+}
+
+pub(super) fn switch(text: &str) -> Result<String, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" | "yes" | "on" | "1" => Ok("true".into()),
+        "false" | "no" | "off" | "0" => Ok("false".into()),
+        _ => Err("expected true or false".into()),
+    }
+}
+
+/// A switch; `requester` is what other tools write into AWS_REQUEST_PAYER.
+pub(super) fn requester(text: &str) -> Result<String, String> {
+    if text.eq_ignore_ascii_case("requester") { Ok("true".into()) } else { switch(text) }
+}
+
+pub(super) fn gigabytes(text: &str) -> Result<String, String> {
+    text.parse::<GigaBytes>().map(|_| text.trim().to_string())
+}
+
+pub(super) fn max_parts(text: &str) -> Result<String, String> {
+    match text.parse::<u32>() {
+        Ok(parts) if (1..=MAX_PARTS).contains(&parts) => Ok(parts.to_string()),
+        _ => Err(format!("expected a whole number from 1 to {MAX_PARTS}")),
+    }
+}
+
+/// What is sent as the value of a header.
+pub(super) fn header(text: &str) -> Result<String, String> {
+    match text.chars().all(|c| c.is_ascii_graphic()) {
+        true => Ok(text.to_string()),
+        false => Err("expected letters, digits and signs of ASCII, without spaces".into()),
+    }
+}
+
+/// One half of a key pair, or a token.
+pub(super) fn credential(text: &str) -> Result<String, String> {
+    match text.chars().all(|c| c.is_ascii() && !c.is_ascii_control()) {
+        true => Ok(text.to_string()),
+        false => Err("it has a character that no key has; copy it again".into()),
+    }
+}
+
+pub(super) fn region(text: &str) -> Result<String, String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    match text.chars().all(allowed) && text.len() <= 100 {
+        true => Ok(text.to_string()),
+        false => Err("a region has letters, digits, '-', '_' and '.' only, such as us-west-004".into()),
+    }
+}
+
+pub(super) fn storage_class(text: &str) -> Result<String, String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    match text.chars().all(allowed) && text.len() <= 64 {
+        true => Ok(text.to_ascii_uppercase()),
+        false => Err("expected a name such as STANDARD, STANDARD_IA, ONEZONE_IA or INTELLIGENT_TIERING".into()),
+    }
+}
+
+pub(super) fn bucket(text: &str) -> Result<String, String> {
+    if let Some(rest) = text.split_once("://").map(|(_, rest)| rest) {
+        let (name, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+        let prefix = prefix.trim_matches('/');
+        let shown = |text: &str| printable(text, 100);
+        return Err(match (text.starts_with("http"), prefix.is_empty()) {
+            (true, _) => "it is a URL: the store's URL is the endpoint, and the bucket a bare name".to_string(),
+            (_, true) => format!("give the bare name: --bucket {}", shown(name)),
+            _ => format!("give name and prefix apart: --bucket {} --prefix {}", shown(name), shown(prefix)),
+        });
+    }
+    if let Some((name, prefix)) = text.split_once('/') {
+        let (name, prefix) = (printable(name, 100), printable(prefix.trim_matches('/'), 100));
+        return Err(match prefix.is_empty() {
+            true => format!("give the bare name: --bucket {name}"),
+            false => format!("give name and prefix apart: --bucket {name} --prefix {prefix}"),
+        });
+    }
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+    match text.chars().all(allowed) && text.len() <= 255 && !matches!(text, "." | "..") {
+        true => Ok(text.to_string()),
+        false => Err("a bucket name has letters, digits, '-', '.' and '_' only".into()),
+    }
+}
+
+/// 0.1.0's rule: `/` stripped at both ends, one `/` appended.
+pub(super) fn prefix(text: &str) -> Result<String, String> {
+    let stripped = text.trim_matches('/');
+    if text.contains("://") {
+        return Err("it is a URL: the prefix is what follows the bucket's name, such as team-a".into());
+    }
+    if stripped.split('/').any(|part| matches!(part, "." | "..")) {
+        return Err("it has a '.' or '..' part; expected something like team-a".into());
+    }
+    if stripped.len() > 512 {
+        return Err("it is longer than 512 bytes, and a key has 1024".into());
+    }
+    Ok(if stripped.is_empty() { String::new() } else { format!("{stripped}/") })
+}
+
+/// An endpoint URL; `https://` is put before a bare host, as B2's pages show it.
+pub(super) fn endpoint(text: &str) -> Result<String, String> {
+    let (scheme, rest) = match text.split_once("://") {
+        Some((scheme, rest)) => (scheme.to_ascii_lowercase(), rest),
+        None => ("https".to_string(), text),
+    };
+    if !matches!(scheme.as_str(), "http" | "https") {
+        return Err(match scheme.as_str() {
+            "s3" => "it names a bucket: that is --bucket, and its path --prefix; the endpoint is the URL of the store",
+            _ => "it is neither http:// nor https://",
+        }
+        .into());
+    }
+    let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
+    if host.is_empty() || rest.contains(|c: char| c.is_whitespace() || c.is_control() || "?#\\".contains(c)) {
+        return Err("it has no host, or characters that do not belong in a URL".into());
+    }
+    if host.contains('@') {
+        return Err("credentials do not belong in the URL".into());
+    }
+    let (name, port) = match host.strip_prefix('[').and_then(|inner| inner.split_once(']')) {
+        Some((inner, port)) => {
+            if inner.parse::<std::net::Ipv6Addr>().is_err() {
+                return Err("what stands in its brackets is no IPv6 address".into());
+            }
+            ("", port.strip_prefix(':').or(if port.is_empty() { None } else { Some("none") }))
+        }
+        None => match host.split_once(':') {
+            Some((name, port)) => (name, Some(port)),
+            None => (host, None),
+        },
+    };
+    if port.is_some_and(|port| !port.parse::<u16>().is_ok_and(|port| port > 0)) {
+        return Err("its port is not a number from 1 to 65535".into());
+    }
+    if !host.starts_with('[')
+        && (name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c)))
+    {
+        return Err("its host is not a name of letters, digits, '-' and '.'".into());
+    }
+    if !path.chars().all(|c| c.is_ascii_graphic()) {
+        return Err("it has characters that do not belong in a URL".into());
+    }
+    Ok(format!("{scheme}://{}/{path}", host.to_ascii_lowercase()).trim_end_matches('/').to_string())
+}
+
+/// The host of an endpoint URL, lowercase, without port.
+pub fn host_of(endpoint: &str) -> String {
+    let rest = endpoint.split_once("://").map_or(endpoint, |(_, rest)| rest);
+    let authority = rest.split('/').next().unwrap_or_default();
+    let host = match authority.strip_prefix('[').and_then(|inner| inner.find(']')) {
+        Some(end) => &authority[..end + 2],
+        None => authority.split(':').next().unwrap_or_default(),
+    };
+    host.to_ascii_lowercase()
+}
+
+/// Whether the endpoint is Backblaze's own, which gets its user agent.
+pub fn is_backblaze(endpoint: &str) -> bool {
+    let host = host_of(endpoint);
+    host == "backblazeb2.com" || host.ends_with(".backblazeb2.com")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_surrounds_a_value_is_stripped() {
+        for text in ["k", " k\n", "\u{feff}k\r\n", "\tk\u{a0}", "\"k\"", "'k' ", "\" k \"\n", "k\0"] {
+            assert_eq!(clean(text), Ok("k"), "{text:?}");
+        }
+        assert_eq!(clean("\"k"), Ok("\"k"));
+        assert_eq!(clean("''k''"), Ok("'k'"));
+        assert_eq!(clean("\""), Ok("\""));
+        assert_eq!(clean(" \n"), Ok(""));
+        for text in ["a\nb", "a\tb", "a\u{1b}[31m", "\u{7}a", "a\u{85}b", "a\u{7f}"] {
+            assert!(clean(text).is_err(), "{text:?}");
+        }
+        assert!(!clean("secret\nx").unwrap_err().contains("secret"));
+    }
+
+    #[test]
+    fn endpoints_are_urls() {
+        for bad in [
+            "ftp://x",
+            "https://",
+            "http://a b",
+            "https://u:p@h",
+            "http://h:99999",
+            "http://h:0",
+            "http://h/?q",
+            "s3://b",
+            "http://[::1",
+            "http://[::1]x",
+            "http://:9000",
+            "http://h:",
+            "http://ho%73t",
+            "http://h/ä",
+            "http://ä",
+            "http://[zz]:1",
+            "://x",
+            "http:///x",
+        ] {
+            assert!(endpoint(bad).is_err(), "{bad}");
+        }
+        for (text, url) in [
+            ("localhost:9000", "https://localhost:9000"),
+            ("HTTP://Minio.LAN:9000/", "http://minio.lan:9000"),
+            ("http://[::1]:9000/base", "http://[::1]:9000/base"),
+            ("http://[::1]", "http://[::1]"),
+        ] {
+            assert_eq!(endpoint(text).unwrap(), url);
+        }
+        assert_eq!(host_of("http://[::1]:9000/x"), "[::1]");
+        assert!(
+            is_backblaze("https://s3.us-west-004.backblazeb2.com") && !is_backblaze("https://backblazeb2.com.evil.org")
+        );
+    }
+
+    #[test]
+    fn buckets_and_prefixes_are_bare() {
+        assert!(bucket("s3://b/p/q").unwrap_err().contains("--bucket b --prefix p/q"));
+        assert!(bucket("s3://b/").unwrap_err().contains("--bucket b"));
+        assert!(bucket("b/p").unwrap_err().contains("--prefix p"));
+        assert!(bucket("https://h/b").unwrap_err().contains("endpoint"));
+        assert!(bucket("a b").is_err() && bucket("..").is_err());
+        assert!(prefix("a/../b").is_err() && prefix("s3://b/x").is_err());
+        assert_eq!(prefix("/a/b/").unwrap(), "a/b/");
+        assert_eq!(prefix("/").unwrap(), "");
+    }
+
+    #[test]
+    fn choices_and_numbers() {
+        assert_eq!(choice("Virtual", &["auto", "virtual"]).unwrap(), "virtual");
+        assert_eq!(choice("x", &["auto", "path", "virtual"]).unwrap_err(), "expected auto, path or virtual");
+        assert!(max_parts("0").is_err() && max_parts("10001").is_err() && max_parts("1.5").is_err());
+        assert_eq!(requester("requester").unwrap(), "true");
+        assert!(gigabytes("inf").is_err() && gigabytes("NaN").is_err() && gigabytes("1e30").is_err());
+        assert_eq!(storage_class("standard_ia").unwrap(), "STANDARD_IA");
+    }
+}
