@@ -2,7 +2,7 @@
 //! pulled into an empty second cache, and both caches are compared.
 //!
 //! ```text
-//! cargo run --release --example quickstart
+//! cargo run --example quickstart
 //! ```
 #![allow(clippy::print_stdout)] // an example speaks for itself
 

@@ -1,7 +1,7 @@
 //! A small S3 server on the loopback, to try hf-cache-sync without an account:
 //!
 //! ```text
-//! cargo run --release --example s3-server -- --root /tmp/store --bucket my-hf-cache
+//! cargo run --example s3-server -- --root /tmp/store --bucket my-hf-cache
 //! ```
 //!
 //! It prints its URL when it is ready. Not meant for production: it is as safe and as fast as a test needs.
