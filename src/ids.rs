@@ -287,6 +287,11 @@ impl RefName {
         RefName("main".to_string())
     }
 
+    /// The ref that is called like the commit that it names, which hf-hub before 1.0 looks for.
+    pub fn of_commit(commit: &Commit) -> Self {
+        RefName(commit.as_str().to_string())
+    }
+
     /// The name as written.
     pub fn as_str(&self) -> &str {
         &self.0

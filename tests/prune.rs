@@ -15,6 +15,7 @@ use serde_json::Value;
 
 const A: &str = "models--org--a";
 const B: &str = "datasets--org--b";
+const LENDER: &str = "models--good--b";
 
 fn command(hub: &Hub, args: &[&str]) -> Command {
     command_of(assert_cmd::cargo::cargo_bin!("hf-cache-sync"), hub, args)
@@ -73,7 +74,9 @@ fn prune(hub: &Hub, budget: u64, args: &[&str]) -> Value {
 /// All but refs, trees and lists, which no budget counts.
 fn disk_usage_of_blobs(hub: &Hub) -> u64 {
     disk_usage(&hub.root(), |name| {
-        let small = ["/refs/", "/trees/", ".refs", "/.huggingface-shared-blobs"].iter().any(|part| name.contains(part));
+        let small = ["/refs/", "/trees/", ".refs", "/.huggingface-shared-blobs", ".metadata/"]
+            .iter()
+            .any(|part| name.contains(part));
         !small
     })
 }
@@ -469,7 +472,133 @@ fn an_unreadable_folder_is_said_once() {
     assert_eq!(output.status.code(), Some(1));
     let errors = text(&output.stderr);
     assert_eq!(errors.matches("error: ").count(), 1, "{errors}");
-    assert!(hub.exists(&format!("{A}/snapshots/{}/model.bin", commit(1))) && !hub.exists(B));
+    // It may hold a link to anything: what that keeps is said.
+    assert!(errors.contains("models--org--a (100 B): cannot be read"), "{errors}");
+    assert!(hub.exists(&format!("{A}/snapshots/{}/model.bin", commit(1))) && hub.exists(B));
+}
+
+/// `org/a` takes its weights from `good/b`, by a link that was made by hand, and none of b's revisions has a ref.
+fn borrowed(hub: &Hub) {
+    hub.revision(LENDER, 1, 100, 30);
+    hub.blob(LENDER, 2, 50, 30);
+    fs::create_dir_all(hub.path(&format!("{A}/blobs"))).unwrap();
+    let snapshot = hub.path(&format!("{A}/snapshots/{}/sub", commit(3)));
+    fs::create_dir_all(&snapshot).unwrap();
+    symlink(format!("../../../../{LENDER}/blobs/{}", id(2)), snapshot.join("weights")).unwrap();
+    hub.reference(A, "main", &commit(3));
+}
+
+/// Whatever part of a repo cannot be read may hold the link that needs the blob.
+#[test]
+fn an_unreadable_place_anywhere_keeps_what_it_may_need() {
+    use std::os::unix::fs::PermissionsExt;
+    let snapshot = format!("{A}/snapshots/{}", commit(3));
+    let places = [
+        A.to_string(),
+        format!("{A}/snapshots"),
+        snapshot.clone(),
+        format!("{snapshot}/sub"),
+        format!("{A}/refs"),
+        format!("{A}/blobs"),
+    ];
+    for place in &places {
+        // 0444: the names can be read, but not what they are.
+        for mode in [0o000, 0o444, 0o111] {
+            let hub = Hub::new();
+            borrowed(&hub);
+            let before = hub.contents();
+            let folder = hub.path(place);
+            fs::set_permissions(&folder, fs::Permissions::from_mode(mode)).unwrap();
+            let output = run_as_user(&hub, &["--max-size", "0B", "--include-referenced", "--orphan-grace", "0"]);
+            fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
+            let said = format!("{place} {mode:o}: {}{}", text(&output.stdout), text(&output.stderr));
+            assert_eq!(hub.contents(), before, "{said}");
+            assert!(output.status.code() == Some(1) || mode == 0o444 || mode == 0o111, "{said}");
+        }
+    }
+}
+
+/// The same where permissions do not bind: links that go in a circle, and other things in place of a folder.
+#[test]
+fn a_place_that_is_no_folder_any_more_keeps_what_it_may_have_needed() {
+    let snapshot = format!("{A}/snapshots/{}", commit(3));
+    for place in [A.to_string(), format!("{A}/snapshots"), snapshot.clone(), format!("{A}/blobs")] {
+        for kind in ["loop", "fifo", "unmounted", "gone"] {
+            let hub = Hub::new();
+            borrowed(&hub);
+            let path = hub.path(&place);
+            fs::rename(&path, hub.outside().join("aside")).unwrap();
+            match kind {
+                "loop" => symlink(path.file_name().unwrap(), &path).unwrap(),
+                "unmounted" => symlink("/not-mounted/elsewhere", &path).unwrap(),
+                "gone" => symlink("/not-mounted/models--good--b/blobs", &path).unwrap(),
+                _ => assert!(Command::new("mkfifo").arg(&path).status().unwrap().success()),
+            }
+            let before = hub.contents_of(LENDER);
+            let output = run(&hub, &["--max-size", "0B", "--include-referenced", "--orphan-grace", "0"]);
+            let said = format!("{place} {kind}: {}{}", text(&output.stdout), text(&output.stderr));
+            assert_eq!(hub.contents_of(LENDER), before, "{said}");
+        }
+    }
+}
+
+#[test]
+fn links_keep_a_repo_however_they_are_spelled_and_wherever_they_lie() {
+    let real = |hub: &Hub| hub.root().join(LENDER).join("blobs").join(id(2));
+    let alias = |hub: &Hub| {
+        symlink(hub.root(), hub.outside().join("alias")).unwrap();
+        hub.outside().join("alias").join(LENDER).join("blobs").join(id(2))
+    };
+    let hops = |hub: &Hub| {
+        symlink(hub.root().join(LENDER), hub.outside().join("first")).unwrap();
+        symlink(hub.outside().join("first/blobs"), hub.outside().join("second")).unwrap();
+        hub.outside().join("second").join(id(2))
+    };
+    let doubled = |hub: &Hub| format!("{}//./{LENDER}/refs/../blobs//{}", hub.root().display(), id(2)).into();
+    type Target = fn(&Hub) -> std::path::PathBuf;
+    let targets: [Target; 4] = [real, alias, hops, doubled];
+    let places = [
+        format!("{A}/snapshots/{}/sub/weights", commit(3)),
+        format!("{A}/snapshots/not-a-commit/weights"),
+        format!("{A}/blobs/{}", id(2)),
+        format!("{A}/blobs/README"),
+        format!("{A}/strange/deep/weights"),
+        "widgets--org--w/snapshots/x/weights".to_string(),
+        "backup/models--org--a/snapshots/x/weights".to_string(),
+        "weights".to_string(),
+    ];
+    for (number, target) in targets.iter().enumerate() {
+        for place in &places {
+            let hub = Hub::new();
+            hub.revision(LENDER, 1, 100, 30);
+            hub.blob(LENDER, 2, 50, 30);
+            hub.write(&format!("{LENDER}/refs/x"), commit(1));
+            let link = hub.path(place);
+            fs::create_dir_all(link.parent().unwrap()).unwrap();
+            symlink(target(&hub), &link).unwrap();
+            let before = hub.contents();
+            let output = run(&hub, &["--max-size", "0B", "--include-referenced", "--orphan-grace", "0"]);
+            let said = format!("{place} {number}: {}{}", text(&output.stdout), text(&output.stderr));
+            assert_eq!(hub.contents(), before, "{said}");
+            assert!(said.contains("a link elsewhere leads into it"), "{said}");
+        }
+    }
+}
+
+/// The snapshot lies on another disk, and a link stands for it.
+#[test]
+fn a_snapshot_behind_a_link_keeps_what_its_files_lead_to() {
+    let hub = Hub::new();
+    borrowed(&hub);
+    let snapshot = hub.path(&format!("{A}/snapshots/{}", commit(3)));
+    let outside = hub.outside().join("disk");
+    fs::create_dir_all(outside.join("sub")).unwrap();
+    symlink(hub.path(&format!("models--good--b/blobs/{}", id(2))), outside.join("sub/weights")).unwrap();
+    fs::remove_dir_all(&snapshot).unwrap();
+    symlink(&outside, &snapshot).unwrap();
+    let before = hub.contents();
+    run(&hub, &["--max-size", "0B", "--include-referenced", "--orphan-grace", "0"]);
+    assert_eq!(hub.contents(), before);
 }
 
 /// A folder that its user may not write to cannot be moved.
@@ -505,6 +634,112 @@ fn a_download_in_flight_is_left_alone_with_its_repo() {
     let report = prune(&hub, 0, &["--orphan-grace", "0"]);
     assert_eq!(hub.contents(), before);
     assert!(reasons(&report).iter().all(|reason| reason == "in-flight"));
+}
+
+/// What each client's unfinished download in a repo is called.
+fn unfinished(number: u64) -> Vec<String> {
+    let ends = [".incomplete", ".0a1b2c3d.incomplete", ".part", "..part", ".sync.part", ".downloadInProgress"];
+    ends.iter().map(|end| format!("{A}/blobs/{}{end}", id(number))).collect()
+}
+
+/// llama.cpp links its files only after all have arrived: until then, finished shards lie there unlinked.
+#[test]
+fn what_any_client_is_still_downloading_keeps_its_whole_repo() {
+    let mut names = unfinished(5);
+    names.push(format!("{A}/snapshots/{}/model.gguf.downloadInProgress", commit(1)));
+    names.push(format!("{A}/refs/main.0a1b2c3d.tmp"));
+    for name in names {
+        let hub = Hub::new();
+        hub.revision(A, 1, 100, 30);
+        hub.reference(A, "lost", &commit(9));
+        used(&hub.path(&format!("{A}/refs/lost")), 30 * DAY);
+        let shard = hub.blob(A, 2, 200, 2);
+        hub.revision(B, 3, 100, 30);
+        // A ref is no more than a name: it does not count.
+        let file = hub.write(&name, if name.contains("/refs/") { "" } else { "half" });
+        used(&file, 3600);
+        for args in [&["--dry-run"][..], &[]] {
+            let report = prune(&hub, 0, args);
+            assert_eq!(evicted(&report), [commit(3)], "{name}: {report:#}");
+            assert!(hub.exists(&format!("{A}/blobs/{shard}")) && hub.exists(&format!("{A}/refs/lost")), "{name}");
+            let kept = report["skipped"].as_array().unwrap().iter().find(|skip| skip["bytes"] == 300);
+            assert_eq!(kept.map(|skip| &skip["reason"]), Some(&"in-flight".into()), "{name}: {report:#}");
+        }
+        used(&file, 2 * DAY);
+        let report = prune(&hub, 0, &[]);
+        assert_eq!((&report["abandoned"]["blobs"], &report["size"]), (&1.into(), &0.into()), "{name}: {report:#}");
+        assert!(!file.exists() && !hub.exists(A), "{name}");
+    }
+}
+
+/// Old huggingface_hub and hf-hub 0.3 download at the root: nobody can tell for which repo.
+#[test]
+fn a_download_at_the_root_keeps_every_repo_until_it_is_old() {
+    for name in ["tmpa1b2c3d4", "tmp_x9_k2ab", "tmp/aB3dE5f"] {
+        let hub = Hub::new();
+        hub.revision(A, 1, 100, 30);
+        hub.blob(B, 2, 100, 30);
+        let file = hub.write(name, "half");
+        let before = hub.contents();
+        let report = prune(&hub, 0, &["--orphan-grace", "0"]);
+        assert_eq!((hub.contents(), reasons(&report)), (before, vec!["in-flight".to_string()]), "{name}");
+        assert_eq!(&report["skipped"][0]["bytes"], 200, "{name}");
+        used(&file, 2 * DAY);
+        let report = prune(&hub, 0, &[]);
+        assert_eq!((&report["abandoned"]["blobs"], &report["freed"]), (&1.into(), &204.into()), "{name}");
+        assert!(!hub.exists(A) && !hub.exists(&format!("{B}/blobs/{}", id(2))) && !hub.exists(name));
+    }
+}
+
+/// The client's symlink probe, and what is no download.
+#[test]
+fn other_things_called_tmp_stand_in_nobody_s_way() {
+    let hub = Hub::new();
+    hub.revision(A, 1, 100, 30);
+    fs::create_dir_all(hub.path("tmpprobe01/x")).unwrap();
+    hub.write("tmp-notes.txt", "mine");
+    hub.write("tmp/notes.txt", "mine");
+    assert!(run(&hub, &["--max-size", "0B"]).status.success());
+    assert!(!hub.exists(A) && hub.exists("tmp-notes.txt") && hub.exists("tmp/notes.txt") && hub.exists("tmpprobe01/x"));
+}
+
+/// hf-hub 0.4 and 0.5 and old huggingface_hub have their locks in `blobs/`, swift-huggingface in a folder more.
+#[test]
+fn a_lock_of_any_client_keeps_its_repo_and_a_free_one_is_no_noise() {
+    for place in [format!("{A}/blobs"), format!(".locks/{A}/blobs"), format!(".locks/{A}")] {
+        let hub = Hub::new();
+        hub.revision(A, 1, 100, 30);
+        hub.blob(A, 2, 10, 30);
+        hub.write(&format!(".metadata/{A}/{}.json", commit(1)), "{}");
+        let path = hub.write(&format!("{place}/{}.lock", id(2)), "");
+        used(&path, DAY);
+        let lock = File::open(&path).unwrap();
+        lock.lock().unwrap();
+        let report = prune(&hub, 0, &[]);
+        assert_eq!((evicted(&report).len(), &report["freed"], reasons(&report)), (0, &0.into(), vec!["held".into()]));
+        drop(lock);
+        let report = prune(&hub, 0, &[]);
+        assert_eq!((&report["freed"], reasons(&report)), (&110.into(), vec![]), "{place}");
+        assert!(!hub.exists(A), "{place}");
+    }
+}
+
+/// hf-hub finds a pinned commit by a ref that is called like it. It goes with the commit, and keeps it no longer.
+#[test]
+fn a_ref_called_like_its_commit_does_not_keep_it() {
+    let hub = Hub::new();
+    for (number, days) in [(1, 30), (2, 20)] {
+        hub.revision(A, number, 100, days);
+        hub.reference(A, &commit(number), &commit(number));
+    }
+    hub.reference(A, "main", &commit(2));
+    hub.reference(A, &commit(9), &commit(9));
+    used(&hub.path(&format!("{A}/refs/{}", commit(9))), DAY);
+    let report = prune(&hub, 100, &[]);
+    assert_eq!((evicted(&report), &report["evicted"][0]["reason"]), (vec![commit(1)], &"detached".into()));
+    assert_eq!(report["refs_removed"][0]["name"], commit(9));
+    let refs: Vec<String> = hub.contents().into_keys().filter(|name| name.contains("/refs/")).collect();
+    assert_eq!(refs, [format!("{A}/refs/"), format!("{A}/refs/{}", commit(2)), format!("{A}/refs/main")]);
 }
 
 #[test]

@@ -103,50 +103,6 @@ pub fn link_text(path: &RepoPath, blob: &BlobId) -> String {
     format!("{}blobs/{blob}", "../".repeat(depth))
 }
 
-/// What an entry of `blobs/` is, by its name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BlobEntry {
-    /// A blob.
-    Blob(BlobId),
-    /// A download in flight: never read, pushed or deleted.
-    InFlight,
-    /// Neither.
-    Foreign,
-}
-
-/// Classifies a name in `blobs/`: `<etag>`, `*.incomplete`, `tmp_<uuid>`, `.<etag>.<8 hex>.shared|.new|.old`.
-pub fn blob_entry(name: &str) -> BlobEntry {
-    if let Ok(id) = name.parse() {
-        return BlobEntry::Blob(id);
-    }
-    let swap = name.starts_with('.') && [".shared", ".new", ".old"].iter().any(|end| name.ends_with(end));
-    if name.ends_with(".incomplete") || name.starts_with("tmp_") || swap {
-        return BlobEntry::InFlight;
-    }
-    BlobEntry::Foreign
-}
-
-/// Whether a name in `trees/` is a temporary of the client.
-pub fn is_temporary(name: &str) -> bool {
-    name.ends_with(".tmp")
-}
-
-/// Whether a name in `refs/` is a temporary of the client, `<ref>.<8 hex>.tmp`: a branch may be called `x.tmp`.
-pub fn is_temporary_ref(name: &str) -> bool {
-    let random = name.strip_suffix(".tmp").and_then(|name| name.rsplit_once('.'));
-    random.is_some_and(|(name, random)| !name.is_empty() && is_random(random))
-}
-
-/// The client's `secrets.token_hex(4)`.
-fn is_random(text: &str) -> bool {
-    text.len() == 8 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-}
-
-/// The blob that a temporary in `blobs/` is for, when its name tells.
-pub fn blob_of_temporary(name: &str) -> Option<BlobId> {
-    name.trim_start_matches('.').split('.').next()?.parse().ok()
-}
-
 /// The shared-store entry that the link text of `blobs/<etag>` points to: `<2 hex>/<xet hash>`, relative to the
 /// store; `None` when it points elsewhere. `blobs` is the folder that holds the link. The root may be spelled with
 /// `..`.
@@ -199,33 +155,6 @@ mod tests {
         );
         assert_eq!(link_text(&"a".parse().unwrap(), &blob), format!("../../blobs/{SHA1}"));
         assert_eq!(link_text(&"d/e/a".parse().unwrap(), &blob), format!("../../../../blobs/{SHA1}"));
-    }
-
-    #[test]
-    fn names_in_blobs_are_told_apart() {
-        assert!(matches!(blob_entry(SHA1), BlobEntry::Blob(_)));
-        for name in [
-            format!("{SHA1}.incomplete"),
-            format!("{SHA1}.0a1b2c3d.incomplete"),
-            "tmp_0b0e".to_string(),
-            format!(".{SHA1}.0a1b2c3d.shared"),
-            format!(".{SHA1}.0a1b2c3d.old"),
-        ] {
-            assert_eq!(blob_entry(&name), BlobEntry::InFlight, "{name}");
-        }
-        assert_eq!(blob_entry("README"), BlobEntry::Foreign);
-        for name in [format!("{SHA1}.incomplete"), format!(".{SHA1}.0a1b2c3d.old")] {
-            assert_eq!(blob_of_temporary(&name).unwrap().to_string(), SHA1);
-        }
-        assert_eq!(blob_of_temporary("tmp_0b0e"), None);
-    }
-
-    #[test]
-    fn a_branch_may_look_like_a_temporary() {
-        assert!(is_temporary_ref("main.0a1b2c3d.tmp"));
-        for branch in ["main.tmp", "x.0a1b2c3.tmp", ".0a1b2c3d.tmp", "main"] {
-            assert!(!is_temporary_ref(branch), "{branch}");
-        }
     }
 
     #[test]

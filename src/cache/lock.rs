@@ -67,6 +67,32 @@ pub fn is_client_locked(layout: &Layout, repo: &RepoName, blob: &BlobId) -> bool
     !matches!(try_client_lock_if_there(layout, repo, blob), Ok(Some(_)))
 }
 
+/// Whether another process holds a lock on this file, or may hold one, since the file cannot be opened. Makes none.
+pub fn is_held(path: &Path) -> bool {
+    let mut options = OpenOptions::new();
+    options.read(true);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        // A FIFO in its place must not be waited for.
+        let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+        options.custom_flags(flags.bits() as i32);
+    }
+    // To write, where that is allowed: NFS locks no file that is open to read only.
+    let file = match options.clone().write(true).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => options.open(path),
+        opened => opened,
+    };
+    match file {
+        Err(error) => error.kind() != io::ErrorKind::NotFound,
+        Ok(file) => match file.try_lock() {
+            Ok(()) => false,
+            Err(TryLockError::WouldBlock) => true,
+            Err(TryLockError::Error(error)) => !has_no_flock(&error),
+        },
+    }
+}
+
 /// Tries to take this tool's lock on the cache; `None` while another process has it in a way that excludes `mode`.
 ///
 /// # Errors
@@ -253,6 +279,10 @@ mod tests {
         for path in [&ours, &theirs] {
             assert!(take(path, Mode::Exclusive, 0o664).unwrap().is_some_and(|lock| lock.is_real()));
         }
+        let held = take(&theirs, Mode::Exclusive, 0o664).unwrap();
+        assert!(is_held(&theirs) && !is_held(&ours) && !is_held(&dir.path().join("c.lock")));
+        drop(held);
+        assert!(!is_held(&theirs));
         assert!(is_own(&ours) && !is_own(&theirs) && !is_own(&dir.path().join("c.lock")));
     }
 

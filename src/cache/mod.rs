@@ -1,10 +1,12 @@
-//! The local cache: where things are ([`layout`]), what is there ([`scan`]), and how to change it safely.
+//! The local cache: where things are ([`layout`]), what is there ([`scan`]), and how to change it safely. What else
+//! writes into it, and by which names that is known: [`clients`].
 //!
 //! Reading is [`scan`] (-> [`scan::Inventory`]), [`identify`] (names for files that are no links), [`read`]
 //! (opening a blob without counting as a use), [`gated`] and [`mod@pointer`] (judging content), [`usage`] (bytes and
 //! last use). Writing is [`place`] (directories, links and small files, never through a link) and [`lock`]
 //! (huggingface_hub's locks and our own). Deleting is [`remove`], and [`shared`] for the cache-wide store.
 
+pub mod clients;
 pub mod gated;
 pub mod identify;
 pub mod layout;

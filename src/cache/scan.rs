@@ -5,7 +5,7 @@
 //! cache-wide store. Nothing is skipped silently: what cannot be read or understood becomes a [`Problem`].
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, DirEntry, Metadata};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,8 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 
-use super::layout::{self, BlobEntry, Layout};
+use super::clients::{self, BlobEntry};
+use super::layout::{self, Layout};
 use crate::error::{Error, Result, plain_io};
 use crate::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
 
@@ -41,14 +42,19 @@ pub struct Repo {
     pub blobs: BTreeMap<BlobId, Blob>,
     /// Its snapshots, by commit.
     pub revisions: BTreeMap<Commit, Revision>,
-    /// Its refs.
+    /// Its refs, but for [`Repo::pins`].
     pub refs: BTreeMap<RefName, Commit>,
+    /// Commits with a ref that is called like the commit itself. The Rust hf-hub before 1.0 finds a commit that it was
+    /// asked for by such a one alone; it names nothing that somebody could ask for in another way.
+    pub pins: BTreeSet<Commit>,
     /// Commits with a `trees/<commit>.json`.
     pub trees: Vec<Commit>,
     /// Downloads in flight, and what interrupted ones left.
     pub in_flight: Vec<InFlight>,
     /// Refs and trees that were being written, or what is left of such.
     pub temporaries: Vec<InFlight>,
+    /// Lock files in `blobs/`, where some clients have them.
+    pub locks: Vec<PathBuf>,
     /// What was wrong in this folder.
     pub problems: Vec<Problem>,
     /// Whether the repo folder is itself a link: readable, but never written to.
@@ -130,12 +136,34 @@ pub struct InFlight {
     pub on_disk: u64,
     /// Last change.
     pub modified: Option<SystemTime>,
+    /// Last change of the file or of what is known about it, where the system keeps that: nobody can set it, so that a
+    /// time of change in the future does not last.
+    pub changed: Option<SystemTime>,
 }
 
 impl InFlight {
-    fn new(path: PathBuf, meta: &Metadata) -> Self {
-        InFlight { path, size: meta.len(), on_disk: on_disk(meta), modified: meta.modified().ok() }
+    /// The file behind this path.
+    pub fn new(path: PathBuf, meta: &Metadata) -> Self {
+        let (modified, changed) = (meta.modified().ok(), changed(meta));
+        InFlight { path, size: meta.len(), on_disk: on_disk(meta), modified, changed }
     }
+
+    /// When somebody last wrote to it, as far as can be told.
+    pub fn written(&self) -> Option<SystemTime> {
+        self.modified.map(|modified| self.changed.map_or(modified, |changed| modified.min(changed)))
+    }
+}
+
+#[cfg(unix)]
+fn changed(meta: &Metadata) -> Option<SystemTime> {
+    use std::os::unix::fs::MetadataExt;
+    let since = std::time::Duration::from_secs(u64::try_from(meta.ctime()).ok()?);
+    SystemTime::UNIX_EPOCH.checked_add(since)
+}
+
+#[cfg(not(unix))]
+fn changed(_: &Metadata) -> Option<SystemTime> {
+    None
 }
 
 /// Something that is not as it should be.
@@ -249,12 +277,7 @@ fn root_entry(entry: &DirEntry) -> RootEntry {
     match RepoName::from_folder(name) {
         Some(repo) => RootEntry::Repo(repo),
         None if name == "blobs" => RootEntry::SharedStore,
-        // What scan_cache_dir ignores, older clients' version files, and the symlink probe of the client.
-        None if [".locks", "CACHEDIR.TAG", ".DS_Store", "Thumbs.db", "desktop.ini", "version.txt"].contains(&name)
-            || name.starts_with("tmp") =>
-        {
-            RootEntry::Known
-        }
+        None if clients::is_known_at_root(name) => RootEntry::Known,
         None => RootEntry::Unknown,
     }
 }
@@ -269,12 +292,12 @@ pub fn scan_folder(layout: &Layout, name: &RepoName, path: &Path) -> Repo {
     RepoScan::run(layout, name, path)
 }
 
-/// Reads the refs of one repo alone, and says what was wrong with them.
-pub fn scan_refs(layout: &Layout, name: &RepoName) -> (BTreeMap<RefName, Commit>, Vec<Problem>) {
+/// Reads the refs of one repo alone: all else of it is empty, but for what was wrong with them.
+pub fn scan_refs(layout: &Layout, name: &RepoName) -> Repo {
     let path = layout.repo(name);
     let mut scan = RepoScan::new(layout, name, &path);
     scan.refs(path.join("refs"), String::new());
-    (scan.repo.refs, scan.repo.problems)
+    scan.repo
 }
 
 /// Scans repo folders on a few threads: the work is system calls, which overlap.
@@ -324,9 +347,11 @@ impl<'a> RepoScan<'a> {
             blobs: BTreeMap::new(),
             revisions: BTreeMap::new(),
             refs: BTreeMap::new(),
+            pins: BTreeSet::new(),
             trees: Vec::new(),
             in_flight: Vec::new(),
             temporaries: Vec::new(),
+            locks: Vec::new(),
             problems: Vec::new(),
             is_link: fs::symlink_metadata(path).is_ok_and(|meta| meta.is_symlink()),
         };
@@ -379,8 +404,7 @@ impl<'a> RepoScan<'a> {
         for (name, entry) in self.entries(self.path) {
             match name.as_str() {
                 "blobs" | "snapshots" | "refs" | "trees" | ".no_exist" | ".DS_Store" => {}
-                // The client's symlink probe makes `tmp*` folders for a moment.
-                name if name.starts_with("tmp") => {}
+                name if clients::is_known_in_repo(name) => {}
                 _ => self.problem(entry.path(), ProblemKind::UnknownEntry, "not a part of a cached repo"),
             }
         }
@@ -409,15 +433,20 @@ impl<'a> RepoScan<'a> {
                 }
             };
             let modified = meta.modified().ok();
-            match layout::blob_entry(&name) {
+            match clients::blob_entry(&name) {
                 BlobEntry::Blob(id) if meta.is_file() => blobs.push((id, blob(&meta, Place::Blobs, modified))),
                 BlobEntry::Blob(id) if meta.is_symlink() => self.linked_blob(id, entry.path(), modified),
                 BlobEntry::Blob(_) => {
                     self.problem(entry.path(), ProblemKind::BadName, "is named like a blob but is not a file")
                 }
+                BlobEntry::InFlight | BlobEntry::Lock | BlobEntry::Note if meta.is_dir() => {
+                    self.problem(entry.path(), ProblemKind::UnknownEntry, "is in blobs/, but is a folder")
+                }
                 BlobEntry::InFlight => {
                     self.repo.in_flight.push(InFlight::new(entry.path(), &meta));
                 }
+                BlobEntry::Lock => self.repo.locks.push(entry.path()),
+                BlobEntry::Note => {}
                 BlobEntry::Foreign => {
                     if name != ".DS_Store" {
                         self.problem(
@@ -497,6 +526,10 @@ impl<'a> RepoScan<'a> {
                 continue;
             }
             if !kind.is_symlink() && name == ".DS_Store" {
+                continue;
+            }
+            if kind.is_file() && clients::is_unfinished_file(&name) {
+                self.in_flight(&entry);
                 continue;
             }
             let relative = if prefix.is_empty() { name.parse() } else { format!("{prefix}{name}").parse() };
@@ -609,16 +642,16 @@ impl<'a> RepoScan<'a> {
             let relative = format!("{prefix}{name}");
             match entry.file_type() {
                 Ok(kind) if kind.is_dir() && prefix.len() < 512 => self.refs(path, format!("{relative}/")),
-                Ok(kind) if kind.is_file() && layout::is_temporary_ref(&name) => self.temporary(path, &entry),
+                Ok(kind) if kind.is_file() && clients::is_temporary_ref(&name) => self.temporary(path, &entry),
                 Ok(kind) if kind.is_file() && name == ".DS_Store" => {}
-                Ok(kind) if kind.is_file() => self.reference(path, &relative),
+                Ok(kind) if kind.is_file() => self.reference(path, &relative, &entry),
                 Ok(_) => self.problem(path, ProblemKind::BadRef, "is a ref but not a regular file"),
                 Err(error) => self.repo.problems.push(unreadable(&path, &error)),
             }
         }
     }
 
-    fn reference(&mut self, path: PathBuf, relative: &str) {
+    fn reference(&mut self, path: PathBuf, relative: &str, entry: &DirEntry) {
         let content = match super::read::read_small(&path, 256) {
             Ok(content) => content,
             Err(error) => {
@@ -629,6 +662,10 @@ impl<'a> RepoScan<'a> {
         let text = content.and_then(|bytes| String::from_utf8(bytes).ok());
         let commit = text.as_deref().map(str::trim).map(str::parse::<Commit>);
         match (relative.parse::<RefName>(), commit) {
+            (Ok(_), Some(Ok(commit))) if commit.as_str() == relative => {
+                self.repo.pins.insert(commit);
+            }
+            (_, None | Some(Err(_))) if clients::may_be_torn_ref(relative) => self.temporary(path, entry),
             (Ok(name), Some(Ok(commit))) => {
                 self.repo.refs.insert(name, commit);
             }
@@ -642,12 +679,19 @@ impl<'a> RepoScan<'a> {
         for (name, entry) in self.entries(&self.path.join("trees")) {
             match name.strip_suffix(".json").map(str::parse::<Commit>) {
                 Some(Ok(commit)) => self.repo.trees.push(commit),
-                _ if layout::is_temporary(&name) => self.temporary(entry.path(), &entry),
+                _ if clients::is_temporary_tree(&name) => self.temporary(entry.path(), &entry),
                 _ if name == ".DS_Store" => {}
                 _ => self.problem(entry.path(), ProblemKind::UnknownEntry, "is in trees/, but is not a tree"),
             }
         }
         self.repo.trees.sort();
+    }
+
+    fn in_flight(&mut self, entry: &DirEntry) {
+        // Gone already: it was renamed to what it was for.
+        if let Ok(meta) = entry.metadata() {
+            self.repo.in_flight.push(InFlight::new(entry.path(), &meta));
+        }
     }
 
     fn temporary(&mut self, path: PathBuf, entry: &DirEntry) {

@@ -95,6 +95,11 @@ impl Hub {
         path
     }
 
+    /// Of one repo, as [`Hub::contents`].
+    pub fn contents_of(&self, repo: &str) -> BTreeMap<String, Vec<u8>> {
+        self.contents().into_iter().filter(|(name, _)| name.starts_with(repo)).collect()
+    }
+
     /// Every name below the hub with its content or link text, but for the tool's own state and lock files.
     pub fn contents(&self) -> BTreeMap<String, Vec<u8>> {
         let mut found = BTreeMap::new();
@@ -150,6 +155,8 @@ fn collect(root: &Path, folder: &Path, found: &mut BTreeMap<String, Vec<u8>>) {
             collect(root, &path, found);
         } else if meta.is_symlink() {
             found.insert(name, fs::read_link(&path).unwrap().to_str().unwrap().into());
+        } else if !meta.is_file() {
+            found.insert(name, Vec::new());
         } else {
             // Looking must not count as use.
             let times = FileTimes::new().set_accessed(meta.accessed().unwrap());

@@ -10,13 +10,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use super::facts::Facts;
+use super::facts::{self, Facts};
 use super::plan::{Eviction, Plan, Skip, SkipReason, What, hidden_uses};
-use crate::cache::layout::{self, BlobEntry, Layout};
+use crate::cache::clients::{self, BlobEntry};
+use crate::cache::layout::Layout;
 use crate::cache::lock::{self, Lock};
 use crate::cache::remove::{self, Aside};
 use crate::cache::scan::inode;
-use crate::cache::scan::{self, Blob, Place, Repo, Revision, SnapshotFile};
+use crate::cache::scan::{self, Blob, InFlight, Place, Repo, Revision, SnapshotFile};
 use crate::cache::shared::{self, Swept};
 use crate::error::{Error, Result};
 use crate::ids::{BlobId, Commit, RefName, RepoName};
@@ -43,11 +44,13 @@ pub fn execute(facts: &Facts, plan: &Plan) -> Done {
         blobs: BTreeMap::new(),
         payloads: BTreeMap::new(),
         joined: BTreeMap::new(),
+        joined_root: None,
     };
     for (index, action) in plan.actions.iter().enumerate() {
         let attempt = match &action.what {
             What::Leftover { path } => run.leftover(path),
             What::Temporary { repo, path } => run.temporary(repo, path),
+            What::RootTemporary { path } => run.root_temporary(path),
             What::Revision(eviction) => run.revision(eviction),
             What::Ref { repo, name, commit } => run.lone_ref(repo, name, commit),
             // Several things at once, below.
@@ -100,6 +103,8 @@ struct Run<'a> {
     payloads: BTreeMap<PathBuf, Option<usize>>,
     /// Repos that were looked at for downloads which began after the scan, and whether there is one.
     joined: BTreeMap<RepoName, bool>,
+    /// The same for the root.
+    joined_root: Option<bool>,
 }
 
 /// Done, or left alone.
@@ -146,7 +151,7 @@ impl Run<'_> {
         if !remove::is_inside(self.layout.root(), path) {
             return self.skip(SkipReason::Link, Some(repo), path, 0);
         }
-        let blob = path.file_name().and_then(|name| layout::blob_of_temporary(name.to_str()?));
+        let blob = path.file_name().and_then(|name| clients::blob_of_temporary(name.to_str()?));
         let _lock = match blob {
             Some(blob) => match ClientLock::take(self.layout, repo, &blob)? {
                 None => return self.skip(SkipReason::Held, Some(repo), path, known.map_or(0, |file| file.on_disk)),
@@ -154,14 +159,33 @@ impl Run<'_> {
             },
             None => None,
         };
+        self.unfinished(Some(repo), path, known)
+    }
+
+    fn root_temporary(&mut self, path: &Path) -> Attempt {
+        let known = self.facts.root_temporaries.iter().find(|file| file.path == path);
+        if !remove::is_inside(self.layout.root(), path) {
+            return self.skip(SkipReason::Link, None, path, 0);
+        }
+        if let Some(skip) = self.unfinished(None, path, known)? {
+            return Ok(Some(skip));
+        }
+        if let Some(folder) = path.parent().filter(|folder| *folder != self.layout.root()) {
+            let _ = fs::remove_dir(folder);
+        }
+        Ok(None)
+    }
+
+    /// A file that nobody has written to since the scan.
+    fn unfinished(&mut self, repo: Option<&RepoName>, path: &Path, known: Option<&InFlight>) -> Attempt {
         let meta = match fs::symlink_metadata(path) {
             Ok(meta) => meta,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(cannot_delete(path, &error)),
         };
-        let same = |file: &&scan::InFlight| file.modified == meta.modified().ok() && file.size == meta.len();
+        let same = |file: &&InFlight| file.modified == meta.modified().ok() && file.size == meta.len();
         let Some(known) = known.filter(same) else {
-            return self.skip(SkipReason::Changed, Some(repo), path, scan::on_disk(&meta));
+            return self.skip(SkipReason::Changed, repo, path, scan::on_disk(&meta));
         };
         remove::file(path).map_err(|e| cannot_delete(path, &e))?;
         self.done.freed += known.on_disk;
@@ -182,12 +206,13 @@ impl Run<'_> {
         if self.has_new_download(repo) {
             return changed(SkipReason::InFlight);
         }
-        if eviction.blobs.iter().any(|blob| lock::is_client_locked(self.layout, repo, blob)) {
+        if eviction.blobs.iter().any(|blob| is_locked(self.layout, repo, blob)) {
             return changed(SkipReason::Held);
         }
-        let (refs, problems) = scan::scan_refs(self.layout, repo);
-        let naming: Vec<_> = refs.iter().filter(|(_, named)| *named == commit).map(|(name, _)| name.clone()).collect();
-        if naming.iter().any(|name| !eviction.refs.contains(name)) || !problems.is_empty() {
+        let now = scan::scan_refs(self.layout, repo);
+        let naming = now.refs.iter().filter(|(_, named)| *named == commit).map(|(name, _)| name.clone());
+        let naming: Vec<_> = naming.chain(now.pins.get(commit).map(RefName::of_commit)).collect();
+        if naming.iter().any(|name| !eviction.refs.contains(name)) || !now.problems.is_empty() {
             return changed(SkipReason::Changed);
         }
         let found = self.facts.inventory.repo(repo).and_then(|repo| repo.revisions.get(commit));
@@ -241,9 +266,11 @@ impl Run<'_> {
         if !remove::is_inside(self.layout.root(), &path) {
             return self.skip(SkipReason::Link, Some(repo), &path, 0);
         }
-        let (refs, _) = scan::scan_refs(self.layout, repo);
+        let now = scan::scan_refs(self.layout, repo);
         let came = fs::symlink_metadata(self.layout.snapshot(repo, commit)).is_ok();
-        if came || refs.get(name) != Some(commit) || self.has_new_download(repo) {
+        let names =
+            now.refs.get(name) == Some(commit) || (now.pins.contains(commit) && name.as_str() == commit.as_str());
+        if came || !names || self.has_new_download(repo) {
             return self.skip(SkipReason::Changed, Some(repo), &path, 0);
         }
         remove::file(&path).map_err(|e| cannot_delete(&path, &e))?;
@@ -251,19 +278,28 @@ impl Run<'_> {
         Ok(None)
     }
 
+    /// Whether a client began, or went on with, a download into this repo since the scan; or one that may be for it.
     fn has_new_download(&mut self, repo: &RepoName) -> bool {
         if let Some(joined) = self.joined.get(repo) {
             return *joined;
         }
-        let known = self.facts.inventory.repo(repo).map(|repo| repo.in_flight.as_slice()).unwrap_or_default();
+        let at_root = *self.joined_root.get_or_insert_with(|| {
+            let now = facts::root_temporaries(self.layout);
+            is_news(&now, &self.facts.root_temporaries)
+        });
         let entries = fs::read_dir(self.layout.blobs(repo)).into_iter().flatten().flatten();
-        let joined = entries
-            .filter(|entry| {
-                entry.file_name().to_str().is_some_and(|name| layout::blob_entry(name) == BlobEntry::InFlight)
-            })
-            .any(|entry| known.iter().all(|file| file.path != entry.path()));
+        let unfinished = |entry: &fs::DirEntry| {
+            entry.file_name().to_str().is_some_and(|name| clients::blob_entry(name) == BlobEntry::InFlight)
+        };
+        let now =
+            entries.filter(unfinished).filter_map(|entry| Some(InFlight::new(entry.path(), &entry.metadata().ok()?)));
+        let joined = at_root || is_news(&now.collect::<Vec<_>>(), self.known_in_flight(repo));
         self.joined.insert(repo.clone(), joined);
         joined
+    }
+
+    fn known_in_flight(&self, repo: &RepoName) -> &[InFlight] {
+        self.facts.inventory.repo(repo).map(|repo| repo.in_flight.as_slice()).unwrap_or_default()
     }
 
     /// Deletes blobs of one repo, after a fresh look at all that may use them.
@@ -277,6 +313,12 @@ impl Run<'_> {
         };
         if let Some((reason, path)) = reason {
             let skip = self.skip(reason, Some(name), &path, 0);
+            self.settle(skip);
+            return;
+        }
+        // One that began after the scan has found here what it need not fetch, and links it next.
+        if is_news(&now.in_flight, self.known_in_flight(name)) {
+            let skip = self.skip(SkipReason::InFlight, Some(name), &self.layout.blobs(name), 0);
             self.settle(skip);
             return;
         }
@@ -295,6 +337,9 @@ impl Run<'_> {
         let before = self.facts.inventory.repo(&now.name).and_then(|repo| repo.blobs.get(id));
         if used.contains(id) || !before.is_some_and(|before| is_same(before, blob)) {
             return self.skip(SkipReason::Changed, Some(&now.name), &path, blob.size);
+        }
+        if is_locked(self.layout, &now.name, id) {
+            return self.skip(SkipReason::Held, Some(&now.name), &path, blob.size);
         }
         let Some(_lock) = ClientLock::take(self.layout, &now.name, id)? else {
             return self.skip(SkipReason::Held, Some(&now.name), &path, blob.size);
@@ -334,7 +379,11 @@ impl Run<'_> {
     /// Takes the folder out by one rename, looks at what was taken, and puts it back if it is not empty after all.
     fn folder(&mut self, name: &RepoName) -> Attempt {
         let path = self.layout.repo(name);
-        if !self.is_empty(&scan::scan_repo(self.layout, name)) {
+        let now = scan::scan_repo(self.layout, name);
+        if facts::is_locked(self.layout, &now) {
+            return self.skip(SkipReason::Held, Some(name), &path, 0);
+        }
+        if !self.is_empty(&now) {
             return self.skip(SkipReason::Changed, Some(name), &path, 0);
         }
         let failed = |error: io::Error| cannot_delete(&path, &error);
@@ -360,7 +409,8 @@ impl Run<'_> {
         let old_refs = now.refs.iter().all(|(name, commit)| before.refs.get(name) == Some(commit));
         let old_trees = now.trees.iter().all(|commit| before.trees.contains(commit));
         let rest = now.revisions.len() + now.blobs.len() + now.in_flight.len() + now.temporaries.len();
-        !now.is_link && now.problems.is_empty() && rest == 0 && old_refs && old_trees
+        let old_pins = now.pins.iter().all(|commit| before.pins.contains(commit));
+        !now.is_link && now.problems.is_empty() && rest == 0 && old_refs && old_pins && old_trees
     }
 
     /// Removes the lock files of a repo that is gone, as far as nobody holds them or has just used them. Best effort.
@@ -384,6 +434,19 @@ impl Run<'_> {
         }
         let _ = fs::remove_dir(&folder);
     }
+}
+
+/// Whether one of these files was not there, or was another, when `known` was.
+fn is_news(now: &[InFlight], known: &[InFlight]) -> bool {
+    let is_known = |file: &InFlight| {
+        known.iter().any(|one| one.path == file.path && one.modified == file.modified && one.size == file.size)
+    };
+    !now.iter().all(is_known)
+}
+
+/// Whether another process holds one of the locks that clients take on a blob.
+fn is_locked(layout: &Layout, repo: &RepoName, blob: &BlobId) -> bool {
+    facts::lock_files(layout, repo, blob).iter().any(|path| lock::is_held(path))
 }
 
 /// huggingface_hub's lock on a blob. A lock file that was not there before is taken away again, so that it does not

@@ -2,13 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use std::time::{Duration, SystemTime};
 
-use crate::cache::layout::{self, Layout};
+use super::hidden;
+use crate::cache::clients;
+use crate::cache::layout::Layout;
 use crate::cache::lock;
-use crate::cache::scan::{self, Inventory, Place, Problem, ProblemKind, Repo, Revision};
+use crate::cache::scan::{self, InFlight, Inventory, Problem, Repo, Revision};
 use crate::cache::shared::{self, Payload};
 use crate::cache::{read, space};
 use crate::ids::{BlobId, Commit, RefName, RepoName};
@@ -30,6 +33,12 @@ pub struct Facts {
     pub store_problems: Vec<Problem>,
     /// The tool's own unfinished files.
     pub leftovers: Vec<Leftover>,
+    /// Unfinished downloads at the root, of nobody knows which repo.
+    pub root_temporaries: Vec<InFlight>,
+    /// What nobody could look into, beside what the scan says to be unreadable.
+    pub hidden: BTreeSet<PathBuf>,
+    /// What the scan says to be unreadable, but which can hold no link.
+    pub harmless: BTreeSet<PathBuf>,
     /// More about single repos; those without an entry have nothing special.
     pub repos: BTreeMap<RepoName, RepoFacts>,
     /// Whether access times are not kept here.
@@ -49,7 +58,7 @@ impl Facts {
 pub struct RepoFacts {
     /// A part of its folder that is itself a link: nothing is deleted through it.
     pub linked_part: Option<PathBuf>,
-    /// A link of another repo that leads into this one.
+    /// A link outside this repo that leads into it.
     pub needed_by: Option<PathBuf>,
     /// When a client last began or ended to fetch one of its blobs, as far as its locks tell.
     pub client_seen: Option<SystemTime>,
@@ -60,11 +69,20 @@ pub struct RepoFacts {
     pub held: BTreeSet<PathBuf>,
     /// Whether another process holds the lock of any blob of this repo: it is at work in it.
     pub locked: bool,
-    /// Refs that name a commit without a snapshot, and when they were written.
-    pub lone_refs: BTreeMap<RefName, Option<SystemTime>>,
+    /// Refs that name a commit without a snapshot.
+    pub lone_refs: BTreeMap<RefName, LoneRef>,
     /// Newest change of what would go with an empty folder: refs and trees without a snapshot, and the folder itself
     /// where it has no snapshot at all.
     pub touched: Option<SystemTime>,
+}
+
+/// A ref to what is not here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoneRef {
+    /// What it names.
+    pub commit: Commit,
+    /// When it was written.
+    pub written: Option<SystemTime>,
 }
 
 /// A file or folder of the tool's own state that is not finished.
@@ -84,25 +102,36 @@ pub fn gather(inventory: Inventory) -> Facts {
     let (payloads, store_problems) = shared::payloads(&layout);
     let mut repos: BTreeMap<RepoName, RepoFacts> =
         inventory.repos.iter().map(|repo| (repo.name.clone(), about(&layout, repo))).collect();
-    for (name, link) in foreign_links(&inventory, &repos) {
+    let behind = hidden::look(&inventory);
+    for (name, link) in behind.needed {
         if let Some(facts) = repos.get_mut(&name) {
             facts.needed_by = Some(link);
         }
     }
     let noatime = space::lacks_access_times(layout.root());
-    Facts { leftovers: leftovers(&layout), inventory, payloads, store_problems, repos, noatime }
+    let (hidden, harmless) = (behind.hidden, behind.harmless);
+    let (leftovers, root_temporaries) = (leftovers(&layout), root_temporaries(&layout));
+    Facts { leftovers, root_temporaries, hidden, harmless, inventory, payloads, store_problems, repos, noatime }
 }
 
 fn about(layout: &Layout, repo: &Repo) -> RepoFacts {
     let folder = layout.repo(&repo.name);
     let parts = ["blobs", "snapshots", "refs", "trees", ".no_exist"].map(|name| folder.join(name));
     let is_link = |path: &&PathBuf| fs::symlink_metadata(path).is_ok_and(|meta| meta.is_symlink());
-    let lone_refs = repo.refs.iter().filter(|(_, commit)| !repo.revisions.contains_key(*commit));
     let written =
         |name: &RefName| fs::symlink_metadata(layout.reference(&repo.name, name)).and_then(|meta| meta.modified());
-    let lone_refs: BTreeMap<_, _> = lone_refs.map(|(name, _)| (name.clone(), written(name).ok())).collect();
+    let refs = repo.refs.iter().map(|(name, commit)| (name.clone(), commit));
+    let lone_refs = refs
+        .chain(repo.pins.iter().map(|commit| (RefName::of_commit(commit), commit)))
+        .filter(|(_, commit)| !repo.revisions.contains_key(*commit));
+    let lone_refs: BTreeMap<_, _> = lone_refs
+        .map(|(name, commit)| {
+            let written = written(&name).ok();
+            (name, LoneRef { commit: commit.clone(), written })
+        })
+        .collect();
     let lone_trees = repo.trees.iter().filter(|commit| !repo.revisions.contains_key(*commit));
-    let mut touched = Newest(lone_refs.values().copied().max().flatten());
+    let mut touched = Newest(lone_refs.values().map(|one| one.written).max().flatten());
     lone_trees.for_each(|commit| touched.look(&layout.tree(&repo.name, commit)));
     if repo.revisions.is_empty() {
         touched.look(&folder);
@@ -117,7 +146,7 @@ fn about(layout: &Layout, repo: &Repo) -> RepoFacts {
         needed_by: None,
         client_seen,
         complete: complete.map(|(commit, _)| commit.clone()).collect(),
-        locked: locks(layout, repo).any(|(_, blob)| lock::is_client_locked(layout, &repo.name, &blob)),
+        locked: is_locked(layout, repo),
         held: repo.in_flight.iter().filter(|file| is_held(layout, repo, &file.path)).map(|f| f.path.clone()).collect(),
         lone_refs,
         touched: touched.0,
@@ -128,20 +157,39 @@ fn about(layout: &Layout, repo: &Repo) -> RepoFacts {
 /// it is when they take it again. Locks of this tool's own pulls do not count; none of those runs now.
 fn client_seen(layout: &Layout, repo: &Repo) -> Option<SystemTime> {
     let mut newest = Newest::default();
-    for (path, blob) in locks(layout, repo).filter(|(path, _)| !lock::is_own(path)) {
+    for path in locks(layout, repo).unwrap_or_default().into_iter().filter(|path| !lock::is_own(path)) {
         newest.look(&path);
-        newest.0 = newest.0.max(repo.blobs.get(&blob).and_then(|blob| blob.modified));
+        let blob = path.file_name().and_then(|name| clients::blob_of_temporary(name.to_str()?));
+        newest.0 = newest.0.max(blob.and_then(|blob| repo.blobs.get(&blob)?.modified));
     }
     newest.0
 }
 
-/// The lock files of a repo's blobs.
-fn locks(layout: &Layout, repo: &Repo) -> impl Iterator<Item = (PathBuf, BlobId)> {
-    let files = fs::read_dir(layout.root().join(".locks").join(repo.name.folder()));
-    files.into_iter().flatten().flatten().filter_map(|entry| {
-        let blob = entry.file_name().to_str()?.strip_suffix(".lock")?.parse().ok()?;
-        Some((entry.path(), blob))
-    })
+/// Whether another process holds a lock of this repo, or nobody can tell.
+pub fn is_locked(layout: &Layout, repo: &Repo) -> bool {
+    locks(layout, repo).is_none_or(|locks| locks.iter().any(|path| lock::is_held(path)))
+}
+
+/// The lock files of a repo, wherever a client has them; `None` when a folder of them cannot be read.
+fn locks(layout: &Layout, repo: &Repo) -> Option<Vec<PathBuf>> {
+    let mut found = repo.locks.clone();
+    let mut folders = vec![layout.root().join(".locks").join(repo.name.folder())];
+    while let Some(folder) = folders.pop() {
+        let entries = match fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => continue,
+            Err(_) => return None,
+        };
+        for entry in entries {
+            let entry = entry.ok()?;
+            match entry.file_type().ok()?.is_dir() {
+                true => folders.push(entry.path()),
+                false if entry.path().extension().is_some_and(|end| end == "lock") => found.push(entry.path()),
+                false => {}
+            }
+        }
+    }
+    Some(found)
 }
 
 /// Whether the snapshot has every file that the commit's tree lists; without a tree nobody can tell.
@@ -153,8 +201,15 @@ fn is_complete(layout: &Layout, repo: &Repo, commit: &Commit, revision: &Revisio
 
 /// Whether another process holds the lock of the blob that this file is to become.
 fn is_held(layout: &Layout, repo: &Repo, file: &Path) -> bool {
-    let blob = file.file_name().and_then(|name| layout::blob_of_temporary(name.to_str()?));
-    blob.is_some_and(|blob| lock::is_client_locked(layout, &repo.name, &blob))
+    let blob = file.file_name().and_then(|name| clients::blob_of_temporary(name.to_str()?));
+    blob.is_some_and(|blob| lock_files(layout, &repo.name, &blob).iter().any(|path| lock::is_held(path)))
+}
+
+/// The locks that clients hold on a blob while they download it.
+pub fn lock_files(layout: &Layout, repo: &RepoName, blob: &BlobId) -> [PathBuf; 3] {
+    let file = format!("{blob}.lock");
+    let locks = layout.root().join(".locks").join(repo.folder());
+    [layout.client_lock(repo, blob), locks.join("blobs").join(&file), layout.blobs(repo).join(file)]
 }
 
 /// The newest modification time of several paths; those that are not there do not count.
@@ -168,40 +223,20 @@ impl Newest {
     }
 }
 
-/// Links in one repo that lead into another, which must keep its blobs then: snapshot files, blobs, whole parts such as
-/// `blobs/`, and the repo folder itself.
-fn foreign_links(inventory: &Inventory, repos: &BTreeMap<RepoName, RepoFacts>) -> BTreeMap<RepoName, PathBuf> {
-    let mut found = BTreeMap::new();
-    let layout = &inventory.layout;
-    let real_root = layout.root().canonicalize().ok();
-    for repo in &inventory.repos {
-        let problems = repo.problems.iter().filter(|problem| problem.kind == ProblemKind::ForeignLink);
-        let elsewhere = repo.blobs.iter().filter(|(_, blob)| blob.place == Place::Elsewhere);
-        let links = problems
-            .map(|problem| problem.path.clone())
-            .chain(elsewhere.map(|(id, _)| layout.blob(&repo.name, id)))
-            .chain(repos.get(&repo.name).and_then(|facts| facts.linked_part.clone()))
-            .chain(repo.is_link.then(|| layout.repo(&repo.name)));
-        for link in links {
-            let Some(folder) = link.parent() else { continue };
-            let Ok(target) = fs::read_link(&link) else { continue };
-            let named = layout::normalized(&folder.join(target));
-            let real = link.canonicalize().ok();
-            let roots = [Some(layout.root()), real_root.as_deref()];
-            let candidates = [Some(named), real].into_iter().flatten();
-            let names: BTreeSet<RepoName> = candidates
-                .flat_map(|path| roots.map(|root| repo_of(root?, &path)))
-                .flatten()
-                .filter(|name| *name != repo.name)
-                .collect();
-            found.extend(names.into_iter().map(|name| (name, link.clone())));
-        }
-    }
+/// Downloads of clients that put them at the root, or into `tmp` there. What cannot be read there is no file.
+pub fn root_temporaries(layout: &Layout) -> Vec<InFlight> {
+    let files = |folder: &Path, wanted: fn(&str) -> bool| {
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        let named = entries.filter(move |entry| entry.file_name().to_str().is_some_and(wanted));
+        named.filter_map(|entry| Some((entry.path(), entry.metadata().ok().filter(|meta| meta.is_file())?)))
+    };
+    let folder = layout.root().join(clients::TEMPORARY_FOLDER);
+    let inside = crate::cache::remove::is_inside(layout.root(), &folder.join("file"));
+    let of_folder = inside.then(|| files(&folder, clients::is_in_temporary_folder)).into_iter().flatten();
+    let all = files(layout.root(), clients::is_root_temporary).chain(of_folder);
+    let mut found: Vec<InFlight> = all.map(|(path, meta)| InFlight::new(path, &meta)).collect();
+    found.sort_by(|a, b| a.path.cmp(&b.path));
     found
-}
-
-fn repo_of(root: &Path, path: &Path) -> Option<RepoName> {
-    RepoName::from_folder(path.strip_prefix(root).ok()?.iter().next()?.to_str()?)
 }
 
 /// Partial downloads, staging folders, and records of uploads that were to be resumed. A partial download and its

@@ -63,7 +63,8 @@ impl Ledger {
             uses: HashMap::new(),
             needs: HashMap::new(),
             payloads: HashMap::new(),
-            others: facts.leftovers.iter().map(|leftover| leftover.bytes).sum(),
+            others: facts.leftovers.iter().map(|leftover| leftover.bytes).sum::<u64>()
+                + facts.root_temporaries.iter().map(|file| file.on_disk).sum::<u64>(),
         };
         let mut files = Files::new();
         ledger.add_payloads(facts, &mut files);
@@ -143,6 +144,12 @@ impl Ledger {
     /// Bytes on disk of all that was found, each file once.
     pub fn size(&self) -> u64 {
         self.others + self.bytes.iter().map(|bytes| bytes.size).sum::<u64>()
+    }
+
+    /// Bytes that no plan gives back: they have a name outside the cache, or nobody knows who needs them.
+    pub fn pinned(&self) -> u64 {
+        let stays = |bytes: &&Bytes| bytes.pinned || bytes.names > bytes.found;
+        self.bytes.iter().filter(stays).map(|bytes| bytes.size).sum()
     }
 
     /// Whether a revision needs the blob.

@@ -5,6 +5,7 @@
 
 pub mod execute;
 pub mod facts;
+pub mod hidden;
 pub mod ledger;
 pub mod plan;
 #[cfg(test)]
@@ -196,7 +197,9 @@ impl Report {
         };
         for action in actions.iter().map(|index| &plan.actions[*index]) {
             match &action.what {
-                What::Leftover { .. } | What::Temporary { .. } => report.abandoned.add(action.bytes),
+                What::Leftover { .. } | What::Temporary { .. } | What::RootTemporary { .. } => {
+                    report.abandoned.add(action.bytes)
+                }
                 What::Blob { .. } | What::Payload { .. } => report.orphans.add(action.bytes),
                 What::Ref { repo, name, commit } => {
                     let (repo, name, commit) = (repo.clone(), name.clone(), commit.clone());

@@ -2,7 +2,8 @@
 //!
 //! First what nobody needs: the tool's own leftovers, abandoned downloads, orphaned blobs and payloads. Then, while the
 //! cache is over its budget, revisions, least recently used first: those that no ref names, and after them, when asked
-//! for, the others. Last the folders that are empty by then. What is young, busy or not understood is left alone.
+//! for, the others. Last the folders that are empty by then. What is young, busy or not understood is left alone, and
+//! so is all of every repo while a [`Barrier`] stands.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ use serde::Serialize;
 use super::facts::{Facts, RepoFacts};
 use super::ledger::Ledger;
 use crate::cache::layout::Layout;
-use crate::cache::scan::{Place, Problem, ProblemKind, Repo, Revision, SnapshotFile};
+use crate::cache::scan::{InFlight, Place, Problem, ProblemKind, Repo, Revision, SnapshotFile};
 use crate::error::{Error, printable};
 use crate::ids::{BlobId, Commit, RefName, RepoName};
 
@@ -47,6 +48,8 @@ pub struct Plan {
     pub size: u64,
     /// Bytes that the actions give back.
     pub freed: u64,
+    /// Bytes that no plan gives back: they have names outside the cache, or nobody knows who needs them.
+    pub pinned: u64,
 }
 
 /// One deletion.
@@ -59,6 +62,13 @@ pub struct Action {
     pub reason: Reason,
     /// Bytes that the disk gets back by this, after all before it.
     pub bytes: u64,
+}
+
+impl What {
+    /// Whether it is content of a repo, and not something that nobody finished.
+    fn is_content(&self) -> bool {
+        !matches!(self, What::Leftover { .. } | What::Temporary { .. } | What::RootTemporary { .. })
+    }
 }
 
 /// What is deleted.
@@ -76,6 +86,12 @@ pub enum What {
         /// Whose.
         #[serde(flatten)]
         repo: RepoName,
+        /// Which.
+        #[serde(serialize_with = "crate::lossy::path")]
+        path: PathBuf,
+    },
+    /// An unfinished file at the root, of nobody knows which repo.
+    RootTemporary {
         /// Which.
         #[serde(serialize_with = "crate::lossy::path")]
         path: PathBuf,
@@ -197,7 +213,7 @@ pub enum SkipReason {
     Unknown,
     /// The payload has no readable list of who needs it.
     Unlisted,
-    /// It is not as the scan found it.
+    /// It is not as the scan found it, or not as it was shown.
     Changed,
 }
 
@@ -212,23 +228,61 @@ impl Plan {
     }
 }
 
+/// Something because of which nobody can tell who needs any of the cache's blobs.
+struct Barrier<'a> {
+    reason: SkipReason,
+    repo: Option<&'a RepoName>,
+    path: &'a Path,
+}
+
 /// Decides.
 pub fn plan(facts: &Facts, options: &Options, now: SystemTime) -> Plan {
     let ledger = Ledger::new(facts);
-    let mut plan = Plan { size: ledger.size(), ..Plan::default() };
+    let mut plan = Plan { size: ledger.size(), pinned: ledger.pinned(), ..Plan::default() };
     notes(facts, &mut plan);
-    // What may be missing from the scan could use anything.
-    if facts.inventory.problems.iter().any(|problem| problem.kind == ProblemKind::Unreadable) {
-        return plan;
-    }
     let repos = facts.inventory.repos.iter();
     let blocks = repos.map(|repo| block(&facts.inventory.layout, repo, facts.about(&repo.name))).collect();
-    let mut planner = Planner { facts, options, now, plan, ledger, blocks };
+    let mut planner = Planner { facts, options, now, plan, ledger, blocks, holds: Vec::new() };
+    planner.holds = facts.inventory.repos.iter().map(|repo| planner.hold(repo)).collect();
+    let barriers = planner.barriers();
     planner.clean();
     planner.evict();
     planner.folders();
     planner.refs();
-    planner.plan
+    let mut plan = planner.plan;
+    plan.stop_at(&barriers);
+    plan
+}
+
+impl Plan {
+    /// Takes back every deletion of content, since anybody may need it, and says how much that is.
+    fn stop_at(&mut self, barriers: &[Barrier<'_>]) {
+        if barriers.is_empty() {
+            return;
+        }
+        let before = self.actions.len();
+        let held = self.actions.iter().filter(|action| action.what.is_content()).map(|action| action.bytes).sum();
+        self.actions.retain(|action| !action.what.is_content());
+        self.freed = self.actions.iter().map(|action| action.bytes).sum();
+        let stops = self.actions.len() < before;
+        for Barrier { reason, repo, path } in barriers {
+            let is_this = |skip: &&mut Skip| skip.reason == *reason && skip.path.as_deref() == Some(*path);
+            match self.skips.iter_mut().find(is_this) {
+                Some(said) => said.bytes = said.bytes.max(held),
+                None => self.skip(*reason, *repo, Some(path.to_path_buf()), held),
+            }
+            if *reason == SkipReason::Unreadable
+                && stops
+                && !self.failures.iter().any(|failure| failure.what == shown(path))
+            {
+                self.failures.push(Error::failed(shown(path)).because("cannot be looked into"));
+            }
+        }
+    }
+}
+
+fn shown(path: &Path) -> String {
+    printable(&path.to_string_lossy(), 400)
 }
 
 /// Says what is wrong or not understood, whatever the budget.
@@ -238,8 +292,7 @@ fn notes(facts: &Facts, plan: &mut Plan) {
     for (repo, problem) in of_root.chain(of_repos) {
         plan.skip(skip_reason(problem.kind), repo, Some(problem.path.clone()), 0);
         if problem.kind == ProblemKind::Unreadable {
-            let path = printable(&problem.path.to_string_lossy(), 400);
-            plan.failures.push(Error::failed(path).because(problem.detail.clone()));
+            plan.failures.push(Error::failed(shown(&problem.path)).because(problem.detail.clone()));
         }
     }
 }
@@ -251,6 +304,12 @@ fn skip_reason(kind: ProblemKind) -> SkipReason {
         ProblemKind::BadRef => SkipReason::BadRef,
         ProblemKind::UnknownEntry => SkipReason::Unknown,
     }
+}
+
+/// Whether an unreadable place in a repo may hold links to blobs: refs and trees hold none.
+fn may_hide_links(repo: &Path, path: &Path) -> bool {
+    let part = path.strip_prefix(repo).ok().and_then(|inside| inside.iter().next());
+    !part.is_some_and(|part| ["refs", "trees", ".no_exist"].iter().any(|known| part == *known))
 }
 
 /// Why blobs and revisions of a repo must stay, and the path that tells.
@@ -283,7 +342,10 @@ struct Candidate<'a> {
     index: usize,
     repo: &'a RepoName,
     commit: &'a Commit,
+    /// All of its refs.
     refs: Vec<RefName>,
+    /// Whether one of them is more than the commit's own name.
+    is_named: bool,
     last_use: SystemTime,
 }
 
@@ -295,12 +357,51 @@ struct Planner<'a> {
     ledger: Ledger,
     /// For each repo of the inventory.
     blocks: Vec<Option<(SkipReason, Option<PathBuf>)>>,
+    /// For each repo of the inventory, why somebody may be at work in it.
+    holds: Vec<Option<SkipReason>>,
 }
 
 impl<'a> Planner<'a> {
     /// Whether it was untouched for that long; what has no time, or one in the future, was not.
     fn is_old(&self, time: Option<SystemTime>, grace: Duration) -> bool {
         time.and_then(|time| self.now.duration_since(time).ok()).is_some_and(|age| age >= grace)
+    }
+
+    /// Whether nobody goes on with it any more.
+    fn is_abandoned(&self, file: &InFlight) -> bool {
+        self.is_old(file.written(), self.options.temporary_grace)
+    }
+
+    /// Why somebody may be at work in this repo: a client may need, and is about to link, whatever lies in it.
+    fn hold(&self, repo: &Repo) -> Option<SkipReason> {
+        let about = self.facts.about(&repo.name);
+        let mut unfinished = repo.in_flight.iter().chain(&repo.temporaries);
+        if unfinished.any(|file| !self.is_abandoned(file)) || !about.held.is_empty() {
+            return Some(SkipReason::InFlight);
+        }
+        about.locked.then_some(SkipReason::Held)
+    }
+
+    /// What cannot be read may hold a link to anything, and a download at the root may be one into any repo.
+    fn barriers(&self) -> Vec<Barrier<'a>> {
+        let inventory = &self.facts.inventory;
+        let unreadable = |problem: &&'a Problem| {
+            problem.kind == ProblemKind::Unreadable && !self.facts.harmless.contains(&problem.path)
+        };
+        let of_root = inventory.problems.iter().filter(unreadable).map(|problem| (None, problem.path.as_path()));
+        let of_repos = inventory.repos.iter().flat_map(move |repo| {
+            let folder = inventory.layout.repo(&repo.name);
+            let problems = repo.problems.iter().filter(unreadable);
+            let problems = problems.filter(move |problem| may_hide_links(&folder, &problem.path));
+            problems.map(|problem| (Some(&repo.name), problem.path.as_path()))
+        });
+        let hidden = self.facts.hidden.iter().map(|path| (None, path.as_path()));
+        let unreadable = of_root.chain(of_repos).chain(hidden);
+        let young = self.facts.root_temporaries.iter().filter(|file| !self.is_abandoned(file));
+        unreadable
+            .map(|(repo, path)| Barrier { reason: SkipReason::Unreadable, repo, path })
+            .chain(young.map(|file| Barrier { reason: SkipReason::InFlight, repo: None, path: &file.path }))
+            .collect()
     }
 
     /// What nobody needs.
@@ -312,6 +413,13 @@ impl<'a> Planner<'a> {
                 false => self.plan.skip(SkipReason::Young, None, Some(path), leftover.bytes),
             }
         }
+        let facts = self.facts;
+        for file in &facts.root_temporaries {
+            if !self.is_abandoned(file) {
+                continue;
+            }
+            self.plan.act(What::RootTemporary { path: file.path.clone() }, Reason::Abandoned, file.on_disk);
+        }
         for (index, repo) in self.facts.inventory.repos.iter().enumerate() {
             match self.blocks[index].clone() {
                 None => self.temporaries(repo),
@@ -321,8 +429,9 @@ impl<'a> Planner<'a> {
                 Some((reason, path)) => self.plan.skip(reason, Some(&repo.name), path, 0),
             }
         }
+        self.say_holds();
         for (index, repo) in self.facts.inventory.repos.iter().enumerate() {
-            if self.blocks[index].is_none() {
+            if self.blocks[index].is_none() && self.holds[index].is_none() {
                 self.orphans(index, repo);
             }
         }
@@ -356,11 +465,27 @@ impl<'a> Planner<'a> {
                 self.plan.skip(SkipReason::Held, Some(&repo.name), Some(path), file.on_disk);
                 continue;
             }
-            match self.is_old(file.modified, self.options.temporary_grace) {
+            match self.is_abandoned(file) {
                 true => {
                     self.plan.act(What::Temporary { repo: repo.name.clone(), path }, Reason::Abandoned, file.on_disk);
                 }
                 false => self.plan.skip(SkipReason::InFlight, Some(&repo.name), Some(path), file.on_disk),
+            }
+        }
+    }
+
+    /// Repos that somebody is at work in, with the bytes that this keeps.
+    fn say_holds(&mut self) {
+        let mut trial: Option<Ledger> = None;
+        for (index, repo) in self.facts.inventory.repos.iter().enumerate() {
+            let Some(reason) = self.holds[index].filter(|_| self.blocks[index].is_none()) else { continue };
+            let trial = trial.get_or_insert_with(|| self.ledger.clone());
+            let unused = repo.blobs.keys().filter(|id| !self.ledger.is_used(index, id));
+            let unused: u64 = unused.map(|id| trial.drop_blob(index, id)).sum();
+            let used: u64 = repo.revisions.keys().map(|commit| trial.evict(index, commit).bytes).sum();
+            let wanted = if self.plan.size > self.options.budget { used } else { 0 };
+            if unused + wanted > 0 {
+                self.plan.skip(reason, Some(&repo.name), None, unused + wanted);
             }
         }
     }
@@ -398,7 +523,7 @@ impl<'a> Planner<'a> {
             if !excess(&self.plan, freed) {
                 break;
             }
-            if candidate.refs.is_empty() || self.options.include_referenced {
+            if !candidate.is_named || self.options.include_referenced {
                 freed += trial.evict(candidate.index, candidate.commit).bytes;
                 chosen.push(candidate);
             }
@@ -417,7 +542,7 @@ impl<'a> Planner<'a> {
                 continue;
             }
             let gone = self.ledger.evict(candidate.index, candidate.commit);
-            let reason = if candidate.refs.is_empty() { Reason::Detached } else { Reason::Referenced };
+            let reason = if candidate.is_named { Reason::Referenced } else { Reason::Detached };
             let what = What::Revision(Eviction {
                 repo: candidate.repo.clone(),
                 revision: candidate.commit.clone(),
@@ -429,7 +554,7 @@ impl<'a> Planner<'a> {
         }
         if excess(&self.plan, 0) && !self.options.include_referenced {
             let mut trial = self.ledger.clone();
-            for candidate in candidates.iter().filter(|candidate| !candidate.refs.is_empty()) {
+            for candidate in candidates.iter().filter(|candidate| candidate.is_named) {
                 let bytes = trial.evict(candidate.index, candidate.commit).bytes;
                 self.keep(candidate, SkipReason::Referenced, bytes);
             }
@@ -451,15 +576,10 @@ impl<'a> Planner<'a> {
             if repo.problems.iter().any(|problem| problem.kind == ProblemKind::BadRef) {
                 continue;
             }
-            if self.is_in_flight(repo) {
-                self.plan.skip(SkipReason::InFlight, Some(&repo.name), None, 0);
+            if self.holds[index].is_some() {
                 continue;
             }
             let about = self.facts.about(&repo.name);
-            if about.locked {
-                self.plan.skip(SkipReason::Held, Some(&repo.name), None, 0);
-                continue;
-            }
             let came: Vec<_> = repo.revisions.values().map(|revision| brought(repo, revision)).collect();
             let newest = came.iter().max().copied().flatten();
             let mut refs: BTreeMap<&Commit, Vec<RefName>> = BTreeMap::new();
@@ -468,8 +588,10 @@ impl<'a> Planner<'a> {
             }
             for ((commit, revision), came) in repo.revisions.iter().zip(came) {
                 let last_use = last_use(repo, revision, self.now);
-                let refs = refs.remove(commit).unwrap_or_default();
-                let candidate = Candidate { index, repo: &repo.name, commit, refs, last_use };
+                let mut refs = refs.remove(commit).unwrap_or_default();
+                let is_named = !refs.is_empty();
+                refs.extend(repo.pins.get(commit).map(RefName::of_commit));
+                let candidate = Candidate { index, repo: &repo.name, commit, refs, is_named, last_use };
                 // Something of it came so recently, while a client was here, that more may be on its way.
                 let is_fresh = came >= newest && self.is_recent(came) && self.has_recent_client(repo);
                 if !self.ledger.has_all(index, commit) {
@@ -481,14 +603,8 @@ impl<'a> Planner<'a> {
                 }
             }
         }
-        found.sort_by_key(|one| (!one.refs.is_empty(), one.last_use, one.index, one.commit));
+        found.sort_by_key(|one| (one.is_named, one.last_use, one.index, one.commit));
         found
-    }
-
-    /// Whether a client is in the middle of a download into this repo, or may be.
-    fn is_in_flight(&self, repo: &Repo) -> bool {
-        let young = repo.in_flight.iter().any(|file| !self.is_old(file.modified, self.options.temporary_grace));
-        young || !self.facts.about(&repo.name).held.is_empty()
     }
 
     /// Whether a client was here so recently that it may be between two files of a download.
@@ -512,7 +628,7 @@ impl<'a> Planner<'a> {
         for (index, repo) in self.facts.inventory.repos.iter().enumerate() {
             let about = self.facts.about(&repo.name);
             let untouched = about.touched.is_none() || self.is_old(about.touched, self.options.orphan_grace);
-            let busy = about.locked || self.is_in_flight(repo) || (self.has_recent_client(repo) && !evicted(repo));
+            let busy = self.holds[index].is_some() || (self.has_recent_client(repo) && !evicted(repo));
             if self.blocks[index].is_none() && repo.problems.is_empty() && untouched && !busy {
                 let things = repo.revisions.len() + repo.blobs.len() + repo.in_flight.len() + repo.temporaries.len();
                 left.insert(&repo.name, things);
@@ -522,7 +638,11 @@ impl<'a> Planner<'a> {
             let (repo, things) = match &action.what {
                 What::Temporary { repo, .. } | What::Blob { repo, .. } => (repo, 1),
                 What::Revision(gone) => (&gone.repo, 1 + gone.blobs.len()),
-                What::Leftover { .. } | What::Payload { .. } | What::Ref { .. } | What::Folder { .. } => continue,
+                What::Leftover { .. }
+                | What::RootTemporary { .. }
+                | What::Payload { .. }
+                | What::Ref { .. }
+                | What::Folder { .. } => continue,
             };
             left.entry(repo).and_modify(|left| *left = left.saturating_sub(things));
         }
@@ -537,15 +657,13 @@ impl<'a> Planner<'a> {
             let is_going =
                 self.plan.actions.iter().any(|action| action.what == What::Folder { repo: repo.name.clone() });
             let about = self.facts.about(&repo.name);
-            let busy = about.locked || self.is_in_flight(repo) || self.has_recent_client(repo);
+            let busy = self.holds[index].is_some() || self.has_recent_client(repo);
             if self.blocks[index].is_some() || repo.revisions.is_empty() || is_going || busy {
                 continue;
             }
-            for (name, written) in &about.lone_refs {
-                if self.is_old(*written, self.options.orphan_grace)
-                    && let Some(commit) = repo.refs.get(name).cloned()
-                {
-                    let what = What::Ref { repo: repo.name.clone(), name: name.clone(), commit };
+            for (name, one) in &about.lone_refs {
+                if self.is_old(one.written, self.options.orphan_grace) {
+                    let what = What::Ref { repo: repo.name.clone(), name: name.clone(), commit: one.commit.clone() };
                     self.plan.act(what, Reason::Dangling, 0);
                 }
             }

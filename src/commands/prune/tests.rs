@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use proptest::prelude::*;
 
-use super::facts::{Facts, Leftover, RepoFacts, gather};
-use super::plan::{Options, Plan, SkipReason, What, plan};
+use super::facts::{Facts, Leftover, LoneRef, RepoFacts, gather};
+use super::plan::{Options, Plan, Reason, SkipReason, What, plan};
 use crate::cache::layout::Layout;
 use crate::cache::scan::{
     Blob, InFlight, Inode, Inventory, Place, Problem, ProblemKind, Repo, Revision, SnapshotFile, scan,
@@ -62,9 +62,11 @@ fn repo(name: &str) -> Repo {
         blobs: BTreeMap::new(),
         revisions: BTreeMap::new(),
         refs: BTreeMap::new(),
+        pins: BTreeSet::new(),
         trees: Vec::new(),
         in_flight: Vec::new(),
         temporaries: Vec::new(),
+        locks: Vec::new(),
         problems: Vec::new(),
         is_link: false,
     }
@@ -77,6 +79,9 @@ fn facts(repos: Vec<Repo>) -> Facts {
         payloads: Vec::new(),
         store_problems: Vec::new(),
         leftovers: Vec::new(),
+        root_temporaries: Vec::new(),
+        hidden: BTreeSet::new(),
+        harmless: BTreeSet::new(),
         repos: BTreeMap::new(),
         noatime: false,
     }
@@ -87,7 +92,10 @@ fn describe(plan: &Plan) -> String {
     let mut out = String::new();
     for action in &plan.actions {
         let what = match &action.what {
-            What::Leftover { path } | What::Temporary { path, .. } | What::Payload { path } => {
+            What::Leftover { path }
+            | What::RootTemporary { path }
+            | What::Temporary { path, .. }
+            | What::Payload { path } => {
                 format!("file {}", path.display())
             }
             What::Blob { repo, blob } => format!("blob {repo} {}", &blob.to_string()[60..]),
@@ -177,7 +185,13 @@ fn a_time_that_cannot_be_read_is_now_and_not_1970() {
 #[test]
 fn debris_goes_by_age_within_the_budget_too() {
     let mut facts = everyday();
-    let file = |name: &str, age: Option<SystemTime>| InFlight { path: name.into(), size: 7, on_disk: 7, modified: age };
+    let file = |name: &str, age: Option<SystemTime>| InFlight {
+        path: name.into(),
+        size: 7,
+        on_disk: 7,
+        modified: age,
+        changed: None,
+    };
     let repo = &mut facts.inventory.repos[0];
     repo.in_flight = vec![
         file("old.incomplete", ago(DAY)),
@@ -185,6 +199,7 @@ fn debris_goes_by_age_within_the_budget_too() {
         file("timeless.incomplete", None),
         file("held.incomplete", ago(9 * DAY)),
     ];
+    let repo = &mut facts.inventory.repos[1];
     repo.blobs.insert(blob_id(6), blob(60, HOUR));
     repo.blobs.insert(blob_id(7), blob(70, HOUR - 1));
     // A fresh link to old bytes.
@@ -210,14 +225,14 @@ fn debris_goes_by_age_within_the_budget_too() {
     insta::assert_snapshot!(describe(&plan(&facts, &options(1 << 30), now())), @"
     Abandoned: file old, frees 5
     Abandoned: file old.incomplete, frees 7
-    Unused: blob org/a 0006, frees 60
+    Unused: blob org/b 0006, frees 60
     Unused: file /hub/blobs/unused, frees 9
     kept  young: Young, 5 bytes
     kept org/a young.incomplete: InFlight, 7 bytes
     kept org/a timeless.incomplete: InFlight, 7 bytes
     kept org/a held.incomplete: Held, 7 bytes
-    kept org/a /hub/models--org--a/blobs/0000000000000000000000000000000000000000000000000000000000000007: Young, 70 bytes
-    kept org/a /hub/models--org--a/blobs/0000000000000000000000000000000000000000000000000000000000000008: Young, 80 bytes
+    kept org/b /hub/models--org--b/blobs/0000000000000000000000000000000000000000000000000000000000000007: Young, 70 bytes
+    kept org/b /hub/models--org--b/blobs/0000000000000000000000000000000000000000000000000000000000000008: Young, 80 bytes
     kept  /hub/blobs/young: Young, 9 bytes
     kept  /hub/blobs/unlisted: Unlisted, 9 bytes
     81 of 1784 bytes
@@ -240,6 +255,14 @@ fn problems_keep_what_they_may_hide() {
     }
     let unreadable = with_problem(ProblemKind::Unreadable, "/hub/models--org--a/refs");
     assert!(!touches_a(&unreadable) && unreadable.failures.len() == 1 && unreadable.freed == 500);
+    // A place that may hold links to the blobs of any repo.
+    for path in ["", "/blobs", "/blobs/x", "/snapshots", "/snapshots/x", "/snapshots/x/y", "/strange"] {
+        let path = format!("/hub/models--org--a{path}");
+        let blocked = with_problem(ProblemKind::Unreadable, &path);
+        assert_eq!((blocked.actions.len(), blocked.freed, blocked.failures.len()), (0, 0, 1), "{path}");
+        let said = blocked.skips.iter().find(|skip| skip.reason == SkipReason::Unreadable).unwrap();
+        assert_eq!((said.path.as_ref().unwrap().to_str().unwrap(), said.bytes), (&*path, 500), "{path}");
+    }
     assert!(!touches_a(&with_problem(ProblemKind::UnknownEntry, "/hub/models--org--a/snapshots/x")));
     let stray = with_problem(ProblemKind::UnknownEntry, "/hub/models--org--a/README");
     assert_eq!(stray.freed, 1260, "a stray file hides nothing");
@@ -251,6 +274,87 @@ fn problems_keep_what_they_may_hide() {
     facts.inventory.problems.push(problem);
     let blocked = plan(&facts, &options(0), now());
     assert_eq!((blocked.actions.len(), blocked.failures.len()), (0, 1));
+}
+
+#[test]
+fn what_was_looked_at_and_can_hold_no_link_blocks_nothing_else() {
+    let mut facts = everyday();
+    let path = PathBuf::from("/hub/models--org--a/blobs");
+    let problem = Problem { path: path.clone(), kind: ProblemKind::Unreadable, detail: "why".into() };
+    facts.inventory.repos[0].problems.push(problem);
+    assert_eq!(plan(&facts, &options(0), now()).freed, 0);
+    facts.harmless.insert(path);
+    assert_eq!(plan(&facts, &options(0), now()).freed, 500);
+    // Hidden behind a link, or in a folder that is no part of a cache.
+    facts.hidden.insert("/elsewhere".into());
+    let blocked = plan(&facts, &options(0), now());
+    assert_eq!((blocked.actions.len(), blocked.failures.len()), (0, 2));
+    // Where nothing would go anyway, it is no failure.
+    assert_eq!(plan(&facts, &options(1 << 30), now()).failures.len(), 1);
+}
+
+#[test]
+fn a_young_download_at_the_root_may_be_for_any_repo() {
+    let mut facts = everyday();
+    let file = |age: u64, changed: Option<u64>| {
+        let path = "/hub/tmp/x".into();
+        vec![InFlight { path, size: 7, on_disk: 7, modified: ago(age), changed: changed.and_then(ago) }]
+    };
+    facts.inventory.repos[0].blobs.insert(blob_id(6), blob(60, DAY));
+    facts.root_temporaries = file(DAY - 1, None);
+    let blocked = plan(&facts, &options(0), now());
+    assert_eq!((blocked.actions.len(), blocked.size), (0, 1567));
+    assert!(blocked.skips.iter().any(|skip| skip.reason == SkipReason::InFlight && skip.bytes == 1260), "{blocked:?}");
+    facts.root_temporaries = file(DAY, Some(DAY));
+    assert_eq!(plan(&facts, &options(0), now()).freed, 1267);
+    // A time in the future, of a clock that was wrong, does not last for ever.
+    facts.root_temporaries = file(0, Some(DAY));
+    facts.root_temporaries[0].modified = Some(now() + Duration::from_secs(9 * DAY));
+    assert_eq!(plan(&facts, &options(0), now()).freed, 1267);
+}
+
+#[test]
+fn a_repo_with_anything_unfinished_keeps_orphans_refs_and_revisions() {
+    for (held, locked, temporaries) in
+        [(false, false, false), (true, false, false), (false, true, false), (false, false, true)]
+    {
+        let mut facts = everyday();
+        let (name, repo) = (facts.inventory.repos[0].name.clone(), &mut facts.inventory.repos[0]);
+        repo.blobs.insert(blob_id(6), blob(60, 9 * DAY));
+        let file = |age| InFlight { path: "x.part".into(), size: 7, on_disk: 7, modified: ago(age), changed: None };
+        match (held, locked, temporaries) {
+            (false, false, false) => repo.in_flight.push(file(DAY - 1)),
+            (_, _, true) => repo.temporaries.push(file(DAY - 1)),
+            _ => {}
+        }
+        let lone = LoneRef { commit: commit(9), written: ago(9 * DAY) };
+        let about = RepoFacts {
+            held: if held { BTreeSet::from(["y.part".into()]) } else { BTreeSet::new() },
+            locked,
+            lone_refs: BTreeMap::from([("lost".parse().unwrap(), lone)]),
+            ..RepoFacts::default()
+        };
+        facts.repos.insert(name.clone(), about);
+        let planned = describe(&plan(&facts, &options(0), now()));
+        let touched = planned.lines().any(|line| !line.starts_with("kept") && line.contains("org/a"));
+        assert!(!touched && planned.contains("revision org/b"), "{planned}");
+        // All that it has, main and tag included.
+        assert!(
+            planned.contains("kept org/a: InFlight, 1060") || planned.contains("kept org/a: Held, 1060"),
+            "{planned}"
+        );
+    }
+}
+
+/// hf-hub's ref to a commit, called like it, does not keep it: nobody chose that name.
+#[test]
+fn a_ref_that_is_called_like_its_commit_keeps_nothing_and_goes_with_it() {
+    let mut facts = everyday();
+    facts.inventory.repos[1].pins.insert(commit(5));
+    let planned = plan(&facts, &options(1400), now());
+    let What::Revision(gone) = &planned.actions[0].what else { panic!("{planned:?}") };
+    assert_eq!((&gone.revision, gone.refs.as_slice()), (&commit(5), &[RefName::of_commit(&commit(5))][..]));
+    assert_eq!(planned.actions[0].reason, Reason::Detached);
 }
 
 #[test]
@@ -501,8 +605,30 @@ mod races {
         let race = race();
         let incomplete = race.blob(1).with_file_name(format!("{}.0a1b2c3d.incomplete", blob_id(3)));
         fs::write(&incomplete, b"half").unwrap();
-        assert_eq!(reasons(&race.run()), [SkipReason::InFlight]);
-        assert!(race.has_snapshot() && race.blob(1).exists() && incomplete.exists() && !race.blob(2).exists());
+        assert_eq!(reasons(&race.run()), [SkipReason::InFlight; 2]);
+        assert!(race.has_snapshot() && race.blob(1).exists() && incomplete.exists() && race.blob(2).exists());
+    }
+
+    #[test]
+    fn a_download_that_began_at_the_root_keeps_everything() {
+        let race = race();
+        fs::create_dir_all(race.layout.root().join("tmp")).unwrap();
+        fs::write(race.layout.root().join("tmp/aB3dE5f"), b"half").unwrap();
+        assert!(reasons(&race.run()).contains(&SkipReason::InFlight));
+        assert!(race.has_snapshot() && race.blob(1).exists());
+    }
+
+    #[test]
+    fn a_lock_that_another_client_took_keeps_the_blob() {
+        for place in ["models--org--a/blobs/{}.lock", ".locks/models--org--a/blobs/{}.lock"] {
+            let race = race();
+            let path = race.layout.root().join(place.replace("{}", &blob_id(2).to_string()));
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            let lock = fs::File::create(&path).unwrap();
+            lock.lock().unwrap();
+            assert!(reasons(&race.run()).contains(&SkipReason::Held), "{place}");
+            assert!(race.blob(2).exists() && !race.blob(1).exists(), "{place}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::{Component, Path};
 use notify::EventKind;
 use notify::event::{AccessKind, AccessMode, ModifyKind, RenameMode};
 
-use crate::cache::layout::{self, BlobEntry};
+use crate::cache::clients::{self, BlobEntry};
 use crate::ids::RepoName;
 
 /// Whether an event of this kind can have brought something: what was removed, read or touched (also by this tool,
@@ -33,9 +33,10 @@ pub fn is_pushed(relative: &Path) -> bool {
         return false;
     }
     match inside {
-        [] | ["blobs" | "refs" | "trees"] | ["snapshots", ..] => true,
-        ["blobs", name] => matches!(layout::blob_entry(name), BlobEntry::Blob(_)),
-        ["refs", .., name] => !layout::is_temporary(name),
+        ["snapshots", .., name] => !clients::is_unfinished_file(name),
+        [] | ["blobs" | "refs" | "trees" | "snapshots"] => true,
+        ["blobs", name] => matches!(clients::blob_entry(name), BlobEntry::Blob(_)),
+        ["refs", .., name] => !clients::is_temporary_tree(name),
         ["trees", name] => name.ends_with(".json"),
         _ => false,
     }

@@ -94,7 +94,7 @@ fn reason(reason: SkipReason) -> &'static str {
         SkipReason::Busy => "a download was here minutes ago (use --orphan-grace 0 to evict anyway)",
         SkipReason::Held => "another process holds the lock",
         SkipReason::Link => "it is a link or is reached through one; nothing is deleted through links",
-        SkipReason::NeededElsewhere => "a link in another repo leads into it",
+        SkipReason::NeededElsewhere => "a link elsewhere leads into it",
         SkipReason::Unreadable => "cannot be read, so nobody can tell what is needed",
         SkipReason::Undecidable => "a link or name is not understood, so nobody can tell which blobs are needed",
         SkipReason::BadRef => "not a valid ref, so nobody can tell which revision it names",
