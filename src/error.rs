@@ -48,7 +48,8 @@ impl Kind {
     }
 
     /// The kind of a run in which several things failed: corrupt data is said before everything else, then a
-    /// credential problem; "unavailable" only where nothing else failed, since a retry then helps.
+    /// credential problem; "unavailable" and "usage" only where nothing else failed, since a retry or another setting
+    /// then helps.
     pub fn of_many(kinds: impl IntoIterator<Item = Kind>) -> Option<Kind> {
         let kinds: Vec<Kind> = kinds.into_iter().collect();
         let first = *kinds.first()?;
@@ -58,7 +59,7 @@ impl Kind {
             }
         }
         let alike = kinds.iter().all(|kind| *kind == first);
-        Some(if alike && first == Kind::Unavailable { first } else { Kind::Failed })
+        Some(if alike && matches!(first, Kind::Unavailable | Kind::Usage) { first } else { Kind::Failed })
     }
 }
 
@@ -75,6 +76,9 @@ pub struct Error {
     /// What to do next, when there is something.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
+    /// Whether the reason is the store's or the set-up's as a whole: of many failures for it, one is shown.
+    #[serde(skip)]
+    pub shared: bool,
 }
 
 /// The result type of this crate.
@@ -83,7 +87,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// An error of `kind` that says what failed.
     pub fn new(kind: Kind, what: impl Into<String>) -> Self {
-        Error { kind, what: what.into(), why: None, hint: None }
+        Error { kind, what: what.into(), why: None, hint: None, shared: false }
     }
 
     /// [`Kind::Failed`].
@@ -189,6 +193,7 @@ mod tests {
         assert_eq!(Kind::of_many([Failed, Integrity, Unavailable]), Some(Integrity));
         assert_eq!(Kind::of_many([Unavailable, Credentials]), Some(Credentials));
         assert_eq!(Kind::of_many([Unavailable, Unavailable]), Some(Unavailable));
+        assert_eq!(Kind::of_many([Usage, Usage]), Some(Usage));
         assert_eq!(Kind::of_many([Unavailable, NotFound]), Some(Failed));
         assert_eq!(Kind::of_many([NotFound]), Some(Failed));
     }

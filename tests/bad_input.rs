@@ -131,7 +131,7 @@ fn an_endpoint_that_is_none() {
 fn an_endpoint_that_is_no_store() {
     let (store, machine) = scene();
     store.server.on_request(|_| Action::Refuse(404, "", "<html>"));
-    unchanged(&store, &machine, &["push"], 4, &["team-cache"]);
+    unchanged(&store, &machine, &["push"], 6, &["team-cache", "not an S3 store"]);
 }
 
 #[test]

@@ -54,7 +54,7 @@ impl Session {
     /// # Errors
     /// When it is not configured, or there are no credentials.
     pub async fn bucket(&self) -> Result<Bucket> {
-        Bucket::connect(&self.config.storage, &self.config.team.prefix).await
+        Bucket::connect(&self.config, self.progress.clone()).await
     }
 
     /// What transfers need, within `caps`; `sync` flushes each blob to the disk.

@@ -1,14 +1,12 @@
 //! What a failed request means: worth a retry or not, and the words for the user.
 //!
-//! Codes come from the S3 API and from what B2, Ceph, MinIO, SeaweedFS and others really send; where a store sends
-//! none (HEAD, HTML pages), the HTTP status decides.
+//! Codes come from the S3 API and from what B2, Ceph, MinIO, SeaweedFS, OSS and others really send; where a store sends
+//! none (HEAD, HTML pages), or one code for many reasons (AccessDenied, InvalidRequest), its message and the HTTP
+//! status decide.
 
 use std::time::Duration;
 
-use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
-use aws_sdk_s3::operation::RequestId;
-use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
-
+use super::answer::Refusal;
 use crate::error::{Error, Kind, printable};
 
 /// A failed request, reduced to what matters.
@@ -20,6 +18,8 @@ pub struct Failure {
     pub detail: String,
     /// What the store asks to wait before the next try.
     pub retry_after: Option<Duration>,
+    /// What to do, where that is known better than from the cause.
+    pub hint: Option<String>,
 }
 
 /// Why a request failed.
@@ -29,28 +29,63 @@ pub enum Cause {
     NoSuchKey,
     /// No such bucket.
     NoSuchBucket,
-    /// No such multipart upload: it was completed, or given up by somebody or by a rule of the bucket.
+    /// No such multipart upload, or not with these parts: it was completed, or given up by somebody or by a rule of the
+    /// bucket.
     NoSuchUpload,
     /// The object is not, or no longer, the one that was expected (If-Match or If-None-Match failed).
     Changed,
     /// The store does not know this request or one of its headers.
     Unsupported,
-    /// The keys are wrong, expired, or there are none.
+    /// The keys are wrong, or there are none.
     BadCredentials,
+    /// The keys were right once.
+    Expired,
     /// The keys are right, but may not do this.
     Denied,
+    /// The account is closed, suspended or in debt.
+    Account,
     /// The bucket is in another region.
     WrongRegion,
+    /// No room is left, or a cap is reached.
+    Full,
+    /// The object is in an archive, and has to be restored before it can be read.
+    Archived,
+    /// Who asks has to pay, and has not agreed to.
+    PayerNeeded,
+    /// A retention rule keeps the object.
+    Locked,
+    /// The store takes encrypted objects only.
+    EncryptionNeeded,
+    /// The key for encryption cannot be used.
+    EncryptionKey,
+    /// The bucket's name belongs into the host.
+    PathStyle,
+    /// The bucket's name belongs into the path.
+    VirtualStyle,
+    /// The store takes uploads with a checksum only.
+    ChecksumNeeded,
+    /// The store takes uploads with a signed hash of the content only.
+    HashNeeded,
+    /// More or less than the store takes: bytes, parts, or characters of a key.
+    Limit,
     /// The store is overloaded or broken for the moment.
     Busy,
     /// No connection.
     Unreachable,
     /// Connected, but no answer in time, or the connection broke.
     Broken,
-    /// The server's certificate is not trusted, or TLS failed in another way; `detail` says which.
+    /// An answer that ends in the middle.
+    Incomplete,
+    /// What answers is no S3 store.
+    NotS3,
+    /// The server's certificate cannot be trusted.
+    Certificate,
+    /// The other side speaks plain http, and was asked in TLS.
+    NoTls,
+    /// The other side speaks TLS, and was asked in plain http.
     Tls,
-    /// It asks to wait longer than this run may.
-    RateLimited,
+    /// The proxy refuses.
+    ProxyRefused,
     /// The local clock is wrong.
     ClockSkew,
     /// The store refused the bytes as damaged on the way.
@@ -64,156 +99,236 @@ pub enum Cause {
 impl Cause {
     /// Whether the same request may succeed later.
     pub fn is_transient(self) -> bool {
-        matches!(self, Cause::Busy | Cause::Unreachable | Cause::Broken | Cause::Damaged)
+        matches!(self, Cause::Busy | Cause::Unreachable | Cause::Broken | Cause::Damaged | Cause::Incomplete)
+    }
+
+    /// Whether every other request to the store must fail for the same reason.
+    pub(super) fn is_final(self) -> bool {
+        matches!(self, Cause::Certificate | Cause::NoTls | Cause::Tls | Cause::ProxyRefused | Cause::Account)
+    }
+
+    /// Whether it is the reason why many requests fail, and no fault of one of them.
+    fn is_shared(self) -> bool {
+        let more = [Cause::Full, Cause::NotS3, Cause::Expired, Cause::EncryptionNeeded, Cause::EncryptionKey];
+        self.is_final() || more.contains(&self) || matches!(self, Cause::PayerNeeded | Cause::ClockSkew)
+    }
+
+    /// Whether the credentials are not accepted, which may be so from one moment to the next.
+    pub(super) fn is_identity(self) -> bool {
+        matches!(self, Cause::BadCredentials | Cause::Expired)
     }
 }
 
 impl Failure {
     /// A failure outside a response.
     pub fn new(cause: Cause, detail: impl Into<String>) -> Self {
-        Failure { cause, detail: detail.into(), retry_after: None }
+        Failure { cause, detail: detail.into(), retry_after: None, hint: None }
     }
 
-    /// Reads the SDK's error.
-    pub fn from_sdk<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> Self {
-        match error {
-            SdkError::TimeoutError(_) => Failure::new(Cause::Broken, "no answer in time"),
-            SdkError::DispatchFailure(failure) => {
-                let detail = failure.as_connector_error().map(|error| deepest(error)).unwrap_or_default();
-                let lower = detail.to_lowercase();
-                if lower.contains("credential") || lower.contains("identity") {
-                    return Failure::new(Cause::BadCredentials, detail);
-                }
-                let cause = if failure.is_timeout() { Cause::Broken } else { Cause::Unreachable };
-                Failure::new(cause, detail)
-            }
-            SdkError::ConstructionFailure(failure) => {
-                let detail = deepest(&DisplayOnly(format!("{failure:?}")));
-                match detail.to_lowercase().contains("credential") || detail.contains("Identity") {
-                    true => Failure::new(Cause::BadCredentials, "no credentials were found"),
-                    false => Failure::new(Cause::Other, "the request could not be built"),
-                }
-            }
-            SdkError::ServiceError(service) => {
-                Self::from_response(service.raw(), service.err().code(), service.err().message())
-            }
-            // The store has agreed, and then the connection broke in the middle of what it says.
-            SdkError::ResponseError(response) if response.raw().status().is_success() => {
-                Failure::new(Cause::Broken, "the answer ended early")
-            }
-            SdkError::ResponseError(response) => Self::from_response(response.raw(), None, None),
-            _ => Failure::new(Cause::Other, "unexpected failure"),
-        }
+    /// The same with what to do.
+    pub(super) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
     }
 
-    /// Reads an answer by its status and headers alone.
-    pub fn from_answer(raw: &HttpResponse) -> Self {
-        Self::from_response(raw, None, None)
-    }
-
-    fn from_response(raw: &HttpResponse, code: Option<&str>, message: Option<&str>) -> Self {
-        let status = raw.status().as_u16();
-        let text = message.unwrap_or_default();
-        let cause = cause_of(status, code.unwrap_or_default(), text);
-        let mut detail = match (code, text) {
-            (Some(code), "") => code.to_string(),
-            (Some(code), text) => format!("{code}: {}", printable(text, 200)),
+    /// What an answer by this status, with this body, means.
+    pub(super) fn refused(status: u16, refusal: &Refusal) -> Self {
+        let code = refusal.code.as_deref();
+        let cause = cause_of(status, code.unwrap_or_default(), &refusal.message);
+        let mut detail = match (code, refusal.message.as_str()) {
+            (Some(code), "") => printable(code, 100),
+            (Some(code), text) => format!("{}: {}", printable(code, 100), printable(text, 200)),
             (None, _) => format!("HTTP status {status}"),
         };
-        if let Some(id) = raw.request_id().filter(|id| !id.is_empty() && cause == Cause::Other) {
-            detail.push_str(&format!(" (request {})", printable(id, 80)));
+        if let Some(class) = &refusal.class {
+            detail.push_str(&format!(" (storage class {})", printable(class, 40)));
         }
-        let seconds = raw.headers().get("retry-after").and_then(|text| text.trim().parse().ok());
-        Failure { cause, detail, retry_after: seconds.map(|s: u64| Duration::from_secs(s.min(60))) }
+        Failure::new(cause, detail)
     }
 
     /// The error for the user. `doing` names what failed and on what.
     pub fn into_error(self, doing: &str, place: &Place<'_>) -> Error {
-        let (kind, why, hint) = match self.cause {
-            Cause::NoSuchKey => (Kind::NotFound, "it is not in the bucket".to_string(), None),
+        let detail = &self.detail;
+        let endpoint = place.endpoint();
+        let (kind, why, hint): (Kind, String, &str) = match self.cause {
+            Cause::NoSuchKey => (Kind::NotFound, "it is not in the bucket".into(), ""),
             Cause::NoSuchBucket => (
                 Kind::MissingBucket,
-                format!("bucket '{}' does not exist at {}", place.bucket, place.endpoint()),
-                Some("check storage.bucket, storage.endpoint and storage.region".to_string()),
+                format!("bucket '{}' does not exist at {endpoint}", place.bucket),
+                "check storage.bucket, storage.endpoint and storage.region",
             ),
             Cause::NoSuchUpload => (
                 Kind::Failed,
                 "the store does not know this upload any more".into(),
-                Some("run push again: it starts this blob anew".into()),
+                "run push again: it starts this blob anew",
             ),
-            Cause::Changed => {
-                (Kind::Unavailable, "the object was replaced while it was read".into(), Some("run it again".into()))
-            }
+            Cause::Changed => (Kind::Unavailable, "the object was replaced while it was read".into(), "run it again"),
             Cause::BadCredentials => (
                 Kind::Credentials,
-                format!("the store does not accept the credentials ({})", self.detail),
-                Some(
-                    "check B2_APPLICATION_KEY_ID / B2_APPLICATION_KEY, AWS_ACCESS_KEY_ID / AWS_SECRET_ACCESS_KEY or \
-                     storage.access_key / secret_key; `hf-cache-sync doctor` shows which are used"
-                        .into(),
-                ),
+                format!("the store does not accept the credentials ({detail})"),
+                "check B2_APPLICATION_KEY_ID / B2_APPLICATION_KEY, AWS_ACCESS_KEY_ID / AWS_SECRET_ACCESS_KEY or \
+                 storage.access_key / secret_key; `hf-cache-sync doctor` shows which are used",
+            ),
+            Cause::Expired => (
+                Kind::Credentials,
+                format!("the credentials have expired ({detail})"),
+                "get new ones: `aws sso login`, or a fresh AWS_SESSION_TOKEN with its key pair",
             ),
             Cause::Denied => (
                 Kind::Credentials,
-                format!("this key is not allowed to do that in bucket '{}' ({})", place.bucket, self.detail),
-                Some("check the key's bucket and capabilities: reading, listing, and writing for push".into()),
+                format!("this key is not allowed to do that in bucket '{}' ({detail})", place.bucket),
+                denied_hint(detail),
+            ),
+            Cause::Account => (
+                Kind::Credentials,
+                format!("the store's account cannot be used ({detail})"),
+                "the keys are not the reason: see the account, its bills and its caps at the provider",
             ),
             Cause::WrongRegion => (
                 Kind::Usage,
-                format!("bucket '{}' is not in region '{}' ({})", place.bucket, place.region, self.detail),
-                Some("set storage.region (B2_REGION) and storage.endpoint to the bucket's own".into()),
+                format!("bucket '{}' is not in region '{}' ({detail})", place.bucket, place.region),
+                "set storage.region (B2_REGION) and storage.endpoint to the bucket's own",
+            ),
+            Cause::Full => (
+                Kind::Failed,
+                format!("the store has no room left, or a cap is reached ({detail})"),
+                "delete something there, or raise the quota or cap at the provider; then run it again: finished work is \
+                 kept",
+            ),
+            // As good as out of reach: `--fallback` goes to the Hub.
+            Cause::Archived => (
+                Kind::Unavailable,
+                format!("it is archived and cannot be read as it is ({detail})"),
+                "restore it at the provider and keep the bucket's blobs out of archive classes, or use --fallback hf-hub",
+            ),
+            Cause::PayerNeeded => (
+                Kind::Usage,
+                format!("bucket '{}' lets those pay who read it ({detail})", place.bucket),
+                "set storage.requester_pays: true if you agree to pay for the requests",
+            ),
+            Cause::Locked => (
+                Kind::Credentials,
+                format!("a retention rule or object lock of bucket '{}' forbids it ({detail})", place.bucket),
+                "the keys are not the reason: wait until the retention ends, or change the bucket's object lock",
+            ),
+            Cause::EncryptionNeeded => (
+                Kind::Usage,
+                format!("bucket '{}' takes encrypted objects only ({detail})", place.bucket),
+                "set storage.sse to AES256, or to aws:kms with storage.sse_kms_key_id",
+            ),
+            Cause::EncryptionKey => (
+                Kind::Usage,
+                format!("the key for the encryption of bucket '{}' cannot be used ({detail})", place.bucket),
+                "check storage.sse and storage.sse_kms_key_id, and that this user may use that KMS key",
+            ),
+            Cause::PathStyle => (
+                Kind::Usage,
+                format!("{endpoint} refuses the bucket's name in the path ({detail})"),
+                "set storage.addressing_style: virtual",
+            ),
+            Cause::VirtualStyle => (
+                Kind::Usage,
+                format!("{endpoint} refuses the bucket's name in the host ({detail})"),
+                "set storage.addressing_style: path",
+            ),
+            Cause::ChecksumNeeded | Cause::HashNeeded => (
+                Kind::Usage,
+                format!("{endpoint} wants a checksum with each upload ({detail})"),
+                "set storage.checksums: md5",
+            ),
+            Cause::Limit => (
+                Kind::Failed,
+                format!("the store has a limit that this exceeds ({detail})"),
+                "see the store's limits; storage.max_parts lowers the number of parts",
             ),
             Cause::ClockSkew => (
                 Kind::Usage,
-                "this machine's clock is too far off for signed requests".into(),
-                Some("set the clock, for example with NTP".into()),
+                format!("this machine's clock is too far off for signed requests{}", in_brackets(detail)),
+                "set the clock, for example with NTP",
             ),
-            Cause::Tls => (
+            Cause::Busy => (
                 Kind::Unavailable,
-                format!("no secure connection to {}: {}", place.endpoint(), self.detail),
-                Some("check storage.endpoint, and that SSL_CERT_FILE names your authority's certificate".into()),
-            ),
-            Cause::Busy | Cause::RateLimited => (
-                Kind::Unavailable,
-                format!("the store is overloaded or temporarily unavailable ({})", self.detail),
-                Some("try again later: finished work is kept".into()),
+                format!("the store is overloaded or temporarily unavailable ({detail})"),
+                "try again later: finished work is kept",
             ),
             Cause::Unreachable => (
                 Kind::Unavailable,
-                format!("cannot connect to {}{}", place.endpoint(), in_brackets(&self.detail)),
-                Some("check storage.endpoint, the network, and HTTPS_PROXY".into()),
+                format!("cannot connect to {endpoint}{}", in_brackets(detail)),
+                "check storage.endpoint, the network, and HTTPS_PROXY",
             ),
             Cause::Broken => (
                 Kind::Unavailable,
-                format!("the connection to {} broke or stalled{}", place.endpoint(), in_brackets(&self.detail)),
-                Some("run it again: finished work is kept".into()),
+                format!("the connection to {endpoint} broke or stalled{}", in_brackets(detail)),
+                "run it again: finished work is kept",
+            ),
+            Cause::Incomplete => (
+                Kind::Unavailable,
+                format!("{endpoint} sent an answer that is not whole ({detail})"),
+                "run it again; if it persists, something between here and the store cuts answers, or it is no S3 store",
+            ),
+            Cause::NotS3 => (
+                Kind::Unavailable,
+                format!("what answers at {endpoint} is not an S3 store ({detail})"),
+                "check storage.endpoint; behind a captive portal or a proxy, log in there first",
+            ),
+            Cause::Certificate => (Kind::Unavailable, format!("{endpoint} cannot be trusted: {detail}"), ""),
+            Cause::NoTls | Cause::Tls => {
+                let other = if self.cause == Cause::NoTls { "http" } else { "https" };
+                let hint = match endpoint.split_once("://") {
+                    Some((_, rest)) => format!("use {other}://{rest} (storage.endpoint, B2_ENDPOINT or --endpoint)"),
+                    None => format!("use {other}:// in storage.endpoint"),
+                };
+                let why = format!("cannot connect to {endpoint}: {detail}");
+                return self.built(Kind::Unavailable, doing, why, &hint);
+            }
+            Cause::ProxyRefused => (
+                Kind::Unavailable,
+                format!("cannot connect to {endpoint}: {detail}"),
+                "set HTTPS_PROXY to http://NAME:PASSWORD@HOST:PORT, or name the store's host in NO_PROXY",
             ),
             Cause::Damaged => (
                 Kind::Integrity,
-                format!("the store received damaged bytes ({})", self.detail),
-                Some("run it again; if it persists, check this machine's memory and network".into()),
+                format!("the store received damaged bytes ({detail})"),
+                "run it again; if it persists, check this machine's memory and network",
             ),
-            Cause::TooLarge => (Kind::Integrity, self.detail, None),
-            Cause::Unsupported | Cause::Other => (Kind::Failed, self.detail, None),
+            Cause::TooLarge => (Kind::Integrity, detail.clone(), ""),
+            Cause::Unsupported => (Kind::Failed, format!("the store does not support this request ({detail})"), ""),
+            Cause::Other => (Kind::Failed, detail.clone(), ""),
         };
-        Error { kind, what: doing.to_string(), why: Some(why), hint }
+        self.built(kind, doing, why, hint)
+    }
+
+    fn built(&self, kind: Kind, doing: &str, why: String, hint: &str) -> Error {
+        let hint = self.hint.clone().or_else(|| (!hint.is_empty()).then(|| hint.to_string()));
+        Error { kind, what: doing.to_string(), why: Some(why), hint, shared: self.cause.is_shared() }
     }
 }
 
+fn denied_hint(detail: &str) -> &'static str {
+    let lower = detail.to_ascii_lowercase();
+    if lower.contains("explicit deny") {
+        return "a policy denies it: ask who keeps the bucket; some policies demand encryption (storage.sse) or a \
+                network";
+    }
+    "check the key's bucket and capabilities: reading, listing, and writing for push; a bucket where the reader pays \
+     also refuses like this without storage.requester_pays: true"
+}
+
 /// Where requests go, for messages.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Place<'a> {
     /// Bucket name.
     pub bucket: &'a str,
     /// Endpoint URL; empty for AWS.
-    pub url: &'a str,
+    pub url: String,
     /// Region.
-    pub region: &'a str,
+    pub region: String,
 }
 
 impl Place<'_> {
-    fn endpoint(&self) -> String {
-        match self.url {
+    /// The endpoint, in words for AWS's own.
+    pub fn endpoint(&self) -> String {
+        match self.url.as_str() {
             "" => format!("AWS S3 ({})", self.region),
             url => url.to_string(),
         }
@@ -224,88 +339,245 @@ fn in_brackets(detail: &str) -> String {
     if detail.is_empty() { String::new() } else { format!(" ({detail})") }
 }
 
-fn cause_of(status: u16, code: &str, message: &str) -> Cause {
-    match code {
-        "NoSuchKey" => return Cause::NoSuchKey,
-        "NoSuchBucket" => return Cause::NoSuchBucket,
-        "NoSuchUpload" => return Cause::NoSuchUpload,
+/// What a code alone says.
+fn cause_of_code(code: &str) -> Option<Cause> {
+    Some(match code {
+        "NoSuchKey" | "NoSuchVersion" => Cause::NoSuchKey,
+        "NoSuchBucket" => Cause::NoSuchBucket,
+        "NoSuchUpload" | "InvalidPart" | "InvalidPartOrder" => Cause::NoSuchUpload,
         "InvalidAccessKeyId"
         | "SignatureDoesNotMatch"
-        | "ExpiredToken"
         | "InvalidToken"
-        | "TokenRefreshRequired"
+        | "InvalidClientTokenId"
+        | "UnrecognizedClientException"
         | "InvalidSecurity"
-        | "AuthorizationQueryParametersError"
         | "Unauthorized"
         | "unauthorized"
-        | "NotSignedUp" => {
-            return Cause::BadCredentials;
-        }
+        // What an unknown key id is called by servers that know no accounts.
+        | "NotSignedUp"
+        | "bad_auth_token" => Cause::BadCredentials,
+        "ExpiredToken"
+        | "ExpiredTokenException"
+        | "TokenRefreshRequired"
+        | "expired_auth_token"
+        | "SecurityTokenExpired" => Cause::Expired,
+        "AllAccessDisabled" | "AccountProblem" | "InvalidPayer" | "UserSuspended" | "UserDisable"
+        | "UserDisabled" | "AccountSuspended" | "AccountDisabled" | "InDebt" | "InArrears" => Cause::Account,
         "PermanentRedirect"
-        | "AuthorizationHeaderMalformed"
         | "IllegalLocationConstraintException"
-        | "TemporaryRedirect" => {
-            return Cause::WrongRegion;
-        }
-        "RequestTimeTooSkewed" | "RequestExpired" => return Cause::ClockSkew,
-        "PreconditionFailed" | "ConditionalRequestConflict" => return Cause::Changed,
-        "NotImplemented" => return Cause::Unsupported,
+        | "TemporaryRedirect"
+        | "IncorrectEndpoint"
+        | "InvalidRegion"
+        | "WrongRegion" => Cause::WrongRegion,
+        "RequestTimeTooSkewed" | "RequestExpired" | "RequestInTheFuture" => Cause::ClockSkew,
+        "PreconditionFailed" | "ConditionalRequestConflict" => Cause::Changed,
+        "NotImplemented" | "MethodNotAllowed" | "XNotImplemented" | "UnsupportedOperation" => Cause::Unsupported,
         "BadDigest"
         | "XAmzContentSHA256Mismatch"
         | "IncompleteBody"
         | "InvalidDigest"
-        | "XAmzContentChecksumMismatch" => {
-            return Cause::Damaged;
+        | "ContentMD5Mismatch"
+        | "XAmzContentChecksumMismatch" => Cause::Damaged,
+        "MissingContentMD5" | "MissingDigest" | "MissingChecksum" | "MissingContentChecksum" => Cause::ChecksumNeeded,
+        "QuotaExceeded"
+        | "XMinioStorageFull"
+        | "XMinioAdminBucketQuotaExceeded"
+        | "InsufficientStorage"
+        | "InsufficientCapacity"
+        | "StorageFull"
+        | "DiskFull"
+        | "OverQuota"
+        | "InsufficientStorageSpace" => Cause::Full,
+        "InvalidObjectState" | "RestoreAlreadyInProgress" | "ObjectArchived" | "ObjectNotRestored" => Cause::Archived,
+        "ServerSideEncryptionConfigurationNotFoundError" | "ServerSideEncryptionConfigurationNotFound" => {
+            Cause::EncryptionNeeded
         }
+        "InvalidEncryptionAlgorithmError"
+        | "KMSNotConfigured"
+        | "XMinioKMSNotConfigured"
+        | "UserKeyMustBeSpecified" => Cause::EncryptionKey,
+        "ObjectLocked" | "ObjectUnderRetention" | "FileImmutable" | "ObjectLockRetention" => Cause::Locked,
+        "SecondLevelDomainForbidden" | "PathStyleDomainForbidden" | "PathStyleNotSupported" | "PathStyleForbidden" => {
+            Cause::PathStyle
+        }
+        "VirtualHostDomainForbidden" | "ThirdLevelDomainForbidden" | "VirtualStyleNotSupported" => Cause::VirtualStyle,
+        "EntityTooLarge" | "EntityTooSmall" | "TooManyParts" | "KeyTooLong" | "KeyTooLongError"
+        | "InvalidPartNumber" => Cause::Limit,
         "SlowDown"
+        | "SlowDownRead"
+        | "SlowDownWrite"
         | "InternalError"
+        | "InternalFailure"
+        | "InternalServerError"
         | "ServiceUnavailable"
+        | "ServiceUnavailableException"
         | "RequestTimeout"
+        | "RequestTimeoutException"
         | "Throttling"
         | "ThrottlingException"
+        | "Throttled"
+        | "ThrottledException"
+        | "RequestThrottled"
+        | "RequestThrottledException"
         | "TooManyRequests"
+        | "TooManyRequestsException"
+        | "BandwidthLimitExceeded"
+        | "ProvisionedThroughputExceededException"
         | "RequestLimitExceeded"
-        | "OperationAborted" => return Cause::Busy,
-        _ => {}
+        | "PriorRequestNotComplete"
+        | "BucketNotReady"
+        | "XMinioServerNotInitialized"
+        | "ServerNotInitialized"
+        | "ServerBusy"
+        | "ReducedRedundancyLostObject"
+        | "OperationAborted" => Cause::Busy,
+        _ => return None,
+    })
+}
+
+/// What a message says, where a store has one code for many reasons. Both are in lower case.
+fn cause_of_words(code: &str, message: &str) -> Option<Cause> {
+    let says = |words: &[&str]| words.iter().any(|word| message.contains(word));
+    let demands = || says(&["required", "require", "must", "missing", "need", "without", "only"]);
+    if code.starts_with("kms.") || code.contains("kms") || says(&["kms:", "kms key", "kms is not"]) {
+        return Some(Cause::EncryptionKey);
     }
-    // B2 answers an exceeded cap with 403 AccessDenied: no permission problem, and a retry does not help.
-    if message.to_lowercase().contains("cap exceeded") {
-        return Cause::Other;
+    if code.contains("quota") || code.contains("storagefull") || code.contains("storagelimit") {
+        return Some(Cause::Full);
+    }
+    if code.contains("pathstyle") {
+        return Some(Cause::PathStyle);
+    }
+    if code.contains("billing")
+        || says(&["billing", "in arrears", "overdue", "account is suspended", "suspended account"])
+    {
+        return Some(Cause::Account);
+    }
+    if code.contains("archive") {
+        return Some(Cause::Archived);
+    }
+    if says(&["requester pays", "requester-pays", "requesterpays", "request-payer", "requestpayer"]) {
+        return Some(Cause::PayerNeeded);
+    }
+    if says(&["content-md5", "content md5", "checksum"]) && demands() {
+        return Some(Cause::ChecksumNeeded);
+    }
+    if says(&["x-amz-content-sha256", "unsigned-payload", "unsigned payload"]) {
+        return Some(Cause::HashNeeded);
+    }
+    if says(&["object lock", "object-lock", "objectlock", "retention", "legal hold", "legal-hold", "worm", "immutable"])
+    {
+        return Some(Cause::Locked);
+    }
+    if says(&["server-side-encryption", "server side encryption", "server-side encryption", "sse-s3", "sse-kms"])
+        || (says(&["encrypt"]) && demands())
+    {
+        return Some(Cause::EncryptionNeeded);
+    }
+    if says(&[
+        "path style",
+        "path-style",
+        "second level domain",
+        "virtual host style",
+        "virtual-host",
+        "virtual hosted",
+    ]) {
+        return Some(Cause::PathStyle);
+    }
+    if says_clock(message) {
+        return Some(Cause::ClockSkew);
+    }
+    if says(&["token has expired", "token is expired", "expired token", "token expired", "credentials have expired"]) {
+        return Some(Cause::Expired);
+    }
+    if says(&["archived", "glacier", "deep_archive", "not restored", "storage class is not valid for"]) {
+        return Some(Cause::Archived);
+    }
+    if code == "invalidargument" && message.contains("part number") {
+        return Some(Cause::Limit);
+    }
+    if code == "authorizationheadermalformed" {
+        return Some(if message.contains("region") { Cause::WrongRegion } else { Cause::BadCredentials });
+    }
+    (code == "authorizationqueryparameterserror").then_some(Cause::BadCredentials)
+}
+
+/// Whether a message says that the time of a request is too far off, in lower case.
+fn says_clock(message: &str) -> bool {
+    let words =
+        ["signature expired", "not yet current", "too skewed", "request has expired", "difference between the request"];
+    words.iter().any(|word| message.contains(word))
+}
+
+/// Whether a message says that there is no room, in lower case. B2 answers an exceeded cap with 403 AccessDenied: no
+/// permission problem, and a retry does not help.
+fn says_full(message: &str) -> bool {
+    let words = [
+        "cap exceeded",
+        "quota exceeded",
+        "quota has been",
+        "exceeded the quota",
+        "exceeds quota",
+        "exceed quota",
+        "exceeds the quota",
+        "over quota",
+        "quota limit",
+        "bucket quota",
+        "storage quota",
+        "storage limit",
+        "storage is full",
+        "storage full",
+        "insufficient storage",
+        "insufficient space",
+        "insufficient disk",
+        "no space left",
+        "not enough space",
+        "not enough free",
+        "disk full",
+        "disk is full",
+        "out of space",
+        "minimum free drive threshold",
+        "minimum free disk",
+    ];
+    words.iter().any(|word| message.contains(word))
+}
+
+fn cause_of(status: u16, code: &str, message: &str) -> Cause {
+    let words = message.to_ascii_lowercase();
+    // A rate that is exceeded passes; a disk that is full does not.
+    if status != 429 && says_full(&words) {
+        return Cause::Full;
+    }
+    match cause_of_code(code) {
+        Some(Cause::BadCredentials) if says_clock(&words) => return Cause::ClockSkew,
+        Some(cause) => return cause,
+        None => {}
+    }
+    // What a broken store says does not matter.
+    if status != 429
+        && status < 500
+        && let Some(cause) = cause_of_words(&code.to_ascii_lowercase(), &words)
+    {
+        return cause;
     }
     match status {
         401 => Cause::BadCredentials,
+        402 => Cause::Account,
         403 => Cause::Denied,
         404 => Cause::NoSuchKey,
+        405 => Cause::Unsupported,
+        407 => Cause::ProxyRefused,
         412 => Cause::Changed,
+        413 => Cause::Limit,
         501 => Cause::Unsupported,
-        301 | 307 => Cause::WrongRegion,
+        507 => Cause::Full,
+        511 => Cause::NotS3,
+        301 | 307 | 308 => Cause::WrongRegion,
         // Proxies and CDNs in front of stores have more of them than the standard, such as 520 to 527.
         408 | 429 | 500..=599 => Cause::Busy,
         _ => Cause::Other,
     }
 }
-
-/// The innermost reason of a chain of errors, without numbers that nobody reads.
-fn deepest(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut current = error;
-    while let Some(source) = current.source() {
-        current = source;
-    }
-    let text = current.to_string();
-    let end = text.find(" (os error").unwrap_or(text.len());
-    printable(&text[..end], 200)
-}
-
-#[derive(Debug)]
-struct DisplayOnly(String);
-
-impl std::fmt::Display for DisplayOnly {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for DisplayOnly {}
 
 #[cfg(test)]
 mod tests {
@@ -319,7 +591,52 @@ mod tests {
             (404, "NoSuchBucket", "", Cause::NoSuchBucket),
             (403, "InvalidAccessKeyId", "", Cause::BadCredentials),
             (403, "AccessDenied", "", Cause::Denied),
-            (403, "AccessDenied", "Cannot upload files, storage cap exceeded", Cause::Other),
+            (403, "AccessDenied", "Cannot upload files, storage cap exceeded", Cause::Full),
+            (403, "AccessDenied", "Access Denied", Cause::Denied),
+            (507, "", "", Cause::Full),
+            (507, "XMinioStorageFull", "Storage backend has reached its minimum free drive threshold.", Cause::Full),
+            (403, "QuotaExceeded", "", Cause::Full),
+            (400, "BucketQuotaExceeded", "", Cause::Full),
+            (429, "QuotaExceeded.Requests", "quota exceeded", Cause::Busy),
+            (403, "InvalidObjectState", "not valid for the object's storage class", Cause::Archived),
+            (
+                400,
+                "UserProjectMissing",
+                "Bucket is a requester pays bucket but no user project provided.",
+                Cause::PayerNeeded,
+            ),
+            (403, "AccessDenied", "Access Denied: Bucket is Requester-Pays", Cause::PayerNeeded),
+            (403, "InvalidPayer", "", Cause::Account),
+            (
+                400,
+                "InvalidRequest",
+                "Content-MD5 OR x-amz-checksum- HTTP header is required for Put Object requests with Object Lock parameters",
+                Cause::ChecksumNeeded,
+            ),
+            (400, "InvalidRequest", "Missing required header for this request: Content-MD5", Cause::ChecksumNeeded),
+            (403, "AccessDenied", "Object is WORM protected and cannot be overwritten", Cause::Locked),
+            (403, "AccessDenied", "Requests must specify server-side-encryption", Cause::EncryptionNeeded),
+            (403, "KMS.DisabledException", "", Cause::EncryptionKey),
+            (400, "KMS.NotFoundException", "Invalid keyId", Cause::EncryptionKey),
+            (403, "AccessDenied", "User: x is not authorized to perform: kms:GenerateDataKey", Cause::EncryptionKey),
+            (
+                403,
+                "SecondLevelDomainForbidden",
+                "The bucket you are attempting to access must be addressed using OSS third level domain.",
+                Cause::PathStyle,
+            ),
+            (400, "InvalidRequest", "Path style access is not supported", Cause::PathStyle),
+            (403, "AccessDenied", "Request has expired", Cause::ClockSkew),
+            (403, "SignatureDoesNotMatch", "Signature expired: 2020", Cause::ClockSkew),
+            (500, "InternalError", "write: no space left on device", Cause::Full),
+            (400, "ExpiredToken", "", Cause::Expired),
+            (403, "AllAccessDisabled", "", Cause::Account),
+            (403, "AccountProblem", "", Cause::Account),
+            (405, "MethodNotAllowed", "", Cause::Unsupported),
+            (400, "EntityTooLarge", "", Cause::Limit),
+            (400, "InvalidArgument", "Part number must be an integer between 1 and 1000, inclusive", Cause::Limit),
+            (503, "SlowDownWrite", "", Cause::Busy),
+            (400, "InvalidPart", "", Cause::NoSuchUpload),
             (503, "SlowDown", "no tomes available", Cause::Busy),
             (503, "", "<html>", Cause::Busy),
             (429, "", "", Cause::Busy),

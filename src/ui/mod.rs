@@ -112,14 +112,16 @@ impl Ui {
     /// Shows failures; of many for the same reason, as when the store is lost, only the first.
     fn failures(&self, failures: &[Error]) {
         let mut alike: HashMap<(Kind, Option<&str>), usize> = HashMap::new();
+        let mut shown = 0;
         for failure in failures {
             let seen = alike.entry((failure.kind, failure.why.as_deref())).or_default();
             *seen += 1;
-            if *seen <= ALIKE {
+            if *seen <= if failure.shared { 1 } else { ALIKE } {
                 self.line("error", failure);
+                shown += 1;
             }
         }
-        let left: usize = alike.values().map(|seen| seen.saturating_sub(ALIKE)).sum();
+        let left = failures.len() - shown;
         if left > 0 {
             self.line("error", format!("{left} more failed in the same way (--json lists all)"));
         }

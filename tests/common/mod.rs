@@ -5,6 +5,7 @@
 pub mod cache;
 pub mod machine;
 pub mod s3;
+pub mod scripted;
 pub mod store;
 
 use std::collections::BTreeMap;

@@ -1,0 +1,179 @@
+//! Listings: whole, or an error.
+
+use std::collections::HashSet;
+
+use super::{Bucket, Object, unquoted};
+use crate::error::printable;
+use crate::remote::answer::{self, Page};
+use crate::remote::error::{Cause, Failure};
+use crate::remote::wire::{ANSWER, Op, Request, unreadable, whole};
+
+/// Pages without anything new that a listing may have one after the other. Stores send empty ones where many objects
+/// were deleted.
+const NOTHING_NEW: usize = 40;
+/// Keys asked for at a time: S3's limit.
+const PAGE: u32 = 1000;
+
+impl Bucket {
+    /// All objects whose keys begin with `prefix`.
+    ///
+    /// # Errors
+    /// Any page that fails fails the whole listing, and so does one that has no end.
+    pub async fn list(&self, prefix: &str) -> Result<Vec<Object>, Failure> {
+        let mut listing = Listing::default();
+        let mut token = None;
+        loop {
+            let page = self.page(prefix, token.as_deref(), PAGE).await?;
+            let objects = self.objects(prefix, &page)?;
+            match listing.add(objects, &page)? {
+                Some(next) => token = Some(next),
+                None => return Ok(listing.objects),
+            }
+        }
+    }
+
+    /// One page of a listing and the token of the next.
+    ///
+    /// # Errors
+    /// When the request fails, or the store says that there is more without saying where.
+    pub async fn list_page(
+        &self,
+        prefix: &str,
+        token: Option<String>,
+        max: i32,
+    ) -> Result<(Vec<Object>, Option<String>), Failure> {
+        let page = self.page(prefix, token.as_deref(), max.unsigned_abs()).await?;
+        let objects = self.objects(prefix, &page)?;
+        Ok((objects, if page.last { None } else { page.next }))
+    }
+
+    async fn page(&self, prefix: &str, token: Option<&str>, max: u32) -> Result<Page, Failure> {
+        let mut request = Request::new(Op::List, "").query("list-type", "2").query("max-keys", max.to_string());
+        request = request.query("prefix", self.key(prefix));
+        if let Some(token) = token {
+            request = request.query("continuation-token", token);
+        }
+        self.retried(Op::List, || async {
+            let (body, who) = whole(self.wire.send(&request).await?, ANSWER).await?;
+            match answer::page(&body) {
+                Ok(page) => Ok(page),
+                Err(why) => match answer::Element::parse(&body) {
+                    Ok(root) if root.name() == "Error" => Err(Failure::refused(400, &answer::Refusal::from_xml(&root))),
+                    _ => Err(unreadable(why, &body, &who)),
+                },
+            }
+        })
+        .await
+    }
+
+    fn objects(&self, prefix: &str, page: &Page) -> Result<Vec<Object>, Failure> {
+        let full = self.key(prefix);
+        let object = |listed: &answer::Listed| {
+            let Some(key) = answer::key(&listed.key, page.encoded, &full) else {
+                let detail = format!("it lists '{}', which was not asked for", printable(&listed.key, 120));
+                return Err(Failure::new(Cause::NotS3, detail));
+            };
+            let Some(size) = listed.size else {
+                let detail = format!("it lists '{}' without a size", printable(&key, 120));
+                return Err(Failure::new(Cause::NotS3, detail));
+            };
+            Ok(Object {
+                key: key.strip_prefix(&self.prefix).unwrap_or(&key).to_string(),
+                size,
+                etag: listed.etag.as_deref().and_then(unquoted),
+                modified: listed.modified,
+            })
+        };
+        page.objects.iter().map(object).collect()
+    }
+}
+
+/// A listing as it comes, page by page.
+#[derive(Default)]
+struct Listing {
+    objects: Vec<Object>,
+    tokens: HashSet<String>,
+    without_news: usize,
+}
+
+impl Listing {
+    /// Takes a page; returns the token of the next one.
+    fn add(&mut self, objects: Vec<Object>, page: &Page) -> Result<Option<String>, Failure> {
+        let before = self.objects.len();
+        // Pages come in order: only where they do not, keys may be there already.
+        let in_order = match (self.objects.last(), objects.first()) {
+            (Some(last), Some(first)) => last.key < first.key && objects.is_sorted_by(|a, b| a.key < b.key),
+            _ => objects.is_sorted_by(|a, b| a.key < b.key),
+        };
+        if in_order {
+            self.objects.extend(objects);
+        } else {
+            let mut known: HashSet<String> = self.objects.iter().map(|object| object.key.clone()).collect();
+            self.objects.extend(objects.into_iter().filter(|object| known.insert(object.key.clone())));
+        }
+        let Some(next) = &page.next else { return Ok(None) };
+        let has_news = self.objects.len() > before;
+        // A store may name a next page beside saying that this was the last: then it may be asked for, and may be none.
+        if page.last && (!has_news || self.tokens.contains(next)) {
+            return Ok(None);
+        }
+        self.without_news = if has_news { 0 } else { self.without_news + 1 };
+        if !self.tokens.insert(next.clone()) || self.without_news > NOTHING_NEW {
+            return Err(Failure::new(Cause::NotS3, "its listing goes round in circles and has no end"));
+        }
+        Ok(Some(next.clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn objects(keys: &[&str]) -> Vec<Object> {
+        let object = |key: &&str| Object { key: key.to_string(), size: 1, etag: None, modified: None };
+        keys.iter().map(object).collect()
+    }
+
+    fn page(next: Option<&str>, last: bool) -> Page {
+        Page { objects: Vec::new(), next: next.map(String::from), last, encoded: false }
+    }
+
+    #[test]
+    fn a_listing_is_put_together_in_any_order_without_doubles() {
+        let mut listing = Listing::default();
+        assert_eq!(listing.add(objects(&["a", "c"]), &page(Some("1"), false)).unwrap().as_deref(), Some("1"));
+        assert_eq!(listing.add(objects(&["b", "c", "d"]), &page(Some("2"), false)).unwrap().as_deref(), Some("2"));
+        assert_eq!(listing.add(objects(&[]), &page(Some("3"), false)).unwrap().as_deref(), Some("3"));
+        assert_eq!(listing.add(objects(&["e"]), &page(None, true)).unwrap(), None);
+        let keys: Vec<&str> = listing.objects.iter().map(|object| object.key.as_str()).collect();
+        assert_eq!(keys, ["a", "c", "b", "d", "e"]);
+    }
+
+    #[test]
+    fn a_listing_without_end_is_an_error() {
+        for keys in [&["a"][..], &[]] {
+            let mut listing = Listing::default();
+            let mut ended = None;
+            for round in 0..1000 {
+                if listing.add(objects(keys), &page(Some(&round.to_string()), false)).is_err() {
+                    ended = Some(round);
+                    break;
+                }
+            }
+            assert!(ended.is_some());
+        }
+        // Tokens in turn, whatever they bring.
+        let mut listing = Listing::default();
+        assert!(listing.add(objects(&["a"]), &page(Some("A"), false)).is_ok());
+        assert!(listing.add(objects(&["b"]), &page(Some("B"), false)).is_ok());
+        assert!(listing.add(objects(&["c"]), &page(Some("A"), false)).is_err());
+    }
+
+    #[test]
+    fn a_last_page_that_names_a_next_one_may_be_the_last() {
+        let mut listing = Listing::default();
+        assert_eq!(listing.add(objects(&["a"]), &page(Some("x"), true)).unwrap().as_deref(), Some("x"));
+        assert_eq!(listing.add(objects(&["a"]), &page(Some("x"), true)).unwrap(), None);
+        assert_eq!(listing.objects.len(), 1);
+    }
+}

@@ -1,0 +1,437 @@
+//! The async S3 client: what the bucket can be asked, in this tool's own words.
+//!
+//! [`Bucket`] builds requests and reads answers; [`super::wire`] is the one way on which they go, and `retry` says how
+//! often. Decisions, each with its reason:
+//! - No checksums unless asked for: trailers break older B2, Ceph, GCS and Garage. Blobs are verified by their names.
+//! - Our own retries: the SDK's retry quota is shared and drains under parallelism, it does not retry 429, and it
+//!   ignores Retry-After.
+//! - Our own time limits: the SDK's stalled-stream protection kills healthy slow uploads.
+//! - A partial listing is an error, never a shorter list (`listing`).
+
+pub(super) mod body;
+mod listing;
+mod parts;
+mod retry;
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use aws_sdk_s3::primitives::{ByteStream, SdkBody};
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use bytes::Bytes;
+
+pub use body::{MakeBody, Pulse};
+pub use parts::Part;
+pub(super) use retry::back_off;
+
+use self::body::{MemoryBody, STALL};
+use self::retry::Shared;
+use super::credentials::{self, Found, Profile};
+use super::endpoint::{Style, Way, refuses_path_style};
+use super::error::{Cause, Failure, Place};
+use super::net::{Net, target};
+use super::wire::{Op, Payload, Request, Settings, Wire};
+use super::{answer, net};
+use crate::config::{Addressing, Config, Storage, host_of, is_backblaze};
+use crate::error::{Error, Result};
+use crate::ids::BlobId;
+use crate::progress::Progress;
+
+/// One bucket, with the team prefix applied to every key.
+#[derive(Debug, Clone)]
+pub struct Bucket {
+    wire: Arc<Wire>,
+    name: String,
+    prefix: String,
+    shared: Arc<Shared>,
+}
+
+/// An object in a listing. The key is without the team prefix.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Object {
+    /// Key.
+    pub key: String,
+    /// Size in bytes.
+    pub size: u64,
+    /// ETag without quotes: for most stores the MD5 of what one PUT has sent.
+    pub etag: Option<String>,
+    /// Last modified, by the store's clock.
+    pub modified: Option<SystemTime>,
+}
+
+/// What must hold for a write to happen. Several stores refuse conditions, and some accept and ignore them: they save
+/// work where they are real, and nothing may rest on them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Condition {
+    /// There is no such object.
+    Absent,
+    /// The object has this ETag.
+    Unchanged(String),
+}
+
+/// A small object, read whole.
+#[derive(Debug, Clone)]
+pub struct Small {
+    /// Content.
+    pub bytes: Bytes,
+    /// ETag without quotes.
+    pub etag: Option<String>,
+    /// Last modified.
+    pub modified: Option<SystemTime>,
+}
+
+/// An answer to a GET whose body is still to be read.
+pub struct Download {
+    body: ByteStream,
+    /// Size of the whole object in bytes, when the store says it.
+    pub object_size: Option<u64>,
+    /// ETag, to make sure that later ranges are of the same object.
+    pub etag: Option<String>,
+}
+
+impl Download {
+    /// The next piece of the body; `None` at its end.
+    ///
+    /// # Errors
+    /// [`Cause::Broken`] when the connection breaks, ends early or stalls.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
+        match tokio::time::timeout(STALL, self.body.next()).await {
+            Err(_) => Err(Failure::new(Cause::Broken, "the download stalled")),
+            Ok(None) => Ok(None),
+            Ok(Some(Ok(bytes))) => Ok(Some(bytes)),
+            Ok(Some(Err(_))) => Err(Failure::new(Cause::Broken, "the download ended early")),
+        }
+    }
+}
+
+impl Bucket {
+    /// Prepares the client; the only network access is the look-up of credentials where the AWS chain is used.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Usage`] without a bucket, with half a credential pair or with certificates that cannot be
+    /// used, [`crate::error::Kind::Credentials`] where no credentials are found.
+    pub async fn connect(config: &Config, progress: Arc<dyn Progress>) -> Result<Bucket> {
+        let storage = &config.storage;
+        let name = storage.bucket()?.to_string();
+        let profile = Profile::read().await;
+        let endpoint = match (&storage.endpoint, &profile.endpoint) {
+            (Some(endpoint), _) => Some(endpoint.clone()),
+            (None, Some(endpoint)) => Some(with_scheme(endpoint)?),
+            (None, None) => None,
+        };
+        let region = storage.region.clone().or(profile.region);
+        let region = region.unwrap_or_else(|| "us-east-1".to_string());
+        let mut network = config.network.clone();
+        network.bundles.extend(profile.ca_bundle.map(|path| ("ca_bundle in the AWS profile".to_string(), path)));
+        let is_tls = endpoint.as_deref().is_none_or(|endpoint| target(endpoint).2);
+        let trusted = if is_tls { net::trusted(&network)? } else { net::Certificates::new() };
+        let found = match storage.unsigned {
+            true => Found::nobody(),
+            false => credentials::find(&storage.credentials, &region, &trusted).await?,
+        };
+        let addressing = match (storage.addressing, profile.addressing_style.as_deref()) {
+            (Addressing::Auto, Some("path")) => Addressing::Path,
+            (Addressing::Auto, Some("virtual")) => Addressing::Virtual,
+            (addressing, _) => addressing,
+        };
+        let settings = settings(storage, addressing, endpoint.as_deref());
+        let way = Way {
+            bucket: name.clone(),
+            style: style(addressing, endpoint.as_deref()),
+            endpoint,
+            region,
+            dual_stack: storage.dual_stack,
+            fips: storage.fips,
+        };
+        let net = Net::new(&trusted, network.no_proxy);
+        let wire = Arc::new(Wire::new(net, settings, found, way, progress)?);
+        Ok(Bucket { wire, name, prefix: config.team.prefix.clone(), shared: Arc::default() })
+    }
+
+    /// The bucket's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The team prefix: empty, or ending in one `/`.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// Endpoint URL, empty for AWS, and region in use.
+    pub fn place(&self) -> Place<'_> {
+        let route = self.wire.route();
+        Place { bucket: &self.name, url: route.shown(), region: route.way.region.clone() }
+    }
+
+    /// The error for the user. `doing` names what failed and on what.
+    pub fn explain(&self, failure: Failure, doing: &str) -> Error {
+        failure.into_error(doing, &self.place())
+    }
+
+    fn key(&self, key: &str) -> String {
+        format!("{}{key}", self.prefix)
+    }
+
+    /// A small object, or `None` when there is no such key.
+    ///
+    /// # Errors
+    /// Also [`Cause::TooLarge`], when it is larger than `limit` bytes.
+    pub async fn get_small(&self, key: &str, limit: u64) -> Result<Option<Small>, Failure> {
+        let full = self.key(key);
+        let request = Request::new(Op::Read, &full);
+        let read = || async {
+            let mut response = self.wire.send(&request).await?;
+            let modified = response.headers().get("last-modified").and_then(answer::time);
+            let (expected, etag) = (length(&response), etag(&response));
+            let body = ByteStream::new(std::mem::replace(response.body_mut(), SdkBody::empty()));
+            let mut download = Download { body, object_size: None, etag: None };
+            let mut bytes = Vec::new();
+            while let Some(piece) = download.next().await? {
+                bytes.extend_from_slice(&piece);
+                if bytes.len() as u64 > limit {
+                    return Err(Failure::new(Cause::TooLarge, format!("it is larger than {limit} bytes")));
+                }
+            }
+            if expected.is_some_and(|expected| expected != bytes.len() as u64) {
+                return Err(Failure::new(Cause::Broken, "the download ended early"));
+            }
+            Ok(Small { bytes: bytes.into(), etag, modified })
+        };
+        match self.retried(Op::Read, read).await {
+            Ok(small) => Ok(Some(small)),
+            Err(failure) if failure.cause == Cause::NoSuchKey => Ok(None),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// Opens an object for reading: all of it, or the bytes from `range.0` to `range.1` (exclusive).
+    ///
+    /// # Errors
+    /// [`Cause::NoSuchKey`], [`Cause::Changed`] when the object is no longer the one with `etag`, and the rest.
+    pub async fn get(&self, key: &str, range: Option<(u64, u64)>, expected: Option<&str>) -> Result<Download, Failure> {
+        let full = self.key(key);
+        let mut request = Request::new(Op::Read, &full);
+        if let Some((from, to)) = range {
+            request = request.header("range", format!("bytes={from}-{}", to - 1));
+        }
+        if let Some(etag) = expected {
+            request = request.header("if-match", format!("\"{etag}\""));
+        }
+        let mut response = match self.retried(Op::Read, || self.wire.send(&request)).await {
+            Err(failure) if failure.cause == Cause::Archived => return Err(self.with_class(&full, failure).await),
+            sent => sent?,
+        };
+        let object_size = match (response.headers().get("content-range"), range) {
+            (Some(text), Some((from, _))) if !starts_at(text, from) => {
+                return Err(Failure::new(Cause::Other, "the store sent another range than the one asked for"));
+            }
+            (Some(text), _) => text.rsplit('/').next().and_then(|size| size.parse().ok()),
+            // A store that ignores the range sends everything: never take that for the part.
+            (None, Some((from, to))) if length(&response) != Some(to - from) || from != 0 => {
+                return Err(Failure::new(Cause::Other, "the store does not honour ranges"));
+            }
+            (None, _) => length(&response),
+        };
+        let etag = etag(&response);
+        let body = ByteStream::new(std::mem::replace(response.body_mut(), SdkBody::empty()));
+        Ok(Download { body, object_size, etag })
+    }
+
+    /// Names the storage class of an object that is archived, where the refusal does not.
+    async fn with_class(&self, full: &str, mut failure: Failure) -> Failure {
+        if !failure.detail.contains("storage class ")
+            && let Ok(response) = self.wire.send(&Request::new(Op::Head, full)).await
+            && let Some(class) = response.headers().get("x-amz-storage-class")
+        {
+            failure.detail.push_str(&format!(" (storage class {})", crate::error::printable(class, 40)));
+        }
+        failure
+    }
+
+    /// Writes a small object.
+    ///
+    /// # Errors
+    /// When the request fails for good.
+    pub async fn put_small(&self, key: &str, bytes: Bytes) -> Result<(), Failure> {
+        let size = bytes.len() as u64;
+        self.put(key, size, None, &|pulse| MemoryBody::sdk_body(&bytes, pulse)).await
+    }
+
+    /// Writes a small object under a condition, which is dropped where the store does not know conditions.
+    ///
+    /// # Errors
+    /// [`Cause::Changed`] when the condition does not hold. After a lost answer that may also be due to this very
+    /// write: read what is there.
+    pub async fn put_small_if(&self, key: &str, bytes: Bytes, condition: &Condition) -> Result<(), Failure> {
+        let size = bytes.len() as u64;
+        let body = |pulse: &Pulse| MemoryBody::sdk_body(&bytes, pulse);
+        match self.put_with(key, size, None, Some(condition), &body).await {
+            Err(failure) if failure.cause == Cause::Unsupported => self.put(key, size, None, &body).await,
+            done => done,
+        }
+    }
+
+    /// Writes an object in one request. For a blob named by its sha256 that name is the signed payload hash, so the
+    /// store itself refuses other bytes.
+    ///
+    /// # Errors
+    /// When the request fails for good.
+    pub async fn put(&self, key: &str, size: u64, name: Option<&BlobId>, body: MakeBody<'_>) -> Result<(), Failure> {
+        self.put_with(key, size, name, None, body).await
+    }
+
+    async fn put_with(
+        &self,
+        key: &str,
+        size: u64,
+        name: Option<&BlobId>,
+        condition: Option<&Condition>,
+        make: MakeBody<'_>,
+    ) -> Result<(), Failure> {
+        let full = self.key(key);
+        let sha256 = name.filter(|name| matches!(name, BlobId::Sha256(_))).map(BlobId::to_string);
+        let mut request = Request::new(Op::Put, &full).payload(Payload::Stream { size, sha256, make });
+        match condition {
+            None => {}
+            Some(Condition::Absent) => request = request.header("if-none-match", "*"),
+            Some(Condition::Unchanged(etag)) => request = request.header("if-match", format!("\"{etag}\"")),
+        }
+        self.retried(Op::Put, || self.wire.send(&request)).await.map(|_| ())
+    }
+
+    /// Deletes an object; one that is not there is no error.
+    ///
+    /// # Errors
+    /// When the request fails for good.
+    pub async fn delete(&self, key: &str) -> Result<(), Failure> {
+        let full = self.key(key);
+        let request = Request::new(Op::Delete, &full);
+        match self.retried(Op::Delete, || self.wire.send(&request)).await {
+            Ok(_) => Ok(()),
+            Err(failure) if failure.cause == Cause::NoSuchKey => Ok(()),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// Size of an object, or `None` when there is none. A listing tells it where a store, or a key's capabilities,
+    /// does not let heads be read.
+    ///
+    /// # Errors
+    /// When the request fails for good.
+    pub async fn head(&self, key: &str) -> Result<Option<u64>, Failure> {
+        let full = self.key(key);
+        let request = Request::new(Op::Head, &full);
+        let failure = match self.retried(Op::Head, || self.wire.send(&request)).await {
+            Ok(response) => match length(&response) {
+                Some(size) => return Ok(Some(size)),
+                None => Failure::new(Cause::Other, "the store does not tell the object's size"),
+            },
+            Err(failure) if failure.cause == Cause::NoSuchKey => return Ok(None),
+            Err(failure) => failure,
+        };
+        if !matches!(failure.cause, Cause::Denied | Cause::Unsupported | Cause::Other) {
+            return Err(failure);
+        }
+        let (page, _) = self.list_page(key, None, 1).await?;
+        Ok(page.into_iter().find(|object| object.key == key).map(|object| object.size))
+    }
+
+    /// Whether the bucket is there and these credentials may see it, and how far the store's clock is ahead of
+    /// ours in seconds.
+    ///
+    /// # Errors
+    /// The reason in the store's words: HEAD has none, so a listing of one key follows a refusal.
+    pub async fn head_bucket(&self) -> Result<Option<i64>, Failure> {
+        let request = Request::new(Op::HeadBucket, "");
+        if let Err(failure) = self.retried(Op::HeadBucket, || self.wire.send(&request)).await {
+            // HEAD cannot tell a missing bucket from a missing key.
+            if failure.cause.is_transient() || failure.cause.is_final() {
+                return Err(failure);
+            }
+            self.list_page("", None, 1).await?;
+        }
+        Ok(self.wire.ahead())
+    }
+}
+
+fn with_scheme(endpoint: &str) -> Result<String> {
+    let url = if endpoint.contains("://") { endpoint.to_string() } else { format!("https://{endpoint}") };
+    let is_url = !target(&url).0.is_empty() && !url.contains(|c: char| c.is_whitespace() || c.is_control());
+    match is_url && ["http://", "https://"].iter().any(|scheme| url.to_ascii_lowercase().starts_with(scheme)) {
+        true => Ok(url.trim_end_matches('/').to_string()),
+        false => Err(Error::usage(format!("the endpoint '{}' cannot be used", crate::error::printable(endpoint, 200)))
+            .because("it is no URL with http:// or https://")
+            .hint("correct endpoint_url in the AWS profile, or set storage.endpoint")),
+    }
+}
+
+/// Where the bucket's name goes at first.
+fn style(addressing: Addressing, endpoint: Option<&str>) -> Style {
+    match (addressing, endpoint) {
+        (Addressing::Path, _) => Style::Path,
+        (Addressing::Virtual, _) | (Addressing::Auto, None) => Style::Virtual,
+        (Addressing::Auto, Some(endpoint)) if refuses_path_style(&host_of(endpoint)) => Style::Virtual,
+        (Addressing::Auto, Some(_)) => Style::Path,
+    }
+}
+
+/// What requests carry by the configuration: each setting becomes a header here and nowhere else.
+fn settings(storage: &Storage, addressing: Addressing, endpoint: Option<&str>) -> Settings {
+    let product = if endpoint.is_some_and(is_backblaze) { "b2ai-hfcache" } else { "hf-cache-sync" };
+    let everywhere = storage.requester_pays.then(|| ("x-amz-request-payer", "requester".to_string()));
+    let encryption = storage.encryption.as_ref();
+    let key = encryption.and_then(|encryption| encryption.kms_key_id.clone());
+    let on_creation = [
+        ("x-amz-server-side-encryption", encryption.map(|encryption| encryption.algorithm.clone())),
+        ("x-amz-server-side-encryption-aws-kms-key-id", key),
+        ("x-amz-storage-class", storage.storage_class.clone()),
+    ];
+    Settings {
+        agent: format!("{product}/{}", env!("CARGO_PKG_VERSION")),
+        everywhere: everywhere.into_iter().collect(),
+        on_creation: on_creation.into_iter().filter_map(|(name, value)| Some((name, value?))).collect(),
+        any_style: addressing == Addressing::Auto,
+        checksums: storage.checksums,
+    }
+}
+
+/// The length of an answer's body, as its head tells it.
+fn length(response: &HttpResponse) -> Option<u64> {
+    response.headers().get("content-length")?.trim().parse().ok()
+}
+
+fn etag(response: &HttpResponse) -> Option<String> {
+    response.headers().get("etag").and_then(unquoted)
+}
+
+/// Whether a `Content-Range` begins at this byte; one that cannot be read is taken for right, since every byte is
+/// verified.
+fn starts_at(text: &str, from: u64) -> bool {
+    let first =
+        text.trim().strip_prefix("bytes").and_then(|rest| rest.trim_start_matches([' ', '=']).split('-').next());
+    first.and_then(|first| first.parse::<u64>().ok()).is_none_or(|first| first == from)
+}
+
+/// An ETag without its quotes. A weak one, which proxies make, says nothing of the bytes and may not be in a condition.
+fn unquoted(etag: &str) -> Option<String> {
+    (!etag.is_empty() && !etag.starts_with("W/")).then(|| etag.trim_matches('"').to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weak_etags_are_none() {
+        assert_eq!(unquoted("\"0a1b\"").as_deref(), Some("0a1b"));
+        assert_eq!(unquoted("0a1b").as_deref(), Some("0a1b"));
+        assert_eq!(unquoted("W/\"0a1b\""), None);
+    }
+
+    #[test]
+    fn ranges_are_those_that_were_asked_for() {
+        assert!(starts_at("bytes 5-9/10", 5) && starts_at("bytes */10", 5));
+        assert!(!starts_at("bytes 0-9/10", 5));
+    }
+}

@@ -1,0 +1,250 @@
+//! Whose keys sign requests, and what else a profile of the AWS tools says of the store.
+
+use std::time::Duration;
+
+use aws_config::imds;
+use aws_config::provider_config::ProviderConfig;
+use aws_credential_types::Credentials as Keys;
+use aws_credential_types::provider::error::CredentialsError;
+use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
+use aws_runtime::env_config::property::PropertiesKey;
+use aws_sdk_s3::config::Region;
+use aws_smithy_http_client::proxy::ProxyConfig;
+use aws_types::os_shim_internal::{Env, Fs};
+
+use super::net;
+use super::net::Certificates;
+use crate::config::{Credentials, KeyPair};
+use crate::error::{Error, Kind, Result, printable};
+
+/// Where the metadata of an instance are, unless the environment says otherwise.
+const METADATA: &str = "http://169.254.169.254";
+/// Off the cloud nobody answers there: so long is waited for a connection,
+const METADATA_CONNECT: Duration = Duration::from_millis(500);
+/// and so often it is tried.
+const METADATA_KNOCKS: u32 = 2;
+/// On it, an answer may take this long under load,
+const METADATA_ANSWER: Duration = Duration::from_secs(3);
+/// and is asked for so often.
+const METADATA_TRIES: u32 = 5;
+
+/// Whose keys sign requests.
+pub(super) struct Found {
+    /// None: nobody's.
+    pub(super) provider: Option<SharedCredentialsProvider>,
+    /// What the provider gave already: it may have to start a process, or ask a server, for each time.
+    pub(super) first: Option<Keys>,
+    /// Whether it may give others later.
+    pub(super) renewable: bool,
+}
+
+impl Found {
+    /// For requests that are not signed.
+    pub(super) fn nobody() -> Found {
+        Found { provider: None, first: None, renewable: false }
+    }
+}
+
+/// Looks the keys up; the only network access is that of the AWS chain.
+///
+/// # Errors
+/// [`Kind::Usage`] with half a pair, [`Kind::Credentials`] where none is found, with the chain's own reason.
+pub(super) async fn find(credentials: &Credentials, region: &str, trusted: &Certificates) -> Result<Found> {
+    if let Credentials::Incomplete(why) = credentials {
+        return Err(Error::usage("the credentials are incomplete")
+            .because(why.clone())
+            .hint("set both halves of the pair"));
+    }
+    if let Some(KeyPair { id, secret, session_token }) = credentials.pair() {
+        let token = session_token.as_ref().map(|token| token.expose().to_string());
+        let keys = Keys::new(id.expose(), secret.expose(), token, None, "hf-cache-sync");
+        let provider = Some(SharedCredentialsProvider::new(keys.clone()));
+        return Ok(Found { provider, first: Some(keys), renewable: false });
+    }
+    let region = Region::new(region.to_string());
+    let config = |proxy| {
+        let client = net::http_client(trusted.clone(), proxy);
+        ProviderConfig::without_region().with_region(Some(region.clone())).with_http_client(client)
+    };
+    let is_there = metadata_answers().await;
+    let metadata = imds::Client::builder()
+        // No proxy knows this machine's own metadata.
+        .configure(&config(ProxyConfig::disabled()))
+        .connect_timeout(METADATA_CONNECT)
+        .read_timeout(if is_there { METADATA_ANSWER } else { METADATA_CONNECT })
+        .operation_attempt_timeout(METADATA_ANSWER)
+        .operation_timeout(METADATA_ANSWER * METADATA_TRIES)
+        .max_attempts(if is_there { METADATA_TRIES } else { 1 })
+        .build();
+    let chain = aws_config::default_provider::credentials::DefaultCredentialsChain::builder()
+        .configure(config(ProxyConfig::from_env()))
+        .region(region.clone())
+        .imds_client(metadata)
+        .build()
+        .await;
+    match chain.provide_credentials().await {
+        Ok(keys) => {
+            Ok(Found { provider: Some(SharedCredentialsProvider::new(chain)), first: Some(keys), renewable: true })
+        }
+        Err(error) => {
+            let (why, hint) = reason(&error);
+            Err(Error::new(Kind::Credentials, "no credentials were found").because(why).hint(hint))
+        }
+    }
+}
+
+/// Whether this machine is an instance of a cloud: then a connection to its metadata is there in no time.
+async fn metadata_answers() -> bool {
+    let var = |name: &str| std::env::var(name).unwrap_or_default();
+    if var("AWS_EC2_METADATA_DISABLED").eq_ignore_ascii_case("true") {
+        return false;
+    }
+    let given = var("AWS_EC2_METADATA_SERVICE_ENDPOINT");
+    let (host, port, _) = net::target(if given.is_empty() { METADATA } else { &given });
+    let host = host.trim_matches(['[', ']']);
+    for _ in 0..METADATA_KNOCKS {
+        let connected = tokio::net::TcpStream::connect((host, port));
+        match tokio::time::timeout(METADATA_CONNECT, connected).await {
+            Ok(Ok(_)) => return true,
+            // Refused, or no way there: waiting does not help.
+            Ok(Err(_)) => return false,
+            Err(_) => {}
+        }
+    }
+    false
+}
+
+/// Why a provider has no keys, in its own words, and what to do. No secret: providers name files, profiles and
+/// processes, and what they printed to stderr.
+pub(super) fn reason(error: &CredentialsError) -> (String, String) {
+    let mut words = Vec::new();
+    let mut current: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = current {
+        words.push(error.to_string());
+        current = error.source();
+    }
+    let all = words.join(": ");
+    let lower = all.to_ascii_lowercase();
+    let var = |name: &str| std::env::var(name).ok().filter(|text| !text.is_empty());
+    let profile = var("AWS_PROFILE");
+    if lower.contains("sso") && (lower.contains("token") || lower.contains("session")) {
+        let login = match &profile {
+            Some(name) => format!("run `aws sso login --profile {}`", printable(name, 60)),
+            None => "run `aws sso login`".to_string(),
+        };
+        return (
+            format!("the SSO session of the AWS profile has expired or was never begun ({})", last(&words)),
+            login,
+        );
+    }
+    if let Some(file) = var("AWS_WEB_IDENTITY_TOKEN_FILE")
+        && let Err(error) = std::fs::File::open(&file)
+    {
+        let why = crate::error::plain_io(&error);
+        let why = format!("cannot read {} (AWS_WEB_IDENTITY_TOKEN_FILE): {why}", printable(&file, 200));
+        return (why, "correct the variable, or have the token mounted there".into());
+    }
+    if matches!(error, CredentialsError::CredentialsNotLoaded(_)) {
+        if let Some(name) = profile {
+            return (
+                format!("the AWS profile '{}' (AWS_PROFILE) is not there, or has no keys", printable(&name, 60)),
+                "correct AWS_PROFILE, or add the profile with `aws configure --profile NAME`".into(),
+            );
+        }
+        return (
+            "looked in B2_* and AWS_* variables, the configuration file, and the AWS profile, web identity, container \
+             and instance"
+                .into(),
+            "export the pair, or set storage.access_key and storage.secret_key in .hf-cache-sync.yaml".into(),
+        );
+    }
+    let hint = if lower.contains("credential_process") || lower.contains("process") {
+        "run the profile's credential_process by hand, and mend it"
+    } else if lower.contains("web identity") || lower.contains("webidentity") || lower.contains("token file") {
+        "check AWS_WEB_IDENTITY_TOKEN_FILE and AWS_ROLE_ARN"
+    } else if lower.contains("profile") {
+        "check AWS_PROFILE and the files ~/.aws/config and ~/.aws/credentials"
+    } else if lower.contains("assume") || lower.contains("sts") {
+        "check the role, and who may assume it"
+    } else {
+        "see what the AWS command line says: `aws sts get-caller-identity`"
+    };
+    (last(&words), hint.into())
+}
+
+/// The most telling of nested reasons: the innermost that is a sentence.
+fn last(words: &[String]) -> String {
+    let generic =
+        ["unhandled error", "service error", "dispatch failure", "an error occurred while loading credentials"];
+    let telling = words.iter().rev().find(|text| text.len() > 8 && !generic.contains(&text.trim()));
+    let text = telling.or(words.last()).map(String::as_str).unwrap_or_default();
+    let text = &text[..text.find(" (os error").unwrap_or(text.len())];
+    printable(text.trim(), 300)
+}
+
+/// What a profile of the AWS tools says of the store.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(super) struct Profile {
+    pub(super) region: Option<String>,
+    pub(super) endpoint: Option<String>,
+    pub(super) ca_bundle: Option<std::path::PathBuf>,
+    pub(super) addressing_style: Option<String>,
+}
+
+impl Profile {
+    /// Reads the profile that is in use. Files that are not there, or that nobody can read, say nothing: whoever needs
+    /// their keys says why.
+    pub(super) async fn read() -> Profile {
+        let (fs, env, files) = (Fs::real(), Env::real(), Default::default());
+        let Ok(sections) = aws_config::profile::load(&fs, &env, &files, None).await else {
+            return Profile::default();
+        };
+        let given = |text: Option<&str>| text.map(str::trim).filter(|text| !text.is_empty()).map(String::from);
+        let s3 = given(sections.get("s3")).unwrap_or_default();
+        let ignored = env.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS").is_ok_and(|text| is_true(&text))
+            || sections.get("ignore_configured_endpoint_urls").is_some_and(is_true);
+        let of_service = || {
+            let key = PropertiesKey::builder()
+                .section_key("services")
+                .section_name(sections.get("services")?.trim())
+                .property_name("s3")
+                .sub_property_name("endpoint_url");
+            let found = sections.other_sections().get(&key.build().ok()?)?;
+            given(Some(found.as_str()))
+        };
+        let endpoint =
+            || of_service().or_else(|| nested(&s3, "endpoint_url")).or_else(|| given(sections.get("endpoint_url")));
+        Profile {
+            region: given(sections.get("region")),
+            endpoint: if ignored { None } else { endpoint() },
+            ca_bundle: given(sections.get("ca_bundle")).map(Into::into),
+            addressing_style: nested(&s3, "addressing_style"),
+        }
+    }
+}
+
+fn is_true(text: &str) -> bool {
+    text.trim().eq_ignore_ascii_case("true")
+}
+
+/// A property in the lines below `s3 =`.
+fn nested(lines: &str, name: &str) -> Option<String> {
+    let found = lines.lines().find_map(|line| {
+        let (key, value) = line.split_once('=')?;
+        (key.trim().eq_ignore_ascii_case(name)).then(|| value.trim().to_string())
+    });
+    found.filter(|value| !value.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nested_properties_are_found() {
+        let lines = "\n  max_concurrent_requests = 3\n  addressing_style = virtual\nendpoint_url =\n";
+        assert_eq!(nested(lines, "addressing_style").as_deref(), Some("virtual"));
+        assert_eq!(nested(lines, "endpoint_url"), None);
+        assert_eq!(nested("", "x"), None);
+    }
+}

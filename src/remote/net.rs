@@ -1,0 +1,215 @@
+//! Connections: TLS with the trusted certificates, proxies and what goes past them, and why a connection failed.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use aws_smithy_async::rt::sleep::TokioSleep;
+use aws_smithy_http_client::proxy::ProxyConfig;
+use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
+use aws_smithy_http_client::{Builder, Connector};
+use aws_smithy_runtime_api::client::http::{HttpConnector, HttpConnectorSettings, SharedHttpClient};
+use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
+use aws_smithy_runtime_api::client::result::ConnectorError;
+
+use super::error::{Cause, Failure};
+use crate::error::{Result, printable};
+use crate::net::{NoProxy, tls_problem};
+
+/// Finding out how a server wants to be spoken to must not take longer than this.
+const PROBE: Duration = Duration::from_secs(3);
+const SPEAKS_HTTP: &str = "what answers there speaks plain http";
+/// A connection must be there within this time.
+pub(super) const CONNECT: Duration = Duration::from_secs(10);
+
+/// Trusted certificates beside the system's, each in PEM.
+pub(super) type Certificates = Vec<String>;
+
+/// The certificates of the bundles, without what TLS cannot use.
+///
+/// # Errors
+/// [`crate::error::Kind::Usage`] when a bundle cannot be read, or has none.
+pub(super) fn trusted(network: &crate::net::Network) -> Result<Certificates> {
+    use rustls::pki_types::CertificateDer;
+    use rustls::pki_types::pem::PemObject;
+    let mut all = network.read_bundles()?;
+    all.retain(|text| {
+        let certificate = CertificateDer::from_pem_slice(text.as_bytes());
+        certificate.is_ok_and(|certificate| rustls::RootCertStore::empty().add(certificate).is_ok())
+    });
+    Ok(all)
+}
+
+/// Connections to wherever requests go.
+#[derive(Debug)]
+pub(super) struct Net {
+    usual: Connector,
+    /// Without a proxy.
+    direct: Connector,
+    past_proxy: NoProxy,
+    answered: AtomicBool,
+}
+
+impl Net {
+    pub(super) fn new(trusted: &Certificates, past_proxy: NoProxy) -> Net {
+        let build = |proxy| connector(trusted, proxy, CONNECT, None);
+        Net {
+            usual: build(ProxyConfig::from_env()),
+            direct: build(ProxyConfig::disabled()),
+            past_proxy,
+            answered: AtomicBool::new(false),
+        }
+    }
+
+    /// Sends a request. Its answer is a status, headers, and a body that is still to come.
+    pub(super) async fn call(&self, request: HttpRequest) -> Result<HttpResponse, Failure> {
+        let (host, port, tls) = target(request.uri());
+        let (host, is_direct) = (host.to_string(), self.past_proxy.covers(host, port));
+        let connector = if is_direct { &self.direct } else { &self.usual };
+        let error = match connector.call(request).await {
+            Ok(response) => {
+                self.answered.store(true, Ordering::Relaxed);
+                return Ok(response);
+            }
+            Err(error) => error,
+        };
+        let failure = failure(&error, tls);
+        let is_open = matches!(failure.cause, Cause::Unreachable | Cause::Broken) && !error.is_timeout();
+        if self.answered.load(Ordering::Relaxed)
+            || !is_open
+            || reasons(&error).join(" ").to_lowercase().contains("refused")
+        {
+            return Err(failure);
+        }
+        // Some servers only hang up on who speaks in the wrong way.
+        if tls && speaks_http(&host, port).await {
+            return Err(Failure::new(Cause::NoTls, SPEAKS_HTTP));
+        }
+        if !tls && self.speaks_tls(&host, port).await {
+            return Err(Failure::new(Cause::Tls, "what answers there speaks TLS"));
+        }
+        Err(failure)
+    }
+
+    async fn speaks_tls(&self, host: &str, port: u16) -> bool {
+        let mut request = HttpRequest::empty();
+        if request.set_uri(format!("https://{host}:{port}/")).is_err() {
+            return false;
+        }
+        match tokio::time::timeout(PROBE, self.direct.call(request)).await {
+            Ok(Err(error)) => failure(&error, true).cause == Cause::Certificate,
+            answered => answered.is_ok(),
+        }
+    }
+}
+
+/// Whether a plain request gets a plain answer.
+async fn speaks_http(host: &str, port: u16) -> bool {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let asked = async {
+        let mut socket = tokio::net::TcpStream::connect((host.trim_matches(['[', ']']), port)).await.ok()?;
+        socket.write_all(format!("HEAD / HTTP/1.0\r\nhost: {host}:{port}\r\n\r\n").as_bytes()).await.ok()?;
+        let mut start = [0; 5];
+        socket.read_exact(&mut start).await.ok()?;
+        Some(start)
+    };
+    matches!(tokio::time::timeout(PROBE, asked).await, Ok(Some(start)) if start == *b"HTTP/")
+}
+
+/// Connections for those who look up credentials.
+pub(super) fn http_client(trusted: Certificates, proxy: ProxyConfig) -> SharedHttpClient {
+    let connectors = move |settings: Option<&HttpConnectorSettings>, _: Option<&_>| {
+        let connect = settings.and_then(HttpConnectorSettings::connect_timeout).unwrap_or(CONNECT);
+        let read = settings.and_then(HttpConnectorSettings::read_timeout);
+        connector(&trusted, proxy.clone(), connect, read)
+    };
+    Builder::new().build_with_connector_fn(connectors)
+}
+
+fn connector(trusted: &Certificates, proxy: ProxyConfig, connect: Duration, read: Option<Duration>) -> Connector {
+    let mut store = TrustStore::default();
+    for certificate in trusted {
+        store.add_pem_certificate(certificate.as_bytes());
+    }
+    let mut settings = HttpConnectorSettings::builder().connect_timeout(connect);
+    if let Some(read) = read {
+        settings = settings.read_timeout(read);
+    }
+    let context = TlsContext::builder().with_trust_store(store).build().expect("a trust store is all it needs");
+    Connector::builder()
+        .sleep_impl(TokioSleep::new())
+        .connector_settings(settings.build())
+        .proxy_config(proxy)
+        .tls_provider(Provider::Rustls(CryptoMode::AwsLc))
+        .tls_context(context)
+        .build()
+}
+
+/// Host, port and whether it is TLS, of a URL with a scheme.
+pub(super) fn target(url: &str) -> (&str, u16, bool) {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("https", url));
+    let tls = scheme.eq_ignore_ascii_case("https");
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let authority = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    let usual = if tls { 443 } else { 80 };
+    match authority.rsplit_once(':').filter(|(_, port)| !port.ends_with(']')) {
+        Some((host, port)) => (host, port.parse().unwrap_or(usual), tls),
+        None => (authority, usual, tls),
+    }
+}
+
+/// Why a request had no answer.
+fn failure(error: &ConnectorError, tls: bool) -> Failure {
+    let reasons = reasons(error);
+    let all = reasons.join(": ").to_ascii_lowercase();
+    let last = reasons.last().map(String::as_str).unwrap_or_default();
+    let cause = if tls && speaks_plainly(&all) {
+        return Failure::new(Cause::NoTls, SPEAKS_HTTP);
+    } else if let Some(problem) = tls_problem(error) {
+        return Failure::new(Cause::Certificate, problem.why).hint(problem.hint);
+    } else if !tls && (all.contains("invalid http version") || all.contains("invalid http status-line")) {
+        return Failure::new(Cause::Tls, "what answers there does not speak plain http");
+    } else if all.contains("proxy") && all.contains("407") || all.contains("proxy authentication") {
+        return Failure::new(Cause::ProxyRefused, "the proxy asks for a name and a password");
+    } else if error.is_timeout() {
+        Cause::Broken
+    } else if error.is_io() || all.contains("connect") && !all.contains("connection closed") {
+        Cause::Unreachable
+    } else {
+        Cause::Broken
+    };
+    Failure::new(cause, printable(without_number(last), 200))
+}
+
+/// A chain of errors from the outermost to the innermost.
+fn reasons(error: &(dyn std::error::Error + 'static)) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut current = Some(error);
+    while let Some(error) = current {
+        found.push(error.to_string());
+        current = error.source();
+    }
+    found
+}
+
+fn without_number(text: &str) -> &str {
+    &text[..text.find(" (os error").unwrap_or(text.len())]
+}
+
+/// Whether TLS failed since the other side does not speak it.
+fn speaks_plainly(text: &str) -> bool {
+    ["invalidcontenttype", "corrupt message", "wrong version number"].iter().any(|words| text.contains(words))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_name_host_and_port() {
+        assert_eq!(target("https://a.b/c:1"), ("a.b", 443, true));
+        assert_eq!(target("http://[::1]:9000/x"), ("[::1]", 9000, false));
+        assert_eq!(target("http://[::1]"), ("[::1]", 80, false));
+        assert_eq!(target("HTTP://h:81?q"), ("h", 81, false));
+    }
+}
