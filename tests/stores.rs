@@ -622,6 +622,17 @@ fn a_profile_names_the_store_too() {
             machine.set("AWS_PROFILE", "other");
         }
         assert_eq!(listed(&machine).len(), 3, "{config}");
+        machine.set("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "true");
+        machine.set("AWS_ENDPOINT_URL", &store.url);
+        // Nobody is asked: not AWS either.
+        machine.set("HTTPS_PROXY", "http://127.0.0.1:1");
+        let doctor = machine.run(&["doctor"]);
+        assert!(!doctor.stdout.contains(url), "{doctor:#?}");
+        machine.unset("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS");
+        machine.unset("AWS_ENDPOINT_URL");
+        machine.unset("HTTPS_PROXY");
+        let doctor = machine.run(&["doctor"]);
+        assert!(doctor.stdout.contains("from the AWS profile"), "{doctor:#?}");
         // What is configured here wins.
         machine.set("B2_ENDPOINT", "http://127.0.0.1:1");
         assert_eq!(machine.run(&["list", "--remote"]).code, 6, "{config}");

@@ -104,7 +104,6 @@ pub async fn execute(session: &Session, args: &Args) -> Report {
             Some(path) => Check::new("Configuration", Status::Ok, path.display().to_string()),
             None => Check::new("Configuration", Status::Ok, "no file, environment and options only"),
         },
-        Check::new("Endpoint", Status::Ok, storage.endpoint.as_deref().unwrap_or("not set: AWS S3")),
         match storage.bucket() {
             Ok(bucket) => Check::new("Bucket", Status::Ok, bucket),
             Err(error) => Check { detail: "not set".into(), ..Check::from_error("Bucket", error) },
@@ -114,6 +113,13 @@ pub async fn execute(session: &Session, args: &Args) -> Report {
         Ok(_) => Some(session.bucket().await),
         Err(_) => None,
     };
+    let place = connected.as_ref().and_then(|bucket| Some(bucket.as_ref().ok()?.place()));
+    let endpoint = match (&storage.endpoint, place) {
+        (Some(endpoint), _) => endpoint.clone(),
+        (None, Some(place)) if !place.url.is_empty() => format!("{} (from the AWS profile)", place.url),
+        (None, _) => "not set: AWS S3".to_string(),
+    };
+    checks.insert(1, Check::new("Endpoint", Status::Ok, endpoint));
     checks.push(region(session, connected.as_ref().and_then(|bucket| bucket.as_ref().ok())));
     checks.push(credentials(session, connected.as_ref()));
     let layout = session.layout();

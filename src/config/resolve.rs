@@ -68,8 +68,10 @@ impl Resolution {
     /// Looks everywhere.
     pub fn gather(overrides: &Overrides, env: &Environment<'_>) -> Resolution {
         let unclean = RefCell::new(Vec::<Error>::new());
+        let ignored = (env.var)("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS");
+        let ignored = ignored.is_some_and(|text| text.trim().eq_ignore_ascii_case("true"));
         let var = |name: &str| {
-            let text = (env.var)(name)?;
+            let text = (env.var)(name).filter(|_| !(ignored && name.starts_with("AWS_ENDPOINT_URL")))?;
             match values::clean(&text) {
                 Ok(text) => Some(text.to_string()),
                 Err(why) => {

@@ -1,5 +1,6 @@
 //! Connections: TLS with the trusted certificates, proxies and what goes past them, and why a connection failed.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -44,28 +45,32 @@ pub(super) fn trusted(network: &crate::net::Network) -> Result<Certificates> {
 #[derive(Debug)]
 pub(super) struct Net {
     usual: Connector,
-    /// Without a proxy.
-    direct: Connector,
+    /// Without a proxy; made when it is needed.
+    direct: OnceLock<Connector>,
+    trusted: Certificates,
     past_proxy: NoProxy,
+    has_proxy: bool,
     answered: AtomicBool,
 }
 
 impl Net {
-    pub(super) fn new(trusted: &Certificates, past_proxy: NoProxy) -> Net {
-        let build = |proxy| connector(trusted, proxy, CONNECT, None);
-        Net {
-            usual: build(ProxyConfig::from_env()),
-            direct: build(ProxyConfig::disabled()),
-            past_proxy,
-            answered: AtomicBool::new(false),
-        }
+    pub(super) fn new(trusted: Certificates, past_proxy: NoProxy) -> Net {
+        let usual = connector(&trusted, ProxyConfig::from_env(), CONNECT, None);
+        let is_set = |name: &&str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+        let has_proxy =
+            ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"].iter().any(is_set);
+        Net { usual, direct: OnceLock::new(), trusted, past_proxy, has_proxy, answered: AtomicBool::new(false) }
+    }
+
+    fn direct(&self) -> &Connector {
+        self.direct.get_or_init(|| connector(&self.trusted, ProxyConfig::disabled(), CONNECT, None))
     }
 
     /// Sends a request. Its answer is a status, headers, and a body that is still to come.
     pub(super) async fn call(&self, request: HttpRequest) -> Result<HttpResponse, Failure> {
         let (host, port, tls) = target(request.uri());
-        let (host, is_direct) = (host.to_string(), self.past_proxy.covers(host, port));
-        let connector = if is_direct { &self.direct } else { &self.usual };
+        let (host, is_direct) = (host.to_string(), self.has_proxy && self.past_proxy.covers(host, port));
+        let connector = if is_direct { self.direct() } else { &self.usual };
         let error = match connector.call(request).await {
             Ok(response) => {
                 self.answered.store(true, Ordering::Relaxed);
@@ -96,7 +101,7 @@ impl Net {
         if request.set_uri(format!("https://{host}:{port}/")).is_err() {
             return false;
         }
-        match tokio::time::timeout(PROBE, self.direct.call(request)).await {
+        match tokio::time::timeout(PROBE, self.direct().call(request)).await {
             Ok(Err(error)) => failure(&error, true).cause == Cause::Certificate,
             answered => answered.is_ok(),
         }
@@ -169,7 +174,7 @@ fn failure(error: &ConnectorError, tls: bool) -> Failure {
         return Failure::new(Cause::Certificate, problem.why).hint(problem.hint);
     } else if !tls && (all.contains("invalid http version") || all.contains("invalid http status-line")) {
         return Failure::new(Cause::Tls, "what answers there does not speak plain http");
-    } else if all.contains("proxy") && all.contains("407") || all.contains("proxy authentication") {
+    } else if all.contains("proxy authorization required") {
         return Failure::new(Cause::ProxyRefused, "the proxy asks for a name and a password");
     } else if error.is_timeout() {
         Cause::Broken

@@ -32,7 +32,7 @@ use super::error::{Cause, Failure, Place};
 use super::net::{Net, target};
 use super::wire::{Op, Payload, Request, Settings, Wire};
 use super::{answer, net};
-use crate::config::{Addressing, Config, Storage, host_of, is_backblaze};
+use crate::config::{Addressing, Config, Credentials, Storage, host_of, is_backblaze};
 use crate::error::{Error, Result};
 use crate::ids::BlobId;
 use crate::progress::Progress;
@@ -119,6 +119,9 @@ impl Bucket {
             (None, Some(endpoint)) => Some(with_scheme(endpoint)?),
             (None, None) => None,
         };
+        // A profile that neither gives the keys nor says where the store is has no say in how it is talked to.
+        let is_profiles = storage.endpoint.is_none() || storage.credentials == Credentials::AwsChain;
+        let profile = if is_profiles { profile } else { Profile { region: profile.region, ..Profile::default() } };
         let region = storage.region.clone().or(profile.region);
         let region = region.unwrap_or_else(|| "us-east-1".to_string());
         let mut network = config.network.clone();
@@ -143,7 +146,7 @@ impl Bucket {
             dual_stack: storage.dual_stack,
             fips: storage.fips,
         };
-        let net = Net::new(&trusted, network.no_proxy);
+        let net = Net::new(trusted, network.no_proxy);
         let wire = Arc::new(Wire::new(net, settings, found, way, progress)?);
         Ok(Bucket { wire, name, prefix: config.team.prefix.clone(), shared: Arc::default() })
     }
