@@ -13,9 +13,9 @@
 //!        blobs, tree, snapshot, ref    commands::pull::hydrate   commands::pull::plan
 //! ```
 //!
-//! Layers, each importing only those before it: [`escape`], [`error`], [`ids`], [`hash`], [`manifest`], [`progress`],
-//! [`interrupt`], [`lossy`], [`net`]; then [`config`], [`cache`], [`remote`]; then [`commands`]; then [`cli`] and
-//! [`ui`]; then
+//! Layers, each importing only those before it: [`escape`], [`error`], [`files`], [`ids`], [`hash`], [`manifest`],
+//! [`progress`], [`interrupt`], [`lossy`], [`net`]; then [`config`], [`cache`], [`remote`]; then [`commands`]; then
+//! [`cli`] and [`ui`]; then
 //! `main.rs`. Plans are made by pure functions; executors carry them out and decide no policy; only [`ui`] prints, only
 //! `main.rs` exits.
 
@@ -25,6 +25,7 @@ pub mod commands;
 pub mod config;
 pub mod error;
 pub mod escape;
+pub mod files;
 pub mod hash;
 pub mod ids;
 pub mod interrupt;

@@ -64,7 +64,7 @@ impl Manifest {
         files.sort_by(|a, b| a.path.cmp(&b.path));
         let tree = match top.shift_remove("tree") {
             None | Some(Value::Null) => None,
-            Some(value) => Tree::from_value(value).map_err(|e| format!("its tree is not valid: {e}"))?,
+            Some(value) => Tree::from_value(value, false).map_err(|e| format!("its tree is not valid: {e}"))?,
         };
         let manifest = Manifest { repo: RepoName::new(kind, id), revision, files, tree, extra: top };
         manifest.check()?;
@@ -120,13 +120,15 @@ impl Manifest {
         self.tree.as_ref().map_or(0, |tree| tree.entries.len().saturating_sub(self.files.len()))
     }
 
-    /// This manifest (from the bucket) with the files of `ours` added: never less than either.
+    /// This manifest (from the bucket) with the files of `ours` added, as far as a tree that the bucket has lists them:
+    /// never less than it was. Our tree joins where it lists every file.
     ///
     /// # Errors
     /// [`Kind::Integrity`] when both name one path with different blobs: a commit cannot change, so one is wrong.
     pub fn united_with(&self, ours: &Manifest) -> Result<Manifest> {
         let mut files: BTreeMap<&RepoPath, &ManifestFile> = self.files.iter().map(|file| (&file.path, file)).collect();
-        for file in &ours.files {
+        let is_listed = |file: &&ManifestFile| self.tree.as_ref().is_none_or(|tree| tree.get(&file.path).is_some());
+        for file in ours.files.iter().filter(is_listed) {
             let known = files.entry(&file.path).or_insert(file);
             if (known.blob, known.size) != (file.blob, file.size) {
                 return Err(Error::new(
@@ -137,11 +139,13 @@ impl Manifest {
                 .hint("one of them was changed by hand; the bucket is left as it is"));
             }
         }
+        let proves = |tree: &&Tree| files.keys().all(|path| tree.get(path).is_some());
+        let tree = self.tree.clone().or_else(|| ours.tree.as_ref().filter(proves).cloned());
         let united = Manifest {
             repo: self.repo.clone(),
             revision: self.revision.clone(),
             files: files.into_values().cloned().collect(),
-            tree: self.tree.clone().or_else(|| ours.tree.clone()),
+            tree,
             extra: self.extra.clone(),
         };
         united.check().map_err(|why| {
@@ -195,6 +199,7 @@ fn check_paths<'a>(paths: impl Iterator<Item = &'a RepoPath> + Clone) -> Result<
 pub struct Tree {
     raw: Value,
     entries: BTreeMap<RepoPath, TreeEntry>,
+    unsupported: Vec<String>,
 }
 
 /// What a tree says of one file.
@@ -207,30 +212,50 @@ pub struct TreeEntry {
 }
 
 impl Tree {
-    /// Parses and validates a tree. `Ok(None)` for a `format_version` that is not known: huggingface_hub ignores
-    /// such a file, so it is neither stored nor written.
+    /// Parses a tree of this cache. `Ok(None)` for a `format_version` that is not known: huggingface_hub ignores such a
+    /// file, so it is not used. A path that cannot travel, as one with a backslash, takes no other file with it: see
+    /// [`Tree::is_publishable`].
     ///
     /// # Errors
-    /// Says what is wrong: huggingface_hub uses paths and hashes of a tree unchecked, so nothing invalid passes.
+    /// Says what else is wrong.
     pub fn parse(bytes: &[u8]) -> Result<Option<Self>, String> {
         let value = serde_json::from_slice(bytes).map_err(|e| format!("it is not JSON: {e}"))?;
-        Self::from_value(value)
+        Self::from_value(value, true)
     }
 
-    fn from_value(raw: Value) -> Result<Option<Self>, String> {
+    /// Of a tree from a bucket nothing invalid passes: huggingface_hub uses paths and hashes of a tree unchecked.
+    fn from_value(raw: Value, is_local: bool) -> Result<Option<Self>, String> {
         let top = raw.as_object().ok_or("it is not a JSON object")?;
         if top.get("format_version") != Some(&Value::from(1)) {
             return Ok(None);
         }
         let files = top.get("files").and_then(Value::as_object).ok_or("its `files` are not an object")?;
-        let mut entries = BTreeMap::new();
+        let (mut entries, mut unsupported) = (BTreeMap::new(), Vec::new());
         for (path, entry) in files {
-            let path: RepoPath = path.parse().map_err(|e| format!("{e}"))?;
+            let path: RepoPath = match path.parse() {
+                Ok(path) => path,
+                Err(_) if is_local => {
+                    unsupported.push(path.clone());
+                    continue;
+                }
+                Err(why) => return Err(why.to_string()),
+            };
             let parsed = parse_tree_entry(entry).map_err(|why| format!("'{path}': {why}"))?;
             entries.insert(path, parsed);
         }
         check_paths(entries.keys())?;
-        Ok(Some(Tree { raw, entries }))
+        Ok(Some(Tree { raw, entries, unsupported }))
+    }
+
+    /// Whether all its paths can be in a manifest: without one of them it would prove less than it seems to.
+    pub fn is_publishable(&self) -> bool {
+        self.unsupported.is_empty()
+    }
+
+    /// Whether the commit has a file of this path, which need not be one that can travel.
+    pub fn lists(&self, path: &str) -> bool {
+        let valid = path.parse::<RepoPath>().is_ok_and(|path| self.entries.contains_key(&path));
+        valid || self.unsupported.iter().any(|known| known == path)
     }
 
     /// The bytes of `trees/<commit>.json`, as `json.dump(.., indent=1)` writes them.
@@ -384,7 +409,6 @@ mod tests {
             (manifest(vec![file("../x", SHA1, 6)]), "'..'"),
             (manifest(vec![file("/etc/x", SHA1, 6)]), "absolute"),
             (manifest(vec![file("a\\b", SHA1, 6)]), "backslash"),
-            (manifest(vec![file("C:/x", SHA1, 6)]), "drive letter"),
             (manifest(vec![file("a\0", SHA1, 6)]), "control character"),
             (manifest(vec![file("a", "../../x", 6)]), "not a valid blob name"),
             (manifest(vec![file("a", &SHA1.to_uppercase(), 6)]), "not a valid blob name"),
@@ -454,6 +478,29 @@ mod tests {
         assert_eq!(theirs.united_with(&other).unwrap_err().kind, Kind::Integrity);
         let folder = parse(&manifest(vec![file("a/x", SHA1, 6)])).unwrap();
         assert_eq!(theirs.united_with(&folder).unwrap_err().kind, Kind::Integrity);
+    }
+
+    #[test]
+    fn what_a_tree_does_not_list_is_not_the_commits() {
+        let tree = serde_json::json!({"format_version": 1, "files": {"a": {"size": 6, "blob_id": SHA1}}});
+        let with_tree = parse(&with_tree(tree)).unwrap();
+        let without = parse(&manifest(vec![file("a", SHA1, 6), file("engine", SHA256, 6)])).unwrap();
+        assert_eq!(with_tree.united_with(&without).unwrap(), with_tree, "the bucket's tree knows");
+        let united = without.united_with(&with_tree).unwrap();
+        assert_eq!(united, without, "the bucket loses no file, and gets no tree that contradicts it");
+    }
+
+    #[test]
+    fn one_path_that_cannot_travel_voids_no_tree() {
+        let entry = serde_json::json!({"size": 6, "blob_id": SHA1});
+        let mut files = Map::new();
+        for path in ["a", "a:b", "c/aux", "q?*", "sub\\k", "bell\u{7}"] {
+            files.insert(path.into(), entry.clone());
+        }
+        let bytes = serde_json::json!({"format_version": 1, "files": files}).to_string();
+        let tree = Tree::parse(bytes.as_bytes()).unwrap().unwrap();
+        assert_eq!(tree.entries().keys().map(|path| path.as_str()).collect::<Vec<_>>(), ["a", "a:b", "c/aux", "q?*"]);
+        assert!(tree.lists("sub\\k") && tree.lists("a:b") && !tree.lists("b") && !tree.is_publishable());
     }
 
     proptest! {

@@ -108,7 +108,7 @@ fn snapshot_of_real_files() {
 /// 0.1.0: writes outside the cache, or a file named `sub\k`.
 #[test]
 fn a_manifest_with_paths_that_lead_elsewhere() {
-    for path in ["../../../../escaped", "/", "sub\\k", "a/../../b", "C:/x", "C:x"] {
+    for path in ["../../../../escaped", "/", "sub\\k", "a/../../b", "C:\\x"] {
         let store = Store::new();
         let machine = Machine::new(&store);
         let absolute = machine.home().join("escaped").display().to_string();

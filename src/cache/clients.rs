@@ -10,23 +10,15 @@
 //! | llama.cpp | `blobs/<oid>.downloadInProgress`, in `snapshots/` where it knows no oid | `refs/<ref>.tmp`, `<file>.etag` |
 //! | swift-huggingface | `blobs/<etag>.incomplete` | `hub/.metadata/`, `.locks/<repo>/blobs/<etag>.lock` |
 
+use super::litter::is_litter;
 use crate::ids::BlobId;
 
 /// How names of unfinished downloads in `blobs/` end.
 const UNFINISHED: [&str; 3] = [".incomplete", ".part", ".downloadInProgress"];
 
-/// Entries of the root that some client makes and that hold no repo: what `scan_cache_dir` ignores, older clients'
-/// version files, and the listings that swift-huggingface keeps.
-const ROOT: [&str; 8] = [
-    ".locks",
-    ".metadata",
-    "CACHEDIR.TAG",
-    ".DS_Store",
-    "Thumbs.db",
-    "desktop.ini",
-    "version.txt",
-    "version_diffusers_cache.txt",
-];
+/// Entries of the root that some client makes and that hold no repo: locks, a tag for backups, older clients' version
+/// files, and the listings that swift-huggingface keeps.
+const ROOT: [&str; 5] = [".locks", ".metadata", "CACHEDIR.TAG", "version.txt", "version_diffusers_cache.txt"];
 
 /// What an entry of `blobs/` is, by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +39,10 @@ pub enum BlobEntry {
 pub fn blob_entry(name: &str) -> BlobEntry {
     if let Ok(id) = name.parse() {
         return BlobEntry::Blob(id);
+    }
+    // A twin of a download in flight is none.
+    if is_litter(name) {
+        return BlobEntry::Foreign;
     }
     // huggingface_hub's copies and exchanges: `tmp_<uuid>`, `.<etag>.<8 hex>.shared|.new|.old`.
     let swap = name.starts_with('.') && [".shared", ".new", ".old"].iter().any(|end| name.ends_with(end));

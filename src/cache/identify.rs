@@ -1,7 +1,11 @@
 //! Which blob is each file of a snapshot? Links say it; a real file is matched by the commit's tree, by being a hard
 //! link to a blob, or by its hash, computed once and only when nothing else tells.
+//!
+//! Libraries write into snapshots: locks, engines, resolved configurations, `__pycache__`. What the commit's tree does
+//! not list is not the commit's. Without a tree, a real file among links is a stranger unless it has the bytes of a blob
+//! that is here; a snapshot of real files alone is that of a system without links, and all of it is taken.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
@@ -10,7 +14,7 @@ use super::read::{Buffer, open_quietly};
 use super::scan::{Inode, Problem, ProblemKind, Repo, SnapshotFile};
 use crate::error::plain_io;
 use crate::hash::BlobHasher;
-use crate::ids::{BlobId, Commit};
+use crate::ids::{BlobId, Commit, RepoPath};
 use crate::manifest::{ManifestFile, Tree};
 
 /// A file of a snapshot, with its blob and where its bytes can be read.
@@ -22,6 +26,17 @@ pub struct LocalFile {
     pub source: PathBuf,
     /// The same bytes by the other algorithm, where only hashing told the name: the Hub may know the file by either.
     pub other: Option<BlobId>,
+}
+
+/// The files of a revision.
+#[derive(Debug, Default)]
+pub struct Files {
+    /// Sorted by path.
+    pub files: Vec<LocalFile>,
+    /// Files in the snapshot that are not the commit's.
+    pub strangers: Vec<RepoPath>,
+    /// Files that could not be read.
+    pub problems: Vec<Problem>,
 }
 
 /// Names of real files, kept for the run, so that no file is hashed twice.
@@ -41,19 +56,19 @@ struct Names {
 const MAX_GIT_SIZE: u64 = 10 << 20;
 
 impl Identifier {
-    /// The files of one revision, sorted by path, and those that could not be read.
-    pub fn files(
-        &mut self,
-        layout: &Layout,
-        repo: &Repo,
-        commit: &Commit,
-        tree: Option<&Tree>,
-    ) -> (Vec<LocalFile>, Vec<Problem>) {
-        let mut files = Vec::new();
-        let mut problems = Vec::new();
-        let Some(revision) = repo.revisions.get(commit) else { return (files, problems) };
+    /// The files of one revision.
+    pub fn files(&mut self, layout: &Layout, repo: &Repo, commit: &Commit, tree: Option<&Tree>) -> Files {
+        let mut found = Files::default();
+        let Files { files, strangers, problems } = &mut found;
+        let Some(revision) = repo.revisions.get(commit) else { return found };
+        let among_links = revision.files.values().any(|file| matches!(file, SnapshotFile::Link(_)));
+        let mut sizes: Option<HashSet<u64>> = None;
         let mut by_inode: Option<HashMap<(u64, u64), BlobId>> = None;
         for (path, file) in &revision.files {
+            if tree.is_some_and(|tree| tree.get(path).is_none()) {
+                strangers.push(path.clone());
+                continue;
+            }
             match file {
                 SnapshotFile::Link(id) => {
                     let size = repo.blobs[id].size;
@@ -71,11 +86,25 @@ impl Identifier {
                         let map = by_inode.get_or_insert_with(|| inodes(repo));
                         map.get(&inode.as_ref()?.id).map(|id| (*id, None))
                     });
+                    let here = || repo.blobs.values().map(|blob| blob.size).collect();
                     let named = match known {
                         Some(known) => Ok(known),
+                        None if among_links && !sizes.get_or_insert_with(here).contains(size) => {
+                            strangers.push(path.clone());
+                            continue;
+                        }
                         None => self.by_hash(repo, &source, *size, inode.as_ref()),
                     };
+                    let is_blob = |id: &BlobId| repo.blobs.contains_key(id);
                     match named {
+                        Ok((blob, other))
+                            if among_links
+                                && known.is_none()
+                                && !is_blob(&blob)
+                                && !other.as_ref().is_some_and(is_blob) =>
+                        {
+                            strangers.push(path.clone())
+                        }
                         Ok((blob, other)) => {
                             let file = ManifestFile { path: path.clone(), blob, size: *size };
                             files.push(LocalFile { file, source, other });
@@ -89,7 +118,7 @@ impl Identifier {
                 }
             }
         }
-        (files, problems)
+        found
     }
 
     fn by_hash(

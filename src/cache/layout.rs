@@ -10,6 +10,9 @@ pub const SHARED_MARKER: &str = ".huggingface-shared-blobs";
 /// What huggingface_hub writes into the marker; a store with other content is not understood and left alone.
 pub const SHARED_MARKER_CONTENT: &str = "1\n";
 
+/// Longest ref that is read, in bytes: more than any commit with some white space around it.
+pub const MAX_REF: u64 = 256;
+
 /// The paths under one cache root.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
@@ -49,9 +52,7 @@ impl Layout {
 
     /// `…/snapshots/<commit>/<path>`
     pub fn snapshot_file(&self, repo: &RepoName, commit: &Commit, path: &RepoPath) -> PathBuf {
-        let mut file = self.snapshot(repo, commit);
-        file.extend(path.segments());
-        file
+        join(self.snapshot(repo, commit), path)
     }
 
     /// `…/refs/<ref>`
@@ -97,10 +98,26 @@ impl Layout {
     }
 }
 
+/// A file of a repo in a folder. Joined as text: on Windows, `C:` would begin a path of its own.
+pub fn join(folder: PathBuf, path: &RepoPath) -> PathBuf {
+    let mut text = folder.into_os_string();
+    for segment in path.segments() {
+        text.push(std::path::MAIN_SEPARATOR_STR);
+        text.push(segment);
+    }
+    PathBuf::from(text)
+}
+
 /// The relative link text from a snapshot file to its blob: `../../blobs/<etag>`, one `../` more per folder.
 pub fn link_text(path: &RepoPath, blob: &BlobId) -> String {
     let depth = path.segments().count() + 1;
     format!("{}blobs/{blob}", "../".repeat(depth))
+}
+
+/// The commit in the content of a ref, without the white space and the byte order mark that editors and shells put
+/// around it. The client writes none and reads all.
+pub fn bare_commit(content: &str) -> &str {
+    content.trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}')
 }
 
 /// The shared-store entry that the link text of `blobs/<etag>` points to: `<2 hex>/<xet hash>`, relative to the

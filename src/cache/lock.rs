@@ -13,6 +13,7 @@ use std::time::SystemTime;
 use super::layout::Layout;
 use super::place::ensure_dir;
 use crate::error::{Error, Result};
+use crate::files;
 use crate::ids::{BlobId, RepoName};
 
 /// How often a lock file that is unlinked as soon as it is locked is opened anew.
@@ -196,13 +197,22 @@ fn open(path: &Path, bits: u32) -> io::Result<(File, bool)> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).truncate(false);
     #[cfg(unix)]
-    {
-        use std::os::unix::fs::OpenOptionsExt;
-        options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32).mode(bits);
-    }
-    let (file, made) = match options.clone().create_new(true).open(path) {
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, bits);
+    #[cfg(unix)]
+    let no_follow = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
+    #[cfg(not(unix))]
+    let no_follow = 0;
+    let (file, made) = match files::open_flagged(options.clone().create_new(true), no_follow, path) {
         Ok(file) => (file, true),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => (options.create(true).open(path)?, false),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            match files::open_flagged(options.create(true), no_follow, path) {
+                // Another user's, which is 0644 where the umask is 022: for a lock, reading is enough.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    (files::open_flagged(OpenOptions::new().read(true), no_follow, path)?, false)
+                }
+                opened => (opened?, false),
+            }
+        }
         Err(error) => return Err(error),
     };
     if made {

@@ -10,6 +10,7 @@ use std::path::{Component, Path, PathBuf};
 use super::layout::{self, Layout};
 use super::read;
 use crate::error::{Error, Result};
+use crate::files;
 use crate::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
 
 /// Makes sure that `dir`, at or below `root`, is a folder, and that no part below `root` is a link.
@@ -270,8 +271,7 @@ impl SnapshotWriter<'_> {
         let staged = staging.path().join("snapshot");
         let mut last_folder = PathBuf::new();
         for (path, blob) in files {
-            let mut file = staged.clone();
-            file.extend(path.segments());
+            let file = layout::join(staged.clone(), path);
             let folder = file.parent().unwrap_or(&staged);
             if folder != last_folder {
                 fs::create_dir_all(folder).map_err(|e| Error::io("cannot create", folder, &e))?;
@@ -302,6 +302,7 @@ impl SnapshotWriter<'_> {
         if let Some(folder) = file.parent() {
             ensure_dir(self.layout.root(), folder)?;
         }
+        check_replaceable(&file)?;
         let failed = |error: io::Error| Error::io("cannot replace", &file, &error);
         let staged = staging.path().join("file");
         self.make(path, blob, &staged)?;
@@ -350,6 +351,7 @@ pub fn write_small(layout: &Layout, path: &Path, content: &[u8], sync: bool) -> 
     if has_content(path, content) {
         return Ok(());
     }
+    check_replaceable(path)?;
     if let Some(parent) = path.parent() {
         ensure_dir(layout.root(), parent)?;
     }
@@ -380,7 +382,22 @@ fn beside(path: &Path) -> PathBuf {
 /// Whether a regular file (no link) has exactly this content.
 pub fn has_content(path: &Path, content: &[u8]) -> bool {
     fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() == content.len() as u64)
-        && fs::read(path).is_ok_and(|bytes| bytes == content)
+        && read::read_small(path, content.len() as u64).is_ok_and(|bytes| bytes.as_deref() == Some(content))
+}
+
+/// Whether a file may be put where `path` is: a named pipe, a socket or a device belongs to somebody, and is left.
+///
+/// # Errors
+/// [`crate::error::Kind::Failed`] when something of the kind stands there.
+pub fn check_replaceable(path: &Path) -> Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(meta) if files::is_special(&meta) => {
+            Err(Error::failed(format!("cannot replace {}", crate::error::printable(&path.to_string_lossy(), 400)))
+                .because(files::not_a_file(&meta))
+                .hint("remove it, and run the same again"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Flushes a folder, so that a rename in it survives a power cut. Best effort: not every system can.

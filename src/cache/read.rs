@@ -1,4 +1,5 @@
-//! Opening a blob for reading, without that counting as a use of it, and memory to read it into.
+//! Opening a blob for reading, without that counting as a use of it, and memory to read it into. Whatever is opened is a
+//! regular file: see [`crate::files`].
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -7,22 +8,28 @@ use std::path::Path;
 
 use bytes::Bytes;
 
+use crate::files;
 use crate::hash::BlobHasher;
 use crate::ids::BlobId;
 
-/// Opens `path` without changing its access time, where the system allows it (O_NOATIME: Linux, own files), since
-/// `prune` takes the access time for the last use.
+/// Largest `trees/<commit>.json` that is read, in bytes: as large as a manifest with a tree in it may be.
+pub const MAX_TREE: u64 = 256 << 20;
+
+/// Opens the regular file `path` without changing its access time, where the system allows it (O_NOATIME: Linux, own
+/// files), since `prune` takes the access time for the last use.
+///
+/// # Errors
+/// When it cannot be opened, or is no regular file.
 pub fn open_quietly(path: &Path) -> io::Result<File> {
     #[cfg(target_os = "linux")]
     {
-        use std::os::unix::fs::OpenOptionsExt;
         let no_atime = rustix::fs::OFlags::NOATIME.bits() as i32;
-        match OpenOptions::new().read(true).custom_flags(no_atime).open(path) {
+        match files::open_flagged(OpenOptions::new().read(true), no_atime, path) {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
             result => return result,
         }
     }
-    OpenOptions::new().read(true).open(path)
+    files::open(path)
 }
 
 /// Copies a blob to a file that is not there yet, which gets the mode that the umask gives. Not a use of it either.
@@ -50,11 +57,11 @@ pub fn matches_name(path: &Path, id: &BlobId, size: u64) -> bool {
 }
 
 /// Reads up to `limit` bytes of a small file; `None` when it is longer.
+///
+/// # Errors
+/// When it cannot be read, or is no regular file.
 pub fn read_small(path: &Path, limit: u64) -> io::Result<Option<Vec<u8>>> {
-    use std::io::Read;
-    let mut bytes = Vec::new();
-    open_quietly(path)?.take(limit + 1).read_to_end(&mut bytes)?;
-    Ok((bytes.len() as u64 <= limit).then_some(bytes))
+    files::read_rest(&mut open_quietly(path)?, limit)
 }
 
 /// Where memory to read into has to begin. Allocators begin large blocks 16 bytes into a page; copying from the page

@@ -5,7 +5,7 @@
 //! cache-wide store. Nothing is skipped silently: what cannot be read or understood becomes a [`Problem`].
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::{self, DirEntry, Metadata};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,8 +17,12 @@ use serde::Serialize;
 
 use super::clients::{self, BlobEntry};
 use super::layout::{self, Layout};
+use super::litter::is_litter;
+use super::read;
 use crate::error::{Error, Result, plain_io};
+use crate::files;
 use crate::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
+use crate::manifest::Tree;
 
 /// Everything found under one cache root.
 #[derive(Debug)]
@@ -47,6 +51,8 @@ pub struct Repo {
     /// Commits with a ref that is called like the commit itself. The Rust hf-hub before 1.0 finds a commit that it was
     /// asked for by such a one alone; it names nothing that somebody could ask for in another way.
     pub pins: BTreeSet<Commit>,
+    /// Those of them whose file has more than the commit: white space, which huggingface_hub takes for a part of it.
+    pub untidy_refs: Vec<RefName>,
     /// Commits with a `trees/<commit>.json`.
     pub trees: Vec<Commit>,
     /// Downloads in flight, and what interrupted ones left.
@@ -192,6 +198,10 @@ pub enum ProblemKind {
     BadName,
     /// A ref whose content is no commit.
     BadRef,
+    /// A ref with white space around its commit: understood here, but not by huggingface_hub.
+    UntidyRef,
+    /// A named pipe, a socket or a device where a file should be. Never opened.
+    NotAFile,
     /// An entry that huggingface_hub does not make; left alone.
     UnknownEntry,
 }
@@ -277,7 +287,7 @@ fn root_entry(entry: &DirEntry) -> RootEntry {
     match RepoName::from_folder(name) {
         Some(repo) => RootEntry::Repo(repo),
         None if name == "blobs" => RootEntry::SharedStore,
-        None if clients::is_known_at_root(name) => RootEntry::Known,
+        None if clients::is_known_at_root(name) || is_litter(name) => RootEntry::Known,
         None => RootEntry::Unknown,
     }
 }
@@ -298,6 +308,14 @@ pub fn scan_refs(layout: &Layout, name: &RepoName) -> Repo {
     let mut scan = RepoScan::new(layout, name, &path);
     scan.refs(path.join("refs"), String::new());
     scan.repo
+}
+
+/// Refs of one repo that have more in them than their commit.
+pub fn untidy_refs(layout: &Layout, name: &RepoName) -> Vec<RefName> {
+    let path = layout.repo(name);
+    let mut scan = RepoScan::new(layout, name, &path);
+    scan.refs(path.join("refs"), String::new());
+    scan.repo.untidy_refs
 }
 
 /// Scans repo folders on a few threads: the work is system calls, which overlap.
@@ -348,6 +366,7 @@ impl<'a> RepoScan<'a> {
             revisions: BTreeMap::new(),
             refs: BTreeMap::new(),
             pins: BTreeSet::new(),
+            untidy_refs: Vec::new(),
             trees: Vec::new(),
             in_flight: Vec::new(),
             temporaries: Vec::new(),
@@ -367,6 +386,10 @@ impl<'a> RepoScan<'a> {
 
     fn problem(&mut self, path: PathBuf, kind: ProblemKind, detail: impl Into<String>) {
         self.repo.problems.push(Problem { path, kind, detail: detail.into() });
+    }
+
+    fn not_a_file(&mut self, path: PathBuf, meta: &Metadata) {
+        self.problem(path, ProblemKind::NotAFile, files::not_a_file(meta));
     }
 
     /// The entries of a folder with UTF-8 names; a folder that is not there has none.
@@ -403,8 +426,8 @@ impl<'a> RepoScan<'a> {
         }
         for (name, entry) in self.entries(self.path) {
             match name.as_str() {
-                "blobs" | "snapshots" | "refs" | "trees" | ".no_exist" | ".DS_Store" => {}
-                name if clients::is_known_in_repo(name) => {}
+                "blobs" | "snapshots" | "refs" | "trees" | ".no_exist" => {}
+                name if clients::is_known_in_repo(name) || is_litter(name) => {}
                 _ => self.problem(entry.path(), ProblemKind::UnknownEntry, "not a part of a cached repo"),
             }
         }
@@ -436,6 +459,7 @@ impl<'a> RepoScan<'a> {
             match clients::blob_entry(&name) {
                 BlobEntry::Blob(id) if meta.is_file() => blobs.push((id, blob(&meta, Place::Blobs, modified))),
                 BlobEntry::Blob(id) if meta.is_symlink() => self.linked_blob(id, entry.path(), modified),
+                BlobEntry::Blob(_) if files::is_special(&meta) => self.not_a_file(entry.path(), &meta),
                 BlobEntry::Blob(_) => {
                     self.problem(entry.path(), ProblemKind::BadName, "is named like a blob but is not a file")
                 }
@@ -447,14 +471,9 @@ impl<'a> RepoScan<'a> {
                 }
                 BlobEntry::Lock => self.repo.locks.push(entry.path()),
                 BlobEntry::Note => {}
+                BlobEntry::Foreign if is_litter(&name) => {}
                 BlobEntry::Foreign => {
-                    if name != ".DS_Store" {
-                        self.problem(
-                            entry.path(),
-                            ProblemKind::UnknownEntry,
-                            "is in blobs/, but its name is not a hash",
-                        );
-                    }
+                    self.problem(entry.path(), ProblemKind::UnknownEntry, "is in blobs/, but its name is not a hash");
                 }
             }
         }
@@ -493,11 +512,10 @@ impl<'a> RepoScan<'a> {
             let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
             match name.parse::<Commit>() {
                 Ok(commit) if is_dir => {
-                    let mut files = Vec::new();
-                    self.snapshot(&path, "", 0, &mut files);
+                    let files = self.snapshot(path, &commit);
                     self.repo.revisions.insert(commit, Revision { files: BTreeMap::from_iter(files) });
                 }
-                _ if name == ".DS_Store" => {}
+                Err(_) if is_litter(&name) => {}
                 Ok(_) => self.problem(path, ProblemKind::ForeignLink, "is named like a snapshot but is not a folder"),
                 Err(_) => {
                     self.problem(path, ProblemKind::UnknownEntry, "is in snapshots/, but its name is not a commit hash")
@@ -506,14 +524,27 @@ impl<'a> RepoScan<'a> {
         }
     }
 
-    /// `prefix` is the folder's path in the repo, empty or ending in `/`; `depth` counts its folders.
-    fn snapshot(&mut self, dir: &Path, prefix: &str, depth: usize, files: &mut Vec<(RepoPath, SnapshotFile)>) {
-        if depth > 100 {
-            self.problem(dir.to_path_buf(), ProblemKind::BadName, "is nested too deeply");
-            return;
+    /// The files of one snapshot, in no order.
+    fn snapshot(&mut self, root: PathBuf, commit: &Commit) -> Vec<(RepoPath, SnapshotFile)> {
+        let mut files = Vec::new();
+        let mut commits = CommitsFiles { commit, tree: None, inodes: None };
+        let mut left = vec![Folder { path: root, prefix: String::new(), depth: 0, litter: false }];
+        while let Some(folder) = left.pop() {
+            self.snapshot_folder(&folder, &mut commits, &mut files, &mut left);
         }
-        let mut links = Links::new(dir);
-        for (name, entry) in self.entries(dir) {
+        files
+    }
+
+    fn snapshot_folder(
+        &mut self,
+        folder: &Folder,
+        commits: &mut CommitsFiles<'_>,
+        files: &mut Vec<(RepoPath, SnapshotFile)>,
+        left: &mut Vec<Folder>,
+    ) {
+        let before = self.repo.problems.len();
+        let mut links = Links::new(&folder.path);
+        for (name, entry) in self.entries(&folder.path) {
             let kind = match entry.file_type() {
                 Ok(kind) => kind,
                 Err(error) => {
@@ -521,47 +552,69 @@ impl<'a> RepoScan<'a> {
                     continue;
                 }
             };
+            let litter = folder.litter || is_litter(&name);
             if kind.is_dir() {
-                self.snapshot(&entry.path(), &format!("{prefix}{name}/"), depth + 1, files);
-                continue;
-            }
-            if !kind.is_symlink() && name == ".DS_Store" {
+                let (path, prefix) = (entry.path(), format!("{}{name}/", folder.prefix));
+                left.push(Folder { path, prefix, depth: folder.depth + 1, litter });
                 continue;
             }
             if kind.is_file() && clients::is_unfinished_file(&name) {
                 self.in_flight(&entry);
                 continue;
             }
-            let relative = if prefix.is_empty() { name.parse() } else { format!("{prefix}{name}").parse() };
-            let relative: RepoPath = match relative {
+            let relative = match folder.prefix.is_empty() {
+                true => name.parse::<RepoPath>(),
+                false => format!("{}{name}", folder.prefix).parse(),
+            };
+            let relative = match relative {
                 Ok(relative) => relative,
+                Err(_) if litter => continue,
                 Err(why) => {
                     self.problem(entry.path(), ProblemKind::BadName, why.to_string());
                     continue;
                 }
             };
-            let file = if kind.is_symlink() { self.link(&mut links, &name, depth) } else { self.real_file(&entry) };
+            let file = match (kind.is_symlink(), litter) {
+                (true, _) => self.link(&mut links, &name, folder.depth, litter),
+                (false, false) => self.real_file(&entry),
+                (false, true) => {
+                    entry.metadata().ok().and_then(|meta| real(&meta)).filter(|file| commits.has(self, &relative, file))
+                }
+            };
             if let Some(file) = file {
                 files.push((relative, file));
             }
         }
+        // Such as `lost+found`, which only root may read: nothing of the commit is in there.
+        if folder.litter {
+            let kept = self.repo.problems.split_off(before);
+            self.repo.problems.extend(kept.into_iter().filter(|problem| problem.kind == ProblemKind::BrokenLink));
+        }
     }
 
-    fn link(&mut self, links: &mut Links, name: &str, depth: usize) -> Option<SnapshotFile> {
+    /// What is called like litter is a file of the commit when it is a link to a blob, and otherwise nothing.
+    fn link(&mut self, links: &mut Links, name: &str, depth: usize, litter: bool) -> Option<SnapshotFile> {
         let dir = links.dir;
         let target = match links.read(name) {
             Ok(target) => target,
+            Err(_) if litter => return None,
             Err(error) => {
                 self.repo.problems.push(unreadable(&dir.join(name), &error));
                 return None;
             }
         };
         let Some(hop) = self.first_hop(dir, target, depth) else {
+            if litter {
+                return None;
+            }
             let detail = format!("links to {}, which is not a blob of this repo", target.display());
             self.problem(dir.join(name), ProblemKind::ForeignLink, detail);
             return None;
         };
         let Ok(id) = hop.parse::<BlobId>() else {
+            if litter {
+                return None;
+            }
             let detail = format!("its blob '{hop}' has a name that is not a hash");
             self.problem(dir.join(name), ProblemKind::BadName, detail);
             return None;
@@ -617,58 +670,67 @@ impl<'a> RepoScan<'a> {
     }
 
     fn real_file(&mut self, entry: &DirEntry) -> Option<SnapshotFile> {
-        match entry.metadata() {
-            Ok(meta) if meta.is_file() => Some(SnapshotFile::Real {
-                size: meta.len(),
-                inode: inode(&meta),
-                accessed: meta.accessed().ok(),
-                modified: meta.modified().ok(),
-            }),
-            Ok(_) => {
-                self.problem(entry.path(), ProblemKind::UnknownEntry, "is neither a file nor a link");
-                None
-            }
-            Err(error) => {
-                self.repo.problems.push(unreadable(&entry.path(), &error));
-                None
-            }
+        let found = entry.metadata();
+        match &found {
+            Ok(meta) if meta.is_file() => {}
+            Ok(meta) => self.not_a_file(entry.path(), meta),
+            Err(error) => self.repo.problems.push(unreadable(&entry.path(), error)),
         }
+        real(&found.ok()?)
     }
 
-    /// `prefix` as in [`RepoScan::snapshot`].
+    /// `prefix` is the folder's path in `refs/`, empty or ending in `/`.
     fn refs(&mut self, dir: PathBuf, prefix: String) {
-        for (name, entry) in self.entries(&dir) {
+        let mut entries = self.entries(&dir);
+        entries.sort_by(|(a, _), (b, _)| a.cmp(b));
+        for (name, entry) in entries {
             let path = entry.path();
             let relative = format!("{prefix}{name}");
             match entry.file_type() {
+                Ok(kind) if kind.is_dir() && is_litter(&name) => {}
                 Ok(kind) if kind.is_dir() && prefix.len() < 512 => self.refs(path, format!("{relative}/")),
                 Ok(kind) if kind.is_file() && clients::is_temporary_ref(&name) => self.temporary(path, &entry),
-                Ok(kind) if kind.is_file() && name == ".DS_Store" => {}
                 Ok(kind) if kind.is_file() => self.reference(path, &relative, &entry),
-                Ok(_) => self.problem(path, ProblemKind::BadRef, "is a ref but not a regular file"),
+                Ok(_) if is_litter(&name) => {}
+                Ok(_) => {
+                    let meta = entry.metadata().ok().filter(files::is_special);
+                    let what = meta.map_or("is a ref but not a regular file".into(), |meta| files::not_a_file(&meta));
+                    self.problem(path, ProblemKind::BadRef, what);
+                }
                 Err(error) => self.repo.problems.push(unreadable(&path, &error)),
             }
         }
     }
 
+    /// A branch may be called like litter; what is in the file tells.
     fn reference(&mut self, path: PathBuf, relative: &str, entry: &DirEntry) {
-        let content = match super::read::read_small(&path, 256) {
+        let litter = entry.file_name().to_str().is_some_and(is_litter);
+        let content = match read::read_small(&path, layout::MAX_REF) {
             Ok(content) => content,
+            Err(_) if litter => return,
             Err(error) => {
                 self.repo.problems.push(unreadable(&path, &error));
                 return;
             }
         };
         let text = content.and_then(|bytes| String::from_utf8(bytes).ok());
-        let commit = text.as_deref().map(str::trim).map(str::parse::<Commit>);
-        match (relative.parse::<RefName>(), commit) {
-            (Ok(_), Some(Ok(commit))) if commit.as_str() == relative => {
-                self.repo.pins.insert(commit);
-            }
-            (_, None | Some(Err(_))) if clients::may_be_torn_ref(relative) => self.temporary(path, entry),
+        let bare = text.as_deref().map(layout::bare_commit);
+        let untidy = bare != text.as_deref();
+        match (relative.parse::<RefName>(), bare.map(str::parse::<Commit>)) {
+            (_, None | Some(Err(_))) if clients::may_be_torn_ref(relative) && !litter => self.temporary(path, entry),
             (Ok(name), Some(Ok(commit))) => {
-                self.repo.refs.insert(name, commit);
+                if untidy {
+                    let detail = "has white space around its commit, which huggingface_hub takes for a part of it \
+                                  (`hf-cache-sync doctor --fix` mends it)";
+                    self.problem(path, ProblemKind::UntidyRef, detail);
+                    self.repo.untidy_refs.push(name.clone());
+                }
+                match commit.as_str() == relative {
+                    true => drop(self.repo.pins.insert(commit)),
+                    false => drop(self.repo.refs.insert(name, commit)),
+                }
             }
+            _ if litter => {}
             (Err(why), _) => self.problem(path, ProblemKind::BadRef, why.to_string()),
             (_, Some(Err(why))) => self.problem(path, ProblemKind::BadRef, format!("its content {why}")),
             (_, None) => self.problem(path, ProblemKind::BadRef, "its content is not a commit hash"),
@@ -678,9 +740,15 @@ impl<'a> RepoScan<'a> {
     fn trees(&mut self) {
         for (name, entry) in self.entries(&self.path.join("trees")) {
             match name.strip_suffix(".json").map(str::parse::<Commit>) {
-                Some(Ok(commit)) => self.repo.trees.push(commit),
+                Some(Ok(commit)) => match entry.file_type() {
+                    Ok(kind) if kind.is_file() || kind.is_symlink() || kind.is_dir() => self.repo.trees.push(commit),
+                    _ => match entry.metadata() {
+                        Ok(meta) if files::is_special(&meta) => self.not_a_file(entry.path(), &meta),
+                        _ => self.repo.trees.push(commit),
+                    },
+                },
+                _ if is_litter(&name) => {}
                 _ if clients::is_temporary_tree(&name) => self.temporary(entry.path(), &entry),
-                _ if name == ".DS_Store" => {}
                 _ => self.problem(entry.path(), ProblemKind::UnknownEntry, "is in trees/, but is not a tree"),
             }
         }
@@ -699,6 +767,41 @@ impl<'a> RepoScan<'a> {
         if let Ok(meta) = entry.metadata() {
             self.repo.temporaries.push(InFlight::new(path, &meta));
         }
+    }
+}
+
+/// A folder of a snapshot that is to be looked at.
+struct Folder {
+    path: PathBuf,
+    /// Its path in the repo, empty or ending in `/`.
+    prefix: String,
+    /// Counts its folders.
+    depth: usize,
+    /// Whether it is called like litter, or is in a folder that is.
+    litter: bool,
+}
+
+/// What a commit has of real files that are called like litter: what its tree lists, and hard links to blobs. Read and
+/// counted only when there is one.
+struct CommitsFiles<'a> {
+    commit: &'a Commit,
+    tree: Option<Option<Tree>>,
+    inodes: Option<HashSet<(u64, u64)>>,
+}
+
+impl CommitsFiles<'_> {
+    fn has(&mut self, scan: &RepoScan<'_>, path: &RepoPath, file: &SnapshotFile) -> bool {
+        let SnapshotFile::Real { inode, .. } = file else { return true };
+        let blobs = || scan.repo.blobs.values().filter_map(|blob| Some(blob.inode?.id)).collect();
+        if inode.is_some_and(|inode| self.inodes.get_or_insert_with(blobs).contains(&inode.id)) {
+            return true;
+        }
+        let read = || {
+            let path = scan.path.join("trees").join(format!("{}.json", self.commit));
+            let bytes = read::read_small(&path, read::MAX_TREE).ok()??;
+            Tree::parse(&bytes).ok()?
+        };
+        self.tree.get_or_insert_with(read).as_ref().is_some_and(|tree| tree.get(path).is_some())
     }
 }
 
@@ -749,6 +852,11 @@ impl<'a> Links<'a> {
         self.target = fs::read_link(self.dir.join(name))?;
         Ok(&self.target)
     }
+}
+
+fn real(meta: &Metadata) -> Option<SnapshotFile> {
+    let (accessed, modified) = (meta.accessed().ok(), meta.modified().ok());
+    meta.is_file().then(|| SnapshotFile::Real { size: meta.len(), inode: inode(meta), accessed, modified })
 }
 
 fn blob(meta: &Metadata, place: Place, placed: Option<SystemTime>) -> Blob {

@@ -7,9 +7,11 @@ use super::Session;
 use crate::cache::layout::Layout;
 use crate::cache::lock;
 use crate::cache::place::LinkKind;
-use crate::cache::{scan, space};
+use crate::cache::scan::{self, Inventory, Problem, ProblemKind};
+use crate::cache::{mend, space};
 use crate::config::Credentials;
 use crate::error::{Error, Kind, Result};
+use crate::ids::{RefName, RepoName};
 use crate::remote::client::Bucket;
 use crate::remote::error::{Cause, Failure};
 use crate::remote::keys;
@@ -24,6 +26,7 @@ const EXAMPLES: &str = "\
 Examples:
   hf-cache-sync doctor
   hf-cache-sync doctor --require-write   for a machine that has to push
+  hf-cache-sync doctor --fix             mends refs that huggingface_hub cannot read
   hf-cache-sync --bucket my-hf-cache --endpoint http://minio.lan:9000 doctor";
 
 /// Check configuration, credentials, bucket and cache
@@ -33,6 +36,10 @@ pub struct Args {
     /// Count a read-only key as a failure
     #[arg(long)]
     pub require_write: bool,
+
+    /// Mend what can be mended safely: refs with white space around their commit
+    #[arg(long)]
+    pub fix: bool,
 }
 
 /// All checks, in order.
@@ -123,7 +130,8 @@ pub async fn execute(session: &Session, args: &Args) -> Report {
     checks.push(region(session, connected.as_ref().and_then(|bucket| bucket.as_ref().ok())));
     checks.push(credentials(session, connected.as_ref()));
     let layout = session.layout();
-    checks.extend(blocking(move || cache(&layout)).await);
+    let fix = args.fix;
+    checks.extend(blocking(move || cache(&layout, fix)).await);
     match connected {
         Some(Ok(bucket)) => checks.extend(store(&bucket, args.require_write).await),
         _ => {
@@ -161,7 +169,7 @@ fn credentials(session: &Session, bucket: Option<&Result<Bucket>>) -> Check {
     }
 }
 
-fn cache(layout: &Layout) -> Vec<Check> {
+fn cache(layout: &Layout, fix: bool) -> Vec<Check> {
     let root = layout.root();
     let mut checks = Vec::new();
     let exists = match scan::scan(root) {
@@ -177,7 +185,9 @@ fn cache(layout: &Layout) -> Vec<Check> {
             false
         }
         Ok(inventory) => {
-            let problems = inventory.problems().filter(|problem| problem.kind.is_failure()).count();
+            // What is said by a check of its own is not counted here.
+            let counts = |problem: &&Problem| problem.kind.is_failure() && problem.kind != ProblemKind::UntidyRef;
+            let problems = inventory.problems().filter(counts).count();
             let detail = format!("{} (repos: {})", root.display(), inventory.repos.len());
             checks.push(match problems {
                 0 => Check::new("HF cache dir", Status::Ok, detail),
@@ -186,6 +196,7 @@ fn cache(layout: &Layout) -> Vec<Check> {
             });
             let shared = if inventory.shared_store { "used by huggingface_hub" } else { "not used" };
             checks.push(Check::new("Shared blob store", Status::Ok, shared));
+            checks.extend(refs(&inventory, fix));
             true
         }
     };
@@ -194,6 +205,63 @@ fn cache(layout: &Layout) -> Vec<Check> {
         checks.push(links(layout));
     }
     checks
+}
+
+/// Refs that huggingface_hub cannot use: those that can be mended, and those that name what is not here. The client
+/// writes the latter too, when it only looks up a revision, so they stay.
+fn refs(inventory: &Inventory, fix: bool) -> Vec<Check> {
+    const NAME: &str = "Refs";
+    let repos = inventory.repos.iter();
+    let all: Vec<_> = repos.flat_map(|repo| repo.untidy_refs.iter().map(move |name| (&repo.name, name))).collect();
+    let title = |(repo, name): &(&RepoName, &RefName)| format!("{repo} refs/{name}");
+    let mut checks = Vec::new();
+    match (all.is_empty(), fix) {
+        (true, false) => {}
+        (true, true) => checks.push(Check::new(NAME, Status::Ok, "nothing to mend")),
+        (false, false) => {
+            let detail = format!("white space around the commit in {}", few(all.iter().map(title)));
+            let hint = "huggingface_hub cannot use these offline: `hf-cache-sync doctor --fix` mends them";
+            checks.push(Check::new(NAME, Status::Note, detail).hint(hint));
+        }
+        (false, true) => {
+            let mut mended = Vec::new();
+            let mut failed = Vec::new();
+            for reference in &all {
+                match mend::reference(&inventory.layout, reference.0, reference.1) {
+                    Ok(true) => mended.push(title(reference)),
+                    Ok(false) => {}
+                    Err(error) => failed.push(error),
+                }
+            }
+            if !mended.is_empty() {
+                checks.push(Check::new(NAME, Status::Ok, format!("mended {}", mended.join(", "))));
+            }
+            checks.extend(failed.into_iter().map(|error| {
+                let detail = format!("{}: {}", error.what, error.why.clone().unwrap_or_default());
+                Check { detail, ..Check::from_error(NAME, error) }
+            }));
+        }
+    }
+    let repos = inventory.repos.iter();
+    let lone = repos.flat_map(|repo| {
+        let lone = repo.refs.iter().filter(|(_, commit)| !repo.revisions.contains_key(*commit));
+        lone.map(move |(name, _)| title(&(&repo.name, name)))
+    });
+    let lone: Vec<String> = lone.collect();
+    if !lone.is_empty() {
+        let detail = format!("no snapshot of what is named by {}", few(lone.into_iter()));
+        let hint = "left as they are: huggingface_hub writes such refs too, and a download or a pull of them helps";
+        checks.push(Check::new("Lone refs", Status::Note, detail).hint(hint));
+    }
+    checks
+}
+
+/// The first of many names.
+fn few(names: impl ExactSizeIterator<Item = String>) -> String {
+    const SHOWN: usize = 5;
+    let more = names.len().saturating_sub(SHOWN);
+    let shown = names.take(SHOWN).collect::<Vec<_>>().join(", ");
+    if more > 0 { format!("{shown} and {more} more") } else { shown }
 }
 
 /// `free` in bytes.

@@ -3,9 +3,13 @@
 use std::path::PathBuf;
 
 use super::{Environment, Secret};
+use crate::error::{Error, Result};
+use crate::files;
 
 /// The Hub's own address.
 const ENDPOINT: &str = "https://huggingface.co";
+/// Longest file with a token that is read, in bytes.
+const MAX_TOKEN: u64 = 64 << 10;
 
 /// The Hugging Face Hub, for `--fallback hf-hub`.
 #[derive(Debug, Clone, Default)]
@@ -45,10 +49,26 @@ impl Hub {
         hub
     }
 
+    /// What is wrong with the token file, when it is something that would keep its reader waiting: the hf-hub crate
+    /// reads it too where it is given no token.
+    ///
+    /// # Errors
+    /// When the file is a named pipe, a socket or a device.
+    pub fn check_token_file(&self) -> Result<()> {
+        match self.token_file.as_ref().and_then(|path| Some((path, std::fs::metadata(path).ok()?))) {
+            Some((path, meta)) if files::is_special(&meta) => {
+                Err(Error::usage(format!("cannot read the token in {}", path.display()))
+                    .because(files::not_a_file(&meta))
+                    .hint("set HF_TOKEN, or HF_TOKEN_PATH to a file"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The token to send, if there is one.
     pub fn find_token(&self) -> Option<Secret> {
         let stored = || {
-            let text = std::fs::read_to_string(self.token_file.as_ref()?).ok()?;
+            let text = files::read_named_text(self.token_file.as_ref()?, MAX_TOKEN).ok()?;
             Some(text.trim().to_string()).filter(|text| !text.is_empty()).map(Secret::new)
         };
         self.token.clone().or_else(stored)

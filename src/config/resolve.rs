@@ -287,6 +287,8 @@ fn is_archive(class: &str) -> bool {
 
 fn find_file(overrides: &Overrides, env: &Environment<'_>) -> Option<PathBuf> {
     if let Some(path) = &overrides.file {
+        // No shell expands the `~` of `--config=~/team.yaml`.
+        let path = path.to_str().map_or(path.clone(), |path| env.expand_home(path).into());
         return Some(env.current.join(path));
     }
     let places = [Some(&env.current), env.home.as_ref()];

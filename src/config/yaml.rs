@@ -130,7 +130,7 @@ impl File {
 fn read_text(path: &Path) -> Result<String> {
     let unusable = |why: String| Error::usage(format!("cannot use the configuration {}", path.display())).because(why);
     let mut bytes = Vec::new();
-    std::fs::File::open(path)
+    crate::files::open_named(path)
         .and_then(|file| file.take(LARGEST + 1).read_to_end(&mut bytes))
         .map_err(|e| unusable(crate::error::plain_io(&e)))?;
     if bytes.len() as u64 > LARGEST {

@@ -214,6 +214,7 @@ mod tests {
             files: files(text).into_iter().map(|file| LocalFile { file, source: "/x".into(), other: None }).collect(),
             tree: None,
             pointers: Vec::new(),
+            strangers: Vec::new(),
             refused: None,
         };
         let repo = LocalRepo {
@@ -223,7 +224,7 @@ mod tests {
             refs: refs.iter().map(|(name, digit)| (name.parse().unwrap(), commit(*digit))).collect(),
             unused: 0,
         };
-        Local { repos: vec![repo], failures: Vec::new() }
+        Local { repos: vec![repo], failures: Vec::new(), notes: Vec::new() }
     }
 
     fn catalog(repo: &RepoName, revisions: &[(char, Option<&str>)], refs: &[(&str, Option<char>)]) -> Catalog {

@@ -60,6 +60,8 @@ pub struct Report {
     pub refs: Vec<RefRow>,
     /// What could not be compared.
     pub failures: Vec<Error>,
+    /// What a user should know.
+    pub notes: Vec<String>,
     /// Whether a difference decides the exit code.
     #[serde(skip)]
     pub exit_code: bool,
@@ -206,6 +208,7 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
         revisions,
         refs,
         failures,
+        notes: local.notes,
         exit_code: args.exit_code,
         now: session.now,
     })

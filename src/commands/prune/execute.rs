@@ -14,10 +14,11 @@ use super::facts::{self, Facts};
 use super::plan::{Eviction, Plan, Skip, SkipReason, What, hidden_uses};
 use crate::cache::clients::{self, BlobEntry};
 use crate::cache::layout::Layout;
+use crate::cache::litter::is_litter;
 use crate::cache::lock::{self, Lock};
 use crate::cache::remove::{self, Aside};
 use crate::cache::scan::inode;
-use crate::cache::scan::{self, Blob, InFlight, Place, Repo, Revision, SnapshotFile};
+use crate::cache::scan::{self, Blob, InFlight, Place, ProblemKind, Repo, Revision, SnapshotFile};
 use crate::cache::shared::{self, Swept};
 use crate::error::{Error, Result};
 use crate::ids::{BlobId, Commit, RefName, RepoName};
@@ -212,7 +213,8 @@ impl Run<'_> {
         let now = scan::scan_refs(self.layout, repo);
         let naming = now.refs.iter().filter(|(_, named)| *named == commit).map(|(name, _)| name.clone());
         let naming: Vec<_> = naming.chain(now.pins.get(commit).map(RefName::of_commit)).collect();
-        if naming.iter().any(|name| !eviction.refs.contains(name)) || !now.problems.is_empty() {
+        let unclear = now.problems.iter().any(|problem| problem.kind != ProblemKind::UntidyRef);
+        if naming.iter().any(|name| !eviction.refs.contains(name)) || unclear {
             return changed(SkipReason::Changed);
         }
         let found = self.facts.inventory.repo(repo).and_then(|repo| repo.revisions.get(commit));
@@ -518,7 +520,7 @@ fn is_same(before: &Blob, now: &Blob) -> bool {
 fn is_unchanged(layout: &Layout, repo: &RepoName, commit: &Commit, found: &Revision, last_use: u64) -> bool {
     let root = layout.snapshot(repo, commit);
     let mut left: HashSet<PathBuf> = found.files.keys().map(|path| layout.snapshot_file(repo, commit, path)).collect();
-    let mut folders = vec![root];
+    let mut folders = vec![root.clone()];
     while let Some(folder) = folders.pop() {
         let Ok(entries) = fs::read_dir(&folder) else { return false };
         for entry in entries {
@@ -526,7 +528,7 @@ fn is_unchanged(layout: &Layout, repo: &RepoName, commit: &Commit, found: &Revis
             let Ok(kind) = entry.file_type() else { return false };
             if kind.is_dir() {
                 folders.push(entry.path());
-            } else if !left.remove(&entry.path()) && entry.file_name() != ".DS_Store" {
+            } else if !left.remove(&entry.path()) && !in_litter(&root, &entry.path()) {
                 return false;
             }
         }
@@ -543,6 +545,13 @@ fn is_unchanged(layout: &Layout, repo: &RepoName, commit: &Commit, found: &Revis
         same && fs::metadata(&path).is_ok_and(|meta| !used_after(&meta, last_use))
     };
     left.is_empty() && found.files.iter().all(unchanged)
+}
+
+/// Whether a part of the path below `root` is called like what systems leave anywhere: the scan has told files of the
+/// commit that are called so from the rest.
+fn in_litter(root: &Path, path: &Path) -> bool {
+    let parts = path.strip_prefix(root).into_iter().flatten();
+    parts.filter_map(|part| part.to_str()).any(is_litter)
 }
 
 /// Whether a time of the file is later than a use in that second (since 1970). A time that cannot be read is not.

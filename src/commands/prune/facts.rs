@@ -19,8 +19,6 @@ use crate::manifest::Tree;
 
 /// Trees are read only where a client was seen since then.
 const LATELY: Duration = Duration::from_secs(3600);
-/// Largest tree that is read, in bytes.
-const MAX_TREE: u64 = 64 << 20;
 
 /// Everything that a plan is made of.
 #[derive(Debug)]
@@ -194,9 +192,11 @@ fn locks(layout: &Layout, repo: &Repo) -> Option<Vec<PathBuf>> {
 
 /// Whether the snapshot has every file that the commit's tree lists; without a tree nobody can tell.
 fn is_complete(layout: &Layout, repo: &Repo, commit: &Commit, revision: &Revision) -> bool {
-    let Ok(Some(bytes)) = read::read_small(&layout.tree(&repo.name, commit), MAX_TREE) else { return false };
+    let Ok(Some(bytes)) = read::read_small(&layout.tree(&repo.name, commit), read::MAX_TREE) else { return false };
     let tree = Tree::parse(&bytes).ok().flatten();
-    tree.is_some_and(|tree| tree.entries().keys().all(|path| revision.files.contains_key(path)))
+    tree.is_some_and(|tree| {
+        tree.is_publishable() && tree.entries().keys().all(|path| revision.files.contains_key(path))
+    })
 }
 
 /// Whether another process holds the lock of the blob that this file is to become.

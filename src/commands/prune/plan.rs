@@ -289,7 +289,8 @@ fn shown(path: &Path) -> String {
 fn notes(facts: &Facts, plan: &mut Plan) {
     let of_repos = facts.inventory.repos.iter().flat_map(|repo| repo.problems.iter().map(|p| (Some(&repo.name), p)));
     let of_root = facts.inventory.problems.iter().chain(&facts.store_problems).map(|problem| (None, problem));
-    for (repo, problem) in of_root.chain(of_repos) {
+    let understood = |problem: &Problem| problem.kind == ProblemKind::UntidyRef;
+    for (repo, problem) in of_root.chain(of_repos).filter(|(_, problem)| !understood(problem)) {
         plan.skip(skip_reason(problem.kind), repo, Some(problem.path.clone()), 0);
         if problem.kind == ProblemKind::Unreadable {
             plan.failures.push(Error::failed(shown(&problem.path)).because(problem.detail.clone()));
@@ -301,8 +302,8 @@ fn skip_reason(kind: ProblemKind) -> SkipReason {
     match kind {
         ProblemKind::Unreadable => SkipReason::Unreadable,
         ProblemKind::BrokenLink | ProblemKind::ForeignLink | ProblemKind::BadName => SkipReason::Undecidable,
-        ProblemKind::BadRef => SkipReason::BadRef,
-        ProblemKind::UnknownEntry => SkipReason::Unknown,
+        ProblemKind::BadRef | ProblemKind::UntidyRef => SkipReason::BadRef,
+        ProblemKind::UnknownEntry | ProblemKind::NotAFile => SkipReason::Unknown,
     }
 }
 
@@ -331,7 +332,8 @@ pub(super) fn hidden_uses<'a>(layout: &Layout, repo: &'a Repo) -> Option<&'a Pro
     let snapshots = layout.repo(&repo.name).join("snapshots");
     repo.problems.iter().find(|problem| match problem.kind {
         ProblemKind::Unreadable | ProblemKind::BrokenLink | ProblemKind::ForeignLink | ProblemKind::BadName => true,
-        ProblemKind::BadRef => false,
+        // What is no file, no folder and no link needs no blob.
+        ProblemKind::BadRef | ProblemKind::UntidyRef | ProblemKind::NotAFile => false,
         // A folder in snapshots/ that is no commit is a snapshot to huggingface_hub all the same.
         ProblemKind::UnknownEntry => problem.path.starts_with(&snapshots),
     })

@@ -63,6 +63,7 @@ fn repo(name: &str) -> Repo {
         revisions: BTreeMap::new(),
         refs: BTreeMap::new(),
         pins: BTreeSet::new(),
+        untidy_refs: Vec::new(),
         trees: Vec::new(),
         in_flight: Vec::new(),
         temporaries: Vec::new(),

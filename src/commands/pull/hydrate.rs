@@ -16,7 +16,7 @@ use crate::cache::layout::Layout;
 use crate::cache::place::{self, LinkKind, SnapshotWriter, Staged, ensure_dir};
 use crate::cache::{lock, read};
 use crate::commands::{Amount, wait_for};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::ids::{BlobId, RepoName};
 use crate::progress::Event;
 use crate::remote::transfer::download::{Fetch, SINGLE_GET, download, forget, requests};
@@ -59,6 +59,8 @@ struct Job {
     donor: Option<RepoName>,
     /// What stands there has the right size and the wrong bytes.
     replace: bool,
+    /// Something that is not this blob stands in its place.
+    occupied: bool,
 }
 
 /// How a repo got a blob.
@@ -80,11 +82,12 @@ pub async fn hydrate(context: &Context, plans: &[Plan], kind: LinkKind, now: Sys
             let repo = &plan.manifest.repo;
             let (commit, path) = (plan.manifest.revision.clone(), action.path.clone());
             let fetch = Fetch { id: action.blob, size: action.size, repo: repo.clone(), commit, path };
-            let fresh = || Job { fetch, needs: Vec::new(), donor: None, replace: false };
+            let fresh = || Job { fetch, needs: Vec::new(), donor: None, replace: false, occupied: false };
             let job = jobs.entry((action.blob, action.size)).or_insert_with(fresh);
             job.needs.push((index, repo.clone()));
             job.donor = job.donor.take().or_else(|| action.donor.clone());
             job.replace |= action.reason == FetchReason::Corrupt;
+            job.occupied |= action.reason == FetchReason::WrongSize;
         }
     }
     let wire = || jobs.values().filter(|job| job.donor.is_none());
@@ -128,7 +131,10 @@ pub async fn hydrate(context: &Context, plans: &[Plan], kind: LinkKind, now: Sys
             let (layout, plans, lost, sync) =
                 (context.layout.clone(), plans.clone(), outcome.lost.clone(), context.sync);
             let assembled = blocking(move || assemble(&layout, &plans[index], kind, staged, &lost, sync, now)).await;
-            outcome.failures.extend(assembled.err());
+            match assembled {
+                Ok(note) => outcome.notes.extend(note),
+                Err(error) => outcome.failures.push(error),
+            }
         }
     }
     outcomes
@@ -202,6 +208,9 @@ async fn fetch(context: &Context, job: &Job) -> Vec<(usize, Result<Got>)> {
 
 async fn obtain(context: &Context, job: &Job, repo: &RepoName, source: Option<&RepoName>) -> Result<Got> {
     let (blob, size, layout) = (&job.fetch.id, job.fetch.size, &context.layout);
+    if job.occupied {
+        place::check_replaceable(&layout.blob(repo, blob))?;
+    }
     // Who had to take the lock may find that the client has fetched the blob meanwhile.
     let client = client_lock(context, repo, job).await?;
     if client.is_some() && is_there(layout, repo, job) {
@@ -298,6 +307,7 @@ fn share(layout: &Layout, from: &RepoName, to: &RepoName, blob: &BlobId, verify:
     put_in_place(layout, &staged, to, blob).map(|()| true)
 }
 
+/// Puts tree, snapshot and ref in place; returns what a user should know.
 fn assemble(
     layout: &Layout,
     plan: &Plan,
@@ -306,14 +316,24 @@ fn assemble(
     lost: &HashSet<BlobId>,
     sync: bool,
     now: SystemTime,
-) -> Result<()> {
+) -> Result<Option<String>> {
+    let mut note = None;
     let manifest = &plan.manifest;
     let (repo, commit) = (&manifest.repo, &manifest.revision);
     // The tree first: it proves that a snapshot without all its files is not complete.
     if plan.write_tree
         && let Some(tree) = &manifest.tree
     {
-        place::write_small(layout, &layout.tree(repo, commit), &tree.to_json(), sync)?;
+        let path = layout.tree(repo, commit);
+        match place::write_small(layout, &path, &tree.to_json(), sync) {
+            Ok(()) => {}
+            // Another user's, in a cache that several share. The files are all the same without it.
+            Err(error) if error.kind == Kind::Permission || place::check_replaceable(&path).is_err() => {
+                note =
+                    Some(format!("the list that proves {repo}@{} complete was not written: {error}", commit.short()));
+            }
+            Err(error) => return Err(error),
+        }
     }
     let links: Vec<_> =
         plan.link.iter().filter(|link| !lost.contains(&link.blob)).map(|link| (&link.path, &link.blob)).collect();
@@ -335,5 +355,5 @@ fn assemble(
         place::write_ref(layout, repo, name, commit, sync)?;
     }
     plan.used.iter().for_each(|path| place::mark_used(path, now));
-    Ok(())
+    Ok(note)
 }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use super::plan::Plan;
 use crate::cache::gated::{self, Gated};
 use crate::cache::layout::Layout;
-use crate::cache::{place, read, space};
+use crate::cache::{mend, place, read, space};
 use crate::error::{Error, Result, plain_io};
 use crate::ids::{BlobId, RefName, RepoName};
 use crate::manifest::Manifest;
@@ -92,15 +92,18 @@ pub fn look(layout: &Layout, manifest: &Manifest, reference: Option<&RefName>, v
     let tree = layout.tree(repo, commit);
     state.tree = manifest.tree.as_ref().is_none_or(|known| place::has_content(&tree, &known.to_json()))
         || is_kept_from_us(&tree);
-    state.reference =
-        reference.is_none_or(|name| place::has_content(&layout.reference(repo, name), commit.as_str().as_bytes()));
+    state.reference = reference.is_none_or(|name| {
+        let path = layout.reference(repo, name);
+        // One that only has to be mended is: see `run::carry_out`.
+        place::has_content(&path, commit.as_str().as_bytes()) || mend::is_untidy(layout, &path, commit)
+    });
     state
 }
 
 /// Whether the file is there and only others may read it, as the client's trees (mode 0600) in another user's cache:
 /// what it says is theirs to keep.
 fn is_kept_from_us(path: &std::path::Path) -> bool {
-    fs::File::open(path).is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+    read::open_quietly(path).is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
 }
 
 /// Repos of this cache that have a blob of the right name and size, one for each blob that the plans lack.

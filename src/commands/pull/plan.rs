@@ -26,6 +26,9 @@ pub struct Plan {
     pub link: Vec<LinkAction>,
     /// The ref to write.
     pub write_ref: Option<RefName>,
+    /// Files that this system cannot hold by their name; all the others are pulled.
+    #[serde(skip)]
+    pub unstorable: Vec<RepoPath>,
     /// Blobs that are here.
     pub present: Amount,
     /// Their files: used now.
@@ -99,6 +102,7 @@ pub fn plan(layout: &Layout, found: &Found, state: &State) -> Plan {
         write_tree: !state.tree,
         link: Vec::new(),
         write_ref: found.reference.clone().filter(|_| !state.reference),
+        unstorable: Vec::new(),
         present: Amount::default(),
         used: Vec::new(),
     };

@@ -10,9 +10,10 @@ use crate::cache::gated::Gated;
 use crate::cache::layout::Layout;
 use crate::cache::lock::Lock;
 use crate::cache::place::{self, LinkKind};
+use crate::cache::{mend, scan};
 use crate::commands::Session;
 use crate::error::{Error, Result};
-use crate::ids::RepoQuery;
+use crate::ids::{RepoName, RepoQuery};
 use crate::progress::Event;
 use crate::remote::client::Bucket;
 use crate::remote::hub::Hub;
@@ -88,12 +89,12 @@ pub async fn lock(session: &Session, dry_run: bool) -> Result<Option<Lock>> {
 /// a revision of which nothing has to come.
 ///
 /// # Errors
-/// When it cannot be told whether the repo is gated, or the system cannot hold one of the file names.
+/// When it cannot be told whether the repo is gated, or the system cannot hold any of the file names.
 pub async fn decide(session: &Session, found: &Found, from_hub: bool, verify: bool) -> Result<Decision> {
     let judge = !from_hub && !session.config.team.allow_gated;
-    if let Some(file) = found.manifest.files.iter().find(|file| !file.path.is_storable()) {
+    if !found.manifest.files.iter().any(|file| file.path.is_storable()) {
         return Err(Error::failed(format!("cannot pull {}", found.manifest.repo))
-            .because(format!("this system cannot store a file named '{}'", file.path)));
+            .because("this system cannot store a file of any of its names"));
     }
     let (layout, found) = (session.layout(), found.clone());
     blocking(move || {
@@ -110,8 +111,17 @@ pub async fn decide(session: &Session, found: &Found, from_hub: bool, verify: bo
 }
 
 fn look_and_plan(layout: &Layout, found: &Found, verify: bool) -> Plan {
+    let mut found = found.clone();
+    let mut unstorable = Vec::new();
+    found.manifest.files.retain(|file| {
+        let storable = file.path.is_storable();
+        if !storable {
+            unstorable.push(file.path.clone());
+        }
+        storable
+    });
     let state = local::look(layout, &found.manifest, found.reference.as_ref(), verify);
-    plan::plan(layout, found, &state)
+    Plan { unstorable, ..plan::plan(layout, &found, &state) }
 }
 
 /// Takes blobs from repos of this cache that have them.
@@ -127,11 +137,41 @@ pub async fn borrow(layout: &Layout, mut plans: Vec<Plan>) -> Vec<Plan> {
 
 /// Carries the plans, made under this `lock`, out together, those of the bucket first; the outcomes are in their order.
 /// What is complete is only marked as used, which a read-only cache allows. What the bucket does not give comes from
-/// the Hub, where that is wanted.
+/// the Hub, where that is wanted. Refs of these repos that huggingface_hub could not read are mended.
 ///
 /// # Errors
 /// When there is not enough disk space, or the cache cannot be written to at all.
 pub async fn carry_out(
+    session: &Session,
+    bucket: &Bucket,
+    lock: Result<Option<Lock>>,
+    work: &mut [Work],
+    options: Options,
+) -> Result<Vec<Outcome>> {
+    let mut outcomes = carry_out_plans(session, bucket, lock, work, options).await?;
+    for (work, outcome) in work.iter().zip(&mut outcomes) {
+        let (layout, repo) = (session.layout(), work.plan.manifest.repo.clone());
+        outcome.notes.extend(blocking(move || mend_refs(&layout, &repo)).await);
+        outcome.failures.extend(work.plan.unstorable.iter().map(|path| {
+            Error::failed(format!("cannot pull '{path}' of {}", work.plan.manifest.repo))
+                .because("this system cannot store a file of that name")
+        }));
+    }
+    Ok(outcomes)
+}
+
+/// Says what was mended, or could not be: no pull fails for that.
+fn mend_refs(layout: &Layout, repo: &RepoName) -> Vec<String> {
+    let untidy = scan::untidy_refs(layout, repo);
+    let notes = untidy.iter().filter_map(|name| match mend::reference(layout, repo, name) {
+        Ok(true) => Some(format!("mended refs/{name} of {repo}: it had white space around its commit")),
+        Ok(false) => None,
+        Err(error) => Some(format!("refs/{name} of {repo} has white space around its commit: {error}")),
+    });
+    notes.collect()
+}
+
+async fn carry_out_plans(
     session: &Session,
     bucket: &Bucket,
     lock: Result<Option<Lock>>,

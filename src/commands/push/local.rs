@@ -2,19 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
+use std::path::Path;
 
 use crate::cache::gated::{self, Gated};
 use crate::cache::identify::{Identifier, LocalFile};
 use crate::cache::pointer;
-use crate::cache::read::read_small;
-use crate::cache::scan::{Inventory, Problem, Repo};
+use crate::cache::read::{MAX_TREE, read_small};
+use crate::cache::scan::{Inventory, Problem, ProblemKind, Repo};
 use crate::config::nearest;
-use crate::error::{Error, Kind, Result, plain_io};
+use crate::error::{Error, Kind, Result, plain_io, printable};
 use crate::ids::{BlobId, Commit, RefName, RepoName, RepoPath, RepoQuery};
 use crate::manifest::Tree;
-
-/// Largest tree file that is read, in bytes.
-const MAX_TREE: u64 = 256 << 20;
 
 /// What to consider.
 #[derive(Debug, Clone, Default)]
@@ -34,6 +32,8 @@ pub struct Local {
     pub repos: Vec<LocalRepo>,
     /// What the scan and the reading found wrong.
     pub failures: Vec<Error>,
+    /// What a user should know.
+    pub notes: Vec<String>,
 }
 
 /// One repo.
@@ -62,6 +62,8 @@ pub struct LocalRevision {
     pub tree: Option<Tree>,
     /// Pointer files that are left out.
     pub pointers: Vec<RepoPath>,
+    /// What is in the snapshot and not of the commit, safe to print.
+    pub strangers: Vec<String>,
     /// Why it must not be published: a file contradicts the commit's tree.
     pub refused: Option<Error>,
 }
@@ -80,15 +82,39 @@ pub fn gather(inventory: &Inventory, options: &Options) -> Result<Local> {
     let mut local = Local::default();
     local.failures.extend(inventory.problems.iter().filter_map(failure));
     let mut identifier = Identifier::default();
+    let mut kept_from_us = 0;
     for repo in inventory.repos.iter().filter(wanted) {
-        local.failures.extend(repo.problems.iter().filter_map(failure));
-        let found = gather_repo(inventory, repo, options, &mut identifier, &mut local.failures);
+        let found = gather_repo(inventory, repo, options, &mut identifier, &mut kept_from_us, &mut local.failures);
         local.repos.push(found);
+        local.notes.extend(untidy(repo));
+    }
+    if kept_from_us > 0 {
+        local.notes.push(format!(
+            "{kept_from_us} of the files in trees/ cannot be read by this user, since huggingface_hub writes them for \
+             their owner alone: those revisions are pushed without the list that proves them complete"
+        ));
     }
     Ok(local)
 }
 
+/// Refs that are published as they are meant, and that huggingface_hub cannot use here.
+fn untidy(repo: &Repo) -> Option<String> {
+    let names: Vec<&str> = repo.untidy_refs.iter().map(RefName::as_str).collect();
+    (!names.is_empty()).then(|| {
+        format!(
+            "{}: white space around the commit in refs/{} keeps huggingface_hub from using it offline; \
+             `hf-cache-sync doctor --fix` mends it",
+            repo.name,
+            names.join(", refs/")
+        )
+    })
+}
+
+/// What of it is a failure of a push; a ref that is understood all the same is a note.
 fn failure(problem: &Problem) -> Option<Error> {
+    if problem.kind == ProblemKind::UntidyRef {
+        return None;
+    }
     let path = crate::error::printable(&problem.path.to_string_lossy(), 400);
     problem.kind.is_failure().then(|| Error::failed(path).because(problem.detail.clone()))
 }
@@ -108,8 +134,14 @@ fn gather_repo(
     repo: &Repo,
     options: &Options,
     identifier: &mut Identifier,
+    kept_from_us: &mut usize,
     failures: &mut Vec<Error>,
 ) -> LocalRepo {
+    let trees = inventory.layout.repo(&repo.name).join("trees");
+    let is_trees = |problem: &Problem| problem.kind == ProblemKind::Unreadable && problem.path == trees;
+    let (unreadable, mut problems): (Vec<&Problem>, Vec<&Problem>) =
+        repo.problems.iter().partition(|problem| is_trees(problem));
+    *kept_from_us += unreadable.len();
     let mut found =
         LocalRepo { name: repo.name.clone(), gated: None, revisions: Vec::new(), refs: repo.refs.clone(), unused: 0 };
     if !options.allow_gated {
@@ -118,9 +150,11 @@ fn gather_repo(
                 Ok(None) => {}
                 Ok(gated) => {
                     found.gated = gated;
+                    failures.extend(problems.into_iter().filter_map(failure));
                     return found;
                 }
                 Err(error) => {
+                    failures.extend(problems.into_iter().filter_map(failure));
                     failures.push(
                         Error::failed(format!("cannot tell whether {} is gated, so it is not pushed", repo.name))
                             .because(plain_io(&error)),
@@ -132,9 +166,22 @@ fn gather_repo(
     }
     let mut pointers = HashMap::new();
     for commit in repo.revisions.keys() {
-        let tree = read_tree(inventory, repo, commit, failures);
-        let (mut files, problems) = identifier.files(&inventory.layout, repo, commit, tree.as_ref());
-        failures.extend(problems.iter().filter_map(failure));
+        let tree = read_tree(inventory, repo, commit, kept_from_us, failures);
+        let identified = identifier.files(&inventory.layout, repo, commit, tree.as_ref());
+        failures.extend(identified.problems.iter().filter_map(failure));
+        let mut files = identified.files;
+        let mut strangers: Vec<String> =
+            identified.strangers.iter().map(|path| printable(path.as_str(), 400)).collect();
+        if let Some(tree) = &tree {
+            let snapshot = inventory.layout.snapshot(&repo.name, commit);
+            problems.retain(|problem| match stranger(problem, &snapshot, tree) {
+                Some(name) => {
+                    strangers.push(name);
+                    false
+                }
+                None => true,
+            });
+        }
         let mut left_out = Vec::new();
         if !options.sync_xet {
             files.retain(|file| {
@@ -146,20 +193,43 @@ fn gather_repo(
             });
         }
         let refused = tree.as_ref().and_then(|tree| contradiction(&repo.name, commit, tree, &files));
-        found.revisions.push(LocalRevision { commit: commit.clone(), files, tree, pointers: left_out, refused });
+        let (commit, pointers) = (commit.clone(), left_out);
+        found.revisions.push(LocalRevision { commit, files, tree, pointers, strangers, refused });
     }
+    failures.extend(problems.into_iter().filter_map(failure));
     let used: std::collections::HashSet<BlobId> =
         found.revisions.iter().flat_map(|revision| revision.files.iter().map(|file| file.file.blob)).collect();
     found.unused = repo.blobs.keys().filter(|id| !used.contains(id) && !pointers.contains_key(*id)).count();
     found
 }
 
-fn read_tree(inventory: &Inventory, repo: &Repo, commit: &Commit, failures: &mut Vec<Error>) -> Option<Tree> {
+/// The name of what is wrong with a snapshot, where the commit has no such file.
+fn stranger(problem: &Problem, snapshot: &Path, tree: &Tree) -> Option<String> {
+    use ProblemKind::{BadName, BrokenLink, ForeignLink, NotAFile};
+    let concerns_a_file = matches!(problem.kind, BadName | BrokenLink | ForeignLink | NotAFile);
+    let path = problem.path.strip_prefix(snapshot).ok().filter(|path| concerns_a_file && path.iter().count() > 0)?;
+    let names: Option<Vec<&str>> = path.iter().map(|part| part.to_str()).collect();
+    let is_listed = names.is_some_and(|names| tree.lists(&names.join("/")));
+    (!is_listed).then(|| printable(&path.to_string_lossy(), 400))
+}
+
+/// The commit's tree. That another user keeps it to themselves is counted, and no failure.
+fn read_tree(
+    inventory: &Inventory,
+    repo: &Repo,
+    commit: &Commit,
+    kept_from_us: &mut usize,
+    failures: &mut Vec<Error>,
+) -> Option<Tree> {
     repo.trees.binary_search(commit).ok()?;
     let path = inventory.layout.tree(&repo.name, commit);
     let parsed = match read_small(&path, MAX_TREE) {
         Ok(Some(bytes)) => Tree::parse(&bytes),
         Ok(None) => Err("it is too large".into()),
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            *kept_from_us += 1;
+            return None;
+        }
         Err(error) => Err(plain_io(&error)),
     };
     parsed.unwrap_or_else(|why| {

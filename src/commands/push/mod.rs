@@ -64,6 +64,8 @@ pub struct Report {
     pub refs_unchanged: usize,
     /// What was left out, and why.
     pub skipped: Vec<Skip>,
+    /// What a user should know.
+    pub notes: Vec<String>,
     /// What failed.
     pub failures: Vec<Error>,
     /// Duration in seconds.

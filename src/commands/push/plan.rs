@@ -10,9 +10,9 @@ use super::local::{Local, LocalRepo, LocalRevision};
 use super::state::{Remote, Stored};
 use crate::cache::identify::LocalFile;
 use crate::commands::Amount;
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, printable};
 use crate::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
-use crate::manifest::Manifest;
+use crate::manifest::{Manifest, Tree};
 use crate::remote::{keys, refs};
 
 /// What to do, in this order.
@@ -28,6 +28,9 @@ pub struct Plan {
     /// What is wrong already now.
     #[serde(skip)]
     pub failures: Vec<Error>,
+    /// What a user should know.
+    #[serde(skip)]
+    pub notes: Vec<String>,
     /// Blobs that need not be sent.
     #[serde(skip)]
     pub present: Amount,
@@ -147,6 +150,16 @@ pub enum SkipReason {
         /// How many of its files.
         files: usize,
     },
+    /// Files in a snapshot that are not the commit's: its tree does not list them.
+    Unlisted {
+        /// Their paths, safe to print.
+        files: Vec<String>,
+    },
+    /// Real files in a snapshot of links, of which nothing tells that they are the commit's.
+    Unlinked {
+        /// Their paths, safe to print.
+        files: Vec<String>,
+    },
     /// Complete blobs that no snapshot uses.
     Unused {
         /// How many.
@@ -155,9 +168,12 @@ pub enum SkipReason {
 }
 
 /// The manifest of a revision as this machine knows it. Where only hashing named a file, the name that the bucket's
-/// manifest uses is taken, since both are right.
+/// manifest uses is taken, since both are right. Where only the bucket has the commit's tree, what that does not list is
+/// left out.
 pub fn manifest(repo: &RepoName, revision: &LocalRevision, stored: Option<&Manifest>) -> Manifest {
-    let files = revision.files.iter().map(|local| {
+    let tree = stored.and_then(|stored| stored.tree.as_ref()).filter(|_| revision.tree.is_none());
+    let is_listed = |local: &&LocalFile| tree.is_none_or(|tree| tree.get(&local.file.path).is_some());
+    let files = revision.files.iter().filter(is_listed).map(|local| {
         let mut file = local.file.clone();
         if let (Some(other), Some(stored)) = (local.other, stored)
             && stored.files.iter().any(|known| known.path == file.path && known.blob == other)
@@ -170,14 +186,15 @@ pub fn manifest(repo: &RepoName, revision: &LocalRevision, stored: Option<&Manif
         repo: repo.clone(),
         revision: revision.commit.clone(),
         files: files.collect(),
-        tree: revision.tree.clone(),
+        tree: revision.tree.clone().filter(Tree::is_publishable),
         extra: serde_json::Map::new(),
     }
 }
 
 /// Decides.
 pub fn plan(local: &Local, remote: &Remote) -> Plan {
-    let mut plan = Plan { failures: local.failures.clone(), ..Plan::default() };
+    let (failures, notes) = (local.failures.clone(), local.notes.clone());
+    let mut plan = Plan { failures, notes, ..Plan::default() };
     let mut blobs: BTreeMap<(BlobId, u64), UploadAction> = BTreeMap::new();
     let mut claimed: HashSet<String> = HashSet::new();
     // Repos for which a key of 0.1.0 is plainly theirs come first: the others take only what is left.
@@ -220,6 +237,12 @@ fn plan_repo(
         for path in &revision.pointers {
             skip(Some(&revision.commit), SkipReason::Pointer { path: path.clone() });
         }
+        if !revision.strangers.is_empty() {
+            let files = revision.strangers.clone();
+            let has_tree = revision.tree.is_some();
+            let reason = if has_tree { SkipReason::Unlisted { files } } else { SkipReason::Unlinked { files } };
+            skip(Some(&revision.commit), reason);
+        }
         if revision.files.is_empty() {
             skip(Some(&revision.commit), SkipReason::NoFiles);
         }
@@ -231,10 +254,24 @@ fn plan_repo(
         match plan_revision(repo, revision, remote, claimed) {
             Err(error) => plan.failures.push(error),
             Ok(action) => {
-                for (file, local) in action.ours.files.iter().zip(&revision.files) {
-                    blobs.entry((file.blob, file.size)).or_insert_with(|| upload(&repo.name, local, file.blob));
+                let mut files = action.ours.files.iter().peekable();
+                let mut unlisted = Vec::new();
+                for local in &revision.files {
+                    match files.next_if(|file| file.path == local.file.path) {
+                        Some(file) => {
+                            let upload = || upload(&repo.name, local, file.blob);
+                            blobs.entry((file.blob, file.size)).or_insert_with(upload);
+                        }
+                        None => unlisted.push(printable(local.file.path.as_str(), 400)),
+                    }
                 }
-                plan.revisions.push(action);
+                if !unlisted.is_empty() {
+                    let (repo, revision) = (repo.name.clone(), Some(revision.commit.clone()));
+                    plan.skips.push(Skip { repo, revision, reason: SkipReason::Unlisted { files: unlisted } });
+                }
+                if !action.ours.files.is_empty() {
+                    plan.revisions.push(action);
+                }
             }
         }
     }
@@ -324,6 +361,7 @@ impl Plan {
             refs_unchanged: self.revisions.iter().map(|r| r.refs_unchanged).sum(),
             skipped: self.skips.clone(),
             failures: self.failures.clone(),
+            notes: self.notes.clone(),
             seconds: 0.0,
             plan: None,
         };

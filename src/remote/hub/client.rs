@@ -76,8 +76,9 @@ impl Hub {
             .user_agent(agent)
             .retry_max_attempts(TRIES as usize - 1)
             .cache_enabled(false);
-        if let Some(token) = &token {
-            files = files.token(token.expose());
+        match &token {
+            Some(token) => files = files.token(token.expose()),
+            None => settings.check_token_file()?,
         }
         let files = files.build().map_err(|e| failed(printable(&e.to_string(), 200)))?;
         Ok(Hub { files, http, endpoint: settings.endpoint.clone(), token })

@@ -20,6 +20,7 @@ use super::{Context, blocking, origin, write_all_at};
 use crate::cache::place::with_folder;
 use crate::cache::read::read_exact_at;
 use crate::error::{Error, Kind, Result};
+use crate::files;
 use crate::hash::BlobHasher;
 use crate::ids::{BlobId, Commit, RepoName, RepoPath};
 use crate::progress::{Event, Meter};
@@ -118,8 +119,11 @@ impl Target {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
         #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, rustix::fs::OFlags::NOFOLLOW.bits() as i32);
-        let file = with_folder(context.layout.root(), &path, "cannot write", || options.open(&path))?;
+        let no_follow = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
+        #[cfg(not(unix))]
+        let no_follow = 0;
+        let open = || files::open_flagged(&options, no_follow, &path);
+        let file = with_folder(context.layout.root(), &path, "cannot write", open)?;
         Ok(Target { path, file: Arc::new(file) })
     }
 

@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use super::hashing::Hashing;
 use super::rate::Pace;
 use super::{Context, blocking};
-use crate::cache::read::{open_quietly, read_at};
+use crate::cache::read::{open_quietly, read_at, read_small};
 use crate::error::{Error, Result};
 use crate::hash::{BlobHasher, blob_id_of};
 use crate::ids::BlobId;
@@ -40,6 +40,8 @@ const LARGE_PART: u64 = 32 << 20;
 const LARGE: u64 = 256 << 20;
 /// S3's limit.
 const MAX_PARTS: u64 = 10_000;
+/// Longest record of an interrupted upload, in bytes.
+const MAX_RECORD: u64 = 1 << 20;
 /// Bytes read from a file at a time.
 const SLICE: u64 = 256 << 10;
 
@@ -206,7 +208,8 @@ async fn open_upload(context: &Context, blob: &Upload, modified: Option<SystemTi
         part_size: part_size(blob.size),
         modified,
     };
-    let earlier = std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok());
+    let earlier =
+        read_small(&path, MAX_RECORD).ok().flatten().and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok());
     if let Some(earlier) = earlier {
         if (Record { upload: earlier.upload.clone(), ..fresh.clone() }) == earlier {
             match context.bucket.parts(&earlier.key, &earlier.upload).await {

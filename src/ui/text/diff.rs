@@ -25,6 +25,10 @@ impl ui::Report for Report {
         out
     }
 
+    fn summary(&self) -> String {
+        self.notes.iter().map(|note| format!("note: {note}\n")).collect()
+    }
+
     fn failures(&self) -> &[Error] {
         &self.failures
     }

@@ -8,6 +8,16 @@ use crate::commands::push::plan::{Skip, SkipReason};
 use crate::error::{Error, Kind};
 use crate::ui;
 
+/// The first of many names.
+fn few(names: &[String]) -> String {
+    const SHOWN: usize = 3;
+    let mut text = names.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+    if names.len() > SHOWN {
+        let _ = write!(text, " and {} more", names.len() - SHOWN);
+    }
+    text
+}
+
 /// A line on what was left out.
 pub(super) fn skip_line(skip: &Skip) -> String {
     let repo = match &skip.revision {
@@ -25,6 +35,13 @@ pub(super) fn skip_line(skip: &Skip) -> String {
         SkipReason::NoSnapshot { name } => format!("ref {name} has no snapshot in this cache"),
         SkipReason::Withheld { files } => {
             format!("was not published, because {} could not be sent", plural(*files as u64, "file"))
+        }
+        SkipReason::Unlisted { files } => {
+            format!("{} not of this commit, by its tree: {}", plural(files.len() as u64, "file"), few(files))
+        }
+        SkipReason::Unlinked { files } => {
+            let many = plural(files.len() as u64, "file");
+            format!("{many} that nothing shows to be of this commit (no links, and no tree lists them): {}", few(files))
         }
         SkipReason::Unused { blobs } => format!("{} that no snapshot uses", plural(*blobs as u64, "blob")),
     };
@@ -70,6 +87,10 @@ impl ui::Report for Report {
         }
         out.push_str(".\n");
         out
+    }
+
+    fn summary(&self) -> String {
+        self.notes.iter().map(|note| format!("note: {note}\n")).collect()
     }
 
     fn failures(&self) -> &[Error] {

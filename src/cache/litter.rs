@@ -1,0 +1,156 @@
+//! Names that operating systems, file servers, synchronisers and editors leave in any folder that they can write to. In
+//! a cache they are no ref, no blob and no file, and no reason to refuse anything. Pure.
+//!
+//! A repo may have a file of such a name all the same. So it is litter only where nothing says otherwise: a link to a
+//! blob, or a real file that the commit's tree lists, is a file of the commit whatever it is called.
+
+/// Whole names, in lower case: whoever writes `Thumbs.db` may also write `thumbs.db`.
+const NAMES: [&str; 46] = [
+    // macOS
+    ".ds_store",
+    ".localized",
+    ".appledouble",
+    ".appledb",
+    ".appledesktop",
+    ".apdisk",
+    ".spotlight-v100",
+    ".fseventsd",
+    ".trashes",
+    ".temporaryitems",
+    ".documentrevisions-v100",
+    ".volumeicon.icns",
+    "network trash folder",
+    "temporary items",
+    "icon\r",
+    // Windows
+    "thumbs.db",
+    "ehthumbs.db",
+    "ehthumbs_vista.db",
+    "desktop.ini",
+    "$recycle.bin",
+    "recycler",
+    "system volume information",
+    // Linux desktops and file systems
+    ".directory",
+    ".trash",
+    "lost+found",
+    // File servers: Synology, QNAP, NetApp, ZFS and btrfs
+    "@eadir",
+    "@tmp",
+    "@recycle",
+    "@recently-snapshot",
+    "#recycle",
+    "#snapshot",
+    ".snapshot",
+    ".snapshots",
+    ".zfs",
+    ".@__thumb",
+    ".streams",
+    // Syncthing, Dropbox, Resilio, Nextcloud
+    ".stfolder",
+    ".stversions",
+    ".stignore",
+    ".dropbox",
+    ".dropbox.cache",
+    ".dropbox.attr",
+    ".sync",
+    ".owncloudsync.log",
+    ".nextcloudsync.log",
+    ".sync_exclude.lst",
+];
+
+/// How names begin: AppleDouble twins, files that are deleted and still open on NFS, FUSE and SMB, the trash of a
+/// user, and what Syncthing, GNOME, LibreOffice and Dropbox are writing.
+const BEGINNINGS: [&str; 12] = [
+    "._",
+    ".nfs",
+    ".fuse_hidden",
+    ".smbdelete",
+    ".trash-",
+    "~syncthing~",
+    ".syncthing.",
+    ".goutputstream-",
+    ".~lock.",
+    ".sync.ffs_",
+    ".sync_",
+    ".owncloud",
+];
+
+/// Whether something that is not a part of the cache is known to leave entries of this name: files or folders.
+pub fn is_litter(name: &str) -> bool {
+    let lower = name.to_lowercase();
+    NAMES.contains(&lower.as_str()) || BEGINNINGS.iter().any(|begin| lower.starts_with(begin)) || is_editors(&lower)
+}
+
+/// Swap files of vim (`.name.swp`), locks and saves of Emacs (`.#name`, `#name#`), backups (`name~`).
+fn is_editors(lower: &str) -> bool {
+    let swap = lower.starts_with('.') && [".swp", ".swo", ".swx"].iter().any(|end| lower.ends_with(end));
+    let saved = lower.len() > 2 && lower.starts_with('#') && lower.ends_with('#');
+    swap || saved || lower.starts_with(".#") || (lower.len() > 1 && lower.ends_with('~'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn known_litter_is_recognised() {
+        for name in [
+            ".DS_Store",
+            "._model.safetensors",
+            "._ce013625030ba8dba906f756967f9e9ca394464a",
+            "._main",
+            "Thumbs.db",
+            "desktop.ini",
+            "Desktop.ini",
+            "ehthumbs.db",
+            ".localized",
+            "@eaDir",
+            "#recycle",
+            ".AppleDouble",
+            ".snapshot",
+            ".Trash-1000",
+            "lost+found",
+            "$RECYCLE.BIN",
+            "System Volume Information",
+            ".nfs00000000000a1b2c00000001",
+            ".fuse_hidden0000001200000001",
+            ".stfolder",
+            "~syncthing~model.bin.tmp",
+            ".syncthing.model.bin.tmp",
+            ".directory",
+            ".config.json.swp",
+            "README.md~",
+            "#README.md#",
+            ".#README.md",
+            ".~lock.table.ods#",
+        ] {
+            assert!(is_litter(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn files_of_repos_are_not() {
+        for name in [
+            ".gitattributes",
+            ".gitignore",
+            "README.md",
+            "model.safetensors",
+            ".github",
+            "_name",
+            ".eval_results",
+            "snapshot",
+            "recycle",
+            "config.swp.json",
+            "~",
+            "#",
+            "##",
+            ".cache",
+            ".lock",
+            "__pycache__",
+            "main",
+        ] {
+            assert!(!is_litter(name), "{name}");
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! Opening files that others have put where we look, without waiting: a FIFO, a socket or a device where a file should
+//! be is an error that says so, whatever is or is not at its other end.
+
+use std::fs::{File, Metadata, OpenOptions};
+use std::io::{self, Read};
+use std::path::Path;
+
+/// What stands in the place of a regular file.
+fn kind_of(meta: &Metadata) -> &'static str {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::FileTypeExt;
+        let kind = meta.file_type();
+        if kind.is_fifo() {
+            return "a named pipe";
+        } else if kind.is_socket() {
+            return "a socket";
+        } else if kind.is_char_device() || kind.is_block_device() {
+            return "a device";
+        }
+    }
+    if meta.is_dir() { "a folder" } else { "something else" }
+}
+
+/// Says what stands in the place of a regular file: "it is a named pipe, not a file".
+pub fn not_a_file(meta: &Metadata) -> String {
+    format!("it is {}, not a file", kind_of(meta))
+}
+
+/// Whether this is neither a file, nor a folder, nor a link: something that must not be opened, nor be replaced.
+pub fn is_special(meta: &Metadata) -> bool {
+    !meta.is_file() && !meta.is_dir() && !meta.is_symlink()
+}
+
+/// Opens a regular file by these options. Links are followed unless the options forbid it.
+///
+/// # Errors
+/// When it cannot be opened, or is no regular file.
+pub fn open_with(options: &OpenOptions, path: &Path) -> io::Result<File> {
+    open_flagged(options, 0, path)
+}
+
+/// Like [`open_with`], with further flags of open(2), which mean nothing elsewhere.
+///
+/// # Errors
+/// When it cannot be opened, or is no regular file.
+pub fn open_flagged(options: &OpenOptions, flags: i32, path: &Path) -> io::Result<File> {
+    let mut options = options.clone();
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        // Without O_NONBLOCK, opening a FIFO waits for its other end.
+        let no_wait = (rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOCTTY).bits() as i32;
+        options.custom_flags(flags | no_wait);
+    }
+    #[cfg(not(unix))]
+    let _ = flags;
+    let file = match options.open(path) {
+        Ok(file) => file,
+        // Who does not want to wait gets no file that a file server has lent to somebody: that one is given back soon.
+        #[cfg(unix)]
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock && path.is_file() => {
+            std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, flags).open(path)?
+        }
+        Err(error) => return Err(explained(error, path)),
+    };
+    let meta = file.metadata()?;
+    if meta.is_file() { Ok(file) } else { Err(io::Error::other(not_a_file(&meta))) }
+}
+
+/// A socket, a device without a driver and a FIFO opened for writing say "No such device or address": say what it is.
+fn explained(error: io::Error, path: &Path) -> io::Error {
+    if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied | io::ErrorKind::AlreadyExists)
+    {
+        return error;
+    }
+    match std::fs::metadata(path) {
+        Ok(meta) if is_special(&meta) => io::Error::other(not_a_file(&meta)),
+        _ => error,
+    }
+}
+
+/// Opens a regular file for reading.
+///
+/// # Errors
+/// When it cannot be opened, or is no regular file.
+pub fn open(path: &Path) -> io::Result<File> {
+    open_with(OpenOptions::new().read(true), path)
+}
+
+/// Reads the rest of a file of up to `limit` bytes; `None` when it is longer, without reading what is known to be too
+/// long.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn read_rest(file: &mut File, limit: u64) -> io::Result<Option<Vec<u8>>> {
+    if file.metadata()?.len() > limit {
+        return Ok(None);
+    }
+    let mut bytes = Vec::new();
+    file.take(limit + 1).read_to_end(&mut bytes)?;
+    Ok((bytes.len() as u64 <= limit).then_some(bytes))
+}
+
+/// Opens what a user has named. Beside files that is `/dev/null`, and what a shell passes as `/dev/fd/63` or
+/// `/dev/stdin`: those are at the other end of something that the user has started.
+///
+/// # Errors
+/// When it cannot be opened, or is something that could keep us waiting.
+pub fn open_named(path: &Path) -> io::Result<File> {
+    let passed = ["/dev/fd", "/proc/self/fd", "/dev/stdin", "/dev/null"].iter().any(|place| path.starts_with(place));
+    if passed { File::open(path) } else { open(path) }
+}
+
+/// Reads a small text that a user has named, as [`open_named`] opens it.
+///
+/// # Errors
+/// When it cannot be read, is longer than `limit` bytes, is not UTF-8, or is something that could keep us waiting.
+pub fn read_named_text(path: &Path, limit: u64) -> io::Result<String> {
+    let bytes = read_rest(&mut open_named(path)?, limit)?.ok_or_else(|| io::Error::other("it is too large"))?;
+    String::from_utf8(bytes).map_err(|_| io::Error::other("stream did not contain valid UTF-8"))
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn only_files_are_opened_and_nothing_waits() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = |name: &str| dir.path().join(name);
+        fs::write(place("file"), "text").unwrap();
+        std::os::unix::fs::symlink("file", place("link")).unwrap();
+        for name in ["file", "link"] {
+            assert_eq!(read_rest(&mut open(&place(name)).unwrap(), 4).unwrap().unwrap(), b"text", "{name}");
+            assert_eq!(read_rest(&mut open(&place(name)).unwrap(), 3).unwrap(), None, "{name}");
+        }
+        rustix::fs::mkfifoat(rustix::fs::CWD, place("fifo"), rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(place("socket")).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", place("endless")).unwrap();
+        std::os::unix::fs::symlink("fifo", place("led")).unwrap();
+        let cases =
+            [("fifo", "a named pipe"), ("led", "a named pipe"), ("socket", "a socket"), ("endless", "a device")];
+        for (name, what) in cases.into_iter().chain([(".", "a folder")]) {
+            let reading = open(&place(name)).unwrap_err().to_string();
+            assert_eq!(reading, format!("it is {what}, not a file"), "{name}");
+            let writing = open_with(OpenOptions::new().read(true).write(true), &place(name));
+            assert!(writing.is_err(), "{name}");
+        }
+        let writing = open_with(OpenOptions::new().write(true), &place("fifo")).unwrap_err();
+        assert!(writing.to_string().contains("a named pipe"), "{writing}");
+    }
+
+    #[test]
+    fn a_named_text_is_bounded() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("large");
+        fs::File::create(&path).unwrap().set_len(1 << 40).unwrap();
+        assert!(read_named_text(&path, 1 << 20).unwrap_err().to_string().contains("too large"));
+        assert_eq!(read_named_text(Path::new("/dev/null"), 1 << 20).unwrap(), "");
+        std::os::unix::fs::symlink("/dev/zero", dir.path().join("endless")).unwrap();
+        assert!(read_named_text(&dir.path().join("endless"), 1 << 20).is_err());
+    }
+}
