@@ -45,6 +45,7 @@ pub fn open_with(options: &OpenOptions, path: &Path) -> io::Result<File> {
 /// # Errors
 /// When it cannot be opened, or is no regular file.
 pub fn open_flagged(options: &OpenOptions, flags: i32, path: &Path) -> io::Result<File> {
+    #[cfg_attr(not(unix), allow(unused_mut))]
     let mut options = options.clone();
     #[cfg(unix)]
     {

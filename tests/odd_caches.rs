@@ -402,7 +402,7 @@ fn names() -> Vec<String> {
     .into();
     names.push("l".repeat(255));
     names.push(format!("{}deep", "d/".repeat(150)));
-    names.push(format!("{}deeper", "e/".repeat(700)));
+    names.push(format!("{}deeper", "e/".repeat(1300)));
     names
 }
 

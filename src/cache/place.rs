@@ -375,6 +375,10 @@ pub fn write_small(layout: &Layout, path: &Path, content: &[u8], sync: bool) -> 
 /// the client's own temporaries do.
 fn beside(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_os_string();
+    // A name may be as long as the file system allows.
+    if name.len() > 200 {
+        name = "long".into();
+    }
     name.push(format!(".{:08x}.tmp", rand::random::<u32>()));
     path.with_file_name(name)
 }

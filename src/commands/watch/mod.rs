@@ -231,6 +231,7 @@ impl Watch<'_> {
                 failed: report.failures.len(),
                 failures: self.news.failures(&report.failures),
                 skipped: self.news.skips(&report.skipped),
+                notes: self.news.notes(&report.notes),
                 seconds: report.seconds,
                 retry_in,
             }),

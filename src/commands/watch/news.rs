@@ -10,6 +10,7 @@ use crate::error::Error;
 pub struct News {
     failures: HashSet<String>,
     skips: HashSet<String>,
+    notes: HashSet<String>,
 }
 
 impl News {
@@ -27,6 +28,13 @@ impl News {
         let text = |skip: &Skip| serde_json::to_string(skip).unwrap_or_default();
         let new = found.iter().filter(|skip| !self.skips.contains(&text(skip))).cloned().collect();
         self.skips = found.iter().map(text).collect();
+        new
+    }
+
+    /// The same for notes.
+    pub fn notes(&mut self, found: &[String]) -> Vec<String> {
+        let new = found.iter().filter(|note| !self.notes.contains(*note)).cloned().collect();
+        self.notes = found.iter().cloned().collect();
         new
     }
 }

@@ -73,6 +73,8 @@ pub struct Pushed {
     pub failures: Vec<Error>,
     /// What was left out, and was not by the push before.
     pub skipped: Vec<Skip>,
+    /// What a user should know, and was not told after the push before.
+    pub notes: Vec<String>,
     /// Duration in seconds.
     pub seconds: f64,
     /// Seconds until the next try, when another try can help.

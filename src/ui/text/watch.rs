@@ -62,7 +62,10 @@ impl ui::Report for Update {
                     cache.display()
                 )
             }
-            What::Pushed(pushed) => pushed.skipped.iter().map(|skip| skip_line(skip) + "\n").collect(),
+            What::Pushed(pushed) => {
+                let notes = pushed.notes.iter().map(|note| format!("note: {note}\n"));
+                notes.chain(pushed.skipped.iter().map(|skip| skip_line(skip) + "\n")).collect()
+            }
             What::Failed { .. } => String::new(),
             What::Stopped { push_abandoned: false } => "Stopped.".into(),
             What::Stopped { push_abandoned: true } => {
