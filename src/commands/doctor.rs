@@ -26,7 +26,7 @@ const EXAMPLES: &str = "\
 Examples:
   hf-cache-sync doctor
   hf-cache-sync doctor --require-write   for a machine that has to push
-  hf-cache-sync doctor --fix             mends refs that huggingface_hub cannot read
+  hf-cache-sync doctor --fix             mends refs with white space in them
   hf-cache-sync --bucket my-hf-cache --endpoint http://minio.lan:9000 doctor";
 
 /// Check configuration, credentials, bucket and cache
