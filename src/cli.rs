@@ -15,6 +15,7 @@ use crate::commands::{
 use crate::config::settings::{Form, SETTINGS, Setting};
 use crate::config::{Config, Environment, Overrides};
 use crate::error::{Error, Kind, Result};
+use crate::escape::{Keep, escape};
 use crate::ui::{Style, Ui};
 
 const EXAMPLES: &str = "\
@@ -58,15 +59,15 @@ pub struct Global {
     #[arg(long, global = true)]
     pub json: bool,
 
-    /// Only results and errors
+    /// Say nothing unless something fails; what was asked for (a path, a list) is printed bare
     #[arg(short, long, global = true)]
     pub quiet: bool,
 
-    /// No progress bars
+    /// Neither progress bars nor, without a terminal, a line every 30 s
     #[arg(long, global = true)]
     pub no_progress: bool,
 
-    /// Log debug messages to stderr; -vv includes dependencies
+    /// Tell decisions and requests on stderr; -vv includes dependencies
     #[arg(short, long, action = ArgAction::Count, global = true)]
     pub verbose: u8,
 }
@@ -152,7 +153,11 @@ impl Global {
         Style { json: self.json, quiet: self.quiet, no_progress: self.no_progress, lines: false }
     }
 
-    fn load(&self) -> Result<Config> {
+    /// The configuration that these options lead to.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is not valid.
+    pub fn load(&self) -> Result<Config> {
         let overrides = Overrides { file: self.config.clone(), values: self.settings.0.clone() };
         let unreadable = std::cell::RefCell::new(None);
         let var = |name: &str| {
@@ -191,6 +196,24 @@ impl Cli {
     }
 }
 
+/// Reads the command line. What clap says of arguments that would drive a terminal is made from escaped ones.
+///
+/// # Errors
+/// What clap has to say, also where that is the help or the version.
+pub fn parse(args: &[OsString]) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(args).map_err(|error| {
+        let texts: Vec<_> = args.iter().map(|arg| arg.to_string_lossy()).collect();
+        let shown: Vec<_> = texts.iter().map(|text| escape(text, Keep::Nothing)).collect();
+        if !error.use_stderr() || texts == shown {
+            return error;
+        }
+        match Cli::try_parse_from(shown.iter().map(|text| &**text)) {
+            Err(told) if told.use_stderr() => told,
+            _ => Cli::command().error(error.kind(), "an argument has characters that cannot be shown"),
+        }
+    })
+}
+
 fn current_dir() -> Result<PathBuf> {
     std::env::current_dir()
         .map_err(|e| Error::new(Kind::Failed, "cannot tell the current directory").because(crate::error::plain_io(&e)))
@@ -204,7 +227,7 @@ pub async fn run(cli: &Cli, ui: &Ui) -> Result<Option<Kind>> {
     // What needs no configuration comes first: a broken one must not stand in its way.
     match &cli.command {
         Command::Init(_) => return Ok(ui.show(&init::execute(&current_dir()?)?)),
-        Command::Completions(args) => return Ok(ui.show(&completions::execute(&mut Cli::command(), args))),
+        Command::Completions(args) => return Ok(ui.show(&completions::execute(args)?)),
         Command::Man(args) => return Ok(ui.show(&man::execute(Cli::command(), args)?)),
         _ => {}
     }

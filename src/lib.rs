@@ -15,13 +15,14 @@
 //!
 //! Layers, each importing only those before it: [`escape`], [`error`], [`files`], [`ids`], [`hash`], [`manifest`],
 //! [`progress`], [`interrupt`], [`lossy`], [`net`]; then [`config`], [`cache`], [`remote`]; then [`commands`]; then
-//! [`cli`] and [`ui`]; then
-//! `main.rs`. Plans are made by pure functions; executors carry them out and decide no policy; only [`ui`] prints, only
+//! [`cli`] and [`ui`]; then [`complete`];
+//! then `main.rs`. Plans are made by pure functions; executors carry them out and decide no policy; only [`ui`] prints, only
 //! `main.rs` exits.
 
 pub mod cache;
 pub mod cli;
 pub mod commands;
+pub mod complete;
 pub mod config;
 pub mod error;
 pub mod escape;

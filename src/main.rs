@@ -2,17 +2,26 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use hf_cache_sync::cli::{self, Cli};
+use hf_cache_sync::cli;
+use hf_cache_sync::complete;
 use hf_cache_sync::error::{Error, Kind};
 use hf_cache_sync::interrupt::Interruption;
-use hf_cache_sync::ui::Ui;
-use tracing_subscriber::EnvFilter;
+use hf_cache_sync::ui::{Ui, log};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let args: Vec<_> = std::env::args_os().collect();
+    if complete::answer(&args) {
+        return ExitCode::SUCCESS;
+    }
+    let cli = match cli::parse(&args) {
+        Ok(cli) => cli,
+        Err(told) => {
+            let _ = told.print();
+            return ExitCode::from(u8::try_from(told.exit_code()).unwrap_or(Kind::Usage.exit_code()));
+        }
+    };
     let ui = Ui::new(cli.style());
-    start_logging(&cli, &ui);
+    log::start(&ui, cli.global.verbose);
     raise_file_limit();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -53,19 +62,4 @@ fn raise_file_limit() {
             let _ = setrlimit(Resource::Nofile, limit);
         }
     }
-}
-
-/// Warnings of this tool; with -v its debug lines, with -vv everybody's. RUST_LOG wins.
-fn start_logging(cli: &Cli, ui: &Ui) {
-    let level = match (cli.global.quiet, cli.global.verbose) {
-        (true, _) => "hf_hub=off,error",
-        // hf-hub logs what this tool reports itself.
-        (_, 0) => "hf_cache_sync=warn,hf_hub=off,error",
-        (_, 1) => "hf_cache_sync=debug,warn",
-        _ => "debug",
-    };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    let bars = ui.bars().clone();
-    let logger = tracing_subscriber::fmt().with_env_filter(filter).with_writer(move || bars.log_writer());
-    let _ = logger.with_ansi(console::colors_enabled_stderr()).with_target(false).without_time().try_init();
 }

@@ -3,6 +3,10 @@
 #![cfg(unix)]
 
 mod common;
+#[path = "cli/completion.rs"]
+mod completion;
+#[path = "cli/terminal.rs"]
+mod terminal;
 
 use std::fs;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,12 +21,20 @@ use serde_json::Value;
 fn plain(store: &Store, machine: &Machine, ran: &Ran) -> String {
     let text = format!("exit {}\n--- stdout\n{}--- stderr\n{}", ran.code, ran.stdout, ran.stderr);
     let text = text.replace(&machine.home().display().to_string(), "~").replace(&store.server.url, "http://STORE");
-    let lines = text.lines().map(|line| match line {
+    let lines = text.lines().map(timeless).map(|line| match line {
         line if line.contains("Disk space") => measured(line, "SIZE", &["B", "KiB", "MiB", "GiB", "TiB", "PiB"]),
         line if line.contains("Clock") => measured(line, "N s", &["s"]),
         line => paceless(line),
     });
     lines.collect::<Vec<_>>().join("\n") + "\n"
+}
+
+/// "2026-09-21T14:13:20Z  Uploaded" without the time, which the summaries of a log carry.
+fn timeless(line: &str) -> &str {
+    match line.split_once("Z  ") {
+        Some((time, rest)) if time.len() == 19 && time.starts_with("20") => rest,
+        _ => line,
+    }
 }
 
 /// The line with a word for its first number, which must be in one of these units.

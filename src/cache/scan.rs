@@ -20,6 +20,7 @@ use super::layout::{self, Layout};
 use super::litter::is_litter;
 use super::read;
 use crate::error::{Error, Result, plain_io};
+use crate::escape::{Keep, escape};
 use crate::files;
 use crate::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
 use crate::manifest::Tree;
@@ -215,7 +216,7 @@ impl ProblemKind {
 
 impl std::fmt::Display for Problem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {}", crate::error::printable(&self.path.to_string_lossy(), 400), self.detail)
+        write!(f, "{}: {}", crate::error::shown(&self.path), escape(&self.detail, Keep::Nothing))
     }
 }
 

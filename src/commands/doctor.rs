@@ -12,6 +12,7 @@ use crate::cache::{mend, space};
 use crate::config::Credentials;
 use crate::error::{Error, Kind, Result};
 use crate::ids::{RefName, RepoName};
+use crate::progress::Event;
 use crate::remote::client::Bucket;
 use crate::remote::error::{Cause, Failure};
 use crate::remote::keys;
@@ -105,6 +106,7 @@ impl Check {
 
 /// Runs every check.
 pub async fn execute(session: &Session, args: &Args) -> Report {
+    session.progress.event(Event::Step("checking the setup"));
     let storage = &session.config.storage;
     let mut checks = vec![
         match &session.config.file {

@@ -1,17 +1,30 @@
-//! `man`: manual pages, made from the command tree. Needs no configuration.
+//! `man`: manual pages, made from the command tree and the table of settings. Needs no configuration.
 
+use std::fmt::Write;
 use std::fs;
 use std::path::PathBuf;
 
 use clap_mangen::Man;
 use serde::Serialize;
 
+use crate::config::settings::SETTINGS;
 use crate::error::{Error, Result};
 
 const EXAMPLES: &str = "\
 Examples:
   hf-cache-sync man                          the main page on stdout
   hf-cache-sync man ~/.local/share/man/man1  one page for each command";
+
+/// Where variables, exit codes and the configuration's places are told: the pages say the same.
+const DOCUMENTATION: &str = include_str!("../../docs/configuration.md");
+
+/// Files beside the configuration.
+const FILES: [(&str, &str); 4] = [
+    ("~/.cache/huggingface/hub", "The cache, unless --cache-dir, the configuration or the environment names another."),
+    (".locks/.hf-cache-sync/", "In the cache: locks, and what interrupted transfers have left to go on from."),
+    ("~/.aws/config, ~/.aws/credentials", "Profiles of AWS, where no key pair is given."),
+    ("~/.cache/huggingface/token", "The token of `hf auth login`, for the Hub."),
+];
 
 /// Print the manual page, or write one page for each command
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -37,25 +50,193 @@ pub struct Report {
 /// # Errors
 /// When the folder cannot be made or a page cannot be written.
 pub fn execute(tree: clap::Command, args: &Args) -> Result<Report> {
-    let mut tree = tree.disable_help_subcommand(true);
-    tree.build();
+    let tree = built(tree);
     let Some(dir) = &args.dir else {
-        return Ok(Report { pages: Vec::new(), page: Some(page(&tree)) });
+        return Ok(Report { pages: Vec::new(), page: Some(page(&tree, &tree)) });
     };
     fs::create_dir_all(dir).map_err(|e| Error::io("cannot make the folder", dir, &e))?;
-    let commands = tree.get_subcommands().filter(|command| !command.is_hide_set());
     let mut pages = Vec::new();
-    for command in std::iter::once(&tree).chain(commands) {
+    for command in commands(&tree) {
         let path = dir.join(Man::new(command.clone()).get_filename());
-        fs::write(&path, page(command)).map_err(|e| Error::io("cannot write", &path, &e))?;
+        fs::write(&path, page(&tree, command)).map_err(|e| Error::io("cannot write", &path, &e))?;
         pages.push(path);
     }
     Ok(Report { pages, page: None })
 }
 
-/// One page. What clap calls extra are the examples.
-fn page(command: &clap::Command) -> String {
+fn built(tree: clap::Command) -> clap::Command {
+    let mut tree = tree.disable_help_subcommand(true);
+    tree.build();
+    tree
+}
+
+/// Those that have a page: the tree itself first.
+fn commands(tree: &clap::Command) -> impl Iterator<Item = &clap::Command> {
+    std::iter::once(tree).chain(tree.get_subcommands().filter(|command| !command.is_hide_set()))
+}
+
+/// One page: what clap knows of the command, then what all of them share.
+fn page(tree: &clap::Command, command: &clap::Command) -> String {
+    let version = tree.get_version().unwrap_or_default();
+    let man = Man::new(command.clone());
     let mut page = Vec::new();
-    Man::new(command.clone()).render(&mut page).expect("writing to memory does not fail");
-    String::from_utf8_lossy(&page).replace(".SH EXTRA\nExamples:\n", ".SH EXAMPLES\n")
+    let mut render = |section: fn(&Man, &mut dyn std::io::Write) -> std::io::Result<()>| {
+        section(&man, &mut page).expect("writing to memory does not fail");
+    };
+    render(Man::render_title);
+    render(Man::render_name_section);
+    render(Man::render_synopsis_section);
+    render(Man::render_description_section);
+    render(Man::render_options_section);
+    let name = command.get_display_name().unwrap_or_default();
+    let title = format!(".TH {} 1 \"\" \"hf-cache-sync {version}\" \"User Commands\"", name.to_uppercase());
+    let mut page = cleaned(&String::from_utf8_lossy(&page), &title);
+
+    let pages: Vec<&str> = commands(tree).filter_map(clap::Command::get_display_name).collect();
+    if command.has_subcommands() {
+        page += ".SH COMMANDS\n";
+        for one in commands(tree).skip(1) {
+            let about = one.get_about().map(ToString::to_string).unwrap_or_default();
+            item(&mut page, &format!("{}(1)", one.get_display_name().unwrap_or_default()), &about);
+        }
+    }
+    page += ".SH EXIT STATUS\n";
+    table("## Exit codes").for_each(|(code, text)| item(&mut page, code, &sentence(text)));
+    page += ".SH ENVIRONMENT\n";
+    for setting in SETTINGS {
+        let names: Vec<&str> = setting.variables.iter().chain(setting.fallbacks).copied().collect();
+        if !names.is_empty() {
+            item(&mut page, &names.join(", "), &format!("{}: {}.", setting.name(), setting.doc));
+        }
+    }
+    table("## Environment variables").for_each(|(names, text)| item(&mut page, names, &sentence(text)));
+    page += ".SH FILES\n";
+    let places: Vec<&str> = places().collect();
+    item(&mut page, &places.join(", "), "The configuration: the first of these that is there.");
+    FILES.iter().for_each(|(names, text)| item(&mut page, names, text));
+
+    let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+    let (examples, notes) = split(&help);
+    page += &format!(".SH EXAMPLES\n.nf\n{}.fi\n", lines(examples));
+    if !notes.is_empty() {
+        page += &format!(".SH NOTES\n{}", lines(notes));
+    }
+    let others = pages.iter().filter(|name| Some(**name) != command.get_display_name());
+    let others: Vec<String> = others.map(|name| format!("\\fB{}\\fR(1)", escaped(name))).collect();
+    page += &format!(".SH SEE ALSO\n{}\n", others.join(", "));
+    page
+}
+
+/// What clap_mangen makes, with this title. Each section that is rendered alone brings the preamble along, and empty lines
+/// are no roff.
+fn cleaned(page: &str, title_line: &str) -> String {
+    let preamble: Vec<&str> = page.lines().take_while(|line| !line.starts_with(".TH")).collect();
+    let mut seen = false;
+    let mut out = String::new();
+    for line in page.lines() {
+        let title = line.starts_with(".TH");
+        if line.trim().is_empty() || (seen && !title && preamble.contains(&line)) {
+            continue;
+        }
+        seen |= title;
+        out += if title { title_line } else { line };
+        out.push('\n');
+    }
+    out
+}
+
+/// The examples of a help text, and what comes after them.
+fn split(help: &str) -> (&str, &str) {
+    let text = help.split_once("Examples:\n").map_or("", |(_, text)| text);
+    text.split_once("\n\n").map_or((text, ""), |(examples, notes)| (examples, notes))
+}
+
+/// The text under a heading of the documentation.
+fn section(heading: &str) -> &'static str {
+    let after = DOCUMENTATION.split_once(heading).map_or("", |(_, after)| after);
+    after.split("\n## ").next().unwrap_or_default()
+}
+
+/// The first two cells of the rows of a table there, without its titles.
+fn table(heading: &str) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let rows = section(heading).lines().filter_map(|line| line.strip_prefix("| "));
+    let cells = rows.filter_map(|row| row.split_once(" | "));
+    cells.skip(1).map(|(name, rest)| (name, rest.split(" | ").next().unwrap_or_default().trim_end_matches(" |")))
+}
+
+/// Where the configuration may be: the numbered list there.
+fn places() -> impl Iterator<Item = &'static str> {
+    let lines = section("## The file").lines().take_while(|line| !line.starts_with("```"));
+    lines
+        .filter_map(|line| line.split_once(". "))
+        .filter(|(number, _)| number.parse::<u8>().is_ok())
+        .map(|(_, place)| place)
+}
+
+/// With a capital and a full stop.
+fn sentence(text: &str) -> String {
+    let mut letters = text.chars();
+    let first = letters.next().into_iter().flat_map(char::to_uppercase);
+    first.chain(letters).chain(['.']).collect()
+}
+
+fn item(page: &mut String, term: &str, text: &str) {
+    let _ = write!(page, ".TP\n\\fB{}\\fR\n{}", escaped(term), lines(text));
+}
+
+/// Text as roff takes it: an empty line is a paragraph, and no line is a request.
+fn lines(text: &str) -> String {
+    let line = |line: &str| match line.trim_end() {
+        "" => ".PP\n".to_string(),
+        line if line.starts_with(['.', '\'']) => format!("\\&{}\n", escaped(line)),
+        line => format!("{}\n", escaped(line)),
+    };
+    text.lines().map(line).collect()
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('\\', "\\e").replace('-', "\\-").replace('`', "")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn pages() -> Vec<(String, String)> {
+        let tree = built(crate::cli::Cli::command());
+        commands(&tree).map(|command| (command.get_name().to_string(), page(&tree, command))).collect()
+    }
+
+    #[test]
+    fn every_page_has_every_section_in_order() {
+        for (name, page) in pages() {
+            let sections: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix(".SH ")).collect();
+            let wanted =
+                ["NAME", "SYNOPSIS", "DESCRIPTION", "EXIT STATUS", "ENVIRONMENT", "FILES", "EXAMPLES", "SEE ALSO"];
+            let found: Vec<&str> =
+                sections.iter().map(|title| title.trim_matches('"')).filter(|title| wanted.contains(title)).collect();
+            assert_eq!(found, wanted, "{name}: {page}");
+            assert!(page.contains("hf\\-cache\\-sync"), "{name}: {page}");
+            assert!(page.starts_with(".") && !page.contains("\n\n"), "{name}: {page}");
+        }
+    }
+
+    #[test]
+    fn pages_tell_what_the_documentation_tells() {
+        for (name, page) in pages() {
+            for words in [
+                "\\fB130\\fR\nCtrl\\-c or SIGTERM.\n",
+                "\\fBHF_TOKEN, HUGGING_FACE_HUB_TOKEN, HF_TOKEN_PATH\\fR\n",
+                "\\fBB2_BUCKET\\fR\n",
+                "~/.hf\\-cache\\-sync.yaml",
+            ] {
+                assert!(page.contains(words), "{words} is not in the page of {name}: {page}");
+            }
+        }
+        let codes: Vec<&str> = table("## Exit codes").map(|(code, _)| code).collect();
+        assert!(codes.starts_with(&["0", "1", "2", "3", "4", "5", "6"]) && codes.ends_with(&["130"]), "{codes:?}");
+        assert!(places().count() >= 3);
+    }
 }

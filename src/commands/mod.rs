@@ -26,7 +26,7 @@ use crate::cache::lock::{self, Lock};
 use crate::cache::place;
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
-use crate::progress::{Event, Progress};
+use crate::progress::{Event, Progress, waiting};
 use crate::remote::client::Bucket;
 use crate::remote::limit::{Caps, Limits};
 use crate::remote::transfer::Context;
@@ -68,6 +68,7 @@ impl Session {
             progress: self.progress.clone(),
             layout: self.layout(),
             sync,
+            earlier: Arc::default(),
         }
     }
 
@@ -95,6 +96,8 @@ pub(crate) async fn wait_for(
     let mut pause = Duration::from_millis(20);
     let mut waited = Duration::ZERO;
     let mut told = false;
+    // "another process is downloading org/name/file: waiting for it"
+    let _waiting = waiting(note.trim_end_matches(": waiting for it").to_string());
     loop {
         if let Some(lock) = attempt()? {
             return Ok(lock);

@@ -22,12 +22,18 @@ pub fn after_1970(seconds: u64) -> Option<SystemTime> {
     SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
 }
 
-fn text(time: SystemTime) -> Option<String> {
+/// RFC 3339, in UTC; `None` beyond the years that it can tell.
+pub fn text(time: SystemTime) -> Option<String> {
     let seconds = match time.duration_since(SystemTime::UNIX_EPOCH) {
         Ok(after) => i64::try_from(after.as_secs()).ok()?,
         Err(before) => -i64::try_from(before.duration().as_secs()).ok()?,
     };
     Some(jiff::Timestamp::from_second(seconds).ok()?.to_string())
+}
+
+/// This moment to the millisecond, for logs.
+pub fn now_in_millis() -> String {
+    format!("{:.3}", jiff::Timestamp::now())
 }
 
 #[cfg(test)]

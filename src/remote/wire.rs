@@ -29,6 +29,7 @@ use super::credentials;
 use super::endpoint::{Route, Style, Way, encoded, resolved};
 use super::error::{Cause, Failure};
 use super::net::{Net, target};
+use super::told::Sent;
 use crate::config::Checksums;
 use crate::error::{Result, printable};
 use crate::progress::{Event, Progress};
@@ -376,22 +377,17 @@ impl Wire {
         if matches!(op.method(), "PUT" | "POST") {
             sent.headers_mut().try_insert("content-length", size.to_string()).map_err(unbuildable)?;
         }
-        let started = Instant::now();
+        let told = Sent::now(op.method(), url);
         let call = self.net.call(sent);
         let response = match payload {
             Payload::Stream { size, .. } => pulse.guard(*size, call).await,
             _ => in_time(request.patience, call).await,
         };
-        let millis = started.elapsed().as_millis() as u64;
-        let method = op.method();
-        match &response {
-            Ok(response) => {
-                tracing::debug!(status = response.status().as_u16(), ms = millis, "{method} {}", printable(url, 400));
-                self.note_clock(*op, response);
-            }
-            Err(failure) => {
-                tracing::debug!(reason = failure.detail, ms = millis, "{method} {}", printable(url, 400));
-            }
+        if let Some(told) = told {
+            told.ended(&response);
+        }
+        if let Ok(response) = &response {
+            self.note_clock(*op, response);
         }
         response
     }
@@ -517,7 +513,12 @@ impl Wire {
             sent.headers_mut().try_insert("accept-encoding", "identity").map_err(unbuildable)?;
             sent.headers_mut().try_insert("user-agent", self.settings.agent.clone()).map_err(unbuildable)?;
             tracing::debug!("the store sends this reader to {}", origin(&to));
-            let mut response = in_time(request.patience, self.net.call(sent)).await?;
+            let told = Sent::now(request.op.method(), &to);
+            let answer = in_time(request.patience, self.net.call(sent)).await;
+            if let Some(told) = told {
+                told.ended(&answer);
+            }
+            let mut response = answer?;
             let status = response.status().as_u16();
             if (200..300).contains(&status) {
                 // It says nothing of the object as the store knows it.

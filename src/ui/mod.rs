@@ -1,6 +1,8 @@
 //! Everything that people and programs read: results on stdout, progress, notes and errors on stderr.
 
+pub mod log;
 pub mod progress;
+pub mod running;
 pub mod table;
 pub mod text;
 
@@ -12,7 +14,7 @@ use serde::Serialize;
 
 use crate::error::{Error, Kind, plain_io};
 use crate::escape::{Keep, escape, escape_json};
-use progress::Bars;
+use progress::{Bars, Show};
 
 /// Failures for one reason that are shown.
 const ALIKE: usize = 10;
@@ -64,8 +66,12 @@ pub struct Ui {
 impl Ui {
     /// A user interface on this process's stdout and stderr.
     pub fn new(style: Style) -> Self {
-        let visible = !style.no_progress && !style.quiet && !style.json && io::stderr().is_terminal();
-        Ui { style, bars: Bars::new(visible, style.quiet) }
+        let show = match Show::on_stderr() {
+            _ if style.no_progress || style.quiet => Show::Nothing,
+            Show::Drawn if style.json => Show::Lines,
+            show => show,
+        };
+        Ui { style, bars: Bars::new(show, style.quiet) }
     }
 
     /// Where progress goes.
@@ -75,7 +81,7 @@ impl Ui {
 
     /// Shows a report; returns what decides the exit code.
     pub fn show(&self, report: &impl Report) -> Option<Kind> {
-        self.bars.clear();
+        self.bars.finish();
         let printed = match (self.style.json, self.style.quiet) {
             (true, _) => print_json(serde_json::to_string_pretty(report).expect("reports are plain data")),
             _ if report.path().is_some() && !io::stdout().is_terminal() => {
@@ -129,7 +135,7 @@ impl Ui {
 
     /// Shows an error that ended the command.
     pub fn error(&self, error: &Error) {
-        self.bars.clear();
+        self.bars.finish();
         if self.style.json {
             let json = serde_json::json!({ "error": error });
             let _ = print_json(if self.style.lines { json.to_string() } else { format!("{json:#}") });
@@ -149,8 +155,8 @@ impl Ui {
             "error" => console::style(word).for_stderr().red().bold(),
             _ => console::style(word).for_stderr().yellow().bold(),
         };
-        let _ =
-            print(&mut io::stderr().lock(), format!("{word}: {}", escape(&text.to_string(), Keep::Lines)).as_bytes());
+        let line = format!("{word}: {}\n", escape(&text.to_string(), Keep::Lines));
+        let _ = self.bars.write(line.as_bytes());
     }
 }
 

@@ -152,6 +152,15 @@ impl Table {
         self.render(width, console::colors_enabled())
     }
 
+    /// The same without the titles: for `-q`.
+    pub fn to_bare_text(&self) -> String {
+        if self.rows.is_empty() {
+            return String::new();
+        }
+        let text = self.to_text();
+        text.split_once('\n').map(|(_, rows)| rows.to_string()).unwrap_or_default()
+    }
+
     /// The text: at most `width` characters wide where that can be had, when there is such a limit.
     pub fn render(&self, width: Option<u16>, colour: bool) -> String {
         let layout = self.layout(width.map(usize::from));

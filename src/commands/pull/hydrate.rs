@@ -18,7 +18,7 @@ use crate::cache::{lock, read};
 use crate::commands::{Amount, wait_for};
 use crate::error::{Error, Kind, Result};
 use crate::ids::{BlobId, RepoName};
-use crate::progress::Event;
+use crate::progress::{self, Event};
 use crate::remote::transfer::download::{Fetch, SINGLE_GET, download, forget, requests};
 use crate::remote::transfer::{Context, blocking, pool};
 
@@ -90,9 +90,9 @@ pub async fn hydrate(context: &Context, plans: &[Plan], kind: LinkKind, now: Sys
             job.occupied |= action.reason == FetchReason::WrongSize;
         }
     }
-    let wire = || jobs.values().filter(|job| job.donor.is_none());
-    let bytes = wire().map(|job| job.fetch.size).sum();
-    context.progress.event(Event::Planned { blobs: wire().count() as u64, bytes });
+    let wire = jobs.values().filter(|job| job.donor.is_none());
+    let planned = wire.map(|job| progress::Job { blob: job.fetch.id, size: job.fetch.size, repo: job.needs[0].0 });
+    context.progress.event(Event::Planned(planned.collect()));
 
     // For threads of their own: the one that links beside the downloads, and those that complete each plan.
     let plans: Arc<[Plan]> = plans.into();
@@ -109,10 +109,11 @@ pub async fn hydrate(context: &Context, plans: &[Plan], kind: LinkKind, now: Sys
             }
         },
         |(job, fetched)| {
+            context.progress.event(Event::Finished { blob: job.fetch.id });
             for (index, got) in fetched {
                 let outcome: &mut Outcome = &mut outcomes[index];
                 match got {
-                    Ok(Got::Downloaded) => outcome.downloaded.add(job.fetch.size),
+                    Ok(Got::Downloaded) => outcome.downloaded.add(context.moved(&job.fetch.id, job.fetch.size)),
                     Ok(Got::Shared) => outcome.shared.add(job.fetch.size),
                     Ok(Got::Here) => {}
                     Err(error) => {

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use super::fallback::{FallbackArgs, both, taken};
 use super::hydrate::{self, Outcome};
 use super::local;
-use super::plan::{self, Plan};
+use super::plan::{self, FetchReason, Plan};
 use crate::cache::gated::Gated;
 use crate::cache::layout::Layout;
 use crate::cache::lock::Lock;
@@ -13,7 +13,7 @@ use crate::cache::place::{self, LinkKind};
 use crate::cache::{mend, scan};
 use crate::commands::Session;
 use crate::error::{Error, Result};
-use crate::ids::{RepoName, RepoQuery};
+use crate::ids::{RefName, RepoName, RepoQuery};
 use crate::progress::Event;
 use crate::remote::client::Bucket;
 use crate::remote::hub::Hub;
@@ -124,12 +124,34 @@ fn look_and_plan(layout: &Layout, found: &Found, verify: bool) -> Plan {
     Plan { unstorable, ..plan::plan(layout, &found, &state) }
 }
 
+/// Tells each decision to the log.
+fn tell(plan: &Plan) {
+    let repo = &plan.manifest.repo;
+    for fetch in &plan.fetch {
+        let why = match fetch.reason {
+            FetchReason::Missing => "not here",
+            FetchReason::WrongSize => "what is here has another size",
+            FetchReason::Corrupt => "what is here is corrupt",
+        };
+        let from = fetch.donor.as_ref().map_or(String::new(), |donor| format!(", shared from {donor}"));
+        tracing::debug!("fetch {} ({repo}/{}, {} B): {why}{from}", fetch.blob, fetch.path, fetch.size);
+    }
+    let (revision, reference) = (plan.manifest.revision.short(), plan.write_ref.as_ref().map(RefName::as_str));
+    let reference = reference.map_or(String::new(), |name| format!(", writes ref {name}"));
+    tracing::debug!(
+        "link {} files of {repo}@{revision}; {} blobs here{reference}",
+        plan.link.len(),
+        plan.present.blobs
+    );
+}
+
 /// Takes blobs from repos of this cache that have them.
 pub async fn borrow(layout: &Layout, mut plans: Vec<Plan>) -> Vec<Plan> {
     let layout = layout.clone();
     blocking(move || {
         let donors = local::find_donors(&layout, &plans);
         plans.iter_mut().for_each(|plan| plan.borrow_from(&donors));
+        plans.iter().for_each(tell);
         plans
     })
     .await

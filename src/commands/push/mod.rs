@@ -103,6 +103,7 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     session.progress.event(Event::Step("comparing with the bucket"));
     let remote = state::compare(&bucket, listing, &local).await?;
     let plan = plan::plan(&local, &remote);
+    tell(&plan);
     let mut report = plan.report(args.dry_run);
     if args.dry_run {
         report.plan = Some(plan);
@@ -114,4 +115,31 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     }
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)
+}
+
+/// Tells each decision to the log.
+fn tell(plan: &plan::Plan) {
+    for upload in &plan.uploads {
+        let why = match upload.reason {
+            plan::UploadReason::Missing => "missing in the bucket",
+            plan::UploadReason::WrongSize => "the bucket has it with another size",
+        };
+        tracing::debug!("upload {} ({}/{}, {} B): {why}", upload.blob, upload.repo, upload.path, upload.size);
+    }
+    for revision in &plan.revisions {
+        let manifest = match revision.manifest {
+            plan::ManifestAction::Keep => "the bucket's manifest has all of it",
+            plan::ManifestAction::Create => "its manifest is created",
+            plan::ManifestAction::Extend => "the bucket's manifest is extended",
+            plan::ManifestAction::Replace => "the bucket's manifest is not valid and is replaced",
+        };
+        let refs: Vec<&str> = revision.refs.iter().map(|one| one.key.as_str()).collect();
+        let refs = if refs.is_empty() { "no ref is written".into() } else { format!("writes {}", refs.join(", ")) };
+        tracing::debug!("publish {}@{}: {manifest}, {refs}", revision.repo, revision.commit.short());
+    }
+    for skip in &plan.skips {
+        let revision = skip.revision.as_ref().map_or(String::new(), |commit| format!("@{}", commit.short()));
+        let why = serde_json::to_string(&skip.reason).unwrap_or_default();
+        tracing::debug!("skip {}{revision}: {why}", skip.repo);
+    }
 }

@@ -1,6 +1,6 @@
 //! Carrying out a push: blobs, then each manifest whose blobs are all there, then its refs.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
@@ -12,7 +12,7 @@ use crate::cache::lock;
 use crate::commands::wait_for;
 use crate::error::{Error, Kind, Result};
 use crate::ids::BlobId;
-use crate::progress::Event;
+use crate::progress::{Event, Job};
 use crate::remote::client::Condition;
 use crate::remote::error::Cause;
 use crate::remote::transfer::upload::{SINGLE_PUT, Upload, requests, upload};
@@ -41,8 +41,12 @@ pub async fn publish(context: &Context, plan: &Plan, report: &mut Report) {
 
 /// Sends all blobs; returns those that are not in the bucket after that.
 async fn send_blobs(context: &Context, plan: &Plan, report: &mut Report) -> HashSet<(BlobId, u64)> {
-    let bytes = plan.uploads.iter().map(|upload| upload.size).sum();
-    context.progress.event(Event::Planned { blobs: plan.uploads.len() as u64, bytes });
+    let mut repos = BTreeMap::new();
+    let jobs = plan.uploads.iter().map(|upload| {
+        let next = repos.len();
+        Job { blob: upload.blob, size: upload.size, repo: *repos.entry(&upload.repo).or_insert(next) }
+    });
+    context.progress.event(Event::Planned(jobs.collect()));
     let uploads = plan.uploads.iter().map(|action| Upload {
         id: action.blob,
         size: action.size,
@@ -61,11 +65,14 @@ async fn send_blobs(context: &Context, plan: &Plan, report: &mut Report) -> Hash
                 (blob, sent)
             }
         },
-        |(blob, sent)| match sent {
-            Ok(()) => report.uploaded.add(blob.size),
-            Err(error) => {
-                lost.insert((blob.id, blob.size));
-                report.failures.push(error);
+        |(blob, sent)| {
+            context.progress.event(Event::Finished { blob: blob.id });
+            match sent {
+                Ok(()) => report.uploaded.add(context.moved(&blob.id, blob.size)),
+                Err(error) => {
+                    lost.insert((blob.id, blob.size));
+                    report.failures.push(error);
+                }
             }
         },
     )

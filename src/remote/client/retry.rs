@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::Bucket;
+use crate::progress::{ANSWER, Waiting, waiting};
 use crate::remote::error::{Cause, Failure};
 use crate::remote::net::CONNECT;
 use crate::remote::wire::{Op, Request};
@@ -78,6 +79,7 @@ impl Bucket {
         F: Future<Output = Result<T, Failure>>,
     {
         let mut tried = 0;
+        let mut wait: Option<Waiting> = None;
         let worked_before = self.shared.answered.load(Ordering::Relaxed);
         loop {
             if let Some(failure) = self.shared.hopeless(op) {
@@ -85,7 +87,10 @@ impl Bucket {
             }
             self.shared.requests.fetch_add(1, Ordering::Relaxed);
             let sent = Instant::now();
-            let failure = match send().await {
+            let request = waiting(ANSWER);
+            let answer = send().await;
+            drop(request);
+            let failure = match answer {
                 Ok(value) => {
                     self.shared.answered.store(true, Ordering::Relaxed);
                     self.shared.note_time(sent.elapsed());
@@ -119,7 +124,16 @@ impl Bucket {
                 return Err(failure);
             }
             let pause = back_off(tried, failure.retry_after);
-            tracing::debug!(try_number = tried, pause_ms = pause.as_millis() as u64, reason = %failure.detail, "request is tried again");
+            let reason = &failure.detail;
+            tracing::debug!(
+                "request is tried again in {} ms: try {tried} of {most} failed ({reason})",
+                pause.as_millis()
+            );
+            let why = format!("the store ({reason}; try {} of {most} follows)", tried + 1);
+            match &wait {
+                None => wait = Some(waiting(why)),
+                Some(wait) => wait.now_for(why),
+            }
             tokio::time::sleep(pause).await;
         }
     }

@@ -17,9 +17,11 @@ use super::listing;
 use crate::config::{self, Secret};
 use crate::error::{Error, Kind, Result, printable};
 use crate::ids::{Commit, RefName, RepoName, RepoPath, RepoQuery, RepoType};
+use crate::progress::waiting;
 use crate::remote::client::back_off;
 use crate::remote::error::{Cause, Failure};
 use crate::remote::lookup::Found;
+use crate::remote::told::Sent;
 
 /// A connection must stand within this time.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -192,7 +194,16 @@ impl Hub {
         if let Some(token) = &self.token {
             request = request.bearer_auth(token.expose());
         }
-        let answer = request.send().await.map_err(|e| from_http(&e))?;
+        let (sent, _waiting) = (Sent::now("GET", url), waiting("an answer of the Hub"));
+        let answer = request.send().await;
+        if let Some(sent) = sent {
+            let answer = answer.as_ref().ok();
+            sent.answered(
+                answer.map(|answer| answer.status().as_u16()),
+                answer.and_then(|answer| answer.content_length()),
+            );
+        }
+        let answer = answer.map_err(|e| from_http(&e))?;
         let (status, headers) = (answer.status(), answer.headers().clone());
         let header = |name: &str| headers.get(name).and_then(|text| text.to_str().ok()).unwrap_or_default();
         if !status.is_success() {
@@ -240,6 +251,9 @@ impl Hub {
         let repository = self.files.repository(kind, owner, name);
         let request = repository.download_file_stream().filename(path.as_str()).revision(commit.as_str());
         let opened = request.maybe_range(range.map(|(from, to)| from..to)).send().await;
+        let bytes = range.map_or_else(String::new, |(from, to)| format!(", bytes {from} to {to}"));
+        let ended = if opened.is_ok() { "opened" } else { "not opened" };
+        tracing::debug!("{ended} {}/{path}@{commit} on the Hub{bytes}", repo.id);
         opened.map(|(_, stream)| Body(stream.boxed())).map_err(|e| from_hub(&e))
     }
 

@@ -302,7 +302,10 @@ async fn in_parts(context: &Context, blob: &Fetch) -> Result<PathBuf> {
         };
         match fetched {
             // What an earlier run left may have been lost in a power cut: once more, from the start.
-            Ok(found) if found != blob.id && resumed => discard(),
+            Ok(found) if found != blob.id && resumed => {
+                discard();
+                context.restarted(blob.id);
+            }
             Ok(found) if found != blob.id => {
                 discard();
                 return Err(origin::wrong_hash(context, blob, &found));
@@ -326,7 +329,7 @@ async fn fetch_parts(context: &Context, blob: &Fetch, target: &Target, journal: 
     let hashing = Hashing::new(&context.hashes, blob.id, blob.size, &target.file, PART, done);
     for part in (0..journal.done.len()).filter(|part| journal.done[*part]) {
         let (from, to) = bounds(&(part..part + 1), blob.size);
-        context.progress.event(Event::Moved { blob: blob.id, bytes: to - from });
+        context.found(blob.id, to - from);
     }
     let mut missing = runs(&journal.done, origin::parts_at_once(context)).into_iter();
     let mut next = missing.next();

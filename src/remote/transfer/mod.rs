@@ -13,15 +13,17 @@ pub mod pool;
 pub mod rate;
 pub mod upload;
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::client::Bucket;
 use super::hub::Hub;
 use super::limit::Limits;
 use crate::cache::layout::Layout;
-use crate::progress::Progress;
+use crate::ids::BlobId;
+use crate::progress::{Event, Progress};
 pub use flush::Flushes;
 pub use hashing::Hashes;
 
@@ -44,6 +46,37 @@ pub struct Context {
     pub flushes: Arc<Flushes>,
     /// Whether a blob is flushed to the disk before it becomes visible.
     pub sync: bool,
+    /// What was moved before this run.
+    pub earlier: Arc<Earlier>,
+}
+
+/// Bytes of blobs that an earlier run has moved: this one neither moves nor counts them.
+#[derive(Debug, Default)]
+pub struct Earlier(Mutex<HashMap<BlobId, u64>>);
+
+impl Earlier {
+    fn all(&self) -> MutexGuard<'_, HashMap<BlobId, u64>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Context {
+    /// These bytes of the blob were moved by an earlier run.
+    pub(crate) fn found(&self, blob: BlobId, bytes: u64) {
+        *self.earlier.all().entry(blob).or_default() += bytes;
+        self.progress.event(Event::Found { blob, bytes });
+    }
+
+    /// All of the blob has to be moved again.
+    pub(crate) fn restarted(&self, blob: BlobId) {
+        self.earlier.all().remove(&blob);
+        self.progress.event(Event::Restarted { blob });
+    }
+
+    /// What this run has moved of a blob of this size that is there now.
+    pub fn moved(&self, blob: &BlobId, size: u64) -> u64 {
+        size.saturating_sub(self.earlier.all().get(blob).copied().unwrap_or_default())
+    }
 }
 
 /// Writes all of `bytes` at `offset`, without moving any file position.

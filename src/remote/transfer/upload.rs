@@ -248,7 +248,7 @@ async fn send_parts(
     for part in known {
         let number = part.number as u64;
         if (1..=count).contains(&number) && part.size == length(number) {
-            context.progress.event(Event::Moved { blob: blob.id, bytes: part.size });
+            context.found(blob.id, part.size);
             parts[number as usize - 1] = Some(part);
         }
     }

@@ -29,6 +29,10 @@ impl ui::Report for Report {
         self.notes.iter().map(|note| format!("note: {note}\n")).collect()
     }
 
+    fn quiet_result(&self) -> String {
+        table(self).to_bare_text()
+    }
+
     fn failures(&self) -> &[Error] {
         &self.failures
     }

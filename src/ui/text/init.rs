@@ -1,12 +1,12 @@
 //! What `init` says.
 
 use crate::commands::init::Report;
-use crate::error::Kind;
+use crate::error::{Kind, shown};
 use crate::ui;
 
 impl ui::Report for Report {
     fn result(&self) -> String {
-        let path = self.path.display();
+        let path = shown(&self.path);
         match self.created {
             false => format!("{path} is there already and was left as it is."),
             true => format!(
@@ -14,6 +14,10 @@ impl ui::Report for Report {
                  B2_APPLICATION_KEY,\nand run `hf-cache-sync doctor`."
             ),
         }
+    }
+
+    fn quiet_result(&self) -> String {
+        String::new()
     }
 
     fn failed(&self) -> Option<Kind> {

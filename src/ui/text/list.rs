@@ -4,25 +4,29 @@ use std::fmt::Write;
 
 use super::{plural, size, time::ago};
 use crate::commands::list::{Report, local, remote};
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, shown};
 use crate::ids::RefName;
 use crate::ui;
 use crate::ui::table::{Cell, Column, Table, Tone};
 
 impl ui::Report for Report {
     fn result(&self) -> String {
-        let (empty, table) = match self {
-            Report::Local(report) => (report.repos.is_empty(), local_table(report)),
-            Report::Remote(report) => (report.repos.is_empty(), remote_table(report)),
+        let empty = match self {
+            Report::Local(report) => report.repos.is_empty(),
+            Report::Remote(report) => report.repos.is_empty(),
         };
-        if empty { String::new() } else { table.to_text() }
+        if empty { String::new() } else { table(self).to_text() }
+    }
+
+    fn quiet_result(&self) -> String {
+        table(self).to_bare_text()
     }
 
     fn summary(&self) -> String {
         let mut out = String::new();
         let _ = match self {
             Report::Local(report) if report.repos.is_empty() => {
-                writeln!(out, "No cached repos found in {}.", report.cache_dir.display())
+                writeln!(out, "No cached repos found in {}.", shown(&report.cache_dir))
             }
             Report::Local(report) => {
                 let revisions = report.repos.iter().map(|repo| repo.revisions.len()).sum();
@@ -60,6 +64,13 @@ impl ui::Report for Report {
 
     fn failed(&self) -> Option<Kind> {
         self.failed()
+    }
+}
+
+fn table(report: &Report) -> Table {
+    match report {
+        Report::Local(report) => local_table(report),
+        Report::Remote(report) => remote_table(report),
     }
 }
 

@@ -11,7 +11,7 @@ mod pull;
 mod pull_all;
 mod push;
 mod status;
-mod time;
+pub mod time;
 mod watch;
 
 use bytesize::ByteSize;

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::path::Path;
 
+use super::time::{Stream, stamped};
 use super::{blobs, pace, plural};
 use crate::commands::Amount;
 use crate::commands::pull::{Report, Source};
@@ -42,10 +43,9 @@ impl ui::Report for Report {
             let missing = plural(self.files_not_in_bucket as u64, "file");
             let _ = writeln!(out, "note: the bucket lacks {missing} of this revision (never pushed)");
         }
-        let _ = match (self.dry_run, self.source, self.failures.is_empty()) {
-            (true, ..) => writeln!(out, "Would download {} of {name}{}.", blobs(&self.downloaded), here(self)),
-            (_, _, false) => writeln!(
-                out,
+        let total = match (self.dry_run, self.source, self.failures.is_empty()) {
+            (true, ..) => format!("Would download {} of {name}{}.", blobs(&self.downloaded), here(self)),
+            (_, _, false) => format!(
                 "{name} is incomplete: {} of it could not be pulled. Pulled {} {}{}.",
                 plural(self.failures.len() as u64, "blob"),
                 blobs(&self.downloaded),
@@ -53,10 +53,9 @@ impl ui::Report for Report {
                 here(self)
             ),
             (_, Source::Cache, _) => {
-                writeln!(out, "{name} is here already: {}.", plural(self.files as u64, "file"))
+                format!("{name} is here already: {}.", plural(self.files as u64, "file"))
             }
-            (_, source, _) => writeln!(
-                out,
+            (_, source, _) => format!(
                 "Pulled {name} from {}: {} {}{}.",
                 match source {
                     Source::Hub => "the Hub",
@@ -68,6 +67,7 @@ impl ui::Report for Report {
                 here(self)
             ),
         };
+        let _ = writeln!(out, "{}", stamped(&total, Stream::Err));
         out
     }
 

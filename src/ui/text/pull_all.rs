@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::time::{Stream, stamped};
 use super::{blobs, pace, plural, size};
 use crate::commands::pull::Source;
 use crate::commands::pull_all::{Nothing, Outcome, Report, Row};
@@ -28,6 +29,10 @@ impl ui::Report for Report {
         table.to_text()
     }
 
+    fn quiet_result(&self) -> String {
+        if self.dry_run { self.result() } else { String::new() }
+    }
+
     fn summary(&self) -> String {
         let mut out = String::new();
         for note in &self.notes {
@@ -38,7 +43,7 @@ impl ui::Report for Report {
             Some(Nothing::NoMatch) => {
                 writeln!(out, "No repo in bucket '{}' matches --include, --exclude and --limit.", self.bucket)
             }
-            None => writeln!(out, "{}", totals(self)),
+            None => writeln!(out, "{}", stamped(&totals(self), Stream::Err)),
         };
         out
     }

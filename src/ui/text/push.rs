@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::time::{Stream, stamped};
 use super::{blobs, pace, plural, size};
 use crate::commands::push::Report;
 use crate::commands::push::plan::{Skip, SkipReason};
@@ -75,22 +76,26 @@ impl ui::Report for Report {
             plural(self.manifests_unchanged as u64, "manifest"),
             plural(self.refs_unchanged as u64, "ref"),
         );
-        let _ = match self.dry_run {
-            true => write!(out, "Would upload {}", blobs(&self.uploaded)),
-            false => write!(out, "Uploaded {} {}", blobs(&self.uploaded), pace(&self.uploaded, self.seconds)),
+        let mut total = match self.dry_run {
+            true => format!("Would upload {}", blobs(&self.uploaded)),
+            false => format!("Uploaded {} {}", blobs(&self.uploaded), pace(&self.uploaded, self.seconds)),
         };
-        let _ = write!(out, "; {} in the bucket already", blobs(&self.present));
+        let _ = write!(total, "; {} in the bucket already", blobs(&self.present));
         for (number, what) in [(self.skipped.len(), "skipped"), (self.failures.len(), "failed")] {
             if number > 0 {
-                let _ = write!(out, "; {number} {what}");
+                let _ = write!(total, "; {number} {what}");
             }
         }
-        out.push_str(".\n");
+        let _ = writeln!(out, "{}.", stamped(&total, Stream::Out));
         out
     }
 
     fn summary(&self) -> String {
         self.notes.iter().map(|note| format!("note: {note}\n")).collect()
+    }
+
+    fn quiet_result(&self) -> String {
+        if self.dry_run { self.result() } else { String::new() }
     }
 
     fn failures(&self) -> &[Error] {

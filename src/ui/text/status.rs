@@ -6,7 +6,7 @@ use console::style;
 
 use super::{plural, size, time::ago};
 use crate::commands::status::Report;
-use crate::error::Kind;
+use crate::error::{Kind, shown};
 use crate::ui;
 
 /// Problems that are shown one by one.
@@ -18,7 +18,7 @@ impl ui::Report for Report {
         let mut fact = |name: &str, value: String| {
             let _ = writeln!(out, "{:11}{value}", format!("{name}:"));
         };
-        fact("Cache dir", self.cache_dir.display().to_string());
+        fact("Cache dir", shown(&self.cache_dir));
         fact("Repos", format!("{} ({})", self.repos, plural(self.revisions as u64, "revision")));
         fact("Size", size(self.size));
         fact("Budget", budget(self));

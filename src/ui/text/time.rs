@@ -1,8 +1,10 @@
-//! Times as people say them. Pure: the present is passed in.
+//! Times as people and logs say them.
 
+use std::io::IsTerminal;
 use std::time::{Duration, SystemTime};
 
 use super::plural;
+use crate::commands::when;
 
 const UNITS: [(u64, &str); 6] = [
     (365 * 86_400, "year"),
@@ -23,6 +25,29 @@ pub fn ago(then: Option<SystemTime>, now: SystemTime) -> String {
         Err(ahead) if ahead.duration() < Duration::from_secs(600) => "just now".into(),
         Err(ahead) => format!("in {}", rough(ahead.duration())),
     }
+}
+
+/// This moment for a log: "2026-09-21T14:13:20Z".
+pub fn stamp() -> String {
+    when::text(SystemTime::now()).unwrap_or_default()
+}
+
+/// Where a line goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    /// stdout
+    Out,
+    /// stderr
+    Err,
+}
+
+/// What a run came to, with the time where that is kept in a log: "2026-09-21T14:13:20Z  Uploaded 2 blobs".
+pub fn stamped(line: &str, to: Stream) -> String {
+    let terminal = match to {
+        Stream::Out => std::io::stdout().is_terminal(),
+        Stream::Err => std::io::stderr().is_terminal(),
+    };
+    if terminal { line.to_string() } else { format!("{}  {line}", stamp()) }
 }
 
 /// The largest unit of which there is at least one; weeks only from two on.

@@ -6,7 +6,7 @@ use super::push::skip_line;
 use super::{blobs, pace, plural};
 use crate::commands::watch::source::How;
 use crate::commands::watch::update::{Pushed, Update, What};
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, shown};
 use crate::ui;
 
 fn pushed_line(pushed: &Pushed) -> String {
@@ -53,13 +53,21 @@ impl ui::Report for Update {
         format!("{}  {line}", self.time)
     }
 
+    fn quiet_result(&self) -> String {
+        match &self.what {
+            What::Failed { .. } => self.result(),
+            What::Pushed(pushed) if pushed.failed > 0 => self.result(),
+            _ => String::new(),
+        }
+    }
+
     fn summary(&self) -> String {
         match &self.what {
             What::Started { cache, bucket, how, debounce } => {
                 let how = if *how == How::Poll { ", by polling" } else { "" };
                 format!(
                     "Watching {}{how}: pushing to bucket '{bucket}' now, and after {debounce} s of quiet.",
-                    cache.display()
+                    shown(cache)
                 )
             }
             What::Pushed(pushed) => {
