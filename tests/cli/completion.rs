@@ -107,7 +107,7 @@ fn zsh_and_fish_read_their_scripts() {
         (
             "zsh",
             format!(
-                "autoload -Uz compinit; compinit -D -d /dev/null\nsource <('{binary}' completions zsh)\n\
+                "autoload -Uz compinit; compinit -D\nsource <('{binary}' completions zsh)\n\
                  _describe() {{ local -a v; v=(\"${{(@P)3}}\"); print -rl -- \"${{v[@]}}\" }}\n\
                  words=(hf-cache-sync push org/); CURRENT=3; _hf_cache_sync\n\
                  words=(hf-cache-sync pus); CURRENT=2; _hf_cache_sync\n"
