@@ -12,6 +12,8 @@ use common::cache::{COMMIT, Layout, Revision};
 use common::machine::{Machine, Running};
 use common::s3::{Action, Gate, Seen};
 use common::store::Store;
+use serde_json::Value;
+
 use common::{contents, git_sha1, sha256, visible, weights};
 
 /// 40 MiB: ten parts of a pull, three of a push.
@@ -101,7 +103,9 @@ fn a_pull_is_stopped(how: Stop) {
 
     gate.open();
     store.server.take_seen();
-    machine.ok(&["pull", "org/large"]);
+    let report: Value = serde_json::from_str(&machine.ok(&["pull", "org/large", "--json"])).unwrap();
+    let moved = report["downloaded"]["bytes"].as_u64().unwrap() as usize;
+    assert!((RANGE..=LARGE - 2 * RANGE + 100).contains(&moved), "only what was moved counts: {report:#}");
     let again = ranges(&store.server.take_seen());
     assert!(again.iter().all(|start| *start >= 2 * RANGE && start % PART == 0), "{again:?}");
     revision.assert_pulled(&machine.hub());
@@ -144,9 +148,11 @@ fn a_push_is_stopped(how: Stop) {
     gate.open();
     store.server.behave();
     store.server.take_seen();
-    machine.ok(&["push"]);
+    let report: Value = serde_json::from_str(&machine.ok(&["push", "--json"])).unwrap();
+    let moved = report["uploaded"]["bytes"].as_u64().unwrap() as usize;
     let sent: Vec<u32> = store.server.take_seen().iter().filter_map(Seen::part).collect();
     assert_eq!(sent, [3], "only what was not finished");
+    assert!((1..=LARGE / 2).contains(&moved), "only what was moved counts: {report:#}");
     revision.assert_published(&store);
     assert_eq!(store.text("refs/org__large/main"), COMMIT);
     assert_eq!(visible(&machine.hub()), before);
