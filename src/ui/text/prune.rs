@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::time::SystemTime;
 
-use super::{plural, size, time::ago};
+use super::time::{Stream, ago, stamped};
+use super::{plural, size};
 use crate::commands::prune::plan::{Skip, SkipReason};
 use crate::commands::prune::{Evicted, Report};
 use crate::commands::when::after_1970;
@@ -142,7 +143,9 @@ impl ui::Report for Report {
             _ => size(self.size),
         };
         let of = if self.dry_run { format!("that leaves {of}") } else { format!("{of} used") };
-        let _ = writeln!(out, "{} {}: {}; {of}.", verbs.1, size(self.freed), counts(self));
+        let total = format!("{} {}: {}; {of}.", verbs.1, size(self.freed), counts(self));
+        let total = if self.dry_run { total } else { stamped(&total, Stream::Out) };
+        let _ = writeln!(out, "{total}");
         if self.over_budget > 0 {
             let _ = writeln!(out, "{}", missed(self));
         }

@@ -86,7 +86,8 @@ impl ui::Report for Report {
                 let _ = write!(total, "; {number} {what}");
             }
         }
-        let _ = writeln!(out, "{}.", stamped(&total, Stream::Out));
+        let total = if self.dry_run { total } else { stamped(&total, Stream::Out) };
+        let _ = writeln!(out, "{total}.");
         out
     }
 
