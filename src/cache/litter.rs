@@ -78,15 +78,16 @@ const BEGINNINGS: [&str; 12] = [
 
 /// Whether something that is not a part of the cache is known to leave entries of this name: files or folders.
 pub fn is_litter(name: &str) -> bool {
-    let lower = name.to_lowercase();
-    NAMES.contains(&lower.as_str()) || BEGINNINGS.iter().any(|begin| lower.starts_with(begin)) || is_editors(&lower)
+    NAMES.iter().any(|known| known.eq_ignore_ascii_case(name))
+        || BEGINNINGS.iter().any(|begin| name.get(..begin.len()).is_some_and(|it| it.eq_ignore_ascii_case(begin)))
+        || is_editors(name)
 }
 
 /// Swap files of vim (`.name.swp`), locks and saves of Emacs (`.#name`, `#name#`), backups (`name~`).
-fn is_editors(lower: &str) -> bool {
-    let swap = lower.starts_with('.') && [".swp", ".swo", ".swx"].iter().any(|end| lower.ends_with(end));
-    let saved = lower.len() > 2 && lower.starts_with('#') && lower.ends_with('#');
-    swap || saved || lower.starts_with(".#") || (lower.len() > 1 && lower.ends_with('~'))
+fn is_editors(name: &str) -> bool {
+    let swap = name.starts_with('.') && [".swp", ".swo", ".swx"].iter().any(|end| name.ends_with(end));
+    let saved = name.len() > 2 && name.starts_with('#') && name.ends_with('#');
+    swap || saved || name.starts_with(".#") || (name.len() > 1 && name.ends_with('~'))
 }
 
 #[cfg(test)]
