@@ -127,7 +127,9 @@ impl Manifest {
     /// [`Kind::Integrity`] when both name one path with different blobs: a commit cannot change, so one is wrong.
     pub fn united_with(&self, ours: &Manifest) -> Result<Manifest> {
         let mut files: BTreeMap<&RepoPath, &ManifestFile> = self.files.iter().map(|file| (&file.path, file)).collect();
-        let is_listed = |file: &&ManifestFile| self.tree.as_ref().is_none_or(|tree| tree.get(&file.path).is_some());
+        // Where both have a tree, a file that only one lists is no stranger: the trees contradict each other.
+        let tree = self.tree.as_ref().filter(|_| ours.tree.is_none());
+        let is_listed = |file: &&ManifestFile| tree.is_none_or(|tree| tree.get(&file.path).is_some());
         for file in ours.files.iter().filter(is_listed) {
             let known = files.entry(&file.path).or_insert(file);
             if (known.blob, known.size) != (file.blob, file.size) {
@@ -488,6 +490,11 @@ mod tests {
         assert_eq!(with_tree.united_with(&without).unwrap(), with_tree, "the bucket's tree knows");
         let united = without.united_with(&with_tree).unwrap();
         assert_eq!(united, without, "the bucket loses no file, and gets no tree that contradicts it");
+        let other = serde_json::json!({"format_version": 1, "files": {
+            "a": {"size": 6, "blob_id": SHA1}, "b": {"size": 6, "blob_id": SHA1}}});
+        let mut more = manifest(vec![file("a", SHA1, 6), file("b", SHA1, 6)]);
+        more["tree"] = other;
+        assert_eq!(with_tree.united_with(&parse(&more).unwrap()).unwrap_err().kind, Kind::Integrity, "two trees");
     }
 
     #[test]

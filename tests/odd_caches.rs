@@ -371,6 +371,7 @@ fn a_bucket_that_has_strangers_keeps_them() {
     let before = store.objects();
     let ran = machine.run(&["push"]);
     assert_eq!(ran.code, 0, "{ran:#?}");
+    assert!(ran.stderr.contains("not of the commit"), "{ran:#?}");
     assert_eq!(store.objects(), before);
 }
 

@@ -269,12 +269,28 @@ fn plan_repo(
                     let (repo, revision) = (repo.name.clone(), Some(revision.commit.clone()));
                     plan.skips.push(Skip { repo, revision, reason: SkipReason::Unlisted { files: unlisted } });
                 }
+                let stored = remote.manifests.get(&keys::manifest(&repo.name.id, &revision.commit));
+                plan.notes.extend(stored.and_then(|stored| strangers_there(stored, &action.ours)));
                 if !action.ours.files.is_empty() {
                     plan.revisions.push(action);
                 }
             }
         }
     }
+}
+
+/// Says when the bucket's manifest has files that are not the commit's, by our tree: it loses none, and gets no tree.
+fn strangers_there(stored: &Stored, ours: &Manifest) -> Option<String> {
+    let (Stored::Other(theirs), Some(tree)) = (stored, &ours.tree) else { return None };
+    let strangers = theirs.files.iter().filter(|file| tree.get(&file.path).is_none()).count();
+    (strangers > 0 && theirs.tree.is_none()).then(|| {
+        format!(
+            "the bucket's manifest of {}@{} has files that are not of the commit, by its tree ({strangers} of them): it \
+             keeps them, and gets no tree",
+            ours.repo,
+            ours.revision.short()
+        )
+    })
 }
 
 fn upload(repo: &RepoName, local: &LocalFile, blob: BlobId) -> UploadAction {
