@@ -61,6 +61,90 @@ fn every_type_of_repo_comes_back_as_itself() {
     assert!(!store.keys().iter().any(|key| key.starts_with("refs/") && store.text(key) == revisions[3].commit));
 }
 
+/// hf-hub before 1.0 finds a pinned commit offline by a ref that is called like it. Where a machine has one, it comes
+/// back with the commit, and is nobody's business otherwise.
+#[test]
+fn a_ref_that_is_called_like_its_commit_comes_back_with_it() {
+    let store = Store::new();
+    let (source, plain) = (Machine::new(&store), Machine::new(&store));
+    let (pinned, other) = (rich("model", "org/name").refs(&["main"]), rich("dataset", "org/data").at(OTHER).refs(&[]));
+    pinned.write(&source.hub());
+    other.write(&source.hub());
+    let pin = |machine: &Machine, revision: &Revision| revision.dir(&machine.hub()).join("refs").join(&revision.commit);
+    fs::create_dir_all(pin(&source, &other).parent().unwrap()).unwrap();
+    fs::write(pin(&source, &other), OTHER).unwrap();
+    fs::write(pin(&source, &pinned), COMMIT).unwrap();
+    // One whose commit is not here is no news.
+    fs::write(pin(&source, &pinned).with_file_name("ab".repeat(20)), "ab".repeat(20)).unwrap();
+    let said = source.ok(&["push"]);
+    assert!(!said.contains("skipped"), "{said}");
+    assert_eq!(store.text(&format!("refs-v2/datasets--org--data/{OTHER}")), OTHER);
+
+    for (revision, asked) in [(&other, OTHER), (&pinned, COMMIT)] {
+        let target = Machine::new(&store);
+        let line = ["pull", &revision.id, "--repo-type", &revision.kind, "-r", asked];
+        target.ok(&line);
+        assert_eq!(fs::read_to_string(pin(&target, revision)).unwrap(), asked);
+        // And to a cache that has all the rest.
+        fs::remove_file(pin(&target, revision)).unwrap();
+        target.ok(&line);
+        assert_eq!(fs::read_to_string(pin(&target, revision)).unwrap(), asked);
+    }
+    source.ok(&["diff", "--exit-code"]);
+    // As huggingface_hub, where nobody wrote one.
+    let alone = rich("model", "org/alone").at(&format!("9{}", &COMMIT[1..])).refs(&[]);
+    alone.write(&plain.hub());
+    plain.ok(&["push"]);
+    let target = Machine::new(&store);
+    target.ok(&["pull", &alone.id, "-r", &alone.commit]);
+    assert!(!pin(&target, &alone).exists());
+
+    let listed: Value = serde_json::from_str(&source.ok(&["list", "--revisions", "--json"])).unwrap();
+    let remote: Value = serde_json::from_str(&source.ok(&["list", "--remote", "--revisions", "--json"])).unwrap();
+    for json in [listed, remote] {
+        let repos = json["repos"].as_array().unwrap().iter();
+        let rows: Vec<&Value> = repos.flat_map(|repo| repo["revisions"].as_array().unwrap()).collect();
+        let of = |commit: &str| rows.iter().find(|row| row["revision"] == commit).unwrap()["refs"].clone();
+        assert_eq!((of(COMMIT), of(OTHER)), (serde_json::json!(["main"]), serde_json::json!([])), "{json:#}");
+    }
+}
+
+/// What any client is still downloading, its locks and its own folders are neither sent nor spoken of.
+#[test]
+fn traces_of_other_clients_are_no_noise() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let revision = rich("model", "org/name").refs(&["main"]);
+    revision.write(&machine.hub());
+    let (hub, blobs) = (machine.hub(), revision.dir(&machine.hub()).join("blobs"));
+    let etag = "cd".repeat(32);
+    let ends =
+        ["part", ".part", "sync.part", "downloadInProgress", "incomplete", "0a1b2c3d.incomplete", "lock", "etag"];
+    let mut traces: Vec<_> = ends.iter().map(|end| blobs.join(format!("{etag}.{end}"))).collect();
+    traces.push(revision.snapshot(&hub).join("model.gguf.downloadInProgress"));
+    traces.push(revision.dir(&hub).join("refs/main.tmp"));
+    for name in ["tmpa1b2c3d4", "tmp/aB3dE5f", ".metadata/models--org--name/x.json", ".locks/models--org--name/x.lock"]
+    {
+        traces.push(hub.join(name));
+    }
+    for path in &traces {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, "half").unwrap();
+    }
+    for line in [&["push"][..], &["list"], &["status"], &["diff", "--exit-code"]] {
+        let ran = machine.run(line);
+        let said = format!("{}{}", ran.stdout, ran.stderr);
+        assert_eq!(ran.code, 0, "{line:?}: {said}");
+        let names = traces.iter().map(|path| path.file_name().unwrap().to_str().unwrap());
+        for word in names.chain(["problem", "Problem", "warning", "not a part"]) {
+            assert!(!said.contains(word), "{line:?}: {word} in {said}");
+        }
+    }
+    revision.assert_published(&store);
+    assert!(!store.keys().iter().any(|key| key.contains(&etag) || key.contains("main.tmp")), "{:?}", store.keys());
+    assert!(traces.iter().all(|path| path.exists()));
+}
+
 #[test]
 fn every_layout_comes_back_as_links() {
     for layout in [Layout::Links, Layout::Shared, Layout::Hardlinks] {

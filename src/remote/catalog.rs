@@ -292,6 +292,8 @@ impl Catalog {
                 newest.insert(place, (candidate, commit));
             }
         }
+        // One that is called like its commit is hf-hub's: it names nothing that somebody could ask for in another way.
+        newest.retain(|(_, name), (_, commit)| commit.as_ref().is_none_or(|commit| commit.as_str() != name.as_str()));
         for ((repo, name), (Candidate { object, .. }, commit)) in newest {
             let reference = Ref { key: object.key.clone(), commit, modified: object.modified };
             self.repos.entry(repo).or_default().refs.insert(name.clone(), reference);

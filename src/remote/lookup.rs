@@ -27,6 +27,9 @@ pub struct Found {
     pub manifest: Manifest,
     /// The ref that led to it; none when a commit was asked for.
     pub reference: Option<RefName>,
+    /// Whether the machine that pushed it has a ref that is called like the commit, as hf-hub before 1.0 writes one for
+    /// a commit that it was asked for.
+    pub pinned: bool,
     /// What a user should know.
     pub notes: Vec<String>,
 }
@@ -37,6 +40,14 @@ struct Listing {
     commits: Vec<Commit>,
     /// 0.1.0's first.
     refs: Vec<Candidate>,
+}
+
+impl Listing {
+    /// Whether there is a ref of this revision that is called like its commit.
+    fn pins(&self, manifest: &Manifest) -> bool {
+        let mut refs = self.refs.iter();
+        refs.any(|one| one.name.as_str() == manifest.revision.as_str() && one.may_mean(&manifest.repo))
+    }
 }
 
 /// Finds `revision` (a branch, tag, PR ref, commit or short commit; `main` when none) of a repo.
@@ -65,7 +76,7 @@ pub async fn find(bucket: &Bucket, query: &RepoQuery, revision: Option<&str>) ->
     };
     let search = by_ref(bucket, query, &listing, &name, early).await?;
     if !search.found.is_empty() {
-        return choose_type(query, search, name);
+        return choose_type(query, &listing, search, name);
     }
     if let Some(error) = search.errors.into_iter().next() {
         return Err(error);
@@ -144,7 +155,8 @@ async fn by_commit(
     match manifest {
         Some(manifest) => {
             let notes = type_note(query, manifest.repo.kind);
-            Ok(Found { manifest, reference, notes })
+            let pinned = listing.pins(&manifest);
+            Ok(Found { manifest, reference, pinned, notes })
         }
         None => Err(not_found(bucket, query, listing, Some(commit.as_str())).await),
     }
@@ -227,7 +239,7 @@ fn type_note(query: &RepoQuery, kind: RepoType) -> Vec<String> {
 }
 
 /// The model of that id, else the only other type that has it.
-fn choose_type(query: &RepoQuery, mut search: Search<'_>, name: RefName) -> Result<Found> {
+fn choose_type(query: &RepoQuery, listing: &Listing, mut search: Search<'_>, name: RefName) -> Result<Found> {
     let kind = match search.found.keys().copied().collect::<Vec<_>>().as_slice() {
         [only] => *only,
         kinds if kinds.contains(&RepoType::Model) => RepoType::Model,
@@ -241,7 +253,8 @@ fn choose_type(query: &RepoQuery, mut search: Search<'_>, name: RefName) -> Resu
     let (_, manifest) = search.found.remove(&kind).expect("its key was just listed");
     let mut notes = type_note(query, kind);
     notes.extend(search.errors.iter().map(|error| format!("{error}")));
-    Ok(Found { manifest, reference: Some(name), notes })
+    let pinned = listing.pins(&manifest);
+    Ok(Found { manifest, reference: Some(name), pinned, notes })
 }
 
 async fn not_found(bucket: &Bucket, query: &RepoQuery, listing: &Listing, revision: Option<&str>) -> Error {

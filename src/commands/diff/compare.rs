@@ -222,6 +222,7 @@ mod tests {
             gated: None,
             revisions: revisions.iter().map(revision).collect(),
             refs: refs.iter().map(|(name, digit)| (name.parse().unwrap(), commit(*digit))).collect(),
+            pins: Default::default(),
             unused: 0,
         };
         Local { repos: vec![repo], failures: Vec::new(), notes: Vec::new() }

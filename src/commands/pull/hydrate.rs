@@ -17,7 +17,7 @@ use crate::cache::place::{self, LinkKind, SnapshotWriter, Staged, ensure_dir};
 use crate::cache::{lock, read};
 use crate::commands::{Amount, wait_for};
 use crate::error::{Error, Kind, Result};
-use crate::ids::{BlobId, RepoName};
+use crate::ids::{BlobId, RefName, RepoName};
 use crate::progress::{self, Event};
 use crate::remote::transfer::download::{Fetch, SINGLE_GET, download, forget, requests};
 use crate::remote::transfer::{Context, blocking, pool};
@@ -308,6 +308,17 @@ fn share(layout: &Layout, from: &RepoName, to: &RepoName, blob: &BlobId, verify:
     put_in_place(layout, &staged, to, blob).map(|()| true)
 }
 
+/// Writes the ref by which hf-hub finds a pinned commit, where that can be: a cache that is complete may be read-only,
+/// and who asks for the commit in another way does without.
+pub fn write_pin(layout: &Layout, plan: &Plan) {
+    let (repo, commit) = (&plan.manifest.repo, &plan.manifest.revision);
+    if plan.write_pin
+        && let Err(error) = place::write_ref(layout, repo, &RefName::of_commit(commit), commit, false)
+    {
+        tracing::debug!(%error, "the ref of {repo} that is called like its commit is not written");
+    }
+}
+
 /// Puts tree, snapshot and ref in place; returns what a user should know.
 fn assemble(
     layout: &Layout,
@@ -354,6 +365,9 @@ fn assemble(
             place::sync_dir(&layout.repo(repo).join("snapshots"));
         }
         place::write_ref(layout, repo, name, commit, sync)?;
+    }
+    if complete {
+        write_pin(layout, plan);
     }
     plan.used.iter().for_each(|path| place::mark_used(path, now));
     Ok(note)

@@ -11,7 +11,7 @@ use crate::cache::layout::Layout;
 use crate::cache::{mend, place, read, space};
 use crate::error::{Error, Result, plain_io};
 use crate::ids::{BlobId, RefName, RepoName};
-use crate::manifest::Manifest;
+use crate::remote::lookup::Found;
 use crate::remote::transfer::download::already_there;
 
 /// What is here.
@@ -25,6 +25,8 @@ pub struct State {
     pub tree: bool,
     /// Whether the ref says this commit (or none is to be written).
     pub reference: bool,
+    /// Whether there is a ref called like the commit (or none is to be written).
+    pub pin: bool,
 }
 
 /// What is here of a blob.
@@ -58,7 +60,8 @@ pub fn check_root(layout: &Layout) -> Result<()> {
 }
 
 /// Looks. With `verify`, the bytes of blobs that are here are hashed.
-pub fn look(layout: &Layout, manifest: &Manifest, reference: Option<&RefName>, verify: bool) -> State {
+pub fn look(layout: &Layout, found: &Found, verify: bool) -> State {
+    let (manifest, reference) = (&found.manifest, found.reference.as_ref());
     let (repo, commit) = (&manifest.repo, &manifest.revision);
     let mut state = State::default();
     // In a folder that is not there nothing has to be looked for.
@@ -97,6 +100,8 @@ pub fn look(layout: &Layout, manifest: &Manifest, reference: Option<&RefName>, v
         // One that only has to be mended is: see `run::carry_out`.
         place::has_content(&path, commit.as_str().as_bytes()) || mend::is_untidy(layout, &path, commit)
     });
+    let pin = || layout.reference(repo, &RefName::of_commit(commit));
+    state.pin = !found.pinned || place::has_content(&pin(), commit.as_str().as_bytes());
     state
 }
 

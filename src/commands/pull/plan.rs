@@ -29,6 +29,10 @@ pub struct Plan {
     /// Files that this system cannot hold by their name; all the others are pulled.
     #[serde(skip)]
     pub unstorable: Vec<RepoPath>,
+    /// Whether a ref is to be written that is called like the commit: the Rust hf-hub before 1.0 finds a commit that it
+    /// is asked for by that alone. Nothing else misses it, so that by itself it is no work.
+    #[serde(skip)]
+    pub write_pin: bool,
     /// Blobs that are here.
     pub present: Amount,
     /// Their files: used now.
@@ -103,6 +107,7 @@ pub fn plan(layout: &Layout, found: &Found, state: &State) -> Plan {
         link: Vec::new(),
         write_ref: found.reference.clone().filter(|_| !state.reference),
         unstorable: Vec::new(),
+        write_pin: !state.pin,
         present: Amount::default(),
         used: Vec::new(),
     };

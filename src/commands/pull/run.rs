@@ -120,7 +120,7 @@ fn look_and_plan(layout: &Layout, found: &Found, verify: bool) -> Plan {
         }
         storable
     });
-    let state = local::look(layout, &found.manifest, found.reference.as_ref(), verify);
+    let state = local::look(layout, &found, verify);
     Plan { unstorable, ..plan::plan(layout, &found, &state) }
 }
 
@@ -201,7 +201,10 @@ async fn carry_out_plans(
     options: Options,
 ) -> Result<Vec<Outcome>> {
     let (idle, busy): (Vec<usize>, Vec<usize>) = (0..work.len()).partition(|index| work[*index].plan.is_empty());
-    idle.iter().for_each(|index| mark_used(&work[*index].plan, session.now));
+    for index in idle {
+        mark_used(&work[index].plan, session.now);
+        hydrate::write_pin(&session.layout(), &work[index].plan);
+    }
     let mut outcomes: Vec<Outcome> = work.iter().map(|_| Outcome::default()).collect();
     if busy.is_empty() {
         return Ok(outcomes);

@@ -1,7 +1,6 @@
 //! What this cache can offer: per revision the files with their blobs, without what must not be pushed.
 
-use std::collections::BTreeMap;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
 use crate::cache::gated::{self, Gated};
@@ -47,6 +46,8 @@ pub struct LocalRepo {
     pub revisions: Vec<LocalRevision>,
     /// Its refs.
     pub refs: BTreeMap<RefName, Commit>,
+    /// Commits of its snapshots with a ref that is called like them, which hf-hub needs wherever they come to.
+    pub pins: BTreeSet<Commit>,
     /// Complete blobs that no revision uses.
     pub unused: usize,
 }
@@ -66,6 +67,14 @@ pub struct LocalRevision {
     pub strangers: Vec<String>,
     /// Why it must not be published: a file contradicts the commit's tree.
     pub refused: Option<Error>,
+}
+
+impl LocalRepo {
+    /// All refs that a push writes.
+    pub fn all_refs(&self) -> impl Iterator<Item = (RefName, &Commit)> {
+        let refs = self.refs.iter().map(|(name, commit)| (name.clone(), commit));
+        refs.chain(self.pins.iter().map(|commit| (RefName::of_commit(commit), commit)))
+    }
 }
 
 /// Reads what is needed beside the scan: licences, trees, pointer files, and real files without a name.
@@ -142,8 +151,14 @@ fn gather_repo(
     let (unreadable, mut problems): (Vec<&Problem>, Vec<&Problem>) =
         repo.problems.iter().partition(|problem| is_trees(problem));
     *kept_from_us += unreadable.len();
-    let mut found =
-        LocalRepo { name: repo.name.clone(), gated: None, revisions: Vec::new(), refs: repo.refs.clone(), unused: 0 };
+    let mut found = LocalRepo {
+        name: repo.name.clone(),
+        gated: None,
+        revisions: Vec::new(),
+        refs: repo.refs.clone(),
+        pins: repo.pins.iter().filter(|commit| repo.revisions.contains_key(*commit)).cloned().collect(),
+        unused: 0,
+    };
     if !options.allow_gated {
         for commit in repo.revisions.keys() {
             match gated::look(&inventory.layout.snapshot(&repo.name, commit)) {

@@ -334,8 +334,8 @@ fn plan_revision(
         refs_unchanged: 0,
         ours,
     };
-    for name in repo.refs.iter().filter(|(_, commit)| **commit == revision.commit).map(|(name, _)| name) {
-        for key in refs::keys_to_write(&repo.name, name) {
+    for (name, _) in repo.all_refs().filter(|(_, commit)| **commit == revision.commit) {
+        for key in refs::keys_to_write(&repo.name, &name) {
             if !claimed.insert(key.clone()) {
                 continue;
             }

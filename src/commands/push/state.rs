@@ -88,9 +88,9 @@ pub async fn compare(bucket: &Bucket, listing: Listing, local: &Local) -> Result
     let manifests = manifests.buffer_unordered(AT_ONCE).try_collect().await?;
 
     let refs =
-        local.repos.iter().flat_map(|repo| repo.refs.iter().map(move |(name, commit)| (&repo.name, name, commit)));
+        local.repos.iter().flat_map(|repo| repo.all_refs().map(move |(name, commit)| (&repo.name, name, commit)));
     let wanted =
-        refs.flat_map(|(repo, name, commit)| refs::keys_to_write(repo, name).map(move |key| (key, repo, commit)));
+        refs.flat_map(|(repo, name, commit)| refs::keys_to_write(repo, &name).map(move |key| (key, repo, commit)));
     let refs = stream::iter(wanted.filter_map(|(key, repo, commit)| {
         let object = listing.small.get(&key)?;
         Some(stored_ref(bucket, key, repo, commit, object))

@@ -107,7 +107,7 @@ impl Hub {
         })?;
         // A commit, whole or shortened, is no ref.
         let reference = Some(name).filter(|name| !commit.as_str().starts_with(name.as_str()));
-        Ok(Found { manifest, reference, notes: Vec::new() })
+        Ok(Found { manifest, reference, pinned: false, notes: Vec::new() })
     }
 
     async fn choose(&self, query: &RepoQuery, name: &RefName) -> Result<(RepoName, Commit)> {
