@@ -15,10 +15,10 @@ use serde::Serialize;
 use super::{Amount, Session, TransferArgs, kind_of};
 use crate::cache::scan;
 use crate::error::{Error, Kind, Result};
-use crate::ids::RepoQuery;
+use crate::ids::{Commit, RepoName, RepoQuery};
 use crate::progress::Event;
 use crate::remote::transfer::blocking;
-use plan::{Plan, Skip};
+use plan::{ManifestAction, Plan, Skip};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -73,6 +73,22 @@ pub struct Report {
     /// The actions, for a dry run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub plan: Option<Plan>,
+    /// The revisions that something was done about, for people: the most bytes first.
+    #[serde(skip)]
+    pub rows: Vec<Row>,
+}
+
+/// A revision that something is done about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// The repo.
+    pub repo: RepoName,
+    /// The revision.
+    pub revision: Commit,
+    /// What is sent for it; a blob that several revisions need counts for the first of them.
+    pub uploads: Amount,
+    /// What is done about its manifest.
+    pub manifest: ManifestAction,
 }
 
 impl Report {

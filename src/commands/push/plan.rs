@@ -1,13 +1,13 @@
 //! The decision of a push. Pure: what this cache offers and what the bucket has in, ordered actions out.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::Report;
 use super::local::{Local, LocalRepo, LocalRevision};
 use super::state::{Remote, Stored};
+use super::{Report, Row};
 use crate::cache::identify::LocalFile;
 use crate::commands::Amount;
 use crate::error::{Error, Kind, printable};
@@ -364,6 +364,24 @@ pub fn unite(stored: &Manifest, ours: &Manifest) -> Result<Manifest, Error> {
 }
 
 impl Plan {
+    /// The revisions that there is something to do about, those with the most bytes to send first.
+    fn rows(&self) -> Vec<Row> {
+        let mut left: HashMap<BlobId, u64> = self.uploads.iter().map(|upload| (upload.blob, upload.size)).collect();
+        let mut rows = Vec::new();
+        for action in &self.revisions {
+            let mut uploads = Amount::default();
+            for file in &action.ours.files {
+                left.remove(&file.blob).into_iter().for_each(|size| uploads.add(size));
+            }
+            if uploads.blobs > 0 || action.manifest != ManifestAction::Keep || !action.refs.is_empty() {
+                let (repo, revision) = (action.repo.clone(), action.commit.clone());
+                rows.push(Row { repo, revision, uploads, manifest: action.manifest });
+            }
+        }
+        rows.sort_by_key(|row| std::cmp::Reverse(row.uploads.bytes));
+        rows
+    }
+
     /// The report of a dry run, and the beginning of that of a real one.
     pub fn report(&self, dry_run: bool) -> Report {
         let mut uploaded = Amount::default();
@@ -380,6 +398,7 @@ impl Plan {
             notes: self.notes.clone(),
             seconds: 0.0,
             plan: None,
+            rows: self.rows(),
         };
         if dry_run {
             self.uploads.iter().for_each(|upload| uploaded.add(upload.size));

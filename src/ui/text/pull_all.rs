@@ -21,7 +21,9 @@ impl ui::Report for Report {
             Column::Text("Result"),
             Column::Number("Size"),
         ]);
-        for row in &self.repos {
+        let mut rows: Vec<&Row> = self.repos.iter().collect();
+        rows.sort_by_key(|row| std::cmp::Reverse(row.size));
+        for row in rows {
             let revision = row.revision.as_ref().map_or("-", |commit| commit.short());
             let bytes = if row.revision.is_some() { size(row.size) } else { "-".into() };
             table.row([Cell::new(row.name(), Tone::Name), Cell::new(revision, Tone::Dim), result(row), bytes.into()]);

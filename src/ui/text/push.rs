@@ -4,10 +4,11 @@ use std::fmt::Write;
 
 use super::time::{Stream, stamped};
 use super::{blobs, pace, plural, size};
-use crate::commands::push::Report;
-use crate::commands::push::plan::{Skip, SkipReason};
+use crate::commands::push::plan::{ManifestAction, Skip, SkipReason};
+use crate::commands::push::{Report, Row};
 use crate::error::{Error, Kind};
 use crate::ui;
+use crate::ui::table::{Cell, Column, Table, Tone};
 
 /// The first of many names.
 fn few(names: &[String]) -> String {
@@ -49,20 +50,54 @@ pub(super) fn skip_line(skip: &Skip) -> String {
     format!("skipped {repo}: {why}")
 }
 
+/// The revisions that something is done about, the most bytes first.
+fn table(report: &Report) -> String {
+    let columns = [
+        Column::Name("Repo"),
+        Column::Fixed("Revision"),
+        Column::SpareNumber("Blobs"),
+        Column::Number("Upload"),
+        Column::Text("Result"),
+    ];
+    let mut table = Table::new(columns);
+    for row in &report.rows {
+        table.row([
+            Cell::new(row.repo.to_string(), Tone::Name),
+            Cell::new(row.revision.short(), Tone::Dim),
+            row.uploads.blobs.to_string().into(),
+            size(row.uploads.bytes).into(),
+            result(report, row),
+        ]);
+    }
+    table.to_text()
+}
+
+fn result(report: &Report, row: &Row) -> Cell {
+    let withheld = report.skipped.iter().any(|skip| {
+        let is_this = skip.repo == row.repo && skip.revision.as_ref() == Some(&row.revision);
+        is_this && matches!(skip.reason, SkipReason::Withheld { .. })
+    });
+    if withheld {
+        return Cell::new("not published", Tone::Bad);
+    }
+    let text = match (report.dry_run, row.manifest) {
+        (true, ManifestAction::Create) => "would be published",
+        (true, ManifestAction::Extend) => "would be extended",
+        (true, ManifestAction::Replace) => "would be replaced",
+        (true, ManifestAction::Keep) => "would be completed",
+        (false, ManifestAction::Create) => "published",
+        (false, ManifestAction::Extend) => "extended",
+        (false, ManifestAction::Replace) => "replaced",
+        (false, ManifestAction::Keep) => "completed",
+    };
+    Cell::new(text, if report.dry_run { Tone::Attention } else { Tone::Good })
+}
+
 impl ui::Report for Report {
     fn result(&self) -> String {
         let mut out = String::new();
-        if let Some(plan) = &self.plan {
-            for upload in &plan.uploads {
-                let _ = writeln!(
-                    out,
-                    "would upload {}  {}/{}  {}",
-                    upload.blob,
-                    upload.repo,
-                    upload.path,
-                    size(upload.size)
-                );
-            }
+        if !self.rows.is_empty() {
+            out.push_str(&table(self));
         }
         for skip in &self.skipped {
             let _ = writeln!(out, "{}", skip_line(skip));
