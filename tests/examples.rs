@@ -1,5 +1,9 @@
 //! Every command line in examples/, docs/ and the Markdown files at the top is one that the tool accepts.
 
+#[cfg(unix)]
+#[path = "common/hub.rs"]
+mod hub;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -152,6 +156,39 @@ fn every_command_line_that_users_are_shown_is_accepted() {
     }
     assert!(seen >= 20, "only {seen} command lines were found in {sources:?}");
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The budgets of these are far above what a test can fill: the same command lines, with a small one, on a cache in
+/// which every revision has a ref, as downloads and pulls leave it.
+#[cfg(unix)]
+#[test]
+fn the_shipped_prunes_really_keep_a_budget() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    let (mut seen, is_prune) = (0, |command: &Vec<String>| command.get(1).is_some_and(|word| word == "prune"));
+    for source in files(&root, &|path| path.extension().is_none_or(|found| found != "rs")) {
+        for mut command in commands(&fs::read_to_string(&source).unwrap()).into_iter().filter(is_prune) {
+            let at = command.iter().position(|word| word == "--max-size" || word == "--max-gb");
+            let at = at.unwrap_or_else(|| panic!("{}: {command:?} has no budget", source.display()));
+            command[at] = "--max-size".into();
+            command[at + 1] = "1000B".into();
+            let hub = hub::Hub::new();
+            for (number, days) in [(1, 30), (2, 20), (3, 10), (4, 1)] {
+                let repo = format!("models--org--m{number}");
+                let commit = hub.revision(&repo, number, 400, days);
+                hub.reference(&repo, "main", &commit);
+            }
+            let mut run = std::process::Command::new(env!("CARGO_BIN_EXE_hf-cache-sync"));
+            run.env_clear().env("HOME", hub.outside()).current_dir(hub.outside()).env("HF_HUB_CACHE", hub.root());
+            let output = run.args(&command[1..]).output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success() && said.is_empty(), "{}: {command:?}: {said}", source.display());
+            let left = hub::disk_usage(&hub.root(), |name| name.contains("/blobs/"));
+            assert_eq!(left, 800, "{}: {command:?} leaves what was used last", source.display());
+            assert!(hub.exists("models--org--m4/refs/main") && !hub.exists("models--org--m1"), "{}", source.display());
+            seen += 1;
+        }
+    }
+    assert!(seen >= 4, "only {seen} prunes were found in examples/");
 }
 
 #[test]
