@@ -238,7 +238,16 @@ pub async fn run(cli: &Cli, ui: &Ui) -> Result<Option<Kind>> {
         Command::Init(_) | Command::Completions(_) | Command::Man(_) => None,
         Command::Doctor(args) => ui.show(&doctor::execute(&session, args).await),
         Command::Push(args) => ui.show(&push::execute(&session, args).await?),
-        Command::Prune(args) => ui.show(&prune::execute(&session, args).await?),
+        Command::Prune(args) if args.dry_run || args.yes || !ui.can_ask() => {
+            ui.show(&prune::execute(&session, args, None).await?)
+        }
+        Command::Prune(args) => {
+            let preview = prune::preview(&session, args).await?;
+            match !preview.deletes() || ui.ask(&preview, "Delete this?").await {
+                true => ui.show(&prune::execute(&session, args, Some(&preview)).await?),
+                false => ui.show(&preview.declined()),
+            }
+        }
         Command::Pull(args) => ui.show(&pull::execute(&session, args).await?),
         Command::PullAll(args) => ui.show(&pull_all::execute(&session, args).await?),
         Command::Watch(args) => {

@@ -33,7 +33,7 @@ fn pull(store: &Store, hub: &Path, kind: LinkKind, together: bool, revisions: &[
             for revision in group {
                 let found =
                     lookup::find(&bucket, &revision.id.parse().unwrap(), Some(&revision.refs[0])).await.unwrap();
-                let state = local::look(&layout, &found.manifest, found.reference.as_ref(), false);
+                let state = local::look(&layout, &found, false);
                 plans.push(plan::plan(&layout, &found, &state));
             }
             for outcome in hydrate::hydrate(&context, &plans, kind, session.now).await {

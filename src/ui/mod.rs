@@ -48,6 +48,10 @@ pub trait Report: Serialize {
     fn summary(&self) -> String {
         String::new()
     }
+    /// What somebody has to act on although nothing failed: on stderr, where `-q` or `--json` leave it out otherwise.
+    fn attention(&self) -> Option<String> {
+        None
+    }
     /// Failures to show as errors.
     fn failures(&self) -> &[Error] {
         &[]
@@ -93,6 +97,9 @@ impl Ui {
         if !self.style.quiet && !self.style.json {
             print_aside(&report.summary());
         }
+        if let Some(text) = report.attention().filter(|_| self.style.quiet || self.style.json) {
+            self.line("warning", text);
+        }
         self.failures(report.failures());
         if let Err(error) = &printed {
             self.line("error", Error::failed("cannot write the result to stdout").because(plain_io(error)));
@@ -130,6 +137,33 @@ impl Ui {
         let left = failures.len() - shown;
         if left > 0 {
             self.line("error", format!("{left} more failed in the same way (--json lists all)"));
+        }
+    }
+
+    /// Whether somebody is there to be asked.
+    pub fn can_ask(&self) -> bool {
+        io::stdin().is_terminal() && io::stderr().is_terminal()
+    }
+
+    /// Shows what is at stake and asks, all on stderr, so that stdout keeps the result alone. Anything but a clear yes
+    /// is a no, and so is the end of the input.
+    pub async fn ask(&self, preview: &impl Report, question: &str) -> bool {
+        self.bars.clear();
+        let mut text = preview.result();
+        text.push_str(&preview.summary());
+        let _ = print(&mut io::stderr().lock(), text.as_bytes());
+        let _ = write!(io::stderr().lock(), "{question} [y/N] ").and_then(|()| io::stderr().lock().flush());
+        // On a thread of its own, so that an interruption need not wait for a line.
+        let answer = tokio::task::spawn_blocking(|| {
+            let mut line = String::new();
+            io::stdin().read_line(&mut line).map(|length| (length > 0).then_some(line))
+        });
+        match answer.await {
+            Ok(Ok(Some(line))) => matches!(line.trim().to_lowercase().as_str(), "y" | "yes"),
+            _ => {
+                let _ = writeln!(io::stderr().lock());
+                false
+            }
         }
     }
 

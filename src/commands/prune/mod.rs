@@ -11,7 +11,7 @@ pub mod plan;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -27,7 +27,7 @@ use crate::ids::{Commit, RefName, RepoName};
 use crate::progress::Event;
 use crate::remote::transfer::blocking;
 use execute::Done;
-use plan::{Options, Plan, Reason, Skip, What};
+use plan::{Agreement, Options, Plan, Reason, Skip, What};
 
 /// Where nobody can be kept out, what others may be at work on is known by its age alone.
 const WITHOUT_LOCKS: Duration = Duration::from_secs(24 * 3600);
@@ -37,12 +37,16 @@ const WITHOUT_LOCKS: Duration = Duration::from_secs(24 * 3600);
 #[command(after_help = "\
 Examples:
   hf-cache-sync prune --dry-run             what would go, by cache.max_local_gb
-  hf-cache-sync prune --max-size 200GiB -q  for cron: silent unless it fails
+  hf-cache-sync prune --max-size 200GiB --include-referenced -q  for cron
   hf-cache-sync prune --max-gb 50 --include-referenced --fail-over-budget
 
 Revisions that no ref names go first, then, with --include-referenced, the
 others; each least recently used first. Blobs that no revision uses and
-abandoned downloads go in any case, once they are old enough.")]
+abandoned downloads go in any case, once they are old enough.
+
+On a terminal it shows what would go and asks; --yes does not. A download
+writes a ref (`main`), so that without --include-referenced hardly anything
+goes but what later commits have replaced.")]
 pub struct Args {
     /// Budget in gigabytes of 2^30 bytes [default: cache.max_local_gb]
     #[arg(long, value_name = "FLOAT", allow_negative_numbers = true, conflicts_with = "max_size")]
@@ -55,6 +59,10 @@ pub struct Args {
     /// Say what would be deleted, and stop there
     #[arg(long)]
     pub dry_run: bool,
+
+    /// Do not ask, on a terminal either
+    #[arg(long, short)]
+    pub yes: bool,
 
     /// Go on to revisions that a branch, a tag or another ref names
     #[arg(long)]
@@ -95,6 +103,8 @@ impl FromStr for Age {
 pub struct Report {
     /// Whether nothing was deleted.
     pub dry_run: bool,
+    /// Whether somebody was asked, and said no: nothing was deleted then.
+    pub declined: bool,
     /// Bytes that the cache may take.
     pub budget: u64,
     /// Bytes that it took before, each file counted once.
@@ -105,6 +115,8 @@ pub struct Report {
     pub freed: u64,
     /// Bytes by which the budget is missed.
     pub over_budget: u64,
+    /// Bytes that no prune gives back: they have names outside the cache, or nobody knows who needs them.
+    pub pinned: u64,
     /// Revisions that went, in this order.
     pub evicted: Vec<Evicted>,
     /// Blobs and payloads that nobody used.
@@ -128,9 +140,37 @@ pub struct Report {
     /// The actions, for a dry run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub plan: Option<Plan>,
+    /// All of it in rows, for people: the largest first.
+    #[serde(skip)]
+    pub rows: Vec<Row>,
+    /// Whether these rows were shown before, in a question.
+    #[serde(skip)]
+    pub was_shown: bool,
     /// The time of the report.
     #[serde(skip)]
     pub now: SystemTime,
+}
+
+/// A row of what went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// The repo, when it is of one.
+    pub repo: Option<RepoName>,
+    /// What.
+    pub gone: Gone,
+    /// Bytes that came back with it.
+    pub bytes: u64,
+}
+
+/// What a row is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Gone {
+    /// A revision.
+    Revision(Evicted),
+    /// So many blobs that no revision used.
+    Orphans(u64),
+    /// So many files that nobody finished.
+    Abandoned(u64),
 }
 
 /// A revision that went.
@@ -171,17 +211,45 @@ impl Report {
         kind_of(&self.failures).or(over.then_some(Kind::Failed))
     }
 
+    /// Whether anything goes.
+    pub fn deletes(&self) -> bool {
+        !self.rows.is_empty() || !self.refs_removed.is_empty() || !self.repos_removed.is_empty()
+    }
+
+    /// The same after somebody said no to it: nothing was deleted, and that is no failure.
+    pub fn declined(self) -> Self {
+        Report {
+            dry_run: false,
+            declined: true,
+            size: self.size_before,
+            freed: 0,
+            over_budget: self.size_before.saturating_sub(self.budget),
+            evicted: Vec::new(),
+            orphans: Amount::default(),
+            abandoned: Amount::default(),
+            refs_removed: Vec::new(),
+            repos_removed: Vec::new(),
+            fail_over_budget: false,
+            failures: Vec::new(),
+            plan: None,
+            rows: Vec::new(),
+            ..self
+        }
+    }
+
     fn new(args: &Args, budget: u64, plan: Plan, done: Option<Done>, noatime: bool) -> Self {
         let all: BTreeSet<usize> = (0..plan.actions.len()).collect();
         let (actions, freed) = done.as_ref().map_or((&all, plan.freed), |done| (&done.actions, done.freed));
         let size = plan.size.saturating_sub(freed);
         let mut report = Report {
             dry_run: done.is_none(),
+            declined: false,
             budget,
             size_before: plan.size,
             size,
             freed,
             over_budget: size.saturating_sub(budget),
+            pinned: plan.pinned,
             evicted: Vec::new(),
             orphans: Amount::default(),
             abandoned: Amount::default(),
@@ -193,14 +261,30 @@ impl Report {
             failures: plan.failures.clone(),
             seconds: 0.0,
             plan: None,
+            rows: Vec::new(),
+            was_shown: false,
             now: SystemTime::UNIX_EPOCH,
         };
+        let mut orphans: BTreeMap<Option<RepoName>, Amount> = BTreeMap::new();
+        let mut abandoned: BTreeMap<Option<RepoName>, Amount> = BTreeMap::new();
         for action in actions.iter().map(|index| &plan.actions[*index]) {
             match &action.what {
-                What::Leftover { .. } | What::Temporary { .. } | What::RootTemporary { .. } => {
-                    report.abandoned.add(action.bytes)
+                What::Leftover { .. } | What::RootTemporary { .. } => {
+                    report.abandoned.add(action.bytes);
+                    abandoned.entry(None).or_default().add(action.bytes);
                 }
-                What::Blob { .. } | What::Payload { .. } => report.orphans.add(action.bytes),
+                What::Temporary { repo, .. } => {
+                    report.abandoned.add(action.bytes);
+                    abandoned.entry(Some(repo.clone())).or_default().add(action.bytes);
+                }
+                What::Blob { repo, .. } => {
+                    report.orphans.add(action.bytes);
+                    orphans.entry(Some(repo.clone())).or_default().add(action.bytes);
+                }
+                What::Payload { .. } => {
+                    report.orphans.add(action.bytes);
+                    orphans.entry(None).or_default().add(action.bytes);
+                }
                 What::Ref { repo, name, commit } => {
                     let (repo, name, commit) = (repo.clone(), name.clone(), commit.clone());
                     report.refs_removed.push(GoneRef { repo, name, commit });
@@ -216,6 +300,20 @@ impl Report {
                 }),
             }
         }
+        let row = |gone: fn(u64) -> Gone| {
+            move |(repo, amount): (Option<RepoName>, Amount)| Row {
+                repo,
+                gone: gone(amount.blobs),
+                bytes: amount.bytes,
+            }
+        };
+        let revisions = report.evicted.iter().map(|one| {
+            let (repo, bytes) = (Some(one.repo.clone()), one.bytes);
+            Row { repo, gone: Gone::Revision(one.clone()), bytes }
+        });
+        let others = orphans.into_iter().map(row(Gone::Orphans)).chain(abandoned.into_iter().map(row(Gone::Abandoned)));
+        report.rows = revisions.chain(others).collect();
+        report.rows.sort_by_key(|row| std::cmp::Reverse(row.bytes));
         match done {
             Some(done) => {
                 report.skipped.extend(done.skips);
@@ -227,11 +325,27 @@ impl Report {
     }
 }
 
-/// Runs the command.
+/// What would go: the plan of this moment, under no lock, as for a dry run.
+///
+/// # Errors
+/// As [`execute`].
+pub async fn preview(session: &Session, args: &Args) -> Result<Report> {
+    run(session, &Args { dry_run: true, ..args.clone() }, None).await
+}
+
+/// Runs the command. With a `shown` report, that somebody agreed to, nothing goes that is not in there: what came up
+/// while they were asked is for the next run.
 ///
 /// # Errors
 /// When nothing can be done at all; single failures are in the report.
-pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
+pub async fn execute(session: &Session, args: &Args, shown: Option<&Report>) -> Result<Report> {
+    let agreement = shown.map(|shown| shown.plan.as_ref().map(Agreement::to).unwrap_or_default());
+    let was_shown = agreement.is_some();
+    let report = run(session, args, agreement).await?;
+    Ok(Report { was_shown, ..report })
+}
+
+async fn run(session: &Session, args: &Args, agreement: Option<Agreement>) -> Result<Report> {
     let started = Instant::now();
     let layout = session.layout();
     let mut options = Options {
@@ -261,7 +375,10 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     let (progress, now, args) = (session.progress.clone(), session.now, args.clone());
     let mut report = blocking(move || -> Result<Report> {
         let facts = facts::gather(scan::scan(layout.root())?);
-        let plan = plan::plan(&facts, &options, now);
+        let mut plan = plan::plan(&facts, &options, now);
+        if let Some(agreement) = &agreement {
+            plan.limit_to(agreement);
+        }
         if args.dry_run {
             return Ok(Report::new(&args, options.budget, plan, None, facts.noatime));
         }

@@ -15,7 +15,7 @@ use super::facts::{Facts, RepoFacts};
 use super::ledger::Ledger;
 use crate::cache::layout::Layout;
 use crate::cache::scan::{InFlight, Place, Problem, ProblemKind, Repo, Revision, SnapshotFile};
-use crate::error::{Error, printable};
+use crate::error::{Error, shown};
 use crate::ids::{BlobId, Commit, RefName, RepoName};
 
 /// A client that was seen in a repo so recently may still be between two files of a download. That is then the newest
@@ -165,6 +165,33 @@ pub enum Reason {
     Dangling,
 }
 
+/// What somebody was shown, and agreed to.
+#[derive(Debug, Default)]
+pub struct Agreement(HashSet<String>);
+
+impl Agreement {
+    /// To all that this plan does.
+    pub fn to(plan: &Plan) -> Self {
+        Agreement(plan.actions.iter().map(|action| Self::key(&action.what)).collect())
+    }
+
+    fn covers(&self, what: &What) -> bool {
+        self.0.contains(&Self::key(what))
+    }
+
+    /// What is deleted, by name. Which of the blobs go with a revision is not agreed on, but that it has these refs.
+    fn key(what: &What) -> String {
+        match what {
+            What::Leftover { path } | What::RootTemporary { path } | What::Payload { path } => format!("{path:?}"),
+            What::Temporary { repo, path } => format!("{repo} {path:?}"),
+            What::Blob { repo, blob } => format!("{repo} {blob}"),
+            What::Ref { repo, name, commit } => format!("{repo} {name} {commit}"),
+            What::Revision(gone) => format!("{}@{} {:?}", gone.repo, gone.revision, gone.refs),
+            What::Folder { repo } => repo.to_string(),
+        }
+    }
+}
+
 /// Something that is left alone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Skip {
@@ -218,6 +245,31 @@ pub enum SkipReason {
 }
 
 impl Plan {
+    /// Leaves out what was not `shown` to whoever agreed.
+    pub fn limit_to(&mut self, shown: &Agreement) {
+        let all = std::mem::take(&mut self.actions);
+        for action in all {
+            match shown.covers(&action.what) {
+                true => self.actions.push(action),
+                false => {
+                    self.freed = self.freed.saturating_sub(action.bytes);
+                    let (repo, revision, path) = match &action.what {
+                        What::Leftover { path } | What::RootTemporary { path } | What::Payload { path } => {
+                            (None, None, Some(path.clone()))
+                        }
+                        What::Temporary { repo, path } => (Some(repo.clone()), None, Some(path.clone())),
+                        What::Revision(gone) => (Some(gone.repo.clone()), Some(gone.revision.clone()), None),
+                        What::Blob { repo, .. } | What::Ref { repo, .. } | What::Folder { repo } => {
+                            (Some(repo.clone()), None, None)
+                        }
+                    };
+                    let (reason, bytes) = (SkipReason::Changed, action.bytes);
+                    self.skips.push(Skip { repo, revision, path, reason, bytes });
+                }
+            }
+        }
+    }
+
     fn act(&mut self, what: What, reason: Reason, bytes: u64) {
         self.freed += bytes;
         self.actions.push(Action { what, reason, bytes });
@@ -268,7 +320,7 @@ impl Plan {
         for Barrier { reason, repo, path } in barriers {
             let is_this = |skip: &&mut Skip| skip.reason == *reason && skip.path.as_deref() == Some(*path);
             match self.skips.iter_mut().find(is_this) {
-                Some(said) => said.bytes = said.bytes.max(held),
+                Some(said) => said.bytes += held,
                 None => self.skip(*reason, *repo, Some(path.to_path_buf()), held),
             }
             if *reason == SkipReason::Unreadable
@@ -279,10 +331,6 @@ impl Plan {
             }
         }
     }
-}
-
-fn shown(path: &Path) -> String {
-    printable(&path.to_string_lossy(), 400)
 }
 
 /// Says what is wrong or not understood, whatever the budget.
@@ -431,7 +479,7 @@ impl<'a> Planner<'a> {
                 Some((reason, path)) => self.plan.skip(reason, Some(&repo.name), path, 0),
             }
         }
-        self.say_holds();
+        self.say_kept();
         for (index, repo) in self.facts.inventory.repos.iter().enumerate() {
             if self.blocks[index].is_none() && self.holds[index].is_none() {
                 self.orphans(index, repo);
@@ -476,18 +524,37 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Repos that somebody is at work in, with the bytes that this keeps.
-    fn say_holds(&mut self) {
+    /// Says of what is kept as a whole how many bytes that keeps: of unused blobs always, of revisions as far as the
+    /// budget is missed.
+    fn say_kept(&mut self) {
+        let over = self.plan.size > self.options.budget;
         let mut trial: Option<Ledger> = None;
         for (index, repo) in self.facts.inventory.repos.iter().enumerate() {
-            let Some(reason) = self.holds[index].filter(|_| self.blocks[index].is_none()) else { continue };
+            let is_bad_ref = || repo.problems.iter().any(|problem| problem.kind == ProblemKind::BadRef);
+            let hold = self.holds[index];
+            let reason = match &self.blocks[index] {
+                Some((reason, _)) => *reason,
+                None => match hold {
+                    Some(reason) => reason,
+                    None if is_bad_ref() => SkipReason::BadRef,
+                    None => continue,
+                },
+            };
             let trial = trial.get_or_insert_with(|| self.ledger.clone());
             let unused = repo.blobs.keys().filter(|id| !self.ledger.is_used(index, id));
-            let unused: u64 = unused.map(|id| trial.drop_blob(index, id)).sum();
-            let used: u64 = repo.revisions.keys().map(|commit| trial.evict(index, commit).bytes).sum();
-            let wanted = if self.plan.size > self.options.budget { used } else { 0 };
-            if unused + wanted > 0 {
-                self.plan.skip(reason, Some(&repo.name), None, unused + wanted);
+            let mut bytes = match reason {
+                // These go one by one.
+                SkipReason::BadRef => 0,
+                _ => unused.map(|id| trial.drop_blob(index, id)).sum(),
+            };
+            if over {
+                bytes += repo.revisions.keys().map(|commit| trial.evict(index, commit).bytes).sum::<u64>();
+            }
+            let is_this = |skip: &&mut Skip| skip.reason == reason && skip.repo.as_ref() == Some(&repo.name);
+            match self.plan.skips.iter_mut().find(is_this) {
+                Some(said) if self.blocks[index].is_some() || reason == SkipReason::BadRef => said.bytes = bytes,
+                _ if bytes > 0 => self.plan.skip(reason, Some(&repo.name), None, bytes),
+                _ => {}
             }
         }
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use proptest::prelude::*;
 
 use super::facts::{Facts, Leftover, LoneRef, RepoFacts, gather};
-use super::plan::{Options, Plan, Reason, SkipReason, What, plan};
+use super::plan::{Agreement, Options, Plan, Reason, SkipReason, What, plan};
 use crate::cache::layout::Layout;
 use crate::cache::scan::{
     Blob, InFlight, Inode, Inventory, Place, Problem, ProblemKind, Repo, Revision, SnapshotFile, scan,
@@ -262,7 +262,7 @@ fn problems_keep_what_they_may_hide() {
         let blocked = with_problem(ProblemKind::Unreadable, &path);
         assert_eq!((blocked.actions.len(), blocked.freed, blocked.failures.len()), (0, 0, 1), "{path}");
         let said = blocked.skips.iter().find(|skip| skip.reason == SkipReason::Unreadable).unwrap();
-        assert_eq!((said.path.as_ref().unwrap().to_str().unwrap(), said.bytes), (&*path, 500), "{path}");
+        assert_eq!((said.path.as_ref().unwrap().to_str().unwrap(), said.bytes), (&*path, 1560), "{path}");
     }
     assert!(!touches_a(&with_problem(ProblemKind::UnknownEntry, "/hub/models--org--a/snapshots/x")));
     let stray = with_problem(ProblemKind::UnknownEntry, "/hub/models--org--a/README");
@@ -345,6 +345,28 @@ fn a_repo_with_anything_unfinished_keeps_orphans_refs_and_revisions() {
             "{planned}"
         );
     }
+}
+
+#[test]
+fn what_was_not_shown_does_not_go() {
+    let shown = Agreement::to(&plan(&everyday(), &options(701), now()));
+    let mut facts = everyday();
+    // What came, or got another ref, while somebody was asked.
+    facts.inventory.repos[0].blobs.insert(blob_id(6), blob(60, DAY));
+    facts.inventory.repos[0].refs.insert("new".parse().unwrap(), commit(3));
+    let mut planned = plan(&facts, &Options { include_referenced: true, ..options(0) }, now());
+    planned.limit_to(&shown);
+    insta::assert_snapshot!(describe(&planned), @"
+    Detached: revision org/b@0005 [0005], frees 500
+    Empty: folder org/b, frees 0
+    kept org/a: Changed, 60 bytes
+    kept org/a@0004: Changed, 400 bytes
+    kept org/a@0002: Changed, 200 bytes
+    kept org/a@0003: Changed, 300 bytes
+    kept org/a@0001: Changed, 100 bytes
+    kept org/a: Changed, 0 bytes
+    500 of 1560 bytes
+    ");
 }
 
 /// hf-hub's ref to a commit, called like it, does not keep it: nobody chose that name.

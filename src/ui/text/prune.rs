@@ -1,23 +1,58 @@
 //! What `prune` says: a line per evicted revision, one for everything, one when the budget is missed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::SystemTime;
 
 use super::time::{Stream, ago, stamped};
 use super::{plural, size};
-use crate::commands::prune::plan::{Skip, SkipReason};
-use crate::commands::prune::{Evicted, Report};
+use crate::commands::prune::plan::{Reason, Skip, SkipReason};
+use crate::commands::prune::{Evicted, Gone, Report, Row};
 use crate::commands::when::after_1970;
 use crate::error::{Error, Kind, printable};
 use crate::ids::RepoName;
 use crate::ui;
+use crate::ui::table::{Cell, Column, Table, Tone};
 
-fn evicted_line(verb: &str, one: &Evicted, now: SystemTime) -> String {
-    let refs: Vec<&str> = one.refs.iter().map(|name| name.as_str()).collect();
-    let refs = if refs.is_empty() { String::new() } else { format!(", {}", refs.join(" ")) };
-    let name = format!("{}@{}{refs}", one.repo, one.revision.short());
-    format!("{verb} {name}  {}  last used {}", size(one.bytes), ago(after_1970(one.last_use), now))
+/// What went, the largest first.
+fn table(rows: &[Row], now: SystemTime) -> String {
+    let columns = [
+        Column::Name("Repo"),
+        Column::Fixed("Revision"),
+        Column::Number("Size"),
+        Column::Fixed("Last used"),
+        Column::Text("Why"),
+    ];
+    let mut table = Table::new(columns);
+    for row in rows {
+        let repo = row.repo.as_ref().map_or("-".into(), ToString::to_string);
+        let (what, used, why) = match &row.gone {
+            Gone::Revision(one) => {
+                (one.revision.short().to_string(), ago(after_1970(one.last_use), now), evicted_why(one))
+            }
+            Gone::Orphans(count) => (plural(*count, "blob"), "-".into(), "no revision uses it".into()),
+            Gone::Abandoned(count) => (plural(*count, "file"), "-".into(), "was never finished".into()),
+        };
+        table.row([
+            Cell::new(repo, Tone::Name),
+            Cell::new(what, Tone::Dim),
+            size(row.bytes).into(),
+            used.into(),
+            why.into(),
+        ]);
+    }
+    table.to_text()
+}
+
+fn evicted_why(one: &Evicted) -> String {
+    match one.reason {
+        Reason::Referenced => {
+            // Its own name says nothing.
+            let refs = one.refs.iter().map(|name| name.as_str()).filter(|name| *name != one.revision.as_str());
+            format!("least recently used ({})", refs.collect::<Vec<_>>().join(", "))
+        }
+        _ => "no ref names it".into(),
+    }
 }
 
 /// "2 revisions, 1 orphaned blob and 3 abandoned files", without what there is none of.
@@ -37,33 +72,73 @@ fn counts(report: &Report) -> String {
     }
 }
 
-/// How far the budget is missed, and what stands in the way.
+/// How far the budget is missed, what stands in the way, the largest first, and what helps.
 fn missed(report: &Report) -> String {
-    let mut why = Vec::new();
-    let of = |reason: SkipReason| report.skipped.iter().filter(move |skip| skip.reason == reason);
-    let referenced = of(SkipReason::Referenced).count() as u64;
-    if referenced > 0 {
-        let bytes = size(of(SkipReason::Referenced).map(|skip| skip.bytes).sum());
-        why.push(format!(
-            "{} ({bytes}) {} named by refs, --include-referenced evicts these too",
-            plural(referenced, "revision"),
-            if referenced == 1 { "is" } else { "are" },
-        ));
+    let mut kept: BTreeMap<SkipReason, (u64, u64)> = BTreeMap::new();
+    for skip in &report.skipped {
+        let (count, bytes) = kept.entry(skip.reason).or_default();
+        *count += 1;
+        *bytes = if is_one_for_all(skip.reason) { skip.bytes.max(*bytes) } else { *bytes + skip.bytes };
     }
-    let others: BTreeSet<SkipReason> = report.skipped.iter().map(|skip| skip.reason).collect();
-    let others: Vec<&str> = others
-        .into_iter()
-        .filter(|one| !matches!(one, SkipReason::Referenced | SkipReason::Unknown))
-        .map(in_short)
+    kept.remove(&SkipReason::Unknown);
+    let mut kept: Vec<(SkipReason, u64, u64)> =
+        kept.into_iter().map(|(why, (count, bytes))| (why, count, bytes)).collect();
+    kept.sort_by_key(|(_, _, bytes)| std::cmp::Reverse(*bytes));
+    let mut why: Vec<String> = kept
+        .iter()
+        .map(|(reason, count, bytes)| match (reason, bytes) {
+            (SkipReason::Referenced, _) => {
+                let are = if *count == 1 { "is" } else { "are" };
+                let revisions = plural(*count, "revision");
+                format!("{revisions} ({}) {are} named by refs, --include-referenced evicts these too", size(*bytes))
+            }
+            (_, 0) => format!("left alone: {}", in_short(*reason)),
+            _ => format!("left alone: {} ({})", in_short(*reason), size(*bytes)),
+        })
         .collect();
-    if !others.is_empty() {
-        let also = if why.is_empty() { "" } else { "also " };
-        why.push(format!("{also}left alone: {}", others.join(", ")));
+    if report.pinned > 0 {
+        why.push(format!("{} have a name outside the cache, or no list says who needs them", size(report.pinned)));
+    }
+    if report.declined {
+        why = vec!["you said no".into()];
     }
     if why.is_empty() {
         why.push("nothing else may be evicted".into());
     }
-    format!("Over the budget of {} by {}: {}.", size(report.budget), size(report.over_budget), why.join("; "))
+    let mut text =
+        format!("Over the budget of {} by {}: {}.", size(report.budget), size(report.over_budget), why.join("; "));
+    let largest = kept.first().filter(|(_, _, bytes)| *bytes > 0 && !report.declined);
+    if let Some(helps) = largest.and_then(|(reason, ..)| what_helps(*reason)) {
+        let _ = write!(text, "\n  {helps}");
+    }
+    text
+}
+
+/// Whether each of several skips keeps the same bytes.
+fn is_one_for_all(reason: SkipReason) -> bool {
+    reason == SkipReason::Unreadable
+}
+
+/// What a user can do about it.
+fn what_helps(reason: SkipReason) -> Option<&'static str> {
+    match reason {
+        SkipReason::Referenced
+        | SkipReason::FreesNothing
+        | SkipReason::Unknown
+        | SkipReason::Unlisted
+        | SkipReason::Changed => None,
+        SkipReason::Young => Some("run it again later, or with a shorter --orphan-grace"),
+        SkipReason::InFlight => {
+            Some("run it again when no download is under way; --temporary-grace says how long one may rest")
+        }
+        SkipReason::Busy => Some("run it again in some minutes, or with --orphan-grace 0"),
+        SkipReason::Held => Some("run it again when the other process has ended"),
+        SkipReason::Link | SkipReason::NeededElsewhere => Some("remove the links, or free the space where they lead"),
+        SkipReason::Unreadable => Some("make it readable, or run as a user who may read it"),
+        SkipReason::Undecidable | SkipReason::BadRef => {
+            Some("without -q it says which; `hf-cache-sync doctor` may help")
+        }
+    }
 }
 
 /// For a line with several.
@@ -122,7 +197,8 @@ fn skip_lines(skips: &[Skip], over_budget: bool) -> String {
             (None, _, None) => "something".into(),
         };
         let more = if skips.len() > 1 { format!(" and {} more", skips.len() - 1) } else { String::new() };
-        let bytes = match skips.iter().map(|skip| skip.bytes).sum() {
+        let all = skips.iter().map(|skip| skip.bytes);
+        let bytes = match if is_one_for_all(why) { all.max().unwrap_or_default() } else { all.sum() } {
             0 => String::new(),
             bytes => format!(" ({})", size(bytes)),
         };
@@ -133,17 +209,20 @@ fn skip_lines(skips: &[Skip], over_budget: bool) -> String {
 
 impl ui::Report for Report {
     fn result(&self) -> String {
-        let verbs = if self.dry_run { ("would evict", "Would free") } else { ("evicted", "Freed") };
+        if self.declined {
+            return "Nothing was deleted.\n".into();
+        }
+        let verb = if self.dry_run { "Would free" } else { "Freed" };
         let mut out = String::new();
-        for one in &self.evicted {
-            let _ = writeln!(out, "{}", evicted_line(verbs.0, one, self.now));
+        if !self.rows.is_empty() && !self.was_shown {
+            out.push_str(&table(&self.rows, self.now));
         }
         let of = match self.over_budget {
             0 => format!("{} of the {} budget", size(self.size), size(self.budget)),
             _ => size(self.size),
         };
         let of = if self.dry_run { format!("that leaves {of}") } else { format!("{of} used") };
-        let total = format!("{} {}: {}; {of}.", verbs.1, size(self.freed), counts(self));
+        let total = format!("{} {}: {}; {of}.", verb, size(self.freed), counts(self));
         let total = if self.dry_run { total } else { stamped(&total, Stream::Out) };
         let _ = writeln!(out, "{total}");
         if self.over_budget > 0 {
@@ -153,12 +232,13 @@ impl ui::Report for Report {
     }
 
     fn quiet_result(&self) -> String {
-        // For cron: only what somebody has to act on.
-        match (self.dry_run, self.fail_over_budget && self.over_budget > 0) {
-            (true, _) => self.result(),
-            (_, true) => missed(self),
-            _ => String::new(),
-        }
+        // For cron: only what somebody has to act on, which is on stderr.
+        if self.dry_run { self.result() } else { String::new() }
+    }
+
+    fn attention(&self) -> Option<String> {
+        let is_news = self.over_budget > 0 && !self.dry_run && !self.declined;
+        is_news.then(|| missed(self).trim_end().replacen("Over", "over", 1))
     }
 
     fn summary(&self) -> String {
