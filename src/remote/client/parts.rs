@@ -118,7 +118,7 @@ impl Bucket {
             Ok(()) => Ok(()),
             Err(failure) => {
                 let size: u64 = parts.iter().map(|part| part.size).sum();
-                if self.head(key).await? == Some(size) { Ok(()) } else { Err(failure) }
+                if self.head(key).await.is_ok_and(|there| there == Some(size)) { Ok(()) } else { Err(failure) }
             }
         }
     }
