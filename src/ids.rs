@@ -232,6 +232,11 @@ pub enum BlobId {
 }
 
 impl BlobId {
+    /// Whether both can be names of the same bytes, by different algorithms.
+    pub fn may_be_twin(&self, other: &BlobId) -> bool {
+        matches!((self, other), (BlobId::Sha1(_), BlobId::Sha256(_)) | (BlobId::Sha256(_), BlobId::Sha1(_)))
+    }
+
     fn bytes(&self) -> &[u8] {
         match self {
             BlobId::Sha1(bytes) => bytes,

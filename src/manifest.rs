@@ -86,7 +86,12 @@ impl Manifest {
             return Err("its sizes add up to more than any disk holds".into());
         }
         match &self.tree {
-            Some(tree) => self.files.iter().try_for_each(|file| tree.agrees_with(file)),
+            // A name by the other algorithm is proved or disproved by the bytes alone.
+            Some(tree) => self
+                .files
+                .iter()
+                .filter(|file| !tree.may_know_as_twin(file))
+                .try_for_each(|file| tree.agrees_with(file)),
             None => Ok(()),
         }
     }
@@ -141,7 +146,10 @@ impl Manifest {
                 .hint("one of them was changed by hand; the bucket is left as it is"));
             }
         }
-        let proves = |tree: &&Tree| files.keys().all(|path| tree.get(path).is_some());
+        // A tree that knows files by other names is not added either: earlier versions refuse both together.
+        let proves = |tree: &&Tree| {
+            files.values().all(|file| tree.get(&file.path).is_some() && !tree.may_know_as_twin(file))
+        };
         let tree = self.tree.clone().or_else(|| ours.tree.as_ref().filter(proves).cloned());
         let united = Manifest {
             repo: self.repo.clone(),
@@ -273,6 +281,12 @@ impl Tree {
     /// All files of the commit.
     pub fn entries(&self) -> &BTreeMap<RepoPath, TreeEntry> {
         &self.entries
+    }
+
+    /// Whether the tree knows this file by a name of the other algorithm and with the same size, so that both can be
+    /// right: a mirror may name by sha256 what the Hub keeps in git.
+    pub fn may_know_as_twin(&self, file: &ManifestFile) -> bool {
+        self.get(&file.path).is_some_and(|entry| entry.size == file.size && entry.blob.may_be_twin(&file.blob))
     }
 
     /// Whether the tree knows this file as this blob with this size.

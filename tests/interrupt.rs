@@ -633,3 +633,406 @@ fn modes_follow_the_umask() {
     }
     assert_eq!(mode(machine.hub().join(".locks/.hf-cache-sync/lock")), 0o664);
 }
+
+/// A store that says yes to every write that `which` picks, and does `action` instead.
+fn untrue(store: &Store, times: usize, action: Action, which: impl Fn(&Seen) -> bool + Send + Sync + 'static) {
+    let count = AtomicUsize::new(0);
+    store.server.on_request(move |request| match which(request) && count.fetch_add(1, Ordering::SeqCst) < times {
+        true => action.clone(),
+        false => Action::Pass,
+    });
+}
+
+/// Whether the request makes an object of a key that begins like this.
+fn makes(request: &Seen, key: &str) -> bool {
+    (request.is("PUT", key) && request.part().is_none())
+        || (request.is("POST", key) && request.query.contains("uploadId"))
+}
+
+/// A small blob, one that is streamed, and one in parts.
+fn every_size(id: &str) -> Revision {
+    Revision::new("model", id)
+        .git("config.json", format!("{{\"id\": \"{id}\"}}"))
+        .lfs("streamed.bin", weights(id.len() as u64, 2 << 20))
+        .lfs("parts.bin", weights(id.len() as u64, 17 << 20))
+}
+
+#[test]
+fn a_blob_that_the_store_did_not_keep_is_sent_once_more() {
+    for action in [Action::Swallow, Action::Keep(5), Action::Misplace] {
+        let store = Store::new();
+        let machine = Machine::new(&store);
+        let revision = every_size("org/name");
+        revision.write(&machine.hub());
+        untrue(&store, 3, action.clone(), |request| makes(request, "blobs/"));
+        let ran = machine.run(&["push", "--json"]);
+        assert_eq!(ran.code, 0, "{action:?}: {ran:#?}");
+        revision.assert_published(&store);
+        assert_eq!(store.text("refs/org__name/main"), COMMIT);
+        assert!(ran.stderr.contains("sending once more"), "{ran:#?}");
+        let report: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+        assert_eq!(report["uploaded"]["blobs"], 3, "{report:#}");
+    }
+}
+
+#[test]
+fn a_blob_that_the_store_never_keeps_is_not_published() {
+    for path in ["config.json", "streamed.bin", "parts.bin"] {
+        for action in [Action::Swallow, Action::Keep(5), Action::Misplace] {
+            let store = Store::new();
+            let machine = Machine::new(&store);
+            let (bad, good) = (every_size("org/bad"), every_size("org/good"));
+            bad.write(&machine.hub());
+            good.write(&machine.hub());
+            let key = bad.blob_key(path);
+            untrue(&store, usize::MAX, action.clone(), move |request| makes(request, &key));
+            let ran = machine.run(&["push"]);
+            assert_eq!(ran.code, 5, "{path} {action:?}: {ran:#?}");
+            assert!(ran.stderr.contains(&bad.etag(path)) && ran.stderr.contains(path), "{ran:#?}");
+            ran.nothing_internal();
+            assert!(!store.has(&bad.manifest_key()) && !store.has("refs/org__bad/main"), "nothing of it is published");
+            good.assert_published(&store);
+            assert_eq!(store.text("refs/org__good/main"), COMMIT);
+            let sent = store.server.take_seen().iter().filter(|request| makes(request, &bad.blob_key(path))).count();
+            assert_eq!(sent, 2, "once more, and not for ever");
+            store.server.behave();
+            machine.ok(&["push"]);
+            bad.assert_published(&store);
+        }
+    }
+}
+
+/// A listing may lag behind: what a HEAD finds is there.
+#[test]
+fn a_listing_that_lags_fails_no_push() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let revision = every_size("org/name");
+    revision.write(&machine.hub());
+    store.server.on_request(|request| match request.is_list() {
+        true => Action::Overlook("blobs/"),
+        false => Action::Pass,
+    });
+    machine.ok(&["push"]);
+    revision.assert_published(&store);
+    assert_eq!(store.text("refs/org__name/main"), COMMIT);
+    let sent = store.server.take_seen().iter().filter(|request| makes(request, "blobs/")).count();
+    assert_eq!(sent, 3, "nothing is sent twice");
+}
+
+#[test]
+fn a_manifest_that_the_store_did_not_keep() {
+    for action in [Action::Swallow, Action::Keep(100), Action::Misplace] {
+        let store = Store::new();
+        let machine = Machine::new(&store);
+        let revision = Revision::model("org/name");
+        revision.write(&machine.hub());
+        untrue(&store, usize::MAX, action.clone(), |request| makes(request, "manifests/"));
+        let ran = machine.run(&["push"]);
+        assert_eq!(ran.code, 5, "{action:?}: {ran:#?}");
+        assert!(ran.stderr.contains("the manifest of org/name@"), "{ran:#?}");
+        ran.nothing_internal();
+        assert!(!store.has("refs/org__name/main"), "no ref to what is not there");
+        untrue(&store, 1, action, |request| makes(request, "manifests/"));
+        machine.ok(&["push"]);
+        revision.assert_published(&store);
+        assert_eq!(store.text("refs/org__name/main"), COMMIT);
+    }
+}
+
+#[test]
+fn a_ref_that_the_store_did_not_keep() {
+    for before in [None, Some(common::cache::OTHER)] {
+        for action in [Action::Swallow, Action::Keep(7)] {
+            let store = Store::new();
+            let machine = Machine::new(&store);
+            let many: Vec<Revision> = (0..3).map(|n| Revision::model(&format!("org/name-{n}"))).collect();
+            for revision in &many {
+                revision.write(&machine.hub());
+            }
+            if let Some(commit) = before {
+                store.put("refs/org__name-1/main", commit);
+            }
+            untrue(&store, usize::MAX, action.clone(), |request| makes(request, "refs/org__name-1/"));
+            let ran = machine.run(&["push"]);
+            assert_eq!(ran.code, 5, "{action:?}: {ran:#?}");
+            assert!(ran.stderr.contains("ref main of org/name-1@"), "{ran:#?}");
+            assert_eq!(store.text("refs/org__name-2/main"), COMMIT);
+            untrue(&store, 1, action.clone(), |request| makes(request, "refs/org__name-1/"));
+            machine.ok(&["push"]);
+            assert_eq!(store.text("refs/org__name-1/main"), COMMIT);
+        }
+    }
+}
+
+/// Gone between the listing and the publication, by a rule of the bucket or another machine's clean-up.
+#[test]
+fn a_blob_that_disappears_during_a_push_is_sent_anew() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let revision = every_size("org/name");
+    revision.write(&machine.hub());
+    let gone = revision.blob_key("streamed.bin");
+    store.put(&gone, &revision.file("streamed.bin").bytes);
+    let gate = Gate::new();
+    let held = gate.clone();
+    store.server.on_request(move |request| match makes(request, "blobs/") {
+        true => Action::Hold(held.clone()),
+        false => Action::Pass,
+    });
+    let running = machine.start(&["push"]);
+    store.server.wait_for("blob", |seen| seen.iter().any(|request| makes(request, "blobs/")));
+    store.remove(&gone);
+    gate.open();
+    let ran = running.finish();
+    assert_eq!(ran.code, 0, "{ran:#?}");
+    revision.assert_published(&store);
+}
+
+/// What is checked costs a request where there is something to check, and none where nothing was done.
+#[test]
+fn checking_costs_one_request() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let mut revision = Revision::new("model", "org/many");
+    for number in 0..50 {
+        revision = revision.git(&format!("{number}.txt"), format!("{number}\n"));
+    }
+    revision.write(&machine.hub());
+    machine.ok(&["push"]);
+    let seen = store.server.take_seen();
+    assert_eq!(seen.iter().filter(|request| request.is_list()).count(), 4, "one more than the first three");
+    assert_eq!(seen.iter().filter(|request| request.method == "HEAD").count(), 0);
+    machine.ok(&["push"]);
+    let seen = store.server.take_seen();
+    assert_eq!(seen.len(), 3, "{seen:#?}");
+}
+
+/// A push that was killed after two of its three parts, and the id of its upload.
+fn killed_push(store: &Store, machine: &Machine) -> (Revision, String) {
+    let revision = large();
+    revision.write(&machine.hub());
+    let gate = Gate::new();
+    let held = gate.clone();
+    store.server.on_request(move |request| match request.part() {
+        Some(3) => Action::Hold(held.clone()),
+        _ => Action::Pass,
+    });
+    let running = machine.start(&["push", "--workers", "1"]);
+    store.server.wait_for("third part", |seen| seen.iter().any(|request| request.part() == Some(3)));
+    running.kill();
+    store.server.behave();
+    store.server.take_seen();
+    let record = fs::read(record_of(machine, &revision)).unwrap();
+    let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
+    (revision, record["upload"].as_str().unwrap().to_string())
+}
+
+fn record_of(machine: &Machine, revision: &Revision) -> std::path::PathBuf {
+    machine.hub().join(format!(".locks/.hf-cache-sync/uploads/{}.json", revision.etag("model.safetensors")))
+}
+
+/// The push goes well; returns the numbers of the parts that it sent.
+#[track_caller]
+fn goes_well(store: &Store, machine: &Machine, revision: &Revision, what: &str) -> Vec<u32> {
+    let ran = machine.run(&["push", "--workers", "1"]);
+    assert_eq!(ran.code, 0, "{what}: {ran:#?}");
+    store.server.behave();
+    revision.assert_published(store);
+    assert_eq!(store.text("refs/org__large/main"), COMMIT);
+    let uploads = machine.hub().join(".locks/.hf-cache-sync/uploads");
+    assert_eq!(fs::read_dir(uploads).unwrap().count(), 0, "{what}: nothing is left of it");
+    store.server.take_seen().iter().filter_map(Seen::part).collect()
+}
+
+/// What can have become of an unfinished upload.
+#[test]
+fn an_upload_that_is_of_no_use_any_more_is_begun_anew() {
+    type Which = fn(&Seen) -> bool;
+    let lists: Which = |request| request.method == "GET";
+    let sends: Which = |request| request.part().is_some();
+    let completes: Which = |request| request.method == "POST";
+    let all: Which = |request| request.method != "DELETE";
+    let cases: &[(Which, u16, &'static str)] = &[
+        (lists, 403, "AccessDenied"),
+        (lists, 404, "NoSuchUpload"),
+        (lists, 405, "MethodNotAllowed"),
+        (lists, 501, "NotImplemented"),
+        (lists, 400, "InvalidArgument"),
+        (sends, 403, "AccessDenied"),
+        (sends, 404, "NoSuchUpload"),
+        (sends, 404, "NoSuchKey"),
+        (sends, 404, ""),
+        (sends, 400, "InvalidRequest"),
+        (completes, 400, "InvalidPart"),
+        (completes, 400, "InvalidPartOrder"),
+        (completes, 400, "EntityTooSmall"),
+        (completes, 404, "NoSuchUpload"),
+        (all, 403, "AccessDenied"),
+        (all, 404, "NoSuchUpload"),
+    ];
+    for (which, status, code) in cases {
+        let store = Store::new();
+        let machine = Machine::new(&store);
+        let (revision, old) = killed_push(&store, &machine);
+        let (which, status, code) = (*which, *status, *code);
+        store.server.on_request(move |request| match request.query.contains(&old) && which(request) {
+            true => Action::Refuse(status, code, "no such thing"),
+            false => Action::Pass,
+        });
+        let sent = goes_well(&store, &machine, &revision, code);
+        assert!(sent.ends_with(&[1, 2, 3]), "{status} {code}: {sent:?}");
+    }
+}
+
+/// The server of these tests forgets uploads as a real one does: it lists no parts, and refuses new ones.
+#[test]
+fn an_upload_that_the_store_has_cleaned_up() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let (revision, _) = killed_push(&store, &machine);
+    store.server.clean_up_uploads();
+    let sent = goes_well(&store, &machine, &revision, "cleaned up");
+    assert_eq!(sent, [1, 2, 3]);
+}
+
+#[test]
+fn an_upload_that_is_cleaned_up_while_it_runs() {
+    for (status, code) in [(404, "NoSuchUpload"), (404, "NoSuchKey")] {
+        let store = Store::new();
+        let machine = Machine::new(&store);
+        let revision = large();
+        revision.write(&machine.hub());
+        let first = std::sync::Mutex::new(String::new());
+        store.server.on_request(move |request| {
+            let Some(upload) = request.query.split("uploadId=").nth(1).map(|id| id.split('&').next().unwrap()) else {
+                return Action::Pass;
+            };
+            let mut first = first.lock().unwrap();
+            if first.is_empty() {
+                *first = upload.to_string();
+            }
+            match *first == upload && request.part() != Some(1) {
+                true => Action::Refuse(status, code, "The specified upload does not exist"),
+                false => Action::Pass,
+            }
+        });
+        goes_well(&store, &machine, &revision, code);
+    }
+}
+
+/// Fresh starts have an end.
+#[test]
+fn an_upload_that_is_always_lost_is_a_failure() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let revision = large();
+    revision.write(&machine.hub());
+    store.server.on_request(|request| match request.part() {
+        Some(2) => Action::Refuse(404, "NoSuchUpload", "The specified upload does not exist"),
+        _ => Action::Pass,
+    });
+    let ran = machine.run(&["push", "--workers", "1"]);
+    assert_eq!(ran.code, 1, "{ran:#?}");
+    ran.nothing_internal();
+    let seen = store.server.take_seen();
+    let begun = seen.iter().filter(|request| request.method == "POST" && request.query.contains("uploads")).count();
+    assert_eq!(begun, 2);
+}
+
+#[test]
+fn a_record_of_an_upload_that_says_something_else() {
+    let bend = |key: &'static str, value: serde_json::Value| {
+        move |record: &[u8]| {
+            let mut record: serde_json::Value = serde_json::from_slice(record).unwrap();
+            record[key] = value.clone();
+            serde_json::to_vec(&record).unwrap()
+        }
+    };
+    type Bend = Box<dyn Fn(&[u8]) -> Vec<u8>>;
+    let cases: Vec<Bend> = vec![
+        Box::new(bend("bucket", "another".into())),
+        Box::new(bend("endpoint", "http://127.0.0.1:9".into())),
+        Box::new(bend("part_size", (8 << 20).into())),
+        Box::new(bend("part_size", 0.into())),
+        Box::new(bend("size", 5.into())),
+        Box::new(bend("upload", "".into())),
+        Box::new(bend("upload", "no such/upload?\n".into())),
+        Box::new(bend("modified", serde_json::Value::Null)),
+        Box::new(|record| record[..record.len() / 2].to_vec()),
+        Box::new(|_| Vec::new()),
+        Box::new(|_| b"[1, 2]".to_vec()),
+        Box::new(|_| vec![0xff; 100]),
+    ];
+    for (number, bend) in cases.iter().enumerate() {
+        let store = Store::new();
+        let machine = Machine::new(&store);
+        let (revision, _) = killed_push(&store, &machine);
+        let path = record_of(&machine, &revision);
+        let record = fs::read(&path).unwrap();
+        fs::write(&path, bend(&record)).unwrap();
+        let sent = goes_well(&store, &machine, &revision, &format!("case {number}"));
+        assert_eq!(sent, [1, 2, 3], "case {number}");
+    }
+}
+
+/// A part that is not what was sent is sent anew, and only that one.
+#[test]
+fn a_part_that_the_store_has_otherwise() {
+    for (number, expected) in [(2, vec![2, 3]), (1, vec![1, 3])] {
+        let store = Store::new();
+        let machine = Machine::new(&store);
+        let (revision, _) = killed_push(&store, &machine);
+        store.server.change_part(number);
+        let mut sent = goes_well(&store, &machine, &revision, "another ETag");
+        sent.sort();
+        assert_eq!(sent, expected);
+    }
+}
+
+/// ETags need not be MD5s, where a store encrypts: a part that is sent again tells. Here they are.
+#[test]
+fn parts_none_of_which_the_store_has_as_they_are() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let (revision, _) = killed_push(&store, &machine);
+    store.server.change_part(1);
+    store.server.change_part(2);
+    let mut sent = goes_well(&store, &machine, &revision, "other ETags");
+    sent.sort();
+    assert_eq!(sent, [1, 2, 3]);
+}
+
+/// The refusal may come before the part was sent, and get lost with the connection.
+#[test]
+fn an_upload_that_is_refused_before_it_is_read() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let (revision, old) = killed_push(&store, &machine);
+    store.server.on_request(move |request| match request.part().is_some() && request.query.contains(&old) {
+        true => Action::Slam(403, "AccessDenied", "no such upload"),
+        false => Action::Pass,
+    });
+    let sent = goes_well(&store, &machine, &revision, "slammed");
+    assert!(sent.ends_with(&[1, 2, 3]), "{sent:?}");
+}
+
+/// Damage on the way concerns a part, not the others.
+#[test]
+fn a_part_that_always_arrives_damaged_leaves_the_others_alone() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let (revision, old) = killed_push(&store, &machine);
+    store.server.on_request(|request| match request.part() {
+        Some(3) => Action::Refuse(400, "BadDigest", "The Content-MD5 you specified did not match"),
+        _ => Action::Pass,
+    });
+    let ran = machine.run(&["push", "--workers", "1"]);
+    assert_eq!(ran.code, 5, "{ran:#?}");
+    ran.nothing_internal();
+    store.server.behave();
+    let seen = store.server.take_seen();
+    assert!(!seen.iter().any(|request| request.method == "DELETE"), "the upload is not given up: {seen:#?}");
+    let sent = goes_well(&store, &machine, &revision, &old);
+    assert_eq!(sent, [3], "only the damaged one");
+}

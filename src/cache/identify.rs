@@ -24,7 +24,7 @@ pub struct LocalFile {
     pub file: ManifestFile,
     /// Open this to read the bytes.
     pub source: PathBuf,
-    /// The same bytes by the other algorithm, where only hashing told the name: the Hub may know the file by either.
+    /// The same bytes by the other algorithm, where hashing told it: the Hub or the bucket may know the file by either.
     pub other: Option<BlobId>,
 }
 

@@ -155,6 +155,12 @@ impl Amount {
         self.blobs += 1;
         self.bytes += bytes;
     }
+
+    /// Counts one less.
+    pub fn take(&mut self, bytes: u64) {
+        self.blobs = self.blobs.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
 }
 
 impl std::ops::AddAssign for Amount {

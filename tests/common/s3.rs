@@ -75,6 +75,8 @@ pub enum Action {
     Pass,
     /// Answer with this status, S3 code and message.
     Refuse(u16, &'static str, &'static str),
+    /// The same before the body has come, and break the connection.
+    Slam(u16, &'static str, &'static str),
     /// Send a body that ends after so many bytes.
     Cut(usize),
     /// Let it through, and answer by a clock that is so many seconds ahead.
@@ -83,6 +85,14 @@ pub enum Action {
     Hold(Gate),
     /// Never answer.
     Hang,
+    /// Answer as if it had been done, and keep nothing of the object.
+    Swallow,
+    /// Answer as if it had been done, and keep so many bytes of the object.
+    Keep(u64),
+    /// Answer as if it had been done, and keep the object under another key.
+    Misplace,
+    /// Answer a listing without the objects whose keys contain this.
+    Overlook(&'static str),
 }
 
 /// Holds requests back until a test opens it.
@@ -155,6 +165,25 @@ impl Server {
         assert!(!waited.timed_out(), "no {what} came, only {requests:#?}");
     }
 
+    /// Cleans up unfinished uploads, as a rule of the bucket does: parts and all.
+    pub fn clean_up_uploads(&self) {
+        self.state.parts.lock().unwrap().clear();
+        for entry in std::fs::read_dir(&self.state.root).expect("the folder exists") {
+            let path = entry.expect("readable").path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if name.starts_with(".upload") {
+                std::fs::remove_file(&path).expect("it is there");
+            }
+        }
+    }
+
+    /// Says of a part of every unfinished upload that it has another ETag.
+    pub fn change_part(&self, number: u32) {
+        for parts in self.state.parts.lock().unwrap().values_mut() {
+            parts.entry(number).and_modify(|(etag, _)| *etag = format!("\"{}\"", "0".repeat(32)));
+        }
+    }
+
     /// Misbehaves as told from now on.
     pub fn on_request(&self, hook: impl Fn(&Seen) -> Action + Send + Sync + 'static) {
         *self.state.hook.lock().unwrap() = Some(Box::new(hook));
@@ -206,13 +235,18 @@ async fn answer(
     state.seen.lock().unwrap().push(seen.clone());
     state.came.notify_all();
     let (mut cut, mut ahead) = (None, None);
-    match action {
-        Action::Refuse(status, code, message) => return Ok(refusal(status, code, message)),
+    match action.clone() {
+        Action::Refuse(status, code, message) => {
+            let mut body = request.into_body();
+            while http_body_util::BodyExt::frame(&mut body).await.is_some_and(|frame| frame.is_ok()) {}
+            return Ok(refusal(status, code, message));
+        }
+        Action::Slam(status, code, message) => return Ok(refusal(status, code, message)),
         Action::Hang => std::future::pending().await,
         Action::Hold(gate) => gate.pass().await,
         Action::Cut(length) => cut = Some(length),
         Action::Ahead(seconds) => ahead = Some(seconds),
-        Action::Pass => {}
+        Action::Pass | Action::Swallow | Action::Keep(_) | Action::Misplace | Action::Overlook(_) => {}
     }
     let upload = seen.parameter("uploadId").map(String::from);
     if let (Some(upload), "GET") = (&upload, seen.method.as_str())
@@ -234,6 +268,23 @@ async fn answer(
         let etag = response.headers().get("etag").map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned());
         let part = (etag.unwrap_or_default(), size);
         state.parts.lock().unwrap().entry(upload).or_default().insert(number, part);
+    }
+    let object = state.root.join(&bucket).join(&seen.key);
+    if response.status().is_success() && object.is_file() {
+        match action {
+            Action::Swallow => std::fs::remove_file(object).expect("it is there"),
+            Action::Keep(length) => {
+                let file = std::fs::File::options().write(true).open(object).expect("it is there");
+                file.set_len(length).expect("it can be cut");
+            }
+            Action::Misplace => std::fs::rename(&object, object.with_extension("elsewhere")).expect("it is there"),
+            _ => {}
+        }
+    }
+    if let Action::Overlook(words) = action
+        && seen.is_list()
+    {
+        return Ok(without(response, words).await);
     }
     if seen.is_list() && response.status().is_success() {
         return Ok(with_etags(response, &state.root.join(bucket)).await);
@@ -298,6 +349,24 @@ async fn with_etags(response: Response<Body>, bucket: &Path) -> Response<Body> {
         rest = tail;
     }
     out.push_str(rest);
+    head.headers.remove("content-length");
+    Response::from_parts(head, Body::from(out))
+}
+
+/// A listing that lags behind.
+async fn without(response: Response<Body>, words: &str) -> Response<Body> {
+    use http_body_util::BodyExt;
+    let (mut head, body) = response.into_parts();
+    let bytes = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+    let xml = String::from_utf8_lossy(&bytes).into_owned();
+    let (start, objects) = xml.split_once("<Contents>").unwrap_or((&xml, ""));
+    let mut out = start.to_string();
+    for object in objects.split("<Contents>").filter(|object| !object.is_empty()) {
+        match (object.contains(words), object.split_once("</Contents>")) {
+            (true, Some((_, rest))) => out.push_str(rest),
+            _ => out.push_str(&format!("<Contents>{object}")),
+        }
+    }
     head.headers.remove("content-length");
     Response::from_parts(head, Body::from(out))
 }

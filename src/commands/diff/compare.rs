@@ -71,7 +71,7 @@ impl Sides<'_> {
     fn compare(&self, repo: RepoName, revision: Commit, invalid: impl Fn(&str) -> bool) -> Row {
         let ours = self.local.map(|(repo, revision)| plan::manifest(&repo.name, revision, self.manifest()));
         let files = match (&ours, self.manifest()) {
-            (Some(ours), Some(theirs)) => Files::compare(ours, theirs),
+            (Some(ours), Some(theirs)) => Files::compare(ours, theirs, &self.twins()),
             _ => Files::default(),
         };
         let status = match (&ours, self.remote) {
@@ -96,6 +96,12 @@ impl Sides<'_> {
         }
     }
 
+    /// Other right names of files of this cache.
+    fn twins(&self) -> HashMap<&RepoPath, [BlobId; 2]> {
+        let files = self.local.iter().flat_map(|(_, revision)| &revision.files);
+        files.filter_map(|local| Some((&local.file.path, [local.file.blob, local.other?]))).collect()
+    }
+
     fn refs<'a>(&'a self, revision: &'a Commit) -> BTreeSet<&'a RefName> {
         let mut refs = BTreeSet::new();
         if let Some((repo, _)) = self.local {
@@ -117,7 +123,7 @@ struct Files {
 }
 
 impl Files {
-    fn compare(ours: &Manifest, theirs: &Manifest) -> Files {
+    fn compare(ours: &Manifest, theirs: &Manifest, twins: &HashMap<&RepoPath, [BlobId; 2]>) -> Files {
         let by_path = |manifest: &Manifest| {
             manifest.files.iter().map(|file| (file.path.clone(), (file.blob, file.size))).collect::<BTreeMap<_, _>>()
         };
@@ -126,6 +132,8 @@ impl Files {
         for (path, file) in ours {
             match theirs.remove(&path) {
                 None => files.only_local.push(path),
+                Some((blob, size)) if size == file.1 && twins.get(&path).is_some_and(|names| names.contains(&blob)) => {
+                }
                 Some(other) if other != file => files.different.push(path),
                 Some(_) => {}
             }

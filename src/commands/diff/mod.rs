@@ -184,11 +184,16 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
         Ok((inventory, local, gated))
     });
     let (scanned, listing) = tokio::join!(scanned, state::list(&bucket));
-    let ((inventory, local, gated), listing) = (scanned?, listing?);
+    let ((inventory, mut local, gated), listing) = (scanned?, listing?);
 
     session.progress.event(Event::Step("comparing with the bucket"));
     let listed = catalog::Listing::new(listing.small().cloned());
     let remote = state::compare(&bucket, listing, &local).await?;
+    let (local, remote) = blocking(move || {
+        local::find_twins(&mut local, &remote);
+        (local, remote)
+    })
+    .await;
     let (known, mut failures) = known(&local, &remote.manifests);
     let options = Options { every_manifest: args.deep, every_ref: true };
     let mut catalog = catalog::read(&bucket, &listed, known, options).await?;

@@ -1,12 +1,14 @@
 //! `push`: what this cache has and the bucket lacks goes to the bucket.
 //!
 //! [`local`] says what this machine can offer, [`state`] what the bucket has, [`plan`] decides (pure), [`publish`]
-//! does it in the order that keeps every reader safe: blobs, then manifests, then refs.
+//! does it in the order that keeps every reader safe: blobs, then manifests, then refs; [`verify`] asks the bucket in
+//! between whether the blobs are really there.
 
 pub mod local;
 pub mod plan;
 pub mod publish;
 pub mod state;
+pub mod verify;
 
 use std::time::Instant;
 
@@ -114,10 +116,15 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     };
     let scanned = blocking(move || scan::scan(&root).and_then(|inventory| local::gather(&inventory, &options)));
     let (local, listing) = tokio::join!(scanned, state::list(&bucket));
-    let (local, listing) = (local?, listing?);
+    let (mut local, listing) = (local?, listing?);
 
     session.progress.event(Event::Step("comparing with the bucket"));
     let remote = state::compare(&bucket, listing, &local).await?;
+    let (local, remote) = blocking(move || {
+        local::find_twins(&mut local, &remote);
+        (local, remote)
+    })
+    .await;
     let plan = plan::plan(&local, &remote);
     tell(&plan);
     let mut report = plan.report(args.dry_run);
@@ -127,7 +134,8 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
         let context = session.transfers(&bucket, args.transfer.caps(), false);
         // A cache that cannot be written to can still be pushed: then there is no prune to be kept out either.
         let _lock = session.lock_shared().await.ok();
-        publish::publish(&context, &plan, &mut report).await;
+        let listed = publish::Listed { blobs: remote.blobs.len(), refs: remote.listed_refs };
+        publish::publish(&context, &plan, listed, &mut report).await;
     }
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)

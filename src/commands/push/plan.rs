@@ -34,6 +34,9 @@ pub struct Plan {
     /// Blobs that need not be sent.
     #[serde(skip)]
     pub present: Amount,
+    /// Those of them that something to be published names: should one be gone by then, it can be sent after all.
+    #[serde(skip)]
+    pub relied_on: Vec<UploadAction>,
 }
 
 /// A blob to send.
@@ -83,6 +86,16 @@ pub struct RevisionAction {
     /// What this machine knows of the revision.
     #[serde(skip)]
     pub ours: Manifest,
+    /// Other names, as right, of files of it.
+    #[serde(skip)]
+    pub twins: HashMap<RepoPath, BlobId>,
+}
+
+impl RevisionAction {
+    /// Whether anything of it is to be written.
+    pub fn publishes(&self) -> bool {
+        self.manifest != ManifestAction::Keep || !self.refs.is_empty()
+    }
 }
 
 /// What to do about a manifest.
@@ -106,6 +119,9 @@ pub struct RefAction {
     pub key: String,
     /// The ref.
     pub name: RefName,
+    /// What it says now, as far as that is a commit.
+    #[serde(skip)]
+    pub before: Option<Commit>,
 }
 
 /// Something that is left out.
@@ -167,18 +183,21 @@ pub enum SkipReason {
     },
 }
 
-/// The manifest of a revision as this machine knows it. Where only hashing named a file, the name that the bucket's
-/// manifest uses is taken, since both are right. Where only the bucket has the commit's tree, what that does not list is
-/// left out.
+/// The manifest of a revision as this machine knows it. Of two right names of a file that of the tree is taken, else the
+/// one that the bucket's manifest uses. Where only the bucket has the commit's tree, what that does not list is left out.
 pub fn manifest(repo: &RepoName, revision: &LocalRevision, stored: Option<&Manifest>) -> Manifest {
     let tree = stored.and_then(|stored| stored.tree.as_ref()).filter(|_| revision.tree.is_none());
     let is_listed = |local: &&LocalFile| tree.is_none_or(|tree| tree.get(&local.file.path).is_some());
     let files = revision.files.iter().filter(is_listed).map(|local| {
         let mut file = local.file.clone();
-        if let (Some(other), Some(stored)) = (local.other, stored)
-            && stored.files.iter().any(|known| known.path == file.path && known.blob == other)
-        {
-            file.blob = other;
+        if let (Some(other), Some(stored)) = (local.other, stored) {
+            let in_tree =
+                |tree: &Option<Tree>| tree.as_ref().and_then(|tree| tree.get(&file.path)).map(|entry| entry.blob);
+            let listed = || stored.files.iter().find(|known| known.path == file.path).map(|known| known.blob);
+            let wanted = in_tree(&revision.tree).or_else(|| in_tree(&stored.tree)).or_else(listed);
+            if wanted == Some(other) {
+                file.blob = other;
+            }
         }
         file
     });
@@ -202,9 +221,20 @@ pub fn plan(local: &Local, remote: &Remote) -> Plan {
     for repo in plain.into_iter().chain(others) {
         plan_repo(repo, remote, &mut plan, &mut blobs, &mut claimed);
     }
+    let published: HashSet<BlobId> = plan
+        .revisions
+        .iter()
+        .filter(|revision| revision.publishes())
+        .flat_map(|revision| revision.ours.files.iter().map(|file| file.blob))
+        .collect();
     for ((id, size), upload) in blobs {
         match remote.blobs.get(&id) {
-            Some(there) if *there == size => plan.present.add(size),
+            Some(there) if *there == size => {
+                plan.present.add(size);
+                if published.contains(&id) {
+                    plan.relied_on.push(upload);
+                }
+            }
             there => {
                 let reason = if there.is_some() { UploadReason::WrongSize } else { UploadReason::Missing };
                 plan.uploads.push(UploadAction { reason, ..upload });
@@ -319,11 +349,12 @@ fn plan_revision(
         _ => None,
     };
     let ours = manifest(&repo.name, revision, other);
+    let twins = twins(revision, &ours);
     let manifest = match (stored, other) {
         (None, _) => ManifestAction::Create,
         (Some(Stored::Same), _) => ManifestAction::Keep,
         (Some(Stored::Invalid(_)), _) | (_, None) => ManifestAction::Replace,
-        (_, Some(other)) if unite(other, &ours)? == *other => ManifestAction::Keep,
+        (_, Some(other)) if unite(other, &ours, &twins)? == *other => ManifestAction::Keep,
         _ => ManifestAction::Extend,
     };
     let mut action = RevisionAction {
@@ -333,6 +364,7 @@ fn plan_revision(
         refs: Vec::new(),
         refs_unchanged: 0,
         ours,
+        twins,
     };
     for (name, _) in repo.all_refs().filter(|(_, commit)| **commit == revision.commit) {
         for key in refs::keys_to_write(&repo.name, &name) {
@@ -344,23 +376,52 @@ fn plan_revision(
                 Some(stored) if stored.commit.as_ref() == Some(&revision.commit) => action.refs_unchanged += 1,
                 // Never taken from another repo.
                 Some(stored) if shared && stored.owner.as_ref() != Some(&repo.name) => {}
-                _ => action.refs.push(RefAction { key, name: name.clone() }),
+                stored => {
+                    let before = stored.and_then(|stored| stored.commit.clone());
+                    action.refs.push(RefAction { key, name: name.clone(), before });
+                }
             }
         }
     }
     Ok(action)
 }
 
+/// The names that are not in our manifest and are as right.
+fn twins(revision: &LocalRevision, ours: &Manifest) -> HashMap<RepoPath, BlobId> {
+    let named: HashMap<&RepoPath, BlobId> = ours.files.iter().map(|file| (&file.path, file.blob)).collect();
+    let unused = revision.files.iter().filter_map(|local| {
+        let (other, named) = (local.other?, *named.get(&local.file.path)?);
+        Some((local.file.path.clone(), if named == other { local.file.blob } else { other }))
+    });
+    unused.collect()
+}
+
+/// The bucket's manifest with the files that it knows by another right name named as in ours.
+fn with_our_names(stored: &Manifest, ours: &Manifest, twins: &HashMap<RepoPath, BlobId>) -> Manifest {
+    let mut stored = stored.clone();
+    for file in &mut stored.files {
+        if twins.get(&file.path) == Some(&file.blob)
+            && let Some(own) = ours.files.iter().find(|own| own.path == file.path)
+        {
+            file.blob = own.blob;
+        }
+    }
+    stored
+}
+
 /// The bucket's manifest with ours added.
 ///
 /// # Errors
 /// When it is another repo's, which shares the key, or when they contradict each other.
-pub fn unite(stored: &Manifest, ours: &Manifest) -> Result<Manifest, Error> {
+pub fn unite(stored: &Manifest, ours: &Manifest, twins: &HashMap<RepoPath, BlobId>) -> Result<Manifest, Error> {
     if stored.repo != ours.repo {
         return Err(Error::new(Kind::Failed, format!("{}@{} cannot be stored", ours.repo, ours.revision.short()))
             .because(format!("the bucket's key for it belongs to {}, which has the same commit hash", stored.repo)));
     }
-    stored.united_with(ours)
+    if twins.is_empty() {
+        return stored.united_with(ours);
+    }
+    with_our_names(stored, ours, twins).united_with(ours)
 }
 
 impl Plan {

@@ -1,13 +1,15 @@
 //! Carrying out a push: blobs, then each manifest whose blobs are all there, then its refs.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 
 use super::Report;
-use super::plan::{ManifestAction, Plan, RefAction, RevisionAction, Skip, SkipReason, unite};
+use super::plan::{ManifestAction, Plan, RefAction, RevisionAction, Skip, SkipReason, UploadAction, unite};
 use super::state;
+use super::verify::{self, Found, Lacking};
 use crate::cache::lock;
 use crate::commands::wait_for;
 use crate::error::{Error, Kind, Result};
@@ -24,38 +26,151 @@ const MANIFEST_TRIES: u32 = 6;
 /// Revisions published at once.
 const AT_ONCE: usize = 16;
 
+/// About how many objects the bucket's listings have.
+#[derive(Debug, Clone, Copy)]
+pub struct Listed {
+    /// Blobs.
+    pub blobs: usize,
+    /// Refs.
+    pub refs: usize,
+}
+
+/// A blob, by its name and size.
+type Key = (BlobId, u64);
+
 /// Executes the plan and completes the report.
-pub async fn publish(context: &Context, plan: &Plan, report: &mut Report) {
-    let lost = send_blobs(context, plan, report).await;
+pub async fn publish(context: &Context, plan: &Plan, listed: Listed, report: &mut Report) {
+    let blobs = send_blobs(context, plan, listed, report).await;
     context.progress.event(Event::Step("writing manifests and refs"));
     let mut published = stream::iter(&plan.revisions)
-        .map(|revision| publish_revision(context, revision, &lost))
+        .map(|revision| publish_revision(context, revision, &blobs))
         .buffer_unordered(AT_ONCE);
+    let mut refs = Vec::new();
     while let Some(done) = published.next().await {
         report.manifests += done.manifests;
-        report.refs += done.refs;
+        refs.extend(done.refs);
         report.skipped.extend(done.skipped);
         report.failures.extend(done.failures);
     }
+    for checked in check_refs(context, refs, listed.refs).await {
+        match checked {
+            Ok(()) => report.refs += 1,
+            Err(error) => report.failures.push(error),
+        }
+    }
 }
 
-/// Sends all blobs; returns those that are not in the bucket after that.
-async fn send_blobs(context: &Context, plan: &Plan, report: &mut Report) -> HashSet<(BlobId, u64)> {
+/// Sends all blobs and makes sure that the bucket has them, and whatever else is relied on; returns those that are not
+/// in the bucket after that.
+async fn send_blobs(context: &Context, plan: &Plan, listed: Listed, report: &mut Report) -> HashSet<Key> {
     let mut repos = BTreeMap::new();
     let jobs = plan.uploads.iter().map(|upload| {
         let next = repos.len();
         Job { blob: upload.blob, size: upload.size, repo: *repos.entry(&upload.repo).or_insert(next) }
     });
     context.progress.event(Event::Planned(jobs.collect()));
-    let uploads = plan.uploads.iter().map(|action| Upload {
+    let mut lost = HashSet::new();
+    let mut sent = HashSet::new();
+    for (blob, failure) in send_all(context, plan.uploads.iter().map(to_upload).collect()).await {
+        match failure {
+            None => {
+                report.uploaded.add(context.moved(&blob.id, blob.size));
+                sent.insert((blob.id, blob.size));
+            }
+            Some(error) => {
+                lost.insert((blob.id, blob.size));
+                report.failures.push(error);
+            }
+        }
+    }
+    let relied_on = plan.uploads.iter().filter(|action| sent.contains(&(action.blob, action.size)));
+    let relied_on: Vec<Upload> = relied_on.chain(&plan.relied_on).map(to_upload).collect();
+    if relied_on.is_empty() {
+        return lost;
+    }
+    context.progress.event(Event::Step("checking what arrived"));
+    let objects = listed.blobs + sent.len();
+    let lacking = match verify::lacking(&context.bucket, relied_on.clone(), objects).await {
+        Ok(lacking) => lacking,
+        Err(error) => {
+            report.failures.push(error);
+            lost.extend(relied_on.iter().map(|blob| (blob.id, blob.size)));
+            return lost;
+        }
+    };
+    let gone = send_again(context, lacking, report, &sent).await;
+    lost.extend(gone);
+    lost
+}
+
+/// Sends once more what the bucket turned out not to have; returns what it does not have after that either.
+async fn send_again(context: &Context, lacking: Vec<Lacking>, report: &mut Report, sent: &HashSet<Key>) -> Vec<Key> {
+    if lacking.is_empty() {
+        return Vec::new();
+    }
+    let mut gone = Vec::new();
+    let mut again = Vec::new();
+    for Lacking { blob, found } in lacking {
+        match found {
+            // Nobody knows whether it is there, so that sending it again would tell nothing either.
+            Found::Untold(failure) if failure.cause.is_transient() => {
+                gone.push((blob.id, blob.size));
+                report.failures.push(verify::explain(&context.bucket, &blob, Found::Untold(failure)));
+            }
+            _ => again.push(blob),
+        }
+    }
+    let number = again.len();
+    if number > 0 {
+        let blobs = if number == 1 { "1 blob is".into() } else { format!("{number} blobs are") };
+        let note = format!("{blobs} not in the bucket as they were sent or listed before: sending once more");
+        context.progress.event(Event::Note(if number == 1 { note.replace("they were", "it was") } else { note }));
+    }
+    for blob in again.iter().filter(|blob| sent.contains(&(blob.id, blob.size))) {
+        context.restarted(blob.id);
+    }
+    let mut unsure = Vec::new();
+    for (blob, failure) in send_all(context, again).await {
+        match failure {
+            None => unsure.push(blob),
+            Some(error) => {
+                gone.push((blob.id, blob.size));
+                report.failures.push(error);
+            }
+        }
+    }
+    let mut arrived: HashSet<Key> = unsure.iter().map(|blob| (blob.id, blob.size)).collect();
+    for (blob, error) in verify::still_lacking(&context.bucket, unsure).await {
+        arrived.remove(&(blob.id, blob.size));
+        gone.push((blob.id, blob.size));
+        report.failures.push(error);
+    }
+    // What had been there by the first listing was sent now; what did not arrive was not.
+    for (id, size) in &arrived {
+        if !sent.contains(&(*id, *size)) {
+            report.present.take(*size);
+            report.uploaded.add(*size);
+        }
+    }
+    gone.iter().filter(|key| sent.contains(key)).for_each(|(_, size)| report.uploaded.take(*size));
+    gone.iter().filter(|key| !sent.contains(key)).for_each(|(_, size)| report.present.take(*size));
+    gone
+}
+
+fn to_upload(action: &UploadAction) -> Upload {
+    Upload {
         id: action.blob,
         size: action.size,
         source: action.source.clone(),
         label: format!("{}/{}", action.repo, action.path),
-    });
-    let mut lost = HashSet::new();
+    }
+}
+
+/// Sends blobs; returns each with what it failed of.
+async fn send_all(context: &Context, blobs: Vec<Upload>) -> Vec<(Upload, Option<Error>)> {
+    let mut done = Vec::with_capacity(blobs.len());
     pool::run(
-        uploads.collect(),
+        blobs,
         &context.limits,
         |blob: &Upload| requests(blob.size),
         |blob| {
@@ -67,17 +182,11 @@ async fn send_blobs(context: &Context, plan: &Plan, report: &mut Report) -> Hash
         },
         |(blob, sent)| {
             context.progress.event(Event::Finished { blob: blob.id });
-            match sent {
-                Ok(()) => report.uploaded.add(context.moved(&blob.id, blob.size)),
-                Err(error) => {
-                    lost.insert((blob.id, blob.size));
-                    report.failures.push(error);
-                }
-            }
+            done.push((blob, sent.err()));
         },
     )
     .await;
-    lost
+    done
 }
 
 /// Sends a blob. A large one only while no other push from this cache does, for whose end it waits.
@@ -105,14 +214,14 @@ async fn send(context: &Context, blob: &Upload) -> Result<()> {
 }
 
 #[derive(Default)]
-struct Published {
+struct Published<'a> {
     manifests: usize,
-    refs: usize,
+    refs: Vec<(&'a RevisionAction, &'a RefAction)>,
     skipped: Option<Skip>,
     failures: Vec<Error>,
 }
 
-async fn publish_revision(context: &Context, revision: &RevisionAction, lost: &HashSet<(BlobId, u64)>) -> Published {
+async fn publish_revision<'a>(context: &Context, revision: &'a RevisionAction, lost: &HashSet<Key>) -> Published<'a> {
     let mut done = Published::default();
     let missing = revision.ours.files.iter().filter(|file| lost.contains(&(file.blob, file.size))).count();
     if missing > 0 {
@@ -134,7 +243,8 @@ async fn publish_revision(context: &Context, revision: &RevisionAction, lost: &H
     }
     for reference in &revision.refs {
         match write_ref(context, revision, reference).await {
-            Ok(written) => done.refs += usize::from(written),
+            Ok(true) => done.refs.push((revision, reference)),
+            Ok(false) => {}
             Err(error) => done.failures.push(error),
         }
     }
@@ -150,34 +260,82 @@ async fn write_ref(context: &Context, revision: &RevisionAction, reference: &Ref
             return Ok(false);
         }
     }
+    put_ref(context, revision, reference).await.map(|()| true)
+}
+
+async fn put_ref(context: &Context, revision: &RevisionAction, reference: &RefAction) -> Result<()> {
     let content = Bytes::copy_from_slice(revision.commit.as_str().as_bytes());
-    let written = context.bucket.put_small(key, content).await;
-    let doing = format!("cannot write ref {} of {repo}@{}", reference.name, revision.commit.short());
-    written.map(|()| true).map_err(|failure| context.bucket.explain(failure, &doing))
+    let written = context.bucket.put_small(&reference.key, content).await;
+    let doing = format!("cannot write ref {} of {}@{}", reference.name, revision.repo, revision.commit.short());
+    written.map_err(|failure| context.bucket.explain(failure, &doing))
+}
+
+/// Whether the bucket has the refs that were written: one listing tells of many, and those that it does not prove are
+/// read.
+async fn check_refs(context: &Context, refs: Vec<(&RevisionAction, &RefAction)>, listed: usize) -> Vec<Result<()>> {
+    let bucket = &context.bucket;
+    let mut there = HashMap::new();
+    if verify::prefers_listing(refs.len(), listed + refs.len()) {
+        // Not having it costs more requests, and no more than that.
+        let objects = bucket.list(keys::ALL_REFS).await.unwrap_or_default();
+        there.extend(objects.into_iter().map(|object| (object.key.clone(), object)));
+    }
+    let checks = stream::iter(refs).map(async |(revision, reference)| {
+        let content = revision.commit.as_str().as_bytes();
+        match there.get(&reference.key).is_some_and(|object| state::is_listed_as(object, content)) {
+            true => Ok(()),
+            false => check_ref(context, revision, reference).await,
+        }
+    });
+    checks.buffer_unordered(AT_ONCE).collect().await
+}
+
+/// Reads a ref back. One that still says what it said before is written once more; one that says something new was moved
+/// by another machine meanwhile, which is as good.
+async fn check_ref(context: &Context, revision: &RevisionAction, reference: &RefAction) -> Result<()> {
+    for (time, pause) in [Duration::ZERO].into_iter().chain(verify::PATIENCE).enumerate() {
+        if time == 1 {
+            put_ref(context, revision, reference).await?;
+        }
+        tokio::time::sleep(pause).await;
+        let stored = lookup::if_valid(lookup::read_ref(&context.bucket, &reference.key).await)?;
+        if stored.as_ref() == Some(&revision.commit) || (stored.is_some() && stored != reference.before) {
+            return Ok(());
+        }
+    }
+    let what = format!("ref {} of {}@{} was not written", reference.name, revision.repo, revision.commit.short());
+    Err(Error::integrity(what)
+        .because(format!("the store took the key {} twice without an error and does not have it", reference.key))
+        .hint("check the store and what is between it and here, then run push again"))
 }
 
 /// Reads, unites, writes and reads back, until the bucket's manifest has all of ours: another machine may be
 /// writing the same one. The write is conditional on what was read, so that a store with real conditions loses nothing;
-/// on others, reading back finds that our own files are gone.
+/// on others, reading back finds that our own files are gone. A store that takes it and does not change what it shows is
+/// not asked more than twice.
 async fn write_manifest(context: &Context, revision: &RevisionAction) -> Result<()> {
     let ours = &revision.ours;
     let bucket = &context.bucket;
     let key = keys::manifest(&ours.repo.id, &ours.revision);
     let doing = format!("cannot write the manifest of {}@{}", ours.repo, ours.revision.short());
+    let mut swallowed = 0;
     for _ in 0..MANIFEST_TRIES {
-        let (wanted, condition) = match lookup::read_manifest_and_etag(bucket, &key).await {
-            Ok(None) => (ours.clone(), Some(Condition::Absent)),
+        let (before, wanted, condition) = match lookup::read_manifest_and_etag(bucket, &key).await {
+            Ok(None) => (None, ours.clone(), Some(Condition::Absent)),
             Ok(Some((stored, etag))) => {
-                let united = unite(&stored, ours)?;
+                let united = unite(&stored, ours, &revision.twins)?;
                 if united == stored {
                     return Ok(());
                 }
-                (united, etag.map(Condition::Unchanged))
+                (Some(stored), united, etag.map(Condition::Unchanged))
             }
             // What is not valid is replaced, whatever it is.
-            Err(error) if error.kind == Kind::Integrity => (ours.clone(), None),
+            Err(error) if error.kind == Kind::Integrity => (None, ours.clone(), None),
             Err(error) => return Err(error),
         };
+        if swallowed == 2 {
+            break;
+        }
         let bytes = wanted.to_json().into();
         let written = match &condition {
             Some(condition) => bucket.put_small_if(&key, bytes, condition).await,
@@ -188,11 +346,22 @@ async fn write_manifest(context: &Context, revision: &RevisionAction) -> Result<
             Err(failure) if failure.cause == Cause::Changed => continue,
             Err(failure) => return Err(bucket.explain(failure, &doing)),
         }
-        if let Some(stored) = lookup::if_valid(lookup::read_manifest(bucket, &key).await)?
-            && unite(&stored, ours)? == stored
+        let stored = lookup::if_valid(lookup::read_manifest(bucket, &key).await)?;
+        if let Some(stored) = &stored
+            && unite(stored, ours, &revision.twins)? == *stored
         {
             return Ok(());
         }
+        if stored == before {
+            tokio::time::sleep(verify::PATIENCE[swallowed + 1]).await;
+            swallowed += 1;
+        }
+    }
+    if swallowed > 0 {
+        let what = format!("the manifest of {}@{} was not written", ours.repo, ours.revision.short());
+        return Err(Error::integrity(what)
+            .because(format!("the store took the key {key} twice without an error and does not have it"))
+            .hint("check the store and what is between it and here, then run push again: no ref names this revision"));
     }
     Err(Error::new(Kind::Unavailable, doing)
         .because("other machines keep writing it, or the store does not show what was written")

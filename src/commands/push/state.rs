@@ -39,6 +39,8 @@ pub struct Remote {
     pub manifests: HashMap<String, Stored>,
     /// By key: refs that this cache could write.
     pub refs: HashMap<String, StoredRef>,
+    /// How many refs there are, of whatever repo.
+    pub listed_refs: usize,
 }
 
 /// A manifest in the bucket.
@@ -96,11 +98,12 @@ pub async fn compare(bucket: &Bucket, listing: Listing, local: &Local) -> Result
         Some(stored_ref(bucket, key, repo, commit, object))
     }));
     let refs = refs.buffer_unordered(AT_ONCE).try_collect().await?;
-    Ok(Remote { blobs: listing.blobs, manifests, refs })
+    let listed_refs = listing.small.keys().filter(|key| key.starts_with(keys::ALL_REFS)).count();
+    Ok(Remote { blobs: listing.blobs, manifests, refs, listed_refs })
 }
 
 /// Whether the listing alone proves that the object has this content: most stores' ETag of one PUT is its MD5.
-fn is_listed_as(object: &Object, content: &[u8]) -> bool {
+pub(super) fn is_listed_as(object: &Object, content: &[u8]) -> bool {
     object.size == content.len() as u64 && object.etag.as_deref() == Some(md5_hex(content).as_str())
 }
 
