@@ -3,6 +3,7 @@
 //! Temporaries live under `hub/.locks/.hf-cache-sync`, so that an interruption leaves nothing in a folder that
 //! huggingface_hub looks at; the last step is always one rename. Files get the modes that the umask gives.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Component, Path, PathBuf};
@@ -114,26 +115,31 @@ pub enum LinkKind {
     Symlink,
     /// A hard link to the blob.
     Hardlink,
-    /// A copy of the blob.
-    Copy,
+    /// The blob itself, which then is not in `blobs/` any more, as huggingface_hub does it without symbolic links; a
+    /// copy of one that was there before.
+    Real,
 }
 
 impl LinkKind {
-    /// What this cache allows. `HF_HUB_DISABLE_SYMLINKS` is the client's business, not looked at here.
+    /// What this cache allows. With `no_links`, which is the client's `HF_HUB_DISABLE_SYMLINKS`, nothing else than real
+    /// files is wanted.
     ///
     /// # Errors
     /// When nothing can be written into the cache at all.
-    pub fn probe(layout: &Layout) -> Result<LinkKind> {
+    pub fn probe(layout: &Layout, no_links: bool) -> Result<LinkKind> {
         let state = layout.state();
         ensure_dir(layout.root(), &state)?;
         let dir = Staging::new(layout)?;
         let file = dir.path().join("file");
         fs::write(&file, b"probe").map_err(|e| Error::io("cannot write", &file, &e))?;
+        if no_links {
+            return Ok(LinkKind::Real);
+        }
         if symlink("file", &dir.path().join("link")).is_ok() && fs::read(dir.path().join("link")).is_ok() {
             return Ok(LinkKind::Symlink);
         }
         let hard = fs::hard_link(&file, dir.path().join("hard")).is_ok();
-        Ok(if hard { LinkKind::Hardlink } else { LinkKind::Copy })
+        Ok(if hard { LinkKind::Hardlink } else { LinkKind::Real })
     }
 }
 
@@ -230,6 +236,8 @@ pub struct SnapshotWriter<'a> {
     pub commit: &'a Commit,
     /// How files refer to blobs.
     pub kind: LinkKind,
+    /// Blobs that nothing but this snapshot needs, so that [`LinkKind::Real`] may move them into it.
+    pub own: &'a HashSet<BlobId>,
 }
 
 /// A new snapshot that nobody sees yet; removed again unless it is published.
@@ -252,6 +260,8 @@ impl Staged {
             Err(_) if self.snapshot.is_dir() => Ok(false),
             // The repo is a mount of its own: then each file is put in place by itself.
             Err(error) if error.kind() == io::ErrorKind::CrossesDevices => Ok(false),
+            // A file system that cannot rename folders.
+            Err(error) if is_refused(&error) => Ok(false),
             Err(error) => Err(Error::io("cannot create", &self.snapshot, &error)),
         }
     }
@@ -288,13 +298,36 @@ impl SnapshotWriter<'_> {
     /// # Errors
     /// The first file that cannot be put in place; nothing outside the cache is ever touched.
     pub fn write(&self, files: &[(&RepoPath, &BlobId)]) -> Result<()> {
-        if let Some(staged) = self.stage(files)?
+        // A blob may be moved away only once it is certain where to.
+        if self.kind != LinkKind::Real
+            && let Some(staged) = self.stage(files)?
             && staged.publish()?
         {
             return Ok(());
         }
         let staging = Staging::new(self.layout)?;
-        files.iter().try_for_each(|(path, blob)| self.replace(&staging, path, blob))
+        for (index, (path, blob)) in files.iter().enumerate() {
+            let is_last = !files[index + 1..].iter().any(|(_, other)| other == blob);
+            if self.kind == LinkKind::Real && is_last && self.own.contains(*blob) && self.give_away(path, blob)? {
+                continue;
+            }
+            self.replace(&staging, path, blob)?;
+        }
+        Ok(())
+    }
+
+    /// Moves a blob to where the file is to be; `false` when it has to be copied.
+    fn give_away(&self, path: &RepoPath, blob: &BlobId) -> Result<bool> {
+        let source = self.layout.blob(self.repo, blob);
+        // A link leads to bytes that others need.
+        if !fs::symlink_metadata(&source).is_ok_and(|meta| meta.is_file()) {
+            return Ok(false);
+        }
+        let file = self.layout.snapshot_file(self.repo, self.commit, path);
+        if let Some(folder) = file.parent() {
+            ensure_dir(self.layout.root(), folder)?;
+        }
+        Ok(rename_over(&source, &file).is_ok())
     }
 
     fn replace(&self, staging: &Staging, path: &RepoPath, blob: &BlobId) -> Result<()> {
@@ -306,12 +339,12 @@ impl SnapshotWriter<'_> {
         let failed = |error: io::Error| Error::io("cannot replace", &file, &error);
         let staged = staging.path().join("file");
         self.make(path, blob, &staged)?;
-        match fs::rename(&staged, &file) {
+        match rename_over(&staged, &file) {
             Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
                 let _ = fs::remove_file(&staged);
                 let beside = beside(&file);
                 self.make(path, blob, &beside)?;
-                fs::rename(&beside, &file).inspect_err(|_| drop(fs::remove_file(&beside))).map_err(failed)
+                rename_over(&beside, &file).inspect_err(|_| drop(fs::remove_file(&beside))).map_err(failed)
             }
             replaced => replaced.map_err(failed),
         }
@@ -322,7 +355,8 @@ impl SnapshotWriter<'_> {
         let made = match self.kind {
             LinkKind::Symlink => symlink(&layout::link_text(path, blob), at),
             LinkKind::Hardlink => fs::canonicalize(&source).and_then(|source| fs::hard_link(source, at)),
-            LinkKind::Copy => read::copy_quietly(&source, at),
+            LinkKind::Real => fs::canonicalize(&source)
+                .and_then(|source| reflink_copy::reflink(&source, at).or_else(|_| read::copy_quietly(&source, at))),
         };
         made.map_err(|error| match error.kind() {
             // The folder is our own: only another file of this revision can be in the way.
@@ -340,6 +374,42 @@ impl SnapshotWriter<'_> {
 /// When it cannot be written, or a part of its path is a link.
 pub fn write_ref(layout: &Layout, repo: &RepoName, name: &RefName, commit: &Commit, sync: bool) -> Result<()> {
     write_small(layout, &layout.reference(repo, name), commit.as_str().as_bytes(), sync)
+}
+
+/// Whether the file system says that it does not know such an operation at all. Mounts of buckets and of other machines
+/// lack many of them, and have as many ways to say so.
+pub fn is_refused(error: &io::Error) -> bool {
+    #[cfg(unix)]
+    if error.raw_os_error() == Some(rustix::io::Errno::PERM.raw_os_error()) {
+        return true;
+    }
+    matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::InvalidInput | io::ErrorKind::NotSeekable)
+}
+
+/// The result of flushing, which some file systems do not know.
+pub fn flushed(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if is_refused(&error) => {
+            tracing::debug!(%error, "this file system does not flush");
+            Ok(())
+        }
+        result => result,
+    }
+}
+
+/// Renames a file to a name that may be taken. Some file systems cannot do both at once: there the old one is removed
+/// before, so that for a moment there is neither.
+pub fn rename_over(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::rename(from, to) {
+        Err(error)
+            if (is_refused(&error) || error.kind() == io::ErrorKind::AlreadyExists)
+                && fs::symlink_metadata(to).is_ok_and(|meta| !meta.is_dir()) =>
+        {
+            fs::remove_file(to)?;
+            fs::rename(from, to)
+        }
+        renamed => renamed,
+    }
 }
 
 /// Writes a small file whole, by rename, unless its content is that already. With `sync` its bytes are on the disk
@@ -360,9 +430,10 @@ pub fn write_small(layout: &Layout, path: &Path, content: &[u8], sync: bool) -> 
         let mut file = File::create_new(staged)?;
         file.write_all(content)?;
         if sync {
-            file.sync_all()?;
+            flushed(file.sync_all())?;
         }
-        fs::rename(staged, path).inspect_err(|_| drop(fs::remove_file(staged)))
+        drop(file);
+        rename_over(staged, path).inspect_err(|_| drop(fs::remove_file(staged)))
     };
     let written = match write_by(&staging.path().join("file")) {
         Err(error) if error.kind() == io::ErrorKind::CrossesDevices => write_by(&beside(path)),
@@ -448,9 +519,10 @@ mod tests {
 
     #[test]
     fn every_kind_of_link_reads_the_same() {
-        for kind in [LinkKind::Symlink, LinkKind::Hardlink, LinkKind::Copy] {
+        for kind in [LinkKind::Symlink, LinkKind::Hardlink, LinkKind::Real] {
             let f = fixture();
-            let writer = SnapshotWriter { layout: &f.layout, repo: &f.repo, commit: &f.commit, kind };
+            let writer =
+                SnapshotWriter { layout: &f.layout, repo: &f.repo, commit: &f.commit, kind, own: &HashSet::new() };
             let (top, deep): (RepoPath, RepoPath) = ("a".parse().unwrap(), "d/e/a".parse().unwrap());
             writer.write(&[(&top, &f.blob)]).unwrap();
             writer.write(&[(&deep, &f.blob)]).unwrap();
@@ -476,7 +548,13 @@ mod tests {
         let snapshot = f.layout.snapshot(&f.repo, &f.commit);
         fs::create_dir_all(&snapshot).unwrap();
         unix_symlink(&victim, snapshot.join("d")).unwrap();
-        let writer = SnapshotWriter { layout: &f.layout, repo: &f.repo, commit: &f.commit, kind: LinkKind::Symlink };
+        let writer = SnapshotWriter {
+            layout: &f.layout,
+            repo: &f.repo,
+            commit: &f.commit,
+            kind: LinkKind::Symlink,
+            own: &HashSet::new(),
+        };
         let path: RepoPath = "d/a".parse().unwrap();
         assert!(writer.write(&[(&path, &f.blob)]).is_err());
         assert_eq!(fs::read_dir(&victim).unwrap().count(), 0);

@@ -132,8 +132,8 @@ pub async fn execute(session: &Session, args: &Args) -> Report {
     checks.push(region(session, connected.as_ref().and_then(|bucket| bucket.as_ref().ok())));
     checks.push(credentials(session, connected.as_ref()));
     let layout = session.layout();
-    let fix = args.fix;
-    checks.extend(blocking(move || cache(&layout, fix)).await);
+    let (fix, no_links) = (args.fix, session.config.hub.no_symlinks);
+    checks.extend(blocking(move || cache(&layout, fix, no_links)).await);
     match connected {
         Some(Ok(bucket)) => checks.extend(store(&bucket, args.require_write).await),
         _ => {
@@ -171,7 +171,7 @@ fn credentials(session: &Session, bucket: Option<&Result<Bucket>>) -> Check {
     }
 }
 
-fn cache(layout: &Layout, fix: bool) -> Vec<Check> {
+fn cache(layout: &Layout, fix: bool, no_links: bool) -> Vec<Check> {
     let root = layout.root();
     let mut checks = Vec::new();
     let exists = match scan::scan(root) {
@@ -204,7 +204,7 @@ fn cache(layout: &Layout, fix: bool) -> Vec<Check> {
     };
     checks.extend(space::available(root).map(disk_space));
     if exists {
-        checks.push(links(layout));
+        checks.push(links(layout, no_links));
     }
     checks
 }
@@ -275,11 +275,14 @@ fn disk_space(free: u64) -> Check {
     }
 }
 
-fn links(layout: &Layout) -> Check {
-    match LinkKind::probe(layout) {
+fn links(layout: &Layout, no_links: bool) -> Check {
+    match LinkKind::probe(layout, no_links) {
         Ok(LinkKind::Symlink) => Check::new("Links", Status::Ok, "symbolic links work"),
         Ok(LinkKind::Hardlink) => Check::new("Links", Status::Note, "no symbolic links: hard links are used"),
-        Ok(LinkKind::Copy) => Check::new("Links", Status::Note, "no links: files are copied, which takes more space"),
+        Ok(LinkKind::Real) if no_links => {
+            Check::new("Links", Status::Note, "HF_HUB_DISABLE_SYMLINKS is set: snapshots get real files")
+        }
+        Ok(LinkKind::Real) => Check::new("Links", Status::Note, "no links: snapshots get real files"),
         Err(error) => {
             // A read-only cache is fine for push.
             let writable = lock::try_tool_lock(layout, lock::Mode::Shared).is_ok();

@@ -22,6 +22,8 @@ pub struct Hub {
     pub token_file: Option<PathBuf>,
     /// Whether the Hub must not be asked (`HF_HUB_OFFLINE`).
     pub offline: bool,
+    /// Whether snapshots are to have real files instead of links (`HF_HUB_DISABLE_SYMLINKS`).
+    pub no_symlinks: bool,
 }
 
 impl Hub {
@@ -42,6 +44,7 @@ impl Hub {
             token: text("HF_TOKEN").or_else(|| text("HUGGING_FACE_HUB_TOKEN")).map(Secret::new),
             token_file: named.or_else(|| home.map(|home| home.join("token"))).map(|path| env.current.join(path)),
             offline: is_set("HF_HUB_OFFLINE"),
+            no_symlinks: is_set("HF_HUB_DISABLE_SYMLINKS"),
         };
         if is_set("HF_HUB_DISABLE_IMPLICIT_TOKEN") {
             (hub.token, hub.token_file) = (None, None);
@@ -94,6 +97,10 @@ mod tests {
         assert_eq!(hub.token_file.unwrap(), PathBuf::from("/home/u/h/token"));
         assert_eq!(read(&[("HF_TOKEN_PATH", "t")]).token_file.unwrap(), PathBuf::from("/now/t"));
         assert!(read(&[("HF_HUB_OFFLINE", "1")]).offline && !read(&[("HF_HUB_OFFLINE", "0")]).offline);
+        for (value, set) in [("1", true), ("on", true), ("Yes", true), ("TRUE", true), ("0", false), ("", false)] {
+            assert_eq!(read(&[("HF_HUB_DISABLE_SYMLINKS", value)]).no_symlinks, set, "{value}");
+        }
+        assert!(!read(&[("HF_HUB_DISABLE_SYMLINKS_WARNING", "1")]).no_symlinks, "another variable");
         let none = read(&[("HF_TOKEN", "x"), ("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")]);
         assert!(none.token.is_none() && none.token_file.is_none());
         assert!(!format!("{:?}", read(&[("HF_TOKEN", "hf_secret")])).contains("hf_secret"));

@@ -11,13 +11,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::plan::{FetchReason, Plan};
+use super::plan::{Donor, FetchReason, Plan};
 use crate::cache::layout::Layout;
 use crate::cache::place::{self, LinkKind, SnapshotWriter, Staged, ensure_dir};
 use crate::cache::{lock, read};
 use crate::commands::{Amount, wait_for};
 use crate::error::{Error, Kind, Result};
 use crate::ids::{BlobId, RefName, RepoName};
+use crate::manifest::Manifest;
 use crate::progress::{self, Event};
 use crate::remote::transfer::download::{Fetch, SINGLE_GET, download, forget, requests};
 use crate::remote::transfer::{Context, blocking, pool};
@@ -55,8 +56,8 @@ struct Job {
     fetch: Fetch,
     /// Index of the plan, and its repo.
     needs: Vec<(usize, RepoName)>,
-    /// A repo of this cache that has it, as far as its name and size tell.
-    donor: Option<RepoName>,
+    /// A file of this cache that should be it.
+    donor: Option<Donor>,
     /// What stands there has the right size and the wrong bytes.
     replace: bool,
     /// Something that is not this blob stands in its place.
@@ -131,8 +132,12 @@ pub async fn hydrate(context: &Context, plans: &[Plan], kind: LinkKind, now: Sys
         if outcome.failures.is_empty() || !outcome.lost.is_empty() {
             let (layout, plans, lost, sync) =
                 (context.layout.clone(), plans.clone(), outcome.lost.clone(), context.sync);
-            let assembled = blocking(move || assemble(&layout, &plans[index], kind, staged, &lost, sync, now)).await;
-            match assembled {
+            let assembled = blocking(move || {
+                let own = own_blobs(&plans, index);
+                let writer = writer(&layout, &plans[index], kind, &own);
+                assemble(&plans[index], &writer, staged, &lost, sync, now)
+            });
+            match assembled.await {
                 Ok(note) => outcome.notes.extend(note),
                 Err(error) => outcome.failures.push(error),
             }
@@ -152,7 +157,7 @@ fn stage(layout: &Layout, plans: &Arc<[Plan]>, kind: LinkKind) -> impl Future<Ou
                 return None;
             }
             let links: Vec<_> = plan.link.iter().map(|link| (&link.path, &link.blob)).collect();
-            writer(&layout, plan, kind).stage(&links).ok().flatten()
+            writer(&layout, plan, kind, &HashSet::new()).stage(&links).ok().flatten()
         };
         plans.iter().map(one).collect::<Vec<_>>()
     });
@@ -163,8 +168,17 @@ fn stage(layout: &Layout, plans: &Arc<[Plan]>, kind: LinkKind) -> impl Future<Ou
     }
 }
 
-fn writer<'a>(layout: &'a Layout, plan: &'a Plan, kind: LinkKind) -> SnapshotWriter<'a> {
-    SnapshotWriter { layout, repo: &plan.manifest.repo, commit: &plan.manifest.revision, kind }
+fn writer<'a>(layout: &'a Layout, plan: &'a Plan, kind: LinkKind, own: &'a HashSet<BlobId>) -> SnapshotWriter<'a> {
+    SnapshotWriter { layout, repo: &plan.manifest.repo, commit: &plan.manifest.revision, kind, own }
+}
+
+/// Blobs that this plan has brought and nobody else knows yet.
+fn own_blobs(plans: &[Plan], index: usize) -> HashSet<BlobId> {
+    let plan = &plans[index];
+    if plans.iter().filter(|other| other.manifest.repo == plan.manifest.repo).count() > 1 {
+        return HashSet::new();
+    }
+    plan.fetch.iter().filter(|fetch| fetch.reason == FetchReason::Missing).map(|fetch| fetch.blob).collect()
 }
 
 fn start(layout: &Layout, plan: &Plan) -> Outcome {
@@ -217,7 +231,8 @@ async fn obtain(context: &Context, job: &Job, repo: &RepoName, source: Option<&R
     if client.is_some() && is_there(layout, repo, job) {
         return Ok(Got::Here);
     }
-    if let Some(from) = source.or(job.donor.as_ref()) {
+    let fetched = source.map(|source| layout.blob(source, blob));
+    if let Some(from) = fetched.as_ref().or(job.donor.as_ref().map(|donor| &donor.file)) {
         // What this run has fetched was verified already.
         let verify = source.is_none();
         let (layout, from, repo, blob) = (layout.clone(), from.clone(), repo.clone(), *blob);
@@ -265,37 +280,43 @@ fn is_there(layout: &Layout, repo: &RepoName, job: &Job) -> bool {
 /// Renames a verified file to its blob's name: whatever stands there, a link included, is replaced, never followed.
 fn put_in_place(layout: &Layout, file: &Path, repo: &RepoName, blob: &BlobId) -> Result<()> {
     let target = layout.blob(repo, blob);
-    let mut moved = fs::rename(file, &target);
+    let mut moved = place::rename_over(file, &target);
     if moved.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
         ensure_dir(layout.root(), &layout.blobs(repo))?;
-        moved = fs::rename(file, &target);
+        moved = place::rename_over(file, &target);
     }
     match moved {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
             // blobs/ is a mount of its own: copy beside the target under a name that the client ignores.
             let beside = layout.blobs(repo).join(format!(".{blob}.{:08x}.new", rand::random::<u32>()));
-            let copied = fs::copy(file, &beside).and_then(|_| fs::File::open(&beside)?.sync_all());
-            let moved =
-                copied.and_then(|()| fs::rename(&beside, &target)).inspect_err(|_| drop(fs::remove_file(&beside)));
+            let copied = fs::copy(file, &beside).and_then(|_| place::flushed(fs::File::open(&beside)?.sync_all()));
+            let moved = copied
+                .and_then(|()| place::rename_over(&beside, &target))
+                .inspect_err(|_| drop(fs::remove_file(&beside)));
             moved.map_err(|e| Error::io("cannot move a blob to", &target, &e))?;
             let _ = fs::remove_file(file);
             Ok(())
         }
+        Err(error) if place::is_refused(&error) => Err(Error::io("cannot move a blob to", &target, &error)
+            .hint("this file system cannot rename files, so that nothing can appear whole: use another --cache-dir")),
         Err(error) => Err(Error::io("cannot move a blob to", &target, &error)),
     }
 }
 
-/// Gives another repo the blob that one has: a reflink, else a hard link, else a copy. With `verify`, the blob's size,
+/// Gives a repo the blob that is elsewhere in this cache: a reflink, else a hard link, else a copy. With `verify`, the blob's size,
 /// its bytes are hashed first. `false` when they cannot be had from there.
-fn share(layout: &Layout, from: &RepoName, to: &RepoName, blob: &BlobId, verify: Option<u64>) -> Result<bool> {
+fn share(layout: &Layout, source: &Path, to: &RepoName, blob: &BlobId, verify: Option<u64>) -> Result<bool> {
     let staging = place::Staging::new(layout)?;
     let staged = staging.path().join("blob");
-    let source = layout.blob(from, blob);
-    let made = fs::canonicalize(&source).and_then(|source| {
-        reflink_copy::reflink(&source, &staged)
-            .or_else(|_| fs::hard_link(&source, &staged))
-            .or_else(|_| read::copy_quietly(&source, &staged))
+    let is_in_snapshot = source.parent().is_none_or(|folder| !folder.ends_with("blobs"));
+    let made = fs::canonicalize(source).and_then(|source| {
+        let link = || match is_in_snapshot {
+            // Files of snapshots are people's to change, where they are no links.
+            true => Err(io::ErrorKind::Unsupported.into()),
+            false => fs::hard_link(&source, &staged),
+        };
+        reflink_copy::reflink(&source, &staged).or_else(|_| link()).or_else(|_| read::copy_quietly(&source, &staged))
     });
     if let Err(error) = made {
         tracing::debug!(path = %source.display(), %error, "a blob of this cache cannot be shared");
@@ -319,18 +340,33 @@ pub fn write_pin(layout: &Layout, plan: &Plan) {
     }
 }
 
+/// Of files that the manifest and its tree name by different algorithms the bytes must have both names.
+fn check_twins(manifest: &Manifest, layout: &Layout, lost: &HashSet<BlobId>) -> Result<()> {
+    let Some(tree) = &manifest.tree else { return Ok(()) };
+    let (repo, commit) = (&manifest.repo, &manifest.revision);
+    let twins = manifest.files.iter().filter(|file| tree.may_know_as_twin(file) && !lost.contains(&file.blob));
+    for file in twins {
+        let known = tree.get(&file.path).expect("the tree knows the file").blob;
+        if !read::matches_name(&layout.snapshot_file(repo, commit, &file.path), &known, file.size) {
+            return Err(Error::integrity(format!("the manifest of {repo}@{} contradicts its tree", commit.short()))
+                .because(format!("'{}' is blob {} by the one and {known} by the other", file.path, file.blob))
+                .hint("push the revision again from a machine that has it"));
+        }
+    }
+    Ok(())
+}
+
 /// Puts tree, snapshot and ref in place; returns what a user should know.
 fn assemble(
-    layout: &Layout,
     plan: &Plan,
-    kind: LinkKind,
+    writer: &SnapshotWriter<'_>,
     staged: Option<Staged>,
     lost: &HashSet<BlobId>,
     sync: bool,
     now: SystemTime,
 ) -> Result<Option<String>> {
     let mut note = None;
-    let manifest = &plan.manifest;
+    let (layout, manifest) = (writer.layout, &plan.manifest);
     let (repo, commit) = (&manifest.repo, &manifest.revision);
     // The tree first: it proves that a snapshot without all its files is not complete.
     if plan.write_tree
@@ -351,8 +387,9 @@ fn assemble(
         plan.link.iter().filter(|link| !lost.contains(&link.blob)).map(|link| (&link.path, &link.blob)).collect();
     let staged = staged.filter(|_| lost.is_empty());
     if !links.is_empty() && !staged.map_or(Ok(false), Staged::publish)? {
-        writer(layout, plan, kind).write(&links)?;
+        writer.write(&links)?;
     }
+    check_twins(manifest, layout, lost)?;
     let complete = !manifest.files.iter().any(|file| lost.contains(&file.blob));
     // This tool's own deleter is kept out; the client's is not.
     if let Some(gone) = plan.used.iter().find(|path| fs::metadata(path).is_err()) {

@@ -3,14 +3,15 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use super::plan::Plan;
+use super::plan::{Donor, Plan};
 use crate::cache::gated::{self, Gated};
-use crate::cache::layout::Layout;
+use crate::cache::layout::{self, Layout};
 use crate::cache::{mend, place, read, space};
 use crate::error::{Error, Result, plain_io};
-use crate::ids::{BlobId, RefName, RepoName};
+use crate::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
+use crate::manifest::Tree;
 use crate::remote::lookup::Found;
 use crate::remote::transfer::download::already_there;
 
@@ -77,10 +78,12 @@ pub fn look(layout: &Layout, found: &Found, verify: bool) -> State {
         let meta = has_snapshot.then(|| fs::symlink_metadata(&path).ok()).flatten();
         let is_real = meta.as_ref().is_some_and(|meta| meta.is_file());
         let linked = meta.is_some() && place::is_linked(layout, repo, commit, &file.path, &file.blob, file.size);
-        let good = linked && !(verify && is_real && look_at(&path, &file.blob, file.size, true) != BlobState::Present);
+        let is_twin = !linked && meta.is_some() && !is_real && is_twin(layout, repo, &path, &file.blob, file.size);
+        let good = is_twin
+            || linked && !(verify && is_real && look_at(&path, &file.blob, file.size, true) != BlobState::Present);
         state.in_place.push(good);
         let blob = state.blobs.get_mut(&file.blob).expect("every file's blob was looked at");
-        match (*blob, good && is_real) {
+        match (*blob, good && (is_real || is_twin)) {
             (BlobState::Missing, true) => *blob = BlobState::InSnapshot,
             (BlobState::InSnapshot, false) => *blob = BlobState::Missing,
             _ => {}
@@ -105,6 +108,14 @@ pub fn look(layout: &Layout, found: &Found, verify: bool) -> State {
     state
 }
 
+/// Whether a snapshot file is a link to these very bytes under their name by the other algorithm.
+fn is_twin(layout: &Layout, repo: &RepoName, path: &Path, blob: &BlobId, size: u64) -> bool {
+    let Ok(target) = fs::read_link(path) else { return false };
+    let inside = layout::normalized(&path.with_file_name("").join(target));
+    let name = inside.strip_prefix(layout.blobs(repo)).ok().and_then(|name| name.to_str()?.parse::<BlobId>().ok());
+    name.is_some_and(|name| name.may_be_twin(blob)) && look_at(path, blob, size, true) == BlobState::Present
+}
+
 /// Whether the file is there and only others may read it, as the client's trees (mode 0600) in another user's cache:
 /// what it says is theirs to keep.
 fn is_kept_from_us(path: &std::path::Path) -> bool {
@@ -112,7 +123,7 @@ fn is_kept_from_us(path: &std::path::Path) -> bool {
 }
 
 /// Repos of this cache that have a blob of the right name and size, one for each blob that the plans lack.
-pub fn find_donors(layout: &Layout, plans: &[Plan]) -> HashMap<BlobId, RepoName> {
+pub fn find_donors(layout: &Layout, plans: &[Plan]) -> HashMap<BlobId, Donor> {
     let wanted: HashMap<BlobId, u64> =
         plans.iter().flat_map(|plan| &plan.fetch).map(|fetch| (fetch.blob, fetch.size)).collect();
     let mut donors = HashMap::new();
@@ -127,12 +138,79 @@ pub fn find_donors(layout: &Layout, plans: &[Plan]) -> HashMap<BlobId, RepoName>
         for blob in names(&layout.blobs(&repo)).filter_map(|name| name.parse::<BlobId>().ok()) {
             let fits = |size: &u64| look_at(&layout.blob(&repo, &blob), &blob, *size, false) == BlobState::Present;
             if !donors.contains_key(&blob) && wanted.get(&blob).is_some_and(fits) {
-                donors.insert(blob, repo.clone());
+                donors.insert(blob, Donor { file: layout.blob(&repo, &blob), repo: repo.clone() });
             }
         }
     }
+    for plan in plans {
+        find_in_repo(layout, plan, &mut donors);
+    }
     donors
 }
+
+/// Largest real file of a snapshot without a tree that is read to find out whether it is what is looked for, in bytes.
+const WORTH_A_LOOK: u64 = 64 << 20;
+
+/// Looks in the repo itself for what is not in its `blobs/` by name: there it may be by its name of the other algorithm,
+/// or as a real file of another snapshot. The bytes decide later.
+fn find_in_repo(layout: &Layout, plan: &Plan, donors: &mut HashMap<BlobId, Donor>) {
+    let repo = &plan.manifest.repo;
+    let lacking: Vec<_> = plan.fetch.iter().filter(|fetch| !donors.contains_key(&fetch.blob)).collect();
+    if lacking.is_empty() || fs::symlink_metadata(layout.repo(repo)).is_err() {
+        return;
+    }
+    let mut add = |blob: BlobId, file: PathBuf| drop(donors.insert(blob, Donor { repo: repo.clone(), file }));
+    let mut twins: HashMap<u64, Vec<BlobId>> = HashMap::new();
+    let blobs = fs::read_dir(layout.blobs(repo)).into_iter().flatten().flatten();
+    for id in blobs.filter_map(|entry| entry.file_name().to_str()?.parse::<BlobId>().ok()) {
+        if let Ok(meta) = fs::metadata(layout.blob(repo, &id))
+            && meta.is_file()
+        {
+            twins.entry(meta.len()).or_default().push(id);
+        }
+    }
+    for fetch in &lacking {
+        let twin = twins.get(&fetch.size).into_iter().flatten().find(|twin| {
+            twin.may_be_twin(&fetch.blob) && read::matches_name(&layout.blob(repo, twin), &fetch.blob, fetch.size)
+        });
+        twin.into_iter().for_each(|twin| add(fetch.blob, layout.blob(repo, twin)));
+    }
+    let snapshots = fs::read_dir(layout.repo(repo).join("snapshots")).into_iter().flatten().flatten();
+    for commit in snapshots.filter_map(|entry| entry.file_name().to_str()?.parse::<Commit>().ok()) {
+        let tree = read::read_small(&layout.tree(repo, &commit), MAX_TREE).ok().flatten();
+        if let Some(tree) = tree.and_then(|bytes| Tree::parse(&bytes).ok().flatten()) {
+            let by_blob: HashMap<BlobId, &RepoPath> =
+                tree.entries().iter().map(|(path, entry)| (entry.blob, path)).collect();
+            for fetch in &lacking {
+                let file = by_blob.get(&fetch.blob).map(|path| layout.snapshot_file(repo, &commit, path));
+                let is_real = |file: &PathBuf| fs::symlink_metadata(file).is_ok_and(|meta| meta.is_file());
+                file.filter(is_real).into_iter().for_each(|file| add(fetch.blob, file));
+            }
+            continue;
+        }
+        let mut real = Vec::new();
+        real_files(&layout.snapshot(repo, &commit), &mut real);
+        for fetch in lacking.iter().filter(|fetch| fetch.size <= WORTH_A_LOOK) {
+            let fits =
+                |(size, file): &&(u64, PathBuf)| *size == fetch.size && read::matches_name(file, &fetch.blob, *size);
+            real.iter().find(fits).into_iter().for_each(|(_, file)| add(fetch.blob, file.clone()));
+        }
+    }
+}
+
+/// The files below a folder that are no links, with their sizes.
+fn real_files(folder: &Path, found: &mut Vec<(u64, PathBuf)>) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => real_files(&entry.path(), found),
+            Ok(kind) if kind.is_file() => found.extend(entry.metadata().map(|meta| (meta.len(), entry.path()))),
+            _ => {}
+        }
+    }
+}
+
+/// Largest tree file that is read, in bytes.
+const MAX_TREE: u64 = 256 << 20;
 
 fn look_at(path: &std::path::Path, id: &BlobId, size: u64, verify: bool) -> BlobState {
     // Through links on purpose: a blob may be a link into the cache-wide store.
@@ -171,11 +249,11 @@ pub fn look_gated(layout: &Layout, repo: &RepoName) -> Result<Option<Gated>> {
     Ok(None)
 }
 
-/// Makes sure that the disk can take everything, before the first byte.
+/// Makes sure that the disk can take everything, before the first byte. Where the system does not tell, a note says so.
 ///
 /// # Errors
 /// [`crate::error::Kind::Failed`] with the numbers.
-pub fn check_space(layout: &Layout, plans: &[&Plan]) -> Result<()> {
+pub fn check_space(layout: &Layout, plans: &[&Plan]) -> Result<Option<String>> {
     let mut blobs = BTreeMap::new();
     for plan in plans {
         blobs.extend(plan.downloads().map(|fetch| (fetch.blob, fetch.size)));
@@ -190,6 +268,11 @@ pub fn check_space(layout: &Layout, plans: &[&Plan]) -> Result<()> {
                 layout.root().display()
             ))
             .hint("free some, for example with `hf-cache-sync prune`, or use another cache directory")),
-        _ => Ok(()),
+        None if needed > 0 && cfg!(unix) => Ok(Some(format!(
+            "the free space at {} is not known: going on without a check, {} are needed",
+            layout.root().display(),
+            bytesize::ByteSize(needed).display().iec()
+        ))),
+        _ => Ok(None),
     }
 }

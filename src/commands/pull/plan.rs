@@ -54,7 +54,18 @@ pub struct FetchAction {
     /// Another repo of this cache that has it: it is shared, and fetched only when its bytes are not what they should
     /// be.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub donor: Option<RepoName>,
+    pub donor: Option<Donor>,
+}
+
+/// A file of this cache that should be a blob, by its name, place or size.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Donor {
+    /// The repo that has it.
+    #[serde(flatten)]
+    pub repo: RepoName,
+    /// Its bytes.
+    #[serde(skip)]
+    pub file: PathBuf,
 }
 
 /// Why a blob is fetched.
@@ -89,10 +100,11 @@ impl Plan {
         self.fetch.iter().filter(|fetch| fetch.donor.is_none())
     }
 
-    /// Takes blobs from repos of this cache that have them.
-    pub fn borrow_from(&mut self, donors: &HashMap<BlobId, RepoName>) {
+    /// Takes blobs from where this cache has them. What stands under the blob's own name in the same repo is not that.
+    pub fn borrow_from(&mut self, layout: &Layout, donors: &HashMap<BlobId, Donor>) {
         for fetch in &mut self.fetch {
-            fetch.donor = donors.get(&fetch.blob).filter(|donor| **donor != self.manifest.repo).cloned();
+            let own = layout.blob(&self.manifest.repo, &fetch.blob);
+            fetch.donor = donors.get(&fetch.blob).filter(|donor| donor.file != own).cloned();
         }
     }
 }

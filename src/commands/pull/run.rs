@@ -150,7 +150,7 @@ pub async fn borrow(layout: &Layout, mut plans: Vec<Plan>) -> Vec<Plan> {
     let layout = layout.clone();
     blocking(move || {
         let donors = local::find_donors(&layout, &plans);
-        plans.iter_mut().for_each(|plan| plan.borrow_from(&donors));
+        plans.iter_mut().for_each(|plan| plan.borrow_from(&layout, &donors));
         plans.iter().for_each(tell);
         plans
     })
@@ -211,7 +211,10 @@ async fn carry_out_plans(
     }
     let layout = session.layout();
     let lock = lock?;
-    local::check_space(&layout, &busy.iter().map(|index| &work[*index].plan).collect::<Vec<_>>())?;
+    let room = local::check_space(&layout, &busy.iter().map(|index| &work[*index].plan).collect::<Vec<_>>())?;
+    if let Some(note) = room {
+        session.progress.event(Event::Note(note));
+    }
     let _lock = match lock {
         Some(lock) => lock,
         // A `prune` may have been here between the look and the lock.
@@ -225,7 +228,7 @@ async fn carry_out_plans(
             lock
         }
     };
-    let kind = LinkKind::probe(&layout)?;
+    let kind = LinkKind::probe(&layout, session.config.hub.no_symlinks)?;
     let context = session.transfers(bucket, options.caps, options.sync);
 
     let (from_hub, from_bucket): (Vec<usize>, Vec<usize>) =

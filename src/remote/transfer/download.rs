@@ -4,12 +4,16 @@
 //! as it comes, into `partial/<etag>`; a journal beside it says which parts are there, so that an interrupted download
 //! goes on where it was. The hash follows in the file (`hashing.rs`), so that it is done soon after the last part. The
 //! caller holds the blob's locks and moves the file into place.
+//!
+//! Whatever an earlier run has left: it costs fetching again what is not right of it, in the same run. On a file system
+//! that takes bytes only one after the other, a large blob is fetched that way too, and read back.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::ops::Range;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,8 +21,8 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use super::hashing::Hashing;
 use super::{Context, blocking, origin, write_all_at};
-use crate::cache::place::with_folder;
-use crate::cache::read::read_exact_at;
+use crate::cache::place::{flushed, is_refused, with_folder};
+use crate::cache::read::{matches_name, read_exact_at};
 use crate::error::{Error, Kind, Result};
 use crate::files;
 use crate::hash::BlobHasher;
@@ -112,23 +116,68 @@ pub fn already_there(layout: &crate::cache::layout::Layout, blob: &BlobId, size:
 struct Target {
     path: PathBuf,
     file: Arc<File>,
+    /// Set once the file system has refused to write somewhere else than at the end, or to read what was written.
+    in_order_only: Arc<AtomicBool>,
 }
 
 impl Target {
+    /// A file that is not there yet.
     fn create(context: &Context, path: PathBuf) -> Result<Self> {
+        let file = with_folder(context.layout.root(), &path, "cannot write", || {
+            let mut options = OpenOptions::new();
+            options.write(true).create_new(true);
+            // Some file systems open for one of the two only.
+            options.clone().read(true).open(&path).or_else(|error| match is_refused(&error) {
+                true => options.open(&path),
+                false => Err(error),
+            })
+        })?;
+        Ok(Target { path, file: Arc::new(file), in_order_only: Arc::default() })
+    }
+
+    /// A file that may be there. What is no file there, or cannot be opened, belongs to nobody who needs it: it makes way.
+    fn resume(context: &Context, path: PathBuf) -> Result<Self> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
         #[cfg(unix)]
-        let no_follow = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
-        #[cfg(not(unix))]
-        let no_follow = 0;
-        let open = || files::open_flagged(&options, no_follow, &path);
-        let file = with_folder(context.layout.root(), &path, "cannot write", open)?;
-        Ok(Target { path, file: Arc::new(file) })
+        std::os::unix::fs::OpenOptionsExt::custom_flags(
+            &mut options,
+            (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits() as i32,
+        );
+        let file = with_folder(context.layout.root(), &path, "cannot write", || {
+            let opened = options.open(&path);
+            match opened {
+                Ok(file) if file.metadata()?.is_file() => Ok(file),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Err(error),
+                Err(error) if error.kind() == io::ErrorKind::StorageFull => Err(error),
+                opened => {
+                    // Of a folder only an empty one: nothing of ours is in it.
+                    let removed = std::fs::remove_file(&path).or_else(|_| std::fs::remove_dir(&path));
+                    match (removed, opened) {
+                        (Ok(()), _) => options.open(&path),
+                        (Err(_), Err(error)) => Err(error),
+                        (Err(error), Ok(_)) => Err(error),
+                    }
+                }
+            }
+        })?;
+        Ok(Target { path, file: Arc::new(file), in_order_only: Arc::default() })
     }
 
     fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
-        write_all_at(&self.file, bytes, offset).map_err(|e| Error::io("cannot write", &self.path, &e))
+        write_all_at(&self.file, bytes, offset).map_err(|e| self.failed("cannot write", &e))
+    }
+
+    /// Writes after what was written before.
+    fn append(&self, bytes: &[u8]) -> Result<()> {
+        (&*self.file).write_all(bytes).map_err(|e| Error::io("cannot write", &self.path, &e))
+    }
+
+    fn failed(&self, what: &str, error: &io::Error) -> Error {
+        if is_refused(error) {
+            self.in_order_only.store(true, Ordering::Relaxed);
+        }
+        Error::io(what, &self.path, error)
     }
 }
 
@@ -157,8 +206,18 @@ async fn range(
     loop {
         let whole = (at, to) == (0, blob.size);
         let wanted = (!whole).then_some((at, to));
-        let opened = origin::open(context, blob, wanted, etag.as_deref()).await;
-        let mut download = opened.map_err(|failure| origin::explain(context, blob, failure))?;
+        let mut download = match origin::open(context, blob, wanted, etag.as_deref()).await {
+            Ok(download) => download,
+            // Replaced meanwhile, by the same bytes for all we know: the hash will tell.
+            Err(failure) if failure.cause == Cause::Changed && etag.is_some() => {
+                etag = None;
+                continue;
+            }
+            Err(failure) if failure.detail.starts_with("InvalidRange") || failure.detail == "HTTP status 416" => {
+                return Err(origin::too_short(context, blob));
+            }
+            Err(failure) => return Err(origin::explain(context, blob, failure)),
+        };
         if let Some(size) = download.object_size().filter(|size| *size != blob.size) {
             return Err(origin::wrong_size(context, blob, size));
         }
@@ -191,17 +250,29 @@ async fn range(
     }
 }
 
+/// Fetches a small blob. Bytes that are not what they should be are fetched once more: they may have been damaged on
+/// the way.
 async fn whole(context: &Context, blob: &Fetch) -> Result<PathBuf> {
+    match whole_once(context, blob).await? {
+        Ok(path) => Ok(path),
+        Err(found) => {
+            tracing::debug!(blob = %blob.id, %found, "wrong bytes came and are fetched once more");
+            whole_once(context, blob).await?.map_err(|found| origin::wrong_hash(context, blob, &found))
+        }
+    }
+}
+
+/// The file, or what its bytes hash to when that is wrong.
+async fn whole_once(context: &Context, blob: &Fetch) -> Result<Result<PathBuf, BlobId>> {
     let mut permit = context.limits.objects.permit(blob.size).await;
-    let name = format!("{}.{:08x}.small", blob.id, rand::random::<u32>());
-    let target = Target::create(context, context.layout.partial(&blob.id).with_file_name(name))?;
+    let target = Target::create(context, nameless(context, blob))?;
     let remove = RemoveOnDrop(Some(target.path.clone()));
     let mut hasher = BlobHasher::like(&blob.id, blob.size);
     let mut meter = Meter::new(&context.progress, blob.id);
     if blob.size > 0 {
-        range(context, blob, (0, blob.size), |chunk, offset| {
+        range(context, blob, (0, blob.size), |chunk, _| {
             hasher.update(chunk);
-            target.write(chunk, offset)?;
+            target.append(chunk)?;
             meter.add(chunk.len() as u64);
             Ok(())
         })
@@ -213,13 +284,69 @@ async fn whole(context: &Context, blob: &Fetch) -> Result<PathBuf> {
     tokio::task::yield_now().await;
     drop(permit);
     if found != blob.id {
-        return Err(origin::wrong_hash(context, blob, &found));
+        return Ok(Err(found));
     }
     meter.keep();
     if context.sync {
-        let flushed = context.flushes.flush(target.file).await;
-        flushed.map_err(|e| Error::io("cannot flush", &target.path, &e))?;
+        let synced = flushed(context.flushes.flush(target.file).await);
+        synced.map_err(|e| Error::io("cannot flush", &target.path, &e))?;
     }
+    Ok(Ok(remove.keep()))
+}
+
+/// A partial file of one run, which nobody can take up again.
+fn nameless(context: &Context, blob: &Fetch) -> PathBuf {
+    let name = format!("{}.{:08x}.small", blob.id, rand::random::<u32>());
+    context.layout.partial(&blob.id).with_file_name(name)
+}
+
+/// Fetches a large blob where the file system takes bytes only one after the other.
+async fn in_order(context: &Context, blob: &Fetch) -> Result<PathBuf> {
+    static TOLD: Once = Once::new();
+    TOLD.call_once(|| {
+        let folder = context.layout.root().display();
+        let note =
+            format!("the file system of {folder} takes bytes only in order: large files come in one stream each");
+        context.progress.event(Event::Note(note));
+    });
+    let _permit = context.limits.parts.permit(PART).await;
+    let target = Target::create(context, nameless(context, blob))?;
+    let remove = RemoveOnDrop(Some(target.path.clone()));
+    let mut hasher = BlobHasher::like(&blob.id, blob.size);
+    let mut meter = Meter::new(&context.progress, blob.id);
+    range(context, blob, (0, blob.size), |chunk, _| {
+        hasher.update(chunk);
+        target.append(chunk)?;
+        meter.add(chunk.len() as u64);
+        Ok(())
+    })
+    .await?;
+    let found = hasher.finish();
+    if found != blob.id {
+        return Err(origin::wrong_hash(context, blob, &found));
+    }
+    let (id, size, sync) = (blob.id, blob.size, context.sync);
+    let Target { path, file, .. } = target;
+    // Such a file system may tell nobody that it could not keep what it has taken.
+    let kept = blocking(move || {
+        let synced = if sync { flushed(file.sync_all()) } else { Ok(()) };
+        drop(file);
+        synced.map(|()| matches_name(&path, &id, size))
+    });
+    let file = remove.path();
+    match kept.await {
+        Ok(true) => {}
+        Ok(false) => {
+            return Err(Error::failed(format!("cannot keep blob {} ({})", blob.id, blob.label()))
+                .because(format!(
+                    "the file system does not give back the bytes that were written to {}",
+                    file.display()
+                ))
+                .hint("use another cache directory: --cache-dir, or HF_HUB_CACHE"));
+        }
+        Err(error) => return Err(Error::io("cannot flush", file, &error)),
+    }
+    meter.keep();
     Ok(remove.keep())
 }
 
@@ -227,6 +354,10 @@ async fn whole(context: &Context, blob: &Fetch) -> Result<PathBuf> {
 struct RemoveOnDrop(Option<PathBuf>);
 
 impl RemoveOnDrop {
+    fn path(&self) -> &Path {
+        self.0.as_deref().unwrap_or(Path::new(""))
+    }
+
     fn keep(mut self) -> PathBuf {
         self.0.take().expect("kept once")
     }
@@ -261,9 +392,8 @@ impl Journal {
 
     /// Opens the journal beside `data`; one of another size or part size, or without its data, begins anew.
     fn open(context: &Context, data: &Target, size: u64) -> Result<Self> {
-        let path = data.path.with_extension("parts");
-        let Target { file, .. } = Target::create(context, path.clone())?;
-        let failed = |e: io::Error| Error::io("cannot write", &path, &e);
+        let Target { path, file, .. } = Target::resume(context, data.path.with_extension("parts"))?;
+        let failed = |e: io::Error| data.failed("cannot write", &e);
         let parts = size.div_ceil(PART) as usize;
         let mut content = vec![0; Self::HEADER as usize + parts];
         let data_size = data.file.metadata().map_err(failed)?.len();
@@ -275,44 +405,60 @@ impl Journal {
             content.fill(0);
             content[..Self::HEADER as usize].copy_from_slice(&Self::header(size));
             write_all_at(&file, &content, 0).map_err(failed)?;
-            preallocate(&data.file, size).map_err(|e| Error::io("cannot write", &data.path, &e))?;
+            preallocate(&data.file, size).map_err(failed)?;
         }
         let done = content[Self::HEADER as usize..].iter().map(|flag| *flag == 1).collect();
         Ok(Journal { path, file, done })
     }
 
-    fn mark(&mut self, part: usize) -> Result<()> {
-        self.done[part] = true;
-        write_all_at(&self.file, &[1], Self::HEADER + part as u64)
-            .map_err(|e| Error::io("cannot write", &self.path, &e))
+    fn mark(&mut self, part: usize, done: bool) -> io::Result<()> {
+        self.done[part] = done;
+        write_all_at(&self.file, &[u8::from(done)], Self::HEADER + part as u64)
     }
 }
 
 async fn in_parts(context: &Context, blob: &Fetch) -> Result<PathBuf> {
+    // Of bytes that turn out to be wrong those of an earlier run are suspected first, then all of them, once.
+    let mut suspected_earlier = false;
+    let mut suspected_all = false;
     loop {
-        let target = Target::create(context, context.layout.partial(&blob.id))?;
-        let mut journal = Journal::open(context, &target, blob.size)?;
-        let resumed = journal.done.contains(&true);
-        let fetched = fetch_parts(context, blob, &target, &mut journal).await;
-        let journal_path = journal.path.clone();
-        drop(journal);
+        let target = Target::resume(context, context.layout.partial(&blob.id))?;
         let discard = || {
-            let _ = std::fs::remove_file(&journal_path);
+            let _ = std::fs::remove_file(target.path.with_extension("parts"));
             let _ = std::fs::remove_file(&target.path);
         };
-        match fetched {
-            // What an earlier run left may have been lost in a power cut: once more, from the start.
-            Ok(found) if found != blob.id && resumed => {
+        let mut journal = match Journal::open(context, &target, blob.size) {
+            Ok(journal) => journal,
+            Err(_) if target.in_order_only.load(Ordering::Relaxed) => {
                 discard();
+                return in_order(context, blob).await;
+            }
+            Err(error) => return Err(error),
+        };
+        let earlier = journal.done.clone();
+        match fetch_parts(context, blob, &target, &mut journal).await {
+            Ok(found) if found == blob.id => {
+                let (file, sync) = (target.file.clone(), context.sync);
+                let synced = if sync { blocking(move || flushed(file.sync_all())).await } else { Ok(()) };
+                return synced.map_err(|e| Error::io("cannot flush", &target.path, &e)).map(|()| target.path);
+            }
+            Ok(found) => {
                 context.restarted(blob.id);
+                let only_earlier = !suspected_earlier && !suspected_all && earlier.contains(&true);
+                if suspected_all {
+                    discard();
+                    return Err(origin::wrong_hash(context, blob, &found));
+                }
+                (suspected_earlier, suspected_all) = (true, !only_earlier);
+                tracing::debug!(blob = %blob.id, %found, only_earlier, "wrong bytes came and are fetched once more");
+                for part in (0..earlier.len()).filter(|part| !only_earlier || earlier[*part]) {
+                    let marked = journal.mark(part, false);
+                    marked.map_err(|e| Error::io("cannot write", &journal.path, &e))?;
+                }
             }
-            Ok(found) if found != blob.id => {
+            Err(_) if target.in_order_only.load(Ordering::Relaxed) => {
                 discard();
-                return Err(origin::wrong_hash(context, blob, &found));
-            }
-            Ok(_) => {
-                let flushed = if context.sync { blocking(move || target.file.sync_all()).await } else { Ok(()) };
-                return flushed.map_err(|e| Error::io("cannot flush", &target.path, &e)).map(|()| target.path);
+                return in_order(context, blob).await;
             }
             Err(error) => {
                 if error.kind == Kind::Integrity {
@@ -366,14 +512,15 @@ async fn fetch_parts(context: &Context, blob: &Fetch, target: &Target, journal: 
                     Err(failed) => std::panic::resume_unwind(failed.into_panic()),
                 };
                 let (from, to) = bounds(&parts, blob.size);
-                parts.into_iter().try_for_each(|part| journal.mark(part))?;
+                let marked = parts.into_iter().try_for_each(|part| journal.mark(part, true));
+                marked.map_err(|e| target.failed("cannot write", &e))?;
                 flusher.written(to - from).await?;
             }
         }
     }
     let found = blocking(move || hashing.finish()).await;
     flusher.end().await?;
-    found.map_err(|error| Error::io("cannot read back", &target.path, &error))
+    found.map_err(|error| target.failed("cannot read back", &error))
 }
 
 /// Lets the disk work while a large blob still comes.
@@ -400,7 +547,7 @@ impl Flusher {
     /// Waits for what was begun. Its failure counts: the system tells it only once.
     async fn end(&mut self) -> Result<()> {
         let flushed = match self.running.take() {
-            Some(running) => running.await.unwrap_or_else(|failed| Err(io::Error::other(failed))),
+            Some(running) => flushed(running.await.unwrap_or_else(|failed| Err(io::Error::other(failed)))),
             None => Ok(()),
         };
         flushed.map_err(|e| Error::io("cannot flush", &self.target.path, &e))

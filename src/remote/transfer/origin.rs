@@ -101,6 +101,16 @@ pub(super) fn wrong_size(context: &Context, blob: &Fetch, found: u64) -> Error {
         .hint("push it again from a machine that has it: a wrong size is replaced")
 }
 
+/// The object ends before a range that the manifest says it has.
+pub(super) fn too_short(context: &Context, blob: &Fetch) -> Error {
+    if context.hub.is_some() {
+        return from_hub(blob, format!("there are fewer than {} of them", blob.size));
+    }
+    Error::integrity(format!("blob {} ({}) has the wrong size in the bucket", blob.id, blob.label()))
+        .because(format!("the manifest says {} bytes, the bucket has fewer", blob.size))
+        .hint("push it again from a machine that has it: a wrong size is replaced")
+}
+
 fn from_hub(blob: &Fetch, why: String) -> Error {
     Error::integrity(format!("the bytes of {} from the Hub are not those that it names", blob.label())).because(why)
 }
