@@ -147,9 +147,8 @@ impl Manifest {
             }
         }
         // A tree that knows files by other names is not added either: earlier versions refuse both together.
-        let proves = |tree: &&Tree| {
-            files.values().all(|file| tree.get(&file.path).is_some() && !tree.may_know_as_twin(file))
-        };
+        let proves =
+            |tree: &&Tree| files.values().all(|file| tree.get(&file.path).is_some() && !tree.may_know_as_twin(file));
         let tree = self.tree.clone().or_else(|| ours.tree.as_ref().filter(proves).cloned());
         let united = Manifest {
             repo: self.repo.clone(),

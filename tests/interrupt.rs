@@ -1036,3 +1036,124 @@ fn a_part_that_always_arrives_damaged_leaves_the_others_alone() {
     let sent = goes_well(&store, &machine, &revision, &old);
     assert_eq!(sent, [3], "only the damaged one");
 }
+
+/// A pull that was killed after two of its ranges; the partial file and its journal.
+fn killed_pull(store: &Store, machine: &Machine) -> (Revision, [std::path::PathBuf; 2]) {
+    let revision = large();
+    revision.publish(store);
+    let gate = Gate::new();
+    let held = gate.clone();
+    store.server.on_request(move |request| match &request.range {
+        Some(range) if first_byte(range) == 3 * RANGE => Action::Hold(held.clone()),
+        _ => Action::Pass,
+    });
+    let running = machine.start(&["pull", "org/large", "--workers", "1"]);
+    store.server.wait_for("fourth range", |seen| ranges(seen).contains(&(3 * RANGE)));
+    running.kill();
+    store.server.behave();
+    store.server.take_seen();
+    let partial = machine.hub().join(".locks/.hf-cache-sync/partial").join(revision.etag("model.safetensors"));
+    let journal = partial.with_extension("parts");
+    (revision, [partial, journal])
+}
+
+/// What can have become of what an interrupted pull has left.
+#[test]
+fn leftovers_of_a_pull_that_are_of_no_use_are_fetched_anew() {
+    type Bend = fn(&[std::path::PathBuf; 2]);
+    let cases: &[Bend] = &[
+        |[partial, _]| fs::File::options().write(true).open(partial).unwrap().set_len(LARGE as u64 + 5).unwrap(),
+        |[partial, _]| fs::File::options().write(true).open(partial).unwrap().set_len(5).unwrap(),
+        |[_, journal]| fs::write(journal, "no journal").unwrap(),
+        |[_, journal]| fs::write(journal, "").unwrap(),
+        |[_, journal]| fs::File::options().write(true).open(journal).unwrap().set_len(26).unwrap(),
+        |[partial, _]| fs::remove_file(partial).unwrap(),
+        |[_, journal]| fs::remove_file(journal).unwrap(),
+        |[partial, journal]| {
+            for path in [partial, journal] {
+                fs::remove_file(path).unwrap();
+                fs::create_dir(path).unwrap();
+            }
+        },
+        |[partial, journal]| {
+            for path in [partial, journal] {
+                fs::remove_file(path).unwrap();
+                std::os::unix::fs::symlink("/nowhere/at/all", path).unwrap();
+            }
+        },
+        |[partial, journal]| {
+            for path in [partial, journal] {
+                fs::remove_file(path).unwrap();
+                assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
+            }
+        },
+    ];
+    for (number, bend) in cases.iter().enumerate() {
+        let store = Store::new();
+        let machine = Machine::new(&store);
+        let (revision, paths) = killed_pull(&store, &machine);
+        bend(&paths);
+        let ran = machine.run(&["pull", "org/large"]);
+        assert_eq!(ran.code, 0, "case {number}: {ran:#?}");
+        revision.assert_pulled(&machine.hub());
+        nothing_torn(&machine);
+    }
+}
+
+/// Of a partial file that was damaged only what the earlier run had fetched comes again.
+#[test]
+fn what_this_run_has_fetched_is_kept_when_the_rest_was_damaged() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let (revision, [partial, _]) = killed_pull(&store, &machine);
+    let mut bytes = fs::read(&partial).unwrap();
+    bytes[1000] ^= 1;
+    fs::write(&partial, bytes).unwrap();
+    machine.ok(&["pull", "org/large", "--workers", "1"]);
+    revision.assert_pulled(&machine.hub());
+    let starts = ranges(&store.server.take_seen());
+    assert!(starts.iter().filter(|start| **start >= 3 * RANGE).count() <= 2, "the end comes once: {starts:?}");
+    assert!(starts.contains(&0), "{starts:?}");
+}
+
+#[test]
+fn bytes_that_arrive_damaged_are_fetched_once_more() {
+    for length in [200_000, LARGE] {
+        let store = Store::new();
+        let machine = Machine::new(&store);
+        let revision = Revision::new("model", "org/name").lfs("model.bin", weights(2, length));
+        revision.publish(&store);
+        untrue(&store, 1, Action::Flip, |request| request.is("GET", "blobs/"));
+        machine.ok(&["pull", "org/name"]);
+        revision.assert_pulled(&machine.hub());
+        // And not for ever.
+        let other = Machine::new(&store);
+        untrue(&store, usize::MAX, Action::Flip, |request| request.is("GET", "blobs/"));
+        let ran = other.run(&["pull", "org/name"]);
+        assert_eq!(ran.code, 5, "{ran:#?}");
+        assert!(ran.stderr.contains("corrupt in the bucket"), "{ran:#?}");
+    }
+}
+
+/// An object that is replaced while it comes, by the same bytes under another ETag.
+#[test]
+fn an_object_that_is_replaced_while_it_is_read() {
+    for length in [200_000, LARGE] {
+        let store = Store::new();
+        let machine = Machine::new(&store);
+        let revision = Revision::new("model", "org/name").lfs("model.bin", weights(2, length));
+        revision.publish(&store);
+        let count = AtomicUsize::new(0);
+        store.server.on_request(move |request| match request.is("GET", "blobs/") {
+            true => match count.fetch_add(1, Ordering::SeqCst) {
+                0 => Action::Cut(50_000),
+                1 => Action::Refuse(412, "PreconditionFailed", "another ETag"),
+                2 => Action::Refuse(412, "PreconditionFailed", "another ETag"),
+                _ => Action::Pass,
+            },
+            false => Action::Pass,
+        });
+        machine.ok(&["pull", "org/name", "--workers", "1"]);
+        revision.assert_pulled(&machine.hub());
+    }
+}

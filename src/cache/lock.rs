@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use super::layout::Layout;
-use super::place::ensure_dir;
+use super::place::{ensure_dir, is_refused};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::ids::{BlobId, RepoName};
@@ -206,8 +206,9 @@ fn open(path: &Path, bits: u32) -> io::Result<(File, bool)> {
         Ok(file) => (file, true),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             match files::open_flagged(options.create(true), no_follow, path) {
-                // Another user's, which is 0644 where the umask is 022: for a lock, reading is enough.
-                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                // Another user's, which is 0644 where the umask is 022, or on a mount that opens what is there for reading
+                // alone: for a lock, that is enough.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied || is_refused(&error) => {
                     (files::open_flagged(OpenOptions::new().read(true), no_follow, path)?, false)
                 }
                 opened => (opened?, false),

@@ -91,6 +91,8 @@ pub enum Action {
     Keep(u64),
     /// Answer as if it had been done, and keep the object under another key.
     Misplace,
+    /// Answer with a body that has one wrong byte.
+    Flip,
     /// Answer a listing without the objects whose keys contain this.
     Overlook(&'static str),
 }
@@ -246,7 +248,7 @@ async fn answer(
         Action::Hold(gate) => gate.pass().await,
         Action::Cut(length) => cut = Some(length),
         Action::Ahead(seconds) => ahead = Some(seconds),
-        Action::Pass | Action::Swallow | Action::Keep(_) | Action::Misplace | Action::Overlook(_) => {}
+        Action::Pass | Action::Swallow | Action::Keep(_) | Action::Misplace | Action::Flip | Action::Overlook(_) => {}
     }
     let upload = seen.parameter("uploadId").map(String::from);
     if let (Some(upload), "GET") = (&upload, seen.method.as_str())
@@ -280,6 +282,14 @@ async fn answer(
             Action::Misplace => std::fs::rename(&object, object.with_extension("elsewhere")).expect("it is there"),
             _ => {}
         }
+    }
+    if matches!(action, Action::Flip) {
+        let (head, body) = response.into_parts();
+        let body = http_body_util::BodyExt::collect(body).await.map(|body| body.to_bytes()).unwrap_or_default();
+        let mut bytes = body.to_vec();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        return Ok(Response::from_parts(head, Body::from(bytes::Bytes::from(bytes))));
     }
     if let Action::Overlook(words) = action
         && seen.is_list()

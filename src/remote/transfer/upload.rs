@@ -195,7 +195,9 @@ fn is_lost(failure: &Failure) -> bool {
 fn may_be_lost(failure: &Failure) -> bool {
     match failure.cause {
         Cause::Busy => failure.detail.starts_with("InternalError") || failure.detail == "HTTP status 500",
-        Cause::NoSuchUpload | Cause::NoSuchKey | Cause::Denied | Cause::Changed | Cause::Unsupported | Cause::Other => true,
+        Cause::NoSuchUpload | Cause::NoSuchKey | Cause::Denied | Cause::Changed | Cause::Unsupported | Cause::Other => {
+            true
+        }
         _ => false,
     }
 }
