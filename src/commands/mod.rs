@@ -67,6 +67,7 @@ impl Session {
             flushes: Arc::default(),
             progress: self.progress.clone(),
             layout: self.layout(),
+            max_parts: u64::from(self.config.storage.max_parts),
             sync,
             earlier: Arc::default(),
         }

@@ -172,7 +172,7 @@ async fn send_all(context: &Context, blobs: Vec<Upload>) -> Vec<(Upload, Option<
     pool::run(
         blobs,
         &context.limits,
-        |blob: &Upload| requests(blob.size),
+        |blob: &Upload| requests(blob.size, context.max_parts),
         |blob| {
             let context = context.clone();
             async move {

@@ -24,7 +24,6 @@ use super::{Context, blocking, origin, write_all_at};
 use crate::cache::place::{flushed, is_refused, with_folder};
 use crate::cache::read::{matches_name, read_exact_at};
 use crate::error::{Error, Kind, Result};
-use crate::files;
 use crate::hash::BlobHasher;
 use crate::ids::{BlobId, Commit, RepoName, RepoPath};
 use crate::progress::{Event, Meter};

@@ -44,6 +44,8 @@ pub struct Context {
     pub layout: Layout,
     /// Small blobs that are flushed now.
     pub flushes: Arc<Flushes>,
+    /// Parts that an upload has at the most.
+    pub max_parts: u64,
     /// Whether a blob is flushed to the disk before it becomes visible.
     pub sync: bool,
     /// What was moved before this run.

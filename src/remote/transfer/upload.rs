@@ -35,14 +35,12 @@ use crate::remote::keys;
 const IN_MEMORY: u64 = 256 << 10;
 /// Blobs up to this size are sent in one request.
 pub const SINGLE_PUT: u64 = 16 << 20;
-/// Part size, unless the blob has more than [`MAX_PARTS`] of them.
+/// Part size, unless the blob has more of them than the store takes.
 const PART: u64 = 16 << 20;
 /// Part size of blobs from [`LARGE`] on, which have enough of them all the same: fewer are less work for a store.
 const LARGE_PART: u64 = 32 << 20;
 /// Where larger parts begin.
 const LARGE: u64 = 256 << 20;
-/// S3's limit.
-const MAX_PARTS: u64 = 10_000;
 /// Largest record of an upload, in bytes.
 const MAX_RECORD: u64 = 64 << 10;
 /// Bytes read from a file at a time.
@@ -82,8 +80,8 @@ pub async fn upload(context: &Context, blob: &Upload) -> Result<()> {
 }
 
 /// How many requests a blob can have in flight, when it is large; 0 for one that is a single request.
-pub fn requests(size: u64) -> u64 {
-    if size <= SINGLE_PUT { 0 } else { size.div_ceil(part_size(size)) }
+pub fn requests(size: u64, max_parts: u64) -> u64 {
+    if size <= SINGLE_PUT { 0 } else { size.div_ceil(part_size(size, max_parts)) }
 }
 
 fn doing(blob: &Upload) -> String {
@@ -141,9 +139,9 @@ async fn streamed(context: &Context, blob: &Upload) -> Result<()> {
     Ok(())
 }
 
-/// Part size for a blob: equal parts (R2 wants that), at most [`MAX_PARTS`], whole MiB.
-fn part_size(size: u64) -> u64 {
-    let needed = size.div_ceil(MAX_PARTS);
+/// Part size for a blob: equal parts (R2 wants that), at most so many, whole MiB.
+fn part_size(size: u64, max_parts: u64) -> u64 {
+    let needed = size.div_ceil(max_parts.max(1));
     let usual = if size < LARGE { PART } else { LARGE_PART };
     usual.max(needed.div_ceil(1 << 20) << 20)
 }
@@ -176,7 +174,7 @@ async fn is_refused(context: &Context, record: &Record, stop: &Stop) -> bool {
     if !matches!(failure.cause, Cause::Broken | Cause::Unreachable) {
         return false;
     }
-    let number = (record.count() + 1).min(MAX_PARTS) as i32;
+    let number = (record.count() + 1).min(context.max_parts) as i32;
     let body = |_: &Pulse| SdkBody::from("?");
     let answer = context.bucket.put_part(&record.key, &record.upload, number, 1, &body).await;
     answer.is_err_and(|failure| is_lost(&failure) || may_be_lost(&failure))
@@ -321,7 +319,7 @@ impl Record {
             key: keys::blob(&blob.id),
             upload: String::new(),
             size: blob.size,
-            part_size: part_size(blob.size),
+            part_size: part_size(blob.size, context.max_parts),
             modified,
         }
     }
@@ -613,10 +611,11 @@ mod tests {
 
     #[test]
     fn parts_keep_to_the_limits() {
-        for size in [SINGLE_PUT + 1, LARGE, 1 << 30, 8 << 30, 5 << 40] {
-            let part = part_size(size);
+        let sizes = [SINGLE_PUT + 1, LARGE, 1 << 30, 8 << 30, 5 << 40];
+        for (size, most) in sizes.map(|size| (size, 10_000)).into_iter().chain([(8 << 30, 100), (1 << 40, 1000)]) {
+            let part = part_size(size, most);
             assert!(
-                size.div_ceil(part) <= MAX_PARTS && part.is_multiple_of(1 << 20) && (PART..=5 << 30).contains(&part),
+                size.div_ceil(part) <= most && part.is_multiple_of(1 << 20) && (PART..=5 << 30).contains(&part),
                 "{size}"
             );
         }
