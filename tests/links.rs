@@ -36,6 +36,8 @@ fn pull(store: &Store, hub: &Path, kind: LinkKind, together: bool, revisions: &[
                 let state = local::look(&layout, &found, false);
                 plans.push(plan::plan(&layout, &found, &state));
             }
+            let donors = local::find_donors(&layout, &plans);
+            plans.iter_mut().for_each(|plan| plan.borrow_from(&layout, &donors));
             for outcome in hydrate::hydrate(&context, &plans, kind, session.now).await {
                 assert_eq!(outcome.failures, []);
                 downloaded += outcome.downloaded.blobs;
