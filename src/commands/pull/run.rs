@@ -133,7 +133,7 @@ fn tell(plan: &Plan) {
             FetchReason::WrongSize => "what is here has another size",
             FetchReason::Corrupt => "what is here is corrupt",
         };
-        let from = fetch.donor.as_ref().map_or(String::new(), |donor| format!(", shared from {donor}"));
+        let from = fetch.donor.as_ref().map_or(String::new(), |donor| format!(", shared from {}", donor.repo));
         tracing::debug!("fetch {} ({repo}/{}, {} B): {why}{from}", fetch.blob, fetch.path, fetch.size);
     }
     let (revision, reference) = (plan.manifest.revision.short(), plan.write_ref.as_ref().map(RefName::as_str));

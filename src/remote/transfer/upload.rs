@@ -230,6 +230,7 @@ async fn in_parts(context: &Context, blob: &Upload) -> Result<()> {
                 record = begin(context, blob, &fresh, Some(record))
                     .await
                     .map_err(|_| context.bucket.explain(failure, &doing(blob)))?;
+                context.restarted(blob.id);
                 (known, resumed, tried_afresh) = (Vec::new(), false, true);
             }
             Stop::Local(error) => {
@@ -266,10 +267,7 @@ async fn send_and_finish(
         return Err(Stop::Local(Error::integrity(what)));
     }
     let done = context.bucket.finish_parts(&record.key, &record.upload, &parts).await;
-    done.map_err(|failure| {
-        context.progress.event(Event::Lost { blob: blob.id, bytes: blob.size });
-        Stop::Store { failure, alive }
-    })
+    done.map_err(|failure| Stop::Store { failure, alive })
 }
 
 async fn give_up(context: &Context, blob: &Upload, record: &Record) {
@@ -396,7 +394,7 @@ async fn find_parts(context: &Context, blob: &Upload, file: &Arc<File>, record: 
             let (file, record, etag) = (file.clone(), record.clone(), part.etag.clone());
             let found = blocking(move || md5_of_part(&file, &record, number)).await;
             are_md5s = md5_of(&etag) == Some(found.map_err(|e| unreadable(blob, &e))?);
-            context.progress.event(Event::Lost { blob: blob.id, bytes: part.size });
+            context.restarted(blob.id);
             parts[wrong] = (part, Some(true));
         }
     }
