@@ -129,6 +129,22 @@ fn a_store_that_does_not_answer_is_made_up_for() {
 }
 
 #[test]
+fn an_archived_blob_is_made_up_for() {
+    let revision = Revision::model("org/name");
+    let (store, hub, machine) = setup(std::slice::from_ref(&revision));
+    revision.publish(&store);
+    store.server.on_request(|request| match request.is("GET", "blobs/") {
+        true => Action::Refuse(403, "InvalidObjectState", "not valid for the object's storage class"),
+        false => Action::Pass,
+    });
+    let ran = machine.run(&["pull", "org/name"]);
+    assert!(ran.code == 6 && ran.stderr.contains("archived") && hub.seen() == 0, "{ran:#?}");
+    let ran = pull(&machine, &["org/name"]);
+    assert_eq!(ran.code, 0, "{ran:#?}");
+    revision.assert_pulled(&machine.hub());
+}
+
+#[test]
 fn a_wrong_set_up_is_never_papered_over() {
     let revision = Revision::model("org/name");
     let (store, hub, mut machine) = setup(std::slice::from_ref(&revision));

@@ -685,6 +685,20 @@ fn why_the_aws_chain_has_no_keys_is_told() {
     machine.set("AWS_ROLE_ARN", "arn:aws:iam::1:role/r");
     machine.run(&["list", "--remote"]).refused(3, &["/nowhere/token"]);
     with_profile(&store, "").run(&["list", "--remote"]).refused(3, &["no credentials were found"]);
+    let config = "[default]\nrole_arn = arn:aws:iam::1:role/r\nsource_profile = elsewhere\n";
+    with_profile(&store, config).run(&["list", "--remote"]).refused(3, &["elsewhere"]);
+    // The words of whoever gives out the keys.
+    let refusal = "<ErrorResponse><Error><Code>AccessDenied</Code><Message>Not authorized to perform sts:AssumeRole</Message>\
+                   </Error></ErrorResponse>";
+    let service = Scripted::new();
+    service.script(move |_, _| Some(Reply::new(403, refusal).header("content-type", "text/xml")));
+    let mut machine = with_profile(&store, "");
+    let token = machine.home().join("token");
+    fs::write(&token, "token").unwrap();
+    machine.set("AWS_WEB_IDENTITY_TOKEN_FILE", &token.display().to_string());
+    machine.set("AWS_ROLE_ARN", "arn:aws:iam::1:role/r");
+    machine.set("AWS_ENDPOINT_URL_STS", &service.url);
+    machine.run(&["list", "--remote"]).refused(3, &["AccessDenied: Not authorized to perform sts:AssumeRole"]);
 }
 
 #[test]

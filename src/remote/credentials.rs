@@ -145,10 +145,11 @@ pub(super) fn reason(error: &CredentialsError) -> (String, String) {
         return (why, "correct the variable, or have the token mounted there".into());
     }
     if matches!(error, CredentialsError::CredentialsNotLoaded(_)) {
-        if let Some(name) = profile {
+        if let Some(why) = of_profile(&all).filter(|why| profile.is_some() || !says_nothing(why)) {
+            let name = profile.unwrap_or_else(|| "default".into());
             return (
-                format!("the AWS profile '{}' (AWS_PROFILE) is not there, or has no keys", printable(&name, 60)),
-                "correct AWS_PROFILE, or add the profile with `aws configure --profile NAME`".into(),
+                format!("the AWS profile '{}' (AWS_PROFILE) gives none: {}", printable(&name, 60), printable(why, 200)),
+                "correct AWS_PROFILE, or the profile with `aws configure --profile NAME`".into(),
             );
         }
         return (
@@ -172,6 +173,20 @@ pub(super) fn reason(error: &CredentialsError) -> (String, String) {
     (last(&words), hint.into())
 }
 
+/// What the chain says of the profile, in its list of those that gave nothing.
+fn of_profile(all: &str) -> Option<&str> {
+    let line = all.lines().find_map(|line| line.trim().strip_prefix("Profile: "))?;
+    Some(line.strip_prefix("the credential provider was not enabled: ").unwrap_or(line))
+}
+
+/// Whether that is no more than that there is no profile, which is nobody's fault.
+fn says_nothing(why: &str) -> bool {
+    let lower = why.to_ascii_lowercase();
+    ["`default` was not defined", "no profiles were defined", "did not contain credential"]
+        .iter()
+        .any(|words| lower.contains(words))
+}
+
 /// The most telling of nested reasons: the innermost that is a sentence.
 fn last(words: &[String]) -> String {
     let generic =
@@ -179,6 +194,13 @@ fn last(words: &[String]) -> String {
     let telling = words.iter().rev().find(|text| text.len() > 8 && !generic.contains(&text.trim()));
     let text = telling.or(words.last()).map(String::as_str).unwrap_or_default();
     let text = &text[..text.find(" (os error").unwrap_or(text.len())];
+    // A service's refusal, in its own words.
+    let quoted = |name: &str| Some(text.split_once(&format!("{name}: \""))?.1.split_once('"')?.0.to_string());
+    let text = match (text.trim_start().starts_with("Error {"), quoted("code"), quoted("message")) {
+        (true, Some(code), Some(message)) => format!("{code}: {message}"),
+        (true, Some(code), None) => code,
+        _ => text.to_string(),
+    };
     printable(text.trim(), 300)
 }
 
@@ -239,6 +261,18 @@ fn nested(lines: &str, name: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn reasons_are_told_without_what_is_around_them() {
+        let last = |words: &[&str]| super::last(&words.iter().map(|text| text.to_string()).collect::<Vec<_>>());
+        let service = "Error { code: \"AccessDenied\", message: \"Not authorized\", aws_request_id: \"r\" }";
+        assert_eq!(last(&["unhandled error", service]), "AccessDenied: Not authorized");
+        assert_eq!(last(&["the file is gone (os error 2)", "x"]), "the file is gone");
+        let chain = "no credentials found in chain. Attempted:\n  Environment: x\n  Profile: the credential provider was not \
+                     enabled: profile `a` was not defined\n  Ec2: y";
+        assert_eq!(of_profile(chain), Some("profile `a` was not defined"));
+        assert!(says_nothing("No profiles were defined") && !says_nothing("profile `a` was not defined"));
+    }
 
     #[test]
     fn nested_properties_are_found() {
