@@ -5,6 +5,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use tokio::sync::{Semaphore, SemaphorePermit};
+
 use super::Bucket;
 use crate::progress::{ANSWER, Waiting, waiting};
 use crate::remote::error::{Cause, Failure};
@@ -20,8 +22,12 @@ const FIRST_TRIES: u32 = 3;
 /// Tries of a request whose answer is not whole: what cuts answers mostly cuts all of them.
 const INCOMPLETE_TRIES: u32 = 3;
 
+/// Writes at once before the first one has succeeded: a store without room, or a key that may not write, should not be
+/// told hundreds of times.
+const FIRST_WRITES: usize = 8;
+
 /// What all requests of a run have in common.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Shared {
     answered: AtomicBool,
     requests: AtomicU64,
@@ -34,6 +40,25 @@ pub(super) struct Shared {
     lost: Mutex<Option<Failure>>,
     /// Why nothing can be written any more, once the store has no room.
     full: Mutex<Option<Failure>>,
+    /// Whether a write has succeeded in this run.
+    written: AtomicBool,
+    first_writes: Semaphore,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Shared {
+            answered: AtomicBool::default(),
+            requests: AtomicU64::default(),
+            pushed_back: AtomicU64::default(),
+            fastest: AtomicU64::default(),
+            probed: tokio::sync::Mutex::default(),
+            lost: Mutex::default(),
+            full: Mutex::default(),
+            written: AtomicBool::default(),
+            first_writes: Semaphore::new(FIRST_WRITES),
+        }
+    }
 }
 
 impl Shared {
@@ -51,6 +76,15 @@ impl Shared {
         if fastest == 0 || micros < fastest {
             self.fastest.store(micros, Ordering::Relaxed);
         }
+    }
+
+    /// Waits until this may be sent: at once, unless it is a write before any has succeeded.
+    async fn turn(&self, op: Op) -> Option<SemaphorePermit<'_>> {
+        if !op.fills() || self.written.load(Ordering::Relaxed) {
+            return None;
+        }
+        // Closed as soon as one has succeeded.
+        self.first_writes.acquire().await.ok()
     }
 
     /// Why there is no point in sending this.
@@ -82,6 +116,7 @@ impl Bucket {
         let mut wait: Option<Waiting> = None;
         let worked_before = self.shared.answered.load(Ordering::Relaxed);
         loop {
+            let turn = self.shared.turn(op).await;
             if let Some(failure) = self.shared.hopeless(op) {
                 return Err(failure);
             }
@@ -90,6 +125,9 @@ impl Bucket {
             let request = waiting(ANSWER);
             let answer = send().await;
             drop(request);
+            if answer.is_ok() && op.fills() && !self.shared.written.swap(true, Ordering::Relaxed) {
+                self.shared.first_writes.close();
+            }
             let failure = match answer {
                 Ok(value) => {
                     self.shared.answered.store(true, Ordering::Relaxed);
@@ -105,6 +143,7 @@ impl Bucket {
             if failure.cause == Cause::Full && op.fills() {
                 *self.shared.full() = Some(failure.clone());
             }
+            drop(turn);
             if !failure.cause.is_transient() {
                 // Credentials that were accepted before may have ended: then they will not begin to be right again.
                 if failure.cause.is_identity() && worked_before {
