@@ -10,13 +10,18 @@ use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{
-    Session, completions, diff, doctor, init, list, man, prune, pull, pull_all, push, status, watch,
+    Session, completions, config, diff, doctor, init, list, man, prune, pull, pull_all, push, status, watch,
 };
+use crate::config::resolve::Resolution;
 use crate::config::settings::{Form, SETTINGS, Setting};
 use crate::config::{Config, Environment, Overrides};
 use crate::error::{Error, Kind, Result};
 use crate::escape::{Keep, escape};
+use crate::progress::Event;
 use crate::ui::{Style, Ui};
+
+/// The version, with the commit where it is known.
+pub const VERSION: &str = env!("HF_CACHE_SYNC_VERSION");
 
 const EXAMPLES: &str = "\
 Examples:
@@ -28,11 +33,11 @@ Examples:
 
 Exit codes: 0 done, 1 some of it failed, 2 usage or configuration,
 3 credentials or permission, 4 not found, 5 integrity, 6 store unavailable,
-130 interrupted";
+70 internal fault, 130 interrupted";
 
 /// Share the Hugging Face Hub cache through Backblaze B2 or any S3-compatible bucket.
 #[derive(Debug, Parser)]
-#[command(version, about, propagate_version = false, subcommand_required = true, arg_required_else_help = true)]
+#[command(version = VERSION, about, propagate_version = false, subcommand_required = true, arg_required_else_help = true)]
 #[command(after_help = EXAMPLES)]
 pub struct Cli {
     #[command(flatten)]
@@ -47,7 +52,8 @@ pub struct Cli {
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Global options")]
 pub struct Global {
-    /// Configuration file [default: ./.hf-cache-sync.yaml, then ~/.hf-cache-sync.yaml]
+    /// Configuration file [default: ./.hf-cache-sync.yaml, then ~/.hf-cache-sync.yaml, then
+    /// ~/.config/hf-cache-sync/config.yaml]
     #[arg(long, value_name = "PATH", global = true)]
     pub config: Option<PathBuf>,
 
@@ -100,7 +106,7 @@ fn option(setting: &Setting, flag: &'static str) -> Arg {
             .ignore_case(true)
             .help(format!("{doc} [default: {}]", setting.default)),
         _ => {
-            let known = !matches!(setting.default, "none" | "see below");
+            let known = setting.default != "none";
             let default = if known { format!(" [default: {}]", setting.default) } else { String::new() };
             option
                 .value_name(setting.value_name)
@@ -143,6 +149,7 @@ pub enum Command {
     Status(status::Args),
     List(list::Args),
     Diff(diff::Args),
+    Config(config::Args),
     Completions(completions::Args),
     Man(man::Args),
 }
@@ -153,11 +160,8 @@ impl Global {
         Style { json: self.json, quiet: self.quiet, no_progress: self.no_progress, lines: false }
     }
 
-    /// The configuration that these options lead to.
-    ///
-    /// # Errors
-    /// When it cannot be read, or is not valid.
-    pub fn load(&self) -> Result<Config> {
+    /// Hands the command line and the environment over.
+    fn with_sources<T>(&self, read: impl FnOnce(&Overrides, &Environment<'_>) -> T) -> Result<T> {
         let overrides = Overrides { file: self.config.clone(), values: self.settings.0.clone() };
         let unreadable = std::cell::RefCell::new(None);
         let var = |name: &str| {
@@ -172,12 +176,20 @@ impl Global {
             home: std::env::home_dir().filter(|home| !home.as_os_str().is_empty()),
             current: current_dir()?,
         };
-        let config = Config::load(&overrides, &env);
+        let done = read(&overrides, &env);
         // Not the same as a variable that is not set: another cache would be meant.
         match unreadable.take() {
             Some(name) => Err(Error::usage(format!("the environment variable {name} is not valid UTF-8"))),
-            None => config,
+            None => Ok(done),
         }
+    }
+
+    /// The configuration that these options lead to.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is not valid.
+    pub fn load(&self) -> Result<Config> {
+        self.with_sources(Config::load)?
     }
 }
 
@@ -229,13 +241,16 @@ pub async fn run(cli: &Cli, ui: &Ui) -> Result<Option<Kind>> {
         Command::Init(_) => return Ok(ui.show(&init::execute(&current_dir()?)?)),
         Command::Completions(args) => return Ok(ui.show(&completions::execute(args)?)),
         Command::Man(args) => return Ok(ui.show(&man::execute(Cli::command(), args)?)),
+        Command::Config(_) => return Ok(ui.show(&config::execute(cli.global.with_sources(Resolution::gather)?))),
         _ => {}
     }
-    let config = cli.global.load()?;
+    let mut config = cli.global.load()?;
     config.warnings.iter().for_each(|warning| ui.warning(warning));
+    let notes = std::mem::take(&mut config.notes);
     let session = Session { config, progress: Arc::new(ui.bars().clone()), now: SystemTime::now() };
+    notes.into_iter().for_each(|note| session.progress.event(Event::Note(note)));
     Ok(match &cli.command {
-        Command::Init(_) | Command::Completions(_) | Command::Man(_) => None,
+        Command::Init(_) | Command::Completions(_) | Command::Man(_) | Command::Config(_) => None,
         Command::Doctor(args) => ui.show(&doctor::execute(&session, args).await),
         Command::Push(args) => ui.show(&push::execute(&session, args).await?),
         Command::Prune(args) if args.dry_run || args.yes || !ui.can_ask() => {

@@ -29,6 +29,8 @@ pub enum Kind {
     Integrity,
     /// The remote store cannot be reached or does not answer properly (exit 6).
     Unavailable,
+    /// A fault of this program (exit 70).
+    Internal,
     /// Stopped by ctrl-c or SIGTERM (exit 130).
     Interrupted,
 }
@@ -43,6 +45,7 @@ impl Kind {
             Kind::NotFound | Kind::MissingBucket => 4,
             Kind::Integrity => 5,
             Kind::Unavailable => 6,
+            Kind::Internal => 70,
             Kind::Interrupted => 130,
         }
     }
@@ -53,7 +56,7 @@ impl Kind {
     pub fn of_many(kinds: impl IntoIterator<Item = Kind>) -> Option<Kind> {
         let kinds: Vec<Kind> = kinds.into_iter().collect();
         let first = *kinds.first()?;
-        for loud in [Kind::Interrupted, Kind::Integrity, Kind::Credentials, Kind::Permission] {
+        for loud in [Kind::Internal, Kind::Interrupted, Kind::Integrity, Kind::Credentials, Kind::Permission] {
             if kinds.contains(&loud) {
                 return Some(loud);
             }

@@ -3,6 +3,8 @@
 #![cfg(unix)]
 
 mod common;
+#[path = "bad_input/settings.rs"]
+mod settings;
 
 use std::fs;
 use std::net::TcpListener;

@@ -218,7 +218,7 @@ fn precedence() {
     machine.set("AWS_ENDPOINT_URL", &store.server.url);
     machine.ok(&["doctor"]);
     machine.set("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1");
-    assert_eq!(machine.run(&["push"]).code, 6);
+    assert_eq!(machine.run(&["pull", "org/name"]).code, 6);
 }
 
 #[test]
@@ -239,6 +239,7 @@ fn a_profile_of_aws_is_the_last_resort() {
 fn a_result_that_cannot_be_written_is_a_failure() {
     let store = Store::new();
     let machine = Machine::new(&store);
+    fs::create_dir_all(machine.hub()).unwrap();
     for line in [["status", "--no-progress"], ["status", "--json"]] {
         let mut command = machine.command(&line);
         command.stdout(std::fs::File::create("/dev/full").unwrap()).stderr(std::process::Stdio::piped());

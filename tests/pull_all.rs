@@ -184,18 +184,18 @@ fn what_is_filtered_out_is_not_read() {
 }
 
 #[test]
-fn nothing_to_pull_is_said_and_no_failure() {
+fn nothing_to_pull_is_not_found_unless_nothing_was_asked_for() {
     let store = Store::new();
     let machine = Machine::new(&store);
     let empty = machine.run(&["pull-all"]);
-    assert_eq!((empty.code, empty.stdout.as_str()), (0, ""), "{empty:#?}");
-    assert!(empty.stderr.contains("No refs/main found in bucket"), "{empty:#?}");
+    empty.refused(4, &["team-cache", "no repo with a main", "--prefix"]);
+    machine.run(&["pull-all", "--prefix", "elsewhere"]).refused(4, &["team-cache", "elsewhere/"]);
     pushed(&store, &[numbered("model", "org/a", 1)]);
-    for flags in [&["pull-all", "--include", "other/*"][..], &["pull-all", "--limit", "0"]] {
-        let ran = machine.run(flags);
-        assert_eq!((ran.code, ran.stdout.as_str()), (0, ""), "{ran:#?}");
-        assert!(ran.stderr.contains("matches"), "{ran:#?}");
-    }
+    let line = ["pull-all", "--include", "other/*", "--exclude", "*-x"];
+    machine.run(&line).refused(4, &["team-cache", "--include 'other/*' --exclude '*-x'"]);
+    machine.run(&[&line[..], &["--dry-run"]].concat()).refused(4, &["team-cache", "other/*"]);
+    let ran = machine.run(&["pull-all", "--limit", "0"]);
+    assert_eq!((ran.code, ran.stdout.as_str()), (0, ""), "{ran:#?}");
     assert!(folders(&machine).is_empty());
 }
 

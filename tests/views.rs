@@ -74,7 +74,9 @@ async fn an_empty_cache_is_said() {
     No cached repos found in [DIR]/hub.
     ");
     world.remove("");
-    assert_eq!(world.run(&["status", "--json"]).json()["repos"], 0);
+    // One that is not there is another matter.
+    let run = world.run(&["status", "--json"]);
+    assert_eq!((run.code, &run.json()["error"]["kind"]), (4, &"not-found".into()), "{}", run.text());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -445,7 +445,7 @@ async fn what_can_never_work_ends_the_watch_at_once() {
         (2, "no bucket", &|command| command.env_remove("B2_BUCKET")),
         (2, "incomplete", &|command| command.env_remove("B2_APPLICATION_KEY")),
         (2, "number of seconds", &|command| command.args(["--poll", "0"])),
-        (4, "no cache to watch", &|command| command.env("HF_HUB_CACHE", &none)),
+        (4, "there is no cache at", &|command| command.env("HF_HUB_CACHE", &none)),
         (2, "not a directory", &|command| command.env("HF_HUB_CACHE", &file)),
     ];
     for (code, words, change) in cases {

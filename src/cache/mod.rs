@@ -17,6 +17,7 @@ pub mod place;
 pub mod pointer;
 pub mod read;
 pub mod remove;
+pub mod root;
 pub mod scan;
 pub mod shared;
 pub mod space;

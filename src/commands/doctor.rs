@@ -9,7 +9,7 @@ use crate::cache::lock;
 use crate::cache::place::LinkKind;
 use crate::cache::scan::{self, Inventory, Problem, ProblemKind};
 use crate::cache::{mend, space};
-use crate::config::Credentials;
+use crate::config::{Credentials, Source};
 use crate::error::{Error, Kind, Result};
 use crate::ids::{RefName, RepoName};
 use crate::progress::Event;
@@ -131,9 +131,10 @@ pub async fn execute(session: &Session, args: &Args) -> Report {
     checks.insert(1, Check::new("Endpoint", Status::Ok, endpoint));
     checks.push(region(session, connected.as_ref().and_then(|bucket| bucket.as_ref().ok())));
     checks.push(credentials(session, connected.as_ref()));
-    let layout = session.layout();
+    checks.extend(options(session));
+    let (layout, source) = (session.layout(), session.config.cache.source.clone());
     let (fix, no_links) = (args.fix, session.config.hub.no_symlinks);
-    checks.extend(blocking(move || cache(&layout, fix, no_links)).await);
+    checks.extend(blocking(move || cache(&layout, &source, fix, no_links)).await);
     match connected {
         Some(Ok(bucket)) => checks.extend(store(&bucket, args.require_write).await),
         _ => {
@@ -167,11 +168,27 @@ fn credentials(session: &Session, bucket: Option<&Result<Bucket>>) -> Check {
         (_, Credentials::Incomplete(why)) => {
             Check { kind: Kind::Usage, ..Check::new("Credentials", Status::Failed, why) }
         }
-        _ => Check::new("Credentials", Status::Ok, source),
+        _ => match session.config.storage.suspicion() {
+            Some(suspicion) => Check::new("Credentials", Status::Note, source)
+                .hint(format!("{suspicion}: if a request fails, this is why")),
+            None => Check::new("Credentials", Status::Ok, source),
+        },
     }
 }
 
-fn cache(layout: &Layout, fix: bool, no_links: bool) -> Vec<Check> {
+/// The settings of the store that were given and have no check of their own.
+fn options(session: &Session) -> Option<Check> {
+    const OWN: [&str; 5] = ["endpoint", "bucket", "region", "access_key", "secret_key"];
+    let given = session.config.given.iter().filter(|given| given.setting.section == "storage");
+    let given = given.filter(|given| !OWN.contains(&given.setting.key));
+    let texts = given.filter_map(|given| {
+        Some(format!("{}={} ({})", given.setting.key, given.value.as_ref()?.to_string_lossy(), given.source))
+    });
+    let texts: Vec<String> = texts.collect();
+    (!texts.is_empty()).then(|| Check::new("Store options", Status::Ok, texts.join(", ")))
+}
+
+fn cache(layout: &Layout, source: &Source, fix: bool, no_links: bool) -> Vec<Check> {
     let root = layout.root();
     let mut checks = Vec::new();
     let exists = match scan::scan(root) {
@@ -180,7 +197,11 @@ fn cache(layout: &Layout, fix: bool, no_links: bool) -> Vec<Check> {
             return checks;
         }
         Ok(_) if !root.exists() => {
-            let check = Check::new("HF cache dir", Status::Note, format!("{} is not there yet", root.display()));
+            let check = Check::new(
+                "HF cache dir",
+                Status::Note,
+                format!("{} is not there yet (from {source})", root.display()),
+            );
             checks.push(check.hint(
                 "pull or huggingface_hub will create it; set HF_HUB_CACHE or cache.hf_cache_dir for another place",
             ));

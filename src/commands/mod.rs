@@ -2,6 +2,7 @@
 //! a report; none of them prints.
 
 pub mod completions;
+pub mod config;
 pub mod diff;
 pub mod doctor;
 pub mod init;
@@ -47,6 +48,14 @@ impl Session {
     /// The local cache.
     pub fn layout(&self) -> Layout {
         Layout::new(&self.config.cache.root)
+    }
+
+    /// Makes sure that there is a cache: only a pull makes one. A wrong path is more likely than an empty cache.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] that says where the path comes from.
+    pub fn need_cache(&self) -> Result<()> {
+        crate::cache::root::check(&self.config.cache.root, &self.config.cache.source)
     }
 
     /// The bucket.

@@ -62,6 +62,7 @@ pub struct Report {
 /// # Errors
 /// When the cache cannot be read at all.
 pub async fn execute(session: &Session, _: &Args) -> Result<Report> {
+    session.need_cache()?;
     session.progress.event(Event::Step("scanning the cache"));
     let root = session.config.cache.root.clone();
     let inventory = blocking(move || scan::scan(&root)).await?;

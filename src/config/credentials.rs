@@ -71,6 +71,61 @@ impl Credentials {
     }
 }
 
+impl KeyPair {
+    /// What looks wrong with the pair by its shape alone, in words without it. Shapes: Backblaze's key ids are 25
+    /// hexadecimal digits that begin with 00 (12 for a master key) and their keys 31 characters that begin with K00; AWS's
+    /// ids are AKIA or ASIA and 16 more, and their keys 40 characters.
+    pub fn suspicion(&self, endpoint: Option<&str>) -> Option<&'static str> {
+        let (id, secret) = (self.id.expose(), self.secret.expose());
+        if id == secret {
+            return Some("the key id and the secret key are the same");
+        }
+        if Shape::of(id).is_some_and(Shape::is_secret) || Shape::of(secret).is_some_and(|shape| !shape.is_secret()) {
+            return Some("the key id and the secret key look swapped");
+        }
+        let backblaze = endpoint.is_some_and(super::is_backblaze);
+        match Shape::of(id)? {
+            Shape::AwsId if backblaze => Some("the key id looks like one of AWS, and the endpoint is Backblaze's"),
+            Shape::BackblazeId if endpoint.is_none() => {
+                Some("the key id looks like one of Backblaze, and no endpoint is set: B2_ENDPOINT, storage.endpoint")
+            }
+            Shape::AwsId if id.starts_with("ASIA") && self.session_token.is_none() => {
+                Some("the key id is a temporary one, which needs AWS_SESSION_TOKEN")
+            }
+            _ => None,
+        }
+    }
+}
+
+/// What a key looks like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    BackblazeId,
+    BackblazeSecret,
+    AwsId,
+    AwsSecret,
+}
+
+impl Shape {
+    fn of(text: &str) -> Option<Shape> {
+        let hex = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
+        let base64 = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+/=".contains(&byte));
+        let upper = |text: &str| text.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit());
+        match text.len() {
+            25 if text.starts_with("00") && hex(text) => Some(Shape::BackblazeId),
+            31 if text.starts_with("K00") && base64(text) => Some(Shape::BackblazeSecret),
+            20 if (text.starts_with("AKIA") || text.starts_with("ASIA")) && upper(text) => Some(Shape::AwsId),
+            // A hexadecimal one is something else, such as a key of R2 or Wasabi.
+            40 if base64(text) && !hex(text) => Some(Shape::AwsSecret),
+            _ => None,
+        }
+    }
+
+    fn is_secret(self) -> bool {
+        matches!(self, Shape::BackblazeSecret | Shape::AwsSecret)
+    }
+}
+
 /// The halves of the pairs that are given.
 #[derive(Default)]
 pub(super) struct Halves {
@@ -106,6 +161,37 @@ impl Halves {
             }
             None if halves.is_empty() => Credentials::AwsChain,
             None => Credentials::Incomplete(halves.join("; ")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_swapped_pair_is_suspected() {
+        let pair = |id: &str, secret: &str, endpoint: Option<&str>| {
+            KeyPair { id: Secret::new(id.into()), secret: Secret::new(secret.into()), session_token: None }
+                .suspicion(endpoint)
+        };
+        let b2 = ("0051a2b3c4d5e6f0000000001", "K005abcdefghijklmnopqrstuvwxyz0");
+        let aws = ("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY");
+        let b2_url = Some("https://s3.us-west-004.backblazeb2.com");
+        assert_eq!(pair(b2.0, b2.1, b2_url), None);
+        assert_eq!(pair(aws.0, aws.1, None), None);
+        assert_eq!(pair("minioadmin", "minio-secret", Some("http://minio:9000")), None);
+        for (id, secret, endpoint, words) in [
+            (b2.1, b2.0, b2_url, "swapped"),
+            (aws.1, aws.0, None, "swapped"),
+            (b2.1, "anything", b2_url, "swapped"),
+            ("anything", aws.0, None, "swapped"),
+            (b2.0, b2.0, b2_url, "same"),
+            (aws.0, aws.1, b2_url, "looks like one of AWS"),
+            (b2.0, b2.1, None, "B2_ENDPOINT"),
+            ("ASIAIOSFODNN7EXAMPLE", aws.1, None, "AWS_SESSION_TOKEN"),
+        ] {
+            assert!(pair(id, secret, endpoint).is_some_and(|said| said.contains(words)), "{words}");
         }
     }
 }

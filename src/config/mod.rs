@@ -9,6 +9,7 @@
 
 pub mod credentials;
 mod environment;
+pub mod hosts;
 mod hub;
 pub mod resolve;
 pub mod settings;
@@ -19,7 +20,7 @@ mod yaml;
 pub use credentials::{Credentials, KeyPair, Secret};
 pub use environment::Environment;
 pub use hub::Hub;
-pub use resolve::Overrides;
+pub use resolve::{Given, Overrides};
 pub use source::Source;
 pub use values::{Addressing, Checksums, Encryption, GIB, GigaBytes, host_of, is_backblaze};
 
@@ -31,6 +32,9 @@ use resolve::Resolution;
 
 /// The file name that is searched in the current and then in the home directory.
 pub const FILE_NAME: &str = ".hf-cache-sync.yaml";
+
+/// The variable that names a file.
+pub const FILE_VARIABLE: &str = "HF_CACHE_SYNC_CONFIG";
 
 /// Everything a command needs to know, checked.
 #[derive(Debug, Clone)]
@@ -49,6 +53,10 @@ pub struct Config {
     pub file: Option<PathBuf>,
     /// What a user should know: unknown keys, ignored halves of credential pairs.
     pub warnings: Vec<String>,
+    /// What was made of what was given, where that may surprise.
+    pub notes: Vec<String>,
+    /// What was given for each setting, and where.
+    pub given: Vec<Given>,
 }
 
 /// Where the bucket is, and how it wants to be talked to.
@@ -83,6 +91,11 @@ pub struct Storage {
 }
 
 impl Storage {
+    /// What looks wrong with the credentials by their shape alone.
+    pub fn suspicion(&self) -> Option<&'static str> {
+        self.credentials.pair()?.suspicion(self.endpoint.as_deref())
+    }
+
     /// The bucket, required by every command that talks to the store.
     ///
     /// # Errors

@@ -7,11 +7,12 @@ use std::path::PathBuf;
 
 use super::credentials::{Credentials, Halves, Secret};
 use super::environment::Environment;
+use super::hosts;
 use super::settings::{Form, SETTINGS, Setting, setting};
 use super::source::Source;
 use super::values::{self, Encryption, GigaBytes};
 use super::yaml::{File, Found};
-use super::{Cache, Config, FILE_NAME, Hub, Storage, Team};
+use super::{Cache, Config, FILE_NAME, FILE_VARIABLE, Hub, Storage, Team};
 use crate::error::{Error, Result, printable};
 use crate::net::Network;
 
@@ -43,6 +44,47 @@ pub struct Given {
     pub source: Source,
 }
 
+/// A variable that matters and has no setting in the file.
+#[derive(Debug, Clone)]
+pub struct Variable {
+    /// Its name.
+    pub name: &'static str,
+    /// Its value; `None` for a secret.
+    pub value: Option<String>,
+}
+
+/// Those variables, and whether their values are secrets.
+const VARIABLES: [(&str, bool); 28] = [
+    ("B2_APPLICATION_KEY_ID", true),
+    ("B2_APPLICATION_KEY", true),
+    ("AWS_ACCESS_KEY_ID", true),
+    ("AWS_SECRET_ACCESS_KEY", true),
+    ("AWS_SESSION_TOKEN", true),
+    ("AWS_PROFILE", false),
+    ("AWS_CONFIG_FILE", false),
+    ("AWS_SHARED_CREDENTIALS_FILE", false),
+    ("AWS_ROLE_ARN", false),
+    ("AWS_WEB_IDENTITY_TOKEN_FILE", false),
+    ("AWS_EC2_METADATA_DISABLED", false),
+    ("HF_ENDPOINT", false),
+    ("HF_TOKEN", true),
+    ("HUGGING_FACE_HUB_TOKEN", true),
+    ("HF_TOKEN_PATH", false),
+    ("HF_HUB_DISABLE_IMPLICIT_TOKEN", false),
+    ("HF_HUB_OFFLINE", false),
+    ("HTTPS_PROXY", false),
+    ("https_proxy", false),
+    ("HTTP_PROXY", false),
+    ("http_proxy", false),
+    ("NO_PROXY", false),
+    ("no_proxy", false),
+    ("SSL_CERT_FILE", false),
+    ("REQUESTS_CA_BUNDLE", false),
+    ("CURL_CA_BUNDLE", false),
+    ("AWS_CA_BUNDLE", false),
+    ("RUST_LOG", false),
+];
+
 /// All that was found. It may have problems, and can be shown all the same.
 #[derive(Debug)]
 pub struct Resolution {
@@ -52,8 +94,16 @@ pub struct Resolution {
     pub problems: Vec<Error>,
     /// What a user should know.
     pub warnings: Vec<String>,
+    /// What was made of what was given, where that may surprise.
+    pub notes: Vec<String>,
     /// The file that was found, if any.
     pub file: Option<PathBuf>,
+    /// What names the file.
+    pub file_source: Source,
+    /// Where a file is searched when nothing names one, in order.
+    pub searched: Vec<PathBuf>,
+    /// Other variables that are set.
+    pub variables: Vec<Variable>,
     /// Whose keys.
     pub credentials: Credentials,
     /// The Hub.
@@ -89,16 +139,32 @@ impl Resolution {
             given: Vec::new(),
             problems: Vec::new(),
             warnings: Vec::new(),
-            file: find_file(overrides, &env),
+            notes: Vec::new(),
+            file: None,
+            file_source: Source::Default,
+            searched: places(&env),
+            variables: VARIABLES
+                .into_iter()
+                .filter_map(|(name, is_secret)| {
+                    let value = env.get(name)?;
+                    Some(Variable { name, value: (!is_secret).then(|| without_credentials(&value)) })
+                })
+                .collect(),
             credentials: Credentials::AwsChain,
             hub: Hub::from_environment(&env),
             network: Network::from_environment(|name| env.get(name), |text| env.current.join(env.expand(text))),
             cache_root: None,
         };
+        if let Some((path, source)) = find_file(overrides, &env) {
+            (found.file, found.file_source) = (Some(path), source);
+        }
         let file = match found.file.as_ref().map(|path| File::read(path, &mut found.warnings)) {
             None => File::default(),
             Some(Ok(file)) => file,
-            Some(Err(error)) => {
+            Some(Err(mut error)) => {
+                if found.file_source != Source::Default {
+                    error.what = format!("{} (from {})", error.what, found.file_source);
+                }
                 found.problems.push(error);
                 File::default()
             }
@@ -113,6 +179,7 @@ impl Resolution {
             let (value, source) = given.map_or((None, Source::Default), |(value, source)| (Some(value), source));
             found.given.push(Given { setting, value, source });
         }
+        found.part_endpoint();
         found.find_region();
         found.find_cache(&env);
         found.find_credentials(&places);
@@ -126,6 +193,41 @@ impl Resolution {
         found
     }
 
+    /// A bucket that stands in the endpoint, before the host or as its path, is taken out of it: keys would get it twice.
+    fn part_endpoint(&mut self) {
+        let (endpoint, bucket) = (setting("storage", "endpoint"), setting("storage", "bucket"));
+        let Some(url) = self.text("storage", "endpoint") else { return };
+        let configured = self.text("storage", "bucket");
+        let source = self.of(endpoint).source.clone();
+        match hosts::part(&url, configured.as_deref()) {
+            Ok(None) => {}
+            Ok(Some((service, named))) => {
+                let note =
+                    format!("the bucket '{named}' is taken out of the endpoint ({source}), which is then {service}");
+                self.notes.push(note);
+                if configured.is_none() {
+                    self.set(bucket, Some(named.into()), source.clone());
+                }
+                self.set(endpoint, Some(service.into()), source);
+            }
+            Err(hosts::Parts { endpoint, bucket: named, prefix }) => {
+                let mut why = format!("the bucket '{named}' stands in it");
+                let mut instead = format!("--endpoint {endpoint} --bucket {named}");
+                if let Some(prefix) = prefix {
+                    why = format!("the bucket '{named}' and a prefix stand in it");
+                    instead += &format!(" --prefix {prefix}");
+                } else if let Some(configured) = configured {
+                    why += &format!(", and {} says '{configured}'", self.of(bucket).source);
+                }
+                self.problems.push(
+                    Error::usage(format!("the endpoint '{}' cannot be used", printable(&url, 200)))
+                        .because(why)
+                        .hint(format!("{source} is the URL of the store alone: {instead}")),
+                );
+            }
+        }
+    }
+
     /// The region that the endpoint's host names ranks before variables that platforms set unasked.
     fn find_region(&mut self) {
         let region = setting("storage", "region");
@@ -133,7 +235,7 @@ impl Resolution {
         if !fallback && self.of(region).value.is_some() {
             return;
         }
-        if let Some(host) = self.text("storage", "endpoint").and_then(|url| region_of_host(&url)) {
+        if let Some(host) = self.text("storage", "endpoint").and_then(|url| hosts::region_of(&values::host_of(&url))) {
             self.set(region, Some(host.into()), Source::Host);
         }
     }
@@ -246,6 +348,8 @@ impl Resolution {
         let parsed = |key: &str| self.text("storage", key).unwrap_or_default();
         let gigabytes = self.text("cache", "max_local_gb").and_then(|text| text.parse::<GigaBytes>().ok());
         let max_parts = self.text("storage", "max_parts").and_then(|text| text.parse().ok());
+        let host = self.text("storage", "endpoint").map(|url| values::host_of(&url));
+        let parts_of_host = host.and_then(|host| hosts::max_parts_of(&host));
         Ok(Config {
             storage: Storage {
                 endpoint: self.text("storage", "endpoint"),
@@ -258,7 +362,7 @@ impl Resolution {
                 storage_class: self.text("storage", "storage_class"),
                 requester_pays: self.is_on("storage", "requester_pays"),
                 unsigned: self.is_on("storage", "unsigned"),
-                max_parts: max_parts.unwrap_or(values::MAX_PARTS),
+                max_parts: max_parts.or(parts_of_host).unwrap_or(values::MAX_PARTS),
                 dual_stack: self.is_on("storage", "dual_stack"),
                 fips: self.is_on("storage", "fips"),
             },
@@ -272,10 +376,12 @@ impl Resolution {
                 prefix: self.text("team", "prefix").unwrap_or_default(),
                 allow_gated: self.is_on("team", "allow_gated"),
             },
-            hub: self.hub,
-            network: self.network,
-            file: self.file,
+            hub: self.hub.clone(),
+            network: self.network.clone(),
+            file: self.file.clone(),
             warnings: self.warnings,
+            notes: self.notes,
+            given: self.given,
         })
     }
 }
@@ -285,14 +391,32 @@ fn is_archive(class: &str) -> bool {
     matches!(class, "GLACIER" | "DEEP_ARCHIVE" | "ARCHIVE" | "COLD_ARCHIVE")
 }
 
-fn find_file(overrides: &Overrides, env: &Environment<'_>) -> Option<PathBuf> {
+/// The file's places, in the order in which they are searched, without those that a user names.
+fn places(env: &Environment<'_>) -> Vec<PathBuf> {
+    let xdg = match (env.get("XDG_CONFIG_HOME"), &env.home) {
+        (Some(dir), _) => Some(env.current.join(env.expand(&dir))),
+        (None, Some(home)) => Some(home.join(".config")),
+        (None, None) => None,
+    };
+    let mut places = vec![env.current.join(FILE_NAME)];
+    places.extend(env.home.as_ref().map(|home| home.join(FILE_NAME)));
+    places.extend(xdg.map(|dir| dir.join("hf-cache-sync").join("config.yaml")));
+    // At home, the first two are one.
+    places.dedup();
+    places
+}
+
+fn find_file(overrides: &Overrides, env: &Environment<'_>) -> Option<(PathBuf, Source)> {
     if let Some(path) = &overrides.file {
         // No shell expands the `~` of `--config=~/team.yaml`.
         let path = path.to_str().map_or(path.clone(), |path| env.expand_home(path).into());
-        return Some(env.current.join(path));
+        return Some((env.current.join(path), Source::Flag("config")));
     }
-    let places = [Some(&env.current), env.home.as_ref()];
-    places.into_iter().flatten().map(|dir| dir.join(FILE_NAME)).find(|path| path.symlink_metadata().is_ok())
+    if let Some(path) = env.get(FILE_VARIABLE) {
+        return Some((env.current.join(env.expand(&path)), Source::Variable(FILE_VARIABLE)));
+    }
+    let found = places(env).into_iter().find(|path| path.symlink_metadata().is_ok())?;
+    Some((found, Source::Default))
 }
 
 /// Where values are looked for.
@@ -375,13 +499,4 @@ impl Places<'_> {
 fn without_credentials(text: &str) -> String {
     let text = text.split_once('?').map_or(text.to_string(), |(before, _)| format!("{before}?…"));
     text.rsplit_once('@').map_or(text.clone(), |(_, host)| format!("…@{host}"))
-}
-
-fn region_of_host(endpoint: &str) -> Option<String> {
-    let host = values::host_of(endpoint);
-    let region = host
-        .strip_prefix("s3.")?
-        .strip_suffix(".backblazeb2.com")
-        .or_else(|| host.strip_prefix("s3.")?.strip_suffix(".amazonaws.com"))?;
-    (!region.is_empty() && !region.contains('.')).then(|| region.to_string())
 }

@@ -148,7 +148,7 @@ pub static SETTINGS: &[Setting] = &[
         fallbacks: &["AWS_REGION", "AWS_DEFAULT_REGION"],
         check: values::region,
         value_name: "NAME",
-        default: "see below",
+        default: "the endpoint's own",
         doc: "region of the bucket",
         template: Template::Set("us-west-000"),
         ..PLAIN

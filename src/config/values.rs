@@ -167,16 +167,23 @@ pub(super) fn header(text: &str) -> Result<String, String> {
 }
 
 /// One half of a key pair, or a token.
-pub(super) fn credential(text: &str) -> Result<String, String> {
+///
+/// # Errors
+/// When it has a character that cannot stand in a header. The error does not hold the value.
+pub fn credential(text: &str) -> Result<String, String> {
     match text.chars().all(|c| c.is_ascii() && !c.is_ascii_control()) {
         true => Ok(text.to_string()),
         false => Err("it has a character that no key has; copy it again".into()),
     }
 }
 
-pub(super) fn region(text: &str) -> Result<String, String> {
+/// A region's name, which stands in host names and signatures.
+///
+/// # Errors
+/// When it has a character that no region has.
+pub fn region(text: &str) -> Result<String, String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    match text.chars().all(allowed) && text.len() <= 100 {
+    match text.chars().all(allowed) && text.len() <= 100 && text.split('.').all(|label| !label.is_empty()) {
         true => Ok(text.to_string()),
         false => Err("a region has letters, digits, '-', '_' and '.' only, such as us-west-004".into()),
     }
@@ -270,8 +277,21 @@ pub(super) fn endpoint(text: &str) -> Result<String, String> {
     {
         return Err("its host is not a name of letters, digits, '-' and '.'".into());
     }
-    if !path.chars().all(|c| c.is_ascii_graphic()) {
-        return Err("it has characters that do not belong in a URL".into());
+    let labels: Vec<&str> = name.strip_suffix('.').unwrap_or(name).split('.').collect();
+    let fits =
+        |label: &&str| !label.is_empty() && label.len() <= 63 && !label.starts_with('-') && !label.ends_with('-');
+    let numeric = labels.last().is_some_and(|label| label.bytes().all(|byte| byte.is_ascii_digit()));
+    let is_host = labels.iter().all(fits) && (!numeric || name.parse::<std::net::Ipv4Addr>().is_ok());
+    if !host.starts_with('[') && !is_host {
+        return Err("its host is neither a name nor an address".into());
+    }
+    let escaped = |at: usize| path.get(at + 1..at + 3).is_some_and(|hex| hex.bytes().all(|b| b.is_ascii_hexdigit()));
+    let allowed = |(at, c): (usize, char)| match c {
+        '%' => escaped(at),
+        c => c.is_ascii_alphanumeric() || "/-._~!$&'()*+,;=:@".contains(c),
+    };
+    if !path.char_indices().all(allowed) {
+        return Err("its path has characters that do not belong in a URL".into());
     }
     Ok(format!("{scheme}://{}/{path}", host.to_ascii_lowercase()).trim_end_matches('/').to_string())
 }
@@ -333,6 +353,11 @@ mod tests {
             "http://[zz]:1",
             "://x",
             "http:///x",
+            "http://a..b",
+            "http://-",
+            "http://256.1.1.1",
+            "http://h/a%zz",
+            "http://h/{a}|b",
         ] {
             assert!(endpoint(bad).is_err(), "{bad}");
         }

@@ -14,7 +14,7 @@ use aws_types::os_shim_internal::{Env, Fs};
 
 use super::net;
 use super::net::Certificates;
-use crate::config::{Credentials, KeyPair};
+use crate::config::{Credentials, KeyPair, values};
 use crate::error::{Error, Kind, Result, printable};
 
 /// Where the metadata of an instance are, unless the environment says otherwise.
@@ -84,6 +84,13 @@ pub(super) async fn find(credentials: &Credentials, region: &str, trusted: &Cert
         .await;
     match chain.provide_credentials().await {
         Ok(keys) => {
+            // The signer accepts none that do not fit into a header.
+            let parts = [Some(keys.access_key_id()), Some(keys.secret_access_key()), keys.session_token()];
+            if let Err(why) = parts.into_iter().flatten().try_for_each(|part| values::credential(part).map(drop)) {
+                return Err(Error::new(Kind::Credentials, "the credentials of the AWS profile or role cannot be used")
+                    .because(why)
+                    .hint("see what ~/.aws/credentials has, or the profile's credential_process prints"));
+            }
             Ok(Found { provider: Some(SharedCredentialsProvider::new(chain)), first: Some(keys), renewable: true })
         }
         Err(error) => {

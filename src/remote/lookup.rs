@@ -257,7 +257,29 @@ fn choose_type(query: &RepoQuery, listing: &Listing, mut search: Search<'_>, nam
     Ok(Found { manifest, reference: Some(name), pinned, notes })
 }
 
+/// Manifests of an id that are read to find out what types it has.
+const TYPES_FROM: usize = 8;
+
+/// The types that an id has in the bucket, when none of them is the one that was asked for.
+async fn other_types(bucket: &Bucket, query: &RepoQuery, listing: &Listing) -> Vec<RepoType> {
+    let any = RepoQuery { kind: None, ..query.clone() };
+    let mut kinds = Vec::new();
+    for commit in listing.commits.iter().take(TYPES_FROM) {
+        if let Ok(Some(manifest)) = manifest_of(bucket, &any, commit).await
+            && !kinds.contains(&manifest.repo.kind)
+        {
+            kinds.push(manifest.repo.kind);
+        }
+    }
+    if query.kind.is_none_or(|wanted| kinds.contains(&wanted)) { Vec::new() } else { kinds }
+}
+
 async fn not_found(bucket: &Bucket, query: &RepoQuery, listing: &Listing, revision: Option<&str>) -> Error {
+    if let [kind, ..] = other_types(bucket, query, listing).await[..] {
+        return Error::not_found(format!("{query} is not in bucket '{}'", bucket.name()))
+            .because(format!("{} is a {kind} there", query.id))
+            .hint(format!("ask for it with --repo-type {0}, or as {0}:{1}", kind.word(), query.id));
+    }
     let mut there: Vec<String> = listing.refs.iter().map(|candidate| candidate.name.to_string()).collect();
     there.sort();
     there.dedup();

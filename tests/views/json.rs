@@ -90,6 +90,9 @@ async fn small_reports_are_as_documented() {
     world.snapshot("models--gpt2", 'a', &[("vocab.txt", "words")], &["main"]);
     std::fs::write(world.path("hub/models--gpt2/refs/broken"), "nothing").unwrap();
     check("status", &[world.run(&["status", "--json"]).json()]);
+    std::fs::write(world.path("home/bad.yaml"), "storage:\n  regoin: x\n  region: a b\n").unwrap();
+    let bad = world.path("home/bad.yaml");
+    check("config", &[world.run(&["config", "show", "--config", bad.to_str().unwrap(), "--json"]).json()]);
     check("completions", &[world.run(&["completions", "fish", "--json"]).json()]);
     check("man", &[world.run(&["man", "--json"]).json(), world.run(&["man", "pages", "--json"]).json()]);
     check("errors", &[World::offline().run(&["diff", "--json"]).json(), missing_config(&world)]);

@@ -171,6 +171,7 @@ impl Report {
 /// # Errors
 /// When no bucket is configured, the cache cannot be read at all, or a request fails.
 pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
+    session.need_cache()?;
     let bucket = session.bucket().await?;
     session.progress.event(Event::Step("scanning the cache"));
     let root = session.config.cache.root.clone();

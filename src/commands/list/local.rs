@@ -83,6 +83,7 @@ pub struct RevisionRow {
 /// # Errors
 /// When the cache cannot be read at all.
 pub async fn report(session: &Session, args: &Args) -> Result<Report> {
+    session.need_cache()?;
     session.progress.event(Event::Step("scanning the cache"));
     let root = session.config.cache.root.clone();
     let inventory = blocking(move || scan::scan(&root)).await?;

@@ -347,6 +347,7 @@ pub async fn execute(session: &Session, args: &Args, shown: Option<&Report>) -> 
 
 async fn run(session: &Session, args: &Args, agreement: Option<Agreement>) -> Result<Report> {
     let started = Instant::now();
+    session.need_cache()?;
     let layout = session.layout();
     let mut options = Options {
         budget: args

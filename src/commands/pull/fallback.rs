@@ -48,6 +48,7 @@ impl FallbackArgs {
             | Kind::MissingBucket
             | Kind::Usage
             | Kind::Failed
+            | Kind::Internal
             | Kind::Interrupted => false,
         }
     }

@@ -18,7 +18,7 @@ use super::pull::run::{self, Decision, Options, Work};
 use super::pull::{Source, local};
 use super::{Amount, Session, TransferArgs, kind_of};
 use crate::cache::gated::Gated;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, printable};
 use crate::ids::{BlobId, Commit, RepoId, RepoName, RepoQuery, RepoType};
 use crate::progress::Event;
 use crate::remote::lookup::Found;
@@ -169,7 +169,10 @@ pub enum Outcome {
 impl Report {
     /// Decides the exit code.
     pub fn failed(&self) -> Option<Kind> {
-        kind_of(&self.failures)
+        match self.nothing {
+            Some(_) => self.failures.first().map(|failure| failure.kind),
+            None => kind_of(&self.failures),
+        }
     }
 }
 
@@ -189,6 +192,10 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     let mut report = Report { dry_run: args.dry_run, bucket: bucket.name().to_string(), ..Report::default() };
     if mains.all.is_empty() {
         report.nothing = Some(if mains.any { Nothing::NoMatch } else { Nothing::Empty });
+        // Of none, none were asked for.
+        if args.limit != Some(0) {
+            report.failures.push(args.found_nothing(bucket.name(), bucket.prefix(), mains.any));
+        }
         return Ok(report);
     }
 
@@ -223,6 +230,21 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
 }
 
 impl Args {
+    /// Why nothing was pulled: a wrong prefix or pattern is more likely than nothing to do.
+    fn found_nothing(&self, bucket: &str, prefix: &str, any: bool) -> Error {
+        let under = if prefix.is_empty() { String::new() } else { format!(" under the prefix '{prefix}'") };
+        if !any {
+            return Error::not_found(format!("bucket '{bucket}' has no repo with a main{under}"))
+                .hint("push one first, or check --bucket and --prefix (storage.bucket, team.prefix)");
+        }
+        let quoted = |flag: &str, patterns: &[String]| {
+            patterns.iter().map(|pattern| format!(" --{flag} '{}'", printable(pattern, 100))).collect::<String>()
+        };
+        let patterns = quoted("include", &self.include) + &quoted("exclude", &self.exclude);
+        Error::not_found(format!("no repo in bucket '{bucket}'{under} passes{patterns}"))
+            .hint("`hf-cache-sync list --remote` shows what is there")
+    }
+
     fn options(&self) -> Options {
         let fallback = self.fallback.unless(self.dry_run);
         Options { caps: self.transfer.caps(), sync: !self.no_sync, verify: self.verify, fallback }

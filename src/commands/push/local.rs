@@ -132,6 +132,11 @@ fn failure(problem: &Problem) -> Option<Error> {
 
 fn not_cached(inventory: &Inventory, query: &RepoQuery) -> Error {
     let names: Vec<String> = inventory.repos.iter().map(|repo| repo.name.to_string()).collect();
+    if let Some(other) = inventory.repos.iter().find(|repo| repo.name.id == query.id) {
+        return Error::not_found(format!("{query} is not in the cache {}", inventory.layout.root().display()))
+            .because(format!("{} is a {} there", query.id, other.name.kind))
+            .hint(format!("name it as {}:{}", other.name.kind.word(), query.id));
+    }
     let close: Vec<&str> = nearest(&query.to_string(), names.iter().map(String::as_str)).take(3).collect();
     let error = Error::not_found(format!("{query} is not in the cache {}", inventory.layout.root().display()));
     match close.is_empty() {

@@ -106,6 +106,7 @@ impl Report {
 /// When nothing can be done at all; single failures are in the report.
 pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     let started = Instant::now();
+    session.need_cache()?;
     let bucket = session.bucket().await?;
     session.progress.event(Event::Step("scanning the cache"));
     let root = session.config.cache.root.clone();

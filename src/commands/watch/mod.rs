@@ -86,6 +86,7 @@ fn seconds(text: &str, least: f64) -> Result<Duration, String> {
 /// the cache is gone.
 pub async fn execute(session: &Session, args: &Args, say: &dyn Fn(Update)) -> Result<()> {
     let mut interruption = Interruption::listen();
+    session.need_cache()?;
     let root = Root::open(&session.config.cache.root)?;
     let begin = async {
         let bucket = session.bucket().await?.name().to_string();

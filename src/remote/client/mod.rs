@@ -33,6 +33,7 @@ use super::net::{Net, target};
 use super::wire::{Op, Payload, Request, Settings, Wire};
 use super::{answer, net};
 use crate::config::{Addressing, Config, Credentials, Storage, host_of, is_backblaze};
+use crate::config::{hosts, values};
 use crate::error::{Error, Result};
 use crate::ids::BlobId;
 use crate::progress::Progress;
@@ -43,6 +44,8 @@ pub struct Bucket {
     wire: Arc<Wire>,
     name: String,
     prefix: String,
+    /// What looks wrong with the credentials.
+    suspicion: Option<&'static str>,
     shared: Arc<Shared>,
 }
 
@@ -122,8 +125,18 @@ impl Bucket {
         // A profile that neither gives the keys nor says where the store is has no say in how it is talked to.
         let is_profiles = storage.endpoint.is_none() || storage.credentials == Credentials::AwsChain;
         let profile = if is_profiles { profile } else { Profile { region: profile.region, ..Profile::default() } };
-        let region = storage.region.clone().or(profile.region);
-        let region = region.unwrap_or_else(|| "us-east-1".to_string());
+        let of_profile = profile.region.map(|region| {
+            let wrong = |why| Error::usage("the region of the AWS profile cannot be used").because(why);
+            values::region(&region).map_err(wrong)
+        });
+        let region = match &storage.region {
+            Some(region) => region.clone(),
+            // The host of a profile's endpoint decides before the profile's region.
+            None => match endpoint.as_deref().and_then(|url| hosts::region_of(&host_of(url))) {
+                Some(region) => region,
+                None => of_profile.transpose()?.unwrap_or_else(|| "us-east-1".to_string()),
+            },
+        };
         let mut network = config.network.clone();
         network.bundles.extend(profile.ca_bundle.map(|path| ("ca_bundle in the AWS profile".to_string(), path)));
         let is_tls = endpoint.as_deref().is_none_or(|endpoint| target(endpoint).2);
@@ -148,7 +161,13 @@ impl Bucket {
         };
         let net = Net::new(trusted, network.no_proxy);
         let wire = Arc::new(Wire::new(net, settings, found, way, progress)?);
-        Ok(Bucket { wire, name, prefix: config.team.prefix.clone(), shared: Arc::default() })
+        Ok(Bucket {
+            wire,
+            name,
+            prefix: config.team.prefix.clone(),
+            suspicion: storage.suspicion(),
+            shared: Arc::default(),
+        })
     }
 
     /// The bucket's name.
@@ -169,7 +188,14 @@ impl Bucket {
 
     /// The error for the user. `doing` names what failed and on what.
     pub fn explain(&self, failure: Failure, doing: &str) -> Error {
-        failure.into_error(doing, &self.place())
+        let bad_credentials = failure.cause == Cause::BadCredentials;
+        let error = failure.into_error(doing, &self.place());
+        match self.suspicion.filter(|_| bad_credentials) {
+            Some(suspicion) => {
+                error.hint(format!("{suspicion}; `hf-cache-sync config show` tells where they come from"))
+            }
+            None => error,
+        }
     }
 
     fn key(&self, key: &str) -> String {

@@ -1,6 +1,7 @@
 //! Reports as people read them, a file per command, and the words that they share.
 
 mod completions;
+mod config;
 mod diff;
 mod doctor;
 mod init;

@@ -41,6 +41,7 @@ impl ui::Report for Report {
             let _ = writeln!(out, "note: {note}");
         }
         let _ = match self.nothing {
+            Some(_) if !self.failures.is_empty() => Ok(()),
             Some(Nothing::Empty) => writeln!(out, "No refs/main found in bucket '{}'.", self.bucket),
             Some(Nothing::NoMatch) => {
                 writeln!(out, "No repo in bucket '{}' matches --include, --exclude and --limit.", self.bucket)

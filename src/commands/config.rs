@@ -1,0 +1,111 @@
+//! `config show`: every setting, its value and where that comes from. Shows what it can of a broken configuration, too.
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+use serde::Serialize;
+
+use crate::config::resolve::Resolution;
+use crate::error::{Error, Kind};
+
+const EXAMPLES: &str = "\
+Examples:
+  hf-cache-sync config show              every setting, its value and its source
+  hf-cache-sync config show --json
+  hf-cache-sync --bucket other config show";
+
+/// Show the configuration that commands use
+#[derive(Debug, Clone, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// What to do
+    #[command(subcommand)]
+    pub action: Action,
+}
+
+/// What there is to do.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Action {
+    /// Print every setting, its value and where that comes from; secrets are hidden
+    #[command(after_help = EXAMPLES)]
+    Show,
+}
+
+/// All settings.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// The file that was read.
+    #[serde(serialize_with = "crate::lossy::optional")]
+    pub file: Option<PathBuf>,
+    /// The option or variable that names the file, if any.
+    pub file_source: Option<String>,
+    /// Where a file is searched when nothing names one.
+    #[serde(serialize_with = "crate::lossy::all")]
+    pub searched: Vec<PathBuf>,
+    /// The settings, in the order of the file.
+    pub settings: Vec<Row>,
+    /// Which key pair counts, as in `doctor`.
+    pub credentials: &'static str,
+    /// What a user should know.
+    pub warnings: Vec<String>,
+    /// What was made of what was given.
+    pub notes: Vec<String>,
+    /// What cannot be used.
+    pub failures: Vec<Error>,
+}
+
+/// A setting.
+#[derive(Debug, Serialize)]
+pub struct Row {
+    /// Its name in the file; for what only the environment can say, the variable.
+    pub name: String,
+    /// Its value; null when there is none, or when it is a secret.
+    pub value: Option<String>,
+    /// Whether there is a value that is not shown.
+    pub hidden: bool,
+    /// Where the value comes from; null when it is the default.
+    pub source: Option<String>,
+    /// What counts without a value, in words.
+    pub default: String,
+}
+
+impl Report {
+    /// Decides the exit code.
+    pub fn failed(&self) -> Option<Kind> {
+        self.failures.first().map(|failure| failure.kind)
+    }
+}
+
+/// Makes the report.
+pub fn execute(found: Resolution) -> Report {
+    let mut settings: Vec<Row> = Vec::new();
+    for given in &found.given {
+        let secret = given.setting.is_secret();
+        let is_set = given.value.is_some();
+        let value = given.value.as_ref().filter(|_| !secret).map(|value| value.to_string_lossy().into_owned());
+        settings.push(Row {
+            name: given.setting.name(),
+            value,
+            hidden: secret && is_set,
+            source: is_set.then(|| given.source.to_string()).filter(|_| given.source != crate::config::Source::Default),
+            default: given.setting.default.to_string(),
+        });
+    }
+    settings.extend(found.variables.into_iter().map(|variable| Row {
+        name: variable.name.to_string(),
+        hidden: variable.value.is_none(),
+        source: Some("environment".to_string()),
+        value: variable.value,
+        default: "none".to_string(),
+    }));
+    Report {
+        file: found.file,
+        file_source: Some(found.file_source).filter(|s| *s != crate::config::Source::Default).map(|s| s.to_string()),
+        searched: found.searched,
+        settings,
+        credentials: found.credentials.source(),
+        warnings: found.warnings,
+        notes: found.notes,
+        failures: found.problems,
+    }
+}
