@@ -1008,10 +1008,10 @@ fn empty_repo_folders_go_when_nobody_touched_them() {
 }
 
 #[test]
-fn a_root_that_is_not_there_is_an_empty_cache() {
+fn a_root_that_is_not_there_is_not_found() {
     let hub = Hub::new();
     fs::remove_dir(hub.root()).unwrap();
-    assert_eq!(run(&hub, &[]).status.code(), Some(0));
+    assert_eq!(run(&hub, &[]).status.code(), Some(4));
     assert!(!hub.root().exists());
     fs::write(hub.root(), "a file").unwrap();
     assert_eq!(run(&hub, &[]).status.code(), Some(2));
