@@ -216,14 +216,98 @@ pub fn parse(args: &[OsString]) -> Result<Cli, clap::Error> {
     Cli::try_parse_from(args).map_err(|error| {
         let texts: Vec<_> = args.iter().map(|arg| arg.to_string_lossy()).collect();
         let shown: Vec<_> = texts.iter().map(|text| escape(text, Keep::Nothing)).collect();
+        let line: Vec<String> = shown.iter().map(ToString::to_string).collect();
         if !error.use_stderr() || texts == shown {
-            return error;
+            return with_right_form(error, &line);
         }
-        match Cli::try_parse_from(shown.iter().map(|text| &**text)) {
-            Err(told) if told.use_stderr() => told,
+        match Cli::try_parse_from(&line) {
+            Err(told) if told.use_stderr() => with_right_form(told, &line),
             _ => Cli::command().error(error.kind(), "an argument has characters that cannot be shown"),
         }
     })
+}
+
+/// Adds to a refusal of the command line the right form of what was surely meant.
+fn with_right_form(mut error: clap::Error, line: &[String]) -> clap::Error {
+    use clap::error::{ContextKind, ContextValue, ErrorKind};
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.clone()),
+        Some(ContextValue::Strings(texts)) => texts.first().cloned(),
+        _ => None,
+    };
+    let known = |word: &&String| Cli::command().get_subcommands().any(|command| command.get_name() == word.as_str());
+    let command = line.iter().skip(1).find(known).map(String::as_str);
+    let argument = text(ContextKind::InvalidArg);
+    let tip = match (error.kind(), command, argument) {
+        (ErrorKind::UnknownArgument, Some(command), Some(argument)) => right_form(command, &argument, line),
+        (ErrorKind::MissingRequiredArgument, Some("pull"), _) => {
+            let named = line.iter().find(|word| word.starts_with("--repo") || word.starts_with("--model"));
+            named.and_then(|word| right_form("pull", word.split('=').next().unwrap_or_default(), line)).or_else(|| {
+                Some(
+                    "name a repo, as in `hf-cache-sync pull org/name`; `hf-cache-sync pull-all` pulls every repo"
+                        .into(),
+                )
+            })
+        }
+        _ => None,
+    };
+    if let Some(tip) = tip {
+        error.remove(ContextKind::SuggestedArg);
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    }
+    error
+}
+
+/// The right form of an argument that a command does not have.
+fn right_form(command: &str, argument: &str, line: &[String]) -> Option<String> {
+    let flag = argument.split('=').next().unwrap_or_default();
+    let at = line.iter().position(|word| word == argument || word.split('=').next() == Some(flag));
+    let value = at.and_then(|at| match line[at].split_once('=') {
+        Some((_, value)) => Some(value.to_string()),
+        None => line.get(at + 1).filter(|word| !word.starts_with('-')).cloned(),
+    });
+    let value = value.filter(|value| !value.is_empty()).map(|value| crate::error::printable(&value, 80));
+    let after = line.iter().position(|word| word == command).map_or(line.len(), |at| at + 1);
+    let mut others = line.iter().skip(after).filter(|word| !word.starts_with('-') && word.as_str() != argument);
+    let repo =
+        others.find(|word| Some(word.as_str()) != value.as_deref()).map(|word| crate::error::printable(word, 80));
+    let repo = repo.unwrap_or_else(|| "org/name".into());
+    let takes_repo = matches!(command, "pull" | "push");
+    let form = |arguments: String| Some(format!("write `hf-cache-sync {command} {arguments}`"));
+    match flag {
+        "--repo" | "--repo-id" | "--repo_id" | "--id" | "--name" | "--model" if takes_repo => {
+            form(value.unwrap_or_else(|| "org/name".into()))
+        }
+        "--dataset" | "--space" | "--kernel" if takes_repo => {
+            form(format!("{}:{}", &flag[2..], value.unwrap_or_else(|| "org/name".into())))
+        }
+        "--repo" | "--repo-id" | "--repo_id" | "--model" | "--dataset" if command == "pull-all" => {
+            form(format!("--include '{}'", value.unwrap_or_else(|| "org/*".into())))
+        }
+        "-r" | "--revision" | "--rev" | "--ref" | "--branch" | "--tag" | "--commit" => match command {
+            "pull" => form(format!("{repo} -r {}", value.unwrap_or_else(|| "main".into()))),
+            "push" => form(format!("{repo}@{}", value.unwrap_or_else(|| "main".into()))),
+            "pull-all" => Some(format!(
+                "pull-all takes every repo's main; one revision is `hf-cache-sync pull {repo} -r REVISION`"
+            )),
+            _ => None,
+        },
+        "--repo-type" | "--repo_type" | "--type" | "-t" => match (command, value) {
+            ("push", Some(kind)) => form(format!("{kind}:{repo}")),
+            ("pull", Some(kind)) => form(format!("{repo} --repo-type {kind}")),
+            ("pull-all", Some(kind)) => form(format!("--include '{kind}:*'")),
+            _ => None,
+        },
+        word if !word.starts_with('-') => match command {
+            "pull" => form(format!("{repo} -r {}", crate::error::printable(word, 80))),
+            "pull-all" => Some(format!(
+                "write `hf-cache-sync pull {0}`, or `hf-cache-sync pull-all --include '{0}'`",
+                crate::error::printable(word, 80)
+            )),
+            _ => None,
+        },
+        _ => None,
+    }
 }
 
 fn current_dir() -> Result<PathBuf> {

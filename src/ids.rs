@@ -4,6 +4,10 @@
 //! is used in a path or a key. The rules follow huggingface_hub's `validate_repo_id`, git's `check-ref-format`, and
 //! what a file system can hold without surprise.
 
+mod typed;
+
+pub use typed::{Typed, pattern};
+
 use std::fmt;
 use std::str::FromStr;
 
@@ -163,6 +167,11 @@ pub struct RepoQuery {
 }
 
 impl RepoQuery {
+    /// Whether this repo is meant, but for upper and lower case.
+    pub fn resembles(&self, repo: &RepoName) -> bool {
+        self.id.0.eq_ignore_ascii_case(&repo.id.0) && self.kind.is_none_or(|kind| kind == repo.kind)
+    }
+
     /// Whether this repo is meant.
     pub fn matches(&self, repo: &RepoName) -> bool {
         self.id == repo.id && self.kind.is_none_or(|kind| kind == repo.kind)

@@ -199,38 +199,62 @@ pub fn tls_problem(error: &(dyn std::error::Error + 'static)) -> Option<TlsProbl
 
 /// The same by the error's text in lower case. The words are those of rustls, webpki and the systems' verifiers.
 fn tls_problem_in(text: &str) -> Option<TlsProblem> {
-    const TRUST: &str = "let SSL_CERT_FILE (or REQUESTS_CA_BUNDLE, AWS_CA_BUNDLE) name a PEM file with that authority's \
-                         certificate";
-    const CLOCK: &str = "check this machine's clock; if it is right, the server needs a new certificate";
-    const NAME: &str =
-        "use the host name that the certificate is for, or check what answers there (a proxy, a portal?)";
-    const SERVER: &str = "check what answers there (a proxy, a portal?), and the server's certificate";
-    let has = |words: &[&str]| words.iter().any(|word| text.contains(word));
-    let (why, hint) = if has(&["unknownissuer", "unknown issuer", "unable to get local issuer", "not trusted"]) {
-        ("its certificate is self-signed, or signed by an authority that this machine does not trust", TRUST)
-    } else if has(&["causedasendentity", "self-signed", "self signed"]) {
-        ("its certificate is self-signed", TRUST)
-    } else if has(&["certificate expired", "certificate has expired", "certificate: expired", "expired("]) {
-        ("its certificate has expired", CLOCK)
-    } else if has(&["not valid yet", "notvalidyet"]) {
-        ("its certificate is not valid yet", CLOCK)
-    } else if has(&["not valid for name", "notvalidforname", "certificate name mismatch"]) {
-        ("its certificate is for another host", NAME)
-    } else if has(&["certificate: revoked", "certificate revoked"]) {
-        ("its certificate was revoked", SERVER)
-    } else if has(&["invalid peer certificate", "invalid certificate", "unknownca", "bad certificate"]) {
-        ("its certificate cannot be verified", SERVER)
-    } else if has(&["certificaterequired", "certificate required"]) {
-        ("it asks for a certificate of the client, which this tool cannot send", SERVER)
-    } else if has(&["invalidcontenttype", "corrupt message", "wrong version number"]) {
-        ("it does not speak TLS on this port", "use http:// in its URL, if that is what it speaks, or another port")
-    } else if has(&["received fatal alert", "peer is incompatible", "peermisbehaved", "peer misbehaved"]) {
-        ("no TLS connection could be agreed on", "the server must speak TLS 1.2 or 1.3")
-    } else {
-        return None;
-    };
-    Some(TlsProblem { why, hint })
+    let fits = |problem: &&(&[&str], TlsProblem)| problem.0.iter().any(|word| text.contains(word));
+    PROBLEMS.iter().find(fits).map(|(_, problem)| problem.clone())
 }
+
+/// What helps against a problem that is named by its `why`.
+pub fn tls_hint(why: &str) -> Option<&'static str> {
+    PROBLEMS.iter().find(|(_, problem)| problem.why == why).map(|(_, problem)| problem.hint)
+}
+
+const TRUST: &str =
+    "let SSL_CERT_FILE (or REQUESTS_CA_BUNDLE, AWS_CA_BUNDLE) name a PEM file with that authority's certificate";
+const CLOCK: &str = "check this machine's clock; if it is right, the server needs a new certificate";
+const NAME: &str = "use the host name that the certificate is for, or check what answers there (a proxy, a portal?)";
+const SERVER: &str = "check what answers there (a proxy, a portal?), and the server's certificate";
+
+const fn problem(why: &'static str, hint: &'static str) -> TlsProblem {
+    TlsProblem { why, hint }
+}
+
+/// Words of an error, and what they mean; the first that fits counts.
+const PROBLEMS: [(&[&str], TlsProblem); 10] = [
+    (
+        &["unknownissuer", "unknown issuer", "unable to get local issuer", "not trusted"],
+        problem("its certificate is self-signed, or signed by an authority that this machine does not trust", TRUST),
+    ),
+    (&["causedasendentity", "self-signed", "self signed"], problem("its certificate is self-signed", TRUST)),
+    (
+        &["certificate expired", "certificate has expired", "certificate: expired", "expired("],
+        problem("its certificate has expired", CLOCK),
+    ),
+    (&["not valid yet", "notvalidyet"], problem("its certificate is not valid yet", CLOCK)),
+    (
+        &["not valid for name", "notvalidforname", "certificate name mismatch"],
+        problem("its certificate is for another host", NAME),
+    ),
+    (&["certificate: revoked", "certificate revoked"], problem("its certificate was revoked", SERVER)),
+    (
+        &["certificaterequired", "certificate required"],
+        problem("it asks for a certificate of the client, which this tool cannot send", SERVER),
+    ),
+    (
+        &["invalid peer certificate", "invalid certificate", "unknownca", "bad certificate"],
+        problem("its certificate cannot be verified", SERVER),
+    ),
+    (
+        &["invalidcontenttype", "corrupt message", "wrong version number"],
+        problem(
+            "it does not speak TLS on this port",
+            "use http:// in its URL, if that is what it speaks, or another port",
+        ),
+    ),
+    (
+        &["received fatal alert", "peer is incompatible", "peermisbehaved", "peer misbehaved"],
+        problem("no TLS connection could be agreed on", "the server must speak TLS 1.2 or 1.3"),
+    ),
+];
 
 #[cfg(test)]
 mod tests {

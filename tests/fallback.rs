@@ -12,8 +12,8 @@ use common::machine::{Machine, Ran};
 use common::s3::Action;
 use common::store::{BUCKET, Store};
 use common::weights;
-use hub_server::{Hub, TOKEN};
-use serde_json::Value;
+use hub_server::{Asked, Hub, Reply, TOKEN, entry, tls_file};
+use serde_json::{Value, json};
 
 const HUB: [&str; 2] = ["--fallback", "hf-hub"];
 
@@ -276,4 +276,276 @@ fn pull_all_asks_for_what_fails_and_for_nothing_else() {
     assert_eq!(hub.bodies(), 3);
     repos.iter().for_each(|revision| revision.assert_pulled(&machine.hub()));
     assert_clean(&machine);
+}
+
+/// Whether this asks for a listing.
+fn is_tree(asked: &Asked) -> bool {
+    asked.target.contains("/tree/")
+}
+
+/// The entries of a revision, one on each page, with the page's number in the query; `links` makes the link after a page.
+fn pages(hub: &Hub, revision: &Revision, link: impl Fn(usize) -> Option<String> + Send + 'static) {
+    let entries: Vec<Value> = revision.files.iter().map(entry).collect();
+    hub.script(move |asked| {
+        if !is_tree(asked) {
+            return None;
+        }
+        let page = asked.target.split_once("page=").map_or(0, |(_, number)| number.parse().unwrap());
+        let reply = Reply::json(&entries.get(page).into_iter().cloned().collect());
+        Some(match link(page) {
+            Some(link) => reply.with("link", format!("<{link}>; rel=\"next\"")),
+            None => reply,
+        })
+    });
+}
+
+#[test]
+fn the_token_goes_to_the_configured_origin_alone() {
+    let revision = Revision::model("org/name");
+    let tree = format!("/api/models/org/name/tree/{}?recursive=true&page=1", revision.commit);
+    let thief = Hub::start(std::slice::from_ref(&revision));
+    let port = thief.url.rsplit_once(':').unwrap().1.to_string();
+    let near = |hub: &Hub| hub.url.trim_start_matches("http://").to_string();
+    type Link = fn(&str, &str) -> String;
+    let links: [(Link, bool); 12] = [
+        (|_, port| format!("http://127.0.0.1:{port}"), false),
+        (|hub, port| format!("http://{hub}@127.0.0.1:{port}"), false),
+        (|hub, port| format!("http://{hub}%40x:y@127.0.0.1:{port}"), false),
+        (|_, port| format!("//127.0.0.1:{port}"), false),
+        (|_, port| format!("\\\\127.0.0.1:{port}"), false),
+        (|_, port| format!("http://localhost:{port}"), false),
+        (|hub, _| format!("https://{hub}"), false),
+        (|hub, _| format!("ftp://{hub}"), false),
+        (|hub, _| format!("http://me:secret@{hub}"), true),
+        (|_, _| String::new(), true),
+        (|_, _| "https://huggingface.co".into(), true),
+        (|_, _| "https://HuggingFace.co:443".into(), true),
+    ];
+    for (link, is_home) in links {
+        let (_store, hub, mut machine) = setup(std::slice::from_ref(&revision));
+        machine.set("HF_TOKEN", TOKEN);
+        let next = format!("{}{tree}", link(&near(&hub), &port));
+        let own = next.clone();
+        pages(&hub, &revision, move |page| (page == 0).then(|| own.clone()));
+        let ran = pull(&machine, &["org/name"]);
+        assert_eq!(ran.code, if is_home { 0 } else { 6 }, "{next}: {ran:#?}");
+        if is_home {
+            revision.assert_pulled(&machine.hub());
+        } else {
+            assert!(!revision.dir(&machine.hub()).exists(), "{next}");
+        }
+        let bearer = Some(format!("Bearer {TOKEN}"));
+        assert!(hub.asked().iter().all(|asked| asked.authorization == bearer), "{next}");
+        assert_eq!(thief.seen(), 0, "{next}");
+    }
+}
+
+#[test]
+fn redirects_are_followed_without_the_token_unless_they_stay() {
+    let revision = Revision::model("org/name");
+    let cdn = Hub::start(std::slice::from_ref(&revision));
+    let (_store, hub, mut machine) = setup(std::slice::from_ref(&revision));
+    machine.set("HF_TOKEN", TOKEN);
+    let to = cdn.url.clone();
+    let official = "https://huggingface.co/org/name/resolve";
+    hub.script(move |asked| {
+        let rest = asked.target.strip_prefix("/org/name/resolve")?;
+        if asked.target.ends_with("?moved") {
+            return None;
+        }
+        // One file is elsewhere, the other one only under another name of the mirror.
+        let target = match rest.ends_with("config.json") {
+            true => format!("{official}{rest}?moved"),
+            false => format!("{to}{}", asked.target),
+        };
+        Some(Reply::status(302).with("location", target))
+    });
+    assert_eq!(pull(&machine, &["org/name"]).code, 0);
+    revision.assert_pulled(&machine.hub());
+    assert!(cdn.seen() == 1 && cdn.asked().iter().all(|asked| asked.authorization.is_none()), "{:?}", cdn.asked());
+    assert!(hub.asked().iter().any(|asked| asked.target.ends_with("?moved") && asked.authorization.is_some()));
+
+    let (_store, hub, mut machine) = setup(std::slice::from_ref(&revision));
+    machine.set("HF_TOKEN", TOKEN);
+    for target in ["", "/org/name", "http://[", "file:///etc/passwd"] {
+        hub.script(move |asked| {
+            asked.target.contains("/resolve/").then(|| {
+                let here = if target.is_empty() { asked.target.clone() } else { target.to_string() };
+                Reply::status(307).with("location", here)
+            })
+        });
+        let ran = pull(&machine, &["org/name"]);
+        assert!(ran.code != 0 && !ran.stderr.contains(TOKEN), "{target}: {ran:#?}");
+    }
+}
+
+#[test]
+fn a_listing_is_whole_or_an_error() {
+    let revision = Revision::model("org/name").git("more.txt", "m");
+    // An empty page in the middle is none of its business; the last page has no link.
+    let (_store, hub, machine) = setup(std::slice::from_ref(&revision));
+    let entries: Vec<Value> = revision.files.iter().map(entry).collect();
+    hub.script(move |asked| {
+        let number = asked.target.split_once("page=").map_or(0, |(_, number)| number.parse::<usize>().unwrap());
+        let reply = Reply::json(&entries.get(number / 2).filter(|_| number % 2 == 0).into_iter().cloned().collect());
+        let link = format!("<?page={}>; rel=next", number + 1);
+        is_tree(asked).then(|| if number / 2 + 1 < entries.len() { reply.with("link", link) } else { reply })
+    });
+    assert_eq!(pull(&machine, &["org/name"]).code, 0);
+    revision.assert_pulled(&machine.hub());
+
+    // The same page again, two in turn, the same entries under new addresses, nothing new for ever.
+    let again: [fn(usize) -> Option<String>; 3] = [
+        |_| Some("?recursive=true&page=0".into()),
+        |number| Some(format!("?recursive=true&page={}", (number + 1) % 2)),
+        |number| Some(format!("?recursive=true&page={}", number + 1)),
+    ];
+    for link in again {
+        let (_store, hub, machine) = setup(std::slice::from_ref(&revision));
+        pages(&hub, &revision, link);
+        let ran = pull(&machine, &["org/name"]);
+        assert_eq!(ran.code, 6, "{ran:#?}");
+        assert!(ran.stderr.contains("listing") && ran.stdout.is_empty(), "{ran:#?}");
+        assert!(!revision.dir(&machine.hub()).exists());
+        assert!(hub.seen() < 50, "{}", hub.seen());
+    }
+    // Cut: JSON that ends in the middle, a web page, a listing without what the revision's own list names.
+    let files: Vec<Value> = revision.files.iter().map(|file| json!({"rfilename": file.path})).collect();
+    let info = json!({"id": "org/name", "sha": revision.commit, "siblings": files});
+    let first = json!([entry(&revision.files[0])]);
+    let text = first.to_string().into_bytes();
+    for (name, body) in [
+        ("cut", text[..text.len() / 2].to_vec()),
+        ("page", b"<html>Welcome to our guest network</html>".to_vec()),
+        ("part", text.clone()),
+        ("object", b"{}".to_vec()),
+        ("no path", b"[{\"type\": \"file\"}]".to_vec()),
+    ] {
+        let (_store, hub, machine) = setup(std::slice::from_ref(&revision));
+        let info = info.clone();
+        hub.script(move |asked| match is_tree(asked) {
+            true => Some(Reply { status: 200, headers: Vec::new(), body: body.clone() }),
+            false => asked.target.contains("/revision/").then(|| Reply::json(&info)),
+        });
+        let ran = pull(&machine, &["org/name"]);
+        assert_eq!(ran.code, 6, "{name}: {ran:#?}");
+        assert!(!revision.dir(&machine.hub()).exists(), "{name}");
+    }
+}
+
+#[test]
+fn the_hubs_limit_of_requests_is_waited_for_once() {
+    let mut revision = Revision::model("org/name");
+    for number in 0..12 {
+        revision = revision.git(&format!("f{number}.txt"), format!("{number}"));
+    }
+    type Headers = fn(Reply) -> Reply;
+    let answers: [(&str, Headers); 4] = [
+        ("/revision/", |reply| reply.with("ratelimit", "\"api\";r=0;t=1")),
+        ("/tree/", |reply| reply.with("retry-after", "1")),
+        ("/resolve/", |reply| reply.with("ratelimit", "\"resolvers\";r=0;t=1")),
+        ("/resolve/", |reply| {
+            reply.with("date", "Sun, 06 Nov 1994 08:49:37 GMT").with("retry-after", "Sun, 06 Nov 1994 08:49:38 GMT")
+        }),
+    ];
+    for (part, headers) in answers {
+        let (_store, hub, machine) = setup(std::slice::from_ref(&revision));
+        let mut until = None;
+        // Everything is refused until the time that the first refusal named is over.
+        hub.script(move |asked| {
+            if !asked.target.contains(part) {
+                return None;
+            }
+            let until = *until.get_or_insert_with(|| std::time::Instant::now() + std::time::Duration::from_secs(1));
+            (std::time::Instant::now() < until).then(|| headers(Reply::status(429)))
+        });
+        let ran = pull(&machine, &["org/name"]);
+        assert_eq!(ran.code, 0, "{part}: {ran:#?}");
+        assert_eq!(ran.stderr.matches("limit of requests").count(), 1, "{ran:#?}");
+        revision.assert_pulled(&machine.hub());
+    }
+    // Longer than it may wait: an error at once, and no storm.
+    for (part, most) in [("/revision/", 2), ("/resolve/", 40)] {
+        let (_store, hub, machine) = setup(std::slice::from_ref(&revision));
+        hub.script(move |asked| {
+            asked.target.contains(part).then(|| Reply::status(429).with("ratelimit", "\"api\";r=0;t=90"))
+        });
+        let ran = pull(&machine, &["org/name", "--hub-wait", "30"]);
+        assert_eq!(ran.code, 6, "{ran:#?}");
+        assert!(ran.stderr.contains("90 s") && ran.stderr.contains("--hub-wait"), "{ran:#?}");
+        assert!(hub.seen() < most, "{}", hub.seen());
+    }
+    let (_store, _hub, machine) = setup(&[]);
+    assert_eq!(pull(&machine, &["org/name", "--hub-wait", "soon"]).code, 2);
+}
+
+#[test]
+fn certificates_are_believed_by_bundle_and_refused_by_name() {
+    let revision = Revision::model("org/name");
+    let ca = tls_file("ca.pem").display().to_string();
+    for variable in ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "AWS_CA_BUNDLE"] {
+        let (store, hub) = (Store::new(), Hub::start_tls(std::slice::from_ref(&revision), "good.pem"));
+        let mut machine = machine(&store, &hub);
+        machine.set(variable, &ca);
+        let ran = pull(&machine, &["org/name"]);
+        assert_eq!(ran.code, 0, "{variable}: {ran:#?}");
+        revision.assert_pulled(&machine.hub());
+    }
+    for (certificate, bundle, words) in [
+        ("good.pem", None, "authority that this machine does not trust"),
+        ("good.pem", Some("self-signed.pem"), "authority that this machine does not trust"),
+        ("expired.pem", Some("ca.pem"), "has expired"),
+        ("other-host.pem", Some("ca.pem"), "for another host"),
+        ("self-signed.pem", None, "self-signed"),
+    ] {
+        let (store, hub) = (Store::new(), Hub::start_tls(std::slice::from_ref(&revision), certificate));
+        let mut machine = machine(&store, &hub);
+        if let Some(name) = bundle {
+            machine.set("REQUESTS_CA_BUNDLE", &tls_file(name).display().to_string());
+        }
+        let ran = pull(&machine, &["org/name"]);
+        assert_eq!(ran.code, 6, "{certificate}: {ran:#?}");
+        assert_eq!(ran.stderr.matches(words).count(), 1, "{certificate}: {ran:#?}");
+    }
+    let (_store, _hub, mut machine) = setup(std::slice::from_ref(&revision));
+    let empty = machine.home().join("empty.pem");
+    fs::write(&empty, "").unwrap();
+    for path in [&empty, &machine.home().join("missing.pem")] {
+        machine.set("REQUESTS_CA_BUNDLE", &path.display().to_string());
+        let ran = pull(&machine, &["org/name"]);
+        assert_eq!(ran.code, 2, "{ran:#?}");
+        assert!(ran.stderr.contains("REQUESTS_CA_BUNDLE") && ran.stderr.contains(path.to_str().unwrap()), "{ran:#?}");
+    }
+}
+
+#[test]
+fn a_proxy_is_gone_round_by_host_and_port_and_offline_has_two_names() {
+    let revision = Revision::model("org/name");
+    let (store, hub, mut machine) = setup(std::slice::from_ref(&revision));
+    let proxy = Hub::start(&[]);
+    // The store is under another name, which is never sent to the proxy.
+    machine.set("B2_ENDPOINT", &store.server.url.replace("127.0.0.1", "localhost"));
+    machine.set("HTTP_PROXY", &proxy.url);
+    machine.set("http_proxy", &proxy.url);
+    let near = hub.url.trim_start_matches("http://");
+    for (exceptions, direct) in [
+        (format!("{near},localhost"), true),
+        ("127.0.0.1:1, localhost".into(), false),
+        ("127.0.0.1,localhost".into(), true),
+    ] {
+        let seen = proxy.seen();
+        machine.set("NO_PROXY", &exceptions);
+        let cache = machine.home().join(format!("cache-{direct}-{seen}"));
+        let ran = pull(&machine, &["org/name", "--cache-dir", cache.to_str().unwrap()]);
+        assert_eq!(ran.code, if direct { 0 } else { 4 }, "{exceptions}: {ran:#?}");
+        assert_eq!(proxy.seen() == seen, direct, "{exceptions}");
+    }
+    for (name, value, code) in
+        [("TRANSFORMERS_OFFLINE", "YES", 2), ("HF_HUB_OFFLINE", "on", 2), ("TRANSFORMERS_OFFLINE", "2", 4)]
+    {
+        let mut machine = self::machine(&store, &hub);
+        machine.set(name, value);
+        let ran = pull(&machine, &["org/other"]);
+        assert!(ran.code == code && (code != 2 || ran.stderr.contains(name)), "{ran:#?}");
+    }
 }

@@ -505,3 +505,48 @@ fn an_open_licence_and_a_gated_one() {
     let ran = machine.run(&["pull-all"]);
     assert!(ran.code == 0 && ran.stdout.contains("skipped"), "{ran:#?}");
 }
+
+/// A licence of the SPDX list in full, with what people add to it, in the encodings and under the names that are found.
+#[test]
+fn open_licences_are_pushed_in_every_dress_and_others_are_named() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    // Full of the word "agreement".
+    let open = include_str!("common/cdla-permissive-1.0.txt");
+    let units: Vec<u16> = format!("\u{feff}{open}").encode_utf16().collect();
+    let utf16: Vec<u8> = units.iter().flat_map(|unit| unit.to_le_bytes()).collect();
+    let latin: Vec<u8> =
+        format!("Copyright \u{a9} M\u{fc}ller, all rights reserved\n{open}").chars().map(|c| c as u8).collect();
+    let wrapped = open.split_whitespace().collect::<Vec<_>>().chunks(5).map(|line| line.join(" ")).collect::<Vec<_>>();
+    let at = |number: usize| format!("{number:02}{}", &common::cache::COMMIT[2..]);
+    let mut number = 0;
+    let mut add = |id: &str, name: &str, bytes: &[u8]| {
+        number += 1;
+        let revision = Revision::model(id).git(name, bytes).at(&at(number));
+        revision.write(&machine.hub());
+        revision
+    };
+    let opens = [
+        add("open/plain", "LICENSE", open.as_bytes()),
+        add("open/wrapped", "Licence.rst", wrapped.join("\r\n * ").as_bytes()),
+        add("open/utf16", "LICENSE.txt", &utf16),
+        add("open/latin", "COPYING", &latin),
+        add("open/twice", "LICENCE.md", format!("{open}\n---\n{open}\nNOTICE: made by us").as_bytes()),
+    ];
+    let restricted = [
+        (add("other/added", "LICENSE", format!("{open}\nYou must accept our terms.").as_bytes()), "you must accept"),
+        (add("other/llama", "LICENCE", format!("LLAMA 3.1 COMMUNITY LICENSE AGREEMENT\n{open}").as_bytes()), "Llama"),
+        (add("other/gemma", "License.md", b"Gemma Terms of Use\nUse it well."), "Gemma"),
+        (add("other/rail", "LICENSE.rst", format!("BigScience OpenRAIL-M\n{open}").as_bytes()), "OpenRAIL"),
+        (add("other/flux", "LICENSE-MODEL", b"FLUX.1 [dev] Non-Commercial License v1.1.1"), "FLUX"),
+    ];
+    let said = machine.ok(&["push"]);
+    opens.iter().for_each(|revision| revision.assert_published(&store));
+    for (revision, word) in &restricted {
+        let line = said.lines().find(|line| line.contains(&revision.id)).unwrap_or_else(|| panic!("{said}"));
+        assert!(line.contains("looks gated") && line.contains(word), "{line}");
+        assert!(!store.keys().contains(&revision.manifest_key()), "{line}");
+    }
+    let ran = machine.run(&["push", "-v"]);
+    assert!(ran.stderr.contains("CDLA-Permissive-1.0"), "{ran:#?}");
+}

@@ -563,3 +563,91 @@ fn a_gated_repo_comes_once_and_then_only_where_it_is_allowed() {
     machine.ok(&["pull", "org/gated"]);
     second.assert_pulled(&machine.hub());
 }
+
+#[test]
+fn a_repo_is_named_as_people_type_it() {
+    let store = Store::new();
+    let source = Machine::new(&store);
+    let revision = Revision::new("dataset", "org/name").git("a.txt", "a").refs(&["main", "refs/pr/1"]);
+    revision.write(&source.hub());
+    source.ok(&["push", "https://huggingface.co/datasets/org/name/tree/main"]);
+    let short = format!("dataset:org/name@{}", &revision.commit[..12]);
+    let snapshot = format!("datasets--org--name/snapshots/{}", revision.commit);
+    for name in [
+        "datasets/org/name",
+        " org/name/ ",
+        "https://huggingface.co/datasets/org/name/resolve/refs%2Fpr%2F1/a.txt?download=true#x",
+        "hf.co/datasets/org/name",
+        "hf://datasets/org/name@main/a.txt",
+        "datasets--org--name",
+        &snapshot,
+        &short,
+        "Org/NAME",
+        "org/name@refs/pr/1",
+    ] {
+        let machine = Machine::new(&store);
+        let path = machine.ok(&["pull", name]);
+        assert_eq!(path.trim(), revision.snapshot(&machine.hub()).to_str().unwrap(), "{name}");
+        assert!(revision.blob(&machine.hub(), "a.txt").exists(), "{name}");
+    }
+    let mut machine = Machine::new(&store);
+    let ran = machine.run(&["pull", "ORG/name"]);
+    assert!(ran.code == 0 && ran.stderr.contains("ORG/name is org/name in bucket"), "{ran:#?}");
+    machine.set("HF_ENDPOINT", "http://mirror.corp:8080/hf");
+    machine.ok(&["pull", "http://mirror.corp:8080/hf/datasets/org/name"]);
+    // The same revision twice is one; two are not.
+    machine.ok(&["pull", "org/name@main", "-r", "main"]);
+    machine.run(&["pull", "org/name@main", "-r", "v1"]).refused(2, &["'main'", "'v1'"]);
+    for name in
+        ["https://github.com/org/name", "https://huggingface.co/docs/hub", "org/name@", "a/b/c", "org/name:v1", ""]
+    {
+        assert_eq!(machine.run(&["pull", name]).code, 2, "{name}");
+        assert_eq!(machine.run(&["push", name]).code, 2, "{name}");
+    }
+    for pattern in ["datasets/org/*", "https://huggingface.co/datasets/org/name", "hf://datasets/org/*"] {
+        let machine = Machine::new(&store);
+        machine.ok(&["pull-all", "--include", pattern]);
+        assert!(revision.blob(&machine.hub(), "a.txt").exists(), "{pattern}");
+    }
+    assert_eq!(machine.run(&["pull-all", "--include", "https://github.com/org/*"]).code, 2);
+}
+
+#[test]
+fn push_takes_one_revision_and_any_case() {
+    let store = Store::new();
+    let source = Machine::new(&store);
+    let other = format!("f{}", &common::cache::COMMIT[1..]);
+    let one = Revision::model("org/name").refs(&["main"]);
+    let two = Revision::model("org/name").git("b.txt", "b").at(&other).refs(&["v2"]);
+    [&one, &two].iter().for_each(|revision| revision.write(&source.hub()));
+    source.run(&["push", "org/name@v3"]).refused(4, &["v3", "main", "v2"]);
+    let ran = source.run(&["push", "Org/Name@v2"]);
+    assert!(ran.code == 0 && ran.stderr.contains("Org/Name is org/name in this cache"), "{ran:#?}");
+    two.assert_published(&store);
+    assert!(!store.keys().contains(&one.manifest_key()), "{:?}", store.keys());
+    source.ok(&["push", "org/name@main", "org/name"]);
+    one.assert_published(&store);
+}
+
+#[test]
+fn a_near_miss_of_the_command_line_is_told_the_right_form() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    for (line, form) in [
+        (&["pull", "org/name", "main"][..], "hf-cache-sync pull org/name -r main"),
+        (&["pull", "--repo", "org/name"], "hf-cache-sync pull org/name"),
+        (&["pull", "--repo-id=org/name"], "hf-cache-sync pull org/name"),
+        (&["pull"], "hf-cache-sync pull org/name"),
+        (&["pull", "org/name", "--revision="], "-r main"),
+        (&["pull", "org/name", "--branch", "v1"], "hf-cache-sync pull org/name -r v1"),
+        (&["push", "--repo", "org/name"], "hf-cache-sync push org/name"),
+        (&["push", "org/name", "-r", "v1"], "hf-cache-sync push org/name@v1"),
+        (&["push", "-r", "v1", "org/name"], "hf-cache-sync push org/name@v1"),
+        (&["push", "org/name", "--revision=v1"], "hf-cache-sync push org/name@v1"),
+        (&["push", "org/name", "--repo-type", "dataset"], "hf-cache-sync push dataset:org/name"),
+        (&["pull-all", "org/*"], "hf-cache-sync pull-all --include 'org/*'"),
+    ] {
+        let ran = machine.run(line);
+        assert!(ran.code == 2 && ran.stderr.contains(form), "{line:?}: {ran:#?}");
+    }
+}

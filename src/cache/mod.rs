@@ -10,6 +10,7 @@ pub mod clients;
 pub mod gated;
 pub mod identify;
 pub mod layout;
+mod licenses;
 pub mod litter;
 pub mod lock;
 pub mod mend;

@@ -20,8 +20,8 @@ pub struct Hub {
     pub token: Option<Secret>,
     /// The file that a login has put the token into (`HF_TOKEN_PATH`, `HF_HOME/token`).
     pub token_file: Option<PathBuf>,
-    /// Whether the Hub must not be asked (`HF_HUB_OFFLINE`).
-    pub offline: bool,
+    /// The variable that says that the Hub must not be asked (`HF_HUB_OFFLINE`, `TRANSFORMERS_OFFLINE`).
+    pub offline: Option<&'static str>,
     /// Whether snapshots are to have real files instead of links (`HF_HUB_DISABLE_SYMLINKS`).
     pub no_symlinks: bool,
 }
@@ -32,7 +32,9 @@ impl Hub {
         let is_set = |name: &str| {
             env.get(name).is_some_and(|text| matches!(text.to_ascii_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE"))
         };
-        let text = |name: &str| env.get(name).map(|text| text.trim().to_string()).filter(|text| !text.is_empty());
+        let text = |name: &str| env.get(name).map(|text| plain(&text).to_string()).filter(|text| !text.is_empty());
+        // The second one only where the first is not set, not even to 0.
+        let offline = ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"].into_iter().find(|name| env.get(name).is_some());
         let home = match (env.get("HF_HOME"), env.get("XDG_CACHE_HOME")) {
             (Some(home), _) => Some(env.expand(&home)),
             (None, Some(cache)) => Some(env.expand(&cache).join("huggingface")),
@@ -43,7 +45,7 @@ impl Hub {
             endpoint: text("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.into()).trim_end_matches('/').to_string(),
             token: text("HF_TOKEN").or_else(|| text("HUGGING_FACE_HUB_TOKEN")).map(Secret::new),
             token_file: named.or_else(|| home.map(|home| home.join("token"))).map(|path| env.current.join(path)),
-            offline: is_set("HF_HUB_OFFLINE"),
+            offline: offline.filter(|name| is_set(name)),
             no_symlinks: is_set("HF_HUB_DISABLE_SYMLINKS"),
         };
         if is_set("HF_HUB_DISABLE_IMPLICIT_TOKEN") {
@@ -72,10 +74,17 @@ impl Hub {
     pub fn find_token(&self) -> Option<Secret> {
         let stored = || {
             let text = files::read_named_text(self.token_file.as_ref()?, MAX_TOKEN).ok()?;
-            Some(text.trim().to_string()).filter(|text| !text.is_empty()).map(Secret::new)
+            Some(plain(&text).to_string()).filter(|text| !text.is_empty()).map(Secret::new)
         };
         self.token.clone().or_else(stored)
     }
+}
+
+/// Without the white space around it and one pair of quotes, which mounted secrets and env files bring along.
+fn plain(text: &str) -> &str {
+    let text = text.trim();
+    let within = |quote: char| text.strip_prefix(quote).and_then(|rest| rest.strip_suffix(quote));
+    within('"').or_else(|| within('\'')).map_or(text, str::trim)
 }
 
 #[cfg(test)]
@@ -90,17 +99,28 @@ mod tests {
     #[test]
     fn the_environment_is_read_as_the_client_reads_it() {
         let hub = read(&[]);
-        assert_eq!((hub.endpoint.as_str(), hub.offline, hub.find_token()), ("https://huggingface.co", false, None));
+        assert_eq!((hub.endpoint.as_str(), hub.offline, hub.find_token()), ("https://huggingface.co", None, None));
         assert_eq!(hub.token_file.unwrap(), PathBuf::from("/home/u/.cache/huggingface/token"));
         let hub = read(&[("HF_ENDPOINT", "http://127.0.0.1:1/"), ("HF_TOKEN", " hf_x\n"), ("HF_HOME", "~/h")]);
         assert_eq!((hub.endpoint.as_str(), hub.find_token().unwrap().expose()), ("http://127.0.0.1:1", "hf_x"));
         assert_eq!(hub.token_file.unwrap(), PathBuf::from("/home/u/h/token"));
         assert_eq!(read(&[("HF_TOKEN_PATH", "t")]).token_file.unwrap(), PathBuf::from("/now/t"));
-        assert!(read(&[("HF_HUB_OFFLINE", "1")]).offline && !read(&[("HF_HUB_OFFLINE", "0")]).offline);
         for (value, set) in [("1", true), ("on", true), ("Yes", true), ("TRUE", true), ("0", false), ("", false)] {
             assert_eq!(read(&[("HF_HUB_DISABLE_SYMLINKS", value)]).no_symlinks, set, "{value}");
         }
         assert!(!read(&[("HF_HUB_DISABLE_SYMLINKS_WARNING", "1")]).no_symlinks, "another variable");
+        for (vars, offline) in [
+            (&[("HF_HUB_OFFLINE", "1")][..], Some("HF_HUB_OFFLINE")),
+            (&[("HF_HUB_OFFLINE", "0")], None),
+            (&[("TRANSFORMERS_OFFLINE", "Yes")], Some("TRANSFORMERS_OFFLINE")),
+            (&[("TRANSFORMERS_OFFLINE", "2")], None),
+            (&[("HF_HUB_OFFLINE", ""), ("TRANSFORMERS_OFFLINE", "on")], Some("TRANSFORMERS_OFFLINE")),
+            (&[("HF_HUB_OFFLINE", "0"), ("TRANSFORMERS_OFFLINE", "1")], None),
+            (&[("HF_DATASETS_OFFLINE", "1")], None),
+        ] {
+            assert_eq!(read(vars).offline, offline, "{vars:?}");
+        }
+        assert_eq!(read(&[("HF_TOKEN", " \"hf_x\"\r\n")]).find_token().unwrap().expose(), "hf_x");
         let none = read(&[("HF_TOKEN", "x"), ("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")]);
         assert!(none.token.is_none() && none.token_file.is_none());
         assert!(!format!("{:?}", read(&[("HF_TOKEN", "hf_secret")])).contains("hf_secret"));

@@ -86,6 +86,10 @@ pub enum Cause {
     Tls,
     /// The proxy refuses.
     ProxyRefused,
+    /// It asks to wait longer than this run may.
+    RateLimited,
+    /// It answered, but not as such a service does: a portal's page, a listing that does not end.
+    Garbled,
     /// The local clock is wrong.
     ClockSkew,
     /// The store refused the bytes as damaged on the way.
@@ -246,7 +250,7 @@ impl Failure {
                 format!("this machine's clock is too far off for signed requests{}", in_brackets(detail)),
                 "set the clock, for example with NTP",
             ),
-            Cause::Busy => (
+            Cause::Busy | Cause::RateLimited => (
                 Kind::Unavailable,
                 format!("the store is overloaded or temporarily unavailable ({detail})"),
                 "try again later: finished work is kept",
@@ -266,7 +270,7 @@ impl Failure {
                 format!("{endpoint} sent an answer that is not whole ({detail})"),
                 "run it again; if it persists, something between here and the store cuts answers, or it is no S3 store",
             ),
-            Cause::NotS3 => (
+            Cause::NotS3 | Cause::Garbled => (
                 Kind::Unavailable,
                 format!("what answers at {endpoint} is not an S3 store ({detail})"),
                 "check storage.endpoint; behind a captive portal or a proxy, log in there first",

@@ -10,7 +10,7 @@ use super::keys;
 use super::refs::Candidate;
 use crate::config::nearest;
 use crate::error::{Error, Result, printable};
-use crate::ids::{Commit, RefName, RepoName, RepoQuery, RepoType};
+use crate::ids::{Commit, RefName, RepoId, RepoName, RepoQuery, RepoType};
 use crate::manifest::Manifest;
 
 /// Largest manifest that is read, in bytes.
@@ -57,6 +57,37 @@ impl Listing {
 /// [`crate::error::Kind::Usage`] when several types or commits fit, [`crate::error::Kind::Integrity`] when what is
 /// found is not valid.
 pub async fn find(bucket: &Bucket, query: &RepoQuery, revision: Option<&str>) -> Result<Found> {
+    let failure = match find_as_typed(bucket, query, revision).await {
+        Err(failure) if failure.kind == crate::error::Kind::NotFound => failure,
+        found => return found,
+    };
+    // The Hub takes ids in any case, keys do not.
+    let Some(id) = id_in_other_case(bucket, query).await else { return Err(failure) };
+    let note = format!("{} is {id} in bucket '{}'", query.id, bucket.name());
+    let mut found = find_as_typed(bucket, &RepoQuery { id, ..query.clone() }, revision).await?;
+    found.notes.push(note);
+    Ok(found)
+}
+
+/// The only id of the bucket that differs from this one by upper and lower case alone.
+async fn id_in_other_case(bucket: &Bucket, query: &RepoQuery) -> Option<RepoId> {
+    let objects = bucket.list(keys::MANIFESTS).await.ok()?;
+    let wanted = keys::encoded(&query.id);
+    let mut found: Vec<&str> = objects.iter().filter_map(|object| Some(keys::parse_manifest(&object.key)?.0)).collect();
+    found.retain(|encoded| encoded.eq_ignore_ascii_case(&wanted));
+    found.sort_unstable();
+    found.dedup();
+    match found.as_slice() {
+        [one] if *one != wanted => {
+            let ids = keys::possible_ids(one).into_iter();
+            let mut ids = ids.filter(|id| id.as_str().eq_ignore_ascii_case(query.id.as_str()));
+            ids.next()
+        }
+        _ => None,
+    }
+}
+
+async fn find_as_typed(bucket: &Bucket, query: &RepoQuery, revision: Option<&str>) -> Result<Found> {
     let doing = format!("cannot look up {query} in bucket '{}'", bucket.name());
     // Most likely the ref is under the key that all versions know: it is read while the listings are under way.
     let text = revision.unwrap_or("main");

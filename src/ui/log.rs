@@ -17,9 +17,8 @@ use crate::escape::{Keep, escape};
 /// wins.
 pub fn start(ui: &Ui, verbose: u8) {
     let level = match (ui.style.quiet, verbose) {
-        (true, _) => "hf_hub=off,error",
-        // hf-hub logs what this tool reports itself.
-        (_, 0) => "hf_cache_sync=warn,hf_hub=off,error",
+        (true, _) => "error",
+        (_, 0) => "hf_cache_sync=warn,error",
         (_, 1) => "hf_cache_sync=debug,warn",
         _ => "debug",
     };

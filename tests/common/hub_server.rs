@@ -1,5 +1,5 @@
 //! A small look-alike of the Hugging Face Hub on the loopback: revisions, trees, files with ranges. It can ask for a
-//! token, send other bytes than it has listed, and break off.
+//! token, send other bytes than it has listed, break off, speak TLS, and answer by a script.
 #![allow(dead_code)] // each user needs a part of it
 
 use std::collections::HashMap;
@@ -35,8 +35,51 @@ struct State {
     told: Mutex<Told>,
 }
 
+/// A request that came.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    /// `GET`
+    pub method: String,
+    /// Path and query.
+    pub target: String,
+    /// The header `authorization`.
+    pub authorization: Option<String>,
+}
+
+/// A scripted answer.
+pub struct Reply {
+    /// HTTP status.
+    pub status: u16,
+    /// Header lines.
+    pub headers: Vec<(&'static str, String)>,
+    /// The body.
+    pub body: Vec<u8>,
+}
+
+impl Reply {
+    /// A JSON document.
+    pub fn json(value: &Value) -> Reply {
+        Reply { status: 200, headers: Vec::new(), body: value.to_string().into_bytes() }
+    }
+
+    /// A status without more.
+    pub fn status(status: u16) -> Reply {
+        Reply { status, headers: Vec::new(), body: Vec::new() }
+    }
+
+    /// Adds a header.
+    pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Reply {
+        self.headers.push((name, value.into()));
+        self
+    }
+}
+
+type Script = Box<dyn FnMut(&Asked) -> Option<Reply> + Send>;
+
 #[derive(Default)]
 struct Told {
+    asked: Vec<Asked>,
+    script: Option<Script>,
     seen: usize,
     bodies: usize,
     sent: u64,
@@ -49,25 +92,58 @@ struct Told {
 impl Hub {
     /// Serves these revisions.
     pub fn start(revisions: &[Revision]) -> Hub {
+        Hub::serve(revisions, None)
+    }
+
+    /// The same over TLS, with a certificate of `tests/common/tls`.
+    pub fn start_tls(revisions: &[Revision], certificate: &str) -> Hub {
+        use tokio_rustls::rustls::ServerConfig;
+        use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+        let path = tls_file(certificate);
+        let chain = CertificateDer::pem_file_iter(&path).unwrap().map(Result::unwrap).collect();
+        let key = PrivateKeyDer::from_pem_file(&path).unwrap();
+        let config = ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key).unwrap();
+        Hub::serve(revisions, Some(tokio_rustls::TlsAcceptor::from(Arc::new(config))))
+    }
+
+    fn serve(revisions: &[Revision], tls: Option<tokio_rustls::TlsAcceptor>) -> Hub {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let url = format!("{scheme}://{}", listener.local_addr().unwrap());
         let state = Arc::new(State { revisions: revisions.to_vec(), told: Mutex::default() });
         let shared = state.clone();
         runtime.spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
-                let state = shared.clone();
+                let (state, tls) = (shared.clone(), tls.clone());
                 tokio::spawn(async move {
                     let service = service_fn(move |request| {
                         let state = state.clone();
                         async move { Ok::<_, Infallible>(state.answer(&request)) }
                     });
                     let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-                    let _ = server.serve_connection(TokioIo::new(socket), service).await;
+                    match tls {
+                        None => drop(server.serve_connection(TokioIo::new(socket), service).await),
+                        Some(tls) => {
+                            if let Ok(socket) = tls.accept(socket).await {
+                                drop(server.serve_connection(TokioIo::new(socket), service).await);
+                            }
+                        }
+                    }
                 });
             }
         });
         Hub { url, state, _runtime: runtime }
+    }
+
+    /// Asks the script first, about every request.
+    pub fn script(&self, script: impl FnMut(&Asked) -> Option<Reply> + Send + 'static) {
+        self.state.told.lock().unwrap().script = Some(Box::new(script));
+    }
+
+    /// The requests so far.
+    pub fn asked(&self) -> Vec<Asked> {
+        self.state.told.lock().unwrap().asked.clone()
     }
 
     /// Requests so far.
@@ -105,6 +181,19 @@ impl State {
     fn answer(&self, request: &Request<Incoming>) -> Response<Body> {
         let mut told = self.told.lock().unwrap();
         told.seen += 1;
+        let asked = Asked {
+            method: request.method().to_string(),
+            target: request.uri().path_and_query().unwrap().to_string(),
+            authorization: request.headers().get("authorization").map(|text| text.to_str().unwrap().to_string()),
+        };
+        told.asked.push(asked.clone());
+        if let Some(reply) = told.script.as_mut().and_then(|script| script(&asked)) {
+            let mut answer = Response::builder().status(reply.status);
+            for (name, value) in reply.headers {
+                answer = answer.header(name, value);
+            }
+            return answer.body(full(reply.body.into())).unwrap();
+        }
         let given = request.headers().get("authorization").and_then(|text| text.to_str().ok());
         match given {
             None if told.token => return refusal(401, "GatedRepo", "Access is restricted, log in"),
@@ -126,6 +215,9 @@ impl State {
             }
             _ => "model",
         };
+        if parts.len() < 4 {
+            return refusal(404, "", "No such page");
+        }
         let id = format!("{}/{}", parts[0], parts[1]);
         let repo: Vec<&Revision> = self.revisions.iter().filter(|r| (r.kind.as_str(), &r.id) == (kind, &id)).collect();
         if repo.is_empty() {
@@ -176,7 +268,13 @@ impl Told {
     }
 }
 
-fn entry(file: &Content) -> Value {
+/// A file of `tests/common/tls`.
+pub fn tls_file(name: &str) -> std::path::PathBuf {
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/common/tls").join(name)
+}
+
+/// A file's entry in a listing.
+pub fn entry(file: &Content) -> Value {
     let mut entry = json!({"type": "file", "path": file.path, "size": file.bytes.len(), "oid": git_sha1(&file.bytes)});
     if file.lfs {
         entry["oid"] = git_sha1(file.etag().as_bytes()).into();

@@ -233,7 +233,7 @@ mod tests {
             pins: Default::default(),
             unused: 0,
         };
-        Local { repos: vec![repo], failures: Vec::new(), notes: Vec::new() }
+        Local { repos: vec![repo], ..Local::default() }
     }
 
     fn catalog(repo: &RepoName, revisions: &[(char, Option<&str>)], refs: &[(&str, Option<char>)]) -> Catalog {

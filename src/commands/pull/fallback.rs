@@ -1,14 +1,33 @@
 //! `--fallback hf-hub`: when the Hub is asked for what the bucket does not give.
 
+use std::time::Duration;
+
+use crate::commands::Session;
 use crate::error::{Error, Kind, Result};
+use crate::remote::hub::Hub;
 
 /// Options of commands that can go to another source.
-#[derive(Debug, Clone, Copy, Default, clap::Args)]
+#[derive(Debug, Clone, Copy, clap::Args)]
 pub struct FallbackArgs {
     /// Where to go when the bucket lacks a repo, a revision or a blob, has it corrupt, or does not answer; never when
     /// it refuses the credentials
     #[arg(long, value_name = "SOURCE")]
     pub fallback: Option<Fallback>,
+
+    /// How long to wait, at most, when the Hub's limit of requests is reached (HTTP status 429)
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, allow_negative_numbers = true, value_parser = seconds)]
+    pub hub_wait: u64,
+}
+
+fn seconds(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    text.parse().map_err(|_| "expected a number of seconds, 0 or more".to_string())
+}
+
+impl Default for FallbackArgs {
+    fn default() -> Self {
+        FallbackArgs { fallback: None, hub_wait: 300 }
+    }
 }
 
 /// Another source.
@@ -34,7 +53,16 @@ impl FallbackArgs {
 
     /// A dry run tells what the bucket has, and asks nobody else.
     pub fn unless(self, dry_run: bool) -> FallbackArgs {
-        FallbackArgs { fallback: self.fallback.filter(|_| !dry_run) }
+        FallbackArgs { fallback: self.fallback.filter(|_| !dry_run), ..self }
+    }
+
+    /// Prepares the requests to the Hub.
+    ///
+    /// # Errors
+    /// As [`Hub::connect`].
+    pub fn connect(&self, session: &Session) -> Result<Hub> {
+        let wait = Duration::from_secs(self.hub_wait);
+        Hub::connect(&session.config.hub, &session.config.network, session.progress.clone(), wait)
     }
 
     /// Whether the Hub is to be asked after this failure.
@@ -90,7 +118,7 @@ mod tests {
     fn only_what_is_missing_corrupt_or_out_of_reach_is_covered() {
         use Kind::*;
         let all = [Failed, Usage, Credentials, NotFound, MissingBucket, Integrity, Unavailable, Interrupted];
-        let with = FallbackArgs { fallback: Some(Fallback::HfHub) };
+        let with = FallbackArgs { fallback: Some(Fallback::HfHub), ..FallbackArgs::default() };
         let covered: Vec<Kind> = all.into_iter().filter(|kind| with.covers(&Error::new(*kind, "x"))).collect();
         assert_eq!(covered, [NotFound, Integrity, Unavailable]);
         assert!(all.into_iter().all(|kind| !FallbackArgs::default().covers(&Error::new(kind, "x"))));

@@ -18,8 +18,8 @@ use serde::Serialize;
 use super::{Amount, Session, TransferArgs, kind_of};
 use crate::cache::gated::Gated;
 use crate::cache::layout::Layout;
-use crate::error::{Error, Kind, Result};
-use crate::ids::{Commit, RefName, RepoName, RepoQuery, RepoType};
+use crate::error::{Error, Kind, Result, printable};
+use crate::ids::{Commit, RefName, RepoName, RepoQuery, RepoType, Typed};
 use crate::progress::Event;
 use crate::remote::lookup::{self, Found};
 use fallback::FallbackArgs;
@@ -37,9 +37,9 @@ Examples:
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// The repo (org/name, dataset:org/name)
+    /// The repo (org/name, dataset:org/name, org/name@revision, or the Hub's URL)
     #[arg(value_name = "REPO_ID")]
-    pub repo: RepoQuery,
+    pub repo: Typed,
 
     /// Branch, tag, PR ref or commit; short commits work while they are unambiguous [default: main]
     #[arg(short, long, value_name = "REVISION")]
@@ -144,7 +144,7 @@ impl Report {
         let name = format!("{}@{}", self.repo, self.revision.short());
         self.failures.push(
             Error::failed(format!("{name} was not pulled"))
-                .because(format!("it looks gated, {} contains \"{}\"", gated.file, gated.keyword))
+                .because(format!("it looks gated, {}", gated.why()))
                 .hint("set team.allow_gated: true if you may use it"),
         );
         self.gated = Some(gated);
@@ -163,13 +163,17 @@ impl Report {
 /// When the revision cannot be found or nothing can be done; failures of single blobs are in the report.
 pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     let started = Instant::now();
-    let query = typed(&args.repo, args.repo_type)?;
+    let query = typed(&args.repo.query, args.repo_type)?;
+    let revision = args.revision()?;
     args.fallback.check()?;
     let bucket = session.bucket().await?;
     session.progress.event(Event::Step("looking up the revision"));
-    let (revision, options) = (args.revision.as_deref(), args.options());
+    let options = args.options();
     let found = lookup::find(&bucket, &query, revision).await;
-    let (found, hub) = run::or_on_hub(session, found, &query, revision, options.fallback).await?;
+    let (mut found, hub) = run::or_on_hub(session, found, &query, revision, options.fallback).await?;
+    if let Some(path) = &args.repo.path {
+        found.notes.push(format!("the whole revision is meant, not {} alone", printable(path, 200)));
+    }
     let layout = session.layout();
     local::check_root(&layout)?;
     let lock = run::lock(session, args.dry_run).await;
@@ -200,6 +204,21 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
 }
 
 impl Args {
+    /// The revision in the id or of `-r`, if there is one.
+    fn revision(&self) -> Result<Option<&str>> {
+        let given = self.revision.as_deref().map(str::trim);
+        if given == Some("") {
+            return Err(Error::usage("no ref name is given with -r").hint("write it like -r main, or leave -r out"));
+        }
+        match (self.repo.revision.as_deref(), given) {
+            (Some(a), Some(b)) if a != b => {
+                let (a, b) = (printable(a, 100), printable(b, 100));
+                Err(Error::usage(format!("the id says revision '{a}' but -r says '{b}'")).hint("drop one of them"))
+            }
+            (a, b) => Ok(a.or(b)),
+        }
+    }
+
     fn options(&self) -> Options {
         let fallback = self.fallback.unless(self.dry_run);
         Options { caps: self.transfer.caps(), sync: !self.no_sync, verify: self.verify, fallback }

@@ -71,7 +71,7 @@ pub async fn or_on_hub(
         Err(failure) => failure,
     };
     session.progress.event(Event::Step("asking the Hub"));
-    let hub = Hub::connect(&session.config.hub)?;
+    let hub = fallback.connect(session)?;
     let mut found = hub.find(query, revision).await.map_err(|second| both(&failure, second))?;
     found.notes.push(taken(&failure));
     Ok((found, Some(hub)))
@@ -244,7 +244,7 @@ async fn carry_out_plans(
     let hub = match (left.is_empty(), known) {
         (true, _) => return Ok(outcomes),
         (_, Some(hub)) => Ok(hub),
-        (_, None) => Hub::connect(&session.config.hub),
+        (_, None) => options.fallback.connect(session),
     };
     match hub {
         Ok(hub) => {

@@ -52,11 +52,8 @@ impl Filter {
 
 impl Pattern {
     fn parse(text: &str) -> Result<Self, String> {
-        let is_word = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphabetic());
-        let (kind, id) = match text.split_once(':') {
-            Some((word, id)) if is_word(word) => (Some(word.parse().map_err(|why| format!("{why}"))?), id),
-            _ => (None, text),
-        };
+        let endpoint = std::env::var("HF_ENDPOINT").ok();
+        let (kind, id) = crate::ids::pattern(text, endpoint.as_deref())?;
         if id.is_empty() {
             return Err("it is empty".into());
         }

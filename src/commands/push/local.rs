@@ -11,7 +11,7 @@ use crate::cache::read::{self, MAX_TREE, read_small};
 use crate::cache::scan::{Inventory, Problem, ProblemKind, Repo};
 use crate::config::nearest;
 use crate::error::{Error, Kind, Result, plain_io, printable};
-use crate::ids::{BlobId, Commit, RefName, RepoName, RepoPath, RepoQuery};
+use crate::ids::{BlobId, Commit, RefName, RepoName, RepoPath, Typed};
 use crate::manifest::Tree;
 use crate::remote::keys;
 
@@ -19,7 +19,7 @@ use crate::remote::keys;
 #[derive(Debug, Clone, Default)]
 pub struct Options {
     /// These repos; all when empty.
-    pub only: Vec<RepoQuery>,
+    pub only: Vec<Typed>,
     /// Also repos that look gated.
     pub allow_gated: bool,
     /// Also LFS/Xet pointer files.
@@ -35,6 +35,21 @@ pub struct Local {
     pub failures: Vec<Error>,
     /// What a user should know.
     pub notes: Vec<String>,
+}
+
+/// Which revisions of a repo are wanted.
+enum Wanted {
+    All,
+    These(Vec<Commit>),
+}
+
+impl Wanted {
+    fn add(&mut self, more: &Wanted) {
+        match (&mut *self, more) {
+            (Wanted::These(known), Wanted::These(more)) => known.extend(more.iter().cloned()),
+            _ => *self = Wanted::All,
+        }
+    }
 }
 
 /// One repo.
@@ -84,18 +99,36 @@ impl LocalRepo {
 /// # Errors
 /// [`Kind::NotFound`] when a repo was named that is not in the cache.
 pub fn gather(inventory: &Inventory, options: &Options) -> Result<Local> {
-    for query in &options.only {
-        if !inventory.repos.iter().any(|repo| query.matches(&repo.name)) {
-            return Err(not_cached(inventory, query));
+    let mut wanted: BTreeMap<&RepoName, Wanted> = BTreeMap::new();
+    let mut notes = Vec::new();
+    for typed in &options.only {
+        let mut meant: Vec<&Repo> = inventory.repos.iter().filter(|repo| typed.query.matches(&repo.name)).collect();
+        if meant.is_empty() {
+            meant = inventory.repos.iter().filter(|repo| typed.query.resembles(&repo.name)).collect();
+            match meant.as_slice() {
+                [one] => notes.push(format!("{} is {} in this cache", typed.query, one.name)),
+                _ => return Err(not_cached(inventory, typed)),
+            }
+        }
+        for repo in meant {
+            let commits = match &typed.revision {
+                None => Wanted::All,
+                Some(text) => Wanted::These(vec![revision_of(repo, text)?]),
+            };
+            wanted.entry(&repo.name).and_modify(|known| known.add(&commits)).or_insert(commits);
         }
     }
-    let wanted = |repo: &&Repo| options.only.is_empty() || options.only.iter().any(|query| query.matches(&repo.name));
-    let mut local = Local::default();
+    let is_wanted = |repo: &&Repo| options.only.is_empty() || wanted.contains_key(&repo.name);
+    let mut local = Local { notes, ..Local::default() };
     local.failures.extend(inventory.problems.iter().filter_map(failure));
     let mut identifier = Identifier::default();
     let mut kept_from_us = 0;
-    for repo in inventory.repos.iter().filter(wanted) {
-        let found = gather_repo(inventory, repo, options, &mut identifier, &mut kept_from_us, &mut local.failures);
+    for repo in inventory.repos.iter().filter(is_wanted) {
+        let mut found = gather_repo(inventory, repo, options, &mut identifier, &mut kept_from_us, &mut local.failures);
+        if let Some(Wanted::These(commits)) = wanted.get(&repo.name) {
+            found.revisions.retain(|revision| commits.contains(&revision.commit));
+            found.refs.retain(|_, commit| commits.contains(commit));
+        }
         local.repos.push(found);
         local.notes.extend(untidy(repo));
     }
@@ -130,7 +163,29 @@ fn failure(problem: &Problem) -> Option<Error> {
     problem.kind.is_failure().then(|| Error::failed(path).because(problem.detail.clone()))
 }
 
-fn not_cached(inventory: &Inventory, query: &RepoQuery) -> Error {
+/// The commit of this cache that a ref, a commit or the first digits of one name.
+fn revision_of(repo: &Repo, text: &str) -> Result<Commit> {
+    let fits = |commit: &&Commit| text.len() >= 4 && commit.as_str().starts_with(text);
+    let by_ref = text.parse::<RefName>().ok().and_then(|name| repo.refs.get(&name));
+    let commits: Vec<&Commit> = repo.revisions.keys().filter(fits).collect();
+    match (by_ref.filter(|commit| repo.revisions.contains_key(*commit)), commits.as_slice()) {
+        (Some(commit), _) => Ok(commit.clone()),
+        (None, [commit]) => Ok((*commit).clone()),
+        (None, [_, _, ..]) => {
+            Err(Error::usage(format!("'{}' is ambiguous in {}", printable(text, 100), repo.name))
+                .hint("give more digits"))
+        }
+        (None, []) => {
+            let mut there: Vec<&str> = repo.refs.keys().map(RefName::as_str).collect();
+            there.extend(repo.revisions.keys().map(Commit::short));
+            there.truncate(12);
+            Err(Error::not_found(format!("revision '{}' of {} is not in this cache", printable(text, 100), repo.name))
+                .because(format!("it has {}", there.join(", "))))
+        }
+    }
+}
+
+fn not_cached(inventory: &Inventory, Typed { query, .. }: &Typed) -> Error {
     let names: Vec<String> = inventory.repos.iter().map(|repo| repo.name.to_string()).collect();
     if let Some(other) = inventory.repos.iter().find(|repo| repo.name.id == query.id) {
         return Error::not_found(format!("{query} is not in the cache {}", inventory.layout.root().display()))

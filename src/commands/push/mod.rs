@@ -17,7 +17,7 @@ use serde::Serialize;
 use super::{Amount, Session, TransferArgs, kind_of};
 use crate::cache::scan;
 use crate::error::{Error, Kind, Result};
-use crate::ids::{Commit, RepoName, RepoQuery};
+use crate::ids::{Commit, RepoName, Typed};
 use crate::progress::Event;
 use crate::remote::transfer::blocking;
 use plan::{ManifestAction, Plan, Skip};
@@ -34,9 +34,9 @@ Examples:
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Repos to push (org/name, dataset:org/name); all when none is named
+    /// Repos to push (org/name, dataset:org/name, org/name@revision, or the Hub's URL); all when none is named
     #[arg(value_name = "REPO_ID")]
-    pub repos: Vec<RepoQuery>,
+    pub repos: Vec<Typed>,
 
     /// Say what would be uploaded, compared with the real bucket, and stop there
     #[arg(long)]

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::local::{Local, LocalRepo, LocalRevision};
 use super::state::{Remote, Stored};
 use super::{Report, Row};
+use crate::cache::gated::Gated;
 use crate::cache::identify::LocalFile;
 use crate::commands::Amount;
 use crate::error::{Error, Kind, printable};
@@ -148,6 +149,9 @@ pub enum SkipReason {
         file: String,
         /// The keyword in it.
         keyword: &'static str,
+        /// The licence, where it is a well-known one.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        license: Option<&'static str>,
     },
     /// An LFS/Xet pointer file.
     Pointer {
@@ -255,7 +259,8 @@ fn plan_repo(
         plan.skips.push(Skip { repo: repo.name.clone(), revision: revision.cloned(), reason });
     };
     if let Some(gated) = &repo.gated {
-        skip(None, SkipReason::Gated { file: gated.file.clone(), keyword: gated.keyword });
+        let Gated { file, keyword, license } = gated.clone();
+        skip(None, SkipReason::Gated { file, keyword, license });
         return;
     }
     if repo.unused > 0 {

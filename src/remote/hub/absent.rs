@@ -1,10 +1,15 @@
 //! In a build without the feature `fallback` there is no Hub, and nothing that needs one can be reached.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use bytes::Bytes;
 
 use crate::config;
 use crate::error::{Error, Result};
 use crate::ids::{Commit, RepoName, RepoPath, RepoQuery};
+use crate::net::Network;
+use crate::progress::Progress;
 use crate::remote::error::Failure;
 use crate::remote::lookup::Found;
 
@@ -21,7 +26,7 @@ impl Hub {
     ///
     /// # Errors
     /// [`crate::error::Kind::Usage`]
-    pub fn connect(_: &config::Hub) -> Result<Hub> {
+    pub fn connect(_: &config::Hub, _: &Network, _: Arc<dyn Progress>, _: Duration) -> Result<Hub> {
         Err(Error::usage("this hf-cache-sync cannot go to the Hub")
             .because("it was built without the feature `fallback`")
             .hint("use a build with it, or leave --fallback out"))

@@ -73,7 +73,7 @@ fn result(row: &Row) -> Cell {
             _ => Cell::new(format!("would download {}", size(row.downloaded.bytes)), Tone::Attention),
         },
         Outcome::Skipped => {
-            let why = row.gated.as_ref().map_or(String::new(), |gated| format!(": \"{}\"", gated.keyword));
+            let why = row.gated.as_ref().map_or(String::new(), |gated| format!(": {}", gated.why()));
             Cell::new(format!("skipped, looks gated{why}"), Tone::Attention)
         }
         Outcome::Partial => Cell::new("incomplete", Tone::Bad),

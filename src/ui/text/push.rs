@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use super::time::{Stream, stamped};
 use super::{blobs, pace, plural, size};
+use crate::cache::gated::Gated;
 use crate::commands::push::plan::{ManifestAction, Skip, SkipReason};
 use crate::commands::push::{Report, Row};
 use crate::error::{Error, Kind};
@@ -27,8 +28,9 @@ pub(super) fn skip_line(skip: &Skip) -> String {
         None => skip.repo.to_string(),
     };
     let why = match &skip.reason {
-        SkipReason::Gated { file, keyword } => {
-            format!("looks gated: {file} contains \"{keyword}\"; set team.allow_gated: true if you may share it")
+        SkipReason::Gated { file, keyword, license } => {
+            let gated = Gated { file: file.clone(), keyword, license: *license };
+            format!("looks gated: {}; set team.allow_gated: true if you may share it", gated.why())
         }
         SkipReason::Pointer { path } => {
             format!("{path} is an LFS/Xet pointer, not the file; set cache.sync_xet: true to push it")

@@ -1,0 +1,469 @@
+//! Repo ids as people type and paste them: the Hub's URLs, `hf://` paths, cache folders, `org/name@revision`. Pure, but
+//! for the look at `HF_ENDPOINT` in [`Typed::from_str`].
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::{Invalid, RepoName, RepoQuery, RepoType, invalid};
+
+/// Hosts whose URLs name repos, beside that of `HF_ENDPOINT`.
+const HOSTS: [&str; 3] = ["huggingface.co", "www.huggingface.co", "hf.co"];
+/// What stands after the id in the Hub's URLs, with a revision behind it.
+const VIEWS: [&str; 8] = ["tree", "blob", "resolve", "raw", "blame", "edit", "commits", "commit"];
+/// Other pages of a repo.
+const PAGES: [&str; 6] = ["discussions", "settings", "viewer", "revision", "upload", "new"];
+/// Pages of the Hub that are no repos.
+const NOT_REPOS: [&str; 14] = [
+    "api",
+    "docs",
+    "blog",
+    "papers",
+    "collections",
+    "settings",
+    "login",
+    "join",
+    "organizations",
+    "posts",
+    "tasks",
+    "pricing",
+    "learn",
+    "search",
+];
+
+/// A repo, and what more the text said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Typed {
+    /// The repo.
+    pub query: RepoQuery,
+    /// The revision in the text.
+    pub revision: Option<String>,
+    /// A file or folder in the text.
+    pub path: Option<String>,
+}
+
+impl Typed {
+    /// Reads a text; `endpoint` is the URL of a mirror of the Hub.
+    ///
+    /// # Errors
+    /// Says why it names no repo.
+    pub fn parse(text: &str, endpoint: Option<&str>) -> Result<Typed, Invalid> {
+        let trimmed = text.trim();
+        if let Some(rest) = strip(trimmed, "hf://") {
+            return hf_path(text, rest);
+        }
+        // `git@hf.co:org/name` is what the Hub offers for a clone over ssh.
+        let ssh = strip(trimmed, "git@").and_then(|rest| rest.split_once(':'));
+        let ssh = ssh.filter(|(host, _)| is_host(host, None)).map(|(_, rest)| rest.to_string());
+        if let Some(rest) = ssh {
+            return url_path(text, &rest);
+        }
+        if let Some(rest) = strip(trimmed, "https://").or_else(|| strip(trimmed, "http://")) {
+            let rest = before(rest, &['?', '#']);
+            let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+            let host = authority.rsplit('@').next().unwrap_or_default();
+            return match below_endpoint(host, path, endpoint) {
+                Some(path) => url_path(text, path),
+                None => invalid(host, "is not the Hub (huggingface.co, or the host of HF_ENDPOINT): use org/name"),
+            };
+        }
+        let bare = before(trimmed, &['?', '#']);
+        if let Some((host, path)) = bare.split_once('/')
+            && let Some(path) = below_endpoint(host, path, endpoint)
+        {
+            return url_path(text, path);
+        }
+        if let Some(found) = cache_folder(trimmed) {
+            return Ok(found);
+        }
+        plain(text, trimmed)
+    }
+
+    /// The repo and the revision in one word, as this tool prints it.
+    fn with(query: RepoQuery, revision: Option<String>, path: Option<String>) -> Typed {
+        Typed { query, revision, path: path.filter(|path| !path.is_empty()) }
+    }
+}
+
+impl FromStr for Typed {
+    type Err = Invalid;
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        Typed::parse(text, std::env::var("HF_ENDPOINT").ok().as_deref())
+    }
+}
+
+impl fmt::Display for Typed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.revision {
+            Some(revision) => write!(f, "{}@{revision}", self.query),
+            None => self.query.fmt(f),
+        }
+    }
+}
+
+/// The type and the rest of a pattern of ids, for what can stand in front of one: the Hub's address, `hf://`, a type.
+///
+/// # Errors
+/// When the type does not exist, or a revision is in it.
+pub fn pattern<'a>(text: &'a str, endpoint: Option<&str>) -> Result<(Option<RepoType>, &'a str), String> {
+    let mut rest = text.trim();
+    if let Some(path) = strip(rest, "hf://") {
+        rest = path;
+    } else {
+        let address = strip(rest, "https://").or_else(|| strip(rest, "http://"));
+        let (host, path) = address.unwrap_or(rest).split_once('/').unwrap_or_default();
+        match below_endpoint(host, path, endpoint) {
+            Some(path) => rest = path,
+            None if address.is_some() => return Err("it is no address of the Hub".into()),
+            None => {}
+        }
+    }
+    rest = rest.trim_end_matches('/');
+    if rest.contains('@') {
+        return Err("it has a revision, and only main is pulled here".into());
+    }
+    let (mut kind, mut rest) = type_in_front(rest).map_err(|why| why.to_string())?;
+    if let Some((word, id)) = rest.split_once("--")
+        && kind.is_none()
+        && let Some(found) = plural(word)
+        && !id.contains('/')
+        && id.contains("--")
+    {
+        // Of a folder, the part that a pattern can say: `models--org--*` has the organisation's slash in it.
+        return Err(format!("it is a folder of the cache; use {found}:{}", id.replacen("--", "/", 1)));
+    }
+    if kind.is_none()
+        && let Some((word, id)) = rest.split_once('/')
+        && let Some(found) = plural(word)
+    {
+        (kind, rest) = (Some(found), id);
+    }
+    Ok((kind, rest))
+}
+
+fn strip<'a>(text: &'a str, prefix: &str) -> Option<&'a str> {
+    let front = text.get(..prefix.len())?;
+    front.eq_ignore_ascii_case(prefix).then(|| &text[prefix.len()..])
+}
+
+fn before<'a>(text: &'a str, ends: &[char]) -> &'a str {
+    text.split(ends).next().unwrap_or_default()
+}
+
+fn plural(word: &str) -> Option<RepoType> {
+    RepoType::ALL.into_iter().find(|kind| word.strip_suffix('s').is_some_and(|word| word == kind.word()))
+}
+
+/// Host and path of an endpoint, without its scheme and user.
+fn address(endpoint: &str) -> (String, &str) {
+    let rest = endpoint.trim().split_once("://").map_or(endpoint.trim(), |(_, rest)| rest);
+    let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let host = authority.rsplit('@').next().unwrap_or_default();
+    (host.to_ascii_lowercase(), path.trim_matches('/'))
+}
+
+fn is_host(host: &str, endpoint: Option<&str>) -> bool {
+    let host = host.trim_end_matches('.').to_ascii_lowercase();
+    let plain = host.strip_suffix(":443").or_else(|| host.strip_suffix(":80")).unwrap_or(&host);
+    let own = endpoint.map(|endpoint| address(endpoint).0).filter(|host| !host.is_empty());
+    HOSTS.contains(&plain) || own.is_some_and(|own| own == host || own == plain)
+}
+
+/// The path below the Hub's address, where this is one.
+fn below_endpoint<'a>(host: &str, path: &'a str, endpoint: Option<&str>) -> Option<&'a str> {
+    if !is_host(host, endpoint) {
+        return None;
+    }
+    let base = endpoint.map(address).filter(|(own, base)| own == &host.to_ascii_lowercase() && !base.is_empty());
+    let below = base.and_then(|(_, base)| path.strip_prefix(base)?.strip_prefix('/'));
+    Some(below.unwrap_or(path))
+}
+
+fn unquoted(segment: &str) -> String {
+    let bytes = segment.as_bytes();
+    let (mut out, mut at) = (Vec::new(), 0);
+    while at < bytes.len() {
+        let byte = segment.get(at + 1..at + 3).filter(|_| bytes[at] == b'%');
+        let byte = byte.and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        out.push(byte.unwrap_or(bytes[at]));
+        at += if byte.is_some() { 3 } else { 1 };
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+/// `org/name/tree/main/sub`, as it stands behind the host in the Hub's URLs.
+fn url_path(text: &str, path: &str) -> Result<Typed, Invalid> {
+    let segments: Vec<String> = path.split('/').filter(|part| !part.is_empty()).map(unquoted).collect();
+    let mut rest: &[String] = &segments;
+    let is_api = rest.first().is_some_and(|word| word == "api");
+    rest = &rest[usize::from(is_api)..];
+    let kind = rest.first().and_then(|word| plural(word));
+    rest = &rest[usize::from(kind.is_some())..];
+    let names_page = kind.is_none() && rest.first().is_some_and(|word| NOT_REPOS.contains(&word.as_str()));
+    let Some(first) = rest.first().filter(|_| !names_page) else {
+        return invalid(text, "is an address of the Hub that names no repo (use org/name)");
+    };
+    let ends = |word: &str| VIEWS.contains(&word) || PAGES.contains(&word);
+    let (id, rest) = match rest.get(1) {
+        Some(second) if !ends(second) => (format!("{first}/{second}"), &rest[2..]),
+        _ => (first.clone(), &rest[1..]),
+    };
+    let id = id.strip_suffix(".git").unwrap_or(&id);
+    let query = RepoQuery { kind, id: id.parse()? };
+    let with_revision = rest.first().is_some_and(|word| VIEWS.contains(&word.as_str()) || word == "revision");
+    if !with_revision {
+        // A file behind the id itself, or another page of the repo.
+        return Ok(Typed::with(query, None, None));
+    }
+    let (revision, path) = revision_of(&rest[1..]);
+    Ok(Typed::with(query, revision, Some(path)))
+}
+
+/// The revision that a path begins with; `refs/pr/1` may stand there as it is.
+fn revision_of(segments: &[String]) -> (Option<String>, String) {
+    match segments {
+        [refs, kind, name, path @ ..] if refs == "refs" && matches!(kind.as_str(), "pr" | "convert") => {
+            (Some(format!("refs/{kind}/{name}")), path.join("/"))
+        }
+        [revision, path @ ..] => (Some(revision.clone()), path.join("/")),
+        [] => (None, String::new()),
+    }
+}
+
+/// `[datasets/]org/name[@revision][/path]`, the paths of huggingface_hub's file system.
+fn hf_path(text: &str, path: &str) -> Result<Typed, Invalid> {
+    let segments: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+    let kind = segments.first().and_then(|word| plural(word));
+    let rest = &segments[usize::from(kind.is_some())..];
+    // A canonical repo has its revision in the first part, or nothing behind it.
+    let parts = if rest.first().is_some_and(|first| first.contains('@')) { 1 } else { 2.min(rest.len()) };
+    if parts == 0 {
+        return invalid(text, "names no repo (use hf://org/name)");
+    }
+    let id = rest[..parts].join("/");
+    let (id, revision) = match id.split_once('@') {
+        Some((id, revision)) => (id, Some(revision)),
+        None => (id.as_str(), None),
+    };
+    let query = RepoQuery { kind, id: id.parse()? };
+    let Some(revision) = revision else { return Ok(Typed::with(query, None, Some(rest[parts..].join("/")))) };
+    if revision.is_empty() {
+        return invalid(text, "has no revision after its '@'");
+    }
+    let behind: Vec<String> =
+        std::iter::once(unquoted(revision)).chain(rest[parts..].iter().map(|part| part.to_string())).collect();
+    let (revision, path) = revision_of(&behind);
+    Ok(Typed::with(query, revision, Some(path)))
+}
+
+/// `models--org--name`, alone or in a path, with a snapshot's commit behind it.
+fn cache_folder(text: &str) -> Option<Typed> {
+    let segments: Vec<&str> = text.split(['/', '\\']).filter(|part| !part.is_empty()).collect();
+    let at = segments.iter().position(|part| RepoName::from_folder(part).is_some())?;
+    let repo = RepoName::from_folder(segments[at])?;
+    let query = RepoQuery { kind: Some(repo.kind), id: repo.id };
+    let (revision, path) = match &segments[at + 1..] {
+        ["snapshots", commit, path @ ..] => (Some(commit.to_string()), Some(path.join("/"))),
+        ["refs", name @ ..] if !name.is_empty() => (Some(name.join("/")), None),
+        _ => (None, None),
+    };
+    Some(Typed::with(query, revision, path))
+}
+
+/// A type in front of a colon: `dataset:`, `datasets:`.
+fn type_in_front(text: &str) -> Result<(Option<RepoType>, &str), Invalid> {
+    let Some((word, rest)) = text.split_once(':') else { return Ok((None, text)) };
+    let lower = word.trim().to_ascii_lowercase();
+    match plural(&lower).or_else(|| lower.parse().ok()) {
+        Some(kind) => Ok((Some(kind), rest.trim_start())),
+        None if word.bytes().all(|byte| byte.is_ascii_alphabetic()) && !word.is_empty() => {
+            Err(word.parse::<RepoType>().err().unwrap_or_else(|| Invalid(String::new())))
+        }
+        None => Ok((None, text)),
+    }
+}
+
+/// `org/name`, with a type in front and a revision behind it.
+fn plain(text: &str, trimmed: &str) -> Result<Typed, Invalid> {
+    let (id, revision) = match trimmed.split_once('@') {
+        Some((id, revision)) => (id, Some(revision.trim())),
+        None => (trimmed, None),
+    };
+    let (mut kind, id) = type_in_front(id)?;
+    // What a shell completes; of a single word it may be the organisation of which the name is missing.
+    let shorter = id.trim_end_matches('/');
+    let id = if shorter.contains('/') { shorter } else { id };
+    let segments: Vec<&str> = id.split('/').collect();
+    let singular = |word: &str| RepoType::ALL.into_iter().find(|kind| kind.word() == word);
+    let id = match segments.as_slice() {
+        [word, rest @ ..] if !rest.is_empty() && kind.is_none() && plural(word).is_some() => {
+            kind = plural(word);
+            rest.join("/")
+        }
+        [word, org, name] if kind.is_none() && singular(word).is_some() => {
+            kind = singular(word);
+            format!("{org}/{name}")
+        }
+        _ => id.to_string(),
+    };
+    if revision.is_some_and(str::is_empty) {
+        return invalid(text, "has no revision after its '@'");
+    }
+    if let Some((front, tag)) = id.rsplit_once(':')
+        && front.parse::<super::RepoId>().is_ok()
+    {
+        let form = format!("is not a valid repo id: a revision is written {front}@{tag}, or with -r");
+        return invalid(text, form);
+    }
+    let id = match id.parse() {
+        Ok(id) => id,
+        Err(_) if id.contains('\\') => {
+            return invalid(text, "is not a valid repo id: it has a backslash (use org/name)");
+        }
+        Err(_) if id.ends_with(".git") => id.trim_end_matches(".git").parse()?,
+        Err(why) => return Err(why),
+    };
+    Ok(Typed::with(RepoQuery { kind, id }, revision.map(String::from), None))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn read(text: &str) -> String {
+        match Typed::parse(text, Some("https://me:pw@mirror.corp:8443/hf/")) {
+            Ok(typed) => {
+                let kind = typed.query.kind.map_or("-", RepoType::word);
+                let more = typed.path.map(|path| format!(" ({path})")).unwrap_or_default();
+                format!("{kind} {}@{}{more}", typed.query.id, typed.revision.unwrap_or_default())
+            }
+            Err(why) => format!("no: {why}"),
+        }
+    }
+
+    #[test]
+    fn what_people_type_is_understood() {
+        for (text, meant) in [
+            ("org/name", "- org/name@"),
+            ("  org/name/ ", "- org/name@"),
+            ("gpt2", "- gpt2@"),
+            ("dataset:org/name", "dataset org/name@"),
+            ("Datasets:org/name", "dataset org/name@"),
+            ("datasets/org/name", "dataset org/name@"),
+            ("datasets/squad", "dataset squad@"),
+            ("dataset/org/name", "dataset org/name@"),
+            ("dataset/name", "- dataset/name@"),
+            ("models/org/name", "model org/name@"),
+            ("models/gpt2", "model gpt2@"),
+            ("org/name@main", "- org/name@main"),
+            ("dataset:org/name@refs/pr/1", "dataset org/name@refs/pr/1"),
+            ("datasets/org/name@v1", "dataset org/name@v1"),
+            ("org/name@feature/x", "- org/name@feature/x"),
+            ("models--org--name", "model org/name@"),
+            ("datasets--squad", "dataset squad@"),
+            ("~/.cache/huggingface/hub/models--org--name/snapshots/abc/", "model org/name@abc"),
+            ("/c/models--org--name/snapshots/abc/sub/x.bin", "model org/name@abc (sub/x.bin)"),
+            ("models--org--name/refs/refs/pr/1", "model org/name@refs/pr/1"),
+            ("https://huggingface.co/org/name", "- org/name@"),
+            ("HTTPS://HuggingFace.co/org/name/", "- org/name@"),
+            ("http://www.huggingface.co/org/name?library=x#y", "- org/name@"),
+            ("https://huggingface.co/org/name/tree/main", "- org/name@main"),
+            ("https://huggingface.co/org/name/tree/refs%2Fpr%2F1/sub", "- org/name@refs/pr/1 (sub)"),
+            ("https://huggingface.co/org/name/tree/refs/pr/1", "- org/name@refs/pr/1"),
+            ("https://huggingface.co/org/name/blob/v1/a/b.json", "- org/name@v1 (a/b.json)"),
+            ("https://huggingface.co/org/name/resolve/abc/x.bin?download=true", "- org/name@abc (x.bin)"),
+            ("https://huggingface.co/org/name/commit/abc", "- org/name@abc"),
+            ("https://huggingface.co/org/name/discussions/7", "- org/name@"),
+            ("https://huggingface.co/gpt2", "- gpt2@"),
+            ("https://huggingface.co/gpt2/tree/main", "- gpt2@main"),
+            ("https://huggingface.co/datasets/org/name/viewer/default/train", "dataset org/name@"),
+            ("https://huggingface.co/datasets/squad/tree/main", "dataset squad@main"),
+            ("https://huggingface.co/spaces/org/app", "space org/app@"),
+            ("https://huggingface.co/api/models/org/name/revision/main", "model org/name@main"),
+            ("https://user:token@huggingface.co/org/name.git", "- org/name@"),
+            ("git@hf.co:datasets/org/name", "dataset org/name@"),
+            ("huggingface.co/org/name", "- org/name@"),
+            ("hf.co/org/name/tree/main", "- org/name@main"),
+            ("hf.co/datasets/org/name", "dataset org/name@"),
+            ("https://mirror.corp:8443/hf/org/name/tree/v2", "- org/name@v2"),
+            ("mirror.corp:8443/hf/datasets/org/name", "dataset org/name@"),
+            ("hf://org/name", "- org/name@"),
+            ("hf://org/name@rev/a/b", "- org/name@rev (a/b)"),
+            ("hf://datasets/org/name@refs/pr/2/x", "dataset org/name@refs/pr/2 (x)"),
+            ("hf://datasets/org/name@refs%2Fconvert%2Fparquet/x", "dataset org/name@refs/convert/parquet (x)"),
+            ("hf://gpt2@main/config.json", "- gpt2@main (config.json)"),
+            ("HF://spaces/org/app", "space org/app@"),
+        ] {
+            assert_eq!(read(text), meant, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_names_no_repo_is_refused() {
+        for text in [
+            "",
+            "  ",
+            "/",
+            "org/",
+            "a/b/c",
+            "org name",
+            "org/name@",
+            "hf://",
+            "hf://datasets",
+            "hf://org/name@/x",
+            "https://huggingface.co",
+            "https://huggingface.co/",
+            "https://huggingface.co/datasets",
+            "https://huggingface.co/models?search=x",
+            "https://huggingface.co/docs/hub",
+            "https://github.com/org/name",
+            "https://huggingface.co.evil.test/org/name",
+            "https://huggingface.co@evil.test/org/name",
+            "file:///etc/passwd",
+            "planet:org/name",
+            "org/name:v1",
+            "org\\name",
+            "../x",
+            "-x/y",
+        ] {
+            assert!(read(text).starts_with("no: "), "{text}: {}", read(text));
+        }
+        assert!(!read("https://u:secret@evil.test/org/name").contains("secret"));
+        assert!(read("org/name:v1").contains("org/name@v1"), "{}", read("org/name:v1"));
+    }
+
+    #[test]
+    fn patterns_may_have_an_address_or_a_type_in_front() {
+        let read = |text| pattern(text, None);
+        assert_eq!(read("org/*"), Ok((None, "org/*")));
+        assert_eq!(read("*:x"), Ok((None, "*:x")));
+        assert_eq!(read("dataset:org/*"), Ok((Some(RepoType::Dataset), "org/*")));
+        assert_eq!(read("datasets/org/*"), Ok((Some(RepoType::Dataset), "org/*")));
+        assert_eq!(read("https://huggingface.co/datasets/org/*"), Ok((Some(RepoType::Dataset), "org/*")));
+        assert_eq!(read("hf.co/org/name/"), Ok((None, "org/name")));
+        assert_eq!(read("hf://spaces/org/[ab]?"), Ok((Some(RepoType::Space), "org/[ab]?")));
+        for text in ["planet:x", "org/name@main", "https://github.com/org/*", "models--org--name"] {
+            assert!(read(text).is_err(), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_taken_without_a_panic(text in "\\PC{0,40}", front in "(hf://|https://hf.co/|models--|dataset:|)") {
+            let _ = Typed::parse(&format!("{front}{text}"), Some("http://127.0.0.1:80/x"));
+            let _ = pattern(&format!("{front}{text}"), None);
+        }
+
+        #[test]
+        fn what_is_printed_is_understood(
+            id in "[a-z0-9]{1,5}(/[a-z0-9]{1,5})?",
+            revision in "[0-9a-f]{12}|main|refs/pr/[0-9]",
+            kind in 0..4usize,
+        ) {
+            let repo = RepoName::new(RepoType::ALL[kind], id.parse().unwrap());
+            let typed = Typed::parse(&format!("{repo}@{revision}"), None).unwrap();
+            prop_assert!(typed.query.matches(&repo));
+            prop_assert_eq!(typed.revision.as_deref(), Some(revision.as_str()));
+        }
+    }
+}
