@@ -18,7 +18,7 @@ use crate::cache::layout::Layout;
 use crate::cli::{Cli, Global};
 use crate::commands::completions::VARIABLE;
 use crate::config::Config;
-use crate::ids::{RefName, RepoName, RepoQuery, RepoType};
+use crate::ids::{RefName, RepoName, RepoQuery, RepoType, Typed};
 use crate::progress::Silent;
 use crate::remote::client::Bucket;
 use crate::remote::keys;
@@ -69,8 +69,8 @@ impl Line {
         let matches = Cli::command().ignore_errors(true).try_get_matches_from(words).ok();
         let matches = matches.as_ref().and_then(|matches| matches.subcommand()).map(|(_, inner)| inner);
         let global = matches.and_then(|matches| Global::from_arg_matches(matches).ok()).unwrap_or_default();
-        let repo = matches.and_then(|matches| matches.try_get_one::<RepoQuery>("repo").ok().flatten().cloned());
-        Line { global, repo }
+        let repo = matches.and_then(|matches| matches.try_get_one::<Typed>("repo").ok().flatten().cloned());
+        Line { global, repo: repo.map(|typed| typed.query) }
     }
 
     fn config(&self) -> Option<Config> {
