@@ -369,6 +369,11 @@ async fn without(response: Response<Body>, words: &str) -> Response<Body> {
     let (mut head, body) = response.into_parts();
     let bytes = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
     let xml = String::from_utf8_lossy(&bytes).into_owned();
+    // Its count would say how many are left out.
+    let xml = match (xml.split_once("<KeyCount>"), xml.split_once("</KeyCount>")) {
+        (Some((before, _)), Some((_, after))) => format!("{before}{after}"),
+        _ => xml,
+    };
     let (start, objects) = xml.split_once("<Contents>").unwrap_or((&xml, ""));
     let mut out = start.to_string();
     for object in objects.split("<Contents>").filter(|object| !object.is_empty()) {
