@@ -22,6 +22,7 @@ use bytes::Bytes;
 
 pub use body::{MakeBody, Pulse};
 pub use parts::Part;
+#[cfg(feature = "fallback")]
 pub(super) use retry::back_off;
 
 use self::body::{MemoryBody, STALL};
