@@ -54,11 +54,11 @@ impl Hub {
         hub
     }
 
-    /// What is wrong with the token file, when it is something that would keep its reader waiting: the hf-hub crate
-    /// reads it too where it is given no token.
+    /// Checks that the token file, where there is one, is a file: a token that is meant to be sent must not silently be
+    /// none.
     ///
     /// # Errors
-    /// When the file is a named pipe, a socket or a device.
+    /// When it is a named pipe, a socket or a device.
     pub fn check_token_file(&self) -> Result<()> {
         match self.token_file.as_ref().and_then(|path| Some((path, std::fs::metadata(path).ok()?))) {
             Some((path, meta)) if files::is_special(&meta) => {
