@@ -69,7 +69,7 @@ pub struct Global {
     #[arg(short, long, global = true)]
     pub quiet: bool,
 
-    /// Neither progress bars nor, without a terminal, a line every 30 s
+    /// Show no progress: neither bars nor, without a terminal, lines
     #[arg(long, global = true)]
     pub no_progress: bool,
 

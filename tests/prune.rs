@@ -155,15 +155,15 @@ fn what_a_ref_names_is_kept_and_the_missed_budget_is_said() {
     assert_eq!(
         untimed(&output.stdout),
         "Freed 0 B: nothing to delete; 3.0 KiB used.\n\
-         Over the budget of 50 B by 3.0 KiB: 2 revisions (3.0 KiB) are named by refs, --include-referenced evicts these too.\n"
+         Over the budget of 50 B by 3.0 KiB: 2 revisions (3.0 KiB) have refs; use --include-referenced to evict these too.\n"
     );
     let output = run(&hub, &["--max-size", "50B", "--fail-over-budget", "-q"]);
     assert_eq!(output.status.code(), Some(1));
     // Cron sends what is on either stream; a missed budget is no failure by itself, but never a secret.
     for args in [&["-q"][..], &["-q", "--fail-over-budget"], &["--json"], &["-q", "--json"]] {
         let output = run(&hub, &[&["--max-size", "50B"], args].concat());
-        let said = "warning: over the budget of 50 B by 3.0 KiB: 2 revisions (3.0 KiB) are named by refs, \
-                    --include-referenced evicts these too.\n";
+        let said = "warning: over the budget of 50 B by 3.0 KiB: 2 revisions (3.0 KiB) have refs; \
+                    use --include-referenced to evict these too.\n";
         assert_eq!(text(&output.stderr), said, "{args:?}");
         assert_eq!(output.stdout.is_empty(), !args.contains(&"--json"), "{args:?}");
     }

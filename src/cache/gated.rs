@@ -1,6 +1,6 @@
 //! Does a repo look gated? A best-effort reading of its licence files.
 //!
-//! What is part of an open licence's text is none of it ([`super::licenses`]); in the rest, 0.1.0's keywords count, such
+//! What is part of an open licence's text is none of it (`licenses`); in the rest, 0.1.0's keywords count, such
 //! as "agreement", and the names of the well-known licences of models that are not open.
 
 use std::collections::HashMap;

@@ -7,7 +7,7 @@ use crate::config::Source;
 use crate::error::{Error, Kind, Result, plain_io, shown};
 
 const HINT: &str =
-    "a pull makes one; another place is named by --cache-dir, cache.hf_cache_dir, HF_HUB_CACHE or HF_HOME";
+    "`pull` creates it; to use another folder, set --cache-dir, cache.hf_cache_dir, HF_HUB_CACHE or HF_HOME";
 
 /// Makes sure that the folder is there; `source` is where its path comes from.
 ///

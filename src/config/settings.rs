@@ -287,7 +287,7 @@ pub static SETTINGS: &[Setting] = &[
         form: Form::Path,
         value_name: "FILE",
         default: "the system's alone",
-        doc: "PEM file of certificates to trust as well, such as a company's own",
+        doc: "PEM file of additional CA certificates, such as a company's own",
         template: Template::Comment("/etc/ssl/certs/company.pem"),
         ..PLAIN
     },

@@ -74,7 +74,7 @@ impl File {
             };
             let line = locate(&file.text, &[section]).map_or(String::new(), |place| format!("line {}: ", place.line));
             if file.sections.iter().any(|(known, _)| known == section) {
-                return Err(unusable(format!("{line}the section {section} is there twice")));
+                return Err(unusable(format!("{line}the section {section} is set twice")));
             }
             let keys = match node {
                 Node::Null => Vec::new(),
@@ -94,7 +94,7 @@ impl File {
                     }
                     Some(name) if values.iter().any(|(seen, _)| seen == name) => {
                         let line = place().map_or(String::new(), |line| format!("line {line}: "));
-                        return Err(unusable(format!("{line}{section}.{name} is there twice")));
+                        return Err(unusable(format!("{line}{section}.{name} is set twice")));
                     }
                     Some(name) => values.push((name.to_string(), node)),
                 }
@@ -224,9 +224,9 @@ impl Node {
             }
             (Form::Switch, _) => Err("expected true or false, without quotes".into()),
             (_, Node::Text(text)) => Ok(text.clone()),
-            (Form::Secret, _) => Err("expected a text: put the key in quotes".into()),
-            (_, Node::Number(_) | Node::Bool(_)) => Err("expected a text: put it in quotes".into()),
-            (_, _) => Err("expected a text".into()),
+            (Form::Secret, _) => Err("expected a string: put the key in quotes".into()),
+            (_, Node::Number(_) | Node::Bool(_)) => Err("expected a string: put it in quotes".into()),
+            (_, _) => Err("expected a string".into()),
         }
     }
 }

@@ -58,9 +58,9 @@ pub enum Cause {
     EncryptionNeeded,
     /// The key for encryption cannot be used.
     EncryptionKey,
-    /// The bucket's name belongs into the host.
+    /// The bucket's name belongs in the host.
     PathStyle,
-    /// The bucket's name belongs into the path.
+    /// The bucket's name belongs in the path.
     VirtualStyle,
     /// The store takes uploads with a checksum only.
     ChecksumNeeded,
@@ -80,7 +80,7 @@ pub enum Cause {
     NotS3,
     /// The server's certificate cannot be trusted.
     Certificate,
-    /// The other side speaks plain http, and was asked in TLS.
+    /// The server uses plain HTTP, and was asked over TLS.
     NoTls,
     /// The other side speaks TLS, and was asked in plain http.
     Tls,
@@ -207,7 +207,7 @@ impl Failure {
             ),
             Cause::PayerNeeded => (
                 Kind::Usage,
-                format!("bucket '{}' lets those pay who read it ({detail})", place.bucket),
+                format!("bucket '{}' is requester-pays ({detail})", place.bucket),
                 "set storage.requester_pays: true if you agree to pay for the requests",
             ),
             Cause::Locked => (

@@ -19,7 +19,7 @@ use crate::net::{NoProxy, tls_problem};
 
 /// Finding out how a server wants to be spoken to must not take longer than this.
 const PROBE: Duration = Duration::from_secs(3);
-const SPEAKS_HTTP: &str = "what answers there speaks plain http";
+const SPEAKS_HTTP: &str = "the server there uses plain HTTP";
 /// A connection must be there within this time.
 pub(super) const CONNECT: Duration = Duration::from_secs(10);
 

@@ -477,7 +477,7 @@ impl Wire {
         }
         if failure.cause == Cause::Denied && self.provider.is_none() {
             return failure
-                .hint("requests are not signed: only what is public can be read; without storage.unsigned they are");
+                .hint("storage.unsigned is on, so only public objects can be read; turn it off to use your key");
         }
         if failure.cause == Cause::ClockSkew {
             failure.detail = match self.ahead() {

@@ -222,7 +222,7 @@ fn without_a_terminal_long_work_tells_how_far_it_is() {
         });
         let line = if json { &["push", "--json"][..] } else { &["push"] };
         let running = machine.start(line);
-        running.wait_for("scanning the cache: 0 s so far; waiting for an answer of the store (0 s)");
+        running.wait_for("scanning the cache: 0 s so far; waiting for the store (0 s)");
         lists.open();
         running.wait_for("0/3 blobs, repo 1/2: ");
         blobs.open();

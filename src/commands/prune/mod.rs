@@ -60,7 +60,7 @@ pub struct Args {
     #[arg(long)]
     pub dry_run: bool,
 
-    /// Do not ask, on a terminal either
+    /// Do not ask for confirmation
     #[arg(long, short)]
     pub yes: bool,
 
@@ -76,7 +76,7 @@ pub struct Args {
     #[arg(long, value_name = "AGE", default_value = "1h")]
     pub orphan_grace: Age,
 
-    /// Leave unfinished downloads alone until they were untouched for this long
+    /// Keep unfinished downloads until they have been untouched for this long
     #[arg(long, value_name = "AGE", default_value = "24h")]
     pub temporary_grace: Age,
 }
@@ -328,7 +328,7 @@ impl Report {
 /// What would go: the plan of this moment, under no lock, as for a dry run.
 ///
 /// # Errors
-/// As [`execute`].
+/// As [`execute()`].
 pub async fn preview(session: &Session, args: &Args) -> Result<Report> {
     run(session, &Args { dry_run: true, ..args.clone() }, None).await
 }

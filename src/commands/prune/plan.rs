@@ -3,7 +3,7 @@
 //! First what nobody needs: the tool's own leftovers, abandoned downloads, orphaned blobs and payloads. Then, while the
 //! cache is over its budget, revisions, least recently used first: those that no ref names, and after them, when asked
 //! for, the others. Last the folders that are empty by then. What is young, busy or not understood is left alone, and
-//! so is all of every repo while a [`Barrier`] stands.
+//! so is all of every repo while a barrier stands.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};

@@ -57,7 +57,7 @@ pub struct Args {
     #[arg(long)]
     pub verify: bool,
 
-    /// Do not wait for the disk before a blob becomes visible: faster, for machines that are thrown away
+    /// Do not wait for the disk before a blob becomes visible: faster, for short-lived machines
     #[arg(long)]
     pub no_sync: bool,
 
@@ -172,7 +172,7 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     let found = lookup::find(&bucket, &query, revision).await;
     let (mut found, hub) = run::or_on_hub(session, found, &query, revision, options.fallback).await?;
     if let Some(path) = &args.repo.path {
-        found.notes.push(format!("the whole revision is meant, not {} alone", printable(path, 200)));
+        found.notes.push(format!("pulling the whole revision, not just {}", printable(path, 200)));
     }
     let layout = session.layout();
     local::check_root(&layout)?;

@@ -59,7 +59,7 @@ pub struct Args {
     #[arg(long)]
     pub verify: bool,
 
-    /// Do not wait for the disk before a blob becomes visible: faster, for machines that are thrown away
+    /// Do not wait for the disk before a blob becomes visible: faster, for short-lived machines
     #[arg(long)]
     pub no_sync: bool,
 
@@ -234,7 +234,7 @@ impl Args {
     fn found_nothing(&self, bucket: &str, prefix: &str, any: bool) -> Error {
         let under = if prefix.is_empty() { String::new() } else { format!(" under the prefix '{prefix}'") };
         if !any {
-            return Error::not_found(format!("bucket '{bucket}' has no repo with a main{under}"))
+            return Error::not_found(format!("bucket '{bucket}' has no repo with a main ref{under}"))
                 .hint("push one first, or check --bucket and --prefix (storage.bucket, team.prefix)");
         }
         let quoted = |flag: &str, patterns: &[String]| {

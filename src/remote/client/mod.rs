@@ -1,6 +1,6 @@
 //! The async S3 client: what the bucket can be asked, in this tool's own words.
 //!
-//! [`Bucket`] builds requests and reads answers; [`super::wire`] is the one way on which they go, and `retry` says how
+//! [`Bucket`] builds requests and reads answers; `wire` is the one way on which they go, and `retry` says how
 //! often. Decisions, each with its reason:
 //! - No checksums unless asked for: trailers break older B2, Ceph, GCS and Garage. Blobs are verified by their names.
 //! - Our own retries: the SDK's retry quota is shared and drains under parallelism, it does not retry 429, and it

@@ -88,9 +88,9 @@ fn missed(report: &Report) -> String {
         .iter()
         .map(|(reason, count, bytes)| match (reason, bytes) {
             (SkipReason::Referenced, _) => {
-                let are = if *count == 1 { "is" } else { "are" };
+                let (have, these) = if *count == 1 { ("has", "it") } else { ("have", "these") };
                 let revisions = plural(*count, "revision");
-                format!("{revisions} ({}) {are} named by refs, --include-referenced evicts these too", size(*bytes))
+                format!("{revisions} ({}) {have} refs; use --include-referenced to evict {these} too", size(*bytes))
             }
             (_, 0) => format!("left alone: {}", in_short(*reason)),
             _ => format!("left alone: {} ({})", in_short(*reason), size(*bytes)),
@@ -153,7 +153,7 @@ fn in_short(reason: SkipReason) -> &'static str {
         SkipReason::Link => "what is behind links",
         SkipReason::NeededElsewhere => "what another repo needs",
         SkipReason::Unreadable => "what may be needed by what cannot be read",
-        SkipReason::Undecidable => "what may be needed by what is not understood",
+        SkipReason::Undecidable => "files that unrecognised entries may need",
         SkipReason::BadRef => "what a bad ref may name",
         SkipReason::Unknown => "unrecognised files",
         SkipReason::Unlisted => "shared blobs without a list",
@@ -172,7 +172,7 @@ fn reason(reason: SkipReason) -> &'static str {
         SkipReason::Link => "it is a link or is reached through one; nothing is deleted through links",
         SkipReason::NeededElsewhere => "a link elsewhere leads into it",
         SkipReason::Unreadable => "cannot be read, so nobody can tell what is needed",
-        SkipReason::Undecidable => "a link or name is not understood, so nobody can tell which blobs are needed",
+        SkipReason::Undecidable => "a link or name is not recognised, so its repo is kept to be safe",
         SkipReason::BadRef => "not a valid ref, so nobody can tell which revision it names",
         SkipReason::Unknown => "not a part of a Hugging Face cache",
         SkipReason::Unlisted => "no list says who needs this shared blob",

@@ -16,7 +16,7 @@ fn here(report: &Report) -> String {
         0 => String::new(),
         _ => format!("; {} {what}", blobs(amount)),
     };
-    part(&report.present, "here already") + &part(&report.shared, "shared with other repos here")
+    part(&report.present, "here already") + &part(&report.shared, "shared with other snapshots here")
 }
 
 impl ui::Report for Report {
