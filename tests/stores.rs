@@ -684,7 +684,43 @@ fn why_the_aws_chain_has_no_keys_is_told() {
     machine.set("AWS_WEB_IDENTITY_TOKEN_FILE", "/nowhere/token");
     machine.set("AWS_ROLE_ARN", "arn:aws:iam::1:role/r");
     machine.run(&["list", "--remote"]).refused(3, &["/nowhere/token"]);
-    with_profile(&store, "").run(&["list", "--remote"]).refused(3, &["no credentials were found"]);
+    // Nothing is wrong with a profile: there is none, or none with keys, and the metadata give no role.
+    let export = "B2_APPLICATION_KEY_ID and B2_APPLICATION_KEY";
+    let metadata = Scripted::new();
+    metadata.script(|asked, _| {
+        let token = Reply::new(200, "token").header("x-aws-ec2-metadata-token-ttl-seconds", "600");
+        Some(if asked.method == "PUT" { token } else { Reply::new(404, "") })
+    });
+    for (config, address) in [
+        ("", None),
+        ("[default]\nregion = x\n", None),
+        ("", Some("http://127.0.0.1:1")),
+        ("[default]\nregion = x\n", Some("http://127.0.0.1:1")),
+        ("", Some(metadata.url.as_str())),
+    ] {
+        let mut machine = with_profile(&store, config);
+        if let Some(address) = address {
+            machine.unset("AWS_EC2_METADATA_DISABLED");
+            machine.set("AWS_EC2_METADATA_SERVICE_ENDPOINT", address);
+        }
+        let ran = machine.run(&["pull", "gpt2"]);
+        ran.refused(3, &["no credentials were found: looked in", export, "AWS_", "storage.access_key"]);
+        assert!(
+            !ran.stderr.contains("AWS_PROFILE") && !ran.stderr.contains("not enabled"),
+            "{config} {address:?}: {ran:#?}"
+        );
+    }
+    // Somebody chose one: it is not there, or it has no keys.
+    for (name, config, words) in [
+        ("nope", "", "there is no AWS profile 'nope'"),
+        ("nope", "[default]\naws_access_key_id = a\naws_secret_access_key = s\n", "there is no AWS profile 'nope'"),
+        ("nope", "[profile other]\nregion = x\n", "there is no AWS profile 'nope'"),
+        ("other", "[profile other]\nregion = x\n", "the AWS profile 'other' (AWS_PROFILE) gives none: it has no keys"),
+    ] {
+        let mut machine = with_profile(&store, config);
+        machine.set("AWS_PROFILE", name);
+        machine.run(&["list", "--remote"]).refused(3, &[words, export]);
+    }
     let config = "[default]\nrole_arn = arn:aws:iam::1:role/r\nsource_profile = elsewhere\n";
     with_profile(&store, config).run(&["list", "--remote"]).refused(3, &["elsewhere"]);
     // The words of whoever gives out the keys.

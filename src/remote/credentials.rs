@@ -28,6 +28,10 @@ const METADATA_ANSWER: Duration = Duration::from_secs(3);
 /// and is asked for so often.
 const METADATA_TRIES: u32 = 5;
 
+/// What always helps who has no keys.
+const EXPORT: &str =
+    "export B2_APPLICATION_KEY_ID and B2_APPLICATION_KEY (or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)";
+
 /// Whose keys sign requests.
 pub(super) struct Found {
     /// None: nobody's.
@@ -94,7 +98,7 @@ pub(super) async fn find(credentials: &Credentials, region: &str, trusted: &Cert
             Ok(Found { provider: Some(SharedCredentialsProvider::new(chain)), first: Some(keys), renewable: true })
         }
         Err(error) => {
-            let (why, hint) = reason(&error);
+            let (why, hint) = reason(&error).await;
             Err(Error::new(Kind::Credentials, "no credentials were found").because(why).hint(hint))
         }
     }
@@ -123,7 +127,7 @@ async fn metadata_answers() -> bool {
 
 /// Why a provider has no keys, in its own words, and what to do. No secret: providers name files, profiles and
 /// processes, and what they printed to stderr.
-pub(super) fn reason(error: &CredentialsError) -> (String, String) {
+pub(super) async fn reason(error: &CredentialsError) -> (String, String) {
     let mut words = Vec::new();
     let mut current: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = current {
@@ -152,19 +156,20 @@ pub(super) fn reason(error: &CredentialsError) -> (String, String) {
         return (why, "correct the variable, or have the token mounted there".into());
     }
     if matches!(error, CredentialsError::CredentialsNotLoaded(_)) {
-        if let Some(why) = of_profile(&all).filter(|why| profile.is_some() || !says_nothing(why)) {
-            let name = profile.unwrap_or_else(|| "default".into());
-            return (
-                format!("the AWS profile '{}' (AWS_PROFILE) gives none: {}", printable(&name, 60), printable(why, 200)),
-                "correct AWS_PROFILE, or the profile with `aws configure --profile NAME`".into(),
-            );
-        }
-        return (
-            "looked in B2_* and AWS_* variables, the configuration file, and the AWS profile, web identity, container \
-             and instance"
-                .into(),
-            "export the pair, or set storage.access_key and storage.secret_key in .hf-cache-sync.yaml".into(),
-        );
+        let said = of_profile(&all).filter(|why| !says_nothing(why));
+        return match (profile, said) {
+            (Some(name), said) => of_named_profile(&name, has_profile(&name).await, said),
+            (None, Some(why)) => (
+                format!("the AWS profile 'default' gives none: {}", printable(why, 200)),
+                format!("correct it with `aws configure`, or {EXPORT}"),
+            ),
+            (None, None) => (
+                "looked in B2_* and AWS_* variables, the configuration file, and the AWS profile, web identity, \
+                 container and instance"
+                    .into(),
+                format!("{EXPORT}, or set storage.access_key and storage.secret_key in .hf-cache-sync.yaml"),
+            ),
+        };
     }
     let hint = if lower.contains("credential_process") || lower.contains("process") {
         "run the profile's credential_process by hand, and mend it"
@@ -180,15 +185,42 @@ pub(super) fn reason(error: &CredentialsError) -> (String, String) {
     (last(&words), hint.into())
 }
 
+/// Why the profile that somebody chose gives no keys. `has_profile`: whether the files have it, where they can be read.
+fn of_named_profile(name: &str, has_profile: Option<bool>, said: Option<&str>) -> (String, String) {
+    let name = printable(name, 60);
+    if has_profile == Some(false) {
+        return (
+            format!("there is no AWS profile '{name}' (AWS_PROFILE)"),
+            format!("correct AWS_PROFILE, make the profile with `aws configure --profile {name}`, or {EXPORT}"),
+        );
+    }
+    let why = said.map_or_else(|| "it has no keys, and names no way to get some".into(), |why| printable(why, 200));
+    (
+        format!("the AWS profile '{name}' (AWS_PROFILE) gives none: {why}"),
+        format!("correct AWS_PROFILE, or the profile with `aws configure --profile {name}`, or {EXPORT}"),
+    )
+}
+
+/// Whether the files of the AWS tools have a profile; `None` when they cannot be read.
+async fn has_profile(name: &str) -> Option<bool> {
+    let (fs, env, files) = (Fs::real(), Env::real(), Default::default());
+    let sections = aws_config::profile::load(&fs, &env, &files, None).await.ok()?;
+    Some(sections.profiles().any(|known| known == name))
+}
+
 /// What the chain says of the profile, in its list of those that gave nothing.
 fn of_profile(all: &str) -> Option<&str> {
     let line = all.lines().find_map(|line| line.trim().strip_prefix("Profile: "))?;
-    Some(line.strip_prefix("the credential provider was not enabled: ").unwrap_or(line))
+    let why = line.strip_prefix("the credential provider was not enabled").unwrap_or(line);
+    Some(why.trim_start_matches([':', ' ']))
 }
 
-/// Whether that is no more than that there is no profile, which is nobody's fault.
+/// Whether that is no more than that there is no profile, or none with keys, which is nobody's fault.
 fn says_nothing(why: &str) -> bool {
     let lower = why.to_ascii_lowercase();
+    if lower.is_empty() {
+        return true;
+    }
     ["`default` was not defined", "no profiles were defined", "did not contain credential"]
         .iter()
         .any(|words| lower.contains(words))
@@ -278,6 +310,8 @@ mod tests {
         let chain = "no credentials found in chain. Attempted:\n  Environment: x\n  Profile: the credential provider was not \
                      enabled: profile `a` was not defined\n  Ec2: y";
         assert_eq!(of_profile(chain), Some("profile `a` was not defined"));
+        let chain = "Attempted:\n  Profile: the credential provider was not enabled\n  Ec2: y";
+        assert!(of_profile(chain).is_some_and(says_nothing));
         assert!(says_nothing("No profiles were defined") && !says_nothing("profile `a` was not defined"));
     }
 

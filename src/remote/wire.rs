@@ -649,8 +649,10 @@ impl Wire {
         if let Some((known, _)) = known.filter(lasts) {
             return Ok(Some(known));
         }
-        let fresh = provider.provide_credentials().await;
-        let fresh = fresh.map_err(|error| Failure::new(Cause::BadCredentials, credentials::reason(&error).0))?;
+        let fresh = match provider.provide_credentials().await {
+            Ok(fresh) => fresh,
+            Err(error) => return Err(Failure::new(Cause::BadCredentials, credentials::reason(&error).await.0)),
+        };
         *self.credentials.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) =
             Some((fresh.clone(), Instant::now()));
         Ok(Some(fresh))
