@@ -210,6 +210,8 @@ pub fn tls_hint(why: &str) -> Option<&'static str> {
 
 const TRUST: &str =
     "let SSL_CERT_FILE (or REQUESTS_CA_BUNDLE, AWS_CA_BUNDLE) name a PEM file with that authority's certificate";
+const NOT_CA: &str = "make one without that mark (`openssl req -x509 … -addext basicConstraints=critical,CA:FALSE`), and let \
+                      SSL_CERT_FILE name it";
 const CLOCK: &str = "check this machine's clock; if it is right, the server needs a new certificate";
 const NAME: &str = "use the host name that the certificate is for, or check what answers there (a proxy, a portal?)";
 const SERVER: &str = "check what answers there (a proxy, a portal?), and the server's certificate";
@@ -219,12 +221,16 @@ const fn problem(why: &'static str, hint: &'static str) -> TlsProblem {
 }
 
 /// Words of an error, and what they mean; the first that fits counts.
-const PROBLEMS: [(&[&str], TlsProblem); 10] = [
+const PROBLEMS: [(&[&str], TlsProblem); 11] = [
     (
         &["unknownissuer", "unknown issuer", "unable to get local issuer", "not trusted"],
         problem("its certificate is self-signed, or signed by an authority that this machine does not trust", TRUST),
     ),
-    (&["causedasendentity", "self-signed", "self signed"], problem("its certificate is self-signed", TRUST)),
+    (
+        &["causedasendentity"],
+        problem("its certificate is self-signed and marked as an authority's (CA:TRUE), not as a server's", NOT_CA),
+    ),
+    (&["self-signed", "self signed"], problem("its certificate is self-signed", TRUST)),
     (
         &["certificate expired", "certificate has expired", "certificate: expired", "expired("],
         problem("its certificate has expired", CLOCK),

@@ -864,6 +864,9 @@ fn an_upload_that_is_of_no_use_any_more_is_begun_anew() {
         (sends, 404, "NoSuchUpload"),
         (sends, 404, "NoSuchKey"),
         (sends, 404, ""),
+        (sends, 403, ""),
+        (sends, 400, ""),
+        (completes, 404, ""),
         (sends, 400, "InvalidRequest"),
         (completes, 400, "InvalidPart"),
         (completes, 400, "InvalidPartOrder"),
@@ -878,6 +881,8 @@ fn an_upload_that_is_of_no_use_any_more_is_begun_anew() {
         let (revision, old) = killed_push(&store, &machine);
         let (which, status, code) = (*which, *status, *code);
         store.server.on_request(move |request| match request.query.contains(&old) && which(request) {
+            // Without a code it is a page, of whatever stands before the store.
+            true if code.is_empty() => Action::Page(status),
             true => Action::Refuse(status, code, "no such thing"),
             false => Action::Pass,
         });

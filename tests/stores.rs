@@ -640,6 +640,32 @@ fn a_profile_names_the_store_too() {
 }
 
 #[test]
+fn an_endpoint_of_a_profile_is_checked_as_any_other_and_never_repeated() {
+    let store = three();
+    let keys = "aws_access_key_id = AKIA\naws_secret_access_key = secret\n";
+    let at = store.url.trim_start_matches("http://");
+    for wrong in [
+        "s3://user:SEKRIT@127.0.0.1".to_string(),
+        format!("http://user:SEKRIT@{at}"),
+        format!("http://{at}/?x=SEKRIT"),
+        "ftp://SEKRIT".to_string(),
+    ] {
+        let mut machine = with_profile(&store, &format!("[default]\n{keys}endpoint_url = {wrong}\n"));
+        machine.unset("B2_ENDPOINT");
+        for args in [&["list", "--remote"][..], &["doctor"], &["-vv", "pull", "org/x", "--dry-run"]] {
+            let ran = machine.run(args);
+            assert_eq!(ran.code, 2, "{wrong} {args:?}: {ran:#?}");
+            assert!(!format!("{ran:?}").contains("SEKRIT"), "{wrong} {args:?}: {ran:#?}");
+        }
+    }
+    // The bucket at its end is taken out, as from one that is configured here.
+    let bucket = common::store::BUCKET;
+    let mut machine = with_profile(&store, &format!("[default]\n{keys}endpoint_url = {}/{bucket}\n", store.url));
+    machine.unset("B2_ENDPOINT");
+    assert_eq!(listed(&machine).len(), 3);
+}
+
+#[test]
 fn a_credential_process_runs_once_and_its_failure_is_told() {
     let store = three();
     let machine = with_profile(&store, "");

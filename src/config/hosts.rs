@@ -53,6 +53,7 @@ const HOSTS: &[(&str, Provider, Option<&str>)] = &[
     ("s3.dualstack.{r}.amazonaws.com.cn", Provider::Aws, None),
     ("bucket.*.s3.{r}.vpce.amazonaws.com", Provider::Aws, None),
     ("accesspoint.*.s3.{r}.vpce.amazonaws.com", Provider::Aws, None),
+    ("*.s3.{r}.vpce.amazonaws.com", Provider::Aws, None),
     ("s3-accelerate.amazonaws.com", Provider::Aws, None),
     ("s3-accelerate.dualstack.amazonaws.com", Provider::Aws, None),
     ("s3-external-1.amazonaws.com", Provider::Aws, Some("us-east-1")),
@@ -96,7 +97,11 @@ const HOSTS: &[(&str, Provider, Option<&str>)] = &[
     ("storage.{r}.nebius.cloud", Provider::Other, None),
     ("fly.storage.tigris.dev", Provider::Other, Some("auto")),
     ("t3.storage.dev", Provider::Other, Some("auto")),
+    (NAMESPACED, Provider::Other, Some("us-east-1")),
 ];
+
+/// Hugging Face's own gateway: `https://s3.hf.co/<namespace>`.
+const NAMESPACED: &str = "s3.hf.co";
 
 /// The most parts of an upload that Scaleway takes.
 const SCALEWAY_PARTS: u32 = 1_000;
@@ -178,6 +183,14 @@ pub fn part(url: &str, bucket: Option<&str>) -> Result<Option<(String, String)>,
     let endpoint = |base: &str| format!("{scheme}://{authority}/{base}").trim_end_matches('/').to_string();
     let (first, after) = path.split_once('/').unwrap_or((path, ""));
     let (base, last) = path.rsplit_once('/').unwrap_or(("", path));
+    // Hugging Face's gateway has a user or an organisation there, which is part of the endpoint.
+    if host == NAMESPACED {
+        return Ok(match (bucket, after.is_empty()) {
+            (None, false) => Some((endpoint(first), after.to_string())),
+            (Some(bucket), false) if bucket == after => Some((endpoint(first), after.to_string())),
+            _ => None,
+        });
+    }
     match bucket {
         Some(bucket) if bucket == last => Ok(Some((endpoint(base), last.to_string()))),
         // No known store has a path of its own, so this is another bucket, or one with a prefix.
@@ -224,6 +237,8 @@ mod tests {
             ("s3-external-1.amazonaws.com", Provider::Aws, Some("us-east-1")),
             ("s3-accelerate.amazonaws.com", Provider::Aws, None),
             ("bucket.vpce-0a1b-2c3d.s3.ap-south-1.vpce.amazonaws.com", Provider::Aws, Some("ap-south-1")),
+            ("vpce-0a1b-2c3d.s3.ap-south-1.vpce.amazonaws.com", Provider::Aws, Some("ap-south-1")),
+            ("s3.hf.co", Provider::Other, Some("us-east-1")),
             ("s3.us-west-004.backblazeb2.com", Provider::Backblaze, Some("us-west-004")),
             ("s3.eu-central-003.backblazeb2.com.", Provider::Backblaze, Some("eu-central-003")),
             ("s3.ap-northeast-1.wasabisys.com", Provider::Wasabi, Some("ap-northeast-1")),
@@ -287,6 +302,10 @@ mod tests {
         assert_eq!(taken("http://h:9000/base/b", Some("b")).as_deref(), Some("http://h:9000/base"));
         assert_eq!(taken("http://h:9000/b", None).as_deref(), Some("http://h:9000"));
         assert_eq!(taken("http://h:9000/base", Some("b")), None, "a gateway may have a path of its own");
+        assert_eq!(taken("https://s3.hf.co/team", Some("team")), None, "that is the namespace");
+        assert_eq!(taken("https://s3.hf.co/team", Some("b")), None);
+        assert_eq!(taken("https://s3.hf.co/team/b", Some("b")).as_deref(), Some("https://s3.hf.co/team"));
+        assert_eq!(part("https://s3.hf.co/team/b", None), Ok(Some(("https://s3.hf.co/team".into(), "b".into()))));
         for (url, bucket) in [
             ("https://a.s3.us-west-004.backblazeb2.com", Some("b")),
             ("https://s3.us-west-004.backblazeb2.com/a", Some("b")),

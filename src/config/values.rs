@@ -238,7 +238,7 @@ pub(super) fn prefix(text: &str) -> Result<String, String> {
 }
 
 /// An endpoint URL; `https://` is put before a bare host, as B2's pages show it.
-pub(super) fn endpoint(text: &str) -> Result<String, String> {
+pub(crate) fn endpoint(text: &str) -> Result<String, String> {
     let (scheme, rest) = match text.split_once("://") {
         Some((scheme, rest)) => (scheme.to_ascii_lowercase(), rest),
         None => ("https".to_string(), text),

@@ -297,6 +297,9 @@ impl Failure {
             ),
             Cause::TooLarge => (Kind::Integrity, detail.clone(), ""),
             Cause::Unsupported => (Kind::Failed, format!("the store does not support this request ({detail})"), ""),
+            Cause::Other if detail.starts_with("InvalidStorageClass") => {
+                (Kind::Usage, detail.clone(), "set storage.storage_class to one that this store has, or leave it out")
+            }
             Cause::Other => (Kind::Failed, detail.clone(), ""),
         };
         self.built(kind, doing, why, hint)

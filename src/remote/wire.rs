@@ -144,6 +144,11 @@ impl Op {
         matches!(self, Op::Read | Op::Head)
     }
 
+    /// Whether it is about an upload in parts that was started before.
+    fn of_upload(self) -> bool {
+        matches!(self, Op::PutPart | Op::ListParts | Op::FinishParts | Op::AbortParts)
+    }
+
     /// Whether it is about the bucket and not about one key.
     fn of_bucket(self) -> bool {
         matches!(self, Op::List | Op::HeadBucket)
@@ -458,7 +463,7 @@ impl Wire {
             // A broken store, and a key that is not there, may be told by whatever stands before the store.
             let unclear = *status < 500 && !matches!(*status, 404 | 408 | 429)
                 || *status == 511
-                || (*status == 404 && !op.roams());
+                || (*status == 404 && !op.roams() && !op.of_upload());
             if unclear && failure.cause != Cause::ProxyRefused {
                 return Failure::new(Cause::NotS3, format!("it answers {status} with {what}, {}", answered.who));
             }
@@ -471,7 +476,7 @@ impl Wire {
         if *status == 404 && refusal.code.is_none() {
             failure.cause = match op {
                 Op::List | Op::Put | Op::StartParts => Cause::NoSuchBucket,
-                Op::PutPart | Op::ListParts | Op::FinishParts | Op::AbortParts => Cause::NoSuchUpload,
+                _ if op.of_upload() => Cause::NoSuchUpload,
                 _ => failure.cause,
             };
         }

@@ -75,7 +75,9 @@ pub enum Action {
     Pass,
     /// Answer with this status, S3 code and message.
     Refuse(u16, &'static str, &'static str),
-    /// The same before the body has come, and break the connection.
+    /// Answer with this status and a page of HTML.
+    Page(u16),
+    /// Refuse before the body has come, and break the connection.
     Slam(u16, &'static str, &'static str),
     /// Send a body that ends after so many bytes.
     Cut(usize),
@@ -238,10 +240,14 @@ async fn answer(
     state.came.notify_all();
     let (mut cut, mut ahead) = (None, None);
     match action.clone() {
-        Action::Refuse(status, code, message) => {
+        Action::Refuse(..) | Action::Page(_) => {
             let mut body = request.into_body();
             while http_body_util::BodyExt::frame(&mut body).await.is_some_and(|frame| frame.is_ok()) {}
-            return Ok(refusal(status, code, message));
+            return Ok(match action {
+                Action::Refuse(status, code, message) => refusal(status, code, message),
+                Action::Page(status) => page(status),
+                _ => unreachable!("the two above"),
+            });
         }
         Action::Slam(status, code, message) => return Ok(refusal(status, code, message)),
         Action::Hang => std::future::pending().await,
@@ -384,6 +390,13 @@ async fn without(response: Response<Body>, words: &str) -> Response<Body> {
     }
     head.headers.remove("content-length");
     Response::from_parts(head, Body::from(out))
+}
+
+fn page(status: u16) -> Response<Body> {
+    let mut response = Response::new(Body::from("<!DOCTYPE html><html><body>Not here</body></html>".to_string()));
+    response.headers_mut().insert("content-type", "text/html".parse().expect("a header"));
+    *response.status_mut() = StatusCode::from_u16(status).expect("a status");
+    response
 }
 
 fn refusal(status: u16, code: &str, message: &str) -> Response<Body> {

@@ -11,6 +11,11 @@ use crate::remote::wire::{ANSWER, Op, Request, unreadable, whole};
 /// Pages without anything new that a listing may have one after the other. Stores send empty ones where many objects
 /// were deleted.
 const NOTHING_NEW: usize = 40;
+/// Pages after which a listing must have had [`SPARSE`] keys a page on average. One that gives a new key a page for ever
+/// has no end, either.
+const MANY: usize = 2_000;
+/// See [`MANY`].
+const SPARSE: usize = 10;
 /// Keys asked for at a time: S3's limit.
 const PAGE: u32 = 1000;
 
@@ -118,7 +123,8 @@ impl Listing {
             return Ok(None);
         }
         self.without_news = if has_news { 0 } else { self.without_news + 1 };
-        if !self.tokens.insert(next.clone()) || self.without_news > NOTHING_NEW {
+        let is_sparse = self.tokens.len() > MANY && self.objects.len() < self.tokens.len() * SPARSE;
+        if !self.tokens.insert(next.clone()) || self.without_news > NOTHING_NEW || is_sparse {
             return Err(Failure::new(Cause::NotS3, "its listing goes round in circles and has no end"));
         }
         Ok(Some(next.clone()))
@@ -132,6 +138,19 @@ mod tests {
     fn objects(keys: &[&str]) -> Vec<Object> {
         let object = |key: &&str| Object { key: key.to_string(), size: 1, etag: None, modified: None };
         keys.iter().map(object).collect()
+    }
+
+    #[test]
+    fn a_listing_that_gives_one_key_a_page_for_ever_is_an_error() {
+        let add = |listing: &mut Listing, at: usize, keys: usize| {
+            let keys: Vec<String> = (0..keys).map(|key| format!("{at:06}-{key:04}")).collect();
+            let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+            listing.add(objects(&keys), &page(Some(&at.to_string()), false))
+        };
+        let mut endless = Listing::default();
+        assert!((0..MANY + 10).any(|at| add(&mut endless, at, 1).is_err()));
+        let mut large = Listing::default();
+        assert!((0..MANY + 10).all(|at| add(&mut large, at, 20).is_ok()), "a store may give small pages");
     }
 
     fn page(next: Option<&str>, last: bool) -> Page {

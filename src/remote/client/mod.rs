@@ -33,8 +33,7 @@ use super::error::{Cause, Failure, Place};
 use super::net::{Net, target};
 use super::wire::{Op, Payload, Request, Settings, Wire};
 use super::{answer, net};
-use crate::config::{Addressing, Config, Credentials, Storage, host_of, is_backblaze};
-use crate::config::{hosts, values};
+use crate::config::{Addressing, Config, Credentials, Storage, host_of, hosts, is_backblaze, values};
 use crate::error::{Error, Result};
 use crate::ids::BlobId;
 use crate::progress::Progress;
@@ -120,7 +119,7 @@ impl Bucket {
         let profile = Profile::read().await;
         let endpoint = match (&storage.endpoint, &profile.endpoint) {
             (Some(endpoint), _) => Some(endpoint.clone()),
-            (None, Some(endpoint)) => Some(with_scheme(endpoint)?),
+            (None, Some(endpoint)) => Some(profile_endpoint(endpoint, &name)?),
             (None, None) => None,
         };
         // A profile that neither gives the keys nor says where the store is has no say in how it is talked to.
@@ -385,14 +384,19 @@ impl Bucket {
     }
 }
 
-fn with_scheme(endpoint: &str) -> Result<String> {
-    let url = if endpoint.contains("://") { endpoint.to_string() } else { format!("https://{endpoint}") };
-    let is_url = !target(&url).0.is_empty() && !url.contains(|c: char| c.is_whitespace() || c.is_control());
-    match is_url && ["http://", "https://"].iter().any(|scheme| url.to_ascii_lowercase().starts_with(scheme)) {
-        true => Ok(url.trim_end_matches('/').to_string()),
-        false => Err(Error::usage(format!("the endpoint '{}' cannot be used", crate::error::printable(endpoint, 200)))
-            .because("it is no URL with http:// or https://")
-            .hint("correct endpoint_url in the AWS profile, or set storage.endpoint")),
+/// The endpoint that an AWS profile names, checked as one of ours is. It is not repeated when it is wrong: it may hold a
+/// password.
+fn profile_endpoint(endpoint: &str, bucket: &str) -> Result<String> {
+    let wrong = |why: String| {
+        Error::usage("the endpoint_url of the AWS profile cannot be used")
+            .because(why)
+            .hint("correct it in the AWS configuration, or set storage.endpoint")
+    };
+    let url = values::endpoint(endpoint.trim()).map_err(wrong)?;
+    match hosts::part(&url, Some(bucket)) {
+        Ok(Some((service, _))) => Ok(service),
+        Ok(None) => Ok(url),
+        Err(_) => Err(wrong(format!("it names another bucket than '{bucket}', or a path below it"))),
     }
 }
 

@@ -149,6 +149,10 @@ impl Http {
 
     async fn open_once(&self, url: &Url, range: Option<(u64, u64)>) -> Result<Body, Refusal> {
         let response = self.send(url, range).await?;
+        let is_page = header(&response, CONTENT_TYPE.as_str()).trim_start().starts_with("text/html");
+        if is_page && range.is_some() && !url.path().to_ascii_lowercase().contains("htm") {
+            return Err(Failure::new(Cause::Garbled, WEB_PAGE).into());
+        }
         let Some((from, to)) = range else { return Ok(Body { response, skip: 0, left: None }) };
         let mut skip = from;
         if response.status() == StatusCode::PARTIAL_CONTENT {
@@ -293,6 +297,8 @@ impl Body {
     }
 }
 
+const WEB_PAGE: &str = "it answers with a web page, so this is no Hub, or a portal in front of it";
+
 fn checked(response: Response) -> Result<Response, Refusal> {
     let (status, headers) = (response.status(), response.headers());
     let header = |name: &str| headers.get(name).and_then(|text| text.to_str().ok()).unwrap_or_default();
@@ -309,12 +315,16 @@ fn checked(response: Response) -> Result<Response, Refusal> {
     Ok(response)
 }
 
+fn header<'a>(response: &'a Response, name: &str) -> &'a str {
+    response.headers().get(name).and_then(|text| text.to_str().ok()).unwrap_or_default()
+}
+
 fn no_json(headers: &HeaderMap, body: &[u8]) -> Failure {
     let kind = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let start = String::from_utf8_lossy(&body[..body.len().min(200)]).trim_start().to_ascii_lowercase();
     let is_page = kind.contains("html") || start.starts_with("<!doctype html") || start.starts_with("<html");
     let why = match is_page {
-        true => "it answers with a web page, so this is no Hub, or a portal in front of it",
+        true => WEB_PAGE,
         false => "its answer is no valid JSON, or ends in the middle",
     };
     Failure::new(Cause::Garbled, why)

@@ -193,9 +193,14 @@ fn is_lost(failure: &Failure) -> bool {
 fn may_be_lost(failure: &Failure) -> bool {
     match failure.cause {
         Cause::Busy => failure.detail.starts_with("InternalError") || failure.detail == "HTTP status 500",
-        Cause::NoSuchUpload | Cause::NoSuchKey | Cause::Denied | Cause::Changed | Cause::Unsupported | Cause::Other => {
-            true
-        }
+        // A page of whatever stands before the store, too: its own answers to other requests are S3's.
+        Cause::NoSuchUpload
+        | Cause::NoSuchKey
+        | Cause::Denied
+        | Cause::Changed
+        | Cause::Unsupported
+        | Cause::NotS3
+        | Cause::Other => true,
         _ => false,
     }
 }
