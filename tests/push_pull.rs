@@ -630,6 +630,81 @@ fn push_takes_one_revision_and_any_case() {
 }
 
 #[test]
+fn an_id_without_a_type_is_the_model_then_whatever_has_it() {
+    let at = |digit: &str| format!("{digit}{}", &common::cache::COMMIT[1..]);
+    let model = Revision::model("org/name").at(&at("a")).refs(&["main", "v1.0"]);
+    let dataset = Revision::new("dataset", "org/name").git("d.csv", "d").at(&at("b")).refs(&["main", "v2.0"]);
+    let published = |line: &[&str]| {
+        let store = Store::new();
+        let source = Machine::new(&store);
+        [&model, &dataset].iter().for_each(|revision| revision.write(&source.hub()));
+        let ran = source.run(line);
+        assert_eq!(ran.code, 0, "{line:?}: {ran:#?}");
+        let keys = store.keys();
+        ([&model, &dataset].map(|revision| keys.contains(&revision.manifest_key())), ran.stderr)
+    };
+    for (name, expected) in [
+        ("org/name@v1.0", [true, false]),
+        ("hf://org/name@v1.0", [true, false]),
+        ("https://huggingface.co/org/name/tree/v1.0", [true, false]),
+        ("https://huggingface.co/org/name", [true, false]),
+        ("hf.co/org/name", [true, false]),
+        ("https://huggingface.co/datasets/org/name", [false, true]),
+        ("org/name@v2.0", [false, true]),
+        ("hf://org/name@v2.0", [false, true]),
+        ("Org/Name@v2.0", [false, true]),
+        ("dataset:org/name", [false, true]),
+    ] {
+        assert_eq!(published(&["push", name]).0, expected, "{name}");
+    }
+    let (there, said) = published(&["push", "org/name"]);
+    assert_eq!(there, [true, false]);
+    assert!(said.contains("org/name is the model; there is dataset:org/name in this cache, too"), "{said}");
+    assert_eq!(published(&["push", "org/name", "dataset:org/name"]).0, [true, true]);
+    assert_eq!(published(&["push"]).0, [true, true]);
+
+    let store = Store::new();
+    let source = Machine::new(&store);
+    [&model, &dataset].iter().for_each(|revision| revision.write(&source.hub()));
+    source.run(&["push", "org/name@v3"]).refused(4, &["'v3' of org/name is not in this cache", "v1.0"]);
+    source.run(&["push", "https://huggingface.co/org/name/tree/v2.0"]).refused(4, &["'v2.0' of org/name"]);
+    source.ok(&["push"]);
+    for (pattern, expected) in [
+        ("https://huggingface.co/org/name", [true, false]),
+        ("https://huggingface.co/org/*", [true, false]),
+        ("https://huggingface.co/datasets/org/name", [false, true]),
+        ("org/name", [true, true]),
+    ] {
+        let machine = Machine::new(&store);
+        machine.ok(&["pull-all", "--include", pattern]);
+        assert_eq!([&model, &dataset].map(|one| one.snapshot(&machine.hub()).exists()), expected, "{pattern}");
+    }
+}
+
+/// The result says what the bucket does not have, and so does the error.
+#[test]
+fn a_snapshot_with_a_broken_link_is_published_without_the_file() {
+    let store = Store::new();
+    let source = Machine::new(&store);
+    let revision = Revision::model("org/name");
+    revision.write(&source.hub());
+    fs::remove_file(revision.blob(&source.hub(), "config.json")).unwrap();
+    let dry = source.run(&["push", "--dry-run"]);
+    assert!(dry.code == 1 && dry.stdout.contains("would be published without 1 file"), "{dry:#?}");
+    let ran = source.run(&["push"]);
+    assert!(ran.code == 1 && ran.stdout.contains("published without 1 file"), "{ran:#?}");
+    assert!(ran.stderr.contains("config.json") && ran.stderr.contains("left out of what is pushed"), "{ran:#?}");
+    assert!(!store.text(&revision.manifest_key()).contains("config.json"));
+    // Once another machine has pushed it, nothing is lacking there.
+    let other = Machine::new(&store);
+    revision.write(&other.hub());
+    other.ok(&["push"]);
+    let ran = source.run(&["push"]);
+    assert!(ran.code == 1 && !ran.stdout.contains("without 1 file"), "{ran:#?}");
+    assert!(store.text(&revision.manifest_key()).contains("config.json"));
+}
+
+#[test]
 fn a_near_miss_of_the_command_line_is_told_the_right_form() {
     let store = Store::new();
     let machine = Machine::new(&store);

@@ -106,13 +106,14 @@ impl fmt::Display for Typed {
 /// When the type does not exist, or a revision is in it.
 pub fn pattern<'a>(text: &'a str, endpoint: Option<&str>) -> Result<(Option<RepoType>, &'a str), String> {
     let mut rest = text.trim();
+    let mut of_page = None;
     if let Some(path) = strip(rest, "hf://") {
         rest = path;
     } else {
         let address = strip(rest, "https://").or_else(|| strip(rest, "http://"));
         let (host, path) = address.unwrap_or(rest).split_once('/').unwrap_or_default();
         match below_endpoint(host, path, endpoint) {
-            Some(path) => rest = path,
+            Some(path) => (rest, of_page) = (path, Some(RepoType::Model)),
             None if address.is_some() => return Err("it is no address of the Hub".into()),
             None => {}
         }
@@ -137,7 +138,7 @@ pub fn pattern<'a>(text: &'a str, endpoint: Option<&str>) -> Result<(Option<Repo
     {
         (kind, rest) = (Some(found), id);
     }
-    Ok((kind, rest))
+    Ok((kind.or(of_page), rest))
 }
 
 fn strip<'a>(text: &'a str, prefix: &str) -> Option<&'a str> {
@@ -208,7 +209,8 @@ fn url_path(text: &str, path: &str) -> Result<Typed, Invalid> {
         _ => (first.clone(), &rest[1..]),
     };
     let id = id.strip_suffix(".git").unwrap_or(&id);
-    let query = RepoQuery { kind, id: id.parse()? };
+    // The page of a dataset or a space says so.
+    let query = RepoQuery { kind: kind.or(Some(RepoType::Model)), id: id.parse()? };
     let with_revision = rest.first().is_some_and(|word| VIEWS.contains(&word.as_str()) || word == "revision");
     if !with_revision {
         // A file behind the id itself, or another page of the repo.
@@ -364,28 +366,28 @@ mod tests {
             ("~/.cache/huggingface/hub/models--org--name/snapshots/abc/", "model org/name@abc"),
             ("/c/models--org--name/snapshots/abc/sub/x.bin", "model org/name@abc (sub/x.bin)"),
             ("models--org--name/refs/refs/pr/1", "model org/name@refs/pr/1"),
-            ("https://huggingface.co/org/name", "- org/name@"),
-            ("HTTPS://HuggingFace.co/org/name/", "- org/name@"),
-            ("http://www.huggingface.co/org/name?library=x#y", "- org/name@"),
-            ("https://huggingface.co/org/name/tree/main", "- org/name@main"),
-            ("https://huggingface.co/org/name/tree/refs%2Fpr%2F1/sub", "- org/name@refs/pr/1 (sub)"),
-            ("https://huggingface.co/org/name/tree/refs/pr/1", "- org/name@refs/pr/1"),
-            ("https://huggingface.co/org/name/blob/v1/a/b.json", "- org/name@v1 (a/b.json)"),
-            ("https://huggingface.co/org/name/resolve/abc/x.bin?download=true", "- org/name@abc (x.bin)"),
-            ("https://huggingface.co/org/name/commit/abc", "- org/name@abc"),
-            ("https://huggingface.co/org/name/discussions/7", "- org/name@"),
-            ("https://huggingface.co/gpt2", "- gpt2@"),
-            ("https://huggingface.co/gpt2/tree/main", "- gpt2@main"),
+            ("https://huggingface.co/org/name", "model org/name@"),
+            ("HTTPS://HuggingFace.co/org/name/", "model org/name@"),
+            ("http://www.huggingface.co/org/name?library=x#y", "model org/name@"),
+            ("https://huggingface.co/org/name/tree/main", "model org/name@main"),
+            ("https://huggingface.co/org/name/tree/refs%2Fpr%2F1/sub", "model org/name@refs/pr/1 (sub)"),
+            ("https://huggingface.co/org/name/tree/refs/pr/1", "model org/name@refs/pr/1"),
+            ("https://huggingface.co/org/name/blob/v1/a/b.json", "model org/name@v1 (a/b.json)"),
+            ("https://huggingface.co/org/name/resolve/abc/x.bin?download=true", "model org/name@abc (x.bin)"),
+            ("https://huggingface.co/org/name/commit/abc", "model org/name@abc"),
+            ("https://huggingface.co/org/name/discussions/7", "model org/name@"),
+            ("https://huggingface.co/gpt2", "model gpt2@"),
+            ("https://huggingface.co/gpt2/tree/main", "model gpt2@main"),
             ("https://huggingface.co/datasets/org/name/viewer/default/train", "dataset org/name@"),
             ("https://huggingface.co/datasets/squad/tree/main", "dataset squad@main"),
             ("https://huggingface.co/spaces/org/app", "space org/app@"),
             ("https://huggingface.co/api/models/org/name/revision/main", "model org/name@main"),
-            ("https://user:token@huggingface.co/org/name.git", "- org/name@"),
+            ("https://user:token@huggingface.co/org/name.git", "model org/name@"),
             ("git@hf.co:datasets/org/name", "dataset org/name@"),
-            ("huggingface.co/org/name", "- org/name@"),
-            ("hf.co/org/name/tree/main", "- org/name@main"),
+            ("huggingface.co/org/name", "model org/name@"),
+            ("hf.co/org/name/tree/main", "model org/name@main"),
             ("hf.co/datasets/org/name", "dataset org/name@"),
-            ("https://mirror.corp:8443/hf/org/name/tree/v2", "- org/name@v2"),
+            ("https://mirror.corp:8443/hf/org/name/tree/v2", "model org/name@v2"),
             ("mirror.corp:8443/hf/datasets/org/name", "dataset org/name@"),
             ("hf://org/name", "- org/name@"),
             ("hf://org/name@rev/a/b", "- org/name@rev (a/b)"),

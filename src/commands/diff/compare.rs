@@ -223,6 +223,7 @@ mod tests {
             tree: None,
             pointers: Vec::new(),
             strangers: Vec::new(),
+            broken: Default::default(),
             refused: None,
         };
         let repo = LocalRepo {

@@ -11,7 +11,7 @@ use crate::cache::read::{self, MAX_TREE, read_small};
 use crate::cache::scan::{Inventory, Problem, ProblemKind, Repo};
 use crate::config::nearest;
 use crate::error::{Error, Kind, Result, plain_io, printable};
-use crate::ids::{BlobId, Commit, RefName, RepoName, RepoPath, Typed};
+use crate::ids::{BlobId, Commit, RefName, RepoName, RepoPath, RepoType, Typed};
 use crate::manifest::Tree;
 use crate::remote::keys;
 
@@ -42,6 +42,9 @@ enum Wanted {
     All,
     These(Vec<Commit>),
 }
+
+/// Repos, with what is wanted of each.
+type Meant<'a> = Vec<(&'a Repo, Wanted)>;
 
 impl Wanted {
     fn add(&mut self, more: &Wanted) {
@@ -82,6 +85,8 @@ pub struct LocalRevision {
     pub pointers: Vec<RepoPath>,
     /// What is in the snapshot and not of the commit, safe to print.
     pub strangers: Vec<String>,
+    /// What cannot be pushed of the snapshot: a file whose link is broken, or one that cannot be read.
+    pub broken: BTreeSet<String>,
     /// Why it must not be published: a file contradicts the commit's tree.
     pub refused: Option<Error>,
 }
@@ -107,14 +112,15 @@ pub fn gather(inventory: &Inventory, options: &Options) -> Result<Local> {
             meant = inventory.repos.iter().filter(|repo| typed.query.resembles(&repo.name)).collect();
             match meant.as_slice() {
                 [one] => notes.push(format!("{} is {} in this cache", typed.query, one.name)),
+                [one, others @ ..] if others.iter().all(|other| other.name.id == one.name.id) => {
+                    notes.push(format!("{} is {} in this cache", typed.query, one.name.id));
+                }
                 _ => return Err(not_cached(inventory, typed)),
             }
         }
-        for repo in meant {
-            let commits = match &typed.revision {
-                None => Wanted::All,
-                Some(text) => Wanted::These(vec![revision_of(repo, text)?]),
-            };
+        let (meant, note) = of_one_id(meant, typed)?;
+        notes.extend(note);
+        for (repo, commits) in meant {
             wanted.entry(&repo.name).and_modify(|known| known.add(&commits)).or_insert(commits);
         }
     }
@@ -139,6 +145,35 @@ pub fn gather(inventory: &Inventory, options: &Options) -> Result<Local> {
         ));
     }
     Ok(local)
+}
+
+/// Of the repos that an id fits, those that are meant, with what of them, and what a user should know. An id without a
+/// type is that of the model, as in a pull; failing that, of whatever has it. Who lacks the revision is not meant.
+///
+/// # Errors
+/// When none has the revision.
+fn of_one_id<'a>(repos: Vec<&'a Repo>, typed: &Typed) -> Result<(Meant<'a>, Option<String>)> {
+    let (mut meant, mut errors) = (Vec::new(), Vec::new());
+    for repo in repos {
+        match typed.revision.as_ref().map(|text| revision_of(repo, text)).transpose() {
+            Ok(commit) => meant.push((repo, commit.map_or(Wanted::All, |commit| Wanted::These(vec![commit])))),
+            Err(error) => errors.push((repo.name.kind != RepoType::Model, error)),
+        }
+    }
+    // Of the model's and the others' errors, the model's.
+    errors.sort_by_key(|(is_other, _)| *is_other);
+    if let (true, Some((_, error))) = (meant.is_empty(), errors.into_iter().next()) {
+        return Err(error);
+    }
+    let is_model = |repo: &Repo| repo.name.kind == RepoType::Model;
+    let others: Vec<String> =
+        meant.iter().filter(|(repo, _)| !is_model(repo)).map(|(repo, _)| repo.name.to_string()).collect();
+    if others.is_empty() || others.len() == meant.len() {
+        return Ok((meant, None));
+    }
+    meant.retain(|(repo, _)| is_model(repo));
+    let note = format!("{} is the model; there is {} in this cache, too", typed.query, others.join(" and "));
+    Ok((meant, Some(note)))
 }
 
 /// Refs that are published as they are meant, and that huggingface_hub cannot use here.
@@ -246,12 +281,17 @@ fn gather_repo(
     for commit in repo.revisions.keys() {
         let tree = read_tree(inventory, repo, commit, kept_from_us, failures);
         let identified = identifier.files(&inventory.layout, repo, commit, tree.as_ref());
-        failures.extend(identified.problems.iter().filter_map(failure));
+        let snapshot = inventory.layout.snapshot(&repo.name, commit);
+        let mut broken = BTreeSet::new();
+        for problem in &identified.problems {
+            let left_out = left_out(problem, &snapshot);
+            failures.extend(failure(problem).map(|error| if left_out.is_some() { without(error) } else { error }));
+            broken.extend(left_out);
+        }
         let mut files = identified.files;
         let mut strangers: Vec<String> =
             identified.strangers.iter().map(|path| printable(path.as_str(), 400)).collect();
         if let Some(tree) = &tree {
-            let snapshot = inventory.layout.snapshot(&repo.name, commit);
             problems.retain(|problem| match stranger(problem, &snapshot, tree) {
                 Some(name) => {
                     strangers.push(name);
@@ -260,12 +300,20 @@ fn gather_repo(
                 None => true,
             });
         }
-        let mut left_out = Vec::new();
+        problems.retain(|problem| match left_out(problem, &snapshot) {
+            Some(path) => {
+                broken.insert(path);
+                failures.extend(failure(problem).map(without));
+                false
+            }
+            None => true,
+        });
+        let mut own_pointers = Vec::new();
         if !options.sync_xet {
             files.retain(|file| {
                 let is_pointer = is_pointer(file, &mut pointers);
                 if is_pointer {
-                    left_out.push(file.file.path.clone());
+                    own_pointers.push(file.file.path.clone());
                 }
                 !is_pointer
             });
@@ -279,14 +327,28 @@ fn gather_repo(
             }
         }
         let refused = tree.as_ref().and_then(|tree| contradiction(&repo.name, commit, tree, &files));
-        let (commit, pointers) = (commit.clone(), left_out);
-        found.revisions.push(LocalRevision { commit, files, tree, pointers, strangers, refused });
+        let (commit, pointers) = (commit.clone(), own_pointers);
+        found.revisions.push(LocalRevision { commit, files, tree, pointers, strangers, broken, refused });
     }
     failures.extend(problems.into_iter().filter_map(failure));
     let used: std::collections::HashSet<BlobId> =
         found.revisions.iter().flat_map(|revision| revision.files.iter().map(|file| file.file.blob)).collect();
     found.unused = repo.blobs.keys().filter(|id| !used.contains(id) && !pointers.contains_key(*id)).count();
     found
+}
+
+/// The path in the snapshot of what a push leaves out, since it is broken or cannot be read.
+fn left_out(problem: &Problem, snapshot: &Path) -> Option<String> {
+    use ProblemKind::{BadName, BrokenLink, ForeignLink, NotAFile, Unreadable};
+    let concerns_a_file = matches!(problem.kind, BadName | BrokenLink | ForeignLink | NotAFile | Unreadable);
+    let path = problem.path.strip_prefix(snapshot).ok().filter(|path| concerns_a_file && path.iter().count() > 0)?;
+    Some(path.to_string_lossy().into_owned())
+}
+
+/// The failure of a file that is left out.
+fn without(error: Error) -> Error {
+    let why = error.why.clone().unwrap_or_default();
+    error.because(format!("{why}, so it is left out of what is pushed")).hint("download it again, then push again")
 }
 
 /// The name of what is wrong with a snapshot, where the commit has no such file.

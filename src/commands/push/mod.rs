@@ -34,7 +34,8 @@ Examples:
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Repos to push (org/name, dataset:org/name, org/name@revision, or the Hub's URL); all when none is named
+    /// Repos to push (org/name, dataset:org/name, org/name@revision, or the Hub's URL); all when none is named.
+    /// Without a type, the model; failing that, the other types of that id
     #[arg(value_name = "REPO_ID")]
     pub repos: Vec<Typed>,
 
@@ -91,6 +92,8 @@ pub struct Row {
     pub uploads: Amount,
     /// What is done about its manifest.
     pub manifest: ManifestAction,
+    /// Files that are broken here and not in the bucket either.
+    pub lacking: usize,
 }
 
 impl Report {

@@ -84,6 +84,9 @@ pub struct RevisionAction {
     pub refs: Vec<RefAction>,
     /// Refs that are right already.
     pub refs_unchanged: usize,
+    /// Files of the snapshot that are broken here and that the bucket's manifest lacks.
+    #[serde(skip)]
+    pub lacking: usize,
     /// What this machine knows of the revision.
     #[serde(skip)]
     pub ours: Manifest,
@@ -362,12 +365,15 @@ fn plan_revision(
         (_, Some(other)) if unite(other, &ours, &twins)? == *other => ManifestAction::Keep,
         _ => ManifestAction::Extend,
     };
+    let is_there = |path: &str| other.is_some_and(|other| other.files.iter().any(|file| file.path.as_str() == path));
+    let lacking = revision.broken.iter().filter(|path| !is_there(path)).count();
     let mut action = RevisionAction {
         repo: repo.name.clone(),
         commit: revision.commit.clone(),
         manifest,
         refs: Vec::new(),
         refs_unchanged: 0,
+        lacking,
         ours,
         twins,
     };
@@ -441,7 +447,7 @@ impl Plan {
             }
             if uploads.blobs > 0 || action.manifest != ManifestAction::Keep || !action.refs.is_empty() {
                 let (repo, revision) = (action.repo.clone(), action.commit.clone());
-                rows.push(Row { repo, revision, uploads, manifest: action.manifest });
+                rows.push(Row { repo, revision, uploads, manifest: action.manifest, lacking: action.lacking });
             }
         }
         rows.sort_by_key(|row| std::cmp::Reverse(row.uploads.bytes));

@@ -92,6 +92,9 @@ fn result(report: &Report, row: &Row) -> Cell {
         (false, ManifestAction::Replace) => "replaced",
         (false, ManifestAction::Keep) => "completed",
     };
+    if row.lacking > 0 {
+        return Cell::new(format!("{text} without {}", plural(row.lacking as u64, "file")), Tone::Bad);
+    }
     Cell::new(text, if report.dry_run { Tone::Attention } else { Tone::Good })
 }
 
