@@ -442,7 +442,7 @@ mod tests {
         assert_eq!(read("dataset:org/*"), Ok((Some(RepoType::Dataset), "org/*")));
         assert_eq!(read("datasets/org/*"), Ok((Some(RepoType::Dataset), "org/*")));
         assert_eq!(read("https://huggingface.co/datasets/org/*"), Ok((Some(RepoType::Dataset), "org/*")));
-        assert_eq!(read("hf.co/org/name/"), Ok((None, "org/name")));
+        assert_eq!(read("hf.co/org/name/"), Ok((Some(RepoType::Model), "org/name")));
         assert_eq!(read("hf://spaces/org/[ab]?"), Ok((Some(RepoType::Space), "org/[ab]?")));
         for text in ["planet:x", "org/name@main", "https://github.com/org/*", "models--org--name"] {
             assert!(read(text).is_err(), "{text}");
