@@ -356,6 +356,8 @@ fn payloads_that_nobody_links_to_go_and_those_without_a_list_stay() {
     let (unused, young, unlisted) =
         (hub.payload(1, 10, 2, &[]), hub.payload(2, 20, 0, &[]), hub.payload(3, 30, 2, &[]));
     fs::remove_file(unlisted.with_extension("refs")).unwrap();
+    assert_eq!(prune(&hub, 1000, &[])["freed"], 0, "something just came into its folder, or went");
+    used(unused.parent().unwrap(), 2 * DAY);
     let report = prune(&hub, 1000, &[]);
     assert_eq!((&report["freed"], &report["orphans"]["blobs"]), (&10.into(), &1.into()));
     assert_eq!(reasons(&report), ["young", "unlisted"]);
@@ -876,6 +878,115 @@ fn a_repo_that_is_being_copied_here_is_left_alone() {
     assert_eq!(prune(&hub, 1000, &["--orphan-grace", "0"])["freed"], 20);
 }
 
+/// Blobs of one more revision come first, and nothing but the folders tells that something came.
+#[test]
+fn blobs_that_came_with_old_times_wait_for_their_snapshot() {
+    for (known, touched) in [(false, ""), (false, "blobs"), (true, ""), (true, "blobs"), (true, "snapshots")] {
+        let hub = Hub::new();
+        if known {
+            hub.revision(A, 1, 10, 30);
+            hub.reference(A, "main", &commit(1));
+        }
+        hub.blob(A, 2, 20, 30);
+        fs::create_dir_all(hub.path(&format!("{A}/snapshots"))).unwrap();
+        hub.settle(A);
+        used(&hub.path(&format!("{A}/{touched}")), 60);
+        assert_eq!(prune(&hub, 1000, &[])["freed"], 0, "{known} {touched}");
+        hub.settle(A);
+        assert_eq!(prune(&hub, 1000, &[])["freed"], 20, "{known} {touched}");
+    }
+}
+
+/// Of `rsync`, `aria2c` and whoever else writes here.
+#[test]
+fn what_any_program_is_still_writing_keeps_its_repo() {
+    let hash = id(7);
+    let names = ["tmp", "tmp.123", "part.tmp", "aria2", "download", "partial", "INCOMPLETE"];
+    let names = names.map(|end| format!("blobs/{hash}.{end}")).into_iter();
+    let others = [&format!("blobs/.{hash}.Xa1B2c"), "blobs/tmpabc123", "tmp/abc", "tmpabc", ".metadata/x.incomplete"];
+    for name in names.chain(others.map(String::from)) {
+        let hub = Hub::new();
+        hub.revision(A, 1, 100, 30);
+        hub.blob(A, 2, 50, 30);
+        let file = hub.write(&format!("{A}/{name}"), "half");
+        let before = hub.contents();
+        assert!(run(&hub, &["--max-size", "0B", "--include-referenced"]).status.success());
+        assert_eq!(hub.contents(), before, "{name}");
+        used(&file, 2 * DAY);
+        assert!(run(&hub, &["--max-size", "0B"]).status.success());
+        assert!(!hub.exists(&format!("{A}/blobs/{}", id(1))) && !hub.exists(&format!("{A}/blobs/{}", id(2))), "{name}");
+        assert!(file.exists() || !name.starts_with("blobs/"), "{name}");
+    }
+}
+
+#[test]
+fn files_of_people_at_the_root_stay() {
+    let hub = Hub::new();
+    for name in ["tmpnotes", "tmpl", "tmp/abcdefg", "tmp/x", "tmpcheckout"] {
+        used(&hub.write(name, "mine"), 90 * DAY);
+    }
+    let before = hub.contents();
+    assert!(run(&hub, &["--max-size", "0B"]).status.success());
+    assert_eq!(hub.contents(), before);
+}
+
+/// What the scan passes over may be somebody's view of a repo.
+#[test]
+fn links_in_places_that_mean_nothing_keep_their_repo() {
+    let snapshot = format!("{A}/snapshots/{}", commit(3));
+    let places = [
+        format!("{snapshot}/.DS_Store"),
+        format!("{snapshot}/m.bin~"),
+        format!("{snapshot}/@eaDir/m.bin"),
+        format!("{A}/snapshots/@eaDir/m.bin"),
+        "tmpview/m.bin".into(),
+        "tmpcurrent".into(),
+        ".snapshots/m.bin".into(),
+        ".metadata/m.bin".into(),
+        format!("{A}/tmpview/m.bin"),
+        format!("{A}/.metadata/m.bin"),
+        format!("{A}/.no_exist/m.bin"),
+        format!("{LENDER}/current"),
+    ];
+    for place in places {
+        for target in [format!("snapshots/{}", commit(1)), format!("blobs/{}", id(1))] {
+            let hub = Hub::new();
+            hub.revision(LENDER, 1, 100, 30);
+            hub.blob(LENDER, 2, 50, 30);
+            hub.revision(A, 3, 10, 30);
+            hub.reference(A, "main", &commit(3));
+            let link = hub.path(&place);
+            fs::create_dir_all(link.parent().unwrap()).unwrap();
+            symlink(hub.root().join(LENDER).join(target), &link).unwrap();
+            hub.settle(LENDER);
+            let before = hub.contents();
+            prune(&hub, 0, &[]);
+            assert_eq!(hub.contents(), before, "{place}");
+        }
+    }
+}
+
+/// Litter that nobody can look into may be a folder of the commit, or somebody's view.
+#[test]
+fn an_unreadable_place_called_like_litter_keeps_what_it_may_need() {
+    use std::os::unix::fs::PermissionsExt;
+    let snapshot = format!("{A}/snapshots/{}", commit(1));
+    let places = [format!("{snapshot}/.sync"), format!("{A}/snapshots/@eaDir"), ".snapshot".into(), "tmpq".into()];
+    for (place, kept) in places.into_iter().map(|place| (place, true)).chain([("lost+found".into(), false)]) {
+        let hub = Hub::new();
+        hub.revision(A, 1, 100, 30);
+        hub.reference(A, "main", &commit(1));
+        hub.blob(A, 2, 50, 30);
+        fs::create_dir_all(hub.path(&place)).unwrap();
+        hub.settle(A);
+        fs::set_permissions(hub.path(&place), fs::Permissions::from_mode(0o000)).unwrap();
+        let output = run_as_user(&hub, &["--max-gb", "1"]);
+        fs::set_permissions(hub.path(&place), fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(output.status.code(), Some(if kept { 1 } else { 0 }), "{place}: {}", text(&output.stderr));
+        assert_eq!(hub.exists(&format!("{A}/blobs/{}", id(2))), kept, "{place}");
+    }
+}
+
 #[test]
 fn a_blob_whose_lock_a_client_holds_is_left() {
     let hub = Hub::new();
@@ -915,7 +1026,7 @@ fn strangers_are_left_and_said() {
     let hub = Hub::new();
     hub.revision(A, 1, 100, 30);
     let strangers = ["notes.txt".to_string(), format!("{A}/README"), format!("{A}/blobs/README")];
-    strangers.iter().for_each(|name| drop(hub.write(name, "mine")));
+    strangers.iter().for_each(|name| used(&hub.write(name, "mine"), 2 * DAY));
     let output = run(&hub, &["--max-size", "0B"]);
     assert!(output.status.success());
     for name in &strangers {

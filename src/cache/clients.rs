@@ -10,6 +10,8 @@
 //! | llama.cpp | `blobs/<oid>.downloadInProgress`, in `snapshots/` where it knows no oid | `refs/<ref>.tmp`, `<file>.etag` |
 //! | swift-huggingface | `blobs/<etag>.incomplete` | `hub/.metadata/`, `.locks/<repo>/blobs/<etag>.lock` |
 
+use std::path::Path;
+
 use super::litter::is_litter;
 use crate::ids::BlobId;
 
@@ -77,6 +79,16 @@ pub fn is_known_in_repo(name: &str) -> bool {
     name == ".metadata" || name.starts_with("tmp")
 }
 
+/// Whether the root's entry, though known, may be somebody's view of repos: of `.locks` and files nobody makes one.
+pub fn may_hold_links_at_root(name: &str) -> bool {
+    is_known_at_root(name) && name != ".locks"
+}
+
+/// The same in a repo's folder, with the parts that the scan does not look into for links.
+pub fn may_hold_links_in_repo(name: &str) -> bool {
+    is_known_in_repo(name) || name == ".no_exist"
+}
+
 /// Whether a file at the root is named as Python's `NamedTemporaryFile` names one: a download of an old
 /// huggingface_hub, for nobody knows which repo.
 pub fn is_root_temporary(name: &str) -> bool {
@@ -89,6 +101,20 @@ pub const TEMPORARY_FOLDER: &str = "tmp";
 /// Whether a file in that folder is named as hf-hub names it.
 pub fn is_in_temporary_folder(name: &str) -> bool {
     is_random_word(name)
+}
+
+/// Whether a file at the root or in [`TEMPORARY_FOLDER`] has a name that chance made: only such a one may be deleted.
+/// Python takes 8 of `a-z0-9_`, hf-hub 7 of `A-Za-z0-9`. Those that read like a word are left to whoever wrote them.
+pub fn is_surely_temporary(root: &Path, path: &Path) -> bool {
+    let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return false };
+    if path.parent() == Some(root) {
+        return name.strip_prefix("tmp").is_some_and(|random| {
+            let is_known = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+            random.len() == 8 && random.bytes().all(is_known) && !random.bytes().all(|b| b.is_ascii_lowercase())
+        });
+    }
+    let is_mixed = name.bytes().any(|b| b.is_ascii_lowercase()) && name.bytes().skip(1).any(|b| b.is_ascii_uppercase());
+    name.len() == 7 && name.bytes().all(|b| b.is_ascii_alphanumeric()) && is_mixed
 }
 
 fn is_random_word(text: &str) -> bool {
@@ -155,6 +181,15 @@ mod tests {
             assert!(!is_root_temporary(name), "{name}");
         }
         assert!(is_in_temporary_folder("aB3dE5f") && !is_in_temporary_folder("notes.txt"));
+        let is_sure = |path: &str| is_surely_temporary(Path::new("/hub"), &Path::new("/hub").join(path));
+        for path in ["tmpa1b2c3d4", "tmp_x9_k2ab", "tmp/aB3dE5f"] {
+            assert!(is_sure(path), "{path}");
+        }
+        for path in
+            ["tmpnotes", "tmpl", "tmpcheckout", "tmpA1B2C3D4", "tmp/abcdefg", "tmp/Results", "tmp/RESULTS", "tmp/x"]
+        {
+            assert!(!is_sure(path), "{path}");
+        }
     }
 
     #[test]

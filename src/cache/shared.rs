@@ -29,7 +29,7 @@ pub struct Payload {
     pub size: u64,
     /// The file behind it.
     pub inode: Option<Inode>,
-    /// Last change.
+    /// Last change of it, or of the folder that it is in.
     pub modified: Option<SystemTime>,
     /// The listed `blobs/<etag>` that do link here; `None` when nobody can tell.
     pub references: Option<BTreeSet<PathBuf>>,
@@ -79,6 +79,8 @@ pub fn payloads(layout: &Layout) -> (Vec<Payload>, Vec<Problem>) {
         if !is_hex(&folder.file_name(), 2) || !folder.file_type().is_ok_and(|kind| kind.is_dir()) {
             continue;
         }
+        // A payload that was copied here may have an old time of its own.
+        let arrived = folder.metadata().and_then(|meta| meta.modified()).ok();
         for entry in entries(&folder.path()) {
             let path = entry.path();
             if !is_payload(layout, &path) {
@@ -88,7 +90,7 @@ pub fn payloads(layout: &Layout) -> (Vec<Payload>, Vec<Problem>) {
                 && meta.is_file()
             {
                 let references = references(layout, &path);
-                let modified = meta.modified().ok();
+                let modified = meta.modified().ok().max(arrived);
                 found.push(Payload { path, size: meta.len(), inode: inode(&meta), modified, references });
             }
         }

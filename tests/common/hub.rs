@@ -44,7 +44,18 @@ impl Hub {
         let path = self.path(relative);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, content).unwrap();
+        self.settle(relative);
         path
+    }
+
+    /// Makes the folders of a repo as old as those of a cache in which nothing came or went for long.
+    pub fn settle(&self, relative: &str) {
+        let repo = relative.split('/').next().unwrap();
+        for folder in ["", "/blobs", "/snapshots", "/refs"].map(|part| self.path(&format!("{repo}{part}"))) {
+            if repo.contains("--") && fs::symlink_metadata(&folder).is_ok_and(|meta| meta.is_dir()) {
+                used(&folder, 30 * DAY);
+            }
+        }
     }
 
     /// A blob of so many bytes, last used days ago. The number is its name.
@@ -64,6 +75,7 @@ impl Hub {
             let up = "../".repeat(path.split('/').count() + 1);
             symlink(format!("{up}blobs/{blob}"), link).unwrap();
         }
+        self.settle(repo);
     }
 
     pub fn reference(&self, repo: &str, name: &str, commit: &str) {
@@ -90,8 +102,10 @@ impl Hub {
             fs::create_dir_all(link.parent().unwrap()).unwrap();
             symlink(format!("../../blobs/{}/{hash}", &hash[..2]), link).unwrap();
             list += &format!("{repo}/blobs/{etag}\n");
+            self.settle(repo);
         }
         self.write(&format!("blobs/{}/{hash}.refs", &hash[..2]), list);
+        used(path.parent().unwrap(), days * DAY);
         path
     }
 

@@ -8,10 +8,10 @@ use std::sync::LazyLock;
 use std::time::{Duration, SystemTime};
 
 use super::hidden;
-use crate::cache::clients;
+use crate::cache::clients::{self, BlobEntry};
 use crate::cache::layout::Layout;
 use crate::cache::lock;
-use crate::cache::scan::{self, InFlight, Inventory, Problem, Repo, Revision};
+use crate::cache::scan::{self, InFlight, Inventory, Problem, ProblemKind, Repo, Revision};
 use crate::cache::shared::{self, Payload};
 use crate::cache::{read, space};
 use crate::ids::{BlobId, Commit, RefName, RepoName};
@@ -72,6 +72,10 @@ pub struct RepoFacts {
     /// Newest change of what would go with an empty folder: refs and trees without a snapshot, and the folder itself
     /// where it has no snapshot at all.
     pub touched: Option<SystemTime>,
+    /// Newest change of the folders themselves: something came in or went, whatever time it has of its own.
+    pub arrived: Option<SystemTime>,
+    /// When somebody last wrote to something of a name that is no client's, but which may be a download.
+    pub unfinished: Option<SystemTime>,
 }
 
 /// A ref to what is not here.
@@ -135,6 +139,10 @@ fn about(layout: &Layout, repo: &Repo) -> RepoFacts {
         touched.look(&folder);
         parts.iter().for_each(|part| touched.look(part));
     }
+    let mut arrived = Newest::default();
+    for part in [&folder, &parts[0], &parts[1], &parts[2]] {
+        arrived.look(part);
+    }
     let client_seen = client_seen(layout, repo);
     let lately = client_seen.is_some_and(|time| time.elapsed().is_ok_and(|age| age < LATELY));
     let complete =
@@ -148,7 +156,38 @@ fn about(layout: &Layout, repo: &Repo) -> RepoFacts {
         held: repo.in_flight.iter().filter(|file| is_held(layout, repo, &file.path)).map(|f| f.path.clone()).collect(),
         lone_refs,
         touched: touched.0,
+        arrived: arrived.0,
+        unfinished: unfinished(repo, &folder),
     }
+}
+
+/// The newest write to what lies in `blobs/` under a foreign name, or in a temporary folder of the repo: copying
+/// programs and clients that are not known here put there what they have not finished.
+fn unfinished(repo: &Repo, folder: &Path) -> Option<SystemTime> {
+    let blobs = folder.join("blobs");
+    let strangers = repo.problems.iter().filter(|problem| problem.kind == ProblemKind::UnknownEntry);
+    let strangers = strangers.map(|problem| &problem.path).filter(|path| path.starts_with(&blobs));
+    let in_blobs = strangers.filter_map(|path| last_write(path, &|_| true));
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let beside = entries.filter_map(|entry| match entry.file_name().to_str()? {
+        // Notes on what has come are written there, too.
+        ".metadata" => last_write(&entry.path(), &|name| clients::blob_entry(name) == BlobEntry::InFlight),
+        name if clients::is_known_in_repo(name) => last_write(&entry.path(), &|_| true),
+        _ => None,
+    });
+    in_blobs.chain(beside).max()
+}
+
+/// The newest write to a file of a name that counts, here or below; links are not followed.
+fn last_write(path: &Path, counts: &dyn Fn(&str) -> bool) -> Option<SystemTime> {
+    let meta = fs::symlink_metadata(path).ok()?;
+    if meta.is_dir() {
+        let entries = fs::read_dir(path).into_iter().flatten().flatten();
+        return entries.filter_map(|entry| last_write(&entry.path(), counts)).max();
+    }
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let file = (meta.is_file() && counts(name)).then(|| InFlight::new(path.to_path_buf(), &meta));
+    file.and_then(|file| file.written())
 }
 
 /// The newest time of a lock, and of the blob that was fetched under it: some clients leave the time of a lock file as

@@ -9,7 +9,9 @@ use std::fs::{self, FileType};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::cache::clients;
 use crate::cache::layout::{self, Layout};
+use crate::cache::litter::is_litter;
 use crate::cache::scan::{Inventory, Place, Problem, ProblemKind, Repo, inode};
 use crate::ids::RepoName;
 
@@ -33,8 +35,15 @@ pub fn look(inventory: &Inventory) -> Found {
     for problem in inventory.problems.iter().filter(|problem| problem.kind != ProblemKind::Unreadable) {
         look.stranger(&problem.path);
     }
+    look.known(inventory.layout.root(), clients::may_hold_links_at_root);
     for repo in &inventory.repos {
         look.repo(repo);
+        let folder = inventory.layout.repo(&repo.name);
+        look.known(&folder, clients::may_hold_links_in_repo);
+        look.known(&folder.join("snapshots"), |_| false);
+        for commit in repo.revisions.keys() {
+            look.litter(&repo.name, &inventory.layout.snapshot(&repo.name, commit));
+        }
     }
     look.found
 }
@@ -93,6 +102,8 @@ impl<'a> Look<'a> {
         if meta.is_symlink() {
             return match is_snapshot(folder, path) {
                 true => self.folder_link(&repo.name, path, true),
+                // A stranger's link into this very repo counts, too.
+                false if problem.kind == ProblemKind::UnknownEntry => self.link(None, path, true),
                 false => self.link(Some(&repo.name), path, true),
             };
         }
@@ -105,6 +116,35 @@ impl<'a> Look<'a> {
             // Something else where the folder of a snapshot should be: nobody knows what became of that.
             ProblemKind::ForeignLink if !meta.is_file() && is_snapshot(folder, path) => self.hide(path),
             _ => {}
+        }
+    }
+
+    /// What the scan knows and passes over in a folder, by name or as litter: people keep links there all the same. What
+    /// a file system keeps for itself holds none.
+    fn known(&mut self, folder: &Path, is_known: fn(&str) -> bool) {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let Some(name) = name.to_str() else { continue };
+            if (is_known(name) || is_litter(name)) && name != "lost+found" {
+                self.stranger(&entry.path());
+            }
+        }
+    }
+
+    /// What is called like litter in a snapshot: the scan knows of the links into its own repo alone.
+    fn litter(&mut self, owner: &RepoName, snapshot: &Path) {
+        let mut folders = vec![snapshot.to_path_buf()];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+                let Ok(kind) = entry.file_type() else { continue };
+                let path = entry.path();
+                match entry.file_name().to_str().is_some_and(is_litter) {
+                    true if kind.is_symlink() => self.link(Some(owner), &path, true),
+                    true if kind.is_dir() => self.walk(Some(owner), &path),
+                    false if kind.is_dir() => folders.push(path),
+                    _ => {}
+                }
+            }
         }
     }
 

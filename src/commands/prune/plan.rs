@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use super::facts::{Facts, RepoFacts};
 use super::ledger::Ledger;
+use crate::cache::clients;
 use crate::cache::layout::Layout;
 use crate::cache::scan::{InFlight, Place, Problem, ProblemKind, Repo, Revision, SnapshotFile};
 use crate::error::{Error, shown};
@@ -429,6 +430,9 @@ impl<'a> Planner<'a> {
         if unfinished.any(|file| !self.is_abandoned(file)) || !about.held.is_empty() {
             return Some(SkipReason::InFlight);
         }
+        if about.unfinished.is_some() && !self.is_old(about.unfinished, self.options.temporary_grace) {
+            return Some(SkipReason::InFlight);
+        }
         about.locked.then_some(SkipReason::Held)
     }
 
@@ -466,6 +470,11 @@ impl<'a> Planner<'a> {
         let facts = self.facts;
         for file in &facts.root_temporaries {
             if !self.is_abandoned(file) {
+                continue;
+            }
+            // Anybody may call a file `tmpnotes`.
+            if !clients::is_surely_temporary(self.facts.inventory.layout.root(), &file.path) {
+                self.plan.skip(SkipReason::Unknown, None, Some(file.path.clone()), file.on_disk);
                 continue;
             }
             self.plan.act(What::RootTemporary { path: file.path.clone() }, Reason::Abandoned, file.on_disk);
@@ -560,9 +569,11 @@ impl<'a> Planner<'a> {
     }
 
     fn orphans(&mut self, index: usize, repo: &Repo) {
-        // A repo without snapshots to which something was just added is being copied here, old times and all.
+        // Where something was just added, more may be being copied here, old times and all, blobs before snapshots.
+        let is_young = |time: Option<SystemTime>| !self.is_old(time, self.options.orphan_grace);
         let newest = repo.blobs.values().map(|blob| blob.placed).max().flatten();
-        let arriving = repo.revisions.is_empty() && !self.is_old(newest, self.options.orphan_grace);
+        let arrived = self.facts.about(&repo.name).arrived;
+        let arriving = (repo.revisions.is_empty() && is_young(newest)) || (arrived.is_some() && is_young(arrived));
         for (id, blob) in &repo.blobs {
             let path = || Some(self.facts.inventory.layout.blob(&repo.name, id));
             if self.ledger.is_used(index, id) {

@@ -298,7 +298,7 @@ fn what_was_looked_at_and_can_hold_no_link_blocks_nothing_else() {
 fn a_young_download_at_the_root_may_be_for_any_repo() {
     let mut facts = everyday();
     let file = |age: u64, changed: Option<u64>| {
-        let path = "/hub/tmp/x".into();
+        let path = "/hub/tmp/aB3dE5f".into();
         vec![InFlight { path, size: 7, on_disk: 7, modified: ago(age), changed: changed.and_then(ago) }]
     };
     facts.inventory.repos[0].blobs.insert(blob_id(6), blob(60, DAY));
@@ -535,6 +535,9 @@ mod races {
             age(&path, 9);
         }
         link(&layout, &repo, 1, 1);
+        for folder in ["", "blobs", "snapshots"] {
+            age(&layout.repo(&repo).join(folder), 9);
+        }
         let facts = gather(scan(layout.root()).unwrap());
         let plan = plan(&facts, &options(0), SystemTime::now());
         assert_eq!(plan.freed, 10, "{}", describe(&plan));
