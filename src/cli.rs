@@ -16,7 +16,7 @@ use crate::config::resolve::Resolution;
 use crate::config::settings::{Form, SETTINGS, Setting};
 use crate::config::{Config, Environment, Overrides};
 use crate::error::{Error, Kind, Result};
-use crate::escape::{Keep, escape};
+use crate::escape::{Keep, escape, without_user};
 use crate::progress::Event;
 use crate::ui::{Style, Ui};
 
@@ -208,21 +208,23 @@ impl Cli {
     }
 }
 
-/// Reads the command line. What clap says of arguments that would drive a terminal is made from escaped ones.
+/// Reads the command line. What clap says of arguments that would drive a terminal is made from escaped ones, and of
+/// URLs from such without user and password.
 ///
 /// # Errors
 /// What clap has to say, also where that is the help or the version.
 pub fn parse(args: &[OsString]) -> Result<Cli, clap::Error> {
     Cli::try_parse_from(args).map_err(|error| {
         let texts: Vec<_> = args.iter().map(|arg| arg.to_string_lossy()).collect();
-        let shown: Vec<_> = texts.iter().map(|text| escape(text, Keep::Nothing)).collect();
-        let line: Vec<String> = shown.iter().map(ToString::to_string).collect();
-        if !error.use_stderr() || texts == shown {
+        let shown = texts.iter().map(|text| escape(&without_user(text), Keep::Nothing).into_owned());
+        let line: Vec<String> = shown.collect();
+        if !error.use_stderr() || texts == line {
             return with_right_form(error, &line);
         }
         match Cli::try_parse_from(&line) {
             Err(told) if told.use_stderr() => with_right_form(told, &line),
-            _ => Cli::command().error(error.kind(), "an argument has characters that cannot be shown"),
+            _ => Cli::command()
+                .error(error.kind(), "an argument cannot be shown: it has control characters, or a password"),
         }
     })
 }

@@ -7,7 +7,7 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 
-use crate::escape::{Keep, escape};
+use crate::escape::{Keep, escape, without_user};
 
 /// What kind of failure it was; decides the exit code, so that scripts can react to each differently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
@@ -158,6 +158,7 @@ pub fn plain_io(source: &io::Error) -> String {
 /// Text from outside, safe to print: what drives a terminal, turns or hides text is shown as `\u{..}`
 /// ([`crate::escape`]), and it is cut after `max` characters.
 pub fn printable(text: &str, max: usize) -> String {
+    let text = &*without_user(text);
     match text.char_indices().nth(max) {
         None => escape(text, Keep::Nothing).into_owned(),
         Some((end, _)) => escape(&text[..end], Keep::Nothing).into_owned() + "…",

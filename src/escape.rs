@@ -127,12 +127,61 @@ fn is_hidden(c: char) -> bool {
         || u32::from(c) & 0xfffe == 0xfffe
 }
 
+/// A text without the user and password of the URLs in it.
+pub fn without_user(text: &str) -> Cow<'_, str> {
+    let mut shown = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find("//") {
+        let (front, behind) = rest.split_at(at + 2);
+        // In `hf://gpt2@main` a revision follows.
+        let is_url = (front.ends_with("://") && !front.to_ascii_lowercase().ends_with("hf://")) || front == "//";
+        // A password may have what ends an authority; what stands in front of the host is cut all the same.
+        let word = behind.find(|c: char| c.is_whitespace() || "'\"<>`".contains(c)).unwrap_or(behind.len());
+        let authority = behind.find(['/', '?', '#']).unwrap_or(word).min(word);
+        let user = match behind[..authority].rfind('@') {
+            Some(at) => at + 1,
+            None => password_end(&behind[..word]).unwrap_or(0),
+        };
+        shown += front;
+        rest = if is_url { &behind[user..] } else { behind };
+    }
+    if shown.len() + rest.len() == text.len() { Cow::Borrowed(text) } else { Cow::Owned(shown + rest) }
+}
+
+/// The end of `user:pass/word@`: something other than a port follows the colon, and an `@` comes later.
+fn password_end(word: &str) -> Option<usize> {
+    let colon = word.find(':')?;
+    let at = word.rfind('@')?;
+    let authority = word.find(['/', '?', '#']).unwrap_or(word.len());
+    let is_port = word.get(colon + 1..authority).is_some_and(|port| port.bytes().all(|byte| byte.is_ascii_digit()));
+    (colon < authority && !is_port && at > colon).then_some(at + 1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn name(text: &str) -> String {
         escape(text, Keep::Nothing).into_owned()
+    }
+
+    #[test]
+    fn urls_are_shown_without_user_and_password() {
+        for (text, shown) in [
+            ("https://user:hf_SECRET@example.com/a/b", "https://example.com/a/b"),
+            ("--include=https://hf_SECRET@h/a?x=y@z", "--include=https://h/a?x=y@z"),
+            ("https://u:pa/hf_SECRET@h/a", "https://h/a"),
+            ("HTTP://a:hf_SECRET@b@h", "HTTP://h"),
+            ("x https://u:hf_SECRET@h, http://v:hf_SECRET@i", "x https://h, http://i"),
+            ("//u:hf_SECRET@h/a", "//h/a"),
+            ("https://h:8080/a/b@main", "https://h:8080/a/b@main"),
+            ("hf://org/name@main", "hf://org/name@main"),
+            ("hf://gpt2@main", "hf://gpt2@main"),
+            ("org/name@main", "org/name@main"),
+            ("a//b@c", "a//b@c"),
+        ] {
+            assert_eq!(without_user(text), shown);
+        }
     }
 
     #[test]

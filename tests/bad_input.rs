@@ -73,6 +73,25 @@ fn no_bucket() {
 }
 
 #[test]
+fn a_token_in_an_address_is_not_repeated() {
+    let (_store, machine) = scene();
+    let address = "https://user:hf_SECRETTOKEN@example.com/a/b";
+    for line in [
+        &["pull", address][..],
+        &["push", address],
+        &["diff", address],
+        &["pull-all", "--include", address],
+        &["pull-all", address],
+        &["pull", "--repo", address],
+        &["pull", "https://user:hf_SECRETTOKEN@huggingface.co/docs/x"],
+        &["list", address, "--nonsense"],
+    ] {
+        let ran = machine.run(line);
+        assert!(ran.code != 0 && !format!("{ran:?}").contains("SECRETTOKEN"), "{line:?}: {ran:#?}");
+    }
+}
+
+#[test]
 fn a_bucket_name_that_is_none() {
     let (store, machine) = scene();
     for name in ["s3://team-cache", "team/cache", "team cache"] {
