@@ -15,7 +15,7 @@ const KEYWORDS: [&str; 6] =
     ["agreement", "meta llama", "acceptable use", "community license", "you must accept", "gated"];
 
 /// Licences of models that are not open: words that name one, and its name for people. `*` is any one word.
-const RESTRICTED: [(&str, &str); 38] = [
+const RESTRICTED: [(&str, &str); 55] = [
     ("llama * community license", "the Llama Community License"),
     ("llama * * community license", "the Llama Community License"),
     ("llama community license", "the Llama Community License"),
@@ -54,6 +54,23 @@ const RESTRICTED: [(&str, &str); 38] = [
     ("yi series models community license", "the Yi Community License"),
     ("jamba open model license", "the Jamba Open Model License"),
     ("community license agreement", "a community license"),
+    ("falcon * * tii license", "the Falcon LLM License"),
+    ("tii license", "the Falcon LLM License"),
+    ("creativeml open rail", "an OpenRAIL license"),
+    ("responsible ai source code license", "a RAIL license"),
+    ("coqui public model license", "the Coqui Public Model License"),
+    ("glm license", "the GLM license"),
+    ("glm * license", "the GLM license"),
+    ("chatglm * license", "the GLM license"),
+    ("chatglm2 * license", "the GLM license"),
+    ("chatglm3 * license", "the GLM license"),
+    ("chatglm license", "the GLM license"),
+    ("cogvideox license", "the CogVideoX license"),
+    ("cogvlm license", "the CogVLM license"),
+    ("minicpm model license", "the MiniCPM Model License"),
+    ("health ai developer foundations", "the Health AI Developer Foundations terms"),
+    ("lfm open license", "the LFM Open License"),
+    ("modified mit license", "a modified MIT license"),
 ];
 
 /// An open licence: how its standard text is recognised, and its sentences that contain a keyword.
@@ -111,6 +128,11 @@ const MAX_SIZE: u64 = 1 << 20;
 
 /// Words at the beginning of a licence file's name.
 const FIRST: [&str; 6] = ["license", "licence", "licenses", "licences", "copying", "unlicense"];
+/// Other names of what one has to accept.
+const TERMS: [&str; 6] =
+    ["use policy", "acceptable use policy", "prohibited use policy", "terms of use", "terms of service", "terms"];
+/// Folders of licences, in lower case.
+const FOLDERS: [&str; 4] = ["license", "licence", "licenses", "licences"];
 /// Endings of texts; a file without one is a text too.
 const ENDINGS: [&str; 8] = ["md", "txt", "rst", "markdown", "text", "adoc", "html", "htm"];
 
@@ -147,8 +169,15 @@ pub enum Verdict {
     Gated(&'static str, Option<&'static str>),
 }
 
+/// What could not be read, and why.
+pub type Unread = (PathBuf, io::Error);
+
+/// An entry of a folder: its name, its path, and whether it is a folder itself.
+type Entry = (String, PathBuf, bool);
+
 /// Judges a licence text.
 pub fn judge(text: &str) -> Verdict {
+    let text = &apart(&without_tags(text));
     let words = licenses::words(text);
     // Most texts have no such word at all. Then no licence needs to be known.
     if keyword_in([words.as_slice()]).is_none() && name_in([words.as_slice()], usize::MAX).is_none() {
@@ -161,10 +190,79 @@ pub fn judge(text: &str) -> Verdict {
     let rest = || judgement.rest.iter().map(Vec::as_slice);
     let keyword = keyword_in(rest());
     match (keyword, name_in(rest(), if keyword.is_some() { usize::MAX } else { TITLE })) {
-        (None, None) => Verdict::Open(judgement.licenses),
+        (None, None) => match title_in(text) {
+            Some(name) => Verdict::Gated("license", Some(name)),
+            None => Verdict::Open(judgement.licenses),
+        },
         (Some(keyword), name) => Verdict::Gated(keyword, name),
         (None, Some(name)) => Verdict::Gated("license", Some(name)),
     }
+}
+
+/// The first well-known licence whose name begins a line, wherever in the text.
+fn title_in(text: &str) -> Option<&'static str> {
+    text.lines().find_map(|line| {
+        let words = licenses::words(line);
+        let words = words.strip_prefix(&["the".to_string()][..]).unwrap_or(&words);
+        name_in([words], 1)
+    })
+}
+
+/// A text in which no phrase forms between the end of one line and a field at the beginning of the next.
+fn apart(text: &str) -> String {
+    let is_field = |line: &str| line.trim_start().starts_with("License:") || line.trim_start().starts_with("Licence:");
+    let lines = text.lines().map(|line| if is_field(line) { format!("hfcs {line}") } else { line.to_string() });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// The text of an HTML page; any other text as it is.
+fn without_tags(text: &str) -> String {
+    let lower = text.to_ascii_lowercase();
+    if !["<html", "<body", "</p>", "</pre>", "</div>", "<br"].iter().any(|tag| lower.contains(tag)) {
+        return text.to_string();
+    }
+    let mut plain = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find('<') {
+        let (front, tag) = rest.split_at(at);
+        plain += front;
+        let is_tag = tag[1..].starts_with(|c: char| c.is_ascii_alphabetic() || c == '/' || c == '!');
+        match tag.find('>').filter(|_| is_tag) {
+            Some(end) => {
+                // Within a word, as in `<b>L</b>icense`, a tag is nothing; blocks are breaks.
+                let name = tag[1..].trim_start_matches('/').to_ascii_lowercase();
+                let inline = ["a", "b", "i", "em", "strong", "span", "u", "tt", "code", "font", "sup", "sub"];
+                let name: String = name.chars().take_while(char::is_ascii_alphanumeric).collect();
+                if !inline.contains(&name.as_str()) {
+                    plain.push('\n');
+                }
+                rest = &tag[end + 1..];
+            }
+            None => {
+                plain.push('<');
+                rest = &tag[1..];
+            }
+        }
+    }
+    plain += rest;
+    let entities = [
+        ("&nbsp;", " "),
+        ("&#160;", " "),
+        ("&quot;", "\""),
+        ("&ldquo;", "\""),
+        ("&rdquo;", "\""),
+        ("&apos;", "'"),
+        ("&#39;", "'"),
+        ("&lsquo;", "'"),
+        ("&rsquo;", "'"),
+        ("&lt;", "<"),
+        ("&gt;", ">"),
+        ("&copy;", "(c)"),
+        ("&ndash;", "-"),
+        ("&mdash;", "-"),
+        ("&amp;", "&"),
+    ];
+    entities.iter().fold(plain, |text, (entity, plain)| text.replace(entity, plain))
 }
 
 /// A text without the sentences of open licences that have a keyword, where one of these is named in it.
@@ -188,9 +286,11 @@ fn keyword_in<'a>(passages: impl IntoIterator<Item = &'a [String]> + Clone) -> O
         let wanted: Vec<&str> = keyword.split(' ').collect();
         let (last, first) = wanted.split_last().expect("it has a word");
         passages.clone().into_iter().any(|words| {
-            words.windows(wanted.len()).any(|found| {
+            words.windows(wanted.len()).enumerate().any(|(at, found)| {
                 let (end, start) = found.split_last().expect("as many words");
-                end.starts_with(last) && start.iter().zip(first).all(|(found, wanted)| found == wanted)
+                // "without a written agreement", "no written agreement is required"
+                let none = at >= 2 && words[at - 1] == "written" && ["without", "no"].contains(&words[at - 2].as_str());
+                !none && end.starts_with(last) && start.iter().zip(first).all(|(found, wanted)| found == wanted)
             })
         })
     })
@@ -227,9 +327,6 @@ fn spelled(word: &str) -> &str {
 /// Whether a file of this name is a licence.
 fn is_license_file(name: &str) -> bool {
     let lower = name.to_lowercase();
-    if lower == "use_policy.md" || lower == "use_policy.txt" || lower == "use_policy" {
-        return true;
-    }
     let (stem, ending) = match lower.rsplit_once('.') {
         // `LICENSE-2.0`, `LICENSE.llama`: a version or a name, no kind of file.
         Some((stem, ending)) if ENDINGS.contains(&ending) => (stem, true),
@@ -237,10 +334,14 @@ fn is_license_file(name: &str) -> bool {
     };
     let words: Vec<&str> = stem.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).collect();
     let (Some(first), Some(last)) = (words.first(), words.last()) else { return false };
+    let phrase = words.join(" ");
+    if ending && (TERMS.contains(&phrase.as_str()) || phrase.contains("model license")) {
+        return true;
+    }
     let is_first = FIRST.contains(first);
     let known = stem.starts_with("license.") || stem.starts_with("licence.") || stem.starts_with("copying.");
     (is_first && (ending || (known || words.len() <= 3) && !binary(&lower)))
-        || (ending && (FIRST[..2].contains(last) || stem.ends_with("license agreement")))
+        || (ending && (FIRST[..2].contains(last) || phrase.ends_with("license agreement")))
 }
 
 /// Endings that files of a repo have and licences have not.
@@ -273,7 +374,14 @@ fn decoded(bytes: &[u8]) -> String {
         String::from_utf16_lossy(&bytes.as_chunks().0.iter().map(unit).collect::<Vec<_>>())
     };
     let zeros = |offset: usize| bytes.iter().skip(offset).step_by(2).take(200).filter(|byte| **byte == 0).count();
+    let utf32 = |bytes: &[u8], little: bool| {
+        let number = |four: &[u8; 4]| if little { u32::from_le_bytes(*four) } else { u32::from_be_bytes(*four) };
+        let letter = |four| char::from_u32(number(four)).unwrap_or(char::REPLACEMENT_CHARACTER);
+        bytes.as_chunks().0.iter().map(letter).collect()
+    };
     match bytes {
+        [0xff, 0xfe, 0, 0, rest @ ..] => utf32(rest, true),
+        [0, 0, 0xfe, 0xff, rest @ ..] => utf32(rest, false),
         [0xff, 0xfe, rest @ ..] => utf16(rest, true),
         [0xfe, 0xff, rest @ ..] => utf16(rest, false),
         [0xef, 0xbb, 0xbf, rest @ ..] => decoded(rest),
@@ -288,33 +396,25 @@ fn decoded(bytes: &[u8]) -> String {
     }
 }
 
-/// Reads the licence files at the root of one snapshot.
+/// Reads the licence files at the root of one snapshot, and those in a folder of licences there.
 ///
 /// # Errors
-/// When a licence file is there and cannot be read: then nobody knows.
-pub fn look(snapshot: &Path) -> io::Result<Option<Gated>> {
+/// When a licence file is there and cannot be read: then nobody knows. Says which.
+pub fn look(snapshot: &Path) -> Result<Option<Gated>, Unread> {
     let mut names: Vec<(String, PathBuf)> = Vec::new();
-    let entries = match std::fs::read_dir(snapshot) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    for entry in entries {
-        let entry = entry?;
-        if let Some(name) = entry.file_name().to_str().filter(|name| is_license_file(name)) {
-            names.push((name.to_string(), entry.path()));
+    for (name, path, is_folder) in entries(snapshot)? {
+        if is_folder && FOLDERS.contains(&name.to_ascii_lowercase().as_str()) {
+            let inside = entries(&path)?.into_iter().filter(|(inner, _, is_folder)| {
+                !is_folder && !binary(&inner.to_lowercase()) && !super::litter::is_litter(inner)
+            });
+            names.extend(inside.map(|(inner, path, _)| (format!("{name}/{inner}"), path)));
+        } else if is_license_file(&name) {
+            names.push((name, path));
         }
     }
     names.sort();
     for (file, path) in names {
-        match std::fs::metadata(&path) {
-            Ok(meta) if meta.is_file() => {}
-            Ok(_) => continue,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(error),
-        }
-        let mut bytes = Vec::new();
-        io::Read::read_to_end(&mut io::Read::take(super::read::open_quietly(&path)?, MAX_SIZE), &mut bytes)?;
+        let Some(bytes) = content(&path).map_err(|error| (path.clone(), error))? else { continue };
         match remembered(&bytes) {
             Verdict::Gated(keyword, license) => return Ok(Some(Gated { file, keyword, license })),
             Verdict::Open(names) if names.is_empty() => tracing::debug!(path = %path.display(), "does not look gated"),
@@ -322,6 +422,37 @@ pub fn look(snapshot: &Path) -> io::Result<Option<Gated>> {
         }
     }
     Ok(None)
+}
+
+/// What is in a folder. One that is not there has nothing in it.
+fn entries(folder: &Path) -> Result<Vec<Entry>, Unread> {
+    let at = |error| (folder.to_path_buf(), error);
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(at(error)),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(at)?;
+        if let Some(name) = entry.file_name().to_str() {
+            found.push((name.to_string(), entry.path(), entry.file_type().is_ok_and(|kind| kind.is_dir())));
+        }
+    }
+    Ok(found)
+}
+
+/// The beginning of a file; none where there is no file.
+fn content(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    match std::fs::metadata(path) {
+        Ok(meta) if meta.is_file() => {}
+        Ok(_) => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    }
+    let mut bytes = Vec::new();
+    io::Read::read_to_end(&mut io::Read::take(super::read::open_quietly(path)?, MAX_SIZE), &mut bytes)?;
+    Ok(Some(bytes))
 }
 
 /// Judges a file, or remembers what the same bytes were in another repo or snapshot.
@@ -427,6 +558,10 @@ mod tests {
             "Tongyi Qianwen LICENSE AGREEMENT",
             "LICENSE-APACHE",
             "Licenses.md",
+            "TERMS_OF_USE.md",
+            "ACCEPTABLE_USE_POLICY.md",
+            "model_license_agreement.txt",
+            "LICENSE (1).txt",
         ] {
             assert!(is_license_file(name), "{name}");
         }
@@ -435,6 +570,48 @@ mod tests {
         {
             assert!(!is_license_file(name), "{name}");
         }
+    }
+
+    #[test]
+    fn restricted_licences_are_found_by_their_titles() {
+        let texts = licenses::texts();
+        for title in [
+            "DEEPSEEK LICENSE",
+            "Gemma Terms of Use",
+            "CreativeML Open RAIL-M applies to them.",
+            "Falcon Mamba 7B TII License 2.0",
+            "Responsible AI Source Code License",
+            "# Coqui Public Model License 1.0.0",
+            "The glm-4-9b License",
+            "The ChatGLM3-6B License",
+            "CogVideoX LICENSE",
+            "MiniCPM Model License",
+            "Health AI Developer Foundations Terms of Use",
+            "LFM Open License v1.0",
+            "Modified MIT License",
+        ] {
+            let late = format!("{}\n{}\n{title}\nVersion 1", texts["Apache-2.0"], "filler of the vendor ".repeat(60));
+            for text in [title, &late] {
+                assert!(matches!(judge(text), Verdict::Gated(_, Some(_))), "{text:.100}: {:?}", judge(text));
+            }
+        }
+    }
+
+    #[test]
+    fn permissive_licences_without_an_agreement_are_open() {
+        let texts = licenses::texts();
+        let apache = texts["Apache-2.0"].replace("License", "<b>License</b>").replace(' ', "&nbsp;");
+        for text in [
+            "without fee, and without a written agreement is hereby granted",
+            "without written agreement and without license or royalty fees",
+            "No written agreement, license, or royalty fee is required for any of the authorized uses.",
+            "Copyright: 2010 KDE Community\nLicense: BSD-2-clause",
+            &format!("<html><body><p>{apache}</p></body></html>"),
+        ] {
+            assert_eq!(gated(text), None, "{text:.100}");
+        }
+        assert_eq!(gated("<p>You <b>must</b> accept</p>"), Some("you must accept"));
+        assert_eq!(gated("by written agreement with us"), Some("agreement"));
     }
 
     #[test]
@@ -452,6 +629,8 @@ mod tests {
             little,
             big,
             latin,
+            std::iter::once('\u{feff}').chain(text.chars()).flat_map(|c| u32::from(c).to_le_bytes()).collect(),
+            std::iter::once('\u{feff}').chain(text.chars()).flat_map(|c| u32::from(c).to_be_bytes()).collect(),
         ] {
             assert_eq!(decoded(&bytes), text, "{bytes:?}");
         }

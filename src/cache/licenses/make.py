@@ -3,7 +3,7 @@
 
     make.py ~/.cargo/registry/src/*/spdx-0.13.6 > open.bin
 
-In are those that SPDX calls OSI-approved or FSF-free, and the families below: Creative Commons and open data.
+In are those that SPDX calls OSI-approved or FSF-free, and the families below: Creative Commons, open data, plain permissive ones.
 The file: `hfcsl1\n`; u32 length of the words, the words, sorted, with line breaks between them; u32 number of licences,
 for each u8 length of its name, its name, u32 number of words; then u16 units to the end: a word's number, or from 0xF000
 on a copy of so many words (the low bits) from the position in the two units that follow. Little endian.
@@ -15,7 +15,7 @@ from pathlib import Path
 
 FAMILIES = (
     "CC-", "CC0", "CDLA-", "ODC-", "PDDL", "ODbL", "OGL-", "O-UDA", "C-UDA", "DL-DE", "NLOD", "etalab", "OpenMDW", "GFDL",
-    "Community-Spec", "LOOL", "Unicode",
+    "Community-Spec", "LOOL", "Unicode", "PSF-", "Python-", "ICU", "TCL", "PostgreSQL", "HPND", "MIT-Modern", "BSD-",
 )
 COPY, LEAST, MOST = 0xF000, 8, 0xFFF
 

@@ -9,7 +9,7 @@ use super::plan::{Donor, Plan};
 use crate::cache::gated::{self, Gated};
 use crate::cache::layout::{self, Layout};
 use crate::cache::{mend, place, read, space};
-use crate::error::{Error, Result, plain_io};
+use crate::error::{Error, Result, plain_io, shown};
 use crate::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
 use crate::manifest::Tree;
 use crate::remote::lookup::Found;
@@ -227,18 +227,23 @@ fn look_at(path: &std::path::Path, id: &BlobId, size: u64, verify: bool) -> Blob
 /// # Errors
 /// When they cannot be read, so that nobody can tell.
 pub fn look_gated(layout: &Layout, repo: &RepoName) -> Result<Option<Gated>> {
-    let unknown = |e: io::Error| {
-        Error::failed(format!("cannot tell whether {repo} is gated, so it is not pulled")).because(plain_io(&e))
+    let unknown = |(path, e): (std::path::PathBuf, io::Error)| {
+        Error::failed(format!("cannot tell whether {repo} is gated, so it is not pulled")).because(format!(
+            "{}: {}",
+            shown(&path),
+            plain_io(&e)
+        ))
     };
-    let snapshots = match fs::read_dir(layout.repo(repo).join("snapshots")) {
+    let folder = layout.repo(repo).join("snapshots");
+    let snapshots = match fs::read_dir(&folder) {
         Ok(snapshots) => snapshots,
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
             return Ok(None);
         }
-        Err(error) => return Err(unknown(error)),
+        Err(error) => return Err(unknown((folder, error))),
     };
     for snapshot in snapshots {
-        let path = snapshot.map_err(unknown)?.path();
+        let path = snapshot.map_err(|error| unknown((folder.clone(), error)))?.path();
         // A stray file, such as .DS_Store, is no snapshot.
         if path.is_dir()
             && let Some(gated) = gated::look(&path).map_err(unknown)?

@@ -10,7 +10,7 @@ use crate::cache::pointer;
 use crate::cache::read::{self, MAX_TREE, read_small};
 use crate::cache::scan::{Inventory, Problem, ProblemKind, Repo};
 use crate::config::nearest;
-use crate::error::{Error, Kind, Result, plain_io, printable};
+use crate::error::{Error, Kind, Result, plain_io, printable, shown};
 use crate::ids::{BlobId, Commit, RefName, RepoName, RepoPath, RepoType, Typed};
 use crate::manifest::Tree;
 use crate::remote::keys;
@@ -265,12 +265,14 @@ fn gather_repo(
                     failures.extend(problems.into_iter().filter_map(failure));
                     return found;
                 }
-                Err(error) => {
+                Err((path, error)) => {
                     failures.extend(problems.into_iter().filter_map(failure));
                     failures.push(
                         Error::failed(format!("cannot tell whether {} is gated, so it is not pushed", repo.name))
-                            .because(plain_io(&error)),
+                            .because(format!("{}: {}", shown(&path), plain_io(&error))),
                     );
+                    // Its refs do have a snapshot here: nothing more is to be said of them.
+                    found.refs.clear();
                     return found;
                 }
             }
