@@ -90,6 +90,14 @@ fn is_editors(name: &str) -> bool {
     swap || saved || name.starts_with(".#") || (name.len() > 1 && name.ends_with('~'))
 }
 
+/// Whether a name is one that editors, merges and synchronisers give to copies of another file.
+pub fn is_copy(name: &str) -> bool {
+    const ENDS: [&str; 12] =
+        [".bak", ".orig", ".old", ".rej", ".save", ".backup", ".copy", ".txt", ".md", ".json", ".part", ".new"];
+    let name = name.to_ascii_lowercase();
+    ENDS.iter().any(|end| name.ends_with(end)) || name.contains(".sync-conflict-") || name.contains("conflicted-copy")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -17,7 +17,7 @@ use serde::Serialize;
 
 use super::clients::{self, BlobEntry};
 use super::layout::{self, Layout};
-use super::litter::is_litter;
+use super::litter::{is_copy, is_litter};
 use super::read;
 use crate::error::{Error, Result, plain_io};
 use crate::escape::{Keep, escape};
@@ -732,7 +732,11 @@ impl<'a> RepoScan<'a> {
                 }
             }
             _ if litter => {}
-            (Err(why), _) => self.problem(path, ProblemKind::BadRef, why.to_string()),
+            // Neither git nor the Hub can have such a ref: a dotfile, what rsync writes, a conflicted copy.
+            (Err(why), _) => self.problem(path, ProblemKind::UnknownEntry, format!("is in refs/, but {why}")),
+            (_, None | Some(Err(_))) if is_copy(relative) => {
+                self.problem(path, ProblemKind::UnknownEntry, "is in refs/, but its content is not a commit hash")
+            }
             (_, Some(Err(why))) => self.problem(path, ProblemKind::BadRef, format!("its content {why}")),
             (_, None) => self.problem(path, ProblemKind::BadRef, "its content is not a commit hash"),
         }
