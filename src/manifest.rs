@@ -39,6 +39,9 @@ pub struct Manifest {
     pub extra: Map<String, Value>,
 }
 
+/// The key of a tree with paths that cannot travel. Under `tree`, earlier versions would refuse the whole manifest.
+const UNPORTABLE: &str = "unportable_tree";
+
 impl Manifest {
     /// Parses and validates a manifest from a bucket.
     ///
@@ -66,8 +69,17 @@ impl Manifest {
             None | Some(Value::Null) => None,
             Some(value) => Tree::from_value(value, false).map_err(|e| format!("its tree is not valid: {e}"))?,
         };
-        let manifest = Manifest { repo: RepoName::new(kind, id), revision, files, tree, extra: top };
+        // Not worth a manifest: what is wrong with it, or contradicts the files, is as if it were not there.
+        let beside = top.shift_remove(UNPORTABLE).filter(|_| tree.is_none());
+        let beside = beside.and_then(|value| Tree::from_value(value, true).ok().flatten()).filter(Tree::is_harmless);
+        let mut manifest = Manifest { repo: RepoName::new(kind, id), revision, files, tree, extra: top };
         manifest.check()?;
+        if let Some(tree) = beside.filter(|tree| !tree.is_portable()) {
+            manifest.tree = Some(tree);
+            if manifest.check().is_err() {
+                manifest.tree = None;
+            }
+        }
         Ok(manifest)
     }
 
@@ -104,7 +116,8 @@ impl Manifest {
         top.insert("repo_type".into(), self.repo.kind.word().into());
         top.insert("files".into(), serde_json::to_value(&self.files).expect("files are plain data"));
         if let Some(tree) = &self.tree {
-            top.insert("tree".into(), tree.raw.clone());
+            let key = if tree.is_portable() { "tree" } else { UNPORTABLE };
+            top.insert(key.into(), tree.raw.clone());
         }
         top.extend(self.extra.clone());
         python_json(&Value::Object(top), b"  ")
@@ -123,6 +136,11 @@ impl Manifest {
     /// How many files of the tree the manifest lacks; 0 without a tree.
     pub fn missing_from_tree(&self) -> usize {
         self.tree.as_ref().map_or(0, |tree| tree.entries.len().saturating_sub(self.files.len()))
+    }
+
+    /// How many files of the commit can be in no manifest, as far as the tree tells.
+    pub fn unportable(&self) -> usize {
+        self.tree.as_ref().map_or(0, |tree| tree.unsupported.len())
     }
 
     /// This manifest (from the bucket) with the files of `ours` added, as far as a tree that the bucket has lists them:
@@ -223,7 +241,7 @@ pub struct TreeEntry {
 impl Tree {
     /// Parses a tree of this cache. `Ok(None)` for a `format_version` that is not known: huggingface_hub ignores such a
     /// file, so it is not used. A path that cannot travel, as one with a backslash, takes no other file with it: see
-    /// [`Tree::is_publishable`].
+    /// [`Tree::is_portable`].
     ///
     /// # Errors
     /// Says what else is wrong.
@@ -256,9 +274,21 @@ impl Tree {
         Ok(Some(Tree { raw, entries, unsupported }))
     }
 
-    /// Whether all its paths can be in a manifest: without one of them it would prove less than it seems to.
-    pub fn is_publishable(&self) -> bool {
+    /// Whether all its paths can be in a manifest.
+    pub fn is_portable(&self) -> bool {
         self.unsupported.is_empty()
+    }
+
+    /// Whether the paths that cannot travel lead nowhere else on any system, and their hashes are such: huggingface_hub
+    /// uses both unchecked.
+    pub fn is_harmless(&self) -> bool {
+        let plain = |path: &String| path.replace('\\', "/").replace(|c: char| c.is_control(), "_");
+        self.unsupported.iter().all(|path| {
+            let entry = self.raw.get("files").and_then(|files| files.get(path));
+            !path.contains(['\0', ':'])
+                && plain(path).parse::<RepoPath>().is_ok()
+                && entry.is_some_and(|entry| parse_tree_entry(entry).is_ok())
+        })
     }
 
     /// Whether the commit has a file of this path, which need not be one that can travel.
@@ -520,7 +550,37 @@ mod tests {
         let bytes = serde_json::json!({"format_version": 1, "files": files}).to_string();
         let tree = Tree::parse(bytes.as_bytes()).unwrap().unwrap();
         assert_eq!(tree.entries().keys().map(|path| path.as_str()).collect::<Vec<_>>(), ["a", "a:b", "c/aux", "q?*"]);
-        assert!(tree.lists("sub\\k") && tree.lists("a:b") && !tree.lists("b") && !tree.is_publishable());
+        assert!(tree.lists("sub\\k") && tree.lists("a:b") && !tree.lists("b") && !tree.is_portable());
+    }
+
+    #[test]
+    fn a_tree_with_a_path_that_cannot_travel_stands_beside() {
+        let entry = serde_json::json!({"size": 6, "blob_id": SHA1});
+        let tree = |odd: &str| {
+            let files = serde_json::json!({"format_version": 1, "files": {"a": entry, odd: entry}});
+            Tree::parse(files.to_string().as_bytes()).unwrap()
+        };
+        let plain = parse(&manifest(vec![file("a", SHA1, 6)])).unwrap();
+        for odd in ["sub\\k", "bell\u{7}", "a\\b/c"] {
+            let manifest = Manifest { tree: tree(odd), ..plain.clone() };
+            let written: Value = serde_json::from_slice(&manifest.to_json()).unwrap();
+            assert!(written.get("tree").is_none() && written["unportable_tree"]["files"][odd].is_object());
+            let read = Manifest::parse(&manifest.to_json()).unwrap();
+            assert_eq!(read, manifest);
+            assert_eq!((read.unportable(), read.missing_from_tree()), (1, 0));
+            assert_eq!(plain.united_with(&manifest).unwrap(), manifest);
+        }
+        for odd in ["../x", "..\\x", "/etc/x", "\\x", "a\\..\\..\\x", "n\0", "c:\\x\\..\\..\\y"] {
+            let hostile = Manifest { tree: tree(odd), ..plain.clone() };
+            assert_eq!(Manifest::parse(&hostile.to_json()).unwrap(), plain, "{odd}");
+        }
+        let mut bad_hash = manifest(vec![file("a", SHA1, 6)]);
+        bad_hash["unportable_tree"] = serde_json::json!({"format_version": 1, "files": {
+            "a": entry, "k\\l": {"size": 6, "blob_id": "../x"}}});
+        assert_eq!(parse(&bad_hash).unwrap(), plain);
+        let mut other = manifest(vec![file("b", SHA1, 6)]);
+        other["unportable_tree"] = tree("k\\l").unwrap().raw;
+        assert_eq!(parse(&other).unwrap().tree, None, "it contradicts the files");
     }
 
     proptest! {

@@ -445,7 +445,58 @@ fn a_name_that_cannot_travel_is_named_and_the_rest_goes_on() {
     assert!(!ran.stderr.contains('\u{7}'), "{ran:#?}");
     plain.assert_published(&store);
     let manifest: Value = serde_json::from_slice(&store.get(&one.manifest_key())).unwrap();
-    assert!(manifest.get("tree").is_none(), "a tree without them would prove too much");
+    assert!(manifest.get("tree").is_none(), "earlier versions refuse a manifest with such a tree");
+    assert!(manifest["unportable_tree"]["files"].get("sub\\k.txt").is_some(), "{manifest:#}");
+    let other = Machine::new(&store);
+    let pulled = other.run(&["pull", "org/one"]);
+    assert!(pulled.code == 0 && pulled.stderr.contains("2 files of this revision cannot be pulled"), "{pulled:#?}");
+    let tree = fs::read(one.dir(&other.hub()).join("trees").join(format!("{COMMIT}.json"))).unwrap();
+    assert_eq!(tree, one.tree_json(), "with it huggingface_hub knows that the snapshot is not complete");
+    assert!(!one.snapshot(&other.hub()).join("sub\\k.txt").exists());
+    // The bucket loses it by no further push.
+    other.ok(&["push"]);
+    assert_eq!(store.get(&one.manifest_key()), common::cache::indented(&manifest, b"  "));
+}
+
+#[test]
+fn what_can_be_no_ref_stops_no_push_and_no_diff() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let one = Revision::model("org/one");
+    one.write(&machine.hub());
+    let refs = one.dir(&machine.hub()).join("refs");
+    let names = [
+        ".gitkeep",
+        ".nomedia",
+        ".main.AbC123",
+        "main.lock",
+        "main.bak",
+        "main.orig",
+        "main (conflicted copy).txt",
+        "main.sync-conflict-20260101-120000-ABCDEFG",
+    ];
+    for name in names {
+        fs::write(refs.join(name), "").unwrap();
+    }
+    fs::write(refs.join(".main.XyZ789"), COMMIT).unwrap();
+    machine.ok(&["push"]);
+    one.assert_published(&store);
+    assert_eq!(store.keys().iter().filter(|key| key.starts_with("refs/")).count(), 1, "{:?}", store.keys());
+    machine.ok(&["diff"]);
+    fs::write(refs.join("main"), "nothing").unwrap();
+    assert_eq!(machine.run(&["push"]).code, 1, "a real ref is damaged");
+}
+
+#[test]
+fn a_licence_that_cannot_be_read_is_named() {
+    let (_store, machine, one) = scene();
+    let license = one.blob(&machine.hub(), "LICENSE");
+    chmod(&license, 0o000);
+    let ran = machine.run_read_only(&["push"]);
+    chmod(&license, 0o644);
+    assert!(ran.code == 1 || ran.code == 3, "{ran:#?}");
+    assert!(ran.stderr.contains("LICENSE: ") && !ran.stderr.contains("has no snapshot"), "{ran:#?}");
+    assert!(!ran.stdout.contains("has no snapshot"), "{ran:#?}");
 }
 
 #[test]

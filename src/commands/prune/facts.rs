@@ -233,9 +233,7 @@ fn locks(layout: &Layout, repo: &Repo) -> Option<Vec<PathBuf>> {
 fn is_complete(layout: &Layout, repo: &Repo, commit: &Commit, revision: &Revision) -> bool {
     let Ok(Some(bytes)) = read::read_small(&layout.tree(&repo.name, commit), read::MAX_TREE) else { return false };
     let tree = Tree::parse(&bytes).ok().flatten();
-    tree.is_some_and(|tree| {
-        tree.is_publishable() && tree.entries().keys().all(|path| revision.files.contains_key(path))
-    })
+    tree.is_some_and(|tree| tree.is_portable() && tree.entries().keys().all(|path| revision.files.contains_key(path)))
 }
 
 /// Whether another process holds the lock of the blob that this file is to become.

@@ -251,7 +251,7 @@ fn report(layout: &Layout, found: Found, dry_run: bool) -> Report {
         shared: Amount::default(),
         present: Amount::default(),
         gated: None,
-        notes: found.notes,
+        notes: found.notes.into_iter().chain(plan::unportable(manifest)).collect(),
         failures: Vec::new(),
         seconds: 0.0,
     }

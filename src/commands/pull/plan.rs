@@ -155,3 +155,14 @@ pub fn plan(layout: &Layout, found: &Found, state: &State) -> Plan {
     }
     plan
 }
+/// What to say of files that no bucket can have: the snapshot is never complete without them.
+pub fn unportable(manifest: &Manifest) -> Option<String> {
+    let files = manifest.unportable();
+    (files > 0).then(|| {
+        let files = if files == 1 { "1 file".into() } else { format!("{files} files") };
+        format!(
+            "{files} of this revision cannot be pulled: a backslash or control character is in the name; huggingface_hub \
+             fetches what it is asked for from the Hub"
+        )
+    })
+}

@@ -212,7 +212,7 @@ pub fn manifest(repo: &RepoName, revision: &LocalRevision, stored: Option<&Manif
         repo: repo.clone(),
         revision: revision.commit.clone(),
         files: files.collect(),
-        tree: revision.tree.clone().filter(Tree::is_publishable),
+        tree: revision.tree.clone().filter(Tree::is_harmless),
         extra: serde_json::Map::new(),
     }
 }
