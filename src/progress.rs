@@ -134,7 +134,7 @@ fn waits() -> MutexGuard<'static, Waits> {
 #[derive(Debug)]
 pub struct Waiting(u64);
 
-/// Begins to wait for `what`, such as "an answer of the store": told to the user once it takes long.
+/// Begins to wait for `what`, such as "the store": told to the user once it takes long.
 pub fn waiting(what: impl Into<Cow<'static, str>>) -> Waiting {
     let mut waits = waits();
     let number = waits.next;
@@ -159,7 +159,7 @@ impl Drop for Waiting {
 }
 
 /// What every request waits for; told only where nothing more precise is waited for.
-pub const ANSWER: &str = "an answer of the store";
+pub const ANSWER: &str = "the store";
 
 /// What has been waited for the longest, when that is at least so long.
 pub fn longest_wait(least: Duration) -> Option<(Duration, String)> {

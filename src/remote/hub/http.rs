@@ -224,7 +224,7 @@ impl Http {
         if let Some((from, to)) = range {
             request = request.header(RANGE, format!("bytes={from}-{}", to.saturating_sub(1)));
         }
-        let (sent, _waiting) = (Sent::now("GET", url.as_str()), waiting("an answer of the Hub"));
+        let (sent, _waiting) = (Sent::now("GET", url.as_str()), waiting("the Hub"));
         let answer = request.send().await;
         if let Some(sent) = sent {
             let answer = answer.as_ref().ok();
