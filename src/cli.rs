@@ -12,7 +12,7 @@ use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, S
 use crate::commands::{
     Session, completions, config, diff, doctor, init, list, man, prune, pull, pull_all, push, status, watch,
 };
-use crate::config::resolve::Resolution;
+use crate::config::resolve::{Resolution, named_file};
 use crate::config::settings::{Form, SETTINGS, Setting};
 use crate::config::{Config, Environment, Overrides};
 use crate::error::{Error, Kind, Result};
@@ -97,22 +97,20 @@ fn option(setting: &Setting, flag: &'static str) -> Arg {
     let doc = setting.doc.replace('`', "");
     let mut letters = doc.chars();
     let doc: String = letters.next().into_iter().flat_map(char::to_uppercase).chain(letters).collect();
+    let help = match setting.form {
+        Form::Switch => doc,
+        _ if setting.default == "none" => doc,
+        _ => format!("{doc} [default: {}]", setting.default),
+    };
+    // A manual page takes the long text alone where the short help hides an option.
     let option = Arg::new(flag).long(flag).global(true).hide_short_help(!setting.common);
+    let option = option.help(help.clone()).long_help(help);
     match setting.form {
-        Form::Switch => option.action(ArgAction::SetTrue).help(doc),
-        Form::Choice(all) => option
-            .value_name(setting.value_name)
-            .value_parser(PossibleValuesParser::new(all))
-            .ignore_case(true)
-            .help(format!("{doc} [default: {}]", setting.default)),
-        _ => {
-            let known = setting.default != "none";
-            let default = if known { format!(" [default: {}]", setting.default) } else { String::new() };
-            option
-                .value_name(setting.value_name)
-                .value_parser(clap::value_parser!(OsString))
-                .help(format!("{doc}{default}"))
+        Form::Switch => option.action(ArgAction::SetTrue),
+        Form::Choice(all) => {
+            option.value_name(setting.value_name).value_parser(PossibleValuesParser::new(all)).ignore_case(true)
         }
+        _ => option.value_name(setting.value_name).value_parser(clap::value_parser!(OsString)),
     }
 }
 
@@ -324,7 +322,10 @@ fn current_dir() -> Result<PathBuf> {
 pub async fn run(cli: &Cli, ui: &Ui) -> Result<Option<Kind>> {
     // What needs no configuration comes first: a broken one must not stand in its way.
     match &cli.command {
-        Command::Init(_) => return Ok(ui.show(&init::execute(&current_dir()?)?)),
+        Command::Init(_) => {
+            let named = cli.global.with_sources(named_file)?.map(|(path, _)| path);
+            return Ok(ui.show(&init::execute(&current_dir()?, named)?));
+        }
         Command::Completions(args) => return Ok(ui.show(&completions::execute(args)?)),
         Command::Man(args) => return Ok(ui.show(&man::execute(Cli::command(), args)?)),
         Command::Config(_) => return Ok(ui.show(&config::execute(cli.global.with_sources(Resolution::gather)?))),

@@ -305,6 +305,39 @@ fn init_writes_a_file_that_only_the_owner_reads() {
 }
 
 #[test]
+fn init_writes_the_file_that_is_named() {
+    let mut machine = Machine::unconfigured();
+    let said = machine.ok(&["init", "--config", "team.yaml"]);
+    let path = machine.work().join("team.yaml");
+    let named = path.display().to_string();
+    assert!(said.contains(&format!("Created {named}")) && said.contains(&format!("--config {named}")), "{said}");
+    assert!(fs::read_to_string(&path).unwrap().starts_with("# hf-cache-sync configuration"));
+    assert!(!machine.work().join(".hf-cache-sync.yaml").exists());
+    fs::write(&path, "mine").unwrap();
+    assert!(machine.ok(&["init", "--config", "team.yaml"]).contains("there already"));
+    assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
+    for name in ["none/team.yaml", "."] {
+        let ran = machine.run(&["init", "--config", name]);
+        assert!(ran.code != 0 && ran.stderr.contains("cannot write"), "{name}: {ran:#?}");
+    }
+    machine.set("HF_CACHE_SYNC_CONFIG", "other.yaml");
+    machine.ok(&["init"]);
+    assert!(machine.work().join("other.yaml").exists() && !machine.work().join(".hf-cache-sync.yaml").exists());
+}
+
+#[test]
+fn the_untouched_template_does_not_stand_in_the_way() {
+    let mut machine = Machine::unconfigured();
+    machine.ok(&["init"]);
+    let said = machine.run(&["doctor"]).stdout;
+    assert!(said.contains("set storage.bucket in ") && said.contains("set storage.endpoint in "), "{said}");
+    machine.set("B2_ENDPOINT", "https://s3.eu-central-003.backblazeb2.com");
+    machine.set("B2_BUCKET", "ours");
+    let shown = machine.ok(&["config", "show"]);
+    assert!(shown.contains("eu-central-003") && !shown.contains("us-west-000"), "{shown}");
+}
+
+#[test]
 fn what_doctor_says() {
     let store = Store::new();
     let mut machine = Machine::new(&store);

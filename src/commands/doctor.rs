@@ -10,7 +10,8 @@ use crate::cache::place::LinkKind;
 use crate::cache::scan::{self, Inventory, Problem, ProblemKind};
 use crate::cache::{mend, space};
 use crate::config::{Credentials, Source};
-use crate::error::{Error, Kind, Result};
+use crate::config::settings::Template;
+use crate::error::{Error, Kind, Result, shown};
 use crate::ids::{RefName, RepoName};
 use crate::progress::Event;
 use crate::remote::client::Bucket;
@@ -114,7 +115,7 @@ pub async fn execute(session: &Session, args: &Args) -> Report {
             None => Check::new("Configuration", Status::Ok, "no file, environment and options only"),
         },
         match storage.bucket() {
-            Ok(bucket) => Check::new("Bucket", Status::Ok, bucket),
+            Ok(bucket) => is_untouched(session, "bucket", Check::new("Bucket", Status::Ok, bucket)),
             Err(error) => Check { detail: "not set".into(), ..Check::from_error("Bucket", error) },
         },
     ];
@@ -128,7 +129,7 @@ pub async fn execute(session: &Session, args: &Args) -> Report {
         (None, Some(place)) if !place.url.is_empty() => format!("{} (from the AWS profile)", place.url),
         (None, _) => "not set: AWS S3".to_string(),
     };
-    checks.insert(1, Check::new("Endpoint", Status::Ok, endpoint));
+    checks.insert(1, is_untouched(session, "endpoint", Check::new("Endpoint", Status::Ok, endpoint)));
     checks.push(region(session, connected.as_ref().and_then(|bucket| bucket.as_ref().ok())));
     checks.push(credentials(session, connected.as_ref()));
     checks.extend(options(session));
@@ -143,6 +144,18 @@ pub async fn execute(session: &Session, args: &Args) -> Report {
         }
     }
     Report { checks }
+}
+
+/// Says so when a value in the file is still the one that `init` wrote there.
+fn is_untouched(session: &Session, key: &str, check: Check) -> Check {
+    let found = session.config.given.iter().find(|given| given.setting.name() == format!("storage.{key}"));
+    match found.map(|given| (given.setting.template, &given.value, &given.source)) {
+        Some((Template::Set(placeholder), Some(value), Source::File { path, .. })) if value == placeholder => {
+            let hint = format!("this is the example that `init` wrote: set storage.{key} in {}", shown(path));
+            Check { status: Status::Note, ..check }.hint(hint)
+        }
+        _ => check,
+    }
 }
 
 fn region(session: &Session, bucket: Option<&Bucket>) -> Check {

@@ -6,14 +6,15 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::config::{FILE_NAME, settings};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, shown};
 
 const EXAMPLES: &str = "\
 Examples:
   hf-cache-sync init                     writes ./.hf-cache-sync.yaml to fill in
+  hf-cache-sync init --config team.yaml  writes that file
   hf-cache-sync doctor                   tells whether it works";
 
-/// Write a configuration template to ./.hf-cache-sync.yaml
+/// Write a configuration template to ./.hf-cache-sync.yaml, or to the file of --config
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {}
@@ -26,21 +27,30 @@ pub struct Report {
     pub path: PathBuf,
     /// Whether it was written now; a file that is there is left alone.
     pub created: bool,
+    /// Whether the user named the file: the other commands have to be told of it as well.
+    #[serde(skip)]
+    pub named: bool,
 }
 
-/// Writes the template into `dir`.
+/// Writes the template to the file that was `named`, or into the current directory.
 ///
 /// # Errors
 /// When the file cannot be written.
-pub fn execute(dir: &Path) -> Result<Report> {
-    let path = dir.join(FILE_NAME);
+pub fn execute(current: &Path, named: Option<PathBuf>) -> Result<Report> {
+    let report = |path, created| Report { path, created, named: named.is_some() };
+    let path = named.clone().unwrap_or_else(|| current.join(FILE_NAME));
+    if path.is_dir() {
+        return Err(Error::usage(format!("cannot write the configuration to {}", shown(&path)))
+            .because("it is a directory")
+            .hint("name a file in it, such as team.yaml"));
+    }
     let mut options = std::fs::OpenOptions::new();
     options.write(true).create_new(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     match options.open(&path).and_then(|mut file| file.write_all(settings::template().as_bytes())) {
-        Ok(()) => Ok(Report { path, created: true }),
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(Report { path, created: false }),
+        Ok(()) => Ok(report(path, true)),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(report(path, false)),
         Err(error) => Err(Error::io("cannot write", &path, &error)),
     }
 }
@@ -53,7 +63,7 @@ mod tests {
     #[test]
     fn the_template_is_a_valid_configuration() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(execute(dir.path()).unwrap().created);
+        assert!(execute(dir.path(), None).unwrap().created);
         let none = |_: &str| None;
         let env = Environment { var: &none, home: Some("/h".into()), current: dir.path().into() };
         let config = Config::load(&Overrides::default(), &env).unwrap();

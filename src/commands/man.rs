@@ -75,6 +75,11 @@ fn commands(tree: &clap::Command) -> impl Iterator<Item = &clap::Command> {
     std::iter::once(tree).chain(tree.get_subcommands().filter(|command| !command.is_hide_set()))
 }
 
+/// The page's name; clap gives the tree itself no display name.
+fn title_of(command: &clap::Command) -> &str {
+    command.get_display_name().unwrap_or(command.get_name())
+}
+
 /// One page: what clap knows of the command, then what all of them share.
 fn page(tree: &clap::Command, command: &clap::Command) -> String {
     let version = tree.get_version().unwrap_or_default();
@@ -88,16 +93,16 @@ fn page(tree: &clap::Command, command: &clap::Command) -> String {
     render(Man::render_synopsis_section);
     render(Man::render_description_section);
     render(Man::render_options_section);
-    let name = command.get_display_name().unwrap_or_default();
+    let name = title_of(command);
     let title = format!(".TH {} 1 \"\" \"hf-cache-sync {version}\" \"User Commands\"", name.to_uppercase());
     let mut page = cleaned(&String::from_utf8_lossy(&page), &title);
 
-    let pages: Vec<&str> = commands(tree).filter_map(clap::Command::get_display_name).collect();
+    let pages: Vec<&str> = commands(tree).map(title_of).collect();
     if command.has_subcommands() {
         page += ".SH COMMANDS\n";
         for one in commands(tree).skip(1) {
             let about = one.get_about().map(ToString::to_string).unwrap_or_default();
-            item(&mut page, &format!("{}(1)", one.get_display_name().unwrap_or_default()), &about);
+            item(&mut page, &format!("{}(1)", title_of(one)), &about);
         }
     }
     page += ".SH EXIT STATUS\n";
@@ -121,7 +126,7 @@ fn page(tree: &clap::Command, command: &clap::Command) -> String {
     if !notes.is_empty() {
         page += &format!(".SH NOTES\n{}", lines(notes));
     }
-    let others = pages.iter().filter(|name| Some(**name) != command.get_display_name());
+    let others = pages.iter().filter(|other| **other != name);
     let others: Vec<String> = others.map(|name| format!("\\fB{}\\fR(1)", escaped(name))).collect();
     page += &format!(".SH SEE ALSO\n{}\n", others.join(", "));
     page
@@ -219,6 +224,16 @@ mod tests {
                 sections.iter().map(|title| title.trim_matches('"')).filter(|title| wanted.contains(title)).collect();
             assert_eq!(found, wanted, "{name}: {page}");
             assert!(page.contains("hf\\-cache\\-sync"), "{name}: {page}");
+            let title = match name.as_str() {
+                "hf-cache-sync" => ".TH HF-CACHE-SYNC 1 ".to_string(),
+                name => format!(".TH HF-CACHE-SYNC-{} 1 ", name.to_uppercase()),
+            };
+            assert!(page.lines().any(|line| line.starts_with(&title)), "{name}: {page}");
+            let lines: Vec<&str> = page.lines().collect();
+            let terms = lines.windows(3).filter(|at| at[0] == ".TP");
+            terms.for_each(|at| assert!(!at[2].starts_with('.'), "{name}: no text for {}", at[1]));
+            let own = page.split(".SH \"SEE ALSO\"").last().unwrap().split(".SH SEE ALSO").last().unwrap();
+            assert_eq!(own.contains("\\fBhf\\-cache\\-sync\\fR(1)"), name != "hf-cache-sync", "{name}: {own}");
             assert!(page.starts_with(".") && !page.contains("\n\n"), "{name}: {page}");
         }
     }

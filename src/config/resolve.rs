@@ -406,14 +406,20 @@ fn places(env: &Environment<'_>) -> Vec<PathBuf> {
     places
 }
 
-fn find_file(overrides: &Overrides, env: &Environment<'_>) -> Option<(PathBuf, Source)> {
+/// The file that the user names, whether or not it is there.
+pub fn named_file(overrides: &Overrides, env: &Environment<'_>) -> Option<(PathBuf, Source)> {
     if let Some(path) = &overrides.file {
         // No shell expands the `~` of `--config=~/team.yaml`.
         let path = path.to_str().map_or(path.clone(), |path| env.expand_home(path).into());
         return Some((env.current.join(path), Source::Flag("config")));
     }
-    if let Some(path) = env.get(FILE_VARIABLE) {
-        return Some((env.current.join(env.expand(&path)), Source::Variable(FILE_VARIABLE)));
+    let path = env.get(FILE_VARIABLE)?;
+    Some((env.current.join(env.expand(&path)), Source::Variable(FILE_VARIABLE)))
+}
+
+fn find_file(overrides: &Overrides, env: &Environment<'_>) -> Option<(PathBuf, Source)> {
+    if let Some(named) = named_file(overrides, env) {
+        return Some(named);
     }
     let found = places(env).into_iter().find(|path| path.symlink_metadata().is_ok())?;
     Some((found, Source::Default))

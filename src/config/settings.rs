@@ -150,7 +150,8 @@ pub static SETTINGS: &[Setting] = &[
         value_name: "NAME",
         default: "the endpoint's own",
         doc: "region of the bucket",
-        template: Template::Set("us-west-000"),
+        // A region that is set counts more than the endpoint's host, which names the right one.
+        template: Template::Comment("us-west-000"),
         ..PLAIN
     },
     Setting {

@@ -9,10 +9,13 @@ impl ui::Report for Report {
         let path = shown(&self.path);
         match self.created {
             false => format!("{path} is there already and was left as it is."),
-            true => format!(
-                "Created {path}.\nNext: fill in endpoint, bucket and region, export B2_APPLICATION_KEY_ID and \
-                 B2_APPLICATION_KEY,\nand run `hf-cache-sync doctor`."
-            ),
+            true => {
+                let option = if self.named { format!(" --config {path}") } else { String::new() };
+                format!(
+                    "Created {path}.\nNext: fill in endpoint and bucket, export B2_APPLICATION_KEY_ID and \
+                     B2_APPLICATION_KEY,\nand run `hf-cache-sync doctor{option}`."
+                )
+            }
         }
     }
 
