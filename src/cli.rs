@@ -9,13 +9,14 @@ use std::time::SystemTime;
 use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use crate::cache::root;
 use crate::commands::{
     Session, completions, config, diff, doctor, init, list, man, prune, pull, pull_all, push, status, watch,
 };
 use crate::config::resolve::{Resolution, named_file};
 use crate::config::settings::{Form, SETTINGS, Setting};
 use crate::config::{Config, Environment, Overrides};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, shown};
 use crate::escape::{Keep, escape, without_user};
 use crate::progress::Event;
 use crate::ui::{Style, Ui};
@@ -212,12 +213,22 @@ impl Cli {
 /// # Errors
 /// What clap has to say, also where that is the help or the version.
 pub fn parse(args: &[OsString]) -> Result<Cli, clap::Error> {
-    Cli::try_parse_from(args).map_err(|error| {
+    use clap::error::ErrorKind;
+    Cli::try_parse_from(args).map_err(|mut error| {
         let texts: Vec<_> = args.iter().map(|arg| arg.to_string_lossy()).collect();
         let shown = texts.iter().map(|text| escape(&without_user(text), Keep::Nothing).into_owned());
         let line: Vec<String> = shown.collect();
         if !error.use_stderr() || texts == line {
             return with_right_form(error, &line);
+        }
+        // What a parser says of a value says it of the value itself: of the escaped one it would be something else.
+        if error.kind() == ErrorKind::ValueValidation {
+            let told = with_escaped_value(error);
+            let text = told.to_string();
+            if escape(&text, Keep::Lines) == text {
+                return with_right_form(told, &line);
+            }
+            error = told;
         }
         match Cli::try_parse_from(&line) {
             Err(told) if told.use_stderr() => with_right_form(told, &line),
@@ -225,6 +236,16 @@ pub fn parse(args: &[OsString]) -> Result<Cli, clap::Error> {
                 .error(error.kind(), "an argument cannot be shown: it has control characters, or a password"),
         }
     })
+}
+
+/// The same with a value that cannot drive the terminal. What the parser says of it has names that are escaped already.
+fn with_escaped_value(mut error: clap::Error) -> clap::Error {
+    use clap::error::{ContextKind, ContextValue};
+    if let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidValue) {
+        let value = escape(value, Keep::Nothing).into_owned();
+        error.insert(ContextKind::InvalidValue, ContextValue::String(value));
+    }
+    error
 }
 
 /// Adds to a refusal of the command line the right form of what was surely meant.
@@ -299,6 +320,11 @@ fn right_form(command: &str, argument: &str, line: &[String]) -> Option<String> 
             _ => None,
         },
         word if !word.starts_with('-') => match command {
+            // `refs/pr/1` is a revision, and `org/name` or `dataset:name` hardly one.
+            "pull" if word.contains(['/', ':']) && !word.starts_with("refs/") => Some(format!(
+                "one repo at a time: `hf-cache-sync pull {repo}`, then `hf-cache-sync pull {}` (a revision is given with -r)",
+                crate::error::printable(word, 80)
+            )),
             "pull" => form(format!("{repo} -r {}", crate::error::printable(word, 80))),
             "pull-all" => Some(format!(
                 "write `hf-cache-sync pull {0}`, or `hf-cache-sync pull-all --include '{0}'`",
@@ -333,6 +359,10 @@ pub async fn run(cli: &Cli, ui: &Ui) -> Result<Option<Kind>> {
     }
     let mut config = cli.global.load()?;
     config.warnings.iter().for_each(|warning| ui.warning(warning));
+    if let Some(meant) = root::meant(&config.cache.root) {
+        let (folder, source) = (shown(&config.cache.root), &config.cache.source);
+        ui.warning(&format!("{folder} (from {source}) holds no repos; did you mean {}?", shown(&meant)));
+    }
     let notes = std::mem::take(&mut config.notes);
     let session = Session { config, progress: Arc::new(ui.bars().clone()), now: SystemTime::now() };
     notes.into_iter().for_each(|note| session.progress.event(Event::Note(note)));

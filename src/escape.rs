@@ -115,7 +115,7 @@ fn takes_marks(c: char) -> bool {
 
 /// Whether a character that is not ASCII drives the terminal (C1), turns the text around it, or is not seen for what it
 /// is. After Unicode's `Default_Ignorable_Code_Point`, `Bidi_Control`, `Cf`, `Zs`, `Zl`, `Zp`, `Co` and `Noncharacter`.
-fn is_hidden(c: char) -> bool {
+pub fn is_hidden(c: char) -> bool {
     matches!(c,
         '\u{80}'..='\u{a0}' | '\u{ad}' | '\u{34f}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}'
         | '\u{890}' | '\u{891}' | '\u{8e2}' | '\u{115f}' | '\u{1160}' | '\u{1680}' | '\u{17b4}' | '\u{17b5}'

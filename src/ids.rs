@@ -6,7 +6,7 @@
 
 mod typed;
 
-pub use typed::{Typed, pattern};
+pub use typed::{Typed, pattern, repo_type, trim};
 
 use std::fmt;
 use std::str::FromStr;

@@ -250,6 +250,30 @@ fn a_revision_or_id_that_is_none() {
         unchanged(&store, &machine, &["pull", "--", id], 2, &[]);
     }
     unchanged(&store, &machine, &["pull", "dataset:org/name", "--repo-type", "model"], 2, &["dataset", "model"]);
+    for (line, words) in [
+        (&["pull", "org/na\u{200b}me"][..], &["org/na\\u{200b}me", "it contains an invisible character (U+200B)"][..]),
+        (&["push", "https://huggingface.co/org/na\u{feff}me"], &["it contains an invisible character (U+FEFF)"]),
+        (&["pull", "org/name", "rajpurkar/squad"], &["one repo at a time", "`hf-cache-sync pull rajpurkar/squad`"]),
+        (&["pull", "org/name", "v1.0"], &["`hf-cache-sync pull org/name -r v1.0`"]),
+        (&["pull", "org/name", "refs/pr/1"], &["`hf-cache-sync pull org/name -r refs/pr/1`"]),
+        (&["prune", "--max-gb", "50GB"], &["`--max-size 50GB`"]),
+        (&["pull", "org/name", "--repo-type", "planets"], &["possible values: model, dataset"]),
+    ] {
+        unchanged(&store, &machine, line, 2, words);
+    }
+}
+
+#[test]
+fn ids_as_they_are_pasted() {
+    let (_store, machine) = scene();
+    for id in ["\u{feff}org/name\u{200b}", "\"org/name\"", "/org/name", "org/name#files", "models--org--name@main"] {
+        let said = machine.ok(&["pull", id, "--dry-run"]);
+        assert!(said.contains("org/name"), "{id}: {said}");
+    }
+    machine.ok(&["pull", "org/name", "--repo-type", "models", "--dry-run", "-r", "main\u{a0}\u{200b}"]);
+    let ran = machine.run(&["pull", "https://huggingface.co/org/name/discussions/7", "--dry-run"]);
+    let said = format!("{}{}", ran.stdout, ran.stderr);
+    assert!(ran.code == 0 && said.contains("pulling main; the pull request itself is org/name@refs/pr/7"), "{ran:#?}");
 }
 
 #[test]
@@ -560,6 +584,7 @@ fn configuration_files() {
         ("just text", &["line 1"]),
         ("storage: 7", &["storage", "line 1"]),
         ("cache:\n  max_local_gb: lots", &["max_local_gb", "line 2"]),
+        ("cache:\n  max_local_gb: 50GB", &["max_local_gb", "a bare number of GiB", "such as 50"]),
         ("cache:\n  max_local_gb: -1", &["max_local_gb", "line 2"]),
         ("team:\n  prefix: [a]", &["prefix", "line 2"]),
         ("storage:\n  access_key: 12345", &["access_key", "line 2", "quotes"]),

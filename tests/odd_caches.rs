@@ -57,6 +57,45 @@ fn places(machine: &Machine, one: &Revision) -> Vec<(PathBuf, bool)> {
 }
 
 #[test]
+fn a_folder_beside_the_cache_is_told_from_it() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    Revision::model("org/name").write(&machine.hub());
+    let hub = machine.hub().canonicalize().unwrap();
+    let above = hub.parent().unwrap().join("above");
+    std::fs::create_dir(&above).unwrap();
+    std::os::unix::fs::symlink(&hub, above.join("hub")).unwrap();
+    let meant = format!("did you mean {}?", above.join("hub").display());
+    for line in [&["push"][..], &["list"], &["status"]] {
+        let ran = machine.run(&[line, &["--cache-dir", above.to_str().unwrap()]].concat());
+        assert!(ran.code == 0 && ran.stderr.contains(&meant), "{line:?}: {ran:#?}");
+    }
+    let repo = hub.join("models--org--name");
+    let ran = machine.run(&["list", "--cache-dir", repo.to_str().unwrap()]);
+    assert!(ran.stderr.contains(&format!("did you mean {}?", hub.display())), "{ran:#?}");
+    for right in [&hub, &hub.join("none")] {
+        let ran = machine.run(&["list", "--cache-dir", right.to_str().unwrap()]);
+        assert!(!ran.stderr.contains("did you mean"), "{ran:#?}");
+    }
+}
+
+/// No shell expands these behind a `=`, or in single quotes.
+#[test]
+fn variables_in_a_path_on_the_command_line_are_expanded() {
+    let store = Store::new();
+    let mut machine = Machine::new(&store);
+    let hub = machine.hub().canonicalize().unwrap();
+    Revision::model("org/name").write(&hub);
+    let elsewhere = machine.home().join("x");
+    std::fs::create_dir(&elsewhere).unwrap();
+    std::os::unix::fs::symlink(&hub, elsewhere.join("hub")).unwrap();
+    machine.set("WHERE", "x");
+    for path in ["~/x/hub", "$HOME/x/hub", "${HOME}/$WHERE/hub"] {
+        assert!(machine.ok(&["list", &format!("--cache-dir={path}")]).contains("org/name"), "{path}");
+    }
+}
+
+#[test]
 fn nothing_waits_for_a_pipe_and_it_is_named_and_left() {
     let (_store, machine, one) = scene();
     for place in 0..places(&machine, &one).len() {

@@ -1,10 +1,11 @@
 //! The cache folder itself: whether it is there, and if not, what is wrong with its path.
 
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::config::Source;
 use crate::error::{Error, Kind, Result, plain_io, shown};
+use crate::ids::RepoName;
 
 const HINT: &str =
     "`pull` creates it; to use another folder, set --cache-dir, cache.hf_cache_dir, HF_HUB_CACHE or HF_HOME";
@@ -40,6 +41,26 @@ pub fn check(root: &Path, source: &Source) -> Result<()> {
         _ => Err(Error::new(Kind::Failed, format!("cannot read the cache {} (from {source})", shown(root)))
             .because(plain_io(&error))),
     }
+}
+
+/// The folder that is surely meant, where this one holds no repo: its `hub`, or the one that this repo is in.
+pub fn meant(root: &Path) -> Option<PathBuf> {
+    if holds_repos(root) {
+        return None;
+    }
+    let name = root.file_name().and_then(|name| name.to_str());
+    if name.is_some_and(|name| RepoName::from_folder(name).is_some()) && root.join("snapshots").is_dir() {
+        return root.parent().map(PathBuf::from);
+    }
+    Some(root.join("hub")).filter(|hub| holds_repos(hub))
+}
+
+/// Reads no further than the first repo.
+fn holds_repos(folder: &Path) -> bool {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
+    entries
+        .map(|entry| entry.file_name())
+        .any(|name| name.to_str().is_some_and(|name| RepoName::from_folder(name).is_some()))
 }
 
 /// What is in the cache's place is something else.

@@ -410,7 +410,7 @@ fn places(env: &Environment<'_>) -> Vec<PathBuf> {
 pub fn named_file(overrides: &Overrides, env: &Environment<'_>) -> Option<(PathBuf, Source)> {
     if let Some(path) = &overrides.file {
         // No shell expands the `~` of `--config=~/team.yaml`.
-        let path = path.to_str().map_or(path.clone(), |path| env.expand_home(path).into());
+        let path = path.to_str().map_or(path.clone(), |path| env.expand(path));
         return Some((env.current.join(path), Source::Flag("config")));
     }
     let path = env.get(FILE_VARIABLE)?;
@@ -492,9 +492,8 @@ impl Places<'_> {
             _ => (setting.check)(text),
         };
         let value = value.map_err(|why| wrong(&without_credentials(text), why))?;
-        let value = match (setting.form, &source) {
-            (Form::Path, Source::Flag(_)) => self.env.expand_home(&value).into(),
-            (Form::Path, _) => self.env.expand(&value).into(),
+        let value = match setting.form {
+            Form::Path => self.env.expand(&value).into(),
             _ => value.into(),
         };
         Ok(Some((value, source)))

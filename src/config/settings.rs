@@ -40,7 +40,7 @@ pub enum Form {
     Text,
     /// A text that is never shown.
     Secret,
-    /// A path; `~` and, outside the command line, `$VARIABLES` are expanded.
+    /// A path; `~` and `$VARIABLES` are expanded.
     Path,
     /// A number.
     Number,

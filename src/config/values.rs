@@ -94,6 +94,9 @@ impl FromStr for Checksums {
     }
 }
 
+/// What is expected where a number of gigabytes stands.
+pub(super) const GIGABYTES: &str = "expected a bare number of GiB, 0 or more, such as 50";
+
 /// A number of gigabytes (2^30), kept in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GigaBytes(pub u64);
@@ -110,7 +113,7 @@ impl FromStr for GigaBytes {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         let number = text.trim().parse().ok().and_then(GigaBytes::new);
-        number.ok_or_else(|| "expected a number of gigabytes, 0 or more".to_string())
+        number.ok_or_else(|| GIGABYTES.to_string())
     }
 }
 

@@ -11,6 +11,7 @@ use serde::de::{self, DeserializeSeed, Deserializer, EnumAccess, IgnoredAny, Map
 
 use super::settings::{Form, SECTIONS, SETTINGS, Setting};
 use super::source::Source;
+use super::values::GIGABYTES;
 use crate::error::{Error, Result};
 
 /// Bytes. No configuration is larger, and a device file has no end.
@@ -121,6 +122,9 @@ impl File {
         let source =
             Source::File { path: self.path.clone(), line: place.as_ref().map(|place| place.line), key: setting.name() };
         match node.as_form(setting.form, quoted) {
+            Err(_) if setting.key == "max_local_gb" => {
+                Err(Error::usage(format!("cannot use {source}")).because(GIGABYTES).hint(HINT))
+            }
             Ok(text) => Ok(Some(Found { text, source })),
             Err(why) => Err(Error::usage(format!("cannot use {source}")).because(why).hint(HINT)),
         }

@@ -5,6 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::{Invalid, RepoName, RepoQuery, RepoType, invalid};
+use crate::escape::is_hidden;
 
 /// Hosts whose URLs name repos, beside that of `HF_ENDPOINT`.
 const HOSTS: [&str; 3] = ["huggingface.co", "www.huggingface.co", "hf.co"];
@@ -39,6 +40,8 @@ pub struct Typed {
     pub revision: Option<String>,
     /// A file or folder in the text.
     pub path: Option<String>,
+    /// The discussion, or pull request, whose page the text is the address of.
+    pub discussion: Option<u64>,
 }
 
 impl Typed {
@@ -47,7 +50,13 @@ impl Typed {
     /// # Errors
     /// Says why it names no repo.
     pub fn parse(text: &str, endpoint: Option<&str>) -> Result<Typed, Invalid> {
-        let trimmed = text.trim();
+        let trimmed = tidy(text);
+        if let Some(c) = trimmed.chars().find(|c| is_hidden(*c) || c.is_control()) {
+            return invalid(
+                text,
+                format!("cannot be used: it contains an invisible character (U+{:04X})", u32::from(c)),
+            );
+        }
         if let Some(rest) = strip(trimmed, "hf://") {
             return hf_path(text, rest);
         }
@@ -75,12 +84,19 @@ impl Typed {
         if let Some(found) = cache_folder(trimmed) {
             return Ok(found);
         }
+        // A folder, and a revision as this tool writes it.
+        if let Some((folder, revision)) = trimmed.rsplit_once('@')
+            && let Some(found) = cache_folder(folder).filter(|found| found.revision.is_none())
+            && !revision.is_empty()
+        {
+            return Ok(Typed { revision: Some(revision.to_string()), ..found });
+        }
         plain(text, trimmed)
     }
 
     /// The repo and the revision in one word, as this tool prints it.
     fn with(query: RepoQuery, revision: Option<String>, path: Option<String>) -> Typed {
-        Typed { query, revision, path: path.filter(|path| !path.is_empty()) }
+        Typed { query, revision, path: path.filter(|path| !path.is_empty()), discussion: None }
     }
 }
 
@@ -105,7 +121,7 @@ impl fmt::Display for Typed {
 /// # Errors
 /// When the type does not exist, or a revision is in it.
 pub fn pattern<'a>(text: &'a str, endpoint: Option<&str>) -> Result<(Option<RepoType>, &'a str), String> {
-    let mut rest = text.trim();
+    let mut rest = trim(text);
     let mut of_page = None;
     if let Some(path) = strip(rest, "hf://") {
         rest = path;
@@ -139,6 +155,28 @@ pub fn pattern<'a>(text: &'a str, endpoint: Option<&str>) -> Result<(Option<Repo
         (kind, rest) = (Some(found), id);
     }
     Ok((kind.or(of_page), rest))
+}
+
+/// A text without the spaces and the zero-width characters around it that a paste brings along.
+pub fn trim(text: &str) -> &str {
+    text.trim_matches(|c: char| c.is_whitespace() || is_hidden(c))
+}
+
+/// Without the one pair of quotes that a pasted id may stand in, too.
+fn tidy(text: &str) -> &str {
+    let text = trim(text);
+    let pairs = [('"', '"'), ('\'', '\''), ('`', '`'), ('\u{201c}', '\u{201d}'), ('\u{2018}', '\u{2019}')];
+    let inner = pairs.iter().find_map(|(open, close)| text.strip_prefix(*open)?.strip_suffix(*close));
+    inner.map_or(text, trim)
+}
+
+/// The type of a repo as people write it: `dataset`, `datasets`, `Dataset`.
+///
+/// # Errors
+/// When there is no such type.
+pub fn repo_type(text: &str) -> Result<RepoType, Invalid> {
+    let lower = trim(text).to_ascii_lowercase();
+    plural(&lower).map_or_else(|| lower.parse(), Ok)
 }
 
 fn strip<'a>(text: &'a str, prefix: &str) -> Option<&'a str> {
@@ -214,7 +252,8 @@ fn url_path(text: &str, path: &str) -> Result<Typed, Invalid> {
     let with_revision = rest.first().is_some_and(|word| VIEWS.contains(&word.as_str()) || word == "revision");
     if !with_revision {
         // A file behind the id itself, or another page of the repo.
-        return Ok(Typed::with(query, None, None));
+        let number = rest.get(1).filter(|_| rest[0] == "discussions").and_then(|number| number.parse().ok());
+        return Ok(Typed { discussion: number, ..Typed::with(query, None, None) });
     }
     let (revision, path) = revision_of(&rest[1..]);
     Ok(Typed::with(query, revision, Some(path)))
@@ -290,6 +329,9 @@ fn plain(text: &str, trimmed: &str) -> Result<Typed, Invalid> {
         Some((id, revision)) => (id, Some(revision.trim())),
         None => (trimmed, None),
     };
+    // The rest of an address, or its path alone, as a page shows it.
+    let id = before(id, &['#', '?']);
+    let id = id.strip_prefix('/').filter(|id| id.contains('/') && !id.starts_with('/')).unwrap_or(id);
     let (mut kind, id) = type_in_front(id)?;
     // What a shell completes; of a single word it may be the organisation of which the name is missing.
     let shorter = id.trim_end_matches('/');
@@ -362,6 +404,19 @@ mod tests {
             ("datasets/org/name@v1", "dataset org/name@v1"),
             ("org/name@feature/x", "- org/name@feature/x"),
             ("models--org--name", "model org/name@"),
+            ("models--org--name@v1.0", "model org/name@v1.0"),
+            ("/c/hub/datasets--org--name@refs/pr/1", "dataset org/name@refs/pr/1"),
+            ("\"org/name\"", "- org/name@"),
+            ("'datasets/org/name@v1'", "dataset org/name@v1"),
+            ("\u{201c}gpt2\u{201d}", "- gpt2@"),
+            ("\u{feff}org/name\u{200b}", "- org/name@"),
+            ("\u{a0}\u{2060}gpt2@v1\u{200e}", "- gpt2@v1"),
+            ("\u{200b}https://huggingface.co/org/name\u{feff}", "- org/name@"),
+            ("org/name#x", "- org/name@"),
+            ("org/name?library=x", "- org/name@"),
+            ("org/name@a#1", "- org/name@a#1"),
+            ("/org/name", "- org/name@"),
+            ("/datasets/org/name/", "dataset org/name@"),
             ("datasets--squad", "dataset squad@"),
             ("~/.cache/huggingface/hub/models--org--name/snapshots/abc/", "model org/name@abc"),
             ("/c/models--org--name/snapshots/abc/sub/x.bin", "model org/name@abc (sub/x.bin)"),
@@ -427,10 +482,21 @@ mod tests {
             "org\\name",
             "../x",
             "-x/y",
+            "//",
+            "//org/name",
+            "/name",
+            "\"",
+            "\"\"",
+            "\"org/name",
+            "#x",
+            "models--org--name@",
         ] {
             assert!(read(text).starts_with("no: "), "{text}: {}", read(text));
         }
         assert!(!read("https://u:secret@evil.test/org/name").contains("secret"));
+        for text in ["gpt\u{200b}2", "org\u{a0}name", "https://huggingface.co/org/na\u{200b}me", "gpt2@v\u{feff}1"] {
+            assert!(read(text).contains("invisible character (U+"), "{text}: {}", read(text));
+        }
         assert!(read("org/name:v1").contains("org/name@v1"), "{}", read("org/name:v1"));
     }
 

@@ -49,7 +49,7 @@ writes a ref (`main`), so that without --include-referenced hardly anything
 goes but what later commits have replaced.")]
 pub struct Args {
     /// Budget in gigabytes of 2^30 bytes [default: cache.max_local_gb]
-    #[arg(long, value_name = "FLOAT", allow_negative_numbers = true, conflicts_with = "max_size")]
+    #[arg(long, value_name = "FLOAT", allow_negative_numbers = true, conflicts_with = "max_size", value_parser = gigabytes)]
     pub max_gb: Option<GigaBytes>,
 
     /// Budget with a unit: 50GB, 200GiB, 1.5TiB
@@ -79,6 +79,14 @@ pub struct Args {
     /// Keep unfinished downloads until they have been untouched for this long
     #[arg(long, value_name = "AGE", default_value = "24h")]
     pub temporary_grace: Age,
+}
+
+/// Who writes a unit means `--max-size`.
+fn gigabytes(text: &str) -> Result<GigaBytes, String> {
+    text.parse().map_err(|why: String| match text.parse::<Size>() {
+        Ok(_) => format!("{why}; with a unit it is `--max-size {}`", text.trim()),
+        Err(_) => why,
+    })
 }
 
 /// An age such as `90m`, `24h`, `7 days`, or `0`.

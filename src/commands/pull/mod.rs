@@ -10,16 +10,19 @@ pub mod local;
 pub mod plan;
 pub mod run;
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::time::Instant;
 
+use clap::ValueEnum;
+use clap::builder::{EnumValueParser, PossibleValue, TypedValueParser};
 use serde::Serialize;
 
 use super::{Amount, Session, TransferArgs, kind_of};
 use crate::cache::gated::Gated;
 use crate::cache::layout::Layout;
 use crate::error::{Error, Kind, Result, printable};
-use crate::ids::{Commit, RefName, RepoName, RepoQuery, RepoType, Typed};
+use crate::ids::{self, Commit, RefName, RepoName, RepoQuery, RepoType, Typed};
 use crate::progress::Event;
 use crate::remote::lookup::{self, Found};
 use fallback::FallbackArgs;
@@ -46,7 +49,7 @@ pub struct Args {
     pub revision: Option<String>,
 
     /// The repo's type, where several types share the id
-    #[arg(long, value_name = "TYPE")]
+    #[arg(long, value_name = "TYPE", value_parser = TypeParser)]
     pub repo_type: Option<RepoType>,
 
     /// Say what would be downloaded and stop there
@@ -174,6 +177,10 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     if let Some(path) = &args.repo.path {
         found.notes.push(format!("pulling the whole revision, not just {}", printable(path, 200)));
     }
+    if let Some(number) = args.repo.discussion.filter(|_| revision.is_none()) {
+        let repo = &found.manifest.repo;
+        found.notes.push(format!("pulling main; the pull request itself is {repo}@refs/pr/{number}"));
+    }
     let layout = session.layout();
     local::check_root(&layout)?;
     let lock = run::lock(session, args.dry_run).await;
@@ -203,10 +210,34 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     Ok(report)
 }
 
+/// Takes the plural, too, and any case; help and completion name the words themselves.
+#[derive(Clone)]
+struct TypeParser;
+
+impl TypedValueParser for TypeParser {
+    type Value = RepoType;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        arg: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> Result<RepoType, clap::Error> {
+        match value.to_str().map(ids::repo_type) {
+            Some(Ok(kind)) => Ok(kind),
+            _ => EnumValueParser::<RepoType>::new().parse_ref(command, arg, value),
+        }
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new(RepoType::value_variants().iter().filter_map(ValueEnum::to_possible_value)))
+    }
+}
+
 impl Args {
     /// The revision in the id or of `-r`, if there is one.
     fn revision(&self) -> Result<Option<&str>> {
-        let given = self.revision.as_deref().map(str::trim);
+        let given = self.revision.as_deref().map(ids::trim);
         if given == Some("") {
             return Err(Error::usage("no ref name is given with -r").hint("write it like -r main, or leave -r out"));
         }
