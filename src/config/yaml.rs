@@ -122,9 +122,9 @@ impl File {
         let source =
             Source::File { path: self.path.clone(), line: place.as_ref().map(|place| place.line), key: setting.name() };
         match node.as_form(setting.form, quoted) {
-            Err(_) if setting.key == "max_local_gb" => {
-                Err(Error::usage(format!("cannot use {source}")).because(GIGABYTES).hint(HINT))
-            }
+            Err(_) if setting.key == "max_local_gb" => Err(Error::usage(format!("cannot use {source}"))
+                .because(format!("{GIGABYTES}, without quotes"))
+                .hint(HINT)),
             Ok(text) => Ok(Some(Found { text, source })),
             Err(why) => Err(Error::usage(format!("cannot use {source}")).because(why).hint(HINT)),
         }
