@@ -238,11 +238,11 @@ pub fn parse(args: &[OsString]) -> Result<Cli, clap::Error> {
     })
 }
 
-/// The same with a value that cannot drive the terminal. What the parser says of it has names that are escaped already.
+/// The same with a value that cannot drive the terminal and holds no password. What the parser says of it has names that are escaped already.
 fn with_escaped_value(mut error: clap::Error) -> clap::Error {
     use clap::error::{ContextKind, ContextValue};
     if let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidValue) {
-        let value = escape(value, Keep::Nothing).into_owned();
+        let value = escape(&without_user(value), Keep::Nothing).into_owned();
         error.insert(ContextKind::InvalidValue, ContextValue::String(value));
     }
     error

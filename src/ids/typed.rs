@@ -411,7 +411,7 @@ mod tests {
             ("\u{201c}gpt2\u{201d}", "- gpt2@"),
             ("\u{feff}org/name\u{200b}", "- org/name@"),
             ("\u{a0}\u{2060}gpt2@v1\u{200e}", "- gpt2@v1"),
-            ("\u{200b}https://huggingface.co/org/name\u{feff}", "- org/name@"),
+            ("\u{200b}https://huggingface.co/org/name\u{feff}", "model org/name@"),
             ("org/name#x", "- org/name@"),
             ("org/name?library=x", "- org/name@"),
             ("org/name@a#1", "- org/name@a#1"),
