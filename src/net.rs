@@ -299,7 +299,7 @@ mod tests {
 
     #[test]
     fn bundles_are_read_and_a_bad_one_is_named() {
-        let dir = std::env::temp_dir().join(format!("hf-cache-sync-net-{}", rand::random::<u32>()));
+        let dir = std::env::temp_dir().join(format!("hf-cache-sync-net-{}", fastrand::u32(..)));
         std::fs::create_dir_all(dir.join("folder")).unwrap();
         let good = format!("# a comment\n{BEGIN}\n{}\n{END}\n", "A".repeat(128));
         for (name, text) in [

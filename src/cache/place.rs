@@ -165,7 +165,7 @@ impl Staging {
     /// # Errors
     /// When the cache cannot be written to.
     pub fn new(layout: &Layout) -> Result<Staging> {
-        let path = layout.state().join("staging").join(format!("{:016x}", rand::random::<u64>()));
+        let path = layout.state().join("staging").join(format!("{:016x}", fastrand::u64(..)));
         ensure_dir(layout.root(), &path)?;
         Ok(Staging { path })
     }
@@ -450,7 +450,7 @@ fn beside(path: &Path) -> PathBuf {
     if name.len() > 200 {
         name = "long".into();
     }
-    name.push(format!(".{:08x}.tmp", rand::random::<u32>()));
+    name.push(format!(".{:08x}.tmp", fastrand::u32(..)));
     path.with_file_name(name)
 }
 

@@ -211,7 +211,7 @@ fn rewrite(layout: &Layout, payload: &Path, references: &BTreeSet<PathBuf>) -> i
             link.strip_prefix(layout.root()).unwrap_or(link).iter().map(|p| p.to_string_lossy()).collect();
         content += &format!("{}\n", line.join("/"));
     }
-    let temporary = beside(payload, &format!(".refs.{:08x}.tmp", rand::random::<u32>()));
+    let temporary = beside(payload, &format!(".refs.{:08x}.tmp", fastrand::u32(..)));
     let write = || {
         let mut file = File::create_new(&temporary)?;
         file.write_all(content.as_bytes())?;

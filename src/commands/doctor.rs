@@ -369,7 +369,7 @@ fn refused(name: &'static str, bucket: &Bucket, failure: Failure, what: &str, ne
 
 async fn write(bucket: &Bucket, required: bool) -> Check {
     const NAME: &str = "Write permission";
-    let key = format!("{}probe-{:016x}", keys::PROBES, rand::random::<u64>());
+    let key = format!("{}probe-{:016x}", keys::PROBES, fastrand::u64(..));
     let content = Bytes::from_static(b"hf-cache-sync doctor probe");
     if let Err(failure) = bucket.put_small(&key, content.clone()).await {
         let denied = failure.cause == Cause::Denied;

@@ -55,7 +55,7 @@ impl File {
             Error::usage(format!("cannot use the configuration {}", path.display())).because(why).hint(HINT)
         };
         let text = read_text(path)?;
-        let root: Node = match serde_yaml::from_str(&text) {
+        let root: Node = match yaml_serde::from_str(&text) {
             Ok(root) => root,
             Err(error) => return Err(unusable(reworded(&error, &text))),
         };
@@ -152,7 +152,7 @@ fn read_text(path: &Path) -> Result<String> {
 }
 
 /// What is wrong with the YAML, in words of which none comes from the file.
-fn reworded(error: &serde_yaml::Error, text: &str) -> String {
+fn reworded(error: &yaml_serde::Error, text: &str) -> String {
     let place = error.location();
     let line = place.as_ref().map(|place| place.line());
     let said = error.to_string();
@@ -312,7 +312,7 @@ struct Place {
 
 /// Where the value at this path stands: the parser is made to fail there, since it tells the place of errors alone.
 fn locate(text: &str, path: &[&str]) -> Option<Place> {
-    let error = Locate(path).deserialize(serde_yaml::Deserializer::from_str(text)).err()?;
+    let error = Locate(path).deserialize(yaml_serde::Deserializer::from_str(text)).err()?;
     let place = error.location()?;
     Some(Place { line: place.line(), column: place.column() })
 }

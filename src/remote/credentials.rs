@@ -8,9 +8,9 @@ use aws_credential_types::Credentials as Keys;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
 use aws_runtime::env_config::property::PropertiesKey;
-use aws_sdk_s3::config::Region;
 use aws_smithy_http_client::proxy::ProxyConfig;
 use aws_types::os_shim_internal::{Env, Fs};
+use aws_types::region::Region;
 
 use super::net;
 use super::net::Certificates;

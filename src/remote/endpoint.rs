@@ -1,7 +1,7 @@
 //! Where requests for a bucket go: the URL of the bucket and the region that signs, and what is learned of both from
 //! answers that send elsewhere. No I/O.
 
-use aws_sdk_s3::config::endpoint::{DefaultResolver, Params, ResolveEndpoint};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::answer::Refusal;
 use super::net::target;
@@ -63,28 +63,33 @@ impl Way {
         Ok(Route { way: self, base })
     }
 
-    /// AWS's rules are the SDK's.
+    /// AWS's own endpoint, by the rules for regional endpoints of its SDKs' `endpoint-rule-set`.
     fn of_aws(&self) -> Result<String> {
-        let failed = |why: String| {
+        let failed = |why: &str| {
             Error::usage(format!("AWS has no endpoint for bucket '{}' in region '{}'", self.bucket, self.region))
-                .because(crate::error::printable(&why, 200))
+                .because(why)
                 .hint("check storage.bucket and storage.region (AWS_REGION)")
         };
-        let params = Params::builder()
-            .bucket(&self.bucket)
-            .region(&self.region)
-            .force_path_style(self.style == Style::Path)
-            .use_dual_stack(self.dual_stack)
-            .use_fips(self.fips)
-            .build()
-            .map_err(|e| failed(e.to_string()))?;
-        let resolver = DefaultResolver::new();
-        let resolved = futures_util::FutureExt::now_or_never(resolver.resolve_endpoint(&params));
-        match resolved {
-            Some(Ok(endpoint)) => Ok(endpoint.url().trim_end_matches('/').to_string()),
-            Some(Err(error)) => Err(failed(error.to_string())),
-            None => Err(failed("the rules gave no answer".into())),
+        if !is_label(&self.region) {
+            return Err(failed("the region's name has letters, digits and '-' only"));
         }
+        if self.bucket.ends_with("--x-s3") {
+            return Err(failed("it is a directory bucket (S3 Express One Zone), which this tool does not support"));
+        }
+        let suffix = aws_suffix(&self.region);
+        if self.fips && suffix == "amazonaws.com.cn" {
+            return Err(failed("AWS's regions in China have no FIPS endpoints"));
+        }
+        let service = if self.fips { "s3-fips" } else { "s3" };
+        let stack = if self.dual_stack { ".dualstack" } else { "" };
+        let region = if self.region == "aws-global" { String::new() } else { format!(".{}", self.region) };
+        let host = format!("{service}{stack}{region}.{suffix}");
+        // A certificate's `*` stands for one label, so a bucket with a dot in its name goes into the path.
+        let in_host = self.style == Style::Virtual && (3..=63).contains(&self.bucket.len()) && is_label(&self.bucket);
+        Ok(match in_host {
+            true => format!("https://{}.{host}", self.bucket),
+            false => format!("https://{host}/{}", self.bucket),
+        })
     }
 
     /// Where an answer sends requests for this bucket that are signed anew; `None` when it says nothing new, or sends
@@ -119,6 +124,29 @@ impl Route {
     pub(super) fn shown(&self) -> String {
         self.way.endpoint.clone().unwrap_or_default()
     }
+}
+
+/// What AWS's host names of a region end in: each partition has its own.
+fn aws_suffix(region: &str) -> &'static str {
+    const PARTITIONS: [(&str, &str); 6] = [
+        ("cn-", "amazonaws.com.cn"),
+        ("eusc-", "amazonaws.eu"),
+        ("us-iso-", "c2s.ic.gov"),
+        ("us-isob-", "sc2s.sgov.gov"),
+        ("eu-isoe-", "cloud.adc-e.uk"),
+        ("us-isof-", "csp.hci.ic.gov"),
+    ];
+    let partition = PARTITIONS.iter().find(|(prefix, _)| region.starts_with(prefix));
+    partition.map_or("amazonaws.com", |(_, suffix)| suffix)
+}
+
+/// Whether a text can be one label of a host name, in lower case.
+fn is_label(text: &str) -> bool {
+    let is_alphanumeric = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    (1..=63).contains(&text.len())
+        && text.bytes().all(|byte| is_alphanumeric(&byte) || byte == b'-')
+        && text.as_bytes().first().is_some_and(is_alphanumeric)
+        && text.as_bytes().last().is_some_and(is_alphanumeric)
 }
 
 /// The host with the other region, where the region is a label of it.
@@ -180,20 +208,14 @@ pub(super) fn resolved(from: &str, location: &str) -> Option<String> {
     None
 }
 
-/// Percent-encodes a key or a query value for a URL: all but what never needs it. `/` stays in keys.
+/// What a URL's query, and a signature, want encoded: all but RFC 3986's unreserved characters.
+const VALUE: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+/// The same for a key in a URL's path, where `/` stays.
+const KEY: &AsciiSet = &VALUE.remove(b'/');
+
+/// Percent-encodes a key or a query value for a URL. `/` stays in keys.
 pub(super) fn encoded(text: &str, keep_slash: bool) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(byte as char),
-            b'/' if keep_slash => out.push('/'),
-            _ => {
-                const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
-                out.extend(['%', DIGITS[usize::from(byte >> 4)] as char, DIGITS[usize::from(byte & 15)] as char]);
-            }
-        }
-    }
-    out
+    utf8_percent_encode(text, if keep_slash { KEY } else { VALUE }).to_string()
 }
 
 #[cfg(test)]
@@ -230,7 +252,18 @@ mod tests {
             base(Way { bucket: "my.bucket".into(), ..aws.clone() }),
             "https://s3.eu-west-1.amazonaws.com/my.bucket"
         );
-        assert!(Way { region: "not a region".into(), ..aws }.route().is_err());
+        for (region, host) in [
+            ("us-gov-west-1", "s3.us-gov-west-1.amazonaws.com"),
+            ("eusc-de-east-1", "s3.eusc-de-east-1.amazonaws.eu"),
+            ("us-iso-east-1", "s3.us-iso-east-1.c2s.ic.gov"),
+            ("us-isob-east-1", "s3.us-isob-east-1.sc2s.sgov.gov"),
+            ("aws-global", "s3.amazonaws.com"),
+        ] {
+            assert_eq!(base(Way { region: region.into(), ..aws.clone() }), format!("https://my-bucket.{host}"));
+        }
+        assert!(Way { region: "not a region".into(), ..aws.clone() }.route().is_err());
+        assert!(Way { region: "cn-north-1".into(), fips: true, ..aws.clone() }.route().is_err());
+        assert!(Way { bucket: "b--use1-az4--x-s3".into(), ..aws }.route().is_err());
     }
 
     #[test]

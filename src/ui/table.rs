@@ -1,7 +1,7 @@
 //! Tables: aligned columns without boxes. On a terminal they fit its width, and the wide columns are cut; everywhere
 //! else nothing is cut and nothing is coloured.
 
-use comfy_table::{Attribute, CellAlignment, Color, presets};
+use console::{Alignment, Style};
 use unicode_width::UnicodeWidthChar;
 
 use crate::escape::{Keep, escape};
@@ -42,8 +42,11 @@ impl Column {
         }
     }
 
-    fn is_number(self) -> bool {
-        matches!(self, Column::Number(_) | Column::SpareNumber(_))
+    fn alignment(self) -> Alignment {
+        match self {
+            Column::Number(_) | Column::SpareNumber(_) => Alignment::Right,
+            _ => Alignment::Left,
+        }
     }
 
     fn is_spare(self) -> bool {
@@ -107,6 +110,21 @@ pub enum Tone {
     Bad,
 }
 
+impl Tone {
+    fn style(self) -> Style {
+        let plain = Style::new();
+        match self {
+            Tone::Plain => plain,
+            Tone::Name => plain.cyan(),
+            Tone::Dim => plain.dim(),
+            Tone::Good => plain.green(),
+            Tone::Attention => plain.yellow(),
+            Tone::Elsewhere => plain.blue(),
+            Tone::Bad => plain.red(),
+        }
+    }
+}
+
 /// One cell.
 #[derive(Debug, Clone, Default)]
 pub struct Cell {
@@ -164,32 +182,36 @@ impl Table {
     /// The text: at most `width` characters wide where that can be had, when there is such a limit.
     pub fn render(&self, width: Option<u16>, colour: bool) -> String {
         let layout = self.layout(width.map(usize::from));
-        let mut table = comfy_table::Table::new();
-        table.load_style(presets::NOTHING).force_no_tty();
-        if colour {
-            table.enforce_styling().style_text_only();
-        }
-        let titles = layout
-            .iter()
-            .map(|(index, _)| comfy_table::Cell::new(self.columns[*index].title()).add_attribute(Attribute::Bold));
-        table.set_header(titles.collect::<Vec<_>>());
+        let mut text = String::new();
+        let titles = layout.iter().map(|(index, _)| (self.columns[*index].title(), Style::new().bold()));
+        self.write_line(&mut text, &layout, titles.collect(), colour);
         for row in &self.rows {
-            let cells = layout.iter().filter_map(|(index, width)| {
-                let cell = row.get(*index)?;
-                Some(styled(self.columns[*index].cut(&cell.text, *width), cell.tone))
+            let cells = layout.iter().map(|(index, _)| match row.get(*index) {
+                Some(cell) => (cell.text.as_str(), cell.tone.style()),
+                None => ("", Style::new()),
             });
-            table.add_row(cells.collect::<Vec<_>>());
+            self.write_line(&mut text, &layout, cells.collect(), colour);
         }
-        for (place, (index, _)) in layout.iter().enumerate() {
-            let Some(column) = table.column_mut(place) else { continue };
-            column.set_padding((0, if place + 1 == layout.len() { 0 } else { GAP as u16 }));
-            if self.columns[*index].is_number() {
-                column.set_cell_alignment(CellAlignment::Right);
-            }
-        }
-        let mut text = table.trim_fmt();
-        text.push('\n');
         text
+    }
+
+    /// Adds one line: each cell cut and padded to its column's width, nothing after the last text.
+    fn write_line(&self, out: &mut String, layout: &[(usize, usize)], cells: Vec<(&str, Style)>, colour: bool) {
+        let start = out.len();
+        for ((index, width), (text, style)) in layout.iter().zip(cells) {
+            let column = self.columns[*index];
+            let text = column.cut(text, *width);
+            let blanks = " ".repeat(width.saturating_sub(console::measure_text_width(&text)));
+            let text = if text.is_empty() { text } else { style.force_styling(colour).apply_to(text).to_string() };
+            match column.alignment() {
+                Alignment::Right => out.extend([blanks, text]),
+                _ => out.extend([text, blanks]),
+            }
+            out.push_str(&" ".repeat(GAP));
+        }
+        let end = start + out[start..].trim_end_matches(' ').len();
+        out.truncate(end);
+        out.push('\n');
     }
 
     /// The columns to show, with their widths: long text and names are cut a little, then spare columns go,
@@ -239,19 +261,6 @@ impl Table {
 fn over(layout: &[(usize, usize)], limit: usize) -> usize {
     let wide: usize = layout.iter().map(|(_, width)| width + GAP).sum();
     wide.saturating_sub(GAP).saturating_sub(limit)
-}
-
-fn styled(text: String, tone: Tone) -> comfy_table::Cell {
-    let plain = comfy_table::Cell::new(text);
-    match tone {
-        Tone::Plain => plain,
-        Tone::Name => plain.fg(Color::Cyan),
-        Tone::Dim => plain.add_attribute(Attribute::Dim),
-        Tone::Good => plain.fg(Color::Green),
-        Tone::Attention => plain.fg(Color::Yellow),
-        Tone::Elsewhere => plain.fg(Color::Blue),
-        Tone::Bad => plain.fg(Color::Red),
-    }
 }
 
 #[cfg(test)]

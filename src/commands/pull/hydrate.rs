@@ -289,7 +289,7 @@ fn put_in_place(layout: &Layout, file: &Path, repo: &RepoName, blob: &BlobId) ->
         Ok(()) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
             // blobs/ is a mount of its own: copy beside the target under a name that the client ignores.
-            let beside = layout.blobs(repo).join(format!(".{blob}.{:08x}.new", rand::random::<u32>()));
+            let beside = layout.blobs(repo).join(format!(".{blob}.{:08x}.new", fastrand::u32(..)));
             let copied = fs::copy(file, &beside).and_then(|_| place::flushed(fs::File::open(&beside)?.sync_all()));
             let moved = copied
                 .and_then(|()| place::rename_over(&beside, &target))

@@ -221,7 +221,7 @@ impl Watch<'_> {
     }
 
     fn tell(&mut self, ended: Result<Report>) {
-        let pause = self.schedule.ended(self.start.elapsed(), outcome(&ended), rand::random());
+        let pause = self.schedule.ended(self.start.elapsed(), outcome(&ended), fastrand::f64());
         let retry_in = pause.map(|pause| pause.as_secs_f64());
         (self.say)(Update::now(match ended {
             Ok(report) => What::Pushed(Pushed {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use aws_sdk_s3::primitives::SdkBody;
+use aws_smithy_types::body::SdkBody;
 use bytes::Bytes;
 
 use crate::remote::error::{Cause, Failure};

@@ -16,8 +16,9 @@ mod retry;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use aws_sdk_s3::primitives::{ByteStream, SdkBody};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use aws_smithy_types::body::SdkBody;
+use aws_smithy_types::byte_stream::ByteStream;
 use bytes::Bytes;
 
 pub use body::{MakeBody, Pulse};

@@ -200,7 +200,7 @@ impl Bucket {
 /// 0.25 s, doubling to 15 s, with full jitter; never less than the store asks for.
 pub(in crate::remote) fn back_off(tried: u32, asked: Option<Duration>) -> Duration {
     let most = Duration::from_millis(250) * 2u32.pow(tried.min(7) - 1);
-    let pause = most.min(Duration::from_secs(15)).mul_f64(0.5 + rand::random::<f64>() / 2.0);
+    let pause = most.min(Duration::from_secs(15)).mul_f64(0.5 + fastrand::f64() / 2.0);
     pause.max(asked.unwrap_or_default())
 }
 

@@ -3,6 +3,7 @@
 //! The token belongs to the configured origin: scheme, host and port, compared as parsed URLs. A link that names the
 //! Hub's official address is followed at the configured endpoint, since mirrors pass on what the Hub wrote.
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use reqwest::Url;
 use reqwest::header::{HeaderMap, LINK};
 
@@ -41,7 +42,7 @@ impl Endpoint {
             return Err(format!("it is no URL; is https://{} meant?", printable(shown, 100)));
         }
         let mut base = Url::parse(text).map_err(|e| format!("it is no URL: {e}"))?;
-        let decoded = |text: &str| unescaped(text);
+        let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
         let login = (!base.username().is_empty())
             .then(|| (decoded(base.username()), decoded(base.password().unwrap_or_default())));
         clean(&mut base);
@@ -119,22 +120,12 @@ fn is_official(url: &Url) -> bool {
         && matches!((url.scheme(), url.port_or_known_default()), ("https", Some(443)) | ("http", Some(80)))
 }
 
+/// All but RFC 3986's unreserved characters.
+const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
 /// A text as one segment of a URL.
 pub fn escaped(text: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
-    text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
-}
-
-fn unescaped(text: &str) -> String {
-    let bytes = text.as_bytes();
-    let (mut out, mut at) = (Vec::new(), 0);
-    while at < bytes.len() {
-        let digits = text.get(at + 1..at + 3).filter(|_| bytes[at] == b'%');
-        let byte = digits.and_then(|digits| u8::from_str_radix(digits, 16).ok());
-        out.push(byte.unwrap_or(bytes[at]));
-        at += if byte.is_some() { 3 } else { 1 };
-    }
-    String::from_utf8_lossy(&out).into_owned()
+    utf8_percent_encode(text, SEGMENT).to_string()
 }
 
 /// The link to the next page: the first one whose `rel` has the word `next` (RFC 8288).

@@ -295,7 +295,7 @@ async fn whole_once(context: &Context, blob: &Fetch) -> Result<Result<PathBuf, B
 
 /// A partial file of one run, which nobody can take up again.
 fn nameless(context: &Context, blob: &Fetch) -> PathBuf {
-    let name = format!("{}.{:08x}.small", blob.id, rand::random::<u32>());
+    let name = format!("{}.{:08x}.small", blob.id, fastrand::u32(..));
     context.layout.partial(&blob.id).with_file_name(name)
 }
 

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context as TaskContext, Poll, ready};
 use std::time::SystemTime;
 
-use aws_sdk_s3::primitives::SdkBody;
+use aws_smithy_types::body::SdkBody;
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use http_body::{Body, Frame, SizeHint};
