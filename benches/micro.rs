@@ -7,16 +7,16 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use hf_cache_sync::bucket::keys;
 use hf_cache_sync::cache::layout::{self, Layout};
 use hf_cache_sync::cache::scan::scan;
-use hf_cache_sync::commands::push::local;
-use hf_cache_sync::commands::push::state::{Remote, Stored};
-use hf_cache_sync::commands::{prune, pull, push};
+use hf_cache_sync::cache::{facts, local, target};
+use hf_cache_sync::engine::survey::{Remote, Stored};
 use hf_cache_sync::hash::blob_id_of;
-use hf_cache_sync::ids::{BlobId, Commit, RepoName};
-use hf_cache_sync::manifest::{Manifest, ManifestFile};
-use hf_cache_sync::remote::keys;
-use hf_cache_sync::remote::lookup::Found;
+use hf_cache_sync::model::found::Found;
+use hf_cache_sync::model::ids::{BlobId, Commit, RepoName};
+use hf_cache_sync::model::manifest::{Manifest, ManifestFile};
+use hf_cache_sync::plan;
 
 const REPOS: usize = 200;
 const FILES: usize = 50;
@@ -101,17 +101,17 @@ fn cache(c: &mut Criterion) {
             full.manifests.insert(keys::manifest(&repo.name.id, &revision.commit), Stored::Same);
         }
     }
-    group.bench_function("push plan, empty bucket", |b| b.iter(|| push::plan::plan(&local, &empty)));
-    group.bench_function("push plan, nothing to do", |b| b.iter(|| push::plan::plan(&local, &full)));
+    group.bench_function("push plan, empty bucket", |b| b.iter(|| plan::push::plan(&local, &empty)));
+    group.bench_function("push plan, nothing to do", |b| b.iter(|| plan::push::plan(&local, &full)));
 
-    let facts = prune::facts::gather(inventory);
+    let facts = facts::gather(inventory);
     let hour = Duration::from_secs(3600);
     let options =
-        |budget| prune::plan::Options { budget, include_referenced: true, orphan_grace: hour, temporary_grace: hour };
+        |budget| plan::prune::Options { budget, include_referenced: true, orphan_grace: hour, temporary_grace: hour };
     let later = SystemTime::now() + 24 * hour;
     for (name, options) in [("within its budget", options(u64::MAX)), ("everything goes", options(0))] {
         group.bench_function(format!("prune plan, {name}"), |b| {
-            b.iter(|| prune::plan::plan(&facts, &options, later));
+            b.iter(|| plan::prune::plan(&facts, &options, later));
         });
     }
     group.finish();
@@ -128,19 +128,19 @@ fn manifests(c: &mut Criterion) {
         group.bench_function(BenchmarkId::new("decode", files), |b| b.iter(|| Manifest::parse(black_box(&bytes))));
 
         let found = Found { manifest, reference: Some("main".parse().unwrap()), pinned: false, notes: Vec::new() };
-        let state = |blob| pull::local::State {
+        let state = |blob| target::State {
             blobs: found.manifest.blobs().into_keys().map(|id| (id, blob)).collect::<BTreeMap<_, _>>(),
-            in_place: vec![blob == pull::local::BlobState::Present; files],
+            in_place: vec![blob == target::BlobState::Present; files],
             tree: true,
-            reference: blob == pull::local::BlobState::Present,
+            reference: blob == target::BlobState::Present,
             pin: true,
         };
         for (name, state) in [
-            ("pull plan, empty cache", state(pull::local::BlobState::Missing)),
-            ("pull plan, nothing to do", state(pull::local::BlobState::Present)),
+            ("pull plan, empty cache", state(target::BlobState::Missing)),
+            ("pull plan, nothing to do", state(target::BlobState::Present)),
         ] {
             group.bench_function(BenchmarkId::new(name, files), |b| {
-                b.iter(|| pull::plan::plan(&layout, &found, &state));
+                b.iter(|| plan::pull::plan(&layout, &found, &state));
             });
         }
     }

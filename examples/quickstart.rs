@@ -16,7 +16,7 @@ use hf_cache_sync::cache::layout::{Layout, link_text};
 use hf_cache_sync::cli::{self, Cli};
 use hf_cache_sync::config::{Config, Environment, Overrides};
 use hf_cache_sync::hash::BlobHasher;
-use hf_cache_sync::ids::{BlobId, RepoName, RepoType};
+use hf_cache_sync::model::ids::{BlobId, RepoName, RepoType};
 use hf_cache_sync::ui::Ui;
 
 #[path = "../tests/common/s3.rs"]

@@ -10,12 +10,11 @@ use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::cache::root;
-use crate::commands::{
-    Session, completions, config, diff, doctor, init, list, man, prune, pull, pull_all, push, status, watch,
-};
+use crate::commands::{completions, config, diff, doctor, init, list, man, prune, pull, pull_all, push, status, watch};
 use crate::config::resolve::{Resolution, named_file};
 use crate::config::settings::{Form, SETTINGS, Setting};
 use crate::config::{Config, Environment, Overrides};
+use crate::engine::Session;
 use crate::error::{Error, Kind, Result, shown};
 use crate::escape::{Keep, escape, without_user};
 use crate::progress::Event;

@@ -14,15 +14,15 @@ use clap::{CommandFactory, FromArgMatches, ValueHint};
 use clap_complete::CompleteEnv;
 use clap_complete::engine::{ArgValueCompleter, CompletionCandidate};
 
+use crate::bucket::client::Bucket;
+use crate::bucket::keys;
+use crate::bucket::refs::Candidate;
 use crate::cache::layout::Layout;
 use crate::cli::{Cli, Global};
 use crate::commands::completions::VARIABLE;
 use crate::config::Config;
-use crate::ids::{RefName, RepoName, RepoQuery, RepoType, Typed};
+use crate::model::ids::{RefName, RepoName, RepoQuery, RepoType, Typed};
 use crate::progress::Silent;
-use crate::remote::client::Bucket;
-use crate::remote::keys;
-use crate::remote::refs::Candidate;
 
 /// Nobody waits longer than this for a list of names.
 const PATIENCE: Duration = Duration::from_millis(1500);

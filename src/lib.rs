@@ -4,35 +4,45 @@
 //! The way of the data:
 //!
 //! ```text
-//!            cache::scan          commands::push::plan           remote::transfer
-//!  hub/ ───────────────► Inventory ───────────────────► Plan ───────────────────► blobs/, then manifests/, then refs/
-//!                                   ▲                                                │
-//!                                   │ commands::push::state                          │ remote::lookup
-//!                                bucket listing                                      ▼
-//!  hub/ ◄─────────────── cache::place ◄──────────────── Plan ◄──────────────── Manifest of a revision
-//!        blobs, tree, snapshot, ref    commands::pull::hydrate   commands::pull::plan
+//!            cache::scan       plan::push           engine::publish
+//!  hub/ ───────────────► Inventory ───────► Plan ───────────────────► blobs/, then manifests/, then refs/
+//!                                   ▲                                    │
+//!                                   │ engine::survey                     │ bucket::lookup
+//!                                bucket listing                          ▼
+//!  hub/ ◄─────────────── cache::place ◄──── Plan ◄────────────── Manifest of a revision
+//!        blobs, tree, snapshot, ref    engine::hydrate   plan::pull
 //! ```
 //!
-//! Layers, each importing only those before it: [`escape`], [`error`], [`files`], [`ids`], [`hash`], [`manifest`],
-//! [`progress`], [`interrupt`], [`lossy`], [`net`]; then [`config`], [`cache`], [`remote`]; then [`commands`]; then
-//! [`cli`] and [`ui`]; then [`complete`];
-//! then `main.rs`. Plans are made by pure functions; executors carry them out and decide no policy; only [`ui`] prints, only
-//! `main.rs` exits.
+//! Layers, each importing only those before it:
+//!
+//! - [`escape`], [`error`], [`files`], [`hash`], [`interrupt`], [`lossy`], [`progress`], [`suggest`], [`task`], [`when`];
+//! - [`model`]: names, manifests;
+//! - [`config`], [`net`]; [`cache`]; [`bucket`], [`hub`]; [`transfer`];
+//! - [`plan`] (pure), [`engine`] (carries plans out and decides no policy);
+//! - [`commands`]; [`cli`] and [`ui`]; [`complete`]; then `main.rs`.
+//!
+//! Only [`ui`] prints, only `main.rs` exits.
 
+pub mod bucket;
 pub mod cache;
 pub mod cli;
 pub mod commands;
 pub mod complete;
 pub mod config;
+pub mod engine;
 pub mod error;
 pub mod escape;
 pub mod files;
 pub mod hash;
-pub mod ids;
+pub mod hub;
 pub mod interrupt;
 pub mod lossy;
-pub mod manifest;
+pub mod model;
 pub mod net;
+pub mod plan;
 pub mod progress;
-pub mod remote;
+pub mod suggest;
+pub mod task;
+pub mod transfer;
 pub mod ui;
+pub mod when;

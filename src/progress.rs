@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::ids::BlobId;
+use crate::model::ids::BlobId;
 
 /// Something happened.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -13,10 +13,10 @@ use common::machine::Machine;
 use common::s3::{Action, Gate, Seen};
 use common::store::Store;
 use common::weights;
-use hf_cache_sync::remote::limit::Caps;
-use hf_cache_sync::remote::transfer::Context;
-use hf_cache_sync::remote::transfer::download::{Fetch, download};
-use hf_cache_sync::remote::transfer::upload::{Upload, upload};
+use hf_cache_sync::transfer::Context;
+use hf_cache_sync::transfer::download::{Fetch, download};
+use hf_cache_sync::transfer::limit::Caps;
+use hf_cache_sync::transfer::upload::{Upload, upload};
 
 /// A blob of each way of moving one, and their bytes together: from memory, as a stream, in parts.
 fn revision() -> (Revision, u64) {
@@ -61,7 +61,7 @@ fn a_limited_rate_counts_every_byte_both_ways() {
             let fetch = Fetch {
                 id: file.etag().parse().unwrap(),
                 size: file.bytes.len() as u64,
-                repo: hf_cache_sync::ids::RepoName::from_folder("models--org--name").unwrap(),
+                repo: hf_cache_sync::model::ids::RepoName::from_folder("models--org--name").unwrap(),
                 commit: revision.commit.parse().unwrap(),
                 path: file.path.parse().unwrap(),
             };

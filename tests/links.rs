@@ -12,11 +12,11 @@ use common::cache::{OTHER, Revision};
 use common::machine::Machine;
 use common::store::Store;
 use common::weights;
+use hf_cache_sync::bucket::lookup;
 use hf_cache_sync::cache::layout::Layout;
 use hf_cache_sync::cache::place::LinkKind;
 use hf_cache_sync::commands::pull::{hydrate, local, plan};
-use hf_cache_sync::remote::limit::Caps;
-use hf_cache_sync::remote::lookup;
+use hf_cache_sync::transfer::limit::Caps;
 
 /// Pulls these one after the other, or together, into a cache that allows links of this kind.
 fn pull(store: &Store, hub: &Path, kind: LinkKind, together: bool, revisions: &[&Revision]) -> u64 {

@@ -23,8 +23,8 @@ use super::lookup;
 use super::refs::Candidate;
 use crate::error::{Error, Kind, Result};
 use crate::hash::md5_hex;
-use crate::ids::{Commit, RefName, RepoId, RepoName, RepoType};
-use crate::manifest::Manifest;
+use crate::model::ids::{Commit, RefName, RepoId, RepoName, RepoType};
+use crate::model::manifest::Manifest;
 
 /// Small objects read at once.
 const AT_ONCE: usize = 32;
@@ -333,7 +333,7 @@ mod tests {
     }
 
     fn manifest(repo: &str, digit: char) -> Option<Manifest> {
-        let query: crate::ids::RepoQuery = repo.parse().unwrap();
+        let query: crate::model::ids::RepoQuery = repo.parse().unwrap();
         Some(Manifest {
             repo: RepoName::new(query.kind.unwrap_or(RepoType::Model), query.id),
             revision: commit(digit),

@@ -12,8 +12,8 @@ use aws_smithy_http_client::proxy::ProxyConfig;
 use aws_types::os_shim_internal::{Env, Fs};
 use aws_types::region::Region;
 
-use super::net;
-use super::net::Certificates;
+use super::connection;
+use super::connection::Certificates;
 use crate::config::{Credentials, KeyPair, values};
 use crate::error::{Error, Kind, Result, printable};
 
@@ -67,7 +67,7 @@ pub(super) async fn find(credentials: &Credentials, region: &str, trusted: &Cert
     }
     let region = Region::new(region.to_string());
     let config = |proxy| {
-        let client = net::http_client(trusted.clone(), proxy);
+        let client = connection::http_client(trusted.clone(), proxy);
         ProviderConfig::without_region().with_region(Some(region.clone())).with_http_client(client)
     };
     let is_there = metadata_answers().await;
@@ -111,7 +111,7 @@ async fn metadata_answers() -> bool {
         return false;
     }
     let given = var("AWS_EC2_METADATA_SERVICE_ENDPOINT");
-    let (host, port, _) = net::target(if given.is_empty() { METADATA } else { &given });
+    let (host, port, _) = connection::target(if given.is_empty() { METADATA } else { &given });
     let host = host.trim_matches(['[', ']']);
     for _ in 0..METADATA_KNOCKS {
         let connected = tokio::net::TcpStream::connect((host, port));

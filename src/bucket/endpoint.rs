@@ -4,7 +4,7 @@
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::answer::Refusal;
-use super::net::target;
+use super::connection::target;
 use crate::error::{Error, Result};
 
 /// Where the bucket's name stands.

@@ -1,7 +1,7 @@
 //! The only place where bucket keys are built or parsed. The team prefix is the client's business, not a part of
 //! these keys. Layout: docs/bucket-format.md.
 
-use crate::ids::{BlobId, Commit, RefName, RepoId, RepoName, RepoType};
+use crate::model::ids::{BlobId, Commit, RefName, RepoId, RepoName, RepoType};
 
 /// All blobs.
 pub const BLOBS: &str = "blobs/";

@@ -8,10 +8,11 @@ use super::client::Bucket;
 use super::error::Failure;
 use super::keys;
 use super::refs::Candidate;
-use crate::config::nearest;
 use crate::error::{Error, Result, printable};
-use crate::ids::{Commit, RefName, RepoId, RepoName, RepoQuery, RepoType};
-use crate::manifest::Manifest;
+use crate::model::found::Found;
+use crate::model::ids::{Commit, RefName, RepoId, RepoName, RepoQuery, RepoType};
+use crate::model::manifest::Manifest;
+use crate::suggest::nearest;
 
 /// Largest manifest that is read, in bytes.
 pub const MAX_MANIFEST: u64 = 256 << 20;
@@ -19,20 +20,6 @@ pub const MAX_MANIFEST: u64 = 256 << 20;
 const MAX_REF: u64 = 256;
 /// What helps when the bucket lacks a revision.
 const INSTEAD: &str = "`--fallback hf-hub` downloads from the Hub instead";
-
-/// A revision in the bucket.
-#[derive(Debug, Clone)]
-pub struct Found {
-    /// Its manifest, valid, of the repo that was asked for.
-    pub manifest: Manifest,
-    /// The ref that led to it; none when a commit was asked for.
-    pub reference: Option<RefName>,
-    /// Whether the machine that pushed it has a ref that is called like the commit, as hf-hub before 1.0 writes one for
-    /// a commit that it was asked for.
-    pub pinned: bool,
-    /// What a user should know.
-    pub notes: Vec<String>,
-}
 
 /// What the bucket lists for one id.
 #[derive(Debug, Default)]

@@ -9,11 +9,12 @@ use futures_util::{StreamExt, stream};
 
 use super::client::{Bucket, Object};
 use super::keys;
-use super::lookup::{Found, read_manifest, read_ref};
+use super::lookup::{read_manifest, read_ref};
 use super::refs::Candidate;
 use crate::error::{Error, Kind, Result};
-use crate::ids::{RefName, RepoName, RepoQuery, RepoType};
-use crate::manifest::Manifest;
+use crate::model::found::Found;
+use crate::model::ids::{RefName, RepoName, RepoQuery, RepoType};
+use crate::model::manifest::Manifest;
 
 /// Groups that are read at once.
 const AT_ONCE: usize = 32;

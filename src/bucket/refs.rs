@@ -15,7 +15,7 @@
 
 use super::client::Object;
 use super::keys::{self, RefKey};
-use crate::ids::{RefName, RepoName, RepoType};
+use crate::model::ids::{RefName, RepoName, RepoType};
 
 /// A listed key of a ref.
 #[derive(Debug, Clone)]
@@ -71,7 +71,7 @@ fn has_old_key(repo: &RepoName) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::RepoQuery;
+    use crate::model::ids::RepoQuery;
     use std::time::{Duration, SystemTime};
 
     fn candidate(key: &str, second: Option<u64>) -> Candidate {

@@ -26,13 +26,13 @@ use sha2::Digest;
 
 use super::answer::{self, Refusal, Unreadable};
 use super::client::body::{MakeBody, MemoryBody, Pulse, STALL};
+use super::connection::{Net, target};
 use super::credentials;
 use super::endpoint::{Route, Style, Way, encoded, resolved};
 use super::error::{Cause, Failure};
-use super::net::{Net, target};
-use super::told::Sent;
 use crate::config::Checksums;
 use crate::error::{Result, printable};
+use crate::net::log::Sent;
 use crate::progress::{Event, Progress};
 
 /// A request without a body must be answered within this time.

@@ -13,7 +13,7 @@
 use std::path::Path;
 
 use super::litter::is_litter;
-use crate::ids::BlobId;
+use crate::model::ids::BlobId;
 
 /// How names of unfinished downloads in `blobs/` end.
 const UNFINISHED: [&str; 3] = [".incomplete", ".part", ".downloadInProgress"];

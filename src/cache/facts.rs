@@ -14,8 +14,8 @@ use crate::cache::lock;
 use crate::cache::scan::{self, InFlight, Inventory, Problem, ProblemKind, Repo, Revision};
 use crate::cache::shared::{self, Payload};
 use crate::cache::{read, space};
-use crate::ids::{BlobId, Commit, RefName, RepoName};
-use crate::manifest::Tree;
+use crate::model::ids::{BlobId, Commit, RefName, RepoName};
+use crate::model::manifest::Tree;
 
 /// Trees are read only where a client was seen since then.
 const LATELY: Duration = Duration::from_secs(3600);

@@ -8,7 +8,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use super::layout::Layout;
 use super::licenses;
+use crate::error::{Error, Result, plain_io, shown};
+use crate::model::ids::RepoName;
 
 /// 0.1.0's keywords, the last word by its beginning: also "agreements", but neither "aggregated" nor "disagreement".
 const KEYWORDS: [&str; 6] =
@@ -466,6 +469,38 @@ fn remembered(bytes: &[u8]) -> Verdict {
     let verdict = judge(&decoded(bytes));
     known().get_or_insert_default().insert(hash, verdict.clone());
     verdict
+}
+
+/// 0.1.0's rule: a repo is judged by the licence files that are here already.
+///
+/// # Errors
+/// When they cannot be read, so that nobody can tell.
+pub fn look_at_repo(layout: &Layout, repo: &RepoName) -> Result<Option<Gated>> {
+    let unknown = |(path, e): (std::path::PathBuf, io::Error)| {
+        Error::failed(format!("cannot tell whether {repo} is gated, so it is not pulled")).because(format!(
+            "{}: {}",
+            shown(&path),
+            plain_io(&e)
+        ))
+    };
+    let folder = layout.repo(repo).join("snapshots");
+    let snapshots = match std::fs::read_dir(&folder) {
+        Ok(snapshots) => snapshots,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(None);
+        }
+        Err(error) => return Err(unknown((folder, error))),
+    };
+    for snapshot in snapshots {
+        let path = snapshot.map_err(|error| unknown((folder.clone(), error)))?.path();
+        // A stray file, such as .DS_Store, is no snapshot.
+        if path.is_dir()
+            && let Some(gated) = look(&path).map_err(unknown)?
+        {
+            return Ok(Some(gated));
+        }
+    }
+    Ok(None)
 }
 
 #[cfg(test)]

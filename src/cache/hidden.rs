@@ -13,7 +13,7 @@ use crate::cache::clients;
 use crate::cache::layout::{self, Layout};
 use crate::cache::litter::is_litter;
 use crate::cache::scan::{Inventory, Place, Problem, ProblemKind, Repo, inode};
-use crate::ids::RepoName;
+use crate::model::ids::RepoName;
 
 /// Links in a chain that are followed; the system gives up at 40.
 const HOPS: usize = 40;

@@ -14,8 +14,8 @@ use super::read::{Buffer, open_quietly};
 use super::scan::{Inode, Problem, ProblemKind, Repo, SnapshotFile};
 use crate::error::plain_io;
 use crate::hash::BlobHasher;
-use crate::ids::{BlobId, Commit, RepoPath};
-use crate::manifest::{ManifestFile, Tree};
+use crate::model::ids::{BlobId, Commit, RepoPath};
+use crate::model::manifest::{ManifestFile, Tree};
 
 /// A file of a snapshot, with its blob and where its bytes can be read.
 #[derive(Debug, Clone)]

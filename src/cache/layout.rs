@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
+use crate::model::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
 
 /// Marker file of the cache-wide blob store, in `hub/blobs/`.
 pub const SHARED_MARKER: &str = ".huggingface-shared-blobs";
@@ -152,7 +152,7 @@ pub fn normalized(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::RepoType;
+    use crate::model::ids::RepoType;
 
     const SHA1: &str = "ce013625030ba8dba906f756967f9e9ca394464a";
 

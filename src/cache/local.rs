@@ -3,17 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
-use super::state::{Remote, Stored};
 use crate::cache::gated::{self, Gated};
 use crate::cache::identify::{Identifier, LocalFile};
 use crate::cache::pointer;
 use crate::cache::read::{self, MAX_TREE, read_small};
 use crate::cache::scan::{Inventory, Problem, ProblemKind, Repo};
-use crate::config::nearest;
 use crate::error::{Error, Kind, Result, plain_io, printable, shown};
-use crate::ids::{BlobId, Commit, RefName, RepoName, RepoPath, RepoType, Typed};
-use crate::manifest::Tree;
-use crate::remote::keys;
+use crate::model::ids::{BlobId, Commit, RefName, RepoName, RepoPath, RepoType, Typed};
+use crate::model::manifest::Tree;
+use crate::suggest::nearest;
 
 /// What to consider.
 #[derive(Debug, Clone, Default)]
@@ -364,39 +362,14 @@ fn stranger(problem: &Problem, snapshot: &Path, tree: &Tree) -> Option<String> {
 }
 
 /// Which names are names of the same bytes, looked up once.
-#[derive(Default)]
-struct Twins(HashMap<(BlobId, BlobId), bool>);
+#[derive(Debug, Default)]
+pub(crate) struct Twins(HashMap<(BlobId, BlobId), bool>);
 
 impl Twins {
     /// Whether the file's bytes have this name too.
-    fn are(&mut self, file: &LocalFile, name: &BlobId) -> bool {
+    pub(crate) fn are(&mut self, file: &LocalFile, name: &BlobId) -> bool {
         let (own, size) = (file.file.blob, file.file.size);
         *self.0.entry((own, *name)).or_insert_with(|| read::matches_name(&file.source, name, size))
-    }
-}
-
-/// Finds out which files the bucket's manifests know by another name that is as right: mirrors name by sha256 what the
-/// Hub names by git's sha1. Reads the files that differ in no more than that.
-pub fn find_twins(local: &mut Local, remote: &Remote) {
-    let mut twins = Twins::default();
-    for repo in &mut local.repos {
-        for revision in &mut repo.revisions {
-            let key = keys::manifest(&repo.name.id, &revision.commit);
-            let Some(Stored::Other(stored)) = remote.manifests.get(&key) else { continue };
-            let known: HashMap<_, _> = stored.files.iter().map(|file| (&file.path, file)).collect();
-            for file in revision.files.iter_mut().filter(|file| file.other.is_none()) {
-                let path = &file.file.path;
-                let listed = known.get(path).map(|known| (known.blob, known.size));
-                let in_tree = || stored.tree.as_ref()?.get(path).map(|entry| (entry.blob, entry.size));
-                if let Some((blob, size)) = listed.or_else(in_tree)
-                    && size == file.file.size
-                    && blob.may_be_twin(&file.file.blob)
-                    && twins.are(file, &blob)
-                {
-                    file.other = Some(blob);
-                }
-            }
-        }
     }
 }
 

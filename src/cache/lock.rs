@@ -14,7 +14,7 @@ use super::layout::Layout;
 use super::place::{ensure_dir, is_refused};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::ids::{BlobId, RepoName};
+use crate::model::ids::{BlobId, RepoName};
 
 /// How often a lock file that is unlinked as soon as it is locked is opened anew.
 const TRIES: u32 = 1000;
@@ -250,7 +250,7 @@ fn still_there(_: &File, _: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::RepoType;
+    use crate::model::ids::RepoType;
 
     #[test]
     fn readers_share_and_a_deleter_is_alone() {

@@ -8,7 +8,7 @@ use super::layout::{self, Layout};
 use super::lock::{self, Mode};
 use super::{place, read, remove};
 use crate::error::{Error, Result};
-use crate::ids::{Commit, RefName, RepoName};
+use crate::model::ids::{Commit, RefName, RepoName};
 
 /// Rewrites a ref as its bare commit, if it is exactly a commit and white space still. `false` when there is nothing to
 /// mend: it is as it should be, or something else by now.
@@ -45,7 +45,7 @@ pub fn is_untidy(layout: &Layout, path: &Path, commit: &Commit) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::RepoType;
+    use crate::model::ids::RepoType;
 
     #[test]
     fn only_a_commit_and_white_space_is_mended() {

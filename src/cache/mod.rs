@@ -7,11 +7,15 @@
 //! (huggingface_hub's locks and our own); [`mend`] repairs refs. Deleting is [`remove`], and [`shared`] for the cache-wide store.
 
 pub mod clients;
+pub mod donors;
+pub mod facts;
 pub mod gated;
+pub mod hidden;
 pub mod identify;
 pub mod layout;
 mod licenses;
 pub mod litter;
+pub mod local;
 pub mod lock;
 pub mod mend;
 pub mod place;
@@ -22,4 +26,5 @@ pub mod root;
 pub mod scan;
 pub mod shared;
 pub mod space;
+pub mod target;
 pub mod usage;

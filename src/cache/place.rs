@@ -12,7 +12,7 @@ use super::layout::{self, Layout};
 use super::read;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
+use crate::model::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
 
 /// Makes sure that `dir`, at or below `root`, is a folder, and that no part below `root` is a link.
 ///
@@ -496,7 +496,7 @@ pub fn mark_used(path: &Path, now: std::time::SystemTime) {
 #[cfg(all(test, unix))]
 mod tests {
     use super::*;
-    use crate::ids::RepoType;
+    use crate::model::ids::RepoType;
     use std::os::unix::fs::symlink as unix_symlink;
 
     struct Fixture {

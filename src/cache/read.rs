@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use crate::files;
 use crate::hash::BlobHasher;
-use crate::ids::BlobId;
+use crate::model::ids::BlobId;
 
 /// Largest `trees/<commit>.json` that is read, in bytes: as large as a manifest with a tree in it may be.
 pub const MAX_TREE: u64 = 256 << 20;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::config::Source;
 use crate::error::{Error, Kind, Result, plain_io, shown};
-use crate::ids::RepoName;
+use crate::model::ids::RepoName;
 
 const HINT: &str =
     "`pull` creates it; to use another folder, set --cache-dir, cache.hf_cache_dir, HF_HUB_CACHE or HF_HOME";

@@ -22,8 +22,8 @@ use super::read;
 use crate::error::{Error, Result, plain_io};
 use crate::escape::{Keep, escape};
 use crate::files;
-use crate::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
-use crate::manifest::Tree;
+use crate::model::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
+use crate::model::manifest::Tree;
 
 /// Everything found under one cache root.
 #[derive(Debug)]

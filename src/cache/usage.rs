@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::time::SystemTime;
 
 use super::scan::{Blob, Inode, Repo, Revision, SnapshotFile};
-use crate::ids::BlobId;
+use crate::model::ids::BlobId;
 
 /// Bytes on disk. A file with several names, by hard links or by links into the cache-wide store, counts once.
 pub fn unique_bytes<'a>(repos: impl IntoIterator<Item = &'a Repo>) -> u64 {

@@ -3,7 +3,9 @@
 use bytes::Bytes;
 use serde::Serialize;
 
-use super::Session;
+use crate::bucket::client::Bucket;
+use crate::bucket::error::{Cause, Failure};
+use crate::bucket::keys;
 use crate::cache::layout::Layout;
 use crate::cache::lock;
 use crate::cache::place::LinkKind;
@@ -11,13 +13,11 @@ use crate::cache::scan::{self, Inventory, Problem, ProblemKind};
 use crate::cache::{mend, space};
 use crate::config::settings::Template;
 use crate::config::{Credentials, Source};
+use crate::engine::Session;
 use crate::error::{Error, Kind, Result, shown};
-use crate::ids::{RefName, RepoName};
+use crate::model::ids::{RefName, RepoName};
 use crate::progress::Event;
-use crate::remote::client::Bucket;
-use crate::remote::error::{Cause, Failure};
-use crate::remote::keys;
-use crate::remote::transfer::blocking;
+use crate::task::blocking;
 
 /// Seconds. Signed requests are refused beyond 15 minutes; say something long before.
 const CLOCK_WARNING: u64 = 120;

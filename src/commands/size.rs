@@ -3,7 +3,7 @@
 use std::num::NonZeroU64;
 use std::str::FromStr;
 
-use crate::remote::limit::requests_within;
+use crate::transfer::limit::requests_within;
 
 /// A size with a unit, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

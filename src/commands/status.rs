@@ -5,12 +5,14 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 
-use super::{Amount, Session, when};
 use crate::cache::scan::{self, Problem};
 use crate::cache::{space, usage};
+use crate::engine::Session;
 use crate::error::Result;
+use crate::model::amount::Amount;
 use crate::progress::Event;
-use crate::remote::transfer::blocking;
+use crate::task::blocking;
+use crate::when;
 
 const EXAMPLES: &str = "\
 Examples:

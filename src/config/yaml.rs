@@ -199,7 +199,7 @@ fn unknown_key(section: &str, key: Option<&str>, value: &Node, line: Option<usiz
             None => format!("an unknown key{line} is ignored"),
         };
     };
-    match super::nearest(key, known.iter().copied()).next() {
+    match crate::suggest::nearest(key, known.iter().copied()).next() {
         Some(nearest) => format!("unknown key `{section}{key}` is ignored; did you mean `{section}{nearest}`?"),
         None => format!("unknown key `{section}{key}` is ignored"),
     }

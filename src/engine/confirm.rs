@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 
+use crate::bucket::client::Bucket;
+use crate::bucket::error::Failure;
+use crate::bucket::keys;
 use crate::error::{Error, Kind, Result};
-use crate::ids::BlobId;
-use crate::remote::client::Bucket;
-use crate::remote::error::Failure;
-use crate::remote::keys;
-use crate::remote::transfer::upload::Upload;
+use crate::model::ids::BlobId;
+use crate::transfer::upload::Upload;
 
 /// Objects on a page of a listing.
 const PAGE: usize = 1000;

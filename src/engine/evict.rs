@@ -10,9 +10,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use super::facts::{self, Facts};
-use super::plan::{Eviction, Plan, Skip, SkipReason, What, hidden_uses};
 use crate::cache::clients::{self, BlobEntry};
+use crate::cache::facts::{self, Facts};
 use crate::cache::layout::Layout;
 use crate::cache::litter::is_litter;
 use crate::cache::lock::{self, Lock};
@@ -21,7 +20,8 @@ use crate::cache::scan::inode;
 use crate::cache::scan::{self, Blob, InFlight, Place, ProblemKind, Repo, Revision, SnapshotFile};
 use crate::cache::shared::{self, Swept};
 use crate::error::{Error, Result};
-use crate::ids::{BlobId, Commit, RefName, RepoName};
+use crate::model::ids::{BlobId, Commit, RefName, RepoName};
+use crate::plan::prune::{Eviction, Plan, Skip, SkipReason, What, hidden_uses};
 
 /// What was done.
 #[derive(Debug, Default)]
@@ -533,7 +533,7 @@ fn is_unchanged(layout: &Layout, repo: &RepoName, commit: &Commit, found: &Revis
             }
         }
     }
-    let unchanged = |(path, file): (&crate::ids::RepoPath, &SnapshotFile)| {
+    let unchanged = |(path, file): (&crate::model::ids::RepoPath, &SnapshotFile)| {
         let path = layout.snapshot_file(repo, commit, path);
         let target = || fs::read_link(&path).ok()?.file_name()?.to_str()?.parse::<BlobId>().ok();
         let same = match file {

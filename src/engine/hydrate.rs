@@ -11,17 +11,20 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::plan::{Donor, FetchReason, Plan};
+use crate::cache::donors::Donor;
 use crate::cache::layout::Layout;
 use crate::cache::place::{self, LinkKind, SnapshotWriter, Staged, ensure_dir};
 use crate::cache::{lock, read};
-use crate::commands::{Amount, wait_for};
+use crate::engine::session::wait_for;
 use crate::error::{Error, Kind, Result};
-use crate::ids::{BlobId, RefName, RepoName};
-use crate::manifest::Manifest;
+use crate::model::amount::Amount;
+use crate::model::ids::{BlobId, RefName, RepoName};
+use crate::model::manifest::Manifest;
+use crate::plan::pull::{FetchReason, Plan};
 use crate::progress::{self, Event};
-use crate::remote::transfer::download::{Fetch, SINGLE_GET, download, forget, requests};
-use crate::remote::transfer::{Context, blocking, pool};
+use crate::task::blocking;
+use crate::transfer::download::{Fetch, SINGLE_GET, download, forget, requests};
+use crate::transfer::{Context, pool};
 
 /// Up to this size fetching a blob twice costs less than a lock file, which would stay for ever.
 const WITHOUT_LOCK_FILE: u64 = 1 << 20;

@@ -6,20 +6,20 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 
-use super::Report;
-use super::plan::{ManifestAction, Plan, RefAction, RevisionAction, Skip, SkipReason, UploadAction, unite};
-use super::state;
-use super::verify::{self, Found, Lacking};
+use super::confirm::{self, Found, Lacking};
+use super::survey;
+use crate::bucket::client::Condition;
+use crate::bucket::error::Cause;
+use crate::bucket::{keys, lookup};
 use crate::cache::lock;
-use crate::commands::wait_for;
+use crate::engine::session::wait_for;
 use crate::error::{Error, Kind, Result};
-use crate::ids::BlobId;
+use crate::model::amount::Amount;
+use crate::model::ids::BlobId;
+use crate::plan::push::{ManifestAction, Plan, RefAction, RevisionAction, Skip, SkipReason, UploadAction, unite};
 use crate::progress::{Event, Job};
-use crate::remote::client::Condition;
-use crate::remote::error::Cause;
-use crate::remote::transfer::upload::{SINGLE_PUT, Upload, requests, upload};
-use crate::remote::transfer::{Context, pool};
-use crate::remote::{keys, lookup};
+use crate::transfer::upload::{SINGLE_PUT, Upload, requests, upload};
+use crate::transfer::{Context, pool};
 
 /// How often a manifest is written again because another machine wrote it at the same time.
 const MANIFEST_TRIES: u32 = 6;
@@ -38,31 +38,51 @@ pub struct Listed {
 /// A blob, by its name and size.
 type Key = (BlobId, u64);
 
-/// Executes the plan and completes the report.
-pub async fn publish(context: &Context, plan: &Plan, listed: Listed, report: &mut Report) {
-    let blobs = send_blobs(context, plan, listed, report).await;
+/// What became of a plan.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Uploaded by this run.
+    pub uploaded: Amount,
+    /// In the bucket already.
+    pub present: Amount,
+    /// Manifests written.
+    pub manifests: usize,
+    /// Refs written.
+    pub refs: usize,
+    /// Revisions that were withheld.
+    pub skipped: Vec<Skip>,
+    /// What failed.
+    pub failures: Vec<Error>,
+}
+
+/// Executes the plan.
+pub async fn publish(context: &Context, plan: &Plan, listed: Listed) -> Outcome {
+    let mut outcome = Outcome { present: plan.present, ..Outcome::default() };
+    let blobs = send_blobs(context, plan, listed, &mut outcome).await;
     context.progress.event(Event::Step("writing manifests and refs"));
     let mut published = stream::iter(&plan.revisions)
         .map(|revision| publish_revision(context, revision, &blobs))
         .buffer_unordered(AT_ONCE);
     let mut refs = Vec::new();
     while let Some(done) = published.next().await {
-        report.manifests += done.manifests;
+        outcome.manifests += done.manifests;
         refs.extend(done.refs);
-        report.skipped.extend(done.skipped);
-        report.failures.extend(done.failures);
+        outcome.skipped.extend(done.skipped);
+        outcome.failures.extend(done.failures);
     }
+    drop(published);
     for checked in check_refs(context, refs, listed.refs).await {
         match checked {
-            Ok(()) => report.refs += 1,
-            Err(error) => report.failures.push(error),
+            Ok(()) => outcome.refs += 1,
+            Err(error) => outcome.failures.push(error),
         }
     }
+    outcome
 }
 
 /// Sends all blobs and makes sure that the bucket has them, and whatever else is relied on; returns those that are not
 /// in the bucket after that.
-async fn send_blobs(context: &Context, plan: &Plan, listed: Listed, report: &mut Report) -> HashSet<Key> {
+async fn send_blobs(context: &Context, plan: &Plan, listed: Listed, outcome: &mut Outcome) -> HashSet<Key> {
     let mut repos = BTreeMap::new();
     let jobs = plan.uploads.iter().map(|upload| {
         let next = repos.len();
@@ -74,12 +94,12 @@ async fn send_blobs(context: &Context, plan: &Plan, listed: Listed, report: &mut
     for (blob, failure) in send_all(context, plan.uploads.iter().map(to_upload).collect()).await {
         match failure {
             None => {
-                report.uploaded.add(context.moved(&blob.id, blob.size));
+                outcome.uploaded.add(context.moved(&blob.id, blob.size));
                 sent.insert((blob.id, blob.size));
             }
             Some(error) => {
                 lost.insert((blob.id, blob.size));
-                report.failures.push(error);
+                outcome.failures.push(error);
             }
         }
     }
@@ -90,21 +110,21 @@ async fn send_blobs(context: &Context, plan: &Plan, listed: Listed, report: &mut
     }
     context.progress.event(Event::Step("checking what arrived"));
     let objects = listed.blobs + sent.len();
-    let lacking = match verify::lacking(&context.bucket, relied_on.clone(), objects).await {
+    let lacking = match confirm::lacking(&context.bucket, relied_on.clone(), objects).await {
         Ok(lacking) => lacking,
         Err(error) => {
-            report.failures.push(error);
+            outcome.failures.push(error);
             lost.extend(relied_on.iter().map(|blob| (blob.id, blob.size)));
             return lost;
         }
     };
-    let gone = send_again(context, lacking, report, &sent).await;
+    let gone = send_again(context, lacking, outcome, &sent).await;
     lost.extend(gone);
     lost
 }
 
 /// Sends once more what the bucket turned out not to have; returns what it does not have after that either.
-async fn send_again(context: &Context, lacking: Vec<Lacking>, report: &mut Report, sent: &HashSet<Key>) -> Vec<Key> {
+async fn send_again(context: &Context, lacking: Vec<Lacking>, outcome: &mut Outcome, sent: &HashSet<Key>) -> Vec<Key> {
     if lacking.is_empty() {
         return Vec::new();
     }
@@ -115,7 +135,7 @@ async fn send_again(context: &Context, lacking: Vec<Lacking>, report: &mut Repor
             // Nobody knows whether it is there, so that sending it again would tell nothing either.
             Found::Untold(failure) if failure.cause.is_transient() => {
                 gone.push((blob.id, blob.size));
-                report.failures.push(verify::explain(&context.bucket, &blob, Found::Untold(failure)));
+                outcome.failures.push(confirm::explain(&context.bucket, &blob, Found::Untold(failure)));
             }
             _ => again.push(blob),
         }
@@ -135,25 +155,25 @@ async fn send_again(context: &Context, lacking: Vec<Lacking>, report: &mut Repor
             None => unsure.push(blob),
             Some(error) => {
                 gone.push((blob.id, blob.size));
-                report.failures.push(error);
+                outcome.failures.push(error);
             }
         }
     }
     let mut arrived: HashSet<Key> = unsure.iter().map(|blob| (blob.id, blob.size)).collect();
-    for (blob, error) in verify::still_lacking(&context.bucket, unsure).await {
+    for (blob, error) in confirm::still_lacking(&context.bucket, unsure).await {
         arrived.remove(&(blob.id, blob.size));
         gone.push((blob.id, blob.size));
-        report.failures.push(error);
+        outcome.failures.push(error);
     }
     // What had been there by the first listing was sent now; what did not arrive was not.
     for (id, size) in &arrived {
         if !sent.contains(&(*id, *size)) {
-            report.present.take(*size);
-            report.uploaded.add(*size);
+            outcome.present.take(*size);
+            outcome.uploaded.add(*size);
         }
     }
-    gone.iter().filter(|key| sent.contains(key)).for_each(|(_, size)| report.uploaded.take(*size));
-    gone.iter().filter(|key| !sent.contains(key)).for_each(|(_, size)| report.present.take(*size));
+    gone.iter().filter(|key| sent.contains(key)).for_each(|(_, size)| outcome.uploaded.take(*size));
+    gone.iter().filter(|key| !sent.contains(key)).for_each(|(_, size)| outcome.present.take(*size));
     gone
 }
 
@@ -255,7 +275,7 @@ async fn publish_revision<'a>(context: &Context, revision: &'a RevisionAction, l
 async fn write_ref(context: &Context, revision: &RevisionAction, reference: &RefAction) -> Result<bool> {
     let (repo, key) = (&revision.repo, &reference.key);
     if keys::is_shared_ref(repo, key) {
-        let stored = state::read_ref(&context.bucket, key, repo).await?;
+        let stored = survey::read_ref(&context.bucket, key, repo).await?;
         if stored.commit.is_some() && stored.owner.as_ref() != Some(repo) {
             return Ok(false);
         }
@@ -275,14 +295,14 @@ async fn put_ref(context: &Context, revision: &RevisionAction, reference: &RefAc
 async fn check_refs(context: &Context, refs: Vec<(&RevisionAction, &RefAction)>, listed: usize) -> Vec<Result<()>> {
     let bucket = &context.bucket;
     let mut there = HashMap::new();
-    if verify::prefers_listing(refs.len(), listed + refs.len()) {
+    if confirm::prefers_listing(refs.len(), listed + refs.len()) {
         // Not having it costs more requests, and no more than that.
         let objects = bucket.list(keys::ALL_REFS).await.unwrap_or_default();
         there.extend(objects.into_iter().map(|object| (object.key.clone(), object)));
     }
     let checks = stream::iter(refs).map(async |(revision, reference)| {
         let content = revision.commit.as_str().as_bytes();
-        match there.get(&reference.key).is_some_and(|object| state::is_listed_as(object, content)) {
+        match there.get(&reference.key).is_some_and(|object| survey::is_listed_as(object, content)) {
             true => Ok(()),
             false => check_ref(context, revision, reference).await,
         }
@@ -293,7 +313,7 @@ async fn check_refs(context: &Context, refs: Vec<(&RevisionAction, &RefAction)>,
 /// Reads a ref back. One that still says what it said before is written once more; one that says something new was moved
 /// by another machine meanwhile, which is as good.
 async fn check_ref(context: &Context, revision: &RevisionAction, reference: &RefAction) -> Result<()> {
-    for (time, pause) in [Duration::ZERO].into_iter().chain(verify::PATIENCE).enumerate() {
+    for (time, pause) in [Duration::ZERO].into_iter().chain(confirm::PATIENCE).enumerate() {
         if time == 1 {
             put_ref(context, revision, reference).await?;
         }
@@ -353,7 +373,7 @@ async fn write_manifest(context: &Context, revision: &RevisionAction) -> Result<
             return Ok(());
         }
         if stored == before {
-            tokio::time::sleep(verify::PATIENCE[swallowed + 1]).await;
+            tokio::time::sleep(confirm::PATIENCE[swallowed + 1]).await;
             swallowed += 1;
         }
     }

@@ -1,25 +1,28 @@
 //! What `pull` and `pull-all` share: from revisions that were found to plans, and from plans to a filled cache.
 
+use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use super::fallback::{FallbackArgs, both, taken};
 use super::hydrate::{self, Outcome};
-use super::local;
-use super::plan::{self, FetchReason, Plan};
+use crate::bucket::client::Bucket;
 use crate::cache::gated::Gated;
 use crate::cache::layout::Layout;
 use crate::cache::lock::Lock;
 use crate::cache::place::{self, LinkKind};
+use crate::cache::{donors, gated, space, target};
 use crate::cache::{mend, scan};
-use crate::commands::Session;
+use crate::engine::Session;
 use crate::error::{Error, Result};
-use crate::ids::{RefName, RepoName, RepoQuery};
+use crate::hub::Hub;
+use crate::model::found::Found;
+use crate::model::ids::{RefName, RepoName, RepoQuery};
+use crate::plan::pull::{self as plan, FetchReason, Plan};
 use crate::progress::Event;
-use crate::remote::client::Bucket;
-use crate::remote::hub::Hub;
-use crate::remote::limit::Caps;
-use crate::remote::lookup::Found;
-use crate::remote::transfer::{Context, blocking};
+use crate::task::blocking;
+use crate::transfer::Context;
+use crate::transfer::download::already_there;
+use crate::transfer::limit::Caps;
 
 /// A revision that is to be pulled.
 #[derive(Debug, Clone)]
@@ -101,7 +104,7 @@ pub async fn decide(session: &Session, found: &Found, from_hub: bool, verify: bo
         let plan = look_and_plan(&layout, &found, verify);
         if judge
             && !plan.fetch.is_empty()
-            && let Some(gated) = local::look_gated(&layout, &found.manifest.repo)?
+            && let Some(gated) = gated::look_at_repo(&layout, &found.manifest.repo)?
         {
             return Ok(Decision::Gated(gated));
         }
@@ -120,7 +123,7 @@ fn look_and_plan(layout: &Layout, found: &Found, verify: bool) -> Plan {
         }
         storable
     });
-    let state = local::look(layout, &found, verify);
+    let state = target::look(layout, &found, verify);
     Plan { unstorable, ..plan::plan(layout, &found, &state) }
 }
 
@@ -149,7 +152,9 @@ fn tell(plan: &Plan) {
 pub async fn borrow(layout: &Layout, mut plans: Vec<Plan>) -> Vec<Plan> {
     let layout = layout.clone();
     blocking(move || {
-        let donors = local::find_donors(&layout, &plans);
+        let lacking = |plan: &Plan| plan.fetch.iter().map(|fetch| (fetch.blob, fetch.size)).collect();
+        let lacking: Vec<_> = plans.iter().map(|plan| (&plan.manifest.repo, lacking(plan))).collect();
+        let donors = donors::find(&layout, &lacking);
         plans.iter_mut().for_each(|plan| plan.borrow_from(&layout, &donors));
         plans.iter().for_each(tell);
         plans
@@ -211,7 +216,7 @@ async fn carry_out_plans(
     }
     let layout = session.layout();
     let lock = lock?;
-    let room = local::check_space(&layout, &busy.iter().map(|index| &work[*index].plan).collect::<Vec<_>>())?;
+    let room = check_space(&layout, &busy.iter().map(|index| &work[*index].plan).collect::<Vec<_>>())?;
     if let Some(note) = room {
         session.progress.event(Event::Note(note));
     }
@@ -301,4 +306,32 @@ fn joined(bucket: Outcome, hub: Outcome) -> Outcome {
 
 fn mark_used(plan: &Plan, now: SystemTime) {
     plan.used.iter().for_each(|path| place::mark_used(path, now));
+}
+
+/// Makes sure that the disk can take everything, before the first byte. Where the system does not tell, a note says so.
+///
+/// # Errors
+/// [`crate::error::Kind::Failed`] with the numbers.
+fn check_space(layout: &Layout, plans: &[&Plan]) -> Result<Option<String>> {
+    let mut blobs = BTreeMap::new();
+    for plan in plans {
+        blobs.extend(plan.downloads().map(|fetch| (fetch.blob, fetch.size)));
+    }
+    let needed: u64 = blobs.iter().map(|(id, size)| size.saturating_sub(already_there(layout, id, *size))).sum();
+    match space::available(layout.root()) {
+        Some(free) if free < needed => Err(Error::failed("there is not enough disk space")
+            .because(format!(
+                "the download needs {}, {} are free at {}",
+                bytesize::ByteSize(needed).display().iec(),
+                bytesize::ByteSize(free).display().iec(),
+                layout.root().display()
+            ))
+            .hint("free some, for example with `hf-cache-sync prune`, or use another cache directory")),
+        None if needed > 0 && cfg!(unix) => Ok(Some(format!(
+            "the free space at {} is not known: going on without a check, {} are needed",
+            layout.root().display(),
+            bytesize::ByteSize(needed).display().iec()
+        ))),
+        _ => Ok(None),
+    }
 }

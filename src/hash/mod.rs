@@ -5,7 +5,7 @@ mod sha256;
 
 use sha1::Digest;
 
-use crate::ids::BlobId;
+use crate::model::ids::BlobId;
 pub use lanes::{MOST as MOST_TOGETHER, is_faster as is_faster_together};
 use sha256::Sha256;
 

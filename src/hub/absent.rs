@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::bucket::error::Failure;
 use crate::config;
 use crate::error::{Error, Result};
-use crate::ids::{Commit, RepoName, RepoPath, RepoQuery};
+use crate::model::found::Found;
+use crate::model::ids::{Commit, RepoName, RepoPath, RepoQuery};
 use crate::net::Network;
 use crate::progress::Progress;
-use crate::remote::error::Failure;
-use crate::remote::lookup::Found;
 
 /// Never made.
 #[derive(Debug, Clone)]

@@ -11,13 +11,13 @@ use serde_json::Value;
 use super::address::{Place, escaped, next_page};
 use super::http::{Http, Refusal};
 use super::{Body, listing};
+use crate::bucket::error::{Cause, Failure};
 use crate::config;
 use crate::error::{Error, Kind, Result, printable};
-use crate::ids::{Commit, RefName, RepoName, RepoPath, RepoQuery, RepoType};
+use crate::model::found::Found;
+use crate::model::ids::{Commit, RefName, RepoName, RepoPath, RepoQuery, RepoType};
 use crate::net::{self, Network};
 use crate::progress::Progress;
-use crate::remote::error::{Cause, Failure};
-use crate::remote::lookup::Found;
 
 /// Pages of a listing. The Hub puts 1,000 entries on one.
 const MAX_PAGES: usize = 10_000;

@@ -13,13 +13,13 @@ use tokio::time::Instant;
 
 use super::address::{Endpoint, Place};
 use super::patience::{Patience, named_wait};
+use crate::bucket::client::back_off;
+use crate::bucket::error::{Cause, Failure};
 use crate::config::{self, Secret};
 use crate::error::{Error, Result, printable};
+use crate::net::log::Sent;
 use crate::net::{self, Network, NoProxy};
 use crate::progress::{Progress, waiting};
-use crate::remote::client::back_off;
-use crate::remote::error::{Cause, Failure};
-use crate::remote::told::Sent;
 
 /// A connection must stand within this time.
 const CONNECT: Duration = Duration::from_secs(10);

@@ -2,8 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::ids::{Commit, RepoName};
-use crate::manifest::Manifest;
+use crate::model::ids::{Commit, RepoName};
+use crate::model::manifest::Manifest;
 
 /// Makes the manifest of the entries of `/api/…/tree/<commit>?recursive=true`; folders among them do not matter.
 ///
@@ -43,7 +43,7 @@ pub fn manifest(repo: &RepoName, commit: &Commit, entries: &[Value]) -> Result<M
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::RepoType;
+    use crate::model::ids::RepoType;
 
     fn read(entries: Value) -> Result<Manifest, String> {
         let repo = RepoName::new(RepoType::Dataset, "org/name".parse().unwrap());

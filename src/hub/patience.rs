@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime};
 use reqwest::header::{DATE, HeaderMap, RETRY_AFTER};
 use tokio::time::Instant;
 
+use crate::bucket::error::{Cause, Failure};
 use crate::progress::{Event, Progress};
-use crate::remote::error::{Cause, Failure};
 
 /// The shortest wait that is taken for one, where the Hub names less.
 const LEAST: Duration = Duration::from_secs(1);

@@ -7,7 +7,7 @@
 use globset::{GlobBuilder, GlobMatcher};
 
 use crate::error::{Error, Result, printable};
-use crate::ids::{RepoName, RepoType};
+use crate::model::ids::{RepoName, RepoType};
 
 /// Include and exclude patterns.
 #[derive(Debug, Clone, Default)]
@@ -53,7 +53,7 @@ impl Filter {
 impl Pattern {
     fn parse(text: &str) -> Result<Self, String> {
         let endpoint = std::env::var("HF_ENDPOINT").ok();
-        let (kind, id) = crate::ids::pattern(text, endpoint.as_deref())?;
+        let (kind, id) = crate::model::ids::pattern(text, endpoint.as_deref())?;
         if id.is_empty() {
             return Err("it is empty".into());
         }

@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Kind, Result};
-use crate::ids::{BlobId, Commit, RepoId, RepoName, RepoPath, RepoType};
+use crate::model::ids::{BlobId, Commit, RepoId, RepoName, RepoPath, RepoType};
 
 /// One file of a revision.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -2,13 +2,109 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use super::{Counts, Gap, LastUse, RefRow, Row, Status};
-use crate::commands::push::local::{Local, LocalRepo, LocalRevision};
-use crate::commands::push::plan;
-use crate::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
-use crate::manifest::Manifest;
-use crate::remote::catalog::{Catalog, Repo, Revision};
-use crate::remote::keys;
+use std::time::SystemTime;
+
+use serde::Serialize;
+
+use crate::bucket::catalog::{Catalog, Repo, Revision};
+use crate::bucket::keys;
+use crate::cache::local::{Local, LocalRepo, LocalRevision};
+use crate::model::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
+use crate::model::manifest::Manifest;
+use crate::plan::push;
+use crate::when;
+
+/// How many revisions are how.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    /// On both sides, with the same files.
+    pub in_sync: usize,
+    /// Only here.
+    pub local_only: usize,
+    /// Only in the bucket.
+    pub remote_only: usize,
+    /// On both sides, with different files.
+    pub partial: usize,
+    /// In the bucket with a manifest that is not valid.
+    pub invalid: usize,
+    /// Blobs that a manifest names and the bucket lacks.
+    pub missing_blobs: usize,
+}
+
+/// One revision.
+#[derive(Debug, Serialize)]
+pub struct Row {
+    /// The repo.
+    #[serde(flatten)]
+    pub repo: RepoName,
+    /// The revision.
+    pub revision: Commit,
+    /// How both sides compare.
+    pub status: Status,
+    /// Bytes, each blob counted once: of this cache's files, else of the bucket's where its manifest was read.
+    pub size: Option<u64>,
+    /// Last use here.
+    #[serde(serialize_with = "when::serialize")]
+    pub last_used: Option<SystemTime>,
+    /// Refs that name it, here or in the bucket.
+    pub refs: Vec<RefName>,
+    /// Files that only this cache has.
+    pub only_local: Vec<RepoPath>,
+    /// Files that only the bucket's manifest has.
+    pub only_remote: Vec<RepoPath>,
+    /// Files that are another blob on each side.
+    pub different: Vec<RepoPath>,
+    /// Blobs that the bucket's manifest names and the bucket lacks; only known where that manifest is known.
+    pub missing_blobs: Vec<Gap>,
+    /// Whether the repo looks gated, so that a push leaves it out.
+    pub gated: bool,
+}
+
+/// A blob that is not in the bucket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Gap {
+    /// Its name.
+    pub blob: BlobId,
+    /// Its size in bytes, by the manifest.
+    pub size: u64,
+    /// A file that it is.
+    pub path: RepoPath,
+    /// Whether a push from this cache would bring it.
+    pub here: bool,
+}
+
+/// How both sides compare.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Status {
+    /// The same files on both sides.
+    InSync,
+    /// Only here.
+    LocalOnly,
+    /// Only in the bucket.
+    RemoteOnly,
+    /// Different files on each side.
+    Partial,
+    /// The bucket's manifest is not valid.
+    Invalid,
+}
+
+/// A ref that differs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RefRow {
+    /// The repo.
+    #[serde(flatten)]
+    pub repo: RepoName,
+    /// The ref.
+    pub name: RefName,
+    /// What it names here.
+    pub local: Commit,
+    /// What it names in the bucket; none where the bucket lacks it.
+    pub remote: Option<Commit>,
+}
+
+/// When each revision of this cache was last used.
+pub type LastUse = HashMap<(RepoName, Commit), SystemTime>;
 
 impl Row {
     /// Whether a push or a pull has something to do about it. Neither has about what only this cache has of a gated
@@ -69,7 +165,7 @@ impl Sides<'_> {
     }
 
     fn compare(&self, repo: RepoName, revision: Commit, invalid: impl Fn(&str) -> bool) -> Row {
-        let ours = self.local.map(|(repo, revision)| plan::manifest(&repo.name, revision, self.manifest()));
+        let ours = self.local.map(|(repo, revision)| push::manifest(&repo.name, revision, self.manifest()));
         let files = match (&ours, self.manifest()) {
             (Some(ours), Some(theirs)) => Files::compare(ours, theirs, &self.twins()),
             _ => Files::default(),
@@ -199,9 +295,9 @@ pub fn counts(rows: &[Row]) -> Counts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bucket::catalog::Ref;
     use crate::cache::identify::LocalFile;
-    use crate::manifest::ManifestFile;
-    use crate::remote::catalog::Ref;
+    use crate::model::manifest::ManifestFile;
 
     fn commit(digit: char) -> Commit {
         digit.to_string().repeat(40).parse().unwrap()
@@ -257,7 +353,7 @@ mod tests {
     }
 
     fn model() -> RepoName {
-        RepoName::new(crate::ids::RepoType::Model, "org/name".parse().unwrap())
+        RepoName::new(crate::model::ids::RepoType::Model, "org/name".parse().unwrap())
     }
 
     #[test]

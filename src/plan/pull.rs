@@ -5,12 +5,13 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::local::{BlobState, State};
+use crate::cache::donors::Donor;
 use crate::cache::layout::Layout;
-use crate::commands::Amount;
-use crate::ids::{BlobId, RefName, RepoName, RepoPath};
-use crate::manifest::Manifest;
-use crate::remote::lookup::Found;
+use crate::cache::target::{BlobState, State};
+use crate::model::amount::Amount;
+use crate::model::found::Found;
+use crate::model::ids::{BlobId, RefName, RepoPath};
+use crate::model::manifest::Manifest;
 
 /// What to do, in this order.
 #[derive(Debug, Clone, Serialize)]
@@ -55,17 +56,6 @@ pub struct FetchAction {
     /// be.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub donor: Option<Donor>,
-}
-
-/// A file of this cache that should be a blob, by its name, place or size.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Donor {
-    /// The repo that has it.
-    #[serde(flatten)]
-    pub repo: RepoName,
-    /// Its bytes.
-    #[serde(skip)]
-    pub file: PathBuf,
 }
 
 /// Why a blob is fetched.

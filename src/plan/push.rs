@@ -5,16 +5,15 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::local::{Local, LocalRepo, LocalRevision};
-use super::state::{Remote, Stored};
-use super::{Report, Row};
+use crate::bucket::{keys, refs};
 use crate::cache::gated::Gated;
 use crate::cache::identify::LocalFile;
-use crate::commands::Amount;
+use crate::cache::local::{Local, LocalRepo, LocalRevision};
+use crate::engine::survey::{Remote, Stored};
 use crate::error::{Error, Kind, printable};
-use crate::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
-use crate::manifest::{Manifest, Tree};
-use crate::remote::{keys, refs};
+use crate::model::amount::Amount;
+use crate::model::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
+use crate::model::manifest::{Manifest, Tree};
 
 /// What to do, in this order.
 #[derive(Debug, Default, Serialize)]
@@ -433,51 +432,4 @@ pub fn unite(stored: &Manifest, ours: &Manifest, twins: &HashMap<RepoPath, BlobI
         return stored.united_with(ours);
     }
     with_our_names(stored, ours, twins).united_with(ours)
-}
-
-impl Plan {
-    /// The revisions that there is something to do about, those with the most bytes to send first.
-    fn rows(&self) -> Vec<Row> {
-        let mut left: HashMap<BlobId, u64> = self.uploads.iter().map(|upload| (upload.blob, upload.size)).collect();
-        let mut rows = Vec::new();
-        for action in &self.revisions {
-            let mut uploads = Amount::default();
-            for file in &action.ours.files {
-                left.remove(&file.blob).into_iter().for_each(|size| uploads.add(size));
-            }
-            if uploads.blobs > 0 || action.manifest != ManifestAction::Keep || !action.refs.is_empty() {
-                let (repo, revision) = (action.repo.clone(), action.commit.clone());
-                rows.push(Row { repo, revision, uploads, manifest: action.manifest, lacking: action.lacking });
-            }
-        }
-        rows.sort_by_key(|row| std::cmp::Reverse(row.uploads.bytes));
-        rows
-    }
-
-    /// The report of a dry run, and the beginning of that of a real one.
-    pub fn report(&self, dry_run: bool) -> Report {
-        let mut uploaded = Amount::default();
-        let mut report = Report {
-            dry_run,
-            uploaded,
-            present: self.present,
-            manifests: 0,
-            manifests_unchanged: self.revisions.iter().filter(|r| r.manifest == ManifestAction::Keep).count(),
-            refs: 0,
-            refs_unchanged: self.revisions.iter().map(|r| r.refs_unchanged).sum(),
-            skipped: self.skips.clone(),
-            failures: self.failures.clone(),
-            notes: self.notes.clone(),
-            seconds: 0.0,
-            plan: None,
-            rows: self.rows(),
-        };
-        if dry_run {
-            self.uploads.iter().for_each(|upload| uploaded.add(upload.size));
-            report.uploaded = uploaded;
-            report.manifests = self.revisions.len() - report.manifests_unchanged;
-            report.refs = self.revisions.iter().map(|r| r.refs.len()).sum();
-        }
-        report
-    }
 }

@@ -20,14 +20,15 @@ use bytes::Bytes;
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::hashing::Hashing;
-use super::{Context, blocking, origin, write_all_at};
+use super::{Context, source, write_all_at};
+use crate::bucket::error::{Cause, Failure};
 use crate::cache::place::{flushed, is_refused, with_folder};
 use crate::cache::read::{matches_name, read_exact_at};
 use crate::error::{Error, Kind, Result};
 use crate::hash::BlobHasher;
-use crate::ids::{BlobId, Commit, RepoName, RepoPath};
+use crate::model::ids::{BlobId, Commit, RepoName, RepoPath};
 use crate::progress::{Event, Meter};
-use crate::remote::error::{Cause, Failure};
+use crate::task::blocking;
 
 /// Blobs up to this size are fetched in one request.
 pub const SINGLE_GET: u64 = 8 << 20;
@@ -205,7 +206,7 @@ async fn range(
     loop {
         let whole = (at, to) == (0, blob.size);
         let wanted = (!whole).then_some((at, to));
-        let mut download = match origin::open(context, blob, wanted, etag.as_deref()).await {
+        let mut download = match source::open(context, blob, wanted, etag.as_deref()).await {
             Ok(download) => download,
             // Replaced meanwhile, by the same bytes for all we know: the hash will tell.
             Err(failure) if failure.cause == Cause::Changed && etag.is_some() => {
@@ -213,19 +214,19 @@ async fn range(
                 continue;
             }
             Err(failure) if failure.detail.starts_with("InvalidRange") || failure.detail == "HTTP status 416" => {
-                return Err(origin::too_short(context, blob));
+                return Err(source::too_short(context, blob));
             }
-            Err(failure) => return Err(origin::explain(context, blob, failure)),
+            Err(failure) => return Err(source::explain(context, blob, failure)),
         };
         if let Some(size) = download.object_size().filter(|size| *size != blob.size) {
-            return Err(origin::wrong_size(context, blob, size));
+            return Err(source::wrong_size(context, blob, size));
         }
         etag = download.take_etag();
         let started = at;
         let failure = loop {
             match download.next().await {
                 Ok(Some(chunk)) if at + chunk.len() as u64 > to => {
-                    return Err(origin::wrong_size(context, blob, at + chunk.len() as u64));
+                    return Err(source::wrong_size(context, blob, at + chunk.len() as u64));
                 }
                 Ok(Some(chunk)) => {
                     each(&chunk, at)?;
@@ -242,7 +243,7 @@ async fn range(
         }
         broken = if at > started { 1 } else { broken + 1 };
         if broken >= RESUMES {
-            return Err(origin::explain(context, blob, failure));
+            return Err(source::explain(context, blob, failure));
         }
         tracing::debug!(blob = %blob.id, offset = at, "a download broke off and is taken up again");
         tokio::time::sleep(Duration::from_millis(200) * 2u32.pow(broken)).await;
@@ -256,7 +257,7 @@ async fn whole(context: &Context, blob: &Fetch) -> Result<PathBuf> {
         Ok(path) => Ok(path),
         Err(found) => {
             tracing::debug!(blob = %blob.id, %found, "wrong bytes came and are fetched once more");
-            whole_once(context, blob).await?.map_err(|found| origin::wrong_hash(context, blob, &found))
+            whole_once(context, blob).await?.map_err(|found| source::wrong_hash(context, blob, &found))
         }
     }
 }
@@ -322,7 +323,7 @@ async fn in_order(context: &Context, blob: &Fetch) -> Result<PathBuf> {
     .await?;
     let found = hasher.finish();
     if found != blob.id {
-        return Err(origin::wrong_hash(context, blob, &found));
+        return Err(source::wrong_hash(context, blob, &found));
     }
     let (id, size, sync) = (blob.id, blob.size, context.sync);
     let Target { path, file, .. } = target;
@@ -446,7 +447,7 @@ async fn in_parts(context: &Context, blob: &Fetch) -> Result<PathBuf> {
                 let only_earlier = !suspected_earlier && !suspected_all && earlier.contains(&true);
                 if suspected_all {
                     discard();
-                    return Err(origin::wrong_hash(context, blob, &found));
+                    return Err(source::wrong_hash(context, blob, &found));
                 }
                 (suspected_earlier, suspected_all) = (true, !only_earlier);
                 tracing::debug!(blob = %blob.id, %found, only_earlier, "wrong bytes came and are fetched once more");
@@ -476,7 +477,7 @@ async fn fetch_parts(context: &Context, blob: &Fetch, target: &Target, journal: 
         let (from, to) = bounds(&(part..part + 1), blob.size);
         context.found(blob.id, to - from);
     }
-    let mut missing = runs(&journal.done, origin::parts_at_once(context)).into_iter();
+    let mut missing = runs(&journal.done, source::parts_at_once(context)).into_iter();
     let mut next = missing.next();
     let mut running: JoinSet<Result<Range<usize>>> = JoinSet::new();
     let mut flusher = Flusher { target: target.clone(), sync: context.sync, unflushed: 0, running: None };

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 
 use crate::cache::read::{Buffer, read_exact_at};
 use crate::hash::{BlobHasher, MOST_TOGETHER, is_faster_together};
-use crate::ids::BlobId;
+use crate::model::ids::BlobId;
 
 /// Bytes of a blob that are read at a time: those of all blobs in step fit into the processor's second cache.
 const SLICE: usize = 64 << 10;

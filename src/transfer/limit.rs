@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::transfer::rate::Rate;
+use super::rate::Rate;
 
 /// A store whose answers take longer than this is far.
 const FAR: Duration = Duration::from_millis(8);

@@ -8,9 +8,10 @@
 pub mod download;
 mod flush;
 mod hashing;
-mod origin;
+pub mod limit;
 pub mod pool;
 pub mod rate;
+mod source;
 pub mod upload;
 
 use std::collections::HashMap;
@@ -18,14 +19,14 @@ use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::client::Bucket;
-use super::hub::Hub;
-use super::limit::Limits;
+use crate::bucket::client::Bucket;
 use crate::cache::layout::Layout;
-use crate::ids::BlobId;
+use crate::hub::Hub;
+use crate::model::ids::BlobId;
 use crate::progress::{Event, Progress};
 pub use flush::Flushes;
 pub use hashing::Hashes;
+use limit::Limits;
 
 /// What every transfer needs.
 #[derive(Clone)]
@@ -92,13 +93,5 @@ pub(crate) fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result
             done += std::os::windows::fs::FileExt::seek_write(file, &bytes[done..], offset + done as u64)?;
         }
         Ok(())
-    }
-}
-
-/// Runs blocking work on its own thread.
-pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        Err(failed) => std::panic::resume_unwind(failed.into_panic()),
     }
 }

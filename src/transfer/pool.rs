@@ -4,7 +4,7 @@ use std::future::Future;
 
 use tokio::task::JoinSet;
 
-use crate::remote::limit::Limits;
+use crate::transfer::limit::Limits;
 
 /// Large blobs that are worked on at once at the least; each of them uses many requests.
 const LARGE_AT_ONCE: usize = 4;

@@ -4,11 +4,11 @@ use bytes::Bytes;
 
 use super::Context;
 use super::download::Fetch;
+use crate::bucket::client::Download;
+use crate::bucket::error::{Cause, Failure};
 use crate::error::{Error, Result};
-use crate::ids::BlobId;
-use crate::remote::client::Download;
-use crate::remote::error::{Cause, Failure};
-use crate::remote::{hub, keys};
+use crate::model::ids::BlobId;
+use crate::{bucket::keys, hub};
 
 /// Parts that one request to the Hub reads: it counts requests, and each takes another one before it.
 const HUB_PARTS: usize = 16;

@@ -19,17 +19,18 @@ use http_body::{Body, Frame, SizeHint};
 use md5::Digest;
 use tokio::task::JoinSet;
 
+use super::Context;
 use super::hashing::Hashing;
 use super::rate::Pace;
-use super::{Context, blocking};
+use crate::bucket::client::{Part, Pulse};
+use crate::bucket::error::{Cause, Failure};
+use crate::bucket::keys;
 use crate::cache::read::{open_quietly, read_at, read_small};
 use crate::error::{Error, Kind, Result};
 use crate::hash::{BlobHasher, blob_id_of};
-use crate::ids::BlobId;
+use crate::model::ids::BlobId;
 use crate::progress::{Event, Meter};
-use crate::remote::client::{Part, Pulse};
-use crate::remote::error::{Cause, Failure};
-use crate::remote::keys;
+use crate::task::blocking;
 
 /// Blobs up to this size are sent from memory.
 const IN_MEMORY: u64 = 256 << 10;

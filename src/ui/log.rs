@@ -10,8 +10,8 @@ use tracing_subscriber::registry::LookupSpan;
 
 use super::Ui;
 use super::progress::LogWriter;
-use crate::commands::when;
 use crate::escape::{Keep, escape};
+use crate::when;
 
 /// Starts logging: warnings of this tool; with -v its decisions and requests; with -vv what dependencies say too. RUST_LOG
 /// wins.

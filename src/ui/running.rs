@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::table::cut;
 use super::text::size;
 use crate::error::printable;
-use crate::ids::BlobId;
+use crate::model::ids::BlobId;
 use crate::progress::{Event, Job};
 
 /// Lines of single blobs at the most.

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use hf_cache_sync::commands::Session;
 use hf_cache_sync::config::{Config, Environment, Overrides};
+use hf_cache_sync::engine::Session;
 use hf_cache_sync::progress::Silent;
 
 use super::s3::{ACCESS_KEY, SECRET_KEY, Server};

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use hf_cache_sync::hash::BlobHasher;
-use hf_cache_sync::ids::RepoName;
+use hf_cache_sync::model::ids::RepoName;
 
 use crate::s3::{ACCESS_KEY, SECRET_KEY, Server};
 

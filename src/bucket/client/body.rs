@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use aws_smithy_types::body::SdkBody;
 use bytes::Bytes;
 
-use crate::remote::error::{Cause, Failure};
+use crate::bucket::error::{Cause, Failure};
 
 /// A body must move at least once within this time.
-pub(in crate::remote) const STALL: Duration = Duration::from_secs(90);
+pub(crate) const STALL: Duration = Duration::from_secs(90);
 /// Bytes of an upload that may still be on their way when the last of its body was taken, in buffers on this machine.
 const BUFFERED: u64 = 512 << 10;
 /// The slowest connection that they are waited for, in bytes per second.
@@ -50,7 +50,7 @@ impl Pulse {
     }
 
     /// Gives up an upload of `size` bytes that does not move any more.
-    pub(in crate::remote) async fn guard<T>(
+    pub(crate) async fn guard<T>(
         &self,
         size: u64,
         work: impl Future<Output = Result<T, Failure>>,
@@ -76,13 +76,13 @@ impl Pulse {
 }
 
 /// A body from memory. It goes in slices, so that a large one on a slow connection is seen to move.
-pub(in crate::remote) struct MemoryBody {
+pub(crate) struct MemoryBody {
     left: Bytes,
     pulse: Pulse,
 }
 
 impl MemoryBody {
-    pub(in crate::remote) fn sdk_body(bytes: &Bytes, pulse: &Pulse) -> SdkBody {
+    pub(crate) fn sdk_body(bytes: &Bytes, pulse: &Pulse) -> SdkBody {
         SdkBody::from_body_1_x(MemoryBody { left: bytes.clone(), pulse: pulse.clone() })
     }
 }

@@ -3,10 +3,10 @@
 use std::collections::HashSet;
 
 use super::{Bucket, Object, unquoted};
+use crate::bucket::answer::{self, Page};
+use crate::bucket::error::{Cause, Failure};
+use crate::bucket::wire::{ANSWER, Op, Request, unreadable, whole};
 use crate::error::printable;
-use crate::remote::answer::{self, Page};
-use crate::remote::error::{Cause, Failure};
-use crate::remote::wire::{ANSWER, Op, Request, unreadable, whole};
 
 /// Pages without anything new that a listing may have one after the other. Stores send empty ones where many objects
 /// were deleted.

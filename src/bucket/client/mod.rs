@@ -24,19 +24,19 @@ use bytes::Bytes;
 pub use body::{MakeBody, Pulse};
 pub use parts::Part;
 #[cfg(feature = "fallback")]
-pub(super) use retry::back_off;
+pub(crate) use retry::back_off;
 
 use self::body::{MemoryBody, STALL};
 use self::retry::Shared;
+use super::connection::{Net, target};
 use super::credentials::{self, Found, Profile};
 use super::endpoint::{Style, Way, refuses_path_style};
 use super::error::{Cause, Failure, Place};
-use super::net::{Net, target};
 use super::wire::{Op, Payload, Request, Settings, Wire};
-use super::{answer, net};
+use super::{answer, connection};
 use crate::config::{Addressing, Config, Credentials, Storage, host_of, hosts, is_backblaze, values};
 use crate::error::{Error, Result};
-use crate::ids::BlobId;
+use crate::model::ids::BlobId;
 use crate::progress::Progress;
 
 /// One bucket, with the team prefix applied to every key.
@@ -141,7 +141,7 @@ impl Bucket {
         let mut network = config.network.clone();
         network.bundles.extend(profile.ca_bundle.map(|path| ("ca_bundle in the AWS profile".to_string(), path)));
         let is_tls = endpoint.as_deref().is_none_or(|endpoint| target(endpoint).2);
-        let trusted = if is_tls { net::trusted(&network)? } else { net::Certificates::new() };
+        let trusted = if is_tls { connection::trusted(&network)? } else { connection::Certificates::new() };
         let found = match storage.unsigned {
             true => Found::nobody(),
             false => credentials::find(&storage.credentials, &region, &trusted).await?,

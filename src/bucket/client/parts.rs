@@ -3,10 +3,10 @@
 use bytes::Bytes;
 
 use super::{Bucket, MakeBody};
+use crate::bucket::answer::{self, Element, Refusal, Unreadable};
+use crate::bucket::error::{Cause, Failure};
+use crate::bucket::wire::{ANSWER, CRC32, Op, Payload, Request, unreadable, whole};
 use crate::error::Result;
-use crate::remote::answer::{self, Element, Refusal, Unreadable};
-use crate::remote::error::{Cause, Failure};
-use crate::remote::wire::{ANSWER, CRC32, Op, Payload, Request, unreadable, whole};
 
 /// A finished part of a multipart upload.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::Bucket;
+use crate::bucket::connection::CONNECT;
+use crate::bucket::error::{Cause, Failure};
+use crate::bucket::wire::{Op, Request};
 use crate::progress::{ANSWER, Waiting, waiting};
-use crate::remote::error::{Cause, Failure};
-use crate::remote::net::CONNECT;
-use crate::remote::wire::{Op, Request};
 
 /// A store that was found to work is not suspected again for this time.
 const PROBE_AGAIN: Duration = Duration::from_secs(1);
@@ -198,7 +198,7 @@ impl Bucket {
 }
 
 /// 0.25 s, doubling to 15 s, with full jitter; never less than the store asks for.
-pub(in crate::remote) fn back_off(tried: u32, asked: Option<Duration>) -> Duration {
+pub(crate) fn back_off(tried: u32, asked: Option<Duration>) -> Duration {
     let most = Duration::from_millis(250) * 2u32.pow(tried.min(7) - 1);
     let pause = most.min(Duration::from_secs(15)).mul_f64(0.5 + fastrand::f64() / 2.0);
     pause.max(asked.unwrap_or_default())

@@ -8,11 +8,12 @@ use serde::Serialize;
 use super::Args;
 use crate::cache::scan::{self, Inventory, Repo};
 use crate::cache::usage;
-use crate::commands::{Session, when};
+use crate::engine::Session;
 use crate::error::Result;
-use crate::ids::{Commit, RefName, RepoName};
+use crate::model::ids::{Commit, RefName, RepoName};
 use crate::progress::Event;
-use crate::remote::transfer::blocking;
+use crate::task::blocking;
+use crate::when;
 
 /// The cache's repos.
 #[derive(Debug, Serialize)]

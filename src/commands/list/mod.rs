@@ -5,7 +5,7 @@ pub mod remote;
 
 use serde::Serialize;
 
-use super::Session;
+use crate::engine::Session;
 use crate::error::{Kind, Result};
 
 const EXAMPLES: &str = "\

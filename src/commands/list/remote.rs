@@ -1,4 +1,4 @@
-//! What is in the bucket, by a listing of manifests and refs: see [`crate::remote::catalog`].
+//! What is in the bucket, by a listing of manifests and refs: see [`crate::bucket::catalog`].
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::SystemTime;
@@ -6,11 +6,12 @@ use std::time::SystemTime;
 use serde::Serialize;
 
 use super::Args;
-use crate::commands::{Session, when};
+use crate::bucket::catalog::{self, Catalog, Options, Repo};
+use crate::engine::Session;
 use crate::error::{Error, Result};
-use crate::ids::{BlobId, Commit, RefName, RepoName};
+use crate::model::ids::{BlobId, Commit, RefName, RepoName};
 use crate::progress::Event;
-use crate::remote::catalog::{self, Catalog, Options, Repo};
+use crate::when;
 
 /// The bucket's repos.
 #[derive(Debug, Serialize)]

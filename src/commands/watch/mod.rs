@@ -16,14 +16,15 @@ pub mod update;
 
 use std::time::{Duration, Instant, SystemTime};
 
+use super::TransferArgs;
 use super::push::{self, Report};
-use super::{Session, TransferArgs};
 use crate::cache::layout::Layout;
 use crate::cache::lock::{self, Lock};
+use crate::engine::Session;
 use crate::error::{Error, Kind, Result};
 use crate::interrupt::Interruption;
 use crate::progress::Event;
-use crate::remote::transfer::blocking;
+use crate::task::blocking;
 use news::News;
 use root::Root;
 use schedule::{Outcome, Schedule, Step};

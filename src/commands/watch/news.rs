@@ -2,8 +2,8 @@
 
 use std::collections::HashSet;
 
-use crate::commands::push::plan::Skip;
 use crate::error::Error;
+use crate::plan::push::Skip;
 
 /// What the last push reported.
 #[derive(Debug, Default)]

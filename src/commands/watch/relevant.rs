@@ -7,7 +7,7 @@ use notify::event::{AccessKind, AccessMode, ModifyKind, RenameMode};
 
 use crate::cache::clients::{self, BlobEntry};
 use crate::cache::litter::is_litter;
-use crate::ids::RepoName;
+use crate::model::ids::RepoName;
 
 /// Whether an event of this kind can have brought something: what was removed, read or touched (also by this tool,
 /// which puts access times back) has not.

@@ -10,8 +10,8 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use super::relevant::{brings_something, is_pushed};
 use crate::cache::scan::{self, Inventory, SnapshotFile};
-use crate::ids::RepoName;
-use crate::remote::transfer::blocking;
+use crate::model::ids::RepoName;
+use crate::task::blocking;
 
 /// Changes that wait to be looked at; more are not needed, since each says only that there was one.
 const WAITING: usize = 64;

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::source::How;
-use crate::commands::Amount;
-use crate::commands::push::plan::Skip;
 use crate::error::Error;
+use crate::model::amount::Amount;
+use crate::plan::push::Skip;
 
 /// Something that a watch tells, with its time (UTC, RFC 3339).
 #[derive(Debug, Clone, Serialize)]

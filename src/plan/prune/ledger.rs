@@ -7,9 +7,9 @@
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
-use super::facts::Facts;
+use crate::cache::facts::Facts;
 use crate::cache::scan::{Inode, Place, Repo, SnapshotFile};
-use crate::ids::{BlobId, Commit};
+use crate::model::ids::{BlobId, Commit};
 
 /// Files by device and inode number.
 type Files = HashMap<(u64, u64), usize>;

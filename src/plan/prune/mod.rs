@@ -5,19 +5,23 @@
 //! for, the others. Last the folders that are empty by then. What is young, busy or not understood is left alone, and
 //! so is all of every repo while a barrier stands.
 
+pub mod ledger;
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
-use super::facts::{Facts, RepoFacts};
-use super::ledger::Ledger;
 use crate::cache::clients;
+use crate::cache::facts::{Facts, RepoFacts};
 use crate::cache::layout::Layout;
 use crate::cache::scan::{InFlight, Place, Problem, ProblemKind, Repo, Revision, SnapshotFile};
 use crate::error::{Error, shown};
-use crate::ids::{BlobId, Commit, RefName, RepoName};
+use crate::model::ids::{BlobId, Commit, RefName, RepoName};
+use ledger::Ledger;
 
 /// A client that was seen in a repo so recently may still be between two files of a download. That is then the newest
 /// revision, of which something came since then, unless its tree proves that it is complete.
@@ -142,7 +146,7 @@ pub struct Eviction {
     /// Refs that name it.
     pub refs: Vec<RefName>,
     /// Last use, in seconds since 1970.
-    #[serde(rename = "last_used", serialize_with = "crate::commands::when::serialize_seconds")]
+    #[serde(rename = "last_used", serialize_with = "crate::when::serialize_seconds")]
     pub last_use: u64,
     /// Blobs that only it needed.
     pub blobs: Vec<BlobId>,
@@ -377,7 +381,7 @@ fn block(layout: &Layout, repo: &Repo, about: &RepoFacts) -> Option<(SkipReason,
 }
 
 /// A problem because of which blobs may be in use in a way that the scan does not show.
-pub(super) fn hidden_uses<'a>(layout: &Layout, repo: &'a Repo) -> Option<&'a Problem> {
+pub(crate) fn hidden_uses<'a>(layout: &Layout, repo: &'a Repo) -> Option<&'a Problem> {
     let snapshots = layout.repo(&repo.name).join("snapshots");
     repo.problems.iter().find(|problem| match problem.kind {
         ProblemKind::Unreadable | ProblemKind::BrokenLink | ProblemKind::ForeignLink | ProblemKind::BadName => true,

@@ -8,14 +8,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use proptest::prelude::*;
 
-use super::facts::{Facts, Leftover, LoneRef, RepoFacts, gather};
-use super::plan::{Agreement, Options, Plan, Reason, SkipReason, What, plan};
+use super::{Agreement, Options, Plan, Reason, SkipReason, What, plan};
+use crate::cache::facts::{Facts, Leftover, LoneRef, RepoFacts, gather};
 use crate::cache::layout::Layout;
 use crate::cache::scan::{
     Blob, InFlight, Inode, Inventory, Place, Problem, ProblemKind, Repo, Revision, SnapshotFile, scan,
 };
 use crate::cache::shared::Payload;
-use crate::ids::{BlobId, Commit, RefName, RepoName, RepoType};
+use crate::model::ids::{BlobId, Commit, RefName, RepoName, RepoType};
 
 const HOUR: u64 = 3600;
 const DAY: u64 = 24 * HOUR;
@@ -507,7 +507,7 @@ proptest! {
 #[cfg(unix)]
 mod races {
     use super::*;
-    use crate::commands::prune::execute::{Done, execute};
+    use crate::engine::evict::{Done, execute};
     use std::os::unix::fs::symlink;
 
     struct Race {

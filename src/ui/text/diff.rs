@@ -6,8 +6,9 @@ use console::style;
 
 use super::list::{bytes_or_dash, refs};
 use super::{plural, time::ago};
-use crate::commands::diff::{RefRow, Report, Row, Status};
+use crate::commands::diff::Report;
 use crate::error::{Error, Kind};
+use crate::plan::diff::{RefRow, Row, Status};
 use crate::ui;
 use crate::ui::table::{Cell, Column, Table, Tone};
 

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::{plural, size, time::ago};
 use crate::commands::list::{Report, local, remote};
 use crate::error::{Error, Kind, shown};
-use crate::ids::RefName;
+use crate::model::ids::RefName;
 use crate::ui;
 use crate::ui::table::{Cell, Column, Table, Tone};
 

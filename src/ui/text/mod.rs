@@ -17,7 +17,7 @@ mod watch;
 
 use bytesize::ByteSize;
 
-use crate::commands::Amount;
+use crate::model::amount::Amount;
 
 /// A size in the one unit system that is used everywhere: powers of 1024.
 pub fn size(bytes: u64) -> String {

@@ -6,13 +6,13 @@ use std::time::SystemTime;
 
 use super::time::{Stream, ago, stamped};
 use super::{plural, size};
-use crate::commands::prune::plan::{Reason, Skip, SkipReason};
 use crate::commands::prune::{Evicted, Gone, Report, Row};
-use crate::commands::when::after_1970;
 use crate::error::{Error, Kind, printable};
-use crate::ids::RepoName;
+use crate::model::ids::RepoName;
+use crate::plan::prune::{Reason, Skip, SkipReason};
 use crate::ui;
 use crate::ui::table::{Cell, Column, Table, Tone};
+use crate::when::after_1970;
 
 /// What went, the largest first.
 fn table(rows: &[Row], now: SystemTime) -> String {

@@ -5,9 +5,9 @@ use std::path::Path;
 
 use super::time::{Stream, stamped};
 use super::{blobs, pace, plural};
-use crate::commands::Amount;
 use crate::commands::pull::{Report, Source};
 use crate::error::{Error, Kind, shown};
+use crate::model::amount::Amount;
 use crate::ui;
 
 /// "; 2 blobs (1.5 GiB) here already", where there are any

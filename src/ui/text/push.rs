@@ -5,9 +5,9 @@ use std::fmt::Write;
 use super::time::{Stream, stamped};
 use super::{blobs, pace, plural, size};
 use crate::cache::gated::Gated;
-use crate::commands::push::plan::{ManifestAction, Skip, SkipReason};
 use crate::commands::push::{Report, Row};
 use crate::error::{Error, Kind};
+use crate::plan::push::{ManifestAction, Skip, SkipReason};
 use crate::ui;
 use crate::ui::table::{Cell, Column, Table, Tone};
 

@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::time::{Duration, SystemTime};
 
 use super::plural;
-use crate::commands::when;
+use crate::when;
 
 const UNITS: [(u64, &str); 6] = [
     (365 * 86_400, "year"),

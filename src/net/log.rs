@@ -5,14 +5,14 @@ use std::time::Instant;
 
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 
-use super::error::Failure;
+use crate::bucket::error::Failure;
 
 /// Parts of a query that are told.
 const TOLD: [&str; 5] = ["list-type", "prefix", "partNumber", "uploads", "start-after"];
 
 /// A request that is on its way.
 #[derive(Debug, Clone)]
-pub(super) struct Sent {
+pub(crate) struct Sent {
     method: String,
     url: String,
     at: Instant,
@@ -20,13 +20,13 @@ pub(super) struct Sent {
 
 impl Sent {
     /// Remembers a request, when anybody is to hear of it.
-    pub(super) fn now(method: &str, uri: &str) -> Option<Sent> {
+    pub(crate) fn now(method: &str, uri: &str) -> Option<Sent> {
         let heard = tracing::enabled!(tracing::Level::DEBUG);
         heard.then(|| Sent { method: method.to_string(), url: without_secrets(uri), at: Instant::now() })
     }
 
     /// Tells how it ended.
-    pub(super) fn ended(&self, answer: &Result<HttpResponse, Failure>) {
+    pub(crate) fn ended(&self, answer: &Result<HttpResponse, Failure>) {
         match answer {
             Ok(response) => {
                 let bytes = response.headers().get("content-length").and_then(|text| text.parse().ok());
@@ -37,7 +37,7 @@ impl Sent {
     }
 
     /// Tells that it was answered, or, without a status, was not.
-    pub(super) fn answered(&self, status: Option<u16>, bytes: Option<u64>) {
+    pub(crate) fn answered(&self, status: Option<u16>, bytes: Option<u64>) {
         let status = status.map_or_else(|| "no answer".to_string(), |status| status.to_string());
         let bytes = bytes.map_or_else(String::new, |bytes| format!(" {bytes} B"));
         self.tell(&format!("{status}{bytes}"));
@@ -49,7 +49,7 @@ impl Sent {
 }
 
 /// The URL without a user, and without what of its query may be secret.
-pub(super) fn without_secrets(uri: &str) -> String {
+pub(crate) fn without_secrets(uri: &str) -> String {
     let (url, query) = uri.split_once('?').unwrap_or((uri, ""));
     let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
     let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));

@@ -1,10 +1,8 @@
 //! `pull-all`: every repo whose `main` is in the bucket, filtered, as one plan: a blob that several repos need is
 //! fetched once, and a repo that fails does not stop the others.
 //!
-//! [`filter`] decides which repos (pure), [`crate::remote::main_revisions`] finds them, the rest is the work of
-//! [`super::pull`].
-
-pub mod filter;
+//! [`crate::model::filter`] decides which repos (pure), [`crate::bucket::main_revisions`] finds them, the rest is the work of
+//! [`crate::engine::pull`].
 
 use std::collections::HashSet;
 use std::time::Instant;
@@ -12,18 +10,21 @@ use std::time::Instant;
 use futures_util::{StreamExt, stream};
 use serde::Serialize;
 
-use super::pull::fallback::FallbackArgs;
-use super::pull::plan::Plan;
-use super::pull::run::{self, Decision, Options, Work};
-use super::pull::{Source, local};
-use super::{Amount, Session, TransferArgs, kind_of};
+use super::pull::Source;
+use super::{TransferArgs, kind_of};
+use crate::bucket::main_revisions::{self, MainRevision};
 use crate::cache::gated::Gated;
+use crate::cache::target;
+use crate::engine::Session;
+use crate::engine::fallback::FallbackArgs;
+use crate::engine::pull::{self as engine, Decision, Options, Work};
 use crate::error::{Error, Kind, Result, printable};
-use crate::ids::{BlobId, Commit, RepoId, RepoName, RepoQuery, RepoType};
+use crate::model::amount::Amount;
+use crate::model::filter::Filter;
+use crate::model::found::Found;
+use crate::model::ids::{BlobId, Commit, RepoId, RepoName, RepoQuery, RepoType};
+use crate::plan::pull::Plan;
 use crate::progress::Event;
-use crate::remote::lookup::Found;
-use crate::remote::main_revisions::{self, MainRevision};
-use filter::Filter;
 
 /// Repos that are looked at, or looked for on the Hub, at once.
 const AT_ONCE: usize = 8;
@@ -186,7 +187,7 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     args.fallback.check()?;
     let bucket = session.bucket().await?;
     let layout = session.layout();
-    local::check_root(&layout)?;
+    target::check_root(&layout)?;
     session.progress.event(Event::Step("looking up repos in the bucket"));
     let mains = main_revisions::find(&bucket, |repo| filter.allows(repo), args.limit).await?;
     let mut report = Report { dry_run: args.dry_run, bucket: bucket.name().to_string(), ..Report::default() };
@@ -200,7 +201,7 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     }
 
     let options = args.options();
-    let lock = run::lock(session, args.dry_run).await;
+    let lock = engine::lock(session, args.dry_run).await;
     let (mut work, mut rows_of_work) = (Vec::new(), Vec::new());
     let mut looked = stream::iter(mains.all).map(|main| look(session, main, &filter, options)).buffered(AT_ONCE);
     while let Some((row, todo)) = looked.next().await {
@@ -211,7 +212,7 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
         report.repos.push(row);
     }
     drop(looked);
-    let plans = run::borrow(&layout, work.iter().map(|work| work.plan.clone()).collect()).await;
+    let plans = engine::borrow(&layout, work.iter().map(|work| work.plan.clone()).collect()).await;
     work.iter_mut().zip(plans).for_each(|(work, plan)| work.plan = plan);
     if args.dry_run {
         let mut told = HashSet::new();
@@ -219,7 +220,7 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
             report.repos[row].would(&work.plan, &mut told);
         }
     } else {
-        let outcomes = run::carry_out(session, &bucket, lock, &mut work, options).await?;
+        let outcomes = engine::carry_out(session, &bucket, lock, &mut work, options).await?;
         for ((row, work), outcome) in rows_of_work.into_iter().zip(&work).zip(outcomes) {
             report.repos[row].became(&work.plan, outcome);
         }
@@ -255,7 +256,7 @@ async fn look(session: &Session, main: MainRevision, filter: &Filter, options: O
     let mut row = Row::new(main.key, main.query.as_ref());
     let failure = main.found.as_ref().err().cloned();
     let found = match &main.query {
-        Some(query) => run::or_on_hub(session, main.found, query, None, options.fallback).await,
+        Some(query) => engine::or_on_hub(session, main.found, query, None, options.fallback).await,
         None => main.found.map(|found| (found, None)),
     };
     let (found, hub) = match (found, failure) {
@@ -265,7 +266,7 @@ async fn look(session: &Session, main: MainRevision, filter: &Filter, options: O
         (Err(error), _) => return (row.failing(error), None),
     };
     row.found(&found);
-    match run::decide(session, &found, hub.is_some(), options.verify).await {
+    match engine::decide(session, &found, hub.is_some(), options.verify).await {
         Ok(Decision::Gated(gated)) => {
             row.result = Outcome::Skipped;
             row.gated = Some(gated);
@@ -331,7 +332,7 @@ impl Row {
         }
     }
 
-    fn became(&mut self, plan: &Plan, outcome: super::pull::hydrate::Outcome) {
+    fn became(&mut self, plan: &Plan, outcome: crate::engine::hydrate::Outcome) {
         let lost = outcome.lost();
         self.result = match outcome.failures.is_empty() {
             true if plan.is_empty() => Outcome::Present,

@@ -5,13 +5,13 @@ use std::collections::HashMap;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 
-use super::local::{Local, LocalRepo, LocalRevision};
+use crate::bucket::client::{Bucket, Object};
+use crate::bucket::{keys, lookup, refs};
+use crate::cache::local::{Local, LocalRepo, LocalRevision, Twins};
 use crate::error::{Error, Kind, Result};
 use crate::hash::md5_hex;
-use crate::ids::{BlobId, Commit, RepoName};
-use crate::manifest::Manifest;
-use crate::remote::client::{Bucket, Object};
-use crate::remote::{keys, lookup, refs};
+use crate::model::ids::{BlobId, Commit, RepoName};
+use crate::model::manifest::Manifest;
 
 /// Small objects read at once.
 const AT_ONCE: usize = 32;
@@ -103,7 +103,7 @@ pub async fn compare(bucket: &Bucket, listing: Listing, local: &Local) -> Result
 }
 
 /// Whether the listing alone proves that the object has this content: most stores' ETag of one PUT is its MD5.
-pub(super) fn is_listed_as(object: &Object, content: &[u8]) -> bool {
+pub(crate) fn is_listed_as(object: &Object, content: &[u8]) -> bool {
     object.size == content.len() as u64 && object.etag.as_deref() == Some(md5_hex(content).as_str())
 }
 
@@ -113,7 +113,7 @@ async fn stored_manifest(
     revision: &LocalRevision,
     object: &Object,
 ) -> Result<(String, Stored)> {
-    let ours = super::plan::manifest(&repo.name, revision, None).to_json();
+    let ours = crate::plan::push::manifest(&repo.name, revision, None).to_json();
     let key = object.key.clone();
     if is_listed_as(object, &ours) {
         return Ok((key, Stored::Same));
@@ -154,4 +154,29 @@ pub async fn read_ref(bucket: &Bucket, key: &str, repo: &RepoName) -> Result<Sto
         _ => None,
     };
     Ok(StoredRef { commit, owner })
+}
+
+/// Finds out which files the bucket's manifests know by another name that is as right: mirrors name by sha256 what the
+/// Hub names by git's sha1. Reads the files that differ in no more than that.
+pub fn find_twins(local: &mut Local, remote: &Remote) {
+    let mut twins = Twins::default();
+    for repo in &mut local.repos {
+        for revision in &mut repo.revisions {
+            let key = keys::manifest(&repo.name.id, &revision.commit);
+            let Some(Stored::Other(stored)) = remote.manifests.get(&key) else { continue };
+            let known: HashMap<_, _> = stored.files.iter().map(|file| (&file.path, file)).collect();
+            for file in revision.files.iter_mut().filter(|file| file.other.is_none()) {
+                let path = &file.file.path;
+                let listed = known.get(path).map(|known| (known.blob, known.size));
+                let in_tree = || stored.tree.as_ref()?.get(path).map(|entry| (entry.blob, entry.size));
+                if let Some((blob, size)) = listed.or_else(in_tree)
+                    && size == file.file.size
+                    && blob.may_be_twin(&file.file.blob)
+                    && twins.are(file, &blob)
+                {
+                    file.other = Some(blob);
+                }
+            }
+        }
+    }
 }

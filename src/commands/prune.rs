@@ -1,15 +1,7 @@
 //! `prune`: brings the cache back within its budget, and takes away what nobody needs.
 //!
-//! [`facts`] looks around beside the scan, [`ledger`] knows who needs which bytes, [`plan`] decides (both pure),
-//! [`execute`](mod@execute) deletes under the tool's exclusive lock and checks each thing once more right before.
-
-pub mod execute;
-pub mod facts;
-pub mod hidden;
-pub mod ledger;
-pub mod plan;
-#[cfg(test)]
-mod tests;
+//! [`crate::cache::facts`] looks around beside the scan, [`crate::plan::prune`] decides (pure),
+//! [`crate::engine::evict`] deletes under the tool's exclusive lock and checks each thing once more right before.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
@@ -17,17 +9,21 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
 
+use super::kind_of;
 use super::size::Size;
-use super::{Amount, Session, kind_of, wait_for};
+use crate::cache::facts;
 use crate::cache::lock::{self, Mode};
 use crate::cache::scan;
 use crate::config::GigaBytes;
+use crate::engine::Session;
+use crate::engine::evict::{self, Done};
+use crate::engine::session::wait_for;
 use crate::error::{Error, Kind, Result};
-use crate::ids::{Commit, RefName, RepoName};
+use crate::model::amount::Amount;
+use crate::model::ids::{Commit, RefName, RepoName};
+use crate::plan::prune::{self as plan, Agreement, Options, Plan, Reason, Skip, What};
 use crate::progress::Event;
-use crate::remote::transfer::blocking;
-use execute::Done;
-use plan::{Agreement, Options, Plan, Reason, Skip, What};
+use crate::task::blocking;
 
 /// Where nobody can be kept out, what others may be at work on is known by its age alone.
 const WITHOUT_LOCKS: Duration = Duration::from_secs(24 * 3600);
@@ -194,7 +190,7 @@ pub struct Evicted {
     /// Refs that named it.
     pub refs: Vec<RefName>,
     /// Last use, in seconds since 1970.
-    #[serde(rename = "last_used", serialize_with = "crate::commands::when::serialize_seconds")]
+    #[serde(rename = "last_used", serialize_with = "crate::when::serialize_seconds")]
     pub last_use: u64,
     /// Bytes that came back with it.
     pub bytes: u64,
@@ -392,7 +388,7 @@ async fn run(session: &Session, args: &Args, agreement: Option<Agreement>) -> Re
             return Ok(Report::new(&args, options.budget, plan, None, facts.noatime));
         }
         progress.event(Event::Step("deleting"));
-        let done = execute::execute(&facts, &plan);
+        let done = evict::execute(&facts, &plan);
         // Held until the last deletion, even when nobody waits for this any more.
         drop(lock);
         Ok(Report::new(&args, options.budget, plan, Some(done), facts.noatime))

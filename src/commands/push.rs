@@ -1,26 +1,25 @@
 //! `push`: what this cache has and the bucket lacks goes to the bucket.
 //!
-//! [`local`] says what this machine can offer, [`state`] what the bucket has, [`plan`] decides (pure), [`publish`]
-//! does it in the order that keeps every reader safe: blobs, then manifests, then refs; [`verify`] asks the bucket in
-//! between whether the blobs are really there.
+//! [`crate::engine::survey`] looks at both sides, [`crate::plan::push`] decides (pure), [`crate::engine::publish`] does
+//! it in the order that keeps every reader safe: blobs, then manifests, then refs.
 
-pub mod local;
-pub mod plan;
-pub mod publish;
-pub mod state;
-pub mod verify;
-
+use std::collections::HashMap;
 use std::time::Instant;
 
 use serde::Serialize;
 
-use super::{Amount, Session, TransferArgs, kind_of};
+use super::{TransferArgs, kind_of};
+use crate::cache::local;
 use crate::cache::scan;
+use crate::engine::Session;
+use crate::engine::{publish, survey};
 use crate::error::{Error, Kind, Result};
-use crate::ids::{Commit, RepoName, Typed};
+use crate::model::amount::Amount;
+use crate::model::ids::BlobId;
+use crate::model::ids::{Commit, RepoName, Typed};
+use crate::plan::push::{self as plan, ManifestAction, Plan, Skip};
 use crate::progress::Event;
-use crate::remote::transfer::blocking;
-use plan::{ManifestAction, Plan, Skip};
+use crate::task::blocking;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -101,6 +100,59 @@ impl Report {
     pub fn failed(&self) -> Option<Kind> {
         kind_of(&self.failures)
     }
+
+    /// The report of a dry run, and the beginning of that of a real one.
+    fn planned(plan: &Plan, dry_run: bool) -> Report {
+        let mut uploaded = Amount::default();
+        let mut report = Report {
+            dry_run,
+            uploaded,
+            present: plan.present,
+            manifests: 0,
+            manifests_unchanged: plan.revisions.iter().filter(|r| r.manifest == ManifestAction::Keep).count(),
+            refs: 0,
+            refs_unchanged: plan.revisions.iter().map(|r| r.refs_unchanged).sum(),
+            skipped: plan.skips.clone(),
+            failures: plan.failures.clone(),
+            notes: plan.notes.clone(),
+            seconds: 0.0,
+            plan: None,
+            rows: rows(plan),
+        };
+        if dry_run {
+            plan.uploads.iter().for_each(|upload| uploaded.add(upload.size));
+            report.uploaded = uploaded;
+            report.manifests = plan.revisions.len() - report.manifests_unchanged;
+            report.refs = plan.revisions.iter().map(|r| r.refs.len()).sum();
+        }
+        report
+    }
+
+    /// Adds what became of the plan.
+    fn complete(&mut self, outcome: publish::Outcome) {
+        (self.uploaded, self.present) = (outcome.uploaded, outcome.present);
+        (self.manifests, self.refs) = (outcome.manifests, outcome.refs);
+        self.skipped.extend(outcome.skipped);
+        self.failures.extend(outcome.failures);
+    }
+}
+
+/// The revisions that there is something to do about, those with the most bytes to send first.
+fn rows(plan: &Plan) -> Vec<Row> {
+    let mut left: HashMap<BlobId, u64> = plan.uploads.iter().map(|upload| (upload.blob, upload.size)).collect();
+    let mut rows = Vec::new();
+    for action in &plan.revisions {
+        let mut uploads = Amount::default();
+        for file in &action.ours.files {
+            left.remove(&file.blob).into_iter().for_each(|size| uploads.add(size));
+        }
+        if uploads.blobs > 0 || action.manifest != ManifestAction::Keep || !action.refs.is_empty() {
+            let (repo, revision) = (action.repo.clone(), action.commit.clone());
+            rows.push(Row { repo, revision, uploads, manifest: action.manifest, lacking: action.lacking });
+        }
+    }
+    rows.sort_by_key(|row| std::cmp::Reverse(row.uploads.bytes));
+    rows
 }
 
 /// Runs the command.
@@ -119,19 +171,19 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
         sync_xet: session.config.cache.sync_xet,
     };
     let scanned = blocking(move || scan::scan(&root).and_then(|inventory| local::gather(&inventory, &options)));
-    let (local, listing) = tokio::join!(scanned, state::list(&bucket));
+    let (local, listing) = tokio::join!(scanned, survey::list(&bucket));
     let (mut local, listing) = (local?, listing?);
 
     session.progress.event(Event::Step("comparing with the bucket"));
-    let remote = state::compare(&bucket, listing, &local).await?;
+    let remote = survey::compare(&bucket, listing, &local).await?;
     let (local, remote) = blocking(move || {
-        local::find_twins(&mut local, &remote);
+        survey::find_twins(&mut local, &remote);
         (local, remote)
     })
     .await;
     let plan = plan::plan(&local, &remote);
     tell(&plan);
-    let mut report = plan.report(args.dry_run);
+    let mut report = Report::planned(&plan, args.dry_run);
     if args.dry_run {
         report.plan = Some(plan);
     } else {
@@ -139,7 +191,7 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
         // A cache that cannot be written to can still be pushed: then there is no prune to be kept out either.
         let _lock = session.lock_shared().await.ok();
         let listed = publish::Listed { blobs: remote.blobs.len(), refs: remote.listed_refs };
-        publish::publish(&context, &plan, listed, &mut report).await;
+        report.complete(publish::publish(&context, &plan, listed).await);
     }
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)

@@ -2,28 +2,28 @@
 //!
 //! What this cache would publish is compared with what the bucket lists. Manifests that both sides have are read only
 //! where the listing does not prove them equal; those that only the bucket has are not read at all, unless `--deep`
-//! asks for it or their name is ambiguous (see [`crate::remote::catalog`]). [`compare`] decides (pure).
-
-pub mod compare;
+//! asks for it or their name is ambiguous (see [`crate::bucket::catalog`]). [`crate::plan::diff`] decides (pure).
 
 use std::collections::{HashMap, HashSet};
 use std::time::SystemTime;
 
 use serde::Serialize;
 
-use super::push::local::{self, Local};
-use super::push::state::{self, Stored};
-use super::{Session, kind_of, when};
+use super::kind_of;
+use crate::bucket::catalog::{self, Options};
+use crate::bucket::keys;
+use crate::cache::local::{self, Local};
 use crate::cache::scan::{self, Inventory, Repo};
 use crate::cache::{gated, usage};
-use crate::commands::push::plan;
+use crate::engine::Session;
+use crate::engine::survey::{self, Stored};
 use crate::error::{Error, Kind, Result};
-use crate::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
-use crate::manifest::Manifest;
+use crate::model::ids::RepoName;
+use crate::model::manifest::Manifest;
+use crate::plan::diff::{self, Counts, LastUse, RefRow, Row};
+use crate::plan::push;
 use crate::progress::Event;
-use crate::remote::catalog::{self, Options};
-use crate::remote::keys;
-use crate::remote::transfer::blocking;
+use crate::task::blocking;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -70,95 +70,6 @@ pub struct Report {
     pub now: SystemTime,
 }
 
-/// How many revisions are how.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct Counts {
-    /// On both sides, with the same files.
-    pub in_sync: usize,
-    /// Only here.
-    pub local_only: usize,
-    /// Only in the bucket.
-    pub remote_only: usize,
-    /// On both sides, with different files.
-    pub partial: usize,
-    /// In the bucket with a manifest that is not valid.
-    pub invalid: usize,
-    /// Blobs that a manifest names and the bucket lacks.
-    pub missing_blobs: usize,
-}
-
-/// One revision.
-#[derive(Debug, Serialize)]
-pub struct Row {
-    /// The repo.
-    #[serde(flatten)]
-    pub repo: RepoName,
-    /// The revision.
-    pub revision: Commit,
-    /// How both sides compare.
-    pub status: Status,
-    /// Bytes, each blob counted once: of this cache's files, else of the bucket's where its manifest was read.
-    pub size: Option<u64>,
-    /// Last use here.
-    #[serde(serialize_with = "when::serialize")]
-    pub last_used: Option<SystemTime>,
-    /// Refs that name it, here or in the bucket.
-    pub refs: Vec<RefName>,
-    /// Files that only this cache has.
-    pub only_local: Vec<RepoPath>,
-    /// Files that only the bucket's manifest has.
-    pub only_remote: Vec<RepoPath>,
-    /// Files that are another blob on each side.
-    pub different: Vec<RepoPath>,
-    /// Blobs that the bucket's manifest names and the bucket lacks; only known where that manifest is known.
-    pub missing_blobs: Vec<Gap>,
-    /// Whether the repo looks gated, so that a push leaves it out.
-    pub gated: bool,
-}
-
-/// A blob that is not in the bucket.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Gap {
-    /// Its name.
-    pub blob: BlobId,
-    /// Its size in bytes, by the manifest.
-    pub size: u64,
-    /// A file that it is.
-    pub path: RepoPath,
-    /// Whether a push from this cache would bring it.
-    pub here: bool,
-}
-
-/// How both sides compare.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Status {
-    /// The same files on both sides.
-    InSync,
-    /// Only here.
-    LocalOnly,
-    /// Only in the bucket.
-    RemoteOnly,
-    /// Different files on each side.
-    Partial,
-    /// The bucket's manifest is not valid.
-    Invalid,
-}
-
-/// A ref that differs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct RefRow {
-    /// The repo.
-    #[serde(flatten)]
-    pub repo: RepoName,
-    /// The ref.
-    pub name: RefName,
-    /// What it names here.
-    pub local: Commit,
-    /// What it names in the bucket; none where the bucket lacks it.
-    pub remote: Option<Commit>,
-}
-
 impl Report {
     /// Decides the exit code.
     pub fn failed(&self) -> Option<Kind> {
@@ -184,14 +95,14 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
         let gated = if allow_gated { HashSet::new() } else { gated(&inventory) };
         Ok((inventory, local, gated))
     });
-    let (scanned, listing) = tokio::join!(scanned, state::list(&bucket));
+    let (scanned, listing) = tokio::join!(scanned, survey::list(&bucket));
     let ((inventory, mut local, gated), listing) = (scanned?, listing?);
 
     session.progress.event(Event::Step("comparing with the bucket"));
     let listed = catalog::Listing::new(listing.small().cloned());
-    let remote = state::compare(&bucket, listing, &local).await?;
+    let remote = survey::compare(&bucket, listing, &local).await?;
     let (local, remote) = blocking(move || {
-        local::find_twins(&mut local, &remote);
+        survey::find_twins(&mut local, &remote);
         (local, remote)
     })
     .await;
@@ -203,10 +114,10 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
 
     let invalid = |key: &str| matches!(remote.manifests.get(key), Some(Stored::Invalid(_)));
     let last_use = last_uses(&inventory);
-    let mut revisions = compare::revisions(&local, &catalog, &remote.blobs, invalid, &last_use);
+    let mut revisions = diff::revisions(&local, &catalog, &remote.blobs, invalid, &last_use);
     revisions.iter_mut().for_each(|row| row.gated = gated.contains(&row.repo));
-    let refs = compare::refs(&local, &catalog);
-    let counts = compare::counts(&revisions);
+    let refs = diff::refs(&local, &catalog);
+    let counts = diff::counts(&revisions);
     Ok(Report {
         bucket: bucket.name().to_string(),
         differs: refs.iter().any(|row| !gated.contains(&row.repo)) || revisions.iter().any(Row::differs),
@@ -238,7 +149,7 @@ fn known(local: &Local, stored: &HashMap<String, Stored>) -> (HashMap<String, Op
             let key = keys::manifest(&repo.name.id, &revision.commit);
             let manifest = match stored.get(&key) {
                 None => continue,
-                Some(Stored::Same) => Some(plan::manifest(&repo.name, revision, None)),
+                Some(Stored::Same) => Some(push::manifest(&repo.name, revision, None)),
                 Some(Stored::Other(manifest)) => Some((**manifest).clone()),
                 Some(Stored::Invalid(why)) => {
                     let error = Error::integrity(format!("the manifest {key} is not valid")).because(why);
@@ -251,9 +162,6 @@ fn known(local: &Local, stored: &HashMap<String, Stored>) -> (HashMap<String, Op
     }
     (known, failures)
 }
-
-/// When each revision of this cache was last used.
-pub type LastUse = HashMap<(RepoName, Commit), SystemTime>;
 
 fn last_uses(inventory: &Inventory) -> LastUse {
     let revisions = inventory.repos.iter().flat_map(|repo| repo.revisions.iter().map(move |found| (repo, found)));

@@ -1,6 +1,8 @@
 //! What all HTTP clients of this tool share: certificate bundles and exceptions from the proxy, as the environment names
 //! them, and what a failed TLS handshake means. Only [`Network::read_bundles`] does I/O.
 
+pub(crate) mod log;
+
 use std::path::PathBuf;
 
 use crate::error::{Error, Result, plain_io};

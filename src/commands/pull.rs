@@ -1,14 +1,6 @@
 //! `pull`: one revision from the bucket into this cache.
 //!
-//! [`run`] goes from a revision that was found to a filled cache, for `pull-all` too: [`local`] looks at what is here,
-//! [`plan`] decides (pure), [`hydrate`] fetches blobs, links the snapshot and writes tree and ref, in that order.
-//! [`fallback`] says when the Hub is asked instead of the bucket.
-
-pub mod fallback;
-pub mod hydrate;
-pub mod local;
-pub mod plan;
-pub mod run;
+//! [`crate::bucket::lookup`] finds it; [`crate::engine::pull`] goes from there to a filled cache, for `pull-all` too.
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -18,15 +10,20 @@ use clap::ValueEnum;
 use clap::builder::{EnumValueParser, PossibleValue, TypedValueParser};
 use serde::Serialize;
 
-use super::{Amount, Session, TransferArgs, kind_of};
+use super::{TransferArgs, kind_of};
+use crate::bucket::lookup;
 use crate::cache::gated::Gated;
 use crate::cache::layout::Layout;
+use crate::cache::target;
+use crate::engine::Session;
+use crate::engine::fallback::FallbackArgs;
+use crate::engine::pull::{self as engine, Decision, Options, Work};
 use crate::error::{Error, Kind, Result, printable};
-use crate::ids::{self, Commit, RefName, RepoName, RepoQuery, RepoType, Typed};
+use crate::model::amount::Amount;
+use crate::model::found::Found;
+use crate::model::ids::{self, Commit, RefName, RepoName, RepoQuery, RepoType, Typed};
+use crate::plan::pull as plan;
 use crate::progress::Event;
-use crate::remote::lookup::{self, Found};
-use fallback::FallbackArgs;
-use run::{Decision, Options, Work};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -173,7 +170,7 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     session.progress.event(Event::Step("looking up the revision"));
     let options = args.options();
     let found = lookup::find(&bucket, &query, revision).await;
-    let (mut found, hub) = run::or_on_hub(session, found, &query, revision, options.fallback).await?;
+    let (mut found, hub) = engine::or_on_hub(session, found, &query, revision, options.fallback).await?;
     if let Some(path) = &args.repo.path {
         found.notes.push(format!("pulling the whole revision, not just {}", printable(path, 200)));
     }
@@ -182,15 +179,15 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
         found.notes.push(format!("pulling main; the pull request itself is {repo}@refs/pr/{number}"));
     }
     let layout = session.layout();
-    local::check_root(&layout)?;
-    let lock = run::lock(session, args.dry_run).await;
-    let plan = match run::decide(session, &found, hub.is_some(), args.verify).await? {
+    target::check_root(&layout)?;
+    let lock = engine::lock(session, args.dry_run).await;
+    let plan = match engine::decide(session, &found, hub.is_some(), args.verify).await? {
         Decision::Gated(gated) => return Ok(report(&layout, found, args.dry_run).without(gated)),
         Decision::Pull(plan) => plan,
     };
     let mut report = report(&layout, found.clone(), args.dry_run);
     report.present = plan.present;
-    let plan = run::borrow(&layout, vec![*plan]).await.remove(0);
+    let plan = engine::borrow(&layout, vec![*plan]).await.remove(0);
     if args.dry_run {
         for fetch in &plan.fetch {
             let amount = if fetch.donor.is_some() { &mut report.shared } else { &mut report.downloaded };
@@ -198,7 +195,8 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
         }
         report.source = Source::of(&report.downloaded, &Amount::default());
     } else {
-        let done = run::carry_out(session, &bucket, lock, &mut [Work { found, plan, hub }], options).await?.remove(0);
+        let done =
+            engine::carry_out(session, &bucket, lock, &mut [Work { found, plan, hub }], options).await?.remove(0);
         report.downloaded = done.downloaded;
         report.from_hub = done.from_hub;
         report.shared = done.shared;

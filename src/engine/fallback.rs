@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use crate::commands::Session;
+use crate::engine::Session;
 use crate::error::{Error, Kind, Result};
-use crate::remote::hub::Hub;
+use crate::hub::Hub;
 
 /// Options of commands that can go to another source.
 #[derive(Debug, Clone, Copy, clap::Args)]

@@ -1,0 +1,16 @@
+//! Carrying out what was planned: takes locks, moves blobs, writes what names them last, and counts.
+//!
+//! [`survey`] looks at cache and bucket before a push or a comparison. [`publish`] carries out a push, and [`confirm`]
+//! asks the bucket in between whether the blobs are really there. [`pull`] takes revisions from being found to a filled
+//! cache, through [`hydrate`]. [`evict`] carries out a prune. [`fallback`] says when the Hub is asked.
+
+pub mod confirm;
+pub mod evict;
+pub mod fallback;
+pub mod hydrate;
+pub mod publish;
+pub mod pull;
+pub mod session;
+pub mod survey;
+
+pub use session::Session;

@@ -1,0 +1,103 @@
+//! What every command works with: the configuration, and from it the cache, the bucket, transfers and locks.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use crate::bucket::client::Bucket;
+use crate::cache::layout::Layout;
+use crate::cache::lock::{self, Lock};
+use crate::cache::place;
+use crate::config::Config;
+use crate::error::Result;
+use crate::progress::{Event, Progress, waiting};
+use crate::transfer::Context;
+use crate::transfer::limit::{Caps, Limits};
+
+/// What every command gets.
+#[derive(Clone)]
+pub struct Session {
+    /// The configuration.
+    pub config: Config,
+    /// Where progress goes.
+    pub progress: Arc<dyn Progress>,
+    /// The time of the start.
+    pub now: SystemTime,
+}
+
+impl Session {
+    /// The local cache.
+    pub fn layout(&self) -> Layout {
+        Layout::new(&self.config.cache.root)
+    }
+
+    /// Makes sure that there is a cache: only a pull makes one. A wrong path is more likely than an empty cache.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] that says where the path comes from.
+    pub fn need_cache(&self) -> Result<()> {
+        crate::cache::root::check(&self.config.cache.root, &self.config.cache.source)
+    }
+
+    /// The bucket.
+    ///
+    /// # Errors
+    /// When it is not configured, or there are no credentials.
+    pub async fn bucket(&self) -> Result<Bucket> {
+        Bucket::connect(&self.config, self.progress.clone()).await
+    }
+
+    /// What transfers need, within `caps`; `sync` flushes each blob to the disk.
+    pub fn transfers(&self, bucket: &Bucket, caps: Caps, sync: bool) -> Context {
+        Context {
+            bucket: bucket.clone(),
+            hub: None,
+            limits: Limits::new(caps, bucket.round_trip()),
+            hashes: Arc::default(),
+            flushes: Arc::default(),
+            progress: self.progress.clone(),
+            layout: self.layout(),
+            max_parts: u64::from(self.config.storage.max_parts),
+            sync,
+            earlier: Arc::default(),
+        }
+    }
+
+    /// Takes this tool's lock on the cache, waiting for a `prune` that is at work. Who is alone sweeps up first.
+    ///
+    /// # Errors
+    /// When the cache cannot be written to.
+    pub async fn lock_shared(&self) -> Result<Lock> {
+        if let Some(alone) = lock::try_tool_lock(&self.layout(), lock::Mode::Exclusive)?
+            && alone.is_real()
+        {
+            place::sweep(&self.layout(), self.now);
+        }
+        let note = "another hf-cache-sync is deleting from this cache: waiting for it";
+        wait_for(&*self.progress, note, || lock::try_tool_lock(&self.layout(), lock::Mode::Shared)).await
+    }
+}
+
+/// Tries until the lock is free. The first seconds pass without a word.
+pub(crate) async fn wait_for(
+    progress: &dyn Progress,
+    note: &str,
+    attempt: impl Fn() -> Result<Option<Lock>>,
+) -> Result<Lock> {
+    let mut pause = Duration::from_millis(20);
+    let mut waited = Duration::ZERO;
+    let mut told = false;
+    // "another process is downloading org/name/file: waiting for it"
+    let _waiting = waiting(note.trim_end_matches(": waiting for it").to_string());
+    loop {
+        if let Some(lock) = attempt()? {
+            return Ok(lock);
+        }
+        if waited > Duration::from_secs(3) && !told {
+            progress.event(Event::Note(note.to_string()));
+            told = true;
+        }
+        tokio::time::sleep(pause).await;
+        waited += pause;
+        pause = (pause * 2).min(Duration::from_millis(500));
+    }
+}

@@ -1,0 +1,33 @@
+//! Sums over blobs.
+
+use serde::Serialize;
+
+/// A number of blobs and their bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Amount {
+    /// Blobs.
+    pub blobs: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+impl Amount {
+    /// Counts one more blob.
+    pub fn add(&mut self, bytes: u64) {
+        self.blobs += 1;
+        self.bytes += bytes;
+    }
+
+    /// Counts one less.
+    pub fn take(&mut self, bytes: u64) {
+        self.blobs = self.blobs.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+}
+
+impl std::ops::AddAssign for Amount {
+    fn add_assign(&mut self, other: Amount) {
+        self.blobs += other.blobs;
+        self.bytes = self.bytes.saturating_add(other.bytes);
+    }
+}

@@ -1,0 +1,17 @@
+//! "Did you mean ...?"
+
+/// The names that look most like `wanted`, best first; those that do not look like it at all are left out.
+pub fn nearest<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> impl Iterator<Item = &'a str> {
+    let wanted = wanted.to_lowercase();
+    let mut scored: Vec<(f64, &str)> = names
+        .map(|name| {
+            let lower = name.to_lowercase();
+            let tail = |text: &str| text.rsplit('/').next().unwrap_or_default().to_string();
+            let score = strsim::jaro_winkler(&wanted, &lower).max(strsim::jaro_winkler(&tail(&wanted), &tail(&lower)));
+            (score, name)
+        })
+        .filter(|(score, _)| *score > 0.75)
+        .collect();
+    scored.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(b.1)));
+    scored.into_iter().map(|(_, name)| name)
+}
