@@ -5,6 +5,7 @@ pub mod completions;
 pub mod config;
 pub mod diff;
 pub mod doctor;
+pub mod fallback;
 pub mod init;
 pub mod list;
 pub mod man;

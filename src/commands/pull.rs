@@ -10,14 +10,14 @@ use clap::ValueEnum;
 use clap::builder::{EnumValueParser, PossibleValue, TypedValueParser};
 use serde::Serialize;
 
+use super::fallback::FallbackArgs;
 use super::{TransferArgs, kind_of};
 use crate::bucket::lookup;
 use crate::cache::gated::Gated;
 use crate::cache::layout::Layout;
 use crate::cache::target;
 use crate::engine::Session;
-use crate::engine::fallback::FallbackArgs;
-use crate::engine::pull::{self as engine, Decision, Options, Work};
+use crate::engine::pull::{Decision, Options, Pull, Work};
 use crate::error::{Error, Kind, Result, printable};
 use crate::model::amount::Amount;
 use crate::model::found::Found;
@@ -168,9 +168,11 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     args.fallback.check()?;
     let bucket = session.bucket().await?;
     session.progress.event(Event::Step("looking up the revision"));
-    let options = args.options();
-    let found = lookup::find(&bucket, &query, revision).await;
-    let (mut found, hub) = engine::or_on_hub(session, found, &query, revision, options.fallback).await?;
+    let fallback = args.fallback.resolve(session, args.dry_run);
+    let (mut found, from_hub) = match lookup::find(&bucket, &query, revision).await {
+        Ok(found) => (found, false),
+        Err(failure) => (fallback.find(&query, revision, failure).await?, true),
+    };
     if let Some(path) = &args.repo.path {
         found.notes.push(format!("pulling the whole revision, not just {}", printable(path, 200)));
     }
@@ -180,14 +182,14 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     }
     let layout = session.layout();
     target::check_root(&layout)?;
-    let lock = engine::lock(session, args.dry_run).await;
-    let plan = match engine::decide(session, &found, hub.is_some(), args.verify).await? {
+    let pull = Pull::begin(session, &bucket, args.options(), fallback, args.dry_run).await;
+    let plan = match pull.decide(&found, from_hub).await? {
         Decision::Gated(gated) => return Ok(report(&layout, found, args.dry_run).without(gated)),
         Decision::Pull(plan) => plan,
     };
     let mut report = report(&layout, found.clone(), args.dry_run);
     report.present = plan.present;
-    let plan = engine::borrow(&layout, vec![*plan]).await.remove(0);
+    let plan = pull.borrow(vec![*plan]).await.remove(0);
     if args.dry_run {
         for fetch in &plan.fetch {
             let amount = if fetch.donor.is_some() { &mut report.shared } else { &mut report.downloaded };
@@ -195,8 +197,7 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
         }
         report.source = Source::of(&report.downloaded, &Amount::default());
     } else {
-        let done =
-            engine::carry_out(session, &bucket, lock, &mut [Work { found, plan, hub }], options).await?.remove(0);
+        let done = pull.carry_out(vec![Work { found, plan, from_hub }]).await?.remove(0);
         report.downloaded = done.downloaded;
         report.from_hub = done.from_hub;
         report.shared = done.shared;
@@ -249,8 +250,7 @@ impl Args {
     }
 
     fn options(&self) -> Options {
-        let fallback = self.fallback.unless(self.dry_run);
-        Options { caps: self.transfer.caps(), sync: !self.no_sync, verify: self.verify, fallback }
+        Options { caps: self.transfer.caps(), sync: !self.no_sync, verify: self.verify }
     }
 }
 

@@ -10,14 +10,15 @@ use std::time::Instant;
 use futures_util::{StreamExt, stream};
 use serde::Serialize;
 
+use super::fallback::FallbackArgs;
 use super::pull::Source;
 use super::{TransferArgs, kind_of};
 use crate::bucket::main_revisions::{self, MainRevision};
 use crate::cache::gated::Gated;
 use crate::cache::target;
 use crate::engine::Session;
-use crate::engine::fallback::FallbackArgs;
-use crate::engine::pull::{self as engine, Decision, Options, Work};
+use crate::engine::fallback::Fallback;
+use crate::engine::pull::{Decision, Options, Pull, Work};
 use crate::error::{Error, Kind, Result, printable};
 use crate::model::amount::Amount;
 use crate::model::filter::Filter;
@@ -200,10 +201,10 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
         return Ok(report);
     }
 
-    let options = args.options();
-    let lock = engine::lock(session, args.dry_run).await;
+    let fallback = args.fallback.resolve(session, args.dry_run);
+    let pull = Pull::begin(session, &bucket, args.options(), fallback.clone(), args.dry_run).await;
     let (mut work, mut rows_of_work) = (Vec::new(), Vec::new());
-    let mut looked = stream::iter(mains.all).map(|main| look(session, main, &filter, options)).buffered(AT_ONCE);
+    let mut looked = stream::iter(mains.all).map(|main| look(&pull, &fallback, main, &filter)).buffered(AT_ONCE);
     while let Some((row, todo)) = looked.next().await {
         if let Some(todo) = todo {
             work.push(todo);
@@ -212,17 +213,17 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
         report.repos.push(row);
     }
     drop(looked);
-    let plans = engine::borrow(&layout, work.iter().map(|work| work.plan.clone()).collect()).await;
-    work.iter_mut().zip(plans).for_each(|(work, plan)| work.plan = plan);
+    let plans = pull.borrow(work.iter().map(|work| work.plan.clone()).collect()).await;
+    work.iter_mut().zip(&plans).for_each(|(work, plan)| work.plan = plan.clone());
     if args.dry_run {
         let mut told = HashSet::new();
-        for (row, work) in rows_of_work.into_iter().zip(&work) {
-            report.repos[row].would(&work.plan, &mut told);
+        for (row, plan) in rows_of_work.into_iter().zip(&plans) {
+            report.repos[row].would(plan, &mut told);
         }
     } else {
-        let outcomes = engine::carry_out(session, &bucket, lock, &mut work, options).await?;
-        for ((row, work), outcome) in rows_of_work.into_iter().zip(&work).zip(outcomes) {
-            report.repos[row].became(&work.plan, outcome);
+        let outcomes = pull.carry_out(work).await?;
+        for ((row, plan), outcome) in rows_of_work.into_iter().zip(&plans).zip(outcomes) {
+            report.repos[row].became(plan, outcome);
         }
     }
     report.add_up();
@@ -247,26 +248,24 @@ impl Args {
     }
 
     fn options(&self) -> Options {
-        let fallback = self.fallback.unless(self.dry_run);
-        Options { caps: self.transfer.caps(), sync: !self.no_sync, verify: self.verify, fallback }
+        Options { caps: self.transfer.caps(), sync: !self.no_sync, verify: self.verify }
     }
 }
 
-async fn look(session: &Session, main: MainRevision, filter: &Filter, options: Options) -> (Row, Option<Work>) {
+async fn look(pull: &Pull<'_>, fallback: &Fallback, main: MainRevision, filter: &Filter) -> (Row, Option<Work>) {
     let mut row = Row::new(main.key, main.query.as_ref());
-    let failure = main.found.as_ref().err().cloned();
-    let found = match &main.query {
-        Some(query) => engine::or_on_hub(session, main.found, query, None, options.fallback).await,
-        None => main.found.map(|found| (found, None)),
-    };
-    let (found, hub) = match (found, failure) {
-        // A key of 0.1.0 does not tell the type; what the Hub has of that id may not be wanted.
-        (Ok((found, _)), Some(failure)) if !filter.allows(&found.manifest.repo) => return (row.failing(failure), None),
-        (Ok(found), _) => found,
-        (Err(error), _) => return (row.failing(error), None),
+    let (found, from_hub) = match (main.found, &main.query) {
+        (Ok(found), _) => (found, false),
+        (Err(failure), None) => return (row.failing(failure), None),
+        (Err(failure), Some(query)) => match fallback.find(query, None, failure.clone()).await {
+            Ok(found) if filter.allows(&found.manifest.repo) => (found, true),
+            // A key of 0.1.0 does not tell the type; what the Hub has of that id may not be wanted.
+            Ok(_) => return (row.failing(failure), None),
+            Err(error) => return (row.failing(error), None),
+        },
     };
     row.found(&found);
-    match engine::decide(session, &found, hub.is_some(), options.verify).await {
+    match pull.decide(&found, from_hub).await {
         Ok(Decision::Gated(gated)) => {
             row.result = Outcome::Skipped;
             row.gated = Some(gated);
@@ -274,7 +273,7 @@ async fn look(session: &Session, main: MainRevision, filter: &Filter, options: O
         }
         Ok(Decision::Pull(plan)) => {
             row.present = plan.present;
-            (row, Some(Work { found, plan: *plan, hub }))
+            (row, Some(Work { found, plan: *plan, from_hub }))
         }
         Err(error) => (row.failing(error), None),
     }

@@ -1,89 +1,91 @@
-//! `--fallback hf-hub`: when the Hub is asked for what the bucket does not give.
+//! When the Hub is asked for what the bucket does not give.
 
+use std::sync::{Arc, Once, OnceLock};
 use std::time::Duration;
 
-use crate::engine::Session;
+use super::Session;
 use crate::error::{Error, Kind, Result};
 use crate::hub::Hub;
+use crate::model::found::Found;
+use crate::model::ids::RepoQuery;
+use crate::progress::Event;
 
-/// Options of commands that can go to another source.
-#[derive(Debug, Clone, Copy, clap::Args)]
-pub struct FallbackArgs {
-    /// Where to go when the bucket lacks a repo, a revision or a blob, has it corrupt, or does not answer; never when
-    /// it refuses the credentials
-    #[arg(long, value_name = "SOURCE")]
-    pub fallback: Option<Fallback>,
+/// Another source for a run, or none. The Hub is connected when it is first needed.
+#[derive(Clone)]
+pub struct Fallback(Option<Arc<Inner>>);
 
-    /// How long to wait, at most, when the Hub's limit of requests is reached (HTTP status 429)
-    #[arg(long, value_name = "SECONDS", default_value_t = 300, allow_negative_numbers = true, value_parser = seconds)]
-    pub hub_wait: u64,
+struct Inner {
+    session: Session,
+    /// How long it may wait for the Hub's limit of requests.
+    wait: Duration,
+    hub: OnceLock<Result<Hub>>,
+    told: Once,
 }
 
-fn seconds(text: &str) -> Result<u64, String> {
-    let text = text.trim();
-    text.parse().map_err(|_| "expected a number of seconds, 0 or more".to_string())
-}
-
-impl Default for FallbackArgs {
-    fn default() -> Self {
-        FallbackArgs { fallback: None, hub_wait: 300 }
-    }
-}
-
-/// Another source.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Fallback {
-    /// The Hugging Face Hub (HF_TOKEN, HF_ENDPOINT)
-    HfHub,
-}
-
-impl FallbackArgs {
-    /// Whether such a build can do that.
-    ///
-    /// # Errors
-    /// [`Kind::Usage`] when it was built without.
-    pub fn check(&self) -> Result<()> {
-        if self.fallback.is_some() && !cfg!(feature = "fallback") {
-            return Err(Error::usage("--fallback hf-hub is not possible")
-                .because("this hf-cache-sync was built without the feature `fallback`")
-                .hint("use a build with it, or leave --fallback out"));
-        }
-        Ok(())
+impl Fallback {
+    /// The bucket alone.
+    pub fn none() -> Fallback {
+        Fallback(None)
     }
 
-    /// A dry run tells what the bucket has, and asks nobody else.
-    pub fn unless(self, dry_run: bool) -> FallbackArgs {
-        FallbackArgs { fallback: self.fallback.filter(|_| !dry_run), ..self }
-    }
-
-    /// Prepares the requests to the Hub.
-    ///
-    /// # Errors
-    /// As [`Hub::connect`].
-    pub fn connect(&self, session: &Session) -> Result<Hub> {
-        let wait = Duration::from_secs(self.hub_wait);
-        Hub::connect(&session.config.hub, &session.config.network, session.progress.clone(), wait)
+    /// The Hub. `wait` is how long a run may wait, at most, for its limit of requests.
+    pub fn to_hub(session: &Session, wait: Duration) -> Fallback {
+        let inner = Inner { session: session.clone(), wait, hub: OnceLock::new(), told: Once::new() };
+        Fallback(Some(Arc::new(inner)))
     }
 
     /// Whether the Hub is to be asked after this failure.
     pub fn covers(&self, failure: &Error) -> bool {
-        let Some(Fallback::HfHub) = self.fallback else { return false };
-        match failure.kind {
-            Kind::NotFound | Kind::Integrity | Kind::Unavailable => true,
-            // A wrong set-up is to be mended, not papered over; and the Hub does not help a full disk.
-            Kind::Credentials
-            | Kind::Permission
-            | Kind::MissingBucket
-            | Kind::Usage
-            | Kind::Failed
-            | Kind::Internal
-            | Kind::Interrupted => false,
-        }
+        self.0.is_some() && another_source_may_help(failure)
     }
 
-    /// Whether the Hub is to be asked after these failures.
-    pub fn covers_all(&self, failures: &[Error]) -> bool {
-        !failures.is_empty() && failures.iter().all(|failure| self.covers(failure))
+    /// The Hub, where there is one; why not, when it cannot be used.
+    pub fn hub(&self) -> Option<Result<Hub>> {
+        let inner = self.0.as_ref()?;
+        let session = &inner.session;
+        let connect =
+            || Hub::connect(&session.config.hub, &session.config.network, session.progress.clone(), inner.wait);
+        Some(inner.hub.get_or_init(connect).clone())
+    }
+
+    /// Why the Hub could not be used, if it was needed.
+    pub fn failure(&self) -> Option<Error> {
+        self.0.as_ref()?.hub.get()?.as_ref().err().cloned()
+    }
+
+    /// The revision on the Hub, after the bucket failed to give it for this reason. A note says so.
+    ///
+    /// # Errors
+    /// The bucket's failure, or both.
+    pub async fn find(&self, query: &RepoQuery, revision: Option<&str>, failure: Error) -> Result<Found> {
+        let Some(inner) = self.0.as_ref().filter(|_| self.covers(&failure)) else { return Err(failure) };
+        inner.session.progress.event(Event::Step("asking the Hub"));
+        let Some(hub) = self.hub() else { return Err(failure) };
+        let mut found = hub?.find(query, revision).await.map_err(|second| both(&failure, second))?;
+        found.notes.push(taken(&failure));
+        Ok(found)
+    }
+
+    /// Says, once, that blobs come from the Hub now.
+    pub fn tell(&self) {
+        if let Some(inner) = &self.0 {
+            let step = Event::Step("asking the Hub for what the bucket does not give");
+            inner.told.call_once(|| inner.session.progress.event(step));
+        }
+    }
+}
+
+fn another_source_may_help(failure: &Error) -> bool {
+    match failure.kind {
+        Kind::NotFound | Kind::Integrity | Kind::Unavailable => true,
+        // A wrong set-up is to be mended, not papered over; and the Hub does not help a full disk.
+        Kind::Credentials
+        | Kind::Permission
+        | Kind::MissingBucket
+        | Kind::Usage
+        | Kind::Failed
+        | Kind::Internal
+        | Kind::Interrupted => false,
     }
 }
 
@@ -118,12 +120,10 @@ mod tests {
     fn only_what_is_missing_corrupt_or_out_of_reach_is_covered() {
         use Kind::*;
         let all = [Failed, Usage, Credentials, NotFound, MissingBucket, Integrity, Unavailable, Interrupted];
-        let with = FallbackArgs { fallback: Some(Fallback::HfHub), ..FallbackArgs::default() };
-        let covered: Vec<Kind> = all.into_iter().filter(|kind| with.covers(&Error::new(*kind, "x"))).collect();
+        let covered: Vec<Kind> =
+            all.into_iter().filter(|kind| another_source_may_help(&Error::new(*kind, "x"))).collect();
         assert_eq!(covered, [NotFound, Integrity, Unavailable]);
-        assert!(all.into_iter().all(|kind| !FallbackArgs::default().covers(&Error::new(kind, "x"))));
-        assert!(!with.covers_all(&[]));
-        assert!(!with.covers_all(&[Error::not_found("x"), Error::new(Credentials, "y")]));
+        assert!(all.into_iter().all(|kind| !Fallback::none().covers(&Error::new(kind, "x"))));
     }
 
     #[test]

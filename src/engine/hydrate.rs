@@ -7,10 +7,11 @@
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use super::fallback::{Fallback, both, taken};
 use crate::cache::donors::Donor;
 use crate::cache::layout::Layout;
 use crate::cache::place::{self, LinkKind, SnapshotWriter, Staged, ensure_dir};
@@ -24,6 +25,7 @@ use crate::plan::pull::{FetchReason, Plan};
 use crate::progress::{self, Event};
 use crate::task::blocking;
 use crate::transfer::download::{Fetch, SINGLE_GET, download, forget, requests};
+use crate::transfer::source::Source;
 use crate::transfer::{Context, pool};
 
 /// Up to this size fetching a blob twice costs less than a lock file, which would stay for ever.
@@ -67,17 +69,44 @@ struct Job {
     occupied: bool,
 }
 
+/// Where the bytes of a download came from.
+#[derive(Debug)]
+enum Origin {
+    Bucket,
+    Hub,
+    /// From the Hub, since the bucket failed to give them.
+    HubAfter(Error),
+}
+
 /// How a repo got a blob.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 enum Got {
-    Downloaded,
+    Downloaded(Origin),
     Shared,
     /// It came by another process, or for another plan of the same repo.
     Here,
 }
 
-/// Executes the plans, which may share blobs; `kind` is what this cache allows. The outcomes are in the plans' order.
-pub async fn hydrate(context: &Context, plans: &[Plan], kind: LinkKind, now: SystemTime) -> Vec<Outcome> {
+/// A plan, and whether the Hub was what knew its revision: then its blobs come from there.
+#[derive(Debug, Clone)]
+pub struct Planned {
+    /// What is to be done.
+    pub plan: Plan,
+    /// Whether the revision was found on the Hub.
+    pub from_hub: bool,
+}
+
+/// Executes the plans, which may share blobs; `kind` is what this cache allows. Blobs that the bucket does not give come
+/// from the `fallback`. The outcomes are in the plans' order.
+pub async fn hydrate(
+    context: &Context,
+    fallback: &Fallback,
+    planned: Vec<Planned>,
+    kind: LinkKind,
+    now: SystemTime,
+) -> Vec<Outcome> {
+    let from_hub: Vec<bool> = planned.iter().map(|planned| planned.from_hub).collect();
+    let plans: Vec<Plan> = planned.into_iter().map(|planned| planned.plan).collect();
     let mut outcomes: Vec<Outcome> = plans.iter().map(|plan| start(&context.layout, plan)).collect();
     // By size as well: of two manifests that do not agree, one is wrong, and the other is not to suffer from it.
     let mut jobs: BTreeMap<(BlobId, u64), Job> = BTreeMap::new();
@@ -85,9 +114,19 @@ pub async fn hydrate(context: &Context, plans: &[Plan], kind: LinkKind, now: Sys
         for action in &plan.fetch {
             let repo = &plan.manifest.repo;
             let (commit, path) = (plan.manifest.revision.clone(), action.path.clone());
-            let fetch = Fetch { id: action.blob, size: action.size, repo: repo.clone(), commit, path };
+            let bucket = Source::Bucket(context.bucket.clone());
+            let hub = if from_hub[index] { fallback.hub() } else { None };
+            let source = match hub {
+                Some(Ok(hub)) => Source::Hub(hub),
+                _ => bucket.clone(),
+            };
+            let fetch = Fetch { id: action.blob, size: action.size, repo: repo.clone(), commit, path, source };
             let fresh = || Job { fetch, needs: Vec::new(), donor: None, replace: false, occupied: false };
             let job = jobs.entry((action.blob, action.size)).or_insert_with(fresh);
+            if !from_hub[index] {
+                // What one of the revisions has in the bucket need not come from the Hub for the other.
+                job.fetch.source = bucket;
+            }
             job.needs.push((index, repo.clone()));
             job.donor = job.donor.take().or_else(|| action.donor.clone());
             job.replace |= action.reason == FetchReason::Corrupt;
@@ -106,9 +145,9 @@ pub async fn hydrate(context: &Context, plans: &[Plan], kind: LinkKind, now: Sys
         &context.limits,
         |job: &Job| requests(job.fetch.size),
         |job| {
-            let context = context.clone();
+            let (context, fallback) = (context.clone(), fallback.clone());
             async move {
-                let fetched = fetch(&context, &job).await;
+                let fetched = fetch(&context, &fallback, &job).await;
                 (job, fetched)
             }
         },
@@ -117,7 +156,16 @@ pub async fn hydrate(context: &Context, plans: &[Plan], kind: LinkKind, now: Sys
             for (index, got) in fetched {
                 let outcome: &mut Outcome = &mut outcomes[index];
                 match got {
-                    Ok(Got::Downloaded) => outcome.downloaded.add(context.moved(&job.fetch.id, job.fetch.size)),
+                    Ok(Got::Downloaded(origin)) => {
+                        let moved = context.moved(&job.fetch.id, job.fetch.size);
+                        outcome.downloaded.add(moved);
+                        if !matches!(origin, Origin::Bucket) {
+                            outcome.from_hub.add(moved);
+                        }
+                        if let Origin::HubAfter(failure) = origin {
+                            outcome.notes.push(taken(&failure));
+                        }
+                    }
                     Ok(Got::Shared) => outcome.shared.add(job.fetch.size),
                     Ok(Got::Here) => {}
                     Err(error) => {
@@ -202,7 +250,7 @@ fn check_dirs(layout: &Layout, repo: &RepoName) -> Result<()> {
 }
 
 /// Gets the blob for every plan that needs it: over the wire once at the most.
-async fn fetch(context: &Context, job: &Job) -> Vec<(usize, Result<Got>)> {
+async fn fetch(context: &Context, fallback: &Fallback, job: &Job) -> Vec<(usize, Result<Got>)> {
     let mut done = Vec::new();
     // Who has it for certain.
     let mut source: Option<&RepoName> = None;
@@ -211,7 +259,7 @@ async fn fetch(context: &Context, job: &Job) -> Vec<(usize, Result<Got>)> {
         let got = match (&missing, source) {
             (Some(error), _) => Err(error.clone()),
             (_, Some(source)) if source == repo => Ok(Got::Here),
-            (_, source) => obtain(context, job, repo, source).await,
+            (_, source) => obtain(context, fallback, job, repo, source).await,
         };
         match &got {
             Ok(_) => source = Some(repo),
@@ -224,7 +272,13 @@ async fn fetch(context: &Context, job: &Job) -> Vec<(usize, Result<Got>)> {
     done
 }
 
-async fn obtain(context: &Context, job: &Job, repo: &RepoName, source: Option<&RepoName>) -> Result<Got> {
+async fn obtain(
+    context: &Context,
+    fallback: &Fallback,
+    job: &Job,
+    repo: &RepoName,
+    source: Option<&RepoName>,
+) -> Result<Got> {
     let (blob, size, layout) = (&job.fetch.id, job.fetch.size, &context.layout);
     if job.occupied {
         place::check_replaceable(&layout.blob(repo, blob))?;
@@ -250,7 +304,7 @@ async fn obtain(context: &Context, job: &Job, repo: &RepoName, source: Option<&R
             Some(wait_for(&*context.progress, &note, || lock::try_partial_lock(layout, blob)).await?)
         }
     };
-    let path = download(context, &job.fetch).await?;
+    let (path, origin) = download_from_any(context, fallback, &job.fetch).await?;
     let placed = put_in_place(layout, &path, repo, blob);
     match (&placed, size > SINGLE_GET) {
         (Ok(()), true) => forget(layout, blob),
@@ -258,7 +312,26 @@ async fn obtain(context: &Context, job: &Job, repo: &RepoName, source: Option<&R
         (Err(_), false) => drop(fs::remove_file(&path)),
         _ => {}
     }
-    placed.map(|()| Got::Downloaded)
+    placed.map(|()| Got::Downloaded(origin))
+}
+
+/// Downloads a blob from its source and, where that fails in a way that is covered, from the fallback.
+async fn download_from_any(context: &Context, fallback: &Fallback, blob: &Fetch) -> Result<(PathBuf, Origin)> {
+    let failure = match download(context, blob).await {
+        Ok(path) if matches!(blob.source, Source::Hub(_)) => return Ok((path, Origin::Hub)),
+        Ok(path) => return Ok((path, Origin::Bucket)),
+        Err(failure) => failure,
+    };
+    if matches!(blob.source, Source::Hub(_)) || !fallback.covers(&failure) {
+        return Err(failure);
+    }
+    let Some(Ok(hub)) = fallback.hub() else { return Err(failure) };
+    fallback.tell();
+    let blob = Fetch { source: Source::Hub(hub), ..blob.clone() };
+    match download(context, &blob).await {
+        Ok(path) => Ok((path, Origin::HubAfter(failure))),
+        Err(second) => Err(both(&failure, second)),
+    }
 }
 
 /// huggingface_hub's lock on the blob. For a small one no lock file is made: should the client begin to fetch it at the

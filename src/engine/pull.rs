@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use super::fallback::{FallbackArgs, both, taken};
-use super::hydrate::{self, Outcome};
+use super::fallback::Fallback;
+use super::hydrate::{self, Outcome, Planned};
 use crate::bucket::client::Bucket;
 use crate::cache::gated::Gated;
 use crate::cache::layout::Layout;
@@ -14,13 +14,11 @@ use crate::cache::{donors, gated, space, target};
 use crate::cache::{mend, scan};
 use crate::engine::Session;
 use crate::error::{Error, Result};
-use crate::hub::Hub;
 use crate::model::found::Found;
-use crate::model::ids::{RefName, RepoName, RepoQuery};
+use crate::model::ids::{RefName, RepoName, RepoPath};
 use crate::plan::pull::{self as plan, FetchReason, Plan};
 use crate::progress::Event;
 use crate::task::blocking;
-use crate::transfer::Context;
 use crate::transfer::download::already_there;
 use crate::transfer::limit::Caps;
 
@@ -31,8 +29,8 @@ pub struct Work {
     pub found: Found,
     /// What is to be done.
     pub plan: Plan,
-    /// The Hub, where that was what knew it.
-    pub hub: Option<Hub>,
+    /// Whether the Hub was what knew it.
+    pub from_hub: bool,
 }
 
 /// What is to be done about a revision.
@@ -53,64 +51,128 @@ pub struct Options {
     pub sync: bool,
     /// Whether blobs that are here are hashed.
     pub verify: bool,
-    /// What to do when the bucket fails.
-    pub fallback: FallbackArgs,
 }
 
-/// Asks the Hub for what the bucket does not give, where that is wanted; a note says so.
-///
-/// # Errors
-/// The bucket's failure, or both.
-pub async fn or_on_hub(
-    session: &Session,
-    found: Result<Found>,
-    query: &RepoQuery,
-    revision: Option<&str>,
-    fallback: FallbackArgs,
-) -> Result<(Found, Option<Hub>)> {
-    let failure = match found {
-        Ok(found) => return Ok((found, None)),
-        Err(failure) if !fallback.covers(&failure) => return Err(failure),
-        Err(failure) => failure,
-    };
-    session.progress.event(Event::Step("asking the Hub"));
-    let hub = fallback.connect(session)?;
-    let mut found = hub.find(query, revision).await.map_err(|second| both(&failure, second))?;
-    found.notes.push(taken(&failure));
-    Ok((found, Some(hub)))
+/// Pulling revisions into one cache: from the first look at it to the last file in place.
+pub struct Pull<'a> {
+    session: &'a Session,
+    bucket: &'a Bucket,
+    options: Options,
+    fallback: Fallback,
+    /// Keeps `prune` out: what is found in the cache must stay. Not having it is an error only where something has to
+    /// be written, since a complete cache may be read-only.
+    lock: Result<Option<Lock>>,
 }
 
-/// Keeps `prune` out from the first look at the cache until the last file is in place: what is found here must stay.
-/// Not having the lock is an error only where something has to be written, since a complete cache may be read-only. Nor
-/// is a first one made for a pull that has nothing to do: then [`carry_out`] takes it.
-pub async fn lock(session: &Session, dry_run: bool) -> Result<Option<Lock>> {
-    let is_used = session.layout().tool_lock().exists();
-    if dry_run || !is_used { Ok(None) } else { session.lock_shared().await.map(Some) }
-}
-
-/// Looks at what is here and decides. What the Hub gives to this user is not judged again by its licence files, nor is
-/// a revision of which nothing has to come.
-///
-/// # Errors
-/// When it cannot be told whether the repo is gated, or the system cannot hold any of the file names.
-pub async fn decide(session: &Session, found: &Found, from_hub: bool, verify: bool) -> Result<Decision> {
-    let judge = !from_hub && !session.config.team.allow_gated;
-    if !found.manifest.files.iter().any(|file| file.path.is_storable()) {
-        return Err(Error::failed(format!("cannot pull {}", found.manifest.repo))
-            .because("this system cannot store a file of any of its names"));
+impl<'a> Pull<'a> {
+    /// Begins: takes the lock, unless this is a dry run. Nor is a first one made for a pull that may have nothing to
+    /// do: then [`carry_out`](Self::carry_out) takes it.
+    pub async fn begin(
+        session: &'a Session,
+        bucket: &'a Bucket,
+        options: Options,
+        fallback: Fallback,
+        dry_run: bool,
+    ) -> Pull<'a> {
+        let is_used = session.layout().tool_lock().exists();
+        let lock = if dry_run || !is_used { Ok(None) } else { session.lock_shared().await.map(Some) };
+        Pull { session, bucket, options, fallback, lock }
     }
-    let (layout, found) = (session.layout(), found.clone());
-    blocking(move || {
-        let plan = look_and_plan(&layout, &found, verify);
-        if judge
-            && !plan.fetch.is_empty()
-            && let Some(gated) = gated::look_at_repo(&layout, &found.manifest.repo)?
-        {
-            return Ok(Decision::Gated(gated));
+
+    /// Looks at what is here and decides. What the Hub gives to this user is not judged again by its licence files, nor is
+    /// a revision of which nothing has to come.
+    ///
+    /// # Errors
+    /// When it cannot be told whether the repo is gated, or the system cannot hold any of the file names.
+    pub async fn decide(&self, found: &Found, from_hub: bool) -> Result<Decision> {
+        let judge = !from_hub && !self.session.config.team.allow_gated;
+        if !found.manifest.files.iter().any(|file| file.path.is_storable()) {
+            return Err(Error::failed(format!("cannot pull {}", found.manifest.repo))
+                .because("this system cannot store a file of any of its names"));
         }
-        Ok(Decision::Pull(Box::new(plan)))
-    })
-    .await
+        let (layout, found, verify) = (self.session.layout(), found.clone(), self.options.verify);
+        blocking(move || {
+            let plan = look_and_plan(&layout, &found, verify);
+            if judge
+                && !plan.fetch.is_empty()
+                && let Some(gated) = gated::look_at_repo(&layout, &found.manifest.repo)?
+            {
+                return Ok(Decision::Gated(gated));
+            }
+            Ok(Decision::Pull(Box::new(plan)))
+        })
+        .await
+    }
+
+    /// Lets the plans take blobs from repos of this cache that have them.
+    pub async fn borrow(&self, plans: Vec<Plan>) -> Vec<Plan> {
+        borrow(&self.session.layout(), plans).await
+    }
+
+    /// Carries the plans out together; the outcomes are in their order. What is complete is only marked as used, which a
+    /// read-only cache allows. Refs of these repos that huggingface_hub could not read are mended.
+    ///
+    /// # Errors
+    /// When there is not enough disk space, or the cache cannot be written to at all.
+    pub async fn carry_out(self, work: Vec<Work>) -> Result<Vec<Outcome>> {
+        let layout = self.session.layout();
+        let done: Vec<(RepoName, Vec<RepoPath>)> =
+            work.iter().map(|work| (work.plan.manifest.repo.clone(), work.plan.unstorable.clone())).collect();
+        let mut outcomes = self.carry_out_plans(work).await?;
+        for ((repo, unstorable), outcome) in done.into_iter().zip(&mut outcomes) {
+            outcome.failures.extend(unstorable.iter().map(|path| {
+                Error::failed(format!("cannot pull '{path}' of {repo}"))
+                    .because("this system cannot store a file of that name")
+            }));
+            let layout = layout.clone();
+            outcome.notes.extend(blocking(move || mend_refs(&layout, &repo)).await);
+        }
+        Ok(outcomes)
+    }
+
+    async fn carry_out_plans(self, mut work: Vec<Work>) -> Result<Vec<Outcome>> {
+        let Pull { session, bucket, options, fallback, lock } = self;
+        let layout = session.layout();
+        let (idle, busy): (Vec<usize>, Vec<usize>) = (0..work.len()).partition(|index| work[*index].plan.is_empty());
+        for index in idle {
+            mark_used(&work[index].plan, session.now);
+            hydrate::write_pin(&layout, &work[index].plan);
+        }
+        let mut outcomes: Vec<Outcome> = work.iter().map(|_| Outcome::default()).collect();
+        if busy.is_empty() {
+            return Ok(outcomes);
+        }
+        let lock = lock?;
+        let room = check_space(&layout, &busy.iter().map(|index| &work[*index].plan).collect::<Vec<_>>())?;
+        if let Some(note) = room {
+            session.progress.event(Event::Note(note));
+        }
+        let _lock = match lock {
+            Some(lock) => lock,
+            // A `prune` may have been here between the look and the lock.
+            None => {
+                let was_used = layout.tool_lock().exists();
+                let lock = session.lock_shared().await?;
+                if was_used {
+                    let plans = plan_again(&layout, &work, &busy, options.verify).await;
+                    busy.iter().zip(plans).for_each(|(index, plan)| work[*index].plan = plan);
+                }
+                lock
+            }
+        };
+        let kind = LinkKind::probe(&layout, session.config.hub.no_symlinks)?;
+        let context = session.transfers(bucket, options.caps, options.sync);
+        let planned =
+            busy.iter().map(|index| Planned { plan: work[*index].plan.clone(), from_hub: work[*index].from_hub });
+        let done = hydrate::hydrate(&context, &fallback, planned.collect(), kind, session.now).await;
+        for (index, mut outcome) in busy.into_iter().zip(done) {
+            if !outcome.failures.is_empty() {
+                outcome.failures.extend(fallback.failure());
+            }
+            outcomes[index] = outcome;
+        }
+        Ok(outcomes)
+    }
 }
 
 fn look_and_plan(layout: &Layout, found: &Found, verify: bool) -> Plan {
@@ -149,7 +211,7 @@ fn tell(plan: &Plan) {
 }
 
 /// Takes blobs from repos of this cache that have them.
-pub async fn borrow(layout: &Layout, mut plans: Vec<Plan>) -> Vec<Plan> {
+async fn borrow(layout: &Layout, mut plans: Vec<Plan>) -> Vec<Plan> {
     let layout = layout.clone();
     blocking(move || {
         let lacking = |plan: &Plan| plan.fetch.iter().map(|fetch| (fetch.blob, fetch.size)).collect();
@@ -160,31 +222,6 @@ pub async fn borrow(layout: &Layout, mut plans: Vec<Plan>) -> Vec<Plan> {
         plans
     })
     .await
-}
-
-/// Carries the plans, made under this `lock`, out together, those of the bucket first; the outcomes are in their order.
-/// What is complete is only marked as used, which a read-only cache allows. What the bucket does not give comes from
-/// the Hub, where that is wanted. Refs of these repos that huggingface_hub could not read are mended.
-///
-/// # Errors
-/// When there is not enough disk space, or the cache cannot be written to at all.
-pub async fn carry_out(
-    session: &Session,
-    bucket: &Bucket,
-    lock: Result<Option<Lock>>,
-    work: &mut [Work],
-    options: Options,
-) -> Result<Vec<Outcome>> {
-    let mut outcomes = carry_out_plans(session, bucket, lock, work, options).await?;
-    for (work, outcome) in work.iter().zip(&mut outcomes) {
-        let (layout, repo) = (session.layout(), work.plan.manifest.repo.clone());
-        outcome.notes.extend(blocking(move || mend_refs(&layout, &repo)).await);
-        outcome.failures.extend(work.plan.unstorable.iter().map(|path| {
-            Error::failed(format!("cannot pull '{path}' of {}", work.plan.manifest.repo))
-                .because("this system cannot store a file of that name")
-        }));
-    }
-    Ok(outcomes)
 }
 
 /// Says what was mended, or could not be: no pull fails for that.
@@ -198,70 +235,7 @@ fn mend_refs(layout: &Layout, repo: &RepoName) -> Vec<String> {
     notes.collect()
 }
 
-async fn carry_out_plans(
-    session: &Session,
-    bucket: &Bucket,
-    lock: Result<Option<Lock>>,
-    work: &mut [Work],
-    options: Options,
-) -> Result<Vec<Outcome>> {
-    let (idle, busy): (Vec<usize>, Vec<usize>) = (0..work.len()).partition(|index| work[*index].plan.is_empty());
-    for index in idle {
-        mark_used(&work[index].plan, session.now);
-        hydrate::write_pin(&session.layout(), &work[index].plan);
-    }
-    let mut outcomes: Vec<Outcome> = work.iter().map(|_| Outcome::default()).collect();
-    if busy.is_empty() {
-        return Ok(outcomes);
-    }
-    let layout = session.layout();
-    let lock = lock?;
-    let room = check_space(&layout, &busy.iter().map(|index| &work[*index].plan).collect::<Vec<_>>())?;
-    if let Some(note) = room {
-        session.progress.event(Event::Note(note));
-    }
-    let _lock = match lock {
-        Some(lock) => lock,
-        // A `prune` may have been here between the look and the lock.
-        None => {
-            let was_used = layout.tool_lock().exists();
-            let lock = session.lock_shared().await?;
-            if was_used {
-                let plans = plan_again(&layout, work, &busy, options.verify).await;
-                busy.iter().zip(plans).for_each(|(index, plan)| work[*index].plan = plan);
-            }
-            lock
-        }
-    };
-    let kind = LinkKind::probe(&layout, session.config.hub.no_symlinks)?;
-    let context = session.transfers(bucket, options.caps, options.sync);
-
-    let (from_hub, from_bucket): (Vec<usize>, Vec<usize>) =
-        busy.into_iter().partition(|index| work[*index].hub.is_some());
-    let plans: Vec<Plan> = from_bucket.iter().map(|index| work[*index].plan.clone()).collect();
-    let done = hydrate::hydrate(&context, &plans, kind, session.now).await;
-    from_bucket.iter().zip(done).for_each(|(index, outcome)| outcomes[*index] = outcome);
-
-    let mut left = from_hub;
-    left.extend(from_bucket.iter().filter(|index| options.fallback.covers_all(&outcomes[**index].failures)));
-    left.sort_unstable();
-    let known = work.iter().find_map(|work| work.hub.clone());
-    let hub = match (left.is_empty(), known) {
-        (true, _) => return Ok(outcomes),
-        (_, Some(hub)) => Ok(hub),
-        (_, None) => options.fallback.connect(session),
-    };
-    match hub {
-        Ok(hub) => {
-            let context = Context { hub: Some(hub), ..context };
-            finish_from_hub(session, &context, work, &left, kind, options.verify, &mut outcomes).await;
-        }
-        Err(error) => left.iter().for_each(|index| outcomes[*index].failures.push(error.clone())),
-    }
-    Ok(outcomes)
-}
-
-/// Plans for these anew, since what is here has changed, or may have.
+/// Plans for these anew, since what is here may have changed.
 async fn plan_again(layout: &Layout, work: &[Work], indices: &[usize], verify: bool) -> Vec<Plan> {
     let mut plans = Vec::new();
     for index in indices {
@@ -269,39 +243,6 @@ async fn plan_again(layout: &Layout, work: &[Work], indices: &[usize], verify: b
         plans.push(blocking(move || look_and_plan(&layout, &found, verify)).await);
     }
     borrow(layout, plans).await
-}
-
-async fn finish_from_hub(
-    session: &Session,
-    context: &Context,
-    work: &[Work],
-    left: &[usize],
-    kind: LinkKind,
-    verify: bool,
-    outcomes: &mut [Outcome],
-) {
-    session.progress.event(Event::Step("asking the Hub for what the bucket does not give"));
-    let plans = plan_again(&session.layout(), work, left, verify).await;
-    let done = hydrate::hydrate(context, &plans, kind, session.now).await;
-    for (index, second) in left.iter().zip(done) {
-        let first = std::mem::take(&mut outcomes[*index]);
-        outcomes[*index] = joined(first, second);
-    }
-}
-
-/// What became of a plan by the bucket and then by the Hub.
-fn joined(bucket: Outcome, hub: Outcome) -> Outcome {
-    let mut all = hub;
-    all.from_hub = all.downloaded;
-    all.downloaded += bucket.downloaded;
-    all.shared += bucket.shared;
-    if let Some(first) = bucket.failures.first() {
-        all.failures = all.failures.into_iter().map(|second| both(first, second)).collect();
-    }
-    if all.failures.is_empty() {
-        all.notes = bucket.failures.iter().map(taken).collect();
-    }
-    all
 }
 
 fn mark_used(plan: &Plan, now: SystemTime) {

@@ -50,7 +50,6 @@ impl Session {
     pub fn transfers(&self, bucket: &Bucket, caps: Caps, sync: bool) -> Context {
         Context {
             bucket: bucket.clone(),
-            hub: None,
             limits: Limits::new(caps, bucket.round_trip()),
             hashes: Arc::default(),
             flushes: Arc::default(),

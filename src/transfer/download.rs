@@ -20,7 +20,8 @@ use bytes::Bytes;
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::hashing::Hashing;
-use super::{Context, source, write_all_at};
+use super::source::Source;
+use super::{Context, write_all_at};
 use crate::bucket::error::{Cause, Failure};
 use crate::cache::place::{flushed, is_refused, with_folder};
 use crate::cache::read::{matches_name, read_exact_at};
@@ -54,6 +55,8 @@ pub struct Fetch {
     pub commit: Commit,
     /// as this file.
     pub path: RepoPath,
+    /// Where it is to come from.
+    pub source: Source,
 }
 
 impl Fetch {
@@ -80,8 +83,9 @@ pub async fn download(context: &Context, blob: &Fetch) -> Result<PathBuf> {
         _ => Box::pin(in_parts(context, blob)).await,
     };
     context.progress.event(Event::Finished { blob: blob.id });
-    let (_, pushed_back) = context.bucket.counts();
-    context.limits.pushed_back(pushed_back);
+    if let Source::Bucket(bucket) = &blob.source {
+        context.limits.pushed_back(bucket.counts().1);
+    }
     fetched
 }
 
@@ -206,7 +210,7 @@ async fn range(
     loop {
         let whole = (at, to) == (0, blob.size);
         let wanted = (!whole).then_some((at, to));
-        let mut download = match source::open(context, blob, wanted, etag.as_deref()).await {
+        let mut download = match blob.source.open(blob, wanted, etag.as_deref()).await {
             Ok(download) => download,
             // Replaced meanwhile, by the same bytes for all we know: the hash will tell.
             Err(failure) if failure.cause == Cause::Changed && etag.is_some() => {
@@ -214,19 +218,19 @@ async fn range(
                 continue;
             }
             Err(failure) if failure.detail.starts_with("InvalidRange") || failure.detail == "HTTP status 416" => {
-                return Err(source::too_short(context, blob));
+                return Err(blob.source.too_short(blob));
             }
-            Err(failure) => return Err(source::explain(context, blob, failure)),
+            Err(failure) => return Err(blob.source.explain(blob, failure)),
         };
         if let Some(size) = download.object_size().filter(|size| *size != blob.size) {
-            return Err(source::wrong_size(context, blob, size));
+            return Err(blob.source.wrong_size(blob, size));
         }
         etag = download.take_etag();
         let started = at;
         let failure = loop {
             match download.next().await {
                 Ok(Some(chunk)) if at + chunk.len() as u64 > to => {
-                    return Err(source::wrong_size(context, blob, at + chunk.len() as u64));
+                    return Err(blob.source.wrong_size(blob, at + chunk.len() as u64));
                 }
                 Ok(Some(chunk)) => {
                     each(&chunk, at)?;
@@ -243,7 +247,7 @@ async fn range(
         }
         broken = if at > started { 1 } else { broken + 1 };
         if broken >= RESUMES {
-            return Err(source::explain(context, blob, failure));
+            return Err(blob.source.explain(blob, failure));
         }
         tracing::debug!(blob = %blob.id, offset = at, "a download broke off and is taken up again");
         tokio::time::sleep(Duration::from_millis(200) * 2u32.pow(broken)).await;
@@ -257,7 +261,7 @@ async fn whole(context: &Context, blob: &Fetch) -> Result<PathBuf> {
         Ok(path) => Ok(path),
         Err(found) => {
             tracing::debug!(blob = %blob.id, %found, "wrong bytes came and are fetched once more");
-            whole_once(context, blob).await?.map_err(|found| source::wrong_hash(context, blob, &found))
+            whole_once(context, blob).await?.map_err(|found| blob.source.wrong_hash(blob, &found))
         }
     }
 }
@@ -323,7 +327,7 @@ async fn in_order(context: &Context, blob: &Fetch) -> Result<PathBuf> {
     .await?;
     let found = hasher.finish();
     if found != blob.id {
-        return Err(source::wrong_hash(context, blob, &found));
+        return Err(blob.source.wrong_hash(blob, &found));
     }
     let (id, size, sync) = (blob.id, blob.size, context.sync);
     let Target { path, file, .. } = target;
@@ -447,7 +451,7 @@ async fn in_parts(context: &Context, blob: &Fetch) -> Result<PathBuf> {
                 let only_earlier = !suspected_earlier && !suspected_all && earlier.contains(&true);
                 if suspected_all {
                     discard();
-                    return Err(source::wrong_hash(context, blob, &found));
+                    return Err(blob.source.wrong_hash(blob, &found));
                 }
                 (suspected_earlier, suspected_all) = (true, !only_earlier);
                 tracing::debug!(blob = %blob.id, %found, only_earlier, "wrong bytes came and are fetched once more");
@@ -477,7 +481,7 @@ async fn fetch_parts(context: &Context, blob: &Fetch, target: &Target, journal: 
         let (from, to) = bounds(&(part..part + 1), blob.size);
         context.found(blob.id, to - from);
     }
-    let mut missing = runs(&journal.done, source::parts_at_once(context)).into_iter();
+    let mut missing = runs(&journal.done, blob.source.parts_at_once(context.limits.parts.streams())).into_iter();
     let mut next = missing.next();
     let mut running: JoinSet<Result<Range<usize>>> = JoinSet::new();
     let mut flusher = Flusher { target: target.clone(), sync: context.sync, unflushed: 0, running: None };

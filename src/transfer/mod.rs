@@ -1,7 +1,7 @@
 //! Moving blobs, with every byte verified against the blob's name on the way.
 //!
 //! [`upload`] sends a blob in one request or in parallel parts while it is hashed; [`download`] fetches it in one
-//! request or in parallel ranges into a partial file of our own, and says that it is complete only after its hash
+//! request or in parallel ranges, from its [`source`], into a partial file of our own, and says that it is complete only after its hash
 //! matched. Both run under the same [`Limits`]. Memory is bounded by requests in flight times a read slice, whatever
 //! the size of the blobs.
 
@@ -11,7 +11,7 @@ mod hashing;
 pub mod limit;
 pub mod pool;
 pub mod rate;
-mod source;
+pub mod source;
 pub mod upload;
 
 use std::collections::HashMap;
@@ -21,7 +21,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::bucket::client::Bucket;
 use crate::cache::layout::Layout;
-use crate::hub::Hub;
 use crate::model::ids::BlobId;
 use crate::progress::{Event, Progress};
 pub use flush::Flushes;
@@ -33,8 +32,6 @@ use limit::Limits;
 pub struct Context {
     /// The bucket.
     pub bucket: Bucket,
-    /// Where blobs are downloaded from instead of the bucket, if set.
-    pub hub: Option<Hub>,
     /// Requests in flight.
     pub limits: Limits,
     /// Large blobs that are hashed now.

@@ -1,17 +1,26 @@
-//! Where blobs are downloaded from: the bucket, or the Hub. How they are read, and what is said when that fails.
+//! Where blobs come from: the bucket, or the Hub. How they are read, and what is said when that fails.
 
 use bytes::Bytes;
 
-use super::Context;
 use super::download::Fetch;
-use crate::bucket::client::Download;
+use crate::bucket::client::{Bucket, Download};
 use crate::bucket::error::{Cause, Failure};
+use crate::bucket::keys;
 use crate::error::{Error, Result};
+use crate::hub::{self, Hub};
 use crate::model::ids::BlobId;
-use crate::{bucket::keys, hub};
 
 /// Parts that one request to the Hub reads: it counts requests, and each takes another one before it.
 const HUB_PARTS: usize = 16;
+
+/// Where a blob comes from. Each blob of a run may have another source.
+#[derive(Debug, Clone)]
+pub enum Source {
+    /// The bucket, where a blob is found by its name.
+    Bucket(Bucket),
+    /// The Hub, where it is found as a file of a commit.
+    Hub(Hub),
+}
 
 /// The bytes of a blob, or of a range of it.
 pub(super) enum Body {
@@ -45,72 +54,85 @@ impl Body {
     }
 }
 
-/// Parts that one request reads. With many requests in flight, small ones keep what is hashed close behind what comes.
-pub(super) fn parts_at_once(context: &Context) -> usize {
-    match context.limits.parts.streams() {
-        _ if context.hub.is_some() => HUB_PARTS,
-        0..=4 => 2,
-        _ => 1,
+impl Source {
+    /// Parts that one request reads while so many `streams` are open. With many requests in flight, small ones keep
+    /// what is hashed close behind what comes.
+    pub(super) fn parts_at_once(&self, streams: usize) -> usize {
+        match (self, streams) {
+            (Source::Hub(_), _) => HUB_PARTS,
+            (Source::Bucket(_), 0..=4) => 2,
+            (Source::Bucket(_), _) => 1,
+        }
+    }
+
+    /// Opens a blob for reading: all of it, or the bytes from `range.0` to `range.1` (exclusive) of the object with this
+    /// etag.
+    pub(super) async fn open(
+        &self,
+        blob: &Fetch,
+        range: Option<(u64, u64)>,
+        etag: Option<&str>,
+    ) -> Result<Body, Failure> {
+        match self {
+            Source::Bucket(bucket) => bucket.get(&keys::blob(&blob.id), range, etag).await.map(Body::Bucket),
+            Source::Hub(hub) => hub.open(&blob.repo, &blob.commit, &blob.path, range).await.map(Body::Hub),
+        }
+    }
+
+    pub(super) fn explain(&self, blob: &Fetch, failure: Failure) -> Error {
+        let bucket = match self {
+            Source::Hub(hub) => return hub.explain(failure, &format!("cannot get {} from the Hub", blob.label())),
+            Source::Bucket(bucket) => bucket,
+        };
+        let doing = format!("cannot pull blob {} ({})", blob.id, blob.label());
+        if failure.cause == Cause::NoSuchKey {
+            return Error::not_found(doing)
+                .because("the manifest names it, but the bucket does not have it")
+                .hint("push it again from a machine that has it");
+        }
+        bucket.explain(failure, &doing)
+    }
+
+    pub(super) fn wrong_hash(&self, blob: &Fetch, found: &BlobId) -> Error {
+        match self {
+            Source::Hub(_) => not_the_named_bytes(blob, format!("they hash to {found}, not to {}", blob.id)),
+            Source::Bucket(_) => Error::integrity(format!(
+                "blob {} ({}) is corrupt in the bucket",
+                blob.id,
+                blob.label()
+            ))
+            .because(format!("its bytes hash to {found}"))
+            .hint(format!(
+                "pull it once more, best on another machine; if it persists, delete the key {} and push it again \
+                         from one that has it",
+                keys::blob(&blob.id)
+            )),
+        }
+    }
+
+    /// It has `found` bytes, which are too many or too few.
+    pub(super) fn wrong_size(&self, blob: &Fetch, found: u64) -> Error {
+        match self {
+            Source::Hub(_) => not_the_named_bytes(blob, format!("there are more than {} of them", blob.size)),
+            Source::Bucket(_) => wrong_size_in_bucket(blob, &found.to_string()),
+        }
+    }
+
+    /// It ends before a range that the manifest says it has.
+    pub(super) fn too_short(&self, blob: &Fetch) -> Error {
+        match self {
+            Source::Hub(_) => not_the_named_bytes(blob, format!("there are fewer than {} of them", blob.size)),
+            Source::Bucket(_) => wrong_size_in_bucket(blob, "fewer"),
+        }
     }
 }
 
-pub(super) async fn open(
-    context: &Context,
-    blob: &Fetch,
-    range: Option<(u64, u64)>,
-    etag: Option<&str>,
-) -> Result<Body, Failure> {
-    match &context.hub {
-        Some(hub) => hub.open(&blob.repo, &blob.commit, &blob.path, range).await.map(Body::Hub),
-        None => context.bucket.get(&keys::blob(&blob.id), range, etag).await.map(Body::Bucket),
-    }
-}
-
-pub(super) fn explain(context: &Context, blob: &Fetch, failure: Failure) -> Error {
-    if let Some(hub) = &context.hub {
-        return hub.explain(failure, &format!("cannot get {} from the Hub", blob.label()));
-    }
-    let doing = format!("cannot pull blob {} ({})", blob.id, blob.label());
-    if failure.cause == Cause::NoSuchKey {
-        return Error::not_found(doing)
-            .because("the manifest names it, but the bucket does not have it")
-            .hint("push it again from a machine that has it");
-    }
-    context.bucket.explain(failure, &doing)
-}
-
-pub(super) fn wrong_hash(context: &Context, blob: &Fetch, found: &BlobId) -> Error {
-    if context.hub.is_some() {
-        return from_hub(blob, format!("they hash to {found}, not to {}", blob.id));
-    }
-    Error::integrity(format!("blob {} ({}) is corrupt in the bucket", blob.id, blob.label()))
-        .because(format!("its bytes hash to {found}"))
-        .hint(format!(
-            "pull it once more, best on another machine; if it persists, delete the key {} and push it again from one that \
-             has it",
-            keys::blob(&blob.id)
-        ))
-}
-
-pub(super) fn wrong_size(context: &Context, blob: &Fetch, found: u64) -> Error {
-    if context.hub.is_some() {
-        return from_hub(blob, format!("there are more than {} of them", blob.size));
-    }
+fn wrong_size_in_bucket(blob: &Fetch, found: &str) -> Error {
     Error::integrity(format!("blob {} ({}) has the wrong size in the bucket", blob.id, blob.label()))
         .because(format!("the manifest says {} bytes, the bucket has {found}", blob.size))
         .hint("push it again from a machine that has it: a wrong size is replaced")
 }
 
-/// The object ends before a range that the manifest says it has.
-pub(super) fn too_short(context: &Context, blob: &Fetch) -> Error {
-    if context.hub.is_some() {
-        return from_hub(blob, format!("there are fewer than {} of them", blob.size));
-    }
-    Error::integrity(format!("blob {} ({}) has the wrong size in the bucket", blob.id, blob.label()))
-        .because(format!("the manifest says {} bytes, the bucket has fewer", blob.size))
-        .hint("push it again from a machine that has it: a wrong size is replaced")
-}
-
-fn from_hub(blob: &Fetch, why: String) -> Error {
+fn not_the_named_bytes(blob: &Fetch, why: String) -> Error {
     Error::integrity(format!("the bytes of {} from the Hub are not those that it names", blob.label())).because(why)
 }
