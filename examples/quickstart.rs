@@ -19,7 +19,7 @@ use hf_cache_sync::hash::BlobHasher;
 use hf_cache_sync::model::ids::{BlobId, RepoName, RepoType};
 use hf_cache_sync::ui::Ui;
 
-#[path = "../tests/common/s3.rs"]
+#[path = "../tests/it/harness/s3.rs"]
 mod s3;
 
 type Outcome<T> = Result<T, Box<dyn Error>>;

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 use clap::Parser;
 
-#[path = "../tests/common/s3.rs"]
+#[path = "../tests/it/harness/s3.rs"]
 mod s3;
 
 #[derive(Parser)]

@@ -1,0 +1,240 @@
+//! Every command line in examples/, docs/ and the Markdown files at the top is one that the tool accepts.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use clap::Parser;
+use hf_cache_sync::cli::Cli;
+
+#[cfg(unix)]
+use crate::harness::hub::{Hub, disk_usage};
+
+const TOOL: &str = "hf-cache-sync";
+
+/// All files below `dir` that pass `wanted`, sorted.
+fn files(dir: &Path, wanted: &dyn Fn(&Path) -> bool) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
+        match entry.is_dir() {
+            true => found.extend(files(&entry, wanted)),
+            false if wanted(&entry) => found.push(entry),
+            false => {}
+        }
+    }
+    found.sort();
+    found
+}
+
+/// What stands in for a placeholder such as `<repo_id>` or `N`; 4 is a repo id, a number and a path at once.
+fn filled_in(word: &str) -> String {
+    let placeholder = word.starts_with('<') && word.ends_with('>')
+        || word.starts_with('$')
+        || word.chars().all(|c| c.is_ascii_uppercase() || c == '_');
+    match word.trim_matches(['<', '>']) {
+        "command" if placeholder => "doctor".into(),
+        "SHELL" => "bash".into(),
+        _ if placeholder => "4".into(),
+        _ => word.into(),
+    }
+}
+
+/// Shell words of the first simple command of a line; `None` for one that is only a sketch of a command.
+fn words(command: &str) -> Option<Vec<String>> {
+    let mut words = Vec::new();
+    let mut rest = command.trim_start();
+    while let Some(first) = rest.chars().next() {
+        if first == '#' || ";|&)>".contains(first) || rest.starts_with("2>") || rest.starts_with("< ") {
+            break;
+        }
+        let (word, end) = match first {
+            '\'' | '"' => {
+                let end = rest[1..].find(first)? + 1;
+                (&rest[1..end], end + 1)
+            }
+            _ => {
+                let end = rest.find(|c: char| c.is_whitespace() || ";|&)".contains(c)).unwrap_or(rest.len());
+                (&rest[..end], end)
+            }
+        };
+        if word.contains(['[', '…']) || word.ends_with("...") {
+            return None;
+        }
+        words.push(filled_in(word));
+        rest = rest[end..].trim_start();
+    }
+    Some(words)
+}
+
+/// Whether what stands before the tool's name in a line leaves it the command: nothing, list marks, variables,
+/// the time fields of cron, `ExecStart=` with a path.
+fn is_command(before: &str) -> bool {
+    let segment = before.rsplit([';', '|', '&', '(', '`']).next().unwrap_or_default();
+    let directory = segment.rsplit(char::is_whitespace).next().unwrap_or_default();
+    let attached = directory.is_empty() || directory.ends_with('/');
+    let mut earlier = segment[..segment.len() - directory.len()].split_whitespace();
+    let harmless = |word: &str| {
+        ["-", "$", "run:", "script:", "exec", "time", "nice", "if", "!"].contains(&word)
+            || word.contains('=')
+            || word.chars().all(|c| c.is_ascii_digit() || "*/,-".contains(c))
+            || word.starts_with('@')
+    };
+    attached && earlier.all(harmless)
+}
+
+/// The tool's command lines in a text whose lines are shell, YAML, cron or unit files.
+fn commands(text: &str) -> Vec<Vec<String>> {
+    let mut found = Vec::new();
+    for line in text.replace("\\\n", " ").lines() {
+        // An exec form: a list in brackets.
+        if let Some(list) = line.find(&format!("[\"{TOOL}\"")).map(|at| &line[at..]) {
+            let end = list.find(']').expect("the list ends in its line");
+            found.push(serde_json::from_str(&list[..=end]).expect("a list of texts"));
+            continue;
+        }
+        let comment = line.trim_start();
+        let line = comment.strip_prefix("# ").map_or(line, str::trim_start);
+        for (at, _) in line.match_indices(TOOL) {
+            let (before, mut command) = (&line[..at], &line[at..]);
+            if before.ends_with('`') {
+                command = command.split('`').next().unwrap_or_default();
+            }
+            if command[TOOL.len()..].starts_with(' ') && is_command(before) {
+                found.extend(words(command));
+            }
+        }
+    }
+    found
+}
+
+/// Of a Markdown file: code blocks, but for those that show output or data, and code in a line.
+fn markdown_commands(text: &str) -> Vec<Vec<String>> {
+    let mut found = Vec::new();
+    let mut block: Option<(&str, String)> = None;
+    for line in text.lines() {
+        match (line.trim_start().strip_prefix("```"), &mut block) {
+            (Some(language), None) => block = Some((language.trim(), String::new())),
+            (Some(_), Some((language, code))) => {
+                if !["text", "json", "output"].contains(language) {
+                    found.extend(commands(code));
+                }
+                block = None;
+            }
+            (None, Some((_, code))) => code.extend([line, "\n"]),
+            (None, None) => {
+                let spans = line.split('`').skip(1).step_by(2);
+                found.extend(spans.filter(|span| span.starts_with(&format!("{TOOL} "))).filter_map(words));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn every_command_line_that_users_are_shown_is_accepted() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let has_extension = |path: &Path, extension: &str| path.extension().is_some_and(|found| found == extension);
+    let mut sources = files(&root.join("examples"), &|path| !has_extension(path, "rs"));
+    sources.extend(files(&root.join("docs"), &|path| has_extension(path, "md")));
+    let top = fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path());
+    sources.extend(top.filter(|path| has_extension(path, "md")));
+
+    let (mut wrong, mut seen) = (Vec::new(), 0);
+    for source in &sources {
+        let text = fs::read_to_string(source).unwrap();
+        let found = if has_extension(source, "md") { markdown_commands(&text) } else { commands(&text) };
+        // `hf-cache-sync` alone is the name of the tool.
+        for command in found.iter().filter(|command| command.len() > 1) {
+            seen += 1;
+            if let Err(error) = Cli::try_parse_from(command)
+                && !matches!(error.kind(), clap::error::ErrorKind::DisplayHelp | clap::error::ErrorKind::DisplayVersion)
+            {
+                let first = error.to_string().lines().next().unwrap_or_default().to_string();
+                wrong.push(format!("{}: `{}`: {first}", source.display(), command.join(" ")));
+            }
+        }
+    }
+    assert!(seen >= 20, "only {seen} command lines were found in {sources:?}");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The budgets of these are far above what a test can fill: the same command lines, with a small one, on a cache in
+/// which every revision has a ref, as downloads and pulls leave it.
+#[cfg(unix)]
+#[test]
+fn the_shipped_prunes_really_keep_a_budget() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    let (mut seen, is_prune) = (0, |command: &Vec<String>| command.get(1).is_some_and(|word| word == "prune"));
+    for source in files(&root, &|path| path.extension().is_none_or(|found| found != "rs")) {
+        for mut command in commands(&fs::read_to_string(&source).unwrap()).into_iter().filter(is_prune) {
+            let at = command.iter().position(|word| word == "--max-size" || word == "--max-gb");
+            let at = at.unwrap_or_else(|| panic!("{}: {command:?} has no budget", source.display()));
+            command[at] = "--max-size".into();
+            command[at + 1] = "1000B".into();
+            let hub = Hub::new();
+            for (number, days) in [(1, 30), (2, 20), (3, 10), (4, 1)] {
+                let repo = format!("models--org--m{number}");
+                let commit = hub.revision(&repo, number, 400, days);
+                hub.reference(&repo, "main", &commit);
+            }
+            let mut run = std::process::Command::new(env!("CARGO_BIN_EXE_hf-cache-sync"));
+            run.env_clear().env("HOME", hub.outside()).current_dir(hub.outside()).env("HF_HUB_CACHE", hub.root());
+            let output = run.args(&command[1..]).output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success() && said.is_empty(), "{}: {command:?}: {said}", source.display());
+            let left = disk_usage(&hub.root(), |name| name.contains("/blobs/"));
+            assert_eq!(left, 800, "{}: {command:?} leaves what was used last", source.display());
+            assert!(hub.exists("models--org--m4/refs/main") && !hub.exists("models--org--m1"), "{}", source.display());
+            seen += 1;
+        }
+    }
+    assert!(seen >= 4, "only {seen} prunes were found in examples/");
+}
+
+#[test]
+fn every_file_that_the_documents_name_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (mut missing, mut seen) = (Vec::new(), 0);
+    for source in files(&root.join("docs"), &|path| path.extension().is_some_and(|found| found == "md")) {
+        let text = fs::read_to_string(&source).unwrap();
+        for name in text.split('`').skip(1).step_by(2) {
+            let ours = ["src/", "tests/", "docs/", "examples/", "benches/"].iter().any(|top| name.starts_with(top));
+            if ours {
+                seen += 1;
+                if !root.join(name).exists() {
+                    missing.push(format!("{}: `{name}`", source.display()));
+                }
+            }
+        }
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next()) {
+            if !link.is_empty() && !link.contains("://") && !source.with_file_name(link).exists() {
+                missing.push(format!("{}: link to {link}", source.display()));
+            }
+        }
+    }
+    assert!(seen >= 20 && missing.is_empty(), "{seen} names, missing: {}", missing.join("\n"));
+}
+
+#[test]
+fn command_lines_are_found_where_they_are() {
+    let line = |text: &str| commands(text).iter().map(|words| words.join(" ")).collect::<Vec<_>>();
+    for (text, expected) in [
+        ("        run: hf-cache-sync doctor", "hf-cache-sync doctor"),
+        ("    - hf-cache-sync pull a/b -r 'x y' # why", "hf-cache-sync pull a/b -r x y"),
+        ("ExecStart=%h/.local/bin/hf-cache-sync watch", "hf-cache-sync watch"),
+        ("17 3 * * *  hf-cache-sync prune -q > log", "hf-cache-sync prune -q"),
+        ("set -a; . ./env; A=b hf-cache-sync push && true", "hf-cache-sync push"),
+        ("#   hf-cache-sync pull \\\n#", "hf-cache-sync pull"),
+        ("command: [\"hf-cache-sync\", \"pull\", \"a/b\"]", "hf-cache-sync pull a/b"),
+        ("# run `hf-cache-sync prune` from a job", "hf-cache-sync prune"),
+        ("$ hf-cache-sync push --workers N", "hf-cache-sync push --workers 4"),
+    ] {
+        assert_eq!(line(text), [expected], "{text}");
+    }
+    for text in ["cargo install hf-cache-sync --locked", "# The hf-cache-sync tool", "kubectl get hf-cache-sync x"] {
+        assert!(line(text).is_empty(), "{text}");
+    }
+    let markdown = "Run `hf-cache-sync doctor`, not hf-cache-sync nonsense.\n```text\nhf-cache-sync 1\n```\n\
+                    ```bash\nhf-cache-sync push\n```\n";
+    let found: Vec<String> = markdown_commands(markdown).iter().map(|words| words.join(" ")).collect();
+    assert_eq!(found, ["hf-cache-sync doctor", "hf-cache-sync push"]);
+}

@@ -1,0 +1,180 @@
+//! Builds cache folders as huggingface_hub leaves them, in a temporary directory, with times of one's choice.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, FileTimes};
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+/// A `hub` folder in a directory of its own.
+pub struct Hub {
+    dir: tempfile::TempDir,
+}
+
+/// A day.
+pub const DAY: u64 = 24 * 3600;
+
+impl Hub {
+    pub fn new() -> Hub {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("hub")).unwrap();
+        Hub { dir }
+    }
+
+    pub fn root(&self) -> PathBuf {
+        self.dir.path().join("hub")
+    }
+
+    /// A folder beside the hub.
+    pub fn outside(&self) -> PathBuf {
+        self.dir.path().to_path_buf()
+    }
+
+    pub fn path(&self, relative: &str) -> PathBuf {
+        self.root().join(relative)
+    }
+
+    pub fn exists(&self, relative: &str) -> bool {
+        fs::symlink_metadata(self.path(relative)).is_ok()
+    }
+
+    /// A file, with its folders.
+    pub fn write(&self, relative: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path(relative);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, content).unwrap();
+        self.settle(relative);
+        path
+    }
+
+    /// Makes the folders of a repo as old as those of a cache in which nothing came or went for long.
+    pub fn settle(&self, relative: &str) {
+        let repo = relative.split('/').next().unwrap();
+        for folder in ["", "/blobs", "/snapshots", "/refs"].map(|part| self.path(&format!("{repo}{part}"))) {
+            if repo.contains("--") && fs::symlink_metadata(&folder).is_ok_and(|meta| meta.is_dir()) {
+                used(&folder, 30 * DAY);
+            }
+        }
+    }
+
+    /// A blob of so many bytes, last used days ago. The number is its name.
+    pub fn blob(&self, repo: &str, number: u64, size: usize, days: u64) -> String {
+        let id = id(number);
+        let path = self.write(&format!("{repo}/blobs/{id}"), vec![b'x'; size]);
+        used(&path, days * DAY);
+        id
+    }
+
+    /// A snapshot whose files are the client's links to blobs.
+    pub fn snapshot(&self, repo: &str, commit: &str, files: &[(&str, &str)]) {
+        fs::create_dir_all(self.path(&format!("{repo}/snapshots/{commit}"))).unwrap();
+        for (path, blob) in files {
+            let link = self.path(&format!("{repo}/snapshots/{commit}/{path}"));
+            fs::create_dir_all(link.parent().unwrap()).unwrap();
+            let up = "../".repeat(path.split('/').count() + 1);
+            symlink(format!("{up}blobs/{blob}"), link).unwrap();
+        }
+        self.settle(repo);
+    }
+
+    pub fn reference(&self, repo: &str, name: &str, commit: &str) {
+        self.write(&format!("{repo}/refs/{name}"), commit);
+    }
+
+    /// A revision of one blob.
+    pub fn revision(&self, repo: &str, number: u64, size: usize, days: u64) -> String {
+        let commit = commit(number);
+        let blob = self.blob(repo, number, size, days);
+        self.snapshot(repo, &commit, &[("model.bin", &blob)]);
+        commit
+    }
+
+    /// A payload of the cache-wide store; its list names the blobs that link to it.
+    pub fn payload(&self, number: u64, size: usize, days: u64, links: &[(&str, &str)]) -> PathBuf {
+        self.write("blobs/.huggingface-shared-blobs", "1\n");
+        let hash = format!("{number:064x}");
+        let path = self.write(&format!("blobs/{}/{hash}", &hash[..2]), vec![b's'; size]);
+        used(&path, days * DAY);
+        let mut list = String::new();
+        for (repo, etag) in links {
+            let link = self.path(&format!("{repo}/blobs/{etag}"));
+            fs::create_dir_all(link.parent().unwrap()).unwrap();
+            symlink(format!("../../blobs/{}/{hash}", &hash[..2]), link).unwrap();
+            list += &format!("{repo}/blobs/{etag}\n");
+            self.settle(repo);
+        }
+        self.write(&format!("blobs/{}/{hash}.refs", &hash[..2]), list);
+        used(path.parent().unwrap(), days * DAY);
+        path
+    }
+
+    /// Of one repo, as [`Hub::contents`].
+    pub fn contents_of(&self, repo: &str) -> BTreeMap<String, Vec<u8>> {
+        self.contents().into_iter().filter(|(name, _)| name.starts_with(repo)).collect()
+    }
+
+    /// Every name below the hub with its content or link text, but for the tool's own state and lock files.
+    pub fn contents(&self) -> BTreeMap<String, Vec<u8>> {
+        let mut found = BTreeMap::new();
+        collect(&self.root(), &self.root(), &mut found);
+        found
+    }
+}
+
+/// A blob name.
+pub fn id(number: u64) -> String {
+    format!("{number:064x}")
+}
+
+/// A commit hash.
+pub fn commit(number: u64) -> String {
+    format!("{number:040x}")
+}
+
+/// Sets access and modification time to so many seconds ago.
+pub fn used(path: &Path, seconds_ago: u64) {
+    let then = SystemTime::now() - Duration::from_secs(seconds_ago);
+    File::open(path).unwrap().set_times(FileTimes::new().set_accessed(then).set_modified(then)).unwrap();
+}
+
+/// Bytes of all files below a folder whose path from there is `counted`, each inode once.
+pub fn disk_usage(root: &Path, counted: impl Fn(&str) -> bool) -> u64 {
+    let mut seen = BTreeMap::new();
+    let mut folders = vec![root.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let meta = fs::symlink_metadata(&path).unwrap();
+            if meta.is_dir() {
+                folders.push(path);
+            } else if meta.is_file() && counted(path.strip_prefix(root).unwrap().to_str().unwrap()) {
+                seen.insert((meta.dev(), meta.ino()), meta.len());
+            }
+        }
+    }
+    seen.values().sum()
+}
+
+fn collect(root: &Path, folder: &Path, found: &mut BTreeMap<String, Vec<u8>>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_string();
+        let meta = fs::symlink_metadata(&path).unwrap();
+        if meta.is_dir() {
+            if name == ".locks" {
+                continue;
+            }
+            found.insert(format!("{name}/"), Vec::new());
+            collect(root, &path, found);
+        } else if meta.is_symlink() {
+            found.insert(name, fs::read_link(&path).unwrap().to_str().unwrap().into());
+        } else if !meta.is_file() {
+            found.insert(name, Vec::new());
+        } else {
+            // Looking must not count as use.
+            let times = FileTimes::new().set_accessed(meta.accessed().unwrap());
+            found.insert(name, fs::read(&path).unwrap());
+            File::open(&path).unwrap().set_times(times).unwrap();
+        }
+    }
+}

@@ -1,0 +1,307 @@
+//! A small look-alike of the Hugging Face Hub on the loopback: revisions, trees, files with ranges. It can ask for a
+//! token, send other bytes than it has listed, break off, speak TLS, and answer by a script.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex};
+
+use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
+use hyper::body::{Bytes, Frame, Incoming};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use serde_json::{Value, json};
+
+use crate::harness::cache::{Content, Revision};
+use crate::harness::git_sha1;
+
+/// The token that is accepted where one is required.
+pub const TOKEN: &str = "hf_right";
+
+type Body = UnsyncBoxBody<Bytes, std::io::Error>;
+
+/// A running look-alike.
+pub struct Hub {
+    /// `http://127.0.0.1:PORT`
+    pub url: String,
+    state: Arc<State>,
+    _runtime: tokio::runtime::Runtime,
+}
+
+#[derive(Default)]
+struct State {
+    revisions: Vec<Revision>,
+    told: Mutex<Told>,
+}
+
+/// A request that came.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    /// `GET`
+    pub method: String,
+    /// Path and query.
+    pub target: String,
+    /// The header `authorization`.
+    pub authorization: Option<String>,
+}
+
+/// A scripted answer.
+pub struct Reply {
+    /// HTTP status.
+    pub status: u16,
+    /// Header lines.
+    pub headers: Vec<(&'static str, String)>,
+    /// The body.
+    pub body: Vec<u8>,
+}
+
+impl Reply {
+    /// A JSON document.
+    pub fn json(value: &Value) -> Reply {
+        Reply { status: 200, headers: Vec::new(), body: value.to_string().into_bytes() }
+    }
+
+    /// A status without more.
+    pub fn status(status: u16) -> Reply {
+        Reply { status, headers: Vec::new(), body: Vec::new() }
+    }
+
+    /// Adds a header.
+    pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Reply {
+        self.headers.push((name, value.into()));
+        self
+    }
+}
+
+type Script = Box<dyn FnMut(&Asked) -> Option<Reply> + Send>;
+
+#[derive(Default)]
+struct Told {
+    asked: Vec<Asked>,
+    script: Option<Script>,
+    seen: usize,
+    bodies: usize,
+    sent: u64,
+    token: bool,
+    lies: HashMap<String, Vec<u8>>,
+    /// Bodies of this file that begin at or after the offset end after so many bytes.
+    cut: Option<(String, u64, usize)>,
+}
+
+impl Hub {
+    /// Serves these revisions.
+    pub fn start(revisions: &[Revision]) -> Hub {
+        Hub::serve(revisions, None)
+    }
+
+    /// The same over TLS, with a certificate of `tests/it/harness/tls`.
+    pub fn start_tls(revisions: &[Revision], certificate: &str) -> Hub {
+        use tokio_rustls::rustls::ServerConfig;
+        use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+        let path = tls_file(certificate);
+        let chain = CertificateDer::pem_file_iter(&path).unwrap().map(Result::unwrap).collect();
+        let key = PrivateKeyDer::from_pem_file(&path).unwrap();
+        let config = ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key).unwrap();
+        Hub::serve(revisions, Some(tokio_rustls::TlsAcceptor::from(Arc::new(config))))
+    }
+
+    fn serve(revisions: &[Revision], tls: Option<tokio_rustls::TlsAcceptor>) -> Hub {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let url = format!("{scheme}://{}", listener.local_addr().unwrap());
+        let state = Arc::new(State { revisions: revisions.to_vec(), told: Mutex::default() });
+        let shared = state.clone();
+        runtime.spawn(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                let (state, tls) = (shared.clone(), tls.clone());
+                tokio::spawn(async move {
+                    let service = service_fn(move |request| {
+                        let state = state.clone();
+                        async move { Ok::<_, Infallible>(state.answer(&request)) }
+                    });
+                    let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+                    match tls {
+                        None => drop(server.serve_connection(TokioIo::new(socket), service).await),
+                        Some(tls) => {
+                            if let Ok(socket) = tls.accept(socket).await {
+                                drop(server.serve_connection(TokioIo::new(socket), service).await);
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        Hub { url, state, _runtime: runtime }
+    }
+
+    /// Asks the script first, about every request.
+    pub fn script(&self, script: impl FnMut(&Asked) -> Option<Reply> + Send + 'static) {
+        self.state.told.lock().unwrap().script = Some(Box::new(script));
+    }
+
+    /// The requests so far.
+    pub fn asked(&self) -> Vec<Asked> {
+        self.state.told.lock().unwrap().asked.clone()
+    }
+
+    /// Requests so far.
+    pub fn seen(&self) -> usize {
+        self.state.told.lock().unwrap().seen
+    }
+
+    /// Files asked for with GET so far, ranges included.
+    pub fn bodies(&self) -> usize {
+        self.state.told.lock().unwrap().bodies
+    }
+
+    /// Bytes of files sent since the last call.
+    pub fn take_sent(&self) -> u64 {
+        std::mem::take(&mut self.state.told.lock().unwrap().sent)
+    }
+
+    /// Sends these bytes for a file from now on.
+    pub fn lie(&self, path: &str, bytes: Vec<u8>) {
+        self.state.told.lock().unwrap().lies.insert(path.to_string(), bytes);
+    }
+
+    /// Breaks off bodies of a file that begin at `from` or later, after so many bytes.
+    pub fn cut(&self, path: &str, from: u64, after: usize) {
+        self.state.told.lock().unwrap().cut = Some((path.to_string(), from, after));
+    }
+
+    /// Answers nobody without [`TOKEN`].
+    pub fn require_token(&self) {
+        self.state.told.lock().unwrap().token = true;
+    }
+}
+
+impl State {
+    fn answer(&self, request: &Request<Incoming>) -> Response<Body> {
+        let mut told = self.told.lock().unwrap();
+        told.seen += 1;
+        let asked = Asked {
+            method: request.method().to_string(),
+            target: request.uri().path_and_query().unwrap().to_string(),
+            authorization: request.headers().get("authorization").map(|text| text.to_str().unwrap().to_string()),
+        };
+        told.asked.push(asked.clone());
+        if let Some(reply) = told.script.as_mut().and_then(|script| script(&asked)) {
+            let mut answer = Response::builder().status(reply.status);
+            for (name, value) in reply.headers {
+                answer = answer.header(name, value);
+            }
+            return answer.body(full(reply.body.into())).unwrap();
+        }
+        let given = request.headers().get("authorization").and_then(|text| text.to_str().ok());
+        match given {
+            None if told.token => return refusal(401, "GatedRepo", "Access is restricted, log in"),
+            Some(given) if given != format!("Bearer {TOKEN}") => {
+                return refusal(401, "", "Invalid credentials in Authorization header");
+            }
+            _ => {}
+        }
+        let parts: Vec<String> = request.uri().path().trim_matches('/').split('/').map(unquoted).collect();
+        let mut parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+        let is_api = parts[0] == "api";
+        if is_api {
+            parts.remove(0);
+        }
+        let kind = match parts[0] {
+            word @ ("models" | "datasets" | "spaces" | "kernels") => {
+                parts.remove(0);
+                word.trim_end_matches('s')
+            }
+            _ => "model",
+        };
+        if parts.len() < 4 {
+            return refusal(404, "", "No such page");
+        }
+        let id = format!("{}/{}", parts[0], parts[1]);
+        let repo: Vec<&Revision> = self.revisions.iter().filter(|r| (r.kind.as_str(), &r.id) == (kind, &id)).collect();
+        if repo.is_empty() {
+            return refusal(404, "RepoNotFound", "Repository not found");
+        }
+        let named = |r: &&&Revision| r.commit.starts_with(parts[3]) || r.refs.iter().any(|name| name == parts[3]);
+        let Some(revision) = repo.iter().find(named) else {
+            return refusal(404, "RevisionNotFound", "Invalid rev id");
+        };
+        match (is_api, parts[2]) {
+            (true, "revision") => answer_json(&json!({"id": id, "sha": revision.commit})),
+            (true, _) => answer_json(&revision.files.iter().map(entry).collect()),
+            (false, _) => told.file(request, revision, &parts[4..].join("/")),
+        }
+    }
+}
+
+impl Told {
+    fn file(&mut self, request: &Request<Incoming>, revision: &Revision, path: &str) -> Response<Body> {
+        let Some(file) = revision.files.iter().find(|file| file.path == path) else {
+            return refusal(404, "EntryNotFound", "Entry not found");
+        };
+        let bytes = self.lies.get(path).unwrap_or(&file.bytes).clone();
+        let wanted = request.headers().get("range").map(|text| text.to_str().unwrap().to_string());
+        let range = wanted.map(|text| {
+            let (from, to) = text.strip_prefix("bytes=").unwrap().split_once('-').unwrap();
+            (from.parse::<usize>().unwrap(), (to.parse::<usize>().unwrap() + 1).min(bytes.len()))
+        });
+        let (from, to) = range.unwrap_or((0, bytes.len()));
+        let part = Bytes::from(bytes).slice(from.min(to)..to);
+        let status = if range.is_some() { 206 } else { 200 };
+        let head = Response::builder()
+            .status(status)
+            .header("etag", format!("\"{}\"", file.etag()))
+            .header("x-repo-commit", &revision.commit)
+            .header("content-length", part.len());
+        if request.method() == Method::HEAD {
+            return head.body(full(Bytes::new())).unwrap();
+        }
+        self.bodies += 1;
+        let cut = self.cut.as_ref().filter(|(name, at, _)| name == path && from as u64 >= *at);
+        if let Some((_, _, after)) = cut {
+            let frames = [Ok(Frame::data(part.slice(..*after))), Err(std::io::Error::other("cut"))];
+            return head.body(StreamBody::new(futures_util::stream::iter(frames)).boxed_unsync()).unwrap();
+        }
+        self.sent += part.len() as u64;
+        head.body(full(part)).unwrap()
+    }
+}
+
+/// A file of `tests/it/harness/tls`.
+pub fn tls_file(name: &str) -> std::path::PathBuf {
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/harness/tls").join(name)
+}
+
+/// A file's entry in a listing.
+pub fn entry(file: &Content) -> Value {
+    let mut entry = json!({"type": "file", "path": file.path, "size": file.bytes.len(), "oid": git_sha1(&file.bytes)});
+    if file.lfs {
+        entry["oid"] = git_sha1(file.etag().as_bytes()).into();
+        entry["lfs"] = json!({"oid": file.etag(), "size": file.bytes.len(), "pointerSize": 130});
+    }
+    entry
+}
+
+fn full(bytes: Bytes) -> Body {
+    Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
+}
+
+fn answer_json(value: &Value) -> Response<Body> {
+    Response::new(full(value.to_string().into()))
+}
+
+fn refusal(status: u16, code: &str, message: &str) -> Response<Body> {
+    let answer = Response::builder().status(status).header("x-error-code", code).header("x-error-message", message);
+    answer.body(full(Bytes::new())).unwrap()
+}
+
+fn unquoted(segment: &str) -> String {
+    let bytes = segment.as_bytes();
+    let (mut out, mut at) = (Vec::new(), 0);
+    while at < bytes.len() {
+        let hex = (bytes[at] == b'%').then(|| u8::from_str_radix(&segment[at + 1..at + 3], 16).unwrap());
+        out.push(hex.unwrap_or(bytes[at]));
+        at += if hex.is_some() { 3 } else { 1 };
+    }
+    String::from_utf8(out).unwrap()
+}

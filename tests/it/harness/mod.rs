@@ -1,0 +1,97 @@
+//! What the integration tests share: a store ([`store`]), a machine with a cache that runs the real binary
+//! ([`machine`]), and caches in every layout that huggingface_hub makes ([`cache`]).
+
+pub mod cache;
+pub mod hub;
+#[cfg(feature = "fallback")]
+pub mod hub_server;
+pub mod machine;
+pub mod s3;
+pub mod scripted;
+pub mod store;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use sha2::Digest;
+
+/// Lower-case hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The sha256 of some bytes: the name of an LFS or Xet file's blob.
+pub fn sha256(bytes: &[u8]) -> String {
+    hex(&sha2::Sha256::digest(bytes))
+}
+
+/// git's blob hash of some bytes: the name of any other file's blob.
+pub fn git_sha1(bytes: &[u8]) -> String {
+    let header = format!("blob {}\0", bytes.len());
+    hex(&sha1::Sha1::new().chain_update(header).chain_update(bytes).finalize())
+}
+
+/// Bytes that look like weights: not compressible, not text, different for each seed.
+pub fn weights(seed: u64, length: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut bytes = vec![0; length];
+    for chunk in bytes.chunks_mut(8) {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        chunk.copy_from_slice(&state.to_le_bytes()[..chunk.len()]);
+    }
+    if let Some(first) = bytes.first_mut() {
+        *first = 0;
+    }
+    bytes
+}
+
+/// Everything below a folder: kind, mode, time of the last change, and content or link text. Nothing is followed.
+pub fn listing(dir: &Path) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    list_into(dir, "", &mut found);
+    found
+}
+
+/// The listing of a cache without `.locks`: what huggingface_hub and people look at.
+pub fn visible(hub: &Path) -> BTreeMap<String, String> {
+    let mut found = listing(hub);
+    found.retain(|path, _| path != ".locks" && !path.starts_with(".locks/"));
+    // The root changes when `.locks` appears in it.
+    found.remove("");
+    found
+}
+
+/// The files and links of a cache without `.locks` and without times.
+pub fn contents(hub: &Path) -> BTreeMap<String, String> {
+    let mut found = visible(hub);
+    found.retain(|_, what| !what.starts_with("dir"));
+    found.values_mut().for_each(|what| *what = what.split_once(" @ ").map_or(String::new(), |(_, rest)| rest.into()));
+    found
+}
+
+fn list_into(path: &Path, name: &str, found: &mut BTreeMap<String, String>) {
+    let Ok(meta) = fs::symlink_metadata(path) else { return };
+    let stamp = format!("{:o} {}.{}", meta.mode() & 0o7777, meta.mtime(), meta.mtime_nsec());
+    let what = if meta.is_symlink() {
+        format!("link @ -> {}", fs::read_link(path).unwrap().display())
+    } else if meta.is_dir() {
+        format!("dir {stamp}")
+    } else {
+        // Of another user, or as if.
+        let content = fs::read(path).map_or("unreadable".into(), |bytes| sha256(&bytes));
+        format!("file {stamp} @ {} {content}", meta.len())
+    };
+    found.insert(name.to_string(), what);
+    if meta.is_dir() {
+        for entry in fs::read_dir(path).unwrap() {
+            let entry = entry.unwrap();
+            let inner = entry.file_name().to_string_lossy().into_owned();
+            let inner = if name.is_empty() { inner } else { format!("{name}/{inner}") };
+            list_into(&entry.path(), &inner, found);
+        }
+    }
+}

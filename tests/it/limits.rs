@@ -1,0 +1,143 @@
+//! Limits on transfers: they are kept, and whatever they are, every byte arrives, and every byte is counted. That bytes
+//! wait as long as the rate says is tested with a given time, in src/remote/transfer/rate.rs.
+
+use std::fs;
+use std::num::NonZeroU64;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::harness::cache::Revision;
+use crate::harness::machine::Machine;
+use crate::harness::s3::{Action, Gate, Seen};
+use crate::harness::store::Store;
+use crate::harness::weights;
+use hf_cache_sync::transfer::Context;
+use hf_cache_sync::transfer::download::{Fetch, download};
+use hf_cache_sync::transfer::limit::Caps;
+use hf_cache_sync::transfer::upload::{Upload, upload};
+
+/// A blob of each way of moving one, and their bytes together: from memory, as a stream, in parts.
+fn revision() -> (Revision, u64) {
+    let sizes = [10_000, 700_000, 20 << 20];
+    let revision = Revision::model("org/name");
+    let files = ["small.bin", "middle.bin", "large.bin"].into_iter().zip(sizes).enumerate();
+    let revision = files.fold(revision, |all, (n, (name, size))| all.lfs(name, weights(n as u64, size)));
+    let bytes = revision.files.iter().map(|file| file.bytes.len() as u64).sum();
+    (revision, bytes)
+}
+
+/// Runs work with what transfers of this machine need, within these caps.
+fn with_context<T>(store: &Store, machine: &Machine, caps: Caps, work: impl AsyncFnOnce(&Context) -> T) -> T {
+    let session = store.session(&machine.hub(), &machine.work());
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let bucket = session.bucket().await.unwrap();
+        work(&session.transfers(&bucket, caps, false)).await
+    })
+}
+
+#[test]
+fn a_limited_rate_counts_every_byte_both_ways() {
+    let (store, machine) = (Store::new(), Machine::unconfigured());
+    let (revision, bytes) = revision();
+    revision.write(&machine.hub());
+    let caps = Caps { rate: NonZeroU64::new(60_000_000), ..Caps::default() };
+    let taken = with_context(&store, &machine, caps, async |context| {
+        for file in &revision.files {
+            let source = revision.blob(&machine.hub(), &file.path);
+            let id = file.etag().parse().unwrap();
+            let blob = Upload { id, size: file.bytes.len() as u64, source, label: file.path.clone() };
+            upload(context, &blob).await.unwrap();
+        }
+        context.limits.rate.taken()
+    });
+    assert_eq!(taken, bytes);
+
+    let target = Machine::unconfigured();
+    let taken = with_context(&store, &target, caps, async |context| {
+        for file in &revision.files {
+            let fetch = Fetch {
+                id: file.etag().parse().unwrap(),
+                size: file.bytes.len() as u64,
+                repo: hf_cache_sync::model::ids::RepoName::from_folder("models--org--name").unwrap(),
+                commit: revision.commit.parse().unwrap(),
+                path: file.path.parse().unwrap(),
+            };
+            let fetched = download(context, &fetch).await.unwrap();
+            assert!(fs::read(fetched).unwrap() == file.bytes, "{}", file.path);
+        }
+        context.limits.rate.taken()
+    });
+    assert_eq!(taken, bytes);
+}
+
+#[test]
+fn limited_commands_do_all_their_work() {
+    let store = Store::new();
+    let (source, target) = (Machine::new(&store), Machine::new(&store));
+    let (revision, _) = revision();
+    let revision = revision.refs(&["main"]);
+    revision.write(&source.hub());
+    let limits = ["--bwlimit", "80MB/s", "--max-memory", "33MiB"];
+    source.ok(&[&["push"], &limits[..]].concat());
+    target.ok(&[&["pull", "org/name"], &limits[..]].concat());
+    for file in &revision.files {
+        assert!(fs::read(revision.snapshot(&target.hub()).join(&file.path)).unwrap() == file.bytes, "{}", file.path);
+    }
+    let again = Machine::new(&store);
+    again.ok(&[&["pull-all"], &limits[..]].concat());
+    assert!(revision.snapshot(&again.hub()).join("large.bin").exists());
+}
+
+/// Every request for a blob is held: as many come as the limit allows, and one more when one is answered.
+#[test]
+fn no_more_requests_are_in_flight_than_the_limits_allow() {
+    let cases: [(usize, &str, &[&str]); 4] = [
+        (2, "org/mixed", &["--workers", "2"]),
+        (3, "org/mixed", &["--max-memory", "34MiB"]),
+        (2, "org/mixed", &["--max-memory", "33MiB", "--workers", "8"]),
+        // Each gets 64 KiB a second. A part would take minutes.
+        (3, "org/small", &["--bwlimit", "200kB/s"]),
+    ];
+    // More than is allowed of either kind: blobs that are one request, and parts.
+    let small = |all: Revision, n: u64| all.lfs(&format!("small-{n}.bin"), weights(n, 1000));
+    let large = |all: Revision, n: u64| all.lfs(&format!("large-{n}.bin"), weights(10 + n, 17 << 20));
+    let mixed = (1..=2).fold((1..=6).fold(Revision::new("model", "org/mixed"), small), large);
+    let revisions = [mixed, (11..=16).fold(Revision::new("model", "org/small"), small)];
+
+    let store = Store::new();
+    revisions.iter().for_each(|revision| revision.publish(&store));
+    for (most, repo, limits) in cases {
+        keeps_to(&store, &Machine::new(&store), ("GET", &["pull", repo]), limits, most);
+    }
+    let store = Store::new();
+    let source = Machine::new(&store);
+    revisions.iter().for_each(|revision| revision.write(&source.hub()));
+    for (most, repo, limits) in cases {
+        keeps_to(&store, &source, ("PUT", &["push", repo]), limits, most);
+    }
+}
+
+#[track_caller]
+fn keeps_to(store: &Store, machine: &Machine, (method, line): (&'static str, &[&str]), limits: &[&str], most: usize) {
+    let is_held = move |request: &Seen| request.is(method, "blobs/");
+    let (first, others, number) = (Gate::new(), Gate::new(), AtomicUsize::new(0));
+    let gates = [first.clone(), others];
+    store.server.on_request(move |request| match is_held(request) {
+        true => Action::Hold(gates[number.fetch_add(1, Ordering::SeqCst).min(1)].clone()),
+        false => Action::Pass,
+    });
+    let line = [line, limits].concat();
+    let running = machine.start(&line);
+    let come = |count: usize| {
+        let held = |seen: &[Seen]| seen.iter().filter(|request| is_held(request)).count();
+        store.server.wait_for(&format!("blob for {line:?}"), |seen| held(seen) >= count);
+        // Meanwhile the store serves another program, from its start to its end.
+        machine.ok(&["doctor"]);
+        assert_eq!(held(&store.server.take_seen()), count, "requests in flight for {line:?}");
+    };
+    come(most);
+    first.open();
+    come(1);
+    running.kill();
+    store.server.take_seen();
+}

@@ -1,0 +1,288 @@
+//! Links, by the seam where their kind is chosen: what a cache without symbolic links, or without any, gets from a
+//! pull.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use crate::harness::cache::{OTHER, Revision};
+use crate::harness::machine::Machine;
+use crate::harness::store::Store;
+use crate::harness::weights;
+use hf_cache_sync::bucket::lookup;
+use hf_cache_sync::cache::layout::Layout;
+use hf_cache_sync::cache::place::LinkKind;
+use hf_cache_sync::commands::pull::{hydrate, local, plan};
+use hf_cache_sync::transfer::limit::Caps;
+
+/// Pulls these one after the other, or together, into a cache that allows links of this kind.
+fn pull(store: &Store, hub: &Path, kind: LinkKind, together: bool, revisions: &[&Revision]) -> u64 {
+    let session = store.session(hub, hub.parent().unwrap());
+    let layout = Layout::new(hub);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let bucket = session.bucket().await.unwrap();
+        let context = session.transfers(&bucket, Caps::default(), false);
+        let mut downloaded = 0;
+        let groups: Vec<&[&Revision]> = if together { vec![revisions] } else { revisions.chunks(1).collect() };
+        for group in groups {
+            let mut plans = Vec::new();
+            for revision in group {
+                let found =
+                    lookup::find(&bucket, &revision.id.parse().unwrap(), Some(&revision.refs[0])).await.unwrap();
+                let state = local::look(&layout, &found, false);
+                plans.push(plan::plan(&layout, &found, &state));
+            }
+            let donors = local::find_donors(&layout, &plans);
+            plans.iter_mut().for_each(|plan| plan.borrow_from(&layout, &donors));
+            for outcome in hydrate::hydrate(&context, &plans, kind, session.now).await {
+                assert_eq!(outcome.failures, []);
+                downloaded += outcome.downloaded.blobs;
+            }
+        }
+        downloaded
+    })
+}
+
+fn two_revisions() -> [Revision; 2] {
+    let shared = weights(1, 9 << 20);
+    let one = Revision::new("model", "org/name").git("config.json", "{}\n").lfs("model.bin", &shared).refs(&["main"]);
+    let two = Revision::new("model", "org/name").git("config.json", "{\"v\": 2}\n").lfs("d/e/model.bin", &shared);
+    [one, two.at(OTHER).refs(&["v2"])]
+}
+
+fn assert_reads(revision: &Revision, hub: &Path, kind: LinkKind) {
+    for file in &revision.files {
+        let path = revision.snapshot(hub).join(&file.path);
+        assert!(fs::read(&path).unwrap() == file.bytes, "{}", file.path);
+        let meta = fs::symlink_metadata(&path).unwrap();
+        assert_eq!(meta.is_symlink(), kind == LinkKind::Symlink, "{kind:?}");
+        // A real file is all that there is of its blob.
+        let blob = fs::metadata(revision.blob(hub, &file.path)).map(|blob| blob.ino()).ok();
+        assert_eq!(blob == Some(meta.ino()), kind == LinkKind::Hardlink, "{kind:?}");
+    }
+    assert_eq!(fs::read_to_string(revision.dir(hub).join("refs").join(&revision.refs[0])).unwrap(), revision.commit);
+}
+
+#[test]
+fn every_kind_of_link_serves_two_revisions_that_share_a_blob() {
+    for kind in [LinkKind::Symlink, LinkKind::Hardlink, LinkKind::Real] {
+        for together in [false, true] {
+            let store = Store::new();
+            let revisions = two_revisions();
+            revisions.iter().for_each(|revision| revision.publish(&store));
+            let machine = Machine::new(&store);
+            let all: Vec<&Revision> = revisions.iter().collect();
+            assert_eq!(pull(&store, &machine.hub(), kind, together, &all), 3, "{kind:?}: the shared one comes once");
+            revisions.iter().for_each(|revision| assert_reads(revision, &machine.hub(), kind));
+            // What is there is complete for every kind: nothing is fetched, nothing is written.
+            let before = crate::harness::visible(&machine.hub());
+            assert_eq!(pull(&store, &machine.hub(), kind, together, &all), 0);
+            machine.ok(&["pull", "org/name"]);
+            machine.ok(&["pull", "org/name", "-r", "v2", "--verify"]);
+            assert_eq!(crate::harness::visible(&machine.hub()), before, "{kind:?}");
+            // And the next push finds it.
+            let empty = Store::new();
+            let mut pusher = Machine::new(&empty);
+            pusher.set("HF_HUB_CACHE", &machine.hub().display().to_string());
+            pusher.ok(&["push"]);
+            revisions.iter().for_each(|revision| revision.assert_published(&empty));
+        }
+    }
+}
+
+#[test]
+fn the_kind_is_chosen_by_what_the_cache_allows() {
+    let dir = tempfile::tempdir().unwrap();
+    assert_eq!(LinkKind::probe(&Layout::new(dir.path().join("hub")), false).unwrap(), LinkKind::Symlink);
+    assert_eq!(LinkKind::probe(&Layout::new(dir.path().join("hub")), true).unwrap(), LinkKind::Real);
+}
+
+/// `HF_HUB_DISABLE_SYMLINKS`: the client moves what it has fetched into the snapshot and leaves `blobs/` empty.
+#[test]
+fn without_symlinks_a_snapshot_has_real_files_and_nothing_is_there_twice() {
+    for command in [&["pull", "org/name"][..], &["pull-all"]] {
+        for (value, real) in [("1", true), ("ON", true), ("yes", true), ("True", true), ("0", false), ("off", false)] {
+            let store = Store::new();
+            let revision = Revision::new("model", "org/name")
+                .git("config.json", "{}\n")
+                .lfs("d/model.bin", weights(1, 9 << 20))
+                .with_tree();
+            let mut manifest = revision.manifest();
+            revision.publish(&store);
+            manifest["tree"] = serde_json::from_slice(&revision.tree_json()).unwrap();
+            store.put(&revision.manifest_key(), serde_json::to_vec(&manifest).unwrap());
+            let mut machine = Machine::new(&store);
+            machine.set("HF_HUB_DISABLE_SYMLINKS", value);
+            machine.set("HF_HUB_DISABLE_SYMLINKS_WARNING", "1");
+            machine.ok(command);
+            for file in &revision.files {
+                let path = revision.snapshot(&machine.hub()).join(&file.path);
+                assert_eq!(fs::symlink_metadata(&path).unwrap().is_file(), real, "{value}");
+                assert!(fs::read(&path).unwrap() == file.bytes);
+            }
+            let blobs = fs::read_dir(revision.dir(&machine.hub()).join("blobs")).unwrap().count();
+            assert_eq!(blobs, if real { 0 } else { 2 }, "{value}");
+            // It is complete, for a pull, a push and a prune.
+            let before = crate::harness::visible(&machine.hub());
+            store.server.take_seen();
+            machine.ok(command);
+            assert!(!store.server.take_seen().iter().any(|seen| seen.key.starts_with("blobs/")));
+            assert_eq!(crate::harness::visible(&machine.hub()), before);
+            let status: serde_json::Value = serde_json::from_str(&machine.ok(&["status", "--json"])).unwrap();
+            assert_eq!(status["size"], (9 << 20) + 3, "{status:#}");
+            let empty = Store::new();
+            let mut pusher = Machine::new(&empty);
+            pusher.set("HF_HUB_CACHE", &machine.hub().display().to_string());
+            pusher.ok(&["push"]);
+            revision.assert_published(&empty);
+        }
+    }
+}
+
+/// A second revision takes what the first one has, and both have files of their own.
+#[test]
+fn without_symlinks_a_second_revision_copies_from_the_first() {
+    for tree in [true, false] {
+        let store = Store::new();
+        let revisions = two_revisions().map(|mut revision| {
+            revision.tree = tree;
+            revision
+        });
+        for revision in &revisions {
+            revision.publish(&store);
+            let mut manifest = revision.manifest();
+            if tree {
+                manifest["tree"] = serde_json::from_slice(&revision.tree_json()).unwrap();
+            }
+            store.put(&revision.manifest_key(), serde_json::to_vec(&manifest).unwrap());
+        }
+        let mut machine = Machine::new(&store);
+        machine.set("HF_HUB_DISABLE_SYMLINKS", "1");
+        machine.ok(&["pull", "org/name"]);
+        store.server.take_seen();
+        machine.ok(&["pull", "org/name", "-r", "v2"]);
+        let fetched = store.server.take_seen().iter().filter(|seen| seen.is("GET", "blobs/")).count();
+        assert_eq!(fetched, 1, "the weights are here");
+        let paths =
+            revisions.each_ref().map(|revision| revision.snapshot(&machine.hub()).join(&revision.files[1].path));
+        let inodes = paths.each_ref().map(|path| fs::symlink_metadata(path).unwrap());
+        assert!(inodes.iter().all(fs::Metadata::is_file) && inodes[0].ino() != inodes[1].ino());
+        assert!(paths.iter().all(|path| fs::read(path).unwrap() == revisions[0].files[1].bytes));
+        assert_eq!(fs::read_dir(revisions[0].dir(&machine.hub()).join("blobs")).unwrap().count(), 0);
+    }
+}
+
+/// A cache whose `config.json` is named by sha256, as mirrors do it, where the Hub's tree names it by git's sha1.
+fn mirrored(hub: &Path, tree: bool) -> (Revision, Revision) {
+    let bytes = "{\"from\": \"a mirror\"}\n";
+    let weights = weights(3, 30_000);
+    let by_hub = Revision::new("model", "org/name").git("config.json", bytes).lfs("model.bin", &weights);
+    let by_mirror = Revision::new("model", "org/name").lfs("config.json", bytes).lfs("model.bin", &weights);
+    by_mirror.write(hub);
+    if tree {
+        let trees = by_hub.dir(hub).join("trees");
+        fs::create_dir_all(&trees).unwrap();
+        fs::write(trees.join(format!("{}.json", by_hub.commit)), by_hub.tree_json()).unwrap();
+    }
+    (by_hub, by_mirror)
+}
+
+/// Both names are right: one file.
+#[test]
+fn a_file_that_a_mirror_has_named_otherwise_is_pushed() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let (by_hub, by_mirror) = mirrored(&machine.hub(), true);
+    machine.ok(&["push"]);
+    by_hub.assert_published(&store);
+    let before = store.objects();
+    machine.ok(&["push"]);
+    assert_eq!(store.objects(), before);
+    machine.ok(&["diff", "--exit-code"]);
+    machine.ok(&["status"]);
+    // Nothing is fetched for it either.
+    store.server.take_seen();
+    machine.ok(&["pull", "org/name"]);
+    machine.ok(&["pull", "org/name", "--verify"]);
+    assert!(!store.server.take_seen().iter().any(|seen| seen.is("GET", "blobs/")));
+    assert!(by_mirror.blob(&machine.hub(), "config.json").is_file());
+    // Somebody else gets it by the Hub's names.
+    let other = Machine::new(&store);
+    other.ok(&["pull", "org/name"]);
+    by_hub.assert_pulled(&other.hub());
+}
+
+#[test]
+fn a_bucket_that_names_a_file_otherwise_is_the_same() {
+    for hub_is_there in [true, false] {
+        for tree in [true, false] {
+            let store = Store::new();
+            let machine = Machine::new(&store);
+            let (by_hub, by_mirror) = match hub_is_there {
+                true => mirrored(&machine.hub(), tree),
+                false => {
+                    let (by_hub, by_mirror) = mirrored(&machine.home().join("elsewhere"), tree);
+                    let mut by_hub = by_hub;
+                    by_hub.tree = tree;
+                    by_hub.write(&machine.hub());
+                    (by_hub, by_mirror)
+                }
+            };
+            let there = if hub_is_there { &by_hub } else { &by_mirror };
+            there.publish(&store);
+            let what = format!("{hub_is_there} {tree}");
+            let ran = machine.run(&["diff"]);
+            assert_eq!(ran.code, 0, "{what}: {ran:#?}");
+            assert!(!ran.stdout.contains("config.json"), "{what}: {ran:#?}");
+            store.server.take_seen();
+            let before = crate::harness::visible(&machine.hub());
+            machine.ok(&["pull", "org/name"]);
+            assert_eq!(crate::harness::visible(&machine.hub()), before, "{what}");
+            assert!(!store.server.take_seen().iter().any(|seen| seen.is("GET", "blobs/")), "{what}");
+            let ran = machine.run(&["push"]);
+            assert_eq!(ran.code, 0, "{what}: {ran:#?}");
+            let other = Machine::new(&store);
+            other.ok(&["pull", "org/name"]);
+            let config = by_hub.snapshot(&other.hub()).join("config.json");
+            assert_eq!(fs::read(config).unwrap(), by_hub.file("config.json").bytes, "{what}");
+        }
+    }
+}
+
+/// A manifest that names a file by sha256 beside a tree that names it by sha1: the bytes decide.
+#[test]
+fn a_manifest_and_its_tree_may_name_a_file_otherwise() {
+    for honest in [true, false] {
+        let store = Store::new();
+        let machine = Machine::new(&store);
+        let (by_hub, by_mirror) = mirrored(&machine.home().join("elsewhere"), false);
+        by_mirror.publish(&store);
+        let mut manifest = by_mirror.manifest();
+        let mut tree: serde_json::Value = serde_json::from_slice(&by_hub.tree_json()).unwrap();
+        if !honest {
+            tree["files"]["config.json"]["blob_id"] = crate::harness::git_sha1(b"something else").into();
+        }
+        manifest["tree"] = tree;
+        store.put(&by_mirror.manifest_key(), serde_json::to_vec(&manifest).unwrap());
+        let ran = machine.run(&["pull", "org/name"]);
+        assert_eq!(ran.code, if honest { 0 } else { 5 }, "{ran:#?}");
+        assert_eq!(by_hub.dir(&machine.hub()).join("refs/main").exists(), honest);
+    }
+}
+
+/// The same size and other bytes: that is no other name.
+#[test]
+fn a_changed_file_under_a_name_of_its_own_is_still_refused() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let (by_hub, _) = mirrored(&machine.hub(), true);
+    let changed = Revision::new("model", "org/name").lfs("config.json", "{\"from\": \"a tamper\"}\n");
+    let link = by_hub.snapshot(&machine.hub()).join("config.json");
+    fs::remove_file(&link).unwrap();
+    changed.write(&machine.hub());
+    assert_eq!(changed.files[0].bytes.len(), by_hub.file("config.json").bytes.len());
+    let ran = machine.run(&["push"]);
+    assert_eq!(ran.code, 5, "{ran:#?}");
+    assert!(!store.has("refs/org__name/main"));
+}

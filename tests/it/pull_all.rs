@@ -1,0 +1,393 @@
+//! `pull-all` with the real binary against a real S3 server: which repos, blobs once, and failures that stay alone.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use crate::harness::cache::{COMMIT, OTHER, Revision};
+use crate::harness::machine::{Machine, Ran};
+use crate::harness::s3::{Action, Seen};
+use crate::harness::store::Store;
+use crate::harness::weights;
+use serde_json::Value;
+
+/// A revision with a commit of its own: commits of the Hub differ from repo to repo.
+fn numbered(kind: &str, id: &str, number: usize) -> Revision {
+    let revision = Revision::new(kind, id).at(&format!("{number:x}{}", &COMMIT[1..]));
+    revision
+        .git("config.json", format!("{{\"name\": \"{id}\"}}\n"))
+        .lfs("model.bin", weights(number as u64 + 1, 50_000))
+}
+
+/// Pushes everything from one machine.
+fn pushed(store: &Store, revisions: &[Revision]) {
+    let source = Machine::new(store);
+    revisions.iter().for_each(|revision| revision.write(&source.hub()));
+    source.ok(&["push"]);
+    store.server.take_seen();
+}
+
+/// The folders of repos in a cache.
+fn folders(machine: &Machine) -> Vec<String> {
+    let entries = fs::read_dir(machine.hub()).into_iter().flatten();
+    let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.retain(|name| name.contains("--"));
+    names.sort();
+    names
+}
+
+/// The report's rows, by the repos' names.
+fn rows(ran: &Ran) -> Vec<(String, String)> {
+    let report: Value = serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {ran:#?}"));
+    let rows = report["repos"].as_array().unwrap().iter();
+    rows.map(|row| {
+        let name = match row["repo_type"].as_str() {
+            Some("model") | None => row["repo"].as_str().unwrap_or("?").to_string(),
+            Some(kind) => format!("{kind}:{}", row["repo"].as_str().unwrap()),
+        };
+        (name, row["result"].as_str().unwrap().to_string())
+    })
+    .collect()
+}
+
+fn named(rows: &[(&str, &str)]) -> Vec<(String, String)> {
+    rows.iter().map(|(name, result)| (name.to_string(), result.to_string())).collect()
+}
+
+/// One id in every type, and ids that are encoded alike: 0.1.0 confuses or loses them.
+fn zoo() -> Vec<Revision> {
+    let ids = [
+        ("model", "org/name"),
+        ("dataset", "org/name"),
+        ("space", "org/name"),
+        ("kernel", "org/name"),
+        ("model", "gpt2"),
+        ("model", "a_/b"),
+        ("model", "a/_b"),
+        ("dataset", "a__b"),
+        ("model", "team__a/under__score"),
+    ];
+    ids.iter().enumerate().map(|(number, (kind, id))| numbered(kind, id, number)).collect()
+}
+
+#[test]
+fn every_repo_of_every_type_comes_and_a_second_run_finds_them_here() {
+    let store = Store::new();
+    let zoo = zoo();
+    pushed(&store, &zoo);
+    let machine = Machine::new(&store);
+    let ran = machine.run(&["pull-all", "--json"]);
+    assert_eq!(ran.code, 0, "{ran:#?}");
+    assert!(rows(&ran).iter().all(|(_, result)| result == "pulled"), "{ran:#?}");
+    assert_eq!(rows(&ran).len(), zoo.len());
+    zoo.iter().for_each(|revision| revision.assert_pulled(&machine.hub()));
+    assert_eq!(folders(&machine).len(), zoo.len());
+
+    let before = crate::harness::contents(&machine.hub());
+    let again = machine.run(&["pull-all", "--json"]);
+    assert!(again.code == 0 && rows(&again).iter().all(|(_, result)| result == "present"), "{again:#?}");
+    assert_eq!(crate::harness::contents(&machine.hub()), before);
+    let read_only = machine.run_read_only(&["pull-all"]);
+    assert_eq!(read_only.code, 0, "{read_only:#?}");
+}
+
+#[test]
+fn a_bucket_of_0_1_0_is_pulled_as_it_is() {
+    let store = Store::new();
+    let repos = [numbered("model", "org/a", 1), numbered("dataset", "org/b", 2), numbered("model", "gpt2", 3)];
+    repos.iter().for_each(|revision| revision.publish(&store));
+    // Other refs, and keys with more segments that end in /main, name no repo.
+    numbered("model", "org/no-main", 4).refs(&["v1.0", "refs/main"]).publish(&store);
+    let machine = Machine::new(&store);
+    let ran = machine.run(&["pull-all", "--json"]);
+    let expected = named(&[("gpt2", "pulled"), ("org/a", "pulled"), ("dataset:org/b", "pulled")]);
+    assert_eq!((ran.code, rows(&ran)), (0, expected), "in the listing's order: {ran:#?}");
+    repos.iter().for_each(|revision| revision.assert_pulled(&machine.hub()));
+}
+
+#[test]
+fn the_ref_that_was_written_last_wins() {
+    let store = Store::new();
+    let ours = numbered("dataset", "org/name", 1);
+    pushed(&store, std::slice::from_ref(&ours));
+    let theirs = Revision::new("dataset", "org/name").git("data.csv", "2\n").at(OTHER);
+    theirs.publish(&store);
+    store.age("refs-v2/datasets--org--name/main", -60);
+    let machine = Machine::new(&store);
+    machine.ok(&["pull-all"]);
+    theirs.assert_pulled(&machine.hub());
+    assert!(!ours.snapshot(&machine.hub()).exists());
+
+    store.age("refs/org__name/main", -120);
+    let machine = Machine::new(&store);
+    machine.ok(&["pull-all"]);
+    ours.assert_pulled(&machine.hub());
+    assert!(!theirs.snapshot(&machine.hub()).exists());
+}
+
+#[test]
+fn include_then_exclude_then_limit() {
+    let store = Store::new();
+    pushed(&store, &zoo());
+    for (flags, expected) in [
+        (
+            &["--include", "org/*"][..],
+            &["datasets--org--name", "kernels--org--name", "models--org--name", "spaces--org--name"][..],
+        ),
+        (&["--include", "dataset:org/*"], &["datasets--org--name"]),
+        (&["--include", "dataset:*", "--include", "gpt?"], &["datasets--a__b", "datasets--org--name", "models--gpt2"]),
+        (&["--exclude", "org/*", "--exclude", "*_*"], &["models--gpt2"]),
+        (&["--include", "*2", "--exclude", "GPT2"], &["models--gpt2"]),
+        (&["--include", "a[_/]*b"], &["datasets--a__b", "models--a--_b", "models--a_--b"]),
+        (
+            &["--include", "org/*", "--exclude", "model:*", "--exclude", "kernel:*", "--exclude", "space:*"],
+            &["datasets--org--name"],
+        ),
+    ] {
+        let machine = Machine::new(&store);
+        let line: Vec<&str> = ["pull-all"].iter().chain(flags).copied().collect();
+        machine.ok(&line);
+        assert_eq!(folders(&machine), expected, "{flags:?}");
+    }
+    let machine = Machine::new(&store);
+    let ran = machine.run(&[
+        "pull-all",
+        "--include",
+        "g*",
+        "--include",
+        "org/*",
+        "--exclude",
+        "dataset:*",
+        "--limit",
+        "2",
+        "--json",
+    ]);
+    assert_eq!(rows(&ran), named(&[("gpt2", "pulled"), ("org/name", "pulled")]));
+}
+
+#[test]
+fn what_is_filtered_out_is_not_read() {
+    let store = Store::new();
+    pushed(&store, &zoo());
+    let machine = Machine::new(&store);
+    machine.ok(&["pull-all", "--include", "gpt2"]);
+    let gets: Vec<String> = store
+        .server
+        .take_seen()
+        .into_iter()
+        .filter(|seen| seen.method == "GET" && !seen.is_list())
+        .map(|seen| seen.key)
+        .collect();
+    assert_eq!(gets.len(), 4, "ref, manifest, two blobs: {gets:?}");
+}
+
+#[test]
+fn nothing_to_pull_is_not_found_unless_nothing_was_asked_for() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let empty = machine.run(&["pull-all"]);
+    empty.refused(4, &["team-cache", "no repo with a main", "--prefix"]);
+    machine.run(&["pull-all", "--prefix", "elsewhere"]).refused(4, &["team-cache", "elsewhere/"]);
+    pushed(&store, &[numbered("model", "org/a", 1)]);
+    let line = ["pull-all", "--include", "other/*", "--exclude", "*-x"];
+    machine.run(&line).refused(4, &["team-cache", "--include 'other/*' --exclude '*-x'"]);
+    machine.run(&[&line[..], &["--dry-run"]].concat()).refused(4, &["team-cache", "other/*"]);
+    let ran = machine.run(&["pull-all", "--limit", "0"]);
+    assert_eq!((ran.code, ran.stdout.as_str()), (0, ""), "{ran:#?}");
+    assert!(folders(&machine).is_empty());
+}
+
+#[test]
+fn a_bad_pattern_is_refused_before_any_request() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    for pattern in ["org/[a", "", "modell:org/*", "[z-a]"] {
+        for flag in ["--include", "--exclude"] {
+            let ran = machine.run(&["pull-all", flag, pattern]);
+            assert_eq!(ran.code, 2, "{flag} {pattern}: {ran:#?}");
+            assert!(ran.stderr.contains(flag), "{ran:#?}");
+        }
+    }
+    assert!(store.server.take_seen().is_empty());
+}
+
+#[test]
+fn a_dry_run_tells_and_writes_nothing() {
+    let store = Store::new();
+    pushed(&store, &[numbered("model", "org/a", 1), numbered("model", "org/b", 2)]);
+    let machine = Machine::new(&store);
+    machine.ok(&["pull", "org/a"]);
+    let before = crate::harness::visible(&machine.hub());
+    let ran = machine.run(&["pull-all", "--dry-run", "--json"]);
+    assert_eq!((ran.code, rows(&ran)), (0, named(&[("org/a", "present"), ("org/b", "planned")])));
+    let report: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(report["downloaded"]["blobs"], 2);
+    assert_eq!(crate::harness::visible(&machine.hub()), before);
+}
+
+/// The weights of a base model, in three repos of two types.
+fn relatives() -> Vec<Revision> {
+    let base = weights(99, 9 << 20);
+    [("model", "org/base"), ("model", "org/tuned"), ("dataset", "org/copy")]
+        .iter()
+        .enumerate()
+        .map(|(number, (kind, id))| {
+            Revision::new(kind, id).at(&format!("{number}{}", &COMMIT[1..])).git("id.txt", id).lfs("model.bin", &base)
+        })
+        .collect()
+}
+
+fn same_bytes_once(machine: &Machine, revisions: &[Revision]) {
+    // A reflink has an inode of its own; a hard link does not.
+    let inodes: std::collections::HashSet<u64> =
+        revisions.iter().map(|r| fs::metadata(r.blob(&machine.hub(), "model.bin")).unwrap().ino()).collect();
+    assert!(inodes.len() == 1 || inodes.len() == revisions.len(), "{inodes:?}");
+    revisions.iter().for_each(|revision| revision.assert_pulled(&machine.hub()));
+}
+
+fn gets_of(store: &Store, key: &str) -> u64 {
+    store.server.take_seen().iter().filter(|seen| seen.is("GET", key)).count() as u64
+}
+
+#[test]
+fn a_blob_that_several_repos_share_is_fetched_once() {
+    let store = Store::new();
+    let relatives = relatives();
+    pushed(&store, &relatives);
+    let machine = Machine::new(&store);
+    for line in [&["pull-all", "--json", "--dry-run"][..], &["pull-all", "--json"]] {
+        let ran = machine.run(line);
+        assert_eq!(ran.code, 0, "{ran:#?}");
+        let report: Value = serde_json::from_str(&ran.stdout).unwrap();
+        assert_eq!((&report["downloaded"]["blobs"], &report["shared"]["blobs"]), (&4.into(), &2.into()), "{line:?}");
+    }
+    let key = relatives[0].blob_key("model.bin");
+    let seen: Vec<Seen> = store.server.take_seen().into_iter().filter(|seen| seen.is("GET", &key)).collect();
+    let ranges: std::collections::HashSet<_> = seen.iter().map(|seen| seen.range.clone()).collect();
+    assert!(ranges.len() == seen.len() && seen.len() > 1, "every range is fetched once: {ranges:?}");
+    same_bytes_once(&machine, &relatives);
+}
+
+#[test]
+fn a_blob_that_another_repo_here_has_is_linked_and_not_fetched() {
+    let store = Store::new();
+    let relatives = relatives();
+    pushed(&store, &relatives);
+    let machine = Machine::new(&store);
+    machine.ok(&["pull", "org/base"]);
+    store.server.take_seen();
+    machine.ok(&["pull", "org/tuned"]);
+    machine.ok(&["pull-all"]);
+    assert_eq!(gets_of(&store, &relatives[0].blob_key("model.bin")), 0);
+    same_bytes_once(&machine, &relatives);
+}
+
+#[test]
+fn a_corrupt_blob_is_not_handed_on() {
+    let store = Store::new();
+    let relatives = relatives();
+    pushed(&store, &relatives);
+    let machine = Machine::new(&store);
+    machine.ok(&["pull", "org/base"]);
+    let blob = relatives[0].blob(&machine.hub(), "model.bin");
+    let mut bytes = fs::read(&blob).unwrap();
+    bytes[1000] ^= 1;
+    fs::write(&blob, bytes).unwrap();
+    machine.ok(&["pull", "org/tuned"]);
+    relatives[1].assert_pulled(&machine.hub());
+}
+
+#[test]
+fn a_failing_repo_does_not_stop_the_others_and_is_named() {
+    let store = Store::new();
+    let repos: Vec<Revision> = ["org/good", "org/no-blob", "org/no-manifest", "org/rotten", "org/torn", "org/z-good"]
+        .iter()
+        .enumerate()
+        .map(|(number, id)| numbered("model", id, number))
+        .collect();
+    pushed(&store, &repos);
+    store.remove(&repos[1].blob_key("model.bin"));
+    store.remove(&repos[2].manifest_key());
+    store.put(&repos[3].blob_key("model.bin"), vec![7; 50_000]);
+    store.put(&repos[4].manifest_key(), "{");
+    let machine = Machine::new(&store);
+    let ran = machine.run(&["pull-all", "--json"]);
+    assert_eq!(ran.code, 5, "corrupt data is the loudest: {ran:#?}");
+    let expected = [
+        ("org/good", "pulled"),
+        ("org/no-blob", "partial"),
+        ("org/no-manifest", "failed"),
+        ("org/rotten", "partial"),
+        ("org/torn", "failed"),
+        ("org/z-good", "pulled"),
+    ];
+    assert_eq!(rows(&ran), named(&expected));
+    let report: Value = serde_json::from_str(&ran.stdout).unwrap();
+    for (row, repo) in report["repos"].as_array().unwrap().iter().zip(&repos) {
+        let failures = row["failures"].as_array().unwrap();
+        let own = [repo.id.clone(), repo.encoded()];
+        assert!(
+            failures.iter().all(|failure| own.iter().any(|own| failure["what"].as_str().unwrap().contains(own))),
+            "{row}"
+        );
+        assert_eq!(failures.len(), usize::from(!row["result"].as_str().unwrap().starts_with("pulled")));
+    }
+    repos[0].assert_pulled(&machine.hub());
+    repos[5].assert_pulled(&machine.hub());
+    for torn in [&repos[1], &repos[3]] {
+        assert!(!torn.dir(&machine.hub()).join("refs/main").exists(), "nothing that looks complete");
+    }
+    let text = Machine::new(&store).run(&["pull-all"]);
+    for id in ["org/no-blob", "no-manifest", "org/rotten", "torn"] {
+        assert!(text.stderr.contains(id), "{text:#?}");
+    }
+
+    store.put(&repos[3].blob_key("model.bin"), &repos[3].file("model.bin").bytes);
+    store.remove("refs/org__torn/main");
+    let ran = Machine::new(&store).run(&["pull-all"]);
+    assert_eq!(ran.code, 1, "{ran:#?}");
+}
+
+#[test]
+fn a_blob_that_all_lack_fails_for_each_of_them_and_is_told_once() {
+    let store = Store::new();
+    let relatives = relatives();
+    pushed(&store, &relatives);
+    store.remove(&relatives[0].blob_key("model.bin"));
+    let machine = Machine::new(&store);
+    let ran = machine.run(&["pull-all", "--json"]);
+    assert_eq!(ran.code, 1);
+    let report: Value = serde_json::from_str(&ran.stdout).unwrap();
+    for row in report["repos"].as_array().unwrap() {
+        assert_eq!((&row["result"], row["failures"].as_array().unwrap().len()), (&"partial".into(), 1), "{row}");
+    }
+    assert_eq!(report["failures"].as_array().unwrap().len(), 1, "{report}");
+}
+
+#[test]
+fn a_repo_that_looks_gated_is_skipped_and_the_rest_goes_on() {
+    let store = Store::new();
+    let gated = numbered("model", "org/gated", 1).git("LICENSE", "You must accept this agreement first.\n");
+    let free = numbered("model", "org/free", 2);
+    [&gated, &free].iter().for_each(|revision| revision.publish(&store));
+    let machine = Machine::new(&store);
+    gated.clone().without(&["model.bin"]).write(&machine.hub());
+    let ran = machine.run(&["pull-all", "--json"]);
+    assert_eq!((ran.code, rows(&ran)), (0, named(&[("org/free", "pulled"), ("org/gated", "skipped")])));
+    assert!(!gated.blob(&machine.hub(), "model.bin").exists());
+    machine.configure("team:\n  allow_gated: true\n");
+    machine.ok(&["pull-all"]);
+    gated.assert_pulled(&machine.hub());
+}
+
+#[test]
+fn refused_credentials_end_it() {
+    let store = Store::new();
+    pushed(&store, &zoo());
+    store.server.on_request(|seen| match seen.key.starts_with("refs") {
+        true => Action::Refuse(403, "AccessDenied", "no"),
+        false => Action::Pass,
+    });
+    let ran = Machine::new(&store).run(&["pull-all"]);
+    assert_eq!(ran.code, 3, "{ran:#?}");
+    assert_eq!(ran.stdout, "");
+}

@@ -1,0 +1,729 @@
+//! Caches in every layout go to the bucket and come back whole; what is there already is not moved again.
+
+use std::fs;
+
+use crate::harness::cache::{COMMIT, Layout, OTHER, Revision};
+use crate::harness::machine::Machine;
+use crate::harness::s3::{Action, Gate};
+use crate::harness::store::Store;
+use crate::harness::{contents, sha256, visible, weights};
+use serde_json::Value;
+
+/// A revision with everything that a repo can have.
+fn rich(kind: &str, id: &str) -> Revision {
+    Revision::new(kind, id)
+        .git("config.json", "{}\n")
+        .git("empty.txt", "")
+        .lfs("empty.bin", "")
+        .lfs("model.safetensors", weights(1, 700_000))
+        .lfs("a/b/c/d/e/f/deep.bin", weights(2, 1000))
+        .git("ordner/größe 漢字.txt", "non-ASCII\n")
+        .lfs("twice/model.safetensors", weights(1, 700_000))
+        .refs(&["main", "v1.0", "refs/pr/1", "feature/x"])
+}
+
+/// Pushes from a machine that has these, pulls each ref of each on another; returns the store and both machines.
+fn round_trip(revisions: &[Revision]) -> (Store, Machine, Machine) {
+    let store = Store::new();
+    let (source, target) = (Machine::new(&store), Machine::new(&store));
+    revisions.iter().for_each(|revision| revision.write(&source.hub()));
+    let before = visible(&source.hub());
+    source.ok(&["push"]);
+    assert_eq!(visible(&source.hub()), before, "a push changes nothing in the cache");
+    for revision in revisions {
+        revision.assert_published(&store);
+        for name in &revision.refs {
+            let printed = target.ok(&["pull", &revision.id, "--repo-type", &revision.kind, "-r", name]);
+            assert_eq!(printed, format!("{}\n", revision.snapshot(&target.hub()).display()));
+        }
+        revision.assert_pulled(&target.hub());
+    }
+    (store, source, target)
+}
+
+#[test]
+fn every_type_of_repo_comes_back_as_itself() {
+    let revisions = ["model", "dataset", "space", "kernel"].map(|kind| rich(kind, "org/name").with_tree());
+    let (store, source, target) = round_trip(&revisions[..1]);
+    // One id in several types cannot share a commit in the bucket: each gets its own, as on the Hub.
+    drop((store, source, target));
+    let revisions: Vec<Revision> =
+        revisions.into_iter().enumerate().map(|(n, revision)| revision.at(&format!("{n}{}", &COMMIT[1..]))).collect();
+    let (store, source, target) = round_trip(&revisions);
+    let (mut before, mut after) = (contents(&source.hub()), contents(&target.hub()));
+    before.remove("CACHEDIR.TAG");
+    after.remove("CACHEDIR.TAG");
+    assert_eq!(after, before, "byte by byte, link by link");
+    // 0.1.0 would install a kernel as a model.
+    assert!(!store.keys().iter().any(|key| key.starts_with("refs/") && store.text(key) == revisions[3].commit));
+}
+
+/// hf-hub before 1.0 finds a pinned commit offline by a ref that is called like it. Where a machine has one, it comes
+/// back with the commit, and is nobody's business otherwise.
+#[test]
+fn a_ref_that_is_called_like_its_commit_comes_back_with_it() {
+    let store = Store::new();
+    let (source, plain) = (Machine::new(&store), Machine::new(&store));
+    let (pinned, other) = (rich("model", "org/name").refs(&["main"]), rich("dataset", "org/data").at(OTHER).refs(&[]));
+    pinned.write(&source.hub());
+    other.write(&source.hub());
+    let pin = |machine: &Machine, revision: &Revision| revision.dir(&machine.hub()).join("refs").join(&revision.commit);
+    fs::create_dir_all(pin(&source, &other).parent().unwrap()).unwrap();
+    fs::write(pin(&source, &other), OTHER).unwrap();
+    fs::write(pin(&source, &pinned), COMMIT).unwrap();
+    // One whose commit is not here is no news.
+    fs::write(pin(&source, &pinned).with_file_name("ab".repeat(20)), "ab".repeat(20)).unwrap();
+    let said = source.ok(&["push"]);
+    assert!(!said.contains("skipped"), "{said}");
+    assert_eq!(store.text(&format!("refs-v2/datasets--org--data/{OTHER}")), OTHER);
+
+    for (revision, asked) in [(&other, OTHER), (&pinned, COMMIT)] {
+        let target = Machine::new(&store);
+        let line = ["pull", &revision.id, "--repo-type", &revision.kind, "-r", asked];
+        target.ok(&line);
+        assert_eq!(fs::read_to_string(pin(&target, revision)).unwrap(), asked);
+        // And to a cache that has all the rest.
+        fs::remove_file(pin(&target, revision)).unwrap();
+        target.ok(&line);
+        assert_eq!(fs::read_to_string(pin(&target, revision)).unwrap(), asked);
+    }
+    source.ok(&["diff", "--exit-code"]);
+    // As huggingface_hub, where nobody wrote one.
+    let alone = rich("model", "org/alone").at(&format!("9{}", &COMMIT[1..])).refs(&[]);
+    alone.write(&plain.hub());
+    plain.ok(&["push"]);
+    let target = Machine::new(&store);
+    target.ok(&["pull", &alone.id, "-r", &alone.commit]);
+    assert!(!pin(&target, &alone).exists());
+
+    let listed: Value = serde_json::from_str(&source.ok(&["list", "--revisions", "--json"])).unwrap();
+    let remote: Value = serde_json::from_str(&source.ok(&["list", "--remote", "--revisions", "--json"])).unwrap();
+    for json in [listed, remote] {
+        let repos = json["repos"].as_array().unwrap().iter();
+        let rows: Vec<&Value> = repos.flat_map(|repo| repo["revisions"].as_array().unwrap()).collect();
+        let of = |commit: &str| rows.iter().find(|row| row["revision"] == commit).unwrap()["refs"].clone();
+        assert_eq!((of(COMMIT), of(OTHER)), (serde_json::json!(["main"]), serde_json::json!([])), "{json:#}");
+    }
+}
+
+/// What any client is still downloading, its locks and its own folders are neither sent nor spoken of.
+#[test]
+fn traces_of_other_clients_are_no_noise() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let revision = rich("model", "org/name").refs(&["main"]);
+    revision.write(&machine.hub());
+    let (hub, blobs) = (machine.hub(), revision.dir(&machine.hub()).join("blobs"));
+    let etag = "cd".repeat(32);
+    let ends =
+        ["part", ".part", "sync.part", "downloadInProgress", "incomplete", "0a1b2c3d.incomplete", "lock", "etag"];
+    let mut traces: Vec<_> = ends.iter().map(|end| blobs.join(format!("{etag}.{end}"))).collect();
+    traces.push(revision.snapshot(&hub).join("model.gguf.downloadInProgress"));
+    traces.push(revision.dir(&hub).join("refs/main.tmp"));
+    for name in ["tmpa1b2c3d4", "tmp/aB3dE5f", ".metadata/models--org--name/x.json", ".locks/models--org--name/x.lock"]
+    {
+        traces.push(hub.join(name));
+    }
+    for path in &traces {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, "half").unwrap();
+    }
+    for line in [&["push"][..], &["list"], &["status"], &["diff", "--exit-code"]] {
+        let ran = machine.run(line);
+        let said = format!("{}{}", ran.stdout, ran.stderr);
+        assert_eq!(ran.code, 0, "{line:?}: {said}");
+        let names = traces.iter().map(|path| path.file_name().unwrap().to_str().unwrap());
+        for word in names.chain(["1 problem", "warning", "not a part", "not a hash"]) {
+            assert!(!said.contains(word), "{line:?}: {word} in {said}");
+        }
+    }
+    revision.assert_published(&store);
+    assert!(!store.keys().iter().any(|key| key.contains(&etag) || key.contains("main.tmp")), "{:?}", store.keys());
+    assert!(traces.iter().all(|path| path.exists()));
+}
+
+#[test]
+fn every_layout_comes_back_as_links() {
+    for layout in [Layout::Links, Layout::Shared, Layout::Hardlinks] {
+        let revision = rich("model", "org/name").refs(&["main"]).layout(layout);
+        round_trip(std::slice::from_ref(&revision));
+        round_trip(&[revision.with_tree()]);
+    }
+    // Without links, blobs and tree only the hash tells: text is taken for git's, bytes for LFS, as the Hub does it.
+    let plain = |layout| {
+        let revision = Revision::new("model", "org/name").git("config.json", "{}\n");
+        revision.lfs("model.safetensors", weights(3, 400_000)).layout(layout)
+    };
+    round_trip(&[plain(Layout::Real)]);
+    round_trip(&[rich("model", "org/name").refs(&["main"]).layout(Layout::Real).with_tree()]);
+}
+
+#[test]
+fn ids_that_look_alike_as_keys_stay_apart() {
+    let ids = ["a_/b", "a/_b", "team__a/under__score", "a__b", "gpt2", "a/b"];
+    let revisions: Vec<Revision> = ids
+        .iter()
+        .enumerate()
+        .map(|(n, id)| Revision::model(id).git("id.txt", id).at(&format!("{n}{}", &COMMIT[1..])))
+        .collect();
+    let (store, ..) = round_trip(&revisions);
+    // Plain ids write 0.1.0's key alone.
+    assert_eq!(store.text("refs/a__b/main"), revisions[5].commit);
+    assert_eq!(store.text("refs/gpt2/main"), revisions[4].commit);
+    assert!(!store.has("refs-v2/models--gpt2/main") && !store.has("refs-v2/models--a--b/main"));
+    assert_eq!(store.text("refs-v2/models--team__a--under__score/main"), revisions[2].commit);
+}
+
+#[test]
+fn a_dataset_takes_the_old_ref_key_only_while_it_is_free() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let dataset = Revision::new("dataset", "org/name").git("data.csv", "1\n").at(OTHER);
+    dataset.write(&machine.hub());
+    machine.ok(&["push"]);
+    assert_eq!(store.text("refs/org__name/main"), OTHER, "0.1.0 can pull it");
+    assert_eq!(store.text("refs-v2/datasets--org--name/main"), OTHER);
+
+    let model = Revision::model("org/name");
+    model.write(&machine.hub());
+    machine.ok(&["push"]);
+    machine.ok(&["push", "dataset:org/name"]);
+    assert_eq!(store.text("refs/org__name/main"), COMMIT, "a model's plain key is the model's");
+    let other = Machine::new(&store);
+    other.ok(&["pull", "org/name"]);
+    other.ok(&["pull", "dataset:org/name"]);
+    model.assert_pulled(&other.hub());
+    dataset.assert_pulled(&other.hub());
+}
+
+#[test]
+fn the_newest_ref_wins_whoever_wrote_it() {
+    let store = Store::new();
+    let old = Revision::new("dataset", "org/name").git("data.csv", "old\n");
+    let new = Revision::new("dataset", "org/name").git("data.csv", "new\n").at(OTHER);
+    old.publish(&store);
+    new.publish(&store);
+    for (newer, age) in [(&new, -60), (&old, 60)] {
+        store.put("refs/org__name/main", OTHER);
+        store.put("refs-v2/datasets--org--name/main", COMMIT);
+        store.age("refs-v2/datasets--org--name/main", age);
+        let machine = Machine::new(&store);
+        machine.ok(&["pull", "org/name"]);
+        newer.assert_pulled(&machine.hub());
+    }
+}
+
+#[test]
+fn without_a_type_the_model_is_meant_and_else_the_only_one() {
+    let store = Store::new();
+    let dataset = Revision::new("dataset", "org/name").git("data.csv", "1\n");
+    dataset.publish(&store);
+    let machine = Machine::new(&store);
+    let ran = machine.run(&["pull", "org/name"]);
+    assert_eq!(ran.code, 0, "{ran:#?}");
+    assert!(ran.stderr.contains("note: org/name is a dataset"), "{ran:#?}");
+    dataset.assert_pulled(&machine.hub());
+
+    let space = Revision::new("space", "org/name").git("app.py", "1\n").at(OTHER).refs(&[]);
+    space.publish(&store);
+    store.put("refs-v2/datasets--org--name/main", COMMIT);
+    store.put("refs-v2/spaces--org--name/main", OTHER);
+    let ran = Machine::new(&store).run(&["pull", "org/name"]);
+    ran.refused(2, &["ambiguous", "dataset", "space", "--repo-type"]);
+}
+
+#[test]
+fn revisions_are_found_by_ref_commit_and_short_commit() {
+    let store = Store::new();
+    let one = Revision::model("org/name").refs(&["main", "v1"]);
+    let two = Revision::model("org/name").git("new.txt", "2").at(OTHER).refs(&["refs/pr/7"]);
+    one.publish(&store);
+    two.publish(&store);
+    for (revision, found, refs) in [
+        ("v1", &one, vec!["v1"]),
+        (COMMIT, &one, vec![]),
+        ("0123456", &one, vec![]),
+        ("refs/pr/7", &two, vec!["refs/pr/7"]),
+        (&OTHER[..8], &two, vec![]),
+    ] {
+        let machine = Machine::new(&store);
+        let printed = machine.ok(&["pull", "org/name", "-r", revision]);
+        assert_eq!(printed.trim_end(), found.snapshot(&machine.hub()).display().to_string());
+        found.clone().refs(&refs).assert_pulled(&machine.hub());
+        // Only the ref that was asked for.
+        let there = found.dir(&machine.hub()).join("refs");
+        assert_eq!(
+            if there.exists() { crate::harness::cache::count_files(&there) } else { 0 },
+            refs.len(),
+            "{revision}"
+        );
+    }
+}
+
+#[test]
+fn the_path_stands_alone_on_stdout() {
+    let store = Store::new();
+    Revision::model("org/name").publish(&store);
+    let machine = Machine::new(&store);
+    let mut shell = machine.command_of("/bin/sh".as_ref(), &["-c"]);
+    let line = "MODEL=$(\"$0\" pull org/name) && cat \"$MODEL/config.json\" && \"$0\" pull org/name 2>/dev/null";
+    shell.args([line, env!("CARGO_BIN_EXE_hf-cache-sync")]);
+    let ran = crate::harness::machine::run(shell);
+    let snapshot = Revision::model("org/name").snapshot(&machine.hub());
+    assert_eq!(ran.stdout, format!("{{\"model_type\": \"bert\"}}\n{}\n", snapshot.display()));
+}
+
+#[test]
+fn what_is_there_is_not_sent_again() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    for n in 0..20 {
+        let revision = Revision::model(&format!("org/name-{n}")).refs(&["main", "v1"]);
+        revision.lfs("own.bin", weights(100 + n, 5000)).with_tree().write(&machine.hub());
+    }
+    machine.ok(&["push"]);
+    let before = store.objects();
+    store.server.take_seen();
+    let said = machine.ok(&["push"]);
+    let seen = store.server.take_seen();
+    assert!(seen.len() == 3 && seen.iter().all(|request| request.is_list()), "{seen:#?}");
+    assert_eq!(store.objects(), before);
+    assert!(said.lines().last().is_some_and(|line| line.contains("Z  Uploaded 0 blobs")), "{said}");
+}
+
+#[test]
+fn a_store_without_etags_costs_no_request_per_blob_either() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let mut revision = Revision::model("org/name");
+    for n in 0..40 {
+        revision = revision.lfs(&format!("{n}.bin"), weights(n, 100));
+    }
+    revision.write(&machine.hub());
+    machine.ok(&["push"]);
+    // An ETag that is no MD5, as of encrypted objects: content alone decides.
+    store.put(&revision.manifest_key(), [store.get(&revision.manifest_key()).as_slice(), b"\n"].concat());
+    store.server.take_seen();
+    machine.ok(&["push"]);
+    let seen = store.server.take_seen();
+    assert!(seen.len() <= 5 && !seen.iter().any(|s| s.key.starts_with("blobs/")), "{seen:#?}");
+}
+
+#[test]
+fn every_request_says_who_asks() {
+    let store = Store::new();
+    let (source, target) = (Machine::new(&store), Machine::new(&store));
+    Revision::model("org/name").lfs("large.bin", weights(5, 17 << 20)).write(&source.hub());
+    source.ok(&["push"]);
+    target.ok(&["pull", "org/name"]);
+    target.ok(&["doctor"]);
+    let agent = concat!("hf-cache-sync/", env!("CARGO_PKG_VERSION"));
+    let seen = store.server.take_seen();
+    assert!(seen.iter().any(|request| request.part().is_some()) && seen.iter().any(|request| request.range.is_some()));
+    for request in seen {
+        assert_eq!(request.agent.split(' ').next(), Some(agent), "{request:?}");
+    }
+}
+
+#[test]
+fn a_partial_snapshot_and_a_full_one_become_one_manifest() {
+    let full = rich("model", "org/name").refs(&["main"]);
+    for first_is_partial in [true, false] {
+        let store = Store::new();
+        let (one, two) = (Machine::new(&store), Machine::new(&store));
+        let part = full.clone().without(&["model.safetensors", "a/b/c/d/e/f/deep.bin", "twice/model.safetensors"]);
+        let (first, second) = if first_is_partial { (&part, &full) } else { (&full, &part) };
+        first.write(&one.hub());
+        second.write(&two.hub());
+        one.ok(&["push"]);
+        two.ok(&["push"]);
+        full.assert_published(&store);
+        let target = Machine::new(&store);
+        target.ok(&["pull", "org/name"]);
+        full.assert_pulled(&target.hub());
+    }
+}
+
+#[test]
+fn two_machines_that_push_at_once_lose_nothing() {
+    let store = Store::new();
+    let (one, two) = (Machine::new(&store), Machine::new(&store));
+    let full = Revision::model("org/name").git("only-one.txt", "1").git("only-two.txt", "2");
+    full.clone().without(&["only-two.txt"]).write(&one.hub());
+    full.clone().without(&["only-one.txt"]).write(&two.hub());
+    // The first has read that there is no manifest, and is held when it writes its own; the second overtakes it.
+    let gate = Gate::new();
+    let held = gate.clone();
+    let first = std::sync::atomic::AtomicBool::new(true);
+    store.server.on_request(move |request| {
+        let write = request.is("PUT", "manifests/");
+        match write && first.swap(false, std::sync::atomic::Ordering::SeqCst) {
+            true => Action::Hold(held.clone()),
+            false => Action::Pass,
+        }
+    });
+    let running = one.start(&["push"]);
+    store.server.wait_for("manifest", |seen| seen.iter().any(|request| request.is("PUT", "manifests/")));
+    two.ok(&["push"]);
+    gate.open();
+    let ran = running.finish();
+    assert_eq!(ran.code, 0, "{ran:#?}");
+    // Its write was refused, since another manifest had come, or it overwrote that one: a store without conditional
+    // writes gives no better. This one has them.
+    full.assert_published(&store);
+}
+
+/// Stores without conditional writes refuse (B2) or ignore them; a push works all the same.
+#[test]
+fn a_store_without_conditional_writes() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let revision = Revision::model("org/name");
+    revision.write(&machine.hub());
+    store.server.on_request(|request| match request.conditional {
+        true => Action::Refuse(501, "NotImplemented", "A header you provided implies functionality not implemented"),
+        false => Action::Pass,
+    });
+    machine.ok(&["push"]);
+    revision.assert_published(&store);
+    // Extending an existing manifest as well.
+    revision.clone().git("more.txt", "more").write(&machine.hub());
+    machine.ok(&["push"]);
+    revision.git("more.txt", "more").assert_published(&store);
+}
+
+#[test]
+fn a_team_sees_only_its_prefix() {
+    let store = Store::new();
+    let (one, two) = (Machine::new(&store), Machine::new(&store));
+    let (ours, theirs) = (Revision::model("org/name").git("a", "1"), Revision::model("org/name").git("a", "2"));
+    ours.write(&one.hub());
+    theirs.write(&two.hub());
+    one.ok(&["push", "--prefix", "team/a"]);
+    let before = store.objects();
+    assert!(before.keys().all(|key| key.starts_with("team/a/")), "{before:#?}");
+    two.ok(&["--prefix", "/team/ab/", "push"]);
+    let mut after = store.objects();
+    after.retain(|key, _| !key.starts_with("team/ab/"));
+    assert_eq!(after, before);
+    let target = Machine::new(&store);
+    target.run(&["pull", "org/name"]).refused(4, &["org/name", "team.prefix"]);
+    target.ok(&["pull", "org/name", "--prefix", "team/a"]);
+    ours.assert_pulled(&target.hub());
+}
+
+#[test]
+fn listings_of_many_pages_are_read_to_their_end() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let revision = Revision::model("org/name");
+    revision.write(&machine.hub());
+    machine.ok(&["push"]);
+    // Our blobs and manifest end up on the last pages.
+    for n in 0..1100 {
+        store.put(&format!("blobs/{}", sha256(format!("{n}").as_bytes())), "");
+        store.put(&format!("manifests/aaa__x{n}@{COMMIT}.json"), "{}");
+        store.put(&format!("refs/aaa__x{n}/main"), COMMIT);
+    }
+    let before = store.objects();
+    store.server.take_seen();
+    machine.ok(&["push"]);
+    let seen = store.server.take_seen();
+    assert!(seen.len() == 6 && seen.iter().all(|request| request.is_list()), "{seen:#?}");
+    assert_eq!(store.objects(), before);
+    let target = Machine::new(&store);
+    target.ok(&["pull", "org/name"]);
+    revision.assert_pulled(&target.hub());
+}
+
+#[test]
+fn a_complete_revision_is_pulled_from_a_cache_that_nobody_may_change() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let revision = rich("model", "org/name").with_tree();
+    revision.publish(&store);
+    let tree: Value = serde_json::from_slice(&revision.tree_json()).unwrap();
+    let mut manifest = revision.manifest();
+    manifest["tree"] = tree;
+    store.put(&revision.manifest_key(), serde_json::to_vec(&manifest).unwrap());
+    machine.ok(&["pull", "org/name"]);
+    fs::remove_dir_all(machine.hub().join(".locks")).unwrap();
+    let before = crate::harness::listing(&machine.hub());
+    store.server.take_seen();
+    for line in [&["pull", "org/name"][..], &["pull", "org/name", "--verify"], &["pull", "org/name", "--dry-run"]] {
+        let ran = machine.run_read_only(line);
+        assert_eq!(ran.code, 0, "{ran:#?}");
+        assert_eq!(crate::harness::listing(&machine.hub()), before, "not one file, mode or time of change");
+    }
+    let seen = store.server.take_seen();
+    assert!(!seen.iter().any(|request| request.key.starts_with("blobs/")), "{seen:#?}");
+}
+
+#[test]
+fn a_complete_cache_in_any_layout_is_left_as_it_is() {
+    for layout in [Layout::Links, Layout::Shared, Layout::Hardlinks, Layout::Real] {
+        let store = Store::new();
+        let machine = Machine::new(&store);
+        let revision = rich("model", "org/name").refs(&["main"]).with_tree().layout(layout);
+        revision.publish(&store);
+        revision.write(&machine.hub());
+        let before = visible(&machine.hub());
+        for line in [&["pull", "org/name"][..], &["pull", "org/name", "--verify"]] {
+            machine.ok(line);
+            assert_eq!(visible(&machine.hub()), before, "{layout:?} {line:?}");
+        }
+        assert!(!store.server.take_seen().iter().any(|seen| seen.key.starts_with("blobs/")), "{layout:?}");
+
+        // A file that is gone comes back, and nothing else moves.
+        fs::remove_file(revision.snapshot(&machine.hub()).join("config.json")).unwrap();
+        machine.ok(&["pull", "org/name"]);
+        let back = fs::read(revision.snapshot(&machine.hub()).join("config.json")).unwrap();
+        assert_eq!(back, b"{}\n");
+        let fetched = store.server.take_seen().iter().filter(|seen| seen.is("GET", "blobs/")).count();
+        assert_eq!(fetched, usize::from(layout == Layout::Real), "{layout:?}");
+    }
+}
+
+#[test]
+fn verify_repairs_in_any_layout() {
+    for layout in [Layout::Links, Layout::Shared, Layout::Hardlinks, Layout::Real] {
+        let store = Store::new();
+        let machine = Machine::new(&store);
+        let revision = Revision::model("org/name").layout(layout);
+        revision.publish(&store);
+        revision.write(&machine.hub());
+        let path = revision.snapshot(&machine.hub()).join("model.safetensors");
+        let mut bytes = revision.file("model.safetensors").bytes.clone();
+        bytes[7] ^= 1;
+        fs::write(&path, &bytes).unwrap();
+        machine.ok(&["pull", "org/name", "--verify"]);
+        assert!(fs::read(&path).unwrap() == revision.file("model.safetensors").bytes, "{layout:?}");
+        let blob = revision.blob(&machine.hub(), "model.safetensors");
+        assert!(fs::read(blob).unwrap() == revision.file("model.safetensors").bytes, "{layout:?}");
+    }
+}
+
+/// The cache may be reached through a link: a larger disk is often mounted so.
+#[test]
+fn a_cache_behind_a_link() {
+    let store = Store::new();
+    let (source, target) = (Machine::new(&store), Machine::new(&store));
+    let revision = rich("model", "org/name").refs(&["main"]);
+    for machine in [&source, &target] {
+        let disk = machine.home().join("disk");
+        fs::create_dir(&disk).unwrap();
+        fs::create_dir_all(machine.hub().parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink(&disk, machine.hub()).unwrap();
+    }
+    revision.write(&source.hub());
+    source.ok(&["push"]);
+    target.ok(&["pull", "org/name"]);
+    revision.assert_pulled(&target.home().join("disk"));
+}
+
+#[test]
+fn a_used_file_counts_as_used_now() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let revision = Revision::model("org/name");
+    revision.publish(&store);
+    machine.ok(&["pull", "org/name"]);
+    let blob = revision.blob(&machine.hub(), "model.safetensors");
+    let long_ago = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
+    let file = fs::File::options().write(true).open(&blob).unwrap();
+    file.set_times(fs::FileTimes::new().set_accessed(long_ago).set_modified(long_ago)).unwrap();
+    machine.ok(&["pull", "org/name"]);
+    let meta = fs::metadata(&blob).unwrap();
+    assert!(meta.accessed().unwrap() > long_ago);
+    assert_eq!(meta.modified().unwrap(), long_ago);
+}
+
+/// A pull judges by the licence that is here already: the first one is never refused, and then none that has nothing to
+/// download.
+#[test]
+fn a_gated_repo_comes_once_and_then_only_where_it_is_allowed() {
+    let store = Store::new();
+    let first = Revision::model("org/gated").git("LICENSE", "You must accept this agreement.\n");
+    first.publish(&store);
+    for line in [&["pull", "org/gated"][..], &["pull-all"]] {
+        let machine = Machine::new(&store);
+        machine.ok(line);
+        first.assert_pulled(&machine.hub());
+    }
+    let machine = Machine::new(&store);
+    let pulled = machine.ok(&["pull", "org/gated"]);
+    let second = first.clone().git("more.json", "{}\n").at(OTHER);
+    second.publish(&store);
+    let before = visible(&machine.hub());
+    store.server.take_seen();
+    machine.run(&["pull", "org/gated"]).refused(1, &["org/gated", "LICENSE", "agreement", "team.allow_gated"]);
+    assert!(!store.server.take_seen().iter().any(|request| request.is("GET", "blobs/")));
+    assert_eq!(visible(&machine.hub()), before, "neither files nor the ref");
+    assert_eq!(machine.ok(&["pull", "org/gated", "-r", COMMIT]), pulled);
+    machine.configure("team:\n  allow_gated: true\n");
+    machine.ok(&["pull", "org/gated"]);
+    second.assert_pulled(&machine.hub());
+}
+
+#[test]
+fn a_repo_is_named_as_people_type_it() {
+    let store = Store::new();
+    let source = Machine::new(&store);
+    let revision = Revision::new("dataset", "org/name").git("a.txt", "a").refs(&["main", "refs/pr/1"]);
+    revision.write(&source.hub());
+    source.ok(&["push", "https://huggingface.co/datasets/org/name/tree/main"]);
+    let short = format!("dataset:org/name@{}", &revision.commit[..12]);
+    let snapshot = format!("datasets--org--name/snapshots/{}", revision.commit);
+    for name in [
+        "datasets/org/name",
+        " org/name/ ",
+        "https://huggingface.co/datasets/org/name/resolve/refs%2Fpr%2F1/a.txt?download=true#x",
+        "hf.co/datasets/org/name",
+        "hf://datasets/org/name@main/a.txt",
+        "datasets--org--name",
+        &snapshot,
+        &short,
+        "Org/NAME",
+        "org/name@refs/pr/1",
+    ] {
+        let machine = Machine::new(&store);
+        let path = machine.ok(&["pull", name]);
+        assert_eq!(path.trim(), revision.snapshot(&machine.hub()).to_str().unwrap(), "{name}");
+        assert!(revision.blob(&machine.hub(), "a.txt").exists(), "{name}");
+    }
+    let mut machine = Machine::new(&store);
+    let ran = machine.run(&["pull", "ORG/name"]);
+    assert!(ran.code == 0 && ran.stderr.contains("ORG/name is org/name in bucket"), "{ran:#?}");
+    machine.set("HF_ENDPOINT", "http://mirror.corp:8080/hf");
+    machine.ok(&["pull", "http://mirror.corp:8080/hf/datasets/org/name"]);
+    // The same revision twice is one; two are not.
+    machine.ok(&["pull", "org/name@main", "-r", "main"]);
+    machine.run(&["pull", "org/name@main", "-r", "v1"]).refused(2, &["'main'", "'v1'"]);
+    for name in
+        ["https://github.com/org/name", "https://huggingface.co/docs/hub", "org/name@", "a/b/c", "org/name:v1", ""]
+    {
+        assert_eq!(machine.run(&["pull", name]).code, 2, "{name}");
+        assert_eq!(machine.run(&["push", name]).code, 2, "{name}");
+    }
+    for pattern in ["datasets/org/*", "https://huggingface.co/datasets/org/name", "hf://datasets/org/*"] {
+        let machine = Machine::new(&store);
+        machine.ok(&["pull-all", "--include", pattern]);
+        assert!(revision.blob(&machine.hub(), "a.txt").exists(), "{pattern}");
+    }
+    assert_eq!(machine.run(&["pull-all", "--include", "https://github.com/org/*"]).code, 2);
+}
+
+#[test]
+fn push_takes_one_revision_and_any_case() {
+    let store = Store::new();
+    let source = Machine::new(&store);
+    let other = format!("f{}", &crate::harness::cache::COMMIT[1..]);
+    let one = Revision::model("org/name").refs(&["main"]);
+    let two = Revision::model("org/name").git("b.txt", "b").at(&other).refs(&["v2"]);
+    [&one, &two].iter().for_each(|revision| revision.write(&source.hub()));
+    source.run(&["push", "org/name@v3"]).refused(4, &["v3", "main", "v2"]);
+    let ran = source.run(&["push", "Org/Name@v2"]);
+    assert!(ran.code == 0 && ran.stderr.contains("Org/Name is org/name in this cache"), "{ran:#?}");
+    two.assert_published(&store);
+    assert!(!store.keys().contains(&one.manifest_key()), "{:?}", store.keys());
+    source.ok(&["push", "org/name@main", "org/name"]);
+    one.assert_published(&store);
+}
+
+#[test]
+fn an_id_without_a_type_is_the_model_then_whatever_has_it() {
+    let at = |digit: &str| format!("{digit}{}", &crate::harness::cache::COMMIT[1..]);
+    let model = Revision::model("org/name").at(&at("a")).refs(&["main", "v1.0"]);
+    let dataset = Revision::new("dataset", "org/name").git("d.csv", "d").at(&at("b")).refs(&["main", "v2.0"]);
+    let published = |line: &[&str]| {
+        let store = Store::new();
+        let source = Machine::new(&store);
+        [&model, &dataset].iter().for_each(|revision| revision.write(&source.hub()));
+        let ran = source.run(line);
+        assert_eq!(ran.code, 0, "{line:?}: {ran:#?}");
+        let keys = store.keys();
+        ([&model, &dataset].map(|revision| keys.contains(&revision.manifest_key())), ran.stderr)
+    };
+    for (name, expected) in [
+        ("org/name@v1.0", [true, false]),
+        ("hf://org/name@v1.0", [true, false]),
+        ("https://huggingface.co/org/name/tree/v1.0", [true, false]),
+        ("https://huggingface.co/org/name", [true, false]),
+        ("hf.co/org/name", [true, false]),
+        ("https://huggingface.co/datasets/org/name", [false, true]),
+        ("org/name@v2.0", [false, true]),
+        ("hf://org/name@v2.0", [false, true]),
+        ("Org/Name@v2.0", [false, true]),
+        ("dataset:org/name", [false, true]),
+    ] {
+        assert_eq!(published(&["push", name]).0, expected, "{name}");
+    }
+    let (there, said) = published(&["push", "org/name"]);
+    assert_eq!(there, [true, false]);
+    assert!(said.contains("org/name is the model; there is dataset:org/name in this cache, too"), "{said}");
+    assert_eq!(published(&["push", "org/name", "dataset:org/name"]).0, [true, true]);
+    assert_eq!(published(&["push"]).0, [true, true]);
+
+    let store = Store::new();
+    let source = Machine::new(&store);
+    [&model, &dataset].iter().for_each(|revision| revision.write(&source.hub()));
+    source.run(&["push", "org/name@v3"]).refused(4, &["'v3' of org/name is not in this cache", "v1.0"]);
+    source.run(&["push", "https://huggingface.co/org/name/tree/v2.0"]).refused(4, &["'v2.0' of org/name"]);
+    source.ok(&["push"]);
+    for (pattern, expected) in [
+        ("https://huggingface.co/org/name", [true, false]),
+        ("https://huggingface.co/org/*", [true, false]),
+        ("https://huggingface.co/datasets/org/name", [false, true]),
+        ("org/name", [true, true]),
+    ] {
+        let machine = Machine::new(&store);
+        machine.ok(&["pull-all", "--include", pattern]);
+        assert_eq!([&model, &dataset].map(|one| one.snapshot(&machine.hub()).exists()), expected, "{pattern}");
+    }
+}
+
+/// The result says what the bucket does not have, and so does the error.
+#[test]
+fn a_snapshot_with_a_broken_link_is_published_without_the_file() {
+    let store = Store::new();
+    let source = Machine::new(&store);
+    let revision = Revision::model("org/name");
+    revision.write(&source.hub());
+    fs::remove_file(revision.blob(&source.hub(), "config.json")).unwrap();
+    let dry = source.run(&["push", "--dry-run"]);
+    assert!(dry.code == 1 && dry.stdout.contains("would be published without 1 file"), "{dry:#?}");
+    let ran = source.run(&["push"]);
+    assert!(ran.code == 1 && ran.stdout.contains("published without 1 file"), "{ran:#?}");
+    assert!(ran.stderr.contains("config.json") && ran.stderr.contains("left out of what is pushed"), "{ran:#?}");
+    assert!(!store.text(&revision.manifest_key()).contains("config.json"));
+    // Once another machine has pushed it, nothing is lacking there.
+    let other = Machine::new(&store);
+    revision.write(&other.hub());
+    other.ok(&["push"]);
+    let ran = source.run(&["push"]);
+    assert!(ran.code == 1 && !ran.stdout.contains("without 1 file"), "{ran:#?}");
+    assert!(store.text(&revision.manifest_key()).contains("config.json"));
+}
+
+#[test]
+fn a_near_miss_of_the_command_line_is_told_the_right_form() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    for (line, form) in [
+        (&["pull", "org/name", "main"][..], "hf-cache-sync pull org/name -r main"),
+        (&["pull", "--repo", "org/name"], "hf-cache-sync pull org/name"),
+        (&["pull", "--repo-id=org/name"], "hf-cache-sync pull org/name"),
+        (&["pull"], "hf-cache-sync pull org/name"),
+        (&["pull", "org/name", "--revision="], "-r main"),
+        (&["pull", "org/name", "--branch", "v1"], "hf-cache-sync pull org/name -r v1"),
+        (&["push", "--repo", "org/name"], "hf-cache-sync push org/name"),
+        (&["push", "org/name", "-r", "v1"], "hf-cache-sync push org/name@v1"),
+        (&["push", "-r", "v1", "org/name"], "hf-cache-sync push org/name@v1"),
+        (&["push", "org/name", "--revision=v1"], "hf-cache-sync push org/name@v1"),
+        (&["push", "org/name", "--repo-type", "dataset"], "hf-cache-sync push dataset:org/name"),
+        (&["pull-all", "org/*"], "hf-cache-sync pull-all --include 'org/*'"),
+    ] {
+        let ran = machine.run(line);
+        assert!(ran.code == 2 && ran.stderr.contains(form), "{line:?}: {ran:#?}");
+    }
+}

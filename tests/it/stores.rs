@@ -1,0 +1,986 @@
+//! What stores, and whatever stands before them, really answer: listings that are not whole, refusals for many reasons,
+//! redirects, pages of other servers; and how the AWS tools' own configuration counts.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+
+use crate::harness::cache::Revision;
+use crate::harness::machine::Machine;
+use crate::harness::scripted::{Asked, Objects, Reply, Scripted, entry, list, listing, read};
+use crate::harness::weights;
+use serde_json::Value;
+
+/// Publishes a revision.
+fn publish(store: &Scripted, revision: &Revision) {
+    for file in revision.present() {
+        store.put(&format!("blobs/{}", file.etag()), file.bytes.clone());
+    }
+    store.put(&revision.manifest_key(), serde_json::to_vec(&revision.manifest()).unwrap());
+    for name in &revision.refs {
+        store.put(&format!("refs/{}/{name}", revision.encoded()), revision.commit.clone());
+    }
+}
+
+/// A store with three models.
+fn three() -> Scripted {
+    let store = Scripted::new();
+    for id in ["org/one", "org/three", "org/two"] {
+        publish(&store, &Revision::model(id));
+    }
+    store
+}
+
+/// The ids that `list --remote` shows.
+fn listed(machine: &Machine) -> Vec<String> {
+    let shown: Value = serde_json::from_str(&machine.ok(&["--json", "list", "--remote"])).unwrap();
+    let text = shown.to_string();
+    ["org/one", "org/three", "org/two"].into_iter().filter(|id| text.contains(id)).map(String::from).collect()
+}
+
+fn xml(text: &str) -> Option<Reply> {
+    Some(Reply::new(200, text).header("content-type", "application/xml"))
+}
+
+/// Changes the text of every listing.
+fn bend(
+    change: impl Fn(&Asked, String) -> String + Send + Sync + 'static,
+) -> impl Fn(&Asked, &Objects) -> Option<Reply> {
+    move |asked: &Asked, objects: &Objects| {
+        if !asked.is_list() {
+            return None;
+        }
+        let whole = String::from_utf8(list(asked, objects).body).unwrap();
+        xml(&change(asked, whole))
+    }
+}
+
+#[test]
+fn a_listing_that_was_cut_is_an_error() {
+    let store = three();
+    let machine = store.machine();
+    assert_eq!(listed(&machine), ["org/one", "org/three", "org/two"]);
+    let cuts: Vec<fn(&str) -> String> = vec![
+        // In the middle of an entry, between two, and before the end.
+        |text| text[..text.len() / 2].to_string(),
+        |text| text.split_inclusive("</Contents>").next().unwrap().to_string(),
+        |text| text.replace("</ListBucketResult>", ""),
+        |text| text[..text.len() - 1].to_string(),
+        // Whole by its form, and not by what it says.
+        |text| text.replace("<IsTruncated>false", "<IsTruncated>true"),
+        |text| text.replace("<KeyCount>", "<KeyCount>1"),
+        |_| String::new(),
+        |_| "<?xml version=\"1.0\"?>".to_string(),
+    ];
+    for cut in cuts {
+        store.script(bend(move |_, whole| cut(&whole)));
+        machine.run(&["list", "--remote"]).refused(6, &["not whole"]);
+        machine.run(&["pull", "org/one"]).refused(6, &["not whole"]);
+    }
+}
+
+#[test]
+fn a_page_names_the_next_one_with_or_without_saying_that_it_is_truncated() {
+    let store = three();
+    let machine = store.machine();
+    for said in
+        ["", "<IsTruncated>true</IsTruncated>", "<IsTruncated>TRUE</IsTruncated>", "<IsTruncated>false</IsTruncated>"]
+    {
+        store.script(move |asked, objects| {
+            if !asked.is_list() {
+                return None;
+            }
+            let prefix = asked.parameter("prefix").unwrap();
+            let after = asked.parameter("continuation-token").unwrap_or_default();
+            let left: Vec<_> = objects.iter().filter(|(key, _)| key.starts_with(&prefix) && **key > after).collect();
+            let entries: Vec<String> = left.iter().take(1).map(|(key, bytes)| entry(key, bytes)).collect();
+            let more = match left.as_slice() {
+                [(key, _), _, ..] => format!("{said}<NextContinuationToken>{key}</NextContinuationToken>"),
+                _ => "<IsTruncated>false</IsTruncated>".to_string(),
+            };
+            xml(&listing(&entries, &more))
+        });
+        assert_eq!(listed(&machine), ["org/one", "org/three", "org/two"], "{said}");
+    }
+}
+
+#[test]
+fn a_listing_without_end_is_an_error() {
+    let store = three();
+    let machine = store.machine();
+    let next =
+        |token: &str| format!("<IsTruncated>true</IsTruncated><NextContinuationToken>{token}</NextContinuationToken>");
+    let turns = move |asked: &Asked| match asked.parameter("continuation-token").as_deref() {
+        Some("A") => "B".to_string(),
+        _ => "A".to_string(),
+    };
+    let fresh = |asked: &Asked| {
+        let round: u32 = asked.parameter("continuation-token").and_then(|text| text.parse().ok()).unwrap_or(0);
+        (round + 1).to_string()
+    };
+    // Tokens in turn, the same token, and always another one: with the same keys, and with none.
+    for empty in [false, true] {
+        for kind in 0..3 {
+            store.script(move |asked, objects| {
+                if !asked.is_list() {
+                    return None;
+                }
+                let token = [turns(asked), "same".to_string(), fresh(asked)][kind].clone();
+                let prefix = asked.parameter("prefix").unwrap();
+                let found = objects.iter().filter(|(key, _)| key.starts_with(&prefix) && !empty);
+                let entries: Vec<String> = found.map(|(key, bytes)| entry(key, bytes)).collect();
+                xml(&listing(&entries, &next(&token)))
+            });
+            machine.run(&["list", "--remote"]).refused(6, &["no end"]);
+        }
+    }
+    // Keys that were not asked for.
+    store.script(bend(|_, _| listing(&[entry("elsewhere/x", b"x")], "<IsTruncated>false</IsTruncated>")));
+    machine.run(&["list", "--remote"]).refused(6, &["'elsewhere/x'", "not asked for"]);
+}
+
+#[test]
+fn a_listed_object_has_a_size_and_may_have_any_date() {
+    let store = three();
+    let machine = store.machine();
+    for date in ["", "yesterday", "2026-01-02", "Fri, 02 Jan 2026 03:04:05 GMT", "99999-01-01T00:00:00Z"] {
+        store.script(bend(move |_, text| text.replace("2026-01-02T03:04:05.000Z", date)));
+        assert_eq!(listed(&machine), ["org/one", "org/three", "org/two"], "{date}");
+        store.script(move |asked, objects| {
+            let bytes = objects.get(&asked.key).filter(|_| asked.method == "GET" && !asked.is_list())?;
+            Some(read(asked, bytes).header("last-modified", date))
+        });
+        let fresh = store.machine();
+        fresh.ok(&["pull", "org/one"]);
+    }
+    for size in ["", "<Size></Size>", "<Size>-1</Size>", "<Size>many</Size>"] {
+        store.script(bend(move |_, text| {
+            let at = text.find("<Size>").unwrap_or(text.len());
+            let end = text.find("</Size>").map_or(text.len(), |at| at + 7);
+            format!("{}{size}{}", &text[..at], &text[end..])
+        }));
+        machine.run(&["list", "--remote"]).refused(6, &["without a size", "org__one"]);
+    }
+}
+
+#[test]
+fn keys_are_understood_however_a_store_writes_them() {
+    let escaped = |key: &str| {
+        let code = |c: char| match c {
+            'a'..='z' | 'A'..='Z' | '0'..='9' | '-' | '.' | '_' => c.to_string(),
+            c => c.to_string().bytes().map(|byte| format!("%{byte:02X}")).collect(),
+        };
+        key.chars().map(code).collect::<String>()
+    };
+    let store = three();
+    let odd = Revision::model("org/plus").refs(&["main", "v1.0+cu118", "refs/pr/1"]);
+    publish(&store, &odd);
+    store.put("manifests/\u{1b}[31m\u{7}evil", "x");
+    store.put("refs/a b/\u{1}", "x");
+    let all = |asked: &Asked, objects: &Objects, write: &dyn Fn(&str) -> String, rest: &str| {
+        let prefix = asked.parameter("prefix").unwrap();
+        let found = objects.iter().filter(|(key, _)| key.starts_with(&prefix));
+        let entries: Vec<String> = found.map(|(key, bytes)| entry(&write(key), bytes)).collect();
+        xml(&listing(&entries, rest))
+    };
+    const LAST: &str = "<IsTruncated>false</IsTruncated>";
+    const URL: &str = "<IsTruncated>false</IsTruncated><EncodingType>url</EncodingType>";
+    for way in 0..5 {
+        store.script(move |asked, objects| {
+            if !asked.is_list() {
+                return None;
+            }
+            let asks = asked.parameter("encoding-type").as_deref() == Some("url");
+            let slashes = |key: &str| escaped(key).replace("%2F", "/");
+            match way {
+                // Asked for, by AWS's rules and by those of others; unasked; with raw control characters.
+                0 if asks => all(asked, objects, &|key| slashes(key).replace("%20", "+"), URL),
+                1 if asks => all(asked, objects, &|key| slashes(key).replace("%2B", "+"), URL),
+                2 => all(asked, objects, &escaped, LAST),
+                3 => all(asked, objects, &|key| key.to_string(), LAST),
+                // Refused.
+                4 if asks => Some(Reply::refusal(501, "NotImplemented", "encoding-type")),
+                4 => all(asked, objects, &|key| key.replace(['\u{1b}', '\u{7}', '\u{1}'], "?"), LAST),
+                _ => Some(Reply::refusal(500, "InternalError", "cannot be put into XML")),
+            }
+        });
+        let machine = store.machine();
+        assert_eq!(listed(&machine), ["org/one", "org/three", "org/two"], "{way}");
+        machine.ok(&["pull", "org/plus", "-r", "v1.0+cu118"]);
+        machine.ok(&["pull", "org/one"]);
+    }
+}
+
+#[test]
+fn what_is_no_s3_store_is_said_to_be_none() {
+    let store = three();
+    let machine = store.machine();
+    let html = "<!DOCTYPE html><html><title>Log in</title></html>";
+    let gzip = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3];
+    let page = |status| Reply::new(status, html).header("content-type", "text/html").header("server", "portal\u{202e}");
+    for (reply, words) in [
+        (page(200), "HTML page"),
+        (page(403), "HTML page"),
+        (page(401), "HTML page"),
+        (page(404), "HTML page"),
+        (page(511), "HTML page"),
+        (Reply::new(200, "{\"status\":\"ok\"}").header("content-type", "application/json"), "JSON"),
+        (Reply::new(200, "It works!").header("content-type", "text/plain"), "text/plain"),
+        (Reply::new(200, "<Index><a/></Index>"), "<Index>"),
+        (Reply::new(200, gzip).header("content-encoding", "gzip"), "compressed"),
+        (Reply::new(200, gzip), "compressed"),
+        (Reply::new(302, "").header("location", "https://login.example/here"), "https://login.example"),
+        (Reply::new(307, html).header("location", "/login").header("content-type", "text/html"), "127.0.0.1"),
+        (Reply::new(200, html).header("server", "MinIO Console").header("content-type", "text/html"), "console"),
+    ] {
+        let answer = reply.clone();
+        store.script(move |_, _| Some(answer.clone()));
+        for line in [&["list", "--remote"][..], &["pull", "org/one"], &["list", "--remote", "--json"]] {
+            let ran = machine.run(line);
+            assert_eq!(ran.code, 6, "{reply:?} {ran:#?}");
+            assert!(ran.stderr.contains("not an S3 store") && ran.stderr.contains(words), "{reply:?} {ran:#?}");
+            assert!(!ran.stderr.contains('\u{202e}'));
+            ran.nothing_internal();
+        }
+        // The same for a write.
+        let answer = reply.clone();
+        store.script(move |asked, _| (asked.method == "PUT").then(|| answer.clone()));
+        let pushing = store.machine();
+        Revision::model("org/new").write(&pushing.hub());
+        if reply.status != 200 || words == "HTML page" {
+            let ran = pushing.run(&["push"]);
+            assert_eq!(ran.code, 6, "{reply:?} {ran:#?}");
+        }
+    }
+}
+
+#[test]
+fn a_proxy_that_compresses_is_no_corruption() {
+    let store = three();
+    store.script(|asked, objects| {
+        assert_eq!(asked.header("accept-encoding"), "identity");
+        let bytes = objects.get(&asked.key).filter(|_| asked.key.starts_with("blobs/"))?;
+        Some(Reply::new(200, &bytes[1..]).header("content-encoding", "gzip"))
+    });
+    let machine = store.machine();
+    let ran = machine.run(&["pull", "org/one"]);
+    assert_eq!(ran.code, 6, "{ran:#?}");
+    assert!(ran.stderr.contains("gzip") && !ran.stderr.contains("corrupt"), "{ran:#?}");
+}
+
+#[test]
+fn a_full_store_is_told_once_and_not_asked_again() {
+    for (status, code, message) in [
+        (403, "QuotaExceeded", "The quota of the bucket is exceeded"),
+        (507, "XMinioStorageFull", "Storage backend has reached its minimum free drive threshold."),
+        (507, "", ""),
+        (403, "AccessDenied", "Cannot upload files, storage cap exceeded. See the Caps & Alerts page."),
+        (500, "InternalError", "write: no space left on device"),
+    ] {
+        let store = Scripted::new();
+        store.script(move |asked, _| (asked.method == "PUT").then(|| Reply::refusal(status, code, message)));
+        let machine = store.machine();
+        let files =
+            (0..300).fold(Revision::new("model", "org/many"), |all, n| all.lfs(&format!("{n}.bin"), weights(n, 1000)));
+        files.write(&machine.hub());
+        let ran = machine.run(&["push"]);
+        assert_eq!(ran.code, 1, "{ran:#?}");
+        assert_eq!(ran.stderr.matches("no room left").count(), 1, "{ran:#?}");
+        let puts = store.take_seen().iter().filter(|asked| asked.method == "PUT").count();
+        assert!(puts <= 64, "{puts} PUTs");
+        // What is there can still be read.
+        store.put("x", "y");
+        assert_eq!(machine.run(&["list", "--remote"]).code, 0);
+    }
+}
+
+#[test]
+fn refusals_are_named_for_what_they_are() {
+    let of_put = |asked: &Asked| asked.method == "PUT";
+    let of_blob = |asked: &Asked| asked.method == "GET" && asked.key.starts_with("blobs/");
+    let of_list = |asked: &Asked| asked.is_list();
+    type When = fn(&Asked) -> bool;
+    type Case = (When, &'static str, u16, &'static str, &'static str, i32, &'static [&'static str]);
+    let cases: [Case; 18] = [
+        (of_list, "list", 403, "AccessDenied", "Access Denied: the bucket is Requester Pays", 2, &["requester_pays"]),
+        (of_list, "list", 403, "RequestTimeTooSkewed", "The difference is too large", 2, &["clock"]),
+        (of_list, "list", 403, "SignatureDoesNotMatch", "Signature expired: 2020 is earlier", 2, &["clock"]),
+        (of_list, "list", 403, "AllAccessDisabled", "All access has been disabled", 3, &["account"]),
+        (of_list, "list", 403, "AccountProblem", "There is a problem with your account", 3, &["account"]),
+        (of_list, "list", 403, "UserSuspended", "", 3, &["account"]),
+        (of_list, "list", 400, "ExpiredToken", "The provided token has expired.", 3, &["expired", "AWS_SESSION_TOKEN"]),
+        (of_list, "list", 403, "InvalidAccessKeyId", "no such key", 3, &["does not accept the credentials"]),
+        (
+            of_blob,
+            "pull",
+            403,
+            "InvalidObjectState",
+            "not valid for the object's storage class",
+            6,
+            &["archived", "GLACIER"],
+        ),
+        (
+            of_put,
+            "push",
+            403,
+            "AccessDenied",
+            "Requests must specify x-amz-server-side-encryption",
+            2,
+            &["storage.sse"],
+        ),
+        (of_put, "push", 400, "ServerSideEncryptionConfigurationNotFoundError", "", 2, &["storage.sse"]),
+        (of_put, "push", 403, "KMS.DisabledException", "the key is disabled", 2, &["storage.sse_kms_key_id"]),
+        (of_put, "push", 400, "KMS.NotFoundException", "Invalid keyId", 2, &["storage.sse_kms_key_id"]),
+        (
+            of_put,
+            "push",
+            403,
+            "AccessDenied",
+            "Object is WORM protected and cannot be overwritten",
+            3,
+            &["object lock"],
+        ),
+        (of_put, "push", 400, "InvalidRequest", "Object is under legal hold", 3, &["object lock"]),
+        (of_put, "push", 400, "EntityTooLarge", "Your proposed upload exceeds the maximum", 1, &["EntityTooLarge"]),
+        (
+            of_put,
+            "push",
+            403,
+            "AccessDenied",
+            "not authorized to perform: s3:PutObject because of an explicit deny",
+            3,
+            &["policy"],
+        ),
+        (of_put, "push", 405, "MethodNotAllowed", "The specified method is not allowed", 1, &["MethodNotAllowed"]),
+    ];
+    for (when, line, status, code, message, exit, words) in cases {
+        let store = three();
+        let machine = store.machine();
+        if line == "push" {
+            Revision::model("org/new").write(&machine.hub());
+        }
+        let (status, code, message) = (status, code.to_string(), message.to_string());
+        let shown = format!("{status} {code}: {message}");
+        store.script(move |asked, _| match asked.method.as_str() {
+            "HEAD" if asked.key.starts_with("blobs/") => {
+                Some(Reply::new(200, "").header("x-amz-storage-class", "GLACIER"))
+            }
+            _ => when(asked).then(|| Reply::refusal(status, &code, &message)),
+        });
+        let ran = match line {
+            "list" => machine.run(&["list", "--remote"]),
+            "pull" => machine.run(&["pull", "org/one"]),
+            _ => machine.run(&["push"]),
+        };
+        assert_eq!(ran.code, exit, "{shown} {ran:#?}");
+        for word in words {
+            assert!(ran.stderr.contains(word), "'{word}' is missing for {shown}: {}", ran.stderr);
+        }
+        ran.nothing_internal();
+    }
+}
+
+#[test]
+fn a_checksum_that_is_demanded_once_is_sent_from_then_on() {
+    let message =
+        "Content-MD5 OR x-amz-checksum- HTTP header is required for Put Object requests with Object Lock parameters";
+    let store = Scripted::new();
+    store.script(move |asked, _| {
+        let needs = asked.method == "PUT" && asked.header("content-md5").is_empty();
+        needs.then(|| Reply::refusal(400, "InvalidRequest", message))
+    });
+    let machine = store.machine();
+    let revision =
+        Revision::model("org/name").lfs("middle.bin", weights(1, 700_000)).lfs("big.bin", weights(2, 20 << 20));
+    revision.write(&machine.hub());
+    let ran = machine.run(&["push"]);
+    assert_eq!(ran.code, 0, "{ran:#?}");
+    assert_eq!(ran.stderr.matches("wants a checksum").count(), 1, "{ran:#?}");
+    let seen = store.take_seen();
+    for asked in seen.iter().filter(|asked| !asked.header("content-md5").is_empty()) {
+        use md5::Digest;
+        let md5: [u8; 16] = md5::Md5::digest(&asked.body).into();
+        assert_eq!(asked.header("content-md5"), aws_smithy_types::base64::encode(md5));
+    }
+    for file in revision.present() {
+        assert!(store.objects()[&format!("blobs/{}", file.etag())] == file.bytes, "{}", file.path);
+    }
+}
+
+#[test]
+fn a_store_that_refuses_path_style_is_asked_the_other_way() {
+    let store = three();
+    store.script(|asked, _| {
+        let is_virtual = asked.header("host").starts_with("team-cache.oss.example");
+        (!is_virtual).then(|| {
+            Reply::refusal(
+                403,
+                "SecondLevelDomainForbidden",
+                "The bucket must be addressed using OSS third level domain.",
+            )
+        })
+    });
+    let mut machine = store.machine();
+    machine.set("B2_ENDPOINT", "http://oss.example");
+    machine.set("HTTP_PROXY", &store.url);
+    let ran = machine.run(&["pull", "org/one"]);
+    assert_eq!(ran.code, 0, "{ran:#?}");
+    assert_eq!(ran.stderr.matches("addressing").count(), 1, "{ran:#?}");
+    Revision::model("org/new").write(&machine.hub());
+    machine.ok(&["push"]);
+}
+
+/// The region that a request is signed for.
+fn region(asked: &Asked) -> String {
+    asked.header("authorization").split('/').nth(2).unwrap_or_default().to_string()
+}
+
+#[test]
+fn a_region_that_the_store_names_is_used_and_said() {
+    type Refuse = fn() -> Reply;
+    let refusals: [Refuse; 4] = [
+        || Reply::new(301, "").header("x-amz-bucket-region", "eu-central-9"),
+        || {
+            let text = "<Error><Code>AuthorizationHeaderMalformed</Code><Message>The authorization header is malformed; the \
+                        region 'us-east-1' is wrong; expecting 'eu-central-9'</Message><Region>eu-central-9</Region></Error>";
+            Reply::new(400, text)
+        },
+        || {
+            Reply::refusal(
+                400,
+                "AuthorizationHeaderMalformed",
+                "the region 'us-east-1' is wrong; expecting 'eu-central-9'",
+            )
+        },
+        || Reply::new(307, "<Error><Code>TemporaryRedirect</Code><Region>eu-central-9</Region></Error>"),
+    ];
+    for (number, refuse) in refusals.into_iter().enumerate() {
+        let store = three();
+        store.script(move |asked, _| (region(asked) != "eu-central-9").then(refuse));
+        let machine = store.machine();
+        Revision::model("org/new").write(&machine.hub());
+        for line in [&["pull", "org/one"][..], &["push"]] {
+            let ran = machine.run(line);
+            assert_eq!(ran.code, 0, "{number} {ran:#?}");
+            assert_eq!(ran.stderr.matches("storage.region: eu-central-9").count(), 1, "{number} {ran:#?}");
+        }
+        machine.ok(&["doctor"]);
+    }
+    // One that never agrees is left.
+    let store = three();
+    store.script(|asked, _| {
+        let other = if region(asked) == "one" { "two" } else { "one" };
+        Some(Reply::new(301, "").header("x-amz-bucket-region", other))
+    });
+    let ran = store.machine().run(&["list", "--remote"]);
+    assert!(ran.code == 2 && ran.stderr.contains("is not in region"), "{ran:#?}");
+    assert!(store.take_seen().len() < 12);
+}
+
+#[test]
+fn a_bucket_that_is_at_another_address_is_asked_there() {
+    for status in [301, 307] {
+        let (store, other) = (Scripted::new(), three());
+        let host = other.url.trim_start_matches("http://").to_string();
+        store.script(move |_, _| {
+            let text = format!("<Error><Code>PermanentRedirect</Code><Endpoint>{host}</Endpoint></Error>");
+            Some(Reply::new(status, text))
+        });
+        let machine = store.machine();
+        let ran = machine.run(&["pull", "org/one"]);
+        assert_eq!(ran.code, 0, "{ran:#?}");
+        assert!(ran.stderr.contains(&other.url), "{ran:#?}");
+        assert!(other.take_seen().iter().all(Asked::is_signed));
+    }
+}
+
+#[test]
+fn readers_that_are_sent_elsewhere_go_there_without_a_signature() {
+    for (number, status) in [301, 302, 303, 307, 308].into_iter().enumerate() {
+        let (store, cdn) = (three(), Scripted::new());
+        let big = Revision::model("org/big").lfs("big.bin", weights(3, 24 << 20));
+        publish(&store, &big);
+        let (base, copy) = (cdn.url.clone(), store.objects());
+        store.script(move |asked, _| {
+            let sent = asked.method == "GET" && !asked.key.is_empty();
+            sent.then(|| Reply::new(status, "").header("location", &format!("{base}/hop/{}?X-Token=t", asked.key)))
+        });
+        cdn.script(move |asked, _| match asked.path.strip_prefix("/hop/") {
+            // One more hop, relative.
+            Some(key) => Some(Reply::new(302, "").header("location", &format!("/file/{key}"))),
+            None => Some(match copy.get(asked.path.strip_prefix("/file/")?) {
+                Some(bytes) => read(asked, bytes),
+                None => Reply::new(404, "gone"),
+            }),
+        });
+        let machine = store.machine();
+        machine.ok(&["pull", "org/big"]);
+        big.assert_pulled(&machine.hub());
+        let seen = cdn.take_seen();
+        assert!(seen.iter().any(|asked| !asked.header("range").is_empty()), "{number}");
+        for asked in &seen {
+            assert!(!asked.is_signed() && !asked.headers.keys().any(|name| name.starts_with("x-amz")), "{asked:?}");
+        }
+    }
+}
+
+#[test]
+fn redirects_that_lead_nowhere_end() {
+    let store = three();
+    let base = store.url.clone();
+    store.script(move |asked, _| {
+        let sent = asked.method == "GET" && !asked.is_list();
+        sent.then(|| Reply::new(302, "").header("location", &format!("{base}/again?{}", asked.query.len())))
+    });
+    let ran = store.machine().run(&["pull", "org/one"]);
+    assert_eq!(ran.code, 6, "{ran:#?}");
+    assert!(ran.stderr.contains("circles"), "{ran:#?}");
+    assert!(store.take_seen().len() < 60);
+    for location in ["ftp://x/y", "nonsense", "http://[/"] {
+        store.script(move |asked, _| {
+            (asked.method == "GET" && !asked.is_list()).then(|| Reply::new(302, "").header("location", location))
+        });
+        let ran = store.machine().run(&["pull", "org/one"]);
+        assert_eq!(ran.code, 6, "{location} {ran:#?}");
+    }
+}
+
+#[test]
+fn http_and_https_are_told_apart() {
+    let store = three();
+    let mut machine = store.machine();
+    let address = store.url.trim_start_matches("http://").to_string();
+    for endpoint in [format!("https://{address}"), address.clone()] {
+        machine.set("B2_ENDPOINT", &endpoint);
+        let hint = format!("use http://{address}");
+        machine.run(&["list", "--remote"]).refused(6, &[&hint]);
+    }
+    // The other way round, by the pages of nginx and of Go, and by a server that speaks TLS alone.
+    machine.set("B2_ENDPOINT", &store.url);
+    let hint = format!("use https://{address}");
+    for page in [
+        "<html><head><title>400 The plain HTTP request was sent to HTTPS port</title></head></html>",
+        "Client sent an HTTP request to an HTTPS server.\n",
+    ] {
+        store.script(move |_, _| Some(Reply::new(400, page)));
+        machine.run(&["list", "--remote"]).refused(6, &[&hint]);
+    }
+    store.script(|_, _| Some(Reply { raw: Some(vec![0x15, 3, 1, 0, 2, 2, 70]), ..Reply::default() }));
+    machine.run(&["list", "--remote"]).refused(6, &[&hint]);
+    let to = format!("https://{address}/x");
+    store.script(move |_, _| Some(Reply::new(301, "").header("location", &to)));
+    machine.run(&["list", "--remote"]).refused(6, &[&hint]);
+}
+
+#[test]
+fn a_completed_upload_that_says_nothing_is_looked_up() {
+    for body in ["", "<CompleteMulti", "<html>"] {
+        let store = Scripted::new();
+        let machine = store.machine();
+        let revision = Revision::model("org/name").lfs("big.bin", weights(2, 20 << 20));
+        revision.write(&machine.hub());
+        // Nothing was kept: the answer alone does not make a blob.
+        store.script(move |asked, _| {
+            (asked.method == "POST" && asked.parameter("uploadId").is_some()).then(|| Reply::new(200, body))
+        });
+        let ran = machine.run(&["push"]);
+        assert!(![0, 101].contains(&ran.code), "{ran:#?}");
+        assert!(!store.objects().contains_key(&revision.manifest_key()), "{ran:#?}");
+    }
+}
+
+/// A machine whose keys are those of an AWS profile.
+fn with_profile(store: &Scripted, config: &str) -> Machine {
+    let mut machine = store.machine();
+    machine.unset("B2_APPLICATION_KEY_ID");
+    machine.unset("B2_APPLICATION_KEY");
+    fs::create_dir_all(machine.home().join(".aws")).unwrap();
+    fs::write(machine.home().join(".aws/config"), config).unwrap();
+    machine.set("AWS_EC2_METADATA_DISABLED", "true");
+    machine
+}
+
+#[test]
+fn a_profile_names_the_store_too() {
+    let store = three();
+    let url = &store.url;
+    let keys = "aws_access_key_id = AKIA\naws_secret_access_key = secret\n";
+    for config in [
+        format!("[default]\n{keys}endpoint_url = {url}\n"),
+        format!(
+            "[default]\n{keys}endpoint_url = http://127.0.0.1:1\nservices = mine\n[services mine]\ns3 =\n  endpoint_url = {url}/\n"
+        ),
+        format!("[profile other]\n{keys}endpoint_url = {url}\ns3 =\n  addressing_style = path\n"),
+    ] {
+        let mut machine = with_profile(&store, &config);
+        machine.unset("B2_ENDPOINT");
+        if config.contains("other") {
+            machine.set("AWS_PROFILE", "other");
+        }
+        assert_eq!(listed(&machine).len(), 3, "{config}");
+        machine.set("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "true");
+        machine.set("AWS_ENDPOINT_URL", &store.url);
+        // Nobody is asked: not AWS either.
+        machine.set("HTTPS_PROXY", "http://127.0.0.1:1");
+        let doctor = machine.run(&["doctor"]);
+        assert!(!doctor.stdout.contains(url), "{doctor:#?}");
+        machine.unset("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS");
+        machine.unset("AWS_ENDPOINT_URL");
+        machine.unset("HTTPS_PROXY");
+        let doctor = machine.run(&["doctor"]);
+        assert!(doctor.stdout.contains("from the AWS profile"), "{doctor:#?}");
+        // What is configured here wins.
+        machine.set("B2_ENDPOINT", "http://127.0.0.1:1");
+        assert_eq!(machine.run(&["list", "--remote"]).code, 6, "{config}");
+    }
+}
+
+#[test]
+fn an_endpoint_of_a_profile_is_checked_as_any_other_and_never_repeated() {
+    let store = three();
+    let keys = "aws_access_key_id = AKIA\naws_secret_access_key = secret\n";
+    let at = store.url.trim_start_matches("http://");
+    for wrong in [
+        "s3://user:SEKRIT@127.0.0.1".to_string(),
+        format!("http://user:SEKRIT@{at}"),
+        format!("http://{at}/?x=SEKRIT"),
+        "ftp://SEKRIT".to_string(),
+    ] {
+        let mut machine = with_profile(&store, &format!("[default]\n{keys}endpoint_url = {wrong}\n"));
+        machine.unset("B2_ENDPOINT");
+        for args in [&["list", "--remote"][..], &["doctor"], &["-vv", "pull", "org/x", "--dry-run"]] {
+            let ran = machine.run(args);
+            assert_eq!(ran.code, 2, "{wrong} {args:?}: {ran:#?}");
+            assert!(!format!("{ran:?}").contains("SEKRIT"), "{wrong} {args:?}: {ran:#?}");
+        }
+    }
+    // The bucket at its end is taken out, as from one that is configured here.
+    let bucket = crate::harness::store::BUCKET;
+    let mut machine = with_profile(&store, &format!("[default]\n{keys}endpoint_url = {}/{bucket}\n", store.url));
+    machine.unset("B2_ENDPOINT");
+    assert_eq!(listed(&machine).len(), 3);
+}
+
+#[test]
+fn a_credential_process_runs_once_and_its_failure_is_told() {
+    let store = three();
+    let machine = with_profile(&store, "");
+    let script = machine.home().join("process");
+    let runs = machine.home().join("runs");
+    let write = |text: String| {
+        fs::write(&script, format!("#!/bin/sh\necho run >> {}\n{text}\n", runs.display())).unwrap();
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(
+            machine.home().join(".aws/config"),
+            format!("[default]\ncredential_process = {}\n", script.display()),
+        )
+        .unwrap();
+    };
+    // Keys without an end, and with one that is near.
+    for end in ["", ", \"Expiration\": \"2099-01-01T00:00:00Z\""] {
+        let _ = fs::remove_file(&runs);
+        write(format!("echo '{{\"Version\": 1, \"AccessKeyId\": \"a\", \"SecretAccessKey\": \"s\"{end}}}'"));
+        let fresh = listed(&machine);
+        assert_eq!(fresh.len(), 3);
+        assert_eq!(fs::read_to_string(&runs).unwrap(), "run\n");
+        let _ = fs::remove_dir_all(machine.hub());
+        machine.ok(&["pull", "org/one"]);
+        assert_eq!(fs::read_to_string(&runs).unwrap(), "run\nrun\n");
+    }
+    write("echo first >&2; echo 'vault is sealed' >&2; exit 3".into());
+    machine.run(&["list", "--remote"]).refused(3, &["vault is sealed", "credential_process"]);
+    write("echo 'not json, wrong-secret'".into());
+    machine.run(&["list", "--remote"]).refused(3, &["credential_process"]);
+}
+
+#[test]
+fn why_the_aws_chain_has_no_keys_is_told() {
+    let store = three();
+    let sso = "[default]\nsso_session = corp\nsso_account_id = 1\nsso_role_name = r\n[sso-session corp]\n\
+               sso_region = us-east-1\nsso_start_url = https://corp.example/start\n";
+    with_profile(&store, sso).run(&["list", "--remote"]).refused(3, &["aws sso login"]);
+    let mut machine = with_profile(&store, "[default]\nregion = x\n");
+    machine.set("AWS_PROFILE", "nobody");
+    machine.run(&["list", "--remote"]).refused(3, &["nobody", "AWS_PROFILE"]);
+    let mut machine = with_profile(&store, "");
+    machine.set("AWS_WEB_IDENTITY_TOKEN_FILE", "/nowhere/token");
+    machine.set("AWS_ROLE_ARN", "arn:aws:iam::1:role/r");
+    machine.run(&["list", "--remote"]).refused(3, &["/nowhere/token"]);
+    // Nothing is wrong with a profile: there is none, or none with keys, and the metadata give no role.
+    let export = "B2_APPLICATION_KEY_ID and B2_APPLICATION_KEY";
+    let metadata = Scripted::new();
+    metadata.script(|asked, _| {
+        let token = Reply::new(200, "token").header("x-aws-ec2-metadata-token-ttl-seconds", "600");
+        Some(if asked.method == "PUT" { token } else { Reply::new(404, "") })
+    });
+    for (config, address) in [
+        ("", None),
+        ("[default]\nregion = x\n", None),
+        ("", Some("http://127.0.0.1:1")),
+        ("[default]\nregion = x\n", Some("http://127.0.0.1:1")),
+        ("", Some(metadata.url.as_str())),
+    ] {
+        let mut machine = with_profile(&store, config);
+        if let Some(address) = address {
+            machine.unset("AWS_EC2_METADATA_DISABLED");
+            machine.set("AWS_EC2_METADATA_SERVICE_ENDPOINT", address);
+        }
+        let ran = machine.run(&["pull", "gpt2"]);
+        ran.refused(3, &["no credentials were found: looked in", export, "AWS_", "storage.access_key"]);
+        assert!(
+            !ran.stderr.contains("AWS_PROFILE") && !ran.stderr.contains("not enabled"),
+            "{config} {address:?}: {ran:#?}"
+        );
+    }
+    // Somebody chose one: it is not there, or it has no keys.
+    for (name, config, words) in [
+        ("nope", "", "there is no AWS profile 'nope'"),
+        ("nope", "[default]\naws_access_key_id = a\naws_secret_access_key = s\n", "there is no AWS profile 'nope'"),
+        ("nope", "[profile other]\nregion = x\n", "there is no AWS profile 'nope'"),
+        ("other", "[profile other]\nregion = x\n", "the AWS profile 'other' (AWS_PROFILE) gives none: it has no keys"),
+    ] {
+        let mut machine = with_profile(&store, config);
+        machine.set("AWS_PROFILE", name);
+        machine.run(&["list", "--remote"]).refused(3, &[words, export]);
+    }
+    let config = "[default]\nrole_arn = arn:aws:iam::1:role/r\nsource_profile = elsewhere\n";
+    with_profile(&store, config).run(&["list", "--remote"]).refused(3, &["elsewhere"]);
+    // The words of whoever gives out the keys.
+    let refusal = "<ErrorResponse><Error><Code>AccessDenied</Code><Message>Not authorized to perform sts:AssumeRole</Message>\
+                   </Error></ErrorResponse>";
+    let service = Scripted::new();
+    service.script(move |_, _| Some(Reply::new(403, refusal).header("content-type", "text/xml")));
+    let mut machine = with_profile(&store, "");
+    let token = machine.home().join("token");
+    fs::write(&token, "token").unwrap();
+    machine.set("AWS_WEB_IDENTITY_TOKEN_FILE", &token.display().to_string());
+    machine.set("AWS_ROLE_ARN", "arn:aws:iam::1:role/r");
+    machine.set("AWS_ENDPOINT_URL_STS", &service.url);
+    machine.run(&["list", "--remote"]).refused(3, &["AccessDenied: Not authorized to perform sts:AssumeRole"]);
+}
+
+#[test]
+fn instance_metadata_are_asked_more_than_once() {
+    let store = three();
+    let metadata = Scripted::new();
+    let failures = std::sync::atomic::AtomicU32::new(0);
+    metadata.script(move |asked, _| {
+        // Every first answer of a kind is the one of a service under load.
+        if failures.fetch_add(1, std::sync::atomic::Ordering::Relaxed).is_multiple_of(2) {
+            return Some(Reply::new(503, ""));
+        }
+        let keys = "{\"Code\":\"Success\",\"Type\":\"AWS-HMAC\",\"AccessKeyId\":\"a\",\"SecretAccessKey\":\"s\",\
+                    \"Token\":\"t\",\"Expiration\":\"2099-01-01T00:00:00Z\",\"LastUpdated\":\"2020-01-01T00:00:00Z\"}";
+        Some(match asked.path.as_str() {
+            "/latest/api/token" => Reply::new(200, "token").header("x-aws-ec2-metadata-token-ttl-seconds", "21600"),
+            path if path.ends_with("/role") => Reply::new(200, keys),
+            _ => Reply::new(200, "role"),
+        })
+    });
+    let mut machine = with_profile(&store, "");
+    machine.set("AWS_EC2_METADATA_DISABLED", "false");
+    machine.set("AWS_EC2_METADATA_SERVICE_ENDPOINT", &metadata.url);
+    assert_eq!(listed(&machine).len(), 3);
+}
+
+#[test]
+fn no_proxy_may_name_a_port() {
+    let store = three();
+    let proxy = Scripted::new();
+    proxy.script(|_, _| Some(Reply::new(503, "this is the proxy")));
+    let port = store.url.rsplit(':').next().unwrap().to_string();
+    for (no_proxy, past) in [
+        (format!("127.0.0.1:{port}"), true),
+        (format!("x.example, 127.0.0.1:{port}"), true),
+        ("127.0.0.1:1".into(), false),
+        ("127.0.0.1".into(), true),
+        ("127.0.0.0/8".into(), true),
+        ("other.example".into(), false),
+    ] {
+        let mut machine = store.machine();
+        machine.set("HTTP_PROXY", &proxy.url);
+        machine.set("http_proxy", &proxy.url);
+        machine.set("NO_PROXY", &no_proxy);
+        proxy.take_seen();
+        let ran = machine.run(&["list", "--remote"]);
+        assert_eq!((ran.code == 0, proxy.take_seen().is_empty()), (past, past), "{no_proxy} {ran:#?}");
+    }
+}
+
+#[test]
+fn certificates_are_trusted_by_a_bundle_and_otherwise_refused_once() {
+    let store = three();
+    let port = tls_front(&store.url);
+    let mut machine = store.machine();
+    machine.set("B2_ENDPOINT", &format!("https://localhost:{port}"));
+    let ran = machine.run(&["list", "--remote"]);
+    ran.refused(6, &["certificate", "does not trust", "SSL_CERT_FILE"]);
+    let bundle = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/harness/tls/cert.pem");
+    for variable in ["AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"] {
+        machine.set(variable, bundle);
+        assert_eq!(listed(&machine).len(), 3, "{variable}");
+        for broken in ["/nowhere/bundle.pem", "/dev/null"] {
+            machine.set(variable, broken);
+            machine.run(&["list", "--remote"]).refused(2, &[broken, variable]);
+        }
+        machine.unset(variable);
+    }
+    machine.set("AWS_CA_BUNDLE", bundle);
+    machine.set("B2_ENDPOINT", &format!("https://127.0.0.1:{port}"));
+    machine.run(&["list", "--remote"]).refused(6, &["certificate", "another host"]);
+}
+
+/// TLS before a plain server, with a certificate for localhost that nobody knows; returns the port.
+fn tls_front(url: &str) -> u16 {
+    use rustls::pki_types::pem::PemObject;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/harness/tls");
+    let certificate = CertificateDer::from_pem_file(format!("{folder}/cert.pem")).unwrap();
+    let key = PrivateKeyDer::from_pem_file(format!("{folder}/key.pem")).unwrap();
+    let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = config.with_no_client_auth().with_single_cert(vec![certificate], key).unwrap();
+    let config = std::sync::Arc::new(config);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let inner = url.trim_start_matches("http://").to_string();
+    std::thread::spawn(move || {
+        for socket in listener.incoming().map_while(Result::ok) {
+            let (config, inner) = (config.clone(), inner.clone());
+            std::thread::spawn(move || relay(socket, config, &inner));
+        }
+    });
+    port
+}
+
+/// One request and its answer.
+fn relay(mut socket: std::net::TcpStream, config: std::sync::Arc<rustls::ServerConfig>, inner: &str) {
+    let Ok(mut session) = rustls::ServerConnection::new(config) else { return };
+    let mut tls = rustls::Stream::new(&mut session, &mut socket);
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") {
+        match tls.read(&mut byte) {
+            Ok(1) => head.push(byte[0]),
+            _ => return,
+        }
+    }
+    let text = String::from_utf8_lossy(&head).replace("\r\n\r\n", "\r\nx-relay: 1\r\n\r\n");
+    let mut plain = std::net::TcpStream::connect(inner).unwrap();
+    plain.write_all(text.as_bytes()).unwrap();
+    plain.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut answer = Vec::new();
+    let _ = plain.read_to_end(&mut answer);
+    let end = answer.windows(4).position(|four| four == b"\r\n\r\n").unwrap_or(0);
+    let mut whole = answer[..end].to_vec();
+    whole.extend_from_slice(b"\r\nconnection: close");
+    whole.extend_from_slice(&answer[end..]);
+    let _ = tls.write_all(&whole);
+    let _ = tls.flush();
+    session.send_close_notify();
+    let _ = session.complete_io(&mut socket);
+}
+
+#[test]
+fn an_archived_blob_comes_from_the_hub_where_that_is_allowed() {
+    // Without the Hub it is said; the fallback itself is tested with a Hub in tests/it/fallback.rs.
+    let store = three();
+    store.script(|asked, _| {
+        let blob = asked.key.starts_with("blobs/") && asked.method == "GET";
+        let text = "<Error><Code>InvalidObjectState</Code><StorageClass>DEEP_ARCHIVE</StorageClass></Error>";
+        blob.then(|| Reply::new(403, text))
+    });
+    let ran = store.machine().run(&["pull", "org/one"]);
+    assert_eq!(ran.code, 6, "{ran:#?}");
+    assert!(ran.stderr.contains("DEEP_ARCHIVE") && ran.stderr.contains("--fallback"), "{ran:#?}");
+}
+
+#[test]
+fn what_a_store_wishes_is_on_every_request_that_it_concerns() {
+    let store = Scripted::new();
+    let mut machine = store.machine();
+    machine.set("B2_REGION", "us-east-1");
+    machine.configure(
+        "storage:\n  sse: aws:kms\n  sse_kms_key_id: key-1\n  storage_class: STANDARD_IA\n  requester_pays: true\n  \
+         checksums: crc32\n",
+    );
+    let revision =
+        Revision::model("org/name").lfs("middle.bin", weights(1, 700_000)).lfs("big.bin", weights(2, 20 << 20));
+    revision.write(&machine.hub());
+    machine.ok(&["push"]);
+    fs::remove_dir_all(machine.hub()).unwrap();
+    machine.ok(&["pull", "org/name"]);
+    machine.ok(&["doctor"]);
+    let seen = store.take_seen();
+    for asked in &seen {
+        assert_eq!(asked.header("x-amz-request-payer"), "requester", "{} {}", asked.method, asked.key);
+        let signed = asked.header("authorization");
+        assert!(signed.contains("x-amz-request-payer"), "{signed}");
+        let creates = asked.method == "PUT" && asked.parameter("partNumber").is_none()
+            || asked.method == "POST" && asked.parameter("uploads").is_some();
+        for (name, value) in [
+            ("x-amz-server-side-encryption", "aws:kms"),
+            ("x-amz-server-side-encryption-aws-kms-key-id", "key-1"),
+            ("x-amz-storage-class", "STANDARD_IA"),
+        ] {
+            assert_eq!(asked.header(name), if creates { value } else { "" }, "{name} {} {}", asked.method, asked.key);
+        }
+        let uploads = asked.method == "PUT";
+        assert_eq!(!asked.header("x-amz-checksum-crc32").is_empty(), uploads, "{} {}", asked.method, asked.key);
+        let starts = asked.method == "POST" && asked.parameter("uploads").is_some();
+        assert_eq!(asked.header("x-amz-checksum-algorithm"), if starts { "CRC32" } else { "" });
+    }
+    assert!(seen.iter().any(|asked| asked.parameter("partNumber").is_some()));
+}
+
+#[test]
+fn a_public_bucket_is_read_without_keys() {
+    let store = three();
+    let mut machine = with_profile(&store, "");
+    machine.set("HF_CACHE_SYNC_UNSIGNED", "true");
+    assert_eq!(listed(&machine).len(), 3);
+    machine.ok(&["pull", "org/one"]);
+    assert!(store.take_seen().iter().all(|asked| !asked.is_signed()));
+    store.script(|asked, _| (asked.method == "PUT").then(|| Reply::refusal(403, "AccessDenied", "Access Denied")));
+    Revision::model("org/new").lfs("x", "y").write(&machine.hub());
+    let ran = machine.run(&["push"]);
+    assert!(ran.code == 3 && ran.stderr.contains("storage.unsigned"), "{ran:#?}");
+}
+
+#[test]
+fn the_place_of_the_bucket_s_name_can_be_set() {
+    let store = three();
+    let mut machine = store.machine();
+    machine.set("B2_ENDPOINT", "http://store.example/deep");
+    machine.set("HTTP_PROXY", &store.url);
+    for (style, host, path) in
+        [("virtual", "team-cache.store.example", "/deep/"), ("path", "store.example", "/deep/team-cache/")]
+    {
+        machine.run(&["list", "--remote", "--addressing-style", style]);
+        let seen = store.take_seen();
+        assert!(!seen.is_empty());
+        for asked in seen {
+            assert_eq!((asked.header("host"), asked.path.as_str()), (host, path));
+        }
+    }
+    // Known to refuse path style.
+    machine.set("B2_ENDPOINT", "http://oss-eu-central-1.aliyuncs.com");
+    machine.ok(&["list", "--remote"]);
+    assert!(store.take_seen().iter().all(|asked| asked.header("host").starts_with("team-cache.oss-")));
+    // AWS's own, by its rules.
+    machine.unset("B2_ENDPOINT");
+    machine.set("HTTPS_PROXY", &store.url);
+    for (variable, host) in [
+        ("AWS_USE_DUALSTACK_ENDPOINT", "team-cache.s3.dualstack.us-east-1.amazonaws.com:443"),
+        ("AWS_USE_FIPS_ENDPOINT", "team-cache.s3-fips.us-east-1.amazonaws.com:443"),
+        ("X", "team-cache.s3.us-east-1.amazonaws.com:443"),
+    ] {
+        machine.set(variable, "true");
+        machine.run(&["list", "--remote"]);
+        let seen = store.take_seen();
+        assert!(seen.iter().all(|asked| asked.method == "CONNECT" && asked.header("host") == host), "{seen:#?}");
+        assert!(!seen.is_empty());
+        machine.unset(variable);
+    }
+}

@@ -1,0 +1,264 @@
+//! `status`, `list`, `diff` and what needs no configuration, by the real binary against a real S3 server.
+
+mod cache;
+mod json;
+
+use cache::{World, blob, commit};
+
+/// Three repos, two revisions of one of them, and a download in flight.
+fn fill(world: &World) {
+    let files = [("config.json", "{}"), ("onnx/model.onnx", "weights of the first"), ("same.txt", "{}")];
+    world.snapshot("models--org--llm", 'a', &files, &["main", "v1.0"]);
+    world.snapshot("models--org--llm", 'b', &[("config.json", "{}")], &["refs/pr/1"]);
+    world.snapshot("models--gpt2", 'c', &[("vocab.txt", "words")], &["main"]);
+    world.snapshot("datasets--org--llm", 'd', &[("train.csv", "1,2")], &["main"]);
+    let partial = format!("models--gpt2/blobs/{}.0a1b2c3d.incomplete", "e".repeat(64));
+    std::fs::write(world.path("hub").join(partial), "half").unwrap();
+}
+
+fn requests(world: &World) -> Vec<String> {
+    let seen = world.server.as_ref().unwrap().take_seen();
+    let mut keys: Vec<String> = seen
+        .iter()
+        .map(|request| match request.key.is_empty() {
+            true => "LIST".into(),
+            false => format!("{} {}", request.method, request.key.replace("%40", "@")),
+        })
+        .collect();
+    keys.sort();
+    keys
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn local_views_need_no_bucket() {
+    let world = World::offline();
+    fill(&world);
+    std::fs::write(world.path("hub/models--gpt2/refs/broken"), "nothing").unwrap();
+    for (name, args) in [
+        ("status", &["status"][..]),
+        ("list", &["list"]),
+        ("list_revisions", &["list", "--revisions"]),
+        ("status_quiet", &["status", "-q"]),
+    ] {
+        let mut text = world.run(args).text();
+        if let Some(at) = text.find("Free:") {
+            let end = at + text[at..].find('\n').unwrap();
+            text.replace_range(at..end, "Free:      [FREE]");
+        }
+        insta::assert_snapshot!(name, text);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn local_views_never_touch_the_network() {
+    let world = World::online().await;
+    fill(&world);
+    let text = world.run(&["status"]).text();
+    assert!(text.contains("Bucket:    team at [URL]"), "{text}");
+    assert_eq!(world.run(&["list"]).code, 0);
+    assert_eq!(requests(&world), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_cache_is_said() {
+    let world = World::offline();
+    insta::assert_snapshot!(world.run(&["list"]).text(), @r"
+    exit 0
+    --- stdout
+    --- stderr
+    No cached repos found in [DIR]/hub.
+    ");
+    world.remove("");
+    // One that is not there is another matter.
+    let run = world.run(&["status", "--json"]);
+    assert_eq!((run.code, &run.json()["error"]["kind"]), (4, &"not-found".into()), "{}", run.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_bucket_remote_views_say_what_to_do() {
+    let world = World::offline();
+    for args in [&["diff"][..], &["list", "--remote"]] {
+        let run = world.run(args);
+        assert_eq!(run.code, 2, "{}", run.text());
+        assert!(run.err.starts_with("error: no bucket is configured"), "{}", run.err);
+    }
+    assert_eq!(world.run(&["list", "--sizes"]).code, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listing_reads_only_ambiguous_manifests() {
+    let world = World::online().await;
+    fill(&world);
+    assert_eq!(world.run(&["push", "-q"]).code, 0);
+    // As 0.1.0 and a stranger would leave them.
+    world.put_manifest("team__set", "team/set", "dataset", 'e');
+    world.put_manifest("a___b", "a_/b", "model", 'f');
+    world.put("manifests/notes.txt", "hello");
+    world.age(&format!("manifests/org__llm@{}.json", commit('b')), 40);
+    requests(&world);
+    insta::assert_snapshot!("list_remote", world.run(&["list", "--remote"]).text());
+    let shared = |digit| format!("GET manifests/org__llm@{}.json", commit(digit));
+    let odd = format!("GET manifests/a___b@{}.json", commit('f'));
+    let lists = vec!["LIST".to_string(); 2];
+    // The id that a model and a dataset share: its manifests. What refs say, the ETags of the listing prove.
+    let mut expected: Vec<String> = [odd, shared('a'), shared('b'), shared('d')].into_iter().chain(lists).collect();
+    expected.sort();
+    assert_eq!(requests(&world), expected);
+    insta::assert_snapshot!("list_remote_revisions", world.run(&["list", "--remote", "--revisions", "--sizes"]).text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_plain_manifests_take_lists_alone() {
+    let world = World::online().await;
+    for number in 0..1100 {
+        world.put_manifest(&format!("org__m{number}"), &format!("org/m{number}"), "model", 'a');
+    }
+    let run = world.run(&["list", "--remote", "--json"]);
+    assert_eq!((run.code, run.json()["repos"].as_array().unwrap().len()), (0, 1100));
+    assert_eq!(requests(&world), ["LIST"; 3]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_bucket_is_said() {
+    let world = World::online().await;
+    insta::assert_snapshot!(world.run(&["list", "--remote"]).text(), @r"
+    exit 0
+    --- stdout
+    --- stderr
+    No manifests found in bucket 'team'.
+    ");
+    insta::assert_snapshot!(world.run(&["diff", "--exit-code"]).text(), @r"
+    exit 0
+    --- stdout
+    No repos local or remote.
+    --- stderr
+    ");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_diff_after_a_push_is_clean() {
+    let world = World::online().await;
+    fill(&world);
+    assert_eq!(world.run(&["push", "-q"]).code, 0);
+    let run = world.run(&["diff", "--exit-code"]);
+    insta::assert_snapshot!("diff_clean", run.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_diff_tells_every_difference() {
+    let world = World::online().await;
+    fill(&world);
+    world.snapshot("models--org--gone", 'e', &[("a.txt", "aaa")], &["main"]);
+    world.snapshot("models--org--bad", 'f', &[("a.txt", "aaaa")], &["main"]);
+    assert_eq!(world.run(&["push", "-q"]).code, 0);
+    // Only in the bucket; only here; other files on each side; a blob lost; a ref moved; a manifest spoilt.
+    world.remove("models--org--gone");
+    world.snapshot("models--org--new", '1', &[("a.txt", "new")], &["main"]);
+    world.snapshot("models--org--llm", 'a', &[("more.txt", "more")], &[]);
+    world.remove(&format!("models--org--llm/snapshots/{}/same.txt", commit('a')));
+    world.delete(&format!("blobs/{}", blob("words")));
+    world.put("refs/org__llm/v1.0", &commit('b'));
+    world.put(&format!("manifests/org__bad@{}.json", commit('f')), "{}");
+    insta::assert_snapshot!("diff", world.run(&["diff"]).text());
+    assert_eq!(world.run(&["diff", "--exit-code"]).code, 5);
+
+    // A push mends what can be mended.
+    assert_eq!(world.run(&["push", "-q"]).code, 0);
+    let json = world.run(&["diff", "--exit-code", "--json"]).json();
+    assert_eq!(json["counts"]["remote_only"], 1, "{json:#}");
+    assert_eq!(json["counts"]["missing_blobs"], 0, "{json:#}");
+    assert_eq!((&json["counts"]["partial"], &json["counts"]["invalid"]), (&1.into(), &0.into()), "{json:#}");
+    assert_eq!(world.run(&["diff", "--exit-code"]).code, 1);
+    assert_eq!(world.run(&["diff"]).code, 0);
+}
+
+/// What a push leaves out must not keep a CI job red for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_push_leaves_out_is_no_difference() {
+    let world = World::online().await;
+    fill(&world);
+    world.snapshot("models--org--gated", 'd', &[("LICENSE", "you must accept this agreement")], &["main"]);
+    assert_eq!(world.run(&["push", "-q"]).code, 0);
+    let run = world.run(&["diff", "--exit-code"]);
+    assert_eq!(run.code, 0, "{}", run.text());
+    assert!(run.out.contains("org/gated@dddddddddddd: looks gated: a push leaves it out"), "{}", run.text());
+    std::fs::write(world.path("home/.hf-cache-sync.yaml"), "team:\n  allow_gated: true\n").unwrap();
+    assert_eq!(world.run(&["diff", "--exit-code"]).code, 1);
+}
+
+/// What nobody here has can lack a blob, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deep_diff_reads_what_only_the_bucket_has() {
+    let world = World::online().await;
+    world.put_manifest("org__theirs", "org/theirs", "model", 'a');
+    let row = |args: &[&str]| world.run(args).json()["revisions"][0].clone();
+    let shallow = row(&["diff", "--json"]);
+    assert_eq!((&shallow["size"], &shallow["missing_blobs"]), (&serde_json::Value::Null, &serde_json::json!([])));
+    let deep = row(&["diff", "--json", "--deep"]);
+    assert_eq!((&deep["status"], &deep["size"]), (&"remote-only".into(), &2.into()));
+    assert_eq!(deep["missing_blobs"][0]["here"], false, "{deep:#}");
+    assert!(world.run(&["diff", "--deep"]).out.contains("1 blob missing in the bucket"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dataset_that_0_1_0_pushed_is_no_difference() {
+    let world = World::online().await;
+    world.snapshot("datasets--team--set", 'e', &[("a.txt", "hi")], &["main"]);
+    world.put_manifest("team__set", "team/set", "dataset", 'e');
+    world.put("refs/team__set/main", &commit('e'));
+    world.put(&format!("blobs/{}", blob("hi")), "hi");
+    let run = world.run(&["diff", "--exit-code"]);
+    assert_eq!(run.code, 0, "{}", run.text());
+    assert!(run.out.contains("1 in-sync, 0 local-only, 0 remote-only."), "{}", run.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_needs_no_configuration_works_beside_a_broken_one() {
+    let world = World::offline();
+    std::fs::write(world.path("home/.hf-cache-sync.yaml"), "storage: [").unwrap();
+    assert_eq!(world.run(&["status"]).code, 2);
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let run = world.run(&["completions", shell]);
+        assert!(run.code == 0 && run.out.contains("completions") && run.err.is_empty(), "{}", run.text());
+    }
+    assert!(world.run(&["man"]).out.contains(".SH SYNOPSIS"));
+    let run = world.run(&["man", "pages/man1"]);
+    assert_eq!(run.code, 0, "{}", run.text());
+    assert!(run.out.contains("pages/man1/hf-cache-sync-push.1\n"), "{}", run.out);
+    for page in run.out.lines() {
+        let text = std::fs::read_to_string(world.path("home").join(page)).unwrap();
+        assert!(text.contains(".SH EXAMPLES\n"), "{page}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_cut_or_coloured_in_a_pipe() {
+    let world = World::offline();
+    let long = format!("models--org--{}", "x".repeat(90));
+    world.snapshot(&long, 'a', &[("a", "a")], &["main"]);
+    let run = world.run(&["list"]);
+    assert!(run.out.contains(&format!("org/{}", "x".repeat(90))) && !run.out.contains('\u{1b}'), "{}", run.out);
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_terminal_has_colours_unless_it_wants_none_and_tables_fit_it() {
+    let world = World::offline();
+    world.snapshot(&format!("models--org--{}", "x".repeat(90)), 'a', &[("a", "a")], &["main"]);
+    let plain = |run: &cache::Run| console::strip_ansi_codes(&run.out).replace('\r', "");
+    let mut tables = Vec::new();
+    for (variable, coloured) in [(("LANG", "C"), true), (("NO_COLOR", "1"), false), (("TERM", "dumb"), false)] {
+        let run = world.run_on_terminal(60, variable, "list --no-progress");
+        assert_eq!((run.code, run.out.contains('\u{1b}')), (0, coloured), "{variable:?}: {}", run.text());
+        assert!(run.out.contains('…'), "{variable:?}: {}", run.text());
+        assert!(plain(&run).lines().all(|line| console::measure_text_width(line) <= 60), "{}", run.text());
+        tables.push(plain(&run));
+        let run = world.run_on_terminal(60, variable, "diff --no-progress");
+        assert_eq!((run.code, run.out.contains('\u{1b}')), (2, coloured), "{variable:?}: {}", run.text());
+        assert!(plain(&run).starts_with("error: no bucket is configured"), "{}", run.text());
+        // Each of the two streams by itself.
+        let run = world.run_on_terminal(60, variable, "list --no-progress | cat");
+        assert!(run.out.contains(&"x".repeat(90)) && !run.out.contains('\u{1b}'), "{variable:?}: {}", run.text());
+    }
+    assert!(tables.windows(2).all(|pair| pair[0] == pair[1]), "{tables:#?}");
+}

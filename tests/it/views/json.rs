@@ -1,0 +1,186 @@
+//! docs/json.md says what the reports look like: its examples have exactly the keys of real reports.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use clap::CommandFactory;
+use serde_json::Value;
+
+use super::cache::{World, blob, commit};
+use crate::harness::s3::Action;
+
+/// The keys of a JSON value, all elements of a list taken together.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+struct Shape {
+    fields: BTreeMap<String, Shape>,
+    elements: Option<Box<Shape>>,
+}
+
+impl Shape {
+    fn of(values: &[Value]) -> Shape {
+        let mut shape = Shape::default();
+        values.iter().for_each(|value| shape.add(value));
+        shape
+    }
+
+    fn add(&mut self, value: &Value) {
+        match value {
+            Value::Object(object) => {
+                object.iter().for_each(|(key, value)| self.fields.entry(key.clone()).or_default().add(value));
+            }
+            Value::Array(list) => {
+                let elements = self.elements.get_or_insert_default();
+                list.iter().for_each(|value| elements.add(value));
+            }
+            _ => {}
+        }
+    }
+
+    /// `a`, `list[].b`: one line for each key.
+    fn lines(&self, prefix: &str) -> Vec<String> {
+        let mut lines: Vec<String> = self
+            .fields
+            .iter()
+            .flat_map(|(key, shape)| {
+                let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+                let inner = shape.lines(&path);
+                std::iter::once(path).chain(inner)
+            })
+            .collect();
+        lines.extend(self.elements.iter().flat_map(|elements| elements.lines(&format!("{prefix}[]"))));
+        lines
+    }
+}
+
+/// The examples under each heading of the document.
+fn documented() -> BTreeMap<String, Vec<Value>> {
+    let text = include_str!("../../../docs/json.md");
+    let mut found: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+    for section in text.split("\n## ").skip(1) {
+        let name = section.lines().next().unwrap().trim().to_string();
+        let blocks = section.split("```json\n").skip(1).map(|block| block.split("```").next().unwrap());
+        let parse = |block| serde_json::from_str(block).unwrap_or_else(|e| panic!("an example of {name}: {e}"));
+        found.insert(name.clone(), blocks.map(parse).collect());
+    }
+    found
+}
+
+#[track_caller]
+fn check(section: &str, reports: &[Value]) {
+    let examples = documented().remove(section).unwrap_or_else(|| panic!("docs/json.md has no section '{section}'"));
+    let (documented, real) = (Shape::of(&examples).lines(""), Shape::of(reports).lines(""));
+    let set = |lines: &[String]| lines.iter().cloned().collect::<BTreeSet<_>>();
+    let (documented, real) = (set(&documented), set(&real));
+    let missing: Vec<_> = real.difference(&documented).collect();
+    let wrong: Vec<_> = documented.difference(&real).collect();
+    assert!(missing.is_empty() && wrong.is_empty(), "{section}: not documented {missing:?}, not real {wrong:?}");
+}
+
+#[test]
+fn every_command_is_documented() {
+    let documented = documented();
+    for command in hf_cache_sync::cli::Cli::command().get_subcommands() {
+        assert!(documented.contains_key(command.get_name()), "docs/json.md has no section '{}'", command.get_name());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn small_reports_are_as_documented() {
+    let world = World::offline();
+    check("init", &[world.run(&["init", "--json"]).json()]);
+    world.snapshot("models--gpt2", 'a', &[("vocab.txt", "words")], &["main"]);
+    std::fs::write(world.path("hub/models--gpt2/refs/broken"), "nothing").unwrap();
+    check("status", &[world.run(&["status", "--json"]).json()]);
+    std::fs::write(world.path("home/bad.yaml"), "storage:\n  regoin: x\n  region: a b\n").unwrap();
+    let bad = world.path("home/bad.yaml");
+    check("config", &[world.run(&["config", "show", "--config", bad.to_str().unwrap(), "--json"]).json()]);
+    check("completions", &[world.run(&["completions", "fish", "--json"]).json()]);
+    check("man", &[world.run(&["man", "--json"]).json(), world.run(&["man", "pages", "--json"]).json()]);
+    check("errors", &[World::offline().run(&["diff", "--json"]).json(), missing_config(&world)]);
+}
+
+#[test]
+fn prune_is_as_documented() {
+    let world = World::offline();
+    world.snapshot("models--acme--tiny", 'b', &[("a", "kept")], &["main"]);
+    world.snapshot("models--acme--tiny", 'a', &[("a", "gone")], &[]);
+    std::fs::write(world.path("hub/models--acme--tiny/refs/lost"), commit('c')).unwrap();
+    // Without a grace period: the snapshots were made just now.
+    let line = ["prune", "--max-gb", "0", "--orphan-grace", "0", "--json"];
+    let planned = world.run(&[&line[..], &["--dry-run"]].concat());
+    let report = world.run(&line);
+    assert_eq!((planned.code, report.code), (0, 0), "{}", report.text());
+    check("prune", &[planned.json(), report.json()]);
+}
+
+fn missing_config(world: &World) -> Value {
+    let run = world.run(&["--config", "nowhere.yaml", "status", "--json"]);
+    assert_eq!(run.code, 2, "{}", run.text());
+    run.json()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn remote_reports_are_as_documented() {
+    let world = World::online().await;
+    let doctor = [world.run(&["doctor", "--json"]).json(), World::offline().run(&["doctor", "--json"]).json()];
+    check("doctor", &doctor);
+
+    world.snapshot("models--org--llm", 'a', &[("a.txt", "first"), ("b.txt", "second")], &["main"]);
+    assert_eq!(world.run(&["push", "-q"]).code, 0);
+    // Everything that a diff can name: a file on one side only, another blob, a lost blob, a moved ref.
+    let manifest = format!("manifests/org__llm@{}.json", commit('a'));
+    let files = format!(
+        "[{{\"path\": \"a.txt\", \"blob\": \"{}\", \"size\": 2}}, {{\"path\": \"c.txt\", \"blob\": \"{}\", \"size\": 2}}]",
+        blob("hi"),
+        blob("hi")
+    );
+    let json = format!("{{\"repo\": \"org/llm\", \"revision\": \"{}\", \"files\": {files}}}", commit('a'));
+    world.put(&manifest, &json);
+    world.put("refs/org__llm/main", &commit('b'));
+    world.put("manifests/org___bad@".to_string().as_str(), "");
+    world.put(&format!("manifests/a___b@{}.json", commit('c')), "{}");
+    check("diff", &[world.run(&["diff", "--json"]).json()]);
+    world.put("refs/org__llm/main", &commit('a'));
+    check("list", &[world.run(&["list", "--json"]).json()]);
+    check("list --remote", &[world.run(&["list", "--remote", "--sizes", "--json"]).json()]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reports_of_transfers_are_as_documented() {
+    let world = World::online().await;
+    let repo = "models--org--llm";
+    world.snapshot(repo, 'a', &[("a.txt", "first")], &["main"]);
+    world.snapshot(repo, 'b', &[("lost.txt", "refused")], &[]);
+    world.snapshot(repo, 'd', &[("pointer", "version https://git-lfs.github.com/spec/v1")], &[]);
+    std::fs::create_dir_all(world.path("hub").join(repo).join("snapshots").join(commit('e'))).unwrap();
+    std::fs::write(world.path("hub").join(repo).join("refs/old"), commit('f')).unwrap();
+    std::fs::write(world.path("hub").join(repo).join("blobs").join("1".repeat(40)), "unused").unwrap();
+    world.snapshot("models--org--gated", 'a', &[("LICENSE", "you must accept this agreement")], &["main"]);
+    let dry = world.run(&["push", "--dry-run", "--json"]).json();
+    let refused = blob("refused");
+    let key = format!("blobs/{refused}");
+    let server = world.server.as_ref().unwrap();
+    server.on_request(move |request| match request.method == "PUT" && request.key == key {
+        true => Action::Refuse(403, "AccessDenied", "Access Denied"),
+        false => Action::Pass,
+    });
+    let real = world.run(&["push", "--json"]).json();
+    server.behave();
+    check("push", &[dry, real]);
+
+    world.remove("models--org--llm");
+    let mut reports = vec![world.run(&["pull", "org/llm", "--dry-run", "--json"]).json()];
+    reports.push(world.run(&["pull", "org/llm", "-r", &commit('a'), "--json"]).json());
+    world.snapshot(repo, '9', &[("LICENSE", "you must accept this agreement")], &[]);
+    world.remove(&format!("{repo}/blobs/{}", blob("first")));
+    reports.push(world.run(&["pull", "org/llm", "--json"]).json());
+    world.remove("models--org--llm");
+    world.delete(&format!("blobs/{}", blob("first")));
+    reports.push(world.run(&["pull", "org/llm", "--json"]).json());
+    check("pull", &reports);
+
+    let mut reports = vec![world.run(&["pull-all", "--json", "--include", "nothing/*"]).json()];
+    reports.push(world.run(&["pull-all", "--json"]).json());
+    world.snapshot(repo, '9', &[("LICENSE", "you must accept this agreement")], &[]);
+    reports.push(world.run(&["pull-all", "--json"]).json());
+    check("pull-all", &reports);
+}
