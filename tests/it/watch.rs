@@ -10,7 +10,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::harness::s3::{Action, Server};
+use crate::harness::s3::{self, Action, Server};
 use hf_cache_sync::hash::BlobHasher;
 use serde_json::Value;
 

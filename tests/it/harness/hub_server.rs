@@ -37,8 +37,6 @@ struct State {
 /// A request that came.
 #[derive(Debug, Clone)]
 pub struct Asked {
-    /// `GET`
-    pub method: String,
     /// Path and query.
     pub target: String,
     /// The header `authorization`.
@@ -181,7 +179,6 @@ impl State {
         let mut told = self.told.lock().unwrap();
         told.seen += 1;
         let asked = Asked {
-            method: request.method().to_string(),
             target: request.uri().path_and_query().unwrap().to_string(),
             authorization: request.headers().get("authorization").map(|text| text.to_str().unwrap().to_string()),
         };
