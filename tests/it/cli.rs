@@ -8,15 +8,14 @@ use std::fs;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::harness::cache::{COMMIT, OTHER, Revision};
-use crate::harness::machine::{Machine, Ran};
+use crate::harness::machine::{self, Machine, Ran};
 use crate::harness::s3::{ACCESS_KEY, Action, SECRET_KEY};
 use crate::harness::store::{BUCKET, Store};
-use serde_json::Value;
 
 /// What was said, without what differs between runs and machines.
 fn plain(store: &Store, machine: &Machine, ran: &Ran) -> String {
-    let text = format!("exit {}\n--- stdout\n{}--- stderr\n{}", ran.code, ran.stdout, ran.stderr);
-    let text = text.replace(&machine.home().display().to_string(), "~").replace(&store.server.url, "http://STORE");
+    let text =
+        ran.text().replace(&machine.home().display().to_string(), "~").replace(&store.server.url, "http://STORE");
     let lines = text.lines().map(timeless).map(|line| match line {
         line if line.contains("Disk space") => measured(line, "SIZE", &["B", "KiB", "MiB", "GiB", "TiB", "PiB"]),
         line if line.contains("Clock") => measured(line, "N s", &["s"]),
@@ -52,11 +51,6 @@ fn paceless(line: &str) -> String {
         None => rest,
     };
     if after.starts_with(|c: char| c.is_ascii_digit()) { format!("{before} in TIME{rest}") } else { line.to_string() }
-}
-
-#[track_caller]
-fn json(ran: &Ran) -> Value {
-    serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {ran:#?}"))
 }
 
 #[test]
@@ -151,7 +145,7 @@ fn global_options_stand_anywhere() {
     machine.ok(&[&options[..], &["--json", "push", "--workers", "2"]].concat());
     let (first, last) = options.split_at(4);
     let ran = machine.run(&[first, &["push", "--json", "org/name"], last].concat());
-    assert_eq!(json(&ran)["present"]["blobs"], 2, "{ran:#?}");
+    assert_eq!(ran.json()["present"]["blobs"], 2, "{ran:#?}");
     let ran = machine.run(&[&["pull", "org/name"], &options[..], &["-q"]].concat());
     assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{ran:#?}");
     assert!(store.keys().iter().all(|key| key.starts_with("team/")));
@@ -170,7 +164,7 @@ fn precedence() {
     let seen = |machine: &Machine, line: &[&str]| -> (String, String, String) {
         let ran = machine.run(&[line, &["doctor", "--json"]].concat());
         ran.nothing_internal();
-        let report = json(&ran);
+        let report = ran.json();
         let detail = |name: &str| {
             let checks = report["checks"].as_array().unwrap().clone();
             let check = checks.into_iter().find(|check| check["name"] == name).unwrap();
@@ -253,7 +247,7 @@ fn a_variable_that_is_no_text_is_not_taken_for_none() {
     let machine = Machine::new(&store);
     let mut command = machine.command(&["status"]);
     command.env("HF_HUB_CACHE", std::ffi::OsStr::from_bytes(b"/caf\xe9"));
-    crate::harness::machine::run(command).refused(2, &["HF_HUB_CACHE", "not valid UTF-8"]);
+    machine::run(command).refused(2, &["HF_HUB_CACHE", "not valid UTF-8"]);
 }
 
 #[test]
@@ -297,7 +291,7 @@ fn init_writes_a_file_that_only_the_owner_reads() {
     fs::write(&path, "mine").unwrap();
     machine.ok(&["init"]);
     assert_eq!(fs::read_to_string(&path).unwrap(), "mine", "never over an existing file");
-    assert_eq!(json(&machine.run(&["init", "--json"]))["created"], false);
+    assert_eq!(machine.run(&["init", "--json"]).json()["created"], false);
 }
 
 #[test]
@@ -404,19 +398,19 @@ fn reports_as_json() {
     let machine = Machine::new(&store);
     Revision::model("org/name").write(&machine.hub());
     let ran = machine.run(&["push", "--json"]);
-    let report = json(&ran);
+    let report = ran.json();
     assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{ran:#?}");
     assert_eq!(
         (&report["uploaded"]["blobs"], &report["manifests"], &report["refs"]),
         (&2.into(), &1.into(), &1.into())
     );
     let target = Machine::new(&store);
-    let report = json(&target.run(&["--json", "pull", "org/name"]));
+    let report = target.run(&["--json", "pull", "org/name"]).json();
     assert_eq!((&report["revision"], &report["repo_type"]), (&COMMIT.into(), &"model".into()), "{report:#}");
     assert_eq!(report["snapshot"], Revision::model("org/name").snapshot(&target.hub()).display().to_string());
     assert_eq!((&report["downloaded"]["blobs"], &report["source"]), (&2.into(), &"bucket".into()));
     let ran = target.run(&["--json", "pull", "org/none"]);
-    assert_eq!((ran.code, &json(&ran)["error"]["kind"]), (4, &"not-found".into()), "{ran:#?}");
+    assert_eq!((ran.code, &ran.json()["error"]["kind"]), (4, &"not-found".into()), "{ran:#?}");
 }
 
 /// Without a terminal there are no bars and no colours; with -v there is more to read, and no secret in it.
@@ -452,7 +446,7 @@ fn debug_lines_are_for_stderr() {
         });
         let ran = machine.run(&[line, &["list", "--remote", "--json"]].concat());
         assert_eq!(ran.code, 0, "{ran:#?}");
-        assert_eq!(json(&ran)["repos"].as_array().unwrap().len(), 1, "{ran:#?}");
+        assert_eq!(ran.json()["repos"].as_array().unwrap().len(), 1, "{ran:#?}");
         ran.stderr
     };
     assert_eq!(said(None, &[]), "");
@@ -472,8 +466,7 @@ fn a_closed_pipe() {
     let store = Store::new();
     let machine = Machine::new(&store);
     Revision::model("org/name").write(&machine.hub());
-    let mut shell = machine.command_of("/bin/sh".as_ref(), &["-c"]);
-    shell.args(["(\"$0\" push; echo $? >&2) | true", env!("CARGO_BIN_EXE_hf-cache-sync")]);
-    let ran = crate::harness::machine::run(shell);
+    let shell = machine.script("(\"$0\" push; echo $? >&2) | true");
+    let ran = machine::run(shell);
     assert_eq!(ran.stderr.trim(), "0", "{ran:#?}");
 }

@@ -7,7 +7,7 @@ use clap::Parser;
 use hf_cache_sync::cli::Cli;
 
 #[cfg(unix)]
-use crate::harness::hub::{Hub, disk_usage};
+use crate::harness::cache_dir::{CacheDir, disk_usage};
 
 const TOOL: &str = "hf-cache-sync";
 
@@ -170,17 +170,15 @@ fn the_shipped_prunes_really_keep_a_budget() {
             let at = at.unwrap_or_else(|| panic!("{}: {command:?} has no budget", source.display()));
             command[at] = "--max-size".into();
             command[at + 1] = "1000B".into();
-            let hub = Hub::new();
+            let hub = CacheDir::new();
             for (number, days) in [(1, 30), (2, 20), (3, 10), (4, 1)] {
                 let repo = format!("models--org--m{number}");
                 let commit = hub.revision(&repo, number, 400, days);
                 hub.reference(&repo, "main", &commit);
             }
-            let mut run = std::process::Command::new(env!("CARGO_BIN_EXE_hf-cache-sync"));
-            run.env_clear().env("HOME", hub.outside()).current_dir(hub.outside()).env("HF_HUB_CACHE", hub.root());
-            let output = run.args(&command[1..]).output().unwrap();
-            let said = String::from_utf8_lossy(&output.stderr);
-            assert!(output.status.success() && said.is_empty(), "{}: {command:?}: {said}", source.display());
+            let words: Vec<&str> = command[1..].iter().map(String::as_str).collect();
+            let ran = hub.machine.run(&words);
+            assert!(ran.code == 0 && ran.stderr.is_empty(), "{}: {command:?}: {ran:#?}", source.display());
             let left = disk_usage(&hub.root(), |name| name.contains("/blobs/"));
             assert_eq!(left, 800, "{}: {command:?} leaves what was used last", source.display());
             assert!(hub.exists("models--org--m4/refs/main") && !hub.exists("models--org--m1"), "{}", source.display());

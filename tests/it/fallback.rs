@@ -2,12 +2,12 @@
 
 use std::fs;
 
-use crate::harness::cache::Revision;
-use crate::harness::hub_server::{Asked, Hub, Reply, TOKEN, entry, tls_file};
+use crate::harness::cache::{COMMIT, Revision};
+use crate::harness::hub_server::{Asked, Hub, Reply, TOKEN, entry};
 use crate::harness::machine::{Machine, Ran};
 use crate::harness::s3::Action;
 use crate::harness::store::{BUCKET, Store};
-use crate::harness::weights;
+use crate::harness::{listing, tls_file, weights};
 use serde_json::{Value, json};
 
 const HUB: [&str; 2] = ["--fallback", "hf-hub"];
@@ -31,7 +31,7 @@ fn pull(machine: &Machine, line: &[&str]) -> Ran {
 
 /// The hub folder has no file that is not finished, neither the client's nor ours.
 fn assert_clean(machine: &Machine) {
-    let found = crate::harness::listing(&machine.hub());
+    let found = listing(&machine.hub());
     let unfinished = |path: &&String| {
         [".incomplete", ".tmp", ".small", ".parts"].iter().any(|end| path.ends_with(end))
             || path.starts_with(".locks/.hf-cache-sync/partial/")
@@ -73,7 +73,7 @@ fn the_report_names_the_source() {
     let revision = Revision::model("org/name");
     let (store, _hub, machine) = setup(std::slice::from_ref(&revision));
     let source = |ran: Ran| {
-        let report: Value = serde_json::from_str(&ran.stdout).unwrap_or_else(|e| panic!("{e}: {ran:#?}"));
+        let report = ran.json();
         (report["source"].as_str().unwrap().to_string(), report["from_hub"]["blobs"].as_u64().unwrap())
     };
     assert_eq!(source(pull(&machine, &["org/name", "--json"])), ("hub".into(), 2));
@@ -239,7 +239,7 @@ fn an_interrupted_download_goes_on_where_it_was() {
 
 #[test]
 fn pull_all_asks_for_what_fails_and_for_nothing_else() {
-    let at = |number: usize| format!("{number}{}", &crate::harness::cache::COMMIT[1..]);
+    let at = |number: usize| format!("{number}{}", &COMMIT[1..]);
     let repos: Vec<Revision> = [("model", "org/a"), ("dataset", "org/b"), ("model", "org/c"), ("dataset", "org/d")]
         .iter()
         .enumerate()
@@ -257,7 +257,7 @@ fn pull_all_asks_for_what_fails_and_for_nothing_else() {
     store.remove(&repos[2].manifest_key());
     let ran = machine.run(&["pull-all", "--json", "--fallback", "hf-hub"]);
     assert_eq!(ran.code, 0, "{ran:#?}");
-    let report: Value = serde_json::from_str(&ran.stdout).unwrap();
+    let report = ran.json();
     let mut rows: Vec<(String, String)> = report["repos"]
         .as_array()
         .unwrap()

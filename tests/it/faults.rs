@@ -5,7 +5,7 @@ use std::fs;
 
 use crate::harness::cache::{COMMIT, Layout, OTHER, Revision};
 use crate::harness::machine::Machine;
-use crate::harness::s3::{ACCESS_KEY, SECRET_KEY};
+use crate::harness::s3::{ACCESS_KEY, Action, SECRET_KEY};
 use crate::harness::store::{BUCKET, Store};
 use crate::harness::{listing, sha256, visible, weights};
 use serde_json::Value;
@@ -360,14 +360,14 @@ fn push_dry_run() {
     let before = (store.objects(), listing(&machine.hub()));
     let said = machine.ok(&["push", "--dry-run"]);
     assert!(said.contains("would be published"), "{said}");
-    let json: Value = serde_json::from_str(&machine.ok(&["push", "--dry-run", "--json"])).unwrap();
+    let json = machine.ok_json(&["push", "--dry-run", "--json"]);
     let uploads: Vec<_> = json["plan"]["uploads"].as_array().unwrap().iter().map(|upload| &upload["blob"]).collect();
     assert_eq!(uploads, [&Value::from(revision.etag("model.safetensors"))], "{json:#}");
     assert_eq!((&json["uploaded"]["blobs"], &json["present"]["blobs"]), (&1.into(), &1.into()), "{json:#}");
     assert_eq!((&json["manifests"], &json["refs"]), (&1.into(), &1.into()), "{json:#}");
     assert_eq!((store.objects(), listing(&machine.hub())), before, "nothing was written");
     machine.ok(&["push"]);
-    let json: Value = serde_json::from_str(&machine.ok(&["push", "--dry-run", "--json"])).unwrap();
+    let json = machine.ok_json(&["push", "--dry-run", "--json"]);
     assert_eq!((&json["uploaded"]["blobs"], &json["present"]["blobs"]), (&0.into(), &2.into()), "{json:#}");
     assert_eq!((&json["manifests"], &json["refs"]), (&0.into(), &0.into()), "{json:#}");
 }
@@ -458,8 +458,8 @@ fn a_read_only_key_and_doctor() {
     let store = Store::new();
     let machine = Machine::new(&store);
     store.server.on_request(|request| match request.method.as_str() {
-        "PUT" | "POST" | "DELETE" => crate::harness::s3::Action::Refuse(403, "AccessDenied", "not entitled"),
-        _ => crate::harness::s3::Action::Pass,
+        "PUT" | "POST" | "DELETE" => Action::Refuse(403, "AccessDenied", "not entitled"),
+        _ => Action::Pass,
     });
     let said = machine.ok(&["doctor"]);
     assert!(said.contains("read-only"), "{said}");
@@ -516,7 +516,7 @@ fn open_licences_are_pushed_in_every_dress_and_others_are_named() {
     let latin: Vec<u8> =
         format!("Copyright \u{a9} M\u{fc}ller, all rights reserved\n{open}").chars().map(|c| c as u8).collect();
     let wrapped = open.split_whitespace().collect::<Vec<_>>().chunks(5).map(|line| line.join(" ")).collect::<Vec<_>>();
-    let at = |number: usize| format!("{number:02}{}", &crate::harness::cache::COMMIT[2..]);
+    let at = |number: usize| format!("{number:02}{}", &COMMIT[2..]);
     let mut number = 0;
     let mut add = |id: &str, name: &str, bytes: &[u8]| {
         number += 1;

@@ -3,15 +3,16 @@
 //! foreign is ever seen.
 
 use std::fs;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::harness::cache::{COMMIT, Layout, Revision};
-use crate::harness::machine::{Machine, Running};
+use crate::harness::cache::{COMMIT, Layout, OTHER, Revision};
+use crate::harness::machine::{self, Machine, Running};
 use crate::harness::s3::{Action, Gate, Seen};
 use crate::harness::store::Store;
 use serde_json::Value;
 
-use crate::harness::{contents, git_sha1, sha256, visible, weights};
+use crate::harness::{contents, git_sha1, listing, sha256, visible, weights};
 
 /// 40 MiB: ten parts of a pull, three of a push.
 const LARGE: usize = 40 << 20;
@@ -100,7 +101,7 @@ fn a_pull_is_stopped(how: Stop) {
 
     gate.open();
     store.server.take_seen();
-    let report: Value = serde_json::from_str(&machine.ok(&["pull", "org/large", "--json"])).unwrap();
+    let report = machine.ok_json(&["pull", "org/large", "--json"]);
     let moved = report["downloaded"]["bytes"].as_u64().unwrap() as usize;
     assert!((RANGE..=LARGE - 2 * RANGE + 100).contains(&moved), "only what was moved counts: {report:#}");
     let again = ranges(&store.server.take_seen());
@@ -145,7 +146,7 @@ fn a_push_is_stopped(how: Stop) {
     gate.open();
     store.server.behave();
     store.server.take_seen();
-    let report: Value = serde_json::from_str(&machine.ok(&["push", "--json"])).unwrap();
+    let report = machine.ok_json(&["push", "--json"]);
     let moved = report["uploaded"]["bytes"].as_u64().unwrap() as usize;
     let sent: Vec<u32> = store.server.take_seen().iter().filter_map(Seen::part).collect();
     assert_eq!(sent, [3], "only what was not finished");
@@ -281,9 +282,9 @@ fn nothing_is_swept_up_through_a_link() {
     for name in ["staging", "partial"] {
         std::os::unix::fs::symlink(&outside, state.join(name)).unwrap();
     }
-    let before = crate::harness::listing(&outside);
+    let before = listing(&outside);
     assert_eq!(machine.run(&["pull", "org/name"]).code, 1);
-    assert_eq!(crate::harness::listing(&outside), before);
+    assert_eq!(listing(&outside), before);
 }
 
 #[test]
@@ -613,10 +614,9 @@ fn modes_follow_the_umask() {
     revision.publish(&store);
     manifest["tree"] = serde_json::from_slice(&revision.tree_json()).unwrap();
     store.put(&revision.manifest_key(), serde_json::to_vec(&manifest).unwrap());
-    let mut shell = machine.command_of("/bin/sh".as_ref(), &["-c"]);
-    shell.args(["umask 002; \"$0\" pull org/large", env!("CARGO_BIN_EXE_hf-cache-sync")]);
-    assert_eq!(crate::harness::machine::run(shell).code, 0);
-    let mode = |path: std::path::PathBuf| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let shell = machine.script("umask 002; \"$0\" pull org/large");
+    assert_eq!(machine::run(shell).code, 0);
+    let mode = |path: PathBuf| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     let dir = revision.dir(&machine.hub());
     assert_eq!(mode(revision.blob(&machine.hub(), "model.safetensors")), 0o664);
     assert_eq!(mode(revision.blob(&machine.hub(), "config.json")), 0o664);
@@ -668,7 +668,7 @@ fn a_blob_that_the_store_did_not_keep_is_sent_once_more() {
         revision.assert_published(&store);
         assert_eq!(store.text("refs/org__name/main"), COMMIT);
         assert!(ran.stderr.contains("sending once more"), "{ran:#?}");
-        let report: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+        let report = ran.json();
         assert_eq!(report["uploaded"]["blobs"], 3, "{report:#}");
     }
 }
@@ -740,7 +740,7 @@ fn a_manifest_that_the_store_did_not_keep() {
 
 #[test]
 fn a_ref_that_the_store_did_not_keep() {
-    for before in [None, Some(crate::harness::cache::OTHER)] {
+    for before in [None, Some(OTHER)] {
         for action in [Action::Swallow, Action::Keep(7)] {
             let store = Store::new();
             let machine = Machine::new(&store);
@@ -806,28 +806,57 @@ fn checking_costs_one_request() {
     assert_eq!(seen.len(), 3, "{seen:#?}");
 }
 
-/// A push that was killed after two of its three parts, and the id of its upload.
-fn killed_push(store: &Store, machine: &Machine) -> (Revision, String) {
-    let revision = large();
-    revision.write(&machine.hub());
-    let gate = Gate::new();
-    let held = gate.clone();
-    store.server.on_request(move |request| match request.part() {
-        Some(3) => Action::Hold(held.clone()),
-        _ => Action::Pass,
-    });
-    let running = machine.start(&["push", "--workers", "1"]);
-    store.server.wait_for("third part", |seen| seen.iter().any(|request| request.part() == Some(3)));
-    running.kill();
-    store.server.behave();
-    store.server.take_seen();
-    let record = fs::read(record_of(machine, &revision)).unwrap();
-    let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
-    (revision, record["upload"].as_str().unwrap().to_string())
+/// A push that was killed after two of its three parts.
+struct KilledPush {
+    store: Store,
+    machine: Machine,
+    revision: Revision,
+    /// The id of its upload.
+    upload: String,
+    record: Vec<u8>,
 }
 
-fn record_of(machine: &Machine, revision: &Revision) -> std::path::PathBuf {
-    machine.hub().join(format!(".locks/.hf-cache-sync/uploads/{}.json", revision.etag("model.safetensors")))
+impl KilledPush {
+    fn new() -> Self {
+        let store = Store::new();
+        let machine = Machine::new(&store);
+        let revision = large();
+        revision.write(&machine.hub());
+        let gate = Gate::new();
+        let held = gate.clone();
+        store.server.on_request(move |request| match request.part() {
+            Some(3) => Action::Hold(held.clone()),
+            _ => Action::Pass,
+        });
+        let running = machine.start(&["push", "--workers", "1"]);
+        store.server.wait_for("third part", |seen| seen.iter().any(|request| request.part() == Some(3)));
+        running.kill();
+        store.server.behave();
+        store.server.take_seen();
+        let mut killed = KilledPush { store, machine, revision, upload: String::new(), record: Vec::new() };
+        killed.record = fs::read(killed.record_path()).unwrap();
+        let record: Value = serde_json::from_slice(&killed.record).unwrap();
+        killed.upload = record["upload"].as_str().unwrap().to_string();
+        killed
+    }
+
+    /// What is known here of the upload.
+    fn record_path(&self) -> PathBuf {
+        let name = format!("{}.json", self.revision.etag("model.safetensors"));
+        self.machine.hub().join(".locks/.hf-cache-sync/uploads").join(name)
+    }
+
+    /// Forgets what a later push has published, so that the next one finds the same record and an empty bucket.
+    fn rewind(&self) {
+        self.store.clear();
+        fs::write(self.record_path(), &self.record).unwrap();
+    }
+
+    /// The next push goes well; returns the numbers of the parts that it sent.
+    #[track_caller]
+    fn goes_on(&self, what: &str) -> Vec<u32> {
+        goes_well(&self.store, &self.machine, &self.revision, what)
+    }
 }
 
 /// The push goes well; returns the numbers of the parts that it sent.
@@ -872,18 +901,17 @@ fn an_upload_that_is_of_no_use_any_more_is_begun_anew() {
         (all, 403, "AccessDenied"),
         (all, 404, "NoSuchUpload"),
     ];
+    let killed = KilledPush::new();
     for (which, status, code) in cases {
-        let store = Store::new();
-        let machine = Machine::new(&store);
-        let (revision, old) = killed_push(&store, &machine);
-        let (which, status, code) = (*which, *status, *code);
-        store.server.on_request(move |request| match request.query.contains(&old) && which(request) {
+        let (which, status, code, old) = (*which, *status, *code, killed.upload.clone());
+        killed.rewind();
+        killed.store.server.on_request(move |request| match request.query.contains(&old) && which(request) {
             // Without a code it is a page, of whatever stands before the store.
             true if code.is_empty() => Action::Page(status),
             true => Action::Refuse(status, code, "no such thing"),
             false => Action::Pass,
         });
-        let sent = goes_well(&store, &machine, &revision, code);
+        let sent = killed.goes_on(code);
         assert!(sent.ends_with(&[1, 2, 3]), "{status} {code}: {sent:?}");
     }
 }
@@ -891,11 +919,9 @@ fn an_upload_that_is_of_no_use_any_more_is_begun_anew() {
 /// The server of these tests forgets uploads as a real one does: it lists no parts, and refuses new ones.
 #[test]
 fn an_upload_that_the_store_has_cleaned_up() {
-    let store = Store::new();
-    let machine = Machine::new(&store);
-    let (revision, _) = killed_push(&store, &machine);
-    store.server.clean_up_uploads();
-    let sent = goes_well(&store, &machine, &revision, "cleaned up");
+    let killed = KilledPush::new();
+    killed.store.server.clean_up_uploads();
+    let sent = killed.goes_on("cleaned up");
     assert_eq!(sent, [1, 2, 3]);
 }
 
@@ -945,9 +971,9 @@ fn an_upload_that_is_always_lost_is_a_failure() {
 
 #[test]
 fn a_record_of_an_upload_that_says_something_else() {
-    let bend = |key: &'static str, value: serde_json::Value| {
+    let bend = |key: &'static str, value: Value| {
         move |record: &[u8]| {
-            let mut record: serde_json::Value = serde_json::from_slice(record).unwrap();
+            let mut record: Value = serde_json::from_slice(record).unwrap();
             record[key] = value.clone();
             serde_json::to_vec(&record).unwrap()
         }
@@ -961,20 +987,17 @@ fn a_record_of_an_upload_that_says_something_else() {
         Box::new(bend("size", 5.into())),
         Box::new(bend("upload", "".into())),
         Box::new(bend("upload", "no such/upload?\n".into())),
-        Box::new(bend("modified", serde_json::Value::Null)),
+        Box::new(bend("modified", Value::Null)),
         Box::new(|record| record[..record.len() / 2].to_vec()),
         Box::new(|_| Vec::new()),
         Box::new(|_| b"[1, 2]".to_vec()),
         Box::new(|_| vec![0xff; 100]),
     ];
+    let killed = KilledPush::new();
     for (number, bend) in cases.iter().enumerate() {
-        let store = Store::new();
-        let machine = Machine::new(&store);
-        let (revision, _) = killed_push(&store, &machine);
-        let path = record_of(&machine, &revision);
-        let record = fs::read(&path).unwrap();
-        fs::write(&path, bend(&record)).unwrap();
-        let sent = goes_well(&store, &machine, &revision, &format!("case {number}"));
+        killed.rewind();
+        fs::write(killed.record_path(), bend(&killed.record)).unwrap();
+        let sent = killed.goes_on(&format!("case {number}"));
         assert_eq!(sent, [1, 2, 3], "case {number}");
     }
 }
@@ -983,11 +1006,9 @@ fn a_record_of_an_upload_that_says_something_else() {
 #[test]
 fn a_part_that_the_store_has_otherwise() {
     for (number, expected) in [(2, vec![2, 3]), (1, vec![1, 3])] {
-        let store = Store::new();
-        let machine = Machine::new(&store);
-        let (revision, _) = killed_push(&store, &machine);
-        store.server.change_part(number);
-        let mut sent = goes_well(&store, &machine, &revision, "another ETag");
+        let killed = KilledPush::new();
+        killed.store.server.change_part(number);
+        let mut sent = killed.goes_on("another ETag");
         sent.sort();
         assert_eq!(sent, expected);
     }
@@ -996,12 +1017,10 @@ fn a_part_that_the_store_has_otherwise() {
 /// ETags need not be MD5s, where a store encrypts: a part that is sent again tells. Here they are.
 #[test]
 fn parts_none_of_which_the_store_has_as_they_are() {
-    let store = Store::new();
-    let machine = Machine::new(&store);
-    let (revision, _) = killed_push(&store, &machine);
-    store.server.change_part(1);
-    store.server.change_part(2);
-    let mut sent = goes_well(&store, &machine, &revision, "other ETags");
+    let killed = KilledPush::new();
+    killed.store.server.change_part(1);
+    killed.store.server.change_part(2);
+    let mut sent = killed.goes_on("other ETags");
     sent.sort();
     assert_eq!(sent, [1, 2, 3]);
 }
@@ -1009,61 +1028,70 @@ fn parts_none_of_which_the_store_has_as_they_are() {
 /// The refusal may come before the part was sent, and get lost with the connection.
 #[test]
 fn an_upload_that_is_refused_before_it_is_read() {
-    let store = Store::new();
-    let machine = Machine::new(&store);
-    let (revision, old) = killed_push(&store, &machine);
-    store.server.on_request(move |request| match request.part().is_some() && request.query.contains(&old) {
+    let killed = KilledPush::new();
+    let old = killed.upload.clone();
+    killed.store.server.on_request(move |request| match request.part().is_some() && request.query.contains(&old) {
         true => Action::Slam(403, "AccessDenied", "no such upload"),
         false => Action::Pass,
     });
-    let sent = goes_well(&store, &machine, &revision, "slammed");
+    let sent = killed.goes_on("slammed");
     assert!(sent.ends_with(&[1, 2, 3]), "{sent:?}");
 }
 
 /// Damage on the way concerns a part, not the others.
 #[test]
 fn a_part_that_always_arrives_damaged_leaves_the_others_alone() {
-    let store = Store::new();
-    let machine = Machine::new(&store);
-    let (revision, old) = killed_push(&store, &machine);
-    store.server.on_request(|request| match request.part() {
+    let killed = KilledPush::new();
+    killed.store.server.on_request(|request| match request.part() {
         Some(3) => Action::Refuse(400, "BadDigest", "The Content-MD5 you specified did not match"),
         _ => Action::Pass,
     });
-    let ran = machine.run(&["push", "--workers", "1"]);
+    let ran = killed.machine.run(&["push", "--workers", "1"]);
     assert_eq!(ran.code, 5, "{ran:#?}");
     ran.nothing_internal();
-    store.server.behave();
-    let seen = store.server.take_seen();
+    killed.store.server.behave();
+    let seen = killed.store.server.take_seen();
     assert!(!seen.iter().any(|request| request.method == "DELETE"), "the upload is not given up: {seen:#?}");
-    let sent = goes_well(&store, &machine, &revision, &old);
+    let sent = killed.goes_on("behaves again");
     assert_eq!(sent, [3], "only the damaged one");
 }
 
-/// A pull that was killed after two of its ranges; the partial file and its journal.
-fn killed_pull(store: &Store, machine: &Machine) -> (Revision, [std::path::PathBuf; 2]) {
-    let revision = large();
-    revision.publish(store);
-    let gate = Gate::new();
-    let held = gate.clone();
-    store.server.on_request(move |request| match &request.range {
-        Some(range) if first_byte(range) == 3 * RANGE => Action::Hold(held.clone()),
-        _ => Action::Pass,
-    });
-    let running = machine.start(&["pull", "org/large", "--workers", "1"]);
-    store.server.wait_for("fourth range", |seen| ranges(seen).contains(&(3 * RANGE)));
-    running.kill();
-    store.server.behave();
-    store.server.take_seen();
-    let partial = machine.hub().join(".locks/.hf-cache-sync/partial").join(revision.etag("model.safetensors"));
-    let journal = partial.with_extension("parts");
-    (revision, [partial, journal])
+/// A pull that was killed after three of its ranges.
+struct KilledPull {
+    store: Store,
+    machine: Machine,
+    revision: Revision,
+    /// The partial file and its journal.
+    paths: [PathBuf; 2],
+}
+
+impl KilledPull {
+    fn new() -> Self {
+        let store = Store::new();
+        let machine = Machine::new(&store);
+        let revision = large();
+        revision.publish(&store);
+        let gate = Gate::new();
+        let held = gate.clone();
+        store.server.on_request(move |request| match &request.range {
+            Some(range) if first_byte(range) == 3 * RANGE => Action::Hold(held.clone()),
+            _ => Action::Pass,
+        });
+        let running = machine.start(&["pull", "org/large", "--workers", "1"]);
+        store.server.wait_for("fourth range", |seen| ranges(seen).contains(&(3 * RANGE)));
+        running.kill();
+        store.server.behave();
+        store.server.take_seen();
+        let partial = machine.hub().join(".locks/.hf-cache-sync/partial").join(revision.etag("model.safetensors"));
+        let journal = partial.with_extension("parts");
+        KilledPull { store, machine, revision, paths: [partial, journal] }
+    }
 }
 
 /// What can have become of what an interrupted pull has left.
 #[test]
 fn leftovers_of_a_pull_that_are_of_no_use_are_fetched_anew() {
-    type Bend = fn(&[std::path::PathBuf; 2]);
+    type Bend = fn(&[PathBuf; 2]);
     let cases: &[Bend] = &[
         |[partial, _]| fs::File::options().write(true).open(partial).unwrap().set_len(LARGE as u64 + 5).unwrap(),
         |[partial, _]| fs::File::options().write(true).open(partial).unwrap().set_len(5).unwrap(),
@@ -1091,10 +1119,15 @@ fn leftovers_of_a_pull_that_are_of_no_use_are_fetched_anew() {
             }
         },
     ];
+    let KilledPull { store: _store, machine, revision, paths } = KilledPull::new();
+    let left = paths.each_ref().map(|path| fs::read(path).unwrap());
     for (number, bend) in cases.iter().enumerate() {
-        let store = Store::new();
-        let machine = Machine::new(&store);
-        let (revision, paths) = killed_pull(&store, &machine);
+        // As the kill has left it.
+        fs::remove_dir_all(machine.hub()).unwrap();
+        fs::create_dir_all(paths[0].parent().unwrap()).unwrap();
+        for (path, bytes) in paths.iter().zip(&left) {
+            fs::write(path, bytes).unwrap();
+        }
         bend(&paths);
         let ran = machine.run(&["pull", "org/large"]);
         assert_eq!(ran.code, 0, "case {number}: {ran:#?}");
@@ -1106,9 +1139,7 @@ fn leftovers_of_a_pull_that_are_of_no_use_are_fetched_anew() {
 /// Of a partial file that was damaged only what the earlier run had fetched comes again.
 #[test]
 fn what_this_run_has_fetched_is_kept_when_the_rest_was_damaged() {
-    let store = Store::new();
-    let machine = Machine::new(&store);
-    let (revision, [partial, _]) = killed_pull(&store, &machine);
+    let KilledPull { store, machine, revision, paths: [partial, _] } = KilledPull::new();
     let mut bytes = fs::read(&partial).unwrap();
     bytes[1000] ^= 1;
     fs::write(&partial, bytes).unwrap();

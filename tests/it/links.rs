@@ -8,7 +8,7 @@ use std::path::Path;
 use crate::harness::cache::{OTHER, Revision};
 use crate::harness::machine::Machine;
 use crate::harness::store::Store;
-use crate::harness::weights;
+use crate::harness::{git_sha1, visible, weights};
 use hf_cache_sync::bucket::lookup;
 use hf_cache_sync::cache::layout::Layout;
 use hf_cache_sync::cache::place::LinkKind;
@@ -76,11 +76,11 @@ fn every_kind_of_link_serves_two_revisions_that_share_a_blob() {
             assert_eq!(pull(&store, &machine.hub(), kind, together, &all), 3, "{kind:?}: the shared one comes once");
             revisions.iter().for_each(|revision| assert_reads(revision, &machine.hub(), kind));
             // What is there is complete for every kind: nothing is fetched, nothing is written.
-            let before = crate::harness::visible(&machine.hub());
+            let before = visible(&machine.hub());
             assert_eq!(pull(&store, &machine.hub(), kind, together, &all), 0);
             machine.ok(&["pull", "org/name"]);
             machine.ok(&["pull", "org/name", "-r", "v2", "--verify"]);
-            assert_eq!(crate::harness::visible(&machine.hub()), before, "{kind:?}");
+            assert_eq!(visible(&machine.hub()), before, "{kind:?}");
             // And the next push finds it.
             let empty = Store::new();
             let mut pusher = Machine::new(&empty);
@@ -124,12 +124,12 @@ fn without_symlinks_a_snapshot_has_real_files_and_nothing_is_there_twice() {
             let blobs = fs::read_dir(revision.dir(&machine.hub()).join("blobs")).unwrap().count();
             assert_eq!(blobs, if real { 0 } else { 2 }, "{value}");
             // It is complete, for a pull, a push and a prune.
-            let before = crate::harness::visible(&machine.hub());
+            let before = visible(&machine.hub());
             store.server.take_seen();
             machine.ok(command);
             assert!(!store.server.take_seen().iter().any(|seen| seen.key.starts_with("blobs/")));
-            assert_eq!(crate::harness::visible(&machine.hub()), before);
-            let status: serde_json::Value = serde_json::from_str(&machine.ok(&["status", "--json"])).unwrap();
+            assert_eq!(visible(&machine.hub()), before);
+            let status = machine.ok_json(&["status", "--json"]);
             assert_eq!(status["size"], (9 << 20) + 3, "{status:#}");
             let empty = Store::new();
             let mut pusher = Machine::new(&empty);
@@ -236,9 +236,9 @@ fn a_bucket_that_names_a_file_otherwise_is_the_same() {
             assert_eq!(ran.code, 0, "{what}: {ran:#?}");
             assert!(!ran.stdout.contains("config.json"), "{what}: {ran:#?}");
             store.server.take_seen();
-            let before = crate::harness::visible(&machine.hub());
+            let before = visible(&machine.hub());
             machine.ok(&["pull", "org/name"]);
-            assert_eq!(crate::harness::visible(&machine.hub()), before, "{what}");
+            assert_eq!(visible(&machine.hub()), before, "{what}");
             assert!(!store.server.take_seen().iter().any(|seen| seen.is("GET", "blobs/")), "{what}");
             let ran = machine.run(&["push"]);
             assert_eq!(ran.code, 0, "{what}: {ran:#?}");
@@ -261,7 +261,7 @@ fn a_manifest_and_its_tree_may_name_a_file_otherwise() {
         let mut manifest = by_mirror.manifest();
         let mut tree: serde_json::Value = serde_json::from_slice(&by_hub.tree_json()).unwrap();
         if !honest {
-            tree["files"]["config.json"]["blob_id"] = crate::harness::git_sha1(b"something else").into();
+            tree["files"]["config.json"]["blob_id"] = git_sha1(b"something else").into();
         }
         manifest["tree"] = tree;
         store.put(&by_mirror.manifest_key(), serde_json::to_vec(&manifest).unwrap());

@@ -6,9 +6,10 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use crate::harness::cache::{COMMIT, Layout, OTHER, Revision};
-use crate::harness::machine::{Machine, Ran, run};
+use crate::harness::cache::{COMMIT, Layout, OTHER, Revision, indented};
+use crate::harness::machine::{BINARY, Machine, run};
 use crate::harness::store::Store;
+use crate::harness::weights;
 use serde_json::Value;
 
 fn make_pipe(path: &Path) {
@@ -204,10 +205,8 @@ fn a_configuration_and_a_token_that_are_pipes() {
     machine.run(&["status"]).refused(2, &[".hf-cache-sync.yaml", "a named pipe"]);
     fs::remove_file(&path).unwrap();
     // What a shell passes is at the other end of something that runs.
-    let mut command = std::process::Command::new("bash");
-    command.args(["-c", "exec \"$0\" --config <(printf 'cache:\\n  max_local_gb: 7\\n') status"]);
-    command.arg(env!("CARGO_BIN_EXE_hf-cache-sync")).env("HOME", machine.home()).current_dir(machine.work());
-    let ran = run(command);
+    let line = "exec \"$0\" --config <(printf 'cache:\\n  max_local_gb: 7\\n') status";
+    let ran = run(machine.program("/bin/bash", &["-c", line, BINARY]));
     assert_eq!(ran.code, 0, "{ran:#?}");
     assert!(ran.stdout.contains("7.0 GiB"), "{ran:#?}");
     assert_eq!(machine.run(&["status", "--config", "/dev/null"]).code, 0);
@@ -241,10 +240,6 @@ fn scatter(dir: &Path) {
     }
 }
 
-fn parsed(ran: &Ran) -> Value {
-    serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {ran:#?}"))
-}
-
 #[test]
 fn litter_in_every_folder_is_nothing() {
     for layout in [Layout::Links, Layout::Real, Layout::Shared] {
@@ -269,7 +264,7 @@ fn litter_in_every_folder_is_nothing() {
         fs::write(dir.join("blobs").join(format!("._{}", one.etag("config.json"))), "twin").unwrap();
         fs::write(hub.join(format!("._{}", one.folder())), "twin").unwrap();
 
-        let status = parsed(&machine.run(&["status", "--json"]));
+        let status = machine.run(&["status", "--json"]).json();
         assert_eq!(status["problems"], serde_json::json!([]), "{layout:?}");
         let ran = machine.run(&["push"]);
         assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{layout:?}: {ran:#?}");
@@ -278,15 +273,15 @@ fn litter_in_every_folder_is_nothing() {
         assert_eq!(store.keys().iter().filter(|key| key.starts_with("refs/")).count(), 2, "{:?}", store.keys());
         let ran = machine.run(&["diff", "--exit-code"]);
         assert_eq!(ran.code, 0, "{layout:?}: {ran:#?}");
-        let list = parsed(&machine.run(&["list", "--json"]));
+        let list = machine.run(&["list", "--json"]).json();
         assert_eq!(list["problems"], 0);
         assert_eq!(list["repos"][0]["revisions"][0]["files"], 3, "{layout:?}: {list}");
         assert_eq!(list["repos"][0]["refs"].as_array().unwrap().len(), 2);
-        let prune = parsed(&machine.run(&["prune", "--dry-run", "--max-gb", "1000", "--json"]));
+        let prune = machine.run(&["prune", "--dry-run", "--max-gb", "1000", "--json"]).json();
         assert_eq!((&prune["skipped"], &prune["freed"]), (&serde_json::json!([]), &serde_json::json!(0)), "{layout:?}");
         // And it does not keep a revision from going.
         let ran = machine.run(&["prune", "--max-gb", "0", "--include-referenced", "--orphan-grace", "0", "--json"]);
-        assert_eq!(parsed(&ran)["evicted"].as_array().unwrap().len(), 1, "{layout:?}: {ran:#?}");
+        assert_eq!(ran.json()["evicted"].as_array().unwrap().len(), 1, "{layout:?}: {ran:#?}");
         assert!(!one.snapshot(&hub).exists());
     }
 }
@@ -310,7 +305,7 @@ fn a_file_of_the_commit_travels_whatever_it_is_called() {
         assert_eq!(ran.code, 0, "{layout:?}: {ran:#?}");
         one.assert_published(&store);
         assert_eq!(machine.run(&["diff", "--exit-code"]).code, 0, "{layout:?}");
-        let list = parsed(&machine.run(&["list", "--json"]));
+        let list = machine.run(&["list", "--json"]).json();
         assert_eq!(list["repos"][0]["revisions"][0]["files"], 7, "{layout:?}: {list}");
         let other = Machine::new(&store);
         other.ok(&["pull", "org/one"]);
@@ -323,7 +318,7 @@ fn a_file_of_the_commit_travels_whatever_it_is_called() {
 fn add_strangers(one: &Revision, hub: &Path) -> [&'static str; 4] {
     let snapshot = one.snapshot(hub);
     fs::write(snapshot.join(".lock"), "").unwrap();
-    fs::write(snapshot.join("model.engine"), crate::harness::weights(9, 500_000)).unwrap();
+    fs::write(snapshot.join("model.engine"), weights(9, 500_000)).unwrap();
     fs::create_dir(snapshot.join("__pycache__")).unwrap();
     fs::write(snapshot.join("__pycache__/modeling.cpython-312.pyc"), "\0pyc").unwrap();
     fs::write(snapshot.join("config_resolved.json"), "{}").unwrap();
@@ -347,7 +342,7 @@ fn what_is_not_of_the_commit_stays_out_and_is_said() {
         make_pipe(&snapshot.join("pipe"));
         let ran = machine.run(&["push", "--json"]);
         assert_eq!(ran.code, 0, "{layout:?}: {ran:#?}");
-        let report = parsed(&ran);
+        let report = ran.json();
         let skipped = &report["skipped"][0];
         assert_eq!(skipped["reason"], "unlisted", "{layout:?}: {report}");
         assert_eq!(skipped["files"].as_array().unwrap().len(), 9, "{layout:?}: {report}");
@@ -384,7 +379,7 @@ fn without_a_tree_a_real_file_among_links_is_a_stranger() {
     let copied = one.snapshot(&machine.hub()).join("copied.json");
     fs::remove_file(&copied).unwrap();
     fs::write(&copied, "a copy of a blob").unwrap();
-    let report = parsed(&machine.run(&["push", "--json"]));
+    let report = machine.run(&["push", "--json"]).json();
     assert_eq!(report["skipped"][0]["reason"], "unlinked", "{report}");
     assert_eq!(report["skipped"][0]["files"].as_array().unwrap().len(), 4, "{report}");
     one.assert_published(&store);
@@ -462,7 +457,7 @@ fn names_that_are_legal_here_travel() {
     assert_eq!(ran.code, 0, "{ran:#?}");
     one.assert_pulled(&other.hub());
     assert_eq!(other.run(&["diff", "--exit-code"]).code, 0);
-    assert_eq!(parsed(&other.run(&["status", "--json"]))["problems"], serde_json::json!([]));
+    assert_eq!(other.run(&["status", "--json"]).json()["problems"], serde_json::json!([]));
     let ran = other.run(&["prune", "--max-gb", "0", "--include-referenced", "--orphan-grace", "0"]);
     assert_eq!(ran.code, 0, "{ran:#?}");
     assert!(!one.snapshot(&other.hub()).exists(), "{ran:#?}");
@@ -491,7 +486,7 @@ fn a_name_that_cannot_travel_is_named_and_the_rest_goes_on() {
     assert!(!one.snapshot(&other.hub()).join("sub\\k.txt").exists());
     // The bucket loses it by no further push.
     other.ok(&["push"]);
-    assert_eq!(store.get(&one.manifest_key()), crate::harness::cache::indented(&manifest, b"  "));
+    assert_eq!(store.get(&one.manifest_key()), indented(&manifest, b"  "));
 }
 
 #[test]
@@ -585,7 +580,7 @@ fn a_ref_with_white_space_is_told_pushed_kept_and_mended() {
         assert_eq!(fs::read_to_string(refs.join("refs/pr/1")).unwrap(), COMMIT);
         let again = machine.run(&["doctor", "--fix"]);
         assert!(again.stdout.contains("nothing to mend"), "{again:#?}");
-        assert_eq!(parsed(&machine.run(&["status", "--json"]))["problems"], serde_json::json!([]));
+        assert_eq!(machine.run(&["status", "--json"]).json()["problems"], serde_json::json!([]));
     }
 }
 
@@ -608,20 +603,6 @@ fn what_is_no_commit_is_never_mended() {
 
 fn chmod(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
-}
-
-/// Runs as a user for whom permissions count, and who may write to every folder: also where the tests run as root.
-fn run_in_shared(machine: &Machine, line: &[&str]) -> Ran {
-    if fs::metadata(machine.home()).unwrap().uid() != 0 {
-        return machine.run(line);
-    }
-    let mut left = vec![machine.home()];
-    while let Some(folder) = left.pop() {
-        chmod(&folder, 0o777);
-        let entries = fs::read_dir(&folder).unwrap().map(Result::unwrap);
-        left.extend(entries.filter(|entry| entry.file_type().unwrap().is_dir()).map(|entry| entry.path()));
-    }
-    machine.run_read_only(line)
 }
 
 #[test]
@@ -683,7 +664,7 @@ fn a_tree_that_cannot_be_written_is_no_failure() {
     fs::remove_file(one.snapshot(&machine.hub()).join("config.json")).unwrap();
     let ran = match fs::metadata(machine.home()).unwrap().uid() {
         0 => {
-            run_in_shared(&machine, &["status"]);
+            machine.run_in_shared(&["status"]);
             chmod(&trees, 0o755);
             machine.run_read_only(&["pull", "org/one"])
         }
@@ -723,7 +704,7 @@ fn what_another_user_keeps_to_themselves_is_named_and_the_rest_goes_on() {
 fn locks_of_another_user_are_taken_for_reading() {
     let store = Store::new();
     let machine = Machine::new(&store);
-    let one = Revision::model("org/one").lfs("big.bin", crate::harness::weights(3, 2 << 20));
+    let one = Revision::model("org/one").lfs("big.bin", weights(3, 2 << 20));
     one.publish(&store);
     let locks = machine.hub().join(".locks");
     let files = [
@@ -736,7 +717,7 @@ fn locks_of_another_user_are_taken_for_reading() {
         fs::write(file, "").unwrap();
         chmod(file, 0o444);
     }
-    let ran = run_in_shared(&machine, &["pull", "org/one"]);
+    let ran = machine.run_in_shared(&["pull", "org/one"]);
     assert_eq!(ran.code, 0, "{ran:#?}");
     one.assert_pulled(&machine.hub());
 }

@@ -1,77 +1,44 @@
 //! `prune` by the real binary, on cache folders of every layout.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::io::{Read, Write};
 use std::os::unix::fs::symlink;
-use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
-use crate::harness::hub::{DAY, Hub, commit, disk_usage, id, used};
 use serde_json::Value;
+
+use crate::harness::cache_dir::{CacheDir, DAY, commit, disk_usage, id, used};
+use crate::harness::machine::{self, Ran};
 
 const A: &str = "models--org--a";
 const B: &str = "datasets--org--b";
 const LENDER: &str = "models--good--b";
 
-fn command(hub: &Hub, args: &[&str]) -> Command {
-    command_of(assert_cmd::cargo::cargo_bin!("hf-cache-sync"), hub, args)
+fn prune_line<'a>(args: &[&'a str]) -> Vec<&'a str> {
+    [&["prune"], args].concat()
 }
 
-/// The same with a copy of the binary.
-fn command_of(binary: &Path, hub: &Hub, args: &[&str]) -> Command {
-    let mut command = Command::new(binary);
-    command.env_clear().env("HOME", hub.outside()).current_dir(hub.outside());
-    command.env("HF_HUB_CACHE", hub.root()).arg("prune").args(args);
-    command
+fn run(hub: &CacheDir, args: &[&str]) -> Ran {
+    hub.machine.run(&prune_line(args))
 }
 
-fn run(hub: &Hub, args: &[&str]) -> Output {
-    command(hub, args).output().unwrap()
-}
-
-/// Runs as a user for whom permissions count, also where the tests run as root.
-fn run_as_user(hub: &Hub, args: &[&str]) -> Output {
-    use std::os::unix::fs::{MetadataExt, lchown};
-    use std::os::unix::process::CommandExt;
-    let outside = hub.outside();
-    if fs::metadata(&outside).unwrap().uid() != 0 {
-        return run(hub, args);
-    }
-    let mut left = vec![outside.clone()];
-    while let Some(path) = left.pop() {
-        if path.ends_with("binary") {
-            continue;
-        }
-        lchown(&path, Some(65534), Some(65534)).unwrap();
-        if fs::symlink_metadata(&path).unwrap().is_dir() {
-            left.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
-        }
-    }
-    // A second name where there can be one: a copy that is still open elsewhere cannot be run.
-    let (built, binary) = (assert_cmd::cargo::cargo_bin!("hf-cache-sync"), outside.join("binary"));
-    if !binary.exists() && fs::hard_link(built, &binary).is_err() {
-        fs::copy(built, &binary).unwrap();
-    }
-    command_of(&binary, hub, args).uid(65534).gid(65534).output().unwrap()
+/// Runs as a user for whom permissions count.
+fn run_as_owner(hub: &CacheDir, args: &[&str]) -> Ran {
+    hub.machine.run_as_owner(&prune_line(args))
 }
 
 /// What was said, without the time that its first line has in a log.
-fn untimed(bytes: &[u8]) -> String {
-    let said = text(bytes);
+fn untimed(said: &str) -> String {
     said.split_once("Z  ").map(|(_, rest)| rest.to_string()).unwrap_or_else(|| panic!("no time: {said}"))
 }
 
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8(bytes.to_vec()).unwrap()
-}
-
 /// Runs with a budget in bytes, demands success, and checks the report against the disk.
-fn prune(hub: &Hub, budget: u64, args: &[&str]) -> Value {
+fn prune(hub: &CacheDir, budget: u64, args: &[&str]) -> Value {
     let before = disk_usage_of_blobs(hub);
     let budget = format!("{budget}B");
-    let output = run(hub, &[&["--json", "--max-size", &budget], args].concat());
-    assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let ran = run(hub, &[&["--json", "--max-size", &budget], args].concat());
+    assert!(ran.code == 0, "{}{}", ran.stdout, ran.stderr);
+    let report = ran.json();
     assert_eq!(report["size_before"], before, "{report:#}");
     if report["dry_run"] == false {
         assert_eq!(report["freed"], before - disk_usage_of_blobs(hub), "{report:#}");
@@ -80,7 +47,7 @@ fn prune(hub: &Hub, budget: u64, args: &[&str]) -> Value {
 }
 
 /// All but refs, trees and lists, which no budget counts.
-fn disk_usage_of_blobs(hub: &Hub) -> u64 {
+fn disk_usage_of_blobs(hub: &CacheDir) -> u64 {
     disk_usage(&hub.root(), |name| {
         let small = ["/refs/", "/trees/", ".refs", "/.huggingface-shared-blobs", ".metadata/"]
             .iter()
@@ -101,7 +68,7 @@ fn reasons(report: &Value) -> Vec<String> {
 
 #[test]
 fn the_least_recently_used_detached_revision_goes_first_and_no_more_than_needed() {
-    let hub = Hub::new();
+    let hub = CacheDir::new();
     let commits = [(1, 3), (2, 30), (3, 10)].map(|(number, days)| hub.revision(A, number, 100, days));
     let other = hub.revision(B, 4, 100, 20);
     hub.reference(A, "main", &commits[0]);
@@ -115,7 +82,7 @@ fn the_least_recently_used_detached_revision_goes_first_and_no_more_than_needed(
 
 #[test]
 fn reading_counts_as_use() {
-    let hub = Hub::new();
+    let hub = CacheDir::new();
     let commits = [hub.revision(A, 1, 100, 30), hub.revision(A, 2, 100, 20)];
     let now = fs::FileTimes::new().set_accessed(std::time::SystemTime::now());
     File::open(hub.path(&format!("{A}/blobs/{}", id(1)))).unwrap().set_times(now).unwrap();
@@ -124,19 +91,19 @@ fn reading_counts_as_use() {
 
 #[test]
 fn within_the_budget_nothing_happens() {
-    let hub = Hub::new();
+    let hub = CacheDir::new();
     hub.revision(A, 1, 100, 30);
     let before = hub.contents();
-    let output = run(&hub, &["--max-size", "100B", "-q"]);
-    assert!(output.status.success() && output.stdout.is_empty() && output.stderr.is_empty());
-    let output = run(&hub, &["--max-gb", "0.001"]);
-    assert_eq!(untimed(&output.stdout), "Freed 0 B: nothing to delete; 100 B of the 1.0 MiB budget used.\n");
+    let ran = run(&hub, &["--max-size", "100B", "-q"]);
+    assert!(ran.code == 0 && ran.stdout.is_empty() && ran.stderr.is_empty());
+    let ran = run(&hub, &["--max-gb", "0.001"]);
+    assert_eq!(untimed(&ran.stdout), "Freed 0 B: nothing to delete; 100 B of the 1.0 MiB budget used.\n");
     assert_eq!(hub.contents(), before);
 }
 
 #[test]
 fn what_a_ref_names_is_kept_and_the_missed_budget_is_said() {
-    let hub = Hub::new();
+    let hub = CacheDir::new();
     let main = hub.revision(A, 1, 3000, 30);
     let tag = hub.revision(A, 2, 100, 20);
     let detached = hub.revision(A, 3, 100, 1);
@@ -146,36 +113,36 @@ fn what_a_ref_names_is_kept_and_the_missed_budget_is_said() {
     assert_eq!(evicted(&report), [detached]);
     assert_eq!((&report["size"], &report["over_budget"]), (&3100.into(), &3050.into()));
     assert_eq!(reasons(&report), ["referenced", "referenced"]);
-    let output = run(&hub, &["--max-size", "50B"]);
-    assert!(output.status.success());
+    let ran = run(&hub, &["--max-size", "50B"]);
+    assert_eq!(ran.code, 0, "{ran:#?}");
     assert_eq!(
-        untimed(&output.stdout),
+        untimed(&ran.stdout),
         "Freed 0 B: nothing to delete; 3.0 KiB used.\n\
          Over the budget of 50 B by 3.0 KiB: 2 revisions (3.0 KiB) have refs; use --include-referenced to evict these too.\n"
     );
-    let output = run(&hub, &["--max-size", "50B", "--fail-over-budget", "-q"]);
-    assert_eq!(output.status.code(), Some(1));
+    let ran = run(&hub, &["--max-size", "50B", "--fail-over-budget", "-q"]);
+    assert_eq!(ran.code, 1);
     // Cron sends what is on either stream; a missed budget is no failure by itself, but never a secret.
     for args in [&["-q"][..], &["-q", "--fail-over-budget"], &["--json"], &["-q", "--json"]] {
-        let output = run(&hub, &[&["--max-size", "50B"], args].concat());
+        let ran = run(&hub, &[&["--max-size", "50B"], args].concat());
         let said = "warning: over the budget of 50 B by 3.0 KiB: 2 revisions (3.0 KiB) have refs; \
                     use --include-referenced to evict these too.\n";
-        assert_eq!(text(&output.stderr), said, "{args:?}");
-        assert_eq!(output.stdout.is_empty(), !args.contains(&"--json"), "{args:?}");
+        assert_eq!(ran.stderr, said, "{args:?}");
+        assert_eq!(ran.stdout.is_empty(), !args.contains(&"--json"), "{args:?}");
     }
-    let output = run(&hub, &["--max-size", "5000B", "-q"]);
-    assert!(output.stdout.is_empty() && output.stderr.is_empty());
+    let ran = run(&hub, &["--max-size", "5000B", "-q"]);
+    assert!(ran.stdout.is_empty() && ran.stderr.is_empty());
 }
 
 /// What keeps how much, the largest first, and what helps.
 #[test]
 fn a_missed_budget_is_explained() {
-    let missed = |hub: &Hub| {
-        let output = run(hub, &["--max-size", "10B", "-q", "--include-referenced"]);
-        assert!(output.status.success());
-        text(&output.stderr)
+    let missed = |hub: &CacheDir| {
+        let ran = run(hub, &["--max-size", "10B", "-q", "--include-referenced"]);
+        assert_eq!(ran.code, 0, "{ran:#?}");
+        ran.stderr
     };
-    let hub = Hub::new();
+    let hub = CacheDir::new();
     hub.revision(A, 1, 3000, 30);
     hub.blob(A, 2, 1000, 30);
     let file = hub.write(&format!("{A}/blobs/{}.part", id(3)), "half");
@@ -194,7 +161,7 @@ fn a_missed_budget_is_explained() {
 
 #[test]
 fn referenced_revisions_go_with_their_refs_trees_and_absences() {
-    let hub = Hub::new();
+    let hub = CacheDir::new();
     let old = hub.revision(A, 1, 100, 30);
     let new = hub.revision(A, 2, 100, 20);
     hub.reference(A, "refs/pr/1", &old);
@@ -221,7 +188,7 @@ fn referenced_revisions_go_with_their_refs_trees_and_absences() {
 
 #[test]
 fn blobs_of_kept_revisions_stay_and_do_not_count_as_freed() {
-    let hub = Hub::new();
+    let hub = CacheDir::new();
     let (common, own, new) = (hub.blob(A, 1, 1000, 30), hub.blob(A, 2, 10, 30), hub.blob(A, 3, 20, 1));
     hub.snapshot(A, &commit(1), &[("weights", &common), ("config", &own)]);
     hub.snapshot(A, &commit(2), &[("deep/er/weights", &common), ("config", &new)]);
@@ -236,7 +203,7 @@ fn blobs_of_kept_revisions_stay_and_do_not_count_as_freed() {
 
 #[test]
 fn what_orphans_give_back_saves_a_revision() {
-    let hub = Hub::new();
+    let hub = CacheDir::new();
     let kept = hub.revision(A, 1, 100, 30);
     hub.blob(A, 2, 100, 30);
     assert_eq!(evicted(&prune(&hub, 100, &[])), Vec::<String>::new());
@@ -246,7 +213,7 @@ fn what_orphans_give_back_saves_a_revision() {
 /// 0.1.0 mixes the types: one blob name and one commit in a model and a dataset of one id are two files here.
 #[test]
 fn a_model_and_a_dataset_of_one_name_are_two_repos() {
-    let hub = Hub::new();
+    let hub = CacheDir::new();
     let (model, dataset) = ("models--org--x", "datasets--org--x");
     let old = hub.revision(model, 1, 100, 30);
     hub.revision(dataset, 1, 100, 20);
@@ -259,7 +226,7 @@ fn a_model_and_a_dataset_of_one_name_are_two_repos() {
 
 #[test]
 fn revisions_that_only_together_hold_a_blob_free_it_together() {
-    let hub = Hub::new();
+    let hub = CacheDir::new();
     let blob = hub.blob(A, 1, 1000, 30);
     for number in [1, 2] {
         hub.snapshot(A, &commit(number), &[("weights", &blob)]);
@@ -270,14 +237,14 @@ fn revisions_that_only_together_hold_a_blob_free_it_together() {
 
 #[test]
 fn a_dry_run_says_what_a_run_does_and_changes_nothing() {
-    let hub = Hub::new();
+    let hub = CacheDir::new();
     hub.revision(A, 1, 100, 30);
     hub.reference(A, "main", &commit(1));
     hub.revision(A, 2, 200, 20);
     hub.blob(A, 9, 50, 5);
     let before = hub.contents();
     let planned = prune(&hub, 150, &["--dry-run"]);
-    let said = text(&run(&hub, &["--max-size", "150B", "--dry-run"]).stdout);
+    let said = run(&hub, &["--max-size", "150B", "--dry-run"]).stdout;
     let rows: Vec<Vec<&str>> = said.lines().map(|line| line.split_whitespace().collect()).collect();
     let words = "org/a 000000000000 200 B 2 weeks ago no ref names it";
     assert_eq!(rows[1].join(" "), words, "{said}");
@@ -295,7 +262,7 @@ fn a_dry_run_says_what_a_run_does_and_changes_nothing() {
 /// 0.1.0 takes every blob that is a link for an orphan, and leaks its payload.
 #[test]
 fn a_cache_with_the_shared_store_within_its_budget_stays_as_it_is() {
-    let hub = Hub::new();
+    let hub = CacheDir::new();
     hub.payload(7, 5000, 40, &[(A, &id(1)), (B, &id(1))]);
     for repo in [A, B] {
         hub.snapshot(repo, &commit(1), &[("weights", &id(1))]);
@@ -309,7 +276,7 @@ fn a_cache_with_the_shared_store_within_its_budget_stays_as_it_is() {
 
 #[test]
 fn a_payload_is_freed_with_its_last_link_and_its_list_follows() {
-    let hub = Hub::new();
+    let hub = CacheDir::new();
     let payload = hub.payload(7, 5000, 40, &[(A, &id(1)), (B, &id(1))]);
     let list = payload.with_extension("refs");
     for repo in [A, B] {
@@ -331,16 +298,16 @@ fn a_payload_is_freed_with_its_last_link_and_its_list_follows() {
 /// A root that is written with `..` or reached through a link is the same cache.
 #[test]
 fn the_shared_store_is_recognised_however_the_root_is_spelled() {
-    let hub = Hub::new();
+    let hub = CacheDir::new();
     hub.payload(7, 5000, 40, &[(A, &id(1))]);
     hub.snapshot(A, &commit(1), &[("weights", &id(1))]);
     symlink(hub.root(), hub.outside().join("link")).unwrap();
     fs::create_dir(hub.outside().join("sub")).unwrap();
     let before = hub.contents();
     for root in ["hub", "sub/../hub", "./hub/", "link", "link/."] {
-        let mut command = command(&hub, &["--json", "--dry-run", "--max-size", "0B"]);
-        let report: Value =
-            serde_json::from_slice(&command.env("HF_HUB_CACHE", root).output().unwrap().stdout).unwrap();
+        let mut command = hub.machine.command(&["prune", "--json", "--dry-run", "--max-size", "0B"]);
+        command.current_dir(hub.outside()).env("HF_HUB_CACHE", root);
+        let report = machine::run(command).json();
         assert_eq!((&report["freed"], evicted(&report)), (&5000.into(), vec![commit(1)]), "{root}: {report:#}");
     }
     assert_eq!(hub.contents(), before);
@@ -348,7 +315,7 @@ fn the_shared_store_is_recognised_however_the_root_is_spelled() {
 
 #[test]
 fn payloads_that_nobody_links_to_go_and_those_without_a_list_stay() {
-    let hub = Hub::new();
+    let hub = CacheDir::new();
     let (unused, young, unlisted) =
         (hub.payload(1, 10, 2, &[]), hub.payload(2, 20, 0, &[]), hub.payload(3, 30, 2, &[]));
     fs::remove_file(unlisted.with_extension("refs")).unwrap();
@@ -362,7 +329,7 @@ fn payloads_that_nobody_links_to_go_and_those_without_a_list_stay() {
 
 #[test]
 fn a_fresh_link_to_an_old_payload_is_young() {
-    let hub = Hub::new();
+    let hub = CacheDir::new();
     hub.payload(7, 5000, 40, &[(A, &id(1))]);
     let report = prune(&hub, 10_000, &[]);
     assert_eq!(reasons(&report), ["young"]);
@@ -372,7 +339,7 @@ fn a_fresh_link_to_an_old_payload_is_young() {
 
 #[test]
 fn hard_links_count_once_and_come_back_with_the_last_name() {
-    let hub = Hub::new();
+    let hub = CacheDir::new();
     hub.revision(A, 1, 1000, 30);
     fs::create_dir_all(hub.path(&format!("{B}/blobs"))).unwrap();
     fs::hard_link(hub.path(&format!("{A}/blobs/{}", id(1))), hub.path(&format!("{B}/blobs/{}", id(1)))).unwrap();
@@ -386,17 +353,17 @@ fn hard_links_count_once_and_come_back_with_the_last_name() {
 
 #[test]
 fn a_name_outside_the_cache_keeps_the_bytes() {
-    let hub = Hub::new();
+    let hub = CacheDir::new();
     hub.revision(A, 1, 1000, 30);
     fs::hard_link(hub.path(&format!("{A}/blobs/{}", id(1))), hub.outside().join("mine")).unwrap();
-    let output = run(&hub, &["--json", "--max-size", "100B"]);
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let ran = run(&hub, &["--json", "--max-size", "100B"]);
+    let report = ran.json();
     assert_eq!((&report["freed"], reasons(&report)), (&0.into(), vec!["frees-nothing".to_string()]));
 }
 
 #[test]
 fn snapshots_of_real_files_are_evicted_whole() {
-    let hub = Hub::new();
+    let hub = CacheDir::new();
     for (number, days) in [(1, 30), (2, 20)] {
         let file = hub.write(&format!("{A}/snapshots/{}/sub/model.bin", commit(number)), vec![b'r'; 100]);
         used(&file, days * DAY);
@@ -416,7 +383,7 @@ fn snapshots_of_real_files_are_evicted_whole() {
 
 #[test]
 fn a_broken_link_keeps_its_repo_and_the_rest_goes_on() {
-    let hub = Hub::new();
+    let hub = CacheDir::new();
     hub.revision(A, 1, 100, 30);
     hub.snapshot(A, &commit(2), &[("lost", &id(99))]);
     hub.blob(A, 3, 100, 30);
@@ -431,7 +398,7 @@ fn a_broken_link_keeps_its_repo_and_the_rest_goes_on() {
 /// To the client, any folder in snapshots/ is a revision, and it may use any blob.
 #[test]
 fn a_foreign_snapshot_folder_keeps_the_blobs_of_its_repo() {
-    let hub = Hub::new();
+    let hub = CacheDir::new();
     let blob = hub.blob(A, 1, 100, 30);
     hub.snapshot(A, "not-a-commit", &[("model.bin", &blob)]);
     assert_eq!(prune(&hub, 0, &[])["freed"], 0);
@@ -440,7 +407,7 @@ fn a_foreign_snapshot_folder_keeps_the_blobs_of_its_repo() {
 
 #[test]
 fn a_link_from_another_repo_keeps_the_blobs_of_this_one() {
-    let hub = Hub::new();
+    let hub = CacheDir::new();
     hub.revision(A, 1, 100, 30);
     let snapshot = hub.path(&format!("{B}/snapshots/{}", commit(2)));
     fs::create_dir_all(&snapshot).unwrap();
@@ -457,7 +424,7 @@ fn a_link_from_another_repo_keeps_the_blobs_of_this_one() {
 #[test]
 fn a_repo_that_another_takes_its_blobs_from_is_left_alone() {
     for whole in [true, false] {
-        let hub = Hub::new();
+        let hub = CacheDir::new();
         hub.revision(A, 1, 100, 30);
         hub.blob(A, 2, 10, 30);
         hub.snapshot(B, &commit(2), &[("model.bin", &id(2))]);
@@ -468,8 +435,8 @@ fn a_repo_that_another_takes_its_blobs_from_is_left_alone() {
             symlink(format!("../../{A}/blobs/{}", id(2)), hub.path(&format!("{B}/blobs/{}", id(2)))).unwrap();
         }
         let before = hub.contents();
-        let output = run(&hub, &["--max-size", "0B", "--include-referenced", "--json"]);
-        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let ran = run(&hub, &["--max-size", "0B", "--include-referenced", "--json"]);
+        let report = ran.json();
         assert!(reasons(&report).contains(&"needed-elsewhere".to_string()), "{report:#}");
         assert_eq!(hub.contents(), before);
     }
@@ -477,15 +444,15 @@ fn a_repo_that_another_takes_its_blobs_from_is_left_alone() {
 
 #[test]
 fn what_cannot_be_read_is_a_failure_and_keeps_its_repo() {
-    let hub = Hub::new();
+    let hub = CacheDir::new();
     hub.revision(A, 1, 100, 30);
     hub.write("models--org--file", "a file where a folder should be");
     hub.snapshot(B, &commit(2), &[]);
     hub.write(&format!("{B}/blobs"), "a file where a folder should be");
-    let output = run(&hub, &["--max-size", "0B"]);
-    assert_eq!(output.status.code(), Some(1));
-    assert!(text(&output.stdout).contains("\norg/a  000000000000"), "{}", text(&output.stdout));
-    let errors = text(&output.stderr);
+    let ran = run(&hub, &["--max-size", "0B"]);
+    assert_eq!(ran.code, 1);
+    assert!(ran.stdout.contains("\norg/a  000000000000"), "{}", ran.stdout);
+    let errors = ran.stderr;
     assert!(errors.contains("models--org--file") && errors.contains(&format!("{B}/blobs")), "{errors}");
     assert!(hub.exists("models--org--file") && hub.exists(&format!("{B}/snapshots/{}", commit(2))) && !hub.exists(A));
 }
@@ -493,13 +460,12 @@ fn what_cannot_be_read_is_a_failure_and_keeps_its_repo() {
 #[test]
 fn a_name_that_is_not_utf8_is_shown_in_json_too() {
     use std::os::unix::ffi::OsStrExt;
-    let hub = Hub::new();
+    let hub = CacheDir::new();
     hub.revision(A, 1, 100, 30);
     let stray = hub.path(A).join("snapshots").join(commit(1)).join(std::ffi::OsStr::from_bytes(b"caf\xe9"));
     fs::write(stray, "").unwrap();
-    let output = run(&hub, &["--max-size", "0B", "--json"]);
-    let report: Value =
-        serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", text(&output.stderr)));
+    let ran = run(&hub, &["--max-size", "0B", "--json"]);
+    let report = ran.json();
     assert!(report.to_string().contains("caf\u{fffd}"), "{report:#}");
     assert!(hub.exists(&format!("{A}/blobs/{}", id(1))));
 }
@@ -507,15 +473,15 @@ fn a_name_that_is_not_utf8_is_shown_in_json_too() {
 #[test]
 fn an_unreadable_folder_is_said_once() {
     use std::os::unix::fs::PermissionsExt;
-    let hub = Hub::new();
+    let hub = CacheDir::new();
     hub.revision(A, 1, 100, 30);
     hub.revision(B, 2, 100, 20);
     let folder = hub.path(A);
     fs::set_permissions(&folder, fs::Permissions::from_mode(0o000)).unwrap();
-    let output = run_as_user(&hub, &["--max-size", "0B"]);
+    let ran = run_as_owner(&hub, &["--max-size", "0B"]);
     fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    let errors = text(&output.stderr);
+    assert_eq!(ran.code, 1);
+    let errors = ran.stderr;
     assert_eq!(errors.matches("error: ").count(), 1, "{errors}");
     // It may hold a link to anything: what that keeps is said.
     assert!(errors.contains("models--org--a (100 B): cannot be read"), "{errors}");
@@ -523,7 +489,7 @@ fn an_unreadable_folder_is_said_once() {
 }
 
 /// `org/a` takes its weights from `good/b`, by a link that was made by hand, and none of b's revisions has a ref.
-fn borrowed(hub: &Hub) {
+fn borrowed(hub: &CacheDir) {
     hub.revision(LENDER, 1, 100, 30);
     hub.blob(LENDER, 2, 50, 30);
     fs::create_dir_all(hub.path(&format!("{A}/blobs"))).unwrap();
@@ -549,16 +515,16 @@ fn an_unreadable_place_anywhere_keeps_what_it_may_need() {
     for place in &places {
         // 0444: the names can be read, but not what they are.
         for mode in [0o000, 0o444, 0o111] {
-            let hub = Hub::new();
+            let hub = CacheDir::new();
             borrowed(&hub);
             let before = hub.contents();
             let folder = hub.path(place);
             fs::set_permissions(&folder, fs::Permissions::from_mode(mode)).unwrap();
-            let output = run_as_user(&hub, &["--max-size", "0B", "--include-referenced", "--orphan-grace", "0"]);
+            let ran = run_as_owner(&hub, &["--max-size", "0B", "--include-referenced", "--orphan-grace", "0"]);
             fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
-            let said = format!("{place} {mode:o}: {}{}", text(&output.stdout), text(&output.stderr));
+            let said = format!("{place} {mode:o}: {}{}", ran.stdout, ran.stderr);
             assert_eq!(hub.contents(), before, "{said}");
-            assert!(output.status.code() == Some(1) || mode == 0o444 || mode == 0o111, "{said}");
+            assert!(ran.code == 1 || mode == 0o444 || mode == 0o111, "{said}");
         }
     }
 }
@@ -569,7 +535,7 @@ fn a_place_that_is_no_folder_any_more_keeps_what_it_may_have_needed() {
     let snapshot = format!("{A}/snapshots/{}", commit(3));
     for place in [A.to_string(), format!("{A}/snapshots"), snapshot.clone(), format!("{A}/blobs")] {
         for kind in ["loop", "fifo", "unmounted", "gone"] {
-            let hub = Hub::new();
+            let hub = CacheDir::new();
             borrowed(&hub);
             let path = hub.path(&place);
             fs::rename(&path, hub.outside().join("aside")).unwrap();
@@ -580,8 +546,8 @@ fn a_place_that_is_no_folder_any_more_keeps_what_it_may_have_needed() {
                 _ => assert!(Command::new("mkfifo").arg(&path).status().unwrap().success()),
             }
             let before = hub.contents_of(LENDER);
-            let output = run(&hub, &["--max-size", "0B", "--include-referenced", "--orphan-grace", "0"]);
-            let said = format!("{place} {kind}: {}{}", text(&output.stdout), text(&output.stderr));
+            let ran = run(&hub, &["--max-size", "0B", "--include-referenced", "--orphan-grace", "0"]);
+            let said = format!("{place} {kind}: {}{}", ran.stdout, ran.stderr);
             assert_eq!(hub.contents_of(LENDER), before, "{said}");
         }
     }
@@ -589,18 +555,18 @@ fn a_place_that_is_no_folder_any_more_keeps_what_it_may_have_needed() {
 
 #[test]
 fn links_keep_a_repo_however_they_are_spelled_and_wherever_they_lie() {
-    let real = |hub: &Hub| hub.root().join(LENDER).join("blobs").join(id(2));
-    let alias = |hub: &Hub| {
+    let real = |hub: &CacheDir| hub.root().join(LENDER).join("blobs").join(id(2));
+    let alias = |hub: &CacheDir| {
         symlink(hub.root(), hub.outside().join("alias")).unwrap();
         hub.outside().join("alias").join(LENDER).join("blobs").join(id(2))
     };
-    let hops = |hub: &Hub| {
+    let hops = |hub: &CacheDir| {
         symlink(hub.root().join(LENDER), hub.outside().join("first")).unwrap();
         symlink(hub.outside().join("first/blobs"), hub.outside().join("second")).unwrap();
         hub.outside().join("second").join(id(2))
     };
-    let doubled = |hub: &Hub| format!("{}//./{LENDER}/refs/../blobs//{}", hub.root().display(), id(2)).into();
-    type Target = fn(&Hub) -> std::path::PathBuf;
+    let doubled = |hub: &CacheDir| format!("{}//./{LENDER}/refs/../blobs//{}", hub.root().display(), id(2)).into();
+    type Target = fn(&CacheDir) -> std::path::PathBuf;
     let targets: [Target; 4] = [real, alias, hops, doubled];
     let places = [
         format!("{A}/snapshots/{}/sub/weights", commit(3)),
@@ -614,7 +580,7 @@ fn links_keep_a_repo_however_they_are_spelled_and_wherever_they_lie() {
     ];
     for (number, target) in targets.iter().enumerate() {
         for place in &places {
-            let hub = Hub::new();
+            let hub = CacheDir::new();
             hub.revision(LENDER, 1, 100, 30);
             hub.blob(LENDER, 2, 50, 30);
             hub.write(&format!("{LENDER}/refs/x"), commit(1));
@@ -622,8 +588,8 @@ fn links_keep_a_repo_however_they_are_spelled_and_wherever_they_lie() {
             fs::create_dir_all(link.parent().unwrap()).unwrap();
             symlink(target(&hub), &link).unwrap();
             let before = hub.contents();
-            let output = run(&hub, &["--max-size", "0B", "--include-referenced", "--orphan-grace", "0"]);
-            let said = format!("{place} {number}: {}{}", text(&output.stdout), text(&output.stderr));
+            let ran = run(&hub, &["--max-size", "0B", "--include-referenced", "--orphan-grace", "0"]);
+            let said = format!("{place} {number}: {}{}", ran.stdout, ran.stderr);
             assert_eq!(hub.contents(), before, "{said}");
             assert!(said.contains("a link elsewhere leads into it"), "{said}");
         }
@@ -633,7 +599,7 @@ fn links_keep_a_repo_however_they_are_spelled_and_wherever_they_lie() {
 /// The snapshot lies on another disk, and a link stands for it.
 #[test]
 fn a_snapshot_behind_a_link_keeps_what_its_files_lead_to() {
-    let hub = Hub::new();
+    let hub = CacheDir::new();
     borrowed(&hub);
     let snapshot = hub.path(&format!("{A}/snapshots/{}", commit(3)));
     let outside = hub.outside().join("disk");
@@ -650,26 +616,26 @@ fn a_snapshot_behind_a_link_keeps_what_its_files_lead_to() {
 #[test]
 fn a_snapshot_that_cannot_be_deleted_keeps_its_refs() {
     use std::os::unix::fs::PermissionsExt;
-    let hub = Hub::new();
+    let hub = CacheDir::new();
     hub.revision(A, 1, 100, 30);
     hub.reference(A, "main", &commit(1));
     hub.reference(A, "refs/pr/1", &commit(1));
     let snapshot = hub.path(&format!("{A}/snapshots/{}", commit(1)));
     fs::set_permissions(&snapshot, fs::Permissions::from_mode(0o555)).unwrap();
     let before = hub.contents();
-    let output = run_as_user(&hub, &["--max-size", "0B", "--include-referenced"]);
-    assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
-    assert!(text(&output.stderr).contains("cannot delete"), "{}", text(&output.stderr));
+    let ran = run_as_owner(&hub, &["--max-size", "0B", "--include-referenced"]);
+    assert_eq!(ran.code, 3, "{}", ran.stderr);
+    assert!(ran.stderr.contains("cannot delete"), "{}", ran.stderr);
     assert_eq!(hub.contents(), before);
     fs::set_permissions(&snapshot, fs::Permissions::from_mode(0o755)).unwrap();
-    assert!(run_as_user(&hub, &["--max-size", "0B", "--include-referenced"]).status.success());
+    assert!(run_as_owner(&hub, &["--max-size", "0B", "--include-referenced"]).code == 0);
     assert!(!hub.exists(A));
 }
 
 /// 0.1.0 deletes downloads that are in flight.
 #[test]
 fn a_download_in_flight_is_left_alone_with_its_repo() {
-    let hub = Hub::new();
+    let hub = CacheDir::new();
     hub.revision(A, 1, 100, 30);
     for name in [format!("{}.0a1b2c3d.incomplete", id(5)), format!("{}.incomplete", id(6)), "tmp_0b0e".into()] {
         hub.write(&format!("{A}/blobs/{name}"), "half");
@@ -694,7 +660,7 @@ fn what_any_client_is_still_downloading_keeps_its_whole_repo() {
     names.push(format!("{A}/snapshots/{}/model.gguf.downloadInProgress", commit(1)));
     names.push(format!("{A}/refs/main.0a1b2c3d.tmp"));
     for name in names {
-        let hub = Hub::new();
+        let hub = CacheDir::new();
         hub.revision(A, 1, 100, 30);
         hub.reference(A, "lost", &commit(9));
         used(&hub.path(&format!("{A}/refs/lost")), 30 * DAY);
@@ -721,7 +687,7 @@ fn what_any_client_is_still_downloading_keeps_its_whole_repo() {
 #[test]
 fn a_download_at_the_root_keeps_every_repo_until_it_is_old() {
     for name in ["tmpa1b2c3d4", "tmp_x9_k2ab", "tmp/aB3dE5f"] {
-        let hub = Hub::new();
+        let hub = CacheDir::new();
         hub.revision(A, 1, 100, 30);
         hub.blob(B, 2, 100, 30);
         let file = hub.write(name, "half");
@@ -739,12 +705,12 @@ fn a_download_at_the_root_keeps_every_repo_until_it_is_old() {
 /// The client's symlink probe, and what is no download.
 #[test]
 fn other_things_called_tmp_stand_in_nobody_s_way() {
-    let hub = Hub::new();
+    let hub = CacheDir::new();
     hub.revision(A, 1, 100, 30);
     fs::create_dir_all(hub.path("tmpprobe01/x")).unwrap();
     hub.write("tmp-notes.txt", "mine");
     hub.write("tmp/notes.txt", "mine");
-    assert!(run(&hub, &["--max-size", "0B"]).status.success());
+    assert!(run(&hub, &["--max-size", "0B"]).code == 0);
     assert!(!hub.exists(A) && hub.exists("tmp-notes.txt") && hub.exists("tmp/notes.txt") && hub.exists("tmpprobe01/x"));
 }
 
@@ -752,7 +718,7 @@ fn other_things_called_tmp_stand_in_nobody_s_way() {
 #[test]
 fn a_lock_of_any_client_keeps_its_repo_and_a_free_one_is_no_noise() {
     for place in [format!("{A}/blobs"), format!(".locks/{A}/blobs"), format!(".locks/{A}")] {
-        let hub = Hub::new();
+        let hub = CacheDir::new();
         hub.revision(A, 1, 100, 30);
         hub.blob(A, 2, 10, 30);
         hub.write(&format!(".metadata/{A}/{}.json", commit(1)), "{}");
@@ -772,7 +738,7 @@ fn a_lock_of_any_client_keeps_its_repo_and_a_free_one_is_no_noise() {
 /// hf-hub finds a pinned commit by a ref that is called like it. It goes with the commit, and keeps it no longer.
 #[test]
 fn a_ref_called_like_its_commit_does_not_keep_it() {
-    let hub = Hub::new();
+    let hub = CacheDir::new();
     for (number, days) in [(1, 30), (2, 20)] {
         hub.revision(A, number, 100, days);
         hub.reference(A, &commit(number), &commit(number));
@@ -789,7 +755,7 @@ fn a_ref_called_like_its_commit_does_not_keep_it() {
 
 #[test]
 fn abandoned_downloads_go_unless_their_lock_is_held() {
-    let hub = Hub::new();
+    let hub = CacheDir::new();
     hub.revision(A, 1, 100, 30);
     hub.reference(A, "main", &commit(1));
     let names = [format!("{}.0a1b2c3d.incomplete", id(5)), format!("{}.incomplete", id(6)), "tmp_0b0e".into()];
@@ -810,7 +776,7 @@ fn abandoned_downloads_go_unless_their_lock_is_held() {
 
 #[test]
 fn a_branch_called_like_a_temporary_is_a_ref() {
-    let hub = Hub::new();
+    let hub = CacheDir::new();
     hub.revision(A, 1, 100, 30);
     hub.reference(A, "wip.tmp", &commit(1));
     assert_eq!(reasons(&prune(&hub, 0, &[])), ["referenced"]);
@@ -818,7 +784,7 @@ fn a_branch_called_like_a_temporary_is_a_ref() {
 
 #[test]
 fn a_repo_that_a_client_downloaded_into_moments_ago_is_busy() {
-    let hub = Hub::new();
+    let hub = CacheDir::new();
     hub.revision(A, 1, 100, 0);
     let lock = hub.write(&format!(".locks/{A}/{}.lock", id(1)), "");
     assert_eq!(reasons(&prune(&hub, 0, &[])), ["busy"]);
@@ -834,7 +800,7 @@ fn a_repo_that_a_client_downloaded_into_moments_ago_is_busy() {
 /// Nobody has to wait after a download that has ended.
 #[test]
 fn right_after_a_complete_download_what_is_over_the_budget_goes() {
-    let hub = Hub::new();
+    let hub = CacheDir::new();
     for (number, days) in [(1, 30), (2, 0), (3, 0)] {
         hub.revision(A, number, 100, days);
         hub.write(&format!(".locks/{A}/{}.lock", id(number)), "");
@@ -852,7 +818,7 @@ fn right_after_a_complete_download_what_is_over_the_budget_goes() {
 
 #[test]
 fn orphans_go_when_they_are_old_enough_within_the_budget_too() {
-    let hub = Hub::new();
+    let hub = CacheDir::new();
     hub.revision(A, 1, 100, 30);
     hub.reference(A, "main", &commit(1));
     let (old, young) = (hub.blob(A, 2, 10, 1), hub.blob(A, 3, 20, 0));
@@ -865,7 +831,7 @@ fn orphans_go_when_they_are_old_enough_within_the_budget_too() {
 /// `cp -a`, `rsync -a` and `tar` keep old times, and bring blobs before snapshots.
 #[test]
 fn a_repo_that_is_being_copied_here_is_left_alone() {
-    let hub = Hub::new();
+    let hub = CacheDir::new();
     hub.blob(A, 1, 10, 30);
     hub.blob(A, 2, 20, 0);
     let report = prune(&hub, 0, &[]);
@@ -878,7 +844,7 @@ fn a_repo_that_is_being_copied_here_is_left_alone() {
 #[test]
 fn blobs_that_came_with_old_times_wait_for_their_snapshot() {
     for (known, touched) in [(false, ""), (false, "blobs"), (true, ""), (true, "blobs"), (true, "snapshots")] {
-        let hub = Hub::new();
+        let hub = CacheDir::new();
         if known {
             hub.revision(A, 1, 10, 30);
             hub.reference(A, "main", &commit(1));
@@ -901,15 +867,15 @@ fn what_any_program_is_still_writing_keeps_its_repo() {
     let names = names.map(|end| format!("blobs/{hash}.{end}")).into_iter();
     let others = [&format!("blobs/.{hash}.Xa1B2c"), "blobs/tmpabc123", "tmp/abc", "tmpabc", ".metadata/x.incomplete"];
     for name in names.chain(others.map(String::from)) {
-        let hub = Hub::new();
+        let hub = CacheDir::new();
         hub.revision(A, 1, 100, 30);
         hub.blob(A, 2, 50, 30);
         let file = hub.write(&format!("{A}/{name}"), "half");
         let before = hub.contents();
-        assert!(run(&hub, &["--max-size", "0B", "--include-referenced"]).status.success());
+        assert!(run(&hub, &["--max-size", "0B", "--include-referenced"]).code == 0);
         assert_eq!(hub.contents(), before, "{name}");
         used(&file, 2 * DAY);
-        assert!(run(&hub, &["--max-size", "0B"]).status.success());
+        assert!(run(&hub, &["--max-size", "0B"]).code == 0);
         assert!(!hub.exists(&format!("{A}/blobs/{}", id(1))) && !hub.exists(&format!("{A}/blobs/{}", id(2))), "{name}");
         assert!(file.exists() || !name.starts_with("blobs/"), "{name}");
     }
@@ -917,12 +883,12 @@ fn what_any_program_is_still_writing_keeps_its_repo() {
 
 #[test]
 fn files_of_people_at_the_root_stay() {
-    let hub = Hub::new();
+    let hub = CacheDir::new();
     for name in ["tmpnotes", "tmpl", "tmp/abcdefg", "tmp/x", "tmpcheckout"] {
         used(&hub.write(name, "mine"), 90 * DAY);
     }
     let before = hub.contents();
-    assert!(run(&hub, &["--max-size", "0B"]).status.success());
+    assert!(run(&hub, &["--max-size", "0B"]).code == 0);
     assert_eq!(hub.contents(), before);
 }
 
@@ -946,7 +912,7 @@ fn links_in_places_that_mean_nothing_keep_their_repo() {
     ];
     for place in places {
         for target in [format!("snapshots/{}", commit(1)), format!("blobs/{}", id(1))] {
-            let hub = Hub::new();
+            let hub = CacheDir::new();
             hub.revision(LENDER, 1, 100, 30);
             hub.blob(LENDER, 2, 50, 30);
             hub.revision(A, 3, 10, 30);
@@ -969,23 +935,23 @@ fn an_unreadable_place_called_like_litter_keeps_what_it_may_need() {
     let snapshot = format!("{A}/snapshots/{}", commit(1));
     let places = [format!("{snapshot}/.sync"), format!("{A}/snapshots/@eaDir"), ".snapshot".into(), "tmpq".into()];
     for (place, kept) in places.into_iter().map(|place| (place, true)).chain([("lost+found".into(), false)]) {
-        let hub = Hub::new();
+        let hub = CacheDir::new();
         hub.revision(A, 1, 100, 30);
         hub.reference(A, "main", &commit(1));
         hub.blob(A, 2, 50, 30);
         fs::create_dir_all(hub.path(&place)).unwrap();
         hub.settle(A);
         fs::set_permissions(hub.path(&place), fs::Permissions::from_mode(0o000)).unwrap();
-        let output = run_as_user(&hub, &["--max-gb", "1"]);
+        let ran = run_as_owner(&hub, &["--max-gb", "1"]);
         fs::set_permissions(hub.path(&place), fs::Permissions::from_mode(0o755)).unwrap();
-        assert_eq!(output.status.code(), Some(if kept { 1 } else { 0 }), "{place}: {}", text(&output.stderr));
+        assert_eq!(ran.code, if kept { 1 } else { 0 }, "{place}: {}", ran.stderr);
         assert_eq!(hub.exists(&format!("{A}/blobs/{}", id(2))), kept, "{place}");
     }
 }
 
 #[test]
 fn a_blob_whose_lock_a_client_holds_is_left() {
-    let hub = Hub::new();
+    let hub = CacheDir::new();
     hub.blob(A, 2, 10, 1);
     let path = hub.write(&format!(".locks/{A}/{}.lock", id(2)), "");
     used(&path, DAY);
@@ -1001,7 +967,7 @@ fn a_blob_whose_lock_a_client_holds_is_left() {
 /// huggingface_hub holds the lock of a blob that is there while it links it into a snapshot.
 #[test]
 fn a_repo_in_which_a_client_holds_any_lock_keeps_its_revisions() {
-    let hub = Hub::new();
+    let hub = CacheDir::new();
     hub.revision(A, 1, 100, 30);
     hub.revision(A, 2, 100, 20);
     hub.revision(B, 3, 100, 30);
@@ -1019,22 +985,22 @@ fn a_repo_in_which_a_client_holds_any_lock_keeps_its_revisions() {
 
 #[test]
 fn strangers_are_left_and_said() {
-    let hub = Hub::new();
+    let hub = CacheDir::new();
     hub.revision(A, 1, 100, 30);
     let strangers = ["notes.txt".to_string(), format!("{A}/README"), format!("{A}/blobs/README")];
     strangers.iter().for_each(|name| used(&hub.write(name, "mine"), 2 * DAY));
-    let output = run(&hub, &["--max-size", "0B"]);
-    assert!(output.status.success());
+    let ran = run(&hub, &["--max-size", "0B"]);
+    assert_eq!(ran.code, 0, "{ran:#?}");
     for name in &strangers {
-        assert!(hub.exists(name) && text(&output.stderr).contains("left alone"), "{name}");
+        assert!(hub.exists(name) && ran.stderr.contains("left alone"), "{name}");
     }
     assert!(!hub.exists(&format!("{A}/snapshots/{}", commit(1))) && hub.exists(&format!("{A}/snapshots")));
 }
 
 #[test]
 fn nothing_is_deleted_through_a_link() {
-    let hub = Hub::new();
-    let elsewhere = Hub::new();
+    let hub = CacheDir::new();
+    let elsewhere = CacheDir::new();
     elsewhere.revision("repo", 1, 100, 30);
     elsewhere.blob("repo", 2, 100, 30);
     symlink(elsewhere.path("repo"), hub.path(A)).unwrap();
@@ -1048,16 +1014,16 @@ fn nothing_is_deleted_through_a_link() {
     symlink(elsewhere.path(&format!("repo/blobs/{}", id(2))), hub.path(&format!("{third}/blobs/{}", id(2)))).unwrap();
     hub.snapshot(third, &commit(2), &[("weights", &id(2))]);
     let (before, outside) = (hub.contents(), elsewhere.contents());
-    let output = run(&hub, &["--max-size", "0B", "--json", "--include-referenced"]);
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert!(output.status.success());
+    let ran = run(&hub, &["--max-size", "0B", "--json", "--include-referenced"]);
+    let report = ran.json();
+    assert_eq!(ran.code, 0, "{ran:#?}");
     assert_eq!(reasons(&report), ["link", "link", "link"]);
     assert_eq!((hub.contents(), elsewhere.contents()), (before, outside));
 }
 
 #[test]
 fn what_the_tool_itself_left_goes_after_the_grace_period() {
-    let hub = Hub::new();
+    let hub = CacheDir::new();
     let state = ".locks/.hf-cache-sync";
     let old = hub.write(&format!("{state}/partial/{}", id(1)), "half");
     let journal = hub.write(&format!("{state}/partial/{}.parts", id(1)), "1");
@@ -1081,7 +1047,7 @@ fn what_the_tool_itself_left_goes_after_the_grace_period() {
 /// Because of such a ref, `scan_cache_dir` drops the whole repo, with a warning.
 #[test]
 fn refs_to_what_is_not_here_go_when_it_has_not_come() {
-    let hub = Hub::new();
+    let hub = CacheDir::new();
     hub.revision(A, 1, 100, 30);
     hub.reference(A, "main", &commit(1));
     hub.reference(A, "refs/pr/1", &commit(2));
@@ -1098,14 +1064,14 @@ fn refs_to_what_is_not_here_go_when_it_has_not_come() {
     assert!(!hub.exists(&format!("{A}/refs/refs")) && hub.exists(&format!("{A}/refs/main")));
     hub.reference(A, "main", &commit(3));
     used(&hub.path(&format!("{A}/refs/main")), DAY);
-    let output = run(&hub, &["--max-gb", "1"]);
-    let said = untimed(&output.stdout);
+    let ran = run(&hub, &["--max-gb", "1"]);
+    let said = untimed(&ran.stdout);
     assert!(said.starts_with("Freed 0 B: 1 dangling ref; 100 B of"), "{said}");
 }
 
 #[test]
 fn empty_repo_folders_go_when_nobody_touched_them() {
-    let hub = Hub::new();
+    let hub = CacheDir::new();
     hub.reference(A, "main", &commit(1));
     fs::create_dir_all(hub.path(&format!("{A}/blobs"))).unwrap();
     assert_eq!(prune(&hub, 1000, &[])["repos_removed"].as_array().unwrap().len(), 0);
@@ -1116,17 +1082,17 @@ fn empty_repo_folders_go_when_nobody_touched_them() {
 
 #[test]
 fn a_root_that_is_not_there_is_not_found() {
-    let hub = Hub::new();
+    let hub = CacheDir::new();
     fs::remove_dir(hub.root()).unwrap();
-    assert_eq!(run(&hub, &[]).status.code(), Some(4));
+    assert_eq!(run(&hub, &[]).code, 4);
     assert!(!hub.root().exists());
     fs::write(hub.root(), "a file").unwrap();
-    assert_eq!(run(&hub, &[]).status.code(), Some(2));
+    assert_eq!(run(&hub, &[]).code, 2);
 }
 
 #[test]
 fn absurd_budgets_and_ages_are_usage_errors() {
-    let hub = Hub::new();
+    let hub = CacheDir::new();
     for args in [
         ["--max-gb", "-1"],
         ["--max-gb", "nan"],
@@ -1140,23 +1106,19 @@ fn absurd_budgets_and_ages_are_usage_errors() {
         ["--orphan-grace", "-1h"],
         ["--temporary-grace", "soon"],
     ] {
-        let output = run(&hub, &args);
-        assert_eq!(output.status.code(), Some(2), "{args:?}");
-        assert!(text(&output.stderr).contains("expected"), "{}", text(&output.stderr));
+        let ran = run(&hub, &args);
+        assert_eq!(ran.code, 2, "{args:?}");
+        assert!(ran.stderr.contains("expected"), "{}", ran.stderr);
     }
-    assert_eq!(run(&hub, &["--max-gb", "1", "--max-size", "1GB"]).status.code(), Some(2));
-    assert_eq!(run(&hub, &["--max-size", "1.5 TiB", "--orphan-grace", "2 days"]).status.code(), Some(0));
+    assert_eq!(run(&hub, &["--max-gb", "1", "--max-size", "1GB"]).code, 2);
+    assert_eq!(run(&hub, &["--max-size", "1.5 TiB", "--orphan-grace", "2 days"]).code, 0);
 }
 
-/// The binary on a terminal of its own, script(1)'s, with what a person types; all that is shown there.
+/// On a terminal, with what a person types; all that is shown there.
 #[cfg(target_os = "linux")]
-fn on_terminal(hub: &Hub, args: &str, typed: &[u8]) -> (String, Option<i32>) {
-    use std::io::{Read, Write};
-    let line = format!("stty rows 24 cols 100 && exec '{}' prune {args}", env!("CARGO_BIN_EXE_hf-cache-sync"));
-    let mut command = Command::new("script");
-    command.args(["--quiet", "--return", "--command", &line, "/dev/null"]);
-    command.env_clear().env("HOME", hub.outside()).current_dir(hub.outside()).env("NO_COLOR", "1").env("TERM", "dumb");
-    command.env("PATH", std::env::var_os("PATH").unwrap()).env("HF_HUB_CACHE", hub.root());
+fn on_terminal(hub: &CacheDir, args: &str, typed: &[u8]) -> (String, Option<i32>) {
+    let mut command = hub.machine.on_terminal(100, &format!("prune {args}"));
+    command.env("NO_COLOR", "1").env("TERM", "dumb");
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
     // A person reads the question first.
@@ -1167,15 +1129,14 @@ fn on_terminal(hub: &Hub, args: &str, typed: &[u8]) -> (String, Option<i32>) {
             stdin.write_all(typed).unwrap();
         }
     }
-    let status = child.wait().unwrap();
-    (text(&said).replace('\r', ""), status.code())
+    (String::from_utf8(said).unwrap().replace('\r', ""), child.wait().unwrap().code())
 }
 
 #[cfg(target_os = "linux")]
 #[test]
 fn on_a_terminal_it_shows_what_goes_and_asks() {
     let make = || {
-        let hub = Hub::new();
+        let hub = CacheDir::new();
         hub.revision(A, 1, 100, 30);
         hub.revision(B, 2, 5000, 20);
         hub
@@ -1213,7 +1174,7 @@ fn on_a_terminal_it_shows_what_goes_and_asks() {
     }
     // The question is on stderr, the result alone on stdout.
     let (_, code) = on_terminal(&hub, "--max-size 0B --json > out.json", b"y\n");
-    let report: Value = serde_json::from_slice(&fs::read(hub.outside().join("out.json")).unwrap()).unwrap();
+    let report: Value = serde_json::from_slice(&fs::read(hub.machine.work().join("out.json")).unwrap()).unwrap();
     assert_eq!((code, &report["freed"], &report["declined"]), (Some(0), &5100.into(), &false.into()));
     let hub = make();
     let (said, code) = on_terminal(&hub, "--max-size 0B --no-progress", b"\x03");
@@ -1222,16 +1183,14 @@ fn on_a_terminal_it_shows_what_goes_and_asks() {
 
 #[test]
 fn it_waits_for_another_hf_cache_sync_that_is_at_work() {
-    let hub = Hub::new();
+    let hub = CacheDir::new();
     hub.revision(A, 1, 100, 30);
     let lock = File::create(hub.write(".locks/.hf-cache-sync/lock", "")).unwrap();
     lock.lock_shared().unwrap();
-    let mut child = command(&hub, &["--max-size", "0B"]).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stderr.take().unwrap()).read_line(&mut line).unwrap();
-    assert!(line.contains("another hf-cache-sync is using this cache"), "{line}");
-    assert!(hub.exists(A) && child.try_wait().unwrap().is_none());
+    let mut running = hub.machine.start(&["prune", "--max-size", "0B"]);
+    running.wait_for("another hf-cache-sync is using this cache");
+    assert!(hub.exists(A) && running.is_running());
     drop(lock);
-    assert!(child.wait().unwrap().success());
+    assert_eq!(running.finish().code, 0);
     assert!(!hub.exists(A));
 }

@@ -7,8 +7,7 @@ use crate::harness::cache::{COMMIT, OTHER, Revision};
 use crate::harness::machine::{Machine, Ran};
 use crate::harness::s3::{Action, Seen};
 use crate::harness::store::Store;
-use crate::harness::weights;
-use serde_json::Value;
+use crate::harness::{contents, visible, weights};
 
 /// A revision with a commit of its own: commits of the Hub differ from repo to repo.
 fn numbered(kind: &str, id: &str, number: usize) -> Revision {
@@ -37,7 +36,7 @@ fn folders(machine: &Machine) -> Vec<String> {
 
 /// The report's rows, by the repos' names.
 fn rows(ran: &Ran) -> Vec<(String, String)> {
-    let report: Value = serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {ran:#?}"));
+    let report = ran.json();
     let rows = report["repos"].as_array().unwrap().iter();
     rows.map(|row| {
         let name = match row["repo_type"].as_str() {
@@ -82,10 +81,10 @@ fn every_repo_of_every_type_comes_and_a_second_run_finds_them_here() {
     zoo.iter().for_each(|revision| revision.assert_pulled(&machine.hub()));
     assert_eq!(folders(&machine).len(), zoo.len());
 
-    let before = crate::harness::contents(&machine.hub());
+    let before = contents(&machine.hub());
     let again = machine.run(&["pull-all", "--json"]);
     assert!(again.code == 0 && rows(&again).iter().all(|(_, result)| result == "present"), "{again:#?}");
-    assert_eq!(crate::harness::contents(&machine.hub()), before);
+    assert_eq!(contents(&machine.hub()), before);
     let read_only = machine.run_read_only(&["pull-all"]);
     assert_eq!(read_only.code, 0, "{read_only:#?}");
 }
@@ -216,12 +215,12 @@ fn a_dry_run_tells_and_writes_nothing() {
     pushed(&store, &[numbered("model", "org/a", 1), numbered("model", "org/b", 2)]);
     let machine = Machine::new(&store);
     machine.ok(&["pull", "org/a"]);
-    let before = crate::harness::visible(&machine.hub());
+    let before = visible(&machine.hub());
     let ran = machine.run(&["pull-all", "--dry-run", "--json"]);
     assert_eq!((ran.code, rows(&ran)), (0, named(&[("org/a", "present"), ("org/b", "planned")])));
-    let report: Value = serde_json::from_str(&ran.stdout).unwrap();
+    let report = ran.json();
     assert_eq!(report["downloaded"]["blobs"], 2);
-    assert_eq!(crate::harness::visible(&machine.hub()), before);
+    assert_eq!(visible(&machine.hub()), before);
 }
 
 /// The weights of a base model, in three repos of two types.
@@ -257,7 +256,7 @@ fn a_blob_that_several_repos_share_is_fetched_once() {
     for line in [&["pull-all", "--json", "--dry-run"][..], &["pull-all", "--json"]] {
         let ran = machine.run(line);
         assert_eq!(ran.code, 0, "{ran:#?}");
-        let report: Value = serde_json::from_str(&ran.stdout).unwrap();
+        let report = ran.json();
         assert_eq!((&report["downloaded"]["blobs"], &report["shared"]["blobs"]), (&4.into(), &2.into()), "{line:?}");
     }
     let key = relatives[0].blob_key("model.bin");
@@ -321,7 +320,7 @@ fn a_failing_repo_does_not_stop_the_others_and_is_named() {
         ("org/z-good", "pulled"),
     ];
     assert_eq!(rows(&ran), named(&expected));
-    let report: Value = serde_json::from_str(&ran.stdout).unwrap();
+    let report = ran.json();
     for (row, repo) in report["repos"].as_array().unwrap().iter().zip(&repos) {
         let failures = row["failures"].as_array().unwrap();
         let own = [repo.id.clone(), repo.encoded()];
@@ -356,7 +355,7 @@ fn a_blob_that_all_lack_fails_for_each_of_them_and_is_told_once() {
     let machine = Machine::new(&store);
     let ran = machine.run(&["pull-all", "--json"]);
     assert_eq!(ran.code, 1);
-    let report: Value = serde_json::from_str(&ran.stdout).unwrap();
+    let report = ran.json();
     for row in report["repos"].as_array().unwrap() {
         assert_eq!((&row["result"], row["failures"].as_array().unwrap().len()), (&"partial".into(), 1), "{row}");
     }

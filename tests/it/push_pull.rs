@@ -2,11 +2,11 @@
 
 use std::fs;
 
-use crate::harness::cache::{COMMIT, Layout, OTHER, Revision};
-use crate::harness::machine::Machine;
+use crate::harness::cache::{COMMIT, Layout, OTHER, Revision, count_files};
+use crate::harness::machine::{self, Machine};
 use crate::harness::s3::{Action, Gate};
 use crate::harness::store::Store;
-use crate::harness::{contents, sha256, visible, weights};
+use crate::harness::{contents, listing, sha256, visible, weights};
 use serde_json::Value;
 
 /// A revision with everything that a repo can have.
@@ -96,8 +96,8 @@ fn a_ref_that_is_called_like_its_commit_comes_back_with_it() {
     target.ok(&["pull", &alone.id, "-r", &alone.commit]);
     assert!(!pin(&target, &alone).exists());
 
-    let listed: Value = serde_json::from_str(&source.ok(&["list", "--revisions", "--json"])).unwrap();
-    let remote: Value = serde_json::from_str(&source.ok(&["list", "--remote", "--revisions", "--json"])).unwrap();
+    let listed = source.ok_json(&["list", "--revisions", "--json"]);
+    let remote = source.ok_json(&["list", "--remote", "--revisions", "--json"]);
     for json in [listed, remote] {
         let repos = json["repos"].as_array().unwrap().iter();
         let rows: Vec<&Value> = repos.flat_map(|repo| repo["revisions"].as_array().unwrap()).collect();
@@ -252,11 +252,7 @@ fn revisions_are_found_by_ref_commit_and_short_commit() {
         found.clone().refs(&refs).assert_pulled(&machine.hub());
         // Only the ref that was asked for.
         let there = found.dir(&machine.hub()).join("refs");
-        assert_eq!(
-            if there.exists() { crate::harness::cache::count_files(&there) } else { 0 },
-            refs.len(),
-            "{revision}"
-        );
+        assert_eq!(if there.exists() { count_files(&there) } else { 0 }, refs.len(), "{revision}");
     }
 }
 
@@ -265,10 +261,9 @@ fn the_path_stands_alone_on_stdout() {
     let store = Store::new();
     Revision::model("org/name").publish(&store);
     let machine = Machine::new(&store);
-    let mut shell = machine.command_of("/bin/sh".as_ref(), &["-c"]);
     let line = "MODEL=$(\"$0\" pull org/name) && cat \"$MODEL/config.json\" && \"$0\" pull org/name 2>/dev/null";
-    shell.args([line, env!("CARGO_BIN_EXE_hf-cache-sync")]);
-    let ran = crate::harness::machine::run(shell);
+    let shell = machine.script(line);
+    let ran = machine::run(shell);
     let snapshot = Revision::model("org/name").snapshot(&machine.hub());
     assert_eq!(ran.stdout, format!("{{\"model_type\": \"bert\"}}\n{}\n", snapshot.display()));
 }
@@ -448,12 +443,12 @@ fn a_complete_revision_is_pulled_from_a_cache_that_nobody_may_change() {
     store.put(&revision.manifest_key(), serde_json::to_vec(&manifest).unwrap());
     machine.ok(&["pull", "org/name"]);
     fs::remove_dir_all(machine.hub().join(".locks")).unwrap();
-    let before = crate::harness::listing(&machine.hub());
+    let before = listing(&machine.hub());
     store.server.take_seen();
     for line in [&["pull", "org/name"][..], &["pull", "org/name", "--verify"], &["pull", "org/name", "--dry-run"]] {
         let ran = machine.run_read_only(line);
         assert_eq!(ran.code, 0, "{ran:#?}");
-        assert_eq!(crate::harness::listing(&machine.hub()), before, "not one file, mode or time of change");
+        assert_eq!(listing(&machine.hub()), before, "not one file, mode or time of change");
     }
     let seen = store.server.take_seen();
     assert!(!seen.iter().any(|request| request.key.starts_with("blobs/")), "{seen:#?}");
@@ -617,7 +612,7 @@ fn a_repo_is_named_as_people_type_it() {
 fn push_takes_one_revision_and_any_case() {
     let store = Store::new();
     let source = Machine::new(&store);
-    let other = format!("f{}", &crate::harness::cache::COMMIT[1..]);
+    let other = format!("f{}", &COMMIT[1..]);
     let one = Revision::model("org/name").refs(&["main"]);
     let two = Revision::model("org/name").git("b.txt", "b").at(&other).refs(&["v2"]);
     [&one, &two].iter().for_each(|revision| revision.write(&source.hub()));
@@ -632,7 +627,7 @@ fn push_takes_one_revision_and_any_case() {
 
 #[test]
 fn an_id_without_a_type_is_the_model_then_whatever_has_it() {
-    let at = |digit: &str| format!("{digit}{}", &crate::harness::cache::COMMIT[1..]);
+    let at = |digit: &str| format!("{digit}{}", &COMMIT[1..]);
     let model = Revision::model("org/name").at(&at("a")).refs(&["main", "v1.0"]);
     let dataset = Revision::new("dataset", "org/name").git("d.csv", "d").at(&at("b")).refs(&["main", "v2.0"]);
     let published = |line: &[&str]| {

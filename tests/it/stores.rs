@@ -9,17 +9,13 @@ use std::os::unix::fs::PermissionsExt;
 use crate::harness::cache::Revision;
 use crate::harness::machine::Machine;
 use crate::harness::scripted::{Asked, Objects, Reply, Scripted, entry, list, listing, read};
-use crate::harness::weights;
-use serde_json::Value;
+use crate::harness::store::BUCKET;
+use crate::harness::{tls_file, weights};
 
 /// Publishes a revision.
 fn publish(store: &Scripted, revision: &Revision) {
-    for file in revision.present() {
-        store.put(&format!("blobs/{}", file.etag()), file.bytes.clone());
-    }
-    store.put(&revision.manifest_key(), serde_json::to_vec(&revision.manifest()).unwrap());
-    for name in &revision.refs {
-        store.put(&format!("refs/{}/{name}", revision.encoded()), revision.commit.clone());
+    for (key, bytes) in revision.objects() {
+        store.put(&key, bytes);
     }
 }
 
@@ -34,7 +30,7 @@ fn three() -> Scripted {
 
 /// The ids that `list --remote` shows.
 fn listed(machine: &Machine) -> Vec<String> {
-    let shown: Value = serde_json::from_str(&machine.ok(&["--json", "list", "--remote"])).unwrap();
+    let shown = machine.ok_json(&["--json", "list", "--remote"]);
     let text = shown.to_string();
     ["org/one", "org/three", "org/two"].into_iter().filter(|id| text.contains(id)).map(String::from).collect()
 }
@@ -656,7 +652,7 @@ fn an_endpoint_of_a_profile_is_checked_as_any_other_and_never_repeated() {
         }
     }
     // The bucket at its end is taken out, as from one that is configured here.
-    let bucket = crate::harness::store::BUCKET;
+    let bucket = BUCKET;
     let mut machine = with_profile(&store, &format!("[default]\n{keys}endpoint_url = {}/{bucket}\n", store.url));
     machine.unset("B2_ENDPOINT");
     assert_eq!(listed(&machine).len(), 3);
@@ -816,9 +812,9 @@ fn certificates_are_trusted_by_a_bundle_and_otherwise_refused_once() {
     machine.set("B2_ENDPOINT", &format!("https://localhost:{port}"));
     let ran = machine.run(&["list", "--remote"]);
     ran.refused(6, &["certificate", "does not trust", "SSL_CERT_FILE"]);
-    let bundle = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/harness/tls/cert.pem");
+    let bundle = tls_file("cert.pem").display().to_string();
     for variable in ["AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"] {
-        machine.set(variable, bundle);
+        machine.set(variable, &bundle);
         assert_eq!(listed(&machine).len(), 3, "{variable}");
         for broken in ["/nowhere/bundle.pem", "/dev/null"] {
             machine.set(variable, broken);
@@ -826,7 +822,7 @@ fn certificates_are_trusted_by_a_bundle_and_otherwise_refused_once() {
         }
         machine.unset(variable);
     }
-    machine.set("AWS_CA_BUNDLE", bundle);
+    machine.set("AWS_CA_BUNDLE", &bundle);
     machine.set("B2_ENDPOINT", &format!("https://127.0.0.1:{port}"));
     machine.run(&["list", "--remote"]).refused(6, &["certificate", "another host"]);
 }
@@ -835,9 +831,8 @@ fn certificates_are_trusted_by_a_bundle_and_otherwise_refused_once() {
 fn tls_front(url: &str) -> u16 {
     use rustls::pki_types::pem::PemObject;
     use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/harness/tls");
-    let certificate = CertificateDer::from_pem_file(format!("{folder}/cert.pem")).unwrap();
-    let key = PrivateKeyDer::from_pem_file(format!("{folder}/key.pem")).unwrap();
+    let certificate = CertificateDer::from_pem_file(tls_file("cert.pem")).unwrap();
+    let key = PrivateKeyDer::from_pem_file(tls_file("key.pem")).unwrap();
     let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
     let config = config.with_no_client_auth().with_single_cert(vec![certificate], key).unwrap();

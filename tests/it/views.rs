@@ -1,9 +1,11 @@
 //! `status`, `list`, `diff` and what needs no configuration, by the real binary against a real S3 server.
 
-mod cache;
 mod json;
+mod world;
 
-use cache::{World, blob, commit};
+use world::{World, blob, commit};
+
+use crate::harness::machine::Ran;
 
 /// Three repos, two revisions of one of them, and a download in flight.
 fn fill(world: &World) {
@@ -13,11 +15,11 @@ fn fill(world: &World) {
     world.snapshot("models--gpt2", 'c', &[("vocab.txt", "words")], &["main"]);
     world.snapshot("datasets--org--llm", 'd', &[("train.csv", "1,2")], &["main"]);
     let partial = format!("models--gpt2/blobs/{}.0a1b2c3d.incomplete", "e".repeat(64));
-    std::fs::write(world.path("hub").join(partial), "half").unwrap();
+    std::fs::write(world.cache.root().join(partial), "half").unwrap();
 }
 
 fn requests(world: &World) -> Vec<String> {
-    let seen = world.server.as_ref().unwrap().take_seen();
+    let seen = world.server().take_seen();
     let mut keys: Vec<String> = seen
         .iter()
         .map(|request| match request.key.is_empty() {
@@ -29,11 +31,11 @@ fn requests(world: &World) -> Vec<String> {
     keys
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn local_views_need_no_bucket() {
+#[test]
+fn local_views_need_no_bucket() {
     let world = World::offline();
     fill(&world);
-    std::fs::write(world.path("hub/models--gpt2/refs/broken"), "nothing").unwrap();
+    std::fs::write(world.cache.path("models--gpt2/refs/broken"), "nothing").unwrap();
     for (name, args) in [
         ("status", &["status"][..]),
         ("list", &["list"]),
@@ -49,9 +51,9 @@ async fn local_views_need_no_bucket() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn local_views_never_touch_the_network() {
-    let world = World::online().await;
+#[test]
+fn local_views_never_touch_the_network() {
+    let world = World::online();
     fill(&world);
     let text = world.run(&["status"]).text();
     assert!(text.contains("Bucket:    team at [URL]"), "{text}");
@@ -59,8 +61,8 @@ async fn local_views_never_touch_the_network() {
     assert_eq!(requests(&world), Vec::<String>::new());
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_empty_cache_is_said() {
+#[test]
+fn an_empty_cache_is_said() {
     let world = World::offline();
     insta::assert_snapshot!(world.run(&["list"]).text(), @r"
     exit 0
@@ -74,26 +76,26 @@ async fn an_empty_cache_is_said() {
     assert_eq!((run.code, &run.json()["error"]["kind"]), (4, &"not-found".into()), "{}", run.text());
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn without_a_bucket_remote_views_say_what_to_do() {
+#[test]
+fn without_a_bucket_remote_views_say_what_to_do() {
     let world = World::offline();
     for args in [&["diff"][..], &["list", "--remote"]] {
         let run = world.run(args);
         assert_eq!(run.code, 2, "{}", run.text());
-        assert!(run.err.starts_with("error: no bucket is configured"), "{}", run.err);
+        assert!(run.stderr.starts_with("error: no bucket is configured"), "{}", run.stderr);
     }
     assert_eq!(world.run(&["list", "--sizes"]).code, 2);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_listing_reads_only_ambiguous_manifests() {
-    let world = World::online().await;
+#[test]
+fn a_listing_reads_only_ambiguous_manifests() {
+    let world = World::online();
     fill(&world);
     assert_eq!(world.run(&["push", "-q"]).code, 0);
     // As 0.1.0 and a stranger would leave them.
     world.put_manifest("team__set", "team/set", "dataset", 'e');
     world.put_manifest("a___b", "a_/b", "model", 'f');
-    world.put("manifests/notes.txt", "hello");
+    world.store().put("manifests/notes.txt", "hello");
     world.age(&format!("manifests/org__llm@{}.json", commit('b')), 40);
     requests(&world);
     insta::assert_snapshot!("list_remote", world.run(&["list", "--remote"]).text());
@@ -107,9 +109,9 @@ async fn a_listing_reads_only_ambiguous_manifests() {
     insta::assert_snapshot!("list_remote_revisions", world.run(&["list", "--remote", "--revisions", "--sizes"]).text());
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn many_plain_manifests_take_lists_alone() {
-    let world = World::online().await;
+#[test]
+fn many_plain_manifests_take_lists_alone() {
+    let world = World::online();
     for number in 0..1100 {
         world.put_manifest(&format!("org__m{number}"), &format!("org/m{number}"), "model", 'a');
     }
@@ -118,9 +120,9 @@ async fn many_plain_manifests_take_lists_alone() {
     assert_eq!(requests(&world), ["LIST"; 3]);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_empty_bucket_is_said() {
-    let world = World::online().await;
+#[test]
+fn an_empty_bucket_is_said() {
+    let world = World::online();
     insta::assert_snapshot!(world.run(&["list", "--remote"]).text(), @r"
     exit 0
     --- stdout
@@ -135,18 +137,18 @@ async fn an_empty_bucket_is_said() {
     ");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_diff_after_a_push_is_clean() {
-    let world = World::online().await;
+#[test]
+fn a_diff_after_a_push_is_clean() {
+    let world = World::online();
     fill(&world);
     assert_eq!(world.run(&["push", "-q"]).code, 0);
     let run = world.run(&["diff", "--exit-code"]);
     insta::assert_snapshot!("diff_clean", run.text());
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_diff_tells_every_difference() {
-    let world = World::online().await;
+#[test]
+fn a_diff_tells_every_difference() {
+    let world = World::online();
     fill(&world);
     world.snapshot("models--org--gone", 'e', &[("a.txt", "aaa")], &["main"]);
     world.snapshot("models--org--bad", 'f', &[("a.txt", "aaaa")], &["main"]);
@@ -156,9 +158,9 @@ async fn a_diff_tells_every_difference() {
     world.snapshot("models--org--new", '1', &[("a.txt", "new")], &["main"]);
     world.snapshot("models--org--llm", 'a', &[("more.txt", "more")], &[]);
     world.remove(&format!("models--org--llm/snapshots/{}/same.txt", commit('a')));
-    world.delete(&format!("blobs/{}", blob("words")));
-    world.put("refs/org__llm/v1.0", &commit('b'));
-    world.put(&format!("manifests/org__bad@{}.json", commit('f')), "{}");
+    world.store().remove(&format!("blobs/{}", blob("words")));
+    world.store().put("refs/org__llm/v1.0", &commit('b'));
+    world.store().put(&format!("manifests/org__bad@{}.json", commit('f')), "{}");
     insta::assert_snapshot!("diff", world.run(&["diff"]).text());
     assert_eq!(world.run(&["diff", "--exit-code"]).code, 5);
 
@@ -173,23 +175,23 @@ async fn a_diff_tells_every_difference() {
 }
 
 /// What a push leaves out must not keep a CI job red for ever.
-#[tokio::test(flavor = "multi_thread")]
-async fn what_a_push_leaves_out_is_no_difference() {
-    let world = World::online().await;
+#[test]
+fn what_a_push_leaves_out_is_no_difference() {
+    let world = World::online();
     fill(&world);
     world.snapshot("models--org--gated", 'd', &[("LICENSE", "you must accept this agreement")], &["main"]);
     assert_eq!(world.run(&["push", "-q"]).code, 0);
     let run = world.run(&["diff", "--exit-code"]);
     assert_eq!(run.code, 0, "{}", run.text());
-    assert!(run.out.contains("org/gated@dddddddddddd: looks gated: a push leaves it out"), "{}", run.text());
-    std::fs::write(world.path("home/.hf-cache-sync.yaml"), "team:\n  allow_gated: true\n").unwrap();
+    assert!(run.stdout.contains("org/gated@dddddddddddd: looks gated: a push leaves it out"), "{}", run.text());
+    std::fs::write(world.work(".hf-cache-sync.yaml"), "team:\n  allow_gated: true\n").unwrap();
     assert_eq!(world.run(&["diff", "--exit-code"]).code, 1);
 }
 
 /// What nobody here has can lack a blob, too.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_deep_diff_reads_what_only_the_bucket_has() {
-    let world = World::online().await;
+#[test]
+fn a_deep_diff_reads_what_only_the_bucket_has() {
+    let world = World::online();
     world.put_manifest("org__theirs", "org/theirs", "model", 'a');
     let row = |args: &[&str]| world.run(args).json()["revisions"][0].clone();
     let shallow = row(&["diff", "--json"]);
@@ -197,68 +199,72 @@ async fn a_deep_diff_reads_what_only_the_bucket_has() {
     let deep = row(&["diff", "--json", "--deep"]);
     assert_eq!((&deep["status"], &deep["size"]), (&"remote-only".into(), &2.into()));
     assert_eq!(deep["missing_blobs"][0]["here"], false, "{deep:#}");
-    assert!(world.run(&["diff", "--deep"]).out.contains("1 blob missing in the bucket"));
+    assert!(world.run(&["diff", "--deep"]).stdout.contains("1 blob missing in the bucket"));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_dataset_that_0_1_0_pushed_is_no_difference() {
-    let world = World::online().await;
+#[test]
+fn a_dataset_that_0_1_0_pushed_is_no_difference() {
+    let world = World::online();
     world.snapshot("datasets--team--set", 'e', &[("a.txt", "hi")], &["main"]);
     world.put_manifest("team__set", "team/set", "dataset", 'e');
-    world.put("refs/team__set/main", &commit('e'));
-    world.put(&format!("blobs/{}", blob("hi")), "hi");
+    world.store().put("refs/team__set/main", &commit('e'));
+    world.store().put(&format!("blobs/{}", blob("hi")), "hi");
     let run = world.run(&["diff", "--exit-code"]);
     assert_eq!(run.code, 0, "{}", run.text());
-    assert!(run.out.contains("1 in-sync, 0 local-only, 0 remote-only."), "{}", run.text());
+    assert!(run.stdout.contains("1 in-sync, 0 local-only, 0 remote-only."), "{}", run.text());
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_needs_no_configuration_works_beside_a_broken_one() {
+#[test]
+fn what_needs_no_configuration_works_beside_a_broken_one() {
     let world = World::offline();
-    std::fs::write(world.path("home/.hf-cache-sync.yaml"), "storage: [").unwrap();
+    std::fs::write(world.work(".hf-cache-sync.yaml"), "storage: [").unwrap();
     assert_eq!(world.run(&["status"]).code, 2);
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let run = world.run(&["completions", shell]);
-        assert!(run.code == 0 && run.out.contains("completions") && run.err.is_empty(), "{}", run.text());
+        assert!(run.code == 0 && run.stdout.contains("completions") && run.stderr.is_empty(), "{}", run.text());
     }
-    assert!(world.run(&["man"]).out.contains(".SH SYNOPSIS"));
+    assert!(world.run(&["man"]).stdout.contains(".SH SYNOPSIS"));
     let run = world.run(&["man", "pages/man1"]);
     assert_eq!(run.code, 0, "{}", run.text());
-    assert!(run.out.contains("pages/man1/hf-cache-sync-push.1\n"), "{}", run.out);
-    for page in run.out.lines() {
-        let text = std::fs::read_to_string(world.path("home").join(page)).unwrap();
+    assert!(run.stdout.contains("pages/man1/hf-cache-sync-push.1\n"), "{}", run.stdout);
+    for page in run.stdout.lines() {
+        let text = std::fs::read_to_string(world.work(page)).unwrap();
         assert!(text.contains(".SH EXAMPLES\n"), "{page}");
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_cut_or_coloured_in_a_pipe() {
+#[test]
+fn nothing_is_cut_or_coloured_in_a_pipe() {
     let world = World::offline();
     let long = format!("models--org--{}", "x".repeat(90));
     world.snapshot(&long, 'a', &[("a", "a")], &["main"]);
     let run = world.run(&["list"]);
-    assert!(run.out.contains(&format!("org/{}", "x".repeat(90))) && !run.out.contains('\u{1b}'), "{}", run.out);
+    assert!(
+        run.stdout.contains(&format!("org/{}", "x".repeat(90))) && !run.stdout.contains('\u{1b}'),
+        "{}",
+        run.stdout
+    );
 }
 
 #[cfg(target_os = "linux")]
-#[tokio::test(flavor = "multi_thread")]
-async fn a_terminal_has_colours_unless_it_wants_none_and_tables_fit_it() {
+#[test]
+fn a_terminal_has_colours_unless_it_wants_none_and_tables_fit_it() {
     let world = World::offline();
     world.snapshot(&format!("models--org--{}", "x".repeat(90)), 'a', &[("a", "a")], &["main"]);
-    let plain = |run: &cache::Run| console::strip_ansi_codes(&run.out).replace('\r', "");
+    let plain = |run: &Ran| console::strip_ansi_codes(&run.stdout).replace('\r', "");
     let mut tables = Vec::new();
     for (variable, coloured) in [(("LANG", "C"), true), (("NO_COLOR", "1"), false), (("TERM", "dumb"), false)] {
         let run = world.run_on_terminal(60, variable, "list --no-progress");
-        assert_eq!((run.code, run.out.contains('\u{1b}')), (0, coloured), "{variable:?}: {}", run.text());
-        assert!(run.out.contains('…'), "{variable:?}: {}", run.text());
+        assert_eq!((run.code, run.stdout.contains('\u{1b}')), (0, coloured), "{variable:?}: {}", run.text());
+        assert!(run.stdout.contains('…'), "{variable:?}: {}", run.text());
         assert!(plain(&run).lines().all(|line| console::measure_text_width(line) <= 60), "{}", run.text());
         tables.push(plain(&run));
         let run = world.run_on_terminal(60, variable, "diff --no-progress");
-        assert_eq!((run.code, run.out.contains('\u{1b}')), (2, coloured), "{variable:?}: {}", run.text());
+        assert_eq!((run.code, run.stdout.contains('\u{1b}')), (2, coloured), "{variable:?}: {}", run.text());
         assert!(plain(&run).starts_with("error: no bucket is configured"), "{}", run.text());
         // Each of the two streams by itself.
         let run = world.run_on_terminal(60, variable, "list --no-progress | cat");
-        assert!(run.out.contains(&"x".repeat(90)) && !run.out.contains('\u{1b}'), "{variable:?}: {}", run.text());
+        assert!(run.stdout.contains(&"x".repeat(90)) && !run.stdout.contains('\u{1b}'), "{variable:?}: {}", run.text());
     }
     assert!(tables.windows(2).all(|pair| pair[0] == pair[1]), "{tables:#?}");
 }

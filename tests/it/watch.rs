@@ -3,48 +3,41 @@
 //! takes.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
-use crate::harness::s3::{self, Action, Server};
-use hf_cache_sync::hash::BlobHasher;
 use serde_json::Value;
+
+use crate::harness::machine::{self, Machine, Ran, Running};
+use crate::harness::s3::Action;
+use crate::harness::store::Store;
+use crate::harness::{sha256, wait_until};
 
 const ONE: &str = "1111111111111111111111111111111111111111";
 const TWO: &str = "2222222222222222222222222222222222222222";
-/// Nothing here takes that long; it only keeps a broken watch from hanging the tests.
-const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A cache, a bucket, and the server in front of it.
+/// A bucket, and a machine with an empty cache.
 struct Setup {
-    dir: tempfile::TempDir,
-    server: Server,
+    store: Store,
+    machine: Machine,
 }
 
 impl Setup {
-    async fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        fs::create_dir_all(dir.path().join("store/bucket")).unwrap();
-        fs::create_dir(dir.path().join("hub")).unwrap();
-        let server = Server::start(&dir.path().join("store"), 0, s3::ACCESS_KEY, s3::SECRET_KEY).await;
-        Setup { dir, server }
-    }
-
-    fn hub(&self) -> PathBuf {
-        self.dir.path().join("hub")
+    fn new() -> Self {
+        let store = Store::new();
+        let machine = Machine::new(&store);
+        fs::create_dir_all(machine.hub()).unwrap();
+        Setup { store, machine }
     }
 
     fn repo(&self, name: &str) -> PathBuf {
-        self.hub().join(format!("models--acme--{name}"))
+        self.machine.hub().join(format!("models--acme--{name}"))
     }
 
     /// An object of the bucket.
     fn object(&self, key: &str) -> Option<Vec<u8>> {
-        fs::read(self.dir.path().join("store/bucket").join(key)).ok()
+        fs::read(self.store.path(key)).ok()
     }
 
     fn reference(&self, repo: &str, name: &str) -> Option<String> {
@@ -60,12 +53,8 @@ impl Setup {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_hf-cache-sync"));
-        command.env_clear().current_dir(self.dir.path()).env("HOME", self.dir.path());
-        command.env("HF_HUB_CACHE", self.hub()).env("B2_ENDPOINT", &self.server.url).env("B2_BUCKET", "bucket");
-        command.env("B2_REGION", "us-east-1").env("B2_APPLICATION_KEY_ID", s3::ACCESS_KEY);
-        command.env("B2_APPLICATION_KEY", s3::SECRET_KEY);
-        command.args(["--json", "watch"]).args(arguments);
+        let mut command = self.machine.command(&["--json", "watch"]);
+        command.args(arguments);
         if !arguments.contains(&"--debounce") {
             command.args(["--debounce", "0.1"]);
         }
@@ -73,76 +62,39 @@ impl Setup {
     }
 
     fn watch(&self, arguments: &[&str]) -> Watch {
-        Watch::start(self.command(arguments))
+        Watch(Running::start(self.command(arguments)))
     }
 }
 
 /// A running watch.
-struct Watch {
-    child: Child,
-    updates: Arc<Mutex<Vec<Value>>>,
-}
+struct Watch(Running);
 
 impl Watch {
-    fn start(mut command: Command) -> Self {
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let updates = Arc::new(Mutex::new(Vec::new()));
-        let (lines, heard) = (BufReader::new(child.stdout.take().unwrap()).lines(), updates.clone());
-        std::thread::spawn(move || {
-            for line in lines.map_while(Result::ok) {
-                heard.lock().unwrap().push(serde_json::from_str(&line).unwrap_or(Value::String(line)));
-            }
-        });
-        Watch { child, updates }
-    }
-
     /// The updates of this kind so far.
     fn told(&self, event: &str) -> Vec<Value> {
-        self.updates.lock().unwrap().iter().filter(|update| update["event"] == event).cloned().collect()
+        updates(&self.0.stdout()).into_iter().filter(|update| update["event"] == event).collect()
     }
 
-    async fn pushes(&self, count: usize) -> Vec<Value> {
-        until(&format!("{count} pushes"), || self.told("pushed").len() >= count).await;
+    fn pushes(&self, count: usize) -> Vec<Value> {
+        wait_until(&format!("{count} pushes"), || self.told("pushed").len() >= count);
         self.told("pushed")
     }
 
-    fn signal(&self, name: &str) {
-        assert!(Command::new("kill").args([name, &self.child.id().to_string()]).status().unwrap().success());
-    }
-
-    /// The exit code and stderr, once it has ended.
-    async fn end(mut self) -> (Option<i32>, String) {
-        until("the end", || self.child.try_wait().unwrap().is_some()).await;
-        let mut text = String::new();
-        self.child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
-        (self.child.wait().unwrap().code(), text)
+    /// Sends it a signal and waits for its end.
+    fn end(self, signal: &str) -> Ran {
+        self.0.signal(signal);
+        self.0.finish()
     }
 }
 
-impl Drop for Watch {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !is_so() {
-        assert!(start.elapsed() < PATIENCE, "waited in vain for {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}
-
-fn name_of(content: &[u8]) -> String {
-    let mut hasher = BlobHasher::sha256();
-    hasher.update(content);
-    hasher.finish().to_string()
+/// What a watch tells, a line each.
+fn updates(stdout: &str) -> Vec<Value> {
+    stdout.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
 }
 
 /// Puts a file into a snapshot as the client does: a temporary, a rename into `blobs/`, then a link.
 fn add(repo: &Path, commit: &str, path: &str, content: &[u8]) -> String {
-    let name = name_of(content);
+    let name = sha256(content);
     fs::create_dir_all(repo.join("blobs")).unwrap();
     let temporary = repo.join("blobs").join(format!("{name}.0a1b2c3d.incomplete"));
     fs::write(&temporary, content).unwrap();
@@ -164,61 +116,59 @@ fn set_ref(repo: &Path, name: &str, commit: &str) {
 }
 
 /// A setup with one complete repo, pushed by a watch that is running.
-async fn running(arguments: &[&str]) -> (Setup, Watch) {
-    let setup = Setup::new().await;
+fn running(arguments: &[&str]) -> (Setup, Watch) {
+    let setup = Setup::new();
     add(&setup.repo("m"), ONE, "config.json", b"one");
     set_ref(&setup.repo("m"), "main", ONE);
     let watch = setup.watch(arguments);
-    watch.pushes(1).await;
+    watch.pushes(1);
     assert_eq!(setup.reference("m", "main").as_deref(), Some(ONE), "the initial push");
     (setup, watch)
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_new_file_of_a_known_revision_and_a_new_revision_arrive() {
-    let (setup, _watch) = running(&[]).await;
+#[test]
+fn a_new_file_of_a_known_revision_and_a_new_revision_arrive() {
+    let (setup, _watch) = running(&[]);
     add(&setup.repo("m"), ONE, "more.bin", b"more");
-    until("the united manifest", || setup.paths("m", ONE) == ["config.json", "more.bin"]).await;
+    wait_until("the united manifest", || setup.paths("m", ONE) == ["config.json", "more.bin"]);
     let blob = add(&setup.repo("m"), TWO, "config.json", b"two");
     set_ref(&setup.repo("m"), "main", TWO);
-    until("the new ref", || setup.reference("m", "main").as_deref() == Some(TWO)).await;
+    wait_until("the new ref", || setup.reference("m", "main").as_deref() == Some(TWO));
     assert_eq!(setup.object(&format!("blobs/{blob}")).as_deref(), Some(&b"two"[..]));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_ref_alone_arrives() {
-    let (setup, _watch) = running(&[]).await;
+#[test]
+fn a_ref_alone_arrives() {
+    let (setup, _watch) = running(&[]);
     for name in ["v1.0", "v2.0"] {
         set_ref(&setup.repo("m"), name, ONE);
-        until("the ref", || setup.reference("m", name).as_deref() == Some(ONE)).await;
+        wait_until("the ref", || setup.reference("m", name).as_deref() == Some(ONE));
     }
 }
 
 /// Without a quiet time, a push follows at once on what is heard during another one: a watch that hears itself never
 /// comes to rest. The events of a change come after those of the pushes before it, and a signal lets a push that runs
 /// end; so all pushes have been told when the watch has ended.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_push_is_no_news_to_itself() {
-    let setup = Setup::new().await;
+#[test]
+fn a_push_is_no_news_to_itself() {
+    let setup = Setup::new();
     let contents = ["one", "two", "three", "four"];
     add(&setup.repo("m"), ONE, contents[0], contents[0].as_bytes());
     for content in &contents[1..] {
-        fs::write(setup.repo("m").join("blobs").join(name_of(content.as_bytes())), content).unwrap();
+        fs::write(setup.repo("m").join("blobs").join(sha256(content.as_bytes())), content).unwrap();
     }
     set_ref(&setup.repo("m"), "main", ONE);
     let watch = setup.watch(&["--debounce", "0"]);
     for (known, content) in contents.iter().enumerate() {
         if known > 0 {
             // One event, unlike a rename.
-            link(&setup.repo("m"), ONE, content, &name_of(content.as_bytes()));
+            link(&setup.repo("m"), ONE, content, &sha256(content.as_bytes()));
         }
-        watch.pushes(known + 1).await;
+        watch.pushes(known + 1);
     }
-    watch.signal("-TERM");
-    let updates = watch.updates.clone();
-    assert_eq!(watch.end().await, (Some(0), String::new()));
-    until("the last update", || updates.lock().unwrap().last().unwrap()["event"] == "stopped").await;
-    let told = updates.lock().unwrap();
+    let ran = watch.end("-TERM");
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
+    let told = updates(&ran.stdout);
     let kinds: Vec<&str> = told.iter().map(|update| update["event"].as_str().unwrap()).collect();
     assert_eq!(kinds, ["started", "pushed", "pushed", "pushed", "pushed", "stopped"], "{told:#?}");
     assert!(
@@ -229,11 +179,11 @@ async fn a_push_is_no_news_to_itself() {
     assert_eq!(setup.paths("m", ONE), ["four", "one", "three", "two"]);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_blob_that_is_a_link_into_the_shared_store_arrives() {
-    let (setup, _watch) = running(&[]).await;
-    let (blob, xet) = (name_of(b"shared"), "ab".repeat(32));
-    let store = setup.hub().join("blobs");
+#[test]
+fn a_blob_that_is_a_link_into_the_shared_store_arrives() {
+    let (setup, _watch) = running(&[]);
+    let (blob, xet) = (sha256(b"shared"), "ab".repeat(32));
+    let store = setup.machine.hub().join("blobs");
     fs::create_dir_all(store.join("ab")).unwrap();
     fs::write(store.join(".huggingface-shared-blobs"), "1\n").unwrap();
     fs::write(store.join("ab").join(&xet), b"shared").unwrap();
@@ -243,35 +193,35 @@ async fn a_blob_that_is_a_link_into_the_shared_store_arrives() {
     let temporary = blobs.join(format!(".{blob}.0a1b2c3d.new"));
     symlink(format!("../../blobs/ab/{xet}"), &temporary).unwrap();
     fs::rename(temporary, blobs.join(&blob)).unwrap();
-    until("the manifest", || setup.paths("m", ONE) == ["config.json", "model.bin"]).await;
+    wait_until("the manifest", || setup.paths("m", ONE) == ["config.json", "model.bin"]);
     assert_eq!(setup.object(&format!("blobs/{blob}")).as_deref(), Some(&b"shared"[..]));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_repo_that_did_not_exist_at_start_is_watched() {
-    let (setup, watch) = running(&[]).await;
+#[test]
+fn a_repo_that_did_not_exist_at_start_is_watched() {
+    let (setup, watch) = running(&[]);
     add(&setup.repo("new"), ONE, "a", b"a");
     set_ref(&setup.repo("new"), "main", ONE);
-    until("the repo", || setup.reference("new", "main").as_deref() == Some(ONE)).await;
+    wait_until("the repo", || setup.reference("new", "main").as_deref() == Some(ONE));
     // And it stays watched: this comes after a push of the complete repo.
-    watch.pushes(2).await;
+    watch.pushes(2);
     add(&setup.repo("new"), ONE, "b", b"b");
-    until("the second file", || setup.paths("new", ONE) == ["a", "b"]).await;
+    wait_until("the second file", || setup.paths("new", ONE) == ["a", "b"]);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_is_in_flight_is_never_pushed() {
-    let (setup, _watch) = running(&[]).await;
-    let (blobs, name) = (setup.repo("m").join("blobs"), name_of(b"whole"));
+#[test]
+fn what_is_in_flight_is_never_pushed() {
+    let (setup, _watch) = running(&[]);
+    let (blobs, name) = (setup.repo("m").join("blobs"), sha256(b"whole"));
     let temporaries = [format!("{name}.incomplete"), format!("{name}.0a1b2c3d.incomplete"), "tmp_0b0e".into()];
     let swaps = [format!(".{name}.0a1b2c3d.shared"), format!(".{name}.0a1b2c3d.old")];
     for temporary in temporaries.iter().chain(&swaps) {
         fs::write(blobs.join(temporary), b"who").unwrap();
     }
     set_ref(&setup.repo("m"), "v1.0", ONE);
-    until("the ref", || setup.reference("m", "v1.0").as_deref() == Some(ONE)).await;
-    let known = [name_of(b"one")];
-    for seen in setup.server.take_seen().into_iter().filter(|seen| seen.method == "PUT") {
+    wait_until("the ref", || setup.reference("m", "v1.0").as_deref() == Some(ONE));
+    let known = [sha256(b"one")];
+    for seen in setup.store.server.take_seen().into_iter().filter(|seen| seen.method == "PUT") {
         if let Some(blob) = seen.key.strip_prefix("blobs/") {
             assert!(known.contains(&blob.to_string()), "{blob} was sent");
         }
@@ -279,69 +229,67 @@ async fn what_is_in_flight_is_never_pushed() {
     assert!(temporaries.iter().chain(&swaps).all(|temporary| blobs.join(temporary).exists()));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_store_that_refuses_everything_is_tried_again() {
-    let setup = Setup::new().await;
-    setup.server.on_request(|_| Action::Refuse(403, "AccessDenied", "not today"));
+#[test]
+fn a_store_that_refuses_everything_is_tried_again() {
+    let setup = Setup::new();
+    setup.store.server.on_request(|_| Action::Refuse(403, "AccessDenied", "not today"));
     add(&setup.repo("m"), ONE, "config.json", b"one");
     set_ref(&setup.repo("m"), "main", ONE);
     let watch = setup.watch(&[]);
-    until("two failed pushes", || watch.told("failed").len() >= 2).await;
+    wait_until("two failed pushes", || watch.told("failed").len() >= 2);
     let failed = watch.told("failed");
     assert_eq!((&failed[0]["attempt"], &failed[1]["attempt"]), (&Value::from(1), &Value::from(2)));
     assert!(failed[0]["retry_in"].as_f64().unwrap() > 0.0);
-    setup.server.behave();
-    until("the ref", || setup.reference("m", "main").as_deref() == Some(ONE)).await;
-    watch.pushes(1).await;
-    watch.signal("-TERM");
-    let (code, stderr) = watch.end().await;
-    assert_eq!((code, stderr.matches("error:").count()), (Some(0), 1), "said once: {stderr}");
+    setup.store.server.behave();
+    wait_until("the ref", || setup.reference("m", "main").as_deref() == Some(ONE));
+    watch.pushes(1);
+    let ran = watch.end("-TERM");
+    assert_eq!((ran.code, ran.stderr.matches("error:").count()), (0, 1), "said once: {ran:#?}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_store_that_is_down_for_blobs_gets_them_later() {
-    let setup = Setup::new().await;
-    setup.server.on_request(|seen| match seen.method.as_str() {
+#[test]
+fn a_store_that_is_down_for_blobs_gets_them_later() {
+    let setup = Setup::new();
+    setup.store.server.on_request(|seen| match seen.method.as_str() {
         "PUT" if seen.key.starts_with("blobs/") => Action::Refuse(403, "AccessDenied", "not today"),
         _ => Action::Pass,
     });
     add(&setup.repo("m"), ONE, "config.json", b"one");
     set_ref(&setup.repo("m"), "main", ONE);
     let watch = setup.watch(&[]);
-    let pushes = watch.pushes(2).await;
+    let pushes = watch.pushes(2);
     for (push, said) in pushes.iter().zip([1, 0]) {
         assert_eq!((&push["failed"], push["failures"].as_array().unwrap().len()), (&Value::from(1), said));
         assert!(push["retry_in"].as_f64().unwrap() > 0.0);
     }
     assert_eq!(setup.reference("m", "main"), None, "no ref before its blobs");
-    setup.server.on_request(|seen| match seen.method.as_str() {
+    setup.store.server.on_request(|seen| match seen.method.as_str() {
         "GET" if seen.query.contains("list-type") => Action::Refuse(503, "SlowDown", "later"),
         _ => Action::Pass,
     });
-    setup.server.take_seen();
+    setup.store.server.take_seen();
     let mut seen = Vec::new();
-    until("a refused listing", || {
-        seen.extend(setup.server.take_seen());
+    wait_until("a refused listing", || {
+        seen.extend(setup.store.server.take_seen());
         seen.iter().any(|request| request.query.contains("list-type"))
-    })
-    .await;
-    setup.server.behave();
-    until("the ref", || setup.reference("m", "main").as_deref() == Some(ONE)).await;
+    });
+    setup.store.server.behave();
+    wait_until("the ref", || setup.reference("m", "main").as_deref() == Some(ONE));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_broken_blob_is_reported_once_and_does_not_stop_the_rest() {
-    let setup = Setup::new().await;
+#[test]
+fn a_broken_blob_is_reported_once_and_does_not_stop_the_rest() {
+    let setup = Setup::new();
     let blob = add(&setup.repo("broken"), ONE, "model.bin", b"good");
     fs::write(setup.repo("broken").join("blobs").join(blob), b"evil").unwrap();
     set_ref(&setup.repo("broken"), "main", ONE);
     add(&setup.repo("m"), ONE, "config.json", b"one");
     set_ref(&setup.repo("m"), "main", ONE);
     let watch = setup.watch(&[]);
-    watch.pushes(1).await;
+    watch.pushes(1);
     assert_eq!(setup.reference("m", "main").as_deref(), Some(ONE));
     set_ref(&setup.repo("m"), "v1.0", ONE);
-    let pushes = watch.pushes(2).await;
+    let pushes = watch.pushes(2);
     for (push, said) in pushes.iter().zip([1, 0]) {
         assert_eq!((&push["failed"], push["failures"].as_array().unwrap().len()), (&Value::from(1), said));
         assert_eq!(push["retry_in"], Value::Null, "another try would find the same blob");
@@ -350,49 +298,45 @@ async fn a_broken_blob_is_reported_once_and_does_not_stop_the_rest() {
     assert_eq!(setup.reference("broken", "main"), None);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_second_watch_is_refused_and_a_later_one_is_not() {
-    let (setup, watch) = running(&[]).await;
-    let second = run(setup.command(&[])).await;
-    assert_eq!(second.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&second.stderr).contains("another `watch`"));
-    watch.signal("-KILL");
-    watch.end().await;
-    setup.watch(&[]).pushes(1).await;
+#[test]
+fn a_second_watch_is_refused_and_a_later_one_is_not() {
+    let (setup, watch) = running(&[]);
+    let second = machine::run(setup.command(&[]));
+    assert_eq!(second.code, 1);
+    assert!(second.stderr.contains("another `watch`"));
+    watch.0.kill();
+    setup.watch(&[]).pushes(1);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_cache_that_vanishes_ends_the_watch_in_clear_words() {
+#[test]
+fn a_cache_that_vanishes_ends_the_watch_in_clear_words() {
     for arguments in [&[][..], &["--poll", "0.1"]] {
-        let (setup, watch) = running(arguments).await;
-        fs::rename(setup.hub(), setup.dir.path().join("moved")).unwrap();
-        let updates = watch.updates.clone();
-        let (code, stderr) = watch.end().await;
-        assert_eq!(code, Some(4));
+        let (setup, watch) = running(arguments);
+        fs::rename(setup.machine.hub(), setup.machine.home().join("moved")).unwrap();
+        let ran = watch.0.finish();
+        assert_eq!(ran.code, 4, "{ran:#?}");
         // The error is one line of JSON, too: this reader takes each line by itself.
-        until("the error", || updates.lock().unwrap().last().unwrap()["error"]["kind"] == "not-found").await;
-        assert!(stderr.contains("is gone") && !stderr.contains("panicked"), "{stderr}");
-        assert!(!setup.hub().exists(), "it must not come back by itself");
+        assert_eq!(updates(&ran.stdout).last().unwrap()["error"]["kind"], "not-found");
+        assert!(ran.stderr.contains("is gone") && !ran.stderr.contains("panicked"), "{ran:#?}");
+        assert!(!setup.machine.hub().exists(), "it must not come back by itself");
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn signals_end_an_idle_watch_with_success() {
+#[test]
+fn signals_end_an_idle_watch_with_success() {
     for signal in ["-TERM", "-INT"] {
-        let (_setup, watch) = running(&[]).await;
-        watch.signal(signal);
-        let updates = watch.updates.clone();
-        let (code, stderr) = watch.end().await;
-        assert_eq!((code, stderr.as_str()), (Some(0), ""));
-        until("the last update", || updates.lock().unwrap().last().unwrap()["event"] == "stopped").await;
-        assert_eq!(updates.lock().unwrap().last().unwrap()["push_abandoned"], false);
+        let (_setup, watch) = running(&[]);
+        let ran = watch.end(signal);
+        assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
+        let last = updates(&ran.stdout).pop().unwrap();
+        assert_eq!((&last["event"], &last["push_abandoned"]), (&"stopped".into(), &false.into()));
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_second_signal_abandons_a_push_at_once_and_the_next_watch_completes_it() {
-    let setup = Setup::new().await;
-    setup.server.on_request(|seen| match seen.method.as_str() {
+#[test]
+fn a_second_signal_abandons_a_push_at_once_and_the_next_watch_completes_it() {
+    let setup = Setup::new();
+    setup.store.server.on_request(|seen| match seen.method.as_str() {
         "PUT" => Action::Hang,
         _ => Action::Pass,
     });
@@ -400,41 +344,39 @@ async fn a_second_signal_abandons_a_push_at_once_and_the_next_watch_completes_it
     set_ref(&setup.repo("m"), "main", ONE);
     let watch = setup.watch(&[]);
     let mut seen = Vec::new();
-    until("the upload", || {
-        seen.extend(setup.server.take_seen());
+    wait_until("the upload", || {
+        seen.extend(setup.store.server.take_seen());
         seen.iter().any(|request| request.method == "PUT")
-    })
-    .await;
+    });
     // Two signals of one kind at once may be merged into one.
-    watch.signal("-TERM");
-    watch.signal("-INT");
-    let updates = watch.updates.clone();
-    assert_eq!(watch.end().await.0, Some(0));
-    until("the last update", || updates.lock().unwrap().last().unwrap()["event"] == "stopped").await;
-    assert_eq!(updates.lock().unwrap().last().unwrap()["push_abandoned"], true);
+    watch.0.signal("-TERM");
+    let ran = watch.end("-INT");
+    assert_eq!(ran.code, 0, "{ran:#?}");
+    let last = updates(&ran.stdout).pop().unwrap();
+    assert_eq!((&last["event"], &last["push_abandoned"]), (&"stopped".into(), &true.into()));
     assert_eq!(setup.reference("m", "main"), None);
-    setup.server.behave();
+    setup.store.server.behave();
     let _watch = setup.watch(&[]);
-    until("the ref", || setup.reference("m", "main").as_deref() == Some(ONE)).await;
+    wait_until("the ref", || setup.reference("m", "main").as_deref() == Some(ONE));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn polling_finds_the_same_changes() {
-    let (setup, watch) = running(&["--poll", "0.1"]).await;
+#[test]
+fn polling_finds_the_same_changes() {
+    let (setup, watch) = running(&["--poll", "0.1"]);
     assert_eq!(watch.told("started")[0]["how"], "poll");
     add(&setup.repo("m"), ONE, "more.bin", b"more");
-    until("the united manifest", || setup.paths("m", ONE) == ["config.json", "more.bin"]).await;
+    wait_until("the united manifest", || setup.paths("m", ONE) == ["config.json", "more.bin"]);
     set_ref(&setup.repo("m"), "v1.0", ONE);
-    until("the ref", || setup.reference("m", "v1.0").as_deref() == Some(ONE)).await;
+    wait_until("the ref", || setup.reference("m", "v1.0").as_deref() == Some(ONE));
     add(&setup.repo("new"), ONE, "a", b"a");
     set_ref(&setup.repo("new"), "main", ONE);
-    until("the new repo", || setup.reference("new", "main").as_deref() == Some(ONE)).await;
+    wait_until("the new repo", || setup.reference("new", "main").as_deref() == Some(ONE));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_can_never_work_ends_the_watch_at_once() {
-    let setup = Setup::new().await;
-    let (none, file) = (setup.dir.path().join("none"), setup.dir.path().join("file"));
+#[test]
+fn what_can_never_work_ends_the_watch_at_once() {
+    let setup = Setup::new();
+    let (none, file) = (setup.machine.home().join("none"), setup.machine.home().join("file"));
     fs::write(&file, "").unwrap();
     type Change<'a> = &'a dyn Fn(&mut Command) -> &mut Command;
     let cases: [(i32, &str, Change); 5] = [
@@ -447,19 +389,9 @@ async fn what_can_never_work_ends_the_watch_at_once() {
     for (code, words, change) in cases {
         let mut command = setup.command(&[]);
         change(&mut command);
-        let output = run(command).await;
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(code), "{stderr}");
-        assert!(stderr.contains(words), "{stderr}");
+        let ran = machine::run(command);
+        assert_eq!(ran.code, code, "{ran:#?}");
+        assert!(ran.stderr.contains(words), "{ran:#?}");
     }
     assert!(!none.exists());
-}
-
-/// Runs a watch that must end by itself.
-async fn run(command: Command) -> Output {
-    let mut watch = Watch::start(command);
-    until("the end", || watch.child.try_wait().unwrap().is_some()).await;
-    let (mut stderr, status) = (Vec::new(), watch.child.wait().unwrap());
-    watch.child.stderr.take().unwrap().read_to_end(&mut stderr).unwrap();
-    Output { status, stdout: Vec::new(), stderr }
 }

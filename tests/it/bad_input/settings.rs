@@ -279,7 +279,7 @@ fn an_endpoint_with_its_bucket_and_its_region() {
     let shown = |line: &[&str], vars: &[(&str, &[u8])]| {
         let ran = run_with(&machine, &[line, &["config", "show", "--json"]].concat(), vars);
         assert_eq!(ran.code, 0, "{ran:#?}");
-        let report: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+        let report = ran.json();
         let value = |name: &str| {
             let row = report["settings"].as_array().unwrap().iter().find(|row| row["name"] == name).unwrap();
             row["value"].as_str().unwrap_or_default().to_string()
@@ -388,7 +388,7 @@ fn a_fault_is_one_line_and_a_code_of_its_own() {
         ran.refused(70, &["internal fault", "main.rs:", "please report", env!("CARGO_PKG_VERSION")]);
         assert_eq!(ran.stderr.contains("plain words"), place == "plain", "{ran:#?}");
         let ran = machine.run(&["--json", "status"]);
-        let report: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+        let report = ran.json();
         assert_eq!((ran.code, &report["error"]["kind"]), (70, &"internal".into()), "{ran:#?}");
         assert!(!format!("{ran:?}").contains(CANARY), "{ran:#?}");
     }
@@ -428,7 +428,7 @@ fn the_configuration_is_shown() {
     machine.set("HF_CACHE_SYNC_CONFIG", "other.yaml");
     machine.unset("B2_BUCKET");
     let ran = machine.run(&["config", "show", "--json"]);
-    let report: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    let report = ran.json();
     assert_eq!((ran.code, &report["file_source"]), (2, &"HF_CACHE_SYNC_CONFIG".into()), "{ran:#?}");
     assert!(report["failures"][0].to_string().contains("max_parts"), "{report}");
     assert!(report["warnings"][0].to_string().contains("regoin"), "{report}");

@@ -2,10 +2,9 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use crate::harness::cache::Revision;
-use crate::harness::machine::{Machine, Ran, run};
+use crate::harness::machine::{BINARY, Machine, Ran, run};
 use crate::harness::s3::Action;
 use crate::harness::store::Store;
 
@@ -21,7 +20,7 @@ fn bash(machine: &Machine, words: &[&str]) -> Vec<String> {
          COMP_WORDS=(hf-cache-sync {})\nCOMP_CWORD={}\n\
          \"$f\" hf-cache-sync '{current}' before\n\
          if ((${{#COMPREPLY[@]}})); then printf '%s\\n' \"${{COMPREPLY[@]}}\"; fi\n",
-        env!("CARGO_BIN_EXE_hf-cache-sync"),
+        BINARY,
         quoted.join(" "),
         words.len()
     );
@@ -31,11 +30,9 @@ fn bash(machine: &Machine, words: &[&str]) -> Vec<String> {
 }
 
 fn shell(machine: &Machine, shell: &Path, args: &[&str]) -> Ran {
-    // The environment of the machine, without its own program on the path.
-    let model = machine.command(&[]);
-    let mut command = Command::new(shell);
-    command.args(args).current_dir(machine.work()).env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin");
-    command.envs(model.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    // Without the binary's folder on the path.
+    let mut command = machine.program(shell, args);
+    command.env("PATH", "/usr/local/bin:/usr/bin:/bin");
     run(command)
 }
 
@@ -102,12 +99,11 @@ fn a_broken_configuration_does_not_break_completion() {
 fn zsh_and_fish_read_their_scripts() {
     let store = Store::new();
     let machine = world(&store);
-    let binary = env!("CARGO_BIN_EXE_hf-cache-sync");
     for (name, script, wanted) in [
         (
             "zsh",
             format!(
-                "autoload -Uz compinit; compinit -D\nsource <('{binary}' completions zsh)\n\
+                "autoload -Uz compinit; compinit -D\nsource <('{BINARY}' completions zsh)\n\
                  _describe() {{ local -a v; v=(\"${{(@P)3}}\"); print -rl -- \"${{v[@]}}\" }}\n\
                  words=(hf-cache-sync push org/); CURRENT=3; _hf_cache_sync\n\
                  words=(hf-cache-sync pus); CURRENT=2; _hf_cache_sync\n"
@@ -117,7 +113,7 @@ fn zsh_and_fish_read_their_scripts() {
         (
             "fish",
             format!(
-                "'{binary}' completions fish | source\ncomplete -C 'hf-cache-sync push org/'\ncomplete -C 'hf-cache-sync pus'\n"
+                "'{BINARY}' completions fish | source\ncomplete -C 'hf-cache-sync push org/'\ncomplete -C 'hf-cache-sync pus'\n"
             ),
             ["org/near", "push"],
         ),

@@ -268,14 +268,18 @@ impl Revision {
         json!({"repo": self.id, "revision": self.commit, "repo_type": self.kind, "files": files})
     }
 
+    /// The objects that 0.1.0 makes of it.
+    pub fn objects(&self) -> Vec<(String, Vec<u8>)> {
+        let blobs = self.present().map(|file| (format!("blobs/{}", file.etag()), file.bytes.clone()));
+        let manifest = (self.manifest_key(), indented(&self.manifest(), b"  "));
+        let to_ref = |name: &String| (format!("refs/{}/{name}", self.encoded()), self.commit.clone().into_bytes());
+        blobs.chain([manifest]).chain(self.refs.iter().map(to_ref)).collect()
+    }
+
     /// Puts it into the bucket as 0.1.0 does.
     pub fn publish(&self, store: &Store) {
-        for file in self.present() {
-            store.put(&format!("blobs/{}", file.etag()), &file.bytes);
-        }
-        store.put(&self.manifest_key(), indented(&self.manifest(), b"  "));
-        for name in &self.refs {
-            store.put(&format!("refs/{}/{name}", self.encoded()), &self.commit);
+        for (key, bytes) in self.objects() {
+            store.put(&key, bytes);
         }
     }
 

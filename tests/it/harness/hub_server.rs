@@ -13,7 +13,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::{Value, json};
 
 use crate::harness::cache::{Content, Revision};
-use crate::harness::git_sha1;
+use crate::harness::{git_sha1, tls_file};
 
 /// The token that is accepted where one is required.
 pub const TOKEN: &str = "hf_right";
@@ -262,11 +262,6 @@ impl Told {
         self.sent += part.len() as u64;
         head.body(full(part)).unwrap()
     }
-}
-
-/// A file of `tests/it/harness/tls`.
-pub fn tls_file(name: &str) -> std::path::PathBuf {
-    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/harness/tls").join(name)
 }
 
 /// A file's entry in a listing.

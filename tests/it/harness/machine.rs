@@ -1,22 +1,34 @@
 //! A machine: a home directory, a cache, an environment of its own, and the real binary. Every run has a time limit, so
 //! that a hang is a failure.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Condvar, Mutex, mpsc};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use super::s3::{ACCESS_KEY, SECRET_KEY};
-use super::store::{BUCKET, Store};
+use serde_json::Value;
 
-/// Longest run of a command.
-const LIMIT: Duration = Duration::from_secs(90);
+use super::s3::{ACCESS_KEY, SECRET_KEY};
+use super::store::Store;
+
+/// The program under test.
+pub const BINARY: &str = env!("CARGO_BIN_EXE_hf-cache-sync");
+
+/// Longest run of a command, and longest wait for what it is to do.
+pub const LIMIT: Duration = Duration::from_secs(120);
+
+/// The user and group `nobody`, for whom permissions count.
+const NOBODY: u32 = 65534;
 
 /// A machine.
 pub struct Machine {
     dir: tempfile::TempDir,
+    hub: PathBuf,
     env: Vec<(String, String)>,
 }
 
@@ -35,11 +47,7 @@ impl Machine {
     /// A machine that is set up for the store by its environment.
     pub fn new(store: &Store) -> Self {
         let mut machine = Machine::unconfigured();
-        machine.set("B2_APPLICATION_KEY_ID", ACCESS_KEY);
-        machine.set("B2_APPLICATION_KEY", SECRET_KEY);
-        machine.set("B2_ENDPOINT", &store.server.url);
-        machine.set("B2_BUCKET", BUCKET);
-        machine.set("B2_REGION", "test-region");
+        machine.connect(&store.server.url, &store.bucket, "test-region");
         machine
     }
 
@@ -47,10 +55,27 @@ impl Machine {
     pub fn unconfigured() -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("work")).unwrap();
-        let mut machine = Machine { dir, env: Vec::new() };
+        let hub = dir.path().join(".cache/huggingface/hub");
+        let mut machine = Machine { dir, hub, env: Vec::new() };
         machine.set("HOME", &machine.home().display().to_string());
         machine.set("AWS_EC2_METADATA_DISABLED", "true");
         machine
+    }
+
+    /// Sets it up for a bucket.
+    pub fn connect(&mut self, endpoint: &str, bucket: &str, region: &str) {
+        self.set("B2_APPLICATION_KEY_ID", ACCESS_KEY);
+        self.set("B2_APPLICATION_KEY", SECRET_KEY);
+        self.set("B2_ENDPOINT", endpoint);
+        self.set("B2_BUCKET", bucket);
+        self.set("B2_REGION", region);
+    }
+
+    /// Keeps the cache in a folder of the home directory, which is made.
+    pub fn keep_hub_in(&mut self, folder: &str) {
+        self.hub = self.dir.path().join(folder);
+        fs::create_dir(&self.hub).unwrap();
+        self.set("HF_HUB_CACHE", &self.hub.display().to_string());
     }
 
     /// Sets a variable.
@@ -76,7 +101,7 @@ impl Machine {
 
     /// The cache.
     pub fn hub(&self) -> PathBuf {
-        self.dir.path().join(".cache/huggingface/hub")
+        self.hub.clone()
     }
 
     /// Writes a configuration file into the current directory.
@@ -86,13 +111,28 @@ impl Machine {
 
     /// A command on this machine.
     pub fn command(&self, line: &[&str]) -> Command {
-        self.command_of(Path::new(env!("CARGO_BIN_EXE_hf-cache-sync")), line)
+        self.program(BINARY, line)
     }
 
-    /// The same with a copy of the binary.
-    pub fn command_of(&self, binary: &Path, line: &[&str]) -> Command {
-        let mut command = Command::new(binary);
-        command.args(line).current_dir(self.work()).env_clear().envs(self.env.iter().cloned());
+    /// Another program on this machine: a shell, or a copy of the binary.
+    pub fn program(&self, program: impl AsRef<OsStr>, args: &[&str]) -> Command {
+        let mut command = Command::new(program);
+        command.args(args).current_dir(self.work()).env_clear().envs(self.env.iter().cloned());
+        command
+    }
+
+    /// A script of sh in which `$0` is the binary.
+    pub fn script(&self, text: &str) -> Command {
+        self.program("/bin/sh", &["-c", text, BINARY])
+    }
+
+    /// A command on a terminal of its own, so many columns wide; all that is shown there is its stdout. The terminal is
+    /// that of script(1), from util-linux.
+    #[cfg(target_os = "linux")]
+    pub fn on_terminal(&self, columns: u16, line: &str) -> Command {
+        let line = format!("stty rows 24 cols {columns} && exec '{BINARY}' {line}");
+        let mut command = self.program("script", &["--quiet", "--return", "--command", &line, "/dev/null"]);
+        command.env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("TERM", "xterm");
         command
     }
 
@@ -108,20 +148,19 @@ impl Machine {
         ran.stdout
     }
 
+    /// The same for a command whose result is JSON.
+    pub fn ok_json(&self, line: &[&str]) -> Value {
+        let ran = self.run(line);
+        assert_eq!(ran.code, 0, "{line:?}: {ran:#?}");
+        ran.json()
+    }
+
     /// Runs as a user who may read the cache and change nothing in it, also where the tests run as root.
     pub fn run_read_only(&self, line: &[&str]) -> Ran {
-        use std::os::unix::fs::{MetadataExt, PermissionsExt};
-        use std::os::unix::process::CommandExt;
         let chmod = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
         chmod(&self.home(), 0o755);
-        if fs::metadata(self.home()).unwrap().uid() == 0 {
-            let binary = self.home().join("work/binary");
-            if !binary.exists() {
-                fs::copy(env!("CARGO_BIN_EXE_hf-cache-sync"), &binary).unwrap();
-            }
-            let mut command = self.command_of(&binary, line);
-            command.uid(65534).gid(65534);
-            return run(command);
+        if self.is_of_root() {
+            return run(self.command_of_nobody(line));
         }
         let folders = |mode| {
             let found = super::listing(&self.home());
@@ -135,25 +174,61 @@ impl Machine {
         ran
     }
 
+    /// Runs as a user for whom permissions count and who owns everything here, also where the tests run as root.
+    pub fn run_as_owner(&self, line: &[&str]) -> Ran {
+        if !self.is_of_root() {
+            return self.run(line);
+        }
+        let mut left = vec![self.home()];
+        while let Some(path) = left.pop() {
+            if path == self.copy_of_binary() {
+                continue;
+            }
+            lchown(&path, Some(NOBODY), Some(NOBODY)).unwrap();
+            if fs::symlink_metadata(&path).unwrap().is_dir() {
+                left.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+            }
+        }
+        run(self.command_of_nobody(line))
+    }
+
+    /// Runs as a user for whom permissions count and who may write to every folder, also where the tests run as root.
+    pub fn run_in_shared(&self, line: &[&str]) -> Ran {
+        if !self.is_of_root() {
+            return self.run(line);
+        }
+        let mut left = vec![self.home()];
+        while let Some(folder) = left.pop() {
+            fs::set_permissions(&folder, fs::Permissions::from_mode(0o777)).unwrap();
+            let entries = fs::read_dir(&folder).unwrap().map(Result::unwrap);
+            left.extend(entries.filter(|entry| entry.file_type().unwrap().is_dir()).map(|entry| entry.path()));
+        }
+        self.run_read_only(line)
+    }
+
+    fn is_of_root(&self) -> bool {
+        fs::metadata(self.home()).unwrap().uid() == 0
+    }
+
+    fn copy_of_binary(&self) -> PathBuf {
+        self.work().join("binary")
+    }
+
+    /// A command of a user who need not reach the folder in which the binary was built.
+    fn command_of_nobody(&self, line: &[&str]) -> Command {
+        let binary = self.copy_of_binary();
+        // Another process copies: what this one has open for writing, its children have, too, and nobody can run.
+        if !binary.exists() && fs::hard_link(BINARY, &binary).is_err() {
+            assert!(Command::new("cp").arg(BINARY).arg(&binary).status().unwrap().success());
+        }
+        let mut command = self.program(binary, line);
+        command.uid(NOBODY).gid(NOBODY);
+        command
+    }
+
     /// Starts a command and leaves it running.
     pub fn start(&self, line: &[&str]) -> Running {
-        let mut child = self.command(line).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut out = child.stdout.take().unwrap();
-        let (send, stdout) = mpsc::channel();
-        std::thread::spawn(move || {
-            let mut text = String::new();
-            let _ = out.read_to_string(&mut text);
-            let _ = send.send(text);
-        });
-        let heard = Arc::<Heard>::default();
-        let (err, hears) = (child.stderr.take().unwrap(), heard.clone());
-        let ear = std::thread::spawn(move || {
-            for line in BufReader::new(err).lines().map_while(Result::ok) {
-                *hears.text.lock().unwrap() += &(line + "\n");
-                hears.more.notify_all();
-            }
-        });
-        Running { child, stdout, heard, ear: Some(ear) }
+        Running::start(self.command(line))
     }
 }
 
@@ -167,28 +242,72 @@ pub fn run(command: Command) -> Ran {
     }
 }
 
+/// What has come of a stream that is read while it comes.
 #[derive(Default)]
 struct Heard {
-    text: Mutex<String>,
-    more: Condvar,
+    text: String,
+    has_ended: bool,
+}
+
+#[derive(Clone, Default)]
+struct Stream(Arc<(Mutex<Heard>, Condvar)>);
+
+impl Stream {
+    fn read(stream: impl Read + Send + 'static) -> Stream {
+        let heard = Stream::default();
+        let hears = heard.clone();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stream).lines().map_while(Result::ok) {
+                hears.update(|heard| heard.text += &(line + "\n"));
+            }
+            hears.update(|heard| heard.has_ended = true);
+        });
+        heard
+    }
+
+    fn update(&self, change: impl FnOnce(&mut Heard)) {
+        change(&mut self.0.0.lock().unwrap());
+        self.0.1.notify_all();
+    }
+
+    fn text(&self) -> String {
+        self.0.0.lock().unwrap().text.clone()
+    }
+
+    /// What has come by the time that it is as wanted.
+    #[track_caller]
+    fn wait(&self, what: &str, is_wanted: impl Fn(&Heard) -> bool) -> String {
+        let heard = self.0.0.lock().unwrap();
+        let (heard, waited) = self.0.1.wait_timeout_while(heard, LIMIT, |heard| !is_wanted(heard)).unwrap();
+        let text = heard.text.clone();
+        // Others may still use what a panic would poison.
+        drop(heard);
+        assert!(!waited.timed_out(), "waited in vain for {what}, heard only: {text}");
+        text
+    }
 }
 
 /// A running command; killed when it is dropped.
 pub struct Running {
     child: Child,
-    stdout: mpsc::Receiver<String>,
-    heard: Arc<Heard>,
-    ear: Option<std::thread::JoinHandle<()>>,
+    stdout: Stream,
+    stderr: Stream,
 }
 
 impl Running {
+    /// Starts a command.
+    pub fn start(mut command: Command) -> Running {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let (stdout, stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+        Running { child, stdout: Stream::read(stdout), stderr: Stream::read(stderr) }
+    }
+
     /// Waits for its end.
+    #[track_caller]
     pub fn finish(mut self) -> Ran {
-        let stdout = self.stdout.recv_timeout(LIMIT).expect("the command hangs");
-        let status = self.child.wait().unwrap();
-        self.ear.take().unwrap().join().unwrap();
-        let stderr = self.heard.text.lock().unwrap().clone();
-        Ran { code: status.code().unwrap_or(-1), stdout, stderr }
+        let [stdout, stderr] =
+            [&self.stdout, &self.stderr].map(|stream| stream.wait("the command's end", |heard| heard.has_ended));
+        Ran { code: self.child.wait().unwrap().code().unwrap_or(-1), stdout, stderr }
     }
 
     /// kill -9
@@ -199,15 +318,29 @@ impl Running {
 
     /// ctrl-c
     pub fn interrupt(&self) {
+        self.signal("-INT");
+    }
+
+    /// Sends a signal, by its name for kill(1).
+    pub fn signal(&self, name: &str) {
         let id = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+        assert!(Command::new("kill").args([name, &id]).status().unwrap().success());
+    }
+
+    /// What it has printed so far.
+    pub fn stdout(&self) -> String {
+        self.stdout.text()
+    }
+
+    /// Whether it still runs.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
     }
 
     /// Waits until it says something on stderr.
+    #[track_caller]
     pub fn wait_for(&self, words: &str) {
-        let text = self.heard.text.lock().unwrap();
-        let (text, waited) = self.heard.more.wait_timeout_while(text, LIMIT, |text| !text.contains(words)).unwrap();
-        assert!(!waited.timed_out(), "it never said '{words}', only: {text}");
+        self.stderr.wait(&format!("'{words}'"), |heard| heard.text.contains(words));
     }
 }
 
@@ -219,6 +352,17 @@ impl Drop for Running {
 }
 
 impl Ran {
+    /// Everything that a person sees.
+    pub fn text(&self) -> String {
+        format!("exit {}\n--- stdout\n{}--- stderr\n{}", self.code, self.stdout, self.stderr)
+    }
+
+    /// The result as JSON.
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {self:#?}"))
+    }
+
     /// The one clear error that this must be: its exit code, one to three lines on stderr that contain `words`, no
     /// result, nothing internal and no secret.
     #[track_caller]

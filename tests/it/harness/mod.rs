@@ -2,7 +2,7 @@
 //! ([`machine`]), and caches in every layout that huggingface_hub makes ([`cache`]).
 
 pub mod cache;
-pub mod hub;
+pub mod cache_dir;
 #[cfg(feature = "fallback")]
 pub mod hub_server;
 pub mod machine;
@@ -13,9 +13,25 @@ pub mod store;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use sha2::Digest;
+
+/// Waits for what shows on the disk or in a bucket, and makes a failure of what never comes.
+#[track_caller]
+pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < machine::LIMIT, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A file of `tests/it/harness/tls`.
+pub fn tls_file(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/harness/tls").join(name)
+}
 
 /// Lower-case hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {

@@ -7,7 +7,6 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
 use super::machine::Machine;
-use super::s3::{ACCESS_KEY, SECRET_KEY};
 use super::store::BUCKET;
 
 /// A request as it came in.
@@ -148,11 +147,7 @@ impl Scripted {
     /// A machine that is set up for this store.
     pub fn machine(&self) -> Machine {
         let mut machine = Machine::unconfigured();
-        machine.set("B2_APPLICATION_KEY_ID", ACCESS_KEY);
-        machine.set("B2_APPLICATION_KEY", SECRET_KEY);
-        machine.set("B2_ENDPOINT", &self.url);
-        machine.set("B2_BUCKET", BUCKET);
-        machine.set("B2_REGION", "us-east-1");
+        machine.connect(&self.url, BUCKET, "us-east-1");
         machine
     }
 }

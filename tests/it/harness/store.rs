@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use hf_cache_sync::config::{Config, Environment, Overrides};
 use hf_cache_sync::engine::Session;
@@ -19,18 +19,25 @@ pub const BUCKET: &str = "team-cache";
 pub struct Store {
     /// The server.
     pub server: Server,
+    /// The bucket's name.
+    pub bucket: String,
     dir: tempfile::TempDir,
     _runtime: tokio::runtime::Runtime,
 }
 
 impl Store {
-    /// An empty bucket.
+    /// An empty bucket, called [`BUCKET`].
     pub fn new() -> Self {
+        Store::named(BUCKET)
+    }
+
+    /// An empty bucket of another name.
+    pub fn named(bucket: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        fs::create_dir(dir.path().join(BUCKET)).unwrap();
+        fs::create_dir(dir.path().join(bucket)).unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let server = runtime.block_on(Server::start(dir.path(), 0, ACCESS_KEY, SECRET_KEY));
-        Store { server, dir, _runtime: runtime }
+        Store { server, bucket: bucket.into(), dir, _runtime: runtime }
     }
 
     /// What a command in this process gets, with the cache in `hub` and the working directory `current`.
@@ -39,7 +46,7 @@ impl Store {
             "B2_APPLICATION_KEY_ID" => Some(ACCESS_KEY.to_string()),
             "B2_APPLICATION_KEY" => Some(SECRET_KEY.to_string()),
             "B2_ENDPOINT" => Some(self.server.url.clone()),
-            "B2_BUCKET" => Some(BUCKET.to_string()),
+            "B2_BUCKET" => Some(self.bucket.clone()),
             "HF_HUB_CACHE" => Some(hub.display().to_string()),
             _ => None,
         };
@@ -50,7 +57,7 @@ impl Store {
 
     /// The file behind a key.
     pub fn path(&self, key: &str) -> PathBuf {
-        self.dir.path().join(BUCKET).join(key)
+        self.dir.path().join(&self.bucket).join(key)
     }
 
     /// Writes an object, without a request.
@@ -80,17 +87,24 @@ impl Store {
         fs::remove_file(self.path(key)).unwrap();
     }
 
+    /// Deletes every object.
+    pub fn clear(&self) {
+        let bucket = self.path("");
+        fs::remove_dir_all(&bucket).unwrap();
+        fs::create_dir(bucket).unwrap();
+    }
+
     /// Makes `key` the newest or oldest object: sets its time of last change to so many seconds from now.
     pub fn age(&self, key: &str, seconds: i64) {
-        let offset = std::time::Duration::from_secs(seconds.unsigned_abs());
-        let now = std::time::SystemTime::now();
+        let offset = Duration::from_secs(seconds.unsigned_abs());
+        let now = SystemTime::now();
         let time = if seconds < 0 { now - offset } else { now + offset };
         fs::File::options().write(true).open(self.path(key)).unwrap().set_modified(time).unwrap();
     }
 
     /// Every key with the sha256 of its bytes.
     pub fn objects(&self) -> BTreeMap<String, String> {
-        let mut found = super::listing(&self.dir.path().join(BUCKET));
+        let mut found = super::listing(&self.dir.path().join(&self.bucket));
         found.retain(|_, what| what.starts_with("file"));
         found.values_mut().for_each(|what| *what = what.rsplit(' ').next().unwrap().to_string());
         found

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use clap::CommandFactory;
 use serde_json::Value;
 
-use super::cache::{World, blob, commit};
+use super::world::{World, blob, commit};
 use crate::harness::s3::Action;
 
 /// The keys of a JSON value, all elements of a list taken together.
@@ -83,15 +83,15 @@ fn every_command_is_documented() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn small_reports_are_as_documented() {
+#[test]
+fn small_reports_are_as_documented() {
     let world = World::offline();
     check("init", &[world.run(&["init", "--json"]).json()]);
     world.snapshot("models--gpt2", 'a', &[("vocab.txt", "words")], &["main"]);
-    std::fs::write(world.path("hub/models--gpt2/refs/broken"), "nothing").unwrap();
+    std::fs::write(world.cache.path("models--gpt2/refs/broken"), "nothing").unwrap();
     check("status", &[world.run(&["status", "--json"]).json()]);
-    std::fs::write(world.path("home/bad.yaml"), "storage:\n  regoin: x\n  region: a b\n").unwrap();
-    let bad = world.path("home/bad.yaml");
+    std::fs::write(world.work("bad.yaml"), "storage:\n  regoin: x\n  region: a b\n").unwrap();
+    let bad = world.work("bad.yaml");
     check("config", &[world.run(&["config", "show", "--config", bad.to_str().unwrap(), "--json"]).json()]);
     check("completions", &[world.run(&["completions", "fish", "--json"]).json()]);
     check("man", &[world.run(&["man", "--json"]).json(), world.run(&["man", "pages", "--json"]).json()]);
@@ -103,7 +103,7 @@ fn prune_is_as_documented() {
     let world = World::offline();
     world.snapshot("models--acme--tiny", 'b', &[("a", "kept")], &["main"]);
     world.snapshot("models--acme--tiny", 'a', &[("a", "gone")], &[]);
-    std::fs::write(world.path("hub/models--acme--tiny/refs/lost"), commit('c')).unwrap();
+    std::fs::write(world.cache.path("models--acme--tiny/refs/lost"), commit('c')).unwrap();
     // Without a grace period: the snapshots were made just now.
     let line = ["prune", "--max-gb", "0", "--orphan-grace", "0", "--json"];
     let planned = world.run(&[&line[..], &["--dry-run"]].concat());
@@ -118,9 +118,9 @@ fn missing_config(world: &World) -> Value {
     run.json()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn remote_reports_are_as_documented() {
-    let world = World::online().await;
+#[test]
+fn remote_reports_are_as_documented() {
+    let world = World::online();
     let doctor = [world.run(&["doctor", "--json"]).json(), World::offline().run(&["doctor", "--json"]).json()];
     check("doctor", &doctor);
 
@@ -134,31 +134,31 @@ async fn remote_reports_are_as_documented() {
         blob("hi")
     );
     let json = format!("{{\"repo\": \"org/llm\", \"revision\": \"{}\", \"files\": {files}}}", commit('a'));
-    world.put(&manifest, &json);
-    world.put("refs/org__llm/main", &commit('b'));
-    world.put("manifests/org___bad@".to_string().as_str(), "");
-    world.put(&format!("manifests/a___b@{}.json", commit('c')), "{}");
+    world.store().put(&manifest, &json);
+    world.store().put("refs/org__llm/main", &commit('b'));
+    world.store().put("manifests/org___bad@".to_string().as_str(), "");
+    world.store().put(&format!("manifests/a___b@{}.json", commit('c')), "{}");
     check("diff", &[world.run(&["diff", "--json"]).json()]);
-    world.put("refs/org__llm/main", &commit('a'));
+    world.store().put("refs/org__llm/main", &commit('a'));
     check("list", &[world.run(&["list", "--json"]).json()]);
     check("list --remote", &[world.run(&["list", "--remote", "--sizes", "--json"]).json()]);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn reports_of_transfers_are_as_documented() {
-    let world = World::online().await;
+#[test]
+fn reports_of_transfers_are_as_documented() {
+    let world = World::online();
     let repo = "models--org--llm";
     world.snapshot(repo, 'a', &[("a.txt", "first")], &["main"]);
     world.snapshot(repo, 'b', &[("lost.txt", "refused")], &[]);
     world.snapshot(repo, 'd', &[("pointer", "version https://git-lfs.github.com/spec/v1")], &[]);
-    std::fs::create_dir_all(world.path("hub").join(repo).join("snapshots").join(commit('e'))).unwrap();
-    std::fs::write(world.path("hub").join(repo).join("refs/old"), commit('f')).unwrap();
-    std::fs::write(world.path("hub").join(repo).join("blobs").join("1".repeat(40)), "unused").unwrap();
+    std::fs::create_dir_all(world.cache.root().join(repo).join("snapshots").join(commit('e'))).unwrap();
+    std::fs::write(world.cache.root().join(repo).join("refs/old"), commit('f')).unwrap();
+    std::fs::write(world.cache.root().join(repo).join("blobs").join("1".repeat(40)), "unused").unwrap();
     world.snapshot("models--org--gated", 'a', &[("LICENSE", "you must accept this agreement")], &["main"]);
     let dry = world.run(&["push", "--dry-run", "--json"]).json();
     let refused = blob("refused");
     let key = format!("blobs/{refused}");
-    let server = world.server.as_ref().unwrap();
+    let server = world.server();
     server.on_request(move |request| match request.method == "PUT" && request.key == key {
         true => Action::Refuse(403, "AccessDenied", "Access Denied"),
         false => Action::Pass,
@@ -174,7 +174,7 @@ async fn reports_of_transfers_are_as_documented() {
     world.remove(&format!("{repo}/blobs/{}", blob("first")));
     reports.push(world.run(&["pull", "org/llm", "--json"]).json());
     world.remove("models--org--llm");
-    world.delete(&format!("blobs/{}", blob("first")));
+    world.store().remove(&format!("blobs/{}", blob("first")));
     reports.push(world.run(&["pull", "org/llm", "--json"]).json());
     check("pull", &reports);
 

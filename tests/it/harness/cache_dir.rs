@@ -1,4 +1,4 @@
-//! Builds cache folders as huggingface_hub leaves them, in a temporary directory, with times of one's choice.
+//! A cache folder that is built file by file, as huggingface_hub leaves it, with times of one's choice.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, FileTimes};
@@ -6,34 +6,42 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-/// A `hub` folder in a directory of its own.
-pub struct Hub {
-    dir: tempfile::TempDir,
+use super::git_sha1;
+use super::machine::Machine;
+
+/// A machine with a cache in the folder `hub` of its home directory.
+pub struct CacheDir {
+    /// The machine; no bucket is configured.
+    pub machine: Machine,
 }
 
 /// A day.
 pub const DAY: u64 = 24 * 3600;
 
-impl Hub {
-    pub fn new() -> Hub {
-        let dir = tempfile::tempdir().unwrap();
-        fs::create_dir(dir.path().join("hub")).unwrap();
-        Hub { dir }
+impl CacheDir {
+    /// An empty cache.
+    pub fn new() -> CacheDir {
+        let mut machine = Machine::unconfigured();
+        machine.keep_hub_in("hub");
+        CacheDir { machine }
     }
 
+    /// The cache.
     pub fn root(&self) -> PathBuf {
-        self.dir.path().join("hub")
+        self.machine.hub()
     }
 
-    /// A folder beside the hub.
+    /// The folder in which the cache is.
     pub fn outside(&self) -> PathBuf {
-        self.dir.path().to_path_buf()
+        self.machine.home()
     }
 
+    /// Something in the cache.
     pub fn path(&self, relative: &str) -> PathBuf {
         self.root().join(relative)
     }
 
+    /// Whether something is in the cache, be it a link that leads nowhere.
     pub fn exists(&self, relative: &str) -> bool {
         fs::symlink_metadata(self.path(relative)).is_ok()
     }
@@ -65,6 +73,14 @@ impl Hub {
         id
     }
 
+    /// A blob of git with this content, last used days ago; returns its name.
+    pub fn blob_of(&self, repo: &str, content: &str, days: u64) -> String {
+        let id = git_sha1(content.as_bytes());
+        let path = self.write(&format!("{repo}/blobs/{id}"), content);
+        used(&path, days * DAY);
+        id
+    }
+
     /// A snapshot whose files are the client's links to blobs.
     pub fn snapshot(&self, repo: &str, commit: &str, files: &[(&str, &str)]) {
         fs::create_dir_all(self.path(&format!("{repo}/snapshots/{commit}"))).unwrap();
@@ -77,6 +93,7 @@ impl Hub {
         self.settle(repo);
     }
 
+    /// A ref.
     pub fn reference(&self, repo: &str, name: &str, commit: &str) {
         self.write(&format!("{repo}/refs/{name}"), commit);
     }
@@ -113,7 +130,7 @@ impl Hub {
         self.contents().into_iter().filter(|(name, _)| name.starts_with(repo)).collect()
     }
 
-    /// Every name below the hub with its content or link text, but for the tool's own state and lock files.
+    /// Every name below the cache with its content or link text, but for the tool's own state and lock files.
     pub fn contents(&self) -> BTreeMap<String, Vec<u8>> {
         let mut found = BTreeMap::new();
         collect(&self.root(), &self.root(), &mut found);
