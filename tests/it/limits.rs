@@ -13,6 +13,7 @@ use crate::harness::weights;
 use hf_cache_sync::transfer::Context;
 use hf_cache_sync::transfer::download::{Fetch, download};
 use hf_cache_sync::transfer::limit::Caps;
+use hf_cache_sync::transfer::source::Source;
 use hf_cache_sync::transfer::upload::{Upload, upload};
 
 /// A blob of each way of moving one, and their bytes together: from memory, as a stream, in parts.
@@ -61,6 +62,7 @@ fn a_limited_rate_counts_every_byte_both_ways() {
                 repo: hf_cache_sync::model::ids::RepoName::from_folder("models--org--name").unwrap(),
                 commit: revision.commit.parse().unwrap(),
                 path: file.path.parse().unwrap(),
+                source: Source::Bucket(context.bucket.clone()),
             };
             let fetched = download(context, &fetch).await.unwrap();
             assert!(fs::read(fetched).unwrap() == file.bytes, "{}", file.path);

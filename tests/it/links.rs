@@ -12,7 +12,10 @@ use crate::harness::{git_sha1, visible, weights};
 use hf_cache_sync::bucket::lookup;
 use hf_cache_sync::cache::layout::Layout;
 use hf_cache_sync::cache::place::LinkKind;
-use hf_cache_sync::commands::pull::{hydrate, local, plan};
+use hf_cache_sync::cache::{donors, target};
+use hf_cache_sync::engine::fallback::Fallback;
+use hf_cache_sync::engine::hydrate::{Planned, hydrate};
+use hf_cache_sync::plan::pull as plan;
 use hf_cache_sync::transfer::limit::Caps;
 
 /// Pulls these one after the other, or together, into a cache that allows links of this kind.
@@ -30,12 +33,15 @@ fn pull(store: &Store, hub: &Path, kind: LinkKind, together: bool, revisions: &[
             for revision in group {
                 let found =
                     lookup::find(&bucket, &revision.id.parse().unwrap(), Some(&revision.refs[0])).await.unwrap();
-                let state = local::look(&layout, &found, false);
+                let state = target::look(&layout, &found, false);
                 plans.push(plan::plan(&layout, &found, &state));
             }
-            let donors = local::find_donors(&layout, &plans);
+            let lacking = |plan: &plan::Plan| plan.fetch.iter().map(|fetch| (fetch.blob, fetch.size)).collect();
+            let lacking: Vec<_> = plans.iter().map(|plan| (&plan.manifest.repo, lacking(plan))).collect();
+            let donors = donors::find(&layout, &lacking);
             plans.iter_mut().for_each(|plan| plan.borrow_from(&layout, &donors));
-            for outcome in hydrate::hydrate(&context, &plans, kind, session.now).await {
+            let planned = plans.into_iter().map(|plan| Planned { plan, from_hub: false }).collect();
+            for outcome in hydrate(&context, &Fallback::none(), planned, kind, session.now).await {
                 assert_eq!(outcome.failures, []);
                 downloaded += outcome.downloaded.blobs;
             }

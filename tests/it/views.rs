@@ -159,7 +159,7 @@ fn a_diff_tells_every_difference() {
     world.snapshot("models--org--llm", 'a', &[("more.txt", "more")], &[]);
     world.remove(&format!("models--org--llm/snapshots/{}/same.txt", commit('a')));
     world.store().remove(&format!("blobs/{}", blob("words")));
-    world.store().put("refs/org__llm/v1.0", &commit('b'));
+    world.store().put("refs/org__llm/v1.0", commit('b'));
     world.store().put(&format!("manifests/org__bad@{}.json", commit('f')), "{}");
     insta::assert_snapshot!("diff", world.run(&["diff"]).text());
     assert_eq!(world.run(&["diff", "--exit-code"]).code, 5);
@@ -207,7 +207,7 @@ fn a_dataset_that_0_1_0_pushed_is_no_difference() {
     let world = World::online();
     world.snapshot("datasets--team--set", 'e', &[("a.txt", "hi")], &["main"]);
     world.put_manifest("team__set", "team/set", "dataset", 'e');
-    world.store().put("refs/team__set/main", &commit('e'));
+    world.store().put("refs/team__set/main", commit('e'));
     world.store().put(&format!("blobs/{}", blob("hi")), "hi");
     let run = world.run(&["diff", "--exit-code"]);
     assert_eq!(run.code, 0, "{}", run.text());

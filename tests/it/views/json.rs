@@ -135,11 +135,11 @@ fn remote_reports_are_as_documented() {
     );
     let json = format!("{{\"repo\": \"org/llm\", \"revision\": \"{}\", \"files\": {files}}}", commit('a'));
     world.store().put(&manifest, &json);
-    world.store().put("refs/org__llm/main", &commit('b'));
-    world.store().put("manifests/org___bad@".to_string().as_str(), "");
+    world.store().put("refs/org__llm/main", commit('b'));
+    world.store().put("manifests/org___bad@", "");
     world.store().put(&format!("manifests/a___b@{}.json", commit('c')), "{}");
     check("diff", &[world.run(&["diff", "--json"]).json()]);
-    world.store().put("refs/org__llm/main", &commit('a'));
+    world.store().put("refs/org__llm/main", commit('a'));
     check("list", &[world.run(&["list", "--json"]).json()]);
     check("list --remote", &[world.run(&["list", "--remote", "--sizes", "--json"]).json()]);
 }
