@@ -784,7 +784,8 @@ fn instance_metadata_are_asked_more_than_once() {
 fn no_proxy_may_name_a_port() {
     let store = three();
     let proxy = Scripted::new();
-    proxy.script(|_, _| Some(Reply::new(503, "this is the proxy")));
+    // What is not asked again.
+    proxy.script(|_, _| Some(Reply::new(403, "this is the proxy")));
     let port = store.url.rsplit(':').next().unwrap().to_string();
     for (no_proxy, past) in [
         (format!("127.0.0.1:{port}"), true),

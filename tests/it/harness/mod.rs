@@ -1,5 +1,6 @@
-//! What the integration tests share: a store ([`store`]), a machine with a cache that runs the real binary
-//! ([`machine`]), and caches in every layout that huggingface_hub makes ([`cache`]).
+//! What the integration tests share: a machine that runs the real binary ([`machine`]), its cache, as a revision in any
+//! layout that huggingface_hub makes ([`cache`]) or file by file ([`cache_dir`]), a bucket on an S3 server ([`store`],
+//! [`s3`]), a store that answers by a script ([`scripted`]), and a look-alike of the Hub (`hub_server`).
 
 pub mod cache;
 pub mod cache_dir;
