@@ -196,7 +196,8 @@ fn every_file_that_the_documents_name_is_there() {
         let text = fs::read_to_string(&source).unwrap();
         for name in text.split('`').skip(1).step_by(2) {
             let ours = ["src/", "tests/", "docs/", "examples/", "benches/"].iter().any(|top| name.starts_with(top));
-            if ours {
+            // `src/commands/<name>.rs` stands for many.
+            if ours && !name.contains('<') {
                 seen += 1;
                 if !root.join(name).exists() {
                     missing.push(format!("{}: `{name}`", source.display()));

@@ -22,7 +22,11 @@ const PART: usize = 4 << 20;
 const RANGE: usize = 2 * PART;
 
 fn large() -> Revision {
-    Revision::new("model", "org/large").git("config.json", "{}\n").lfs("model.safetensors", weights(1, LARGE))
+    large_of(LARGE)
+}
+
+fn large_of(length: usize) -> Revision {
+    Revision::new("model", "org/large").git("config.json", "{}\n").lfs("model.safetensors", weights(1, length))
 }
 
 /// How a command is stopped.
@@ -1049,7 +1053,7 @@ fn a_part_that_always_arrives_damaged_leaves_the_others_alone() {
     assert_eq!(sent, [3], "only the damaged one");
 }
 
-/// A pull that was killed after three of its ranges.
+/// A pull that was killed in the middle.
 struct KilledPull {
     store: Store,
     machine: Machine,
@@ -1059,19 +1063,25 @@ struct KilledPull {
 }
 
 impl KilledPull {
+    /// Of the large blob, after three of its ranges.
     fn new() -> Self {
+        KilledPull::at(3 * RANGE, LARGE)
+    }
+
+    /// Of a blob of this length, before the range that begins here.
+    fn at(start: usize, length: usize) -> Self {
         let store = Store::new();
         let machine = Machine::new(&store);
-        let revision = large();
+        let revision = large_of(length);
         revision.publish(&store);
         let gate = Gate::new();
         let held = gate.clone();
         store.server.on_request(move |request| match &request.range {
-            Some(range) if first_byte(range) == 3 * RANGE => Action::Hold(held.clone()),
+            Some(range) if first_byte(range) == start => Action::Hold(held.clone()),
             _ => Action::Pass,
         });
         let running = machine.start(&["pull", "org/large", "--workers", "1"]);
-        store.server.wait_for("fourth range", |seen| ranges(seen).contains(&(3 * RANGE)));
+        store.server.wait_for("range", |seen| ranges(seen).contains(&start));
         running.kill();
         store.server.behave();
         store.server.take_seen();
@@ -1084,9 +1094,11 @@ impl KilledPull {
 /// What can have become of what an interrupted pull has left.
 #[test]
 fn leftovers_of_a_pull_that_are_of_no_use_are_fetched_anew() {
+    /// Three ranges.
+    const LENGTH: u64 = 17 << 20;
     type Bend = fn(&[PathBuf; 2]);
     let cases: &[Bend] = &[
-        |[partial, _]| fs::File::options().write(true).open(partial).unwrap().set_len(LARGE as u64 + 5).unwrap(),
+        |[partial, _]| fs::File::options().write(true).open(partial).unwrap().set_len(LENGTH + 5).unwrap(),
         |[partial, _]| fs::File::options().write(true).open(partial).unwrap().set_len(5).unwrap(),
         |[_, journal]| fs::write(journal, "no journal").unwrap(),
         |[_, journal]| fs::write(journal, "").unwrap(),
@@ -1112,7 +1124,7 @@ fn leftovers_of_a_pull_that_are_of_no_use_are_fetched_anew() {
             }
         },
     ];
-    let KilledPull { store: _store, machine, revision, paths } = KilledPull::new();
+    let KilledPull { store: _store, machine, revision, paths } = KilledPull::at(2 * RANGE, LENGTH as usize);
     let left = paths.each_ref().map(|path| fs::read(path).unwrap());
     for (number, bend) in cases.iter().enumerate() {
         // As the kill has left it.
