@@ -7,12 +7,13 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use hf_cache_sync::bucket::client::Object;
 use hf_cache_sync::bucket::keys;
+use hf_cache_sync::bucket::state::RemoteState;
 use hf_cache_sync::cache::layout::{self, Layout};
 use hf_cache_sync::cache::scan::scan;
 use hf_cache_sync::cache::{facts, local, target};
-use hf_cache_sync::engine::survey::{Remote, Stored};
-use hf_cache_sync::hash::blob_id_of;
+use hf_cache_sync::hash::{blob_id_of, md5_hex};
 use hf_cache_sync::model::found::Found;
 use hf_cache_sync::model::ids::{BlobId, Commit, RepoName};
 use hf_cache_sync::model::manifest::{Manifest, ManifestFile};
@@ -93,14 +94,18 @@ fn cache(c: &mut Criterion) {
 
     let inventory = scan(dir.path()).unwrap();
     let local = local::gather(&inventory, &local::Options::default()).unwrap();
-    let empty = Remote::default();
-    let mut full = Remote::default();
-    for repo in &local.repos {
-        for revision in &repo.revisions {
-            full.blobs.extend(revision.files.iter().map(|local| (local.file.blob, local.file.size)));
-            full.manifests.insert(keys::manifest(&repo.name.id, &revision.commit), Stored::Same);
-        }
+    let empty = RemoteState::default();
+    let object = |key: String, size: u64, etag: Option<String>| Object { key, size, etag, modified: None };
+    let mut objects = Vec::new();
+    let revisions: Vec<_> = local.repos.iter().flat_map(|repo| &repo.revisions).collect();
+    for revision in &revisions {
+        let files = revision.files.iter().map(|local| &local.file);
+        objects.extend(files.map(|file| object(keys::blob(&file.blob), file.size, None)));
+        let (key, bytes) = (keys::manifest(&revision.manifest.repo.id, &revision.commit), revision.manifest.to_json());
+        objects.push(object(key, bytes.len() as u64, Some(md5_hex(&bytes))));
     }
+    let full = RemoteState::new(objects);
+    assert!(revisions.iter().all(|revision| full.prove_manifest(&revision.manifest)));
     group.bench_function("push plan, empty bucket", |b| b.iter(|| plan::push::plan(&local, &empty)));
     group.bench_function("push plan, nothing to do", |b| b.iter(|| plan::push::plan(&local, &full)));
 

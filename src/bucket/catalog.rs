@@ -1,7 +1,7 @@
 //! What is in the bucket: which repos, with which revisions and refs.
 //!
-//! The keys say nearly all of it. One LIST of manifests and one of refs suffice where a manifest's key can mean only
-//! one repo; manifests are read, several at once, where it can mean several:
+//! It is made of a [`RemoteState`], whose keys say nearly all of it. One LIST of manifests and one of refs suffice where
+//! a manifest's key can mean only one repo; manifests are read, several at once, where it can mean several:
 //!
 //! - the encoded id decodes to no or to more than one id (`a___b`), or
 //! - `refs-v2/` names a repo that is encoded alike: a dataset of that id, or `a__b` beside `a/b`.
@@ -12,32 +12,19 @@
 //! What a ref says needs no GET either where the store's ETag is the content's MD5: it is compared with the MD5 of the
 //! commits that the repo has. Which repo its key means: [`super::refs`].
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 use std::time::SystemTime;
 
-use futures_util::{StreamExt, TryStreamExt, stream};
-
-use super::client::{Bucket, Object};
+use super::client::Bucket;
 use super::keys;
-use super::lookup;
+use super::read::Stored;
 use super::refs::Candidate;
-use crate::error::{Error, Kind, Result};
+use super::state::RemoteState;
+use crate::error::{Error, Result};
 use crate::hash::md5_hex;
 use crate::model::ids::{Commit, RefName, RepoId, RepoName, RepoType};
 use crate::model::manifest::Manifest;
-
-/// Small objects read at once.
-const AT_ONCE: usize = 32;
-
-/// The listed manifests and refs.
-#[derive(Debug, Default)]
-pub struct Listing {
-    /// By encoded id and commit.
-    manifests: BTreeMap<String, BTreeMap<Commit, Object>>,
-    refs: Vec<Candidate>,
-    /// Keys under `manifests/`, `refs/` and `refs-v2/` that are neither.
-    foreign: usize,
-}
 
 /// What to read beside what is ambiguous.
 #[derive(Debug, Clone, Copy, Default)]
@@ -74,7 +61,7 @@ pub struct Revision {
     /// When its manifest was written, by the store's clock.
     pub modified: Option<SystemTime>,
     /// Its manifest, where it was read.
-    pub manifest: Option<Manifest>,
+    pub manifest: Option<Arc<Manifest>>,
 }
 
 /// A ref.
@@ -100,127 +87,75 @@ impl Repo {
     }
 }
 
-impl Listing {
-    /// Sorts listed objects; what is neither a manifest nor a ref is counted.
-    pub fn new(objects: impl IntoIterator<Item = Object>) -> Listing {
-        let mut listing = Listing::default();
-        for object in objects {
-            match keys::parse_manifest(&object.key) {
-                Some((encoded, commit)) => {
-                    let encoded = encoded.to_string();
-                    listing.manifests.entry(encoded).or_default().insert(commit, object);
-                }
-                None => match Candidate::of(object) {
-                    Some(candidate) => listing.refs.push(candidate),
-                    None => listing.foreign += 1,
-                },
-            }
-        }
-        listing
-    }
-
-    /// Ids that `refs-v2/` names, by how they are encoded.
-    fn named_in_refs(&self) -> BTreeSet<String> {
-        let named = self.refs.iter().filter(|candidate| candidate.repo.is_some());
-        named.map(|candidate| candidate.encoded.clone()).collect()
-    }
-
-    /// The id of the model that these manifests must be of, unless they have to be read.
-    fn only_model(encoded: &str, named: &BTreeSet<String>) -> Option<RepoId> {
-        keys::plain_id(encoded).filter(|_| !named.contains(encoded))
-    }
-
-    /// Keys of the manifests that have to be read.
-    fn to_read(&self, options: Options) -> Vec<String> {
-        let named = self.named_in_refs();
-        let open = |encoded: &&String| options.every_manifest || Self::only_model(encoded, &named).is_none();
-        let groups = self.manifests.iter().filter(|(encoded, _)| open(encoded));
-        groups.flat_map(|(_, commits)| commits.values().map(|object| object.key.clone())).collect()
-    }
+/// Ids that `refs-v2/` names, by how they are encoded.
+fn named_in_refs(state: &RemoteState) -> BTreeSet<&str> {
+    let named = state.refs().iter().filter(|candidate| candidate.repo.is_some());
+    named.map(|candidate| candidate.encoded.as_str()).collect()
 }
 
-/// Lists manifests and refs.
-///
-/// # Errors
-/// Any page that fails.
-pub async fn list(bucket: &Bucket) -> Result<Listing> {
-    let lists = tokio::try_join!(bucket.list(keys::MANIFESTS), bucket.list(keys::ALL_REFS));
-    let doing = format!("cannot list bucket '{}'", bucket.name());
-    let (manifests, refs) = lists.map_err(|failure| bucket.explain(failure, &doing))?;
-    Ok(Listing::new(manifests.into_iter().chain(refs)))
+/// The id of the model that these manifests must be of, unless they have to be read.
+fn only_model(encoded: &str, named: &BTreeSet<&str>) -> Option<RepoId> {
+    keys::plain_id(encoded).filter(|_| !named.contains(encoded))
 }
 
-/// Reads what is ambiguous and what the options ask for. `known` has manifests by key that were read already, `None`
-/// where one is not valid.
+/// Keys of the manifests that have to be read.
+fn to_read(state: &RemoteState, options: Options) -> Vec<String> {
+    let named = named_in_refs(state);
+    let open = |encoded: &str| options.every_manifest || only_model(encoded, &named).is_none();
+    let groups = state.manifests().iter().filter(|(encoded, _)| open(encoded));
+    groups.flat_map(|(encoded, commits)| commits.keys().map(move |commit| keys::manifest_of(encoded, commit))).collect()
+}
+
+/// Reads what is ambiguous and what the options ask for. Of `known`, keys of manifests, the caller sees to what is not
+/// valid; they are used as they were read.
 ///
 /// # Errors
 /// When a request fails; what is there but not valid is in [`Catalog::failures`].
-pub async fn read(
-    bucket: &Bucket,
-    listing: &Listing,
-    mut known: HashMap<String, Option<Manifest>>,
-    options: Options,
-) -> Result<Catalog> {
-    let mut failures = Vec::new();
-    let wanted = listing.to_read(options).into_iter().filter(|key| !known.contains_key(key));
-    let wanted: Vec<String> = wanted.collect();
-    let mut reading = stream::iter(wanted)
-        .map(|key| async move {
-            let manifest = lookup::read_manifest(bucket, &key).await;
-            (key, manifest)
-        })
-        .buffer_unordered(AT_ONCE);
-    while let Some((key, manifest)) = reading.next().await {
-        let manifest = manifest.or_else(|error| said(error, &mut failures))?;
-        known.insert(key, manifest);
-    }
-    let mut catalog = revisions(listing, known);
+pub async fn read(bucket: &Bucket, state: &RemoteState, known: HashSet<String>, options: Options) -> Result<Catalog> {
+    let wanted: Vec<String> = to_read(state, options).into_iter().filter(|key| !known.contains(key)).collect();
+    state.read_manifests(bucket, wanted.iter().cloned()).await?;
+    let mut failures: Vec<Error> = wanted.iter().filter_map(|key| invalid(state.manifest(key)?)).collect();
+    let mut used = known;
+    used.extend(wanted);
+    let mut catalog = revisions(state, &used);
 
-    let wanted = catalog.open_refs(listing, options);
-    let read = stream::iter(wanted).map(|key| async move {
-        let commit = lookup::read_ref(bucket, &key).await;
-        match commit {
-            Ok(commit) => Ok((key, Ok(commit))),
-            Err(error) if error.kind == Kind::Integrity => Ok((key, Err(error))),
-            Err(error) => Err(error),
-        }
-    });
-    let read: Vec<_> = read.buffer_unordered(AT_ONCE).try_collect().await?;
-    let mut contents = HashMap::new();
-    for (key, content) in read {
-        let content = content.or_else(|error| said(error, &mut failures))?;
-        contents.insert(key, content);
-    }
-    catalog.add_refs(listing, &contents);
+    let open = catalog.open_refs(state, options);
+    state.read_refs(bucket, open.iter().cloned()).await?;
+    failures.extend(open.iter().filter_map(|key| invalid(state.reference(key)?)));
+    catalog.add_refs(state, &open);
     failures.sort_by(|a, b| a.what.cmp(&b.what));
     catalog.failures = failures;
     Ok(catalog)
 }
 
 /// What is not valid is said, and is otherwise as good as absent.
-fn said<T>(error: Error, failures: &mut Vec<Error>) -> Result<Option<T>> {
-    match error.kind {
-        Kind::Integrity => {
-            failures.push(error);
-            Ok(None)
-        }
-        _ => Err(error),
+fn invalid<T>(stored: Stored<T>) -> Option<Error> {
+    match stored {
+        Stored::Invalid(error) => Some(error),
+        Stored::Valid(_) | Stored::Absent => None,
     }
 }
 
-/// Gives every manifest to its repo.
-fn revisions(listing: &Listing, mut known: HashMap<String, Option<Manifest>>) -> Catalog {
-    let named = listing.named_in_refs();
-    let mut catalog = Catalog { foreign: listing.foreign, ..Catalog::default() };
-    for (encoded, commits) in &listing.manifests {
-        let model = Listing::only_model(encoded, &named).map(|id| RepoName::new(RepoType::Model, id));
-        for (commit, object) in commits {
-            let (repo, manifest) = match (known.remove(&object.key), &model) {
-                (Some(Some(manifest)), _) => (manifest.repo.clone(), Some(manifest)),
-                (Some(None), _) | (None, None) => continue,
-                (None, Some(model)) => (model.clone(), None),
+/// Gives every manifest to its repo. `used` are the keys of those whose content counts.
+fn revisions(state: &RemoteState, used: &HashSet<String>) -> Catalog {
+    let named = named_in_refs(state);
+    let foreign = state.foreign().iter().filter(|object| !object.key.starts_with(keys::BLOBS)).count();
+    let mut catalog = Catalog { foreign, ..Catalog::default() };
+    for (encoded, commits) in state.manifests() {
+        let model = only_model(encoded, &named).map(|id| RepoName::new(RepoType::Model, id));
+        for (commit, entry) in commits {
+            let key = keys::manifest_of(encoded, commit);
+            let (repo, manifest) = match used.contains(&key) {
+                true => match state.manifest(&key).and_then(Stored::valid) {
+                    Some(manifest) => (manifest.repo.clone(), Some(manifest)),
+                    None => continue,
+                },
+                false => match &model {
+                    Some(model) => (model.clone(), None),
+                    None => continue,
+                },
             };
-            let revision = Revision { modified: object.modified, manifest };
+            let revision = Revision { modified: entry.modified, manifest };
             catalog.repos.entry(repo).or_default().revisions.insert(commit.clone(), revision);
         }
     }
@@ -248,9 +183,9 @@ impl Catalog {
     }
 
     /// Keys of the refs that have to be read.
-    fn open_refs(&self, listing: &Listing, options: Options) -> Vec<String> {
+    fn open_refs(&self, state: &RemoteState, options: Options) -> Vec<String> {
         let alike = self.alike();
-        let open = listing.refs.iter().filter(|candidate| match self.explain(candidate, &alike) {
+        let open = state.refs().iter().filter(|candidate| match self.explain(candidate, &alike) {
             Said::Open => true,
             Said::Of(_, commit) => commit.is_none() && options.every_ref,
             Said::Nowhere => false,
@@ -273,18 +208,22 @@ impl Catalog {
         }
     }
 
-    /// Adds every ref that leads to a revision of its repo.
-    fn add_refs(&mut self, listing: &Listing, contents: &HashMap<String, Option<Commit>>) {
+    /// Adds every ref that leads to a revision of its repo. `open` are the keys of those that were read.
+    fn add_refs(&mut self, state: &RemoteState, open: &[String]) {
         let alike = self.alike();
+        let open: HashSet<&str> = open.iter().map(String::as_str).collect();
         let mut newest: BTreeMap<(RepoName, &RefName), (&Candidate, Option<Commit>)> = BTreeMap::new();
-        for candidate in &listing.refs {
-            let said = match (contents.get(&candidate.object.key), self.explain(candidate, &alike)) {
-                (None, Said::Of(repo, commit)) => Some((repo, commit)),
-                (Some(Some(commit)), _) => {
-                    let has = |repo: &&RepoName| self.repos[*repo].revisions.contains_key(commit);
+        for candidate in state.refs() {
+            let key = candidate.object.key.as_str();
+            let said = match open.contains(key) {
+                true => state.reference(key).and_then(Stored::valid).and_then(|commit| {
+                    let has = |repo: &&RepoName| self.repos[*repo].revisions.contains_key(&commit);
                     meant(candidate, &alike).find(has).map(|repo| (repo.clone(), Some(commit.clone())))
-                }
-                _ => None,
+                }),
+                false => match self.explain(candidate, &alike) {
+                    Said::Of(repo, commit) => Some((repo, commit)),
+                    Said::Open | Said::Nowhere => None,
+                },
             };
             let Some((repo, commit)) = said else { continue };
             let place = (repo, &candidate.name);
@@ -313,6 +252,7 @@ fn meant<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bucket::client::Object;
     use std::time::Duration;
 
     fn commit(digit: char) -> Commit {
@@ -332,15 +272,18 @@ mod tests {
         object(key, Some(md5_hex(commit(digit).as_str().as_bytes())), second)
     }
 
-    fn manifest(repo: &str, digit: char) -> Option<Manifest> {
-        let query: crate::model::ids::RepoQuery = repo.parse().unwrap();
-        Some(Manifest {
-            repo: RepoName::new(query.kind.unwrap_or(RepoType::Model), query.id),
-            revision: commit(digit),
-            files: Vec::new(),
-            tree: None,
-            extra: serde_json::Map::new(),
-        })
+    /// Takes these manifests for read; returns their keys.
+    fn reads(state: &RemoteState, manifests: &[(&str, char)]) -> HashSet<String> {
+        let read = |(repo, digit): &(&str, char)| {
+            let query: crate::model::ids::RepoQuery = repo.parse().unwrap();
+            let repo = RepoName::new(query.kind.unwrap_or(RepoType::Model), query.id);
+            let key = keys::manifest(&repo.id, &commit(*digit));
+            let (files, extra) = (Vec::new(), serde_json::Map::new());
+            let manifest = Manifest { repo, revision: commit(*digit), files, tree: None, extra };
+            state.keep_manifest(&key, Stored::Valid(Arc::new(manifest)));
+            key
+        };
+        manifests.iter().map(read).collect()
     }
 
     fn shown(catalog: &Catalog) -> Vec<String> {
@@ -356,7 +299,7 @@ mod tests {
 
     #[test]
     fn plain_names_need_no_get() {
-        let listing = Listing::new([
+        let state = RemoteState::new([
             manifest_of("gpt2", 'a', 1),
             manifest_of("org__name", 'b', 3),
             manifest_of("org__name", 'c', 2),
@@ -365,15 +308,15 @@ mod tests {
             ref_to("refs/other__name/main", 'c', 4),
             object("manifests/readme.txt", None, 1),
         ]);
-        assert_eq!(listing.to_read(Options::default()), Vec::<String>::new());
-        assert_eq!(listing.to_read(Options { every_manifest: true, every_ref: false }).len(), 3);
-        let mut catalog = revisions(&listing, HashMap::new());
-        assert_eq!(catalog.open_refs(&listing, Options::default()), Vec::<String>::new());
+        assert_eq!(to_read(&state, Options::default()), Vec::<String>::new());
+        assert_eq!(to_read(&state, Options { every_manifest: true, every_ref: false }).len(), 3);
+        let mut catalog = revisions(&state, &HashSet::new());
+        assert_eq!(catalog.open_refs(&state, Options::default()), Vec::<String>::new());
         assert_eq!(
-            catalog.open_refs(&listing, Options { every_manifest: false, every_ref: true }),
+            catalog.open_refs(&state, Options { every_manifest: false, every_ref: true }),
             ["refs/org__name/gone"]
         );
-        catalog.add_refs(&listing, &HashMap::new());
+        catalog.add_refs(&state, &[]);
         assert_eq!(shown(&catalog), ["gpt2 a", "org/name bc gone=? main=c"]);
         let latest = |id: &str| catalog.repos[&RepoName::new(RepoType::Model, id.parse().unwrap())].latest().cloned();
         assert_eq!((latest("org/name"), catalog.foreign), (Some(commit('b')), 1));
@@ -381,15 +324,16 @@ mod tests {
 
     #[test]
     fn a_ref_that_is_read_and_leads_nowhere_is_none() {
-        let listing = Listing::new([manifest_of("org__name", 'a', 1), ref_to("refs/org__name/gone", 'd', 4)]);
-        let mut catalog = revisions(&listing, HashMap::new());
-        catalog.add_refs(&listing, &HashMap::from([("refs/org__name/gone".into(), Some(commit('d')))]));
+        let state = RemoteState::new([manifest_of("org__name", 'a', 1), ref_to("refs/org__name/gone", 'd', 4)]);
+        let mut catalog = revisions(&state, &HashSet::new());
+        state.keep_ref("refs/org__name/gone", Stored::Valid(commit('d')));
+        catalog.add_refs(&state, &["refs/org__name/gone".into()]);
         assert_eq!(shown(&catalog), ["org/name a"]);
     }
 
     #[test]
     fn ambiguous_names_are_read_and_only_they() {
-        let listing = Listing::new([
+        let state = RemoteState::new([
             manifest_of("plain__model", 'a', 1),
             manifest_of("a___b", 'b', 1),
             manifest_of("both__kinds", 'c', 1),
@@ -400,21 +344,12 @@ mod tests {
             ref_to("refs-v2/models--no__slash/main", 'e', 1),
             ref_to("refs-v2/models--a_--b/main", 'b', 1),
         ]);
-        let wanted = listing.to_read(Options::default());
-        let read: HashMap<_, _> = wanted
-            .iter()
-            .zip([
-                manifest("a_/b", 'b'),
-                manifest("both/kinds", 'c'),
-                manifest("dataset:both/kinds", 'd'),
-                manifest("no__slash", 'e'),
-            ])
-            .map(|(key, manifest)| (key.clone(), manifest))
-            .collect();
-        assert_eq!(wanted.len(), 4);
-        let mut catalog = revisions(&listing, read);
-        assert_eq!(catalog.open_refs(&listing, Options::default()), Vec::<String>::new());
-        catalog.add_refs(&listing, &HashMap::new());
+        let read = [("a_/b", 'b'), ("both/kinds", 'c'), ("dataset:both/kinds", 'd'), ("no__slash", 'e')];
+        let read = reads(&state, &read);
+        assert_eq!(to_read(&state, Options::default()).into_iter().collect::<HashSet<_>>(), read);
+        let mut catalog = revisions(&state, &read);
+        assert_eq!(catalog.open_refs(&state, Options::default()), Vec::<String>::new());
+        catalog.add_refs(&state, &[]);
         let expected = [
             "a_/b b main=b",
             "both/kinds c main=c",
@@ -428,16 +363,15 @@ mod tests {
     #[test]
     fn of_two_keys_of_one_ref_the_last_written_counts() {
         for (old, new, wins) in [(1, 2, 'b'), (2, 1, 'a'), (1, 1, 'a')] {
-            let listing = Listing::new([
+            let state = RemoteState::new([
                 manifest_of("org__set", 'a', 1),
                 manifest_of("org__set", 'b', 1),
                 ref_to("refs/org__set/main", 'a', old),
                 ref_to("refs-v2/datasets--org--set/main", 'b', new),
             ]);
-            let key = |digit| format!("manifests/org__set@{}.json", commit(digit));
-            let read = ['a', 'b'].map(|digit| (key(digit), manifest("dataset:org/set", digit)));
-            let mut catalog = revisions(&listing, read.into());
-            catalog.add_refs(&listing, &HashMap::new());
+            let read = reads(&state, &[("dataset:org/set", 'a'), ("dataset:org/set", 'b')]);
+            let mut catalog = revisions(&state, &read);
+            catalog.add_refs(&state, &[]);
             assert_eq!(shown(&catalog), [format!("dataset:org/set ab main={wins}")]);
         }
     }
@@ -445,7 +379,7 @@ mod tests {
     #[test]
     fn without_md5_etags_refs_are_read_where_they_could_be_anybodys() {
         let opaque = |key: &str| object(key, Some("\"kms\"".into()), 1);
-        let listing = Listing::new([
+        let state = RemoteState::new([
             manifest_of("one__model", 'a', 1),
             manifest_of("both__kinds", 'c', 1),
             manifest_of("both__kinds", 'd', 1),
@@ -453,12 +387,12 @@ mod tests {
             opaque("refs/both__kinds/main"),
             opaque("refs-v2/datasets--both--kinds/main"),
         ]);
-        let key = |digit| format!("manifests/both__kinds@{}.json", commit(digit));
-        let read = [(key('c'), manifest("both/kinds", 'c')), (key('d'), manifest("dataset:both/kinds", 'd'))];
-        let mut catalog = revisions(&listing, read.into());
-        let open = catalog.open_refs(&listing, Options::default());
+        let read = reads(&state, &[("both/kinds", 'c'), ("dataset:both/kinds", 'd')]);
+        let mut catalog = revisions(&state, &read);
+        let open = catalog.open_refs(&state, Options::default());
         assert_eq!(open, ["refs/both__kinds/main", "refs-v2/datasets--both--kinds/main"]);
-        catalog.add_refs(&listing, &open.into_iter().zip([Some(commit('d')), Some(commit('c'))]).collect());
+        open.iter().zip(['d', 'c']).for_each(|(key, digit)| state.keep_ref(key, Stored::Valid(commit(digit))));
+        catalog.add_refs(&state, &open);
         // The last of them names the model's commit, so it is none of the dataset's.
         assert_eq!(shown(&catalog), ["both/kinds c", "one/model a main=?", "dataset:both/kinds d main=d"]);
     }

@@ -4,13 +4,14 @@
 //! are read together, several such groups at once. Which of them count: [`super::refs`].
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use futures_util::{StreamExt, stream};
 
-use super::client::{Bucket, Object};
+use super::client::Bucket;
 use super::keys;
-use super::lookup::{read_manifest, read_ref};
 use super::refs::Candidate;
+use super::state::{RemoteState, Scope};
 use crate::error::{Error, Kind, Result};
 use crate::model::found::Found;
 use crate::model::ids::{RefName, RepoName, RepoQuery, RepoType};
@@ -46,12 +47,14 @@ pub struct MainRevisions {
 /// [`MainRevision`].
 pub async fn find(bucket: &Bucket, allows: impl Fn(&RepoName) -> bool, limit: Option<usize>) -> Result<MainRevisions> {
     let doing = format!("cannot list the refs in bucket '{}'", bucket.name());
-    let objects = bucket.list(keys::ALL_REFS).await.map_err(|failure| bucket.explain(failure, &doing))?;
-    let groups = groups(objects);
+    let listed = RemoteState::list(bucket, Scope::REFS).await;
+    let state = &listed.map_err(|failure| bucket.explain(failure, &doing))?;
+    let groups = groups(state.refs());
     let limit = limit.unwrap_or(usize::MAX);
     let mut mains = MainRevisions { all: Vec::new(), any: !groups.is_empty() };
     let wanted = groups.into_iter().filter(|group| group.may_be_any(&allows));
-    let mut read = stream::iter(wanted).map(|group| read_group(bucket, group)).buffered(AT_ONCE.min(limit.max(1)));
+    let mut read =
+        stream::iter(wanted).map(|group| read_group(bucket, state, group)).buffered(AT_ONCE.min(limit.max(1)));
     while mains.all.len() < limit
         && let Some(group) = read.next().await
     {
@@ -67,21 +70,21 @@ pub async fn find(bucket: &Bucket, allows: impl Fn(&RepoName) -> bool, limit: Op
 
 /// Refs whose repos are encoded alike.
 #[derive(Debug)]
-struct Group {
-    encoded: String,
-    refs: Vec<Candidate>,
+struct Group<'a> {
+    encoded: &'a str,
+    refs: Vec<&'a Candidate>,
 }
 
 /// Sorts the listed refs named `main` into groups; those that 0.1.0 sees come first, as it has them.
-fn groups(objects: Vec<Object>) -> Vec<Group> {
+fn groups(refs: &[Candidate]) -> Vec<Group<'_>> {
     let main = RefName::main();
-    let refs = objects.into_iter().filter_map(Candidate::of).filter(|candidate| candidate.name == main);
-    let (old, new): (Vec<_>, Vec<_>) = refs.partition(|candidate| candidate.repo.is_none());
-    let mut groups: Vec<Group> = Vec::new();
-    let mut places: HashMap<String, usize> = HashMap::new();
+    let (old, new): (Vec<_>, Vec<_>) =
+        refs.iter().filter(|candidate| candidate.name == main).partition(|candidate| candidate.repo.is_none());
+    let mut groups: Vec<Group<'_>> = Vec::new();
+    let mut places: HashMap<&str, usize> = HashMap::new();
     for candidate in old.into_iter().chain(new) {
-        let place = *places.entry(candidate.encoded.clone()).or_insert_with(|| {
-            groups.push(Group { encoded: candidate.encoded.clone(), refs: Vec::new() });
+        let place = *places.entry(&candidate.encoded).or_insert_with(|| {
+            groups.push(Group { encoded: &candidate.encoded, refs: Vec::new() });
             groups.len() - 1
         });
         groups[place].refs.push(candidate);
@@ -89,24 +92,25 @@ fn groups(objects: Vec<Object>) -> Vec<Group> {
     groups
 }
 
-impl Group {
+impl Group<'_> {
     /// Whether a repo of this group may be wanted, as far as the keys tell.
     fn may_be_any(&self, allows: impl Fn(&RepoName) -> bool) -> bool {
         let named = self.refs.iter().filter_map(|candidate| candidate.repo.as_ref());
-        let ids = keys::possible_ids(&self.encoded);
+        let ids = keys::possible_ids(self.encoded);
         let possible = ids.iter().flat_map(|id| RepoType::ALL.map(|kind| RepoName::new(kind, id.clone())));
         let open = self.refs.iter().any(|candidate| candidate.repo.is_none());
         named.into_iter().any(&allows) || (open && possible.into_iter().any(|repo| allows(&repo)))
     }
 }
 
-async fn read_group(bucket: &Bucket, group: Group) -> Result<Vec<MainRevision>> {
+async fn read_group(bucket: &Bucket, state: &RemoteState, group: Group<'_>) -> Result<Vec<MainRevision>> {
     let mut mains: Vec<MainRevision> = Vec::new();
     let mut newest: HashMap<RepoName, &Candidate> = HashMap::new();
     let mut told = HashSet::new();
-    for candidate in &group.refs {
-        match read(bucket, candidate).await {
+    for candidate in group.refs {
+        match read(bucket, state, candidate).await {
             Ok(Some(manifest)) => {
+                let manifest = Arc::unwrap_or_clone(manifest);
                 let repo = manifest.repo.clone();
                 let query = Some(RepoQuery { kind: Some(repo.kind), id: repo.id.clone() });
                 let found = Found { manifest, reference: Some(RefName::main()), pinned: false, notes: Vec::new() };
@@ -126,7 +130,7 @@ async fn read_group(bucket: &Bucket, group: Group) -> Result<Vec<MainRevision>> 
             Err(error) => {
                 let query = match &candidate.repo {
                     Some(repo) => Some(RepoQuery { kind: Some(repo.kind), id: repo.id.clone() }),
-                    None => keys::plain_id(&group.encoded).map(|id| RepoQuery { kind: None, id }),
+                    None => keys::plain_id(group.encoded).map(|id| RepoQuery { kind: None, id }),
                 };
                 // Both keys of a repo may lead to the same bad manifest.
                 if told.insert(error.what.clone()) {
@@ -142,10 +146,11 @@ async fn read_group(bucket: &Bucket, group: Group) -> Result<Vec<MainRevision>> 
 }
 
 /// The manifest that a ref leads to; `None` when it is not of a repo that the ref may name, or the ref is gone.
-async fn read(bucket: &Bucket, candidate: &Candidate) -> Result<Option<Manifest>> {
-    let Some(commit) = read_ref(bucket, &candidate.object.key).await? else { return Ok(None) };
+async fn read(bucket: &Bucket, state: &RemoteState, candidate: &Candidate) -> Result<Option<Arc<Manifest>>> {
+    let stored = state.read_ref(bucket, &candidate.object.key).await?;
+    let Some(commit) = stored.checked()? else { return Ok(None) };
     let key = keys::manifest_of(&candidate.encoded, &commit);
-    let Some(manifest) = read_manifest(bucket, &key).await? else {
+    let Some(manifest) = state.read_manifest(bucket, &key).await?.checked()? else {
         return Err(Error::not_found(format!("the ref {} leads nowhere", candidate.object.key))
             .because(format!("the manifest {key} is not in the bucket"))
             .hint("push the revision again from a machine that has it"));
@@ -156,14 +161,16 @@ async fn read(bucket: &Bucket, candidate: &Candidate) -> Result<Option<Manifest>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bucket::client::Object;
 
-    fn listing(keys: &[&str]) -> Vec<Object> {
-        keys.iter().map(|key| Object { key: key.to_string(), size: 40, etag: None, modified: None }).collect()
+    fn listed(keys: &[&str]) -> RemoteState {
+        let object = |key: &&str| Object { key: key.to_string(), size: 40, etag: None, modified: None };
+        RemoteState::new(keys.iter().map(object))
     }
 
     #[test]
     fn keys_that_may_mean_one_repo_are_read_together() {
-        let objects = listing(&[
+        let state = listed(&[
             "refs-v2/datasets--a--b/main",
             "refs-v2/kernels--k/main",
             "refs-v2/models--a--b/v1.0",
@@ -173,8 +180,8 @@ mod tests {
             "refs/gpt2/v1",
             "refs/stray",
         ]);
-        let groups = groups(objects);
-        let keys = |group: &Group| group.refs.iter().map(|candidate| candidate.object.key.clone()).collect();
+        let groups = groups(state.refs());
+        let keys = |group: &Group<'_>| group.refs.iter().map(|candidate| candidate.object.key.clone()).collect();
         let keys: Vec<Vec<String>> = groups.iter().map(keys).collect();
         assert_eq!(
             keys,
@@ -189,7 +196,8 @@ mod tests {
     #[test]
     fn a_group_is_left_unread_only_when_no_repo_of_it_is_wanted() {
         let only = |wanted: &'static str| move |repo: &RepoName| repo.to_string() == wanted;
-        let groups = groups(listing(&["refs-v2/datasets--x--y/main", "refs/a___b/main"]));
+        let state = listed(&["refs-v2/datasets--x--y/main", "refs/a___b/main"]);
+        let groups = groups(state.refs());
         let [old, new] = groups.as_slice() else { panic!("{groups:?}") };
         for wanted in ["a_/b", "a/_b", "a___b", "dataset:a/_b"] {
             assert!(old.may_be_any(only(wanted)), "{wanted}");

@@ -4,7 +4,8 @@
 //! - Requests: [`client`] says what the bucket can be asked, `wire` is the one way on which requests go, with what is
 //!   learned of the store; `endpoint` says where that leads, `credentials` who asks, `connection` how it is
 //!   connected, `answer` reads what comes back, [`error`] says what failures mean.
-//! - Finding: [`lookup`] one revision, [`main_revisions`] that of `main` of every repo, [`catalog`] all repos with
+//! - The picture: [`state`] has what is in the bucket, by its listing, and what was read of it; [`read`] reads.
+//! - Finding in it: [`lookup`] one revision, [`main_revisions`] that of `main` of every repo, [`catalog`] all repos with
 //!   their revisions and refs.
 
 mod answer;
@@ -17,5 +18,7 @@ pub mod error;
 pub mod keys;
 pub mod lookup;
 pub mod main_revisions;
+pub mod read;
 pub mod refs;
+pub mod state;
 mod wire;

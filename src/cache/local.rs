@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::cache::gated::{self, Gated};
 use crate::cache::identify::{Identifier, LocalFile};
@@ -10,7 +11,7 @@ use crate::cache::read::{self, MAX_TREE, read_small};
 use crate::cache::scan::{Inventory, Problem, ProblemKind, Repo};
 use crate::error::{Error, Kind, Result, plain_io, printable, shown};
 use crate::model::ids::{BlobId, Commit, RefName, RepoName, RepoPath, RepoType, Typed};
-use crate::model::manifest::Tree;
+use crate::model::manifest::{Manifest, Tree};
 use crate::suggest::nearest;
 
 /// What to consider.
@@ -79,6 +80,8 @@ pub struct LocalRevision {
     pub files: Vec<LocalFile>,
     /// The commit's full listing.
     pub tree: Option<Tree>,
+    /// What this cache would publish of it, for all that it knows itself.
+    pub manifest: Arc<Manifest>,
     /// Pointer files that are left out.
     pub pointers: Vec<RepoPath>,
     /// What is in the snapshot and not of the commit, safe to print.
@@ -87,6 +90,29 @@ pub struct LocalRevision {
     pub broken: BTreeSet<String>,
     /// Why it must not be published: a file contradicts the commit's tree.
     pub refused: Option<Error>,
+}
+
+impl LocalRevision {
+    /// A revision with nothing to be said against it.
+    pub fn new(repo: &RepoName, commit: Commit, files: Vec<LocalFile>, tree: Option<Tree>) -> LocalRevision {
+        let manifest = Manifest {
+            repo: repo.clone(),
+            revision: commit.clone(),
+            files: files.iter().map(|local| local.file.clone()).collect(),
+            tree: tree.clone().filter(Tree::is_harmless),
+            extra: serde_json::Map::new(),
+        };
+        LocalRevision {
+            commit,
+            files,
+            tree,
+            manifest: Arc::new(manifest),
+            pointers: Vec::new(),
+            strangers: Vec::new(),
+            broken: BTreeSet::new(),
+            refused: None,
+        }
+    }
 }
 
 impl LocalRepo {
@@ -327,8 +353,8 @@ fn gather_repo(
             }
         }
         let refused = tree.as_ref().and_then(|tree| contradiction(&repo.name, commit, tree, &files));
-        let (commit, pointers) = (commit.clone(), own_pointers);
-        found.revisions.push(LocalRevision { commit, files, tree, pointers, strangers, broken, refused });
+        let revision = LocalRevision::new(&repo.name, commit.clone(), files, tree);
+        found.revisions.push(LocalRevision { pointers: own_pointers, strangers, broken, refused, ..revision });
     }
     failures.extend(problems.into_iter().filter_map(failure));
     let used: std::collections::HashSet<BlobId> =

@@ -4,7 +4,7 @@
 //! where the listing does not prove them equal; those that only the bucket has are not read at all, unless `--deep`
 //! asks for it or their name is ambiguous (see [`crate::bucket::catalog`]). [`crate::plan::diff`] decides (pure).
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::time::SystemTime;
 
 use serde::Serialize;
@@ -12,17 +12,16 @@ use serde::Serialize;
 use super::kind_of;
 use crate::bucket::catalog::{self, Options};
 use crate::bucket::keys;
+use crate::bucket::read::Stored;
+use crate::bucket::state::RemoteState;
 use crate::cache::local::{self, Local};
-use crate::cache::scan::{self, Inventory, Repo};
+use crate::cache::scan::{Inventory, Repo};
 use crate::cache::{gated, usage};
 use crate::engine::Session;
-use crate::engine::survey::{self, Stored};
+use crate::engine::survey::{Survey, survey};
 use crate::error::{Error, Kind, Result};
 use crate::model::ids::RepoName;
-use crate::model::manifest::Manifest;
 use crate::plan::diff::{self, Counts, LastUse, RefRow, Row};
-use crate::plan::push;
-use crate::progress::Event;
 use crate::task::blocking;
 
 const EXAMPLES: &str = "\
@@ -84,37 +83,22 @@ impl Report {
 pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     session.need_cache()?;
     let bucket = session.bucket().await?;
-    session.progress.event(Event::Step("scanning the cache"));
-    let root = session.config.cache.root.clone();
     // Gated repos are compared like any other; pointer files are left out as a push leaves them out.
     let options = local::Options { only: Vec::new(), allow_gated: true, sync_xet: session.config.cache.sync_xet };
+    let Survey { inventory, local, remote } = survey(session, &bucket, options).await?;
     let allow_gated = session.config.team.allow_gated;
-    let scanned = blocking(move || {
-        let inventory = scan::scan(&root)?;
-        let local = local::gather(&inventory, &options)?;
+    let judged = blocking(move || {
         let gated = if allow_gated { HashSet::new() } else { gated(&inventory) };
-        Ok((inventory, local, gated))
+        (gated, last_uses(&inventory))
     });
-    let (scanned, listing) = tokio::join!(scanned, survey::list(&bucket));
-    let ((inventory, mut local, gated), listing) = (scanned?, listing?);
-
-    session.progress.event(Event::Step("comparing with the bucket"));
-    let listed = catalog::Listing::new(listing.small().cloned());
-    let remote = survey::compare(&bucket, listing, &local).await?;
-    let (local, remote) = blocking(move || {
-        survey::find_twins(&mut local, &remote);
-        (local, remote)
-    })
-    .await;
-    let (known, mut failures) = known(&local, &remote.manifests);
+    let (known, mut failures) = known(&local, &remote);
     let options = Options { every_manifest: args.deep, every_ref: true };
-    let mut catalog = catalog::read(&bucket, &listed, known, options).await?;
+    let ((gated, last_use), catalog) = tokio::join!(judged, catalog::read(&bucket, &remote, known, options));
+    let mut catalog = catalog?;
     failures.append(&mut catalog.failures);
     failures.extend(local.failures.iter().cloned());
 
-    let invalid = |key: &str| matches!(remote.manifests.get(key), Some(Stored::Invalid(_)));
-    let last_use = last_uses(&inventory);
-    let mut revisions = diff::revisions(&local, &catalog, &remote.blobs, invalid, &last_use);
+    let mut revisions = diff::revisions(&local, &catalog, &remote, &last_use);
     revisions.iter_mut().for_each(|row| row.gated = gated.contains(&row.repo));
     let refs = diff::refs(&local, &catalog);
     let counts = diff::counts(&revisions);
@@ -140,24 +124,24 @@ fn gated(inventory: &Inventory) -> HashSet<RepoName> {
     inventory.repos.iter().filter(looks_gated).map(|repo| repo.name.clone()).collect()
 }
 
-/// The bucket's manifests of this cache's revisions, by key, and an error for each that is not valid.
-fn known(local: &Local, stored: &HashMap<String, Stored>) -> (HashMap<String, Option<Manifest>>, Vec<Error>) {
-    let mut known = HashMap::new();
+/// The keys of the bucket's manifests of this cache's revisions, and an error for each that is not valid.
+fn known(local: &Local, remote: &RemoteState) -> (HashSet<String>, Vec<Error>) {
+    let mut known = HashSet::new();
     let mut failures = Vec::new();
     for repo in &local.repos {
         for revision in &repo.revisions {
             let key = keys::manifest(&repo.name.id, &revision.commit);
-            let manifest = match stored.get(&key) {
+            let why = match remote.manifest(&key) {
                 None => continue,
-                Some(Stored::Same) => Some(push::manifest(&repo.name, revision, None)),
-                Some(Stored::Other(manifest)) => Some((**manifest).clone()),
-                Some(Stored::Invalid(why)) => {
-                    let error = Error::integrity(format!("the manifest {key} is not valid")).because(why);
-                    failures.push(error.hint("`hf-cache-sync push` from here writes it anew"));
-                    None
-                }
+                Some(Stored::Valid(_)) => None,
+                Some(Stored::Absent) => Some("it was deleted meanwhile".into()),
+                Some(Stored::Invalid(error)) => Some(error.why.unwrap_or_default()),
             };
-            known.insert(key, manifest);
+            failures.extend(why.map(|why: String| {
+                let error = Error::integrity(format!("the manifest {key} is not valid")).because(why);
+                error.hint("`hf-cache-sync push` from here writes it anew")
+            }));
+            known.insert(key);
         }
     }
     (known, failures)

@@ -10,16 +10,14 @@ use serde::Serialize;
 
 use super::{TransferArgs, kind_of};
 use crate::cache::local;
-use crate::cache::scan;
 use crate::engine::Session;
-use crate::engine::{publish, survey};
+use crate::engine::publish::{self, ListingSizes, Tally};
+use crate::engine::survey::{Survey, survey};
 use crate::error::{Error, Kind, Result};
 use crate::model::amount::Amount;
 use crate::model::ids::BlobId;
 use crate::model::ids::{Commit, RepoName, Typed};
 use crate::plan::push::{self as plan, ManifestAction, Plan, Skip};
-use crate::progress::Event;
-use crate::task::blocking;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -129,11 +127,11 @@ impl Report {
     }
 
     /// Adds what became of the plan.
-    fn complete(&mut self, outcome: publish::Outcome) {
-        (self.uploaded, self.present) = (outcome.uploaded, outcome.present);
-        (self.manifests, self.refs) = (outcome.manifests, outcome.refs);
-        self.skipped.extend(outcome.skipped);
-        self.failures.extend(outcome.failures);
+    fn complete(&mut self, tally: Tally) {
+        (self.uploaded, self.present) = (tally.uploaded, tally.present);
+        (self.manifests, self.refs) = (tally.manifests, tally.refs);
+        self.skipped.extend(tally.skipped);
+        self.failures.extend(tally.failures);
     }
 }
 
@@ -163,25 +161,16 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     let started = Instant::now();
     session.need_cache()?;
     let bucket = session.bucket().await?;
-    session.progress.event(Event::Step("scanning the cache"));
-    let root = session.config.cache.root.clone();
     let options = local::Options {
         only: args.repos.clone(),
         allow_gated: session.config.team.allow_gated,
         sync_xet: session.config.cache.sync_xet,
     };
-    let scanned = blocking(move || scan::scan(&root).and_then(|inventory| local::gather(&inventory, &options)));
-    let (local, listing) = tokio::join!(scanned, survey::list(&bucket));
-    let (mut local, listing) = (local?, listing?);
-
-    session.progress.event(Event::Step("comparing with the bucket"));
-    let remote = survey::compare(&bucket, listing, &local).await?;
-    let (local, remote) = blocking(move || {
-        survey::find_twins(&mut local, &remote);
-        (local, remote)
-    })
-    .await;
+    let Survey { local, remote, .. } = survey(session, &bucket, options).await?;
     let plan = plan::plan(&local, &remote);
+    let listed = ListingSizes { blobs: remote.blobs().len(), refs: remote.refs().len() };
+    // The transfers need the memory.
+    drop((local, remote));
     tell(&plan);
     let mut report = Report::planned(&plan, args.dry_run);
     if args.dry_run {
@@ -190,7 +179,6 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
         let context = session.transfers(&bucket, args.transfer.caps(), false);
         // A cache that cannot be written to can still be pushed: then there is no prune to be kept out either.
         let _lock = session.lock_shared().await.ok();
-        let listed = publish::Listed { blobs: remote.blobs.len(), refs: remote.listed_refs };
         report.complete(publish::publish(&context, &plan, listed).await);
     }
     report.seconds = started.elapsed().as_secs_f64();

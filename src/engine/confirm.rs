@@ -4,7 +4,6 @@
 //! One listing tells, or HEADs where they are fewer. A listing may lag behind what a store has, so that a HEAD decides
 //! about what it lacks.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
@@ -12,8 +11,8 @@ use futures_util::{StreamExt, stream};
 use crate::bucket::client::Bucket;
 use crate::bucket::error::Failure;
 use crate::bucket::keys;
+use crate::bucket::state::{RemoteState, Scope};
 use crate::error::{Error, Kind, Result};
-use crate::model::ids::BlobId;
 use crate::transfer::upload::Upload;
 
 /// Objects on a page of a listing.
@@ -28,11 +27,11 @@ pub struct Lacking {
     /// Which.
     pub blob: Upload,
     /// What is there instead.
-    pub found: Found,
+    pub instead: Instead,
 }
 
-/// What a bucket has under the name of a blob.
-pub enum Found {
+/// What a bucket has under the name of a blob that is not there as it should be.
+pub enum Instead {
     /// Nothing.
     Nothing,
     /// So many bytes, which are not as many as they should be.
@@ -55,16 +54,14 @@ pub async fn lacking(bucket: &Bucket, blobs: Vec<Upload>, listed: usize) -> Resu
         false => blobs,
         true => {
             let doing = || format!("cannot check what bucket '{}' has", bucket.name());
-            let objects = bucket.list(keys::BLOBS).await.map_err(|failure| bucket.explain(failure, &doing()))?;
-            let objects = objects.into_iter();
-            let there: HashMap<BlobId, u64> =
-                objects.filter_map(|object| Some((keys::parse_blob(&object.key)?, object.size))).collect();
-            blobs.into_iter().filter(|blob| there.get(&blob.id) != Some(&blob.size)).collect()
+            let listed = RemoteState::list(bucket, Scope::BLOBS).await;
+            let state = listed.map_err(|failure| bucket.explain(failure, &doing()))?;
+            blobs.into_iter().filter(|blob| !state.blobs().has(&blob.id, blob.size)).collect()
         }
     };
     let looks = stream::iter(suspects).map(async |blob| {
-        let found = look(bucket, &blob).await?;
-        Some(Lacking { blob, found })
+        let instead = look(bucket, &blob).await?;
+        Some(Lacking { blob, instead })
     });
     Ok(looks.buffer_unordered(AT_ONCE).filter_map(std::future::ready).collect().await)
 }
@@ -84,24 +81,24 @@ pub async fn still_lacking(bucket: &Bucket, blobs: Vec<Upload>) -> Vec<(Upload, 
 }
 
 /// What is wrong about the blob; nothing when it is there with its size.
-async fn look(bucket: &Bucket, blob: &Upload) -> Option<Found> {
+async fn look(bucket: &Bucket, blob: &Upload) -> Option<Instead> {
     match bucket.head(&keys::blob(&blob.id)).await {
         Ok(Some(size)) if size == blob.size => None,
-        Ok(Some(size)) => Some(Found::Size(size)),
-        Ok(None) => Some(Found::Nothing),
-        Err(failure) => Some(Found::Untold(failure)),
+        Ok(Some(size)) => Some(Instead::Size(size)),
+        Ok(None) => Some(Instead::Nothing),
+        Err(failure) => Some(Instead::Untold(failure)),
     }
 }
 
 /// The error for a blob that the store has taken and does not have.
-pub fn explain(bucket: &Bucket, blob: &Upload, found: Found) -> Error {
+pub fn explain(bucket: &Bucket, blob: &Upload, instead: Instead) -> Error {
     let what = format!("blob {} ({}) is not in the bucket as it was sent", blob.id, blob.label);
-    let why = match found {
-        Found::Untold(failure) if failure.cause.is_transient() => {
+    let why = match instead {
+        Instead::Untold(failure) if failure.cause.is_transient() => {
             return bucket.explain(failure, &format!("cannot tell whether blob {} ({}) arrived", blob.id, blob.label));
         }
-        Found::Size(size) => format!("the store took {} bytes without an error and has {size}", blob.size),
-        Found::Nothing | Found::Untold(_) => "the store took it without an error and does not have it".into(),
+        Instead::Size(size) => format!("the store took {} bytes without an error and has {size}", blob.size),
+        Instead::Nothing | Instead::Untold(_) => "the store took it without an error and does not have it".into(),
     };
     Error::new(Kind::Integrity, what)
         .because(why)

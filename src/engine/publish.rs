@@ -1,22 +1,23 @@
 //! Carrying out a push: blobs, then each manifest whose blobs are all there, then its refs.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 
-use super::confirm::{self, Found, Lacking};
-use super::survey;
-use crate::bucket::client::Condition;
+use super::confirm::{self, Instead, Lacking};
+use crate::bucket::client::{Bucket, Condition};
 use crate::bucket::error::Cause;
-use crate::bucket::{keys, lookup};
+use crate::bucket::keys;
+use crate::bucket::read::{self, Stored};
+use crate::bucket::state::{RemoteState, Scope};
 use crate::cache::lock;
 use crate::engine::session::wait_for;
 use crate::error::{Error, Kind, Result};
 use crate::model::amount::Amount;
-use crate::model::ids::BlobId;
-use crate::plan::push::{ManifestAction, Plan, RefAction, RevisionAction, Skip, SkipReason, UploadAction, unite};
+use crate::model::ids::{BlobId, RepoName};
+use crate::plan::push::{ManifestAction, Plan, RefAction, RevisionAction, Skip, UploadAction, unite};
 use crate::progress::{Event, Job};
 use crate::transfer::upload::{SINGLE_PUT, Upload, requests, upload};
 use crate::transfer::{Context, pool};
@@ -28,7 +29,7 @@ const AT_ONCE: usize = 16;
 
 /// About how many objects the bucket's listings have.
 #[derive(Debug, Clone, Copy)]
-pub struct Listed {
+pub struct ListingSizes {
     /// Blobs.
     pub blobs: usize,
     /// Refs.
@@ -40,7 +41,7 @@ type Key = (BlobId, u64);
 
 /// What became of a plan.
 #[derive(Debug, Default)]
-pub struct Outcome {
+pub struct Tally {
     /// Uploaded by this run.
     pub uploaded: Amount,
     /// In the bucket already.
@@ -56,33 +57,33 @@ pub struct Outcome {
 }
 
 /// Executes the plan.
-pub async fn publish(context: &Context, plan: &Plan, listed: Listed) -> Outcome {
-    let mut outcome = Outcome { present: plan.present, ..Outcome::default() };
-    let blobs = send_blobs(context, plan, listed, &mut outcome).await;
+pub async fn publish(context: &Context, plan: &Plan, listed: ListingSizes) -> Tally {
+    let mut tally = Tally { present: plan.present, ..Tally::default() };
+    let blobs = send_blobs(context, plan, listed, &mut tally).await;
     context.progress.event(Event::Step("writing manifests and refs"));
     let mut published = stream::iter(&plan.revisions)
         .map(|revision| publish_revision(context, revision, &blobs))
         .buffer_unordered(AT_ONCE);
     let mut refs = Vec::new();
     while let Some(done) = published.next().await {
-        outcome.manifests += done.manifests;
+        tally.manifests += done.manifests;
         refs.extend(done.refs);
-        outcome.skipped.extend(done.skipped);
-        outcome.failures.extend(done.failures);
+        tally.skipped.extend(done.skipped);
+        tally.failures.extend(done.failures);
     }
     drop(published);
     for checked in check_refs(context, refs, listed.refs).await {
         match checked {
-            Ok(()) => outcome.refs += 1,
-            Err(error) => outcome.failures.push(error),
+            Ok(()) => tally.refs += 1,
+            Err(error) => tally.failures.push(error),
         }
     }
-    outcome
+    tally
 }
 
 /// Sends all blobs and makes sure that the bucket has them, and whatever else is relied on; returns those that are not
 /// in the bucket after that.
-async fn send_blobs(context: &Context, plan: &Plan, listed: Listed, outcome: &mut Outcome) -> HashSet<Key> {
+async fn send_blobs(context: &Context, plan: &Plan, listed: ListingSizes, tally: &mut Tally) -> HashSet<Key> {
     let mut repos = BTreeMap::new();
     let jobs = plan.uploads.iter().map(|upload| {
         let next = repos.len();
@@ -94,12 +95,12 @@ async fn send_blobs(context: &Context, plan: &Plan, listed: Listed, outcome: &mu
     for (blob, failure) in send_all(context, plan.uploads.iter().map(to_upload).collect()).await {
         match failure {
             None => {
-                outcome.uploaded.add(context.moved(&blob.id, blob.size));
+                tally.uploaded.add(context.moved(&blob.id, blob.size));
                 sent.insert((blob.id, blob.size));
             }
             Some(error) => {
                 lost.insert((blob.id, blob.size));
-                outcome.failures.push(error);
+                tally.failures.push(error);
             }
         }
     }
@@ -113,29 +114,29 @@ async fn send_blobs(context: &Context, plan: &Plan, listed: Listed, outcome: &mu
     let lacking = match confirm::lacking(&context.bucket, relied_on.clone(), objects).await {
         Ok(lacking) => lacking,
         Err(error) => {
-            outcome.failures.push(error);
+            tally.failures.push(error);
             lost.extend(relied_on.iter().map(|blob| (blob.id, blob.size)));
             return lost;
         }
     };
-    let gone = send_again(context, lacking, outcome, &sent).await;
+    let gone = send_again(context, lacking, tally, &sent).await;
     lost.extend(gone);
     lost
 }
 
 /// Sends once more what the bucket turned out not to have; returns what it does not have after that either.
-async fn send_again(context: &Context, lacking: Vec<Lacking>, outcome: &mut Outcome, sent: &HashSet<Key>) -> Vec<Key> {
+async fn send_again(context: &Context, lacking: Vec<Lacking>, tally: &mut Tally, sent: &HashSet<Key>) -> Vec<Key> {
     if lacking.is_empty() {
         return Vec::new();
     }
     let mut gone = Vec::new();
     let mut again = Vec::new();
-    for Lacking { blob, found } in lacking {
-        match found {
+    for Lacking { blob, instead } in lacking {
+        match instead {
             // Nobody knows whether it is there, so that sending it again would tell nothing either.
-            Found::Untold(failure) if failure.cause.is_transient() => {
+            Instead::Untold(failure) if failure.cause.is_transient() => {
                 gone.push((blob.id, blob.size));
-                outcome.failures.push(confirm::explain(&context.bucket, &blob, Found::Untold(failure)));
+                tally.failures.push(confirm::explain(&context.bucket, &blob, Instead::Untold(failure)));
             }
             _ => again.push(blob),
         }
@@ -155,7 +156,7 @@ async fn send_again(context: &Context, lacking: Vec<Lacking>, outcome: &mut Outc
             None => unsure.push(blob),
             Some(error) => {
                 gone.push((blob.id, blob.size));
-                outcome.failures.push(error);
+                tally.failures.push(error);
             }
         }
     }
@@ -163,17 +164,17 @@ async fn send_again(context: &Context, lacking: Vec<Lacking>, outcome: &mut Outc
     for (blob, error) in confirm::still_lacking(&context.bucket, unsure).await {
         arrived.remove(&(blob.id, blob.size));
         gone.push((blob.id, blob.size));
-        outcome.failures.push(error);
+        tally.failures.push(error);
     }
     // What had been there by the first listing was sent now; what did not arrive was not.
     for (id, size) in &arrived {
         if !sent.contains(&(*id, *size)) {
-            outcome.present.take(*size);
-            outcome.uploaded.add(*size);
+            tally.present.take(*size);
+            tally.uploaded.add(*size);
         }
     }
-    gone.iter().filter(|key| sent.contains(key)).for_each(|(_, size)| outcome.uploaded.take(*size));
-    gone.iter().filter(|key| !sent.contains(key)).for_each(|(_, size)| outcome.present.take(*size));
+    gone.iter().filter(|key| sent.contains(key)).for_each(|(_, size)| tally.uploaded.take(*size));
+    gone.iter().filter(|key| !sent.contains(key)).for_each(|(_, size)| tally.present.take(*size));
     gone
 }
 
@@ -243,13 +244,8 @@ struct Published<'a> {
 
 async fn publish_revision<'a>(context: &Context, revision: &'a RevisionAction, lost: &HashSet<Key>) -> Published<'a> {
     let mut done = Published::default();
-    let missing = revision.ours.files.iter().filter(|file| lost.contains(&(file.blob, file.size))).count();
-    if missing > 0 {
-        done.skipped = Some(Skip {
-            repo: revision.repo.clone(),
-            revision: Some(revision.commit.clone()),
-            reason: SkipReason::Withheld { files: missing },
-        });
+    done.skipped = revision.withheld(lost);
+    if done.skipped.is_some() {
         return done;
     }
     if revision.manifest != ManifestAction::Keep {
@@ -275,12 +271,18 @@ async fn publish_revision<'a>(context: &Context, revision: &'a RevisionAction, l
 async fn write_ref(context: &Context, revision: &RevisionAction, reference: &RefAction) -> Result<bool> {
     let (repo, key) = (&revision.repo, &reference.key);
     if keys::is_shared_ref(repo, key) {
-        let stored = survey::read_ref(&context.bucket, key, repo).await?;
-        if stored.commit.is_some() && stored.owner.as_ref() != Some(repo) {
+        if is_taken(&context.bucket, key, repo).await? {
             return Ok(false);
         }
     }
     put_ref(context, revision, reference).await.map(|()| true)
+}
+
+/// Whether another repo has this key, which several may use, by what it leads to at this moment.
+async fn is_taken(bucket: &Bucket, key: &str, repo: &RepoName) -> Result<bool> {
+    let Some(commit) = read::reference(bucket, key).await?.valid() else { return Ok(false) };
+    let manifest = read::manifest(bucket, &keys::manifest(&repo.id, &commit)).await?.valid();
+    Ok(manifest.is_none_or(|manifest| manifest.repo != *repo))
 }
 
 async fn put_ref(context: &Context, revision: &RevisionAction, reference: &RefAction) -> Result<()> {
@@ -294,19 +296,16 @@ async fn put_ref(context: &Context, revision: &RevisionAction, reference: &RefAc
 /// read.
 async fn check_refs(context: &Context, refs: Vec<(&RevisionAction, &RefAction)>, listed: usize) -> Vec<Result<()>> {
     let bucket = &context.bucket;
-    let mut there = HashMap::new();
-    if confirm::prefers_listing(refs.len(), listed + refs.len()) {
+    let there = match confirm::prefers_listing(refs.len(), listed + refs.len()) {
         // Not having it costs more requests, and no more than that.
-        let objects = bucket.list(keys::ALL_REFS).await.unwrap_or_default();
-        there.extend(objects.into_iter().map(|object| (object.key.clone(), object)));
-    }
-    let checks = stream::iter(refs).map(async |(revision, reference)| {
-        let content = revision.commit.as_str().as_bytes();
-        match there.get(&reference.key).is_some_and(|object| survey::is_listed_as(object, content)) {
+        true => RemoteState::list(bucket, Scope::REFS).await.unwrap_or_default(),
+        false => RemoteState::default(),
+    };
+    let checks =
+        stream::iter(refs).map(async |(revision, reference)| match there.prove_ref(&reference.key, &revision.commit) {
             true => Ok(()),
             false => check_ref(context, revision, reference).await,
-        }
-    });
+        });
     checks.buffer_unordered(AT_ONCE).collect().await
 }
 
@@ -318,7 +317,7 @@ async fn check_ref(context: &Context, revision: &RevisionAction, reference: &Ref
             put_ref(context, revision, reference).await?;
         }
         tokio::time::sleep(pause).await;
-        let stored = lookup::if_valid(lookup::read_ref(&context.bucket, &reference.key).await)?;
+        let stored = read::reference(&context.bucket, &reference.key).await?.valid();
         if stored.as_ref() == Some(&revision.commit) || (stored.is_some() && stored != reference.before) {
             return Ok(());
         }
@@ -334,15 +333,15 @@ async fn check_ref(context: &Context, revision: &RevisionAction, reference: &Ref
 /// on others, reading back finds that our own files are gone. A store that takes it and does not change what it shows is
 /// not asked more than twice.
 async fn write_manifest(context: &Context, revision: &RevisionAction) -> Result<()> {
-    let ours = &revision.ours;
+    let ours = &*revision.ours;
     let bucket = &context.bucket;
     let key = keys::manifest(&ours.repo.id, &ours.revision);
     let doing = format!("cannot write the manifest of {}@{}", ours.repo, ours.revision.short());
     let mut swallowed = 0;
     for _ in 0..MANIFEST_TRIES {
-        let (before, wanted, condition) = match lookup::read_manifest_and_etag(bucket, &key).await {
-            Ok(None) => (None, ours.clone(), Some(Condition::Absent)),
-            Ok(Some((stored, etag))) => {
+        let (before, wanted, condition) = match read::manifest_and_etag(bucket, &key).await? {
+            Stored::Absent => (None, ours.clone(), Some(Condition::Absent)),
+            Stored::Valid((stored, etag)) => {
                 let united = unite(&stored, ours, &revision.twins)?;
                 if united == stored {
                     return Ok(());
@@ -350,8 +349,7 @@ async fn write_manifest(context: &Context, revision: &RevisionAction) -> Result<
                 (Some(stored), united, etag.map(Condition::Unchanged))
             }
             // What is not valid is replaced, whatever it is.
-            Err(error) if error.kind == Kind::Integrity => (None, ours.clone(), None),
-            Err(error) => return Err(error),
+            Stored::Invalid(_) => (None, ours.clone(), None),
         };
         if swallowed == 2 {
             break;
@@ -366,7 +364,7 @@ async fn write_manifest(context: &Context, revision: &RevisionAction) -> Result<
             Err(failure) if failure.cause == Cause::Changed => continue,
             Err(failure) => return Err(bucket.explain(failure, &doing)),
         }
-        let stored = lookup::if_valid(lookup::read_manifest(bucket, &key).await)?;
+        let stored = read::manifest(bucket, &key).await?.valid();
         if let Some(stored) = &stored
             && unite(stored, ours, &revision.twins)? == *stored
         {

@@ -1,169 +1,108 @@
-//! What the bucket has, as far as a push needs to know: one listing, and GETs only for what differs from what this
-//! machine would write.
+//! Both sides at one moment: what this cache can offer, and what the bucket has of it. Whoever compares them starts here.
+//!
+//! The cache is scanned while the bucket is listed. Of the bucket's manifests and refs those are read that this cache
+//! has, too, where the listing does not prove that they are what it would write.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
-use futures_util::{StreamExt, TryStreamExt, stream};
+use super::Session;
+use crate::bucket::client::Bucket;
+use crate::bucket::read::Stored;
+use crate::bucket::state::{RemoteState, Scope};
+use crate::bucket::{keys, refs};
+use crate::cache::local::{self, Local, LocalRepo, LocalRevision, Twins};
+use crate::cache::scan::{self, Inventory};
+use crate::error::Result;
+use crate::progress::Event;
+use crate::task::blocking;
 
-use crate::bucket::client::{Bucket, Object};
-use crate::bucket::{keys, lookup, refs};
-use crate::cache::local::{Local, LocalRepo, LocalRevision, Twins};
-use crate::error::{Error, Kind, Result};
-use crate::hash::md5_hex;
-use crate::model::ids::{BlobId, Commit, RepoName};
-use crate::model::manifest::Manifest;
-
-/// Small objects read at once.
-const AT_ONCE: usize = 32;
-
-/// What the listings said.
-#[derive(Debug, Default)]
-pub struct Listing {
-    blobs: HashMap<BlobId, u64>,
-    small: HashMap<String, Object>,
+/// What was found.
+#[derive(Debug)]
+pub struct Survey {
+    /// The cache, as it was scanned.
+    pub inventory: Inventory,
+    /// What of it can be offered.
+    pub local: Local,
+    /// The bucket. Every manifest and ref that the cache has, too, was read, as far as it is there.
+    pub remote: RemoteState,
 }
 
-impl Listing {
-    /// The objects that are manifests and refs.
-    pub fn small(&self) -> impl Iterator<Item = &Object> {
-        self.small.values()
-    }
-}
-
-/// The bucket, seen from this cache.
-#[derive(Debug, Default)]
-pub struct Remote {
-    /// Blobs with their sizes.
-    pub blobs: HashMap<BlobId, u64>,
-    /// By key: manifests of this cache's revisions.
-    pub manifests: HashMap<String, Stored>,
-    /// By key: refs that this cache could write.
-    pub refs: HashMap<String, StoredRef>,
-    /// How many refs there are, of whatever repo.
-    pub listed_refs: usize,
-}
-
-/// A manifest in the bucket.
-#[derive(Debug, Clone)]
-pub enum Stored {
-    /// Exactly what this machine would write.
-    Same,
-    /// Another one.
-    Other(Box<Manifest>),
-    /// Not a valid one, and why.
-    Invalid(String),
-}
-
-/// A ref in the bucket.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StoredRef {
-    /// What it says; `None` when that is no commit.
-    pub commit: Option<Commit>,
-    /// The repo that it belongs to, where that was looked up: the one that its manifest names.
-    pub owner: Option<RepoName>,
-}
-
-/// Lists blobs, manifests and refs.
+/// Looks at both sides.
 ///
 /// # Errors
-/// Any page that fails: nothing is decided on a part of a listing.
-pub async fn list(bucket: &Bucket) -> Result<Listing> {
-    let lists = tokio::try_join!(bucket.list(keys::BLOBS), bucket.list(keys::MANIFESTS), bucket.list(keys::ALL_REFS));
+/// When the cache cannot be read at all, a repo was named that it does not have, or a request fails; what is there but
+/// not valid is part of the result.
+pub async fn survey(session: &Session, bucket: &Bucket, options: local::Options) -> Result<Survey> {
+    session.progress.event(Event::Step("scanning the cache"));
+    let root = session.config.cache.root.clone();
+    let scanned = blocking(move || {
+        let inventory = scan::scan(&root)?;
+        let local = local::gather(&inventory, &options)?;
+        Ok((inventory, local))
+    });
+    let (scanned, listed) = tokio::join!(scanned, RemoteState::list(bucket, Scope::ALL));
+    let (inventory, mut local) = scanned?;
     let doing = format!("cannot list bucket '{}'", bucket.name());
-    let (blobs, manifests, refs) = lists.map_err(|failure| bucket.explain(failure, &doing))?;
-    Ok(Listing {
-        blobs: blobs.into_iter().filter_map(|object| Some((keys::parse_blob(&object.key)?, object.size))).collect(),
-        small: manifests.into_iter().chain(refs).map(|object| (object.key.clone(), object)).collect(),
+    let remote = listed.map_err(|failure| bucket.explain(failure, &doing))?;
+
+    session.progress.event(Event::Step("comparing with the bucket"));
+    read_counterparts(bucket, &remote, &local).await?;
+    Ok(blocking(move || {
+        find_twins(&mut local, &remote);
+        Survey { inventory, local, remote }
     })
+    .await)
 }
 
-/// Reads what differs from what this machine would write.
-///
-/// # Errors
-/// When a request fails; what is there but not valid is part of the result.
-pub async fn compare(bucket: &Bucket, listing: Listing, local: &Local) -> Result<Remote> {
-    let revisions = local.repos.iter().flat_map(|repo| repo.revisions.iter().map(move |revision| (repo, revision)));
-    let manifests = stream::iter(revisions.filter_map(|(repo, revision)| {
-        let object = listing.small.get(&keys::manifest(&repo.name.id, &revision.commit))?;
-        Some(stored_manifest(bucket, repo, revision, object))
-    }));
-    let manifests = manifests.buffer_unordered(AT_ONCE).try_collect().await?;
-
-    let refs =
-        local.repos.iter().flat_map(|repo| repo.all_refs().map(move |(name, commit)| (&repo.name, name, commit)));
-    let wanted =
-        refs.flat_map(|(repo, name, commit)| refs::keys_to_write(repo, &name).map(move |key| (key, repo, commit)));
-    let refs = stream::iter(wanted.filter_map(|(key, repo, commit)| {
-        let object = listing.small.get(&key)?;
-        Some(stored_ref(bucket, key, repo, commit, object))
-    }));
-    let refs = refs.buffer_unordered(AT_ONCE).try_collect().await?;
-    let listed_refs = listing.small.keys().filter(|key| key.starts_with(keys::ALL_REFS)).count();
-    Ok(Remote { blobs: listing.blobs, manifests, refs, listed_refs })
+fn revisions(local: &Local) -> impl Iterator<Item = (&LocalRepo, &LocalRevision)> {
+    local.repos.iter().flat_map(|repo| repo.revisions.iter().map(move |revision| (repo, revision)))
 }
 
-/// Whether the listing alone proves that the object has this content: most stores' ETag of one PUT is its MD5.
-pub(crate) fn is_listed_as(object: &Object, content: &[u8]) -> bool {
-    object.size == content.len() as u64 && object.etag.as_deref() == Some(md5_hex(content).as_str())
-}
+/// Reads what the bucket has under the keys of this cache's revisions and refs, and differs from what this cache would
+/// write.
+async fn read_counterparts(bucket: &Bucket, remote: &RemoteState, local: &Local) -> Result<()> {
+    let manifests = revisions(local).filter_map(|(repo, revision)| {
+        let key = keys::manifest(&repo.name.id, &revision.commit);
+        (remote.listed_manifest(&key).is_some() && !remote.prove_manifest(&revision.manifest)).then_some(key)
+    });
+    remote.read_manifests(bucket, manifests).await?;
 
-async fn stored_manifest(
-    bucket: &Bucket,
-    repo: &LocalRepo,
-    revision: &LocalRevision,
-    object: &Object,
-) -> Result<(String, Stored)> {
-    let ours = crate::plan::push::manifest(&repo.name, revision, None).to_json();
-    let key = object.key.clone();
-    if is_listed_as(object, &ours) {
-        return Ok((key, Stored::Same));
-    }
-    match lookup::read_manifest(bucket, &key).await {
-        Ok(Some(manifest)) => Ok((key, Stored::Other(Box::new(manifest)))),
-        Ok(None) => Ok((key, Stored::Invalid("it was deleted meanwhile".into()))),
-        Err(Error { kind: Kind::Integrity, why, .. }) => Ok((key, Stored::Invalid(why.unwrap_or_default()))),
-        Err(error) => Err(error),
-    }
-}
-
-async fn stored_ref(
-    bucket: &Bucket,
-    key: String,
-    repo: &RepoName,
-    commit: &Commit,
-    object: &Object,
-) -> Result<(String, StoredRef)> {
-    // Under a commit of ours the manifest is ours as well: nothing to look up.
-    if is_listed_as(object, commit.as_str().as_bytes()) {
-        return Ok((key, StoredRef { commit: Some(commit.clone()), owner: Some(repo.clone()) }));
-    }
-    Ok((key.clone(), read_ref(bucket, &key, repo).await?))
-}
-
-/// Reads a ref and, where other repos may use the key too, whose it is.
-///
-/// # Errors
-/// When a request fails; content that is not valid belongs to nobody.
-pub async fn read_ref(bucket: &Bucket, key: &str, repo: &RepoName) -> Result<StoredRef> {
-    let commit = lookup::if_valid(lookup::read_ref(bucket, key).await)?;
-    let owner = match &commit {
-        Some(commit) if keys::is_shared_ref(repo, key) => {
-            let manifest = lookup::read_manifest(bucket, &keys::manifest(&repo.id, commit)).await;
-            lookup::if_valid(manifest)?.map(|manifest| manifest.repo)
+    let mut of_others = Vec::new();
+    let mut differing = Vec::new();
+    for repo in &local.repos {
+        for (name, commit) in repo.all_refs() {
+            for key in refs::keys_to_write(&repo.name, &name) {
+                if remote.listed_ref(&key).is_some() && !remote.prove_ref(&key, commit) {
+                    differing.push(key.clone());
+                    if keys::is_shared_ref(&repo.name, &key) {
+                        of_others.push((&repo.name.id, key));
+                    }
+                }
+            }
         }
-        _ => None,
-    };
-    Ok(StoredRef { commit, owner })
+    }
+    remote.read_refs(bucket, differing).await?;
+    // Whose a ref is that may be another repo's, the manifest says that it leads to.
+    let owners = of_others.into_iter().filter_map(|(id, key)| {
+        let commit = remote.reference(&key)?.valid()?;
+        Some(keys::manifest(id, &commit))
+    });
+    remote.read_manifests(bucket, owners).await
 }
 
 /// Finds out which files the bucket's manifests know by another name that is as right: mirrors name by sha256 what the
 /// Hub names by git's sha1. Reads the files that differ in no more than that.
-pub fn find_twins(local: &mut Local, remote: &Remote) {
+fn find_twins(local: &mut Local, remote: &RemoteState) {
     let mut twins = Twins::default();
     for repo in &mut local.repos {
         for revision in &mut repo.revisions {
             let key = keys::manifest(&repo.name.id, &revision.commit);
-            let Some(Stored::Other(stored)) = remote.manifests.get(&key) else { continue };
+            let Some(stored) = remote.manifest(&key).and_then(Stored::valid) else { continue };
+            // The listing has proved it.
+            if Arc::ptr_eq(&stored, &revision.manifest) {
+                continue;
+            }
             let known: HashMap<_, _> = stored.files.iter().map(|file| (&file.path, file)).collect();
             for file in revision.files.iter_mut().filter(|file| file.other.is_none()) {
                 let path = &file.file.path;

@@ -8,6 +8,8 @@ use serde::Serialize;
 
 use crate::bucket::catalog::{Catalog, Repo, Revision};
 use crate::bucket::keys;
+use crate::bucket::read::Stored;
+use crate::bucket::state::{Blobs, RemoteState};
 use crate::cache::local::{Local, LocalRepo, LocalRevision};
 use crate::model::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
 use crate::model::manifest::Manifest;
@@ -115,14 +117,8 @@ impl Row {
     }
 }
 
-/// A row for each revision that either side has. `invalid` says of a manifest's key that what is there is not valid.
-pub fn revisions(
-    local: &Local,
-    catalog: &Catalog,
-    blobs: &HashMap<BlobId, u64>,
-    invalid: impl Fn(&str) -> bool,
-    last_use: &LastUse,
-) -> Vec<Row> {
+/// A row for each revision that either side has.
+pub fn revisions(local: &Local, catalog: &Catalog, remote: &RemoteState, last_use: &LastUse) -> Vec<Row> {
     let mut both: BTreeMap<(RepoName, Commit), Sides<'_>> = BTreeMap::new();
     for repo in &local.repos {
         // A revision without a file to publish can never be in the bucket.
@@ -143,9 +139,9 @@ pub fn revisions(
         .flat_map(|revision| revision.files.iter().map(|file| file.file.blob))
         .collect();
     let rows = both.into_iter().map(|((repo, revision), sides)| {
-        let mut row = sides.compare(repo, revision, &invalid);
+        let mut row = sides.compare(repo, revision, remote);
         row.last_used = last_use.get(&(row.repo.clone(), row.revision.clone())).copied();
-        row.missing_blobs = sides.manifest().map_or_else(Vec::new, |manifest| gaps(manifest, blobs, &here));
+        row.missing_blobs = sides.manifest().map_or_else(Vec::new, |manifest| gaps(manifest, remote.blobs(), &here));
         row
     });
     rows.collect()
@@ -161,24 +157,31 @@ struct Sides<'a> {
 impl Sides<'_> {
     /// The bucket's manifest, where it is known.
     fn manifest(&self) -> Option<&Manifest> {
-        self.remote.and_then(|(_, revision)| revision.manifest.as_ref())
+        self.remote.and_then(|(_, revision)| revision.manifest.as_deref())
     }
 
-    fn compare(&self, repo: RepoName, revision: Commit, invalid: impl Fn(&str) -> bool) -> Row {
-        let ours = self.local.map(|(repo, revision)| push::manifest(&repo.name, revision, self.manifest()));
+    fn compare(&self, repo: RepoName, revision: Commit, remote: &RemoteState) -> Row {
+        let ours = self.local.map(|(_, revision)| match self.manifest() {
+            Some(theirs) => push::beside(revision, theirs),
+            None => revision.manifest.clone(),
+        });
+        let invalid = || {
+            let stored = remote.manifest(&keys::manifest(&repo.id, &revision));
+            matches!(stored, Some(Stored::Invalid(_) | Stored::Absent))
+        };
         let files = match (&ours, self.manifest()) {
             (Some(ours), Some(theirs)) => Files::compare(ours, theirs, &self.twins()),
             _ => Files::default(),
         };
         let status = match (&ours, self.remote) {
-            (Some(_), None) if invalid(&keys::manifest(&repo.id, &revision)) => Status::Invalid,
+            (Some(_), None) if invalid() => Status::Invalid,
             (Some(_), None) => Status::LocalOnly,
             (None, _) => Status::RemoteOnly,
             (Some(_), Some(_)) if files.is_same() => Status::InSync,
             (Some(_), Some(_)) => Status::Partial,
         };
         Row {
-            size: ours.as_ref().or(self.manifest()).map(Manifest::total_size),
+            size: ours.as_deref().or(self.manifest()).map(Manifest::total_size),
             refs: self.refs(&revision).into_iter().cloned().collect(),
             repo,
             revision,
@@ -244,9 +247,9 @@ impl Files {
 }
 
 /// Blobs of a manifest that the bucket lacks, or has with another size.
-fn gaps(manifest: &Manifest, blobs: &HashMap<BlobId, u64>, here: &HashSet<BlobId>) -> Vec<Gap> {
+fn gaps(manifest: &Manifest, blobs: &Blobs, here: &HashSet<BlobId>) -> Vec<Gap> {
     let mut seen = HashSet::new();
-    let missing = manifest.files.iter().filter(|file| blobs.get(&file.blob) != Some(&file.size));
+    let missing = manifest.files.iter().filter(|file| !blobs.has(&file.blob, file.size));
     let gaps = missing.filter(|file| seen.insert(file.blob)).map(|file| Gap {
         blob: file.blob,
         size: file.size,
@@ -295,8 +298,12 @@ pub fn counts(rows: &[Row]) -> Counts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
+
     use crate::bucket::catalog::Ref;
+    use crate::bucket::client::Object;
     use crate::cache::identify::LocalFile;
+    use crate::error::Error;
     use crate::model::manifest::ManifestFile;
 
     fn commit(digit: char) -> Commit {
@@ -313,14 +320,9 @@ mod tests {
     }
 
     fn local(repo: &RepoName, revisions: &[(char, &str)], refs: &[(&str, char)]) -> Local {
-        let revision = |(digit, text): &(char, &str)| LocalRevision {
-            commit: commit(*digit),
-            files: files(text).into_iter().map(|file| LocalFile { file, source: "/x".into(), other: None }).collect(),
-            tree: None,
-            pointers: Vec::new(),
-            strangers: Vec::new(),
-            broken: Default::default(),
-            refused: None,
+        let revision = |(digit, text): &(char, &str)| {
+            let files = files(text).into_iter().map(|file| LocalFile { file, source: "/x".into(), other: None });
+            LocalRevision::new(repo, commit(*digit), files.collect(), None)
         };
         let repo = LocalRepo {
             name: repo.clone(),
@@ -342,6 +344,7 @@ mod tests {
                 tree: None,
                 extra: serde_json::Map::new(),
             });
+            let manifest = manifest.map(Arc::new);
             (commit(*digit), Revision { modified: None, manifest })
         };
         let reference = |(name, digit): &(&str, Option<char>)| {
@@ -352,6 +355,10 @@ mod tests {
         Catalog { repos: [(repo.clone(), repos)].into(), ..Catalog::default() }
     }
 
+    fn object(key: String) -> Object {
+        Object { key, size: 10, etag: None, modified: None }
+    }
+
     fn model() -> RepoName {
         RepoName::new(crate::model::ids::RepoType::Model, "org/name".parse().unwrap())
     }
@@ -360,9 +367,11 @@ mod tests {
     fn every_status_has_its_case() {
         let local = local(&model(), &[('a', "x=1"), ('b', "x=1 y=2 z=3"), ('c', "x=1"), ('d', ""), ('e', "x=1")], &[]);
         let remote = catalog(&model(), &[('a', Some("x=1")), ('b', Some("x=1 y=9 w=8")), ('d', None)], &[]);
-        let blobs: HashMap<BlobId, u64> = files("x=1 y=9").iter().map(|file| (file.blob, 10)).collect();
         let bad_key = keys::manifest(&model().id, &commit('e'));
-        let rows = revisions(&local, &remote, &blobs, |key| key == bad_key, &LastUse::default());
+        let blobs = files("x=1 y=9").into_iter().map(|file| keys::blob(&file.blob));
+        let state = RemoteState::new(blobs.chain([bad_key.clone()]).map(object));
+        state.keep_manifest(&bad_key, Stored::Invalid(Error::integrity("it is not JSON")));
+        let rows = revisions(&local, &remote, &state, &LastUse::default());
         let statuses: Vec<_> = rows.iter().map(|row| row.status).collect();
         use Status::*;
         assert_eq!(statuses, [InSync, Partial, LocalOnly, RemoteOnly, Invalid]);
@@ -377,7 +386,7 @@ mod tests {
     fn a_blob_that_the_bucket_lacks_is_a_difference_even_in_sync() {
         let local = local(&model(), &[('a', "x=1 again=1")], &[]);
         let remote = catalog(&model(), &[('a', Some("x=1 again=1"))], &[]);
-        let rows = revisions(&local, &remote, &HashMap::new(), |_| false, &LastUse::default());
+        let rows = revisions(&local, &remote, &RemoteState::default(), &LastUse::default());
         assert_eq!((rows[0].status, rows[0].missing_blobs.len()), (Status::InSync, 1));
         assert!(rows[0].missing_blobs[0].here && rows[0].differs());
     }

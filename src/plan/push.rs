@@ -2,18 +2,20 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::Serialize;
 
+use crate::bucket::read::Stored;
+use crate::bucket::state::RemoteState;
 use crate::bucket::{keys, refs};
 use crate::cache::gated::Gated;
 use crate::cache::identify::LocalFile;
 use crate::cache::local::{Local, LocalRepo, LocalRevision};
-use crate::engine::survey::{Remote, Stored};
 use crate::error::{Error, Kind, printable};
 use crate::model::amount::Amount;
 use crate::model::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
-use crate::model::manifest::{Manifest, Tree};
+use crate::model::manifest::{Manifest, ManifestFile, Tree};
 
 /// What to do, in this order.
 #[derive(Debug, Default, Serialize)]
@@ -88,7 +90,7 @@ pub struct RevisionAction {
     pub lacking: usize,
     /// What this machine knows of the revision.
     #[serde(skip)]
-    pub ours: Manifest,
+    pub ours: Arc<Manifest>,
     /// Other names, as right, of files of it.
     #[serde(skip)]
     pub twins: HashMap<RepoPath, BlobId>,
@@ -98,6 +100,16 @@ impl RevisionAction {
     /// Whether anything of it is to be written.
     pub fn publishes(&self) -> bool {
         self.manifest != ManifestAction::Keep || !self.refs.is_empty()
+    }
+
+    /// Why it must not be published after all, when some of these blobs, by name and size, are not in the bucket.
+    pub fn withheld(&self, lost: &HashSet<(BlobId, u64)>) -> Option<Skip> {
+        let files = self.ours.files.iter().filter(|file| lost.contains(&(file.blob, file.size))).count();
+        (files > 0).then(|| Skip {
+            repo: self.repo.clone(),
+            revision: Some(self.commit.clone()),
+            reason: SkipReason::Withheld { files },
+        })
     }
 }
 
@@ -189,35 +201,35 @@ pub enum SkipReason {
     },
 }
 
-/// The manifest of a revision as this machine knows it. Of two right names of a file that of the tree is taken, else the
-/// one that the bucket's manifest uses. Where only the bucket has the commit's tree, what that does not list is left out.
-pub fn manifest(repo: &RepoName, revision: &LocalRevision, stored: Option<&Manifest>) -> Manifest {
-    let tree = stored.and_then(|stored| stored.tree.as_ref()).filter(|_| revision.tree.is_none());
+/// The manifest of a revision as this machine knows it, beside the bucket's. Of two right names of a file that of the
+/// tree is taken, else the one that the bucket's manifest uses. Where only the bucket has the commit's tree, what that
+/// does not list is left out.
+pub fn beside(revision: &LocalRevision, stored: &Manifest) -> Arc<Manifest> {
+    let tree = stored.tree.as_ref().filter(|_| revision.tree.is_none());
     let is_listed = |local: &&LocalFile| tree.is_none_or(|tree| tree.get(&local.file.path).is_some());
-    let files = revision.files.iter().filter(is_listed).map(|local| {
-        let mut file = local.file.clone();
-        if let (Some(other), Some(stored)) = (local.other, stored) {
-            let in_tree =
-                |tree: &Option<Tree>| tree.as_ref().and_then(|tree| tree.get(&file.path)).map(|entry| entry.blob);
-            let listed = || stored.files.iter().find(|known| known.path == file.path).map(|known| known.blob);
-            let wanted = in_tree(&revision.tree).or_else(|| in_tree(&stored.tree)).or_else(listed);
-            if wanted == Some(other) {
-                file.blob = other;
-            }
-        }
-        file
-    });
-    Manifest {
-        repo: repo.clone(),
-        revision: revision.commit.clone(),
-        files: files.collect(),
-        tree: revision.tree.clone().filter(Tree::is_harmless),
-        extra: serde_json::Map::new(),
+    let in_tree = |tree: &Option<Tree>, path: &RepoPath| Some(tree.as_ref()?.get(path)?.blob);
+    let name = |local: &LocalFile| {
+        let (own, path) = (local.file.blob, &local.file.path);
+        let Some(other) = local.other else { return own };
+        let listed = || stored.files.iter().find(|known| known.path == *path).map(|known| known.blob);
+        let wanted = in_tree(&revision.tree, path).or_else(|| in_tree(&stored.tree, path)).or_else(listed);
+        if wanted == Some(other) { other } else { own }
+    };
+    if revision.files.iter().all(|local| is_listed(&local) && name(local) == local.file.blob) {
+        return revision.manifest.clone();
     }
+    let files = revision.files.iter().filter(is_listed);
+    let files = files.map(|local| ManifestFile { blob: name(local), ..local.file.clone() }).collect();
+    Arc::new(Manifest { files, ..Manifest::clone(&revision.manifest) })
 }
 
-/// Decides.
-pub fn plan(local: &Local, remote: &Remote) -> Plan {
+/// The bucket's manifest of a revision; `None` when there is none.
+fn stored_manifest(remote: &RemoteState, repo: &LocalRepo, revision: &LocalRevision) -> Option<Stored<Arc<Manifest>>> {
+    remote.manifest(&keys::manifest(&repo.name.id, &revision.commit))
+}
+
+/// Decides. What of the bucket's manifests and refs was not read counts as not there, which their publication puts right.
+pub fn plan(local: &Local, remote: &RemoteState) -> Plan {
     let (failures, notes) = (local.failures.clone(), local.notes.clone());
     let mut plan = Plan { failures, notes, ..Plan::default() };
     let mut blobs: BTreeMap<(BlobId, u64), UploadAction> = BTreeMap::new();
@@ -234,8 +246,8 @@ pub fn plan(local: &Local, remote: &Remote) -> Plan {
         .flat_map(|revision| revision.ours.files.iter().map(|file| file.blob))
         .collect();
     for ((id, size), upload) in blobs {
-        match remote.blobs.get(&id) {
-            Some(there) if *there == size => {
+        match remote.blobs().get(&id) {
+            Some(there) if there.size == size => {
                 plan.present.add(size);
                 if published.contains(&id) {
                     plan.relied_on.push(upload);
@@ -252,7 +264,7 @@ pub fn plan(local: &Local, remote: &Remote) -> Plan {
 
 fn plan_repo(
     repo: &LocalRepo,
-    remote: &Remote,
+    remote: &RemoteState,
     plan: &mut Plan,
     blobs: &mut BTreeMap<(BlobId, u64), UploadAction>,
     claimed: &mut HashSet<String>,
@@ -306,8 +318,8 @@ fn plan_repo(
                     let (repo, revision) = (repo.name.clone(), Some(revision.commit.clone()));
                     plan.skips.push(Skip { repo, revision, reason: SkipReason::Unlisted { files: unlisted } });
                 }
-                let stored = remote.manifests.get(&keys::manifest(&repo.name.id, &revision.commit));
-                plan.notes.extend(stored.and_then(|stored| strangers_there(stored, &action.ours)));
+                let stored = stored_manifest(remote, repo, revision).and_then(Stored::valid);
+                plan.notes.extend(stored.and_then(|theirs| strangers_there(&theirs, &action.ours)));
                 if !action.ours.files.is_empty() {
                     plan.revisions.push(action);
                 }
@@ -317,8 +329,8 @@ fn plan_repo(
 }
 
 /// Says when the bucket's manifest has files that are not the commit's, by our tree: it loses none, and gets no tree.
-fn strangers_there(stored: &Stored, ours: &Manifest) -> Option<String> {
-    let (Stored::Other(theirs), Some(tree)) = (stored, &ours.tree) else { return None };
+fn strangers_there(theirs: &Manifest, ours: &Manifest) -> Option<String> {
+    let tree = ours.tree.as_ref()?;
     let strangers = theirs.files.iter().filter(|file| tree.get(&file.path).is_none()).count();
     (strangers > 0 && theirs.tree.is_none()).then(|| {
         format!(
@@ -344,28 +356,28 @@ fn upload(repo: &RepoName, local: &LocalFile, blob: BlobId) -> UploadAction {
 fn plan_revision(
     repo: &LocalRepo,
     revision: &LocalRevision,
-    remote: &Remote,
+    remote: &RemoteState,
     claimed: &mut HashSet<String>,
 ) -> Result<RevisionAction, Error> {
     if let Some(error) = &revision.refused {
         return Err(error.clone());
     }
-    let stored = remote.manifests.get(&keys::manifest(&repo.name.id, &revision.commit));
-    let other = match stored {
-        Some(Stored::Other(manifest)) => Some(&**manifest),
-        _ => None,
-    };
-    let ours = manifest(&repo.name, revision, other);
+    let stored = stored_manifest(remote, repo, revision);
+    let is_there = stored.is_some();
+    let theirs = stored.and_then(Stored::valid);
+    let ours = theirs.as_ref().map_or_else(|| revision.manifest.clone(), |theirs| beside(revision, theirs));
     let twins = twins(revision, &ours);
-    let manifest = match (stored, other) {
-        (None, _) => ManifestAction::Create,
-        (Some(Stored::Same), _) => ManifestAction::Keep,
-        (Some(Stored::Invalid(_)), _) | (_, None) => ManifestAction::Replace,
-        (_, Some(other)) if unite(other, &ours, &twins)? == *other => ManifestAction::Keep,
-        _ => ManifestAction::Extend,
+    let manifest = match &theirs {
+        None if is_there => ManifestAction::Replace,
+        None => ManifestAction::Create,
+        // The listing has proved it.
+        Some(theirs) if Arc::ptr_eq(theirs, &ours) => ManifestAction::Keep,
+        Some(theirs) if unite(theirs, &ours, &twins)? == **theirs => ManifestAction::Keep,
+        Some(_) => ManifestAction::Extend,
     };
-    let is_there = |path: &str| other.is_some_and(|other| other.files.iter().any(|file| file.path.as_str() == path));
-    let lacking = revision.broken.iter().filter(|path| !is_there(path)).count();
+    let has =
+        |path: &str| theirs.as_ref().is_some_and(|theirs| theirs.files.iter().any(|file| file.path.as_str() == path));
+    let lacking = revision.broken.iter().filter(|path| !has(path)).count();
     let mut action = RevisionAction {
         repo: repo.name.clone(),
         commit: revision.commit.clone(),
@@ -382,14 +394,15 @@ fn plan_revision(
                 continue;
             }
             let shared = keys::is_shared_ref(&repo.name, &key);
-            match remote.refs.get(&key) {
-                Some(stored) if stored.commit.as_ref() == Some(&revision.commit) => action.refs_unchanged += 1,
+            let stored = remote.reference(&key);
+            let is_there = stored.is_some();
+            let before = stored.and_then(Stored::valid);
+            if before.as_ref() == Some(&revision.commit) {
+                action.refs_unchanged += 1;
+            } else if is_there && shared && remote.owner(&repo.name.id, &key).as_ref() != Some(&repo.name) {
                 // Never taken from another repo.
-                Some(stored) if shared && stored.owner.as_ref() != Some(&repo.name) => {}
-                stored => {
-                    let before = stored.and_then(|stored| stored.commit.clone());
-                    action.refs.push(RefAction { key, name: name.clone(), before });
-                }
+            } else {
+                action.refs.push(RefAction { key, name: name.clone(), before });
             }
         }
     }
@@ -432,4 +445,292 @@ pub fn unite(stored: &Manifest, ours: &Manifest, twins: &HashMap<RepoPath, BlobI
         return stored.united_with(ours);
     }
     with_our_names(stored, ours, twins).united_with(ours)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bucket::client::Object;
+    use crate::model::ids::{RepoQuery, RepoType};
+    use crate::model::manifest::Tree;
+
+    fn name(text: &str) -> RepoName {
+        let query: RepoQuery = text.parse().unwrap();
+        RepoName::new(query.kind.unwrap_or(RepoType::Model), query.id)
+    }
+
+    fn commit(digit: char) -> Commit {
+        digit.to_string().repeat(40).parse().unwrap()
+    }
+
+    fn sha1(digit: &str) -> BlobId {
+        digit.repeat(40).parse().unwrap()
+    }
+
+    fn sha256(digit: &str) -> BlobId {
+        digit.repeat(64).parse().unwrap()
+    }
+
+    /// `a=1` is the path `a` with the blob `111…`, ten bytes long.
+    fn files(text: &str) -> Vec<ManifestFile> {
+        let file = |part: &str| {
+            let (path, digit) = part.split_once('=').unwrap();
+            ManifestFile { path: path.parse().unwrap(), blob: sha1(digit), size: 10 }
+        };
+        text.split_whitespace().map(file).collect()
+    }
+
+    /// The same files as a tree.
+    fn tree(text: &str) -> Tree {
+        let entry = |file: ManifestFile| format!(r#""{}": {{"size": 10, "blob_id": "{}"}}"#, file.path, file.blob);
+        let entries: Vec<String> = files(text).into_iter().map(entry).collect();
+        let text = format!(r#"{{"format_version": 1, "files": {{{}}}}}"#, entries.join(", "));
+        Tree::parse(text.as_bytes()).unwrap().unwrap()
+    }
+
+    fn revision(repo: &str, digit: char, text: &str) -> LocalRevision {
+        let files = files(text).into_iter().map(|file| LocalFile { file, source: "/x".into(), other: None });
+        LocalRevision::new(&name(repo), commit(digit), files.collect(), None)
+    }
+
+    fn repo(id: &str, revisions: Vec<LocalRevision>, refs: &[(&str, char)]) -> LocalRepo {
+        LocalRepo {
+            name: name(id),
+            gated: None,
+            revisions,
+            refs: refs.iter().map(|(name, digit)| (name.parse().unwrap(), commit(*digit))).collect(),
+            pins: Default::default(),
+            unused: 0,
+        }
+    }
+
+    fn local(repos: impl IntoIterator<Item = LocalRepo>) -> Local {
+        Local { repos: repos.into_iter().collect(), ..Local::default() }
+    }
+
+    /// A bucket with these blobs, and with what was read under these keys.
+    #[derive(Default)]
+    struct Bucket<'a> {
+        blobs: &'a [(&'a str, u64)],
+        manifests: Vec<(String, Stored<Arc<Manifest>>)>,
+        refs: Vec<(&'a str, Stored<Commit>)>,
+    }
+
+    impl Bucket<'_> {
+        fn state(self) -> RemoteState {
+            let object = |key: String, size| Object { key, size, etag: None, modified: None };
+            let blobs = self.blobs.iter().map(|(digit, size)| object(keys::blob(&sha1(digit)), *size));
+            let manifests = self.manifests.iter().map(|(key, _)| object(key.clone(), 1));
+            let refs = self.refs.iter().map(|(key, _)| object(key.to_string(), 40));
+            let state = RemoteState::new(blobs.chain(manifests).chain(refs));
+            self.manifests.into_iter().for_each(|(key, stored)| state.keep_manifest(&key, stored));
+            self.refs.into_iter().for_each(|(key, stored)| state.keep_ref(key, stored));
+            state
+        }
+    }
+
+    fn key(repo: &str, digit: char) -> String {
+        keys::manifest(&name(repo).id, &commit(digit))
+    }
+
+    fn stored(repo: &str, digit: char, text: &str, tree: Option<Tree>) -> (String, Stored<Arc<Manifest>>) {
+        let (repo_name, extra) = (name(repo), serde_json::Map::new());
+        let manifest = Manifest { repo: repo_name, revision: commit(digit), files: files(text), tree, extra };
+        (key(repo, digit), Stored::Valid(Arc::new(manifest)))
+    }
+
+    fn invalid<T>() -> Stored<T> {
+        Stored::Invalid(Error::new(Kind::Integrity, "it is not valid"))
+    }
+
+    fn keys_of(action: &RevisionAction) -> Vec<&str> {
+        action.refs.iter().map(|one| one.key.as_str()).collect()
+    }
+
+    #[test]
+    fn a_blob_is_sent_when_the_bucket_lacks_it_or_has_another_size() {
+        use UploadReason::{Missing, WrongSize};
+        for (blobs, uploads, present) in [
+            (&[][..], &[("1", Missing), ("2", Missing)][..], 0),
+            (&[("1", 10)], &[("2", Missing)], 1),
+            (&[("1", 10), ("2", 9)], &[("2", WrongSize)], 1),
+            (&[("1", 10), ("2", 10), ("3", 10)], &[], 2),
+        ] {
+            // Two files and two repos share a blob.
+            let repos = ["org/one", "dataset:org/two"]
+                .map(|id| repo(id, vec![revision(id, 'a', "x=1 y=2 z=1")], &[("main", 'a')]));
+            let plan = plan(&local(repos), &Bucket { blobs, ..Bucket::default() }.state());
+            let sent: Vec<_> = plan.uploads.iter().map(|upload| (upload.blob, upload.reason)).collect();
+            let expected: Vec<_> = uploads.iter().map(|(digit, reason)| (sha1(digit), *reason)).collect();
+            assert_eq!((sent, plan.present.blobs), (expected, present), "{blobs:?}");
+            assert_eq!(plan.relied_on.len() as u64, present, "what is published relies on it: {blobs:?}");
+        }
+    }
+
+    #[test]
+    fn a_manifest_is_created_extended_kept_or_replaced() {
+        use ManifestAction::{Create, Extend, Keep, Replace};
+        let of = |text| Some(stored("org/name", 'a', text, None));
+        for (there, action) in [
+            (None, Create),
+            (of("x=1"), Extend),
+            (of("x=1 y=2"), Keep),
+            (of("x=1 y=2 z=3"), Keep),
+            (Some((key("org/name", 'a'), invalid())), Replace),
+            // It was listed, and gone when it was read.
+            (Some((key("org/name", 'a'), Stored::Absent)), Replace),
+        ] {
+            let shown = format!("{there:?}");
+            let local = local([repo("org/name", vec![revision("org/name", 'a', "x=1 y=2")], &[])]);
+            let blobs = &[("1", 10), ("2", 10)];
+            let remote = Bucket { blobs, manifests: there.into_iter().collect(), ..Bucket::default() }.state();
+            let plan = plan(&local, &remote);
+            let [revision] = plan.revisions.as_slice() else { panic!("{:?}", plan.revisions) };
+            assert_eq!(revision.manifest, action, "{shown}");
+            // Nothing relies on blobs of what is not published.
+            assert_eq!(plan.relied_on.len(), if action == Keep { 0 } else { 2 }, "{shown}");
+            assert!(Arc::ptr_eq(&revision.ours, &local.repos[0].revisions[0].manifest), "made once: {shown}");
+        }
+    }
+
+    #[test]
+    fn what_contradicts_the_buckets_manifest_is_a_failure() {
+        let other_file = stored("org/name", 'a', "x=9", None);
+        let other_repo = (key("org/name", 'a'), stored("dataset:org/name", 'a', "x=1", None).1);
+        for (there, words) in [(other_file, "disagree about"), (other_repo, "cannot be stored")] {
+            let local = local([repo("org/name", vec![revision("org/name", 'a', "x=1")], &[("main", 'a')])]);
+            let plan = plan(&local, &Bucket { manifests: vec![there], ..Bucket::default() }.state());
+            assert!(plan.failures[0].what.contains(words), "{:?}", plan.failures);
+            assert!(plan.revisions.is_empty() && plan.uploads.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_ref_is_written_unless_it_is_right_or_another_repos() {
+        let (old, new) = ("refs/org__name/main", "refs-v2/datasets--org--name/main");
+        let theirs = || stored("org/name", 'b', "x=1", None);
+        let earlier = || stored("dataset:org/name", 'b', "x=1", None);
+        let says = |digit| Stored::Valid(commit(digit));
+        for (id, refs, manifests, written, before, unchanged) in [
+            ("org/name", vec![], vec![], &[old][..], None, 0),
+            ("org/name", vec![(old, says('a'))], vec![], &[], None, 1),
+            // 0.1.0's key of a plain model is the model's, whatever it says.
+            ("org/name", vec![(old, says('b'))], vec![earlier()], &[old], Some('b'), 0),
+            ("org/name", vec![(old, invalid())], vec![], &[old], None, 0),
+            ("dataset:org/name", vec![], vec![], &[old, new], None, 0),
+            ("dataset:org/name", vec![(old, says('b'))], vec![earlier()], &[old, new], Some('b'), 0),
+            ("dataset:org/name", vec![(old, says('b'))], vec![theirs()], &[new], None, 0),
+            // Whose it is cannot be told.
+            ("dataset:org/name", vec![(old, says('b'))], vec![], &[new], None, 0),
+            ("dataset:org/name", vec![(old, invalid())], vec![], &[new], None, 0),
+            ("dataset:org/name", vec![(old, says('a')), (new, says('a'))], vec![], &[], None, 2),
+            ("kernel:org/name", vec![], vec![], &["refs-v2/kernels--org--name/main"], None, 0),
+        ] {
+            let shown = format!("{id} {refs:?} {manifests:?}");
+            let local = local([repo(id, vec![revision(id, 'a', "x=1")], &[("main", 'a')])]);
+            let plan = plan(&local, &Bucket { manifests, refs, ..Bucket::default() }.state());
+            let action = &plan.revisions[0];
+            assert_eq!((keys_of(action), action.refs_unchanged), (written.to_vec(), unchanged), "{shown}");
+            assert_eq!(action.refs.first().and_then(|one| one.before.clone()), before.map(commit), "{shown}");
+        }
+    }
+
+    #[test]
+    fn a_model_goes_before_the_dataset_of_its_id() {
+        let ids = ["dataset:org/name", "org/name"];
+        let digits = ['a', 'b'];
+        let repos = ids.into_iter().zip(digits);
+        let repos = repos.map(|(id, digit)| repo(id, vec![revision(id, digit, "x=1")], &[("main", digit)]));
+        let plan = plan(&local(repos), &RemoteState::default());
+        let written: Vec<_> = plan.revisions.iter().map(|action| (action.repo.to_string(), keys_of(action))).collect();
+        let expected = [("org/name", "refs/org__name/main"), (ids[0], "refs-v2/datasets--org--name/main")];
+        assert_eq!(written, expected.map(|(id, key)| (id.to_string(), vec![key])));
+    }
+
+    #[test]
+    fn what_is_left_out_says_why() {
+        let full = |text| vec![revision("org/name", 'a', text)];
+        let with = |change: fn(&mut LocalRevision)| {
+            let mut revisions = full("x=1");
+            change(&mut revisions[0]);
+            repo("org/name", revisions, &[])
+        };
+        let gated = Gated { file: "LICENSE".into(), keyword: "gated", license: None };
+        let gated_reason = SkipReason::Gated { file: "LICENSE".into(), keyword: "gated", license: None };
+        let pointer = "p.bin".parse::<RepoPath>().unwrap();
+        for (repo, reason, published) in [
+            (LocalRepo { gated: Some(gated), ..repo("org/name", vec![], &[("main", 'a')]) }, gated_reason, 0),
+            (with(|one| one.pointers.push("p.bin".parse().unwrap())), SkipReason::Pointer { path: pointer }, 1),
+            (repo("org/name", full(""), &[]), SkipReason::NoFiles, 0),
+            (
+                repo("org/name", full("x=1"), &[("gone", 'f')]),
+                SkipReason::NoSnapshot { name: "gone".parse().unwrap() },
+                1,
+            ),
+            (with(|one| one.strangers.push("x.lock".into())), SkipReason::Unlinked { files: vec!["x.lock".into()] }, 1),
+            (
+                with(|one| {
+                    one.strangers.push("x.lock".into());
+                    one.tree = Some(tree("x=1"));
+                }),
+                SkipReason::Unlisted { files: vec!["x.lock".into()] },
+                1,
+            ),
+            (LocalRepo { unused: 2, ..repo("org/name", full("x=1"), &[]) }, SkipReason::Unused { blobs: 2 }, 1),
+        ] {
+            let plan = plan(&local([repo]), &RemoteState::default());
+            let reasons: Vec<_> = plan.skips.iter().map(|skip| &skip.reason).collect();
+            assert_eq!(reasons, [&reason]);
+            assert_eq!((plan.revisions.len(), plan.uploads.len()), (published, published), "{reason:?}");
+        }
+    }
+
+    #[test]
+    fn what_the_commits_tree_refuses_is_a_failure_and_nothing_else() {
+        let mut refused = revision("org/name", 'a', "x=1");
+        refused.refused = Some(Error::new(Kind::Integrity, "org/name was not pushed"));
+        let plan = plan(&local([repo("org/name", vec![refused], &[("main", 'a')])]), &RemoteState::default());
+        assert_eq!((plan.failures.len(), plan.uploads.len(), plan.revisions.len()), (1, 0, 0));
+    }
+
+    #[test]
+    fn a_revision_is_withheld_while_a_blob_of_it_is_missing() {
+        let local = local([repo("org/name", vec![revision("org/name", 'a', "x=1 y=2 z=1")], &[])]);
+        let plan = plan(&local, &RemoteState::default());
+        let withheld = |lost: &[(&str, u64)]| {
+            plan.revisions[0].withheld(&lost.iter().map(|(digit, size)| (sha1(digit), *size)).collect())
+        };
+        assert_eq!(withheld(&[("1", 10)]).unwrap().reason, SkipReason::Withheld { files: 2 });
+        assert_eq!(withheld(&[("1", 9), ("3", 10)]), None);
+    }
+
+    #[test]
+    fn only_what_the_buckets_tree_lists_joins_where_there_is_none_here() {
+        let local = local([repo("org/name", vec![revision("org/name", 'a', "x=1 y=2 stray=3")], &[])]);
+        let there = stored("org/name", 'a', "x=1", Some(tree("x=1 y=2")));
+        let plan = plan(&local, &Bucket { manifests: vec![there], ..Bucket::default() }.state());
+        let action = &plan.revisions[0];
+        assert_eq!((action.manifest, &action.ours.files), (ManifestAction::Extend, &files("x=1 y=2")));
+        assert_eq!(plan.skips[0].reason, SkipReason::Unlisted { files: vec!["stray".into()] });
+        assert_eq!(plan.uploads.iter().map(|upload| upload.blob).collect::<Vec<_>>(), [sha1("1"), sha1("2")]);
+    }
+
+    #[test]
+    fn of_two_right_names_the_buckets_is_taken() {
+        let mut revision = revision("org/name", 'a', "x=1 y=2");
+        revision.files[0].other = Some(sha256("1"));
+        let (key, there) = stored("org/name", 'a', "x=1", None);
+        let there = there.map(|manifest| {
+            let mut manifest = Arc::unwrap_or_clone(manifest);
+            manifest.files[0].blob = sha256("1");
+            Arc::new(manifest)
+        });
+        let state = Bucket { manifests: vec![(key, there)], ..Bucket::default() }.state();
+        let plan = plan(&local([repo("org/name", vec![revision], &[])]), &state);
+        let action = &plan.revisions[0];
+        assert_eq!(action.ours.files[0].blob, sha256("1"));
+        assert_eq!((action.manifest, action.twins[&files("x=1")[0].path]), (ManifestAction::Extend, sha1("1")));
+        // It is sent, where it is missing, by the name that is published.
+        assert_eq!(plan.uploads.iter().map(|upload| upload.blob).collect::<Vec<_>>(), [sha1("2"), sha256("1")]);
+    }
 }

@@ -19,20 +19,39 @@ const SPARSE: usize = 10;
 /// Keys asked for at a time: S3's limit.
 const PAGE: u32 = 1000;
 
+/// Where the objects of a listing go, page by page: whoever keeps less of them than all needs less memory.
+pub trait Collect {
+    /// Takes an object.
+    fn take(&mut self, object: Object);
+
+    /// The keys of all that it took. Asked only where a store does not list in order.
+    fn keys(&self) -> HashSet<String>;
+}
+
+impl Collect for Vec<Object> {
+    fn take(&mut self, object: Object) {
+        self.push(object);
+    }
+
+    fn keys(&self) -> HashSet<String> {
+        self.iter().map(|object| object.key.clone()).collect()
+    }
+}
+
 impl Bucket {
     /// All objects whose keys begin with `prefix`.
     ///
     /// # Errors
     /// Any page that fails fails the whole listing, and so does one that has no end.
-    pub async fn list(&self, prefix: &str) -> Result<Vec<Object>, Failure> {
-        let mut listing = Listing::default();
+    pub async fn list<C: Collect + Default>(&self, prefix: &str) -> Result<C, Failure> {
+        let mut listing = Listing::<C>::default();
         let mut token = None;
         loop {
             let page = self.page(prefix, token.as_deref(), PAGE).await?;
             let objects = self.objects(prefix, &page)?;
             match listing.add(objects, &page)? {
                 Some(next) => token = Some(next),
-                None => return Ok(listing.objects),
+                None => return Ok(listing.taken),
             }
         }
     }
@@ -95,35 +114,35 @@ impl Bucket {
 
 /// A listing as it comes, page by page.
 #[derive(Default)]
-struct Listing {
-    objects: Vec<Object>,
+struct Listing<C> {
+    taken: C,
+    count: usize,
+    /// The last of the keys, in their order.
+    highest: Option<String>,
     tokens: HashSet<String>,
     without_news: usize,
 }
 
-impl Listing {
+impl<C: Collect> Listing<C> {
     /// Takes a page; returns the token of the next one.
-    fn add(&mut self, objects: Vec<Object>, page: &Page) -> Result<Option<String>, Failure> {
-        let before = self.objects.len();
+    fn add(&mut self, mut objects: Vec<Object>, page: &Page) -> Result<Option<String>, Failure> {
         // Pages come in order: only where they do not, keys may be there already.
-        let in_order = match (self.objects.last(), objects.first()) {
-            (Some(last), Some(first)) => last.key < first.key && objects.is_sorted_by(|a, b| a.key < b.key),
-            _ => objects.is_sorted_by(|a, b| a.key < b.key),
-        };
-        if in_order {
-            self.objects.extend(objects);
-        } else {
-            let mut known: HashSet<String> = self.objects.iter().map(|object| object.key.clone()).collect();
-            self.objects.extend(objects.into_iter().filter(|object| known.insert(object.key.clone())));
+        let follows = objects.first().is_none_or(|first| self.highest.as_ref().is_none_or(|last| *last < first.key));
+        if !follows || !objects.is_sorted_by(|a, b| a.key < b.key) {
+            let mut known = self.taken.keys();
+            objects.retain(|object| known.insert(object.key.clone()));
         }
+        let has_news = !objects.is_empty();
+        self.count += objects.len();
+        self.highest = objects.iter().map(|object| &object.key).chain(&self.highest).max().cloned();
+        objects.into_iter().for_each(|object| self.taken.take(object));
         let Some(next) = &page.next else { return Ok(None) };
-        let has_news = self.objects.len() > before;
         // A store may name a next page beside saying that this was the last: then it may be asked for, and may be none.
         if page.last && (!has_news || self.tokens.contains(next)) {
             return Ok(None);
         }
         self.without_news = if has_news { 0 } else { self.without_news + 1 };
-        let is_sparse = self.tokens.len() > MANY && self.objects.len() < self.tokens.len() * SPARSE;
+        let is_sparse = self.tokens.len() > MANY && self.count < self.tokens.len() * SPARSE;
         if !self.tokens.insert(next.clone()) || self.without_news > NOTHING_NEW || is_sparse {
             return Err(Failure::new(Cause::NotS3, "its listing goes round in circles and has no end"));
         }
@@ -142,14 +161,14 @@ mod tests {
 
     #[test]
     fn a_listing_that_gives_one_key_a_page_for_ever_is_an_error() {
-        let add = |listing: &mut Listing, at: usize, keys: usize| {
+        let add = |listing: &mut Listing<Vec<Object>>, at: usize, keys: usize| {
             let keys: Vec<String> = (0..keys).map(|key| format!("{at:06}-{key:04}")).collect();
             let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
             listing.add(objects(&keys), &page(Some(&at.to_string()), false))
         };
-        let mut endless = Listing::default();
+        let mut endless = Listing::<Vec<Object>>::default();
         assert!((0..MANY + 10).any(|at| add(&mut endless, at, 1).is_err()));
-        let mut large = Listing::default();
+        let mut large = Listing::<Vec<Object>>::default();
         assert!((0..MANY + 10).all(|at| add(&mut large, at, 20).is_ok()), "a store may give small pages");
     }
 
@@ -159,19 +178,27 @@ mod tests {
 
     #[test]
     fn a_listing_is_put_together_in_any_order_without_doubles() {
-        let mut listing = Listing::default();
+        let mut listing = Listing::<Vec<Object>>::default();
         assert_eq!(listing.add(objects(&["a", "c"]), &page(Some("1"), false)).unwrap().as_deref(), Some("1"));
         assert_eq!(listing.add(objects(&["b", "c", "d"]), &page(Some("2"), false)).unwrap().as_deref(), Some("2"));
         assert_eq!(listing.add(objects(&[]), &page(Some("3"), false)).unwrap().as_deref(), Some("3"));
         assert_eq!(listing.add(objects(&["e"]), &page(None, true)).unwrap(), None);
-        let keys: Vec<&str> = listing.objects.iter().map(|object| object.key.as_str()).collect();
+        let keys: Vec<&str> = listing.taken.iter().map(|object| object.key.as_str()).collect();
         assert_eq!(keys, ["a", "c", "b", "d", "e"]);
+
+        // A key may come again two pages later.
+        let mut listing = Listing::<Vec<Object>>::default();
+        for (page_number, keys) in [&["a", "c"][..], &["b"], &["c", "d"]].into_iter().enumerate() {
+            listing.add(objects(keys), &page(Some(&page_number.to_string()), false)).unwrap();
+        }
+        let keys: Vec<&str> = listing.taken.iter().map(|object| object.key.as_str()).collect();
+        assert_eq!(keys, ["a", "c", "b", "d"]);
     }
 
     #[test]
     fn a_listing_without_end_is_an_error() {
         for keys in [&["a"][..], &[]] {
-            let mut listing = Listing::default();
+            let mut listing = Listing::<Vec<Object>>::default();
             let mut ended = None;
             for round in 0..1000 {
                 if listing.add(objects(keys), &page(Some(&round.to_string()), false)).is_err() {
@@ -182,7 +209,7 @@ mod tests {
             assert!(ended.is_some());
         }
         // Tokens in turn, whatever they bring.
-        let mut listing = Listing::default();
+        let mut listing = Listing::<Vec<Object>>::default();
         assert!(listing.add(objects(&["a"]), &page(Some("A"), false)).is_ok());
         assert!(listing.add(objects(&["b"]), &page(Some("B"), false)).is_ok());
         assert!(listing.add(objects(&["c"]), &page(Some("A"), false)).is_err());
@@ -190,9 +217,9 @@ mod tests {
 
     #[test]
     fn a_last_page_that_names_a_next_one_may_be_the_last() {
-        let mut listing = Listing::default();
+        let mut listing = Listing::<Vec<Object>>::default();
         assert_eq!(listing.add(objects(&["a"]), &page(Some("x"), true)).unwrap().as_deref(), Some("x"));
         assert_eq!(listing.add(objects(&["a"]), &page(Some("x"), true)).unwrap(), None);
-        assert_eq!(listing.objects.len(), 1);
+        assert_eq!(listing.taken.len(), 1);
     }
 }

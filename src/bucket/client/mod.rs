@@ -22,6 +22,7 @@ use aws_smithy_types::byte_stream::ByteStream;
 use bytes::Bytes;
 
 pub use body::{MakeBody, Pulse};
+pub use listing::Collect;
 pub use parts::Part;
 #[cfg(feature = "fallback")]
 pub(crate) use retry::back_off;

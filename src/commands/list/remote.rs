@@ -1,12 +1,13 @@
 //! What is in the bucket, by a listing of manifests and refs: see [`crate::bucket::catalog`].
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashSet};
 use std::time::SystemTime;
 
 use serde::Serialize;
 
 use super::Args;
 use crate::bucket::catalog::{self, Catalog, Options, Repo};
+use crate::bucket::state::{RemoteState, Scope};
 use crate::engine::Session;
 use crate::error::{Error, Result};
 use crate::model::ids::{BlobId, Commit, RefName, RepoName};
@@ -88,9 +89,11 @@ pub struct RevisionRow {
 pub async fn report(session: &Session, args: &Args) -> Result<Report> {
     let bucket = session.bucket().await?;
     session.progress.event(Event::Step("listing the bucket"));
-    let listing = catalog::list(&bucket).await?;
+    let doing = format!("cannot list bucket '{}'", bucket.name());
+    let listed = RemoteState::list(&bucket, Scope::NAMES).await;
+    let state = listed.map_err(|failure| bucket.explain(failure, &doing))?;
     let options = Options { every_manifest: args.sizes, every_ref: args.sizes };
-    let catalog = catalog::read(&bucket, &listing, HashMap::new(), options).await?;
+    let catalog = catalog::read(&bucket, &state, HashSet::new(), options).await?;
     Ok(Report {
         bucket: bucket.name().to_string(),
         prefix: session.config.team.prefix.clone(),

@@ -1,0 +1,118 @@
+//! Reading manifests and refs, checked. These read anew each time; [`super::state`] keeps what was read.
+
+use super::client::Bucket;
+use super::keys;
+use crate::error::{Error, Kind, Result};
+use crate::model::ids::Commit;
+use crate::model::manifest::Manifest;
+
+/// Largest manifest that is read, in bytes.
+pub const MAX_MANIFEST: u64 = 256 << 20;
+/// Largest ref that is read, in bytes.
+const MAX_REF: u64 = 256;
+
+/// What is under a key.
+#[derive(Debug, Clone)]
+pub enum Stored<T> {
+    /// This.
+    Valid(T),
+    /// Something that is not valid; the error says why.
+    Invalid(Error),
+    /// Nothing.
+    Absent,
+}
+
+impl<T> Stored<T> {
+    /// Makes what is not valid a part of the result; that a request failed remains an error.
+    fn of(read: Result<Option<T>>) -> Result<Stored<T>> {
+        match read {
+            Ok(Some(content)) => Ok(Stored::Valid(content)),
+            Ok(None) => Ok(Stored::Absent),
+            Err(error) if error.kind == Kind::Integrity => Ok(Stored::Invalid(error)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What is there, if it is valid.
+    pub fn valid(self) -> Option<T> {
+        match self {
+            Stored::Valid(content) => Some(content),
+            Stored::Invalid(_) | Stored::Absent => None,
+        }
+    }
+
+    /// What is there, if anything.
+    ///
+    /// # Errors
+    /// When it is not valid.
+    pub fn checked(self) -> Result<Option<T>> {
+        match self {
+            Stored::Valid(content) => Ok(Some(content)),
+            Stored::Invalid(error) => Err(error),
+            Stored::Absent => Ok(None),
+        }
+    }
+
+    /// The same of what `change` makes of it.
+    pub fn map<U>(self, change: impl FnOnce(T) -> U) -> Stored<U> {
+        match self {
+            Stored::Valid(content) => Stored::Valid(change(content)),
+            Stored::Invalid(error) => Stored::Invalid(error),
+            Stored::Absent => Stored::Absent,
+        }
+    }
+}
+
+/// Reads the manifest under a key. One that belongs to another key is not valid.
+///
+/// # Errors
+/// When the request fails.
+pub async fn manifest(bucket: &Bucket, key: &str) -> Result<Stored<Manifest>> {
+    Ok(manifest_and_etag(bucket, key).await?.map(|(manifest, _)| manifest))
+}
+
+/// The same, with the object's ETag, when the store tells it.
+///
+/// # Errors
+/// When the request fails.
+pub async fn manifest_and_etag(bucket: &Bucket, key: &str) -> Result<Stored<(Manifest, Option<String>)>> {
+    Stored::of(try_manifest(bucket, key).await)
+}
+
+async fn try_manifest(bucket: &Bucket, key: &str) -> Result<Option<(Manifest, Option<String>)>> {
+    let doing = format!("cannot read {key}");
+    let small = bucket.get_small(key, MAX_MANIFEST).await.map_err(|failure| bucket.explain(failure, &doing))?;
+    let Some(small) = small else { return Ok(None) };
+    let bad = |why: String| {
+        Error::integrity(format!("the manifest {key} is not valid"))
+            .because(why)
+            .hint("push the revision again from a machine that has it")
+    };
+    let manifest = Manifest::parse(&small.bytes).map_err(bad)?;
+    let own_key = keys::manifest(&manifest.repo.id, &manifest.revision);
+    if own_key != key {
+        return Err(bad(format!("it says that it is {}@{}", manifest.repo, manifest.revision)));
+    }
+    Ok(Some((manifest, small.etag)))
+}
+
+/// Reads a ref. Content that is no commit hash is not valid.
+///
+/// # Errors
+/// When the request fails.
+pub async fn reference(bucket: &Bucket, key: &str) -> Result<Stored<Commit>> {
+    Stored::of(try_reference(bucket, key).await)
+}
+
+async fn try_reference(bucket: &Bucket, key: &str) -> Result<Option<Commit>> {
+    let doing = format!("cannot read {key}");
+    let small = bucket.get_small(key, MAX_REF).await.map_err(|failure| bucket.explain(failure, &doing))?;
+    let Some(small) = small else { return Ok(None) };
+    let text = String::from_utf8_lossy(&small.bytes);
+    match text.trim().parse() {
+        Ok(commit) => Ok(Some(commit)),
+        Err(why) => Err(Error::integrity(format!("the ref {key} in the bucket is not valid"))
+            .because(why.to_string())
+            .hint("push the repo again from a machine that has it, or pull a commit with -r")),
+    }
+}
