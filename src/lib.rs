@@ -8,7 +8,7 @@
 //!  hub/ ───────────────► Inventory ───────► Plan ───────────────────► blobs/, then manifests/, then refs/
 //!                                   ▲                                    │
 //!                                   │ engine::survey                     │ bucket::lookup
-//!                                bucket listing                          ▼
+//!                              RemoteState of the bucket                 ▼
 //!  hub/ ◄─────────────── cache::place ◄──── Plan ◄────────────── Manifest of a revision
 //!        blobs, tree, snapshot, ref    engine::hydrate   plan::pull
 //! ```

@@ -196,7 +196,7 @@ impl RemoteState {
     }
 
     fn sorted(mut self) -> RemoteState {
-        self.blobs.0.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        self.blobs.0.sort_unstable_by_key(|(id, _)| *id);
         self
     }
 

@@ -243,8 +243,7 @@ struct Published<'a> {
 }
 
 async fn publish_revision<'a>(context: &Context, revision: &'a RevisionAction, lost: &HashSet<Key>) -> Published<'a> {
-    let mut done = Published::default();
-    done.skipped = revision.withheld(lost);
+    let mut done = Published { skipped: revision.withheld(lost), ..Published::default() };
     if done.skipped.is_some() {
         return done;
     }
@@ -270,10 +269,8 @@ async fn publish_revision<'a>(context: &Context, revision: &'a RevisionAction, l
 /// Writes a ref, unless its key is one that another repo may use too and has taken since the listing.
 async fn write_ref(context: &Context, revision: &RevisionAction, reference: &RefAction) -> Result<bool> {
     let (repo, key) = (&revision.repo, &reference.key);
-    if keys::is_shared_ref(repo, key) {
-        if is_taken(&context.bucket, key, repo).await? {
-            return Ok(false);
-        }
+    if keys::is_shared_ref(repo, key) && is_taken(&context.bucket, key, repo).await? {
+        return Ok(false);
     }
     put_ref(context, revision, reference).await.map(|()| true)
 }

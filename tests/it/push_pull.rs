@@ -305,6 +305,31 @@ fn a_store_without_etags_costs_no_request_per_blob_either() {
 }
 
 #[test]
+fn what_is_in_the_bucket_is_read_once() {
+    let store = Store::new();
+    let [source, other, empty] = [(); 3].map(|()| Machine::new(&store));
+    // 0.1.0's keys of a dataset may be a model's: whose they are, the manifest tells that they lead to.
+    let old = Revision::new("dataset", "org/name").git("data.csv", "old\n").refs(&["main", "v1", "v2"]);
+    old.write(&source.hub());
+    old.at(OTHER).git("more.csv", "new\n").write(&other.hub());
+    source.ok(&["push"]);
+    for (machine, line) in [
+        (&other, &["push", "--dry-run"][..]),
+        (&other, &["diff", "--deep"]),
+        (&empty, &["list", "--remote", "--sizes"]),
+        (&empty, &["pull", "org/name", "--dry-run"]),
+        (&empty, &["pull-all", "--dry-run"]),
+    ] {
+        store.server.take_seen();
+        machine.ok(line);
+        let seen = store.server.take_seen();
+        let mut read: Vec<_> = seen.iter().filter(|seen| seen.method == "GET" && !seen.is_list()).collect();
+        read.sort_by_key(|seen| &seen.key);
+        assert!(!read.is_empty() && !read.windows(2).any(|pair| pair[0].key == pair[1].key), "{line:?}: {read:#?}");
+    }
+}
+
+#[test]
 fn every_request_says_who_asks() {
     let store = Store::new();
     let (source, target) = (Machine::new(&store), Machine::new(&store));
