@@ -337,7 +337,7 @@ fn right_form(command: &str, argument: &str, line: &[String]) -> Option<String> 
 
 fn current_dir() -> Result<PathBuf> {
     std::env::current_dir()
-        .map_err(|e| Error::new(Kind::Failed, "cannot tell the current directory").because(crate::error::plain_io(&e)))
+        .map_err(|e| Error::failed("cannot tell the current directory").because(crate::error::plain_io(&e)))
 }
 
 /// Runs a command; returns the kind of failure that a finished command reports.

@@ -1,15 +1,19 @@
 //! The one error type: what failed, on what, why, and what to do next.
 //!
 //! A message is one to three lines: `what: why`, then optionally a line with the next step. No message carries
-//! Debug output, names of SDK types, or secrets. The exit code follows from the [`Kind`].
+//! Debug output, names of SDK types, or secrets. What happened is the [`Cause`]; the [`Kind`] and the exit code follow from
+//! it.
+
+mod cause;
 
 use std::fmt;
 use std::io;
 use std::path::Path;
 
 use crate::escape::{Keep, escape, without_user};
+pub use cause::Cause;
 
-/// What kind of failure it was; decides the exit code, so that scripts can react to each differently.
+/// What kind of failure it was, for scripts: decides the exit code, and nothing in this program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
@@ -69,8 +73,9 @@ impl Kind {
 /// A failure as a user reads it.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Error {
-    /// Decides the exit code.
-    pub kind: Kind,
+    /// What happened; scripts see its kind.
+    #[serde(rename = "kind", serialize_with = "as_kind")]
+    pub cause: Cause,
     /// What failed, and on what.
     pub what: String,
     /// Why, when known.
@@ -87,44 +92,59 @@ pub struct Error {
 /// The result type of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+fn as_kind<S: serde::Serializer>(cause: &Cause, to: S) -> Result<S::Ok, S::Error> {
+    serde::Serialize::serialize(&cause.kind(), to)
+}
+
 impl Error {
-    /// An error of `kind` that says what failed.
-    pub fn new(kind: Kind, what: impl Into<String>) -> Self {
-        Error { kind, what: what.into(), why: None, hint: None, shared: false }
+    /// An error that says what failed.
+    pub fn new(cause: Cause, what: impl Into<String>) -> Self {
+        Error { cause, what: what.into(), why: None, hint: None, shared: false }
     }
 
-    /// [`Kind::Failed`].
+    /// What scripts are told.
+    pub fn kind(&self) -> Kind {
+        self.cause.kind()
+    }
+
+    /// [`Cause::Other`].
     pub fn failed(what: impl Into<String>) -> Self {
-        Self::new(Kind::Failed, what)
+        Self::new(Cause::Other, what)
     }
 
-    /// [`Kind::Usage`].
+    /// [`Cause::Usage`].
     pub fn usage(what: impl Into<String>) -> Self {
-        Self::new(Kind::Usage, what)
+        Self::new(Cause::Usage, what)
     }
 
-    /// [`Kind::NotFound`].
+    /// [`Cause::NotFound`].
     pub fn not_found(what: impl Into<String>) -> Self {
-        Self::new(Kind::NotFound, what)
+        Self::new(Cause::NotFound, what)
     }
 
-    /// [`Kind::Integrity`].
-    pub fn integrity(what: impl Into<String>) -> Self {
-        Self::new(Kind::Integrity, what)
+    /// [`Cause::Invalid`].
+    pub fn invalid(what: impl Into<String>) -> Self {
+        Self::new(Cause::Invalid, what)
     }
 
-    /// [`Kind::Interrupted`].
+    /// [`Cause::Corrupt`].
+    pub fn corrupt(what: impl Into<String>) -> Self {
+        Self::new(Cause::Corrupt, what)
+    }
+
+    /// [`Cause::Interrupted`].
     pub fn interrupted() -> Self {
-        Self::new(Kind::Interrupted, "interrupted").hint("run the same command again: finished work is kept")
+        Self::new(Cause::Interrupted, "interrupted").hint("run the same command again: finished work is kept")
     }
 
-    /// An I/O error on a path. Missing permission is [`Kind::Permission`], everything else [`Kind::Failed`].
+    /// An I/O error on a path.
     pub fn io(what: &str, path: &Path, source: &io::Error) -> Self {
-        let kind = match source.kind() {
-            io::ErrorKind::PermissionDenied => Kind::Permission,
-            _ => Kind::Failed,
+        let cause = match source.kind() {
+            io::ErrorKind::PermissionDenied => Cause::Permission,
+            io::ErrorKind::StorageFull => Cause::DiskFull,
+            _ => Cause::Other,
         };
-        let error = Self::new(kind, format!("{what} {}", shown(path))).because(plain_io(source));
+        let error = Self::new(cause, format!("{what} {}", shown(path))).because(plain_io(source));
         match source.kind() {
             io::ErrorKind::StorageFull => error.hint("free some space, for example with `hf-cache-sync prune`"),
             io::ErrorKind::PermissionDenied => error.hint("check the owner and the mode of that path"),

@@ -15,7 +15,7 @@
 //!
 //! Layers, each importing only those before it:
 //!
-//! - [`escape`], [`error`], [`files`], [`hash`], [`interrupt`], [`lossy`], [`progress`], [`suggest`], [`task`], [`when`];
+//! - [`escape`], [`error`], [`files`], [`hash`], [`interrupt`], [`lossy`], [`progress`], `retry`, [`suggest`], [`task`], [`when`];
 //! - [`model`]: names, manifests;
 //! - [`config`], [`net`]; [`cache`]; [`bucket`], [`hub`]; [`transfer`];
 //! - [`plan`] (pure), [`engine`] (carries plans out and decides no policy);
@@ -41,6 +41,7 @@ pub mod model;
 pub mod net;
 pub mod plan;
 pub mod progress;
+mod retry;
 pub mod suggest;
 pub mod task;
 pub mod transfer;

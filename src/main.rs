@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use hf_cache_sync::cli;
 use hf_cache_sync::complete;
-use hf_cache_sync::error::{Error, Kind};
+use hf_cache_sync::error::{Cause, Error, Kind};
 use hf_cache_sync::interrupt::Interruption;
 use hf_cache_sync::ui::{Style, Ui, log};
 
@@ -50,7 +50,7 @@ fn main() -> ExitCode {
     });
     let kind = ended.unwrap_or_else(|error| {
         ui.error(&error);
-        Some(error.kind)
+        Some(error.kind())
     });
     // Threads that still hash or read must not hold up the exit; what they work on is safe to find again.
     runtime.shutdown_background();
@@ -73,7 +73,7 @@ fn report_faults(style: Style) {
             format!("{file}:{}", place.line())
         });
         let message = panic.payload().downcast_ref::<&'static str>().map_or(String::new(), |text| format!(", {text}"));
-        let error = Error::new(Kind::Internal, "internal fault")
+        let error = Error::new(Cause::Internal, "internal fault")
             .because(format!("{place}{message}, in version {}", cli::VERSION))
             .hint(concat!("please report this line and the command at ", env!("CARGO_PKG_REPOSITORY"), "/issues"));
         // Not the bars of this run: their lock may be held by the thread that failed.

@@ -29,7 +29,7 @@ pub(super) type Certificates = Vec<String>;
 /// The certificates of the bundles, without what TLS cannot use.
 ///
 /// # Errors
-/// [`crate::error::Kind::Usage`] when a bundle cannot be read, or has none.
+/// [`Cause::Usage`] when a bundle cannot be read, or has none.
 pub(super) fn trusted(network: &crate::net::Network) -> Result<Certificates> {
     use rustls::pki_types::CertificateDer;
     use rustls::pki_types::pem::PemObject;

@@ -15,7 +15,7 @@ use aws_types::region::Region;
 use super::connection;
 use super::connection::Certificates;
 use crate::config::{Credentials, KeyPair, values};
-use crate::error::{Error, Kind, Result, printable};
+use crate::error::{Cause, Error, Result, printable};
 
 /// Where the metadata of an instance are, unless the environment says otherwise.
 const METADATA: &str = "http://169.254.169.254";
@@ -52,7 +52,7 @@ impl Found {
 /// Looks the keys up; the only network access is that of the AWS chain.
 ///
 /// # Errors
-/// [`Kind::Usage`] with half a pair, [`Kind::Credentials`] where none is found, with the chain's own reason.
+/// [`Cause::Usage`] with half a pair, [`Cause::BadCredentials`] where none is found, with the chain's own reason.
 pub(super) async fn find(credentials: &Credentials, region: &str, trusted: &Certificates) -> Result<Found> {
     if let Credentials::Incomplete(why) = credentials {
         return Err(Error::usage("the credentials are incomplete")
@@ -91,15 +91,18 @@ pub(super) async fn find(credentials: &Credentials, region: &str, trusted: &Cert
             // The signer accepts none that do not fit into a header.
             let parts = [Some(keys.access_key_id()), Some(keys.secret_access_key()), keys.session_token()];
             if let Err(why) = parts.into_iter().flatten().try_for_each(|part| values::credential(part).map(drop)) {
-                return Err(Error::new(Kind::Credentials, "the credentials of the AWS profile or role cannot be used")
-                    .because(why)
-                    .hint("see what ~/.aws/credentials has, or the profile's credential_process prints"));
+                return Err(Error::new(
+                    Cause::BadCredentials,
+                    "the credentials of the AWS profile or role cannot be used",
+                )
+                .because(why)
+                .hint("see what ~/.aws/credentials has, or the profile's credential_process prints"));
             }
             Ok(Found { provider: Some(SharedCredentialsProvider::new(chain)), first: Some(keys), renewable: true })
         }
         Err(error) => {
             let (why, hint) = reason(&error).await;
-            Err(Error::new(Kind::Credentials, "no credentials were found").because(why).hint(hint))
+            Err(Error::new(Cause::BadCredentials, "no credentials were found").because(why).hint(hint))
         }
     }
 }

@@ -50,7 +50,7 @@ pub(super) struct Route {
 
 impl Way {
     /// # Errors
-    /// [`crate::error::Kind::Usage`] when AWS has no such endpoint.
+    /// [`crate::error::Cause::Usage`] when AWS has no such endpoint.
     pub(super) fn route(self) -> Result<Route> {
         let base = match &self.endpoint {
             None => self.of_aws()?,

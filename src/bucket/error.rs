@@ -7,7 +7,8 @@
 use std::time::Duration;
 
 use super::answer::Refusal;
-use crate::error::{Error, Kind, printable};
+pub use crate::error::Cause;
+use crate::error::{Error, printable};
 
 /// A failed request, reduced to what matters.
 #[derive(Debug, Clone)]
@@ -20,113 +21,14 @@ pub struct Failure {
     pub retry_after: Option<Duration>,
     /// What to do, where that is known better than from the cause.
     pub hint: Option<String>,
-}
-
-/// Why a request failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cause {
-    /// No such key.
-    NoSuchKey,
-    /// No such bucket.
-    NoSuchBucket,
-    /// No such multipart upload, or not with these parts: it was completed, or given up by somebody or by a rule of the
-    /// bucket.
-    NoSuchUpload,
-    /// The object is not, or no longer, the one that was expected (If-Match or If-None-Match failed).
-    Changed,
-    /// The store does not know this request or one of its headers.
-    Unsupported,
-    /// The keys are wrong, or there are none.
-    BadCredentials,
-    /// The keys were right once.
-    Expired,
-    /// The keys are right, but may not do this.
-    Denied,
-    /// The account is closed, suspended or in debt.
-    Account,
-    /// The bucket is in another region.
-    WrongRegion,
-    /// No room is left, or a cap is reached.
-    Full,
-    /// The object is in an archive, and has to be restored before it can be read.
-    Archived,
-    /// Who asks has to pay, and has not agreed to.
-    PayerNeeded,
-    /// A retention rule keeps the object.
-    Locked,
-    /// The store takes encrypted objects only.
-    EncryptionNeeded,
-    /// The key for encryption cannot be used.
-    EncryptionKey,
-    /// The bucket's name belongs in the host.
-    PathStyle,
-    /// The bucket's name belongs in the path.
-    VirtualStyle,
-    /// The store takes uploads with a checksum only.
-    ChecksumNeeded,
-    /// The store takes uploads with a signed hash of the content only.
-    HashNeeded,
-    /// More or less than the store takes: bytes, parts, or characters of a key.
-    Limit,
-    /// The store is overloaded or broken for the moment.
-    Busy,
-    /// No connection.
-    Unreachable,
-    /// Connected, but no answer in time, or the connection broke.
-    Broken,
-    /// An answer that ends in the middle.
-    Incomplete,
-    /// What answers is no S3 store.
-    NotS3,
-    /// The server's certificate cannot be trusted.
-    Certificate,
-    /// The server uses plain HTTP, and was asked over TLS.
-    NoTls,
-    /// The other side speaks TLS, and was asked in plain http.
-    Tls,
-    /// The proxy refuses.
-    ProxyRefused,
-    /// It asks to wait longer than this run may.
-    RateLimited,
-    /// It answered, but not as such a service does: a portal's page, a listing that does not end.
-    Garbled,
-    /// The local clock is wrong.
-    ClockSkew,
-    /// The store refused the bytes as damaged on the way.
-    Damaged,
-    /// The object is larger than anything valid under its key.
-    TooLarge,
-    /// Anything else.
-    Other,
-}
-
-impl Cause {
-    /// Whether the same request may succeed later.
-    pub fn is_transient(self) -> bool {
-        matches!(self, Cause::Busy | Cause::Unreachable | Cause::Broken | Cause::Damaged | Cause::Incomplete)
-    }
-
-    /// Whether every other request to the store must fail for the same reason.
-    pub(super) fn is_final(self) -> bool {
-        matches!(self, Cause::Certificate | Cause::NoTls | Cause::Tls | Cause::ProxyRefused | Cause::Account)
-    }
-
-    /// Whether it is the reason why many requests fail, and no fault of one of them.
-    fn is_shared(self) -> bool {
-        let more = [Cause::Full, Cause::NotS3, Cause::Expired, Cause::EncryptionNeeded, Cause::EncryptionKey];
-        self.is_final() || more.contains(&self) || matches!(self, Cause::PayerNeeded | Cause::ClockSkew)
-    }
-
-    /// Whether the credentials are not accepted, which may be so from one moment to the next.
-    pub(super) fn is_identity(self) -> bool {
-        matches!(self, Cause::BadCredentials | Cause::Expired)
-    }
+    /// Whether it was told of other requests before: then this one was not even sent.
+    pub shared: bool,
 }
 
 impl Failure {
     /// A failure outside a response.
     pub fn new(cause: Cause, detail: impl Into<String>) -> Self {
-        Failure { cause, detail: detail.into(), retry_after: None, hint: None }
+        Failure { cause, detail: detail.into(), retry_after: None, hint: None, shared: false }
     }
 
     /// The same with what to do.
@@ -154,128 +56,102 @@ impl Failure {
     pub fn into_error(self, doing: &str, place: &Place<'_>) -> Error {
         let detail = &self.detail;
         let endpoint = place.endpoint();
-        let (kind, why, hint): (Kind, String, &str) = match self.cause {
-            Cause::NoSuchKey => (Kind::NotFound, "it is not in the bucket".into(), ""),
+        let (why, hint): (String, &str) = match self.cause {
+            Cause::NoSuchKey => ("it is not in the bucket".into(), ""),
             Cause::NoSuchBucket => (
-                Kind::MissingBucket,
                 format!("bucket '{}' does not exist at {endpoint}", place.bucket),
                 "check storage.bucket, storage.endpoint and storage.region",
             ),
-            Cause::NoSuchUpload => (
-                Kind::Failed,
-                "the store does not know this upload any more".into(),
-                "run push again: it starts this blob anew",
-            ),
-            Cause::Changed => (Kind::Unavailable, "the object was replaced while it was read".into(), "run it again"),
+            Cause::NoSuchUpload => {
+                ("the store does not know this upload any more".into(), "run push again: it starts this blob anew")
+            }
+            Cause::Changed => ("the object was replaced while it was read".into(), "run it again"),
             Cause::BadCredentials => (
-                Kind::Credentials,
                 format!("the store does not accept the credentials ({detail})"),
                 "check B2_APPLICATION_KEY_ID / B2_APPLICATION_KEY, AWS_ACCESS_KEY_ID / AWS_SECRET_ACCESS_KEY or \
                  storage.access_key / secret_key; `hf-cache-sync doctor` shows which are used",
             ),
             Cause::Expired => (
-                Kind::Credentials,
                 format!("the credentials have expired ({detail})"),
                 "get new ones: `aws sso login`, or a fresh AWS_SESSION_TOKEN with its key pair",
             ),
             Cause::Denied => (
-                Kind::Credentials,
                 format!("this key is not allowed to do that in bucket '{}' ({detail})", place.bucket),
                 denied_hint(detail),
             ),
             Cause::Account => (
-                Kind::Credentials,
                 format!("the store's account cannot be used ({detail})"),
                 "the keys are not the reason: see the account, its bills and its caps at the provider",
             ),
             Cause::WrongRegion => (
-                Kind::Usage,
                 format!("bucket '{}' is not in region '{}' ({detail})", place.bucket, place.region),
                 "set storage.region (B2_REGION) and storage.endpoint to the bucket's own",
             ),
             Cause::Full => (
-                Kind::Failed,
                 format!("the store has no room left, or a cap is reached ({detail})"),
                 "delete something there, or raise the quota or cap at the provider; then run it again: finished work is \
                  kept",
             ),
-            // As good as out of reach: `--fallback` goes to the Hub.
             Cause::Archived => (
-                Kind::Unavailable,
                 format!("it is archived and cannot be read as it is ({detail})"),
                 "restore it at the provider and keep the bucket's blobs out of archive classes, or use --fallback hf-hub",
             ),
             Cause::PayerNeeded => (
-                Kind::Usage,
                 format!("bucket '{}' is requester-pays ({detail})", place.bucket),
                 "set storage.requester_pays: true if you agree to pay for the requests",
             ),
             Cause::Locked => (
-                Kind::Credentials,
                 format!("a retention rule or object lock of bucket '{}' forbids it ({detail})", place.bucket),
                 "the keys are not the reason: wait until the retention ends, or change the bucket's object lock",
             ),
             Cause::EncryptionNeeded => (
-                Kind::Usage,
                 format!("bucket '{}' takes encrypted objects only ({detail})", place.bucket),
                 "set storage.sse to AES256, or to aws:kms with storage.sse_kms_key_id",
             ),
             Cause::EncryptionKey => (
-                Kind::Usage,
                 format!("the key for the encryption of bucket '{}' cannot be used ({detail})", place.bucket),
                 "check storage.sse and storage.sse_kms_key_id, and that this user may use that KMS key",
             ),
             Cause::PathStyle => (
-                Kind::Usage,
                 format!("{endpoint} refuses the bucket's name in the path ({detail})"),
                 "set storage.addressing_style: virtual",
             ),
             Cause::VirtualStyle => (
-                Kind::Usage,
                 format!("{endpoint} refuses the bucket's name in the host ({detail})"),
                 "set storage.addressing_style: path",
             ),
-            Cause::ChecksumNeeded | Cause::HashNeeded => (
-                Kind::Usage,
-                format!("{endpoint} wants a checksum with each upload ({detail})"),
-                "set storage.checksums: md5",
-            ),
+            Cause::ChecksumNeeded | Cause::HashNeeded => {
+                (format!("{endpoint} wants a checksum with each upload ({detail})"), "set storage.checksums: md5")
+            }
             Cause::Limit => (
-                Kind::Failed,
                 format!("the store has a limit that this exceeds ({detail})"),
                 "see the store's limits; storage.max_parts lowers the number of parts",
             ),
             Cause::ClockSkew => (
-                Kind::Usage,
                 format!("this machine's clock is too far off for signed requests{}", in_brackets(detail)),
                 "set the clock, for example with NTP",
             ),
             Cause::Busy | Cause::RateLimited => (
-                Kind::Unavailable,
                 format!("the store is overloaded or temporarily unavailable ({detail})"),
                 "try again later: finished work is kept",
             ),
             Cause::Unreachable => (
-                Kind::Unavailable,
                 format!("cannot connect to {endpoint}{}", in_brackets(detail)),
                 "check storage.endpoint, the network, and HTTPS_PROXY",
             ),
             Cause::Broken => (
-                Kind::Unavailable,
                 format!("the connection to {endpoint} broke or stalled{}", in_brackets(detail)),
                 "run it again: finished work is kept",
             ),
             Cause::Incomplete => (
-                Kind::Unavailable,
                 format!("{endpoint} sent an answer that is not whole ({detail})"),
                 "run it again; if it persists, something between here and the store cuts answers, or it is no S3 store",
             ),
             Cause::NotS3 | Cause::Garbled => (
-                Kind::Unavailable,
                 format!("what answers at {endpoint} is not an S3 store ({detail})"),
                 "check storage.endpoint; behind a captive portal or a proxy, log in there first",
             ),
-            Cause::Certificate => (Kind::Unavailable, format!("{endpoint} cannot be trusted: {detail}"), ""),
+            Cause::Certificate => (format!("{endpoint} cannot be trusted: {detail}"), ""),
             Cause::NoTls | Cause::Tls => {
                 let other = if self.cause == Cause::NoTls { "http" } else { "https" };
                 let hint = match endpoint.split_once("://") {
@@ -283,31 +159,30 @@ impl Failure {
                     None => format!("use {other}:// in storage.endpoint"),
                 };
                 let why = format!("cannot connect to {endpoint}: {detail}");
-                return self.built(Kind::Unavailable, doing, why, &hint);
+                return self.built(doing, why, &hint);
             }
             Cause::ProxyRefused => (
-                Kind::Unavailable,
                 format!("cannot connect to {endpoint}: {detail}"),
                 "set HTTPS_PROXY to http://NAME:PASSWORD@HOST:PORT, or name the store's host in NO_PROXY",
             ),
             Cause::Damaged => (
-                Kind::Integrity,
                 format!("the store received damaged bytes ({detail})"),
                 "run it again; if it persists, check this machine's memory and network",
             ),
-            Cause::TooLarge => (Kind::Integrity, detail.clone(), ""),
-            Cause::Unsupported => (Kind::Failed, format!("the store does not support this request ({detail})"), ""),
-            Cause::Other if detail.starts_with("InvalidStorageClass") => {
-                (Kind::Usage, detail.clone(), "set storage.storage_class to one that this store has, or leave it out")
+            Cause::Unsupported => (format!("the store does not support this request ({detail})"), ""),
+            Cause::StorageClass => {
+                (detail.clone(), "set storage.storage_class to one that this store has, or leave it out")
             }
-            Cause::Other => (Kind::Failed, detail.clone(), ""),
+            // The rest is never a store's.
+            _ => (detail.clone(), ""),
         };
-        self.built(kind, doing, why, hint)
+        self.built(doing, why, hint)
     }
 
-    fn built(&self, kind: Kind, doing: &str, why: String, hint: &str) -> Error {
+    fn built(&self, doing: &str, why: String, hint: &str) -> Error {
         let hint = self.hint.clone().or_else(|| (!hint.is_empty()).then(|| hint.to_string()));
-        Error { kind, what: doing.to_string(), why: Some(why), hint, shared: self.cause.is_shared() }
+        let shared = self.shared || self.cause.is_shared();
+        Error { cause: self.cause, what: doing.to_string(), why: Some(why), hint, shared }
     }
 }
 
@@ -408,6 +283,7 @@ fn cause_of_code(code: &str) -> Option<Cause> {
             Cause::PathStyle
         }
         "VirtualHostDomainForbidden" | "ThirdLevelDomainForbidden" | "VirtualStyleNotSupported" => Cause::VirtualStyle,
+        "InvalidStorageClass" => Cause::StorageClass,
         "EntityTooLarge" | "EntityTooSmall" | "TooManyParts" | "KeyTooLong" | "KeyTooLongError"
         | "InvalidPartNumber" => Cause::Limit,
         "SlowDown"
@@ -641,6 +517,7 @@ mod tests {
             (403, "AccountProblem", "", Cause::Account),
             (405, "MethodNotAllowed", "", Cause::Unsupported),
             (400, "EntityTooLarge", "", Cause::Limit),
+            (400, "InvalidStorageClass", "", Cause::StorageClass),
             (400, "InvalidArgument", "Part number must be an integer between 1 and 1000, inclusive", Cause::Limit),
             (503, "SlowDownWrite", "", Cause::Busy),
             (400, "InvalidPart", "", Cause::NoSuchUpload),

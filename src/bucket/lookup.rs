@@ -8,7 +8,7 @@ use super::keys;
 use super::read::{self, Stored};
 use super::refs::Candidate;
 use super::state::{RemoteState, Scope};
-use crate::error::{Error, Kind, Result, printable};
+use crate::error::{Error, Result, printable};
 use crate::model::found::Found;
 use crate::model::ids::{Commit, RefName, RepoId, RepoQuery, RepoType};
 use crate::model::manifest::Manifest;
@@ -29,12 +29,12 @@ struct Search<'a> {
 /// Finds `revision` (a branch, tag, PR ref, commit or short commit; `main` when none) of a repo.
 ///
 /// # Errors
-/// [`Kind::NotFound`] with the nearest names or the revisions that are there,
-/// [`Kind::Usage`] when several types or commits fit, [`Kind::Integrity`] when what is
+/// [`crate::error::Cause::NotFound`] with the nearest names or the revisions that are there,
+/// [`crate::error::Cause::Usage`] when several types or commits fit, [`crate::error::Cause::Invalid`] when what is
 /// found is not valid.
 pub async fn find(bucket: &Bucket, query: &RepoQuery, revision: Option<&str>) -> Result<Found> {
     let failure = match find_as_typed(bucket, query, revision).await {
-        Err(failure) if failure.kind == Kind::NotFound => failure,
+        Err(failure) if failure.cause.is_missing() => failure,
         found => return found,
     };
     // The Hub takes ids in any case, keys do not.
@@ -160,7 +160,7 @@ impl Search<'_> {
                     }
                 }
                 Ok(_) => {}
-                Err(error) if error.kind == Kind::Integrity => targets.errors.push(error),
+                Err(error) if error.cause.is_invalid() => targets.errors.push(error),
                 Err(error) => return Err(error),
             }
         }

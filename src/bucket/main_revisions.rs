@@ -12,7 +12,7 @@ use super::client::Bucket;
 use super::keys;
 use super::refs::Candidate;
 use super::state::{RemoteState, Scope};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::model::found::Found;
 use crate::model::ids::{RefName, RepoName, RepoQuery, RepoType};
 use crate::model::manifest::Manifest;
@@ -126,7 +126,7 @@ async fn read_group(bucket: &Bucket, state: &RemoteState, group: Group<'_>) -> R
                 newest.insert(repo, candidate);
             }
             Ok(None) => {}
-            Err(error) if error.kind == Kind::Credentials => return Err(error),
+            Err(error) if error.cause.is_denial() => return Err(error),
             Err(error) => {
                 let query = match &candidate.repo {
                     Some(repo) => Some(RepoQuery { kind: Some(repo.kind), id: repo.id.clone() }),

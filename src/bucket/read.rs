@@ -2,7 +2,7 @@
 
 use super::client::Bucket;
 use super::keys;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::model::ids::Commit;
 use crate::model::manifest::Manifest;
 
@@ -28,7 +28,7 @@ impl<T> Stored<T> {
         match read {
             Ok(Some(content)) => Ok(Stored::Valid(content)),
             Ok(None) => Ok(Stored::Absent),
-            Err(error) if error.kind == Kind::Integrity => Ok(Stored::Invalid(error)),
+            Err(error) if error.cause.is_invalid() => Ok(Stored::Invalid(error)),
             Err(error) => Err(error),
         }
     }
@@ -84,7 +84,7 @@ async fn try_manifest(bucket: &Bucket, key: &str) -> Result<Option<(Manifest, Op
     let small = bucket.get_small(key, MAX_MANIFEST).await.map_err(|failure| bucket.explain(failure, &doing))?;
     let Some(small) = small else { return Ok(None) };
     let bad = |why: String| {
-        Error::integrity(format!("the manifest {key} is not valid"))
+        Error::invalid(format!("the manifest {key} is not valid"))
             .because(why)
             .hint("push the revision again from a machine that has it")
     };
@@ -111,7 +111,7 @@ async fn try_reference(bucket: &Bucket, key: &str) -> Result<Option<Commit>> {
     let text = String::from_utf8_lossy(&small.bytes);
     match text.trim().parse() {
         Ok(commit) => Ok(Some(commit)),
-        Err(why) => Err(Error::integrity(format!("the ref {key} in the bucket is not valid"))
+        Err(why) => Err(Error::invalid(format!("the ref {key} in the bucket is not valid"))
             .because(why.to_string())
             .hint("push the repo again from a machine that has it, or pull a commit with -r")),
     }

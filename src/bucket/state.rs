@@ -459,7 +459,7 @@ mod tests {
         assert_eq!(reads.read("a", async { Ok(Stored::Valid(1)) }).await.unwrap().valid(), Some(1));
         let again = reads.read("a", async { panic!("it is known") }).await;
         assert_eq!(again.unwrap().valid(), Some(1));
-        let bad = || Stored::Invalid(Error::integrity("it is not valid"));
+        let bad = || Stored::Invalid(Error::invalid("it is not valid"));
         reads.keep("b", bad());
         reads.keep("b", Stored::Valid(2));
         assert!(matches!(reads.get("b"), Some(Stored::Invalid(_))));

@@ -43,6 +43,8 @@ const ENDING: Duration = Duration::from_secs(300);
 const ASK_AGAIN: Duration = Duration::from_secs(20);
 /// How often a request is sent otherwise after what was learned from a refusal.
 const LESSONS: usize = 5;
+/// After so many listings in a row no more are asked for encoded keys.
+const REFUSED_ENCODING: u32 = 2;
 /// How often the way to the bucket changes in a run. More is a loop.
 const MOVES: u32 = 2;
 /// Redirects that a reader follows.
@@ -83,7 +85,8 @@ pub(super) struct Wire {
     restyled: AtomicBool,
     checksums: AtomicBool,
     hashes: AtomicBool,
-    plain_keys: AtomicBool,
+    /// Listings in a row that the store refused to encode, and gave without.
+    refused_encoding: AtomicU32,
     /// Seconds that the store is ahead of this machine, once it is known.
     ahead: AtomicI64,
     progress: Arc<dyn Progress>,
@@ -108,6 +111,8 @@ pub(super) enum Op {
     Head,
     HeadBucket,
     Put,
+    /// A write under a condition, which a store may not know.
+    PutIf,
     Delete,
     StartParts,
     PutPart,
@@ -121,23 +126,23 @@ impl Op {
         match self {
             Op::List | Op::Read | Op::ListParts => "GET",
             Op::Head | Op::HeadBucket => "HEAD",
-            Op::Put | Op::PutPart => "PUT",
+            Op::Put | Op::PutIf | Op::PutPart => "PUT",
             Op::StartParts | Op::FinishParts => "POST",
             Op::Delete | Op::AbortParts => "DELETE",
         }
     }
 
-    fn creates(self) -> bool {
-        matches!(self, Op::Put | Op::StartParts)
+    pub(super) fn creates(self) -> bool {
+        matches!(self, Op::Put | Op::PutIf | Op::StartParts)
     }
 
     fn uploads(self) -> bool {
-        matches!(self, Op::Put | Op::PutPart)
+        matches!(self, Op::Put | Op::PutIf | Op::PutPart)
     }
 
     /// Whether it takes room in the store.
     pub(super) fn fills(self) -> bool {
-        matches!(self, Op::Put | Op::PutPart | Op::StartParts)
+        matches!(self, Op::Put | Op::PutIf | Op::PutPart | Op::StartParts)
     }
 
     /// Whether it may go to wherever an answer sends it.
@@ -223,7 +228,7 @@ impl Wire {
             moves: AtomicU32::new(0),
             restyled: AtomicBool::new(false),
             hashes: AtomicBool::new(false),
-            plain_keys: AtomicBool::new(false),
+            refused_encoding: AtomicU32::new(0),
             ahead: AtomicI64::new(i64::MIN),
             progress,
             unsaid: Mutex::default(),
@@ -239,7 +244,7 @@ impl Wire {
 
     /// Whether listings ask for encoded keys.
     pub(super) fn encodes_keys(&self) -> bool {
-        !self.plain_keys.load(Ordering::Relaxed)
+        self.refused_encoding.load(Ordering::Relaxed) < REFUSED_ENCODING
     }
 
     /// Seconds that the store's clock is ahead of ours, where it was told.
@@ -254,10 +259,11 @@ impl Wire {
     /// What the answer means, or why there is none.
     pub(super) async fn send(&self, request: &Request<'_>) -> Result<HttpResponse, Failure> {
         let mut renewed = false;
+        let mut plain_keys = false;
         let mut last = None;
         for _ in 0..LESSONS {
             let route = self.route();
-            let lists_encoded = request.op == Op::List && self.encodes_keys();
+            let lists_encoded = request.op == Op::List && !plain_keys && self.encodes_keys();
             let checksum = request.op.uploads() && self.checksums.load(Ordering::Relaxed);
             let hash = request.op.uploads() && self.hashes.load(Ordering::Relaxed);
             let url = self.url(&route, request, lists_encoded);
@@ -265,6 +271,11 @@ impl Wire {
             let status = response.status().as_u16();
             if (200..300).contains(&status) {
                 self.say_what_was_right();
+                if lists_encoded {
+                    self.refused_encoding.store(0, Ordering::Relaxed);
+                } else if plain_keys {
+                    self.refused_encoding.fetch_add(1, Ordering::Relaxed);
+                }
                 return self.success(request.op, response).await;
             }
             let answered = Answered::read(status, response).await;
@@ -296,7 +307,8 @@ impl Wire {
                     failure.cause == Cause::Expired && self.forget_credentials()
                 }
                 Cause::Unsupported | Cause::Other if lists_encoded && matches!(status, 400 | 501) => {
-                    self.plain_keys.store(true, Ordering::Relaxed);
+                    // For this listing alone: once may be an accident.
+                    plain_keys = true;
                     true
                 }
                 _ if matches!(status, 301 | 302 | 303 | 307 | 308 | 400) || failure.cause == Cause::WrongRegion => {
@@ -430,7 +442,9 @@ impl Wire {
                 Err(Failure::new(Cause::NotS3, format!("it answers with an HTML page, {}", who(&response))))
             }
             // There is nothing to say when all went well.
-            Op::Put | Op::PutPart if is_page || header("content-length") != "0" => self.wordy(response).await,
+            Op::Put | Op::PutIf | Op::PutPart if is_page || header("content-length") != "0" => {
+                self.wordy(response).await
+            }
             _ => Ok(response),
         }
     }
@@ -476,7 +490,7 @@ impl Wire {
         }
         if *status == 404 && refusal.code.is_none() {
             failure.cause = match op {
-                Op::List | Op::Put | Op::StartParts => Cause::NoSuchBucket,
+                Op::List | Op::Put | Op::PutIf | Op::StartParts => Cause::NoSuchBucket,
                 _ if op.of_upload() => Cause::NoSuchUpload,
                 _ => failure.cause,
             };

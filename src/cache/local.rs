@@ -9,7 +9,7 @@ use crate::cache::identify::{Identifier, LocalFile};
 use crate::cache::pointer;
 use crate::cache::read::{self, MAX_TREE, read_small};
 use crate::cache::scan::{Inventory, Problem, ProblemKind, Repo};
-use crate::error::{Error, Kind, Result, plain_io, printable, shown};
+use crate::error::{Cause, Error, Result, plain_io, printable, shown};
 use crate::model::ids::{BlobId, Commit, RefName, RepoName, RepoPath, RepoType, Typed};
 use crate::model::manifest::{Manifest, Tree};
 use crate::suggest::nearest;
@@ -126,7 +126,7 @@ impl LocalRepo {
 /// Reads what is needed beside the scan: licences, trees, pointer files, and real files without a name.
 ///
 /// # Errors
-/// [`Kind::NotFound`] when a repo was named that is not in the cache.
+/// [`Cause::NotFound`] when a repo was named that is not in the cache.
 pub fn gather(inventory: &Inventory, options: &Options) -> Result<Local> {
     let mut wanted: BTreeMap<&RepoName, Wanted> = BTreeMap::new();
     let mut notes = Vec::new();
@@ -431,7 +431,7 @@ fn read_tree(
 fn contradiction(repo: &RepoName, commit: &Commit, tree: &Tree, files: &[LocalFile]) -> Option<Error> {
     let why = files.iter().find_map(|file| tree.agrees_with(&file.file).err())?;
     Some(
-        Error::new(Kind::Integrity, format!("{repo}@{} was not pushed", commit.short()))
+        Error::new(Cause::Corrupt, format!("{repo}@{} was not pushed", commit.short()))
             .because(why)
             .hint("a file of this snapshot was changed: delete it and download it again"),
     )

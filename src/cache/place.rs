@@ -17,7 +17,7 @@ use crate::model::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
 /// Makes sure that `dir`, at or below `root`, is a folder, and that no part below `root` is a link.
 ///
 /// # Errors
-/// [`crate::error::Kind::Failed`] when a part is a link or a file, or cannot be created.
+/// [`crate::error::Cause::Other`] when a part is a link or a file, or cannot be created.
 pub fn ensure_dir(root: &Path, dir: &Path) -> Result<()> {
     let inside = dir.strip_prefix(root).map_err(|_| outside(dir))?;
     if !root.is_dir() {
@@ -51,7 +51,7 @@ pub fn ensure_dir(root: &Path, dir: &Path) -> Result<()> {
 /// Like [`ensure_dir`] without making anything: what is there of `dir` must be folders and no links.
 ///
 /// # Errors
-/// [`crate::error::Kind::Failed`] when a part is a link or a file.
+/// [`crate::error::Cause::Other`] when a part is a link or a file.
 pub fn check_dir(root: &Path, dir: &Path) -> Result<()> {
     let inside = dir.strip_prefix(root).map_err(|_| outside(dir))?;
     let mut path = root.to_path_buf();
@@ -97,7 +97,7 @@ pub fn with_folder<T>(root: &Path, path: &Path, what: &str, attempt: impl Fn() -
 }
 
 fn outside(path: &Path) -> Error {
-    Error::integrity(format!("refusing to write {}", path.display())).because("it is outside the cache")
+    Error::invalid(format!("refusing to write {}", path.display())).because("it is outside the cache")
 }
 
 fn not_a_folder(path: &Path, is_link: bool) -> Error {
@@ -463,7 +463,7 @@ pub fn has_content(path: &Path, content: &[u8]) -> bool {
 /// Whether a file may be put where `path` is: a named pipe, a socket or a device belongs to somebody, and is left.
 ///
 /// # Errors
-/// [`crate::error::Kind::Failed`] when something of the kind stands there.
+/// [`crate::error::Cause::Other`] when something of the kind stands there.
 pub fn check_replaceable(path: &Path) -> Result<()> {
     match fs::symlink_metadata(path) {
         Ok(meta) if files::is_special(&meta) => {

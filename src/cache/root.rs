@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use crate::config::Source;
-use crate::error::{Error, Kind, Result, plain_io, shown};
+use crate::error::{Error, Result, plain_io, shown};
 use crate::model::ids::RepoName;
 
 const HINT: &str =
@@ -13,7 +13,7 @@ const HINT: &str =
 /// Makes sure that the folder is there; `source` is where its path comes from.
 ///
 /// # Errors
-/// [`Kind::NotFound`] when it is not there, [`Kind::Usage`] when something else is in its place, [`Kind::Permission`] when
+/// [`crate::error::Cause::NotFound`] when it is not there, [`crate::error::Cause::Usage`] when something else is in its place, [`crate::error::Cause::Permission`] when
 /// it cannot be looked at.
 pub fn check(root: &Path, source: &Source) -> Result<()> {
     let error = match std::fs::metadata(root) {
@@ -38,8 +38,10 @@ pub fn check(root: &Path, source: &Source) -> Result<()> {
             None => plain_io(&error),
         }),
         ErrorKind::PermissionDenied => Err(Error::io("cannot read the cache", root, &error)),
-        _ => Err(Error::new(Kind::Failed, format!("cannot read the cache {} (from {source})", shown(root)))
-            .because(plain_io(&error))),
+        _ => {
+            Err(Error::failed(format!("cannot read the cache {} (from {source})", shown(root)))
+                .because(plain_io(&error)))
+        }
     }
 }
 
@@ -72,6 +74,7 @@ pub fn no_folder(root: &Path, source: &Source) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Kind;
 
     #[cfg(unix)]
     #[test]
@@ -83,7 +86,7 @@ mod tests {
         std::os::unix::fs::symlink(at("nowhere"), at("link")).unwrap();
         let said = |name: &str| {
             let error = check(&at(name), &Source::Variable("HF_HOME")).unwrap_err();
-            (error.kind, error.to_string())
+            (error.kind(), error.to_string())
         };
         check(&at("hub"), &Source::Default).unwrap();
         for (name, kind, words) in [

@@ -44,7 +44,7 @@ pub enum BlobState {
 /// The cache root may be missing, but nothing else may stand there.
 ///
 /// # Errors
-/// [`crate::error::Kind::Usage`] when it is a file.
+/// [`crate::error::Cause::Usage`] when it is a file.
 pub fn check_root(layout: &Layout) -> Result<()> {
     let root = layout.root();
     match fs::metadata(root) {

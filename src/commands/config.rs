@@ -72,7 +72,7 @@ pub struct Row {
 impl Report {
     /// Decides the exit code.
     pub fn failed(&self) -> Option<Kind> {
-        self.failures.first().map(|failure| failure.kind)
+        self.failures.first().map(|failure| failure.kind())
     }
 }
 

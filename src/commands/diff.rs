@@ -138,7 +138,7 @@ fn known(local: &Local, remote: &RemoteState) -> (HashSet<String>, Vec<Error>) {
                 Some(Stored::Invalid(error)) => Some(error.why.unwrap_or_default()),
             };
             failures.extend(why.map(|why: String| {
-                let error = Error::integrity(format!("the manifest {key} is not valid")).because(why);
+                let error = Error::invalid(format!("the manifest {key} is not valid")).because(why);
                 error.hint("`hf-cache-sync push` from here writes it anew")
             }));
             known.insert(key);

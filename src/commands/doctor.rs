@@ -100,8 +100,8 @@ impl Check {
     }
 
     fn from_error(name: &'static str, error: Error) -> Self {
-        let detail = error.why.unwrap_or(error.what);
-        Check { name, status: Status::Failed, detail, hint: error.hint, kind: error.kind }
+        let kind = error.kind();
+        Check { name, status: Status::Failed, detail: error.why.unwrap_or(error.what), hint: error.hint, kind }
     }
 }
 
@@ -174,7 +174,7 @@ fn credentials(session: &Session, bucket: Option<&Result<Bucket>>) -> Check {
     let found = &session.config.storage.credentials;
     let source = format!("source={}", found.source());
     match (bucket, found) {
-        (Some(Err(error)), _) if matches!(error.kind, Kind::Credentials | Kind::Usage) => Check {
+        (Some(Err(error)), _) if matches!(error.cause, Cause::BadCredentials | Cause::Usage) => Check {
             detail: format!("{source}: {}", error.why.as_ref().unwrap_or(&error.what)),
             ..Check::from_error("Credentials", error.clone())
         },

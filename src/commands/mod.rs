@@ -51,5 +51,5 @@ impl TransferArgs {
 
 /// The kind of a run with these failures; `None` when there are none.
 pub fn kind_of(failures: &[Error]) -> Option<Kind> {
-    Kind::of_many(failures.iter().map(|failure| failure.kind))
+    Kind::of_many(failures.iter().map(Error::kind))
 }

@@ -172,7 +172,7 @@ impl Report {
     /// Decides the exit code.
     pub fn failed(&self) -> Option<Kind> {
         match self.nothing {
-            Some(_) => self.failures.first().map(|failure| failure.kind),
+            Some(_) => self.failures.first().map(crate::error::Error::kind),
             None => kind_of(&self.failures),
         }
     }

@@ -99,7 +99,7 @@ impl Storage {
     /// The bucket, required by every command that talks to the store.
     ///
     /// # Errors
-    /// [`crate::error::Kind::Usage`] when none is configured.
+    /// [`crate::error::Cause::Usage`] when none is configured.
     pub fn bucket(&self) -> Result<&str> {
         self.bucket.as_deref().ok_or_else(|| {
             Error::usage("no bucket is configured")
@@ -134,7 +134,7 @@ impl Config {
     /// Resolves the configuration.
     ///
     /// # Errors
-    /// [`crate::error::Kind::Usage`] that names the file and line, the variable or the option that cannot be used.
+    /// [`crate::error::Cause::Usage`] that names the file and line, the variable or the option that cannot be used.
     pub fn load(overrides: &Overrides, env: &Environment<'_>) -> Result<Config> {
         Resolution::gather(overrides, env).into_config()
     }

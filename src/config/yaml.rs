@@ -49,7 +49,7 @@ impl File {
     /// Reads a file. Unknown keys give a warning each.
     ///
     /// # Errors
-    /// [`crate::error::Kind::Usage`] when it cannot be read or is not YAML with sections.
+    /// [`crate::error::Cause::Usage`] when it cannot be read or is not YAML with sections.
     pub(super) fn read(path: &Path, warnings: &mut Vec<String>) -> Result<File> {
         let unusable = |why: String| {
             Error::usage(format!("cannot use the configuration {}", path.display())).because(why).hint(HINT)
@@ -108,7 +108,7 @@ impl File {
     /// The value of a setting; `None` when it is absent or empty.
     ///
     /// # Errors
-    /// [`crate::error::Kind::Usage`] when it has another type than the setting. The value is not in it.
+    /// [`crate::error::Cause::Usage`] when it has another type than the setting. The value is not in it.
     pub(super) fn get(&self, setting: &Setting) -> Result<Option<Found>> {
         let section = self.sections.iter().find(|(name, _)| name == setting.section);
         let node = section.and_then(|(_, keys)| keys.iter().find(|(key, _)| key == setting.key));

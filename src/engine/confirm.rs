@@ -12,7 +12,7 @@ use crate::bucket::client::Bucket;
 use crate::bucket::error::Failure;
 use crate::bucket::keys;
 use crate::bucket::state::{RemoteState, Scope};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Cause, Error, Result};
 use crate::transfer::upload::Upload;
 
 /// Objects on a page of a listing.
@@ -100,7 +100,7 @@ pub fn explain(bucket: &Bucket, blob: &Upload, instead: Instead) -> Error {
         Instead::Size(size) => format!("the store took {} bytes without an error and has {size}", blob.size),
         Instead::Nothing | Instead::Untold(_) => "the store took it without an error and does not have it".into(),
     };
-    Error::new(Kind::Integrity, what)
+    Error::new(Cause::NotKept, what)
         .because(why)
         .hint("check the store, its lifecycle rules and what is between it and here; nothing that needs this blob is published")
 }

@@ -4,7 +4,7 @@ use std::sync::{Arc, Once, OnceLock};
 use std::time::Duration;
 
 use super::Session;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::hub::Hub;
 use crate::model::found::Found;
 use crate::model::ids::RepoQuery;
@@ -36,7 +36,7 @@ impl Fallback {
 
     /// Whether the Hub is to be asked after this failure.
     pub fn covers(&self, failure: &Error) -> bool {
-        self.0.is_some() && another_source_may_help(failure)
+        self.0.is_some() && failure.cause.is_covered_by_fallback()
     }
 
     /// The Hub, where there is one; why not, when it cannot be used.
@@ -75,20 +75,6 @@ impl Fallback {
     }
 }
 
-fn another_source_may_help(failure: &Error) -> bool {
-    match failure.kind {
-        Kind::NotFound | Kind::Integrity | Kind::Unavailable => true,
-        // A wrong set-up is to be mended, not papered over; and the Hub does not help a full disk.
-        Kind::Credentials
-        | Kind::Permission
-        | Kind::MissingBucket
-        | Kind::Usage
-        | Kind::Failed
-        | Kind::Internal
-        | Kind::Interrupted => false,
-    }
-}
-
 /// The error when the Hub failed too.
 pub fn both(bucket: &Error, hub: Error) -> Error {
     let before = format!("before that: {}", one_line(bucket));
@@ -117,19 +103,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_missing_corrupt_or_out_of_reach_is_covered() {
-        use Kind::*;
-        let all = [Failed, Usage, Credentials, NotFound, MissingBucket, Integrity, Unavailable, Interrupted];
-        let covered: Vec<Kind> =
-            all.into_iter().filter(|kind| another_source_may_help(&Error::new(*kind, "x"))).collect();
-        assert_eq!(covered, [NotFound, Integrity, Unavailable]);
-        assert!(all.into_iter().all(|kind| !Fallback::none().covers(&Error::new(kind, "x"))));
-    }
-
-    #[test]
     fn both_failures_are_told_in_three_lines() {
         let bucket = Error::not_found("org/x is not in bucket 'b'").hint("push first");
-        let hub = Error::new(Kind::Unavailable, "cannot find org/x on the Hub").because("no answer").hint("wait");
+        let hub = Error::new(crate::error::Cause::Unreachable, "cannot find org/x on the Hub")
+            .because("no answer")
+            .hint("wait");
         let text = "cannot find org/x on the Hub: no answer\n  wait\n  before that: org/x is not in bucket 'b'";
         assert_eq!(both(&bucket, hub).to_string(), text);
     }

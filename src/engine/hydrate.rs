@@ -17,7 +17,7 @@ use crate::cache::layout::Layout;
 use crate::cache::place::{self, LinkKind, SnapshotWriter, Staged, ensure_dir};
 use crate::cache::{lock, read};
 use crate::engine::session::wait_for;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Cause, Error, Result};
 use crate::model::amount::Amount;
 use crate::model::ids::{BlobId, RefName, RepoName};
 use crate::model::manifest::Manifest;
@@ -424,7 +424,7 @@ fn check_twins(manifest: &Manifest, layout: &Layout, lost: &HashSet<BlobId>) -> 
     for file in twins {
         let known = tree.get(&file.path).expect("the tree knows the file").blob;
         if !read::matches_name(&layout.snapshot_file(repo, commit, &file.path), &known, file.size) {
-            return Err(Error::integrity(format!("the manifest of {repo}@{} contradicts its tree", commit.short()))
+            return Err(Error::invalid(format!("the manifest of {repo}@{} contradicts its tree", commit.short()))
                 .because(format!("'{}' is blob {} by the one and {known} by the other", file.path, file.blob))
                 .hint("push the revision again from a machine that has it"));
         }
@@ -452,7 +452,7 @@ fn assemble(
         match place::write_small(layout, &path, &tree.to_json(), sync) {
             Ok(()) => {}
             // Another user's, in a cache that several share. The files are all the same without it.
-            Err(error) if error.kind == Kind::Permission || place::check_replaceable(&path).is_err() => {
+            Err(error) if error.cause == Cause::Permission || place::check_replaceable(&path).is_err() => {
                 note =
                     Some(format!("the list that proves {repo}@{} complete was not written: {error}", commit.short()));
             }

@@ -14,7 +14,7 @@ use crate::bucket::read::{self, Stored};
 use crate::bucket::state::{RemoteState, Scope};
 use crate::cache::lock;
 use crate::engine::session::wait_for;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::model::amount::Amount;
 use crate::model::ids::{BlobId, RepoName};
 use crate::plan::push::{ManifestAction, Plan, RefAction, RevisionAction, Skip, UploadAction, unite};
@@ -320,7 +320,7 @@ async fn check_ref(context: &Context, revision: &RevisionAction, reference: &Ref
         }
     }
     let what = format!("ref {} of {}@{} was not written", reference.name, revision.repo, revision.commit.short());
-    Err(Error::integrity(what)
+    Err(Error::new(Cause::NotKept, what)
         .because(format!("the store took the key {} twice without an error and does not have it", reference.key))
         .hint("check the store and what is between it and here, then run push again"))
 }
@@ -374,11 +374,11 @@ async fn write_manifest(context: &Context, revision: &RevisionAction) -> Result<
     }
     if swallowed > 0 {
         let what = format!("the manifest of {}@{} was not written", ours.repo, ours.revision.short());
-        return Err(Error::integrity(what)
+        return Err(Error::new(Cause::NotKept, what)
             .because(format!("the store took the key {key} twice without an error and does not have it"))
             .hint("check the store and what is between it and here, then run push again: no ref names this revision"));
     }
-    Err(Error::new(Kind::Unavailable, doing)
+    Err(Error::new(Cause::Changed, doing)
         .because("other machines keep writing it, or the store does not show what was written")
         .hint("run push again: its blobs are in the bucket"))
 }

@@ -33,7 +33,7 @@ impl Session {
     /// Makes sure that there is a cache: only a pull makes one. A wrong path is more likely than an empty cache.
     ///
     /// # Errors
-    /// [`Kind::NotFound`] that says where the path comes from.
+    /// [`crate::error::Cause::NotFound`] that says where the path comes from.
     pub fn need_cache(&self) -> Result<()> {
         crate::cache::root::check(&self.config.cache.root, &self.config.cache.source)
     }

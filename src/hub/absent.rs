@@ -25,7 +25,7 @@ impl Hub {
     /// Always fails.
     ///
     /// # Errors
-    /// [`crate::error::Kind::Usage`]
+    /// [`crate::error::Cause::Usage`]
     pub fn connect(_: &config::Hub, _: &Network, _: Arc<dyn Progress>, _: Duration) -> Result<Hub> {
         Err(Error::usage("this hf-cache-sync cannot go to the Hub")
             .because("it was built without the feature `fallback`")

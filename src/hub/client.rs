@@ -13,7 +13,7 @@ use super::http::{Http, Refusal};
 use super::{Body, listing};
 use crate::bucket::error::{Cause, Failure};
 use crate::config;
-use crate::error::{Error, Kind, Result, printable};
+use crate::error::{Error, Result, printable};
 use crate::model::found::Found;
 use crate::model::ids::{Commit, RefName, RepoName, RepoPath, RepoQuery, RepoType};
 use crate::net::{self, Network};
@@ -42,7 +42,7 @@ impl Hub {
     /// Prepares the client; nothing is sent. `wait` is how long it may wait for the Hub's limit of requests.
     ///
     /// # Errors
-    /// [`Kind::Usage`] when the Hub is switched off, or its endpoint, the token or the certificates cannot be used.
+    /// [`Cause::Usage`] when the Hub is switched off, or its endpoint, the token or the certificates cannot be used.
     pub fn connect(
         settings: &config::Hub,
         network: &Network,
@@ -61,8 +61,8 @@ impl Hub {
     /// only other type that has it.
     ///
     /// # Errors
-    /// [`Kind::NotFound`], [`Kind::Credentials`] for repos that need a token or access, [`Kind::Usage`] when several
-    /// types fit, [`Kind::Integrity`] when the listing is not valid, [`Kind::Unavailable`].
+    /// [`Cause::NoSuchKey`], [`Cause::Denied`] for repos that need a token or access, [`Cause::Usage`] when several
+    /// types fit, [`Cause::Invalid`] when the listing is not valid, and what keeps an answer from coming.
     pub async fn find(&self, query: &RepoQuery, revision: Option<&str>) -> Result<Found> {
         let name: RefName = match revision {
             None => RefName::main(),
@@ -75,7 +75,7 @@ impl Hub {
         let entries =
             self.tree(&repo, &commit, &files).await.map_err(|refusal| self.explain(refusal.failure, &doing))?;
         let manifest = listing::manifest(&repo, &commit, &entries).map_err(|why| {
-            Error::integrity(format!("the Hub's listing of {repo}@{} cannot be used", commit.short())).because(why)
+            Error::invalid(format!("the Hub's listing of {repo}@{} cannot be used", commit.short())).because(why)
         })?;
         // A commit, whole or shortened, is no ref.
         let reference = Some(name).filter(|name| !commit.as_str().starts_with(name.as_str()));
@@ -198,45 +198,39 @@ impl Hub {
     /// The error for the user. `doing` names what failed and on what.
     pub fn explain(&self, failure: Failure, doing: &str) -> Error {
         let place = self.http.endpoint.shown();
-        let (kind, why, hint) = match failure.cause {
-            Cause::NoSuchKey => (Kind::NotFound, failure.detail, None),
+        let (why, hint) = match failure.cause {
+            Cause::NoSuchKey => (failure.detail, None),
             Cause::BadCredentials => (
-                Kind::Credentials,
                 format!("the Hub does not accept the token ({})", failure.detail),
                 Some("check HF_TOKEN, or log in again with `hf auth login`"),
             ),
             Cause::Denied => (
-                Kind::Credentials,
                 format!("the Hub does not give access ({})", failure.detail),
                 Some("ask for access on the repo's page, and set HF_TOKEN or log in with `hf auth login`"),
             ),
             Cause::Certificate => {
                 let hint = net::tls_hint(&failure.detail);
-                (Kind::Unavailable, format!("no secure connection to {place}: {}", failure.detail), hint)
+                (format!("no secure connection to {place}: {}", failure.detail), hint)
             }
             Cause::Garbled => (
-                Kind::Unavailable,
                 format!("{place} does not answer as the Hub does: {}", failure.detail),
                 Some("check HF_ENDPOINT, and what answers there"),
             ),
             Cause::RateLimited => (
-                Kind::Unavailable,
                 format!("{place} takes no more requests now: {}", failure.detail),
                 Some("run it again later, or with a larger --hub-wait; with a token (HF_TOKEN) the Hub allows more"),
             ),
             Cause::Unreachable => (
-                Kind::Unavailable,
                 format!("cannot connect to {place} ({})", failure.detail),
                 Some("check HF_ENDPOINT, the network, and HTTPS_PROXY"),
             ),
             cause if cause.is_transient() => (
-                Kind::Unavailable,
                 format!("{place} is overloaded or temporarily unavailable ({})", failure.detail),
                 Some("run it again: finished work is kept"),
             ),
-            _ => (Kind::Failed, failure.detail, None),
+            _ => (failure.detail, None),
         };
-        let error = Error::new(kind, doing).because(why);
+        let error = Error::new(failure.cause, doing).because(why);
         match hint {
             Some(hint) => error.hint(hint),
             None => error,

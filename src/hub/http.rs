@@ -13,20 +13,18 @@ use tokio::time::Instant;
 
 use super::address::{Endpoint, Place};
 use super::patience::{Patience, named_wait};
-use crate::bucket::client::back_off;
 use crate::bucket::error::{Cause, Failure};
 use crate::config::{self, Secret};
 use crate::error::{Error, Result, printable};
 use crate::net::log::Sent;
 use crate::net::{self, Network, NoProxy};
 use crate::progress::{Progress, waiting};
+use crate::retry::Try;
 
 /// A connection must stand within this time.
 const CONNECT: Duration = Duration::from_secs(10);
 /// An answer, and each next piece of it, must come within this time.
 const STALL: Duration = Duration::from_secs(60);
-/// Tries of one request, waits that the Hub asks for not counted.
-const TRIES: u32 = 5;
 /// Redirects that are followed for one request.
 const REDIRECTS: usize = 10;
 /// Largest answer that is read into memory, in bytes.
@@ -70,7 +68,7 @@ impl Http {
     /// Prepares the clients; nothing is sent.
     ///
     /// # Errors
-    /// [`crate::error::Kind::Usage`] when the endpoint, the token or a certificate bundle cannot be used.
+    /// [`Cause::Usage`] when the endpoint, the token or a certificate bundle cannot be used.
     pub fn new(settings: &config::Hub, network: &Network, progress: Arc<dyn Progress>, wait: Duration) -> Result<Http> {
         let endpoint = Endpoint::parse(&settings.endpoint).map_err(|why| {
             let shown = printable(settings.endpoint.rsplit('@').next().unwrap_or_default(), 200);
@@ -255,10 +253,10 @@ impl Tries {
             return Ok(patience.asked(wait, *self.asked.get_or_insert_with(Instant::now))?);
         }
         self.failed += 1;
-        if self.failed >= TRIES {
+        let Some(pause) = Try::Hub.again(refusal.failure.cause, self.failed, None, fastrand::f64()) else {
             return Err(refusal);
-        }
-        tokio::time::sleep(back_off(self.failed, None)).await;
+        };
+        tokio::time::sleep(pause).await;
         Ok(())
     }
 }

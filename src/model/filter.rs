@@ -27,7 +27,7 @@ impl Filter {
     /// Parses the patterns.
     ///
     /// # Errors
-    /// [`crate::error::Kind::Usage`] names a pattern that cannot be meant: an open `[`, an empty range, a type that
+    /// [`crate::error::Cause::Usage`] names a pattern that cannot be meant: an open `[`, an empty range, a type that
     /// does not exist, or no pattern at all.
     pub fn new(include: &[String], exclude: &[String]) -> Result<Self> {
         let parse = |flag: &str, texts: &[String]| {
@@ -208,7 +208,7 @@ mod tests {
     fn what_cannot_be_meant_is_refused() {
         for bad in ["", "org/[a", "org/[]", "org/[!]", "[z-a]", "foo:org/*", "dataset:"] {
             let error = Filter::new(&[bad.to_string()], &[]).unwrap_err();
-            assert_eq!(error.kind, crate::error::Kind::Usage, "{bad}");
+            assert_eq!(error.cause, crate::error::Cause::Usage, "{bad}");
             assert!(error.what.contains("--include"), "{error}");
         }
     }

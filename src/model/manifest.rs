@@ -10,7 +10,7 @@ use std::io;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::model::ids::{BlobId, Commit, RepoId, RepoName, RepoPath, RepoType};
 
 /// One file of a revision.
@@ -46,7 +46,7 @@ impl Manifest {
     /// Parses and validates a manifest from a bucket.
     ///
     /// # Errors
-    /// [`Kind::Integrity`] for anything but a well-formed manifest: JSON of the right shape, a valid repo and
+    /// [`crate::error::Cause::Invalid`] for anything but a well-formed manifest: JSON of the right shape, a valid repo and
     /// revision, at least one file, paths that are safe, distinct and not each other's folders, blob names that are
     /// hashes, one size per blob, and a tree (if any) that is valid and agrees with the file list.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
@@ -147,7 +147,7 @@ impl Manifest {
     /// never less than it was. Our tree joins where it lists every file.
     ///
     /// # Errors
-    /// [`Kind::Integrity`] when both name one path with different blobs: a commit cannot change, so one is wrong.
+    /// [`crate::error::Cause::Invalid`] when both name one path with different blobs: a commit cannot change, so one is wrong.
     pub fn united_with(&self, ours: &Manifest) -> Result<Manifest> {
         let mut files: BTreeMap<&RepoPath, &ManifestFile> = self.files.iter().map(|file| (&file.path, file)).collect();
         // Where both have a tree, a file that only one lists is no stranger: the trees contradict each other.
@@ -156,10 +156,11 @@ impl Manifest {
         for file in ours.files.iter().filter(is_listed) {
             let known = files.entry(&file.path).or_insert(file);
             if (known.blob, known.size) != (file.blob, file.size) {
-                return Err(Error::new(
-                    Kind::Integrity,
-                    format!("the bucket and this cache disagree about {}@{}", ours.repo, ours.revision.short()),
-                )
+                return Err(Error::invalid(format!(
+                    "the bucket and this cache disagree about {}@{}",
+                    ours.repo,
+                    ours.revision.short()
+                ))
                 .because(format!("'{}' is blob {} there and {} here", file.path, known.blob, file.blob))
                 .hint("one of them was changed by hand; the bucket is left as it is"));
             }
@@ -176,7 +177,7 @@ impl Manifest {
             extra: self.extra.clone(),
         };
         united.check().map_err(|why| {
-            Error::integrity(format!("cannot merge {}@{} with the bucket's manifest", ours.repo, ours.revision.short()))
+            Error::invalid(format!("cannot merge {}@{} with the bucket's manifest", ours.repo, ours.revision.short()))
                 .because(why)
         })?;
         Ok(united)
@@ -415,6 +416,7 @@ fn python_json(value: &Value, indent: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Cause;
     use proptest::prelude::*;
 
     const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
@@ -520,9 +522,9 @@ mod tests {
         let united = theirs.united_with(&ours).unwrap();
         assert_eq!(united.files.iter().map(|f| f.path.as_str()).collect::<Vec<_>>(), ["a", "b", "c"]);
         let other = parse(&manifest(vec![file("a", SHA256, 6)])).unwrap();
-        assert_eq!(theirs.united_with(&other).unwrap_err().kind, Kind::Integrity);
+        assert_eq!(theirs.united_with(&other).unwrap_err().cause, Cause::Invalid);
         let folder = parse(&manifest(vec![file("a/x", SHA1, 6)])).unwrap();
-        assert_eq!(theirs.united_with(&folder).unwrap_err().kind, Kind::Integrity);
+        assert_eq!(theirs.united_with(&folder).unwrap_err().cause, Cause::Invalid);
     }
 
     #[test]
@@ -537,7 +539,7 @@ mod tests {
             "a": {"size": 6, "blob_id": SHA1}, "b": {"size": 6, "blob_id": SHA1}}});
         let mut more = manifest(vec![file("a", SHA1, 6), file("b", SHA1, 6)]);
         more["tree"] = other;
-        assert_eq!(with_tree.united_with(&parse(&more).unwrap()).unwrap_err().kind, Kind::Integrity, "two trees");
+        assert_eq!(with_tree.united_with(&parse(&more).unwrap()).unwrap_err().cause, Cause::Invalid, "two trees");
     }
 
     #[test]

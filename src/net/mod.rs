@@ -45,7 +45,7 @@ impl Network {
     /// The certificates of all bundles, each as PEM text.
     ///
     /// # Errors
-    /// [`crate::error::Kind::Usage`] names the variable and the path when one cannot be read or has no certificate.
+    /// [`crate::error::Cause::Usage`] names the variable and the path when one cannot be read or has no certificate.
     pub fn read_bundles(&self) -> Result<Vec<String>> {
         let mut all: Vec<String> = Vec::new();
         for (name, path) in &self.bundles {

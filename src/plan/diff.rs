@@ -370,7 +370,7 @@ mod tests {
         let bad_key = keys::manifest(&model().id, &commit('e'));
         let blobs = files("x=1 y=9").into_iter().map(|file| keys::blob(&file.blob));
         let state = RemoteState::new(blobs.chain([bad_key.clone()]).map(object));
-        state.keep_manifest(&bad_key, Stored::Invalid(Error::integrity("it is not JSON")));
+        state.keep_manifest(&bad_key, Stored::Invalid(Error::invalid("it is not JSON")));
         let rows = revisions(&local, &remote, &state, &LastUse::default());
         let statuses: Vec<_> = rows.iter().map(|row| row.status).collect();
         use Status::*;

@@ -12,7 +12,7 @@ use crate::bucket::{keys, refs};
 use crate::cache::gated::Gated;
 use crate::cache::identify::LocalFile;
 use crate::cache::local::{Local, LocalRepo, LocalRevision};
-use crate::error::{Error, Kind, printable};
+use crate::error::{Error, printable};
 use crate::model::amount::Amount;
 use crate::model::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
 use crate::model::manifest::{Manifest, ManifestFile, Tree};
@@ -438,7 +438,7 @@ fn with_our_names(stored: &Manifest, ours: &Manifest, twins: &HashMap<RepoPath, 
 /// When it is another repo's, which shares the key, or when they contradict each other.
 pub fn unite(stored: &Manifest, ours: &Manifest, twins: &HashMap<RepoPath, BlobId>) -> Result<Manifest, Error> {
     if stored.repo != ours.repo {
-        return Err(Error::new(Kind::Failed, format!("{}@{} cannot be stored", ours.repo, ours.revision.short()))
+        return Err(Error::failed(format!("{}@{} cannot be stored", ours.repo, ours.revision.short()))
             .because(format!("the bucket's key for it belongs to {}, which has the same commit hash", stored.repo)));
     }
     if twins.is_empty() {
@@ -540,7 +540,7 @@ mod tests {
     }
 
     fn invalid<T>() -> Stored<T> {
-        Stored::Invalid(Error::new(Kind::Integrity, "it is not valid"))
+        Stored::Invalid(Error::invalid("it is not valid"))
     }
 
     fn keys_of(action: &RevisionAction) -> Vec<&str> {
@@ -688,7 +688,7 @@ mod tests {
     #[test]
     fn what_the_commits_tree_refuses_is_a_failure_and_nothing_else() {
         let mut refused = revision("org/name", 'a', "x=1");
-        refused.refused = Some(Error::new(Kind::Integrity, "org/name was not pushed"));
+        refused.refused = Some(Error::invalid("org/name was not pushed"));
         let plan = plan(&local([repo("org/name", vec![refused], &[("main", 'a')])]), &RemoteState::default());
         assert_eq!((plan.failures.len(), plan.uploads.len(), plan.revisions.len()), (1, 0, 0));
     }

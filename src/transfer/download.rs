@@ -14,7 +14,6 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Once};
-use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::task::{JoinHandle, JoinSet};
@@ -25,10 +24,11 @@ use super::{Context, write_all_at};
 use crate::bucket::error::{Cause, Failure};
 use crate::cache::place::{flushed, is_refused, with_folder};
 use crate::cache::read::{matches_name, read_exact_at};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::hash::BlobHasher;
 use crate::model::ids::{BlobId, Commit, RepoName, RepoPath};
 use crate::progress::{Event, Meter};
+use crate::retry::Try;
 use crate::task::blocking;
 
 /// Blobs up to this size are fetched in one request.
@@ -39,8 +39,6 @@ const PART: u64 = 4 << 20;
 const LARGEST: u64 = 1 << 47;
 /// Bytes after which a large blob begins to be flushed while more of it comes.
 const FLUSH: u64 = 64 << 20;
-/// How often a body that breaks is taken up again without any progress in between.
-const RESUMES: u32 = 6;
 
 /// A blob to fetch.
 #[derive(Debug, Clone)]
@@ -69,11 +67,11 @@ impl Fetch {
 /// Fetches one blob; returns the file with the verified, flushed bytes. Once it is in its place, [`forget`] the rest.
 ///
 /// # Errors
-/// [`Kind::NotFound`] when the bucket lacks it, [`Kind::Integrity`] when its bytes or size are not what they should be:
-/// no file is left then.
+/// [`Cause::NoSuchKey`] when the bucket lacks it, [`Cause::WrongSize`] and [`Cause::Corrupt`] when it has another one,
+/// [`Cause::Damaged`] when the way damages its bytes again and again.
 pub async fn download(context: &Context, blob: &Fetch) -> Result<PathBuf> {
     if blob.size > LARGEST {
-        return Err(Error::integrity(format!("blob {} ({}) cannot be that large", blob.id, blob.label()))
+        return Err(Error::invalid(format!("blob {} ({}) cannot be that large", blob.id, blob.label()))
             .because(format!("the manifest says {} bytes", blob.size)));
     }
     context.progress.event(Event::Started { blob: blob.id, name: blob.label(), size: blob.size });
@@ -246,24 +244,30 @@ async fn range(
             return Ok(());
         }
         broken = if at > started { 1 } else { broken + 1 };
-        if broken >= RESUMES {
+        let Some(pause) = Try::Body.again(failure.cause, broken, None, fastrand::f64()) else {
             return Err(blob.source.explain(blob, failure));
-        }
+        };
         tracing::debug!(blob = %blob.id, offset = at, "a download broke off and is taken up again");
-        tokio::time::sleep(Duration::from_millis(200) * 2u32.pow(broken)).await;
+        tokio::time::sleep(pause).await;
     }
 }
 
 /// Fetches a small blob. Bytes that are not what they should be are fetched once more: they may have been damaged on
-/// the way.
+/// the way. When the same ones come again, they were not.
 async fn whole(context: &Context, blob: &Fetch) -> Result<PathBuf> {
-    match whole_once(context, blob).await? {
-        Ok(path) => Ok(path),
-        Err(found) => {
-            tracing::debug!(blob = %blob.id, %found, "wrong bytes came and are fetched once more");
-            whole_once(context, blob).await?.map_err(|found| blob.source.wrong_hash(blob, &found))
+    let mut before = None;
+    for _ in 0..Try::Blob.most(Cause::Damaged) {
+        let found = match whole_once(context, blob).await? {
+            Ok(path) => return Ok(path),
+            Err(found) => found,
+        };
+        if before == Some(found) {
+            return Err(blob.source.wrong_hash(blob, &found));
         }
+        tracing::debug!(blob = %blob.id, %found, "wrong bytes came");
+        before = Some(found);
     }
+    Err(blob.source.damaged(blob))
 }
 
 /// The file, or what its bytes hash to when that is wrong.
@@ -421,10 +425,12 @@ impl Journal {
     }
 }
 
+/// Of bytes that turn out to be wrong those of an earlier run are suspected first, then all of them. They are fetched
+/// again and compared with what came before: a part that comes twice as the same bytes was not damaged on the way, and is
+/// not fetched again. When that is so of all parts, the object itself is wrong.
 async fn in_parts(context: &Context, blob: &Fetch) -> Result<PathBuf> {
-    // Of bytes that turn out to be wrong those of an earlier run are suspected first, then all of them, once.
-    let mut suspected_earlier = false;
-    let mut suspected_all = false;
+    let mut proven = vec![false; blob.size.div_ceil(PART) as usize];
+    let mut tried = 0;
     loop {
         let target = Target::resume(context, context.layout.partial(&blob.id))?;
         let discard = || {
@@ -440,24 +446,30 @@ async fn in_parts(context: &Context, blob: &Fetch) -> Result<PathBuf> {
             Err(error) => return Err(error),
         };
         let earlier = journal.done.clone();
-        match fetch_parts(context, blob, &target, &mut journal).await {
-            Ok(found) if found == blob.id => {
+        match fetch_parts(context, blob, &target, &mut journal, tried > 0).await {
+            Ok((found, _)) if found == blob.id => {
                 let (file, sync) = (target.file.clone(), context.sync);
                 let synced = if sync { blocking(move || flushed(file.sync_all())).await } else { Ok(()) };
                 return synced.map_err(|e| Error::io("cannot flush", &target.path, &e)).map(|()| target.path);
             }
-            Ok(found) => {
+            Ok((found, same)) => {
                 context.restarted(blob.id);
-                let only_earlier = !suspected_earlier && !suspected_all && earlier.contains(&true);
-                if suspected_all {
+                tried += 1;
+                same.iter().for_each(|part| proven[*part] = true);
+                let only_earlier = tried == 1 && earlier.contains(&true);
+                let suspects = (0..proven.len()).filter(|part| !proven[*part] && (!only_earlier || earlier[*part]));
+                let suspects: Vec<usize> = suspects.collect();
+                tracing::debug!(blob = %blob.id, %found, only_earlier, parts = suspects.len(), "wrong bytes came");
+                if suspects.is_empty() {
                     discard();
                     return Err(blob.source.wrong_hash(blob, &found));
                 }
-                (suspected_earlier, suspected_all) = (true, !only_earlier);
-                tracing::debug!(blob = %blob.id, %found, only_earlier, "wrong bytes came and are fetched once more");
-                for part in (0..earlier.len()).filter(|part| !only_earlier || earlier[*part]) {
+                for part in suspects {
                     let marked = journal.mark(part, false);
                     marked.map_err(|e| Error::io("cannot write", &journal.path, &e))?;
+                }
+                if tried >= Try::Parts.most(Cause::Damaged) {
+                    return Err(blob.source.damaged(blob));
                 }
             }
             Err(_) if target.in_order_only.load(Ordering::Relaxed) => {
@@ -465,7 +477,8 @@ async fn in_parts(context: &Context, blob: &Fetch) -> Result<PathBuf> {
                 return in_order(context, blob).await;
             }
             Err(error) => {
-                if error.kind == Kind::Integrity {
+                // What was finished may be right all the same. Where there is nothing, no room is kept for it.
+                if error.cause == Cause::WrongSize && !journal.done.contains(&true) {
                     discard();
                 }
                 return Err(error);
@@ -474,7 +487,15 @@ async fn in_parts(context: &Context, blob: &Fetch) -> Result<PathBuf> {
     }
 }
 
-async fn fetch_parts(context: &Context, blob: &Fetch, target: &Target, journal: &mut Journal) -> Result<BlobId> {
+/// Fetches what is not there yet. Returns what all of it hashes to, and, where it comes `again`, the parts that are the
+/// same bytes as before.
+async fn fetch_parts(
+    context: &Context,
+    blob: &Fetch,
+    target: &Target,
+    journal: &mut Journal,
+    again: bool,
+) -> Result<(BlobId, Vec<usize>)> {
     let done = journal.done.iter().copied();
     let hashing = Hashing::new(&context.hashes, blob.id, blob.size, &target.file, PART, done);
     for part in (0..journal.done.len()).filter(|part| journal.done[*part]) {
@@ -483,7 +504,8 @@ async fn fetch_parts(context: &Context, blob: &Fetch, target: &Target, journal: 
     }
     let mut missing = runs(&journal.done, blob.source.parts_at_once(context.limits.parts.streams())).into_iter();
     let mut next = missing.next();
-    let mut running: JoinSet<Result<Range<usize>>> = JoinSet::new();
+    let mut running: JoinSet<Result<(Range<usize>, Vec<usize>)>> = JoinSet::new();
+    let mut same = Vec::new();
     let mut flusher = Flusher { target: target.clone(), sync: context.sync, unflushed: 0, running: None };
     while next.is_some() || !running.is_empty() {
         let streams = context.limits.parts.streams();
@@ -497,7 +519,11 @@ async fn fetch_parts(context: &Context, blob: &Fetch, target: &Target, journal: 
                 running.spawn(async move {
                     let mut permit = permit;
                     let mut meter = Meter::new(&context.progress, blob.id);
+                    let mut compared = again.then(|| Compared::new(&target.file));
                     range(&context, &blob, (from, to), |chunk, offset| {
+                        if let Some(compared) = &mut compared {
+                            compared.with(chunk, offset);
+                        }
                         target.write(chunk, offset)?;
                         hashing.moved(offset, offset + chunk.len() as u64);
                         meter.add(chunk.len() as u64);
@@ -506,16 +532,18 @@ async fn fetch_parts(context: &Context, blob: &Fetch, target: &Target, journal: 
                     .await?;
                     meter.keep();
                     permit.moved(to - from);
-                    Ok(parts)
+                    let same = compared.map_or(Vec::new(), |compared| compared.same(&parts));
+                    Ok((parts, same))
                 });
             }
             () = hashing.advanced(), if next.is_some() && behind => {}
             Some(done) = running.join_next() => {
-                let parts = match done {
+                let (parts, unchanged) = match done {
                     Ok(parts) => parts?,
                     Err(failed) => std::panic::resume_unwind(failed.into_panic()),
                 };
                 let (from, to) = bounds(&parts, blob.size);
+                same.extend(unchanged);
                 let marked = parts.into_iter().try_for_each(|part| journal.mark(part, true));
                 marked.map_err(|e| target.failed("cannot write", &e))?;
                 flusher.written(to - from).await?;
@@ -524,7 +552,39 @@ async fn fetch_parts(context: &Context, blob: &Fetch, target: &Target, journal: 
     }
     let found = blocking(move || hashing.finish()).await;
     flusher.end().await?;
-    found.map_err(|error| target.failed("cannot read back", &error))
+    found.map(|found| (found, same)).map_err(|error| target.failed("cannot read back", &error))
+}
+
+/// Bytes that come again, compared with those that are in the file.
+struct Compared {
+    file: Arc<File>,
+    there: Vec<u8>,
+    changed: Vec<usize>,
+}
+
+impl Compared {
+    fn new(file: &Arc<File>) -> Self {
+        Compared { file: file.clone(), there: Vec::new(), changed: Vec::new() }
+    }
+
+    fn with(&mut self, chunk: &[u8], offset: u64) {
+        self.there.resize(chunk.len(), 0);
+        let is_read = read_exact_at(&self.file, &mut self.there, offset).is_ok();
+        let mut at = 0;
+        while at < chunk.len() {
+            let part = (offset + at as u64) / PART;
+            let end = chunk.len().min(((part + 1) * PART - offset) as usize);
+            if !is_read || self.there[at..end] != chunk[at..end] {
+                self.changed.push(part as usize);
+            }
+            at = end;
+        }
+    }
+
+    /// Those of the parts that have not changed.
+    fn same(&self, parts: &Range<usize>) -> Vec<usize> {
+        parts.clone().filter(|part| !self.changed.contains(part)).collect()
+    }
 }
 
 /// Lets the disk work while a large blob still comes.

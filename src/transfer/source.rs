@@ -86,7 +86,7 @@ impl Source {
         };
         let doing = format!("cannot pull blob {} ({})", blob.id, blob.label());
         if failure.cause == Cause::NoSuchKey {
-            return Error::not_found(doing)
+            return Error::new(Cause::NoSuchKey, doing)
                 .because("the manifest names it, but the bucket does not have it")
                 .hint("push it again from a machine that has it");
         }
@@ -95,8 +95,10 @@ impl Source {
 
     pub(super) fn wrong_hash(&self, blob: &Fetch, found: &BlobId) -> Error {
         match self {
-            Source::Hub(_) => not_the_named_bytes(blob, format!("they hash to {found}, not to {}", blob.id)),
-            Source::Bucket(_) => Error::integrity(format!(
+            Source::Hub(_) => {
+                not_the_named_bytes(Cause::Corrupt, blob, format!("they hash to {found}, not to {}", blob.id))
+            }
+            Source::Bucket(_) => Error::corrupt(format!(
                 "blob {} ({}) is corrupt in the bucket",
                 blob.id,
                 blob.label()
@@ -110,10 +112,25 @@ impl Source {
         }
     }
 
+    /// The bytes were wrong, and others each time.
+    pub(super) fn damaged(&self, blob: &Fetch) -> Error {
+        let from = match self {
+            Source::Hub(_) => "the Hub",
+            Source::Bucket(_) => "the bucket",
+        };
+        Error::new(Cause::Damaged, format!("blob {} ({}) does not arrive whole from {from}", blob.id, blob.label()))
+            .because("its bytes are wrong, and others each time they are fetched")
+            .hint(
+                "run it again: what has arrived is kept; if it persists, check this machine's memory, disk and network",
+            )
+    }
+
     /// It has `found` bytes, which are too many or too few.
     pub(super) fn wrong_size(&self, blob: &Fetch, found: u64) -> Error {
         match self {
-            Source::Hub(_) => not_the_named_bytes(blob, format!("there are more than {} of them", blob.size)),
+            Source::Hub(_) => {
+                not_the_named_bytes(Cause::WrongSize, blob, format!("there are more than {} of them", blob.size))
+            }
             Source::Bucket(_) => wrong_size_in_bucket(blob, &found.to_string()),
         }
     }
@@ -121,18 +138,20 @@ impl Source {
     /// It ends before a range that the manifest says it has.
     pub(super) fn too_short(&self, blob: &Fetch) -> Error {
         match self {
-            Source::Hub(_) => not_the_named_bytes(blob, format!("there are fewer than {} of them", blob.size)),
+            Source::Hub(_) => {
+                not_the_named_bytes(Cause::WrongSize, blob, format!("there are fewer than {} of them", blob.size))
+            }
             Source::Bucket(_) => wrong_size_in_bucket(blob, "fewer"),
         }
     }
 }
 
 fn wrong_size_in_bucket(blob: &Fetch, found: &str) -> Error {
-    Error::integrity(format!("blob {} ({}) has the wrong size in the bucket", blob.id, blob.label()))
+    Error::new(Cause::WrongSize, format!("blob {} ({}) has the wrong size in the bucket", blob.id, blob.label()))
         .because(format!("the manifest says {} bytes, the bucket has {found}", blob.size))
         .hint("push it again from a machine that has it: a wrong size is replaced")
 }
 
-fn not_the_named_bytes(blob: &Fetch, why: String) -> Error {
-    Error::integrity(format!("the bytes of {} from the Hub are not those that it names", blob.label())).because(why)
+fn not_the_named_bytes(cause: Cause, blob: &Fetch, why: String) -> Error {
+    Error::new(cause, format!("the bytes of {} from the Hub are not those that it names", blob.label())).because(why)
 }

@@ -26,7 +26,7 @@ use crate::bucket::client::{Part, Pulse};
 use crate::bucket::error::{Cause, Failure};
 use crate::bucket::keys;
 use crate::cache::read::{open_quietly, read_at, read_small};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::hash::{BlobHasher, blob_id_of};
 use crate::model::ids::BlobId;
 use crate::progress::{Event, Meter};
@@ -63,7 +63,7 @@ pub struct Upload {
 /// Sends one blob. The caller holds the lock on the upload of a large one.
 ///
 /// # Errors
-/// [`crate::error::Kind::Integrity`] when the bytes do not match the name: nothing is published then.
+/// [`Cause::Corrupt`] when the bytes do not match the name: nothing is published then.
 pub async fn upload(context: &Context, blob: &Upload) -> Result<()> {
     context.progress.event(Event::Started { blob: blob.id, name: blob.label.clone(), size: blob.size });
     let sent = if blob.size <= IN_MEMORY {
@@ -90,14 +90,14 @@ fn doing(blob: &Upload) -> String {
 }
 
 fn wrong_bytes(blob: &Upload, found: &BlobId) -> Error {
-    Error::integrity(format!("blob {} ({}) is corrupt in this cache and was not pushed", blob.id, blob.label))
+    Error::corrupt(format!("blob {} ({}) is corrupt in this cache and was not pushed", blob.id, blob.label))
         .because(format!("its bytes hash to {found}"))
         .hint(format!("delete {} and download it again", blob.source.display()))
 }
 
 fn unreadable(blob: &Upload, error: &std::io::Error) -> Error {
     if error.kind() == std::io::ErrorKind::UnexpectedEof {
-        return Error::integrity(format!("blob {} ({}) became shorter while it was read", blob.id, blob.label));
+        return Error::corrupt(format!("blob {} ({}) became shorter while it was read", blob.id, blob.label));
     }
     Error::io("cannot read", &blob.source, error)
 }
@@ -240,7 +240,7 @@ async fn in_parts(context: &Context, blob: &Upload) -> Result<()> {
                 (known, resumed, tried_afresh) = (Vec::new(), false, true);
             }
             Stop::Local(error) => {
-                if error.kind == Kind::Integrity {
+                if error.cause == Cause::Corrupt {
                     give_up(context, blob, &record).await;
                 }
                 return Err(error);
@@ -270,7 +270,7 @@ async fn send_and_finish(
     }
     if changed {
         let what = format!("blob {} ({}) was changed while it was pushed", blob.id, blob.label);
-        return Err(Stop::Local(Error::integrity(what)));
+        return Err(Stop::Local(Error::corrupt(what)));
     }
     let done = context.bucket.finish_parts(&record.key, &record.upload, &parts).await;
     done.map_err(|failure| Stop::Store { failure, alive })

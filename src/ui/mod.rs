@@ -6,7 +6,7 @@ pub mod running;
 pub mod table;
 pub mod text;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 
@@ -124,12 +124,19 @@ impl Ui {
 
     /// Shows failures; of many for the same reason, as when the store is lost, only the first.
     fn failures(&self, failures: &[Error]) {
-        let mut alike: HashMap<(Kind, Option<&str>), usize> = HashMap::new();
+        // The words of a shared reason may differ in what they name.
+        let reason = |failure: &Error| {
+            (failure.cause, failure.why.clone().filter(|_| !(failure.shared && failure.cause.is_shared())))
+        };
+        let shared: HashSet<_> = failures.iter().filter(|failure| failure.shared).map(reason).collect();
+        let mut alike: HashMap<_, usize> = HashMap::new();
         let mut shown = 0;
         for failure in failures {
-            let seen = alike.entry((failure.kind, failure.why.as_deref())).or_default();
+            let reason = reason(failure);
+            let most = if shared.contains(&reason) { 1 } else { ALIKE };
+            let seen = alike.entry(reason).or_default();
             *seen += 1;
-            if *seen <= if failure.shared { 1 } else { ALIKE } {
+            if *seen <= most {
                 self.line("error", failure);
                 shown += 1;
             }

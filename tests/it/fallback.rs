@@ -8,6 +8,10 @@ use crate::harness::machine::{Machine, Ran};
 use crate::harness::s3::Action;
 use crate::harness::store::{BUCKET, Store};
 use crate::harness::{listing, tls_file, weights};
+use hf_cache_sync::hub::Hub as Client;
+use hf_cache_sync::transfer::download::{Fetch, download};
+use hf_cache_sync::transfer::limit::Caps;
+use hf_cache_sync::transfer::source::Source;
 use serde_json::{Value, json};
 
 const HUB: [&str; 2] = ["--fallback", "hf-hub"];
@@ -472,6 +476,40 @@ fn the_hubs_limit_of_requests_is_waited_for_once() {
     }
     let (_store, _hub, machine) = setup(&[]);
     assert_eq!(pull(&machine, &["org/name", "--hub-wait", "soon"]).code, 2);
+}
+
+#[test]
+fn push_back_by_the_store_does_not_slow_the_hub_down() {
+    let revision = Revision::model("org/name").git("one.txt", "1");
+    let (store, hub, machine) = setup(std::slice::from_ref(&revision));
+    let mut session = store.session(&machine.hub(), &machine.work());
+    session.config.hub.endpoint = hub.url.clone();
+    let refused = std::sync::atomic::AtomicBool::new(false);
+    store.server.on_request(move |_| match refused.swap(true, std::sync::atomic::Ordering::Relaxed) {
+        true => Action::Pass,
+        false => Action::Refuse(503, "SlowDown", "later"),
+    });
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let bucket = session.bucket().await.unwrap();
+        bucket.list_page("", None, 1).await.unwrap();
+        assert_eq!(bucket.counts().1, 1);
+        let wait = std::time::Duration::from_secs(5);
+        let hub = Client::connect(&session.config.hub, &session.config.network, session.progress.clone(), wait);
+        let context = session.transfers(&bucket, Caps::default(), false);
+        let before = context.limits.objects.limit();
+        let file = revision.files.iter().find(|file| file.path == "one.txt").unwrap();
+        let fetch = Fetch {
+            id: file.etag().parse().unwrap(),
+            size: file.bytes.len() as u64,
+            repo: hf_cache_sync::model::ids::RepoName::from_folder("models--org--name").unwrap(),
+            commit: revision.commit.parse().unwrap(),
+            path: file.path.parse().unwrap(),
+            source: Source::Hub(hub.unwrap()),
+        };
+        download(&context, &fetch).await.unwrap();
+        assert_eq!(context.limits.objects.limit(), before);
+    });
 }
 
 #[test]

@@ -1174,6 +1174,34 @@ fn bytes_that_arrive_damaged_are_fetched_once_more() {
     }
 }
 
+/// Damage in another place each time: what came twice as the same bytes is not fetched once more.
+#[test]
+fn only_parts_that_may_be_damaged_are_fetched_again() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let revision = large();
+    revision.publish(&store);
+    let times = std::sync::Mutex::new(std::collections::HashMap::<usize, usize>::new());
+    store.server.on_request(move |request| {
+        let Some(range) = &request.range else { return Action::Pass };
+        let start = first_byte(range);
+        let mut times = times.lock().unwrap();
+        let time = times.entry(start).or_default();
+        *time += 1;
+        match (start, *time) {
+            (0, 1) => Action::Flip,
+            (start, 2) if start == 2 * RANGE => Action::Flip,
+            _ => Action::Pass,
+        }
+    });
+    machine.ok(&["pull", "org/large", "--workers", "1"]);
+    revision.assert_pulled(&machine.hub());
+    let starts = ranges(&store.server.take_seen());
+    // All of it twice, and then the two parts that were not the same.
+    let all = [0, RANGE, 2 * RANGE, 3 * RANGE, 4 * RANGE];
+    assert_eq!(starts, [&all[..], &all[..], &[PART, 2 * RANGE + PART]].concat());
+}
+
 /// An object that is replaced while it comes, by the same bytes under another ETag.
 #[test]
 fn an_object_that_is_replaced_while_it_is_read() {

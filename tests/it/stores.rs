@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::harness::cache::Revision;
 use crate::harness::machine::Machine;
@@ -289,6 +290,76 @@ fn a_full_store_is_told_once_and_not_asked_again() {
         store.put("x", "y");
         assert_eq!(machine.run(&["list", "--remote"]).code, 0);
     }
+}
+
+#[test]
+fn a_store_that_takes_nothing_is_told_once_and_not_asked_again() {
+    // With the key, so that no two refusals are alike.
+    for (status, code, message, exit, said) in [
+        (403, "InvalidAccessKeyId", "no such key", 3, "does not accept the credentials"),
+        (403, "AccessDenied", "no access to KEY", 3, "is not allowed to do that"),
+        (403, "AccessDenied", "Object is WORM protected: KEY", 3, "a retention rule"),
+        (400, "InvalidStorageClass", "not valid: KEY", 2, "storage.storage_class"),
+        (405, "MethodNotAllowed", "read only", 1, "does not support this request"),
+        (400, "InvalidTag", "a tag is missing", 1, "InvalidTag"),
+    ] {
+        let store = Scripted::new();
+        store.script(move |asked, _| {
+            (asked.method == "PUT").then(|| Reply::refusal(status, code, &message.replace("KEY", &asked.key)))
+        });
+        let machine = store.machine();
+        let files =
+            (0..100).fold(Revision::new("model", "org/many"), |all, n| all.lfs(&format!("{n}.bin"), weights(n, 1000)));
+        files.write(&machine.hub());
+        let ran = machine.run(&["push"]);
+        assert_eq!(ran.code, exit, "{ran:#?}");
+        assert_eq!(ran.stderr.matches(said).count(), 1, "{ran:#?}");
+        assert!(ran.stderr.contains("99 more failed in the same way"), "{ran:#?}");
+        let puts = store.take_seen().iter().filter(|asked| asked.method == "PUT").count();
+        assert!(puts <= 16, "{puts} PUTs for {code}");
+    }
+}
+
+#[test]
+fn a_listing_that_is_refused_once_changes_nothing_for_the_next() {
+    let store = three();
+    let refused = AtomicBool::new(false);
+    store.script(move |asked, _| {
+        let now = asked.is_list() && !refused.swap(true, Ordering::Relaxed);
+        now.then(|| Reply::refusal(400, "BadRequest", "An error occurred when parsing the HTTP request."))
+    });
+    store.machine().ok(&["pull", "org/one"]);
+    let seen = store.take_seen();
+    let lists: Vec<&Asked> = seen.iter().filter(|asked| asked.is_list()).collect();
+    let plain = lists.iter().filter(|asked| asked.parameter("encoding-type").is_none()).count();
+    assert!(lists.len() > 3 && plain == 1, "{lists:#?}");
+}
+
+#[test]
+fn a_wrong_size_on_the_way_costs_no_finished_part() {
+    let store = Scripted::new();
+    let revision = Revision::new("model", "org/large").lfs("model.bin", weights(1, 40 << 20));
+    publish(&store, &revision);
+    let lied = AtomicBool::new(false);
+    store.script(move |asked, objects| {
+        let is_fourth = asked.header("range").starts_with("bytes=25165824-");
+        if !is_fourth || lied.swap(true, Ordering::Relaxed) {
+            return None;
+        }
+        let mut reply = read(asked, &objects[&asked.key]);
+        reply.headers.retain(|(name, _)| name != "content-range");
+        Some(reply.header("content-range", "bytes 25165824-33554431/50000000"))
+    });
+    let machine = store.machine();
+    machine.run(&["pull", "org/large", "--workers", "1"]).refused(5, &["wrong size"]);
+    store.take_seen();
+    machine.ok(&["pull", "org/large", "--workers", "1"]);
+    let starts = store
+        .take_seen()
+        .into_iter()
+        .filter_map(|asked| asked.header("range").strip_prefix("bytes=")?.split('-').next()?.parse::<u64>().ok());
+    assert!(starts.min() >= Some(24 << 20));
+    revision.assert_pulled(&machine.hub());
 }
 
 #[test]

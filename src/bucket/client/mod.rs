@@ -24,8 +24,6 @@ use bytes::Bytes;
 pub use body::{MakeBody, Pulse};
 pub use listing::Collect;
 pub use parts::Part;
-#[cfg(feature = "fallback")]
-pub(crate) use retry::back_off;
 
 use self::body::{MemoryBody, STALL};
 use self::retry::Shared;
@@ -113,8 +111,8 @@ impl Bucket {
     /// Prepares the client; the only network access is the look-up of credentials where the AWS chain is used.
     ///
     /// # Errors
-    /// [`crate::error::Kind::Usage`] without a bucket, with half a credential pair or with certificates that cannot be
-    /// used, [`crate::error::Kind::Credentials`] where no credentials are found.
+    /// [`Cause::Usage`] without a bucket, with half a credential pair or with certificates that cannot be
+    /// used, [`Cause::BadCredentials`] where no credentials are found.
     pub async fn connect(config: &Config, progress: Arc<dyn Progress>) -> Result<Bucket> {
         let storage = &config.storage;
         let name = storage.bucket()?.to_string();
@@ -322,13 +320,14 @@ impl Bucket {
     ) -> Result<(), Failure> {
         let full = self.key(key);
         let sha256 = name.filter(|name| matches!(name, BlobId::Sha256(_))).map(BlobId::to_string);
-        let mut request = Request::new(Op::Put, &full).payload(Payload::Stream { size, sha256, make });
+        let op = if condition.is_some() { Op::PutIf } else { Op::Put };
+        let mut request = Request::new(op, &full).payload(Payload::Stream { size, sha256, make });
         match condition {
             None => {}
             Some(Condition::Absent) => request = request.header("if-none-match", "*"),
             Some(Condition::Unchanged(etag)) => request = request.header("if-match", format!("\"{etag}\"")),
         }
-        self.retried(Op::Put, || self.wire.send(&request)).await.map(|_| ())
+        self.retried(op, || self.wire.send(&request)).await.map(|_| ())
     }
 
     /// Deletes an object; one that is not there is no error.

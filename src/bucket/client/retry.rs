@@ -1,4 +1,4 @@
-//! How often a request is tried, and when a store is given up.
+//! The loop around a request, and when a store is given up. How often a request is tried: [`crate::retry`].
 
 use std::future::Future;
 use std::sync::Mutex;
@@ -12,18 +12,13 @@ use crate::bucket::connection::CONNECT;
 use crate::bucket::error::{Cause, Failure};
 use crate::bucket::wire::{Op, Request};
 use crate::progress::{ANSWER, Waiting, waiting};
+use crate::retry::Try;
 
 /// A store that was found to work is not suspected again for this time.
 const PROBE_AGAIN: Duration = Duration::from_secs(1);
-/// Tries of one request once the store has answered before; about a minute with back-off.
-const TRIES: u32 = 8;
-/// Tries of the very first connection: a wrong endpoint should not take long to be told.
-const FIRST_TRIES: u32 = 3;
-/// Tries of a request whose answer is not whole: what cuts answers mostly cuts all of them.
-const INCOMPLETE_TRIES: u32 = 3;
 
-/// Writes at once before the first one has succeeded: a store without room, or a key that may not write, should not be
-/// told hundreds of times.
+/// Writes at once before the first one has succeeded, and writes in a row that are refused for one reason before no
+/// more are sent: a key that may not write should not be told hundreds of times.
 const FIRST_WRITES: usize = 8;
 
 /// What all requests of a run have in common.
@@ -38,11 +33,51 @@ pub(super) struct Shared {
     probed: tokio::sync::Mutex<Option<Instant>>,
     /// Why nothing works any more, once that is certain.
     lost: Mutex<Option<Failure>>,
-    /// Why nothing can be written any more, once the store has no room.
-    full: Mutex<Option<Failure>>,
+    /// What writes have met.
+    writes: Mutex<Writes>,
     /// Whether a write has succeeded in this run.
     written: AtomicBool,
     first_writes: Semaphore,
+}
+
+/// Refused writes since the last that the store took.
+#[derive(Debug, Default)]
+struct Writes {
+    /// The last one, and how many were refused like it.
+    refused: Option<(Failure, usize)>,
+    /// Why no more are sent.
+    over: Option<Failure>,
+}
+
+impl Writes {
+    /// Takes note of a refusal. A store without room has none for the next one either; of other refusals it takes some
+    /// to tell that the store takes nothing.
+    fn refused(&mut self, op: Op, failure: &Failure) {
+        if failure.cause == Cause::Full {
+            self.over = Some(failure.clone());
+        }
+        // A part may be refused for what has become of its upload, and a condition for being one.
+        let of_condition = op == Op::PutIf && failure.cause == Cause::Unsupported;
+        if !op.creates() || failure.cause.is_of_one_object() || of_condition {
+            return;
+        }
+        let times = match self.refused.take() {
+            Some((known, times)) if is_same_refusal(&known, failure) => times + 1,
+            _ => 1,
+        };
+        if times >= FIRST_WRITES {
+            self.over = Some(failure.clone());
+        }
+        self.refused = Some((failure.clone(), times));
+    }
+}
+
+/// Whether a store refuses for one reason; behind its code it may name what it refuses.
+fn is_same_refusal(one: &Failure, other: &Failure) -> bool {
+    fn code(failure: &Failure) -> Option<&str> {
+        failure.detail.split(':').next()
+    }
+    one.cause == other.cause && (one.cause != Cause::Other || code(one) == code(other))
 }
 
 impl Default for Shared {
@@ -54,7 +89,7 @@ impl Default for Shared {
             fastest: AtomicU64::default(),
             probed: tokio::sync::Mutex::default(),
             lost: Mutex::default(),
-            full: Mutex::default(),
+            writes: Mutex::default(),
             written: AtomicBool::default(),
             first_writes: Semaphore::new(FIRST_WRITES),
         }
@@ -66,8 +101,8 @@ impl Shared {
         self.lost.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    fn full(&self) -> std::sync::MutexGuard<'_, Option<Failure>> {
-        self.full.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    fn writes(&self) -> std::sync::MutexGuard<'_, Writes> {
+        self.writes.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     fn note_time(&self, time: Duration) {
@@ -89,7 +124,8 @@ impl Shared {
 
     /// Why there is no point in sending this.
     fn hopeless(&self, op: Op) -> Option<Failure> {
-        self.lost().clone().or_else(|| self.full().clone().filter(|_| op.fills()))
+        let failure = self.lost().clone().or_else(|| self.writes().over.clone().filter(|_| op.fills()))?;
+        Some(Failure { shared: true, ..failure })
     }
 }
 
@@ -107,7 +143,7 @@ impl Bucket {
 
     /// Sends a request, and again with back-off while the failure is transient. Once the store is known to be lost,
     /// for whatever request, all of them fail at once: a run with thousands of blobs must not wait for each. Likewise
-    /// all writes once it has no room.
+    /// all writes once it is known to take none.
     pub(super) async fn retried<T, F>(&self, op: Op, send: impl Fn() -> F) -> Result<T, Failure>
     where
         F: Future<Output = Result<T, Failure>>,
@@ -125,8 +161,11 @@ impl Bucket {
             let request = waiting(ANSWER);
             let answer = send().await;
             drop(request);
-            if answer.is_ok() && op.fills() && !self.shared.written.swap(true, Ordering::Relaxed) {
-                self.shared.first_writes.close();
+            if answer.is_ok() && op.fills() {
+                self.shared.writes().refused = None;
+                if !self.shared.written.swap(true, Ordering::Relaxed) {
+                    self.shared.first_writes.close();
+                }
             }
             let failure = match answer {
                 Ok(value) => {
@@ -140,8 +179,8 @@ impl Bucket {
             if failure.cause.is_final() {
                 *self.shared.lost() = Some(failure.clone());
             }
-            if failure.cause == Cause::Full && op.fills() {
-                *self.shared.full() = Some(failure.clone());
+            if op.fills() {
+                self.shared.writes().refused(op, &failure);
             }
             drop(turn);
             if !failure.cause.is_transient() {
@@ -152,17 +191,12 @@ impl Bucket {
                 return Err(failure);
             }
             self.shared.pushed_back.fetch_add(1, Ordering::Relaxed);
-            let answered = failure.cause == Cause::Busy || self.shared.answered.load(Ordering::Relaxed);
-            let most = match failure.cause {
-                Cause::Incomplete => INCOMPLETE_TRIES,
-                _ if answered => TRIES,
-                _ => FIRST_TRIES,
-            };
-            if tried >= most {
+            let policy = Try::Store { known: self.shared.answered.load(Ordering::Relaxed) };
+            let Some(pause) = policy.again(failure.cause, tried, failure.retry_after, fastrand::f64()) else {
                 self.give_up_if_lost(&failure).await;
                 return Err(failure);
-            }
-            let pause = back_off(tried, failure.retry_after);
+            };
+            let most = policy.most(failure.cause);
             let reason = &failure.detail;
             tracing::debug!(
                 "request is tried again in {} ms: try {tried} of {most} failed ({reason})",
@@ -197,21 +231,34 @@ impl Bucket {
     }
 }
 
-/// 0.25 s, doubling to 15 s, with full jitter; never less than the store asks for.
-pub(crate) fn back_off(tried: u32, asked: Option<Duration>) -> Duration {
-    let most = Duration::from_millis(250) * 2u32.pow(tried.min(7) - 1);
-    let pause = most.min(Duration::from_secs(15)).mul_f64(0.5 + fastrand::f64() / 2.0);
-    pause.max(asked.unwrap_or_default())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn back_off_grows_is_bounded_and_heeds_the_store() {
-        assert!(back_off(1, None) <= Duration::from_millis(250));
-        assert!((1..40).all(|tried| back_off(tried, None) <= Duration::from_secs(15)));
-        assert_eq!(back_off(1, Some(Duration::from_secs(30))), Duration::from_secs(30));
+    fn a_store_that_refuses_every_write_for_one_reason_is_left_alone() {
+        let denied = |key: &str| Failure::new(Cause::Denied, format!("AccessDenied: no access to {key}"));
+        let over = |failures: &[(Op, Failure)]| {
+            let mut writes = Writes::default();
+            failures.iter().for_each(|(op, failure)| writes.refused(*op, failure));
+            writes.over.is_some()
+        };
+        let times = |op, failure: &dyn Fn(usize) -> Failure, times| {
+            (0..times).map(|time| (op, failure(time))).collect::<Vec<_>>()
+        };
+        assert!(over(&times(Op::Put, &|time| denied(&time.to_string()), FIRST_WRITES)));
+        assert!(!over(&times(Op::Put, &|time| denied(&time.to_string()), FIRST_WRITES - 1)));
+        assert!(over(&times(Op::Put, &|_| Failure::new(Cause::Full, "full"), 1)));
+        assert!(over(&times(Op::Put, &|_| Failure::new(Cause::Unsupported, "x"), FIRST_WRITES)));
+        assert!(!over(&times(Op::PutIf, &|_| Failure::new(Cause::Unsupported, "x"), 100)), "other writes go well");
+        for cause in [Cause::Changed, Cause::Limit, Cause::Busy] {
+            assert!(!over(&times(Op::Put, &|_| Failure::new(cause, "x"), 100)), "{cause:?}");
+        }
+        assert!(!over(&times(Op::PutPart, &|_| denied("x"), 100)));
+        assert!(!over(&times(Op::Put, &|time| Failure::new(Cause::Other, format!("Code{time}: x")), 100)));
+        let mut mixed = times(Op::Put, &|_| denied("x"), FIRST_WRITES - 1);
+        mixed.push((Op::Put, Failure::new(Cause::Locked, "retention")));
+        mixed.push((Op::Put, denied("x")));
+        assert!(!over(&mixed));
     }
 }

@@ -21,7 +21,7 @@ use super::push::{self, Report};
 use crate::cache::layout::Layout;
 use crate::cache::lock::{self, Lock};
 use crate::engine::Session;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::interrupt::Interruption;
 use crate::progress::Event;
 use crate::task::blocking;
@@ -222,7 +222,8 @@ impl Watch<'_> {
     }
 
     fn tell(&mut self, ended: Result<Report>) {
-        let pause = self.schedule.ended(self.start.elapsed(), outcome(&ended), fastrand::f64());
+        let outcome = ended.as_ref().map_or(Outcome::Retry, |report| outcome(&report.failures));
+        let pause = self.schedule.ended(self.start.elapsed(), outcome, fastrand::f64());
         let retry_in = pause.map(|pause| pause.as_secs_f64());
         (self.say)(Update::now(match ended {
             Ok(report) => What::Pushed(Pushed {
@@ -252,11 +253,26 @@ enum Ended {
     BySignal { abandoned: bool },
 }
 
-/// A store that refuses may change its mind; a broken blob or an unreadable folder is the same until it changes.
-fn outcome(ended: &Result<Report>) -> Outcome {
-    let passing = |error: &Error| matches!(error.kind, Kind::Unavailable | Kind::Credentials);
-    match ended {
-        Ok(report) if !report.failures.iter().any(passing) => Outcome::Done,
-        _ => Outcome::Retry,
+/// A broken blob or an unreadable folder is the same until it changes.
+fn outcome(failures: &[Error]) -> Outcome {
+    match failures.iter().any(|error| error.cause.may_pass()) {
+        true => Outcome::Retry,
+        false => Outcome::Done,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Cause;
+
+    #[test]
+    fn what_the_way_or_the_store_did_is_tried_again_and_what_is_wrong_here_waits_for_a_change() {
+        let (here, unreadable) = (Error::corrupt("blob 1"), Error::new(Cause::Permission, "blob 2"));
+        assert_eq!(outcome(&[]), Outcome::Done);
+        assert_eq!(outcome(&[here.clone(), unreadable]), Outcome::Done);
+        for cause in [Cause::Damaged, Cause::Denied, Cause::Busy] {
+            assert_eq!(outcome(&[here.clone(), Error::new(cause, "blob 3")]), Outcome::Retry, "{cause:?}");
+        }
     }
 }

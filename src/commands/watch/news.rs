@@ -17,7 +17,7 @@ impl News {
     /// The failures that the push before did not have. What is gone for one push is news again when it comes back.
     pub fn failures(&mut self, found: &[Error]) -> Vec<Error> {
         // Without the reason, which may carry a request id or a time.
-        let text = |error: &Error| format!("{:?} {}", error.kind, error.what);
+        let text = |error: &Error| format!("{:?} {}", error.cause, error.what);
         let new = found.iter().filter(|error| !self.failures.contains(&text(error))).cloned().collect();
         self.failures = found.iter().map(text).collect();
         new
@@ -45,7 +45,7 @@ mod tests {
 
     #[test]
     fn the_same_failure_is_news_once() {
-        let (one, two) = ([Error::integrity("blob 1")], Error::failed("blob 2"));
+        let (one, two) = ([Error::corrupt("blob 1")], Error::failed("blob 2"));
         let mut news = News::default();
         assert_eq!(news.failures(&one), one);
         assert_eq!(news.failures(&[one[0].clone().because("request 7"), two.clone()]), [two]);

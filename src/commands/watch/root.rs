@@ -17,7 +17,7 @@ impl Root {
     /// Remembers the folder.
     ///
     /// # Errors
-    /// [`crate::error::Kind::NotFound`] when it is not there: a wrong path is more likely than a cache to come.
+    /// [`crate::error::Cause::NotFound`] when it is not there: a wrong path is more likely than a cache to come.
     pub fn open(path: &Path) -> Result<Root> {
         match std::fs::metadata(path) {
             Ok(meta) if meta.is_dir() => Ok(Root { path: path.to_path_buf(), id: id(&meta) }),
@@ -40,7 +40,7 @@ impl Root {
     /// Whether it is still there.
     ///
     /// # Errors
-    /// [`crate::error::Kind::NotFound`] when it was deleted, moved, replaced or unmounted: a new folder in its place
+    /// [`crate::error::Cause::NotFound`] when it was deleted, moved, replaced or unmounted: a new folder in its place
     /// would not be watched. A folder that cannot be looked at for the moment is taken for there.
     pub fn check(&self) -> Result<()> {
         let why = match std::fs::metadata(&self.path) {
@@ -71,24 +71,24 @@ fn id(_: &Metadata) -> Option<(u64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Kind;
+    use crate::error::Cause;
     use std::fs;
 
     #[test]
     fn a_folder_is_there_gone_or_another() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("hub");
-        assert_eq!(Root::open(&path).unwrap_err().kind, Kind::NotFound);
+        assert_eq!(Root::open(&path).unwrap_err().cause, Cause::NotFound);
         fs::write(&path, "").unwrap();
-        assert_eq!(Root::open(&path).unwrap_err().kind, Kind::Usage);
+        assert_eq!(Root::open(&path).unwrap_err().cause, Cause::Usage);
         fs::remove_file(&path).unwrap();
         fs::create_dir(&path).unwrap();
         let root = Root::open(&path).unwrap();
         root.check().unwrap();
         fs::rename(&path, dir.path().join("moved")).unwrap();
-        assert_eq!(root.check().unwrap_err().kind, Kind::NotFound);
+        assert_eq!(root.check().unwrap_err().cause, Cause::NotFound);
         fs::create_dir(&path).unwrap();
         #[cfg(unix)]
-        assert_eq!(root.check().unwrap_err().kind, Kind::NotFound);
+        assert_eq!(root.check().unwrap_err().cause, Cause::NotFound);
     }
 }
