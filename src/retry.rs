@@ -35,7 +35,7 @@ impl Try {
             (Try::Hub, _) => 5,
             (Try::Body, _) => 6,
             (Try::Blob, _) => 2,
-            (Try::Parts, _) => 5,
+            (Try::Parts, _) => 4,
         }
     }
 

@@ -41,7 +41,7 @@ impl FallbackArgs {
     /// Whether such a build can do that.
     ///
     /// # Errors
-    /// [`crate::error::Kind::Usage`] when it was built without.
+    /// [`crate::error::Cause::Usage`] when it was built without.
     pub fn check(&self) -> Result<()> {
         if self.fallback.is_some() && !cfg!(feature = "fallback") {
             return Err(Error::usage("--fallback hf-hub is not possible")

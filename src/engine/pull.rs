@@ -13,7 +13,7 @@ use crate::cache::place::{self, LinkKind};
 use crate::cache::{donors, gated, space, target};
 use crate::cache::{mend, scan};
 use crate::engine::Session;
-use crate::error::{Error, Result};
+use crate::error::{Cause, Error, Result};
 use crate::model::found::Found;
 use crate::model::ids::{RefName, RepoName, RepoPath};
 use crate::plan::pull::{self as plan, FetchReason, Plan};
@@ -252,7 +252,7 @@ fn mark_used(plan: &Plan, now: SystemTime) {
 /// Makes sure that the disk can take everything, before the first byte. Where the system does not tell, a note says so.
 ///
 /// # Errors
-/// [`crate::error::Kind::Failed`] with the numbers.
+/// [`Cause::DiskFull`] with the numbers.
 fn check_space(layout: &Layout, plans: &[&Plan]) -> Result<Option<String>> {
     let mut blobs = BTreeMap::new();
     for plan in plans {
@@ -260,7 +260,7 @@ fn check_space(layout: &Layout, plans: &[&Plan]) -> Result<Option<String>> {
     }
     let needed: u64 = blobs.iter().map(|(id, size)| size.saturating_sub(already_there(layout, id, *size))).sum();
     match space::available(layout.root()) {
-        Some(free) if free < needed => Err(Error::failed("there is not enough disk space")
+        Some(free) if free < needed => Err(Error::new(Cause::DiskFull, "there is not enough disk space")
             .because(format!(
                 "the download needs {}, {} are free at {}",
                 bytesize::ByteSize(needed).display().iec(),

@@ -1168,7 +1168,7 @@ fn bytes_that_arrive_damaged_are_fetched_once_more() {
         // And not for ever.
         let other = Machine::new(&store);
         untrue(&store, usize::MAX, Action::Flip, |request| request.is("GET", "blobs/"));
-        let ran = other.run(&["pull", "org/name"]);
+        let ran = other.run(&["pull", "org/name", "--workers", "1"]);
         assert_eq!(ran.code, 5, "{ran:#?}");
         assert!(ran.stderr.contains("corrupt in the bucket"), "{ran:#?}");
     }
