@@ -108,17 +108,26 @@ impl Entry {
 
 impl From<String> for Etag {
     fn from(text: String) -> Etag {
-        let digit = |c: u8| match c {
-            b'0'..=b'9' => Some(c - b'0'),
-            b'a'..=b'f' => Some(c - b'a' + 10),
-            _ => None,
-        };
-        let (pairs, _) = text.as_bytes().as_chunks::<2>();
-        let mut bytes = pairs.iter().map_while(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?));
-        let md5: [u8; 16] = std::array::from_fn(|_| bytes.next().unwrap_or_default());
-        let etag = Etag::Md5(md5);
-        if etag.to_string() == text { etag } else { Etag::Other(text.into_boxed_str()) }
+        match md5_of(&text) {
+            Some(md5) => Etag::Md5(md5),
+            None => Etag::Other(text.into_boxed_str()),
+        }
     }
+}
+
+/// The bytes that 32 lowercase hexadecimal digits mean; `None` for any other text.
+fn md5_of(text: &str) -> Option<[u8; 16]> {
+    let digit = |c: u8| match c {
+        b'0'..=b'9' => Some(c - b'0'),
+        b'a'..=b'f' => Some(c - b'a' + 10),
+        _ => None,
+    };
+    let digits: &[u8; 32] = text.as_bytes().try_into().ok()?;
+    let mut md5 = [0; 16];
+    for (byte, [high, low]) in md5.iter_mut().zip(digits.as_chunks().0) {
+        *byte = digit(*high)? << 4 | digit(*low)?;
+    }
+    Some(md5)
 }
 
 impl fmt::Display for Etag {
