@@ -7,17 +7,17 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use hf_cache_sync::bucket::client::Object;
-use hf_cache_sync::bucket::keys;
-use hf_cache_sync::bucket::state::RemoteState;
-use hf_cache_sync::cache::layout::{self, Layout};
-use hf_cache_sync::cache::scan::scan;
-use hf_cache_sync::cache::{facts, local, target};
-use hf_cache_sync::hash::{blob_id_of, md5_hex};
-use hf_cache_sync::model::found::Found;
-use hf_cache_sync::model::ids::{BlobId, Commit, RepoName};
-use hf_cache_sync::model::manifest::{Manifest, ManifestFile};
-use hf_cache_sync::plan;
+use hf_cache_sync::internals::bucket::client::Object;
+use hf_cache_sync::internals::bucket::keys;
+use hf_cache_sync::internals::bucket::state::RemoteState;
+use hf_cache_sync::internals::cache::layout::{self, Layout};
+use hf_cache_sync::internals::cache::scan::scan;
+use hf_cache_sync::internals::cache::{facts, local, target};
+use hf_cache_sync::internals::hash::{blob_id_of, md5_hex};
+use hf_cache_sync::internals::model::found::Found;
+use hf_cache_sync::internals::model::ids::{BlobId, Commit, RepoName};
+use hf_cache_sync::internals::model::manifest::{Manifest, ManifestFile};
+use hf_cache_sync::internals::plan;
 
 const REPOS: usize = 200;
 const FILES: usize = 50;

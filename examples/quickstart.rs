@@ -12,11 +12,11 @@ use std::fs;
 use std::path::Path;
 
 use clap::Parser;
-use hf_cache_sync::cache::layout::{Layout, link_text};
 use hf_cache_sync::cli::{self, Cli};
-use hf_cache_sync::config::{Config, Environment, Overrides};
-use hf_cache_sync::hash::BlobHasher;
-use hf_cache_sync::model::ids::{BlobId, RepoName, RepoType};
+use hf_cache_sync::internals::cache::layout::{Layout, link_text};
+use hf_cache_sync::internals::config::{Config, Environment, Overrides};
+use hf_cache_sync::internals::hash::BlobHasher;
+use hf_cache_sync::internals::model::ids::{BlobId, RepoName, RepoType};
 use hf_cache_sync::ui::Ui;
 
 #[path = "../tests/it/harness/s3.rs"]

@@ -22,28 +22,139 @@
 //! - [`commands`]; [`cli`] and [`ui`]; [`complete`]; then `main.rs`.
 //!
 //! Only [`ui`] prints, only `main.rs` exits.
+//!
+//! The library is an implementation detail of the binary: nothing of it is stable. What is public is what `main.rs`
+//! needs, and in `internals` what tests, benchmarks and examples do; the compiler says of the rest what nobody uses.
 
-pub mod bucket;
-pub mod cache;
+// Written for who works on this: `cargo doc --document-private-items` has all of it.
+#![allow(rustdoc::private_intra_doc_links)]
+
+mod bucket;
+mod cache;
 pub mod cli;
-pub mod commands;
+mod commands;
 pub mod complete;
-pub mod config;
-pub mod engine;
+mod config;
+mod engine;
 pub mod error;
-pub mod escape;
-pub mod files;
-pub mod hash;
-pub mod hub;
+mod escape;
+mod files;
+mod hash;
+mod hub;
 pub mod interrupt;
-pub mod lossy;
-pub mod model;
-pub mod net;
-pub mod plan;
-pub mod progress;
+mod lossy;
+mod model;
+mod net;
+mod plan;
+mod progress;
 mod retry;
-pub mod suggest;
-pub mod task;
-pub mod transfer;
+mod suggest;
+mod task;
+mod transfer;
 pub mod ui;
-pub mod when;
+mod when;
+
+pub use config::values::clean;
+
+/// For tests, benchmarks and examples, under the names that these things have inside.
+#[doc(hidden)]
+pub mod internals {
+    pub mod bucket {
+        pub mod client {
+            pub use crate::bucket::client::Object;
+        }
+        pub mod keys {
+            pub use crate::bucket::keys::{blob, manifest};
+        }
+        pub mod lookup {
+            pub use crate::bucket::lookup::find;
+        }
+        pub mod state {
+            pub use crate::bucket::state::RemoteState;
+        }
+    }
+    pub mod cache {
+        pub mod donors {
+            pub use crate::cache::donors::find;
+        }
+        pub mod facts {
+            pub use crate::cache::facts::gather;
+        }
+        pub mod layout {
+            pub use crate::cache::layout::{Layout, link_text};
+        }
+        pub mod local {
+            pub use crate::cache::local::{Options, gather};
+        }
+        pub mod place {
+            pub use crate::cache::place::LinkKind;
+        }
+        pub mod scan {
+            pub use crate::cache::scan::scan;
+        }
+        pub mod target {
+            pub use crate::cache::target::{BlobState, State, look};
+        }
+    }
+    pub mod config {
+        pub use crate::config::{Config, Environment, Overrides};
+    }
+    pub mod engine {
+        pub use crate::engine::Session;
+        pub mod fallback {
+            pub use crate::engine::fallback::Fallback;
+        }
+        pub mod hydrate {
+            pub use crate::engine::hydrate::{Planned, hydrate};
+        }
+    }
+    pub mod escape {
+        pub use crate::escape::{Keep, escape};
+    }
+    pub mod hash {
+        pub use crate::hash::{BlobHasher, blob_id_of, md5_hex};
+    }
+    pub mod hub {
+        pub use crate::hub::Hub;
+    }
+    pub mod model {
+        pub mod found {
+            pub use crate::model::found::Found;
+        }
+        pub mod ids {
+            pub use crate::model::ids::{BlobId, Commit, RepoName, RepoType};
+        }
+        pub mod manifest {
+            pub use crate::model::manifest::{Manifest, ManifestFile};
+        }
+    }
+    pub mod plan {
+        pub mod prune {
+            pub use crate::plan::prune::{Options, plan};
+        }
+        pub mod pull {
+            pub use crate::plan::pull::{Plan, plan};
+        }
+        pub mod push {
+            pub use crate::plan::push::plan;
+        }
+    }
+    pub mod progress {
+        pub use crate::progress::Silent;
+    }
+    pub mod transfer {
+        pub use crate::transfer::Context;
+        pub mod download {
+            pub use crate::transfer::download::{Fetch, download};
+        }
+        pub mod limit {
+            pub use crate::transfer::limit::Caps;
+        }
+        pub mod source {
+            pub use crate::transfer::source::Source;
+        }
+        pub mod upload {
+            pub use crate::transfer::upload::{Upload, upload};
+        }
+    }
+}

@@ -134,7 +134,7 @@ fn start_with_clean_environment() {
     use std::os::unix::process::CommandExt;
     let cleaned = READ_BY_LIBRARIES.into_iter().filter_map(|name| {
         let text = std::env::var(name).ok()?;
-        let clean = hf_cache_sync::config::values::clean(&text).ok()?;
+        let clean = hf_cache_sync::clean(&text).ok()?;
         (clean != text).then(|| (name, clean.to_string()))
     });
     let cleaned: Vec<(&str, String)> = cleaned.collect();

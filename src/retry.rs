@@ -13,6 +13,7 @@ pub(crate) enum Try {
         known: bool,
     },
     /// A request to the Hub. Waits that it asks for are not counted.
+    #[cfg_attr(not(feature = "fallback"), allow(dead_code))]
     Hub,
     /// A body that breaks, without any progress in between.
     Body,

@@ -62,12 +62,6 @@ pub fn try_client_lock_if_there(layout: &Layout, repo: &RepoName, blob: &BlobId)
     }
 }
 
-/// Whether another process holds huggingface_hub's lock on a blob, or may hold it, since the lock file cannot be
-/// opened. Looks at a lock file that is there, makes none.
-pub fn is_client_locked(layout: &Layout, repo: &RepoName, blob: &BlobId) -> bool {
-    !matches!(try_client_lock_if_there(layout, repo, blob), Ok(Some(_)))
-}
-
 /// Whether another process holds a lock on this file, or may hold one, since the file cannot be opened. Makes none.
 pub fn is_held(path: &Path) -> bool {
     let mut options = OpenOptions::new();

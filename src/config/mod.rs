@@ -22,7 +22,7 @@ pub use environment::Environment;
 pub use hub::Hub;
 pub use resolve::{Given, Overrides};
 pub use source::Source;
-pub use values::{Addressing, Checksums, Encryption, GIB, GigaBytes, host_of, is_backblaze};
+pub use values::{Addressing, Checksums, Encryption, GigaBytes, host_of, is_backblaze};
 
 use std::path::PathBuf;
 

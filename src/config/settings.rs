@@ -375,7 +375,8 @@ pub fn template() -> String {
 }
 
 /// The table in docs/configuration.md.
-pub fn documentation() -> String {
+#[cfg(test)]
+fn documentation() -> String {
     let mut text = String::from("| key | option | variables | meaning | default |\n|---|---|---|---|---|\n");
     for setting in SETTINGS {
         let flag = setting.flag.map_or(String::new(), |flag| format!("`--{flag}`"));

@@ -25,6 +25,9 @@ pub struct ManifestFile {
 }
 
 /// The files of one revision, as far as the machines that pushed it had them.
+///
+/// One that was [parsed](Self::parse) or [united](Self::united_with) is valid. One that is put together from a cache is
+/// as valid as what it was made of, which whoever makes it has to see to.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Manifest {
     /// The repo.

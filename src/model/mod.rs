@@ -1,4 +1,4 @@
-//! What the program is about, as types that cannot hold an invalid value: names ([`ids`]), the [`manifest`] of a
+//! What the program is about, as types: names that cannot hold an invalid value ([`ids`]), the [`manifest`] of a
 //! revision, a revision that was [`found`], which repos are meant ([`filter`]), and sums ([`amount`]). No I/O.
 
 pub mod amount;

@@ -206,6 +206,7 @@ fn tls_problem_in(text: &str) -> Option<TlsProblem> {
 }
 
 /// What helps against a problem that is named by its `why`.
+#[cfg_attr(not(feature = "fallback"), allow(dead_code))]
 pub fn tls_hint(why: &str) -> Option<&'static str> {
     PROBLEMS.iter().find(|(_, problem)| problem.why == why).map(|(_, problem)| problem.hint)
 }

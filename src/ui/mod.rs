@@ -1,10 +1,10 @@
 //! Everything that people and programs read: results on stdout, progress, notes and errors on stderr.
 
 pub mod log;
-pub mod progress;
-pub mod running;
-pub mod table;
-pub mod text;
+mod progress;
+mod running;
+mod table;
+mod text;
 
 use std::collections::{HashMap, HashSet};
 use std::io::{self, IsTerminal, Write};

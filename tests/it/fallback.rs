@@ -8,10 +8,10 @@ use crate::harness::machine::{Machine, Ran};
 use crate::harness::s3::Action;
 use crate::harness::store::{BUCKET, Store};
 use crate::harness::{listing, tls_file, weights};
-use hf_cache_sync::hub::Hub as Client;
-use hf_cache_sync::transfer::download::{Fetch, download};
-use hf_cache_sync::transfer::limit::Caps;
-use hf_cache_sync::transfer::source::Source;
+use hf_cache_sync::internals::hub::Hub as Client;
+use hf_cache_sync::internals::transfer::download::{Fetch, download};
+use hf_cache_sync::internals::transfer::limit::Caps;
+use hf_cache_sync::internals::transfer::source::Source;
 use serde_json::{Value, json};
 
 const HUB: [&str; 2] = ["--fallback", "hf-hub"];
@@ -502,7 +502,7 @@ fn push_back_by_the_store_does_not_slow_the_hub_down() {
         let fetch = Fetch {
             id: file.etag().parse().unwrap(),
             size: file.bytes.len() as u64,
-            repo: hf_cache_sync::model::ids::RepoName::from_folder("models--org--name").unwrap(),
+            repo: hf_cache_sync::internals::model::ids::RepoName::from_folder("models--org--name").unwrap(),
             commit: revision.commit.parse().unwrap(),
             path: file.path.parse().unwrap(),
             source: Source::Hub(hub.unwrap()),

@@ -10,11 +10,11 @@ use crate::harness::machine::Machine;
 use crate::harness::s3::{Action, Gate, Seen};
 use crate::harness::store::Store;
 use crate::harness::weights;
-use hf_cache_sync::transfer::Context;
-use hf_cache_sync::transfer::download::{Fetch, download};
-use hf_cache_sync::transfer::limit::Caps;
-use hf_cache_sync::transfer::source::Source;
-use hf_cache_sync::transfer::upload::{Upload, upload};
+use hf_cache_sync::internals::transfer::Context;
+use hf_cache_sync::internals::transfer::download::{Fetch, download};
+use hf_cache_sync::internals::transfer::limit::Caps;
+use hf_cache_sync::internals::transfer::source::Source;
+use hf_cache_sync::internals::transfer::upload::{Upload, upload};
 
 /// A blob of each way of moving one, and their bytes together: from memory, as a stream, in parts.
 fn revision() -> (Revision, u64) {
@@ -59,7 +59,7 @@ fn a_limited_rate_counts_every_byte_both_ways() {
             let fetch = Fetch {
                 id: file.etag().parse().unwrap(),
                 size: file.bytes.len() as u64,
-                repo: hf_cache_sync::model::ids::RepoName::from_folder("models--org--name").unwrap(),
+                repo: hf_cache_sync::internals::model::ids::RepoName::from_folder("models--org--name").unwrap(),
                 commit: revision.commit.parse().unwrap(),
                 path: file.path.parse().unwrap(),
                 source: Source::Bucket(context.bucket.clone()),

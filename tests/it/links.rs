@@ -9,14 +9,14 @@ use crate::harness::cache::{OTHER, Revision};
 use crate::harness::machine::Machine;
 use crate::harness::store::Store;
 use crate::harness::{git_sha1, visible, weights};
-use hf_cache_sync::bucket::lookup;
-use hf_cache_sync::cache::layout::Layout;
-use hf_cache_sync::cache::place::LinkKind;
-use hf_cache_sync::cache::{donors, target};
-use hf_cache_sync::engine::fallback::Fallback;
-use hf_cache_sync::engine::hydrate::{Planned, hydrate};
-use hf_cache_sync::plan::pull as plan;
-use hf_cache_sync::transfer::limit::Caps;
+use hf_cache_sync::internals::bucket::lookup;
+use hf_cache_sync::internals::cache::layout::Layout;
+use hf_cache_sync::internals::cache::place::LinkKind;
+use hf_cache_sync::internals::cache::{donors, target};
+use hf_cache_sync::internals::engine::fallback::Fallback;
+use hf_cache_sync::internals::engine::hydrate::{Planned, hydrate};
+use hf_cache_sync::internals::plan::pull as plan;
+use hf_cache_sync::internals::transfer::limit::Caps;
 
 /// Pulls these one after the other, or together, into a cache that allows links of this kind.
 fn pull(store: &Store, hub: &Path, kind: LinkKind, together: bool, revisions: &[&Revision]) -> u64 {

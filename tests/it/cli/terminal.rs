@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use hf_cache_sync::escape::{Keep, escape};
+use hf_cache_sync::internals::escape::{Keep, escape};
 
 use crate::harness::cache::{COMMIT, Revision};
 use crate::harness::machine::{Machine, Ran, run};

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use hf_cache_sync::config::{Config, Environment, Overrides};
-use hf_cache_sync::engine::Session;
-use hf_cache_sync::progress::Silent;
+use hf_cache_sync::internals::config::{Config, Environment, Overrides};
+use hf_cache_sync::internals::engine::Session;
+use hf_cache_sync::internals::progress::Silent;
 
 use super::s3::{ACCESS_KEY, SECRET_KEY, Server};
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-use hf_cache_sync::model::ids::RepoName;
+use hf_cache_sync::internals::model::ids::RepoName;
 
 use crate::harness::cache_dir::{CacheDir, DAY};
 use crate::harness::machine::{self, Ran};
