@@ -12,7 +12,7 @@ use hf_cache_sync::internals::bucket::keys;
 use hf_cache_sync::internals::bucket::state::RemoteState;
 use hf_cache_sync::internals::cache::layout::{self, Layout};
 use hf_cache_sync::internals::cache::scan::scan;
-use hf_cache_sync::internals::cache::{facts, local, target};
+use hf_cache_sync::internals::cache::{presence, prune_facts, pushable};
 use hf_cache_sync::internals::hash::{blob_id_of, md5_hex};
 use hf_cache_sync::internals::model::found::Found;
 use hf_cache_sync::internals::model::ids::{BlobId, Commit, RepoName};
@@ -93,7 +93,7 @@ fn cache(c: &mut Criterion) {
     group.bench_function("scan", |b| b.iter(|| scan(dir.path()).unwrap()));
 
     let inventory = scan(dir.path()).unwrap();
-    let local = local::gather(&inventory, &local::Options::default()).unwrap();
+    let local = pushable::gather(&inventory, &pushable::Options::default()).unwrap();
     let empty = RemoteState::default();
     let object = |key: String, size: u64, etag: Option<String>| Object { key, size, etag, modified: None };
     let mut objects = Vec::new();
@@ -109,7 +109,7 @@ fn cache(c: &mut Criterion) {
     group.bench_function("push plan, empty bucket", |b| b.iter(|| plan::push::plan(&local, &empty)));
     group.bench_function("push plan, nothing to do", |b| b.iter(|| plan::push::plan(&local, &full)));
 
-    let facts = facts::gather(inventory);
+    let facts = prune_facts::gather(inventory);
     let hour = Duration::from_secs(3600);
     let options =
         |budget| plan::prune::Options { budget, include_referenced: true, orphan_grace: hour, temporary_grace: hour };
@@ -133,16 +133,16 @@ fn manifests(c: &mut Criterion) {
         group.bench_function(BenchmarkId::new("decode", files), |b| b.iter(|| Manifest::parse(black_box(&bytes))));
 
         let found = Found { manifest, reference: Some("main".parse().unwrap()), pinned: false, notes: Vec::new() };
-        let state = |blob| target::State {
+        let state = |blob| presence::State {
             blobs: found.manifest.blobs().into_keys().map(|id| (id, blob)).collect::<BTreeMap<_, _>>(),
-            in_place: vec![blob == target::BlobState::Present; files],
+            in_place: vec![blob == presence::BlobState::Present; files],
             tree: true,
-            reference: blob == target::BlobState::Present,
+            reference: blob == presence::BlobState::Present,
             pin: true,
         };
         for (name, state) in [
-            ("pull plan, empty cache", state(target::BlobState::Missing)),
-            ("pull plan, nothing to do", state(target::BlobState::Present)),
+            ("pull plan, empty cache", state(presence::BlobState::Missing)),
+            ("pull plan, nothing to do", state(presence::BlobState::Present)),
         ] {
             group.bench_function(BenchmarkId::new(name, files), |b| {
                 b.iter(|| plan::pull::plan(&layout, &found, &state));

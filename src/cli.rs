@@ -358,7 +358,7 @@ pub async fn run(cli: &Cli, ui: &Ui) -> Result<Option<Kind>> {
     }
     let mut config = cli.global.load()?;
     config.warnings.iter().for_each(|warning| ui.warning(warning));
-    if let Some(meant) = root::meant(&config.cache.root) {
+    if let Some(meant) = root::suggest_root(&config.cache.root) {
         let (folder, source) = (shown(&config.cache.root), &config.cache.source);
         ui.warning(&format!("{folder} (from {source}) holds no repos; did you mean {}?", shown(&meant)));
     }

@@ -21,7 +21,7 @@ use crate::cache::layout::Layout;
 use crate::cli::{Cli, Global};
 use crate::commands::completions::VARIABLE;
 use crate::config::Config;
-use crate::model::ids::{RefName, RepoName, RepoQuery, RepoType, Typed};
+use crate::model::ids::{RefName, RepoName, RepoQuery, RepoSpec, RepoType};
 use crate::progress::Silent;
 
 /// Nobody waits longer than this for a list of names.
@@ -69,7 +69,7 @@ impl Line {
         let matches = Cli::command().ignore_errors(true).try_get_matches_from(words).ok();
         let matches = matches.as_ref().and_then(|matches| matches.subcommand()).map(|(_, inner)| inner);
         let global = matches.and_then(|matches| Global::from_arg_matches(matches).ok()).unwrap_or_default();
-        let repo = matches.and_then(|matches| matches.try_get_one::<Typed>("repo").ok().flatten().cloned());
+        let repo = matches.and_then(|matches| matches.try_get_one::<RepoSpec>("repo").ok().flatten().cloned());
         Line { global, repo: repo.map(|typed| typed.query) }
     }
 

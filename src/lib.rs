@@ -77,23 +77,23 @@ pub mod internals {
         pub mod donors {
             pub use crate::cache::donors::find;
         }
-        pub mod facts {
-            pub use crate::cache::facts::gather;
-        }
         pub mod layout {
             pub use crate::cache::layout::{Layout, link_text};
-        }
-        pub mod local {
-            pub use crate::cache::local::{Options, gather};
         }
         pub mod place {
             pub use crate::cache::place::LinkKind;
         }
+        pub mod presence {
+            pub use crate::cache::presence::{BlobState, State, inspect};
+        }
+        pub mod prune_facts {
+            pub use crate::cache::prune_facts::gather;
+        }
+        pub mod pushable {
+            pub use crate::cache::pushable::{Options, gather};
+        }
         pub mod scan {
             pub use crate::cache::scan::scan;
-        }
-        pub mod target {
-            pub use crate::cache::target::{BlobState, State, look};
         }
     }
     pub mod config {

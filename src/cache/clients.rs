@@ -1,5 +1,5 @@
-//! The traces of the other programs that write this cache, in one table: what they are still downloading, their lock
-//! files, and folders of their own. Pure: by names alone.
+//! The traces of other programs that write to this cache: their unfinished downloads, lock files and folders,
+//! recognised by name alone. Pure.
 //!
 //! | program | unfinished download | beside it |
 //! |---|---|---|
@@ -12,26 +12,26 @@
 
 use std::path::Path;
 
-use super::litter::is_litter;
+use super::junk::is_junk;
 use crate::model::ids::BlobId;
 
-/// How names of unfinished downloads in `blobs/` end.
+/// Suffixes of unfinished downloads in `blobs/`.
 const UNFINISHED: [&str; 3] = [".incomplete", ".part", ".downloadInProgress"];
 
-/// Entries of the root that some client makes and that hold no repo: locks, a tag for backups, older clients' version
-/// files, and the listings that swift-huggingface keeps.
+/// Entries of the root that clients create and that are not repos: locks, a tag for backup programs, older clients'
+/// version files, and the listings that swift-huggingface keeps.
 const ROOT: [&str; 5] = [".locks", ".metadata", "CACHEDIR.TAG", "version.txt", "version_diffusers_cache.txt"];
 
-/// What an entry of `blobs/` is, by its name.
+/// The kind of an entry of `blobs/`, judging by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BlobEntry {
     /// A blob.
     Blob(BlobId),
-    /// A download in flight: never read, pushed or deleted.
+    /// A download in flight: never read or pushed.
     InFlight,
     /// A lock file that stays there.
     Lock,
-    /// A note that a client keeps beside a file.
+    /// Metadata that a client keeps beside a file.
     Note,
     /// None of these.
     Foreign,
@@ -42,11 +42,11 @@ pub fn blob_entry(name: &str) -> BlobEntry {
     if let Ok(id) = name.parse() {
         return BlobEntry::Blob(id);
     }
-    // A twin of a download in flight is none.
-    if is_litter(name) {
+    // Such as the AppleDouble file of a download in flight.
+    if is_junk(name) {
         return BlobEntry::Foreign;
     }
-    // huggingface_hub's copies and exchanges: `tmp_<uuid>`, `.<etag>.<8 hex>.shared|.new|.old`.
+    // huggingface_hub's copies and replacements: `tmp_<uuid>`, `.<etag>.<8 hex>.shared|.new|.old`.
     let swap = name.starts_with('.') && [".shared", ".new", ".old"].iter().any(|end| name.ends_with(end));
     if UNFINISHED.iter().any(|end| name.ends_with(end)) || name.starts_with("tmp_") || swap {
         return BlobEntry::InFlight;
@@ -57,54 +57,54 @@ pub fn blob_entry(name: &str) -> BlobEntry {
     if name.ends_with(".etag") || name.ends_with(".etag.tmp") { BlobEntry::Note } else { BlobEntry::Foreign }
 }
 
-/// The blob that a temporary in `blobs/`, or a lock file there, is for, when its name tells.
+/// Returns the blob that a temporary file or lock file in `blobs/` belongs to, if its name says so.
 pub fn blob_of_temporary(name: &str) -> Option<BlobId> {
     name.trim_start_matches('.').split('.').next()?.parse().ok()
 }
 
-/// Whether a real file in a snapshot is an unfinished download: where llama.cpp knows no blob name, it downloads to the
-/// place of the file itself. The other endings are also those of files that repos have.
+/// Returns whether a real file in a snapshot is an unfinished download. If llama.cpp does not know the blob name, it
+/// downloads next to the final file. Other clients' suffixes do not count, since repos have files with those names.
 pub fn is_unfinished_file(name: &str) -> bool {
     name.ends_with(".downloadInProgress")
 }
 
-/// Whether the root's entry is known to hold no repo.
+/// Returns whether an entry of the root is known not to be a repo.
 pub fn is_known_at_root(name: &str) -> bool {
-    // The client's symlink probe makes `tmp*` folders for a moment; files are unfinished downloads.
+    // The client's symlink probe briefly creates `tmp*` folders; files are unfinished downloads.
     ROOT.contains(&name) || name.starts_with("tmp")
 }
 
-/// Whether a repo folder's entry is known although it holds nothing of the repo.
+/// Returns whether an entry of a repo folder is known, although it holds no part of the repo.
 pub fn is_known_in_repo(name: &str) -> bool {
     name == ".metadata" || name.starts_with("tmp")
 }
 
-/// Whether the root's entry, though known, may be somebody's view of repos: of `.locks` and files nobody makes one.
+/// Returns whether a known entry of the root may contain links to repos. `.locks` never does.
 pub fn may_hold_links_at_root(name: &str) -> bool {
     is_known_at_root(name) && name != ".locks"
 }
 
-/// The same in a repo's folder, with the parts that the scan does not look into for links.
+/// Returns whether an entry of a repo folder that the scan does not search may contain links.
 pub fn may_hold_links_in_repo(name: &str) -> bool {
     is_known_in_repo(name) || name == ".no_exist"
 }
 
-/// Whether a file at the root is named as Python's `NamedTemporaryFile` names one: a download of an old
-/// huggingface_hub, for nobody knows which repo.
+/// Returns whether a file at the root is named like one of Python's `NamedTemporaryFile`: a download by an old
+/// huggingface_hub, for an unknown repo.
 pub fn is_root_temporary(name: &str) -> bool {
     name.strip_prefix("tmp").is_some_and(is_random_word)
 }
 
-/// The folder at the root in which hf-hub 0.3 downloads, for nobody knows which repo.
+/// The folder at the root that hf-hub 0.3 downloads to, for an unknown repo.
 pub const TEMPORARY_FOLDER: &str = "tmp";
 
-/// Whether a file in that folder is named as hf-hub names it.
+/// Returns whether a file in that folder has a name like those that hf-hub makes.
 pub fn is_in_temporary_folder(name: &str) -> bool {
     is_random_word(name)
 }
 
-/// Whether a file at the root or in [`TEMPORARY_FOLDER`] has a name that chance made: only such a one may be deleted.
-/// Python takes 8 of `a-z0-9_`, hf-hub 7 of `A-Za-z0-9`. Those that read like a word are left to whoever wrote them.
+/// Returns whether a file at the root or in [`TEMPORARY_FOLDER`] has a random name: only such a file may be deleted.
+/// Python uses 8 of `a-z0-9_`, hf-hub 7 of `A-Za-z0-9`. A name that could be a word may be somebody's own file.
 pub fn is_surely_temporary(root: &Path, path: &Path) -> bool {
     let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return false };
     if path.parent() == Some(root) {
@@ -121,23 +121,24 @@ fn is_random_word(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
 }
 
-/// Whether a name in `trees/` is a temporary of the client.
+/// Returns whether a name in `trees/` is one of the client's temporary files.
 pub fn is_temporary_tree(name: &str) -> bool {
     name.ends_with(".tmp")
 }
 
-/// Whether a name in `refs/` is a temporary of huggingface_hub, `<ref>.<8 hex>.tmp`: a branch may be called `x.tmp`.
+/// Returns whether a name in `refs/` is a temporary file of huggingface_hub, `<ref>.<8 hex>.tmp`. A plain `x.tmp` may
+/// be a branch.
 pub fn is_temporary_ref(name: &str) -> bool {
     let random = name.strip_suffix(".tmp").and_then(|name| name.rsplit_once('.'));
     random.is_some_and(|(name, random)| !name.is_empty() && is_token(random))
 }
 
-/// Whether a name in `refs/` may be one that llama.cpp is writing: then its content is not a commit yet.
+/// Returns whether a name in `refs/` may be a file that llama.cpp is still writing, with a truncated commit in it.
 pub fn may_be_torn_ref(name: &str) -> bool {
     name.ends_with(".tmp")
 }
 
-/// The client's `secrets.token_hex(4)`.
+/// Returns whether the text looks like the client's `secrets.token_hex(4)`.
 fn is_token(text: &str) -> bool {
     text.len() == 8 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
@@ -149,7 +150,7 @@ mod tests {
     const SHA1: &str = "ce013625030ba8dba906f756967f9e9ca394464a";
 
     #[test]
-    fn names_in_blobs_are_told_apart() {
+    fn names_in_blobs_are_classified() {
         assert!(matches!(blob_entry(SHA1), BlobEntry::Blob(_)));
         for name in [
             format!("{SHA1}.incomplete"),
@@ -173,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn temporaries_at_the_root_are_those_of_clients() {
+    fn temporaries_at_the_root_are_recognised_by_name() {
         for name in ["tmpa1b2c3d4", "tmp_x9_k2ab", "tmpABC"] {
             assert!(is_root_temporary(name) && is_known_at_root(name), "{name}");
         }

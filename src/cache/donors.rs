@@ -1,4 +1,5 @@
-//! Where else in this cache the bytes of a blob may be: another repo, another name, a real file of another snapshot.
+//! Other places in this cache that may hold the bytes of a missing blob: another repo, another name, or a real file in
+//! another snapshot.
 
 use std::collections::HashMap;
 use std::fs;
@@ -7,26 +8,26 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::layout::Layout;
+use super::presence::{BlobState, look_at};
 use super::read::{self, MAX_TREE};
-use super::target::{BlobState, look_at};
 use crate::model::ids::{BlobId, Commit, RepoName, RepoPath};
 use crate::model::manifest::Tree;
 
-/// A file of this cache that should be a blob, by its name, place or size.
+/// A file of this cache that should have the bytes of a blob, judging by its name, location or size.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Donor {
     /// The repo that has it.
     #[serde(flatten)]
     pub repo: RepoName,
-    /// Its bytes.
+    /// The file with the bytes.
     #[serde(skip)]
     pub file: PathBuf,
 }
 
-/// Repos of this cache that have a blob of the right name and size, one for each of the blobs, with their sizes, that
-/// repos lack.
-pub fn find(layout: &Layout, lacking: &[(&RepoName, Vec<(BlobId, u64)>)]) -> HashMap<BlobId, Donor> {
-    let wanted: HashMap<BlobId, u64> = lacking.iter().flat_map(|(_, blobs)| blobs).copied().collect();
+/// Finds one donor for each missing blob, if there is any. `missing` lists the blobs that each repo lacks, with their
+/// sizes in bytes.
+pub fn find(layout: &Layout, missing: &[(&RepoName, Vec<(BlobId, u64)>)]) -> HashMap<BlobId, Donor> {
+    let wanted: HashMap<BlobId, u64> = missing.iter().flat_map(|(_, blobs)| blobs).copied().collect();
     let mut donors = HashMap::new();
     if wanted.is_empty() {
         return donors;
@@ -43,20 +44,20 @@ pub fn find(layout: &Layout, lacking: &[(&RepoName, Vec<(BlobId, u64)>)]) -> Has
             }
         }
     }
-    for (repo, blobs) in lacking {
+    for (repo, blobs) in missing {
         find_in_repo(layout, repo, blobs, &mut donors);
     }
     donors
 }
 
-/// Largest real file of a snapshot without a tree that is read to find out whether it is what is looked for, in bytes.
-const WORTH_A_LOOK: u64 = 64 << 20;
+/// Largest real file, in bytes, that is hashed to see whether it is a missing blob if its snapshot has no tree.
+const MAX_HASHED_SIZE: u64 = 64 << 20;
 
-/// Looks in the repo itself for what is not in its `blobs/` by name: there it may be by its name of the other algorithm,
-/// or as a real file of another snapshot. The bytes decide later.
+/// Searches the repo itself for blobs that are not in its `blobs/` by name. They may be there under their name by the
+/// other hash algorithm, or as a real file of another snapshot. The bytes are verified later.
 fn find_in_repo(layout: &Layout, repo: &RepoName, blobs: &[(BlobId, u64)], donors: &mut HashMap<BlobId, Donor>) {
-    let lacking: Vec<(BlobId, u64)> = blobs.iter().filter(|(blob, _)| !donors.contains_key(blob)).copied().collect();
-    if lacking.is_empty() || fs::symlink_metadata(layout.repo(repo)).is_err() {
+    let missing: Vec<(BlobId, u64)> = blobs.iter().filter(|(blob, _)| !donors.contains_key(blob)).copied().collect();
+    if missing.is_empty() || fs::symlink_metadata(layout.repo(repo)).is_err() {
         return;
     }
     let mut add = |blob: BlobId, file: PathBuf| drop(donors.insert(blob, Donor { repo: repo.clone(), file }));
@@ -69,7 +70,7 @@ fn find_in_repo(layout: &Layout, repo: &RepoName, blobs: &[(BlobId, u64)], donor
             twins.entry(meta.len()).or_default().push(id);
         }
     }
-    for (blob, size) in &lacking {
+    for (blob, size) in &missing {
         let twin = twins
             .get(size)
             .into_iter()
@@ -83,7 +84,7 @@ fn find_in_repo(layout: &Layout, repo: &RepoName, blobs: &[(BlobId, u64)], donor
         if let Some(tree) = tree.and_then(|bytes| Tree::parse(&bytes).ok().flatten()) {
             let by_blob: HashMap<BlobId, &RepoPath> =
                 tree.entries().iter().map(|(path, entry)| (entry.blob, path)).collect();
-            for (blob, _) in &lacking {
+            for (blob, _) in &missing {
                 let file = by_blob.get(blob).map(|path| layout.snapshot_file(repo, &commit, path));
                 let is_real = |file: &PathBuf| fs::symlink_metadata(file).is_ok_and(|meta| meta.is_file());
                 file.filter(is_real).into_iter().for_each(|file| add(*blob, file));
@@ -91,19 +92,19 @@ fn find_in_repo(layout: &Layout, repo: &RepoName, blobs: &[(BlobId, u64)], donor
             continue;
         }
         let mut real = Vec::new();
-        real_files(&layout.snapshot(repo, &commit), &mut real);
-        for (blob, size) in lacking.iter().filter(|(_, size)| *size <= WORTH_A_LOOK) {
+        collect_real_files(&layout.snapshot(repo, &commit), &mut real);
+        for (blob, size) in missing.iter().filter(|(_, size)| *size <= MAX_HASHED_SIZE) {
             let fits = |(length, file): &&(u64, PathBuf)| length == size && read::matches_name(file, blob, *size);
             real.iter().find(fits).into_iter().for_each(|(_, file)| add(*blob, file.clone()));
         }
     }
 }
 
-/// The files below a folder that are no links, with their sizes.
-fn real_files(folder: &Path, found: &mut Vec<(u64, PathBuf)>) {
+/// Collects the regular files below a folder, with their sizes. Links are not followed.
+fn collect_real_files(folder: &Path, found: &mut Vec<(u64, PathBuf)>) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         match entry.file_type() {
-            Ok(kind) if kind.is_dir() => real_files(&entry.path(), found),
+            Ok(kind) if kind.is_dir() => collect_real_files(&entry.path(), found),
             Ok(kind) if kind.is_file() => found.extend(entry.metadata().map(|meta| (meta.len(), entry.path()))),
             _ => {}
         }

@@ -1,7 +1,7 @@
-//! Does a repo look gated? A best-effort reading of its licence files.
+//! Decides whether a repo looks gated, by a best-effort reading of its licence files.
 //!
-//! What is part of an open licence's text is none of it (`licenses`); in the rest, 0.1.0's keywords count, such
-//! as "agreement", and the names of the well-known licences of models that are not open.
+//! The text of open licences is ignored (`licenses`). The remaining text is searched for 0.1.0's keywords, such as
+//! "agreement", and for the names of well-known model licences that are not open.
 
 use std::collections::HashMap;
 use std::io;
@@ -13,11 +13,12 @@ use super::licenses;
 use crate::error::{Error, Result, plain_io, shown};
 use crate::model::ids::RepoName;
 
-/// 0.1.0's keywords, the last word by its beginning: also "agreements", but neither "aggregated" nor "disagreement".
+/// 0.1.0's keywords. The last word is a prefix: "agreement" also matches "agreements", but not "disagreement", and
+/// "gated" does not match "aggregated".
 const KEYWORDS: [&str; 6] =
     ["agreement", "meta llama", "acceptable use", "community license", "you must accept", "gated"];
 
-/// Licences of models that are not open: words that name one, and its name for people. `*` is any one word.
+/// Model licences that are not open: the words of the name, where `*` is any one word, and the name to display.
 const RESTRICTED: [(&str, &str); 55] = [
     ("llama * community license", "the Llama Community License"),
     ("llama * * community license", "the Llama Community License"),
@@ -82,7 +83,8 @@ struct OpenLicense {
     harmless: &'static [&'static str],
 }
 
-/// For excerpts and old versions that are not recognised by their text. All in lower case, white space folded.
+/// Open licences whose excerpts and old versions are not recognised by their full text. Everything is in lower case,
+/// with white space collapsed.
 const OPEN_LICENSES: [OpenLicense; 5] = [
     OpenLicense {
         marks: &[
@@ -123,21 +125,22 @@ const OPEN_LICENSES: [OpenLicense; 5] = [
     },
 ];
 
-/// Words at the beginning of what is no open licence in which a name is a title, and not only mentioned.
-const TITLE: usize = 60;
+/// Number of words at the start of the remaining text in which a licence's name is taken for the title. Further on, it
+/// may only be mentioned.
+const TITLE_WORDS: usize = 60;
 
-/// Longest licence file that is read, in bytes; a longer one is judged by its beginning.
+/// Number of bytes that are read of a licence file. A longer one is judged by its beginning.
 const MAX_SIZE: u64 = 1 << 20;
 
-/// Words at the beginning of a licence file's name.
-const FIRST: [&str; 6] = ["license", "licence", "licenses", "licences", "copying", "unlicense"];
-/// Other names of what one has to accept.
-const TERMS: [&str; 6] =
+/// First words of licence file names.
+const NAME_WORDS: [&str; 6] = ["license", "licence", "licenses", "licences", "copying", "unlicense"];
+/// Other file names of terms that a user has to accept.
+const TERMS_FILE_NAMES: [&str; 6] =
     ["use policy", "acceptable use policy", "prohibited use policy", "terms of use", "terms of service", "terms"];
 /// Folders of licences, in lower case.
 const FOLDERS: [&str; 4] = ["license", "licence", "licenses", "licences"];
-/// Endings of texts; a file without one is a text too.
-const ENDINGS: [&str; 8] = ["md", "txt", "rst", "markdown", "text", "adoc", "html", "htm"];
+/// Extensions of text files. A file without an extension counts as text, too.
+const TEXT_EXTENSIONS: [&str; 8] = ["md", "txt", "rst", "markdown", "text", "adoc", "html", "htm"];
 
 /// Why a repo looks gated.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -146,13 +149,13 @@ pub struct Gated {
     pub file: String,
     /// The keyword found in it.
     pub keyword: &'static str,
-    /// The licence, where it is a well-known one.
+    /// The licence, if it is a well-known one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub license: Option<&'static str>,
 }
 
 impl Gated {
-    /// What was found, for a sentence.
+    /// Describes the finding, as a part of a sentence.
     pub fn why(&self) -> String {
         let Gated { file, keyword, license } = self;
         let file = crate::error::printable(file, 100);
@@ -163,37 +166,37 @@ impl Gated {
     }
 }
 
-/// What a licence text says.
+/// The verdict on a licence text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// Nothing in it looks gated; the SPDX names of the open licences that it is made of, where they had to be found.
+    /// Nothing in it looks gated. Has the SPDX names of its open licences, if they had to be determined.
     Open(Vec<&'static str>),
-    /// It looks gated: the keyword, and the licence where it is a well-known one.
+    /// It looks gated. Has the keyword, and the licence if it is a well-known one.
     Gated(&'static str, Option<&'static str>),
 }
 
-/// What could not be read, and why.
-pub type Unread = (PathBuf, io::Error);
+/// A path that could not be read, and why.
+pub type ReadFailure = (PathBuf, io::Error);
 
 /// An entry of a folder: its name, its path, and whether it is a folder itself.
 type Entry = (String, PathBuf, bool);
 
 /// Judges a licence text.
 pub fn judge(text: &str) -> Verdict {
-    let text = &apart(&without_tags(text));
+    let text = &separate_fields(&strip_tags(text));
     let words = licenses::words(text);
-    // Most texts have no such word at all. Then no licence needs to be known.
-    if keyword_in([words.as_slice()]).is_none() && name_in([words.as_slice()], usize::MAX).is_none() {
+    // Most texts have no such word at all, so that the licence texts need not be loaded.
+    if find_keyword([words.as_slice()]).is_none() && find_name([words.as_slice()], usize::MAX).is_none() {
         return Verdict::Open(Vec::new());
     }
-    let mut judgement = licenses::judge(text);
+    let mut judgement = licenses::analyze(text);
     if judgement.licenses.is_empty() {
-        judgement.rest = vec![licenses::words(&without_harmless(text))];
+        judgement.rest = vec![licenses::words(&strip_harmless(text))];
     }
     let rest = || judgement.rest.iter().map(Vec::as_slice);
-    let keyword = keyword_in(rest());
-    match (keyword, name_in(rest(), if keyword.is_some() { usize::MAX } else { TITLE })) {
-        (None, None) => match title_in(text) {
+    let keyword = find_keyword(rest());
+    match (keyword, find_name(rest(), if keyword.is_some() { usize::MAX } else { TITLE_WORDS })) {
+        (None, None) => match find_title(text) {
             Some(name) => Verdict::Gated("license", Some(name)),
             None => Verdict::Open(judgement.licenses),
         },
@@ -202,24 +205,25 @@ pub fn judge(text: &str) -> Verdict {
     }
 }
 
-/// The first well-known licence whose name begins a line, wherever in the text.
-fn title_in(text: &str) -> Option<&'static str> {
+/// Finds the first well-known licence whose name begins a line anywhere in the text.
+fn find_title(text: &str) -> Option<&'static str> {
     text.lines().find_map(|line| {
         let words = licenses::words(line);
         let words = words.strip_prefix(&["the".to_string()][..]).unwrap_or(&words);
-        name_in([words], 1)
+        find_name([words], 1)
     })
 }
 
-/// A text in which no phrase forms between the end of one line and a field at the beginning of the next.
-fn apart(text: &str) -> String {
+/// Inserts a marker before lines with a licence field, so that no phrase spans the end of the previous line and the
+/// field.
+fn separate_fields(text: &str) -> String {
     let is_field = |line: &str| line.trim_start().starts_with("License:") || line.trim_start().starts_with("Licence:");
     let lines = text.lines().map(|line| if is_field(line) { format!("hfcs {line}") } else { line.to_string() });
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// The text of an HTML page; any other text as it is.
-fn without_tags(text: &str) -> String {
+/// Returns the text of an HTML page, and any other text unchanged.
+fn strip_tags(text: &str) -> String {
     let lower = text.to_ascii_lowercase();
     if !["<html", "<body", "</p>", "</pre>", "</div>", "<br"].iter().any(|tag| lower.contains(tag)) {
         return text.to_string();
@@ -232,7 +236,7 @@ fn without_tags(text: &str) -> String {
         let is_tag = tag[1..].starts_with(|c: char| c.is_ascii_alphabetic() || c == '/' || c == '!');
         match tag.find('>').filter(|_| is_tag) {
             Some(end) => {
-                // Within a word, as in `<b>L</b>icense`, a tag is nothing; blocks are breaks.
+                // Inline tags may split a word, as in `<b>L</b>icense`. All others break the line.
                 let name = tag[1..].trim_start_matches('/').to_ascii_lowercase();
                 let inline = ["a", "b", "i", "em", "strong", "span", "u", "tt", "code", "font", "sup", "sub"];
                 let name: String = name.chars().take_while(char::is_ascii_alphanumeric).collect();
@@ -268,14 +272,14 @@ fn without_tags(text: &str) -> String {
     entities.iter().fold(plain, |text, (entity, plain)| text.replace(entity, plain))
 }
 
-/// A text without the sentences of open licences that have a keyword, where one of these is named in it.
-fn without_harmless(text: &str) -> String {
+/// Removes harmless sentences with a keyword, if the text has the marks of the open licence that they come from.
+fn strip_harmless(text: &str) -> String {
     let mut folded = text.to_lowercase().replace(['“', '”'], "\"");
     folded = folded.split_whitespace().collect::<Vec<_>>().join(" ");
     for license in &OPEN_LICENSES {
         if license.marks.iter().all(|mark| folded.contains(mark)) {
             for sentence in license.harmless {
-                // A word that no licence has stays in its place, so that no phrase forms across it.
+                // Leaves a word that no licence has, so that no phrase spans the gap.
                 folded = folded.replace(sentence, " … hfcs … ");
             }
         }
@@ -283,8 +287,8 @@ fn without_harmless(text: &str) -> String {
     folded
 }
 
-/// The first keyword in these passages.
-fn keyword_in<'a>(passages: impl IntoIterator<Item = &'a [String]> + Clone) -> Option<&'static str> {
+/// Finds the first keyword in these passages.
+fn find_keyword<'a>(passages: impl IntoIterator<Item = &'a [String]> + Clone) -> Option<&'static str> {
     KEYWORDS.into_iter().find(|keyword| {
         let wanted: Vec<&str> = keyword.split(' ').collect();
         let (last, first) = wanted.split_last().expect("it has a word");
@@ -299,12 +303,12 @@ fn keyword_in<'a>(passages: impl IntoIterator<Item = &'a [String]> + Clone) -> O
     })
 }
 
-/// The first well-known licence that is named in the first words of these passages.
-fn name_in<'a>(passages: impl IntoIterator<Item = &'a [String]>, most: usize) -> Option<&'static str> {
+/// Finds the first well-known licence that is named in the first `limit` words of these passages.
+fn find_name<'a>(passages: impl IntoIterator<Item = &'a [String]>, limit: usize) -> Option<&'static str> {
     let mut seen = 0;
     for words in passages {
         for at in 0..words.len() {
-            if seen >= most {
+            if seen >= limit {
                 return None;
             }
             seen += 1;
@@ -312,7 +316,7 @@ fn name_in<'a>(passages: impl IntoIterator<Item = &'a [String]>, most: usize) ->
                 let mut rest = words[at..].iter();
                 pattern
                     .split(' ')
-                    .all(|wanted| rest.next().is_some_and(|word| wanted == "*" || spelled(word) == wanted))
+                    .all(|wanted| rest.next().is_some_and(|word| wanted == "*" || american_spelling(word) == wanted))
             };
             if let Some((_, name)) = RESTRICTED.iter().find(|(pattern, _)| fits(pattern)) {
                 return Some(name);
@@ -322,33 +326,33 @@ fn name_in<'a>(passages: impl IntoIterator<Item = &'a [String]>, most: usize) ->
     None
 }
 
-/// British spelling is the same name.
-fn spelled(word: &str) -> &str {
+/// Maps the British spelling of "license" to the American one.
+fn american_spelling(word: &str) -> &str {
     if word == "licence" { "license" } else { word }
 }
 
-/// Whether a file of this name is a licence.
+/// Returns whether a file of this name is a licence.
 fn is_license_file(name: &str) -> bool {
     let lower = name.to_lowercase();
     let (stem, ending) = match lower.rsplit_once('.') {
-        // `LICENSE-2.0`, `LICENSE.llama`: a version or a name, no kind of file.
-        Some((stem, ending)) if ENDINGS.contains(&ending) => (stem, true),
+        // In `LICENSE-2.0` and `LICENSE.llama`, the part after the dot is a version or a name, not an extension.
+        Some((stem, ending)) if TEXT_EXTENSIONS.contains(&ending) => (stem, true),
         _ => (lower.as_str(), !lower.contains('.')),
     };
     let words: Vec<&str> = stem.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).collect();
     let (Some(first), Some(last)) = (words.first(), words.last()) else { return false };
     let phrase = words.join(" ");
-    if ending && (TERMS.contains(&phrase.as_str()) || phrase.contains("model license")) {
+    if ending && (TERMS_FILE_NAMES.contains(&phrase.as_str()) || phrase.contains("model license")) {
         return true;
     }
-    let is_first = FIRST.contains(first);
+    let is_first = NAME_WORDS.contains(first);
     let known = stem.starts_with("license.") || stem.starts_with("licence.") || stem.starts_with("copying.");
-    (is_first && (ending || (known || words.len() <= 3) && !binary(&lower)))
-        || (ending && (FIRST[..2].contains(last) || phrase.ends_with("license agreement")))
+    (is_first && (ending || (known || words.len() <= 3) && !is_binary_name(&lower)))
+        || (ending && (NAME_WORDS[..2].contains(last) || phrase.ends_with("license agreement")))
 }
 
-/// Endings that files of a repo have and licences have not.
-fn binary(name: &str) -> bool {
+/// Returns whether the extension is one of a repo's other files, which licence files never have.
+fn is_binary_name(name: &str) -> bool {
     let ending = name.rsplit_once('.').map_or("", |(_, ending)| ending);
     [
         "json",
@@ -370,8 +374,8 @@ fn binary(name: &str) -> bool {
     .contains(&ending)
 }
 
-/// A text in the encodings in which licence files are found.
-fn decoded(bytes: &[u8]) -> String {
+/// Decodes a text in any of the encodings that licence files use.
+fn decode(bytes: &[u8]) -> String {
     let utf16 = |bytes: &[u8], little: bool| {
         let unit = |pair: &[u8; 2]| if little { u16::from_le_bytes(*pair) } else { u16::from_be_bytes(*pair) };
         String::from_utf16_lossy(&bytes.as_chunks().0.iter().map(unit).collect::<Vec<_>>())
@@ -387,28 +391,28 @@ fn decoded(bytes: &[u8]) -> String {
         [0, 0, 0xfe, 0xff, rest @ ..] => utf32(rest, false),
         [0xff, 0xfe, rest @ ..] => utf16(rest, true),
         [0xfe, 0xff, rest @ ..] => utf16(rest, false),
-        [0xef, 0xbb, 0xbf, rest @ ..] => decoded(rest),
+        [0xef, 0xbb, 0xbf, rest @ ..] => decode(rest),
         _ if bytes.len() >= 8 && zeros(1) * 10 > bytes.len().div_ceil(2).min(200) * 8 => utf16(bytes, true),
         _ if bytes.len() >= 8 && zeros(0) * 10 > bytes.len().div_ceil(2).min(200) * 8 => utf16(bytes, false),
         _ => match std::str::from_utf8(bytes) {
             Ok(text) => text.to_string(),
-            // The end of a long file may be in the middle of a character.
+            // A long file may have been cut in the middle of a character.
             Err(error) if error.error_len().is_none() => String::from_utf8_lossy(bytes).into_owned(),
             Err(_) => bytes.iter().map(|byte| char::from(*byte)).collect(),
         },
     }
 }
 
-/// Reads the licence files at the root of one snapshot, and those in a folder of licences there.
+/// Checks the licence files at the root of one snapshot, and those in its folders of licences.
 ///
 /// # Errors
-/// When a licence file is there and cannot be read: then nobody knows. Says which.
-pub fn look(snapshot: &Path) -> Result<Option<Gated>, Unread> {
+/// The first licence file that cannot be read, since the answer is then unknown.
+pub fn check_snapshot(snapshot: &Path) -> Result<Option<Gated>, ReadFailure> {
     let mut names: Vec<(String, PathBuf)> = Vec::new();
-    for (name, path, is_folder) in entries(snapshot)? {
+    for (name, path, is_folder) in list_folder(snapshot)? {
         if is_folder && FOLDERS.contains(&name.to_ascii_lowercase().as_str()) {
-            let inside = entries(&path)?.into_iter().filter(|(inner, _, is_folder)| {
-                !is_folder && !binary(&inner.to_lowercase()) && !super::litter::is_litter(inner)
+            let inside = list_folder(&path)?.into_iter().filter(|(inner, _, is_folder)| {
+                !is_folder && !is_binary_name(&inner.to_lowercase()) && !super::junk::is_junk(inner)
             });
             names.extend(inside.map(|(inner, path, _)| (format!("{name}/{inner}"), path)));
         } else if is_license_file(&name) {
@@ -417,8 +421,8 @@ pub fn look(snapshot: &Path) -> Result<Option<Gated>, Unread> {
     }
     names.sort();
     for (file, path) in names {
-        let Some(bytes) = content(&path).map_err(|error| (path.clone(), error))? else { continue };
-        match remembered(&bytes) {
+        let Some(bytes) = read_start(&path).map_err(|error| (path.clone(), error))? else { continue };
+        match cached_verdict(&bytes) {
             Verdict::Gated(keyword, license) => return Ok(Some(Gated { file, keyword, license })),
             Verdict::Open(names) if names.is_empty() => tracing::debug!(path = %path.display(), "does not look gated"),
             Verdict::Open(names) => tracing::debug!(path = %path.display(), "is {}, not gated", names.join(" and ")),
@@ -427,8 +431,8 @@ pub fn look(snapshot: &Path) -> Result<Option<Gated>, Unread> {
     Ok(None)
 }
 
-/// What is in a folder. One that is not there has nothing in it.
-fn entries(folder: &Path) -> Result<Vec<Entry>, Unread> {
+/// Lists a folder. A missing folder is empty.
+fn list_folder(folder: &Path) -> Result<Vec<Entry>, ReadFailure> {
     let at = |error| (folder.to_path_buf(), error);
     let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,
@@ -445,8 +449,8 @@ fn entries(folder: &Path) -> Result<Vec<Entry>, Unread> {
     Ok(found)
 }
 
-/// The beginning of a file; none where there is no file.
-fn content(path: &Path) -> io::Result<Option<Vec<u8>>> {
+/// Reads the beginning of a file; `None` if there is no regular file.
+fn read_start(path: &Path) -> io::Result<Option<Vec<u8>>> {
     match std::fs::metadata(path) {
         Ok(meta) if meta.is_file() => {}
         Ok(_) => return Ok(None),
@@ -458,24 +462,24 @@ fn content(path: &Path) -> io::Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-/// Judges a file, or remembers what the same bytes were in another repo or snapshot.
-fn remembered(bytes: &[u8]) -> Verdict {
+/// Judges a file. Remembers the verdict, since many repos and snapshots have the same licence files.
+fn cached_verdict(bytes: &[u8]) -> Verdict {
     static KNOWN: Mutex<Option<HashMap<[u8; 32], Verdict>>> = Mutex::new(None);
     let hash: [u8; 32] = <sha2::Sha256 as sha2::Digest>::digest(bytes).into();
     let known = || KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(verdict) = known().get_or_insert_default().get(&hash) {
         return verdict.clone();
     }
-    let verdict = judge(&decoded(bytes));
+    let verdict = judge(&decode(bytes));
     known().get_or_insert_default().insert(hash, verdict.clone());
     verdict
 }
 
-/// 0.1.0's rule: a repo is judged by the licence files that are here already.
+/// Checks the licence files of a repo that are already in this cache, which is 0.1.0's rule for a pull.
 ///
 /// # Errors
-/// When they cannot be read, so that nobody can tell.
-pub fn look_at_repo(layout: &Layout, repo: &RepoName) -> Result<Option<Gated>> {
+/// If they cannot be read, since the answer is then unknown.
+pub fn check_repo(layout: &Layout, repo: &RepoName) -> Result<Option<Gated>> {
     let unknown = |(path, e): (std::path::PathBuf, io::Error)| {
         Error::failed(format!("cannot tell whether {repo} is gated, so it is not pulled")).because(format!(
             "{}: {}",
@@ -493,9 +497,9 @@ pub fn look_at_repo(layout: &Layout, repo: &RepoName) -> Result<Option<Gated>> {
     };
     for snapshot in snapshots {
         let path = snapshot.map_err(|error| unknown((folder.clone(), error)))?.path();
-        // A stray file, such as .DS_Store, is no snapshot.
+        // Skips stray files such as .DS_Store.
         if path.is_dir()
-            && let Some(gated) = look(&path).map_err(unknown)?
+            && let Some(gated) = check_snapshot(&path).map_err(unknown)?
         {
             return Ok(Some(gated));
         }
@@ -528,7 +532,7 @@ mod tests {
     fn open_licences_are_open_however_they_are_written() {
         let mut texts: Vec<(&str, String)> = licenses::texts().into_iter().collect();
         texts.sort();
-        texts.retain(|(_, text)| keyword_in([licenses::words(text).as_slice()]).is_some());
+        texts.retain(|(_, text)| find_keyword([licenses::words(text).as_slice()]).is_some());
         assert!(texts.len() > 100, "{}", texts.len());
         // Each one takes long without optimisation.
         for (name, text) in texts.into_iter().step_by(5) {
@@ -667,10 +671,10 @@ mod tests {
             std::iter::once('\u{feff}').chain(text.chars()).flat_map(|c| u32::from(c).to_le_bytes()).collect(),
             std::iter::once('\u{feff}').chain(text.chars()).flat_map(|c| u32::from(c).to_be_bytes()).collect(),
         ] {
-            assert_eq!(decoded(&bytes), text, "{bytes:?}");
+            assert_eq!(decode(&bytes), text, "{bytes:?}");
         }
         for bytes in [&b""[..], b"\0", b"\xff\xfe\0", b"\xef\xbb\xbf", b"\xd8\0\xd8\0\xd8\0\xd8\0\xd8\0"] {
-            let _ = judge(&decoded(bytes));
+            let _ = judge(&decode(bytes));
         }
     }
 }

@@ -1,9 +1,9 @@
-//! Which blob is each file of a snapshot? Links say it; a real file is matched by the commit's tree, by being a hard
-//! link to a blob, or by its hash, computed once and only when nothing else tells.
+//! Determines which blob each file of a snapshot is. A link names its blob. A real file is matched by the commit's
+//! tree, by being a hard link to a blob, or as a last resort by its hash, which is computed only once.
 //!
-//! Libraries write into snapshots: locks, engines, resolved configurations, `__pycache__`. What the commit's tree does
-//! not list is not the commit's. Without a tree, a real file among links is a stranger unless it has the bytes of a blob
-//! that is here; a snapshot of real files alone is that of a system without links, and all of it is taken.
+//! Libraries write into snapshots: locks, engines, resolved configurations, `__pycache__`. A file that the commit's
+//! tree does not list is a stray file. Without a tree, a real file among links is a stray file unless it has the bytes
+//! of a local blob. A snapshot of only real files comes from a system without links, and all of its files count.
 
 use std::collections::{HashMap, HashSet};
 use std::io::{self, Read};
@@ -17,14 +17,14 @@ use crate::hash::BlobHasher;
 use crate::model::ids::{BlobId, Commit, RepoPath};
 use crate::model::manifest::{ManifestFile, Tree};
 
-/// A file of a snapshot, with its blob and where its bytes can be read.
+/// A file of a snapshot, with its blob and the location of its bytes.
 #[derive(Debug, Clone)]
 pub struct LocalFile {
     /// Path, blob and size.
     pub file: ManifestFile,
     /// Open this to read the bytes.
     pub source: PathBuf,
-    /// The same bytes by the other algorithm, where hashing told it: the Hub or the bucket may know the file by either.
+    /// The name of the same bytes by the other algorithm, if they were hashed. The Hub or the bucket may use either.
     pub other: Option<BlobId>,
 }
 
@@ -33,40 +33,40 @@ pub struct LocalFile {
 pub struct Files {
     /// Sorted by path.
     pub files: Vec<LocalFile>,
-    /// Files in the snapshot that are not the commit's.
-    pub strangers: Vec<RepoPath>,
+    /// Files in the snapshot that do not belong to the commit.
+    pub stray_files: Vec<RepoPath>,
     /// Files that could not be read.
     pub problems: Vec<Problem>,
 }
 
-/// Names of real files, kept for the run, so that no file is hashed twice.
+/// Identifies files, and remembers the hashes of real files so that none is hashed twice in a run.
 #[derive(Debug, Default)]
 pub struct Identifier {
-    hashed: HashMap<(u64, u64), Names>,
+    hashed: HashMap<(u64, u64), Hashes>,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Names {
+struct Hashes {
     sha1: BlobId,
     sha256: BlobId,
     looks_like_text: bool,
 }
 
-/// The Hub stores larger files in LFS or Xet, in bytes.
+/// Size in bytes from which the Hub stores files in LFS or Xet.
 const MAX_GIT_SIZE: u64 = 10 << 20;
 
 impl Identifier {
-    /// The files of one revision.
+    /// Identifies the files of one revision.
     pub fn files(&mut self, layout: &Layout, repo: &Repo, commit: &Commit, tree: Option<&Tree>) -> Files {
         let mut found = Files::default();
-        let Files { files, strangers, problems } = &mut found;
+        let Files { files, stray_files, problems } = &mut found;
         let Some(revision) = repo.revisions.get(commit) else { return found };
         let among_links = revision.files.values().any(|file| matches!(file, SnapshotFile::Link(_)));
         let mut sizes: Option<HashSet<u64>> = None;
         let mut by_inode: Option<HashMap<(u64, u64), BlobId>> = None;
         for (path, file) in &revision.files {
             if tree.is_some_and(|tree| tree.get(path).is_none()) {
-                strangers.push(path.clone());
+                stray_files.push(path.clone());
                 continue;
             }
             match file {
@@ -83,17 +83,17 @@ impl Identifier {
                     let source = layout.snapshot_file(&repo.name, commit, path);
                     let in_tree = tree.and_then(|tree| tree.get(path)).map(|entry| (entry.blob, None));
                     let known = in_tree.or_else(|| {
-                        let map = by_inode.get_or_insert_with(|| inodes(repo));
+                        let map = by_inode.get_or_insert_with(|| blobs_by_inode(repo));
                         map.get(&inode.as_ref()?.id).map(|id| (*id, None))
                     });
-                    let here = || repo.blobs.values().map(|blob| blob.size).collect();
+                    let blob_sizes = || repo.blobs.values().map(|blob| blob.size).collect();
                     let named = match known {
                         Some(known) => Ok(known),
-                        None if among_links && !sizes.get_or_insert_with(here).contains(size) => {
-                            strangers.push(path.clone());
+                        None if among_links && !sizes.get_or_insert_with(blob_sizes).contains(size) => {
+                            stray_files.push(path.clone());
                             continue;
                         }
-                        None => self.by_hash(repo, &source, *size, inode.as_ref()),
+                        None => self.identify_by_hash(repo, &source, *size, inode.as_ref()),
                     };
                     let is_blob = |id: &BlobId| repo.blobs.contains_key(id);
                     match named {
@@ -103,7 +103,7 @@ impl Identifier {
                                 && !is_blob(&blob)
                                 && !other.as_ref().is_some_and(is_blob) =>
                         {
-                            strangers.push(path.clone())
+                            stray_files.push(path.clone())
                         }
                         Ok((blob, other)) => {
                             let file = ManifestFile { path: path.clone(), blob, size: *size };
@@ -121,7 +121,7 @@ impl Identifier {
         found
     }
 
-    fn by_hash(
+    fn identify_by_hash(
         &mut self,
         repo: &Repo,
         source: &Path,
@@ -132,7 +132,7 @@ impl Identifier {
         let names = match key.and_then(|key| self.hashed.get(&key)) {
             Some(names) => *names,
             None => {
-                let names = hash_both(source, size)?;
+                let names = compute_hashes(source, size)?;
                 if let Some(key) = key {
                     self.hashed.insert(key, names);
                 }
@@ -143,18 +143,18 @@ impl Identifier {
         let is_git = match (repo.blobs.contains_key(&sha1), repo.blobs.contains_key(&sha256)) {
             (true, _) => true,
             (_, true) => false,
-            // The Hub's own rule of thumb: text up to 10 MiB is in git, the rest is not.
+            // The Hub's rule of thumb: text smaller than 10 MiB is in git, the rest is not.
             _ => names.looks_like_text && size < MAX_GIT_SIZE,
         };
         Ok(if is_git { (sha1, Some(sha256)) } else { (sha256, Some(sha1)) })
     }
 }
 
-fn inodes(repo: &Repo) -> HashMap<(u64, u64), BlobId> {
+fn blobs_by_inode(repo: &Repo) -> HashMap<(u64, u64), BlobId> {
     repo.blobs.iter().filter_map(|(id, blob)| Some((blob.inode.as_ref()?.id, *id))).collect()
 }
 
-fn hash_both(source: &Path, size: u64) -> io::Result<Names> {
+fn compute_hashes(source: &Path, size: u64) -> io::Result<Hashes> {
     let mut file = open_quietly(source)?;
     let (mut sha1, mut sha256) = (BlobHasher::git(size), BlobHasher::sha256());
     let mut looks_like_text = true;
@@ -162,7 +162,7 @@ fn hash_both(source: &Path, size: u64) -> io::Result<Names> {
     loop {
         let length = file.read(&mut buffer)?;
         if length == 0 {
-            return Ok(Names { sha1: sha1.finish(), sha256: sha256.finish(), looks_like_text });
+            return Ok(Hashes { sha1: sha1.finish(), sha256: sha256.finish(), looks_like_text });
         }
         looks_like_text &= !buffer[..length].contains(&0);
         sha1.update(&buffer[..length]);

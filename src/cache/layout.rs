@@ -1,4 +1,4 @@
-//! Paths of huggingface_hub's cache, and what a file name in it means. Pure: no I/O.
+//! Paths of huggingface_hub's cache, and the meaning of file names in it. Pure: no I/O.
 
 use std::path::{Path, PathBuf};
 
@@ -7,10 +7,10 @@ use crate::model::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
 /// Marker file of the cache-wide blob store, in `hub/blobs/`.
 pub const SHARED_MARKER: &str = ".huggingface-shared-blobs";
 
-/// What huggingface_hub writes into the marker; a store with other content is not understood and left alone.
+/// The content of the marker that huggingface_hub writes. A store with any other marker is left alone.
 pub const SHARED_MARKER_CONTENT: &str = "1\n";
 
-/// Longest ref that is read, in bytes: more than any commit with some white space around it.
+/// Largest ref file that is read, in bytes: room for a commit with some white space around it.
 pub const MAX_REF: u64 = 256;
 
 /// The paths under one cache root.
@@ -67,27 +67,27 @@ impl Layout {
         self.repo(repo).join("trees").join(format!("{commit}.json"))
     }
 
-    /// The flock that huggingface_hub holds while it downloads a blob: `hub/.locks/<repo folder>/<etag>.lock`
+    /// The file that huggingface_hub locks with flock while it downloads a blob: `hub/.locks/<repo folder>/<etag>.lock`
     pub fn client_lock(&self, repo: &RepoName, blob: &BlobId) -> PathBuf {
         self.root.join(".locks").join(repo.folder()).join(format!("{blob}.lock"))
     }
 
-    /// Our own state: `hub/.locks/.hf-cache-sync`, which huggingface_hub's scan and prune both skip.
+    /// The tool's own state: `hub/.locks/.hf-cache-sync`, which huggingface_hub's scan and prune both skip.
     pub fn state(&self) -> PathBuf {
         self.root.join(".locks").join(".hf-cache-sync")
     }
 
-    /// The file of the tool's own lock on the cache.
+    /// The lock file of the tool's own lock on the cache.
     pub fn tool_lock(&self) -> PathBuf {
         self.state().join("lock")
     }
 
-    /// A blob on its way in; content-addressed, so one file serves every repo.
+    /// A partial download. It is content-addressed, so one file serves all repos.
     pub fn partial(&self, blob: &BlobId) -> PathBuf {
         self.state().join("partial").join(blob.to_string())
     }
 
-    /// What is needed to go on with an interrupted upload of a large blob.
+    /// The record from which an interrupted upload of a large blob is resumed.
     pub fn upload(&self, blob: &BlobId) -> PathBuf {
         self.state().join("uploads").join(format!("{blob}.json"))
     }
@@ -98,7 +98,8 @@ impl Layout {
     }
 }
 
-/// A file of a repo in a folder. Joined as text: on Windows, `C:` would begin a path of its own.
+/// Joins a folder and a path within a repo. They are joined as text, since `Path::join` on Windows would take a part
+/// such as `C:` for a path of its own.
 pub fn join(folder: PathBuf, path: &RepoPath) -> PathBuf {
     let mut text = folder.into_os_string();
     for segment in path.segments() {
@@ -108,20 +109,21 @@ pub fn join(folder: PathBuf, path: &RepoPath) -> PathBuf {
     PathBuf::from(text)
 }
 
-/// The relative link text from a snapshot file to its blob: `../../blobs/<etag>`, one `../` more per folder.
+/// Returns the relative link text from a snapshot file to its blob: `../../blobs/<etag>`, with one more `../` for each
+/// folder.
 pub fn link_text(path: &RepoPath, blob: &BlobId) -> String {
     let depth = path.segments().count() + 1;
     format!("{}blobs/{blob}", "../".repeat(depth))
 }
 
-/// The commit in the content of a ref, without the white space and the byte order mark that editors and shells put
-/// around it. The client writes none and reads all.
+/// Strips the white space and byte order mark that editors and shells put around the commit in a ref. The client writes
+/// none, and does not strip any when it reads.
 pub fn bare_commit(content: &str) -> &str {
     content.trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}')
 }
 
-/// The shared-store entry that the link text of `blobs/<etag>` points to: `<2 hex>/<xet hash>`, relative to the
-/// store; `None` when it points elsewhere. `blobs` is the folder that holds the link. The root may be spelled with
+/// Returns the payload of the cache-wide store, `<store>/<2 hex>/<xet hash>`, that the link text of `blobs/<etag>`
+/// points to; `None` if it points elsewhere. `blobs` is the folder that holds the link. The root may be spelled with
 /// `..`.
 pub fn shared_target(store: &Path, blobs: &Path, target: &Path) -> Option<PathBuf> {
     let resolved = normalized(&blobs.join(target));
@@ -134,7 +136,7 @@ pub fn shared_target(store: &Path, blobs: &Path, target: &Path) -> Option<PathBu
     (hash && prefix == &name[..2]).then(|| store.join(inside))
 }
 
-/// Removes `.` and `..` by their names alone.
+/// Removes `.` and `..` lexically, without resolving links.
 pub fn normalized(path: &Path) -> PathBuf {
     let mut out = PathBuf::new();
     for part in path.components() {
@@ -157,7 +159,7 @@ mod tests {
     const SHA1: &str = "ce013625030ba8dba906f756967f9e9ca394464a";
 
     #[test]
-    fn paths_are_the_clients() {
+    fn paths_match_those_of_the_client() {
         let layout = Layout::new("/hub");
         let repo = RepoName::new(RepoType::Dataset, "org/name".parse().unwrap());
         let blob: BlobId = SHA1.parse().unwrap();

@@ -1,30 +1,51 @@
-//! The local cache: where things are ([`layout`]), what is there ([`scan`]), and how to change it safely. What else
-//! writes into it, and by which names that is known: [`clients`].
+//! The local cache: where things are, what is there, and how to change it safely.
 //!
-//! Reading is [`scan`] (-> [`scan::Inventory`]), [`identify`] (names for files that are no links), [`read`]
-//! (opening a blob without counting as a use), [`gated`] and [`mod@pointer`] (judging content), [`litter`] (names that
-//! are no part of a cache), [`usage`] (bytes and last use). Writing is [`place`] (directories, links and small files, never through a link) and [`lock`]
-//! (huggingface_hub's locks and our own); [`mend`] repairs refs. Deleting is [`remove`], and [`shared`] for the cache-wide store.
+//! Finding and reading:
+//! - [`layout`]: the paths of huggingface_hub's cache, and the meaning of file names in it
+//! - [`root`]: whether the cache folder exists, and if not, why
+//! - [`scan`]: the inventory of repos, blobs, revisions, refs and problems
+//! - [`clients`]: the temporaries, lock files and folders of other programs that write to this cache, by name
+//! - [`junk`]: names that operating systems, file servers and editors leave everywhere
+//! - [`identify`]: which blob each file of a snapshot is, even if it is not a link
+//! - [`read`]: opening blobs without changing their access time, and aligned buffers
+//! - [`mod@pointer`]: LFS and Xet pointer files
+//! - [`gated`]: whether a repo looks gated, judged by its licence files; the licence texts are in `licenses/`
+//! - [`usage`]: bytes on disk and last use
+//! - [`space`]: free disk space, and whether the file system keeps access times
+//!
+//! Input of the commands' plans:
+//! - [`pushable`]: for `push` and `diff`, the revisions and files that this cache can publish
+//! - [`presence`]: for `pull`, which parts of one revision are already here
+//! - [`donors`]: for `pull`, other files of this cache that have the bytes of a missing blob
+//! - [`prune_facts`]: for `prune`, everything beyond the scan: locks, leftovers, payloads and client activity
+//! - [`incoming_links`]: for `prune`, repos that links from elsewhere lead into, and places that cannot be inspected
+//!
+//! Changing:
+//! - [`lock`]: huggingface_hub's locks and our own
+//! - [`place`]: writes folders, links and small files, never through a link
+//! - [`repair`]: rewrites refs that have white space around their commit
+//! - [`remove`]: deletes files and folders
+//! - [`shared`]: the cache-wide blob store, and deleting from it
 
 pub mod clients;
 pub mod donors;
-pub mod facts;
 pub mod gated;
-pub mod hidden;
 pub mod identify;
+pub mod incoming_links;
+pub mod junk;
 pub mod layout;
 mod licenses;
-pub mod litter;
-pub mod local;
 pub mod lock;
-pub mod mend;
 pub mod place;
 pub mod pointer;
+pub mod presence;
+pub mod prune_facts;
+pub mod pushable;
 pub mod read;
 pub mod remove;
+pub mod repair;
 pub mod root;
 pub mod scan;
 pub mod shared;
 pub mod space;
-pub mod target;
 pub mod usage;

@@ -1,7 +1,7 @@
-//! Putting things into the cache: folders, blobs, links, small files. Never through a link, never torn.
+//! Writes into the cache: folders, blobs, links and small files. Writes are atomic and never go through a link.
 //!
-//! Temporaries live under `hub/.locks/.hf-cache-sync`, so that an interruption leaves nothing in a folder that
-//! huggingface_hub looks at; the last step is always one rename. Files get the modes that the umask gives.
+//! Temporary files live under `hub/.locks/.hf-cache-sync`, so that an interruption leaves nothing in a folder that
+//! huggingface_hub reads. The last step is always a single rename. File modes follow the umask.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -14,10 +14,10 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::model::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
 
-/// Makes sure that `dir`, at or below `root`, is a folder, and that no part below `root` is a link.
+/// Creates `dir`, at or below `root`, if it does not exist, and makes sure that no part below `root` is a link.
 ///
 /// # Errors
-/// [`crate::error::Cause::Other`] when a part is a link or a file, or cannot be created.
+/// [`crate::error::Cause::Other`] if a part is a link or a file, or cannot be created.
 pub fn ensure_dir(root: &Path, dir: &Path) -> Result<()> {
     let inside = dir.strip_prefix(root).map_err(|_| outside(dir))?;
     if !root.is_dir() {
@@ -27,7 +27,7 @@ pub fn ensure_dir(root: &Path, dir: &Path) -> Result<()> {
     for part in inside.components() {
         let Component::Normal(part) = part else { return Err(outside(dir)) };
         path.push(part);
-        // Creating first saves a look in the common case of a missing folder, and settles races with the client.
+        // Checking first, since most folders exist. The client may create one concurrently, which is fine.
         match fs::symlink_metadata(&path) {
             Ok(meta) if meta.is_dir() => continue,
             Ok(meta) => return Err(not_a_folder(&path, meta.is_symlink())),
@@ -48,10 +48,10 @@ pub fn ensure_dir(root: &Path, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Like [`ensure_dir`] without making anything: what is there of `dir` must be folders and no links.
+/// Like [`ensure_dir`], but creates nothing: checks that the existing parts of `dir` are folders and not links.
 ///
 /// # Errors
-/// [`crate::error::Cause::Other`] when a part is a link or a file.
+/// [`crate::error::Cause::Other`] if a part is a link or a file.
 pub fn check_dir(root: &Path, dir: &Path) -> Result<()> {
     let inside = dir.strip_prefix(root).map_err(|_| outside(dir))?;
     let mut path = root.to_path_buf();
@@ -66,10 +66,10 @@ pub fn check_dir(root: &Path, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether entries can be made in a folder, as far as it is there.
+/// Checks that entries can be created in a folder, if it exists.
 ///
 /// # Errors
-/// When this user may not write to it.
+/// If this user may not write to it.
 pub fn check_writable(folder: &Path) -> Result<()> {
     #[cfg(unix)]
     match rustix::fs::access(folder, rustix::fs::Access::WRITE_OK) {
@@ -81,11 +81,11 @@ pub fn check_writable(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Does something with a file below `root`, and makes its folder only when that shows to be missing: the usual case
-/// costs no look at every part of the path. Who calls this in a loop has checked the folder with [`ensure_dir`] before.
+/// Runs `attempt` on a file below `root`, and creates the file's folder only if the attempt finds it missing. This
+/// saves checking every part of the path in the usual case. Call [`ensure_dir`] first if this runs in a loop.
 ///
 /// # Errors
-/// `what` names the failure.
+/// If the attempt fails. `what` describes it, such as "cannot create".
 pub fn with_folder<T>(root: &Path, path: &Path, what: &str, attempt: impl Fn() -> io::Result<T>) -> Result<T> {
     match attempt() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -107,25 +107,25 @@ fn not_a_folder(path: &Path, is_link: bool) -> Error {
         .hint("remove or rename it, or use another cache directory")
 }
 
-/// How a snapshot file refers to its blob, best first; chosen once per cache by [`LinkKind::probe`].
+/// How a snapshot file refers to its blob, in order of preference. Chosen once per run by [`LinkKind::probe`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LinkKind {
-    /// A relative symbolic link, as huggingface_hub makes it.
+    /// A relative symbolic link, like those of huggingface_hub.
     Symlink,
     /// A hard link to the blob.
     Hardlink,
-    /// The blob itself, which then is not in `blobs/` any more, as huggingface_hub does it without symbolic links; a
-    /// copy of one that was there before.
+    /// The blob itself, moved out of `blobs/` as huggingface_hub does without symbolic links, or a copy if the blob was
+    /// already there.
     Real,
 }
 
 impl LinkKind {
-    /// What this cache allows. With `no_links`, which is the client's `HF_HUB_DISABLE_SYMLINKS`, nothing else than real
-    /// files is wanted.
+    /// Finds out which kind this cache supports. With `no_links`, the client's `HF_HUB_DISABLE_SYMLINKS`, only real
+    /// files are used.
     ///
     /// # Errors
-    /// When nothing can be written into the cache at all.
+    /// If nothing can be written to the cache at all.
     pub fn probe(layout: &Layout, no_links: bool) -> Result<LinkKind> {
         let state = layout.state();
         ensure_dir(layout.root(), &state)?;
@@ -153,29 +153,29 @@ fn symlink(text: &str, link: &Path) -> io::Result<()> {
     std::os::windows::fs::symlink_file(text.replace('/', "\\"), link)
 }
 
-/// A folder of our own for things that are not finished; removed on drop.
+/// A temporary folder for unfinished files; removed on drop.
 #[derive(Debug)]
 pub struct Staging {
     path: PathBuf,
 }
 
 impl Staging {
-    /// A fresh, empty folder under the tool's state.
+    /// Creates an empty folder under the tool's state.
     ///
     /// # Errors
-    /// When the cache cannot be written to.
+    /// If the cache is not writable.
     pub fn new(layout: &Layout) -> Result<Staging> {
         let path = layout.state().join("staging").join(format!("{:016x}", fastrand::u64(..)));
         ensure_dir(layout.root(), &path)?;
         Ok(Staging { path })
     }
 
-    /// Where it is.
+    /// Returns its location.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Leaves what is in it.
+    /// Keeps the folder and its content on disk.
     pub fn keep(self) {
         std::mem::forget(self);
     }
@@ -190,12 +190,12 @@ impl Drop for Staging {
 /// Leftovers younger than this may be in use by a process that holds no lock.
 const LEFTOVER_AGE: std::time::Duration = std::time::Duration::from_secs(3600);
 
-/// Removes what killed runs have left and nobody can take up again: staging folders and small partial files. Partial
-/// files of large blobs stay, for their next pull. To be called while no other process uses the state. Best effort.
-pub fn sweep(layout: &Layout, now: std::time::SystemTime) {
+/// Removes leftovers of killed runs that cannot be resumed: staging folders and small partial files. Partial files of
+/// large blobs stay for their next pull. Call this only while no other process uses the tool's state. Best effort.
+pub fn remove_leftovers(layout: &Layout, now: std::time::SystemTime) {
     let entries = |dir: &str| {
         let path = layout.state().join(dir);
-        // A link would lead to somebody else's files.
+        // Behind a link are somebody else's files.
         let own = fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_dir());
         own.then(|| fs::read_dir(path)).into_iter().flatten().flatten().filter_map(io::Result::ok)
     };
@@ -212,7 +212,8 @@ pub fn sweep(layout: &Layout, now: std::time::SystemTime) {
     }
 }
 
-/// Whether the snapshot file refers to this blob already: the right link, or a real file of the right size.
+/// Returns whether the snapshot file already refers to this blob: it is the right link, or a real file of the right
+/// size.
 pub fn is_linked(layout: &Layout, repo: &RepoName, commit: &Commit, path: &RepoPath, blob: &BlobId, size: u64) -> bool {
     let link = layout.snapshot_file(repo, commit, path);
     match fs::symlink_metadata(&link) {
@@ -226,7 +227,7 @@ pub fn is_linked(layout: &Layout, repo: &RepoName, commit: &Commit, path: &RepoP
     }
 }
 
-/// Makes snapshots of one repo revision out of its blobs.
+/// Creates the snapshot of a revision from its blobs.
 pub struct SnapshotWriter<'a> {
     /// The cache.
     pub layout: &'a Layout,
@@ -236,29 +237,29 @@ pub struct SnapshotWriter<'a> {
     pub commit: &'a Commit,
     /// How files refer to blobs.
     pub kind: LinkKind,
-    /// Blobs that nothing but this snapshot needs, so that [`LinkKind::Real`] may move them into it.
+    /// Blobs that only this snapshot needs, so that [`LinkKind::Real`] may move them into it.
     pub own: &'a HashSet<BlobId>,
 }
 
-/// A new snapshot that nobody sees yet; removed again unless it is published.
+/// A new snapshot that is not visible yet; removed on drop unless it is published.
 #[derive(Debug)]
-pub struct Staged {
+pub struct StagedSnapshot {
     staging: Staging,
     root: PathBuf,
     snapshot: PathBuf,
 }
 
-impl Staged {
-    /// Makes the snapshot appear; `false` when another process has made it meanwhile.
+impl StagedSnapshot {
+    /// Moves the snapshot into place. Returns `false` if it exists by now, or if a rename cannot do that here.
     ///
     /// # Errors
-    /// When it cannot be moved into place.
+    /// If it cannot be moved into place.
     pub fn publish(self) -> Result<bool> {
         ensure_dir(&self.root, self.snapshot.parent().unwrap_or(&self.root))?;
         match fs::rename(self.staging.path().join("snapshot"), &self.snapshot) {
             Ok(()) => Ok(true),
             Err(_) if self.snapshot.is_dir() => Ok(false),
-            // The repo is a mount of its own: then each file is put in place by itself.
+            // The repo is a mount of its own, so each file is put in place individually.
             Err(error) if error.kind() == io::ErrorKind::CrossesDevices => Ok(false),
             // A file system that cannot rename folders.
             Err(error) if is_refused(&error) => Ok(false),
@@ -268,11 +269,11 @@ impl Staged {
 }
 
 impl SnapshotWriter<'_> {
-    /// Prepares a snapshot that is not there yet. `None` when it is: then each file is put in place by itself.
+    /// Prepares a new snapshot; `None` if it already exists, so each file must be put in place individually.
     ///
     /// # Errors
-    /// The first file that cannot be made.
-    pub fn stage(&self, files: &[(&RepoPath, &BlobId)]) -> Result<Option<Staged>> {
+    /// The first file that cannot be created.
+    pub fn stage(&self, files: &[(&RepoPath, &BlobId)]) -> Result<Option<StagedSnapshot>> {
         let snapshot = self.layout.snapshot(self.repo, self.commit);
         if fs::symlink_metadata(&snapshot).is_ok() {
             return Ok(None);
@@ -287,18 +288,18 @@ impl SnapshotWriter<'_> {
                 fs::create_dir_all(folder).map_err(|e| Error::io("cannot create", folder, &e))?;
                 last_folder = folder.to_path_buf();
             }
-            self.make(path, blob, &file)?;
+            self.create_entry(path, blob, &file)?;
         }
-        Ok(Some(Staged { staging, root: self.layout.root().to_path_buf(), snapshot }))
+        Ok(Some(StagedSnapshot { staging, root: self.layout.root().to_path_buf(), snapshot }))
     }
 
-    /// Links every file. A snapshot that is not there yet appears whole, by one rename; in one that is there, each
-    /// file is put in place by itself.
+    /// Links every file. A new snapshot appears atomically, by one rename. In an existing one, each file is put in
+    /// place individually.
     ///
     /// # Errors
-    /// The first file that cannot be put in place; nothing outside the cache is ever touched.
+    /// The first file that cannot be put in place. Nothing outside the cache is ever modified.
     pub fn write(&self, files: &[(&RepoPath, &BlobId)]) -> Result<()> {
-        // A blob may be moved away only once it is certain where to.
+        // Real files are not staged: a blob may be moved only to its final place.
         if self.kind != LinkKind::Real
             && let Some(staged) = self.stage(files)?
             && staged.publish()?
@@ -308,18 +309,18 @@ impl SnapshotWriter<'_> {
         let staging = Staging::new(self.layout)?;
         for (index, (path, blob)) in files.iter().enumerate() {
             let is_last = !files[index + 1..].iter().any(|(_, other)| other == blob);
-            if self.kind == LinkKind::Real && is_last && self.own.contains(*blob) && self.give_away(path, blob)? {
+            if self.kind == LinkKind::Real && is_last && self.own.contains(*blob) && self.move_blob(path, blob)? {
                 continue;
             }
-            self.replace(&staging, path, blob)?;
+            self.replace_file(&staging, path, blob)?;
         }
         Ok(())
     }
 
-    /// Moves a blob to where the file is to be; `false` when it has to be copied.
-    fn give_away(&self, path: &RepoPath, blob: &BlobId) -> Result<bool> {
+    /// Moves a blob to the place of the file; returns `false` if it has to be copied instead.
+    fn move_blob(&self, path: &RepoPath, blob: &BlobId) -> Result<bool> {
         let source = self.layout.blob(self.repo, blob);
-        // A link leads to bytes that others need.
+        // The target of a link is shared with others.
         if !fs::symlink_metadata(&source).is_ok_and(|meta| meta.is_file()) {
             return Ok(false);
         }
@@ -330,7 +331,7 @@ impl SnapshotWriter<'_> {
         Ok(rename_over(&source, &file).is_ok())
     }
 
-    fn replace(&self, staging: &Staging, path: &RepoPath, blob: &BlobId) -> Result<()> {
+    fn replace_file(&self, staging: &Staging, path: &RepoPath, blob: &BlobId) -> Result<()> {
         let file = self.layout.snapshot_file(self.repo, self.commit, path);
         if let Some(folder) = file.parent() {
             ensure_dir(self.layout.root(), folder)?;
@@ -338,19 +339,19 @@ impl SnapshotWriter<'_> {
         check_replaceable(&file)?;
         let failed = |error: io::Error| Error::io("cannot replace", &file, &error);
         let staged = staging.path().join("file");
-        self.make(path, blob, &staged)?;
+        self.create_entry(path, blob, &staged)?;
         match rename_over(&staged, &file) {
             Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
                 let _ = fs::remove_file(&staged);
-                let beside = beside(&file);
-                self.make(path, blob, &beside)?;
+                let beside = sibling_temporary(&file);
+                self.create_entry(path, blob, &beside)?;
                 rename_over(&beside, &file).inspect_err(|_| drop(fs::remove_file(&beside))).map_err(failed)
             }
             replaced => replaced.map_err(failed),
         }
     }
 
-    fn make(&self, path: &RepoPath, blob: &BlobId, at: &Path) -> Result<()> {
+    fn create_entry(&self, path: &RepoPath, blob: &BlobId, at: &Path) -> Result<()> {
         let source = self.layout.blob(self.repo, blob);
         let made = match self.kind {
             LinkKind::Symlink => symlink(&layout::link_text(path, blob), at),
@@ -359,25 +360,27 @@ impl SnapshotWriter<'_> {
                 .and_then(|source| reflink_copy::reflink(&source, at).or_else(|_| read::copy_quietly(&source, at))),
         };
         made.map_err(|error| match error.kind() {
-            // The folder is our own: only another file of this revision can be in the way.
+            // The folder is our own, so only another file of this revision can be in the way.
             io::ErrorKind::AlreadyExists => Error::failed(format!("cannot put {path} of {} in place", self.repo))
-                .because("the revision has another file whose name is the same to this file system, which ignores case")
-                .hint("use a cache directory on a file system that does not"),
+                .because(
+                    "this file system ignores case, and the revision has another file whose name differs only in case",
+                )
+                .hint("use a cache directory on a case-sensitive file system"),
             _ => Error::io("cannot link", at, &error),
         })
     }
 }
 
-/// Writes a ref. One that says the same already is left as it is, so that a complete cache may be read-only.
+/// Writes a ref. A ref that already names the commit is not rewritten, so that a complete cache may be read-only.
 ///
 /// # Errors
-/// When it cannot be written, or a part of its path is a link.
+/// If it cannot be written, or a part of its path is a link.
 pub fn write_ref(layout: &Layout, repo: &RepoName, name: &RefName, commit: &Commit, sync: bool) -> Result<()> {
     write_small(layout, &layout.reference(repo, name), commit.as_str().as_bytes(), sync)
 }
 
-/// Whether the file system says that it does not know such an operation at all. Mounts of buckets and of other machines
-/// lack many of them, and have as many ways to say so.
+/// Returns whether the error means that the file system does not support the operation. Mounts of buckets and of remote
+/// machines lack many operations, and report that in as many ways.
 pub fn is_refused(error: &io::Error) -> bool {
     #[cfg(unix)]
     if error.raw_os_error() == Some(rustix::io::Errno::PERM.raw_os_error()) {
@@ -386,7 +389,7 @@ pub fn is_refused(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::InvalidInput | io::ErrorKind::NotSeekable)
 }
 
-/// The result of flushing, which some file systems do not know.
+/// Turns a failed flush into a success if the file system does not support flushing.
 pub fn flushed(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if is_refused(&error) => {
@@ -397,8 +400,8 @@ pub fn flushed(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// Renames a file to a name that may be taken. Some file systems cannot do both at once: there the old one is removed
-/// before, so that for a moment there is neither.
+/// Renames a file, replacing an existing target. On file systems that cannot do that atomically, the target is removed
+/// first, so that for a moment neither exists.
 pub fn rename_over(from: &Path, to: &Path) -> io::Result<()> {
     match fs::rename(from, to) {
         Err(error)
@@ -412,11 +415,11 @@ pub fn rename_over(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
-/// Writes a small file whole, by rename, unless its content is that already. With `sync` its bytes are on the disk
-/// before it appears, which on ext4 waits for much of what was written to other files before.
+/// Writes a small file atomically, unless it already has this content. With `sync`, its bytes are flushed to the disk
+/// before it appears; on ext4, that also waits for much of the data recently written to other files.
 ///
 /// # Errors
-/// When it cannot be written, or a part of its path is a link.
+/// If it cannot be written, or a part of its path is a link.
 pub fn write_small(layout: &Layout, path: &Path, content: &[u8], sync: bool) -> Result<()> {
     if has_content(path, content) {
         return Ok(());
@@ -436,17 +439,17 @@ pub fn write_small(layout: &Layout, path: &Path, content: &[u8], sync: bool) -> 
         rename_over(staged, path).inspect_err(|_| drop(fs::remove_file(staged)))
     };
     let written = match write_by(&staging.path().join("file")) {
-        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => write_by(&beside(path)),
+        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => write_by(&sibling_temporary(path)),
         written => written,
     };
     written.map_err(|e| Error::io("cannot write", path, &e))
 }
 
-/// A name beside a file whose folder is on another file system than the tool's own, to be renamed at once. It ends as
-/// the client's own temporaries do.
-fn beside(path: &Path) -> PathBuf {
+/// Returns a temporary name in the same folder as the file, for folders on another file system than the tool's state.
+/// Its suffix is that of the client's own temporary files.
+fn sibling_temporary(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_os_string();
-    // A name may be as long as the file system allows.
+    // The file's own name may already have the maximum length.
     if name.len() > 200 {
         name = "long".into();
     }
@@ -454,28 +457,28 @@ fn beside(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
-/// Whether a regular file (no link) has exactly this content.
+/// Returns whether `path` is a regular file (not a link) with exactly this content.
 pub fn has_content(path: &Path, content: &[u8]) -> bool {
     fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() == content.len() as u64)
         && read::read_small(path, content.len() as u64).is_ok_and(|bytes| bytes.as_deref() == Some(content))
 }
 
-/// Whether a file may be put where `path` is: a named pipe, a socket or a device belongs to somebody, and is left.
+/// Checks that a file may be placed at `path`. A named pipe, a socket or a device is left alone.
 ///
 /// # Errors
-/// [`crate::error::Cause::Other`] when something of the kind stands there.
+/// [`crate::error::Cause::Other`] if `path` is one of these.
 pub fn check_replaceable(path: &Path) -> Result<()> {
     match fs::symlink_metadata(path) {
         Ok(meta) if files::is_special(&meta) => {
             Err(Error::failed(format!("cannot replace {}", crate::error::printable(&path.to_string_lossy(), 400)))
                 .because(files::not_a_file(&meta))
-                .hint("remove it, and run the same again"))
+                .hint("remove it, then run the same command again"))
         }
         _ => Ok(()),
     }
 }
 
-/// Flushes a folder, so that a rename in it survives a power cut. Best effort: not every system can.
+/// Flushes a folder, so that a rename in it survives a power failure. Best effort: not every system supports it.
 pub fn sync_dir(path: &Path) {
     #[cfg(unix)]
     if let Ok(dir) = File::open(path) {
@@ -485,8 +488,8 @@ pub fn sync_dir(path: &Path) {
     let _ = path;
 }
 
-/// Marks a file as used now, by its access time alone, which works on noatime mounts too. Best effort: a read-only
-/// cache or another owner is no error.
+/// Marks a file as used now by setting its access time, which also works on noatime mounts. Best effort: a read-only
+/// cache or another owner is not an error.
 pub fn mark_used(path: &Path, now: std::time::SystemTime) {
     if let Ok(file) = super::read::open_quietly(path) {
         let _ = file.set_times(fs::FileTimes::new().set_accessed(now));

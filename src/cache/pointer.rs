@@ -1,9 +1,10 @@
-//! LFS/Xet pointer files: small texts that stand for the real bytes. Not pushed unless `cache.sync_xet`.
+//! LFS and Xet pointer files: small text files that stand in for the real content. Not pushed unless `cache.sync_xet`
+//! is set.
 
-/// Longest content that can be a pointer, in bytes (0.1.0's rule).
+/// Largest content that can be a pointer, in bytes (0.1.0's rule).
 pub const MAX_SIZE: u64 = 1024;
 
-/// Whether the content is a pointer, by 0.1.0's rule: at most [`MAX_SIZE`] bytes and one of its markers in it.
+/// Returns whether the content is a pointer by 0.1.0's rule: at most [`MAX_SIZE`] bytes, with one of the markers.
 pub fn is_pointer(content: &[u8]) -> bool {
     let has = |marker: &[u8]| content.windows(marker.len()).any(|window| window == marker);
     content.len() as u64 <= MAX_SIZE && (has(b"version https://") || has(b"oid sha256:") || has(b"oid xet:"))

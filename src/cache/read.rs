@@ -1,5 +1,5 @@
-//! Opening a blob for reading, without that counting as a use of it, and memory to read it into. Whatever is opened is a
-//! regular file: see [`crate::files`].
+//! Opens blobs for reading without marking them as used, and provides aligned buffers to read them into. Only regular
+//! files are opened: see [`crate::files`].
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -12,14 +12,14 @@ use crate::files;
 use crate::hash::BlobHasher;
 use crate::model::ids::BlobId;
 
-/// Largest `trees/<commit>.json` that is read, in bytes: as large as a manifest with a tree in it may be.
+/// Largest `trees/<commit>.json` that is read, in bytes: the size limit of a manifest that contains a tree.
 pub const MAX_TREE: u64 = 256 << 20;
 
-/// Opens the regular file `path` without changing its access time, where the system allows it (O_NOATIME: Linux, own
-/// files), since `prune` takes the access time for the last use.
+/// Opens the regular file `path` without changing its access time if the system allows it (`O_NOATIME`: on Linux, for
+/// own files). `prune` treats the access time as the last use.
 ///
 /// # Errors
-/// When it cannot be opened, or is no regular file.
+/// If the file cannot be opened, or is not a regular file.
 pub fn open_quietly(path: &Path) -> io::Result<File> {
     #[cfg(target_os = "linux")]
     {
@@ -32,16 +32,16 @@ pub fn open_quietly(path: &Path) -> io::Result<File> {
     files::open(path)
 }
 
-/// Copies a blob to a file that is not there yet, which gets the mode that the umask gives. Not a use of it either.
+/// Copies a blob to a new file, whose mode follows the umask. The blob is not marked as used.
 ///
 /// # Errors
-/// When one cannot be read or the other not be written.
+/// If the source cannot be read or the target cannot be written.
 pub fn copy_quietly(from: &Path, to: &Path) -> io::Result<()> {
     let mut source = open_quietly(from)?;
     io::copy(&mut source, &mut File::create_new(to)?).map(drop)
 }
 
-/// Whether the file's bytes are those of the blob.
+/// Returns whether the hash of the file's bytes is the blob's name.
 pub fn matches_name(path: &Path, id: &BlobId, size: u64) -> bool {
     use std::io::Read;
     let Ok(mut file) = open_quietly(path) else { return false };
@@ -56,20 +56,20 @@ pub fn matches_name(path: &Path, id: &BlobId, size: u64) -> bool {
     }
 }
 
-/// Reads up to `limit` bytes of a small file; `None` when it is longer.
+/// Reads a small file; `None` if it is longer than `limit` bytes.
 ///
 /// # Errors
-/// When it cannot be read, or is no regular file.
+/// If the file cannot be read, or is not a regular file.
 pub fn read_small(path: &Path, limit: u64) -> io::Result<Option<Vec<u8>>> {
     files::read_rest(&mut open_quietly(path)?, limit)
 }
 
-/// Where memory to read into has to begin. Allocators begin large blocks 16 bytes into a page; copying from the page
-/// cache to there is four times slower on some processors (`rep movsb` on AMD's Zen 3, whenever the target is 1 to 31
-/// bytes further in its page than the source).
+/// Alignment of read buffers, in bytes. Allocators place large blocks 16 bytes into a page, and copying from the page
+/// cache to such an address is four times slower on some processors (`rep movsb` on AMD Zen 3, whenever the page offset
+/// of the target is 1 to 31 bytes past that of the source).
 const ALIGNED: usize = 64;
 
-/// Memory to read a file into, slice by slice.
+/// An aligned buffer for reading a file slice by slice.
 #[derive(Debug)]
 pub struct Buffer {
     bytes: Vec<u8>,
@@ -77,10 +77,10 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    /// Memory for `length` bytes, all zero.
+    /// Allocates a buffer of `length` zero bytes.
     pub fn new(length: usize) -> Self {
         let mut bytes = vec![0; length + ALIGNED];
-        let start = until_aligned(bytes.as_ptr());
+        let start = bytes_until_aligned(bytes.as_ptr());
         bytes.truncate(start + length);
         Buffer { bytes, start }
     }
@@ -100,12 +100,12 @@ impl DerefMut for Buffer {
     }
 }
 
-/// How many bytes of the allocation to leave out.
-fn until_aligned(start: *const u8) -> usize {
+/// Returns the number of bytes to skip at the start of an allocation.
+fn bytes_until_aligned(start: *const u8) -> usize {
     start.addr().next_multiple_of(ALIGNED) - start.addr()
 }
 
-/// Reads exactly `buffer.len()` bytes at `offset`, without moving any file position.
+/// Reads exactly `buffer.len()` bytes at `offset`. On Unix, the file position does not move.
 pub fn read_exact_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
     #[cfg(unix)]
     return std::os::unix::fs::FileExt::read_exact_at(file, buffer, offset);
@@ -126,9 +126,9 @@ pub fn read_exact_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<
 pub fn read_at(file: &File, length: usize, offset: u64) -> io::Result<Bytes> {
     #[cfg(unix)]
     {
-        // Into memory that is not cleared first: a slice is read for every 256 KiB that are sent.
+        // Uninitialised memory, since this runs once for every 256 KiB sent.
         let mut bytes = Vec::with_capacity(length + ALIGNED);
-        let start = until_aligned(bytes.as_ptr());
+        let start = bytes_until_aligned(bytes.as_ptr());
         bytes.resize(start, 0);
         while bytes.len() < start + length {
             let at = offset + (bytes.len() - start) as u64;
@@ -155,7 +155,7 @@ mod buffers {
     use std::io::Write;
 
     #[test]
-    fn what_is_read_is_aligned_and_no_more_than_asked_for() {
+    fn reads_are_aligned_and_have_exactly_the_requested_length() {
         let mut file = tempfile::tempfile().unwrap();
         let content: Vec<u8> = (0..=255).cycle().take(300_000).collect();
         file.write_all(&content).unwrap();
@@ -181,7 +181,7 @@ mod tests {
     use std::time::{Duration, SystemTime};
 
     #[test]
-    fn a_copy_is_no_use_and_takes_no_mode_along() {
+    fn a_copy_does_not_count_as_a_use_and_gets_a_default_mode() {
         let dir = tempfile::tempdir().unwrap();
         let (from, to) = (dir.path().join("from"), dir.path().join("to"));
         fs::write(&from, "bytes").unwrap();
@@ -193,6 +193,6 @@ mod tests {
         assert_eq!(fs::metadata(&from).unwrap().accessed().unwrap(), then);
         assert_eq!(fs::read(&to).unwrap(), b"bytes");
         assert_ne!(fs::metadata(&to).unwrap().permissions().mode() & 0o200, 0);
-        assert!(copy_quietly(&from, &to).is_err(), "nothing is written over");
+        assert!(copy_quietly(&from, &to).is_err(), "nothing is overwritten");
     }
 }

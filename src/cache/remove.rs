@@ -1,7 +1,7 @@
-//! Deleting, one step at a time, never through a link, and counting what the disk gets back.
+//! Deletes files and folders, never through a link, and counts the bytes that this frees.
 //!
-//! A folder is first renamed into the tool's own state, so that an interruption leaves nothing half: whoever looks
-//! sees it whole or not at all. What an interruption leaves there, the next `prune` removes.
+//! A folder is first renamed into the tool's own state, so that other programs see all of it or none of it, even after
+//! an interruption. The next `prune` removes whatever an interruption leaves there.
 
 use std::fs;
 use std::io;
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use super::layout::Layout;
 use super::place::Staging;
 
-/// Whether every part of `path` between `root` and its last is a real folder: nothing is reached through a link.
+/// Returns whether every parent of `path` below `root` is a real folder, so that nothing is reached through a link.
 pub fn is_inside(root: &Path, path: &Path) -> bool {
     let Ok(inside) = path.strip_prefix(root) else { return false };
     let Some(parents) = inside.parent() else { return false };
@@ -21,12 +21,12 @@ pub fn is_inside(root: &Path, path: &Path) -> bool {
     })
 }
 
-/// Deletes one name; returns the bytes that the disk gets back, which are none while the file has other names. A
-/// name that is gone already is no error.
+/// Deletes one file or link, and returns the number of bytes freed, which is 0 while the file has other hard links. A
+/// missing file is not an error.
 ///
 /// # Errors
-/// When it cannot be deleted, or is a folder.
-pub fn file(path: &Path) -> io::Result<u64> {
+/// If it cannot be deleted, or is a folder.
+pub fn delete_file(path: &Path) -> io::Result<u64> {
     let meta = match fs::symlink_metadata(path) {
         Ok(meta) => meta,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
@@ -37,71 +37,71 @@ pub fn file(path: &Path) -> io::Result<u64> {
     Ok(if meta.is_file() && last { meta.len() } else { 0 })
 }
 
-/// Deletes a folder and all in it, links as links; returns the bytes that the disk gets back.
+/// Deletes a folder with everything in it, and returns the number of bytes freed. Links are deleted, not followed.
 ///
 /// # Errors
-/// The first entry that cannot be deleted; what came before it is gone.
-pub fn tree(path: &Path) -> io::Result<u64> {
+/// The first entry that cannot be deleted. Earlier entries are gone.
+pub fn delete_tree(path: &Path) -> io::Result<u64> {
     let mut freed = 0;
     for entry in fs::read_dir(path)? {
         let entry = entry?;
         freed += match entry.file_type()?.is_dir() {
-            true => tree(&entry.path())?,
-            false => file(&entry.path())?,
+            true => delete_tree(&entry.path())?,
+            false => delete_file(&entry.path())?,
         };
     }
     fs::remove_dir(path)?;
     Ok(freed)
 }
 
-/// A file or folder that was taken out of the cache by one rename; deleted on drop.
+/// A file or folder that was moved out of the cache by one rename, and that is deleted on drop.
 #[derive(Debug)]
-pub struct Aside {
+pub struct StagedRemoval {
     from: PathBuf,
     path: PathBuf,
     staging: Staging,
 }
 
-impl Aside {
-    /// Takes it out of the cache; `None` where that takes more than a rename (another file system, or a folder
-    /// of a lower layer of an overlay).
+impl StagedRemoval {
+    /// Moves a file or folder out of the cache; `None` if a rename cannot do that (another file system, or a folder in
+    /// a lower layer of an overlay).
     ///
     /// # Errors
-    /// When it cannot be renamed.
-    pub fn take(layout: &Layout, from: &Path) -> io::Result<Option<Aside>> {
+    /// If it cannot be renamed.
+    pub fn move_out(layout: &Layout, from: &Path) -> io::Result<Option<StagedRemoval>> {
         let staging = Staging::new(layout).map_err(|error| io::Error::other(error.to_string()))?;
-        let path = staging.path().join("aside");
+        let path = staging.path().join("removed");
         match fs::rename(from, &path) {
-            Ok(()) => Ok(Some(Aside { from: from.to_path_buf(), path, staging })),
+            Ok(()) => Ok(Some(StagedRemoval { from: from.to_path_buf(), path, staging })),
             Err(error) if error.kind() == io::ErrorKind::CrossesDevices => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    /// Where it is now.
+    /// Returns its current location.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Deletes the folder; returns the bytes that the disk gets back.
+    /// Deletes the folder, and returns the number of bytes freed.
     ///
     /// # Errors
-    /// When something in it cannot be deleted; it stays out of the cache then.
+    /// If something in it cannot be deleted. It stays out of the cache then.
     pub fn delete(self) -> io::Result<u64> {
-        tree(&self.path)
+        delete_tree(&self.path)
     }
 
-    /// Puts it back where it was, or into what stands there by now.
+    /// Moves it back, merging it with anything that was created in its place meanwhile.
     ///
     /// # Errors
-    /// When some of it cannot be put back, which then stays where it is.
+    /// If some of it cannot be moved back. That part stays where it is.
     pub fn put_back(self) -> io::Result<()> {
-        merge(&self.path, &self.from).inspect_err(|_| self.staging.keep())
+        merge_into(&self.path, &self.from).inspect_err(|_| self.staging.keep())
     }
 }
 
-/// Moves a file or folder, or what of it is not at `to` yet: who made something anew has made what is wanted now.
-fn merge(from: &Path, to: &Path) -> io::Result<()> {
+/// Moves a file or folder, except for entries that already exist at `to`: newer entries win.
+fn merge_into(from: &Path, to: &Path) -> io::Result<()> {
     let there = match fs::symlink_metadata(to) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return fs::rename(from, to),
         there => there?,
@@ -109,21 +109,21 @@ fn merge(from: &Path, to: &Path) -> io::Result<()> {
     match (fs::symlink_metadata(from)?.is_dir(), there.is_dir()) {
         (true, true) => fs::read_dir(from)?.try_for_each(|entry| {
             let name = entry?.file_name();
-            merge(&from.join(&name), &to.join(&name))
+            merge_into(&from.join(&name), &to.join(&name))
         }),
         (false, false) => Ok(()),
         _ => Err(io::ErrorKind::AlreadyExists.into()),
     }
 }
 
-/// Deletes a folder so that it vanishes at once, where the file system can do that.
+/// Deletes a folder atomically if the file system allows it, and returns the number of bytes freed.
 ///
 /// # Errors
-/// When it, or something in it, cannot be deleted.
-pub fn folder(layout: &Layout, path: &Path) -> io::Result<u64> {
-    match Aside::take(layout, path) {
-        Ok(Some(aside)) => aside.delete(),
-        Ok(None) => tree(path),
+/// If the folder, or something in it, cannot be deleted.
+pub fn delete_folder(layout: &Layout, path: &Path) -> io::Result<u64> {
+    match StagedRemoval::move_out(layout, path) {
+        Ok(Some(removal)) => removal.delete(),
+        Ok(None) => delete_tree(path),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
         Err(error) => Err(error),
     }
@@ -135,40 +135,40 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     #[test]
-    fn bytes_count_with_their_last_name_alone() {
+    fn bytes_are_freed_with_the_last_hard_link() {
         let dir = tempfile::tempdir().unwrap();
         let (one, two) = (dir.path().join("one"), dir.path().join("two"));
         fs::write(&one, b"12345").unwrap();
         fs::hard_link(&one, &two).unwrap();
-        assert_eq!(file(&one).unwrap(), 0);
-        assert_eq!(file(&two).unwrap(), 5);
-        assert_eq!(file(&two).unwrap(), 0, "it is gone already");
+        assert_eq!(delete_file(&one).unwrap(), 0);
+        assert_eq!(delete_file(&two).unwrap(), 5);
+        assert_eq!(delete_file(&two).unwrap(), 0, "it is gone already");
     }
 
     #[test]
-    fn what_is_put_back_joins_what_came_meanwhile() {
+    fn put_back_merges_with_newer_entries() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new(dir.path().join("hub"));
         let repo = layout.root().join("models--a--b");
         fs::create_dir_all(repo.join("blobs")).unwrap();
         fs::write(repo.join("blobs/one"), "1").unwrap();
-        let aside = Aside::take(&layout, &repo).unwrap().unwrap();
+        let removal = StagedRemoval::move_out(&layout, &repo).unwrap().unwrap();
         assert!(!repo.exists());
         fs::create_dir_all(repo.join("blobs")).unwrap();
         fs::write(repo.join("blobs/two"), "2").unwrap();
-        aside.put_back().unwrap();
+        removal.put_back().unwrap();
         assert!(repo.join("blobs/one").exists() && repo.join("blobs/two").exists());
         assert_eq!(fs::read_dir(layout.state().join("staging")).unwrap().count(), 0);
 
-        let aside = Aside::take(&layout, &repo).unwrap().unwrap();
-        let kept = aside.path().join("blobs/one");
+        let removal = StagedRemoval::move_out(&layout, &repo).unwrap().unwrap();
+        let kept = removal.path().join("blobs/one");
         fs::create_dir_all(layout.root()).unwrap();
         fs::write(&repo, "a file").unwrap();
-        assert!(aside.put_back().is_err() && kept.exists());
+        assert!(removal.put_back().is_err() && kept.exists());
     }
 
     #[test]
-    fn links_are_deleted_and_not_what_they_lead_to() {
+    fn links_are_deleted_but_not_their_targets() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new(dir.path().join("hub"));
         let (victim, snapshot) = (dir.path().join("victim"), layout.root().join("models--a--b/snapshots/c"));
@@ -177,7 +177,7 @@ mod tests {
         fs::create_dir_all(&snapshot).unwrap();
         symlink(&victim, snapshot.join("link")).unwrap();
         assert!(is_inside(layout.root(), &snapshot));
-        assert_eq!(folder(&layout, &snapshot).unwrap(), 0);
+        assert_eq!(delete_folder(&layout, &snapshot).unwrap(), 0);
         assert!(!snapshot.exists() && victim.join("file").exists());
 
         symlink(&victim, layout.root().join("models--a--b/blobs")).unwrap();

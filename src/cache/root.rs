@@ -1,4 +1,4 @@
-//! The cache folder itself: whether it is there, and if not, what is wrong with its path.
+//! The cache folder itself: whether it exists, and if not, why.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -10,15 +10,15 @@ use crate::model::ids::RepoName;
 const HINT: &str =
     "`pull` creates it; to use another folder, set --cache-dir, cache.hf_cache_dir, HF_HUB_CACHE or HF_HOME";
 
-/// Makes sure that the folder is there; `source` is where its path comes from.
+/// Checks that the folder exists. `source` says where its path was configured.
 ///
 /// # Errors
-/// [`crate::error::Cause::NotFound`] when it is not there, [`crate::error::Cause::Usage`] when something else is in its place, [`crate::error::Cause::Permission`] when
-/// it cannot be looked at.
+/// [`crate::error::Cause::NotFound`] if it does not exist, [`crate::error::Cause::Usage`] if it is not a folder,
+/// [`crate::error::Cause::Permission`] if it cannot be accessed.
 pub fn check(root: &Path, source: &Source) -> Result<()> {
     let error = match std::fs::metadata(root) {
         Ok(meta) if meta.is_dir() => return Ok(()),
-        Ok(_) => return Err(no_folder(root, source)),
+        Ok(_) => return Err(not_a_directory(root, source)),
         Err(error) => error,
     };
     let missing = |why: String| {
@@ -26,11 +26,11 @@ pub fn check(root: &Path, source: &Source) -> Result<()> {
     };
     match error.kind() {
         ErrorKind::NotFound => match std::fs::read_link(root) {
-            Ok(target) => missing(format!("it is a link to {}, which is not there", shown(&target))),
+            Ok(target) => missing(format!("it is a link to {}, which does not exist", shown(&target))),
             Err(_) => missing(match root.ancestors().skip(1).filter(|path| !path.exists()).last() {
-                Some(first) if *source == Source::Default => format!("{} is not there", shown(first)),
-                Some(first) => format!("{} is not there; is a disk not mounted?", shown(first)),
-                None => "that folder is not there".into(),
+                Some(first) if *source == Source::Default => format!("{} does not exist", shown(first)),
+                Some(first) => format!("{} does not exist; is a disk not mounted?", shown(first)),
+                None => "that folder does not exist".into(),
             }),
         },
         ErrorKind::NotADirectory => missing(match root.ancestors().find(|path| path.is_file()) {
@@ -45,8 +45,9 @@ pub fn check(root: &Path, source: &Source) -> Result<()> {
     }
 }
 
-/// The folder that is surely meant, where this one holds no repo: its `hub`, or the one that this repo is in.
-pub fn meant(root: &Path) -> Option<PathBuf> {
+/// Suggests the folder that was probably meant if `root` holds no repos: its `hub`, or the cache that contains it if it
+/// is itself a repo.
+pub fn suggest_root(root: &Path) -> Option<PathBuf> {
     if holds_repos(root) {
         return None;
     }
@@ -57,7 +58,7 @@ pub fn meant(root: &Path) -> Option<PathBuf> {
     Some(root.join("hub")).filter(|hub| holds_repos(hub))
 }
 
-/// Reads no further than the first repo.
+/// Returns whether the folder holds any repo.
 fn holds_repos(folder: &Path) -> bool {
     let entries = std::fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
     entries
@@ -65,8 +66,8 @@ fn holds_repos(folder: &Path) -> bool {
         .any(|name| name.to_str().is_some_and(|name| RepoName::from_folder(name).is_some()))
 }
 
-/// What is in the cache's place is something else.
-pub fn no_folder(root: &Path, source: &Source) -> Error {
+/// Returns the error for a cache path that is not a folder.
+pub fn not_a_directory(root: &Path, source: &Source) -> Error {
     Error::usage(format!("the cache {} (from {source}) is not a directory", shown(root)))
         .hint("set HF_HUB_CACHE, cache.hf_cache_dir or --cache-dir to the `hub` folder")
 }
@@ -78,25 +79,25 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn what_is_wrong_with_a_path_is_said() {
+    fn errors_say_what_is_wrong_with_the_path() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         std::fs::create_dir(at("hub")).unwrap();
         std::fs::write(at("file"), "").unwrap();
         std::os::unix::fs::symlink(at("nowhere"), at("link")).unwrap();
-        let said = |name: &str| {
+        let check_at = |name: &str| {
             let error = check(&at(name), &Source::Variable("HF_HOME")).unwrap_err();
             (error.kind(), error.to_string())
         };
         check(&at("hub"), &Source::Default).unwrap();
         for (name, kind, words) in [
-            ("none", Kind::NotFound, "(from HF_HOME): that folder is not there"),
-            ("a/b/hub", Kind::NotFound, "/a is not there"),
-            ("link", Kind::NotFound, "/nowhere, which is not there"),
+            ("none", Kind::NotFound, "(from HF_HOME): that folder does not exist"),
+            ("a/b/hub", Kind::NotFound, "/a does not exist"),
+            ("link", Kind::NotFound, "/nowhere, which does not exist"),
             ("file", Kind::Usage, "is not a directory"),
             ("file/hub", Kind::NotFound, "/file is a file"),
         ] {
-            let (found, text) = said(name);
+            let (found, text) = check_at(name);
             assert!(found == kind && text.contains(words), "{name}: {text}");
         }
     }

@@ -1,8 +1,8 @@
-//! The scanner: what is in the cache, and every problem found on the way.
+//! The scanner: takes an inventory of the cache, and records every problem found on the way.
 //!
-//! One pass over the folders, two system calls a file, repos in parallel. Links are read, not followed: a snapshot
-//! file's blob is the name that its FIRST hop has in `blobs/`, even where that entry is itself a link into the
-//! cache-wide store. Nothing is skipped silently: what cannot be read or understood becomes a [`Problem`].
+//! It makes one pass over the folders, with two system calls per file and repos in parallel. Links are read, not
+//! followed: a snapshot file's blob is the name of its FIRST hop in `blobs/`, even if that entry is itself a link into
+//! the cache-wide store. Nothing is skipped silently: anything unreadable or not understood becomes a [`Problem`].
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -16,8 +16,8 @@ use std::time::SystemTime;
 use serde::Serialize;
 
 use super::clients::{self, BlobEntry};
+use super::junk::{is_copy, is_junk};
 use super::layout::{self, Layout};
-use super::litter::{is_copy, is_litter};
 use super::read;
 use crate::error::{Error, Result, plain_io};
 use crate::escape::{Keep, escape};
@@ -28,11 +28,11 @@ use crate::model::manifest::Tree;
 /// Everything found under one cache root.
 #[derive(Debug)]
 pub struct Inventory {
-    /// Where it is.
+    /// The paths of the cache.
     pub layout: Layout,
-    /// Sorted by type and id.
+    /// The repos, sorted by type and id.
     pub repos: Vec<Repo>,
-    /// Problems that belong to no repo.
+    /// Problems outside any repo.
     pub problems: Vec<Problem>,
     /// Whether the root has a cache-wide blob store that huggingface_hub would use.
     pub shared_store: bool,
@@ -47,45 +47,45 @@ pub struct Repo {
     pub blobs: BTreeMap<BlobId, Blob>,
     /// Its snapshots, by commit.
     pub revisions: BTreeMap<Commit, Revision>,
-    /// Its refs, but for [`Repo::pins`].
+    /// Its refs, except for [`Repo::pins`].
     pub refs: BTreeMap<RefName, Commit>,
-    /// Commits with a ref that is called like the commit itself. The Rust hf-hub before 1.0 finds a commit that it was
-    /// asked for by such a one alone; it names nothing that somebody could ask for in another way.
+    /// Commits with a ref that is named after the commit itself. The Rust hf-hub before 1.0 finds a requested commit
+    /// only by such a ref. It adds no name under which somebody might ask for the commit.
     pub pins: BTreeSet<Commit>,
-    /// Those of them whose file has more than the commit: white space, which huggingface_hub takes for a part of it.
+    /// Refs with white space around their commit, which huggingface_hub takes as part of the commit.
     pub untidy_refs: Vec<RefName>,
     /// Commits with a `trees/<commit>.json`.
     pub trees: Vec<Commit>,
-    /// Downloads in flight, and what interrupted ones left.
-    pub in_flight: Vec<InFlight>,
-    /// Refs and trees that were being written, or what is left of such.
-    pub temporaries: Vec<InFlight>,
-    /// Lock files in `blobs/`, where some clients have them.
+    /// Downloads in flight, and leftovers of interrupted ones.
+    pub in_flight: Vec<UnfinishedFile>,
+    /// Temporary files of refs and trees, in use or left over.
+    pub temporaries: Vec<UnfinishedFile>,
+    /// Lock files in `blobs/`, where some clients keep them.
     pub locks: Vec<PathBuf>,
-    /// What was wrong in this folder.
+    /// Problems in this folder.
     pub problems: Vec<Problem>,
-    /// Whether the repo folder is itself a link: readable, but never written to.
+    /// Whether the repo folder is itself a link. It is read, but never written to.
     pub is_link: bool,
 }
 
 /// A complete blob.
 #[derive(Debug, Clone)]
 pub struct Blob {
-    /// Size of its bytes.
+    /// Its size in bytes.
     pub size: u64,
-    /// Where the bytes are.
+    /// The location of its bytes.
     pub place: Place,
-    /// The file behind it: equal for hard links and for links to one shared payload.
+    /// The inode of its bytes: equal for hard links and for links to the same shared payload.
     pub inode: Option<Inode>,
-    /// Last access, where the file system keeps it.
+    /// Last access, if the file system records it.
     pub accessed: Option<SystemTime>,
     /// Last change.
     pub modified: Option<SystemTime>,
-    /// Last change of the entry in `blobs/` itself: newer than `modified` where it is a fresh link to old bytes.
+    /// Last change of the entry in `blobs/` itself: newer than `modified` for a new link to old bytes.
     pub placed: Option<SystemTime>,
 }
 
-/// Where a blob's bytes are.
+/// The location of a blob's bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
     /// A regular file in `blobs/`.
@@ -96,12 +96,12 @@ pub enum Place {
     Elsewhere,
 }
 
-/// Device, inode and number of hard links of a file.
+/// The identity of a file on disk, with its link count and allocated size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Inode {
     /// Device and inode number.
     pub id: (u64, u64),
-    /// Hard links to it.
+    /// Number of hard links.
     pub links: u64,
     /// Bytes allocated on disk.
     pub allocated: u64,
@@ -119,11 +119,11 @@ pub struct Revision {
 pub enum SnapshotFile {
     /// A link to a blob in `blobs/`.
     Link(BlobId),
-    /// A real file, as on platforms without symbolic links; what blob it is, [`super::identify`] finds out.
+    /// A real file, as on platforms without symbolic links. [`super::identify`] determines which blob it is.
     Real {
         /// Size in bytes.
         size: u64,
-        /// Its inode, to recognise a hard link to a blob.
+        /// Its inode, by which a hard link to a blob is recognised.
         inode: Option<Inode>,
         /// Last access.
         accessed: Option<SystemTime>,
@@ -132,31 +132,31 @@ pub enum SnapshotFile {
     },
 }
 
-/// A download in flight, or what is left of one.
+/// A temporary file: a download in flight, a leftover of one, or a file that is being written.
 #[derive(Debug, Clone)]
-pub struct InFlight {
+pub struct UnfinishedFile {
     /// The temporary file.
     pub path: PathBuf,
-    /// Length of the file, which may have been set before the bytes came.
+    /// Length of the file, which may have been set in advance.
     pub size: u64,
-    /// Bytes of it that take space on disk.
+    /// Bytes that it takes on disk.
     pub on_disk: u64,
     /// Last change.
     pub modified: Option<SystemTime>,
-    /// Last change of the file or of what is known about it, where the system keeps that: nobody can set it, so that a
-    /// time of change in the future does not last.
+    /// Last change of the file or its metadata (ctime), if available. Programs cannot set it, so it exposes a
+    /// modification time in the future.
     pub changed: Option<SystemTime>,
 }
 
-impl InFlight {
-    /// The file behind this path.
+impl UnfinishedFile {
+    /// Describes the file at `path`.
     pub fn new(path: PathBuf, meta: &Metadata) -> Self {
         let (modified, changed) = (meta.modified().ok(), changed(meta));
-        InFlight { path, size: meta.len(), on_disk: on_disk(meta), modified, changed }
+        UnfinishedFile { path, size: meta.len(), on_disk: on_disk(meta), modified, changed }
     }
 
-    /// When somebody last wrote to it, as far as can be told.
-    pub fn written(&self) -> Option<SystemTime> {
+    /// Returns the time of the last write, as far as it is known.
+    pub fn last_write(&self) -> Option<SystemTime> {
         self.modified.map(|modified| self.changed.map_or(modified, |changed| modified.min(changed)))
     }
 }
@@ -173,15 +173,15 @@ fn changed(_: &Metadata) -> Option<SystemTime> {
     None
 }
 
-/// Something that is not as it should be.
+/// A problem found by the scan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Problem {
-    /// Where.
+    /// The affected path.
     #[serde(serialize_with = "crate::lossy::path")]
     pub path: PathBuf,
-    /// What.
+    /// The kind of problem.
     pub kind: ProblemKind,
-    /// Why, in words.
+    /// The reason, for the user.
     pub detail: String,
 }
 
@@ -189,26 +189,26 @@ pub struct Problem {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ProblemKind {
-    /// Could not be read: what is in there is not known.
+    /// Could not be read, so its content is unknown.
     Unreadable,
-    /// A link whose blob is not there.
+    /// A link whose blob is missing.
     BrokenLink,
     /// A link that leads to something other than a blob of its repo.
     ForeignLink,
-    /// A blob whose name is no hash, or a snapshot file with a path that cannot be stored elsewhere.
+    /// A blob whose name is not a hash, or a snapshot file with a path that cannot be stored elsewhere.
     BadName,
-    /// A ref whose content is no commit.
+    /// A ref whose content is not a commit.
     BadRef,
     /// A ref with white space around its commit: understood here, but not by huggingface_hub.
     UntidyRef,
-    /// A named pipe, a socket or a device where a file should be. Never opened.
+    /// A named pipe, a socket or a device in place of a file. Never opened.
     NotAFile,
-    /// An entry that huggingface_hub does not make; left alone.
+    /// An entry that huggingface_hub does not create; left alone.
     UnknownEntry,
 }
 
 impl ProblemKind {
-    /// Whether something of the cache is missing or unusable; the others are mere notes.
+    /// Returns whether a part of the cache is missing or unusable. Other problems are only worth a note.
     pub fn is_failure(self) -> bool {
         self != ProblemKind::UnknownEntry
     }
@@ -221,12 +221,12 @@ impl std::fmt::Display for Problem {
 }
 
 impl Inventory {
-    /// All problems, the root's first.
+    /// Returns all problems, those of the root first.
     pub fn problems(&self) -> impl Iterator<Item = &Problem> {
         self.problems.iter().chain(self.repos.iter().flat_map(|repo| &repo.problems))
     }
 
-    /// The repo of this name.
+    /// Returns the repo with this name.
     pub fn repo(&self, name: &RepoName) -> Option<&Repo> {
         self.repos.iter().find(|repo| &repo.name == name)
     }
@@ -235,7 +235,7 @@ impl Inventory {
 /// Scans the cache. A root that does not exist is an empty cache.
 ///
 /// # Errors
-/// When the root is no folder or cannot be read at all; everything below it becomes a [`Problem`].
+/// If the root is not a folder or cannot be read at all. Errors below it become [`Problem`]s.
 pub fn scan(root: &Path) -> Result<Inventory> {
     let layout = Layout::new(root);
     let mut inventory = Inventory { layout, repos: Vec::new(), problems: Vec::new(), shared_store: false };
@@ -265,7 +265,7 @@ pub fn scan(root: &Path) -> Result<Inventory> {
             RootEntry::Unknown => inventory.problems.push(Problem {
                 path: entry.path(),
                 kind: ProblemKind::UnknownEntry,
-                detail: "not a part of a Hugging Face cache".into(),
+                detail: "not part of a Hugging Face cache".into(),
             }),
         }
     }
@@ -288,38 +288,38 @@ fn root_entry(entry: &DirEntry) -> RootEntry {
     match RepoName::from_folder(name) {
         Some(repo) => RootEntry::Repo(repo),
         None if name == "blobs" => RootEntry::SharedStore,
-        None if clients::is_known_at_root(name) || is_litter(name) => RootEntry::Known,
+        None if clients::is_known_at_root(name) || is_junk(name) => RootEntry::Known,
         None => RootEntry::Unknown,
     }
 }
 
-/// Scans one repo folder: how it is now, for a last look before something in it is deleted.
+/// Scans one repo folder again, before something in it is deleted.
 pub fn scan_repo(layout: &Layout, name: &RepoName) -> Repo {
     scan_folder(layout, name, &layout.repo(name))
 }
 
-/// Scans a repo folder that stands at `path`.
+/// Scans a repo folder that was moved to `path`.
 pub fn scan_folder(layout: &Layout, name: &RepoName, path: &Path) -> Repo {
     RepoScan::run(layout, name, path)
 }
 
-/// Reads the refs of one repo alone: all else of it is empty, but for what was wrong with them.
+/// Reads only the refs of one repo. Except for them and their problems, the result is empty.
 pub fn scan_refs(layout: &Layout, name: &RepoName) -> Repo {
     let path = layout.repo(name);
     let mut scan = RepoScan::new(layout, name, &path);
-    scan.refs(path.join("refs"), String::new());
+    scan.scan_refs(path.join("refs"), String::new());
     scan.repo
 }
 
-/// Refs of one repo that have more in them than their commit.
+/// Returns the refs of one repo that have white space around their commit.
 pub fn untidy_refs(layout: &Layout, name: &RepoName) -> Vec<RefName> {
     let path = layout.repo(name);
     let mut scan = RepoScan::new(layout, name, &path);
-    scan.refs(path.join("refs"), String::new());
+    scan.scan_refs(path.join("refs"), String::new());
     scan.repo.untidy_refs
 }
 
-/// Scans repo folders on a few threads: the work is system calls, which overlap.
+/// Scans repo folders on a few threads, since the work consists of system calls, which overlap.
 fn scan_repos(layout: &Layout, folders: &[(RepoName, PathBuf)]) -> Vec<Repo> {
     let threads = std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 8)).min(folders.len());
     let next = AtomicUsize::new(0);
@@ -329,7 +329,7 @@ fn scan_repos(layout: &Layout, folders: &[(RepoName, PathBuf)]) -> Vec<Repo> {
             scope.spawn(|| {
                 while let Some((name, path)) = folders.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let repo = RepoScan::run(layout, name, path);
-                    // Deleted since the root was read.
+                    // The repo was deleted after the root was read.
                     if fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
                         continue;
                     }
@@ -354,7 +354,7 @@ struct RepoScan<'a> {
     layout: &'a Layout,
     path: &'a Path,
     blobs_dir: PathBuf,
-    /// Names in `blobs/` that are links to nothing.
+    /// Broken links in `blobs/`, with the reason.
     dangling: HashMap<BlobId, String>,
     repo: Repo,
 }
@@ -380,21 +380,21 @@ impl<'a> RepoScan<'a> {
 
     fn run(layout: &'a Layout, name: &RepoName, path: &'a Path) -> Repo {
         let mut scan = RepoScan::new(layout, name, path);
-        scan.folder();
+        scan.scan_all();
         scan.repo.problems.sort_by(|a, b| a.path.cmp(&b.path));
         scan.repo
     }
 
-    fn problem(&mut self, path: PathBuf, kind: ProblemKind, detail: impl Into<String>) {
+    fn add_problem(&mut self, path: PathBuf, kind: ProblemKind, detail: impl Into<String>) {
         self.repo.problems.push(Problem { path, kind, detail: detail.into() });
     }
 
-    fn not_a_file(&mut self, path: PathBuf, meta: &Metadata) {
-        self.problem(path, ProblemKind::NotAFile, files::not_a_file(meta));
+    fn add_special_file(&mut self, path: PathBuf, meta: &Metadata) {
+        self.add_problem(path, ProblemKind::NotAFile, files::not_a_file(meta));
     }
 
-    /// The entries of a folder with UTF-8 names; a folder that is not there has none.
-    fn entries(&mut self, dir: &Path) -> Vec<(String, DirEntry)> {
+    /// Lists the entries of a folder that have UTF-8 names. A missing folder has none.
+    fn list_folder(&mut self, dir: &Path) -> Vec<(String, DirEntry)> {
         let mut out = Vec::new();
         let entries = match fs::read_dir(dir) {
             Ok(entries) => entries,
@@ -409,47 +409,47 @@ impl<'a> RepoScan<'a> {
                 Err(error) => self.repo.problems.push(unreadable(dir, &error)),
                 Ok(entry) => match entry.file_name().into_string() {
                     Ok(name) => out.push((name, entry)),
-                    Err(_) => self.problem(entry.path(), ProblemKind::BadName, "its name is not UTF-8"),
+                    Err(_) => self.add_problem(entry.path(), ProblemKind::BadName, "its name is not UTF-8"),
                 },
             }
         }
         out
     }
 
-    fn folder(&mut self) {
+    fn scan_all(&mut self) {
         if !fs::metadata(self.path).is_ok_and(|meta| meta.is_dir()) {
-            self.problem(
+            self.add_problem(
                 self.path.to_path_buf(),
                 ProblemKind::Unreadable,
                 "is named like a repo but is not a readable folder",
             );
             return;
         }
-        for (name, entry) in self.entries(self.path) {
+        for (name, entry) in self.list_folder(self.path) {
             match name.as_str() {
                 "blobs" | "snapshots" | "refs" | "trees" | ".no_exist" => {}
-                name if clients::is_known_in_repo(name) || is_litter(name) => {}
-                _ => self.problem(entry.path(), ProblemKind::UnknownEntry, "not a part of a cached repo"),
+                name if clients::is_known_in_repo(name) || is_junk(name) => {}
+                _ => self.add_problem(entry.path(), ProblemKind::UnknownEntry, "not part of a cached repo"),
             }
         }
-        // Said once, not again for each of its parts.
+        // Reported once, instead of again for each part.
         if self.repo.problems.iter().any(|problem| problem.kind == ProblemKind::Unreadable) {
             return;
         }
-        self.blobs();
-        self.snapshots();
-        self.refs(self.path.join("refs"), String::new());
-        self.trees();
+        self.scan_blobs();
+        self.scan_snapshots();
+        self.scan_refs(self.path.join("refs"), String::new());
+        self.scan_trees();
     }
 
-    fn blobs(&mut self) {
+    fn scan_blobs(&mut self) {
         let dir = self.blobs_dir.clone();
-        let entries = self.entries(&dir);
+        let entries = self.list_folder(&dir);
         let mut blobs = Vec::with_capacity(entries.len());
         for (name, entry) in entries {
             let meta = match entry.metadata() {
                 Ok(meta) => meta,
-                // Renamed or removed since the folder was read: a download in flight ended.
+                // Renamed or removed after the folder was read, because a download finished.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => {
                     self.repo.problems.push(unreadable(&entry.path(), &error));
@@ -459,30 +459,34 @@ impl<'a> RepoScan<'a> {
             let modified = meta.modified().ok();
             match clients::blob_entry(&name) {
                 BlobEntry::Blob(id) if meta.is_file() => blobs.push((id, blob(&meta, Place::Blobs, modified))),
-                BlobEntry::Blob(id) if meta.is_symlink() => self.linked_blob(id, entry.path(), modified),
-                BlobEntry::Blob(_) if files::is_special(&meta) => self.not_a_file(entry.path(), &meta),
+                BlobEntry::Blob(id) if meta.is_symlink() => self.add_linked_blob(id, entry.path(), modified),
+                BlobEntry::Blob(_) if files::is_special(&meta) => self.add_special_file(entry.path(), &meta),
                 BlobEntry::Blob(_) => {
-                    self.problem(entry.path(), ProblemKind::BadName, "is named like a blob but is not a file")
+                    self.add_problem(entry.path(), ProblemKind::BadName, "is named like a blob but is not a file")
                 }
                 BlobEntry::InFlight | BlobEntry::Lock | BlobEntry::Note if meta.is_dir() => {
-                    self.problem(entry.path(), ProblemKind::UnknownEntry, "is in blobs/, but is a folder")
+                    self.add_problem(entry.path(), ProblemKind::UnknownEntry, "is in blobs/, but is a folder")
                 }
                 BlobEntry::InFlight => {
-                    self.repo.in_flight.push(InFlight::new(entry.path(), &meta));
+                    self.repo.in_flight.push(UnfinishedFile::new(entry.path(), &meta));
                 }
                 BlobEntry::Lock => self.repo.locks.push(entry.path()),
                 BlobEntry::Note => {}
-                BlobEntry::Foreign if is_litter(&name) => {}
+                BlobEntry::Foreign if is_junk(&name) => {}
                 BlobEntry::Foreign => {
-                    self.problem(entry.path(), ProblemKind::UnknownEntry, "is in blobs/, but its name is not a hash");
+                    self.add_problem(
+                        entry.path(),
+                        ProblemKind::UnknownEntry,
+                        "is in blobs/, but its name is not a hash",
+                    );
                 }
             }
         }
-        // At once: cheaper than one by one, and the nodes of the map are full.
+        // In bulk, which is cheaper than one by one and fills the nodes of the map.
         self.repo.blobs.append(&mut BTreeMap::from_iter(blobs));
     }
 
-    fn linked_blob(&mut self, id: BlobId, path: PathBuf, placed: Option<SystemTime>) {
+    fn add_linked_blob(&mut self, id: BlobId, path: PathBuf, placed: Option<SystemTime>) {
         let target = match fs::read_link(&path) {
             Ok(target) => target,
             Err(error) => {
@@ -498,54 +502,58 @@ impl<'a> RepoScan<'a> {
             Ok(meta) if meta.is_file() => {
                 self.repo.blobs.insert(id, blob(&meta, place, placed));
             }
-            Ok(_) => self.problem(path, ProblemKind::ForeignLink, "is a link to something that is not a file"),
+            Ok(_) => self.add_problem(path, ProblemKind::ForeignLink, "is a link to something that is not a file"),
             Err(error) => {
                 let detail = format!("its target {} cannot be read: {}", target.display(), plain_io(&error));
-                self.problem(path, ProblemKind::BrokenLink, detail.clone());
+                self.add_problem(path, ProblemKind::BrokenLink, detail.clone());
                 self.dangling.insert(id, detail);
             }
         }
     }
 
-    fn snapshots(&mut self) {
-        for (name, entry) in self.entries(&self.path.join("snapshots")) {
+    fn scan_snapshots(&mut self) {
+        for (name, entry) in self.list_folder(&self.path.join("snapshots")) {
             let path = entry.path();
             let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
             match name.parse::<Commit>() {
                 Ok(commit) if is_dir => {
-                    let files = self.snapshot(path, &commit);
+                    let files = self.scan_snapshot(path, &commit);
                     self.repo.revisions.insert(commit, Revision { files: BTreeMap::from_iter(files) });
                 }
-                Err(_) if is_litter(&name) => {}
-                Ok(_) => self.problem(path, ProblemKind::ForeignLink, "is named like a snapshot but is not a folder"),
-                Err(_) => {
-                    self.problem(path, ProblemKind::UnknownEntry, "is in snapshots/, but its name is not a commit hash")
+                Err(_) if is_junk(&name) => {}
+                Ok(_) => {
+                    self.add_problem(path, ProblemKind::ForeignLink, "is named like a snapshot but is not a folder")
                 }
+                Err(_) => self.add_problem(
+                    path,
+                    ProblemKind::UnknownEntry,
+                    "is in snapshots/, but its name is not a commit hash",
+                ),
             }
         }
     }
 
-    /// The files of one snapshot, in no order.
-    fn snapshot(&mut self, root: PathBuf, commit: &Commit) -> Vec<(RepoPath, SnapshotFile)> {
+    /// Returns the files of one snapshot, in no particular order.
+    fn scan_snapshot(&mut self, root: PathBuf, commit: &Commit) -> Vec<(RepoPath, SnapshotFile)> {
         let mut files = Vec::new();
-        let mut commits = CommitsFiles { commit, tree: None, inodes: None };
-        let mut left = vec![Folder { path: root, prefix: String::new(), depth: 0, litter: false }];
+        let mut commit_files = CommitFiles { commit, tree: None, inodes: None };
+        let mut left = vec![Folder { path: root, prefix: String::new(), depth: 0, looks_like_junk: false }];
         while let Some(folder) = left.pop() {
-            self.snapshot_folder(&folder, &mut commits, &mut files, &mut left);
+            self.scan_snapshot_folder(&folder, &mut commit_files, &mut files, &mut left);
         }
         files
     }
 
-    fn snapshot_folder(
+    fn scan_snapshot_folder(
         &mut self,
         folder: &Folder,
-        commits: &mut CommitsFiles<'_>,
+        commit_files: &mut CommitFiles<'_>,
         files: &mut Vec<(RepoPath, SnapshotFile)>,
         left: &mut Vec<Folder>,
     ) {
         let before = self.repo.problems.len();
         let mut links = Links::new(&folder.path);
-        for (name, entry) in self.entries(&folder.path) {
+        for (name, entry) in self.list_folder(&folder.path) {
             let kind = match entry.file_type() {
                 Ok(kind) => kind,
                 Err(error) => {
@@ -553,14 +561,14 @@ impl<'a> RepoScan<'a> {
                     continue;
                 }
             };
-            let litter = folder.litter || is_litter(&name);
+            let looks_like_junk = folder.looks_like_junk || is_junk(&name);
             if kind.is_dir() {
                 let (path, prefix) = (entry.path(), format!("{}{name}/", folder.prefix));
-                left.push(Folder { path, prefix, depth: folder.depth + 1, litter });
+                left.push(Folder { path, prefix, depth: folder.depth + 1, looks_like_junk });
                 continue;
             }
             if kind.is_file() && clients::is_unfinished_file(&name) {
-                self.in_flight(&entry);
+                self.add_in_flight(&entry);
                 continue;
             }
             let relative = match folder.prefix.is_empty() {
@@ -569,85 +577,93 @@ impl<'a> RepoScan<'a> {
             };
             let relative = match relative {
                 Ok(relative) => relative,
-                Err(_) if litter => continue,
+                Err(_) if looks_like_junk => continue,
                 Err(why) => {
-                    self.problem(entry.path(), ProblemKind::BadName, why.to_string());
+                    self.add_problem(entry.path(), ProblemKind::BadName, why.to_string());
                     continue;
                 }
             };
-            let file = match (kind.is_symlink(), litter) {
-                (true, _) => self.link(&mut links, &name, folder.depth, litter),
-                (false, false) => self.real_file(&entry),
-                (false, true) => {
-                    entry.metadata().ok().and_then(|meta| real(&meta)).filter(|file| commits.has(self, &relative, file))
-                }
+            let file = match (kind.is_symlink(), looks_like_junk) {
+                (true, _) => self.resolve_link(&mut links, &name, folder.depth, looks_like_junk),
+                (false, false) => self.read_real_file(&entry),
+                (false, true) => entry
+                    .metadata()
+                    .ok()
+                    .and_then(|meta| real_file(&meta))
+                    .filter(|file| commit_files.contains(self, &relative, file)),
             };
             if let Some(file) = file {
                 files.push((relative, file));
             }
         }
-        // Such as `lost+found`, which only root may read: nothing of the commit is in there.
-        if folder.litter {
+        // Problems in junk folders, such as an unreadable `lost+found`, do not concern the commit.
+        if folder.looks_like_junk {
             let kept = self.repo.problems.split_off(before);
             self.repo.problems.extend(kept.into_iter().filter(|problem| problem.kind == ProblemKind::BrokenLink));
         }
     }
 
-    /// What is called like litter is a file of the commit when it is a link to a blob, and otherwise nothing.
-    fn link(&mut self, links: &mut Links, name: &str, depth: usize, litter: bool) -> Option<SnapshotFile> {
+    /// Resolves a link to its blob. A file that is named like junk belongs to the commit only if it links to a blob.
+    fn resolve_link(
+        &mut self,
+        links: &mut Links,
+        name: &str,
+        depth: usize,
+        looks_like_junk: bool,
+    ) -> Option<SnapshotFile> {
         let dir = links.dir;
         let target = match links.read(name) {
             Ok(target) => target,
-            Err(_) if litter => return None,
+            Err(_) if looks_like_junk => return None,
             Err(error) => {
                 self.repo.problems.push(unreadable(&dir.join(name), &error));
                 return None;
             }
         };
-        let Some(hop) = self.first_hop(dir, target, depth) else {
-            if litter {
+        let Some(blob_name) = self.first_hop(dir, target, depth) else {
+            if looks_like_junk {
                 return None;
             }
             let detail = format!("links to {}, which is not a blob of this repo", target.display());
-            self.problem(dir.join(name), ProblemKind::ForeignLink, detail);
+            self.add_problem(dir.join(name), ProblemKind::ForeignLink, detail);
             return None;
         };
-        let Ok(id) = hop.parse::<BlobId>() else {
-            if litter {
+        let Ok(id) = blob_name.parse::<BlobId>() else {
+            if looks_like_junk {
                 return None;
             }
-            let detail = format!("its blob '{hop}' has a name that is not a hash");
-            self.problem(dir.join(name), ProblemKind::BadName, detail);
+            let detail = format!("its blob '{blob_name}' has a name that is not a hash");
+            self.add_problem(dir.join(name), ProblemKind::BadName, detail);
             return None;
         };
-        if self.repo.blobs.contains_key(&id) || self.came_meanwhile(id) {
+        if self.repo.blobs.contains_key(&id) || self.has_appeared(id) {
             return Some(SnapshotFile::Link(id));
         }
         let detail = match self.dangling.get(&id) {
             Some(why) => why.clone(),
-            None => format!("its blob {id} is not there"),
+            None => format!("its blob {id} is missing"),
         };
-        self.problem(dir.join(name), ProblemKind::BrokenLink, detail);
+        self.add_problem(dir.join(name), ProblemKind::BrokenLink, detail);
         None
     }
 
-    /// Whether a blob came after `blobs/` was read: a download that ends during the scan puts it there, then links it.
-    fn came_meanwhile(&mut self, id: BlobId) -> bool {
+    /// Returns whether a blob appeared after `blobs/` was read, because its download finished during the scan.
+    fn has_appeared(&mut self, id: BlobId) -> bool {
         let path = self.blobs_dir.join(id.to_string());
         match fs::symlink_metadata(&path) {
             Ok(meta) if meta.is_file() => {
                 self.repo.blobs.insert(id, blob(&meta, Place::Blobs, meta.modified().ok()));
             }
             Ok(meta) if meta.is_symlink() && !self.dangling.contains_key(&id) => {
-                self.linked_blob(id, path, meta.modified().ok())
+                self.add_linked_blob(id, path, meta.modified().ok())
             }
             _ => {}
         }
         self.repo.blobs.contains_key(&id)
     }
 
-    /// The name in `blobs/` that a link in the snapshot folder `dir` points to. The client's own link text is
-    /// recognised as it is; other spellings (absolute, through a linked cache root) are resolved.
+    /// Returns the name in `blobs/` that a link in the snapshot folder `dir` points to. The client's own link text is
+    /// recognised directly. Other spellings (absolute, through a linked cache root) are resolved.
     fn first_hop<'t>(&self, dir: &Path, target: &'t Path, depth: usize) -> Option<Cow<'t, str>> {
         let text = target.to_str()?;
         let mut rest = text;
@@ -670,45 +686,45 @@ impl<'a> RepoScan<'a> {
         same.then(|| Cow::Owned(name.to_string()))
     }
 
-    fn real_file(&mut self, entry: &DirEntry) -> Option<SnapshotFile> {
+    fn read_real_file(&mut self, entry: &DirEntry) -> Option<SnapshotFile> {
         let found = entry.metadata();
         match &found {
             Ok(meta) if meta.is_file() => {}
-            Ok(meta) => self.not_a_file(entry.path(), meta),
+            Ok(meta) => self.add_special_file(entry.path(), meta),
             Err(error) => self.repo.problems.push(unreadable(&entry.path(), error)),
         }
-        real(&found.ok()?)
+        real_file(&found.ok()?)
     }
 
-    /// `prefix` is the folder's path in `refs/`, empty or ending in `/`.
-    fn refs(&mut self, dir: PathBuf, prefix: String) {
-        let mut entries = self.entries(&dir);
+    /// Scans a folder of refs. `prefix` is its path in `refs/`, empty or ending in `/`.
+    fn scan_refs(&mut self, dir: PathBuf, prefix: String) {
+        let mut entries = self.list_folder(&dir);
         entries.sort_by(|(a, _), (b, _)| a.cmp(b));
         for (name, entry) in entries {
             let path = entry.path();
             let relative = format!("{prefix}{name}");
             match entry.file_type() {
-                Ok(kind) if kind.is_dir() && is_litter(&name) => {}
-                Ok(kind) if kind.is_dir() && prefix.len() < 512 => self.refs(path, format!("{relative}/")),
-                Ok(kind) if kind.is_file() && clients::is_temporary_ref(&name) => self.temporary(path, &entry),
-                Ok(kind) if kind.is_file() => self.reference(path, &relative, &entry),
-                Ok(_) if is_litter(&name) => {}
+                Ok(kind) if kind.is_dir() && is_junk(&name) => {}
+                Ok(kind) if kind.is_dir() && prefix.len() < 512 => self.scan_refs(path, format!("{relative}/")),
+                Ok(kind) if kind.is_file() && clients::is_temporary_ref(&name) => self.add_temporary(path, &entry),
+                Ok(kind) if kind.is_file() => self.read_ref(path, &relative, &entry),
+                Ok(_) if is_junk(&name) => {}
                 Ok(_) => {
                     let meta = entry.metadata().ok().filter(files::is_special);
                     let what = meta.map_or("is a ref but not a regular file".into(), |meta| files::not_a_file(&meta));
-                    self.problem(path, ProblemKind::BadRef, what);
+                    self.add_problem(path, ProblemKind::BadRef, what);
                 }
                 Err(error) => self.repo.problems.push(unreadable(&path, &error)),
             }
         }
     }
 
-    /// A branch may be called like litter; what is in the file tells.
-    fn reference(&mut self, path: PathBuf, relative: &str, entry: &DirEntry) {
-        let litter = entry.file_name().to_str().is_some_and(is_litter);
+    /// Reads one ref. A branch may be named like junk, so the file's content decides.
+    fn read_ref(&mut self, path: PathBuf, relative: &str, entry: &DirEntry) {
+        let looks_like_junk = entry.file_name().to_str().is_some_and(is_junk);
         let content = match read::read_small(&path, layout::MAX_REF) {
             Ok(content) => content,
-            Err(_) if litter => return,
+            Err(_) if looks_like_junk => return,
             Err(error) => {
                 self.repo.problems.push(unreadable(&path, &error));
                 return;
@@ -718,12 +734,14 @@ impl<'a> RepoScan<'a> {
         let bare = text.as_deref().map(layout::bare_commit);
         let untidy = bare != text.as_deref();
         match (relative.parse::<RefName>(), bare.map(str::parse::<Commit>)) {
-            (_, None | Some(Err(_))) if clients::may_be_torn_ref(relative) && !litter => self.temporary(path, entry),
+            (_, None | Some(Err(_))) if clients::may_be_torn_ref(relative) && !looks_like_junk => {
+                self.add_temporary(path, entry)
+            }
             (Ok(name), Some(Ok(commit))) => {
                 if untidy {
-                    let detail = "has white space around its commit, which huggingface_hub takes for a part of it \
-                                  (`hf-cache-sync doctor --fix` mends it)";
-                    self.problem(path, ProblemKind::UntidyRef, detail);
+                    let detail = "has white space around its commit, which huggingface_hub takes as part of it \
+                                  (`hf-cache-sync doctor --fix` repairs it)";
+                    self.add_problem(path, ProblemKind::UntidyRef, detail);
                     self.repo.untidy_refs.push(name.clone());
                 }
                 match commit.as_str() == relative {
@@ -731,71 +749,71 @@ impl<'a> RepoScan<'a> {
                     false => drop(self.repo.refs.insert(name, commit)),
                 }
             }
-            _ if litter => {}
-            // Neither git nor the Hub can have such a ref: a dotfile, what rsync writes, a conflicted copy.
-            (Err(why), _) => self.problem(path, ProblemKind::UnknownEntry, format!("is in refs/, but {why}")),
+            _ if looks_like_junk => {}
+            // Neither git nor the Hub allows such a ref: a dotfile, a temporary file of rsync, a conflicted copy.
+            (Err(why), _) => self.add_problem(path, ProblemKind::UnknownEntry, format!("is in refs/, but {why}")),
             (_, None | Some(Err(_))) if is_copy(relative) => {
-                self.problem(path, ProblemKind::UnknownEntry, "is in refs/, but its content is not a commit hash")
+                self.add_problem(path, ProblemKind::UnknownEntry, "is in refs/, but its content is not a commit hash")
             }
-            (_, Some(Err(why))) => self.problem(path, ProblemKind::BadRef, format!("its content {why}")),
-            (_, None) => self.problem(path, ProblemKind::BadRef, "its content is not a commit hash"),
+            (_, Some(Err(why))) => self.add_problem(path, ProblemKind::BadRef, format!("its content {why}")),
+            (_, None) => self.add_problem(path, ProblemKind::BadRef, "its content is not a commit hash"),
         }
     }
 
-    fn trees(&mut self) {
-        for (name, entry) in self.entries(&self.path.join("trees")) {
+    fn scan_trees(&mut self) {
+        for (name, entry) in self.list_folder(&self.path.join("trees")) {
             match name.strip_suffix(".json").map(str::parse::<Commit>) {
                 Some(Ok(commit)) => match entry.file_type() {
                     Ok(kind) if kind.is_file() || kind.is_symlink() || kind.is_dir() => self.repo.trees.push(commit),
                     _ => match entry.metadata() {
-                        Ok(meta) if files::is_special(&meta) => self.not_a_file(entry.path(), &meta),
+                        Ok(meta) if files::is_special(&meta) => self.add_special_file(entry.path(), &meta),
                         _ => self.repo.trees.push(commit),
                     },
                 },
-                _ if is_litter(&name) => {}
-                _ if clients::is_temporary_tree(&name) => self.temporary(entry.path(), &entry),
-                _ => self.problem(entry.path(), ProblemKind::UnknownEntry, "is in trees/, but is not a tree"),
+                _ if is_junk(&name) => {}
+                _ if clients::is_temporary_tree(&name) => self.add_temporary(entry.path(), &entry),
+                _ => self.add_problem(entry.path(), ProblemKind::UnknownEntry, "is in trees/, but is not a tree"),
             }
         }
         self.repo.trees.sort();
     }
 
-    fn in_flight(&mut self, entry: &DirEntry) {
+    fn add_in_flight(&mut self, entry: &DirEntry) {
         // Gone already: it was renamed to what it was for.
         if let Ok(meta) = entry.metadata() {
-            self.repo.in_flight.push(InFlight::new(entry.path(), &meta));
+            self.repo.in_flight.push(UnfinishedFile::new(entry.path(), &meta));
         }
     }
 
-    fn temporary(&mut self, path: PathBuf, entry: &DirEntry) {
+    fn add_temporary(&mut self, path: PathBuf, entry: &DirEntry) {
         // Gone already: it was renamed to what it was for.
         if let Ok(meta) = entry.metadata() {
-            self.repo.temporaries.push(InFlight::new(path, &meta));
+            self.repo.temporaries.push(UnfinishedFile::new(path, &meta));
         }
     }
 }
 
-/// A folder of a snapshot that is to be looked at.
+/// A folder of a snapshot that has yet to be scanned.
 struct Folder {
     path: PathBuf,
     /// Its path in the repo, empty or ending in `/`.
     prefix: String,
-    /// Counts its folders.
+    /// Its depth below the snapshot.
     depth: usize,
-    /// Whether it is called like litter, or is in a folder that is.
-    litter: bool,
+    /// Whether it is named like junk, or is in a folder that is.
+    looks_like_junk: bool,
 }
 
-/// What a commit has of real files that are called like litter: what its tree lists, and hard links to blobs. Read and
-/// counted only when there is one.
-struct CommitsFiles<'a> {
+/// Decides which real files named like junk belong to a commit: those that its tree lists, and hard links to blobs.
+/// Both are only collected on first use.
+struct CommitFiles<'a> {
     commit: &'a Commit,
     tree: Option<Option<Tree>>,
     inodes: Option<HashSet<(u64, u64)>>,
 }
 
-impl CommitsFiles<'_> {
-    fn has(&mut self, scan: &RepoScan<'_>, path: &RepoPath, file: &SnapshotFile) -> bool {
+impl CommitFiles<'_> {
+    fn contains(&mut self, scan: &RepoScan<'_>, path: &RepoPath, file: &SnapshotFile) -> bool {
         let SnapshotFile::Real { inode, .. } = file else { return true };
         let blobs = || scan.repo.blobs.values().filter_map(|blob| Some(blob.inode?.id)).collect();
         if inode.is_some_and(|inode| self.inodes.get_or_insert_with(blobs).contains(&inode.id)) {
@@ -810,8 +828,8 @@ impl CommitsFiles<'_> {
     }
 }
 
-/// Reads the links of one folder. By the folder's handle where there is one: a snapshot lies deep, and a walk down the
-/// whole path for each of its links is most of what a scan costs.
+/// Reads the links of one folder, by the folder's handle if possible: snapshots are deeply nested, and resolving the
+/// whole path for each link would be most of the cost of a scan.
 struct Links<'a> {
     dir: &'a Path,
     #[cfg(unix)]
@@ -859,7 +877,7 @@ impl<'a> Links<'a> {
     }
 }
 
-fn real(meta: &Metadata) -> Option<SnapshotFile> {
+fn real_file(meta: &Metadata) -> Option<SnapshotFile> {
     let (accessed, modified) = (meta.accessed().ok(), meta.modified().ok());
     meta.is_file().then(|| SnapshotFile::Real { size: meta.len(), inode: inode(meta), accessed, modified })
 }
@@ -869,8 +887,8 @@ fn blob(meta: &Metadata, place: Place, placed: Option<SystemTime>) -> Blob {
     Blob { size: meta.len(), place, inode: inode(meta), accessed, modified, placed }
 }
 
-/// Bytes that an unfinished file takes on disk, as far as the system tells: one that is as long as the blob from the
-/// start may still be mostly a hole.
+/// Returns the bytes that an unfinished file takes on disk, if the system reports it. A preallocated file may be mostly
+/// a hole.
 pub fn on_disk(meta: &Metadata) -> u64 {
     inode(meta).map_or(meta.len(), |inode| inode.allocated.min(meta.len()))
 }
@@ -894,7 +912,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     #[test]
-    fn links_of_any_length_are_read_whole() {
+    fn links_of_any_length_are_read_completely() {
         let dir = tempfile::tempdir().unwrap();
         let mut links = Links::new(dir.path());
         for length in [1, 1023, 1024, 1025, 4000] {
@@ -908,7 +926,7 @@ mod tests {
     }
 
     #[test]
-    fn a_blob_that_comes_during_the_scan_is_no_broken_link() {
+    fn a_blob_that_appears_during_the_scan_is_not_a_broken_link() {
         let commit = "0123456789abcdef0123456789abcdef01234567";
         let (file, shared) = ("ce013625030ba8dba906f756967f9e9ca394464a".to_string(), "cd".repeat(32));
         let dir = tempfile::tempdir().unwrap();
@@ -926,14 +944,14 @@ mod tests {
             dangling: HashMap::new(),
             repo: RepoScan::run(&layout, &name, &path),
         };
-        scan.blobs();
+        scan.scan_blobs();
         fs::write(path.join("blobs").join(&file), "hello\n").unwrap();
         fs::write(store.join("ab".repeat(32)), "shared").unwrap();
         symlink(format!("../../blobs/ab/{}", "ab".repeat(32)), path.join("blobs").join(&shared)).unwrap();
         for (path, blob) in [("a", &file), ("b", &shared), ("c", &"ef".repeat(32))] {
             symlink(format!("../../blobs/{blob}"), snapshot.join(path)).unwrap();
         }
-        scan.snapshots();
+        scan.scan_snapshots();
         assert_eq!(scan.repo.blobs.values().map(|blob| blob.size).collect::<Vec<_>>(), [6, 6]);
         assert!(matches!(&scan.repo.problems[..], [problem] if problem.path == snapshot.join("c")));
     }

@@ -1,8 +1,9 @@
-//! The cache-wide blob store of huggingface_hub, `hub/blobs`: what is in it, and the client's way of deleting from it.
+//! The cache-wide blob store of huggingface_hub, `hub/blobs`: listing its content, and deleting from it by the client's
+//! protocol.
 //!
 //! `<2 hex>/<xet hash>` is a payload, `<xet hash>.refs` beside it lists the `<repo folder>/blobs/<etag>` that link to
-//! it, `<xet hash>.lock` guards both. The list is a hint: each line counts only while the link it names leads here.
-//! A payload without a readable list is never deleted, since nobody can tell who needs it.
+//! it, and `<xet hash>.lock` guards both. The list is only a hint: a line counts as long as the link that it names
+//! leads to the payload. A payload without a readable list is never deleted, since it may be in use.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -17,8 +18,8 @@ use crate::error::{Error, Result, plain_io};
 
 /// Largest list of references that is read, in bytes.
 const MAX_REFS: u64 = 64 << 20;
-/// How long a payload's lock is waited for; the client holds it for moments.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long to wait for a payload's lock. The client holds it only briefly.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A payload in the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,26 +30,27 @@ pub struct Payload {
     pub size: u64,
     /// The file behind it.
     pub inode: Option<Inode>,
-    /// Last change of it, or of the folder that it is in.
+    /// Last change of the payload or of its folder.
     pub modified: Option<SystemTime>,
-    /// The listed `blobs/<etag>` that do link here; `None` when nobody can tell.
+    /// The listed `blobs/<etag>` that really link here; `None` if that cannot be determined.
     pub references: Option<BTreeSet<PathBuf>>,
 }
 
-/// What became of a payload.
+/// The result of sweeping a payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Swept {
-    /// Deleted; the bytes that the disk got back.
+pub enum SweepOutcome {
+    /// Deleted, with the number of bytes freed.
     Freed(u64),
-    /// So many links lead to it.
+    /// Kept, with the number of links that lead to it.
     Referenced(usize),
-    /// Its list is missing or unreadable.
+    /// Kept, because its list is missing or unreadable.
     Unknown,
-    /// Another process holds its lock.
-    Held,
+    /// Kept, because another process holds its lock.
+    Locked,
 }
 
-/// Whether the root has a store that huggingface_hub would use: a real folder with the marker of a known version.
+/// Returns whether the root has a store that huggingface_hub would use: a real folder with the marker of a known
+/// version.
 pub fn is_store(layout: &Layout) -> bool {
     let store = layout.shared_store();
     let marker = store.join(layout::SHARED_MARKER);
@@ -58,7 +60,7 @@ pub fn is_store(layout: &Layout) -> bool {
         && content().as_deref() == Some(layout::SHARED_MARKER_CONTENT.as_bytes())
 }
 
-/// All payloads, sorted by path, and what could not be read.
+/// Lists all payloads, sorted by path, and everything that could not be read.
 pub fn payloads(layout: &Layout) -> (Vec<Payload>, Vec<Problem>) {
     let (mut found, mut problems) = (Vec::new(), Vec::new());
     if !is_store(layout) {
@@ -79,7 +81,7 @@ pub fn payloads(layout: &Layout) -> (Vec<Payload>, Vec<Problem>) {
         if !is_hex(&folder.file_name(), 2) || !folder.file_type().is_ok_and(|kind| kind.is_dir()) {
             continue;
         }
-        // A payload that was copied here may have an old time of its own.
+        // A payload that was copied here may have an old modification time.
         let arrived = folder.metadata().and_then(|meta| meta.modified()).ok();
         for entry in entries(&folder.path()) {
             let path = entry.path();
@@ -89,7 +91,7 @@ pub fn payloads(layout: &Layout) -> (Vec<Payload>, Vec<Problem>) {
             if let Ok(meta) = entry.metadata()
                 && meta.is_file()
             {
-                let references = references(layout, &path);
+                let references = read_references(layout, &path);
                 let modified = meta.modified().ok().max(arrived);
                 found.push(Payload { path, size: meta.len(), inode: inode(&meta), modified, references });
             }
@@ -99,7 +101,7 @@ pub fn payloads(layout: &Layout) -> (Vec<Payload>, Vec<Problem>) {
     (found, problems)
 }
 
-/// Whether `path` is named like a payload of this store.
+/// Returns whether `path` is named like a payload of this store.
 fn is_payload(layout: &Layout, path: &Path) -> bool {
     let Ok(inside) = path.strip_prefix(layout.shared_store()) else { return false };
     let parts: Vec<_> = inside.iter().collect();
@@ -112,16 +114,16 @@ fn is_hex(name: &std::ffi::OsStr, length: usize) -> bool {
     name.len() == length && name.iter().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(b))
 }
 
-fn beside(payload: &Path, end: &str) -> PathBuf {
+fn sibling(payload: &Path, end: &str) -> PathBuf {
     let mut name = payload.file_name().unwrap_or_default().to_os_string();
     name.push(end);
     payload.with_file_name(name)
 }
 
-/// The listed links that do lead to this payload; `None` when the list is missing or unreadable, or one of the links
-/// is.
-fn references(layout: &Layout, payload: &Path) -> Option<BTreeSet<PathBuf>> {
-    let list = beside(payload, ".refs");
+/// Reads the list of a payload, and returns those links that lead to it; `None` if the list is missing or unreadable,
+/// or one of the links is unreadable.
+fn read_references(layout: &Layout, payload: &Path) -> Option<BTreeSet<PathBuf>> {
+    let list = sibling(payload, ".refs");
     if !fs::symlink_metadata(&list).is_ok_and(|meta| meta.is_file()) {
         return None;
     }
@@ -136,7 +138,7 @@ fn references(layout: &Layout, payload: &Path) -> Option<BTreeSet<PathBuf>> {
     Some(found)
 }
 
-/// Whether a line names `<repo folder>/blobs/<etag>`, of a type of repo that a later client may know, too.
+/// Returns whether a line names `<repo folder>/blobs/<etag>`. Repo types of future clients are accepted as well.
 fn is_reference(line: &Path) -> bool {
     let parts: Vec<_> = line.components().collect();
     let [Component::Normal(repo), Component::Normal(blobs), Component::Normal(_)] = parts.as_slice() else {
@@ -146,7 +148,7 @@ fn is_reference(line: &Path) -> bool {
     repo.split_once("--").is_some_and(|(kind, id)| !kind.is_empty() && !id.is_empty()) && *blobs == "blobs"
 }
 
-/// Whether `link` is a link to this payload. One that is not there is not.
+/// Returns whether `link` exists and leads to this payload.
 fn leads_to(layout: &Layout, link: &Path, payload: &Path) -> io::Result<bool> {
     let target = match fs::symlink_metadata(link) {
         Ok(meta) if meta.is_symlink() => fs::read_link(link)?,
@@ -158,68 +160,68 @@ fn leads_to(layout: &Layout, link: &Path, payload: &Path) -> io::Result<bool> {
     };
     let folder = link.parent().unwrap_or(Path::new(""));
     let named = layout::shared_target(&layout.shared_store(), folder, &target).is_some_and(|target| target == payload);
-    // However the link spells it: one that opens this very file needs it.
+    // The link may spell the path differently, but still open this file.
     Ok(named || fs::canonicalize(link).is_ok_and(|real| fs::canonicalize(payload).is_ok_and(|payload| real == payload)))
 }
 
-/// Deletes a payload if no link needs it any more, as huggingface_hub does: under its lock, after a fresh look at its
-/// list. `known` are links that a scan found: one that still leads here counts even where the list lacks it.
+/// Deletes a payload if no link needs it any more, as huggingface_hub does: under its lock, after reading its list
+/// again. `known` are links found by a scan, which count even if they are missing from the list.
 ///
 /// # Errors
-/// When the lock cannot be taken, or the payload cannot be deleted.
-pub fn sweep(layout: &Layout, payload: &Path, known: &[PathBuf]) -> Result<Swept> {
+/// If the lock cannot be taken, or the payload cannot be deleted.
+pub fn sweep(layout: &Layout, payload: &Path, known: &[PathBuf]) -> Result<SweepOutcome> {
     let failed = |error: io::Error| Error::io("cannot delete", payload, &error);
     if !is_store(layout) || !is_payload(layout, payload) || !remove::is_inside(layout.root(), payload) {
-        return Ok(Swept::Unknown);
+        return Ok(SweepOutcome::Unknown);
     }
-    let Some(_lock) = wait_for_lock(payload)? else { return Ok(Swept::Held) };
-    let Some(mut references) = references(layout, payload) else { return Ok(Swept::Unknown) };
+    let Some(_lock) = wait_for_lock(payload)? else { return Ok(SweepOutcome::Locked) };
+    let Some(mut references) = read_references(layout, payload) else { return Ok(SweepOutcome::Unknown) };
     for link in known {
         if leads_to(layout, link, payload).map_err(failed)? {
             references.insert(link.clone());
         }
     }
     if !references.is_empty() {
-        rewrite(layout, payload, &references).map_err(failed)?;
-        return Ok(Swept::Referenced(references.len()));
+        rewrite_list(layout, payload, &references).map_err(failed)?;
+        return Ok(SweepOutcome::Referenced(references.len()));
     }
-    // A payload that is gone may have left its list; anything but a file is not for us.
+    // Only regular files are deleted. Of a payload that is already gone, the list may remain.
     if !fs::symlink_metadata(payload).is_ok_and(|meta| meta.is_file()) {
-        return Ok(Swept::Freed(0));
+        return Ok(SweepOutcome::Freed(0));
     }
-    let freed = remove::file(payload).map_err(failed)?;
-    remove::file(&beside(payload, ".refs")).map_err(failed)?;
-    Ok(Swept::Freed(freed))
+    let freed = remove::delete_file(payload).map_err(failed)?;
+    remove::delete_file(&sibling(payload, ".refs")).map_err(failed)?;
+    Ok(SweepOutcome::Freed(freed))
 }
 
 fn wait_for_lock(payload: &Path) -> Result<Option<lock::Lock>> {
-    let path = beside(payload, ".lock");
+    let path = sibling(payload, ".lock");
     let started = Instant::now();
     loop {
         match lock::try_store_lock(&path)? {
             Some(lock) => return Ok(Some(lock)),
-            None if started.elapsed() > PATIENCE => return Ok(None),
+            None if started.elapsed() > LOCK_TIMEOUT => return Ok(None),
             None => std::thread::sleep(Duration::from_millis(50)),
         }
     }
 }
 
-fn rewrite(layout: &Layout, payload: &Path, references: &BTreeSet<PathBuf>) -> io::Result<()> {
+fn rewrite_list(layout: &Layout, payload: &Path, references: &BTreeSet<PathBuf>) -> io::Result<()> {
     let mut content = String::new();
     for link in references {
         let line: Vec<_> =
             link.strip_prefix(layout.root()).unwrap_or(link).iter().map(|p| p.to_string_lossy()).collect();
         content += &format!("{}\n", line.join("/"));
     }
-    let temporary = beside(payload, &format!(".refs.{:08x}.tmp", fastrand::u32(..)));
+    let temporary = sibling(payload, &format!(".refs.{:08x}.tmp", fastrand::u32(..)));
     let write = || {
         let mut file = File::create_new(&temporary)?;
         file.write_all(content.as_bytes())?;
-        // Any user of a shared cache may append to it.
+        // All users of a shared cache append to it.
         #[cfg(unix)]
         file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666))?;
         file.sync_all()?;
-        fs::rename(&temporary, beside(payload, ".refs"))
+        fs::rename(&temporary, sibling(payload, ".refs"))
     };
     write().inspect_err(|_| drop(fs::remove_file(&temporary)))
 }
@@ -249,40 +251,40 @@ mod tests {
             fs::create_dir_all(&blobs).unwrap();
             symlink(format!("../../blobs/ab/{hash}"), blobs.join("etag")).unwrap();
         }
-        listed.into_iter().for_each(|text| fs::write(beside(&payload, ".refs"), text).unwrap());
+        listed.into_iter().for_each(|text| fs::write(sibling(&payload, ".refs"), text).unwrap());
         Store { _dir: dir, layout, payload }
     }
 
     fn list(store: &Store) -> String {
-        fs::read_to_string(beside(&store.payload, ".refs")).unwrap()
+        fs::read_to_string(sibling(&store.payload, ".refs")).unwrap()
     }
 
     #[test]
-    fn what_nobody_links_to_goes_with_its_list() {
+    fn an_unreferenced_payload_is_deleted_with_its_list() {
         let store = store(&[], Some("models--a--b/blobs/etag\n"));
-        assert_eq!(sweep(&store.layout, &store.payload, &[]).unwrap(), Swept::Freed(7));
-        assert!(!store.payload.exists() && !beside(&store.payload, ".refs").exists());
-        assert!(beside(&store.payload, ".lock").exists(), "the lock stays");
+        assert_eq!(sweep(&store.layout, &store.payload, &[]).unwrap(), SweepOutcome::Freed(7));
+        assert!(!store.payload.exists() && !sibling(&store.payload, ".refs").exists());
+        assert!(sibling(&store.payload, ".lock").exists(), "the lock stays");
     }
 
     #[test]
-    fn one_link_keeps_it_and_the_list_is_cleaned() {
+    fn one_link_keeps_the_payload_and_the_list_is_cleaned() {
         let store = store(&["models--a--b"], Some("models--gone/blobs/etag\nmodels--a--b/blobs/etag\n../x/blobs/y\n"));
-        assert_eq!(sweep(&store.layout, &store.payload, &[]).unwrap(), Swept::Referenced(1));
+        assert_eq!(sweep(&store.layout, &store.payload, &[]).unwrap(), SweepOutcome::Referenced(1));
         assert_eq!(list(&store), "models--a--b/blobs/etag\n");
         assert!(store.payload.exists());
     }
 
     #[test]
-    fn a_link_that_the_list_lacks_keeps_it_and_is_added() {
+    fn a_link_missing_from_the_list_keeps_the_payload_and_is_added() {
         let store = store(&["models--a--b"], Some(""));
         let known = [store.layout.root().join("models--a--b/blobs/etag")];
-        assert_eq!(sweep(&store.layout, &store.payload, &known).unwrap(), Swept::Referenced(1));
+        assert_eq!(sweep(&store.layout, &store.payload, &known).unwrap(), SweepOutcome::Referenced(1));
         assert_eq!(list(&store), "models--a--b/blobs/etag\n");
     }
 
     #[test]
-    fn a_link_that_spells_the_payload_in_another_way_keeps_it() {
+    fn a_link_that_spells_the_path_differently_keeps_the_payload() {
         let store = store(&[], Some("models--a--b/blobs/etag\n"));
         let blobs = store.layout.root().join("models--a--b/blobs");
         fs::create_dir_all(&blobs).unwrap();
@@ -290,22 +292,22 @@ mod tests {
         symlink(store.layout.root(), &alias).unwrap();
         let hash = store.payload.file_name().unwrap();
         symlink(alias.join("blobs/ab").join(hash), blobs.join("etag")).unwrap();
-        assert_eq!(sweep(&store.layout, &store.payload, &[]).unwrap(), Swept::Referenced(1));
+        assert_eq!(sweep(&store.layout, &store.payload, &[]).unwrap(), SweepOutcome::Referenced(1));
         // The same cache by its other name.
         let other = Layout::new(alias.join("../hub"));
         assert_eq!(payloads(&other).0[0].references.as_ref().unwrap().len(), 1);
     }
 
     #[test]
-    fn without_a_readable_list_or_a_known_marker_it_stays() {
+    fn without_a_readable_list_or_a_known_marker_the_payload_stays() {
         let unlisted = store(&[], None);
-        assert_eq!(sweep(&unlisted.layout, &unlisted.payload, &[]).unwrap(), Swept::Unknown);
+        assert_eq!(sweep(&unlisted.layout, &unlisted.payload, &[]).unwrap(), SweepOutcome::Unknown);
         let linked_list = store(&[], None);
-        symlink("/dev/null", beside(&linked_list.payload, ".refs")).unwrap();
-        assert_eq!(sweep(&linked_list.layout, &linked_list.payload, &[]).unwrap(), Swept::Unknown);
+        symlink("/dev/null", sibling(&linked_list.payload, ".refs")).unwrap();
+        assert_eq!(sweep(&linked_list.layout, &linked_list.payload, &[]).unwrap(), SweepOutcome::Unknown);
         let newer = store(&[], Some(""));
         fs::write(newer.layout.shared_store().join(layout::SHARED_MARKER), "2\n").unwrap();
-        assert_eq!(sweep(&newer.layout, &newer.payload, &[]).unwrap(), Swept::Unknown);
+        assert_eq!(sweep(&newer.layout, &newer.payload, &[]).unwrap(), SweepOutcome::Unknown);
         assert_eq!(payloads(&newer.layout).0, []);
         for store in [unlisted, linked_list, newer] {
             assert!(store.payload.exists());
@@ -313,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn payloads_say_who_needs_them() {
+    fn payloads_report_their_references() {
         let store = store(&["models--a--b", "datasets--c"], Some("models--a--b/blobs/etag\ndatasets--c/blobs/etag\n"));
         let (found, problems) = payloads(&store.layout);
         assert_eq!((found.len(), problems), (1, vec![]));

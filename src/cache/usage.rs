@@ -1,4 +1,4 @@
-//! What the cache takes on disk, and when it was last used. Pure: it reads an [`super::scan::Inventory`].
+//! Disk usage and last use of the cache, computed from a [`super::scan::Inventory`]. Pure.
 
 use std::collections::{BTreeSet, HashSet};
 use std::time::SystemTime;
@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use super::scan::{Blob, Inode, Repo, Revision, SnapshotFile};
 use crate::model::ids::BlobId;
 
-/// Bytes on disk. A file with several names, by hard links or by links into the cache-wide store, counts once.
+/// Returns the bytes on disk. A file with several names (hard links, or links into the cache-wide store) counts once.
 pub fn unique_bytes<'a>(repos: impl IntoIterator<Item = &'a Repo>) -> u64 {
     let mut seen = HashSet::new();
     let mut first = |inode: Option<&Inode>| inode.is_none_or(|inode| seen.insert(inode.id));
@@ -24,9 +24,9 @@ pub fn unique_bytes<'a>(repos: impl IntoIterator<Item = &'a Repo>) -> u64 {
     bytes
 }
 
-/// Bytes that a revision refers to, each blob counted once.
+/// Returns the bytes that a revision refers to, with each blob counted once.
 pub fn revision_bytes(repo: &Repo, revision: &Revision) -> u64 {
-    let linked: u64 = linked(revision).iter().filter_map(|id| Some(repo.blobs.get(id)?.size)).sum();
+    let linked: u64 = linked_blobs(revision).iter().filter_map(|id| Some(repo.blobs.get(id)?.size)).sum();
     let mut seen = HashSet::new();
     let real = revision.files.values().map(|file| match file {
         SnapshotFile::Real { size, inode, .. } if inode.is_none_or(|inode| seen.insert(inode.id)) => *size,
@@ -35,9 +35,9 @@ pub fn revision_bytes(repo: &Repo, revision: &Revision) -> u64 {
     linked + real.sum::<u64>()
 }
 
-/// Last use of a revision: the newest access or modification of any of its files' bytes.
+/// Returns the last use of a revision: the latest access or modification of any of its files.
 pub fn last_use(repo: &Repo, revision: &Revision) -> Option<SystemTime> {
-    let linked = linked(revision).into_iter().filter_map(|id| used(repo.blobs.get(&id)?)).max();
+    let linked = linked_blobs(revision).into_iter().filter_map(|id| last_use_of_blob(repo.blobs.get(&id)?)).max();
     let real = revision.files.values().filter_map(|file| match file {
         SnapshotFile::Real { accessed, modified, .. } => (*accessed).max(*modified),
         SnapshotFile::Link(_) => None,
@@ -45,13 +45,13 @@ pub fn last_use(repo: &Repo, revision: &Revision) -> Option<SystemTime> {
     linked.max(real.max())
 }
 
-/// Last use of a repo: that of its revisions and of its other blobs.
+/// Returns the last use of a repo, including blobs that no revision uses.
 pub fn last_use_of_repo(repo: &Repo) -> Option<SystemTime> {
-    let blobs = repo.blobs.values().filter_map(used).max();
+    let blobs = repo.blobs.values().filter_map(last_use_of_blob).max();
     blobs.max(repo.revisions.values().filter_map(|revision| last_use(repo, revision)).max())
 }
 
-fn linked(revision: &Revision) -> BTreeSet<BlobId> {
+fn linked_blobs(revision: &Revision) -> BTreeSet<BlobId> {
     let links = revision.files.values().filter_map(|file| match file {
         SnapshotFile::Link(id) => Some(*id),
         SnapshotFile::Real { .. } => None,
@@ -59,7 +59,7 @@ fn linked(revision: &Revision) -> BTreeSet<BlobId> {
     links.collect()
 }
 
-fn used(blob: &Blob) -> Option<SystemTime> {
+fn last_use_of_blob(blob: &Blob) -> Option<SystemTime> {
     blob.accessed.max(blob.modified)
 }
 
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_access_or_change_is_the_last_use() {
+    fn the_latest_access_or_change_is_the_last_use() {
         let hub = tempfile::tempdir().unwrap();
         let repo = hub.path().join("models--x");
         fs::create_dir_all(repo.join("blobs")).unwrap();

@@ -14,7 +14,7 @@ use crate::bucket::catalog::{self, Options};
 use crate::bucket::keys;
 use crate::bucket::read::Stored;
 use crate::bucket::state::RemoteState;
-use crate::cache::local::{self, Local};
+use crate::cache::pushable::{self, Local};
 use crate::cache::scan::{Inventory, Repo};
 use crate::cache::{gated, usage};
 use crate::engine::Session;
@@ -84,7 +84,7 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     session.need_cache()?;
     let bucket = session.bucket().await?;
     // Gated repos are compared like any other; pointer files are left out as a push leaves them out.
-    let options = local::Options { only: Vec::new(), allow_gated: true, sync_xet: session.config.cache.sync_xet };
+    let options = pushable::Options { only: Vec::new(), allow_gated: true, sync_xet: session.config.cache.sync_xet };
     let Survey { inventory, local, remote } = survey(session, &bucket, options).await?;
     let allow_gated = session.config.team.allow_gated;
     let judged = blocking(move || {
@@ -98,10 +98,10 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     failures.append(&mut catalog.failures);
     failures.extend(local.failures.iter().cloned());
 
-    let mut revisions = diff::revisions(&local, &catalog, &remote, &last_use);
+    let mut revisions = diff::compare_revisions(&local, &catalog, &remote, &last_use);
     revisions.iter_mut().for_each(|row| row.gated = gated.contains(&row.repo));
-    let refs = diff::refs(&local, &catalog);
-    let counts = diff::counts(&revisions);
+    let refs = diff::compare_refs(&local, &catalog);
+    let counts = diff::count(&revisions);
     Ok(Report {
         bucket: bucket.name().to_string(),
         differs: refs.iter().any(|row| !gated.contains(&row.repo)) || revisions.iter().any(Row::differs),
@@ -119,7 +119,7 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
 fn gated(inventory: &Inventory) -> HashSet<RepoName> {
     let looks_gated = |repo: &&Repo| {
         let mut snapshots = repo.revisions.keys().map(|commit| inventory.layout.snapshot(&repo.name, commit));
-        snapshots.any(|snapshot| matches!(gated::look(&snapshot), Ok(Some(_))))
+        snapshots.any(|snapshot| matches!(gated::check_snapshot(&snapshot), Ok(Some(_))))
     };
     inventory.repos.iter().filter(looks_gated).map(|repo| repo.name.clone()).collect()
 }

@@ -10,7 +10,7 @@ use crate::cache::layout::Layout;
 use crate::cache::lock;
 use crate::cache::place::LinkKind;
 use crate::cache::scan::{self, Inventory, Problem, ProblemKind};
-use crate::cache::{mend, space};
+use crate::cache::{repair, space};
 use crate::config::settings::Template;
 use crate::config::{Credentials, Source};
 use crate::engine::Session;
@@ -263,7 +263,7 @@ fn refs(inventory: &Inventory, fix: bool) -> Vec<Check> {
             let mut mended = Vec::new();
             let mut failed = Vec::new();
             for reference in &all {
-                match mend::reference(&inventory.layout, reference.0, reference.1) {
+                match repair::repair_ref(&inventory.layout, reference.0, reference.1) {
                     Ok(true) => mended.push(title(reference)),
                     Ok(false) => {}
                     Err(error) => failed.push(error),

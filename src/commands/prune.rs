@@ -1,6 +1,6 @@
 //! `prune`: brings the cache back within its budget, and takes away what nobody needs.
 //!
-//! [`crate::cache::facts`] looks around beside the scan, [`crate::plan::prune`] decides (pure),
+//! [`crate::cache::prune_facts`] looks around beside the scan, [`crate::plan::prune`] decides (pure),
 //! [`crate::engine::evict`] deletes under the tool's exclusive lock and checks each thing once more right before.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,17 +11,17 @@ use serde::Serialize;
 
 use super::kind_of;
 use super::size::Size;
-use crate::cache::facts;
 use crate::cache::lock::{self, Mode};
+use crate::cache::prune_facts;
 use crate::cache::scan;
 use crate::config::GigaBytes;
 use crate::engine::Session;
-use crate::engine::evict::{self, Done};
+use crate::engine::evict::{self, Outcome};
 use crate::engine::session::wait_for;
 use crate::error::{Error, Kind, Result};
 use crate::model::amount::Amount;
 use crate::model::ids::{Commit, RefName, RepoName};
-use crate::plan::prune::{self as plan, Agreement, Options, Plan, Reason, Skip, What};
+use crate::plan::prune::{self as plan, Agreement, Options, Plan, Reason, Skip, Target};
 use crate::progress::Event;
 use crate::task::blocking;
 
@@ -241,7 +241,7 @@ impl Report {
         }
     }
 
-    fn new(args: &Args, budget: u64, plan: Plan, done: Option<Done>, noatime: bool) -> Self {
+    fn new(args: &Args, budget: u64, plan: Plan, done: Option<Outcome>, noatime: bool) -> Self {
         let all: BTreeSet<usize> = (0..plan.actions.len()).collect();
         let (actions, freed) = done.as_ref().map_or((&all, plan.freed), |done| (&done.actions, done.freed));
         let size = plan.size.saturating_sub(freed);
@@ -272,29 +272,29 @@ impl Report {
         let mut orphans: BTreeMap<Option<RepoName>, Amount> = BTreeMap::new();
         let mut abandoned: BTreeMap<Option<RepoName>, Amount> = BTreeMap::new();
         for action in actions.iter().map(|index| &plan.actions[*index]) {
-            match &action.what {
-                What::Leftover { .. } | What::RootTemporary { .. } => {
+            match &action.target {
+                Target::Leftover { .. } | Target::RootTemporary { .. } => {
                     report.abandoned.add(action.bytes);
                     abandoned.entry(None).or_default().add(action.bytes);
                 }
-                What::Temporary { repo, .. } => {
+                Target::Temporary { repo, .. } => {
                     report.abandoned.add(action.bytes);
                     abandoned.entry(Some(repo.clone())).or_default().add(action.bytes);
                 }
-                What::Blob { repo, .. } => {
+                Target::Blob { repo, .. } => {
                     report.orphans.add(action.bytes);
                     orphans.entry(Some(repo.clone())).or_default().add(action.bytes);
                 }
-                What::Payload { .. } => {
+                Target::Payload { .. } => {
                     report.orphans.add(action.bytes);
                     orphans.entry(None).or_default().add(action.bytes);
                 }
-                What::Ref { repo, name, commit } => {
+                Target::Ref { repo, name, commit } => {
                     let (repo, name, commit) = (repo.clone(), name.clone(), commit.clone());
                     report.refs_removed.push(GoneRef { repo, name, commit });
                 }
-                What::Folder { repo } => report.repos_removed.push(repo.clone()),
-                What::Revision(gone) => report.evicted.push(Evicted {
+                Target::Folder { repo } => report.repos_removed.push(repo.clone()),
+                Target::Revision(gone) => report.evicted.push(Evicted {
                     repo: gone.repo.clone(),
                     revision: gone.revision.clone(),
                     reason: action.reason,
@@ -379,7 +379,7 @@ async fn run(session: &Session, args: &Args, agreement: Option<Agreement>) -> Re
     session.progress.event(Event::Step("scanning the cache"));
     let (progress, now, args) = (session.progress.clone(), session.now, args.clone());
     let mut report = blocking(move || -> Result<Report> {
-        let facts = facts::gather(scan::scan(layout.root())?);
+        let facts = prune_facts::gather(scan::scan(layout.root())?);
         let mut plan = plan::plan(&facts, &options, now);
         if let Some(agreement) = &agreement {
             plan.limit_to(agreement);

@@ -15,13 +15,13 @@ use super::{TransferArgs, kind_of};
 use crate::bucket::lookup;
 use crate::cache::gated::Gated;
 use crate::cache::layout::Layout;
-use crate::cache::target;
+use crate::cache::presence;
 use crate::engine::Session;
 use crate::engine::pull::{Decision, Options, Pull, Work};
 use crate::error::{Error, Kind, Result, printable};
 use crate::model::amount::Amount;
 use crate::model::found::Found;
-use crate::model::ids::{self, Commit, RefName, RepoName, RepoQuery, RepoType, Typed};
+use crate::model::ids::{self, Commit, RefName, RepoName, RepoQuery, RepoSpec, RepoType};
 use crate::plan::pull as plan;
 use crate::progress::Event;
 
@@ -39,7 +39,7 @@ Examples:
 pub struct Args {
     /// The repo (org/name, dataset:org/name, org/name@revision, or the Hub's URL)
     #[arg(value_name = "REPO_ID")]
-    pub repo: Typed,
+    pub repo: RepoSpec,
 
     /// Branch, tag, PR ref or commit; short commits work while they are unambiguous [default: main]
     #[arg(short, long, value_name = "REVISION")]
@@ -181,7 +181,7 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
         found.notes.push(format!("pulling main; the pull request itself is {repo}@refs/pr/{number}"));
     }
     let layout = session.layout();
-    target::check_root(&layout)?;
+    presence::check_root(&layout)?;
     let pull = Pull::begin(session, &bucket, args.options(), fallback, args.dry_run).await;
     let plan = match pull.decide(&found, from_hub).await? {
         Decision::Gated(gated) => return Ok(report(&layout, found, args.dry_run).without(gated)),
@@ -280,7 +280,7 @@ fn report(layout: &Layout, found: Found, dry_run: bool) -> Report {
         shared: Amount::default(),
         present: Amount::default(),
         gated: None,
-        notes: found.notes.into_iter().chain(plan::unportable(manifest)).collect(),
+        notes: found.notes.into_iter().chain(plan::unportable_note(manifest)).collect(),
         failures: Vec::new(),
         seconds: 0.0,
     }

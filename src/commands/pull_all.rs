@@ -15,7 +15,7 @@ use super::pull::Source;
 use super::{TransferArgs, kind_of};
 use crate::bucket::main_revisions::{self, MainRevision};
 use crate::cache::gated::Gated;
-use crate::cache::target;
+use crate::cache::presence;
 use crate::engine::Session;
 use crate::engine::fallback::Fallback;
 use crate::engine::pull::{Decision, Options, Pull, Work};
@@ -188,7 +188,7 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     args.fallback.check()?;
     let bucket = session.bucket().await?;
     let layout = session.layout();
-    target::check_root(&layout)?;
+    presence::check_root(&layout)?;
     session.progress.event(Event::Step("looking up repos in the bucket"));
     let mains = main_revisions::find(&bucket, |repo| filter.allows(repo), args.limit).await?;
     let mut report = Report { dry_run: args.dry_run, bucket: bucket.name().to_string(), ..Report::default() };

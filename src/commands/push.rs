@@ -9,14 +9,14 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::{TransferArgs, kind_of};
-use crate::cache::local;
+use crate::cache::pushable;
 use crate::engine::Session;
 use crate::engine::publish::{self, ListingSizes, Tally};
 use crate::engine::survey::{Survey, survey};
 use crate::error::{Error, Kind, Result};
 use crate::model::amount::Amount;
 use crate::model::ids::BlobId;
-use crate::model::ids::{Commit, RepoName, Typed};
+use crate::model::ids::{Commit, RepoName, RepoSpec};
 use crate::plan::push::{self as plan, ManifestAction, Plan, Skip};
 
 const EXAMPLES: &str = "\
@@ -34,7 +34,7 @@ pub struct Args {
     /// Repos to push (org/name, dataset:org/name, org/name@revision, or the Hub's URL); all when none is named.
     /// Without a type, the model; failing that, the other types of that id
     #[arg(value_name = "REPO_ID")]
-    pub repos: Vec<Typed>,
+    pub repos: Vec<RepoSpec>,
 
     /// Say what would be uploaded, compared with the real bucket, and stop there
     #[arg(long)]
@@ -161,7 +161,7 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     let started = Instant::now();
     session.need_cache()?;
     let bucket = session.bucket().await?;
-    let options = local::Options {
+    let options = pushable::Options {
         only: args.repos.clone(),
         allow_gated: session.config.team.allow_gated,
         sync_xet: session.config.cache.sync_xet,

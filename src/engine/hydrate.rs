@@ -14,7 +14,7 @@ use std::time::SystemTime;
 use super::fallback::{Fallback, both, taken};
 use crate::cache::donors::Donor;
 use crate::cache::layout::Layout;
-use crate::cache::place::{self, LinkKind, SnapshotWriter, Staged, ensure_dir};
+use crate::cache::place::{self, LinkKind, SnapshotWriter, StagedSnapshot, ensure_dir};
 use crate::cache::{lock, read};
 use crate::engine::session::wait_for;
 use crate::error::{Cause, Error, Result};
@@ -199,7 +199,11 @@ pub async fn hydrate(
 
 /// Makes new snapshots beside the downloads, where their links can be made before the blobs are there. What cannot be
 /// made now is made, and its failure told, by [`assemble`].
-fn stage(layout: &Layout, plans: &Arc<[Plan]>, kind: LinkKind) -> impl Future<Output = Vec<Option<Staged>>> + use<> {
+fn stage(
+    layout: &Layout,
+    plans: &Arc<[Plan]>,
+    kind: LinkKind,
+) -> impl Future<Output = Vec<Option<StagedSnapshot>>> + use<> {
     let count = plans.len();
     let (layout, plans) = (layout.clone(), plans.clone());
     let work = tokio::task::spawn_blocking(move || {
@@ -420,7 +424,7 @@ pub fn write_pin(layout: &Layout, plan: &Plan) {
 fn check_twins(manifest: &Manifest, layout: &Layout, lost: &HashSet<BlobId>) -> Result<()> {
     let Some(tree) = &manifest.tree else { return Ok(()) };
     let (repo, commit) = (&manifest.repo, &manifest.revision);
-    let twins = manifest.files.iter().filter(|file| tree.may_know_as_twin(file) && !lost.contains(&file.blob));
+    let twins = manifest.files.iter().filter(|file| tree.may_list_twin(file) && !lost.contains(&file.blob));
     for file in twins {
         let known = tree.get(&file.path).expect("the tree knows the file").blob;
         if !read::matches_name(&layout.snapshot_file(repo, commit, &file.path), &known, file.size) {
@@ -436,7 +440,7 @@ fn check_twins(manifest: &Manifest, layout: &Layout, lost: &HashSet<BlobId>) -> 
 fn assemble(
     plan: &Plan,
     writer: &SnapshotWriter<'_>,
-    staged: Option<Staged>,
+    staged: Option<StagedSnapshot>,
     lost: &HashSet<BlobId>,
     sync: bool,
     now: SystemTime,
@@ -462,7 +466,7 @@ fn assemble(
     let links: Vec<_> =
         plan.link.iter().filter(|link| !lost.contains(&link.blob)).map(|link| (&link.path, &link.blob)).collect();
     let staged = staged.filter(|_| lost.is_empty());
-    if !links.is_empty() && !staged.map_or(Ok(false), Staged::publish)? {
+    if !links.is_empty() && !staged.map_or(Ok(false), StagedSnapshot::publish)? {
         writer.write(&links)?;
     }
     check_twins(manifest, layout, lost)?;

@@ -10,8 +10,8 @@ use crate::cache::gated::Gated;
 use crate::cache::layout::Layout;
 use crate::cache::lock::Lock;
 use crate::cache::place::{self, LinkKind};
-use crate::cache::{donors, gated, space, target};
-use crate::cache::{mend, scan};
+use crate::cache::{donors, gated, presence, space};
+use crate::cache::{repair, scan};
 use crate::engine::Session;
 use crate::error::{Cause, Error, Result};
 use crate::model::found::Found;
@@ -95,7 +95,7 @@ impl<'a> Pull<'a> {
             let plan = look_and_plan(&layout, &found, verify);
             if judge
                 && !plan.fetch.is_empty()
-                && let Some(gated) = gated::look_at_repo(&layout, &found.manifest.repo)?
+                && let Some(gated) = gated::check_repo(&layout, &found.manifest.repo)?
             {
                 return Ok(Decision::Gated(gated));
             }
@@ -185,7 +185,7 @@ fn look_and_plan(layout: &Layout, found: &Found, verify: bool) -> Plan {
         }
         storable
     });
-    let state = target::look(layout, &found, verify);
+    let state = presence::inspect(layout, &found, verify);
     Plan { unstorable, ..plan::plan(layout, &found, &state) }
 }
 
@@ -217,7 +217,7 @@ async fn borrow(layout: &Layout, mut plans: Vec<Plan>) -> Vec<Plan> {
         let lacking = |plan: &Plan| plan.fetch.iter().map(|fetch| (fetch.blob, fetch.size)).collect();
         let lacking: Vec<_> = plans.iter().map(|plan| (&plan.manifest.repo, lacking(plan))).collect();
         let donors = donors::find(&layout, &lacking);
-        plans.iter_mut().for_each(|plan| plan.borrow_from(&layout, &donors));
+        plans.iter_mut().for_each(|plan| plan.use_donors(&layout, &donors));
         plans.iter().for_each(tell);
         plans
     })
@@ -227,7 +227,7 @@ async fn borrow(layout: &Layout, mut plans: Vec<Plan>) -> Vec<Plan> {
 /// Says what was mended, or could not be: no pull fails for that.
 fn mend_refs(layout: &Layout, repo: &RepoName) -> Vec<String> {
     let untidy = scan::untidy_refs(layout, repo);
-    let notes = untidy.iter().filter_map(|name| match mend::reference(layout, repo, name) {
+    let notes = untidy.iter().filter_map(|name| match repair::repair_ref(layout, repo, name) {
         Ok(true) => Some(format!("mended refs/{name} of {repo}: it had white space around its commit")),
         Ok(false) => None,
         Err(error) => Some(format!("refs/{name} of {repo} has white space around its commit: {error}")),

@@ -69,7 +69,7 @@ impl Session {
         if let Some(alone) = lock::try_tool_lock(&self.layout(), lock::Mode::Exclusive)?
             && alone.is_real()
         {
-            place::sweep(&self.layout(), self.now);
+            place::remove_leftovers(&self.layout(), self.now);
         }
         let note = "another hf-cache-sync is deleting from this cache: waiting for it";
         wait_for(&*self.progress, note, || lock::try_tool_lock(&self.layout(), lock::Mode::Shared)).await

@@ -11,7 +11,7 @@ use crate::bucket::client::Bucket;
 use crate::bucket::read::Stored;
 use crate::bucket::state::{RemoteState, Scope};
 use crate::bucket::{keys, refs};
-use crate::cache::local::{self, Local, LocalRepo, LocalRevision, Twins};
+use crate::cache::pushable::{self, Local, LocalRepo, LocalRevision, TwinChecker};
 use crate::cache::scan::{self, Inventory};
 use crate::error::Result;
 use crate::progress::Event;
@@ -33,12 +33,12 @@ pub struct Survey {
 /// # Errors
 /// When the cache cannot be read at all, a repo was named that it does not have, or a request fails; what is there but
 /// not valid is part of the result.
-pub async fn survey(session: &Session, bucket: &Bucket, options: local::Options) -> Result<Survey> {
+pub async fn survey(session: &Session, bucket: &Bucket, options: pushable::Options) -> Result<Survey> {
     session.progress.event(Event::Step("scanning the cache"));
     let root = session.config.cache.root.clone();
     let scanned = blocking(move || {
         let inventory = scan::scan(&root)?;
-        let local = local::gather(&inventory, &options)?;
+        let local = pushable::gather(&inventory, &options)?;
         Ok((inventory, local))
     });
     let (scanned, listed) = tokio::join!(scanned, RemoteState::list(bucket, Scope::ALL));
@@ -94,7 +94,7 @@ async fn read_counterparts(bucket: &Bucket, remote: &RemoteState, local: &Local)
 /// Finds out which files the bucket's manifests know by another name that is as right: mirrors name by sha256 what the
 /// Hub names by git's sha1. Reads the files that differ in no more than that.
 fn find_twins(local: &mut Local, remote: &RemoteState) {
-    let mut twins = Twins::default();
+    let mut twins = TwinChecker::default();
     for repo in &mut local.repos {
         for revision in &mut repo.revisions {
             let key = keys::manifest(&repo.name.id, &revision.commit);
@@ -111,7 +111,7 @@ fn find_twins(local: &mut Local, remote: &RemoteState) {
                 if let Some((blob, size)) = listed.or_else(in_tree)
                     && size == file.file.size
                     && blob.may_be_twin(&file.file.blob)
-                    && twins.are(file, &blob)
+                    && twins.is_twin(file, &blob)
                 {
                     file.other = Some(blob);
                 }

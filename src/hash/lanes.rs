@@ -1,19 +1,19 @@
-//! The compression of SHA-256 (FIPS 180-4, 6.2) for several messages in step, on processors that have instructions for
-//! it.
+//! SHA-256 compression (FIPS 180-4, 6.2) of several messages in lockstep, on processors with SHA instructions.
 //!
-//! In one message every round waits for the one before, and the SHA unit idles meanwhile. Rounds of other messages fill
-//! the gaps: measured on an AMD Zen 3, two messages take 0.70 of the time, four 0.53. No crate that is kept well offers
-//! it. This is the only file with unsafe code: one call, of a function that the processor was asked for.
+//! Within one message, every round depends on the previous one, so the SHA unit is often idle. Rounds of other messages
+//! fill the gaps: on an AMD Zen 3, two messages take 0.70 of the time that they take one after the other, and four take
+//! 0.53. No well-maintained crate offers this. This is the only file with unsafe code: one call of a function for which
+//! the processor's features are checked.
 
-/// Messages that are hashed in step at the most: their registers are all in use by then.
-pub const MOST: usize = 4;
+/// Most messages that are hashed in lockstep, limited by the number of registers.
+pub const MAX_LANES: usize = 4;
 
-/// The eight words of a hash so far.
+/// The eight words of the intermediate hash.
 pub(super) type State = [u32; 8];
-/// A block of a message.
+/// A 64-byte block of a message.
 pub(super) type Block = [u8; 64];
 
-/// Whether this processor hashes several messages in step faster than one after the other.
+/// Returns whether this processor hashes several messages in lockstep faster than one after the other.
 pub fn is_faster() -> bool {
     #[cfg(target_arch = "x86_64")]
     return std::is_x86_feature_detected!("sha")
@@ -23,11 +23,11 @@ pub fn is_faster() -> bool {
     false
 }
 
-/// Compresses the blocks of each message into its state; there are as many for each.
+/// Compresses the blocks of each message into its state. All messages must have the same number of blocks.
 pub(super) fn compress<const N: usize>(states: &mut [State; N], blocks: [&[Block]; N]) {
     #[cfg(target_arch = "x86_64")]
     if is_faster() {
-        // SAFETY: the processor has the instructions that the function is compiled for.
+        // SAFETY: the processor supports the target features of the function.
         #[allow(unsafe_code)]
         return unsafe { x86::compress(states, blocks) };
     }
@@ -41,10 +41,9 @@ mod x86 {
     use super::{Block, State};
     use std::arch::x86_64::*;
 
-    // No closures over registers: those do not become part of functions that are compiled for other instructions than
-    // usual.
+    // No closures over registers, since closures are not inlined into functions with target features.
 
-    /// The round constants, four rounds a row.
+    /// The round constants, with four rounds per row.
     #[rustfmt::skip]
     const K: [[u32; 4]; 16] = [
         [0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5], [0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5],
@@ -57,12 +56,12 @@ mod x86 {
         [0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208], [0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2],
     ];
 
-    /// The state as the instructions want it.
+    /// The state of one message, in the register layout of the SHA instructions.
     #[derive(Clone, Copy)]
     struct Lane {
         abef: __m128i,
         cdgh: __m128i,
-        /// The sixteen words of the message that the next rounds depend on.
+        /// The sixteen message words that the next rounds depend on.
         words: [__m128i; 4],
     }
 
@@ -99,7 +98,7 @@ mod x86 {
         }
     }
 
-    /// The low two words.
+    /// Returns the two low words.
     #[inline]
     #[target_feature(enable = "sse2")]
     fn two(words: __m128i) -> [u32; 2] {
@@ -107,7 +106,7 @@ mod x86 {
         [both as u32, (both >> 32) as u32]
     }
 
-    /// A block as sixteen big-endian words.
+    /// Loads a block as sixteen big-endian words.
     #[inline]
     #[target_feature(enable = "sse2,ssse3")]
     fn words(block: &Block) -> [__m128i; 4] {

@@ -1,4 +1,4 @@
-//! Hashing bytes into a [`BlobId`]: the proof that a blob is what its name says.
+//! Hashes bytes into a [`BlobId`], which proves that a blob matches its name.
 
 mod lanes;
 mod sha256;
@@ -6,15 +6,15 @@ mod sha256;
 use sha1::Digest;
 
 use crate::model::ids::BlobId;
-pub use lanes::{MOST as MOST_TOGETHER, is_faster as is_faster_together};
+pub use lanes::{MAX_LANES as MOST_TOGETHER, is_faster as is_faster_together};
 use sha256::Sha256;
 
-/// The MD5 in hexadecimal digits: what most stores give as the ETag of one PUT with this content.
+/// Returns the MD5 in hexadecimal digits, which most stores use as the ETag of an object uploaded by a single PUT.
 pub fn md5_hex(content: &[u8]) -> String {
     md5::Md5::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Computes a blob's name from its bytes, fed in order.
+/// Computes a blob's name from its bytes, which must be fed in order.
 #[derive(Clone)]
 pub struct BlobHasher(Algorithm);
 
@@ -25,7 +25,8 @@ enum Algorithm {
 }
 
 impl BlobHasher {
-    /// A hasher of the same algorithm as `like`. `size` is the blob's length in bytes: git hashes it first.
+    /// Creates a hasher with the same algorithm as `like`. `size` is the blob's length in bytes, which git hashes
+    /// first.
     pub fn like(like: &BlobId, size: u64) -> Self {
         match like {
             BlobId::Sha1(_) => Self::git(size),
@@ -33,14 +34,14 @@ impl BlobHasher {
         }
     }
 
-    /// git's blob hash, `sha1("blob <size>\0" + bytes)`.
+    /// Creates a hasher for git's blob hash, `sha1("blob <size>\0" + bytes)`.
     pub fn git(size: u64) -> Self {
         let mut sha1 = sha1::Sha1::new();
         sha1.update(format!("blob {size}\0").as_bytes());
         BlobHasher(Algorithm::Sha1(sha1))
     }
 
-    /// Plain sha256.
+    /// Creates a hasher for plain sha256.
     pub fn sha256() -> Self {
         BlobHasher(Algorithm::Sha256(Sha256::new()))
     }
@@ -53,8 +54,8 @@ impl BlobHasher {
         }
     }
 
-    /// Feeds the next bytes of several blobs. On processors where [`is_faster_together`] that is much faster than
-    /// feeding one after the other, best with [`MOST_TOGETHER`] blobs and the same number of bytes for each.
+    /// Feeds the next bytes of several blobs. If [`is_faster_together`], this is much faster than feeding them one
+    /// after the other, ideally with [`MOST_TOGETHER`] blobs and the same number of bytes for each.
     pub fn update_together(feeds: &mut [(&mut BlobHasher, &[u8])]) {
         let mut messages = Vec::with_capacity(feeds.len());
         for (hasher, bytes) in feeds {
@@ -66,7 +67,7 @@ impl BlobHasher {
         Sha256::update_together(&mut messages);
     }
 
-    /// The name of what was fed.
+    /// Returns the name of the bytes that were fed.
     pub fn finish(self) -> BlobId {
         match self.0 {
             Algorithm::Sha1(sha1) => BlobId::Sha1(sha1.finalize().into()),
@@ -75,7 +76,7 @@ impl BlobHasher {
     }
 }
 
-/// The name of `bytes` by the algorithm of `like`.
+/// Returns the name of `bytes` by the algorithm of `like`.
 pub fn blob_id_of(like: &BlobId, bytes: &[u8]) -> BlobId {
     let mut hasher = BlobHasher::like(like, bytes.len() as u64);
     hasher.update(bytes);
@@ -87,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_those_of_git_and_sha256sum() {
+    fn names_match_git_and_sha256sum() {
         // `printf 'hello\n' | git hash-object --stdin` and `| sha256sum`
         let git: BlobId = "ce013625030ba8dba906f756967f9e9ca394464a".parse().unwrap();
         let sha256: BlobId = "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03".parse().unwrap();

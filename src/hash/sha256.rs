@@ -1,17 +1,17 @@
-//! SHA-256 as a stream (FIPS 180-4), whose state is at hand, so that several messages can be hashed in step. Blocks are
-//! compressed by the `sha2` crate, or by [`lanes`] when there are several.
+//! Streaming SHA-256 (FIPS 180-4) with an accessible state, so that several messages can be hashed in lockstep. Blocks
+//! are compressed by the `sha2` crate, or by [`lanes`] for several messages.
 
 use super::lanes::{self, Block, State};
 
 const BLOCK: usize = 64;
 
-/// The hash of a message so far.
+/// The intermediate hash of a message.
 #[derive(Clone)]
 pub(super) struct Sha256 {
     state: State,
-    /// Bytes so far.
+    /// Number of bytes so far.
     length: u64,
-    /// The bytes of the block that is not full yet, at its beginning.
+    /// The current block, of which the first [`Self::filled`] bytes are set.
     partial: Block,
 }
 
@@ -22,12 +22,12 @@ impl Sha256 {
         Sha256 { state, length: 0, partial: [0; BLOCK] }
     }
 
-    /// Bytes in the block that is not full yet.
+    /// Returns the number of bytes in the current, incomplete block.
     fn filled(&self) -> usize {
         (self.length % BLOCK as u64) as usize
     }
 
-    /// Takes what completes the block that was begun; returns the rest.
+    /// Completes the current block as far as `bytes` reach, and returns the rest of them.
     fn fill<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
         let filled = self.filled();
         if filled == 0 {
@@ -54,22 +54,22 @@ impl Sha256 {
         }
     }
 
-    /// Feeds all the bytes of each message: in step as far as the shortest reaches.
+    /// Feeds all bytes of each message, in lockstep up to the length of the shortest.
     pub(super) fn update_together(messages: &mut [(&mut Sha256, &[u8])]) {
-        for group in messages.chunks_mut(lanes::MOST) {
+        for group in messages.chunks_mut(lanes::MAX_LANES) {
             group.iter_mut().for_each(|(hasher, bytes)| *bytes = hasher.fill(bytes));
             let blocks = group.iter().map(|(_, bytes)| bytes.len() / BLOCK).min().unwrap_or(0);
             match group.len() {
-                2 => Self::in_step::<2>(group, blocks),
-                3 => Self::in_step::<3>(group, blocks),
-                4 => Self::in_step::<4>(group, blocks),
+                2 => Self::update_in_lockstep::<2>(group, blocks),
+                3 => Self::update_in_lockstep::<3>(group, blocks),
+                4 => Self::update_in_lockstep::<4>(group, blocks),
                 _ => {}
             }
             group.iter_mut().for_each(|(hasher, bytes)| hasher.update(bytes));
         }
     }
 
-    fn in_step<const N: usize>(messages: &mut [(&mut Sha256, &[u8])], count: usize) {
+    fn update_in_lockstep<const N: usize>(messages: &mut [(&mut Sha256, &[u8])], count: usize) {
         let mut states: [State; N] = std::array::from_fn(|lane| messages[lane].0.state);
         let blocks: [&[Block]; N] = std::array::from_fn(|lane| &messages[lane].1.as_chunks().0[..count]);
         lanes::compress(&mut states, blocks);
@@ -83,7 +83,7 @@ impl Sha256 {
     pub(super) fn finish(mut self) -> [u8; 32] {
         let bits = self.length * 8;
         let filled = self.filled();
-        // A one bit, zeros, and the length in the last eight bytes of a block.
+        // Padding: a one bit, zeros, and the length in the last eight bytes of a block.
         let zeros = (2 * BLOCK - 9 - filled) % BLOCK;
         self.update(&[0x80]);
         self.update(&[0; BLOCK][..zeros]);
@@ -103,9 +103,10 @@ mod tests {
     use sha2::Digest;
 
     proptest! {
-        /// However messages are cut, and hashed alone or in step, it is what the `sha2` crate gives.
+        /// The result equals that of the `sha2` crate, however messages are split, and whether they are hashed alone or
+        /// in lockstep.
         #[test]
-        fn it_is_sha256(
+        fn hashes_equal_those_of_the_sha2_crate(
             messages in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..1500), 1..7),
             cuts in proptest::collection::vec(0..700usize, 1..9),
         ) {
@@ -131,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn every_length_around_a_block_is_padded_right() {
+    fn every_length_around_a_block_is_padded_correctly() {
         for length in 0..200 {
             let message = vec![0xa5; length];
             let mut hasher = Sha256::new();

@@ -1,7 +1,7 @@
-//! Where requests to the Hub may go, and which of them may carry the token. Pure.
+//! Decides where requests to the Hub may go, and which of them may carry the token. Pure.
 //!
-//! The token belongs to the configured origin: scheme, host and port, compared as parsed URLs. A link that names the
-//! Hub's official address is followed at the configured endpoint, since mirrors pass on what the Hub wrote.
+//! The token is sent only to the configured origin: scheme, host and port, compared as parsed URLs. A link to the Hub's
+//! official address is followed at the configured endpoint, since mirrors pass on links that the Hub wrote.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use reqwest::Url;
@@ -15,41 +15,41 @@ const OFFICIAL: [&str; 3] = ["huggingface.co", "www.huggingface.co", "hf.co"];
 /// The Hub, or a mirror of it.
 #[derive(Debug, Clone)]
 pub struct Endpoint {
-    /// Without user, query, fragment and a slash at its end.
+    /// Without user, password, query, fragment and trailing slash.
     base: Url,
-    /// User and password in front of the host, for mirrors that ask for them.
+    /// User and password from the URL, for mirrors that require them.
     pub login: Option<(String, String)>,
 }
 
-/// Where a link leads.
+/// The target of a link.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Place {
-    /// To the configured origin: the token may go there.
+pub enum LinkTarget {
+    /// The configured origin, which may receive the token.
     Home(Url),
-    /// To another one.
-    Elsewhere(Url),
+    /// Another origin.
+    External(Url),
 }
 
 impl Endpoint {
-    /// Reads `HF_ENDPOINT`.
+    /// Parses `HF_ENDPOINT`.
     ///
     /// # Errors
-    /// Says why it is no address.
+    /// If it is not a valid URL.
     pub fn parse(text: &str) -> Result<Endpoint, String> {
         let has_scheme = |scheme: &str| text.get(..scheme.len()).is_some_and(|it| it.eq_ignore_ascii_case(scheme));
         if !has_scheme("http://") && !has_scheme("https://") {
             let shown = text.rsplit('@').next().unwrap_or_default();
-            return Err(format!("it is no URL; is https://{} meant?", printable(shown, 100)));
+            return Err(format!("it is not a URL; did you mean https://{}?", printable(shown, 100)));
         }
-        let mut base = Url::parse(text).map_err(|e| format!("it is no URL: {e}"))?;
+        let mut base = Url::parse(text).map_err(|e| format!("it is not a URL: {e}"))?;
         let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
         let login = (!base.username().is_empty())
             .then(|| (decoded(base.username()), decoded(base.password().unwrap_or_default())));
-        clean(&mut base);
+        strip_userinfo(&mut base);
         base.set_query(None);
         let path = base.path().trim_end_matches('/').to_string();
         base.set_path(&path);
-        // The Hub itself has one address; the others, and plain http, only say so.
+        // The Hub's other hosts, and plain http, all redirect to its main address.
         if is_official(&base) {
             let _ = base.set_scheme("https");
             let _ = base.set_port(None);
@@ -58,38 +58,38 @@ impl Endpoint {
         Ok(Endpoint { base, login })
     }
 
-    /// The address for people, without user and password.
+    /// Returns the URL for display, without user and password.
     pub fn shown(&self) -> &str {
         self.base.as_str().trim_end_matches('/')
     }
 
-    /// The address of an absolute path, which is escaped already.
+    /// Returns the URL of an absolute path, which must already be escaped.
     ///
     /// # Errors
-    /// When the path is not valid.
+    /// If the path is not valid.
     pub fn url(&self, path: &str) -> Result<Url, String> {
         Url::parse(&format!("{}{path}", self.shown())).map_err(|e| e.to_string())
     }
 
-    /// Whether the token may go there.
+    /// Returns whether the URL may receive the token.
     pub fn is_home(&self, url: &Url) -> bool {
         let origin =
             |url: &Url| (url.scheme().to_string(), url.host_str().map(String::from), url.port_or_known_default());
         matches!(url.scheme(), "http" | "https") && origin(&self.base) == origin(url)
     }
 
-    /// Follows a link that stood in the answer of `from`.
+    /// Resolves a link from the response of `from`.
     ///
     /// # Errors
-    /// Says why the link leads nowhere.
-    pub fn follow(&self, from: &Url, link: &str) -> Result<Place, String> {
-        let mut url = from.join(link.trim()).map_err(|e| format!("'{}' is no address: {e}", printable(link, 200)))?;
+    /// If the link cannot be followed.
+    pub fn follow(&self, from: &Url, link: &str) -> Result<LinkTarget, String> {
+        let mut url = from.join(link.trim()).map_err(|e| format!("'{}' is not a URL: {e}", printable(link, 200)))?;
         if !matches!(url.scheme(), "http" | "https") {
             return Err(format!("'{}' is neither http nor https", printable(link, 200)));
         }
-        clean(&mut url);
+        strip_userinfo(&mut url);
         if self.is_home(&url) {
-            return Ok(Place::Home(url));
+            return Ok(LinkTarget::Home(url));
         }
         let same_host = url.host_str() == self.base.host_str();
         let behind_tls = same_host
@@ -101,14 +101,14 @@ impl Endpoint {
                 _ => url.path(),
             };
             let query = url.query().map(|query| format!("?{query}")).unwrap_or_default();
-            return self.url(&format!("{below}{query}")).map(Place::Home);
+            return self.url(&format!("{below}{query}")).map(LinkTarget::Home);
         }
-        Ok(Place::Elsewhere(url))
+        Ok(LinkTarget::External(url))
     }
 }
 
-/// A user in front of the host would become a login of its own.
-fn clean(url: &mut Url) {
+/// Removes user, password and fragment. Otherwise, the user would be sent as a login.
+fn strip_userinfo(url: &mut Url) {
     let _ = url.set_username("");
     let _ = url.set_password(None);
     url.set_fragment(None);
@@ -123,12 +123,12 @@ fn is_official(url: &Url) -> bool {
 /// All but RFC 3986's unreserved characters.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// A text as one segment of a URL.
-pub fn escaped(text: &str) -> String {
+/// Percent-encodes a text as one segment of a URL.
+pub fn escape_segment(text: &str) -> String {
     utf8_percent_encode(text, SEGMENT).to_string()
 }
 
-/// The link to the next page: the first one whose `rel` has the word `next` (RFC 8288).
+/// Returns the link to the next page: the first one whose `rel` contains `next` (RFC 8288).
 pub fn next_page(headers: &HeaderMap) -> Option<String> {
     headers.get_all(LINK).iter().filter_map(|value| std::str::from_utf8(value.as_bytes()).ok()).find_map(next_link)
 }
@@ -137,7 +137,7 @@ fn next_link(value: &str) -> Option<String> {
     let mut rest = value;
     while let Some((_, after)) = rest.split_once('<') {
         let (target, parameters) = after.split_once('>')?;
-        // The parameters end at a comma that is not between quotes.
+        // The parameters end at the first unquoted comma.
         let mut quoted = false;
         let end = parameters.find(|c| {
             quoted ^= c == '"';
@@ -165,8 +165,8 @@ mod tests {
         let endpoint = Endpoint::parse(endpoint).unwrap();
         let page = endpoint.url("/api/models/org/name/tree/main?recursive=true").unwrap();
         match endpoint.follow(&page, link) {
-            Ok(Place::Home(url)) => format!("home {url}"),
-            Ok(Place::Elsewhere(url)) => format!("elsewhere {url}"),
+            Ok(LinkTarget::Home(url)) => format!("home {url}"),
+            Ok(LinkTarget::External(url)) => format!("elsewhere {url}"),
             Err(_) => "nowhere".into(),
         }
     }
@@ -193,7 +193,7 @@ mod tests {
             ("ftp://127.0.0.1:8080/x", "nowhere"),
             ("file:///etc/passwd", "nowhere"),
             ("javascript:x", "nowhere"),
-            // What the Hub itself wrote is followed at the mirror.
+            // Links to the Hub itself are followed at the mirror.
             (
                 "https://huggingface.co/api/models/org/name/tree/main?cursor=a%3D",
                 "home http://127.0.0.1:8080/api/models/org/name/tree/main?cursor=a%3D",
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn endpoints_are_urls_and_keep_their_login_to_themselves() {
+    fn endpoints_are_urls_and_never_show_their_login() {
         let endpoint = Endpoint::parse("HTTPS://me:p%40ss@Mirror.Corp:443/hf/?x#y").unwrap();
         assert_eq!(endpoint.shown(), "https://mirror.corp/hf");
         assert_eq!(endpoint.login, Some(("me".into(), "p@ss".into())));
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_page_is_found_as_the_header_is_defined() {
+    fn the_link_header_is_parsed_by_its_specification() {
         for (value, next) in [
             ("<https://x/a?c=1>; rel=\"next\"", Some("https://x/a?c=1")),
             ("<https://x/a,b>; rel=next", Some("https://x/a,b")),
@@ -255,8 +255,8 @@ mod tests {
     }
 
     #[test]
-    fn revisions_are_one_segment() {
-        assert_eq!(escaped("refs/pr/1"), "refs%2Fpr%2F1");
-        assert_eq!(escaped("v1.0_x-y~é"), "v1.0_x-y~%C3%A9");
+    fn a_revision_is_one_segment() {
+        assert_eq!(escape_segment("refs/pr/1"), "refs%2Fpr%2F1");
+        assert_eq!(escape_segment("v1.0_x-y~é"), "v1.0_x-y~%C3%A9");
     }
 }

@@ -1,4 +1,4 @@
-//! What the Hub is asked: which commit a revision is, what that commit lists, and the bytes of its files.
+//! Queries to the Hub: the commit of a revision, the listing of a commit, and the bytes of its files.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use futures_util::future::try_join_all;
 use reqwest::Url;
 use serde_json::Value;
 
-use super::address::{Place, escaped, next_page};
+use super::address::{LinkTarget, escape_segment, next_page};
 use super::http::{Http, Refusal};
 use super::{Body, listing};
 use crate::bucket::error::{Cause, Failure};
@@ -19,12 +19,12 @@ use crate::model::ids::{Commit, RefName, RepoName, RepoPath, RepoQuery, RepoType
 use crate::net::{self, Network};
 use crate::progress::Progress;
 
-/// Pages of a listing. The Hub puts 1,000 entries on one.
+/// Most pages of a listing that are read. The Hub puts 1,000 entries on a page.
 const MAX_PAGES: usize = 10_000;
-/// Pages in turn that may bring nothing new.
-const IDLE_PAGES: usize = 16;
+/// Most consecutive pages without a new entry.
+const MAX_IDLE_PAGES: usize = 16;
 
-/// The Hub.
+/// A client of the Hub.
 #[derive(Debug, Clone)]
 pub struct Hub {
     http: Http,
@@ -34,15 +34,15 @@ pub struct Hub {
 struct Revision {
     repo: RepoName,
     commit: Commit,
-    /// The files that it names along with the commit; of a large repo not all of them.
+    /// The files that the Hub lists along with the commit. For a large repo, the list is incomplete.
     files: Vec<String>,
 }
 
 impl Hub {
-    /// Prepares the client; nothing is sent. `wait` is how long it may wait for the Hub's limit of requests.
+    /// Prepares the client without sending anything. `wait` limits how long it waits for the Hub's rate limit.
     ///
     /// # Errors
-    /// [`Cause::Usage`] when the Hub is switched off, or its endpoint, the token or the certificates cannot be used.
+    /// [`Cause::Usage`] if the Hub is disabled, or if its endpoint, the token or the certificates cannot be used.
     pub fn connect(
         settings: &config::Hub,
         network: &Network,
@@ -52,17 +52,17 @@ impl Hub {
         if let Some(variable) = settings.offline {
             return Err(Error::usage("the Hub is disabled")
                 .because(format!("{variable} is set"))
-                .hint("unset it, or leave --fallback out"));
+                .hint("unset it, or omit --fallback"));
         }
         Ok(Hub { http: Http::new(settings, network, progress, wait)? })
     }
 
-    /// Finds a revision (`main` when none) of a repo, and lists it. Without a type: the model of that id, else the
-    /// only other type that has it.
+    /// Finds and lists a revision of a repo (`main` by default). An id without a type refers to the model, or else to
+    /// the only other type that has this id.
     ///
     /// # Errors
-    /// [`Cause::NoSuchKey`], [`Cause::Denied`] for repos that need a token or access, [`Cause::Usage`] when several
-    /// types fit, [`Cause::Invalid`] when the listing is not valid, and what keeps an answer from coming.
+    /// [`Cause::NoSuchKey`], [`Cause::Denied`] for repos that need a token or access, [`Cause::Usage`] if several
+    /// types have the id, [`Cause::Invalid`] if the listing is not valid, and all causes of failed requests.
     pub async fn find(&self, query: &RepoQuery, revision: Option<&str>) -> Result<Found> {
         let name: RefName = match revision {
             None => RefName::main(),
@@ -77,7 +77,7 @@ impl Hub {
         let manifest = listing::manifest(&repo, &commit, &entries).map_err(|why| {
             Error::invalid(format!("the Hub's listing of {repo}@{} cannot be used", commit.short())).because(why)
         })?;
-        // A commit, whole or shortened, is no ref.
+        // A full or abbreviated commit hash is not a ref.
         let reference = Some(name).filter(|name| !commit.as_str().starts_with(name.as_str()));
         Ok(Found { manifest, reference, pinned: false, notes: Vec::new() })
     }
@@ -115,19 +115,19 @@ impl Hub {
         }
     }
 
-    /// The commit that a ref, or a shortened commit, names.
+    /// Looks up the commit of a ref or of an abbreviated commit hash.
     async fn revision(&self, repo: RepoName, name: &RefName) -> Result<Revision, Refusal> {
-        let url = self.url(&format!("{}/revision/{}", api(&repo), escaped(name.as_str())))?;
+        let url = self.url(&format!("{}/revision/{}", api(&repo), escape_segment(name.as_str())))?;
         let info: Value = self.http.json(&url).await?.0;
         let sha = info["sha"].as_str().unwrap_or_default();
         let commit =
-            sha.parse().map_err(|why| Failure::new(Cause::Garbled, format!("the commit that it names {why}")))?;
+            sha.parse().map_err(|why| Failure::new(Cause::Garbled, format!("the commit in its response {why}")))?;
         let files = info["siblings"].as_array().into_iter().flatten();
         let files = files.filter_map(|file| file["rfilename"].as_str().map(String::from)).collect();
         Ok(Revision { repo, commit, files })
     }
 
-    /// All entries of a commit, which must have at least these `files`. It is whole, or an error.
+    /// Lists all entries of a commit, which must include these `files`. The listing is complete, or an error.
     async fn tree(&self, repo: &RepoName, commit: &Commit, files: &[String]) -> Result<Vec<Value>, Refusal> {
         let broken = |why: String| Refusal::from(Failure::new(Cause::Garbled, why));
         let mut url = self.url(&format!("{}/tree/{commit}?recursive=true", api(repo)))?;
@@ -135,11 +135,11 @@ impl Hub {
         let mut idle = 0;
         loop {
             if !asked.insert(url.clone()) {
-                return Err(broken("its listing comes back to a page that it has sent already".into()));
+                return Err(broken("its listing repeats a page".into()));
             }
             let (page, headers, from) = self.http.json(&url).await?;
             let Value::Array(page) = page else {
-                return Err(broken("its listing is no list".into()));
+                return Err(broken("its listing is not a list".into()));
             };
             let before = paths.len();
             for entry in page {
@@ -153,20 +153,22 @@ impl Hub {
             }
             let Some(next) = next_page(&headers) else { break };
             idle = if paths.len() > before { 0 } else { idle + 1 };
-            if idle > IDLE_PAGES || asked.len() >= MAX_PAGES {
+            if idle > MAX_IDLE_PAGES || asked.len() >= MAX_PAGES {
                 return Err(broken("its listing does not end".into()));
             }
             url = match self.http.endpoint.follow(&from, &next) {
-                Ok(Place::Home(next)) => next,
-                Ok(Place::Elsewhere(next)) => {
-                    let why = format!("its listing goes on at another address, {}", printable(next.as_str(), 200));
+                Ok(LinkTarget::Home(next)) => next,
+                Ok(LinkTarget::External(next)) => {
+                    let why = format!("its listing continues at another address, {}", printable(next.as_str(), 200));
                     return Err(broken(why));
                 }
                 Err(why) => return Err(broken(format!("its listing has no valid next page: {why}"))),
             };
         }
         match files.iter().find(|file| !paths.contains(*file)) {
-            Some(missing) => Err(broken(format!("its listing lacks '{}', so it was cut", printable(missing, 200)))),
+            Some(missing) => {
+                Err(broken(format!("its listing lacks '{}', so it is truncated", printable(missing, 200))))
+            }
             None => Ok(entries),
         }
     }
@@ -178,7 +180,7 @@ impl Hub {
     /// Opens a file for reading: all of it, or the bytes from `range.0` to `range.1` (exclusive).
     ///
     /// # Errors
-    /// [`Cause::NoSuchKey`] when it is not there, and the rest.
+    /// [`Cause::NoSuchKey`] if it does not exist, and all other causes of failed requests.
     pub async fn open(
         &self,
         repo: &RepoName,
@@ -190,12 +192,12 @@ impl Hub {
             RepoType::Model => String::new(),
             kind => format!("/{kind}s"),
         };
-        let path: Vec<String> = path.segments().map(escaped).collect();
+        let path: Vec<String> = path.segments().map(escape_segment).collect();
         let url = self.url(&format!("{kind}/{}/resolve/{commit}/{}", repo.id, path.join("/")))?;
         self.http.open(&url, range).await.map_err(|refusal| refusal.failure)
     }
 
-    /// The error for the user. `doing` names what failed and on what.
+    /// Converts a failure to an error for the user. `doing` describes the failed operation.
     pub fn explain(&self, failure: Failure, doing: &str) -> Error {
         let place = self.http.endpoint.shown();
         let (why, hint) = match failure.cause {
@@ -213,11 +215,11 @@ impl Hub {
                 (format!("no secure connection to {place}: {}", failure.detail), hint)
             }
             Cause::Garbled => (
-                format!("{place} does not answer as the Hub does: {}", failure.detail),
-                Some("check HF_ENDPOINT, and what answers there"),
+                format!("{place} does not respond like the Hub: {}", failure.detail),
+                Some("check HF_ENDPOINT, and what server it points to"),
             ),
             Cause::RateLimited => (
-                format!("{place} takes no more requests now: {}", failure.detail),
+                format!("{place} accepts no more requests for now: {}", failure.detail),
                 Some("run it again later, or with a larger --hub-wait; with a token (HF_TOKEN) the Hub allows more"),
             ),
             Cause::Unreachable => (

@@ -1,5 +1,5 @@
-//! Requests to the Hub: tried again while their failure is transient, redirected by rules of our own, and with the token
-//! at the configured origin alone.
+//! Requests to the Hub: retried after transient failures, redirected by our own rules, and with the token sent only to
+//! the configured origin.
 
 use std::error::Error as _;
 use std::sync::Arc;
@@ -11,8 +11,8 @@ use reqwest::{Response, StatusCode, Url};
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::address::{Endpoint, Place};
-use super::patience::{Patience, named_wait};
+use super::address::{Endpoint, LinkTarget};
+use super::rate_limit::{RateLimiter, requested_wait};
 use crate::bucket::error::{Cause, Failure};
 use crate::config::{self, Secret};
 use crate::error::{Error, Result, printable};
@@ -21,16 +21,16 @@ use crate::net::{self, Network, NoProxy};
 use crate::progress::{Progress, waiting};
 use crate::retry::Try;
 
-/// A connection must stand within this time.
-const CONNECT: Duration = Duration::from_secs(10);
-/// An answer, and each next piece of it, must come within this time.
-const STALL: Duration = Duration::from_secs(60);
-/// Redirects that are followed for one request.
-const REDIRECTS: usize = 10;
-/// Largest answer that is read into memory, in bytes.
+/// Time limit for establishing a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time limit for the response headers, and for each following chunk of the body.
+const STALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// Most redirects that are followed for one request.
+const MAX_REDIRECTS: usize = 10;
+/// Largest response that is read into memory, in bytes.
 const MAX_JSON: usize = 64 << 20;
 
-/// What sends requests.
+/// The HTTP client for the Hub.
 #[derive(Debug, Clone)]
 pub struct Http {
     pub endpoint: Endpoint,
@@ -38,14 +38,14 @@ pub struct Http {
     direct: reqwest::Client,
     no_proxy: NoProxy,
     token: Option<Secret>,
-    patience: Arc<Patience>,
+    rate_limiter: Arc<RateLimiter>,
 }
 
-/// A failed request, and the Hub's word for it.
+/// A failed request, with the Hub's error code.
 pub struct Refusal {
     pub failure: Failure,
     pub code: String,
-    /// The wait that the Hub names with it.
+    /// The wait that the Hub asked for.
     wait: Option<Duration>,
 }
 
@@ -58,17 +58,17 @@ impl From<Failure> for Refusal {
 /// The bytes of a file, or of a range of it.
 pub struct Body {
     response: Response,
-    /// Bytes to drop: in front of the range, where the server sends the whole file.
+    /// Bytes before the range that are discarded if the server sends the whole file.
     skip: u64,
-    /// Bytes of the range that are still to come, where it is one.
+    /// Remaining bytes of the range; `None` for a whole file.
     left: Option<u64>,
 }
 
 impl Http {
-    /// Prepares the clients; nothing is sent.
+    /// Prepares the clients without sending anything.
     ///
     /// # Errors
-    /// [`Cause::Usage`] when the endpoint, the token or a certificate bundle cannot be used.
+    /// [`crate::error::Cause::Usage`] if the endpoint, the token or a certificate bundle cannot be used.
     pub fn new(settings: &config::Hub, network: &Network, progress: Arc<dyn Progress>, wait: Duration) -> Result<Http> {
         let endpoint = Endpoint::parse(&settings.endpoint).map_err(|why| {
             let shown = printable(settings.endpoint.rsplit('@').next().unwrap_or_default(), 200);
@@ -80,7 +80,7 @@ impl Http {
         }
         if token.as_ref().is_some_and(|token| !token.expose().bytes().all(|byte| byte.is_ascii_graphic())) {
             return Err(Error::usage("cannot use the token for the Hub")
-                .because("it has a space, a line break or another character that no token has")
+                .because("it contains a space, a line break or another invalid character")
                 .hint("check HF_TOKEN, or log in again with `hf auth login`"));
         }
         let mut certificates = Vec::new();
@@ -91,8 +91,8 @@ impl Http {
             reqwest::Client::builder()
                 .user_agent(concat!("hf-cache-sync/", env!("CARGO_PKG_VERSION")))
                 .redirect(reqwest::redirect::Policy::none())
-                .connect_timeout(CONNECT)
-                .read_timeout(STALL)
+                .connect_timeout(CONNECT_TIMEOUT)
+                .read_timeout(STALL_TIMEOUT)
                 .tls_certs_merge(certificates.clone())
         };
         Ok(Http {
@@ -101,18 +101,18 @@ impl Http {
             direct: client().no_proxy().build().map_err(|e| cannot_start(&e))?,
             no_proxy: network.no_proxy.clone(),
             token,
-            patience: Arc::new(Patience::new(wait, progress)),
+            rate_limiter: Arc::new(RateLimiter::new(wait, progress)),
         })
     }
 
-    /// Gets a JSON document, the headers that came with it, and the address that gave it.
+    /// Requests a JSON document, and returns it with the response headers and the final URL.
     pub async fn json(&self, url: &Url) -> Result<(Value, HeaderMap, Url), Refusal> {
         let mut tries = Tries::new();
         loop {
-            self.patience.pass().await?;
+            self.rate_limiter.wait_for_turn().await?;
             match self.json_once(url).await {
                 Ok(answer) => return Ok(answer),
-                Err(refusal) => tries.failed(refusal, &self.patience).await?,
+                Err(refusal) => tries.wait_before_retry(refusal, &self.rate_limiter).await?,
             }
         }
     }
@@ -123,13 +123,13 @@ impl Http {
         let mut body = Vec::new();
         while let Some(bytes) = response.chunk().await.map_err(|e| from_http(&e))? {
             if body.len() + bytes.len() > MAX_JSON {
-                return Err(Failure::new(Cause::Garbled, "its answer is too large").into());
+                return Err(Failure::new(Cause::Garbled, "its response is too large").into());
             }
             body.extend_from_slice(&bytes);
         }
         match serde_json::from_slice(&body) {
             Ok(value) => Ok((value, headers, from)),
-            Err(_) => Err(no_json(&headers, &body).into()),
+            Err(_) => Err(not_json(&headers, &body).into()),
         }
     }
 
@@ -137,10 +137,10 @@ impl Http {
     pub async fn open(&self, url: &Url, range: Option<(u64, u64)>) -> Result<Body, Refusal> {
         let mut tries = Tries::new();
         loop {
-            self.patience.pass().await?;
+            self.rate_limiter.wait_for_turn().await?;
             match self.open_once(url, range).await {
                 Ok(body) => return Ok(body),
-                Err(refusal) => tries.failed(refusal, &self.patience).await?,
+                Err(refusal) => tries.wait_before_retry(refusal, &self.rate_limiter).await?,
             }
         }
     }
@@ -154,65 +154,67 @@ impl Http {
         let Some((from, to)) = range else { return Ok(Body { response, skip: 0, left: None }) };
         let mut skip = from;
         if response.status() == StatusCode::PARTIAL_CONTENT {
-            let told = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
-            let start = told.and_then(|text| text.trim().strip_prefix("bytes ")?.split('-').next()?.parse().ok());
+            let content_range = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
+            let start =
+                content_range.and_then(|text| text.trim().strip_prefix("bytes ")?.split('-').next()?.parse().ok());
             if start.is_some_and(|start: u64| start != from) {
-                return Err(Failure::new(Cause::Garbled, "it sent another range than asked for").into());
+                return Err(Failure::new(Cause::Garbled, "it sent a different range than requested").into());
             }
             skip = 0;
         }
         Ok(Body { response, skip, left: Some(to - from) })
     }
 
-    /// One request with its redirects.
+    /// Sends one request, and follows its redirects.
     async fn send(&self, url: &Url, range: Option<(u64, u64)>) -> Result<Response, Refusal> {
         let mut url = url.clone();
-        let mut asked = vec![url.clone()];
-        let mut at_home = true;
+        let mut visited = vec![url.clone()];
+        let mut may_send_token = true;
         loop {
-            let response = self.send_once(&url, range, at_home).await?;
+            let response = self.send_once(&url, range, may_send_token).await?;
             let status = response.status();
             let is_redirect = matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308);
             let location = response.headers().get(LOCATION).filter(|_| is_redirect);
-            let Some(location) = location else { return checked(response) };
+            let Some(location) = location else { return check_status(response) };
             let location = String::from_utf8_lossy(location.as_bytes()).into_owned();
-            let astray = |why: String| Failure::new(Cause::Garbled, format!("it redirects astray: {why}"));
-            let mut place = self.endpoint.follow(&url, &location).map_err(astray)?;
-            // A mirror that sends on to the Hub itself does not have it: then that is asked, as nobody in particular.
-            if let Place::Home(next) = &place
-                && asked.contains(next)
+            let bad_redirect =
+                |why: String| Failure::new(Cause::Garbled, format!("its redirect cannot be followed: {why}"));
+            let mut place = self.endpoint.follow(&url, &location).map_err(bad_redirect)?;
+            // A mirror that redirects to the Hub itself does not have the file: ask the Hub, without the token.
+            if let LinkTarget::Home(next) = &place
+                && visited.contains(next)
                 && let Ok(official) = url.join(&location)
                 && !self.endpoint.is_home(&official)
             {
-                place = Place::Elsewhere(official);
+                place = LinkTarget::External(official);
             }
             let next = match place {
-                Place::Home(next) => next,
-                Place::Elsewhere(mut next) => {
-                    at_home = false;
+                LinkTarget::Home(next) => next,
+                LinkTarget::External(mut next) => {
+                    may_send_token = false;
                     let _ = next.set_username("");
                     let _ = next.set_password(None);
-                    // The bytes of a file are proven; nothing proves a listing.
+                    // File contents are verified by their hash, but nothing verifies a listing.
                     if url.scheme() == "https" && next.scheme() == "http" && range.is_none() {
-                        return Err(astray("from https to http".into()).into());
+                        return Err(bad_redirect("it leads from https to http".into()).into());
                     }
                     next
                 }
             };
-            if asked.contains(&next) || asked.len() > REDIRECTS {
-                return Err(astray("in a circle".into()).into());
+            if visited.contains(&next) || visited.len() > MAX_REDIRECTS {
+                return Err(bad_redirect("it leads in a circle".into()).into());
             }
-            asked.push(next.clone());
+            visited.push(next.clone());
             url = next;
         }
     }
 
-    async fn send_once(&self, url: &Url, range: Option<(u64, u64)>, at_home: bool) -> Result<Response, Refusal> {
+    async fn send_once(&self, url: &Url, range: Option<(u64, u64)>, may_send_token: bool) -> Result<Response, Refusal> {
         let host = url.host_str().unwrap_or_default();
         let direct = self.no_proxy.covers(host, url.port_or_known_default().unwrap_or_default());
         let client = if direct { &self.direct } else { &self.proxied };
         let mut request = client.get(url.clone()).header(ACCEPT_ENCODING, "identity");
-        if at_home && self.endpoint.is_home(url) {
+        if may_send_token && self.endpoint.is_home(url) {
             request = match (&self.token, &self.endpoint.login) {
                 (Some(token), _) => request.bearer_auth(token.expose()),
                 (None, Some((user, password))) => request.basic_auth(user, Some(password)),
@@ -232,25 +234,25 @@ impl Http {
     }
 }
 
-/// The tries of one request.
+/// The attempts for one request.
 struct Tries {
     /// When the Hub first asked to wait.
-    asked: Option<Instant>,
+    first_rejection: Option<Instant>,
     failed: u32,
 }
 
 impl Tries {
     fn new() -> Tries {
-        Tries { asked: None, failed: 0 }
+        Tries { first_rejection: None, failed: 0 }
     }
 
-    /// Waits until the next try; fails when there is none, or when the Hub asks for too long a wait.
-    async fn failed(&mut self, refusal: Refusal, patience: &Patience) -> Result<(), Refusal> {
+    /// Waits until the next attempt. Fails if there is none left, or if the Hub asks for too long a wait.
+    async fn wait_before_retry(&mut self, refusal: Refusal, rate_limiter: &RateLimiter) -> Result<(), Refusal> {
         if !refusal.failure.cause.is_transient() {
             return Err(refusal);
         }
         if let Some(wait) = refusal.wait {
-            return Ok(patience.asked(wait, *self.asked.get_or_insert_with(Instant::now))?);
+            return Ok(rate_limiter.record_limit(wait, *self.first_rejection.get_or_insert_with(Instant::now))?);
         }
         self.failed += 1;
         let Some(pause) = Try::Hub.again(refusal.failure.cause, self.failed, None, fastrand::f64()) else {
@@ -262,16 +264,16 @@ impl Tries {
 }
 
 impl Body {
-    /// The next piece of the body; `None` at its end.
+    /// Returns the next chunk of the body; `None` at its end.
     ///
     /// # Errors
-    /// [`Cause::Broken`] when the connection breaks or stalls.
+    /// [`Cause::Broken`] if the connection breaks or stalls.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
         loop {
             if self.left == Some(0) {
                 return Ok(None);
             }
-            let next = tokio::time::timeout(STALL, self.response.chunk()).await;
+            let next = tokio::time::timeout(STALL_TIMEOUT, self.response.chunk()).await;
             let Some(mut bytes) = next.map_err(|_| Failure::new(Cause::Broken, "the download stalled"))?.map_err(
                 |e| match from_http(&e) {
                     failure if failure.cause.is_transient() => failure,
@@ -295,19 +297,19 @@ impl Body {
     }
 }
 
-const WEB_PAGE: &str = "it answers with a web page, so this is no Hub, or a portal in front of it";
+const WEB_PAGE: &str = "it responds with a web page, so it is not the Hub, or there is a login portal in front of it";
 
-fn checked(response: Response) -> Result<Response, Refusal> {
+fn check_status(response: Response) -> Result<Response, Refusal> {
     let (status, headers) = (response.status(), response.headers());
     let header = |name: &str| headers.get(name).and_then(|text| text.to_str().ok()).unwrap_or_default();
     if !status.is_success() {
         let failure = from_status(status, header("x-error-code"), header("x-error-message"));
-        let wait = matches!(status.as_u16(), 429 | 503).then(|| named_wait(headers, SystemTime::now())).flatten();
+        let wait = matches!(status.as_u16(), 429 | 503).then(|| requested_wait(headers, SystemTime::now())).flatten();
         return Err(Refusal { failure, code: header("x-error-code").to_string(), wait });
     }
     let encoding = header(CONTENT_ENCODING.as_str()).trim();
     if !encoding.is_empty() && !encoding.eq_ignore_ascii_case("identity") {
-        let why = format!("something on the way compresses its answers ({}), unasked", printable(encoding, 20));
+        let why = format!("a proxy compresses its responses ({}), although not asked to", printable(encoding, 20));
         return Err(Failure::new(Cause::Garbled, why).into());
     }
     Ok(response)
@@ -317,31 +319,34 @@ fn header<'a>(response: &'a Response, name: &str) -> &'a str {
     response.headers().get(name).and_then(|text| text.to_str().ok()).unwrap_or_default()
 }
 
-fn no_json(headers: &HeaderMap, body: &[u8]) -> Failure {
+fn not_json(headers: &HeaderMap, body: &[u8]) -> Failure {
     let kind = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let start = String::from_utf8_lossy(&body[..body.len().min(200)]).trim_start().to_ascii_lowercase();
     let is_page = kind.contains("html") || start.starts_with("<!doctype html") || start.starts_with("<html");
     let why = match is_page {
         true => WEB_PAGE,
-        false => "its answer is no valid JSON, or ends in the middle",
+        false => "its response is not valid JSON, or is truncated",
     };
     Failure::new(Cause::Garbled, why)
 }
 
-/// The Hub hides private repos: whoever may not see one is told that there is none, or to log in.
+/// Converts an error response to a failure. The Hub hides private repos: without access, it reports that there is no
+/// such repo, or asks for a login.
 fn from_status(status: StatusCode, code: &str, message: &str) -> Failure {
     let missing = "there is no such repo, or it is private";
-    let said = |or: &str| if message.is_empty() { or.to_string() } else { printable(message, 200) };
+    let message_or = |fallback: &str| if message.is_empty() { fallback.to_string() } else { printable(message, 200) };
     let (cause, detail) = match (status.as_u16(), code) {
         (_, "RevisionNotFound") => (Cause::NoSuchKey, "the repo has no such revision".into()),
         (_, "EntryNotFound") => (Cause::NoSuchKey, "the revision has no such file".into()),
-        (_, "GatedRepo") => (Cause::Denied, said("the repo is gated")),
+        (_, "GatedRepo") => (Cause::Denied, message_or("the repo is gated")),
         (_, "RepoNotFound") => (Cause::NoSuchKey, missing.into()),
-        (401, _) if message == "Invalid credentials in Authorization header" => (Cause::BadCredentials, said("")),
+        (401, _) if message == "Invalid credentials in Authorization header" => (Cause::BadCredentials, message_or("")),
         (401 | 404, _) => (Cause::NoSuchKey, missing.into()),
-        (403, _) => (Cause::Denied, said("HTTP status 403")),
-        (408 | 429 | 500 | 502 | 503 | 504 | 520..=527, _) => (Cause::Busy, said(&format!("HTTP status {status}"))),
-        _ => (Cause::Other, said(&format!("HTTP status {status}"))),
+        (403, _) => (Cause::Denied, message_or("HTTP status 403")),
+        (408 | 429 | 500 | 502 | 503 | 504 | 520..=527, _) => {
+            (Cause::Busy, message_or(&format!("HTTP status {status}")))
+        }
+        _ => (Cause::Other, message_or(&format!("HTTP status {status}"))),
     };
     Failure::new(cause, detail)
 }
@@ -351,17 +356,17 @@ fn from_http(error: &reqwest::Error) -> Failure {
         return Failure::new(Cause::Certificate, problem.why);
     }
     let cause = if error.is_connect() { Cause::Unreachable } else { Cause::Broken };
-    Failure::new(cause, deepest(error))
+    Failure::new(cause, root_cause(error))
 }
 
 fn cannot_start(error: &reqwest::Error) -> Error {
-    Error::usage("cannot prepare requests to the Hub").because(deepest(error)).hint(
+    Error::usage("cannot initialise the HTTP client for the Hub").because(root_cause(error)).hint(
         "check the certificates that SSL_CERT_FILE, REQUESTS_CA_BUNDLE or AWS_CA_BUNDLE name, and the proxy settings",
     )
 }
 
-/// The innermost reason of a chain of errors.
-fn deepest(error: &reqwest::Error) -> String {
+/// Returns the innermost message of a chain of errors.
+fn root_cause(error: &reqwest::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(inner) = source {

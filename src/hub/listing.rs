@@ -1,14 +1,14 @@
-//! A commit's listing by the Hub as a manifest, with the tree that huggingface_hub would store. Pure.
+//! Converts the Hub's listing of a commit to a manifest, with the tree that huggingface_hub would store. Pure.
 
 use serde_json::{Map, Value, json};
 
 use crate::model::ids::{Commit, RepoName};
 use crate::model::manifest::Manifest;
 
-/// Makes the manifest of the entries of `/api/…/tree/<commit>?recursive=true`; folders among them do not matter.
+/// Converts the entries of `/api/…/tree/<commit>?recursive=true`. Folders are ignored.
 ///
 /// # Errors
-/// Says what is wrong with the listing: it is checked like a manifest from a bucket.
+/// If the listing is not valid. It is checked like a manifest from a bucket.
 pub fn manifest(repo: &RepoName, commit: &Commit, entries: &[Value]) -> Result<Manifest, String> {
     let mut files = Vec::new();
     let mut tree: Vec<(&str, Value)> = Vec::new();
@@ -20,19 +20,19 @@ pub fn manifest(repo: &RepoName, commit: &Commit, entries: &[Value]) -> Result<M
             None => (&entry["oid"], &entry["size"]),
         };
         files.push(json!({"path": path, "blob": blob, "size": size}));
-        let mut told = json!({"size": entry["size"], "blob_id": entry["oid"]});
+        let mut tree_entry = json!({"size": entry["size"], "blob_id": entry["oid"]});
         if let Some(lfs) = lfs {
-            told["lfs_sha256"] = lfs["oid"].clone();
-            told["lfs_size"] = lfs["size"].clone();
+            tree_entry["lfs_sha256"] = lfs["oid"].clone();
+            tree_entry["lfs_size"] = lfs["size"].clone();
         }
         if let Some(xet) = entry.get("xetHash").filter(|xet| !xet.is_null()) {
-            told["xet_hash"] = xet.clone();
+            tree_entry["xet_hash"] = xet.clone();
         }
-        tree.push((path, told));
+        tree.push((path, tree_entry));
     }
-    // huggingface_hub sorts by code points, which is the order of the bytes.
+    // huggingface_hub sorts by code points, which is the same as byte order.
     tree.sort_by_key(|(path, _)| *path);
-    let tree: Map<String, Value> = tree.into_iter().map(|(path, told)| (path.to_string(), told)).collect();
+    let tree: Map<String, Value> = tree.into_iter().map(|(path, entry)| (path.to_string(), entry)).collect();
     let manifest = json!({
         "repo": repo.id, "revision": commit, "repo_type": repo.kind, "files": files,
         "tree": {"format_version": 1, "files": tree},
@@ -52,7 +52,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listing_becomes_a_manifest_and_the_clients_tree() {
+    fn a_listing_becomes_a_manifest_with_the_tree_of_the_client() {
         let (sha1, sha256) = ("ce013625030ba8dba906f756967f9e9ca394464a", "ab".repeat(32));
         let manifest = read(json!([
             {"type": "directory", "path": "d", "oid": sha1, "size": 0},
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listing_is_not_trusted() {
+    fn an_invalid_listing_is_rejected() {
         let sha1 = "ce013625030ba8dba906f756967f9e9ca394464a";
         for (path, oid) in [("../x", sha1), ("/x", sha1), ("a\\b", sha1), ("x", "../y"), ("x", "")] {
             assert!(read(json!([{"type": "file", "path": path, "oid": oid, "size": 1}])).is_err(), "{path} {oid}");

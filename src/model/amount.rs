@@ -1,24 +1,24 @@
-//! Sums over blobs.
+//! Totals of blobs.
 
 use serde::Serialize;
 
-/// A number of blobs and their bytes.
+/// A number of blobs, and their total size.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Amount {
-    /// Blobs.
+    /// The number of blobs.
     pub blobs: u64,
-    /// Bytes.
+    /// Their total size in bytes.
     pub bytes: u64,
 }
 
 impl Amount {
-    /// Counts one more blob.
+    /// Adds one blob.
     pub fn add(&mut self, bytes: u64) {
         self.blobs += 1;
         self.bytes += bytes;
     }
 
-    /// Counts one less.
+    /// Subtracts one blob.
     pub fn take(&mut self, bytes: u64) {
         self.blobs = self.blobs.saturating_sub(1);
         self.bytes = self.bytes.saturating_sub(bytes);

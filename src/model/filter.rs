@@ -1,8 +1,8 @@
-//! Which repos `--include` and `--exclude` let through. Pure.
+//! The filter of `--include` and `--exclude` patterns for repos. Pure.
 //!
-//! Patterns are those of Python's `fnmatch`, as in 0.1.0: `*` matches `/` too, `?` is one character, `[seq]` and
-//! `[!seq]` are sets, everything else (braces and backslashes, too) means itself. A type before a colon
-//! (`dataset:org/*`) limits a pattern to that type; without one it means every type.
+//! Patterns work like Python's `fnmatch`, as in 0.1.0: `*` also matches `/`, `?` matches one character, `[seq]` and
+//! `[!seq]` are sets, and everything else is literal, including braces and backslashes. A type before a colon
+//! (`dataset:org/*`) limits a pattern to that type. A pattern without one applies to all types.
 
 use globset::{GlobBuilder, GlobMatcher};
 
@@ -27,8 +27,8 @@ impl Filter {
     /// Parses the patterns.
     ///
     /// # Errors
-    /// [`crate::error::Cause::Usage`] names a pattern that cannot be meant: an open `[`, an empty range, a type that
-    /// does not exist, or no pattern at all.
+    /// [`crate::error::Cause::Usage`] for a pattern that is not valid: an unclosed `[`, an empty range, an unknown
+    /// type, or an empty pattern.
     pub fn new(include: &[String], exclude: &[String]) -> Result<Self> {
         let parse = |flag: &str, texts: &[String]| {
             let all = texts.iter().map(|text| {
@@ -43,7 +43,7 @@ impl Filter {
         Ok(Filter { include: parse("include", include)?, exclude: parse("exclude", exclude)? })
     }
 
-    /// Whether the repo is wanted: included (where there are include patterns), and then not excluded.
+    /// Returns whether the repo is included, or there are no include patterns, and is not excluded.
     pub fn allows(&self, repo: &RepoName) -> bool {
         let any = |patterns: &[Pattern]| patterns.iter().any(|pattern| pattern.matches(repo));
         (self.include.is_empty() || any(&self.include)) && !any(&self.exclude)
@@ -57,7 +57,7 @@ impl Pattern {
         if id.is_empty() {
             return Err("it is empty".into());
         }
-        let glob = GlobBuilder::new(&translated(id)?).literal_separator(false).backslash_escape(false).build();
+        let glob = GlobBuilder::new(&to_globset(id)?).literal_separator(false).backslash_escape(false).build();
         Ok(Pattern { kind, id: glob.map_err(|error| error.kind().to_string())?.compile_matcher() })
     }
 
@@ -66,8 +66,8 @@ impl Pattern {
     }
 }
 
-/// The same pattern in globset's words: it knows `**` and `{}` beside what fnmatch knows.
-fn translated(pattern: &str) -> Result<String, String> {
+/// Translates a pattern to globset's syntax, which also has `**` and `{}`.
+fn to_globset(pattern: &str) -> Result<String, String> {
     let mut out = String::new();
     let mut chars = pattern.chars();
     while let Some(c) = chars.next() {
@@ -78,11 +78,11 @@ fn translated(pattern: &str) -> Result<String, String> {
                 let rest = chars.as_str();
                 let negated = rest.starts_with('!');
                 let body = &rest[usize::from(negated)..];
-                // A bracket that comes first is a member.
+                // A leading `]` is a member.
                 let first = body.chars().next().map_or(0, char::len_utf8);
                 let end = body.get(first..).and_then(|more| more.find(']')).map(|end| first + end);
-                let Some(end) = end else { return Err("it has a '[' without its ']'".into()) };
-                out.push_str(&set(&body[..end], negated)?);
+                let Some(end) = end else { return Err("it has a '[' without a matching ']'".into()) };
+                out.push_str(&to_globset_set(&body[..end], negated)?);
                 chars = body[end + 1..].chars();
             }
             c => out.push(c),
@@ -91,8 +91,8 @@ fn translated(pattern: &str) -> Result<String, String> {
     Ok(out)
 }
 
-/// `[seq]` with its members in an order in which globset takes each of them for itself.
-fn set(body: &str, negated: bool) -> Result<String, String> {
+/// Translates `[seq]`, ordering its members so that globset takes each of them literally.
+fn to_globset_set(body: &str, negated: bool) -> Result<String, String> {
     let members: Vec<char> = body.chars().collect();
     let (mut ranges, mut singles) = (String::new(), Vec::new());
     let mut at = 0;
@@ -120,7 +120,7 @@ fn set(body: &str, negated: bool) -> Result<String, String> {
     let dash = if has('-') { "-" } else { "" };
     let not = if negated { "!" } else { "" };
     if !negated && bracket.is_empty() && plain.is_empty() && !marks.is_empty() && !ranges.starts_with(']') {
-        // A mark that comes first would negate.
+        // A leading mark would negate the set.
         let rest = if ranges.is_empty() && dash.is_empty() { String::new() } else { format!(",[{ranges}{dash}]") };
         let marks: Vec<String> = marks.chars().map(String::from).collect();
         return Ok(format!("{{{}{rest}}}", marks.join(",")));
@@ -138,9 +138,9 @@ mod tests {
         Pattern::parse(pattern).unwrap_or_else(|why| panic!("{pattern}: {why}")).id.is_match(text)
     }
 
-    /// Each line holds in Python: `fnmatch.fnmatchcase(text, pattern) is expected`.
+    /// Each line matches Python: `fnmatch.fnmatchcase(text, pattern) is expected`.
     #[test]
-    fn patterns_are_pythons() {
+    fn patterns_match_like_those_of_python() {
         for (pattern, text, expected) in [
             ("org/*", "org/name", true),
             ("org/*", "org/a/b", true),
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_type_limits_and_exclude_comes_after_include() {
+    fn types_limit_patterns_and_exclude_wins_over_include() {
         let repo = |kind, id: &str| RepoName::new(kind, id.parse().unwrap());
         let texts = |texts: &[&str]| texts.iter().map(|text| text.to_string()).collect::<Vec<_>>();
         let filter = Filter::new(&texts(&["dataset:org/*", "gpt2"]), &texts(&["*/secret"])).unwrap();
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_meant_is_refused() {
+    fn invalid_patterns_are_rejected() {
         for bad in ["", "org/[a", "org/[]", "org/[!]", "[z-a]", "foo:org/*", "dataset:"] {
             let error = Filter::new(&[bad.to_string()], &[]).unwrap_err();
             assert_eq!(error.cause, crate::error::Cause::Usage, "{bad}");

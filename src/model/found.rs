@@ -1,18 +1,18 @@
-//! A revision that a command asked for, as its source knows it.
+//! The result of looking up a revision in the bucket or on the Hub.
 
 use super::ids::RefName;
 use super::manifest::Manifest;
 
-/// A revision in the bucket or on the Hub.
+/// A revision that was found in the bucket or on the Hub.
 #[derive(Debug, Clone)]
 pub struct Found {
-    /// Its manifest, valid, of the repo that was asked for.
+    /// Its manifest, which is valid and belongs to the requested repo.
     pub manifest: Manifest,
-    /// The ref that led to it; none when a commit was asked for.
+    /// The ref that was followed; `None` if a commit was requested.
     pub reference: Option<RefName>,
-    /// Whether the machine that pushed it has a ref that is called like the commit, as hf-hub before 1.0 writes one for
-    /// a commit that it was asked for.
+    /// Whether the machine that pushed it has a ref named after the commit, as hf-hub before 1.0 writes for a requested
+    /// commit.
     pub pinned: bool,
-    /// What a user should know.
+    /// Notes for the user.
     pub notes: Vec<String>,
 }

@@ -1,19 +1,19 @@
-//! The field's names as types: parsed once, at the edge, and impossible to hold invalid.
+//! Names as types that cannot hold an invalid value. They are parsed once, at the edge.
 //!
-//! Everything that comes from a bucket, a cache folder or the command line goes through these parsers before it
-//! is used in a path or a key. The rules follow huggingface_hub's `validate_repo_id`, git's `check-ref-format`, and
-//! what a file system can hold without surprise.
+//! Everything that comes from a bucket, a cache folder or the command line goes through these parsers before it is used
+//! in a path or a key. The rules follow huggingface_hub's `validate_repo_id`, git's `check-ref-format`, and the limits
+//! of file systems.
 
-mod typed;
+mod spec;
 
-pub use typed::{Typed, pattern, repo_type, trim};
+pub use spec::{RepoSpec, pattern, repo_type, trim};
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Why a text is no valid name of its kind.
+/// The reason why a text is not a valid name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invalid(String);
 
@@ -29,7 +29,7 @@ fn invalid<T>(text: &str, why: impl fmt::Display) -> Result<T, Invalid> {
     Err(Invalid(format!("'{}' {why}", crate::error::printable(text, 120))))
 }
 
-/// The type of a repo on the Hub; part of a repo's identity, since a model and a dataset may share an id.
+/// The type of a repo on the Hub. It is part of a repo's identity, since a model and a dataset may share an id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum RepoType {
@@ -44,10 +44,10 @@ pub enum RepoType {
 }
 
 impl RepoType {
-    /// All types, in the order in which they are listed.
+    /// All types, in listing order.
     pub const ALL: [RepoType; 4] = [RepoType::Model, RepoType::Dataset, RepoType::Space, RepoType::Kernel];
 
-    /// The singular word that manifests and flags use.
+    /// Returns the singular word that manifests and flags use.
     pub fn word(self) -> &'static str {
         match self {
             RepoType::Model => "model",
@@ -74,7 +74,7 @@ impl FromStr for RepoType {
     }
 }
 
-/// A repo id: `name` or `org/name`, by huggingface_hub's rules.
+/// A repo id: `name` or `org/name`, following huggingface_hub's rules.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct RepoId(String);
@@ -115,29 +115,29 @@ impl FromStr for RepoId {
     }
 }
 
-/// A repo: its type and its id.
+/// A repo, identified by its type and id.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RepoName {
-    /// `repo_type` as in manifests.
+    /// The type; `repo_type` in manifests.
     #[serde(rename = "repo_type")]
     pub kind: RepoType,
-    /// `org/name` or `name`.
+    /// The id, `org/name` or `name`; `repo` in manifests.
     #[serde(rename = "repo")]
     pub id: RepoId,
 }
 
 impl RepoName {
-    /// A repo of this type and id.
+    /// Creates the name of a repo from its type and id.
     pub fn new(kind: RepoType, id: RepoId) -> Self {
         RepoName { kind, id }
     }
 
-    /// The folder name in the cache, as huggingface_hub's `repo_folder_name` makes it: `models--org--name`.
+    /// Returns the folder name in the cache, like huggingface_hub's `repo_folder_name`: `models--org--name`.
     pub fn folder(&self) -> String {
         format!("{}s--{}", self.kind, self.id.0.replace('/', "--"))
     }
 
-    /// The inverse of [`RepoName::folder`]; `None` for a folder that the client would not have made.
+    /// The inverse of [`RepoName::folder`]; `None` for a folder that the client would not have created.
     pub fn from_folder(folder: &str) -> Option<Self> {
         let (prefix, rest) = folder.split_once("--")?;
         let kind = prefix.strip_suffix('s')?.parse().ok()?;
@@ -148,7 +148,7 @@ impl RepoName {
 }
 
 impl fmt::Display for RepoName {
-    /// `org/name` for a model, `dataset:org/name` for the others.
+    /// Writes `org/name` for a model, and `dataset:org/name` and the like for other types.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.kind {
             RepoType::Model => f.write_str(self.id.as_str()),
@@ -157,22 +157,22 @@ impl fmt::Display for RepoName {
     }
 }
 
-/// A repo as a user names it: an id, with or without its type (`org/name`, `dataset:org/name`).
+/// A repo as specified by a user: an id with or without a type (`org/name`, `dataset:org/name`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RepoQuery {
-    /// The type, when it was said.
+    /// The type, if it was given.
     pub kind: Option<RepoType>,
     /// The id.
     pub id: RepoId,
 }
 
 impl RepoQuery {
-    /// Whether this repo is meant, but for upper and lower case.
+    /// Returns whether the query matches this repo, ignoring case.
     pub fn resembles(&self, repo: &RepoName) -> bool {
         self.id.0.eq_ignore_ascii_case(&repo.id.0) && self.kind.is_none_or(|kind| kind == repo.kind)
     }
 
-    /// Whether this repo is meant.
+    /// Returns whether the query matches this repo.
     pub fn matches(&self, repo: &RepoName) -> bool {
         self.id == repo.id && self.kind.is_none_or(|kind| kind == repo.kind)
     }
@@ -202,7 +202,7 @@ fn is_lower_hex(text: &str) -> bool {
     text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
-/// A full commit hash: 40 lowercase hexadecimal digits. Names a revision.
+/// A full commit hash of 40 lowercase hexadecimal digits, which identifies a revision.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Commit(String);
@@ -213,7 +213,7 @@ impl Commit {
         &self.0
     }
 
-    /// The first 12 digits, for people.
+    /// Returns the first 12 digits, for display.
     pub fn short(&self) -> &str {
         &self.0[..12]
     }
@@ -230,18 +230,18 @@ impl FromStr for Commit {
     }
 }
 
-/// The name of a blob, which is the hash of its bytes: sha256 for LFS and Xet files, git's blob sha1 for the rest.
+/// The name of a blob, which is the hash of its bytes: sha256 for LFS and Xet files, git's blob sha1 for all others.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum BlobId {
-    /// git blob sha1: `sha1("blob <length>\0" + bytes)`, 40 digits.
+    /// git's blob sha1, `sha1("blob <length>\0" + bytes)`, with 40 digits.
     Sha1([u8; 20]),
-    /// sha256 of the bytes, 64 digits.
+    /// The sha256 of the bytes, with 64 digits.
     Sha256([u8; 32]),
 }
 
 impl BlobId {
-    /// Whether both can be names of the same bytes, by different algorithms.
+    /// Returns whether both may be names of the same bytes, by different algorithms.
     pub fn may_be_twin(&self, other: &BlobId) -> bool {
         matches!((self, other), (BlobId::Sha1(_), BlobId::Sha256(_)) | (BlobId::Sha256(_), BlobId::Sha1(_)))
     }
@@ -290,18 +290,18 @@ impl FromStr for BlobId {
     }
 }
 
-/// A ref: branch, tag, `refs/pr/1`, or a short hash under which the client cached a revision.
+/// A ref: a branch, a tag, `refs/pr/1`, or an abbreviated commit hash under which the client cached a revision.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct RefName(String);
 
 impl RefName {
-    /// The branch that is meant where no revision is given.
+    /// Returns the default branch.
     pub fn main() -> Self {
         RefName("main".to_string())
     }
 
-    /// The ref that is called like the commit that it names, which hf-hub before 1.0 looks for.
+    /// Returns the ref that is named after its commit, which hf-hub before 1.0 looks for.
     pub fn of_commit(commit: &Commit) -> Self {
         RefName(commit.as_str().to_string())
     }
@@ -351,7 +351,7 @@ impl RepoPath {
         self.0.split('/')
     }
 
-    /// Whether this system can hold a file of this name as it is.
+    /// Returns whether this system can store a file under this exact name.
     pub fn is_storable(&self) -> bool {
         !cfg!(windows) || self.segments().all(fits_windows)
     }
@@ -376,7 +376,7 @@ impl FromStr for RepoPath {
             if matches!(segment, "" | "." | "..") {
                 return invalid(text, "is not a valid file path: a part is empty, '.' or '..'");
             }
-            // A name that Windows cannot hold is valid all the same: a push from there must not take it for nothing.
+            // A name that Windows cannot store is valid: a push from there must not treat the file as nonexistent.
             if segment.len() > 255 {
                 return invalid(text, "has a part of more than 255 bytes");
             }
@@ -385,7 +385,7 @@ impl FromStr for RepoPath {
     }
 }
 
-/// What every file system here can hold as one name; on Windows also what its API would quietly rewrite.
+/// Checks that a name can be stored on this system. On Windows, this excludes names that its API silently rewrites.
 fn check_segment(text: &str, segment: &str) -> Result<(), Invalid> {
     if segment.len() > 255 {
         return invalid(text, "has a part of more than 255 bytes");
@@ -396,7 +396,7 @@ fn check_segment(text: &str, segment: &str) -> Result<(), Invalid> {
     Ok(())
 }
 
-/// Whether Windows stores this name as it is: no reserved device, no `<>:"|?*`, no trailing dot or space.
+/// Returns whether Windows stores this name unchanged: no reserved device, no `<>:"|?*`, no trailing dot or space.
 fn fits_windows(segment: &str) -> bool {
     let stem = segment.split('.').next().unwrap_or_default().trim_end().to_ascii_lowercase();
     let numbered = |prefix: &str| {
@@ -460,12 +460,12 @@ mod tests {
     }
 
     #[test]
-    fn folders_are_the_clients() {
+    fn folders_match_those_of_the_client() {
         let folder = |kind, id: &str| RepoName::new(kind, id.parse().unwrap()).folder();
         assert_eq!(folder(RepoType::Model, "org/name"), "models--org--name");
         assert_eq!(folder(RepoType::Kernel, "gpt2"), "kernels--gpt2");
-        for stranger in ["models--", "models--a--b--c", "model--a", "tmpabc", "models--a--", "blobs", "foos--a"] {
-            assert_eq!(RepoName::from_folder(stranger), None, "{stranger}");
+        for invalid in ["models--", "models--a--b--c", "model--a", "tmpabc", "models--a--", "blobs", "foos--a"] {
+            assert_eq!(RepoName::from_folder(invalid), None, "{invalid}");
         }
     }
 
@@ -501,7 +501,7 @@ mod tests {
     }
 
     #[test]
-    fn windows_names_are_known_everywhere() {
+    fn windows_names_are_checked_on_every_system() {
         for bad in ["con", "CON.txt", "nul", "com1.x", "LPT9", "a:b", "x.", "x ", "a?b"] {
             assert!(!fits_windows(bad), "{bad}");
         }

@@ -1,4 +1,4 @@
-//! The manifest: which file of a revision is which blob. No I/O.
+//! The manifest, which maps the files of a revision to blobs. No I/O.
 //!
 //! The JSON is that of hf-cache-sync 0.1.0 (`repo`, `revision`, `repo_type`, `files` of `path`, `blob`, `size`;
 //! 2-space indent, ASCII, no final newline), plus a top-level `tree`: the content of the cache's
@@ -13,51 +13,52 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 use crate::model::ids::{BlobId, Commit, RepoId, RepoName, RepoPath, RepoType};
 
-/// One file of a revision.
+/// A file of a revision.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ManifestFile {
-    /// Where the file is in the repo.
+    /// Its path in the repo.
     pub path: RepoPath,
-    /// The blob with its bytes.
+    /// The blob with its content.
     pub blob: BlobId,
     /// Size in bytes.
     pub size: u64,
 }
 
-/// The files of one revision, as far as the machines that pushed it had them.
+/// The files of one revision, as far as they were present on the machines that pushed it.
 ///
-/// One that was [parsed](Self::parse) or [united](Self::united_with) is valid. One that is put together from a cache is
-/// as valid as what it was made of, which whoever makes it has to see to.
+/// A manifest that was [parsed](Self::parse) or [merged](Self::merge) is valid. Code that builds one from a cache has to
+/// make sure of that itself.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Manifest {
     /// The repo.
     pub repo: RepoName,
     /// The revision.
     pub revision: Commit,
-    /// Sorted by path; no duplicates, no path that is a folder of another.
+    /// The files, sorted by path. There are no duplicates, and no path is a folder of another.
     pub files: Vec<ManifestFile>,
-    /// The full listing of the commit, when a client has stored it.
+    /// The full listing of the commit, if a client has stored it.
     pub tree: Option<Tree>,
-    /// Top-level keys that this version does not know; kept when a manifest is merged.
+    /// Top-level keys that this version does not know. They are kept when a manifest is merged.
     pub extra: Map<String, Value>,
 }
 
-/// The key of a tree with paths that cannot travel. Under `tree`, earlier versions would refuse the whole manifest.
-const UNPORTABLE: &str = "unportable_tree";
+/// The key of a tree with unportable paths. Under the key `tree`, it would make earlier versions reject the whole
+/// manifest.
+const UNPORTABLE_TREE_KEY: &str = "unportable_tree";
 
 impl Manifest {
     /// Parses and validates a manifest from a bucket.
     ///
     /// # Errors
-    /// [`crate::error::Cause::Invalid`] for anything but a well-formed manifest: JSON of the right shape, a valid repo and
-    /// revision, at least one file, paths that are safe, distinct and not each other's folders, blob names that are
-    /// hashes, one size per blob, and a tree (if any) that is valid and agrees with the file list.
+    /// The reason, unless it is a well-formed manifest: JSON of the right shape, a valid repo and revision, at least
+    /// one file, paths that are safe, distinct and not each other's folders, blob names that are hashes, one size per
+    /// blob, and a tree (if any) that is valid and agrees with the file list.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
         let Value::Object(mut top) = serde_json::from_slice(bytes).map_err(|e| format!("it is not JSON: {e}"))? else {
             return Err("it is not a JSON object".into());
         };
-        let id: RepoId = text(&mut top, "repo")?.parse().map_err(|e| format!("`repo` {e}"))?;
-        let revision: Commit = text(&mut top, "revision")?.parse().map_err(|e| format!("`revision` {e}"))?;
+        let id: RepoId = take_text(&mut top, "repo")?.parse().map_err(|e| format!("`repo` {e}"))?;
+        let revision: Commit = take_text(&mut top, "revision")?.parse().map_err(|e| format!("`revision` {e}"))?;
         let kind: RepoType = match top.shift_remove("repo_type") {
             None | Some(Value::Null) => RepoType::Model,
             Some(Value::String(word)) => word.parse().map_err(|e| format!("`repo_type` {e}"))?,
@@ -72,8 +73,8 @@ impl Manifest {
             None | Some(Value::Null) => None,
             Some(value) => Tree::from_value(value, false).map_err(|e| format!("its tree is not valid: {e}"))?,
         };
-        // Not worth a manifest: what is wrong with it, or contradicts the files, is as if it were not there.
-        let beside = top.shift_remove(UNPORTABLE).filter(|_| tree.is_none());
+        // An unportable tree is optional: one that is invalid, or contradicts the files, is ignored.
+        let beside = top.shift_remove(UNPORTABLE_TREE_KEY).filter(|_| tree.is_none());
         let beside = beside.and_then(|value| Tree::from_value(value, true).ok().flatten()).filter(Tree::is_harmless);
         let mut manifest = Manifest { repo: RepoName::new(kind, id), revision, files, tree, extra: top };
         manifest.check()?;
@@ -101,17 +102,15 @@ impl Manifest {
             return Err("its sizes add up to more than any disk holds".into());
         }
         match &self.tree {
-            // A name by the other algorithm is proved or disproved by the bytes alone.
-            Some(tree) => self
-                .files
-                .iter()
-                .filter(|file| !tree.may_know_as_twin(file))
-                .try_for_each(|file| tree.agrees_with(file)),
+            // A name by the other algorithm can only be verified with the bytes.
+            Some(tree) => {
+                self.files.iter().filter(|file| !tree.may_list_twin(file)).try_for_each(|file| tree.check_file(file))
+            }
             None => Ok(()),
         }
     }
 
-    /// The bytes to store: what 0.1.0's `json.dumps(.., indent=2)` would write, and our additions after it.
+    /// Serialises the manifest like 0.1.0's `json.dumps(.., indent=2)`, followed by our additions.
     pub fn to_json(&self) -> Vec<u8> {
         let mut top = Map::new();
         top.insert("repo".into(), self.repo.id.as_str().into());
@@ -119,75 +118,77 @@ impl Manifest {
         top.insert("repo_type".into(), self.repo.kind.word().into());
         top.insert("files".into(), serde_json::to_value(&self.files).expect("files are plain data"));
         if let Some(tree) = &self.tree {
-            let key = if tree.is_portable() { "tree" } else { UNPORTABLE };
+            let key = if tree.is_portable() { "tree" } else { UNPORTABLE_TREE_KEY };
             top.insert(key.into(), tree.raw.clone());
         }
         top.extend(self.extra.clone());
         python_json(&Value::Object(top), b"  ")
     }
 
-    /// Bytes of all files, each blob counted once.
+    /// Returns the total size of all files in bytes, with each blob counted once.
     pub fn total_size(&self) -> u64 {
         self.blobs().values().sum()
     }
 
-    /// The blobs named, with their sizes.
+    /// Returns the blobs, with their sizes in bytes.
     pub fn blobs(&self) -> BTreeMap<BlobId, u64> {
         self.files.iter().map(|file| (file.blob, file.size)).collect()
     }
 
-    /// How many files of the tree the manifest lacks; 0 without a tree.
+    /// Returns how many files of the tree are missing from the manifest; 0 without a tree.
     pub fn missing_from_tree(&self) -> usize {
         self.tree.as_ref().map_or(0, |tree| tree.entries.len().saturating_sub(self.files.len()))
     }
 
-    /// How many files of the commit can be in no manifest, as far as the tree tells.
-    pub fn unportable(&self) -> usize {
+    /// Returns how many files of the commit no manifest can contain, according to the tree.
+    pub fn unportable_count(&self) -> usize {
         self.tree.as_ref().map_or(0, |tree| tree.unsupported.len())
     }
 
-    /// This manifest (from the bucket) with the files of `ours` added, as far as a tree that the bucket has lists them:
-    /// never less than it was. Our tree joins where it lists every file.
+    /// Adds the files of `local` to this manifest (from the bucket), and never removes any. If only the bucket has a
+    /// tree, files that it does not list are not added. The local tree is added if it lists all files.
     ///
     /// # Errors
-    /// [`crate::error::Cause::Invalid`] when both name one path with different blobs: a commit cannot change, so one is wrong.
-    pub fn united_with(&self, ours: &Manifest) -> Result<Manifest> {
+    /// [`crate::error::Cause::Invalid`] if the two have different blobs for a path: a commit cannot change, so one of
+    /// them is wrong.
+    pub fn merge(&self, local: &Manifest) -> Result<Manifest> {
         let mut files: BTreeMap<&RepoPath, &ManifestFile> = self.files.iter().map(|file| (&file.path, file)).collect();
-        // Where both have a tree, a file that only one lists is no stranger: the trees contradict each other.
-        let tree = self.tree.as_ref().filter(|_| ours.tree.is_none());
+        // If both have a tree and only one of them lists a file, it is not a stray file: the trees contradict each
+        // other.
+        let tree = self.tree.as_ref().filter(|_| local.tree.is_none());
         let is_listed = |file: &&ManifestFile| tree.is_none_or(|tree| tree.get(&file.path).is_some());
-        for file in ours.files.iter().filter(is_listed) {
+        for file in local.files.iter().filter(is_listed) {
             let known = files.entry(&file.path).or_insert(file);
             if (known.blob, known.size) != (file.blob, file.size) {
                 return Err(Error::invalid(format!(
                     "the bucket and this cache disagree about {}@{}",
-                    ours.repo,
-                    ours.revision.short()
+                    local.repo,
+                    local.revision.short()
                 ))
                 .because(format!("'{}' is blob {} there and {} here", file.path, known.blob, file.blob))
-                .hint("one of them was changed by hand; the bucket is left as it is"));
+                .hint("one of them was changed by hand; the bucket was not changed"));
             }
         }
-        // A tree that knows files by other names is not added either: earlier versions refuse both together.
+        // Nor is a tree added that lists files by their other names, since earlier versions would reject the manifest.
         let proves =
-            |tree: &&Tree| files.values().all(|file| tree.get(&file.path).is_some() && !tree.may_know_as_twin(file));
-        let tree = self.tree.clone().or_else(|| ours.tree.as_ref().filter(proves).cloned());
-        let united = Manifest {
+            |tree: &&Tree| files.values().all(|file| tree.get(&file.path).is_some() && !tree.may_list_twin(file));
+        let tree = self.tree.clone().or_else(|| local.tree.as_ref().filter(proves).cloned());
+        let merged = Manifest {
             repo: self.repo.clone(),
             revision: self.revision.clone(),
             files: files.into_values().cloned().collect(),
             tree,
             extra: self.extra.clone(),
         };
-        united.check().map_err(|why| {
-            Error::invalid(format!("cannot merge {}@{} with the bucket's manifest", ours.repo, ours.revision.short()))
+        merged.check().map_err(|why| {
+            Error::invalid(format!("cannot merge {}@{} with the bucket's manifest", local.repo, local.revision.short()))
                 .because(why)
         })?;
-        Ok(united)
+        Ok(merged)
     }
 }
 
-fn text(object: &mut Map<String, Value>, key: &str) -> Result<String, String> {
+fn take_text(object: &mut Map<String, Value>, key: &str) -> Result<String, String> {
     match object.shift_remove(key) {
         Some(Value::String(text)) => Ok(text),
         Some(_) => Err(format!("`{key}` is not a text")),
@@ -199,8 +200,8 @@ fn parse_file(entry: Value) -> Result<ManifestFile, String> {
     let Value::Object(mut entry) = entry else {
         return Err("an entry of `files` is not an object".into());
     };
-    let path: RepoPath = text(&mut entry, "path")?.parse().map_err(|e| format!("{e}"))?;
-    let blob = text(&mut entry, "blob")?.parse().map_err(|e| format!("the blob of '{path}': {e}"))?;
+    let path: RepoPath = take_text(&mut entry, "path")?.parse().map_err(|e| format!("{e}"))?;
+    let blob = take_text(&mut entry, "blob")?.parse().map_err(|e| format!("the blob of '{path}': {e}"))?;
     let size = entry
         .get("size")
         .and_then(Value::as_u64)
@@ -208,7 +209,7 @@ fn parse_file(entry: Value) -> Result<ManifestFile, String> {
     Ok(ManifestFile { path, blob, size })
 }
 
-/// Paths must be distinct, and none may be a folder of another.
+/// Checks that all paths are distinct, and that none is a folder of another.
 fn check_paths<'a>(paths: impl Iterator<Item = &'a RepoPath> + Clone) -> Result<(), String> {
     let mut files = HashSet::new();
     for path in paths.clone() {
@@ -233,28 +234,29 @@ pub struct Tree {
     unsupported: Vec<String>,
 }
 
-/// What a tree says of one file.
+/// The entry of a file in a tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TreeEntry {
-    /// The name of its blob: the LFS sha256 where there is one, else the git sha1.
+    /// The name of its blob: the LFS sha256 if there is one, or else the git sha1.
     pub blob: BlobId,
     /// Size in bytes.
     pub size: u64,
 }
 
 impl Tree {
-    /// Parses a tree of this cache. `Ok(None)` for a `format_version` that is not known: huggingface_hub ignores such a
-    /// file, so it is not used. A path that cannot travel, as one with a backslash, takes no other file with it: see
+    /// Parses a tree of this cache. Returns `Ok(None)` for an unknown `format_version`, which huggingface_hub ignores
+    /// as well. An unportable path, such as one with a backslash, does not invalidate the others: see
     /// [`Tree::is_portable`].
     ///
     /// # Errors
-    /// Says what else is wrong.
+    /// The reason, if the tree is invalid in any other way.
     pub fn parse(bytes: &[u8]) -> Result<Option<Self>, String> {
         let value = serde_json::from_slice(bytes).map_err(|e| format!("it is not JSON: {e}"))?;
         Self::from_value(value, true)
     }
 
-    /// Of a tree from a bucket nothing invalid passes: huggingface_hub uses paths and hashes of a tree unchecked.
+    /// Parses a tree. From a bucket, no invalid entry is accepted, since huggingface_hub does not validate the paths
+    /// and hashes of a tree.
     fn from_value(raw: Value, is_local: bool) -> Result<Option<Self>, String> {
         let top = raw.as_object().ok_or("it is not a JSON object")?;
         if top.get("format_version") != Some(&Value::from(1)) {
@@ -278,13 +280,13 @@ impl Tree {
         Ok(Some(Tree { raw, entries, unsupported }))
     }
 
-    /// Whether all its paths can be in a manifest.
+    /// Returns whether all of its paths can be in a manifest.
     pub fn is_portable(&self) -> bool {
         self.unsupported.is_empty()
     }
 
-    /// Whether the paths that cannot travel lead nowhere else on any system, and their hashes are such: huggingface_hub
-    /// uses both unchecked.
+    /// Returns whether its unportable paths stay inside the snapshot on any system, and their hashes are valid, since
+    /// huggingface_hub validates neither.
     pub fn is_harmless(&self) -> bool {
         let plain = |path: &String| path.replace('\\', "/").replace(|c: char| c.is_control(), "_");
         self.unsupported.iter().all(|path| {
@@ -295,38 +297,38 @@ impl Tree {
         })
     }
 
-    /// Whether the commit has a file of this path, which need not be one that can travel.
+    /// Returns whether the commit has a file with this path, which may be unportable.
     pub fn lists(&self, path: &str) -> bool {
         let valid = path.parse::<RepoPath>().is_ok_and(|path| self.entries.contains_key(&path));
         valid || self.unsupported.iter().any(|known| known == path)
     }
 
-    /// The bytes of `trees/<commit>.json`, as `json.dump(.., indent=1)` writes them.
+    /// Returns the content of `trees/<commit>.json`, as `json.dump(.., indent=1)` writes it.
     pub fn to_json(&self) -> Vec<u8> {
         python_json(&self.raw, b" ")
     }
 
-    /// What the tree says of this path.
+    /// Returns the entry of this path.
     pub fn get(&self, path: &RepoPath) -> Option<&TreeEntry> {
         self.entries.get(path)
     }
 
-    /// All files of the commit.
+    /// Returns all portable files of the commit.
     pub fn entries(&self) -> &BTreeMap<RepoPath, TreeEntry> {
         &self.entries
     }
 
-    /// Whether the tree knows this file by a name of the other algorithm and with the same size, so that both can be
-    /// right: a mirror may name by sha256 what the Hub keeps in git.
-    pub fn may_know_as_twin(&self, file: &ManifestFile) -> bool {
+    /// Returns whether the tree lists this file with the same size, but by a name of the other algorithm, so that both
+    /// may be right: a mirror may use the sha256 of a file that the Hub keeps in git.
+    pub fn may_list_twin(&self, file: &ManifestFile) -> bool {
         self.get(&file.path).is_some_and(|entry| entry.size == file.size && entry.blob.may_be_twin(&file.blob))
     }
 
-    /// Whether the tree knows this file as this blob with this size.
+    /// Checks that the tree lists this file with the same blob and size.
     ///
     /// # Errors
-    /// Says what differs.
-    pub fn agrees_with(&self, file: &ManifestFile) -> Result<(), String> {
+    /// The difference.
+    pub fn check_file(&self, file: &ManifestFile) -> Result<(), String> {
         let Some(entry) = self.get(&file.path) else {
             return Err(format!("the commit's tree does not list '{}'", file.path));
         };
@@ -370,7 +372,8 @@ fn parse_tree_entry(entry: &Value) -> Result<TreeEntry, String> {
     })
 }
 
-/// JSON as Python's `json.dumps(value, indent=..)` writes it: every non-ASCII character escaped, no final newline.
+/// Serialises JSON like Python's `json.dumps(value, indent=..)`: non-ASCII characters are escaped, and there is no
+/// final newline.
 fn python_json(value: &Value, indent: &[u8]) -> Vec<u8> {
     struct Ascii<'a>(serde_json::ser::PrettyFormatter<'a>);
 
@@ -439,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn writes_what_python_writes() {
+    fn output_equals_that_of_python() {
         let value = manifest(vec![file("ünï/😀.bin", SHA256, 6), file("b\u{7f}", SHA1, 0)]);
         // A control character is no valid path, but the writer must escape it all the same.
         assert!(String::from_utf8(python_json(&value, b"  ")).unwrap().contains(r#""b\u007f""#));
@@ -453,7 +456,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_must_not_reach_the_disk() {
+    fn invalid_manifests_are_rejected() {
         let a = file("a", SHA1, 6);
         let cases = [
             (manifest(vec![file("../x", SHA1, 6)]), "'..'"),
@@ -490,7 +493,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tree_is_kept_to_the_byte_and_checked() {
+    fn a_tree_is_validated_and_kept_byte_for_byte() {
         let good = "{\n \"format_version\": 1,\n \"files\": {\n  \"a\": {\n   \"size\": 6,\n   \"blob_id\": \"ce013625030ba8dba906f756967f9e9ca394464a\"\n  }\n }\n}";
         let value = with_tree(serde_json::from_str(good).unwrap());
         let parsed = parse(&value).unwrap();
@@ -521,32 +524,32 @@ mod tests {
     #[test]
     fn merging_never_loses_a_file() {
         let theirs = parse(&manifest(vec![file("a", SHA1, 6), file("b", SHA256, 6)])).unwrap();
-        let ours = parse(&manifest(vec![file("c", SHA1, 6)])).unwrap();
-        let united = theirs.united_with(&ours).unwrap();
-        assert_eq!(united.files.iter().map(|f| f.path.as_str()).collect::<Vec<_>>(), ["a", "b", "c"]);
+        let local = parse(&manifest(vec![file("c", SHA1, 6)])).unwrap();
+        let merged = theirs.merge(&local).unwrap();
+        assert_eq!(merged.files.iter().map(|f| f.path.as_str()).collect::<Vec<_>>(), ["a", "b", "c"]);
         let other = parse(&manifest(vec![file("a", SHA256, 6)])).unwrap();
-        assert_eq!(theirs.united_with(&other).unwrap_err().cause, Cause::Invalid);
+        assert_eq!(theirs.merge(&other).unwrap_err().cause, Cause::Invalid);
         let folder = parse(&manifest(vec![file("a/x", SHA1, 6)])).unwrap();
-        assert_eq!(theirs.united_with(&folder).unwrap_err().cause, Cause::Invalid);
+        assert_eq!(theirs.merge(&folder).unwrap_err().cause, Cause::Invalid);
     }
 
     #[test]
-    fn what_a_tree_does_not_list_is_not_the_commits() {
+    fn files_that_the_tree_does_not_list_are_not_merged() {
         let tree = serde_json::json!({"format_version": 1, "files": {"a": {"size": 6, "blob_id": SHA1}}});
         let with_tree = parse(&with_tree(tree)).unwrap();
         let without = parse(&manifest(vec![file("a", SHA1, 6), file("engine", SHA256, 6)])).unwrap();
-        assert_eq!(with_tree.united_with(&without).unwrap(), with_tree, "the bucket's tree knows");
-        let united = without.united_with(&with_tree).unwrap();
-        assert_eq!(united, without, "the bucket loses no file, and gets no tree that contradicts it");
+        assert_eq!(with_tree.merge(&without).unwrap(), with_tree, "the bucket's tree knows");
+        let merged = without.merge(&with_tree).unwrap();
+        assert_eq!(merged, without, "the bucket loses no file, and gets no tree that contradicts it");
         let other = serde_json::json!({"format_version": 1, "files": {
             "a": {"size": 6, "blob_id": SHA1}, "b": {"size": 6, "blob_id": SHA1}}});
         let mut more = manifest(vec![file("a", SHA1, 6), file("b", SHA1, 6)]);
         more["tree"] = other;
-        assert_eq!(with_tree.united_with(&parse(&more).unwrap()).unwrap_err().cause, Cause::Invalid, "two trees");
+        assert_eq!(with_tree.merge(&parse(&more).unwrap()).unwrap_err().cause, Cause::Invalid, "two trees");
     }
 
     #[test]
-    fn one_path_that_cannot_travel_voids_no_tree() {
+    fn an_unportable_path_does_not_invalidate_the_tree() {
         let entry = serde_json::json!({"size": 6, "blob_id": SHA1});
         let mut files = Map::new();
         for path in ["a", "a:b", "c/aux", "q?*", "sub\\k", "bell\u{7}"] {
@@ -559,7 +562,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tree_with_a_path_that_cannot_travel_stands_beside() {
+    fn an_unportable_tree_has_its_own_key() {
         let entry = serde_json::json!({"size": 6, "blob_id": SHA1});
         let tree = |odd: &str| {
             let files = serde_json::json!({"format_version": 1, "files": {"a": entry, odd: entry}});
@@ -572,8 +575,8 @@ mod tests {
             assert!(written.get("tree").is_none() && written["unportable_tree"]["files"][odd].is_object());
             let read = Manifest::parse(&manifest.to_json()).unwrap();
             assert_eq!(read, manifest);
-            assert_eq!((read.unportable(), read.missing_from_tree()), (1, 0));
-            assert_eq!(plain.united_with(&manifest).unwrap(), manifest);
+            assert_eq!((read.unportable_count(), read.missing_from_tree()), (1, 0));
+            assert_eq!(plain.merge(&manifest).unwrap(), manifest);
         }
         for odd in ["../x", "..\\x", "/etc/x", "\\x", "a\\..\\..\\x", "n\0", "c:\\x\\..\\..\\y"] {
             let hostile = Manifest { tree: tree(odd), ..plain.clone() };
@@ -590,7 +593,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_reads_back(paths in prop::collection::btree_set("[a-zé]{1,4}(/[a-z]{1,3}){0,2}", 1..8), size in 0u64..1 << 40) {
+        fn written_manifests_are_read_back(paths in prop::collection::btree_set("[a-zé]{1,4}(/[a-z]{1,3}){0,2}", 1..8), size in 0u64..1 << 40) {
             let value = manifest(paths.iter().map(|path| file(path, SHA256, size)).collect());
             if let Ok(parsed) = parse(&value) {
                 let bytes = parsed.to_json();
@@ -600,7 +603,7 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        fn parsing_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = Manifest::parse(&bytes);
             let _ = Tree::parse(&bytes);
         }

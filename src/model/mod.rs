@@ -1,5 +1,6 @@
-//! What the program is about, as types: names that cannot hold an invalid value ([`ids`]), the [`manifest`] of a
-//! revision, a revision that was [`found`], which repos are meant ([`filter`]), and sums ([`amount`]). No I/O.
+//! The domain model, as types: names that cannot hold an invalid value ([`ids`]), the [`manifest`] of a revision, a
+//! revision that was looked up ([`found`]), include and exclude patterns for repos ([`filter`]), and totals
+//! ([`amount`]). No I/O.
 
 pub mod amount;
 pub mod filter;

@@ -1,4 +1,4 @@
-//! The comparison. Pure: what this cache offers and what the bucket has in, rows out.
+//! Compares this cache with the bucket. Pure: takes the pushable content and the bucket's catalog, and returns rows.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -10,13 +10,13 @@ use crate::bucket::catalog::{Catalog, Repo, Revision};
 use crate::bucket::keys;
 use crate::bucket::read::Stored;
 use crate::bucket::state::{Blobs, RemoteState};
-use crate::cache::local::{Local, LocalRepo, LocalRevision};
+use crate::cache::pushable::{Local, LocalRepo, LocalRevision};
 use crate::model::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
 use crate::model::manifest::Manifest;
 use crate::plan::push;
 use crate::when;
 
-/// How many revisions are how.
+/// The number of revisions of each status.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
     /// On both sides, with the same files.
@@ -27,13 +27,13 @@ pub struct Counts {
     pub remote_only: usize,
     /// On both sides, with different files.
     pub partial: usize,
-    /// In the bucket with a manifest that is not valid.
+    /// In the bucket, with an invalid manifest.
     pub invalid: usize,
-    /// Blobs that a manifest names and the bucket lacks.
+    /// Blobs that a manifest names, but the bucket lacks.
     pub missing_blobs: usize,
 }
 
-/// One revision.
+/// The comparison of one revision.
 #[derive(Debug, Serialize)]
 pub struct Row {
     /// The repo.
@@ -43,9 +43,10 @@ pub struct Row {
     pub revision: Commit,
     /// How both sides compare.
     pub status: Status,
-    /// Bytes, each blob counted once: of this cache's files, else of the bucket's where its manifest was read.
+    /// Size in bytes, with each blob counted once: of this cache's files, or else of the bucket's if its manifest was
+    /// read.
     pub size: Option<u64>,
-    /// Last use here.
+    /// Last use on this machine.
     #[serde(serialize_with = "when::serialize")]
     pub last_used: Option<SystemTime>,
     /// Refs that name it, here or in the bucket.
@@ -54,24 +55,24 @@ pub struct Row {
     pub only_local: Vec<RepoPath>,
     /// Files that only the bucket's manifest has.
     pub only_remote: Vec<RepoPath>,
-    /// Files that are another blob on each side.
+    /// Files with different blobs on each side.
     pub different: Vec<RepoPath>,
-    /// Blobs that the bucket's manifest names and the bucket lacks; only known where that manifest is known.
+    /// Blobs that the bucket's manifest names, but the bucket lacks. Only known if the manifest was read.
     pub missing_blobs: Vec<Gap>,
     /// Whether the repo looks gated, so that a push leaves it out.
     pub gated: bool,
 }
 
-/// A blob that is not in the bucket.
+/// A blob that is missing from the bucket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Gap {
     /// Its name.
     pub blob: BlobId,
-    /// Its size in bytes, by the manifest.
+    /// Its size in bytes, according to the manifest.
     pub size: u64,
-    /// A file that it is.
+    /// The path of a file with this content.
     pub path: RepoPath,
-    /// Whether a push from this cache would bring it.
+    /// Whether a push from this cache would add it.
     pub here: bool,
 }
 
@@ -87,7 +88,7 @@ pub enum Status {
     RemoteOnly,
     /// Different files on each side.
     Partial,
-    /// The bucket's manifest is not valid.
+    /// The bucket's manifest is invalid.
     Invalid,
 }
 
@@ -99,9 +100,9 @@ pub struct RefRow {
     pub repo: RepoName,
     /// The ref.
     pub name: RefName,
-    /// What it names here.
+    /// Its commit on this machine.
     pub local: Commit,
-    /// What it names in the bucket; none where the bucket lacks it.
+    /// Its commit in the bucket; `None` if the bucket lacks it.
     pub remote: Option<Commit>,
 }
 
@@ -109,16 +110,16 @@ pub struct RefRow {
 pub type LastUse = HashMap<(RepoName, Commit), SystemTime>;
 
 impl Row {
-    /// Whether a push or a pull has something to do about it. Neither has about what only this cache has of a gated
-    /// repo.
+    /// Returns whether a push or a pull would change anything. Revisions of a gated repo that exist only locally do not
+    /// count.
     pub fn differs(&self) -> bool {
-        let left_out = self.gated && self.status == Status::LocalOnly;
-        (self.status != Status::InSync && !left_out) || !self.missing_blobs.is_empty()
+        let is_left_out = self.gated && self.status == Status::LocalOnly;
+        (self.status != Status::InSync && !is_left_out) || !self.missing_blobs.is_empty()
     }
 }
 
-/// A row for each revision that either side has.
-pub fn revisions(local: &Local, catalog: &Catalog, remote: &RemoteState, last_use: &LastUse) -> Vec<Row> {
+/// Returns a row for each revision that either side has.
+pub fn compare_revisions(local: &Local, catalog: &Catalog, remote: &RemoteState, last_use: &LastUse) -> Vec<Row> {
     let mut both: BTreeMap<(RepoName, Commit), Sides<'_>> = BTreeMap::new();
     for repo in &local.repos {
         // A revision without a file to publish can never be in the bucket.
@@ -141,13 +142,14 @@ pub fn revisions(local: &Local, catalog: &Catalog, remote: &RemoteState, last_us
     let rows = both.into_iter().map(|((repo, revision), sides)| {
         let mut row = sides.compare(repo, revision, remote);
         row.last_used = last_use.get(&(row.repo.clone(), row.revision.clone())).copied();
-        row.missing_blobs = sides.manifest().map_or_else(Vec::new, |manifest| gaps(manifest, remote.blobs(), &here));
+        row.missing_blobs =
+            sides.manifest().map_or_else(Vec::new, |manifest| find_gaps(manifest, remote.blobs(), &here));
         row
     });
     rows.collect()
 }
 
-/// What either side has of a revision.
+/// A revision on both sides.
 #[derive(Default)]
 struct Sides<'a> {
     local: Option<(&'a LocalRepo, &'a LocalRevision)>,
@@ -155,7 +157,7 @@ struct Sides<'a> {
 }
 
 impl Sides<'_> {
-    /// The bucket's manifest, where it is known.
+    /// Returns the bucket's manifest, if it was read.
     fn manifest(&self) -> Option<&Manifest> {
         self.remote.and_then(|(_, revision)| revision.manifest.as_deref())
     }
@@ -195,7 +197,7 @@ impl Sides<'_> {
         }
     }
 
-    /// Other right names of files of this cache.
+    /// Returns both names of local files that have a name by either algorithm.
     fn twins(&self) -> HashMap<&RepoPath, [BlobId; 2]> {
         let files = self.local.iter().flat_map(|(_, revision)| &revision.files);
         files.filter_map(|local| Some((&local.file.path, [local.file.blob, local.other?]))).collect()
@@ -246,8 +248,8 @@ impl Files {
     }
 }
 
-/// Blobs of a manifest that the bucket lacks, or has with another size.
-fn gaps(manifest: &Manifest, blobs: &Blobs, here: &HashSet<BlobId>) -> Vec<Gap> {
+/// Finds blobs of a manifest that the bucket lacks, or has with a different size.
+fn find_gaps(manifest: &Manifest, blobs: &Blobs, here: &HashSet<BlobId>) -> Vec<Gap> {
     let mut seen = HashSet::new();
     let missing = manifest.files.iter().filter(|file| !blobs.has(&file.blob, file.size));
     let gaps = missing.filter(|file| seen.insert(file.blob)).map(|file| Gap {
@@ -259,9 +261,9 @@ fn gaps(manifest: &Manifest, blobs: &Blobs, here: &HashSet<BlobId>) -> Vec<Gap> 
     gaps.collect()
 }
 
-/// Refs to revisions of this cache that the bucket lacks, or has with another commit. Where the revision itself is not
-/// in the bucket, its row says enough.
-pub fn refs(local: &Local, catalog: &Catalog) -> Vec<RefRow> {
+/// Returns the refs to local revisions that the bucket lacks, or has with a different commit. If the revision itself is
+/// not in the bucket, its own row reports that.
+pub fn compare_refs(local: &Local, catalog: &Catalog) -> Vec<RefRow> {
     let mut rows = Vec::new();
     for repo in &local.repos {
         let Some(remote) = catalog.repos.get(&repo.name) else { continue };
@@ -277,8 +279,8 @@ pub fn refs(local: &Local, catalog: &Catalog) -> Vec<RefRow> {
     rows
 }
 
-/// Counts.
-pub fn counts(rows: &[Row]) -> Counts {
+/// Counts the rows by status.
+pub fn count(rows: &[Row]) -> Counts {
     let mut counts = Counts::default();
     let mut missing = HashSet::new();
     for row in rows {
@@ -364,21 +366,21 @@ mod tests {
     }
 
     #[test]
-    fn every_status_has_its_case() {
+    fn every_status_is_reported() {
         let local = local(&model(), &[('a', "x=1"), ('b', "x=1 y=2 z=3"), ('c', "x=1"), ('d', ""), ('e', "x=1")], &[]);
         let remote = catalog(&model(), &[('a', Some("x=1")), ('b', Some("x=1 y=9 w=8")), ('d', None)], &[]);
         let bad_key = keys::manifest(&model().id, &commit('e'));
         let blobs = files("x=1 y=9").into_iter().map(|file| keys::blob(&file.blob));
         let state = RemoteState::new(blobs.chain([bad_key.clone()]).map(object));
         state.keep_manifest(&bad_key, Stored::Invalid(Error::invalid("it is not JSON")));
-        let rows = revisions(&local, &remote, &state, &LastUse::default());
+        let rows = compare_revisions(&local, &remote, &state, &LastUse::default());
         let statuses: Vec<_> = rows.iter().map(|row| row.status).collect();
         use Status::*;
         assert_eq!(statuses, [InSync, Partial, LocalOnly, RemoteOnly, Invalid]);
         assert_eq!((rows[1].only_local.as_slice(), rows[1].only_remote.as_slice()), (&paths("z")[..], &paths("w")[..]));
         assert_eq!(rows[1].different, paths("y"));
         assert_eq!(rows[1].missing_blobs.iter().map(|gap| &gap.path).collect::<Vec<_>>(), [&paths("w")[0]]);
-        let counted = counts(&rows);
+        let counted = count(&rows);
         assert_eq!((counted.in_sync, counted.partial, counted.invalid, counted.missing_blobs), (1, 1, 1, 1));
     }
 
@@ -386,7 +388,7 @@ mod tests {
     fn a_blob_that_the_bucket_lacks_is_a_difference_even_in_sync() {
         let local = local(&model(), &[('a', "x=1 again=1")], &[]);
         let remote = catalog(&model(), &[('a', Some("x=1 again=1"))], &[]);
-        let rows = revisions(&local, &remote, &RemoteState::default(), &LastUse::default());
+        let rows = compare_revisions(&local, &remote, &RemoteState::default(), &LastUse::default());
         assert_eq!((rows[0].status, rows[0].missing_blobs.len()), (Status::InSync, 1));
         assert!(rows[0].missing_blobs[0].here && rows[0].differs());
     }
@@ -400,7 +402,8 @@ mod tests {
         );
         let there = [("same", Some('a')), ("moved", Some('b')), ("theirs", Some('a')), ("nowhere", Some('f'))];
         let remote = catalog(&model(), &[('a', Some("x=1"))], &there);
-        let rows: Vec<_> = refs(&local, &remote).into_iter().map(|row| (row.name.to_string(), row.remote)).collect();
+        let rows: Vec<_> =
+            compare_refs(&local, &remote).into_iter().map(|row| (row.name.to_string(), row.remote)).collect();
         assert_eq!(rows, [("lacking".into(), None), ("moved".into(), Some(commit('b')))]);
     }
 

@@ -1,4 +1,4 @@
-//! The decision of a pull. Pure: the bucket's manifest and what is here in, ordered actions out.
+//! Plans a pull. Pure: takes the bucket's manifest and the local state, and returns ordered actions.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -7,13 +7,13 @@ use serde::Serialize;
 
 use crate::cache::donors::Donor;
 use crate::cache::layout::Layout;
-use crate::cache::target::{BlobState, State};
+use crate::cache::presence::{BlobState, State};
 use crate::model::amount::Amount;
 use crate::model::found::Found;
 use crate::model::ids::{BlobId, RefName, RepoPath};
 use crate::model::manifest::Manifest;
 
-/// What to do, in this order.
+/// The plan, to be carried out in this order.
 #[derive(Debug, Clone, Serialize)]
 pub struct Plan {
     /// The revision.
@@ -27,16 +27,16 @@ pub struct Plan {
     pub link: Vec<LinkAction>,
     /// The ref to write.
     pub write_ref: Option<RefName>,
-    /// Files that this system cannot hold by their name; all the others are pulled.
+    /// Files whose names this system cannot store. All others are pulled.
     #[serde(skip)]
     pub unstorable: Vec<RepoPath>,
-    /// Whether a ref is to be written that is called like the commit: the Rust hf-hub before 1.0 finds a commit that it
-    /// is asked for by that alone. Nothing else misses it, so that by itself it is no work.
+    /// Whether to write a ref named after the commit. The Rust hf-hub before 1.0 finds a requested commit only by such
+    /// a ref. Nothing else needs it, so it does not count as work on its own.
     #[serde(skip)]
     pub write_pin: bool,
-    /// Blobs that are here.
+    /// Blobs that are already here.
     pub present: Amount,
-    /// Their files: used now.
+    /// Their files, which are marked as used now.
     #[serde(skip)]
     pub used: Vec<PathBuf>,
 }
@@ -48,12 +48,12 @@ pub struct FetchAction {
     pub blob: BlobId,
     /// Its size in bytes.
     pub size: u64,
-    /// A file that it is.
+    /// The path of a file with this content.
     pub path: RepoPath,
-    /// Why.
+    /// Why it is fetched.
     pub reason: FetchReason,
-    /// Another repo of this cache that has it: it is shared, and fetched only when its bytes are not what they should
-    /// be.
+    /// Another file of this cache that has the blob. It is shared instead of fetched, unless its bytes turn out to be
+    /// wrong.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub donor: Option<Donor>,
 }
@@ -64,34 +64,34 @@ pub struct FetchAction {
 pub enum FetchReason {
     /// It is not here.
     Missing,
-    /// What is here has another size.
+    /// The local file has the wrong size.
     WrongSize,
-    /// What is here has other bytes.
+    /// The local file has the wrong bytes.
     Corrupt,
 }
 
 /// A file to put in place.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct LinkAction {
-    /// Where.
+    /// Its path in the snapshot.
     pub path: RepoPath,
-    /// The blob.
+    /// Its blob.
     pub blob: BlobId,
 }
 
 impl Plan {
-    /// Whether everything is as it should be.
+    /// Returns whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
         self.fetch.is_empty() && self.link.is_empty() && !self.write_tree && self.write_ref.is_none()
     }
 
-    /// What comes over the wire.
+    /// Returns the blobs that have to be downloaded.
     pub fn downloads(&self) -> impl Iterator<Item = &FetchAction> {
         self.fetch.iter().filter(|fetch| fetch.donor.is_none())
     }
 
-    /// Takes blobs from where this cache has them. What stands under the blob's own name in the same repo is not that.
-    pub fn borrow_from(&mut self, layout: &Layout, donors: &HashMap<BlobId, Donor>) {
+    /// Uses donors for blobs that this cache has elsewhere. A bad file under the blob's own name is not a donor.
+    pub fn use_donors(&mut self, layout: &Layout, donors: &HashMap<BlobId, Donor>) {
         for fetch in &mut self.fetch {
             let own = layout.blob(&self.manifest.repo, &fetch.blob);
             fetch.donor = donors.get(&fetch.blob).filter(|donor| donor.file != own).cloned();
@@ -99,7 +99,7 @@ impl Plan {
     }
 }
 
-/// Decides.
+/// Makes the plan.
 pub fn plan(layout: &Layout, found: &Found, state: &State) -> Plan {
     let manifest = &found.manifest;
     let mut plan = Plan {
@@ -145,14 +145,15 @@ pub fn plan(layout: &Layout, found: &Found, state: &State) -> Plan {
     }
     plan
 }
-/// What to say of files that no bucket can have: the snapshot is never complete without them.
-pub fn unportable(manifest: &Manifest) -> Option<String> {
-    let files = manifest.unportable();
+
+/// Returns a note about files that no bucket can hold, so that the snapshot stays incomplete.
+pub fn unportable_note(manifest: &Manifest) -> Option<String> {
+    let files = manifest.unportable_count();
     (files > 0).then(|| {
         let files = if files == 1 { "1 file".into() } else { format!("{files} files") };
         format!(
-            "{files} of this revision cannot be pulled: a backslash or control character is in the name; huggingface_hub \
-             fetches what it is asked for from the Hub"
+            "{files} of this revision cannot be pulled, because of a backslash or control character in the name; \
+             huggingface_hub fetches them from the Hub when needed"
         )
     })
 }

@@ -11,7 +11,7 @@ use crate::bucket::state::RemoteState;
 use crate::bucket::{keys, refs};
 use crate::cache::gated::Gated;
 use crate::cache::identify::LocalFile;
-use crate::cache::local::{Local, LocalRepo, LocalRevision};
+use crate::cache::pushable::{Local, LocalRepo, LocalRevision};
 use crate::error::{Error, printable};
 use crate::model::amount::Amount;
 use crate::model::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
@@ -286,8 +286,8 @@ fn plan_repo(
         for path in &revision.pointers {
             skip(Some(&revision.commit), SkipReason::Pointer { path: path.clone() });
         }
-        if !revision.strangers.is_empty() {
-            let files = revision.strangers.clone();
+        if !revision.stray_files.is_empty() {
+            let files = revision.stray_files.clone();
             let has_tree = revision.tree.is_some();
             let reason = if has_tree { SkipReason::Unlisted { files } } else { SkipReason::Unlinked { files } };
             skip(Some(&revision.commit), reason);
@@ -442,9 +442,9 @@ pub fn unite(stored: &Manifest, ours: &Manifest, twins: &HashMap<RepoPath, BlobI
             .because(format!("the bucket's key for it belongs to {}, which has the same commit hash", stored.repo)));
     }
     if twins.is_empty() {
-        return stored.united_with(ours);
+        return stored.merge(ours);
     }
-    with_our_names(stored, ours, twins).united_with(ours)
+    with_our_names(stored, ours, twins).merge(ours)
 }
 
 #[cfg(test)]
@@ -667,10 +667,14 @@ mod tests {
                 SkipReason::NoSnapshot { name: "gone".parse().unwrap() },
                 1,
             ),
-            (with(|one| one.strangers.push("x.lock".into())), SkipReason::Unlinked { files: vec!["x.lock".into()] }, 1),
+            (
+                with(|one| one.stray_files.push("x.lock".into())),
+                SkipReason::Unlinked { files: vec!["x.lock".into()] },
+                1,
+            ),
             (
                 with(|one| {
-                    one.strangers.push("x.lock".into());
+                    one.stray_files.push("x.lock".into());
                     one.tree = Some(tree("x=1"));
                 }),
                 SkipReason::Unlisted { files: vec!["x.lock".into()] },

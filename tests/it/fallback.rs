@@ -460,7 +460,7 @@ fn the_hubs_limit_of_requests_is_waited_for_once() {
         });
         let ran = pull(&machine, &["org/name"]);
         assert_eq!(ran.code, 0, "{part}: {ran:#?}");
-        assert_eq!(ran.stderr.matches("limit of requests").count(), 1, "{ran:#?}");
+        assert_eq!(ran.stderr.matches("rate limit is reached").count(), 1, "{ran:#?}");
         revision.assert_pulled(&machine.hub());
     }
     // Longer than it may wait: an error at once, and no storm.

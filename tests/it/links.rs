@@ -12,7 +12,7 @@ use crate::harness::{git_sha1, visible, weights};
 use hf_cache_sync::internals::bucket::lookup;
 use hf_cache_sync::internals::cache::layout::Layout;
 use hf_cache_sync::internals::cache::place::LinkKind;
-use hf_cache_sync::internals::cache::{donors, target};
+use hf_cache_sync::internals::cache::{donors, presence};
 use hf_cache_sync::internals::engine::fallback::Fallback;
 use hf_cache_sync::internals::engine::hydrate::{Planned, hydrate};
 use hf_cache_sync::internals::plan::pull as plan;
@@ -33,13 +33,13 @@ fn pull(store: &Store, hub: &Path, kind: LinkKind, together: bool, revisions: &[
             for revision in group {
                 let found =
                     lookup::find(&bucket, &revision.id.parse().unwrap(), Some(&revision.refs[0])).await.unwrap();
-                let state = target::look(&layout, &found, false);
+                let state = presence::inspect(&layout, &found, false);
                 plans.push(plan::plan(&layout, &found, &state));
             }
             let lacking = |plan: &plan::Plan| plan.fetch.iter().map(|fetch| (fetch.blob, fetch.size)).collect();
             let lacking: Vec<_> = plans.iter().map(|plan| (&plan.manifest.repo, lacking(plan))).collect();
             let donors = donors::find(&layout, &lacking);
-            plans.iter_mut().for_each(|plan| plan.borrow_from(&layout, &donors));
+            plans.iter_mut().for_each(|plan| plan.use_donors(&layout, &donors));
             let planned = plans.into_iter().map(|plan| Planned { plan, from_hub: false }).collect();
             for outcome in hydrate(&context, &Fallback::none(), planned, kind, session.now).await {
                 assert_eq!(outcome.failures, []);

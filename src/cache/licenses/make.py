@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
-"""Makes open.bin from the licence texts of the `spdx` crate (0.13.6: SPDX list 3.29), which has them with their flags.
+"""Generates open.bin from the licence texts and flags in the `spdx` crate (0.13.6: SPDX list 3.29).
 
     make.py ~/.cargo/registry/src/*/spdx-0.13.6 > open.bin
 
-In are those that SPDX calls OSI-approved or FSF-free, and the families below: Creative Commons, open data, plain permissive ones.
-The file: `hfcsl1\n`; u32 length of the words, the words, sorted, with line breaks between them; u32 number of licences,
-for each u8 length of its name, its name, u32 number of words; then u16 units to the end: a word's number, or from 0xF000
-on a copy of so many words (the low bits) from the position in the two units that follow. Little endian.
+Included are the licences that SPDX lists as OSI-approved or FSF-free, and the families below: Creative Commons, open
+data and plain permissive licences.
+
+File format, little-endian: `hfcsl1\n`; u32 length of the vocabulary; the vocabulary, sorted, separated by line breaks;
+u32 number of licences; for each licence u8 length of its name, its name, u32 number of words; then u16 units to the end.
+A unit is a word's number, or from 0xF000 on a back-reference that copies as many words as its low bits say from the
+position in the next two units.
 """
 import re
 import struct

@@ -6,7 +6,7 @@ use notify::EventKind;
 use notify::event::{AccessKind, AccessMode, ModifyKind, RenameMode};
 
 use crate::cache::clients::{self, BlobEntry};
-use crate::cache::litter::is_litter;
+use crate::cache::junk::is_junk;
 use crate::model::ids::RepoName;
 
 /// Whether an event of this kind can have brought something: what was removed, read or touched (also by this tool,
@@ -37,9 +37,7 @@ pub fn is_pushed(relative: &Path) -> bool {
         ["snapshots", .., name] => !clients::is_unfinished_file(name),
         [] | ["blobs" | "refs" | "trees" | "snapshots"] => true,
         ["blobs", name] => matches!(clients::blob_entry(name), BlobEntry::Blob(_)),
-        ["refs", folders @ .., name] => {
-            !clients::is_temporary_tree(name) && !folders.iter().any(|name| is_litter(name))
-        }
+        ["refs", folders @ .., name] => !clients::is_temporary_tree(name) && !folders.iter().any(|name| is_junk(name)),
         ["trees", name] => name.ends_with(".json"),
         _ => false,
     }

@@ -1,32 +1,32 @@
-//! Who needs which bytes, and what the disk gets back when a name goes. Pure.
+//! Tracks which revisions need which bytes, and how many bytes are freed when a name is deleted. Pure.
 //!
-//! Bytes belong to a file, not to a name: a blob that two revisions use, a hard link across repos, a payload of the
-//! cache-wide store that several repos link to each count once, and come back with the last name only. Names outside
-//! the cache are names too.
+//! Bytes belong to a file, not to a name. A blob that two revisions use, a hard link across repos, and a payload of the
+//! cache-wide store that several repos link to each count once, and are freed only with their last name. Names outside
+//! the cache count, too.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
-use crate::cache::facts::Facts;
+use crate::cache::prune_facts::Facts;
 use crate::cache::scan::{Inode, Place, Repo, SnapshotFile};
 use crate::model::ids::{BlobId, Commit};
 
 /// Files by device and inode number.
 type Files = HashMap<(u64, u64), usize>;
 
-/// One file on disk.
+/// The bytes of one file on disk.
 #[derive(Debug, Clone)]
 struct Bytes {
     size: u64,
-    /// Names that are left.
+    /// Number of remaining names.
     names: u64,
-    /// Names that were found.
+    /// Number of names found by the scan.
     found: u64,
-    /// Never freed: somebody may need it whom nobody knows.
+    /// Whether the bytes are never freed, because they may have users that are not known.
     pinned: bool,
 }
 
-/// What a revision needs.
+/// The blobs and files that a revision needs.
 #[derive(Debug, Clone, Default)]
 struct Needs {
     blobs: BTreeSet<BlobId>,
@@ -34,7 +34,7 @@ struct Needs {
     files: Vec<usize>,
 }
 
-/// The account of one cache. Repos are named by their place in the inventory.
+/// The ledger of one cache. Repos are identified by their index in the inventory.
 #[derive(Debug, Clone)]
 pub struct Ledger {
     bytes: Vec<Bytes>,
@@ -45,17 +45,17 @@ pub struct Ledger {
     others: u64,
 }
 
-/// What goes with a revision.
+/// The effect of evicting a revision.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Gone {
+pub struct EvictionEffect {
     /// Blobs that no revision needs any more.
     pub blobs: Vec<BlobId>,
-    /// Bytes that the disk gets back.
+    /// Number of bytes freed.
     pub bytes: u64,
 }
 
 impl Ledger {
-    /// Everything as it was found. Repos that are links are not of this cache.
+    /// Creates the ledger from the scan. Repos that are links do not belong to this cache.
     pub fn new(facts: &Facts) -> Self {
         let mut ledger = Ledger {
             bytes: Vec::new(),
@@ -73,11 +73,11 @@ impl Ledger {
             for (id, blob) in &repo.blobs {
                 let file = match &blob.place {
                     Place::Elsewhere => continue,
-                    Place::Blobs => ledger.file(&mut files, blob.size, blob.inode.as_ref()),
+                    Place::Blobs => ledger.register_name(&mut files, blob.size, blob.inode.as_ref()),
                     Place::Shared(payload) => match ledger.payloads.get(payload) {
                         Some(file) => *file,
                         None => {
-                            let file = ledger.file(&mut files, blob.size, blob.inode.as_ref());
+                            let file = ledger.register_name(&mut files, blob.size, blob.inode.as_ref());
                             ledger.bytes[file].pinned = true;
                             file
                         }
@@ -92,8 +92,8 @@ impl Ledger {
                     match file {
                         SnapshotFile::Link(id) => drop(needs.blobs.insert(*id)),
                         SnapshotFile::Real { size, inode, .. } => {
-                            needs.files.push(ledger.file(&mut files, *size, inode.as_ref()));
-                            needs.blobs.extend(sources.of_file(*size, inode.as_ref()));
+                            needs.files.push(ledger.register_name(&mut files, *size, inode.as_ref()));
+                            needs.blobs.extend(sources.find(*size, inode.as_ref()));
                         }
                     }
                 }
@@ -119,55 +119,55 @@ impl Ledger {
             let mut names = links.remove(payload.path.as_path()).unwrap_or_default();
             names.extend(payload.references.iter().flatten().cloned());
             let pinned = payload.references.is_none() || payload.inode.is_some_and(|inode| inode.links > 1);
-            let file = self.file(files, payload.size, payload.inode.as_ref());
-            // One that nobody links to has its own name only.
+            let file = self.register_name(files, payload.size, payload.inode.as_ref());
+            // A payload without links has only its own name.
             let names = names.len().max(1) as u64;
             self.bytes[file] = Bytes { size: payload.size, names, found: names, pinned };
             self.payloads.insert(payload.path.clone(), file);
         }
     }
 
-    /// The file behind a name.
-    fn file(&mut self, files: &mut Files, size: u64, inode: Option<&Inode>) -> usize {
+    /// Registers a name, and returns the index of its file.
+    fn register_name(&mut self, files: &mut Files, size: u64, inode: Option<&Inode>) -> usize {
         let new = self.bytes.len();
         let file = inode.map_or(new, |inode| *files.entry(inode.id).or_insert(new));
         if file == new {
             self.bytes.push(Bytes { size, names: inode.map_or(1, |inode| inode.links), found: 0, pinned: false });
         }
-        // A link that was made during the scan may not be in the number that the file told before.
+        // A link that was created during the scan may not be included in the link count.
         let bytes = &mut self.bytes[file];
         bytes.found += 1;
         bytes.names = bytes.names.max(bytes.found);
         file
     }
 
-    /// Bytes on disk of all that was found, each file once.
+    /// Returns the bytes on disk, with each file counted once.
     pub fn size(&self) -> u64 {
         self.others + self.bytes.iter().map(|bytes| bytes.size).sum::<u64>()
     }
 
-    /// Bytes that no plan gives back: they have a name outside the cache, or nobody knows who needs them.
+    /// Returns the bytes that no plan can free: they have a name outside the cache, or may have unknown users.
     pub fn pinned(&self) -> u64 {
-        let stays = |bytes: &&Bytes| bytes.pinned || bytes.names > bytes.found;
-        self.bytes.iter().filter(stays).map(|bytes| bytes.size).sum()
+        let is_pinned = |bytes: &&Bytes| bytes.pinned || bytes.names > bytes.found;
+        self.bytes.iter().filter(is_pinned).map(|bytes| bytes.size).sum()
     }
 
-    /// Whether a revision needs the blob.
+    /// Returns whether any revision needs the blob.
     pub fn is_used(&self, repo: usize, blob: &BlobId) -> bool {
         self.uses.get(&(repo, *blob)).is_some_and(|uses| *uses > 0)
     }
 
-    /// Whether all blobs of the revision are in this cache.
+    /// Returns whether all blobs of the revision are in this cache.
     pub fn has_all(&self, repo: usize, commit: &Commit) -> bool {
         self.needs(repo, commit).blobs.iter().all(|id| self.blobs.contains_key(&(repo, *id)))
     }
 
-    /// Takes the name of a blob away; returns the bytes that come back.
+    /// Removes the name of a blob, and returns the number of bytes freed.
     pub fn drop_blob(&mut self, repo: usize, blob: &BlobId) -> u64 {
         self.blobs.get(&(repo, *blob)).copied().map_or(0, |file| self.drop_name(file))
     }
 
-    /// Takes away a payload that nobody links to; returns the bytes that come back.
+    /// Removes a payload without links, and returns the number of bytes freed.
     pub fn drop_payload(&mut self, payload: &Path) -> u64 {
         self.payloads.get(payload).copied().map_or(0, |file| self.drop_name(file))
     }
@@ -188,23 +188,23 @@ impl Ledger {
         self.needs.get(&(repo, commit.clone())).cloned().unwrap_or_default()
     }
 
-    /// Takes a revision away, and the blobs that only it needed.
-    pub fn evict(&mut self, repo: usize, commit: &Commit) -> Gone {
+    /// Removes a revision, and the blobs that only it needs.
+    pub fn evict(&mut self, repo: usize, commit: &Commit) -> EvictionEffect {
         let needs = self.needs(repo, commit);
-        let mut gone = Gone::default();
-        gone.bytes += needs.files.iter().map(|file| self.drop_name(*file)).sum::<u64>();
+        let mut effect = EvictionEffect::default();
+        effect.bytes += needs.files.iter().map(|file| self.drop_name(*file)).sum::<u64>();
         for id in needs.blobs {
             let uses = self.uses.entry((repo, id)).or_default();
             *uses = uses.saturating_sub(1);
             if *uses == 0 {
-                gone.bytes += self.drop_blob(repo, &id);
-                gone.blobs.push(id);
+                effect.bytes += self.drop_blob(repo, &id);
+                effect.blobs.push(id);
             }
         }
-        gone
+        effect
     }
 
-    /// Undoes [`Ledger::evict`]; returns the bytes that stay after all.
+    /// Undoes [`Ledger::evict`], and returns the number of bytes that are not freed after all.
     pub fn restore(&mut self, repo: usize, commit: &Commit) -> u64 {
         let needs = self.needs(repo, commit);
         let mut kept: u64 = needs.files.iter().map(|file| self.add_name(*file)).sum();
@@ -221,7 +221,7 @@ impl Ledger {
     }
 }
 
-/// Finds the blobs that a real file of a snapshot was made of.
+/// Finds the blobs that a real file of a snapshot may come from.
 #[derive(Default)]
 struct Sources {
     by_inode: HashMap<(u64, u64), BlobId>,
@@ -240,8 +240,8 @@ impl Sources {
         sources
     }
 
-    /// The blob that it is a hard link to, else each of its size, of which it may be a copy.
-    fn of_file(&self, size: u64, inode: Option<&Inode>) -> Vec<BlobId> {
+    /// Returns the blob that the file is a hard link to, or else all blobs of its size, since it may be a copy of any.
+    fn find(&self, size: u64, inode: Option<&Inode>) -> Vec<BlobId> {
         match inode.and_then(|inode| self.by_inode.get(&inode.id)) {
             Some(id) => vec![*id],
             None => self.by_size.get(&size).cloned().unwrap_or_default(),

@@ -1,9 +1,9 @@
-//! The decision of a prune. Pure: what is there and what time it is in, ordered actions out.
+//! Plans a prune. Pure: takes the facts and the current time, and returns ordered actions.
 //!
-//! First what nobody needs: the tool's own leftovers, abandoned downloads, orphaned blobs and payloads. Then, while the
-//! cache is over its budget, revisions, least recently used first: those that no ref names, and after them, when asked
-//! for, the others. Last the folders that are empty by then. What is young, busy or not understood is left alone, and
-//! so is all of every repo while a barrier stands.
+//! The plan first deletes what is not needed: the tool's own leftovers, abandoned downloads, orphaned blobs and
+//! payloads. Then, while the cache is over budget, it evicts revisions, least recently used first: those that no ref
+//! names, and then, if requested, the others. Finally it deletes folders that are empty by then. Anything recent, in
+//! use or not understood is left alone, and while there is a barrier, so is the content of every repo.
 
 pub mod ledger;
 #[cfg(test)]
@@ -16,126 +16,126 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 
 use crate::cache::clients;
-use crate::cache::facts::{Facts, RepoFacts};
 use crate::cache::layout::Layout;
-use crate::cache::scan::{InFlight, Place, Problem, ProblemKind, Repo, Revision, SnapshotFile};
+use crate::cache::prune_facts::{Facts, RepoFacts};
+use crate::cache::scan::{Place, Problem, ProblemKind, Repo, Revision, SnapshotFile, UnfinishedFile};
 use crate::error::{Error, shown};
 use crate::model::ids::{BlobId, Commit, RefName, RepoName};
 use ledger::Ledger;
 
-/// A client that was seen in a repo so recently may still be between two files of a download. That is then the newest
-/// revision, of which something came since then, unless its tree proves that it is complete.
+/// A client that was active in a repo this recently may be between two files of a download. The newest revision then
+/// stays if it received a file in this time, unless its tree proves that it is complete.
 const RECENT: Duration = Duration::from_secs(300);
 
-/// What was asked for.
+/// The options of a prune.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Options {
     /// Bytes that the cache may take.
     pub budget: u64,
-    /// Also revisions that a ref names.
+    /// Whether revisions that a ref names may be evicted, too.
     pub include_referenced: bool,
-    /// Blobs that no revision uses are left alone while they are younger.
+    /// Blobs that no revision uses are kept until they are this old.
     pub orphan_grace: Duration,
-    /// Unfinished files are left alone until they were untouched for so long.
+    /// Unfinished files are kept until nobody has written to them for this long.
     pub temporary_grace: Duration,
 }
 
-/// What to do, in this order.
+/// The plan, to be carried out in this order.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Plan {
-    /// What to delete.
+    /// The deletions.
     pub actions: Vec<Action>,
-    /// What is left alone although it was looked at for deleting.
+    /// Entries that were considered for deletion, but are left alone.
     pub skips: Vec<Skip>,
-    /// What is wrong already now.
+    /// Problems that already exist.
     pub failures: Vec<Error>,
     /// Bytes of the cache now.
     pub size: u64,
-    /// Bytes that the actions give back.
+    /// Bytes that the actions free.
     pub freed: u64,
-    /// Bytes that no plan gives back: they have names outside the cache, or nobody knows who needs them.
+    /// Bytes that no plan can free: they have names outside the cache, or may have unknown users.
     pub pinned: u64,
 }
 
 /// One deletion.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Action {
-    /// What.
+    /// The file, folder, ref or revision to delete.
     #[serde(flatten)]
-    pub what: What,
-    /// Why.
+    pub target: Target,
+    /// Why it is deleted.
     pub reason: Reason,
-    /// Bytes that the disk gets back by this, after all before it.
+    /// Bytes that this frees, after all earlier actions.
     pub bytes: u64,
 }
 
-impl What {
-    /// Whether it is content of a repo, and not something that nobody finished.
+impl Target {
+    /// Returns whether it is finished content of a repo.
     fn is_content(&self) -> bool {
-        !matches!(self, What::Leftover { .. } | What::Temporary { .. } | What::RootTemporary { .. })
+        !matches!(self, Target::Leftover { .. } | Target::Temporary { .. } | Target::RootTemporary { .. })
     }
 }
 
-/// What is deleted.
+/// The target of a deletion.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "action", rename_all = "kebab-case")]
-pub enum What {
+pub enum Target {
     /// A file or folder of the tool's own state.
     Leftover {
-        /// Which.
+        /// Its path.
         #[serde(serialize_with = "crate::lossy::path")]
         path: PathBuf,
     },
     /// An unfinished file in a repo.
     Temporary {
-        /// Whose.
+        /// The repo that it belongs to.
         #[serde(flatten)]
         repo: RepoName,
-        /// Which.
+        /// Its path.
         #[serde(serialize_with = "crate::lossy::path")]
         path: PathBuf,
     },
-    /// An unfinished file at the root, of nobody knows which repo.
+    /// An unfinished file at the root, which may belong to any repo.
     RootTemporary {
-        /// Which.
+        /// Its path.
         #[serde(serialize_with = "crate::lossy::path")]
         path: PathBuf,
     },
     /// A blob.
     Blob {
-        /// Whose.
+        /// The repo that it belongs to.
         #[serde(flatten)]
         repo: RepoName,
-        /// Which.
+        /// Its name.
         blob: BlobId,
     },
     /// A payload of the cache-wide store.
     Payload {
-        /// Which.
+        /// Its path.
         #[serde(serialize_with = "crate::lossy::path")]
         path: PathBuf,
     },
-    /// A ref to a commit that is not here: because of one, huggingface_hub's scan drops the whole repo.
+    /// A ref to a commit that is not here. A single one makes huggingface_hub's scan skip the whole repo.
     Ref {
-        /// Whose.
+        /// The repo that it belongs to.
         #[serde(flatten)]
         repo: RepoName,
-        /// Which.
+        /// Its name.
         name: RefName,
-        /// What it names.
+        /// The commit that it names.
         commit: Commit,
     },
-    /// A revision: its refs, its snapshot and what belongs to it, and the blobs that only it needed.
+    /// A revision: its refs, its snapshot and related files, and the blobs that only it needed.
     Revision(Eviction),
     /// A repo's folder.
     Folder {
-        /// Whose.
+        /// The repo.
         #[serde(flatten)]
         repo: RepoName,
     },
 }
 
-/// A revision that goes.
+/// The eviction of a revision.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Eviction {
     /// The repo.
@@ -156,7 +156,7 @@ pub struct Eviction {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reason {
-    /// Untouched for longer than the grace period.
+    /// Nobody has written to it for longer than the grace period.
     Abandoned,
     /// No revision uses it.
     Unused,
@@ -164,35 +164,37 @@ pub enum Reason {
     Detached,
     /// Over budget, and references may be evicted too.
     Referenced,
-    /// Nothing is left in it.
+    /// It is empty.
     Empty,
-    /// What it names has not come for longer than the grace period.
+    /// Its commit has been missing for longer than the grace period.
     Dangling,
 }
 
-/// What somebody was shown, and agreed to.
+/// The actions that the user was shown and agreed to.
 #[derive(Debug, Default)]
 pub struct Agreement(HashSet<String>);
 
 impl Agreement {
-    /// To all that this plan does.
+    /// Agrees to all actions of this plan.
     pub fn to(plan: &Plan) -> Self {
-        Agreement(plan.actions.iter().map(|action| Self::key(&action.what)).collect())
+        Agreement(plan.actions.iter().map(|action| Self::key(&action.target)).collect())
     }
 
-    fn covers(&self, what: &What) -> bool {
-        self.0.contains(&Self::key(what))
+    fn covers(&self, target: &Target) -> bool {
+        self.0.contains(&Self::key(target))
     }
 
-    /// What is deleted, by name. Which of the blobs go with a revision is not agreed on, but that it has these refs.
-    fn key(what: &What) -> String {
-        match what {
-            What::Leftover { path } | What::RootTemporary { path } | What::Payload { path } => format!("{path:?}"),
-            What::Temporary { repo, path } => format!("{repo} {path:?}"),
-            What::Blob { repo, blob } => format!("{repo} {blob}"),
-            What::Ref { repo, name, commit } => format!("{repo} {name} {commit}"),
-            What::Revision(gone) => format!("{}@{} {:?}", gone.repo, gone.revision, gone.refs),
-            What::Folder { repo } => repo.to_string(),
+    /// Identifies a target. For a revision this includes its refs, but not the blobs that are deleted with it.
+    fn key(target: &Target) -> String {
+        match target {
+            Target::Leftover { path } | Target::RootTemporary { path } | Target::Payload { path } => {
+                format!("{path:?}")
+            }
+            Target::Temporary { repo, path } => format!("{repo} {path:?}"),
+            Target::Blob { repo, blob } => format!("{repo} {blob}"),
+            Target::Ref { repo, name, commit } => format!("{repo} {name} {commit}"),
+            Target::Revision(gone) => format!("{}@{} {:?}", gone.repo, gone.revision, gone.refs),
+            Target::Folder { repo } => repo.to_string(),
         }
     }
 }
@@ -200,18 +202,18 @@ impl Agreement {
 /// Something that is left alone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Skip {
-    /// The repo, when it is about one.
+    /// The repo, if it concerns one.
     #[serde(flatten)]
     pub repo: Option<RepoName>,
-    /// The revision, when it is about one.
+    /// The revision, if it concerns one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub revision: Option<Commit>,
-    /// Where, when it is about one file or folder.
+    /// The path, if it concerns a single file or folder.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "crate::lossy::optional")]
     pub path: Option<PathBuf>,
-    /// Why.
+    /// Why it is left alone.
     pub reason: SkipReason,
-    /// Bytes that deleting it would have given back, as far as is known.
+    /// Bytes that deleting it would have freed, as far as is known.
     pub bytes: u64,
 }
 
@@ -221,50 +223,50 @@ pub struct Skip {
 pub enum SkipReason {
     /// A ref names the revision.
     Referenced,
-    /// All that the revision needs is needed by others too.
+    /// Everything that the revision needs is also needed by others.
     FreesNothing,
     /// Younger than the grace period.
     Young,
     /// A download may be in flight.
     InFlight,
-    /// A client worked in this repo minutes ago.
+    /// A client was active in this repo minutes ago.
     Busy,
     /// Another process holds the lock.
     Held,
     /// It is a link, or is reached through one.
     Link,
-    /// A link in another repo leads into this one.
+    /// A link from elsewhere leads into this repo.
     NeededElsewhere,
-    /// It cannot be read, so nobody can tell what is needed.
+    /// It cannot be read, so it is unknown what is needed.
     Unreadable,
-    /// What is there is not understood, so nobody can tell which blobs are needed.
+    /// Its content is not understood, so it is unknown which blobs are needed.
     Undecidable,
-    /// A ref is not understood, so nobody can tell which revision it names.
+    /// A ref is not understood, so it is unknown which revision it names.
     BadRef,
-    /// Not a part of a cache.
+    /// Not part of a cache.
     Unknown,
-    /// The payload has no readable list of who needs it.
+    /// The payload has no readable list of references.
     Unlisted,
-    /// It is not as the scan found it, or not as it was shown.
+    /// It has changed since the scan, or since it was shown to the user.
     Changed,
 }
 
 impl Plan {
-    /// Leaves out what was not `shown` to whoever agreed.
+    /// Removes all actions that the user has not agreed to.
     pub fn limit_to(&mut self, shown: &Agreement) {
         let all = std::mem::take(&mut self.actions);
         for action in all {
-            match shown.covers(&action.what) {
+            match shown.covers(&action.target) {
                 true => self.actions.push(action),
                 false => {
                     self.freed = self.freed.saturating_sub(action.bytes);
-                    let (repo, revision, path) = match &action.what {
-                        What::Leftover { path } | What::RootTemporary { path } | What::Payload { path } => {
+                    let (repo, revision, path) = match &action.target {
+                        Target::Leftover { path } | Target::RootTemporary { path } | Target::Payload { path } => {
                             (None, None, Some(path.clone()))
                         }
-                        What::Temporary { repo, path } => (Some(repo.clone()), None, Some(path.clone())),
-                        What::Revision(gone) => (Some(gone.repo.clone()), Some(gone.revision.clone()), None),
-                        What::Blob { repo, .. } | What::Ref { repo, .. } | What::Folder { repo } => {
+                        Target::Temporary { repo, path } => (Some(repo.clone()), None, Some(path.clone())),
+                        Target::Revision(gone) => (Some(gone.repo.clone()), Some(gone.revision.clone()), None),
+                        Target::Blob { repo, .. } | Target::Ref { repo, .. } | Target::Folder { repo } => {
                             (Some(repo.clone()), None, None)
                         }
                     };
@@ -275,76 +277,77 @@ impl Plan {
         }
     }
 
-    fn act(&mut self, what: What, reason: Reason, bytes: u64) {
+    fn add_action(&mut self, target: Target, reason: Reason, bytes: u64) {
         self.freed += bytes;
-        self.actions.push(Action { what, reason, bytes });
+        self.actions.push(Action { target, reason, bytes });
     }
 
-    fn skip(&mut self, reason: SkipReason, repo: Option<&RepoName>, path: Option<PathBuf>, bytes: u64) {
+    fn add_skip(&mut self, reason: SkipReason, repo: Option<&RepoName>, path: Option<PathBuf>, bytes: u64) {
         self.skips.push(Skip { repo: repo.cloned(), revision: None, path, reason, bytes });
     }
 }
 
-/// Something because of which nobody can tell who needs any of the cache's blobs.
+/// A reason why any of the cache's blobs may be in use.
 struct Barrier<'a> {
     reason: SkipReason,
     repo: Option<&'a RepoName>,
     path: &'a Path,
 }
 
-/// Decides.
+/// Makes the plan.
 pub fn plan(facts: &Facts, options: &Options, now: SystemTime) -> Plan {
     let ledger = Ledger::new(facts);
     let mut plan = Plan { size: ledger.size(), pinned: ledger.pinned(), ..Plan::default() };
-    notes(facts, &mut plan);
+    report_problems(facts, &mut plan);
     let repos = facts.inventory.repos.iter();
-    let blocks = repos.map(|repo| block(&facts.inventory.layout, repo, facts.about(&repo.name))).collect();
-    let mut planner = Planner { facts, options, now, plan, ledger, blocks, holds: Vec::new() };
-    planner.holds = facts.inventory.repos.iter().map(|repo| planner.hold(repo)).collect();
+    let blocked =
+        repos.map(|repo| blocking_reason(&facts.inventory.layout, repo, facts.for_repo(&repo.name))).collect();
+    let mut planner = Planner { facts, options, now, plan, ledger, blocked, activity: Vec::new() };
+    planner.activity = facts.inventory.repos.iter().map(|repo| planner.activity_in(repo)).collect();
     let barriers = planner.barriers();
-    planner.clean();
-    planner.evict();
-    planner.folders();
-    planner.refs();
+    planner.plan_cleanup();
+    planner.plan_evictions();
+    planner.plan_empty_folders();
+    planner.plan_dangling_refs();
     let mut plan = planner.plan;
-    plan.stop_at(&barriers);
+    plan.apply_barriers(&barriers);
     plan
 }
 
 impl Plan {
-    /// Takes back every deletion of content, since anybody may need it, and says how much that is.
-    fn stop_at(&mut self, barriers: &[Barrier<'_>]) {
+    /// Cancels every deletion of content, since any of it may be in use, and reports how many bytes that keeps.
+    fn apply_barriers(&mut self, barriers: &[Barrier<'_>]) {
         if barriers.is_empty() {
             return;
         }
         let before = self.actions.len();
-        let held = self.actions.iter().filter(|action| action.what.is_content()).map(|action| action.bytes).sum();
-        self.actions.retain(|action| !action.what.is_content());
+        let held = self.actions.iter().filter(|action| action.target.is_content()).map(|action| action.bytes).sum();
+        self.actions.retain(|action| !action.target.is_content());
         self.freed = self.actions.iter().map(|action| action.bytes).sum();
-        let stops = self.actions.len() < before;
+        let has_effect = self.actions.len() < before;
         for Barrier { reason, repo, path } in barriers {
             let is_this = |skip: &&mut Skip| skip.reason == *reason && skip.path.as_deref() == Some(*path);
             match self.skips.iter_mut().find(is_this) {
-                Some(said) => said.bytes += held,
-                None => self.skip(*reason, *repo, Some(path.to_path_buf()), held),
+                Some(reported) => reported.bytes += held,
+                None => self.add_skip(*reason, *repo, Some(path.to_path_buf()), held),
             }
             if *reason == SkipReason::Unreadable
-                && stops
+                && has_effect
                 && !self.failures.iter().any(|failure| failure.what == shown(path))
             {
-                self.failures.push(Error::failed(shown(path)).because("cannot be looked into"));
+                self.failures.push(Error::failed(shown(path)).because("cannot be inspected"));
             }
         }
     }
 }
 
-/// Says what is wrong or not understood, whatever the budget.
-fn notes(facts: &Facts, plan: &mut Plan) {
+/// Reports everything that is wrong or not understood, regardless of the budget.
+fn report_problems(facts: &Facts, plan: &mut Plan) {
     let of_repos = facts.inventory.repos.iter().flat_map(|repo| repo.problems.iter().map(|p| (Some(&repo.name), p)));
     let of_root = facts.inventory.problems.iter().chain(&facts.store_problems).map(|problem| (None, problem));
-    let understood = |problem: &Problem| problem.kind == ProblemKind::UntidyRef;
-    for (repo, problem) in of_root.chain(of_repos).filter(|(_, problem)| !understood(problem)) {
-        plan.skip(skip_reason(problem.kind), repo, Some(problem.path.clone()), 0);
+    let is_harmless = |problem: &Problem| problem.kind == ProblemKind::UntidyRef;
+    for (repo, problem) in of_root.chain(of_repos).filter(|(_, problem)| !is_harmless(problem)) {
+        plan.add_skip(skip_reason(problem.kind), repo, Some(problem.path.clone()), 0);
         if problem.kind == ProblemKind::Unreadable {
             plan.failures.push(Error::failed(shown(&problem.path)).because(problem.detail.clone()));
         }
@@ -360,46 +363,46 @@ fn skip_reason(kind: ProblemKind) -> SkipReason {
     }
 }
 
-/// Whether an unreadable place in a repo may hold links to blobs: refs and trees hold none.
+/// Returns whether an unreadable place in a repo may contain links to blobs. Refs and trees contain none.
 fn may_hide_links(repo: &Path, path: &Path) -> bool {
     let part = path.strip_prefix(repo).ok().and_then(|inside| inside.iter().next());
     !part.is_some_and(|part| ["refs", "trees", ".no_exist"].iter().any(|known| part == *known))
 }
 
-/// Why blobs and revisions of a repo must stay, and the path that tells.
-fn block(layout: &Layout, repo: &Repo, about: &RepoFacts) -> Option<(SkipReason, Option<PathBuf>)> {
+/// Returns why blobs and revisions of a repo must stay, and the path that shows it.
+fn blocking_reason(layout: &Layout, repo: &Repo, about: &RepoFacts) -> Option<(SkipReason, Option<PathBuf>)> {
     if repo.is_link {
         return Some((SkipReason::Link, None));
     }
     if let Some(part) = &about.linked_part {
         return Some((SkipReason::Link, Some(part.clone())));
     }
-    if let Some(problem) = hidden_uses(layout, repo) {
+    if let Some(problem) = find_undecidable(layout, repo) {
         return Some((skip_reason(problem.kind), Some(problem.path.clone())));
     }
     about.needed_by.clone().map(|link| (SkipReason::NeededElsewhere, Some(link)))
 }
 
-/// A problem because of which blobs may be in use in a way that the scan does not show.
-pub(crate) fn hidden_uses<'a>(layout: &Layout, repo: &'a Repo) -> Option<&'a Problem> {
+/// Finds a problem that may hide uses of the repo's blobs from the scan.
+pub(crate) fn find_undecidable<'a>(layout: &Layout, repo: &'a Repo) -> Option<&'a Problem> {
     let snapshots = layout.repo(&repo.name).join("snapshots");
     repo.problems.iter().find(|problem| match problem.kind {
         ProblemKind::Unreadable | ProblemKind::BrokenLink | ProblemKind::ForeignLink | ProblemKind::BadName => true,
-        // What is no file, no folder and no link needs no blob.
+        // Refs, pipes, sockets and devices do not use blobs.
         ProblemKind::BadRef | ProblemKind::UntidyRef | ProblemKind::NotAFile => false,
-        // A folder in snapshots/ that is no commit is a snapshot to huggingface_hub all the same.
+        // huggingface_hub treats every folder in snapshots/ as a snapshot, even if its name is not a commit.
         ProblemKind::UnknownEntry => problem.path.starts_with(&snapshots),
     })
 }
 
-/// A revision that may go.
+/// A revision that may be evicted.
 struct Candidate<'a> {
     index: usize,
     repo: &'a RepoName,
     commit: &'a Commit,
     /// All of its refs.
     refs: Vec<RefName>,
-    /// Whether one of them is more than the commit's own name.
+    /// Whether any of them is more than the commit's own hash.
     is_named: bool,
     last_use: SystemTime,
 }
@@ -410,37 +413,40 @@ struct Planner<'a> {
     now: SystemTime,
     plan: Plan,
     ledger: Ledger,
-    /// For each repo of the inventory.
-    blocks: Vec<Option<(SkipReason, Option<PathBuf>)>>,
-    /// For each repo of the inventory, why somebody may be at work in it.
-    holds: Vec<Option<SkipReason>>,
+    /// Why each repo of the inventory must stay.
+    blocked: Vec<Option<(SkipReason, Option<PathBuf>)>>,
+    /// Why each repo of the inventory may be in use by a client.
+    activity: Vec<Option<SkipReason>>,
 }
 
 impl<'a> Planner<'a> {
-    /// Whether it was untouched for that long; what has no time, or one in the future, was not.
+    /// Returns whether the time is at least `grace` ago. An unknown time, or one in the future, is not.
     fn is_old(&self, time: Option<SystemTime>, grace: Duration) -> bool {
         time.and_then(|time| self.now.duration_since(time).ok()).is_some_and(|age| age >= grace)
     }
 
-    /// Whether nobody goes on with it any more.
-    fn is_abandoned(&self, file: &InFlight) -> bool {
-        self.is_old(file.written(), self.options.temporary_grace)
+    /// Returns whether nobody is expected to continue this file.
+    fn is_abandoned(&self, file: &UnfinishedFile) -> bool {
+        self.is_old(file.last_write(), self.options.temporary_grace)
     }
 
-    /// Why somebody may be at work in this repo: a client may need, and is about to link, whatever lies in it.
-    fn hold(&self, repo: &Repo) -> Option<SkipReason> {
-        let about = self.facts.about(&repo.name);
+    /// Returns why a client may be active in this repo. It may be about to link any of the repo's blobs.
+    fn activity_in(&self, repo: &Repo) -> Option<SkipReason> {
+        let about = self.facts.for_repo(&repo.name);
         let mut unfinished = repo.in_flight.iter().chain(&repo.temporaries);
         if unfinished.any(|file| !self.is_abandoned(file)) || !about.held.is_empty() {
             return Some(SkipReason::InFlight);
         }
-        if about.unfinished.is_some() && !self.is_old(about.unfinished, self.options.temporary_grace) {
+        if about.last_unfinished_write.is_some()
+            && !self.is_old(about.last_unfinished_write, self.options.temporary_grace)
+        {
             return Some(SkipReason::InFlight);
         }
         about.locked.then_some(SkipReason::Held)
     }
 
-    /// What cannot be read may hold a link to anything, and a download at the root may be one into any repo.
+    /// Returns the barriers: unreadable places, which may contain links to anything, and recent downloads at the root,
+    /// which may be for any repo.
     fn barriers(&self) -> Vec<Barrier<'a>> {
         let inventory = &self.facts.inventory;
         let unreadable = |problem: &&'a Problem| {
@@ -462,13 +468,13 @@ impl<'a> Planner<'a> {
             .collect()
     }
 
-    /// What nobody needs.
-    fn clean(&mut self) {
+    /// Deletes leftovers, abandoned downloads, orphaned blobs and payloads.
+    fn plan_cleanup(&mut self) {
         for leftover in &self.facts.leftovers {
             let path = leftover.path.clone();
             match self.is_old(leftover.modified, self.options.temporary_grace) {
-                true => self.plan.act(What::Leftover { path }, Reason::Abandoned, leftover.bytes),
-                false => self.plan.skip(SkipReason::Young, None, Some(path), leftover.bytes),
+                true => self.plan.add_action(Target::Leftover { path }, Reason::Abandoned, leftover.bytes),
+                false => self.plan.add_skip(SkipReason::Young, None, Some(path), leftover.bytes),
             }
         }
         let facts = self.facts;
@@ -476,26 +482,26 @@ impl<'a> Planner<'a> {
             if !self.is_abandoned(file) {
                 continue;
             }
-            // Anybody may call a file `tmpnotes`.
+            // A file such as `tmpnotes` may be somebody's own.
             if !clients::is_surely_temporary(self.facts.inventory.layout.root(), &file.path) {
-                self.plan.skip(SkipReason::Unknown, None, Some(file.path.clone()), file.on_disk);
+                self.plan.add_skip(SkipReason::Unknown, None, Some(file.path.clone()), file.on_disk);
                 continue;
             }
-            self.plan.act(What::RootTemporary { path: file.path.clone() }, Reason::Abandoned, file.on_disk);
+            self.plan.add_action(Target::RootTemporary { path: file.path.clone() }, Reason::Abandoned, file.on_disk);
         }
         for (index, repo) in self.facts.inventory.repos.iter().enumerate() {
-            match self.blocks[index].clone() {
-                None => self.temporaries(repo),
-                Some((SkipReason::Undecidable, _)) => self.temporaries(repo),
-                // Said already, as the problem that it is.
+            match self.blocked[index].clone() {
+                None => self.plan_temporaries(repo),
+                Some((SkipReason::Undecidable, _)) => self.plan_temporaries(repo),
+                // Already reported as a problem.
                 Some((SkipReason::Unreadable | SkipReason::Unknown, _)) => {}
-                Some((reason, path)) => self.plan.skip(reason, Some(&repo.name), path, 0),
+                Some((reason, path)) => self.plan.add_skip(reason, Some(&repo.name), path, 0),
             }
         }
-        self.say_kept();
+        self.report_protected_bytes();
         for (index, repo) in self.facts.inventory.repos.iter().enumerate() {
-            if self.blocks[index].is_none() && self.holds[index].is_none() {
-                self.orphans(index, repo);
+            if self.blocked[index].is_none() && self.activity[index].is_none() {
+                self.plan_orphans(index, repo);
             }
         }
         let blobs = self.facts.inventory.repos.iter().flat_map(|repo| repo.blobs.values());
@@ -507,47 +513,51 @@ impl<'a> Planner<'a> {
             .collect();
         for payload in &self.facts.payloads {
             match &payload.references {
-                None => self.plan.skip(SkipReason::Unlisted, None, Some(payload.path.clone()), payload.size),
+                None => self.plan.add_skip(SkipReason::Unlisted, None, Some(payload.path.clone()), payload.size),
                 Some(links) if !links.is_empty() || linked.contains(payload.path.as_path()) => {}
                 Some(_) if !self.is_old(payload.modified, self.options.orphan_grace) => {
-                    self.plan.skip(SkipReason::Young, None, Some(payload.path.clone()), payload.size);
+                    self.plan.add_skip(SkipReason::Young, None, Some(payload.path.clone()), payload.size);
                 }
                 Some(_) => {
                     let bytes = self.ledger.drop_payload(&payload.path);
-                    self.plan.act(What::Payload { path: payload.path.clone() }, Reason::Unused, bytes);
+                    self.plan.add_action(Target::Payload { path: payload.path.clone() }, Reason::Unused, bytes);
                 }
             }
         }
     }
 
-    fn temporaries(&mut self, repo: &Repo) {
-        let about = self.facts.about(&repo.name);
+    fn plan_temporaries(&mut self, repo: &Repo) {
+        let about = self.facts.for_repo(&repo.name);
         for file in repo.in_flight.iter().chain(&repo.temporaries) {
             let path = file.path.clone();
             if about.held.contains(&path) {
-                self.plan.skip(SkipReason::Held, Some(&repo.name), Some(path), file.on_disk);
+                self.plan.add_skip(SkipReason::Held, Some(&repo.name), Some(path), file.on_disk);
                 continue;
             }
             match self.is_abandoned(file) {
                 true => {
-                    self.plan.act(What::Temporary { repo: repo.name.clone(), path }, Reason::Abandoned, file.on_disk);
+                    self.plan.add_action(
+                        Target::Temporary { repo: repo.name.clone(), path },
+                        Reason::Abandoned,
+                        file.on_disk,
+                    );
                 }
-                false => self.plan.skip(SkipReason::InFlight, Some(&repo.name), Some(path), file.on_disk),
+                false => self.plan.add_skip(SkipReason::InFlight, Some(&repo.name), Some(path), file.on_disk),
             }
         }
     }
 
-    /// Says of what is kept as a whole how many bytes that keeps: of unused blobs always, of revisions as far as the
-    /// budget is missed.
-    fn say_kept(&mut self) {
+    /// Reports how many bytes are kept in repos that are left alone entirely: always those of unused blobs, and those
+    /// of revisions if the cache is over budget.
+    fn report_protected_bytes(&mut self) {
         let over = self.plan.size > self.options.budget;
         let mut trial: Option<Ledger> = None;
         for (index, repo) in self.facts.inventory.repos.iter().enumerate() {
             let is_bad_ref = || repo.problems.iter().any(|problem| problem.kind == ProblemKind::BadRef);
-            let hold = self.holds[index];
-            let reason = match &self.blocks[index] {
+            let activity = self.activity[index];
+            let reason = match &self.blocked[index] {
                 Some((reason, _)) => *reason,
-                None => match hold {
+                None => match activity {
                     Some(reason) => reason,
                     None if is_bad_ref() => SkipReason::BadRef,
                     None => continue,
@@ -556,7 +566,7 @@ impl<'a> Planner<'a> {
             let trial = trial.get_or_insert_with(|| self.ledger.clone());
             let unused = repo.blobs.keys().filter(|id| !self.ledger.is_used(index, id));
             let mut bytes = match reason {
-                // These go one by one.
+                // Unused blobs of such a repo are planned one by one.
                 SkipReason::BadRef => 0,
                 _ => unused.map(|id| trial.drop_blob(index, id)).sum(),
             };
@@ -565,18 +575,21 @@ impl<'a> Planner<'a> {
             }
             let is_this = |skip: &&mut Skip| skip.reason == reason && skip.repo.as_ref() == Some(&repo.name);
             match self.plan.skips.iter_mut().find(is_this) {
-                Some(said) if self.blocks[index].is_some() || reason == SkipReason::BadRef => said.bytes = bytes,
-                _ if bytes > 0 => self.plan.skip(reason, Some(&repo.name), None, bytes),
+                Some(reported) if self.blocked[index].is_some() || reason == SkipReason::BadRef => {
+                    reported.bytes = bytes
+                }
+                _ if bytes > 0 => self.plan.add_skip(reason, Some(&repo.name), None, bytes),
                 _ => {}
             }
         }
     }
 
-    fn orphans(&mut self, index: usize, repo: &Repo) {
-        // Where something was just added, more may be being copied here, old times and all, blobs before snapshots.
+    fn plan_orphans(&mut self, index: usize, repo: &Repo) {
+        // A copy may be in progress that keeps old times and writes blobs before snapshots, so a recent addition
+        // protects all blobs of the repo.
         let is_young = |time: Option<SystemTime>| !self.is_old(time, self.options.orphan_grace);
         let newest = repo.blobs.values().map(|blob| blob.placed).max().flatten();
-        let arrived = self.facts.about(&repo.name).arrived;
+        let arrived = self.facts.for_repo(&repo.name).last_arrival;
         let arriving = (repo.revisions.is_empty() && is_young(newest)) || (arrived.is_some() && is_young(arrived));
         for (id, blob) in &repo.blobs {
             let path = || Some(self.facts.inventory.layout.blob(&repo.name, id));
@@ -584,18 +597,18 @@ impl<'a> Planner<'a> {
                 continue;
             }
             if blob.place == Place::Elsewhere {
-                self.plan.skip(SkipReason::Link, Some(&repo.name), path(), 0);
+                self.plan.add_skip(SkipReason::Link, Some(&repo.name), path(), 0);
             } else if arriving || !self.is_old(blob.placed, self.options.orphan_grace) {
-                self.plan.skip(SkipReason::Young, Some(&repo.name), path(), blob.size);
+                self.plan.add_skip(SkipReason::Young, Some(&repo.name), path(), blob.size);
             } else {
                 let bytes = self.ledger.drop_blob(index, id);
-                self.plan.act(What::Blob { repo: repo.name.clone(), blob: *id }, Reason::Unused, bytes);
+                self.plan.add_action(Target::Blob { repo: repo.name.clone(), blob: *id }, Reason::Unused, bytes);
             }
         }
     }
 
-    /// Revisions, until the cache is within its budget.
-    fn evict(&mut self) {
+    /// Evicts revisions until the cache is within its budget.
+    fn plan_evictions(&mut self) {
         let excess = |plan: &Plan, more: u64| (plan.size - plan.freed).saturating_sub(more) > self.options.budget;
         if !excess(&self.plan, 0) {
             return;
@@ -612,7 +625,7 @@ impl<'a> Planner<'a> {
                 chosen.push(candidate);
             }
         }
-        // A revision whose blobs all stay, because others need them, would go for nothing.
+        // Evicting a revision is useless if all of its blobs stay because others need them.
         let mut useless = BTreeSet::new();
         for candidate in chosen.iter().rev() {
             match trial.restore(candidate.index, candidate.commit) {
@@ -622,66 +635,66 @@ impl<'a> Planner<'a> {
         }
         for candidate in chosen {
             if useless.contains(&(candidate.index, candidate.commit)) {
-                self.keep(candidate, SkipReason::FreesNothing, 0);
+                self.skip_revision(candidate, SkipReason::FreesNothing, 0);
                 continue;
             }
             let gone = self.ledger.evict(candidate.index, candidate.commit);
             let reason = if candidate.is_named { Reason::Referenced } else { Reason::Detached };
-            let what = What::Revision(Eviction {
+            let target = Target::Revision(Eviction {
                 repo: candidate.repo.clone(),
                 revision: candidate.commit.clone(),
                 refs: candidate.refs.clone(),
                 last_use: candidate.last_use.duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
                 blobs: gone.blobs,
             });
-            self.plan.act(what, reason, gone.bytes);
+            self.plan.add_action(target, reason, gone.bytes);
         }
         if excess(&self.plan, 0) && !self.options.include_referenced {
             let mut trial = self.ledger.clone();
             for candidate in candidates.iter().filter(|candidate| candidate.is_named) {
                 let bytes = trial.evict(candidate.index, candidate.commit).bytes;
-                self.keep(candidate, SkipReason::Referenced, bytes);
+                self.skip_revision(candidate, SkipReason::Referenced, bytes);
             }
         }
     }
 
-    fn keep(&mut self, candidate: &Candidate<'_>, reason: SkipReason, bytes: u64) {
+    fn skip_revision(&mut self, candidate: &Candidate<'_>, reason: SkipReason, bytes: u64) {
         let (repo, revision) = (Some(candidate.repo.clone()), Some(candidate.commit.clone()));
         self.plan.skips.push(Skip { repo, revision, path: None, reason, bytes });
     }
 
-    /// Revisions that may go: detached ones first, then by last use. Says which may not, and why.
+    /// Returns the revisions that may be evicted: detached ones first, then by last use. Reports the others as skipped.
     fn candidates(&mut self) -> Vec<Candidate<'a>> {
         let mut found = Vec::new();
         for (index, repo) in self.facts.inventory.repos.iter().enumerate() {
-            if self.blocks[index].is_some() || repo.revisions.is_empty() {
+            if self.blocked[index].is_some() || repo.revisions.is_empty() {
                 continue;
             }
             if repo.problems.iter().any(|problem| problem.kind == ProblemKind::BadRef) {
                 continue;
             }
-            if self.holds[index].is_some() {
+            if self.activity[index].is_some() {
                 continue;
             }
-            let about = self.facts.about(&repo.name);
-            let came: Vec<_> = repo.revisions.values().map(|revision| brought(repo, revision)).collect();
-            let newest = came.iter().max().copied().flatten();
+            let about = self.facts.for_repo(&repo.name);
+            let arrivals: Vec<_> = repo.revisions.values().map(|revision| last_arrival(repo, revision)).collect();
+            let newest = arrivals.iter().max().copied().flatten();
             let mut refs: BTreeMap<&Commit, Vec<RefName>> = BTreeMap::new();
             for (name, commit) in &repo.refs {
                 refs.entry(commit).or_default().push(name.clone());
             }
-            for ((commit, revision), came) in repo.revisions.iter().zip(came) {
+            for ((commit, revision), arrival) in repo.revisions.iter().zip(arrivals) {
                 let last_use = last_use(repo, revision, self.now);
                 let mut refs = refs.remove(commit).unwrap_or_default();
                 let is_named = !refs.is_empty();
                 refs.extend(repo.pins.get(commit).map(RefName::of_commit));
                 let candidate = Candidate { index, repo: &repo.name, commit, refs, is_named, last_use };
-                // Something of it came so recently, while a client was here, that more may be on its way.
-                let is_fresh = came >= newest && self.is_recent(came) && self.has_recent_client(repo);
+                // A file of it arrived recently while a client was active, so more may follow.
+                let is_fresh = arrival >= newest && self.is_recent(arrival) && self.has_recent_client(repo);
                 if !self.ledger.has_all(index, commit) {
-                    self.keep(&candidate, SkipReason::Link, 0);
+                    self.skip_revision(&candidate, SkipReason::Link, 0);
                 } else if is_fresh && !about.complete.contains(commit) {
-                    self.keep(&candidate, SkipReason::Busy, 0);
+                    self.skip_revision(&candidate, SkipReason::Busy, 0);
                 } else {
                     found.push(candidate);
                 }
@@ -691,72 +704,73 @@ impl<'a> Planner<'a> {
         found
     }
 
-    /// Whether a client was here so recently that it may be between two files of a download.
+    /// Returns whether a client was active so recently that it may be between two files of a download.
     fn has_recent_client(&self, repo: &Repo) -> bool {
-        let seen = self.facts.about(&repo.name).client_seen;
+        let seen = self.facts.for_repo(&repo.name).client_seen;
         seen.is_some() && self.is_recent(seen)
     }
 
-    /// Whether a download of which this was a part may go on.
+    /// Returns whether a download that wrote a file at this time may still be going on.
     fn is_recent(&self, time: Option<SystemTime>) -> bool {
         !self.is_old(time, RECENT.min(self.options.orphan_grace))
     }
 
-    /// Folders of which nothing is left.
-    fn folders(&mut self) {
+    /// Deletes folders that are empty after all other actions.
+    fn plan_empty_folders(&mut self) {
         let evicted = |repo: &Repo| {
             let mut actions = self.plan.actions.iter();
-            actions.any(|action| matches!(&action.what, What::Revision(gone) if gone.repo == repo.name))
+            actions.any(|action| matches!(&action.target, Target::Revision(gone) if gone.repo == repo.name))
         };
         let mut left: BTreeMap<&RepoName, usize> = BTreeMap::new();
         for (index, repo) in self.facts.inventory.repos.iter().enumerate() {
-            let about = self.facts.about(&repo.name);
-            let untouched = about.touched.is_none() || self.is_old(about.touched, self.options.orphan_grace);
-            let busy = self.holds[index].is_some() || (self.has_recent_client(repo) && !evicted(repo));
-            if self.blocks[index].is_none() && repo.problems.is_empty() && untouched && !busy {
+            let about = self.facts.for_repo(&repo.name);
+            let untouched = about.last_change.is_none() || self.is_old(about.last_change, self.options.orphan_grace);
+            let busy = self.activity[index].is_some() || (self.has_recent_client(repo) && !evicted(repo));
+            if self.blocked[index].is_none() && repo.problems.is_empty() && untouched && !busy {
                 let things = repo.revisions.len() + repo.blobs.len() + repo.in_flight.len() + repo.temporaries.len();
                 left.insert(&repo.name, things);
             }
         }
         for action in &self.plan.actions {
-            let (repo, things) = match &action.what {
-                What::Temporary { repo, .. } | What::Blob { repo, .. } => (repo, 1),
-                What::Revision(gone) => (&gone.repo, 1 + gone.blobs.len()),
-                What::Leftover { .. }
-                | What::RootTemporary { .. }
-                | What::Payload { .. }
-                | What::Ref { .. }
-                | What::Folder { .. } => continue,
+            let (repo, things) = match &action.target {
+                Target::Temporary { repo, .. } | Target::Blob { repo, .. } => (repo, 1),
+                Target::Revision(gone) => (&gone.repo, 1 + gone.blobs.len()),
+                Target::Leftover { .. }
+                | Target::RootTemporary { .. }
+                | Target::Payload { .. }
+                | Target::Ref { .. }
+                | Target::Folder { .. } => continue,
             };
             left.entry(repo).and_modify(|left| *left = left.saturating_sub(things));
         }
         let empty: Vec<RepoName> =
             left.into_iter().filter(|(_, left)| *left == 0).map(|(name, _)| name.clone()).collect();
-        empty.into_iter().for_each(|repo| self.plan.act(What::Folder { repo }, Reason::Empty, 0));
+        empty.into_iter().for_each(|repo| self.plan.add_action(Target::Folder { repo }, Reason::Empty, 0));
     }
 
-    /// Refs that lead nowhere, in repos that stay. The others go with their folder.
-    fn refs(&mut self) {
+    /// Deletes dangling refs in repos that stay. All others are deleted with their folder.
+    fn plan_dangling_refs(&mut self) {
         for (index, repo) in self.facts.inventory.repos.iter().enumerate() {
             let is_going =
-                self.plan.actions.iter().any(|action| action.what == What::Folder { repo: repo.name.clone() });
-            let about = self.facts.about(&repo.name);
-            let busy = self.holds[index].is_some() || self.has_recent_client(repo);
-            if self.blocks[index].is_some() || repo.revisions.is_empty() || is_going || busy {
+                self.plan.actions.iter().any(|action| action.target == Target::Folder { repo: repo.name.clone() });
+            let about = self.facts.for_repo(&repo.name);
+            let busy = self.activity[index].is_some() || self.has_recent_client(repo);
+            if self.blocked[index].is_some() || repo.revisions.is_empty() || is_going || busy {
                 continue;
             }
-            for (name, one) in &about.lone_refs {
+            for (name, one) in &about.dangling_refs {
                 if self.is_old(one.written, self.options.orphan_grace) {
-                    let what = What::Ref { repo: repo.name.clone(), name: name.clone(), commit: one.commit.clone() };
-                    self.plan.act(what, Reason::Dangling, 0);
+                    let target =
+                        Target::Ref { repo: repo.name.clone(), name: name.clone(), commit: one.commit.clone() };
+                    self.plan.add_action(target, Reason::Dangling, 0);
                 }
             }
         }
     }
 }
 
-/// When the newest file of the revision came.
-fn brought(repo: &Repo, revision: &Revision) -> Option<SystemTime> {
+/// Returns when the newest file of the revision arrived.
+fn last_arrival(repo: &Repo, revision: &Revision) -> Option<SystemTime> {
     let times = revision.files.values().filter_map(|file| match file {
         SnapshotFile::Link(id) => repo.blobs.get(id).map(|blob| blob.modified.max(blob.placed)),
         SnapshotFile::Real { modified, .. } => Some(*modified),
@@ -764,8 +778,8 @@ fn brought(repo: &Repo, revision: &Revision) -> Option<SystemTime> {
     times.max().flatten()
 }
 
-/// The newest access or change of what the revision consists of. A time that cannot be read counts as now, and so does
-/// a revision of nothing: never as long ago.
+/// Returns the latest access or change of the revision's files. An unknown time counts as now, and so does a revision
+/// without files, so that neither looks unused.
 fn last_use(repo: &Repo, revision: &Revision, now: SystemTime) -> SystemTime {
     let times = revision.files.values().filter_map(|file| match file {
         SnapshotFile::Link(id) => repo.blobs.get(id).map(|blob| [blob.accessed, blob.modified]),

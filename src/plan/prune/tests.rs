@@ -1,4 +1,5 @@
-//! The plan on fixed dates and on random caches, and the executor where the cache changed since the scan.
+//! Tests of the plan with fixed dates and random caches, and of its execution when the cache has changed since the
+//! scan.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -8,11 +9,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use proptest::prelude::*;
 
-use super::{Agreement, Options, Plan, Reason, SkipReason, What, plan};
-use crate::cache::facts::{Facts, Leftover, LoneRef, RepoFacts, gather};
+use super::{Agreement, Options, Plan, Reason, SkipReason, Target, plan};
 use crate::cache::layout::Layout;
+use crate::cache::prune_facts::{DanglingRef, Facts, Leftover, RepoFacts, gather};
 use crate::cache::scan::{
-    Blob, InFlight, Inode, Inventory, Place, Problem, ProblemKind, Repo, Revision, SnapshotFile, scan,
+    Blob, Inode, Inventory, Place, Problem, ProblemKind, Repo, Revision, SnapshotFile, UnfinishedFile, scan,
 };
 use crate::cache::shared::Payload;
 use crate::model::ids::{BlobId, Commit, RefName, RepoName, RepoType};
@@ -88,26 +89,26 @@ fn facts(repos: Vec<Repo>) -> Facts {
     }
 }
 
-/// A line per action and skip.
+/// Describes a plan with one line for each action and skip.
 fn describe(plan: &Plan) -> String {
     let mut out = String::new();
     for action in &plan.actions {
-        let what = match &action.what {
-            What::Leftover { path }
-            | What::RootTemporary { path }
-            | What::Temporary { path, .. }
-            | What::Payload { path } => {
+        let target = match &action.target {
+            Target::Leftover { path }
+            | Target::RootTemporary { path }
+            | Target::Temporary { path, .. }
+            | Target::Payload { path } => {
                 format!("file {}", path.display())
             }
-            What::Blob { repo, blob } => format!("blob {repo} {}", &blob.to_string()[60..]),
-            What::Folder { repo } => format!("folder {repo}"),
-            What::Ref { repo, name, .. } => format!("ref {repo} {name}"),
-            What::Revision(gone) => {
+            Target::Blob { repo, blob } => format!("blob {repo} {}", &blob.to_string()[60..]),
+            Target::Folder { repo } => format!("folder {repo}"),
+            Target::Ref { repo, name, .. } => format!("ref {repo} {name}"),
+            Target::Revision(gone) => {
                 let blobs: Vec<String> = gone.blobs.iter().map(|blob| blob.to_string()[60..].to_string()).collect();
                 format!("revision {}@{} [{}]", gone.repo, &gone.revision.as_str()[36..], blobs.join(" "))
             }
         };
-        let _ = writeln!(out, "{:?}: {what}, frees {}", action.reason, action.bytes);
+        let _ = writeln!(out, "{:?}: {target}, frees {}", action.reason, action.bytes);
     }
     for skip in &plan.skips {
         let repo = skip.repo.as_ref().map(RepoName::to_string).unwrap_or_default();
@@ -119,7 +120,7 @@ fn describe(plan: &Plan) -> String {
     out
 }
 
-/// Two repos: one with a main, a tag and two detached revisions, the other with one old detached revision.
+/// Returns two repos: one with a main, a tag and two detached revisions, and one with an old detached revision.
 fn everyday() -> Facts {
     let mut a = repo("org/a");
     for (number, size, days) in [(1, 100, 1), (2, 200, 9), (3, 300, 5), (4, 400, 3)] {
@@ -140,7 +141,7 @@ fn within_the_budget_nothing_is_planned() {
 }
 
 #[test]
-fn detached_revisions_go_by_last_use_until_it_fits() {
+fn detached_revisions_are_evicted_by_last_use_until_the_cache_fits() {
     insta::assert_snapshot!(describe(&plan(&everyday(), &options(701), now())), @"
     Detached: revision org/b@0005 [0005], frees 500
     Detached: revision org/a@0003 [0003], frees 300
@@ -150,7 +151,7 @@ fn detached_revisions_go_by_last_use_until_it_fits() {
 }
 
 #[test]
-fn what_refs_name_is_kept_and_counted() {
+fn revisions_with_refs_are_kept_and_counted() {
     insta::assert_snapshot!(describe(&plan(&everyday(), &options(0), now())), @"
     Detached: revision org/b@0005 [0005], frees 500
     Detached: revision org/a@0003 [0003], frees 300
@@ -163,7 +164,7 @@ fn what_refs_name_is_kept_and_counted() {
 }
 
 #[test]
-fn when_asked_for_referenced_revisions_follow_by_last_use() {
+fn if_requested_referenced_revisions_follow_by_last_use() {
     let options = Options { include_referenced: true, ..options(250) };
     insta::assert_snapshot!(describe(&plan(&everyday(), &options, now())), @"
     Detached: revision org/b@0005 [0005], frees 500
@@ -176,7 +177,7 @@ fn when_asked_for_referenced_revisions_follow_by_last_use() {
 }
 
 #[test]
-fn a_time_that_cannot_be_read_is_now_and_not_1970() {
+fn an_unknown_time_counts_as_now() {
     let mut facts = everyday();
     facts.inventory.repos[1].blobs.get_mut(&blob_id(5)).unwrap().accessed = None;
     let planned = describe(&plan(&facts, &options(1200), now()));
@@ -184,9 +185,9 @@ fn a_time_that_cannot_be_read_is_now_and_not_1970() {
 }
 
 #[test]
-fn debris_goes_by_age_within_the_budget_too() {
+fn leftovers_are_deleted_by_age_even_within_the_budget() {
     let mut facts = everyday();
-    let file = |name: &str, age: Option<SystemTime>| InFlight {
+    let file = |name: &str, age: Option<SystemTime>| UnfinishedFile {
         path: name.into(),
         size: 7,
         on_disk: 7,
@@ -248,7 +249,7 @@ fn with_problem(kind: ProblemKind, path: &str) -> Plan {
 }
 
 #[test]
-fn problems_keep_what_they_may_hide() {
+fn problems_keep_everything_that_they_may_hide() {
     let touches_a =
         |plan: &Plan| describe(plan).lines().any(|line| !line.starts_with("kept") && line.contains("org/a"));
     for kind in [ProblemKind::BrokenLink, ProblemKind::ForeignLink, ProblemKind::BadName] {
@@ -256,19 +257,19 @@ fn problems_keep_what_they_may_hide() {
     }
     let unreadable = with_problem(ProblemKind::Unreadable, "/hub/models--org--a/refs");
     assert!(!touches_a(&unreadable) && unreadable.failures.len() == 1 && unreadable.freed == 500);
-    // A place that may hold links to the blobs of any repo.
+    // An unreadable place may hold links to the blobs of any repo.
     for path in ["", "/blobs", "/blobs/x", "/snapshots", "/snapshots/x", "/snapshots/x/y", "/strange"] {
         let path = format!("/hub/models--org--a{path}");
         let blocked = with_problem(ProblemKind::Unreadable, &path);
         assert_eq!((blocked.actions.len(), blocked.freed, blocked.failures.len()), (0, 0, 1), "{path}");
-        let said = blocked.skips.iter().find(|skip| skip.reason == SkipReason::Unreadable).unwrap();
-        assert_eq!((said.path.as_ref().unwrap().to_str().unwrap(), said.bytes), (&*path, 1560), "{path}");
+        let skip = blocked.skips.iter().find(|skip| skip.reason == SkipReason::Unreadable).unwrap();
+        assert_eq!((skip.path.as_ref().unwrap().to_str().unwrap(), skip.bytes), (&*path, 1560), "{path}");
     }
     assert!(!touches_a(&with_problem(ProblemKind::UnknownEntry, "/hub/models--org--a/snapshots/x")));
     let stray = with_problem(ProblemKind::UnknownEntry, "/hub/models--org--a/README");
     assert_eq!(stray.freed, 1260, "a stray file hides nothing");
     let reference = with_problem(ProblemKind::BadRef, "/hub/models--org--a/refs/x");
-    assert_eq!(reference.freed, 560, "orphans go, but nobody knows which revision is meant");
+    assert_eq!(reference.freed, 560, "orphans are deleted, but the ref may name any revision");
 
     let mut facts = everyday();
     let problem = Problem { path: "/hub".into(), kind: ProblemKind::Unreadable, detail: "why".into() };
@@ -278,7 +279,7 @@ fn problems_keep_what_they_may_hide() {
 }
 
 #[test]
-fn what_was_looked_at_and_can_hold_no_link_blocks_nothing_else() {
+fn a_place_without_links_blocks_nothing_else() {
     let mut facts = everyday();
     let path = PathBuf::from("/hub/models--org--a/blobs");
     let problem = Problem { path: path.clone(), kind: ProblemKind::Unreadable, detail: "why".into() };
@@ -286,20 +287,20 @@ fn what_was_looked_at_and_can_hold_no_link_blocks_nothing_else() {
     assert_eq!(plan(&facts, &options(0), now()).freed, 0);
     facts.harmless.insert(path);
     assert_eq!(plan(&facts, &options(0), now()).freed, 500);
-    // Hidden behind a link, or in a folder that is no part of a cache.
+    // Hidden behind a link, or in a folder that is not part of a cache.
     facts.hidden.insert("/elsewhere".into());
     let blocked = plan(&facts, &options(0), now());
     assert_eq!((blocked.actions.len(), blocked.failures.len()), (0, 2));
-    // Where nothing would go anyway, it is no failure.
+    // It is not a failure if nothing would be deleted anyway.
     assert_eq!(plan(&facts, &options(1 << 30), now()).failures.len(), 1);
 }
 
 #[test]
-fn a_young_download_at_the_root_may_be_for_any_repo() {
+fn a_recent_download_at_the_root_may_be_for_any_repo() {
     let mut facts = everyday();
     let file = |age: u64, changed: Option<u64>| {
         let path = "/hub/tmp/aB3dE5f".into();
-        vec![InFlight { path, size: 7, on_disk: 7, modified: ago(age), changed: changed.and_then(ago) }]
+        vec![UnfinishedFile { path, size: 7, on_disk: 7, modified: ago(age), changed: changed.and_then(ago) }]
     };
     facts.inventory.repos[0].blobs.insert(blob_id(6), blob(60, DAY));
     facts.root_temporaries = file(DAY - 1, None);
@@ -308,38 +309,39 @@ fn a_young_download_at_the_root_may_be_for_any_repo() {
     assert!(blocked.skips.iter().any(|skip| skip.reason == SkipReason::InFlight && skip.bytes == 1260), "{blocked:?}");
     facts.root_temporaries = file(DAY, Some(DAY));
     assert_eq!(plan(&facts, &options(0), now()).freed, 1267);
-    // A time in the future, of a clock that was wrong, does not last for ever.
+    // A modification time in the future does not protect a file forever.
     facts.root_temporaries = file(0, Some(DAY));
     facts.root_temporaries[0].modified = Some(now() + Duration::from_secs(9 * DAY));
     assert_eq!(plan(&facts, &options(0), now()).freed, 1267);
 }
 
 #[test]
-fn a_repo_with_anything_unfinished_keeps_orphans_refs_and_revisions() {
+fn a_repo_with_unfinished_files_keeps_everything_else() {
     for (held, locked, temporaries) in
         [(false, false, false), (true, false, false), (false, true, false), (false, false, true)]
     {
         let mut facts = everyday();
         let (name, repo) = (facts.inventory.repos[0].name.clone(), &mut facts.inventory.repos[0]);
         repo.blobs.insert(blob_id(6), blob(60, 9 * DAY));
-        let file = |age| InFlight { path: "x.part".into(), size: 7, on_disk: 7, modified: ago(age), changed: None };
+        let file =
+            |age| UnfinishedFile { path: "x.part".into(), size: 7, on_disk: 7, modified: ago(age), changed: None };
         match (held, locked, temporaries) {
             (false, false, false) => repo.in_flight.push(file(DAY - 1)),
             (_, _, true) => repo.temporaries.push(file(DAY - 1)),
             _ => {}
         }
-        let lone = LoneRef { commit: commit(9), written: ago(9 * DAY) };
+        let dangling = DanglingRef { commit: commit(9), written: ago(9 * DAY) };
         let about = RepoFacts {
             held: if held { BTreeSet::from(["y.part".into()]) } else { BTreeSet::new() },
             locked,
-            lone_refs: BTreeMap::from([("lost".parse().unwrap(), lone)]),
+            dangling_refs: BTreeMap::from([("lost".parse().unwrap(), dangling)]),
             ..RepoFacts::default()
         };
         facts.repos.insert(name.clone(), about);
         let planned = describe(&plan(&facts, &options(0), now()));
         let touched = planned.lines().any(|line| !line.starts_with("kept") && line.contains("org/a"));
         assert!(!touched && planned.contains("revision org/b"), "{planned}");
-        // All that it has, main and tag included.
+        // The bytes include everything in the repo, even main and the tag.
         assert!(
             planned.contains("kept org/a: InFlight, 1060") || planned.contains("kept org/a: Held, 1060"),
             "{planned}"
@@ -348,10 +350,10 @@ fn a_repo_with_anything_unfinished_keeps_orphans_refs_and_revisions() {
 }
 
 #[test]
-fn what_was_not_shown_does_not_go() {
+fn only_actions_that_were_shown_are_carried_out() {
     let shown = Agreement::to(&plan(&everyday(), &options(701), now()));
     let mut facts = everyday();
-    // What came, or got another ref, while somebody was asked.
+    // A blob and a ref that were added while the user was asked.
     facts.inventory.repos[0].blobs.insert(blob_id(6), blob(60, DAY));
     facts.inventory.repos[0].refs.insert("new".parse().unwrap(), commit(3));
     let mut planned = plan(&facts, &Options { include_referenced: true, ..options(0) }, now());
@@ -369,44 +371,44 @@ fn what_was_not_shown_does_not_go() {
     ");
 }
 
-/// hf-hub's ref to a commit, called like it, does not keep it: nobody chose that name.
+/// A ref that hf-hub named after the commit does not keep the commit, since no user chose that name.
 #[test]
-fn a_ref_that_is_called_like_its_commit_keeps_nothing_and_goes_with_it() {
+fn a_ref_named_after_its_commit_does_not_keep_it() {
     let mut facts = everyday();
     facts.inventory.repos[1].pins.insert(commit(5));
     let planned = plan(&facts, &options(1400), now());
-    let What::Revision(gone) = &planned.actions[0].what else { panic!("{planned:?}") };
+    let Target::Revision(gone) = &planned.actions[0].target else { panic!("{planned:?}") };
     assert_eq!((&gone.revision, gone.refs.as_slice()), (&commit(5), &[RefName::of_commit(&commit(5))][..]));
     assert_eq!(planned.actions[0].reason, Reason::Detached);
 }
 
 #[test]
-fn a_repo_at_work_is_left_alone() {
+fn a_repo_in_use_is_left_alone() {
     let mut facts = everyday();
     let name = facts.inventory.repos[1].name.clone();
     facts.repos.insert(name.clone(), RepoFacts { client_seen: ago(299), ..RepoFacts::default() });
-    assert_eq!(plan(&facts, &options(0), now()).freed, 1200, "nothing came since then");
+    assert_eq!(plan(&facts, &options(0), now()).freed, 1200, "no file has arrived since then");
     facts.inventory.repos[1].blobs.insert(blob_id(5), blob(500, 299));
     let busy = plan(&facts, &options(0), now());
     assert!(busy.skips.iter().any(|skip| skip.reason == SkipReason::Busy && skip.repo.as_ref() == Some(&name)));
     assert_eq!(busy.freed, 700);
     facts.repos.insert(name.clone(), RepoFacts { client_seen: ago(300), ..RepoFacts::default() });
     assert_eq!(plan(&facts, &options(0), now()).freed, 1200);
-    // What is complete by its tree is no download that is half done.
+    // A revision that is complete according to its tree is not half downloaded.
     let complete = BTreeSet::from([commit(5)]);
     facts.repos.insert(name, RepoFacts { client_seen: ago(299), complete, ..RepoFacts::default() });
     let planned = plan(&facts, &options(0), now());
     assert_eq!(planned.freed, 1200);
-    assert!(planned.actions.iter().any(|action| matches!(action.what, What::Folder { .. })));
+    assert!(planned.actions.iter().any(|action| matches!(action.target, Target::Folder { .. })));
 }
 
 #[test]
-fn of_a_repo_at_work_the_newest_revision_alone_is_left() {
+fn in_a_repo_in_use_only_the_newest_revision_is_kept() {
     let mut facts = everyday();
     let name = facts.inventory.repos[0].name.clone();
     facts.inventory.repos[0].refs.clear();
     facts.inventory.repos[0].blobs.insert(blob_id(1), blob(100, 10));
-    // Read after that; but what came last is what may be half done.
+    // Another revision was read later, but the one that arrived last may be half downloaded.
     facts.inventory.repos[0].blobs.get_mut(&blob_id(4)).unwrap().accessed = ago(1);
     facts.repos.insert(name, RepoFacts { client_seen: ago(1), ..RepoFacts::default() });
     let planned = plan(&facts, &options(0), now());
@@ -415,7 +417,7 @@ fn of_a_repo_at_work_the_newest_revision_alone_is_left() {
     assert_eq!(planned.freed, 1400);
 }
 
-/// A random repo: blobs with sizes and ages, revisions of some of them, refs to some of those.
+/// Generates a repo: blobs with sizes and ages, revisions of some of them, and refs to some of those.
 fn any_repo(name: &'static str) -> impl Strategy<Value = Repo> {
     let blobs = prop::collection::vec((1u64..50, 0u64..100, prop::option::of(0u64..4)), 0..8);
     let revisions = prop::collection::vec(prop::collection::vec(0usize..8, 0..5), 0..6);
@@ -423,7 +425,7 @@ fn any_repo(name: &'static str) -> impl Strategy<Value = Repo> {
     (blobs, revisions, refs).prop_map(move |(blobs, revisions, refs)| {
         let mut repo = repo(name);
         for (number, (size, hours, file)) in blobs.iter().enumerate() {
-            // Some blobs are one file under several names, across repos too; all of those have one size.
+            // Some blobs are one file with several names, even across repos, and therefore have the same size.
             let inode = file.map(|file| Inode { id: (1, file), links: 3, allocated: 0 });
             let size = file.map_or(*size, |file| 1000 * (file + 1));
             repo.blobs.insert(blob_id(number as u64), Blob { inode, ..blob(size, hours * HOUR) });
@@ -453,15 +455,15 @@ proptest! {
         let mut gone_revisions = BTreeSet::new();
         let mut gone_blobs = BTreeSet::new();
         for action in &planned.actions {
-            match &action.what {
-                What::Revision(gone) => {
+            match &action.target {
+                Target::Revision(gone) => {
                     prop_assert!(include_referenced || gone.refs.is_empty());
                     prop_assert!(gone_revisions.insert((&gone.repo, &gone.revision)));
                     for blob in &gone.blobs {
                         prop_assert!(gone_blobs.insert((&gone.repo, *blob)), "a blob goes once");
                     }
                 }
-                What::Blob { repo, blob } => prop_assert!(gone_blobs.insert((repo, *blob))),
+                Target::Blob { repo, blob } => prop_assert!(gone_blobs.insert((repo, *blob))),
                 _ => {}
             }
         }
@@ -491,10 +493,10 @@ proptest! {
                 prop_assert!(facts.inventory.layout.blob(&repo.name, id).starts_with("/hub"));
             }
         }
-        prop_assert_eq!(planned.freed, freed, "what the disk gets back");
+        prop_assert_eq!(planned.freed, freed, "bytes freed");
         prop_assert!(planned.freed <= planned.size);
-        // The last eviction was still needed: without it, the cache is over its budget.
-        let last = planned.actions.iter().rfind(|action| matches!(action.what, What::Revision(_)));
+        // The last eviction was necessary: without it, the cache is over its budget.
+        let last = planned.actions.iter().rfind(|action| matches!(action.target, Target::Revision(_)));
         if let Some(last) = last {
             prop_assert!(planned.size - planned.freed + last.bytes > budget);
         }
@@ -503,11 +505,11 @@ proptest! {
     }
 }
 
-/// A real cache with one old revision that a plan would evict, and what happens between the plan and its execution.
+/// Tests with a real cache that changes between the plan and its execution. It has one old revision that is evicted.
 #[cfg(unix)]
 mod races {
     use super::*;
-    use crate::engine::evict::{Done, execute};
+    use crate::engine::evict::{Outcome, execute};
     use std::os::unix::fs::symlink;
 
     struct Race {
@@ -551,7 +553,7 @@ mod races {
     }
 
     impl Race {
-        fn run(&self) -> Done {
+        fn run(&self) -> Outcome {
             let done = execute(&self.facts, &self.plan);
             assert_eq!(done.failures, []);
             done
@@ -566,12 +568,12 @@ mod races {
         }
     }
 
-    fn reasons(done: &Done) -> Vec<SkipReason> {
+    fn reasons(done: &Outcome) -> Vec<SkipReason> {
         done.skips.iter().map(|skip| skip.reason).collect()
     }
 
     #[test]
-    fn undisturbed_it_takes_all() {
+    fn an_undisturbed_plan_is_carried_out_completely() {
         let race = race();
         assert_eq!((race.run().freed, race.layout.repo(&race.repo).exists()), (10, false));
     }
@@ -627,7 +629,7 @@ mod races {
     }
 
     #[test]
-    fn a_download_that_began_keeps_its_repo() {
+    fn a_new_download_keeps_its_repo() {
         let race = race();
         let incomplete = race.blob(1).with_file_name(format!("{}.0a1b2c3d.incomplete", blob_id(3)));
         fs::write(&incomplete, b"half").unwrap();
@@ -636,7 +638,7 @@ mod races {
     }
 
     #[test]
-    fn a_download_that_began_at_the_root_keeps_everything() {
+    fn a_new_download_at_the_root_keeps_everything() {
         let race = race();
         fs::create_dir_all(race.layout.root().join("tmp")).unwrap();
         fs::write(race.layout.root().join("tmp/aB3dE5f"), b"half").unwrap();
@@ -645,7 +647,7 @@ mod races {
     }
 
     #[test]
-    fn a_lock_that_another_client_took_keeps_the_blob() {
+    fn a_lock_held_by_another_client_keeps_the_blob() {
         for place in ["models--org--a/blobs/{}.lock", ".locks/models--org--a/blobs/{}.lock"] {
             let race = race();
             let path = race.layout.root().join(place.replace("{}", &blob_id(2).to_string()));
@@ -658,7 +660,7 @@ mod races {
     }
 
     #[test]
-    fn a_folder_that_filled_again_is_kept() {
+    fn a_folder_with_new_content_is_kept() {
         let race = race();
         crate::cache::place::write_ref(&race.layout, &race.repo, &RefName::main(), &commit(9), true).unwrap();
         assert_eq!(reasons(&race.run()), [SkipReason::Changed]);
@@ -666,7 +668,7 @@ mod races {
     }
 
     #[test]
-    fn a_snapshot_that_turned_into_a_link_is_not_followed() {
+    fn a_snapshot_replaced_by_a_link_is_not_followed() {
         let race = race();
         let (snapshots, aside) = (race.layout.repo(&race.repo).join("snapshots"), race.layout.root().join("aside"));
         fs::rename(&snapshots, &aside).unwrap();

@@ -335,7 +335,7 @@ fn a_cache_that_is_not_there() {
     refused(
         &machine,
         &["--cache-dir", missing.to_str().unwrap()],
-        &["disk/hub (from --cache-dir)", "/disk is not there"],
+        &["disk/hub (from --cache-dir)", "/disk does not exist"],
     );
     for (name, value) in [
         ("HF_HOME", machine.home().join("disk")),

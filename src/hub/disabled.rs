@@ -1,4 +1,4 @@
-//! In a build without the feature `fallback` there is no Hub, and nothing that needs one can be reached.
+//! Stand-ins for builds without the feature `fallback`: no [`Hub`] can be created, so no other code here is reachable.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,11 +13,11 @@ use crate::model::ids::{Commit, RepoName, RepoPath, RepoQuery};
 use crate::net::Network;
 use crate::progress::Progress;
 
-/// Never made.
+/// Never created.
 #[derive(Debug, Clone)]
 pub enum Hub {}
 
-/// Never made.
+/// Never created.
 #[derive(Debug)]
 pub enum Body {}
 
@@ -27,9 +27,9 @@ impl Hub {
     /// # Errors
     /// [`crate::error::Cause::Usage`]
     pub fn connect(_: &config::Hub, _: &Network, _: Arc<dyn Progress>, _: Duration) -> Result<Hub> {
-        Err(Error::usage("this hf-cache-sync cannot go to the Hub")
+        Err(Error::usage("this build of hf-cache-sync cannot fall back to the Hub")
             .because("it was built without the feature `fallback`")
-            .hint("use a build with it, or leave --fallback out"))
+            .hint("use a build with this feature, or omit --fallback"))
     }
 
     /// Never called.

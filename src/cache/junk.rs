@@ -1,10 +1,10 @@
-//! Names that operating systems, file servers, synchronisers and editors leave in any folder that they can write to. In
-//! a cache they are no ref, no blob and no file, and no reason to refuse anything. Pure.
+//! Junk files: names that operating systems, file servers, sync programs and editors leave in any folder that they can
+//! write to. In a cache they are neither refs, blobs nor files, and no reason to refuse anything. Pure.
 //!
-//! A repo may have a file of such a name all the same. So it is litter only where nothing says otherwise: a link to a
-//! blob, or a real file that the commit's tree lists, is a file of the commit whatever it is called.
+//! A repo may still have a file with such a name, so it is junk only in the absence of other evidence: a link to a
+//! blob, or a real file that the commit's tree lists, belongs to the commit whatever its name.
 
-/// Whole names, in lower case: whoever writes `Thumbs.db` may also write `thumbs.db`.
+/// Whole names, in lower case, since programs disagree on case (`Thumbs.db`, `thumbs.db`).
 const NAMES: [&str; 46] = [
     // macOS
     ".ds_store",
@@ -59,8 +59,8 @@ const NAMES: [&str; 46] = [
     ".sync_exclude.lst",
 ];
 
-/// How names begin: AppleDouble twins, files that are deleted and still open on NFS, FUSE and SMB, the trash of a
-/// user, and what Syncthing, GNOME, LibreOffice and Dropbox are writing.
+/// Prefixes: AppleDouble files, deleted files that are still open on NFS, FUSE and SMB, a user's trash, and temporary
+/// files of Syncthing, GNOME, LibreOffice and Dropbox.
 const BEGINNINGS: [&str; 12] = [
     "._",
     ".nfs",
@@ -76,21 +76,22 @@ const BEGINNINGS: [&str; 12] = [
     ".owncloud",
 ];
 
-/// Whether something that is not a part of the cache is known to leave entries of this name: files or folders.
-pub fn is_litter(name: &str) -> bool {
+/// Returns whether a file or folder of this name is known to be left by programs that do not use the cache.
+pub fn is_junk(name: &str) -> bool {
     NAMES.iter().any(|known| known.eq_ignore_ascii_case(name))
         || BEGINNINGS.iter().any(|begin| name.get(..begin.len()).is_some_and(|it| it.eq_ignore_ascii_case(begin)))
-        || is_editors(name)
+        || is_editor_file(name)
 }
 
-/// Swap files of vim (`.name.swp`), locks and saves of Emacs (`.#name`, `#name#`), backups (`name~`).
-fn is_editors(name: &str) -> bool {
+/// Recognises swap files of vim (`.name.swp`), lock and auto-save files of Emacs (`.#name`, `#name#`), and backups
+/// (`name~`).
+fn is_editor_file(name: &str) -> bool {
     let swap = name.starts_with('.') && [".swp", ".swo", ".swx"].iter().any(|end| name.ends_with(end));
     let saved = name.len() > 2 && name.starts_with('#') && name.ends_with('#');
     swap || saved || name.starts_with(".#") || (name.len() > 1 && name.ends_with('~'))
 }
 
-/// Whether a name is one that editors, merges and synchronisers give to copies of another file.
+/// Returns whether editors, merge tools or sync programs give such a name to copies of another file.
 pub fn is_copy(name: &str) -> bool {
     const ENDS: [&str; 12] =
         [".bak", ".orig", ".old", ".rej", ".save", ".backup", ".copy", ".txt", ".md", ".json", ".part", ".new"];
@@ -103,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn known_litter_is_recognised() {
+    fn known_junk_is_recognised() {
         for name in [
             ".DS_Store",
             "._model.safetensors",
@@ -134,12 +135,12 @@ mod tests {
             ".#README.md",
             ".~lock.table.ods#",
         ] {
-            assert!(is_litter(name), "{name}");
+            assert!(is_junk(name), "{name}");
         }
     }
 
     #[test]
-    fn files_of_repos_are_not() {
+    fn files_of_repos_are_not_junk() {
         for name in [
             ".gitattributes",
             ".gitignore",
@@ -159,7 +160,7 @@ mod tests {
             "__pycache__",
             "main",
         ] {
-            assert!(!is_litter(name), "{name}");
+            assert!(!is_junk(name), "{name}");
         }
     }
 }

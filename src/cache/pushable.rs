@@ -1,4 +1,5 @@
-//! What this cache can offer: per revision the files with their blobs, without what must not be pushed.
+//! The content of this cache that can be pushed: the files of each revision with their blobs, without anything that
+//! must stay here, such as gated repos and pointer files.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
@@ -10,90 +11,90 @@ use crate::cache::pointer;
 use crate::cache::read::{self, MAX_TREE, read_small};
 use crate::cache::scan::{Inventory, Problem, ProblemKind, Repo};
 use crate::error::{Cause, Error, Result, plain_io, printable, shown};
-use crate::model::ids::{BlobId, Commit, RefName, RepoName, RepoPath, RepoType, Typed};
+use crate::model::ids::{BlobId, Commit, RefName, RepoName, RepoPath, RepoSpec, RepoType};
 use crate::model::manifest::{Manifest, Tree};
 use crate::suggest::nearest;
 
-/// What to consider.
+/// Limits what is gathered.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// These repos; all when empty.
-    pub only: Vec<Typed>,
-    /// Also repos that look gated.
+    /// Only these repos; all of them if empty.
+    pub only: Vec<RepoSpec>,
+    /// Includes repos that look gated.
     pub allow_gated: bool,
-    /// Also LFS/Xet pointer files.
+    /// Includes LFS and Xet pointer files.
     pub sync_xet: bool,
 }
 
-/// What the cache can offer.
+/// The pushable content of the cache.
 #[derive(Debug, Default)]
 pub struct Local {
-    /// Repos, in the order of the scan.
+    /// The repos, in scan order.
     pub repos: Vec<LocalRepo>,
-    /// What the scan and the reading found wrong.
+    /// Problems found by the scan and while reading.
     pub failures: Vec<Error>,
-    /// What a user should know.
+    /// Notes for the user.
     pub notes: Vec<String>,
 }
 
-/// Which revisions of a repo are wanted.
-enum Wanted {
+/// The selected revisions of a repo.
+enum Selection {
     All,
-    These(Vec<Commit>),
+    Commits(Vec<Commit>),
 }
 
-/// Repos, with what is wanted of each.
-type Meant<'a> = Vec<(&'a Repo, Wanted)>;
+/// Repos, each with its selected revisions.
+type SelectedRepos<'a> = Vec<(&'a Repo, Selection)>;
 
-impl Wanted {
-    fn add(&mut self, more: &Wanted) {
+impl Selection {
+    fn add(&mut self, more: &Selection) {
         match (&mut *self, more) {
-            (Wanted::These(known), Wanted::These(more)) => known.extend(more.iter().cloned()),
-            _ => *self = Wanted::All,
+            (Selection::Commits(known), Selection::Commits(more)) => known.extend(more.iter().cloned()),
+            _ => *self = Selection::All,
         }
     }
 }
 
-/// One repo.
+/// A repo of this cache.
 #[derive(Debug)]
 pub struct LocalRepo {
-    /// Which.
+    /// Its type and id.
     pub name: RepoName,
-    /// Set when it must not be pushed.
+    /// Why it looks gated and must not be pushed; `None` if it may be.
     pub gated: Option<Gated>,
     /// Its revisions; none for a gated repo.
     pub revisions: Vec<LocalRevision>,
     /// Its refs.
     pub refs: BTreeMap<RefName, Commit>,
-    /// Commits of its snapshots with a ref that is called like them, which hf-hub needs wherever they come to.
+    /// Commits of its snapshots that have a ref named after the commit, which hf-hub needs on every machine.
     pub pins: BTreeSet<Commit>,
     /// Complete blobs that no revision uses.
     pub unused: usize,
 }
 
-/// One revision.
+/// A revision of a repo in this cache.
 #[derive(Debug)]
 pub struct LocalRevision {
-    /// Which.
+    /// Its commit.
     pub commit: Commit,
     /// Its files, sorted by path.
     pub files: Vec<LocalFile>,
     /// The commit's full listing.
     pub tree: Option<Tree>,
-    /// What this cache would publish of it, for all that it knows itself.
+    /// The manifest that this cache would publish on its own, without merging the bucket's.
     pub manifest: Arc<Manifest>,
-    /// Pointer files that are left out.
+    /// Pointer files that were left out.
     pub pointers: Vec<RepoPath>,
-    /// What is in the snapshot and not of the commit, safe to print.
-    pub strangers: Vec<String>,
-    /// What cannot be pushed of the snapshot: a file whose link is broken, or one that cannot be read.
+    /// Files in the snapshot that do not belong to the commit, escaped for printing.
+    pub stray_files: Vec<String>,
+    /// Files that cannot be pushed because their link is broken or they cannot be read.
     pub broken: BTreeSet<String>,
-    /// Why it must not be published: a file contradicts the commit's tree.
+    /// Why the revision must not be published: one of its files contradicts the commit's tree.
     pub refused: Option<Error>,
 }
 
 impl LocalRevision {
-    /// A revision with nothing to be said against it.
+    /// Creates a revision without any problems.
     pub fn new(repo: &RepoName, commit: Commit, files: Vec<LocalFile>, tree: Option<Tree>) -> LocalRevision {
         let manifest = Manifest {
             repo: repo.clone(),
@@ -108,7 +109,7 @@ impl LocalRevision {
             tree,
             manifest: Arc::new(manifest),
             pointers: Vec::new(),
-            strangers: Vec::new(),
+            stray_files: Vec::new(),
             broken: BTreeSet::new(),
             refused: None,
         }
@@ -116,25 +117,25 @@ impl LocalRevision {
 }
 
 impl LocalRepo {
-    /// All refs that a push writes.
+    /// Returns all refs that a push writes.
     pub fn all_refs(&self) -> impl Iterator<Item = (RefName, &Commit)> {
         let refs = self.refs.iter().map(|(name, commit)| (name.clone(), commit));
         refs.chain(self.pins.iter().map(|commit| (RefName::of_commit(commit), commit)))
     }
 }
 
-/// Reads what is needed beside the scan: licences, trees, pointer files, and real files without a name.
+/// Reads everything that a push needs beyond the scan: licences, trees, pointer files, and the hashes of real files.
 ///
 /// # Errors
-/// [`Cause::NotFound`] when a repo was named that is not in the cache.
+/// [`Cause::NotFound`] if a requested repo is not in the cache.
 pub fn gather(inventory: &Inventory, options: &Options) -> Result<Local> {
-    let mut wanted: BTreeMap<&RepoName, Wanted> = BTreeMap::new();
+    let mut wanted: BTreeMap<&RepoName, Selection> = BTreeMap::new();
     let mut notes = Vec::new();
     for typed in &options.only {
-        let mut meant: Vec<&Repo> = inventory.repos.iter().filter(|repo| typed.query.matches(&repo.name)).collect();
-        if meant.is_empty() {
-            meant = inventory.repos.iter().filter(|repo| typed.query.resembles(&repo.name)).collect();
-            match meant.as_slice() {
+        let mut selected: Vec<&Repo> = inventory.repos.iter().filter(|repo| typed.query.matches(&repo.name)).collect();
+        if selected.is_empty() {
+            selected = inventory.repos.iter().filter(|repo| typed.query.resembles(&repo.name)).collect();
+            match selected.as_slice() {
                 [one] => notes.push(format!("{} is {} in this cache", typed.query, one.name)),
                 [one, others @ ..] if others.iter().all(|other| other.name.id == one.name.id) => {
                     notes.push(format!("{} is {} in this cache", typed.query, one.name.id));
@@ -142,79 +143,82 @@ pub fn gather(inventory: &Inventory, options: &Options) -> Result<Local> {
                 _ => return Err(not_cached(inventory, typed)),
             }
         }
-        let (meant, note) = of_one_id(meant, typed)?;
+        let (selected, note) = prefer_model(selected, typed)?;
         notes.extend(note);
-        for (repo, commits) in meant {
+        for (repo, commits) in selected {
             wanted.entry(&repo.name).and_modify(|known| known.add(&commits)).or_insert(commits);
         }
     }
     let is_wanted = |repo: &&Repo| options.only.is_empty() || wanted.contains_key(&repo.name);
     let mut local = Local { notes, ..Local::default() };
-    local.failures.extend(inventory.problems.iter().filter_map(failure));
+    local.failures.extend(inventory.problems.iter().filter_map(failure_of));
     let mut identifier = Identifier::default();
-    let mut kept_from_us = 0;
+    let mut unreadable_trees = 0;
     for repo in inventory.repos.iter().filter(is_wanted) {
-        let mut found = gather_repo(inventory, repo, options, &mut identifier, &mut kept_from_us, &mut local.failures);
-        if let Some(Wanted::These(commits)) = wanted.get(&repo.name) {
+        let mut found =
+            gather_repo(inventory, repo, options, &mut identifier, &mut unreadable_trees, &mut local.failures);
+        if let Some(Selection::Commits(commits)) = wanted.get(&repo.name) {
             found.revisions.retain(|revision| commits.contains(&revision.commit));
             found.refs.retain(|_, commit| commits.contains(commit));
         }
         local.repos.push(found);
-        local.notes.extend(untidy(repo));
+        local.notes.extend(untidy_refs_note(repo));
     }
-    if kept_from_us > 0 {
+    if unreadable_trees > 0 {
         local.notes.push(format!(
-            "{kept_from_us} of the files in trees/ cannot be read by this user, since huggingface_hub writes them for \
-             their owner alone: those revisions are pushed without the list that proves them complete"
+            "{unreadable_trees} of the files in trees/ cannot be read by this user, because huggingface_hub makes them \
+             readable only by their owner: those revisions are pushed without the list that proves them complete"
         ));
     }
     Ok(local)
 }
 
-/// Of the repos that an id fits, those that are meant, with what of them, and what a user should know. An id without a
-/// type is that of the model, as in a pull; failing that, of whatever has it. Who lacks the revision is not meant.
+/// Selects among repos that share an id, and returns them with a note for the user. An id without a type prefers the
+/// model, as in a pull, and falls back to the other types. Repos without the requested revision are dropped.
 ///
 /// # Errors
-/// When none has the revision.
-fn of_one_id<'a>(repos: Vec<&'a Repo>, typed: &Typed) -> Result<(Meant<'a>, Option<String>)> {
-    let (mut meant, mut errors) = (Vec::new(), Vec::new());
+/// If no repo has the revision.
+fn prefer_model<'a>(repos: Vec<&'a Repo>, typed: &RepoSpec) -> Result<(SelectedRepos<'a>, Option<String>)> {
+    let (mut selected, mut errors) = (Vec::new(), Vec::new());
     for repo in repos {
-        match typed.revision.as_ref().map(|text| revision_of(repo, text)).transpose() {
-            Ok(commit) => meant.push((repo, commit.map_or(Wanted::All, |commit| Wanted::These(vec![commit])))),
+        match typed.revision.as_ref().map(|text| find_commit(repo, text)).transpose() {
+            Ok(commit) => {
+                selected.push((repo, commit.map_or(Selection::All, |commit| Selection::Commits(vec![commit]))))
+            }
             Err(error) => errors.push((repo.name.kind != RepoType::Model, error)),
         }
     }
-    // Of the model's and the others' errors, the model's.
+    // The model's error takes precedence.
     errors.sort_by_key(|(is_other, _)| *is_other);
-    if let (true, Some((_, error))) = (meant.is_empty(), errors.into_iter().next()) {
+    if let (true, Some((_, error))) = (selected.is_empty(), errors.into_iter().next()) {
         return Err(error);
     }
     let is_model = |repo: &Repo| repo.name.kind == RepoType::Model;
     let others: Vec<String> =
-        meant.iter().filter(|(repo, _)| !is_model(repo)).map(|(repo, _)| repo.name.to_string()).collect();
-    if others.is_empty() || others.len() == meant.len() {
-        return Ok((meant, None));
+        selected.iter().filter(|(repo, _)| !is_model(repo)).map(|(repo, _)| repo.name.to_string()).collect();
+    if others.is_empty() || others.len() == selected.len() {
+        return Ok((selected, None));
     }
-    meant.retain(|(repo, _)| is_model(repo));
-    let note = format!("{} is the model; there is {} in this cache, too", typed.query, others.join(" and "));
-    Ok((meant, Some(note)))
+    selected.retain(|(repo, _)| is_model(repo));
+    let note = format!("{} is the model; this cache also has {}", typed.query, others.join(" and "));
+    Ok((selected, Some(note)))
 }
 
-/// Refs that are published as they are meant, and that huggingface_hub cannot use here.
-fn untidy(repo: &Repo) -> Option<String> {
+/// Returns a note about refs that are published, but that huggingface_hub cannot use offline on this machine.
+fn untidy_refs_note(repo: &Repo) -> Option<String> {
     let names: Vec<&str> = repo.untidy_refs.iter().map(RefName::as_str).collect();
     (!names.is_empty()).then(|| {
         format!(
             "{}: white space around the commit in refs/{} keeps huggingface_hub from using it offline; \
-             `hf-cache-sync doctor --fix` mends it",
+             `hf-cache-sync doctor --fix` repairs it",
             repo.name,
             names.join(", refs/")
         )
     })
 }
 
-/// What of it is a failure of a push; a ref that is understood all the same is a note.
-fn failure(problem: &Problem) -> Option<Error> {
+/// Turns a problem into a failure of the push. An untidy ref is only worth a note, since it can be read.
+fn failure_of(problem: &Problem) -> Option<Error> {
     if problem.kind == ProblemKind::UntidyRef {
         return None;
     }
@@ -222,8 +226,8 @@ fn failure(problem: &Problem) -> Option<Error> {
     problem.kind.is_failure().then(|| Error::failed(path).because(problem.detail.clone()))
 }
 
-/// The commit of this cache that a ref, a commit or the first digits of one name.
-fn revision_of(repo: &Repo, text: &str) -> Result<Commit> {
+/// Finds the commit in this cache that a ref, a commit hash or a prefix of one refers to.
+fn find_commit(repo: &Repo, text: &str) -> Result<Commit> {
     let fits = |commit: &&Commit| text.len() >= 4 && commit.as_str().starts_with(text);
     let by_ref = text.parse::<RefName>().ok().and_then(|name| repo.refs.get(&name));
     let commits: Vec<&Commit> = repo.revisions.keys().filter(fits).collect();
@@ -244,7 +248,7 @@ fn revision_of(repo: &Repo, text: &str) -> Result<Commit> {
     }
 }
 
-fn not_cached(inventory: &Inventory, Typed { query, .. }: &Typed) -> Error {
+fn not_cached(inventory: &Inventory, RepoSpec { query, .. }: &RepoSpec) -> Error {
     let names: Vec<String> = inventory.repos.iter().map(|repo| repo.name.to_string()).collect();
     if let Some(other) = inventory.repos.iter().find(|repo| repo.name.id == query.id) {
         return Error::not_found(format!("{query} is not in the cache {}", inventory.layout.root().display()))
@@ -264,14 +268,14 @@ fn gather_repo(
     repo: &Repo,
     options: &Options,
     identifier: &mut Identifier,
-    kept_from_us: &mut usize,
+    unreadable_trees: &mut usize,
     failures: &mut Vec<Error>,
 ) -> LocalRepo {
     let trees = inventory.layout.repo(&repo.name).join("trees");
-    let is_trees = |problem: &Problem| problem.kind == ProblemKind::Unreadable && problem.path == trees;
+    let is_tree_folder = |problem: &Problem| problem.kind == ProblemKind::Unreadable && problem.path == trees;
     let (unreadable, mut problems): (Vec<&Problem>, Vec<&Problem>) =
-        repo.problems.iter().partition(|problem| is_trees(problem));
-    *kept_from_us += unreadable.len();
+        repo.problems.iter().partition(|problem| is_tree_folder(problem));
+    *unreadable_trees += unreadable.len();
     let mut found = LocalRepo {
         name: repo.name.clone(),
         gated: None,
@@ -282,20 +286,20 @@ fn gather_repo(
     };
     if !options.allow_gated {
         for commit in repo.revisions.keys() {
-            match gated::look(&inventory.layout.snapshot(&repo.name, commit)) {
+            match gated::check_snapshot(&inventory.layout.snapshot(&repo.name, commit)) {
                 Ok(None) => {}
                 Ok(gated) => {
                     found.gated = gated;
-                    failures.extend(problems.into_iter().filter_map(failure));
+                    failures.extend(problems.into_iter().filter_map(failure_of));
                     return found;
                 }
                 Err((path, error)) => {
-                    failures.extend(problems.into_iter().filter_map(failure));
+                    failures.extend(problems.into_iter().filter_map(failure_of));
                     failures.push(
                         Error::failed(format!("cannot tell whether {} is gated, so it is not pushed", repo.name))
                             .because(format!("{}: {}", shown(&path), plain_io(&error))),
                     );
-                    // Its refs do have a snapshot here: nothing more is to be said of them.
+                    // The refs do have a snapshot here, so nothing else needs reporting about them.
                     found.refs.clear();
                     return found;
                 }
@@ -303,82 +307,83 @@ fn gather_repo(
         }
     }
     let mut pointers = HashMap::new();
-    let mut twins = Twins::default();
+    let mut twins = TwinChecker::default();
     for commit in repo.revisions.keys() {
-        let tree = read_tree(inventory, repo, commit, kept_from_us, failures);
+        let tree = read_tree(inventory, repo, commit, unreadable_trees, failures);
         let identified = identifier.files(&inventory.layout, repo, commit, tree.as_ref());
         let snapshot = inventory.layout.snapshot(&repo.name, commit);
         let mut broken = BTreeSet::new();
         for problem in &identified.problems {
-            let left_out = left_out(problem, &snapshot);
-            failures.extend(failure(problem).map(|error| if left_out.is_some() { without(error) } else { error }));
+            let left_out = path_in_snapshot(problem, &snapshot);
+            failures
+                .extend(failure_of(problem).map(|error| if left_out.is_some() { as_left_out(error) } else { error }));
             broken.extend(left_out);
         }
         let mut files = identified.files;
-        let mut strangers: Vec<String> =
-            identified.strangers.iter().map(|path| printable(path.as_str(), 400)).collect();
+        let mut stray_files: Vec<String> =
+            identified.stray_files.iter().map(|path| printable(path.as_str(), 400)).collect();
         if let Some(tree) = &tree {
-            problems.retain(|problem| match stranger(problem, &snapshot, tree) {
+            problems.retain(|problem| match stray_name(problem, &snapshot, tree) {
                 Some(name) => {
-                    strangers.push(name);
+                    stray_files.push(name);
                     false
                 }
                 None => true,
             });
         }
-        problems.retain(|problem| match left_out(problem, &snapshot) {
+        problems.retain(|problem| match path_in_snapshot(problem, &snapshot) {
             Some(path) => {
                 broken.insert(path);
-                failures.extend(failure(problem).map(without));
+                failures.extend(failure_of(problem).map(as_left_out));
                 false
             }
             None => true,
         });
-        let mut own_pointers = Vec::new();
+        let mut left_out_pointers = Vec::new();
         if !options.sync_xet {
             files.retain(|file| {
                 let is_pointer = is_pointer(file, &mut pointers);
                 if is_pointer {
-                    own_pointers.push(file.file.path.clone());
+                    left_out_pointers.push(file.file.path.clone());
                 }
                 !is_pointer
             });
         }
         if let Some(tree) = &tree {
-            for file in files.iter_mut().filter(|file| tree.may_know_as_twin(&file.file)) {
+            for file in files.iter_mut().filter(|file| tree.may_list_twin(&file.file)) {
                 let known = tree.get(&file.file.path).expect("it knows the file").blob;
-                if twins.are(file, &known) {
+                if twins.is_twin(file, &known) {
                     file.other = Some(std::mem::replace(&mut file.file.blob, known));
                 }
             }
         }
-        let refused = tree.as_ref().and_then(|tree| contradiction(&repo.name, commit, tree, &files));
+        let refused = tree.as_ref().and_then(|tree| check_against_tree(&repo.name, commit, tree, &files));
         let revision = LocalRevision::new(&repo.name, commit.clone(), files, tree);
-        found.revisions.push(LocalRevision { pointers: own_pointers, strangers, broken, refused, ..revision });
+        found.revisions.push(LocalRevision { pointers: left_out_pointers, stray_files, broken, refused, ..revision });
     }
-    failures.extend(problems.into_iter().filter_map(failure));
+    failures.extend(problems.into_iter().filter_map(failure_of));
     let used: std::collections::HashSet<BlobId> =
         found.revisions.iter().flat_map(|revision| revision.files.iter().map(|file| file.file.blob)).collect();
     found.unused = repo.blobs.keys().filter(|id| !used.contains(id) && !pointers.contains_key(*id)).count();
     found
 }
 
-/// The path in the snapshot of what a push leaves out, since it is broken or cannot be read.
-fn left_out(problem: &Problem, snapshot: &Path) -> Option<String> {
+/// Returns the path within the snapshot of a file that a push leaves out because it is broken or unreadable.
+fn path_in_snapshot(problem: &Problem, snapshot: &Path) -> Option<String> {
     use ProblemKind::{BadName, BrokenLink, ForeignLink, NotAFile, Unreadable};
     let concerns_a_file = matches!(problem.kind, BadName | BrokenLink | ForeignLink | NotAFile | Unreadable);
     let path = problem.path.strip_prefix(snapshot).ok().filter(|path| concerns_a_file && path.iter().count() > 0)?;
     Some(path.to_string_lossy().into_owned())
 }
 
-/// The failure of a file that is left out.
-fn without(error: Error) -> Error {
+/// Extends the error of a file that is left out by the consequence and a hint.
+fn as_left_out(error: Error) -> Error {
     let why = error.why.clone().unwrap_or_default();
-    error.because(format!("{why}, so it is left out of what is pushed")).hint("download it again, then push again")
+    error.because(format!("{why}, so it is not pushed")).hint("download it again, then push again")
 }
 
-/// The name of what is wrong with a snapshot, where the commit has no such file.
-fn stranger(problem: &Problem, snapshot: &Path, tree: &Tree) -> Option<String> {
+/// Returns the name of a problematic file in a snapshot if the commit does not list it.
+fn stray_name(problem: &Problem, snapshot: &Path, tree: &Tree) -> Option<String> {
     use ProblemKind::{BadName, BrokenLink, ForeignLink, NotAFile};
     let concerns_a_file = matches!(problem.kind, BadName | BrokenLink | ForeignLink | NotAFile);
     let path = problem.path.strip_prefix(snapshot).ok().filter(|path| concerns_a_file && path.iter().count() > 0)?;
@@ -387,24 +392,24 @@ fn stranger(problem: &Problem, snapshot: &Path, tree: &Tree) -> Option<String> {
     (!is_listed).then(|| printable(&path.to_string_lossy(), 400))
 }
 
-/// Which names are names of the same bytes, looked up once.
+/// Checks whether two blob names stand for the same bytes, and remembers the answers.
 #[derive(Debug, Default)]
-pub(crate) struct Twins(HashMap<(BlobId, BlobId), bool>);
+pub(crate) struct TwinChecker(HashMap<(BlobId, BlobId), bool>);
 
-impl Twins {
-    /// Whether the file's bytes have this name too.
-    pub(crate) fn are(&mut self, file: &LocalFile, name: &BlobId) -> bool {
+impl TwinChecker {
+    /// Returns whether `name` is another name of the file's bytes.
+    pub(crate) fn is_twin(&mut self, file: &LocalFile, name: &BlobId) -> bool {
         let (own, size) = (file.file.blob, file.file.size);
         *self.0.entry((own, *name)).or_insert_with(|| read::matches_name(&file.source, name, size))
     }
 }
 
-/// The commit's tree. That another user keeps it to themselves is counted, and no failure.
+/// Reads the commit's tree. A tree that only another user may read is counted, but is not a failure.
 fn read_tree(
     inventory: &Inventory,
     repo: &Repo,
     commit: &Commit,
-    kept_from_us: &mut usize,
+    unreadable_trees: &mut usize,
     failures: &mut Vec<Error>,
 ) -> Option<Tree> {
     repo.trees.binary_search(commit).ok()?;
@@ -413,7 +418,7 @@ fn read_tree(
         Ok(Some(bytes)) => Tree::parse(&bytes),
         Ok(None) => Err("it is too large".into()),
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-            *kept_from_us += 1;
+            *unreadable_trees += 1;
             return None;
         }
         Err(error) => Err(plain_io(&error)),
@@ -422,14 +427,14 @@ fn read_tree(
         failures.push(
             Error::failed(format!("the tree {} is not used", path.display()))
                 .because(why)
-                .hint("delete it: huggingface_hub fetches it anew"),
+                .hint("delete it: huggingface_hub fetches it again"),
         );
         None
     })
 }
 
-fn contradiction(repo: &RepoName, commit: &Commit, tree: &Tree, files: &[LocalFile]) -> Option<Error> {
-    let why = files.iter().find_map(|file| tree.agrees_with(&file.file).err())?;
+fn check_against_tree(repo: &RepoName, commit: &Commit, tree: &Tree, files: &[LocalFile]) -> Option<Error> {
+    let why = files.iter().find_map(|file| tree.check_file(&file.file).err())?;
     Some(
         Error::new(Cause::Corrupt, format!("{repo}@{} was not pushed", commit.short()))
             .because(why)
@@ -437,7 +442,7 @@ fn contradiction(repo: &RepoName, commit: &Commit, tree: &Tree, files: &[LocalFi
     )
 }
 
-/// Whether the file is an LFS/Xet pointer. An unreadable one is not: its upload will say why.
+/// Returns whether the file is an LFS or Xet pointer. An unreadable file is not: its upload will report the reason.
 fn is_pointer(file: &LocalFile, known: &mut HashMap<BlobId, bool>) -> bool {
     if file.file.size > pointer::MAX_SIZE {
         return false;

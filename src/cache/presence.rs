@@ -1,4 +1,5 @@
-//! What of a revision is here already: a look at each of its files, without a scan of the whole cache.
+//! Which parts of one revision are already in this cache, found by checking each of its files instead of scanning the
+//! whole cache.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -6,45 +7,45 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::cache::layout::{self, Layout};
-use crate::cache::{mend, place, read};
+use crate::cache::{place, read, repair};
 use crate::error::{Error, Result};
 use crate::model::found::Found;
 use crate::model::ids::{BlobId, RefName, RepoName};
 
-/// What is here.
+/// The parts of a revision that this cache has.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct State {
-    /// For each blob of the manifest.
+    /// The state of each blob of the manifest.
     pub blobs: BTreeMap<BlobId, BlobState>,
-    /// For each file of the manifest, in its order: whether it is in place.
+    /// Whether each file of the manifest is in place, in manifest order.
     pub in_place: Vec<bool>,
-    /// Whether the tree file is as the manifest has it (or there is none).
+    /// Whether the tree file matches the manifest's tree, or none is to be written.
     pub tree: bool,
-    /// Whether the ref says this commit (or none is to be written).
+    /// Whether the ref names this commit, or none is to be written.
     pub reference: bool,
-    /// Whether there is a ref called like the commit (or none is to be written).
+    /// Whether there is a ref named after the commit, or none is to be written.
     pub pin: bool,
 }
 
-/// What is here of a blob.
+/// The local state of a blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BlobState {
     /// Complete.
     Present,
     /// Not in `blobs/`, but every file that needs it is in place as a real file.
     InSnapshot,
-    /// There, with another size.
+    /// Present, but with a different size.
     WrongSize,
-    /// There, with bytes that do not match the name (only where they were hashed).
+    /// Present, but its bytes do not match its name. Only detected when the bytes are hashed.
     Corrupt,
-    /// Not there.
+    /// Not present.
     Missing,
 }
 
-/// The cache root may be missing, but nothing else may stand there.
+/// Checks that the cache root is a directory or does not exist yet.
 ///
 /// # Errors
-/// [`crate::error::Cause::Usage`] when it is a file.
+/// [`crate::error::Cause::Usage`] if it is anything but a directory.
 pub fn check_root(layout: &Layout) -> Result<()> {
     let root = layout.root();
     match fs::metadata(root) {
@@ -56,12 +57,12 @@ pub fn check_root(layout: &Layout) -> Result<()> {
     }
 }
 
-/// Looks. With `verify`, the bytes of blobs that are here are hashed.
-pub fn look(layout: &Layout, found: &Found, verify: bool) -> State {
+/// Checks which parts of the revision are here. With `verify`, local blobs are hashed.
+pub fn inspect(layout: &Layout, found: &Found, verify: bool) -> State {
     let (manifest, reference) = (&found.manifest, found.reference.as_ref());
     let (repo, commit) = (&manifest.repo, &manifest.revision);
     let mut state = State::default();
-    // In a folder that is not there nothing has to be looked for.
+    // A missing folder saves a lookup for each of its files.
     let is_there = |folder: PathBuf| fs::symlink_metadata(folder).is_ok();
     let has_blobs = is_there(layout.blobs(repo));
     for (id, size) in manifest.blobs() {
@@ -85,26 +86,26 @@ pub fn look(layout: &Layout, found: &Found, verify: bool) -> State {
             _ => {}
         }
     }
-    // A file that needs the blob may have come before the one that lacks it.
+    // An earlier file may have marked the blob as present before a later file turned out to lack it.
     for (file, good) in manifest.files.iter().zip(&state.in_place) {
         if !good && state.blobs[&file.blob] == BlobState::InSnapshot {
             state.blobs.insert(file.blob, BlobState::Missing);
         }
     }
     let tree = layout.tree(repo, commit);
-    state.tree = manifest.tree.as_ref().is_none_or(|known| place::has_content(&tree, &known.to_json()))
-        || is_kept_from_us(&tree);
+    state.tree =
+        manifest.tree.as_ref().is_none_or(|known| place::has_content(&tree, &known.to_json())) || is_private(&tree);
     state.reference = reference.is_none_or(|name| {
         let path = layout.reference(repo, name);
-        // One that only has to be mended is: see `run::carry_out`.
-        place::has_content(&path, commit.as_str().as_bytes()) || mend::is_untidy(layout, &path, commit)
+        // An untidy ref counts as present: the pull repairs it.
+        place::has_content(&path, commit.as_str().as_bytes()) || repair::is_untidy(layout, &path, commit)
     });
     let pin = || layout.reference(repo, &RefName::of_commit(commit));
     state.pin = !found.pinned || place::has_content(&pin(), commit.as_str().as_bytes());
     state
 }
 
-/// Whether a snapshot file is a link to these very bytes under their name by the other algorithm.
+/// Returns whether a snapshot file links to the same bytes under their name by the other hash algorithm.
 fn is_twin(layout: &Layout, repo: &RepoName, path: &Path, blob: &BlobId, size: u64) -> bool {
     let Ok(target) = fs::read_link(path) else { return false };
     let inside = layout::normalized(&path.with_file_name("").join(target));
@@ -112,14 +113,14 @@ fn is_twin(layout: &Layout, repo: &RepoName, path: &Path, blob: &BlobId, size: u
     name.is_some_and(|name| name.may_be_twin(blob)) && look_at(path, blob, size, true) == BlobState::Present
 }
 
-/// Whether the file is there and only others may read it, as the client's trees (mode 0600) in another user's cache:
-/// what it says is theirs to keep.
-fn is_kept_from_us(path: &std::path::Path) -> bool {
+/// Returns whether the file exists but this user may not read it, such as a client's tree (mode 0600) in another user's
+/// cache. Such a file is left as it is.
+fn is_private(path: &std::path::Path) -> bool {
     read::open_quietly(path).is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
 }
 
 pub(super) fn look_at(path: &std::path::Path, id: &BlobId, size: u64, verify: bool) -> BlobState {
-    // Through links on purpose: a blob may be a link into the cache-wide store.
+    // Follows links on purpose: a blob may be a link into the cache-wide store.
     match fs::metadata(path) {
         Ok(meta) if !meta.is_file() || meta.len() != size => BlobState::WrongSize,
         Ok(_) if verify && !read::matches_name(path, id, size) => BlobState::Corrupt,

@@ -1,4 +1,5 @@
-//! The Hub counts requests, and says with status 429 when there may be more of them. One wait serves the whole run.
+//! Rate limiting. The Hub counts requests, and with status 429 it tells the client how long to wait. One wait applies
+//! to all requests of a run.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -9,14 +10,14 @@ use tokio::time::Instant;
 use crate::bucket::error::{Cause, Failure};
 use crate::progress::{Event, Progress};
 
-/// The shortest wait that is taken for one, where the Hub names less.
-const LEAST: Duration = Duration::from_secs(1);
-/// Waits that end so close to each other are one.
-const SAME: Duration = Duration::from_secs(2);
+/// Minimum wait, for when the Hub asks for less.
+const MIN_WAIT: Duration = Duration::from_secs(1);
+/// Waits that end this close to each other are reported as one.
+const SAME_WAIT: Duration = Duration::from_secs(2);
 
-/// When requests may go out, for all of a run.
-pub struct Patience {
-    most: Duration,
+/// Holds back all requests of a run while the Hub's rate limit is exceeded.
+pub struct RateLimiter {
+    max_wait: Duration,
     progress: Arc<dyn Progress>,
     state: Mutex<State>,
 }
@@ -27,28 +28,28 @@ struct State {
     given_up: Option<Duration>,
 }
 
-impl std::fmt::Debug for Patience {
+impl std::fmt::Debug for RateLimiter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Patience").field("most", &self.most).finish_non_exhaustive()
+        f.debug_struct("RateLimiter").field("max_wait", &self.max_wait).finish_non_exhaustive()
     }
 }
 
-impl Patience {
-    /// Waits up to `most` for one request; notes go to `progress`.
-    pub fn new(most: Duration, progress: Arc<dyn Progress>) -> Self {
-        Patience { most, progress, state: Mutex::default() }
+impl RateLimiter {
+    /// Creates a rate limiter that lets a request wait up to `max_wait`, and reports waits to `progress`.
+    pub fn new(max_wait: Duration, progress: Arc<dyn Progress>) -> Self {
+        RateLimiter { max_wait, progress, state: Mutex::default() }
     }
 
-    /// Waits until requests may go out.
+    /// Waits until requests may be sent.
     ///
     /// # Errors
-    /// [`Cause::RateLimited`] when that is too long.
-    pub async fn pass(&self) -> Result<(), Failure> {
+    /// [`Cause::RateLimited`] if an earlier wait was too long.
+    pub async fn wait_for_turn(&self) -> Result<(), Failure> {
         loop {
             let until = {
                 let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
                 if let Some(wait) = state.given_up {
-                    return Err(self.too_long(wait));
+                    return Err(self.wait_too_long(wait));
                 }
                 state.until
             };
@@ -59,17 +60,17 @@ impl Patience {
         }
     }
 
-    /// Takes note of what the Hub asked for, in answer to a request that was refused first at `since`.
+    /// Records the wait that the Hub asked for. `since` is when the same request was first rejected.
     ///
     /// # Errors
-    /// [`Cause::RateLimited`] when that is too long; no other request is sent then.
-    pub fn asked(&self, wait: Duration, since: Instant) -> Result<(), Failure> {
-        let wait = wait.max(LEAST);
+    /// [`Cause::RateLimited`] if the wait is too long. No other request is sent then.
+    pub fn record_limit(&self, wait: Duration, since: Instant) -> Result<(), Failure> {
+        let wait = wait.max(MIN_WAIT);
         let now = Instant::now();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if now.duration_since(since).saturating_add(wait).as_secs() > self.most.as_secs() {
+        if now.duration_since(since).saturating_add(wait).as_secs() > self.max_wait.as_secs() {
             state.given_up = Some(wait);
-            return Err(self.too_long(wait));
+            return Err(self.wait_too_long(wait));
         }
         let until = now + wait;
         let known = state.until.filter(|known| *known > now);
@@ -77,32 +78,32 @@ impl Patience {
             state.until = Some(until);
         }
         drop(state);
-        if known.is_none_or(|known| until > known + SAME) {
+        if known.is_none_or(|known| until > known + SAME_WAIT) {
             self.progress.event(Event::Note(format!(
-                "the Hub's limit of requests is reached: waiting {} s, as it asks",
+                "the Hub's rate limit is reached: waiting {} s, as requested",
                 wait.as_secs_f64().ceil()
             )));
         }
         Ok(())
     }
 
-    fn too_long(&self, wait: Duration) -> Failure {
-        let (wait, most) = (wait.as_secs_f64().ceil(), self.most.as_secs());
+    fn wait_too_long(&self, wait: Duration) -> Failure {
+        let (wait, max_wait) = (wait.as_secs_f64().ceil(), self.max_wait.as_secs());
         let detail =
-            format!("its limit of requests is reached; it asks to wait {wait} s, and --hub-wait allows {most} s");
+            format!("its rate limit is reached; it asks for a wait of {wait} s, and --hub-wait allows {max_wait} s");
         Failure::new(Cause::RateLimited, detail)
     }
 }
 
-/// How long to wait, by the headers of an answer: the longest of what they name.
-pub fn named_wait(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+/// Returns the longest wait that the headers of a response ask for.
+pub fn requested_wait(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
     let limits = headers.get_all("ratelimit").iter().filter_map(|value| value.to_str().ok()).filter_map(reset);
     let plain = ["ratelimit-reset", "x-ratelimit-reset-after"].into_iter().filter_map(|name| seconds(text(name)?));
     let retry = text(RETRY_AFTER.as_str()).and_then(|value| {
         seconds(value).or_else(|| {
             let then = http_date(value)?;
-            // By the clock that made the date, where it is told.
+            // Relative to the server's own clock, if it sends a date.
             let now = text(DATE.as_str()).and_then(http_date).unwrap_or(now);
             Some(then.duration_since(now).unwrap_or_default())
         })
@@ -110,7 +111,8 @@ pub fn named_wait(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     limits.chain(plain).chain(retry).max()
 }
 
-/// The wait in `"api";r=0;t=55, "resolvers";r=12;t=80`: of the limits that are used up, or of all.
+/// Parses a header like `"api";r=0;t=55, "resolvers";r=12;t=80`, and returns the longest wait of the exhausted limits,
+/// or of all limits if none is exhausted.
 fn reset(value: &str) -> Option<Duration> {
     let mut waits = Vec::new();
     for limit in value.split(',') {
@@ -129,7 +131,7 @@ fn reset(value: &str) -> Option<Duration> {
 
 fn seconds(text: &str) -> Option<Duration> {
     let number: f64 = text.parse().ok().filter(|number: &f64| number.is_finite() && *number >= 0.0)?;
-    // A year is as good as for ever.
+    // A year is as good as forever.
     Duration::try_from_secs_f64(number.min(3.2e7)).ok()
 }
 
@@ -152,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn the_wait_is_what_the_headers_name() {
+    fn the_wait_is_parsed_from_the_headers() {
         let now = http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
         for (pairs, wait) in [
             (&[("ratelimit", "\"api\";r=0;t=55")][..], Some(55)),
@@ -171,20 +173,23 @@ mod tests {
             (&[("retry-after", "soon")], None),
             (&[], None),
         ] {
-            assert_eq!(named_wait(&headers(pairs), now).map(|wait| wait.as_secs()), wait, "{pairs:?}");
+            assert_eq!(requested_wait(&headers(pairs), now).map(|wait| wait.as_secs()), wait, "{pairs:?}");
         }
-        let huge = named_wait(&headers(&[("retry-after", "99999999999999999999")]), now).unwrap();
+        let huge = requested_wait(&headers(&[("retry-after", "99999999999999999999")]), now).unwrap();
         assert!(huge > Duration::from_secs(3600 * 24));
     }
 
     #[test]
-    fn what_is_too_long_ends_every_request() {
-        let patience = Patience::new(Duration::from_secs(10), Arc::new(Silent));
+    fn a_wait_that_is_too_long_fails_every_request() {
+        let rate_limiter = RateLimiter::new(Duration::from_secs(10), Arc::new(Silent));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {
-            assert!(patience.pass().await.is_ok());
-            assert_eq!(patience.asked(Duration::from_secs(11), Instant::now()).unwrap_err().cause, Cause::RateLimited);
-            let failure = patience.pass().await.unwrap_err();
+            assert!(rate_limiter.wait_for_turn().await.is_ok());
+            assert_eq!(
+                rate_limiter.record_limit(Duration::from_secs(11), Instant::now()).unwrap_err().cause,
+                Cause::RateLimited
+            );
+            let failure = rate_limiter.wait_for_turn().await.unwrap_err();
             assert!(failure.detail.contains("11 s") && failure.detail.contains("--hub-wait"), "{}", failure.detail);
         });
     }

@@ -1,5 +1,5 @@
-//! Mending what is plainly wrong and plainly repairable: a ref with white space around its commit, as `echo` and editors
-//! leave it. huggingface_hub takes the white space for a part of the commit, and then finds no snapshot offline.
+//! Safe repairs: a ref with white space around its commit, as left by `echo` and editors, is rewritten without it.
+//! huggingface_hub takes the white space as part of the commit, and then finds no snapshot offline.
 
 use std::fs;
 use std::path::Path;
@@ -10,24 +10,24 @@ use super::{place, read, remove};
 use crate::error::{Error, Result};
 use crate::model::ids::{Commit, RefName, RepoName};
 
-/// Rewrites a ref as its bare commit, if it is exactly a commit and white space still. `false` when there is nothing to
-/// mend: it is as it should be, or something else by now.
+/// Rewrites a ref as its bare commit, provided that it still is a commit surrounded by white space. Returns `false` if
+/// there is nothing to repair.
 ///
 /// # Errors
-/// When it cannot be written.
-pub fn reference(layout: &Layout, repo: &RepoName, name: &RefName) -> Result<bool> {
+/// If the ref cannot be written.
+pub fn repair_ref(layout: &Layout, repo: &RepoName, name: &RefName) -> Result<bool> {
     let path = layout.reference(repo, name);
-    let Some(commit) = untidy(layout, &path) else { return Ok(false) };
+    let Some(commit) = untidy_commit(layout, &path) else { return Ok(false) };
     match lock::try_tool_lock(layout, Mode::Shared)? {
         Some(_lock) => place::write_ref(layout, repo, name, &commit, true).map(|()| true),
-        None => Err(Error::failed(format!("cannot mend {}", crate::error::shown(&path)))
+        None => Err(Error::failed(format!("cannot repair {}", crate::error::shown(&path)))
             .because("another hf-cache-sync is deleting from this cache")
-            .hint("run it again when that is done")),
+            .hint("run it again once that is done")),
     }
 }
 
-/// The commit of a ref that has white space around it; `None` when it has none, or is no ref.
-fn untidy(layout: &Layout, path: &Path) -> Option<Commit> {
+/// Returns the commit of a ref that has white space around it; `None` if it has none, or is not a ref.
+fn untidy_commit(layout: &Layout, path: &Path) -> Option<Commit> {
     let is_file = fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file());
     if !is_file || !remove::is_inside(layout.root(), path) {
         return None;
@@ -37,9 +37,9 @@ fn untidy(layout: &Layout, path: &Path) -> Option<Commit> {
     (bare != content).then(|| bare.parse().ok()).flatten()
 }
 
-/// Whether a ref is this commit with white space around it.
+/// Returns whether a ref is this commit with white space around it.
 pub fn is_untidy(layout: &Layout, path: &Path, commit: &Commit) -> bool {
-    untidy(layout, path).as_ref() == Some(commit)
+    untidy_commit(layout, path).as_ref() == Some(commit)
 }
 
 #[cfg(test)]
@@ -48,7 +48,7 @@ mod tests {
     use crate::model::ids::RepoType;
 
     #[test]
-    fn only_a_commit_and_white_space_is_mended() {
+    fn only_a_commit_with_white_space_is_repaired() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new(dir.path().join("hub"));
         let repo = RepoName::new(RepoType::Model, "org/name".parse().unwrap());
@@ -56,7 +56,7 @@ mod tests {
         let name: RefName = "refs/pr/1".parse().unwrap();
         let path = layout.reference(&repo, &name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
-        for (content, mended) in [
+        for (content, is_repaired) in [
             (format!("{commit}\n"), true),
             (format!("{commit}\r\n"), true),
             (format!("\u{feff} {commit}\t\n\n"), true),
@@ -69,11 +69,11 @@ mod tests {
             (format!("{commit}{}", " ".repeat(1000)), false),
         ] {
             fs::write(&path, &content).unwrap();
-            assert_eq!(reference(&layout, &repo, &name).unwrap(), mended, "{content:?}");
-            let expected = if mended { commit } else { &content };
+            assert_eq!(repair_ref(&layout, &repo, &name).unwrap(), is_repaired, "{content:?}");
+            let expected = if is_repaired { commit } else { &content };
             assert_eq!(fs::read_to_string(&path).unwrap(), expected);
         }
-        assert!(!reference(&layout, &repo, &RefName::main()).unwrap(), "nothing is made");
+        assert!(!repair_ref(&layout, &repo, &RefName::main()).unwrap(), "nothing is created");
         assert!(!layout.reference(&repo, &RefName::main()).exists());
     }
 }

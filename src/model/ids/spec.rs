@@ -1,5 +1,5 @@
-//! Repo ids as people type and paste them: the Hub's URLs, `hf://` paths, cache folders, `org/name@revision`. Pure, but
-//! for the look at `HF_ENDPOINT` in [`Typed::from_str`].
+//! Parses repos as people type and paste them: URLs of the Hub, `hf://` paths, cache folders, `org/name@revision`.
+//! Pure, except that [`RepoSpec::from_str`] reads `HF_ENDPOINT`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,13 +7,13 @@ use std::str::FromStr;
 use super::{Invalid, RepoName, RepoQuery, RepoType, invalid};
 use crate::escape::is_hidden;
 
-/// Hosts whose URLs name repos, beside that of `HF_ENDPOINT`.
+/// Hosts whose URLs refer to repos, in addition to that of `HF_ENDPOINT`.
 const HOSTS: [&str; 3] = ["huggingface.co", "www.huggingface.co", "hf.co"];
-/// What stands after the id in the Hub's URLs, with a revision behind it.
+/// Path segments that follow the id in URLs of the Hub, and that a revision follows.
 const VIEWS: [&str; 8] = ["tree", "blob", "resolve", "raw", "blame", "edit", "commits", "commit"];
 /// Other pages of a repo.
 const PAGES: [&str; 6] = ["discussions", "settings", "viewer", "revision", "upload", "new"];
-/// Pages of the Hub that are no repos.
+/// Pages of the Hub that are not repos.
 const NOT_REPOS: [&str; 14] = [
     "api",
     "docs",
@@ -31,83 +31,84 @@ const NOT_REPOS: [&str; 14] = [
     "search",
 ];
 
-/// A repo, and what more the text said.
+/// A repo as typed by the user, with the other details in the text.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Typed {
+pub struct RepoSpec {
     /// The repo.
     pub query: RepoQuery,
     /// The revision in the text.
     pub revision: Option<String>,
-    /// A file or folder in the text.
+    /// The path of a file or folder in the text.
     pub path: Option<String>,
-    /// The discussion, or pull request, whose page the text is the address of.
+    /// The number of the discussion or pull request, if the text is the URL of its page.
     pub discussion: Option<u64>,
 }
 
-impl Typed {
-    /// Reads a text; `endpoint` is the URL of a mirror of the Hub.
+impl RepoSpec {
+    /// Parses a text. `endpoint` is the URL of a mirror of the Hub.
     ///
     /// # Errors
-    /// Says why it names no repo.
-    pub fn parse(text: &str, endpoint: Option<&str>) -> Result<Typed, Invalid> {
-        let trimmed = tidy(text);
+    /// If the text does not specify a repo.
+    pub fn parse(text: &str, endpoint: Option<&str>) -> Result<RepoSpec, Invalid> {
+        let trimmed = trim_quotes(text);
         if let Some(c) = trimmed.chars().find(|c| is_hidden(*c) || c.is_control()) {
             return invalid(
                 text,
                 format!("cannot be used: it contains an invisible character (U+{:04X})", u32::from(c)),
             );
         }
-        if let Some(rest) = strip(trimmed, "hf://") {
-            return hf_path(text, rest);
+        if let Some(rest) = strip_prefix_ignore_case(trimmed, "hf://") {
+            return parse_hf_path(text, rest);
         }
-        // `git@hf.co:org/name` is what the Hub offers for a clone over ssh.
-        let ssh = strip(trimmed, "git@").and_then(|rest| rest.split_once(':'));
+        // The Hub offers `git@hf.co:org/name` for cloning over ssh.
+        let ssh = strip_prefix_ignore_case(trimmed, "git@").and_then(|rest| rest.split_once(':'));
         let ssh = ssh.filter(|(host, _)| is_host(host, None)).map(|(_, rest)| rest.to_string());
         if let Some(rest) = ssh {
-            return url_path(text, &rest);
+            return parse_url_path(text, &rest);
         }
-        if let Some(rest) = strip(trimmed, "https://").or_else(|| strip(trimmed, "http://")) {
-            let rest = before(rest, &['?', '#']);
+        if let Some(rest) =
+            strip_prefix_ignore_case(trimmed, "https://").or_else(|| strip_prefix_ignore_case(trimmed, "http://"))
+        {
+            let rest = cut_at(rest, &['?', '#']);
             let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
             let host = authority.rsplit('@').next().unwrap_or_default();
             return match below_endpoint(host, path, endpoint) {
-                Some(path) => url_path(text, path),
+                Some(path) => parse_url_path(text, path),
                 None => invalid(host, "is not the Hub (huggingface.co, or the host of HF_ENDPOINT): use org/name"),
             };
         }
-        let bare = before(trimmed, &['?', '#']);
+        let bare = cut_at(trimmed, &['?', '#']);
         if let Some((host, path)) = bare.split_once('/')
             && let Some(path) = below_endpoint(host, path, endpoint)
         {
-            return url_path(text, path);
+            return parse_url_path(text, path);
         }
-        if let Some(found) = cache_folder(trimmed) {
+        if let Some(found) = parse_cache_folder(trimmed) {
             return Ok(found);
         }
-        // A folder, and a revision as this tool writes it.
+        // A cache folder followed by `@revision`, as this tool prints revisions.
         if let Some((folder, revision)) = trimmed.rsplit_once('@')
-            && let Some(found) = cache_folder(folder).filter(|found| found.revision.is_none())
+            && let Some(found) = parse_cache_folder(folder).filter(|found| found.revision.is_none())
             && !revision.is_empty()
         {
-            return Ok(Typed { revision: Some(revision.to_string()), ..found });
+            return Ok(RepoSpec { revision: Some(revision.to_string()), ..found });
         }
-        plain(text, trimmed)
+        parse_plain(text, trimmed)
     }
 
-    /// The repo and the revision in one word, as this tool prints it.
-    fn with(query: RepoQuery, revision: Option<String>, path: Option<String>) -> Typed {
-        Typed { query, revision, path: path.filter(|path| !path.is_empty()), discussion: None }
+    fn new(query: RepoQuery, revision: Option<String>, path: Option<String>) -> RepoSpec {
+        RepoSpec { query, revision, path: path.filter(|path| !path.is_empty()), discussion: None }
     }
 }
 
-impl FromStr for Typed {
+impl FromStr for RepoSpec {
     type Err = Invalid;
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        Typed::parse(text, std::env::var("HF_ENDPOINT").ok().as_deref())
+        RepoSpec::parse(text, std::env::var("HF_ENDPOINT").ok().as_deref())
     }
 }
 
-impl fmt::Display for Typed {
+impl fmt::Display for RepoSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.revision {
             Some(revision) => write!(f, "{}@{revision}", self.query),
@@ -116,83 +117,84 @@ impl fmt::Display for Typed {
     }
 }
 
-/// The type and the rest of a pattern of ids, for what can stand in front of one: the Hub's address, `hf://`, a type.
+/// Splits an id pattern into its type and the rest, after removing a URL of the Hub or `hf://` in front.
 ///
 /// # Errors
-/// When the type does not exist, or a revision is in it.
+/// If the type does not exist, or the pattern contains a revision.
 pub fn pattern<'a>(text: &'a str, endpoint: Option<&str>) -> Result<(Option<RepoType>, &'a str), String> {
     let mut rest = trim(text);
-    let mut of_page = None;
-    if let Some(path) = strip(rest, "hf://") {
+    let mut url_type = None;
+    if let Some(path) = strip_prefix_ignore_case(rest, "hf://") {
         rest = path;
     } else {
-        let address = strip(rest, "https://").or_else(|| strip(rest, "http://"));
+        let address = strip_prefix_ignore_case(rest, "https://").or_else(|| strip_prefix_ignore_case(rest, "http://"));
         let (host, path) = address.unwrap_or(rest).split_once('/').unwrap_or_default();
         match below_endpoint(host, path, endpoint) {
-            Some(path) => (rest, of_page) = (path, Some(RepoType::Model)),
-            None if address.is_some() => return Err("it is no address of the Hub".into()),
+            Some(path) => (rest, url_type) = (path, Some(RepoType::Model)),
+            None if address.is_some() => return Err("it is not a URL of the Hub".into()),
             None => {}
         }
     }
     rest = rest.trim_end_matches('/');
     if rest.contains('@') {
-        return Err("it has a revision, and only main is pulled here".into());
+        return Err("it has a revision, but pull-all only pulls main".into());
     }
-    let (mut kind, mut rest) = type_in_front(rest).map_err(|why| why.to_string())?;
+    let (mut kind, mut rest) = split_type(rest).map_err(|why| why.to_string())?;
     if let Some((word, id)) = rest.split_once("--")
         && kind.is_none()
-        && let Some(found) = plural(word)
+        && let Some(found) = type_from_plural(word)
         && !id.contains('/')
         && id.contains("--")
     {
-        // Of a folder, the part that a pattern can say: `models--org--*` has the organisation's slash in it.
-        return Err(format!("it is a folder of the cache; use {found}:{}", id.replacen("--", "/", 1)));
+        // A cache folder is not a valid pattern, but its equivalent can be suggested: `models--org--*` is
+        // `model:org/*`.
+        return Err(format!("it is the name of a cache folder; use {found}:{}", id.replacen("--", "/", 1)));
     }
     if kind.is_none()
         && let Some((word, id)) = rest.split_once('/')
-        && let Some(found) = plural(word)
+        && let Some(found) = type_from_plural(word)
     {
         (kind, rest) = (Some(found), id);
     }
-    Ok((kind.or(of_page), rest))
+    Ok((kind.or(url_type), rest))
 }
 
-/// A text without the spaces and the zero-width characters around it that a paste brings along.
+/// Trims white space and zero-width characters, which often come with pasted text.
 pub fn trim(text: &str) -> &str {
     text.trim_matches(|c: char| c.is_whitespace() || is_hidden(c))
 }
 
-/// Without the one pair of quotes that a pasted id may stand in, too.
-fn tidy(text: &str) -> &str {
+/// Like [`trim`], but also removes one pair of quotes around a pasted id.
+fn trim_quotes(text: &str) -> &str {
     let text = trim(text);
     let pairs = [('"', '"'), ('\'', '\''), ('`', '`'), ('\u{201c}', '\u{201d}'), ('\u{2018}', '\u{2019}')];
     let inner = pairs.iter().find_map(|(open, close)| text.strip_prefix(*open)?.strip_suffix(*close));
     inner.map_or(text, trim)
 }
 
-/// The type of a repo as people write it: `dataset`, `datasets`, `Dataset`.
+/// Parses the type of a repo as people write it: `dataset`, `datasets`, `Dataset`.
 ///
 /// # Errors
-/// When there is no such type.
+/// If there is no such type.
 pub fn repo_type(text: &str) -> Result<RepoType, Invalid> {
     let lower = trim(text).to_ascii_lowercase();
-    plural(&lower).map_or_else(|| lower.parse(), Ok)
+    type_from_plural(&lower).map_or_else(|| lower.parse(), Ok)
 }
 
-fn strip<'a>(text: &'a str, prefix: &str) -> Option<&'a str> {
+fn strip_prefix_ignore_case<'a>(text: &'a str, prefix: &str) -> Option<&'a str> {
     let front = text.get(..prefix.len())?;
     front.eq_ignore_ascii_case(prefix).then(|| &text[prefix.len()..])
 }
 
-fn before<'a>(text: &'a str, ends: &[char]) -> &'a str {
+fn cut_at<'a>(text: &'a str, ends: &[char]) -> &'a str {
     text.split(ends).next().unwrap_or_default()
 }
 
-fn plural(word: &str) -> Option<RepoType> {
+fn type_from_plural(word: &str) -> Option<RepoType> {
     RepoType::ALL.into_iter().find(|kind| word.strip_suffix('s').is_some_and(|word| word == kind.word()))
 }
 
-/// Host and path of an endpoint, without its scheme and user.
+/// Returns host and path of an endpoint, without its scheme and user.
 fn address(endpoint: &str) -> (String, &str) {
     let rest = endpoint.trim().split_once("://").map_or(endpoint.trim(), |(_, rest)| rest);
     let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
@@ -207,7 +209,7 @@ fn is_host(host: &str, endpoint: Option<&str>) -> bool {
     HOSTS.contains(&plain) || own.is_some_and(|own| own == host || own == plain)
 }
 
-/// The path below the Hub's address, where this is one.
+/// Returns the path below the Hub's address, if the host is the Hub's.
 fn below_endpoint<'a>(host: &str, path: &'a str, endpoint: Option<&str>) -> Option<&'a str> {
     if !is_host(host, endpoint) {
         return None;
@@ -217,7 +219,7 @@ fn below_endpoint<'a>(host: &str, path: &'a str, endpoint: Option<&str>) -> Opti
     Some(below.unwrap_or(path))
 }
 
-fn unquoted(segment: &str) -> String {
+fn percent_decode(segment: &str) -> String {
     let bytes = segment.as_bytes();
     let (mut out, mut at) = (Vec::new(), 0);
     while at < bytes.len() {
@@ -229,17 +231,17 @@ fn unquoted(segment: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// `org/name/tree/main/sub`, as it stands behind the host in the Hub's URLs.
-fn url_path(text: &str, path: &str) -> Result<Typed, Invalid> {
-    let segments: Vec<String> = path.split('/').filter(|part| !part.is_empty()).map(unquoted).collect();
+/// Parses the path of a URL of the Hub: `org/name/tree/main/sub`.
+fn parse_url_path(text: &str, path: &str) -> Result<RepoSpec, Invalid> {
+    let segments: Vec<String> = path.split('/').filter(|part| !part.is_empty()).map(percent_decode).collect();
     let mut rest: &[String] = &segments;
     let is_api = rest.first().is_some_and(|word| word == "api");
     rest = &rest[usize::from(is_api)..];
-    let kind = rest.first().and_then(|word| plural(word));
+    let kind = rest.first().and_then(|word| type_from_plural(word));
     rest = &rest[usize::from(kind.is_some())..];
     let names_page = kind.is_none() && rest.first().is_some_and(|word| NOT_REPOS.contains(&word.as_str()));
     let Some(first) = rest.first().filter(|_| !names_page) else {
-        return invalid(text, "is an address of the Hub that names no repo (use org/name)");
+        return invalid(text, "is a URL of the Hub, but not of a repo (use org/name)");
     };
     let ends = |word: &str| VIEWS.contains(&word) || PAGES.contains(&word);
     let (id, rest) = match rest.get(1) {
@@ -247,20 +249,20 @@ fn url_path(text: &str, path: &str) -> Result<Typed, Invalid> {
         _ => (first.clone(), &rest[1..]),
     };
     let id = id.strip_suffix(".git").unwrap_or(&id);
-    // The page of a dataset or a space says so.
+    // A URL without a type is that of a model.
     let query = RepoQuery { kind: kind.or(Some(RepoType::Model)), id: id.parse()? };
     let with_revision = rest.first().is_some_and(|word| VIEWS.contains(&word.as_str()) || word == "revision");
     if !with_revision {
-        // A file behind the id itself, or another page of the repo.
+        // The URL of the repo itself, or of another of its pages.
         let number = rest.get(1).filter(|_| rest[0] == "discussions").and_then(|number| number.parse().ok());
-        return Ok(Typed { discussion: number, ..Typed::with(query, None, None) });
+        return Ok(RepoSpec { discussion: number, ..RepoSpec::new(query, None, None) });
     }
-    let (revision, path) = revision_of(&rest[1..]);
-    Ok(Typed::with(query, revision, Some(path)))
+    let (revision, path) = split_revision(&rest[1..]);
+    Ok(RepoSpec::new(query, revision, Some(path)))
 }
 
-/// The revision that a path begins with; `refs/pr/1` may stand there as it is.
-fn revision_of(segments: &[String]) -> (Option<String>, String) {
+/// Splits off the revision that a path begins with, which may be an unescaped `refs/pr/1`.
+fn split_revision(segments: &[String]) -> (Option<String>, String) {
     match segments {
         [refs, kind, name, path @ ..] if refs == "refs" && matches!(kind.as_str(), "pr" | "convert") => {
             (Some(format!("refs/{kind}/{name}")), path.join("/"))
@@ -270,15 +272,15 @@ fn revision_of(segments: &[String]) -> (Option<String>, String) {
     }
 }
 
-/// `[datasets/]org/name[@revision][/path]`, the paths of huggingface_hub's file system.
-fn hf_path(text: &str, path: &str) -> Result<Typed, Invalid> {
+/// Parses a path of huggingface_hub's file system: `[datasets/]org/name[@revision][/path]`.
+fn parse_hf_path(text: &str, path: &str) -> Result<RepoSpec, Invalid> {
     let segments: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
-    let kind = segments.first().and_then(|word| plural(word));
+    let kind = segments.first().and_then(|word| type_from_plural(word));
     let rest = &segments[usize::from(kind.is_some())..];
-    // A canonical repo has its revision in the first part, or nothing behind it.
+    // A repo without an organisation has its revision in the first part, or nothing after it.
     let parts = if rest.first().is_some_and(|first| first.contains('@')) { 1 } else { 2.min(rest.len()) };
     if parts == 0 {
-        return invalid(text, "names no repo (use hf://org/name)");
+        return invalid(text, "does not name a repo (use hf://org/name)");
     }
     let id = rest[..parts].join("/");
     let (id, revision) = match id.split_once('@') {
@@ -286,18 +288,18 @@ fn hf_path(text: &str, path: &str) -> Result<Typed, Invalid> {
         None => (id.as_str(), None),
     };
     let query = RepoQuery { kind, id: id.parse()? };
-    let Some(revision) = revision else { return Ok(Typed::with(query, None, Some(rest[parts..].join("/")))) };
+    let Some(revision) = revision else { return Ok(RepoSpec::new(query, None, Some(rest[parts..].join("/")))) };
     if revision.is_empty() {
         return invalid(text, "has no revision after its '@'");
     }
     let behind: Vec<String> =
-        std::iter::once(unquoted(revision)).chain(rest[parts..].iter().map(|part| part.to_string())).collect();
-    let (revision, path) = revision_of(&behind);
-    Ok(Typed::with(query, revision, Some(path)))
+        std::iter::once(percent_decode(revision)).chain(rest[parts..].iter().map(|part| part.to_string())).collect();
+    let (revision, path) = split_revision(&behind);
+    Ok(RepoSpec::new(query, revision, Some(path)))
 }
 
-/// `models--org--name`, alone or in a path, with a snapshot's commit behind it.
-fn cache_folder(text: &str) -> Option<Typed> {
+/// Parses `models--org--name`, alone or in a path, optionally followed by a snapshot or a ref.
+fn parse_cache_folder(text: &str) -> Option<RepoSpec> {
     let segments: Vec<&str> = text.split(['/', '\\']).filter(|part| !part.is_empty()).collect();
     let at = segments.iter().position(|part| RepoName::from_folder(part).is_some())?;
     let repo = RepoName::from_folder(segments[at])?;
@@ -307,14 +309,14 @@ fn cache_folder(text: &str) -> Option<Typed> {
         ["refs", name @ ..] if !name.is_empty() => (Some(name.join("/")), None),
         _ => (None, None),
     };
-    Some(Typed::with(query, revision, path))
+    Some(RepoSpec::new(query, revision, path))
 }
 
-/// A type in front of a colon: `dataset:`, `datasets:`.
-fn type_in_front(text: &str) -> Result<(Option<RepoType>, &str), Invalid> {
+/// Splits off a type before a colon: `dataset:`, `datasets:`.
+fn split_type(text: &str) -> Result<(Option<RepoType>, &str), Invalid> {
     let Some((word, rest)) = text.split_once(':') else { return Ok((None, text)) };
     let lower = word.trim().to_ascii_lowercase();
-    match plural(&lower).or_else(|| lower.parse().ok()) {
+    match type_from_plural(&lower).or_else(|| lower.parse().ok()) {
         Some(kind) => Ok((Some(kind), rest.trim_start())),
         None if word.bytes().all(|byte| byte.is_ascii_alphabetic()) && !word.is_empty() => {
             Err(word.parse::<RepoType>().err().unwrap_or_else(|| Invalid(String::new())))
@@ -323,24 +325,24 @@ fn type_in_front(text: &str) -> Result<(Option<RepoType>, &str), Invalid> {
     }
 }
 
-/// `org/name`, with a type in front and a revision behind it.
-fn plain(text: &str, trimmed: &str) -> Result<Typed, Invalid> {
+/// Parses `org/name`, optionally with a type before it and a revision after it.
+fn parse_plain(text: &str, trimmed: &str) -> Result<RepoSpec, Invalid> {
     let (id, revision) = match trimmed.split_once('@') {
         Some((id, revision)) => (id, Some(revision.trim())),
         None => (trimmed, None),
     };
-    // The rest of an address, or its path alone, as a page shows it.
-    let id = before(id, &['#', '?']);
+    // Tolerates the remains of a URL: a fragment, a query, or a leading slash.
+    let id = cut_at(id, &['#', '?']);
     let id = id.strip_prefix('/').filter(|id| id.contains('/') && !id.starts_with('/')).unwrap_or(id);
-    let (mut kind, id) = type_in_front(id)?;
-    // What a shell completes; of a single word it may be the organisation of which the name is missing.
+    let (mut kind, id) = split_type(id)?;
+    // Shell completion may add a trailing slash. After a single word, it may mean that the repo's name is missing.
     let shorter = id.trim_end_matches('/');
     let id = if shorter.contains('/') { shorter } else { id };
     let segments: Vec<&str> = id.split('/').collect();
     let singular = |word: &str| RepoType::ALL.into_iter().find(|kind| kind.word() == word);
     let id = match segments.as_slice() {
-        [word, rest @ ..] if !rest.is_empty() && kind.is_none() && plural(word).is_some() => {
-            kind = plural(word);
+        [word, rest @ ..] if !rest.is_empty() && kind.is_none() && type_from_plural(word).is_some() => {
+            kind = type_from_plural(word);
             rest.join("/")
         }
         [word, org, name] if kind.is_none() && singular(word).is_some() => {
@@ -366,7 +368,7 @@ fn plain(text: &str, trimmed: &str) -> Result<Typed, Invalid> {
         Err(_) if id.ends_with(".git") => id.trim_end_matches(".git").parse()?,
         Err(why) => return Err(why),
     };
-    Ok(Typed::with(RepoQuery { kind, id }, revision.map(String::from), None))
+    Ok(RepoSpec::new(RepoQuery { kind, id }, revision.map(String::from), None))
 }
 
 #[cfg(test)]
@@ -375,7 +377,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn read(text: &str) -> String {
-        match Typed::parse(text, Some("https://me:pw@mirror.corp:8443/hf/")) {
+        match RepoSpec::parse(text, Some("https://me:pw@mirror.corp:8443/hf/")) {
             Ok(typed) => {
                 let kind = typed.query.kind.map_or("-", RepoType::word);
                 let more = typed.path.map(|path| format!(" ({path})")).unwrap_or_default();
@@ -386,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn what_people_type_is_understood() {
+    fn common_spellings_are_parsed() {
         for (text, meant) in [
             ("org/name", "- org/name@"),
             ("  org/name/ ", "- org/name@"),
@@ -456,7 +458,7 @@ mod tests {
     }
 
     #[test]
-    fn what_names_no_repo_is_refused() {
+    fn texts_without_a_repo_are_rejected() {
         for text in [
             "",
             "  ",
@@ -501,7 +503,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns_may_have_an_address_or_a_type_in_front() {
+    fn patterns_may_start_with_a_url_or_a_type() {
         let read = |text| pattern(text, None);
         assert_eq!(read("org/*"), Ok((None, "org/*")));
         assert_eq!(read("*:x"), Ok((None, "*:x")));
@@ -517,19 +519,19 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_taken_without_a_panic(text in "\\PC{0,40}", front in "(hf://|https://hf.co/|models--|dataset:|)") {
-            let _ = Typed::parse(&format!("{front}{text}"), Some("http://127.0.0.1:80/x"));
+        fn parsing_never_panics(text in "\\PC{0,40}", front in "(hf://|https://hf.co/|models--|dataset:|)") {
+            let _ = RepoSpec::parse(&format!("{front}{text}"), Some("http://127.0.0.1:80/x"));
             let _ = pattern(&format!("{front}{text}"), None);
         }
 
         #[test]
-        fn what_is_printed_is_understood(
+        fn printed_names_are_parsed(
             id in "[a-z0-9]{1,5}(/[a-z0-9]{1,5})?",
             revision in "[0-9a-f]{12}|main|refs/pr/[0-9]",
             kind in 0..4usize,
         ) {
             let repo = RepoName::new(RepoType::ALL[kind], id.parse().unwrap());
-            let typed = Typed::parse(&format!("{repo}@{revision}"), None).unwrap();
+            let typed = RepoSpec::parse(&format!("{repo}@{revision}"), None).unwrap();
             prop_assert!(typed.query.matches(&repo));
             prop_assert_eq!(typed.revision.as_deref(), Some(revision.as_str()));
         }
