@@ -1,10 +1,10 @@
-//! The main job, for real, without an account: a sample cache is pushed to an S3 server that runs inside this example,
-//! pulled into an empty second cache, and both caches are compared.
+//! Demonstrates push and pull without an account: pushes a sample cache to an S3 server that runs inside this example, pulls
+//! it into a second, empty cache, and compares the two.
 //!
 //! ```text
 //! cargo run --example quickstart
 //! ```
-#![allow(clippy::print_stdout)] // an example speaks for itself
+#![allow(clippy::print_stdout)] // an example prints its own output
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -32,10 +32,10 @@ async fn main() -> Outcome<()> {
     let config = dir.path().join("config.yaml");
     fs::write(&config, format!("storage:\n  access_key: {}\n  secret_key: {}\n", s3::ACCESS_KEY, s3::SECRET_KEY))?;
 
-    say("A Hugging Face cache on machine A: a model of 48 MiB, and a dataset of the same name");
+    say("A Hugging Face cache on machine A: a model of 48 MiB, and a dataset with the same name");
     sample_cache(&first)?;
-    say("An S3 server on the loopback, in this process");
-    let (access_key, secret_key) = keys(&config)?;
+    say("An S3 server on the loopback interface, in this process");
+    let (access_key, secret_key) = key_pair(&config)?;
     let server = s3::Server::start(&dir.path().join("store"), 0, &access_key, &secret_key).await;
     println!("  {}", server.url);
 
@@ -56,14 +56,14 @@ async fn main() -> Outcome<()> {
     say("Machine B has an empty cache");
     run(&second, &["pull", "acme/tiny"]).await?;
     run(&second, &["pull", "dataset:acme/tiny"]).await?;
-    say("Pushing again costs three listings and no upload");
+    say("Pushing again takes three listings and no uploads");
     run(&first, &["push"]).await?;
 
-    let (there, here) = (contents(&first)?, contents(&second)?);
-    if there != here {
+    let (original, copy) = (contents(&first)?, contents(&second)?);
+    if original != copy {
         return Err("the two caches differ".into());
     }
-    say(&format!("Both caches are the same: {} files and links, byte for byte", here.len()));
+    say(&format!("Both caches are identical: {} files and links, byte for byte", copy.len()));
     Ok(())
 }
 
@@ -71,8 +71,8 @@ fn say(text: &str) {
     println!("\n# {text}");
 }
 
-/// The key pair that the tool will use: an exported one wins over the file, here as always.
-fn keys(file: &Path) -> Outcome<(String, String)> {
+/// Returns the key pair that the tool will use. As always, an exported pair takes precedence over the file.
+fn key_pair(file: &Path) -> Outcome<(String, String)> {
     let env = Environment {
         var: &|name| std::env::var(name).ok(),
         home: std::env::home_dir(),
@@ -83,7 +83,7 @@ fn keys(file: &Path) -> Outcome<(String, String)> {
     Ok((pair.id.expose().into(), pair.secret.expose().into()))
 }
 
-/// Makes what huggingface_hub would have made by two downloads.
+/// Creates the cache that huggingface_hub would create for two downloads.
 fn sample_cache(root: &Path) -> Outcome<()> {
     let layout = Layout::new(root);
     let mut state = 1u64;
@@ -103,8 +103,8 @@ fn add_revision(layout: &Layout, repo: &RepoName, digit: char, files: &[(&str, &
     let commit = digit.to_string().repeat(40).parse()?;
     let mut tree = serde_json::Map::new();
     for (path, bytes) in files {
-        let git = hashed(BlobHasher::git(bytes.len() as u64), bytes);
-        let sha256 = hashed(BlobHasher::sha256(), bytes);
+        let git = hash(BlobHasher::git(bytes.len() as u64), bytes);
+        let sha256 = hash(BlobHasher::sha256(), bytes);
         let is_large = path.ends_with(".safetensors");
         let mut entry = serde_json::json!({"size": bytes.len(), "blob_id": git});
         if is_large {
@@ -127,7 +127,7 @@ fn add_revision(layout: &Layout, repo: &RepoName, digit: char, files: &[(&str, &
     write(&layout.tree(repo, &commit), &String::from_utf8(bytes)?)
 }
 
-fn hashed(mut hasher: BlobHasher, bytes: &[u8]) -> BlobId {
+fn hash(mut hasher: BlobHasher, bytes: &[u8]) -> BlobId {
     hasher.update(bytes);
     hasher.finish()
 }
@@ -147,7 +147,7 @@ fn write(path: &Path, text: &str) -> Outcome<()> {
     Ok(fs::write(path, text)?)
 }
 
-/// Every file (with its bytes) and link (with its target) of a cache, without the lock files.
+/// Returns all files (with their bytes) and links (with their targets) of a cache, except lock files.
 fn contents(root: &Path) -> Outcome<BTreeMap<String, Vec<u8>>> {
     let mut found = BTreeMap::new();
     let mut folders = vec![root.to_path_buf()];

@@ -1,10 +1,10 @@
-//! A small S3 server on the loopback, to try hf-cache-sync without an account:
+//! A small S3 server on the loopback interface, for trying hf-cache-sync without an account:
 //!
 //! ```text
 //! cargo run --example s3-server -- --root /tmp/store --bucket my-hf-cache
 //! ```
 //!
-//! It prints its URL when it is ready. Not meant for production: it is as safe and as fast as a test needs.
+//! It prints its URL when it is ready. Not for production: it is only as safe and fast as tests require.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -19,16 +19,16 @@ struct Options {
     /// Folder for the objects
     #[arg(long)]
     root: PathBuf,
-    /// A bucket to create
+    /// Bucket to create
     #[arg(long)]
     bucket: Option<String>,
-    /// Port; a free one when 0
+    /// Port, or 0 for any free port
     #[arg(long, default_value_t = 0)]
     port: u16,
-    /// The access key that is accepted
+    /// Access key to accept
     #[arg(long, default_value = s3::ACCESS_KEY)]
     access_key: String,
-    /// The secret key that is accepted
+    /// Secret key to accept
     #[arg(long, default_value = s3::SECRET_KEY)]
     secret_key: String,
 }

@@ -1,4 +1,4 @@
-//! The command line: global options and one enum. The options of a command live in its own file.
+//! The command line: global options and the enum of commands. The options of a command are in its own file.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -20,20 +20,20 @@ use crate::escape::{Keep, escape, without_user};
 use crate::progress::Event;
 use crate::ui::{Style, Ui};
 
-/// The version, with the commit where it is known.
+/// The version, with the commit if known.
 pub const VERSION: &str = env!("HF_CACHE_SYNC_VERSION");
 
 const EXAMPLES: &str = "\
 Examples:
-  hf-cache-sync init                     write a configuration to fill in
+  hf-cache-sync init                     write a configuration template
   hf-cache-sync doctor                   check it
-  hf-cache-sync push                     the cache to the bucket
-  hf-cache-sync pull org/name            the bucket to the cache
-  hf-cache-sync diff                     what differs
+  hf-cache-sync push                     from the cache to the bucket
+  hf-cache-sync pull org/name            from the bucket to the cache
+  hf-cache-sync diff                     show what differs
 
-Exit codes: 0 done, 1 some of it failed, 2 usage or configuration,
+Exit codes: 0 success, 1 partial failure, 2 usage or configuration,
 3 credentials or permission, 4 not found, 5 integrity, 6 store unavailable,
-70 internal fault, 130 interrupted";
+70 internal error, 130 interrupted";
 
 /// Share the Hugging Face Hub cache through Backblaze B2 or any S3-compatible bucket.
 #[derive(Debug, Parser)]
@@ -48,7 +48,7 @@ pub struct Cli {
     pub command: Command,
 }
 
-/// Options of every command, accepted before and after it.
+/// Options of all commands, accepted before and after the command's name.
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Global options")]
 pub struct Global {
@@ -65,15 +65,15 @@ pub struct Global {
     #[arg(long, global = true)]
     pub json: bool,
 
-    /// Say nothing unless something fails; what was asked for (a path, a list) is printed bare
+    /// Print nothing unless something fails, apart from requested results (a path, a list)
     #[arg(short, long, global = true)]
     pub quiet: bool,
 
-    /// Show no progress: neither bars nor, without a terminal, lines
+    /// Show no progress: no bars, and no lines without a terminal
     #[arg(long, global = true)]
     pub no_progress: bool,
 
-    /// Tell decisions and requests on stderr; -vv includes dependencies
+    /// Log decisions and requests to stderr; -vv includes dependencies
     #[arg(short, long, action = ArgAction::Count, global = true)]
     pub verbose: u8,
 }
@@ -102,7 +102,7 @@ fn option(setting: &Setting, flag: &'static str) -> Arg {
         _ if setting.default == "none" => doc,
         _ => format!("{doc} [default: {}]", setting.default),
     };
-    // A manual page takes the long text alone where the short help hides an option.
+    // Man pages only show the long help of options that the short help hides.
     let option = Arg::new(flag).long(flag).global(true).hide_short_help(!setting.common);
     let option = option.help(help.clone()).long_help(help);
     match setting.form {
@@ -135,7 +135,7 @@ impl FromArgMatches for SettingArgs {
 
 /// All commands.
 #[derive(Debug, Subcommand)]
-#[allow(missing_docs)] // the text is on each command's Args
+#[allow(missing_docs)] // documented on each command's Args
 pub enum Command {
     Init(init::Args),
     Doctor(doctor::Args),
@@ -153,12 +153,12 @@ pub enum Command {
 }
 
 impl Global {
-    /// How to speak.
+    /// Returns the output style.
     pub fn style(&self) -> Style {
         Style { json: self.json, quiet: self.quiet, no_progress: self.no_progress, lines: false }
     }
 
-    /// Hands the command line and the environment over.
+    /// Calls `read` with the command line's values and the environment.
     fn with_sources<T>(&self, read: impl FnOnce(&Overrides, &Environment<'_>) -> T) -> Result<T> {
         let overrides = Overrides { file: self.config.clone(), values: self.settings.0.clone() };
         let unreadable = std::cell::RefCell::new(None);
@@ -174,43 +174,42 @@ impl Global {
             home: std::env::home_dir().filter(|home| !home.as_os_str().is_empty()),
             current: current_dir()?,
         };
-        let done = read(&overrides, &env);
-        // Not the same as a variable that is not set: another cache would be meant.
+        let result = read(&overrides, &env);
+        // Treating it as unset could select another cache.
         match unreadable.take() {
             Some(name) => Err(Error::usage(format!("the environment variable {name} is not valid UTF-8"))),
-            None => Ok(done),
+            None => Ok(result),
         }
     }
 
-    /// The configuration that these options lead to.
+    /// Loads the configuration.
     ///
     /// # Errors
-    /// When it cannot be read, or is not valid.
+    /// When it cannot be read or is invalid.
     pub fn load(&self) -> Result<Config> {
         self.with_sources(Config::load)?
     }
 }
 
 impl Command {
-    /// Whether a signal is the normal end of this command, which it sees to itself.
-    pub fn ends_by_signal(&self) -> bool {
+    /// Whether this command normally runs until a signal, which it handles itself.
+    pub fn runs_until_signal(&self) -> bool {
         matches!(self, Command::Watch(_))
     }
 }
 
 impl Cli {
-    /// How to speak.
+    /// Returns the output style, which depends on the command.
     pub fn style(&self) -> Style {
-        // What runs until a signal tells a line at a time.
-        Style { lines: self.command.ends_by_signal(), ..self.global.style() }
+        Style { lines: self.command.runs_until_signal(), ..self.global.style() }
     }
 }
 
-/// Reads the command line. What clap says of arguments that would drive a terminal is made from escaped ones, and of
-/// URLs from such without user and password.
+/// Parses the command line. In errors, control characters in arguments are escaped, and user and password are removed
+/// from URLs.
 ///
 /// # Errors
-/// What clap has to say, also where that is the help or the version.
+/// An error of clap, which can also be the help or the version.
 pub fn parse(args: &[OsString]) -> Result<Cli, clap::Error> {
     use clap::error::ErrorKind;
     Cli::try_parse_from(args).map_err(|mut error| {
@@ -218,26 +217,27 @@ pub fn parse(args: &[OsString]) -> Result<Cli, clap::Error> {
         let shown = texts.iter().map(|text| escape(&without_user(text), Keep::Nothing).into_owned());
         let line: Vec<String> = shown.collect();
         if !error.use_stderr() || texts == line {
-            return with_right_form(error, &line);
+            return with_correction(error, &line);
         }
-        // What a parser says of a value says it of the value itself: of the escaped one it would be something else.
+        // A value parser has to see the original value: the escaped one could fail for another reason.
         if error.kind() == ErrorKind::ValueValidation {
-            let told = with_escaped_value(error);
-            let text = told.to_string();
+            let escaped = with_escaped_value(error);
+            let text = escaped.to_string();
             if escape(&text, Keep::Lines) == text {
-                return with_right_form(told, &line);
+                return with_correction(escaped, &line);
             }
-            error = told;
+            error = escaped;
         }
         match Cli::try_parse_from(&line) {
-            Err(told) if told.use_stderr() => with_right_form(told, &line),
+            Err(error) if error.use_stderr() => with_correction(error, &line),
             _ => Cli::command()
-                .error(error.kind(), "an argument cannot be shown: it has control characters, or a password"),
+                .error(error.kind(), "an argument cannot be shown: it contains control characters or a password"),
         }
     })
 }
 
-/// The same with a value that cannot drive the terminal and holds no password. What the parser says of it has names that are escaped already.
+/// Escapes control characters in an invalid value, and removes user and password from it. Names in the value parser's own
+/// message are escaped already.
 fn with_escaped_value(mut error: clap::Error) -> clap::Error {
     use clap::error::{ContextKind, ContextValue};
     if let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidValue) {
@@ -247,8 +247,8 @@ fn with_escaped_value(mut error: clap::Error) -> clap::Error {
     error
 }
 
-/// Adds to a refusal of the command line the right form of what was surely meant.
-fn with_right_form(mut error: clap::Error, line: &[String]) -> clap::Error {
+/// Adds the correct form to a usage error, if the intention is clear.
+fn with_correction(mut error: clap::Error, line: &[String]) -> clap::Error {
     use clap::error::{ContextKind, ContextValue, ErrorKind};
     let text = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.clone()),
@@ -259,15 +259,17 @@ fn with_right_form(mut error: clap::Error, line: &[String]) -> clap::Error {
     let command = line.iter().skip(1).find(known).map(String::as_str);
     let argument = text(ContextKind::InvalidArg);
     let tip = match (error.kind(), command, argument) {
-        (ErrorKind::UnknownArgument, Some(command), Some(argument)) => right_form(command, &argument, line),
+        (ErrorKind::UnknownArgument, Some(command), Some(argument)) => correct_form(command, &argument, line),
         (ErrorKind::MissingRequiredArgument, Some("pull"), _) => {
             let named = line.iter().find(|word| word.starts_with("--repo") || word.starts_with("--model"));
-            named.and_then(|word| right_form("pull", word.split('=').next().unwrap_or_default(), line)).or_else(|| {
-                Some(
-                    "name a repo, as in `hf-cache-sync pull org/name`; `hf-cache-sync pull-all` pulls every repo"
-                        .into(),
-                )
-            })
+            named.and_then(|word| correct_form("pull", word.split('=').next().unwrap_or_default(), line)).or_else(
+                || {
+                    Some(
+                        "name a repo, as in `hf-cache-sync pull org/name`; `hf-cache-sync pull-all` pulls every repo"
+                            .into(),
+                    )
+                },
+            )
         }
         _ => None,
     };
@@ -278,8 +280,8 @@ fn with_right_form(mut error: clap::Error, line: &[String]) -> clap::Error {
     error
 }
 
-/// The right form of an argument that a command does not have.
-fn right_form(command: &str, argument: &str, line: &[String]) -> Option<String> {
+/// Returns the correct form of an argument that the command does not accept.
+fn correct_form(command: &str, argument: &str, line: &[String]) -> Option<String> {
     let flag = argument.split('=').next().unwrap_or_default();
     let at = line.iter().position(|word| word == argument || word.split('=').next() == Some(flag));
     let value = at.and_then(|at| match line[at].split_once('=') {
@@ -308,7 +310,7 @@ fn right_form(command: &str, argument: &str, line: &[String]) -> Option<String> 
             "pull" => form(format!("{repo} -r {}", value.unwrap_or_else(|| "main".into()))),
             "push" => form(format!("{repo}@{}", value.unwrap_or_else(|| "main".into()))),
             "pull-all" => Some(format!(
-                "pull-all takes every repo's main; one revision is `hf-cache-sync pull {repo} -r REVISION`"
+                "pull-all pulls the main revision of every repo; for another one, use `hf-cache-sync pull {repo} -r REVISION`"
             )),
             _ => None,
         },
@@ -319,9 +321,9 @@ fn right_form(command: &str, argument: &str, line: &[String]) -> Option<String> 
             _ => None,
         },
         word if !word.starts_with('-') => match command {
-            // `refs/pr/1` is a revision, and `org/name` or `dataset:name` hardly one.
+            // `refs/pr/1` is a revision; `org/name` and `dataset:name` hardly are.
             "pull" if word.contains(['/', ':']) && !word.starts_with("refs/") => Some(format!(
-                "one repo at a time: `hf-cache-sync pull {repo}`, then `hf-cache-sync pull {}` (a revision is given with -r)",
+                "pull takes one repo at a time: `hf-cache-sync pull {repo}`, then `hf-cache-sync pull {}` (use -r for a revision)",
                 crate::error::printable(word, 80)
             )),
             "pull" => form(format!("{repo} -r {}", crate::error::printable(word, 80))),
@@ -337,15 +339,15 @@ fn right_form(command: &str, argument: &str, line: &[String]) -> Option<String> 
 
 fn current_dir() -> Result<PathBuf> {
     std::env::current_dir()
-        .map_err(|e| Error::failed("cannot tell the current directory").because(crate::error::plain_io(&e)))
+        .map_err(|e| Error::failed("cannot determine the current directory").because(crate::error::plain_io(&e)))
 }
 
-/// Runs a command; returns the kind of failure that a finished command reports.
+/// Runs a command. Returns the kind of failure if the command finished with failures in its report.
 ///
 /// # Errors
-/// When the command could not be carried out at all.
+/// When the command could not finish.
 pub async fn run(cli: &Cli, ui: &Ui) -> Result<Option<Kind>> {
-    // What needs no configuration comes first: a broken one must not stand in its way.
+    // These commands have to work even if the configuration is broken.
     match &cli.command {
         Command::Init(_) => {
             let named = cli.global.with_sources(named_file)?.map(|(path, _)| path);
@@ -358,9 +360,9 @@ pub async fn run(cli: &Cli, ui: &Ui) -> Result<Option<Kind>> {
     }
     let mut config = cli.global.load()?;
     config.warnings.iter().for_each(|warning| ui.warning(warning));
-    if let Some(meant) = root::suggest_root(&config.cache.root) {
+    if let Some(suggestion) = root::suggest_root(&config.cache.root) {
         let (folder, source) = (shown(&config.cache.root), &config.cache.source);
-        ui.warning(&format!("{folder} (from {source}) holds no repos; did you mean {}?", shown(&meant)));
+        ui.warning(&format!("{folder} (from {source}) contains no repos; did you mean {}?", shown(&suggestion)));
     }
     let notes = std::mem::take(&mut config.notes);
     let session = Session { config, progress: Arc::new(ui.bars().clone()), now: SystemTime::now() };
@@ -376,7 +378,7 @@ pub async fn run(cli: &Cli, ui: &Ui) -> Result<Option<Kind>> {
             let preview = prune::preview(&session, args).await?;
             match !preview.deletes() || ui.ask(&preview, "Delete this?").await {
                 true => ui.show(&prune::execute(&session, args, Some(&preview)).await?),
-                false => ui.show(&preview.declined()),
+                false => ui.show(&preview.into_declined()),
             }
         }
         Command::Pull(args) => ui.show(&pull::execute(&session, args).await?),
@@ -401,7 +403,7 @@ mod tests {
         Cli::command().debug_assert();
     }
 
-    /// The command lines among the examples: what comes before a comment or a redirection.
+    /// Returns the command lines among the examples, without comments and redirections.
     fn examples(help: &str) -> Vec<Vec<String>> {
         let lines = help.lines().filter_map(|line| line.strip_prefix("  ")).map(str::trim_start);
         let lines = lines.filter(|line| line.starts_with("hf-cache-sync"));
@@ -428,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn global_options_stand_before_and_after_the_command() {
+    fn global_options_are_accepted_before_and_after_the_command() {
         for line in [["hf-cache-sync", "--bucket", "b", "doctor"], ["hf-cache-sync", "doctor", "--bucket", "b"]] {
             assert_eq!(Cli::parse_from(line).global.settings.0["bucket"], "b");
         }

@@ -1,7 +1,7 @@
-//! Completion on the command line, as the shells' scripts (`completions`) ask for it: commands, options and values from
-//! the command tree; repos and refs from the cache, and for `pull` from the bucket, as far as that answers at once.
+//! Command-line completion, called by the shell scripts that `completions` writes. Commands, options and fixed values
+//! come from the command tree; repos and refs from the cache and, for `pull`, also from the bucket if it answers quickly.
 //!
-//! Nothing here may disturb a prompt. Whatever fails gives fewer candidates, and no word about it.
+//! Nothing here may disturb a prompt: failures silently lead to fewer candidates.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -24,17 +24,17 @@ use crate::config::Config;
 use crate::model::ids::{RefName, RepoName, RepoQuery, RepoSpec, RepoType};
 use crate::progress::Silent;
 
-/// Nobody waits longer than this for a list of names.
-const PATIENCE: Duration = Duration::from_millis(1500);
-/// More names than these are no help.
-const MOST: usize = 1000;
+/// Time limit for requests to the bucket.
+const TIMEOUT: Duration = Duration::from_millis(1500);
+/// Maximum number of candidates.
+const MAX_CANDIDATES: usize = 1000;
 
-/// Answers a shell that asks for candidates; false when none does and the command is to run.
+/// Prints candidates if a shell asks for them. Returns false if it does not, and the command should run.
 pub fn answer(words: &[OsString]) -> bool {
     if std::env::var_os(VARIABLE).is_none_or(|shell| shell.is_empty() || shell == "0") {
         return false;
     }
-    // A fault here is a prompt without candidates.
+    // A panic must only cost the candidates.
     std::panic::set_hook(Box::new(|_| {}));
     let current = std::env::current_dir().ok();
     let complete = || CompleteEnv::with_factory(tree).var(VARIABLE).try_complete(words, current.as_deref());
@@ -42,7 +42,7 @@ pub fn answer(words: &[OsString]) -> bool {
     true
 }
 
-/// The command tree, with what completes its values.
+/// Returns the command tree with completers for its values.
 fn tree() -> clap::Command {
     let add =
         |arg: clap::Arg, completer: fn(&OsStr) -> Vec<CompletionCandidate>| arg.add(ArgValueCompleter::new(completer));
@@ -57,7 +57,7 @@ fn tree() -> clap::Command {
         })
 }
 
-/// What stands on the command line so far, as far as it is understood.
+/// The relevant parts of the incomplete command line.
 struct Line {
     global: Global,
     repo: Option<RepoQuery>,
@@ -80,7 +80,7 @@ impl Line {
 
 fn cached_repos(typed: &OsStr) -> Vec<CompletionCandidate> {
     let line = Line::read();
-    let repos = line.config().map(|config| in_cache(&config.cache.root)).unwrap_or_default();
+    let repos = line.config().map(|config| repos_in_cache(&config.cache.root)).unwrap_or_default();
     candidates(typed, repos.iter().map(ToString::to_string))
 }
 
@@ -88,7 +88,7 @@ fn all_repos(typed: &OsStr) -> Vec<CompletionCandidate> {
     candidates(typed, known_repos(typed).into_iter())
 }
 
-/// Whole orgs first, since that is what a pattern is for.
+/// Suggests whole organisations first, since they are the main use of a pattern.
 fn patterns(typed: &OsStr) -> Vec<CompletionCandidate> {
     let repos = known_repos(OsStr::new(""));
     let orgs: BTreeSet<String> =
@@ -98,8 +98,8 @@ fn patterns(typed: &OsStr) -> Vec<CompletionCandidate> {
 
 fn known_repos(typed: &OsStr) -> BTreeSet<String> {
     let Some(config) = Line::read().config() else { return BTreeSet::new() };
-    let mut repos: BTreeSet<String> = in_cache(&config.cache.root).iter().map(ToString::to_string).collect();
-    repos.extend(at_once(in_bucket(&config, &typed.to_string_lossy())).unwrap_or_default());
+    let mut repos: BTreeSet<String> = repos_in_cache(&config.cache.root).iter().map(ToString::to_string).collect();
+    repos.extend(within_timeout(repos_in_bucket(&config, &typed.to_string_lossy())).unwrap_or_default());
     repos
 }
 
@@ -107,22 +107,27 @@ fn refs(typed: &OsStr) -> Vec<CompletionCandidate> {
     let line = Line::read();
     let (Some(config), Some(query)) = (line.config(), line.repo) else { return Vec::new() };
     let mut names = BTreeSet::new();
-    for repo in in_cache(&config.cache.root).iter().filter(|repo| query.matches(repo)) {
+    for repo in repos_in_cache(&config.cache.root).iter().filter(|repo| query.matches(repo)) {
         let refs = Layout::new(&config.cache.root).repo(repo).join("refs");
         collect_refs(&refs, "", 0, &mut names);
     }
-    names.extend(at_once(refs_in_bucket(&config, &query)).unwrap_or_default());
+    names.extend(within_timeout(refs_in_bucket(&config, &query)).unwrap_or_default());
     candidates(typed, names.into_iter())
 }
 
 fn candidates(typed: &OsStr, values: impl Iterator<Item = String>) -> Vec<CompletionCandidate> {
     let typed = typed.to_string_lossy();
-    // A line is a candidate to every shell, and a name that is escaped would not be found.
+    // Shells expect one candidate a line, and an escaped name would not be found.
     let plain = |value: &String| crate::error::printable(value, value.len()) == *value;
-    values.filter(|value| value.starts_with(&*typed)).filter(plain).take(MOST).map(CompletionCandidate::new).collect()
+    values
+        .filter(|value| value.starts_with(&*typed))
+        .filter(plain)
+        .take(MAX_CANDIDATES)
+        .map(CompletionCandidate::new)
+        .collect()
 }
 
-fn in_cache(root: &Path) -> BTreeSet<RepoName> {
+fn repos_in_cache(root: &Path) -> BTreeSet<RepoName> {
     let entries = fs::read_dir(root).into_iter().flatten().filter_map(Result::ok);
     entries.filter_map(|entry| RepoName::from_folder(entry.file_name().to_str()?)).collect()
 }
@@ -139,19 +144,19 @@ fn collect_refs(folder: &Path, above: &str, depth: usize, names: &mut BTreeSet<S
     }
 }
 
-/// What comes within the time that somebody waits for a list.
-fn at_once<T>(work: impl Future<Output = Option<T>>) -> Option<T> {
+/// Runs `work` with a time limit.
+fn within_timeout<T>(work: impl Future<Output = Option<T>>) -> Option<T> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().ok()?;
-    let done = runtime.block_on(async { tokio::time::timeout(PATIENCE, work).await });
+    let result = runtime.block_on(async { tokio::time::timeout(TIMEOUT, work).await });
     runtime.shutdown_background();
-    done.ok().flatten()
+    result.ok().flatten()
 }
 
-/// Repos of the bucket that may begin with what was typed: one page of either kind of refs.
-async fn in_bucket(config: &Config, typed: &str) -> Option<BTreeSet<String>> {
+/// Lists repos in the bucket that start with `typed`, from one page of refs in each of the two key formats.
+async fn repos_in_bucket(config: &Config, typed: &str) -> Option<BTreeSet<String>> {
     let bucket = Bucket::connect(config, Arc::new(Silent)).await.ok()?;
-    let begins = typed.replace('/', "__");
-    let (old, new) = (format!("{}{begins}", keys::REFS), new_prefix(typed));
+    let encoded = typed.replace('/', "__");
+    let (old, new) = (format!("{}{encoded}", keys::REFS), new_refs_prefix(typed));
     let (old, new) = tokio::join!(bucket.list_page(&old, None, 1000), bucket.list_page(&new, None, 1000));
     let pages = [old.ok()?.0, new.ok()?.0];
     let found = pages.into_iter().flatten().filter_map(Candidate::of).filter_map(|candidate| match candidate.repo {
@@ -161,8 +166,8 @@ async fn in_bucket(config: &Config, typed: &str) -> Option<BTreeSet<String>> {
     Some(found.collect())
 }
 
-/// What the keys begin with of repos whose names, with or without a type, begin with what was typed.
-fn new_prefix(typed: &str) -> String {
+/// Returns the key prefix of new-style refs of repos that start with `typed`, which may include a type.
+fn new_refs_prefix(typed: &str) -> String {
     match typed.split_once(':') {
         Some((kind, id)) if kind.parse::<RepoType>().is_ok() => {
             format!("{}{kind}s--{}", keys::REFS_V2, id.replace('/', "--"))
@@ -187,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_completed_is_there() {
+    fn every_completed_argument_exists() {
         let plain = Cli::command();
         for command in tree().get_subcommands() {
             let of = |tree: &clap::Command| {

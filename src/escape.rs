@@ -1,26 +1,27 @@
-//! Text from outside, made safe to show. A bucket key, a file name, a server's message or an argument can hold
-//! characters that drive a terminal, that turn or hide the text around them, or that nobody sees. Each of them is shown
-//! as `\u{1b}`; letters of every script stay as they are.
+//! Makes untrusted text safe to display. A bucket key, file name, server message or argument can contain characters that
+//! control the terminal, reorder or hide the surrounding text, or are invisible. They are shown as escapes such as
+//! `\u{1b}`; letters of all scripts are left as they are.
 
 use std::borrow::Cow;
 
 use unicode_width::UnicodeWidthChar;
 
-/// Marks on one letter that are shown; written languages need no more, and a flood of them covers the lines around.
-const MARKS: usize = 3;
+/// Maximum number of combining marks per letter. Written languages need no more, and a flood of them covers the lines
+/// around.
+const MAX_MARKS: usize = 3;
 
-/// What stays as it is, beside plain text.
+/// Control characters to leave as they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Keep {
-    /// Nothing: for one name, or one line.
+    /// None: for a single name or line.
     Nothing,
-    /// Line breaks and tabs: for text of our own that names were put into.
+    /// Line breaks and tabs: for our own text with names in it.
     Lines,
-    /// These, and colours.
+    /// Line breaks, tabs and colours.
     LinesAndColours,
 }
 
-/// The text as it may be shown.
+/// Escapes text for display.
 pub fn escape(text: &str, keep: Keep) -> Cow<'_, str> {
     let plain = |byte: u8| (b' '..0x7f).contains(&byte) || (keep != Keep::Nothing && matches!(byte, b'\n' | b'\t'));
     if text.bytes().all(plain) {
@@ -42,13 +43,13 @@ pub fn escape(text: &str, keep: Keep) -> Cow<'_, str> {
         let shown = if c.is_ascii() {
             plain(c as u8)
         } else if is_presentation(c) {
-            // Chooses between two forms of a symbol, as of a heart; elsewhere nobody sees it.
+            // Selects a form of a symbol, such as a heart; invisible anywhere else.
             before.is_some_and(is_symbol)
         } else if is_hidden(c) {
             false
         } else if c.width() == Some(0) {
             marks += 1;
-            marks <= MARKS && before.is_some_and(takes_marks)
+            marks <= MAX_MARKS && before.is_some_and(takes_marks)
         } else {
             true
         };
@@ -65,7 +66,7 @@ pub fn escape(text: &str, keep: Keep) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// JSON with `\u....` for what [`escape`] would not show: the same value, and safe on a terminal.
+/// Escapes JSON for display: an equivalent document, with `\uXXXX` for characters that [`escape`] does not show.
 pub fn escape_json(json: String) -> String {
     let harmless = |c: char| match c {
         '\n' | '\t' => true,
@@ -86,8 +87,8 @@ pub fn escape_json(json: String) -> String {
     out
 }
 
-/// The length of the colour sequence that the text begins with. Only what this tool itself writes counts: nothing that
-/// conceals, blinks, turns round, or sets a background.
+/// Returns the length of the colour sequence at the start of the text. Only sequences that this tool itself writes count:
+/// none that conceal, blink, invert or set a background.
 fn colour(text: &str) -> Option<usize> {
     let inner = text.strip_prefix("\u{1b}[")?;
     let end = inner.find('m').filter(|end| *end <= 12)?;
@@ -104,7 +105,7 @@ fn is_presentation(c: char) -> bool {
     matches!(c, '\u{fe0e}' | '\u{fe0f}')
 }
 
-/// A symbol, and no letter of a script.
+/// Whether a character is a symbol rather than a letter.
 fn is_symbol(c: char) -> bool {
     matches!(c, '\u{2000}'..='\u{2bff}' | '\u{3030}'..='\u{303d}' | '\u{3297}'..='\u{3299}' | '\u{1f000}'..='\u{1faff}')
 }
@@ -113,8 +114,8 @@ fn takes_marks(c: char) -> bool {
     !c.is_ascii() || c.is_ascii_alphanumeric()
 }
 
-/// Whether a character that is not ASCII drives the terminal (C1), turns the text around it, or is not seen for what it
-/// is. After Unicode's `Default_Ignorable_Code_Point`, `Bidi_Control`, `Cf`, `Zs`, `Zl`, `Zp`, `Co` and `Noncharacter`.
+/// Whether a non-ASCII character controls the terminal (C1), changes the direction of text, or is invisible or
+/// misleading. Based on Unicode's `Default_Ignorable_Code_Point`, `Bidi_Control`, `Cf`, `Zs`, `Zl`, `Zp`, `Co` and `Noncharacter`.
 pub fn is_hidden(c: char) -> bool {
     matches!(c,
         '\u{80}'..='\u{a0}' | '\u{ad}' | '\u{34f}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}'
@@ -127,15 +128,15 @@ pub fn is_hidden(c: char) -> bool {
         || u32::from(c) & 0xfffe == 0xfffe
 }
 
-/// A text without the user and password of the URLs in it.
+/// Removes user and password from all URLs in a text.
 pub fn without_user(text: &str) -> Cow<'_, str> {
     let mut shown = String::new();
     let mut rest = text;
     while let Some(at) = rest.find("//") {
         let (front, behind) = rest.split_at(at + 2);
-        // In `hf://gpt2@main` a revision follows.
+        // In `hf://gpt2@main`, a revision follows the `@`.
         let is_url = (front.ends_with("://") && !front.to_ascii_lowercase().ends_with("hf://")) || front == "//";
-        // A password may have what ends an authority; what stands in front of the host is cut all the same.
+        // A password may contain characters that would end the authority, such as `/`.
         let word = behind.find(|c: char| c.is_whitespace() || "'\"<>`".contains(c)).unwrap_or(behind.len());
         let authority = behind.find(['/', '?', '#']).unwrap_or(word).min(word);
         let user = match behind[..authority].rfind('@') {
@@ -148,7 +149,7 @@ pub fn without_user(text: &str) -> Cow<'_, str> {
     if shown.len() + rest.len() == text.len() { Cow::Borrowed(text) } else { Cow::Owned(shown + rest) }
 }
 
-/// The end of `user:pass/word@`: something other than a port follows the colon, and an `@` comes later.
+/// Returns the end of `user:pass/word@`, where no port follows the colon and an `@` comes later.
 fn password_end(word: &str) -> Option<usize> {
     let colon = word.find(':')?;
     let at = word.rfind('@')?;
@@ -185,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_every_language_stay_readable() {
+    fn names_in_any_language_stay_readable() {
         for text in [
             "model-00001-of-00004.safetensors",
             "café",
@@ -207,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_that_drives_turns_or_hides_gets_through() {
+    fn control_bidi_and_invisible_characters_are_escaped() {
         let bad = "\0\u{7}\u{8}\t\n\r\u{1b}\u{7f}\u{80}\u{85}\u{90}\u{9b}\u{9d}\u{9f}\u{a0}\u{ad}\u{34f}\u{61c}\u{115f}\u{180e}\u{2002}\
                    \u{200b}\u{200c}\u{200d}\u{200e}\u{200f}\u{2028}\u{2029}\u{202a}\u{202b}\u{202c}\u{202d}\u{202e}\u{202f}\u{205f}\
                    \u{2060}\u{2064}\u{2066}\u{2067}\u{2068}\u{2069}\u{206f}\u{2800}\u{3000}\u{3164}\u{e000}\u{fe00}\u{fe0f}\u{feff}\
@@ -224,20 +225,20 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_of_marks_is_cut_short_and_none_covers_our_own_signs() {
+    fn combining_marks_are_limited_and_need_a_base_letter() {
         let flood = format!("a{}", "\u{336}".repeat(40));
-        assert_eq!(name(&flood).matches('\u{336}').count(), MARKS);
+        assert_eq!(name(&flood).matches('\u{336}').count(), MAX_MARKS);
         assert_eq!(name("\u{301}a"), "\\u{301}a");
         assert_eq!(escape("'\u{301}a'", Keep::Lines), "'\\u{301}a'");
         assert_eq!(name("\u{202e}\u{301}"), "\\u{202e}\\u{301}");
     }
 
     #[test]
-    fn of_our_own_text_lines_and_colours_stay() {
+    fn lines_and_colours_of_our_own_text_are_kept() {
         let own = format!("{}\n\tb", console::style("a").red().bold().force_styling(true));
         assert_eq!(escape(&own, Keep::LinesAndColours), own);
         assert!(!escape(&own, Keep::Lines).contains('\u{1b}'));
-        for other in [
+        for foreign in [
             "\u{1b}[2J",
             "\u{1b}[8m",
             "\u{1b}[5m",
@@ -247,7 +248,7 @@ mod tests {
             "\u{1b}[",
             "\u{9b}31m",
         ] {
-            let escaped = escape(other, Keep::LinesAndColours);
+            let escaped = escape(foreign, Keep::LinesAndColours);
             assert!(!escaped.contains(char::is_control), "{escaped}");
         }
     }

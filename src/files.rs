@@ -1,12 +1,12 @@
-//! Opening files that others have put where we look, without waiting: a FIFO, a socket or a device where a file should
-//! be is an error that says so, whatever is or is not at its other end.
+//! Opens files without ever blocking. A FIFO, a socket or a device in place of a file is an error that says so, whether or
+//! not anything is at its other end.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read};
 use std::path::Path;
 
-/// What stands in the place of a regular file.
-fn kind_of(meta: &Metadata) -> &'static str {
+/// Describes what is in place of a regular file.
+fn describe_kind(meta: &Metadata) -> &'static str {
     #[cfg(unix)]
     {
         use std::os::unix::fs::FileTypeExt;
@@ -22,55 +22,57 @@ fn kind_of(meta: &Metadata) -> &'static str {
     if meta.is_dir() { "a folder" } else { "something else" }
 }
 
-/// Says what stands in the place of a regular file: "it is a named pipe, not a file".
+/// Returns the reason for an error about a path that is not a regular file: "it is a named pipe, not a file".
 pub fn not_a_file(meta: &Metadata) -> String {
-    format!("it is {}, not a file", kind_of(meta))
+    format!("it is {}, not a file", describe_kind(meta))
 }
 
-/// Whether this is neither a file, nor a folder, nor a link: something that must not be opened, nor be replaced.
+/// Whether this is neither a file, a folder nor a link, and so must not be opened or replaced.
 pub fn is_special(meta: &Metadata) -> bool {
     !meta.is_file() && !meta.is_dir() && !meta.is_symlink()
 }
 
-/// Opens a regular file by these options. Links are followed unless the options forbid it.
+/// Opens a regular file. Links are followed unless the options forbid it.
 ///
 /// # Errors
-/// When it cannot be opened, or is no regular file.
+/// When it cannot be opened, or is not a regular file.
 pub fn open_with(options: &OpenOptions, path: &Path) -> io::Result<File> {
     open_flagged(options, 0, path)
 }
 
-/// Like [`open_with`], with further flags of open(2), which mean nothing elsewhere.
+/// Like [`open_with`], with additional flags for open(2), which are ignored on other systems than Unix.
 ///
 /// # Errors
-/// When it cannot be opened, or is no regular file.
+/// When it cannot be opened, or is not a regular file.
 pub fn open_flagged(options: &OpenOptions, flags: i32, path: &Path) -> io::Result<File> {
     #[cfg_attr(not(unix), allow(unused_mut))]
     let mut options = options.clone();
     #[cfg(unix)]
     {
         use std::os::unix::fs::OpenOptionsExt;
-        // Without O_NONBLOCK, opening a FIFO waits for its other end.
-        let no_wait = (rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOCTTY).bits() as i32;
-        options.custom_flags(flags | no_wait);
+        // Without O_NONBLOCK, opening a FIFO blocks until its other end is opened.
+        let non_blocking = (rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOCTTY).bits() as i32;
+        options.custom_flags(flags | non_blocking);
     }
     #[cfg(not(unix))]
     let _ = flags;
     let file = match options.open(path) {
         Ok(file) => file,
-        // Who does not want to wait gets no file that a file server has lent to somebody: that one is given back soon.
+        // With O_NONBLOCK, opening a file that is leased to another process fails. Blocking is fine here: the lease is
+        // broken soon.
         #[cfg(unix)]
         Err(error) if error.kind() == io::ErrorKind::WouldBlock && path.is_file() => {
             std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, flags).open(path)?
         }
-        Err(error) => return Err(explained(error, path)),
+        Err(error) => return Err(explain(error, path)),
     };
     let meta = file.metadata()?;
     if meta.is_file() { Ok(file) } else { Err(io::Error::other(not_a_file(&meta))) }
 }
 
-/// A socket, a device without a driver and a FIFO opened for writing say "No such device or address": say what it is.
-fn explained(error: io::Error, path: &Path) -> io::Error {
+/// Replaces "No such device or address", the system's error for a socket, a device without a driver and a FIFO opened for
+/// writing.
+fn explain(error: io::Error, path: &Path) -> io::Error {
     if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied | io::ErrorKind::AlreadyExists)
     {
         return error;
@@ -84,13 +86,13 @@ fn explained(error: io::Error, path: &Path) -> io::Error {
 /// Opens a regular file for reading.
 ///
 /// # Errors
-/// When it cannot be opened, or is no regular file.
+/// When it cannot be opened, or is not a regular file.
 pub fn open(path: &Path) -> io::Result<File> {
     open_with(OpenOptions::new().read(true), path)
 }
 
-/// Reads the rest of a file of up to `limit` bytes; `None` when it is longer, without reading what is known to be too
-/// long.
+/// Reads the rest of a file, or returns `None` if it is longer than `limit` bytes. A file known to be longer is not read at
+/// all.
 ///
 /// # Errors
 /// When it cannot be read.
@@ -103,20 +105,20 @@ pub fn read_rest(file: &mut File, limit: u64) -> io::Result<Option<Vec<u8>>> {
     Ok((bytes.len() as u64 <= limit).then_some(bytes))
 }
 
-/// Opens what a user has named. Beside files that is `/dev/null`, and what a shell passes as `/dev/fd/63` or
-/// `/dev/stdin`: those are at the other end of something that the user has started.
+/// Opens a file that the user named. Apart from regular files, it may be `/dev/null`, or what a shell passes as
+/// `/dev/fd/63` or `/dev/stdin`, which the user is responsible for.
 ///
 /// # Errors
-/// When it cannot be opened, or is something that could keep us waiting.
+/// When it cannot be opened, or is something else that could block.
 pub fn open_named(path: &Path) -> io::Result<File> {
-    let passed = ["/dev/fd", "/proc/self/fd", "/dev/stdin", "/dev/null"].iter().any(|place| path.starts_with(place));
-    if passed { File::open(path) } else { open(path) }
+    let is_passed = ["/dev/fd", "/proc/self/fd", "/dev/stdin", "/dev/null"].iter().any(|place| path.starts_with(place));
+    if is_passed { File::open(path) } else { open(path) }
 }
 
-/// Reads a small text that a user has named, as [`open_named`] opens it.
+/// Reads a small text file that the user named; see [`open_named`].
 ///
 /// # Errors
-/// When it cannot be read, is longer than `limit` bytes, is not UTF-8, or is something that could keep us waiting.
+/// When it cannot be read, is longer than `limit` bytes, is not UTF-8, or is something that could block.
 pub fn read_named_text(path: &Path, limit: u64) -> io::Result<String> {
     let bytes = read_rest(&mut open_named(path)?, limit)?.ok_or_else(|| io::Error::other("it is too large"))?;
     String::from_utf8(bytes).map_err(|_| io::Error::other("stream did not contain valid UTF-8"))
@@ -128,7 +130,7 @@ mod tests {
     use std::fs;
 
     #[test]
-    fn only_files_are_opened_and_nothing_waits() {
+    fn only_files_are_opened_and_nothing_blocks() {
         let dir = tempfile::tempdir().unwrap();
         let place = |name: &str| dir.path().join(name);
         fs::write(place("file"), "text").unwrap();

@@ -1,6 +1,6 @@
-//! Being told to stop: ctrl-c, or SIGTERM as systemd and CI runners send it.
+//! Requests to stop: Ctrl-C, or SIGTERM as sent by systemd and CI runners.
 
-/// Listens from its creation on, so that nothing that comes before the first wait is lost.
+/// Listens for signals from its creation on, so that none is lost before the first wait.
 #[derive(Debug)]
 pub struct Interruption {
     #[cfg(unix)]
@@ -8,29 +8,29 @@ pub struct Interruption {
 }
 
 impl Interruption {
-    /// Starts to listen; from now on these signals do not end the process by themselves.
+    /// Starts listening. From then on, these signals no longer end the process by themselves.
     #[cfg(unix)]
     pub fn listen() -> Self {
         use tokio::signal::unix::{SignalKind, signal};
         Interruption { signals: [SignalKind::interrupt(), SignalKind::terminate()].map(|kind| signal(kind).ok()) }
     }
 
-    /// Starts to listen.
+    /// Starts listening.
     #[cfg(not(unix))]
     pub fn listen() -> Self {
         Interruption {}
     }
 
-    /// Waits for the next one.
+    /// Waits for the next signal.
     pub async fn next(&mut self) {
         #[cfg(unix)]
         {
             async fn wait(signal: &mut Option<tokio::signal::unix::Signal>) {
-                let came = match signal {
+                let received = match signal {
                     Some(signal) => signal.recv().await,
                     None => None,
                 };
-                if came.is_none() {
+                if received.is_none() {
                     std::future::pending().await
                 }
             }

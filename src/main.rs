@@ -1,4 +1,4 @@
-//! Parses, sets up logging and interruption, runs, and ends the process: the only place that exits.
+//! Entry point: parses the command line, sets up logging and signals, runs the command, and sets the exit code.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -11,21 +11,21 @@ use hf_cache_sync::interrupt::Interruption;
 use hf_cache_sync::ui::{Style, Ui, log};
 
 fn main() -> ExitCode {
-    report_faults(Style::default());
+    install_panic_hook(Style::default());
     let args: Vec<_> = std::env::args_os().collect();
     if complete::answer(&args) {
         return ExitCode::SUCCESS;
     }
     #[cfg(unix)]
-    start_with_clean_environment();
+    restart_with_clean_environment();
     let cli = match cli::parse(&args) {
         Ok(cli) => cli,
-        Err(told) => {
-            let _ = told.print();
-            return ExitCode::from(u8::try_from(told.exit_code()).unwrap_or(Kind::Usage.exit_code()));
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(Kind::Usage.exit_code()));
         }
     };
-    report_faults(cli.style());
+    install_panic_hook(cli.style());
     let ui = Ui::new(cli.style());
     log::start(&ui, cli.global.verbose);
     raise_file_limit();
@@ -36,34 +36,34 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let ended = runtime.block_on(async {
+    let result = runtime.block_on(async {
         #[cfg(debug_assertions)]
-        fail_if_asked().await;
-        if cli.command.ends_by_signal() {
+        panic_for_tests().await;
+        if cli.command.runs_until_signal() {
             return cli::run(&cli, &ui).await;
         }
         let mut interruption = Interruption::listen();
         tokio::select! {
-            ended = cli::run(&cli, &ui) => ended,
+            result = cli::run(&cli, &ui) => result,
             () = interruption.next() => Err(Error::interrupted()),
         }
     });
-    let kind = ended.unwrap_or_else(|error| {
+    let kind = result.unwrap_or_else(|error| {
         ui.error(&error);
         Some(error.kind())
     });
-    // Threads that still hash or read must not hold up the exit; what they work on is safe to find again.
+    // Do not wait for threads that are still hashing or reading. Their work can be abandoned safely, as after a kill.
     runtime.shutdown_background();
     ExitCode::from(kind.map_or(0, Kind::exit_code))
 }
 
-/// A panic, in whatever thread or task, ends the process with one line that asks for a report. What was being done is
-/// safe to find again, as after a kill. The panic's own message is shown only where it cannot hold data of the user.
-fn report_faults(style: Style) {
+/// Makes a panic in any thread or task end the process with a short request to report it. Unfinished work is safe, as
+/// after a kill. The panic's own message is shown only if it is a literal, which cannot contain user data.
+fn install_panic_hook(style: Style) {
     static FIRST: AtomicBool = AtomicBool::new(true);
     std::panic::set_hook(Box::new(move |panic| {
         if !FIRST.swap(false, Ordering::SeqCst) {
-            // Another thread is telling already, and ends this one too.
+            // Another thread is already reporting its panic and will end the process.
             loop {
                 std::thread::park();
             }
@@ -73,19 +73,19 @@ fn report_faults(style: Style) {
             format!("{file}:{}", place.line())
         });
         let message = panic.payload().downcast_ref::<&'static str>().map_or(String::new(), |text| format!(", {text}"));
-        let error = Error::new(Cause::Internal, "internal fault")
+        let error = Error::new(Cause::Internal, "internal error")
             .because(format!("{place}{message}, in version {}", cli::VERSION))
-            .hint(concat!("please report this line and the command at ", env!("CARGO_PKG_REPOSITORY"), "/issues"));
-        // Not the bars of this run: their lock may be held by the thread that failed.
+            .hint(concat!("please report this message and the command at ", env!("CARGO_PKG_REPOSITORY"), "/issues"));
+        // A new `Ui`, since the panicking thread may hold the lock of the progress bars.
         Ui::new(Style { no_progress: true, ..style }).error(&error);
-        #[expect(clippy::exit, reason = "there is nothing to go back to")]
+        #[expect(clippy::exit, reason = "a panic hook has no caller to return an exit code to")]
         std::process::exit(i32::from(Kind::Internal.exit_code()));
     }));
 }
 
-/// Fails on purpose, for the tests of [`report_faults`]; not there in a release.
+/// Panics on request, to test [`install_panic_hook`]; absent from release builds.
 #[cfg(debug_assertions)]
-async fn fail_if_asked() {
+async fn panic_for_tests() {
     let secret = std::env::var("B2_APPLICATION_KEY").unwrap_or_default();
     let fail = move || panic!("formatted, with {secret}");
     match std::env::var("HF_CACHE_SYNC_TEST_PANIC").as_deref() {
@@ -98,9 +98,9 @@ async fn fail_if_asked() {
     }
 }
 
-/// Variables that libraries read by themselves, and ignore, or misread, when something stands around their values.
+/// Variables that libraries read directly, and ignore or misread if the value has white space or quotes around it.
 #[cfg(unix)]
-const READ_BY_LIBRARIES: [&str; 24] = [
+const LIBRARY_VARIABLES: [&str; 24] = [
     "ALL_PROXY",
     "HTTPS_PROXY",
     "HTTP_PROXY",
@@ -127,12 +127,12 @@ const READ_BY_LIBRARIES: [&str; 24] = [
     "SSL_CERT_DIR",
 ];
 
-/// A proxy with a line break at its end, as `.env` files give it, would silently not be used. A process cannot safely
-/// change its own environment, but it can begin again with a better one.
+/// Restarts the process with cleaned variables. A proxy with a trailing line break, as left by some `.env` files, would
+/// silently be ignored. A process cannot safely change its own environment, but it can re-execute itself with another.
 #[cfg(unix)]
-fn start_with_clean_environment() {
+fn restart_with_clean_environment() {
     use std::os::unix::process::CommandExt;
-    let cleaned = READ_BY_LIBRARIES.into_iter().filter_map(|name| {
+    let cleaned = LIBRARY_VARIABLES.into_iter().filter_map(|name| {
         let text = std::env::var(name).ok()?;
         let clean = hf_cache_sync::clean(&text).ok()?;
         (clean != text).then(|| (name, clean.to_string()))
@@ -140,23 +140,24 @@ fn start_with_clean_environment() {
     let cleaned: Vec<(&str, String)> = cleaned.collect();
     if let (false, Ok(program)) = (cleaned.is_empty(), std::env::current_exe()) {
         let mut args = std::env::args_os();
-        let mut again = std::process::Command::new(program);
-        again.arg0(args.next().unwrap_or_default()).args(args).envs(cleaned);
-        // Where that fails, what is there has to do.
-        drop(again.exec());
+        let mut command = std::process::Command::new(program);
+        command.arg0(args.next().unwrap_or_default()).args(args).envs(cleaned);
+        // If this fails, carry on with the variables as they are.
+        drop(command.exec());
     }
 }
 
-/// A far store gets hundreds of requests at once, each with a socket and a file, and some systems allow 256 by default.
+/// Raises the limit of open files. A distant store gets hundreds of concurrent requests, each with a socket and a file,
+/// and some systems allow only 256 by default.
 fn raise_file_limit() {
     #[cfg(unix)]
     {
         use rustix::process::{Resource, getrlimit, setrlimit};
-        // The most that macOS accepts.
+        // The maximum that macOS accepts.
         const WANTED: u64 = 10_240;
         let mut limit = getrlimit(Resource::Nofile);
         if limit.current.is_some_and(|current| current < WANTED) {
-            limit.current = Some(limit.maximum.map_or(WANTED, |most| most.min(WANTED)));
+            limit.current = Some(limit.maximum.map_or(WANTED, |maximum| maximum.min(WANTED)));
             let _ = setrlimit(Resource::Nofile, limit);
         }
     }

@@ -1,4 +1,4 @@
-//! What a running transfer tells: plain events. Bars, lines and JSON are drawn elsewhere.
+//! Progress events of a running transfer. They are displayed elsewhere.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -7,75 +7,75 @@ use std::time::{Duration, Instant};
 
 use crate::model::ids::BlobId;
 
-/// Something happened.
+/// A progress event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// A step without a known length began, such as "scanning the cache".
+    /// A step of unknown length started, such as "scanning the cache".
     Step(&'static str),
-    /// These are to be moved.
+    /// These blobs will be transferred.
     Planned(Vec<Job>),
-    /// A blob is being moved now.
+    /// The transfer of a blob started.
     Started {
-        /// Which.
+        /// The blob.
         blob: BlobId,
-        /// A file name that people know it by.
+        /// A file name for display.
         name: String,
         /// Its size in bytes.
         size: u64,
     },
-    /// Bytes of a blob that an earlier run has moved.
+    /// Bytes of a blob that an earlier run has transferred.
     Found {
-        /// Which.
+        /// The blob.
         blob: BlobId,
-        /// How many.
+        /// Number of bytes.
         bytes: u64,
     },
-    /// Bytes of a blob went over the wire.
+    /// Bytes of a blob were transferred.
     Moved {
-        /// Which.
+        /// The blob.
         blob: BlobId,
-        /// How many.
+        /// Number of bytes.
         bytes: u64,
     },
-    /// Bytes that were reported as moved have to be moved again.
+    /// Bytes that were reported as transferred have to be transferred again.
     Lost {
-        /// Which.
+        /// The blob.
         blob: BlobId,
-        /// How many.
+        /// Number of bytes.
         bytes: u64,
     },
-    /// All of a blob has to be moved again, with what was found.
+    /// The whole blob has to be transferred again, including what an earlier run had transferred.
     Restarted {
-        /// Which.
+        /// The blob.
         blob: BlobId,
     },
-    /// A blob is done, well or not. May come twice.
+    /// The transfer of a blob ended, successfully or not. May be sent twice.
     Finished {
-        /// Which.
+        /// The blob.
         blob: BlobId,
     },
-    /// Something that a user who waits should know.
+    /// Something the waiting user should know.
     Note(String),
 }
 
-/// A blob that is to be moved.
+/// A blob to transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Job {
-    /// Which.
+    /// The blob.
     pub blob: BlobId,
     /// Its size in bytes.
     pub size: u64,
-    /// The number of its repo, among those of this run.
+    /// Index of its repo within this run.
     pub repo: usize,
 }
 
-/// Takes events. Called from many threads.
+/// Receives events, from many threads.
 pub trait Progress: Send + Sync {
-    /// One event.
+    /// Receives an event.
     fn event(&self, event: Event);
 }
 
-/// Takes events and drops them.
+/// Discards all events.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Silent;
 
@@ -83,7 +83,7 @@ impl Progress for Silent {
     fn event(&self, _: Event) {}
 }
 
-/// Counts the bytes of one attempt, and takes them back unless the attempt is kept.
+/// Counts the bytes of an attempt, and reports them as lost unless the attempt succeeds.
 pub struct Meter {
     progress: Arc<dyn Progress>,
     blob: BlobId,
@@ -91,7 +91,7 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// A meter at zero.
+    /// Creates a meter at zero.
     pub fn new(progress: &Arc<dyn Progress>, blob: BlobId) -> Self {
         Meter { progress: progress.clone(), blob, counted: 0 }
     }
@@ -102,7 +102,7 @@ impl Meter {
         self.progress.event(Event::Moved { blob: self.blob, bytes });
     }
 
-    /// The attempt succeeded: what was counted stays.
+    /// Keeps the count, since the attempt succeeded.
     pub fn keep(mut self) {
         self.counted = 0;
     }
@@ -116,8 +116,8 @@ impl Drop for Meter {
     }
 }
 
-/// What this process waits for, oldest first. Of the process and not of a run, as a log is: whoever waits need not know
-/// who tells it.
+/// What this process is waiting for, oldest first. It is global, like a log, so that code can report a wait without a
+/// handle to the user interface.
 static WAITS: Mutex<Waits> = Mutex::new(Waits { next: 0, all: BTreeMap::new() });
 
 struct Waits {
@@ -129,12 +129,12 @@ fn waits() -> MutexGuard<'static, Waits> {
     WAITS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Something is waited for until this is dropped.
+/// A wait in progress, which ends when this is dropped.
 #[must_use = "the wait ends when this is dropped"]
 #[derive(Debug)]
 pub struct Waiting(u64);
 
-/// Begins to wait for `what`, such as "the store": told to the user once it takes long.
+/// Starts a wait for `what`, such as "the store". The user is told if it takes long.
 pub fn waiting(what: impl Into<Cow<'static, str>>) -> Waiting {
     let mut waits = waits();
     let number = waits.next;
@@ -144,8 +144,8 @@ pub fn waiting(what: impl Into<Cow<'static, str>>) -> Waiting {
 }
 
 impl Waiting {
-    /// Says anew what is waited for, as long as before.
-    pub fn now_for(&self, what: impl Into<Cow<'static, str>>) {
+    /// Changes what is waited for, without resetting the time.
+    pub fn update(&self, what: impl Into<Cow<'static, str>>) {
         if let Some((_, text)) = waits().all.get_mut(&self.0) {
             *text = what.into();
         }
@@ -158,13 +158,13 @@ impl Drop for Waiting {
     }
 }
 
-/// What every request waits for; told only where nothing more precise is waited for.
-pub const ANSWER: &str = "the store";
+/// The reason for waiting for any request; shown only if there is no more specific one.
+pub const ANY_REQUEST: &str = "the store";
 
-/// What has been waited for the longest, when that is at least so long.
+/// Returns the longest wait and its reason, if it has lasted at least `least`.
 pub fn longest_wait(least: Duration) -> Option<(Duration, String)> {
     let waits = waits();
     let long = || waits.all.values().filter(|(since, _)| since.elapsed() >= least);
-    let (since, what) = long().find(|(_, what)| what != ANSWER).or_else(|| long().next())?;
+    let (since, what) = long().find(|(_, what)| what != ANY_REQUEST).or_else(|| long().next())?;
     Some((since.elapsed(), what.to_string()))
 }

@@ -1,6 +1,6 @@
-//! "Did you mean ...?"
+//! Suggestions: "did you mean ...?"
 
-/// The names that look most like `wanted`, best first; those that do not look like it at all are left out.
+/// Returns the names similar to `wanted`, most similar first.
 pub fn nearest<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> impl Iterator<Item = &'a str> {
     let wanted = wanted.to_lowercase();
     let mut scored: Vec<(f64, &str)> = names

@@ -4,26 +4,26 @@ use std::time::{Duration, SystemTime};
 
 use serde::Serializer;
 
-/// For `#[serde(serialize_with = …)]`; a time that is not known is null.
+/// Serializes a time; an unknown one becomes null.
 pub fn serialize<S: Serializer>(time: &Option<SystemTime>, serializer: S) -> Result<S::Ok, S::Error> {
-    match time.and_then(text) {
+    match time.and_then(format) {
         Some(text) => serializer.serialize_some(&text),
         None => serializer.serialize_none(),
     }
 }
 
-/// For `#[serde(serialize_with = …)]` of seconds since 1970.
+/// Serializes seconds since 1970.
 pub fn serialize_seconds<S: Serializer>(seconds: &u64, serializer: S) -> Result<S::Ok, S::Error> {
-    serialize(&after_1970(*seconds), serializer)
+    serialize(&from_unix_seconds(*seconds), serializer)
 }
 
-/// The time so many seconds after 1970; `None` when the system cannot hold it.
-pub fn after_1970(seconds: u64) -> Option<SystemTime> {
+/// Returns the time this many seconds after 1970, or `None` if the system cannot represent it.
+pub fn from_unix_seconds(seconds: u64) -> Option<SystemTime> {
     SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
 }
 
-/// RFC 3339, in UTC; `None` beyond the years that it can tell.
-pub fn text(time: SystemTime) -> Option<String> {
+/// Formats a time as RFC 3339 in UTC; returns `None` outside the range of years that can be represented.
+pub fn format(time: SystemTime) -> Option<String> {
     let seconds = match time.duration_since(SystemTime::UNIX_EPOCH) {
         Ok(after) => i64::try_from(after.as_secs()).ok()?,
         Err(before) => -i64::try_from(before.duration().as_secs()).ok()?,
@@ -31,7 +31,7 @@ pub fn text(time: SystemTime) -> Option<String> {
     Some(jiff::Timestamp::from_second(seconds).ok()?.to_string())
 }
 
-/// This moment to the millisecond, for logs.
+/// Returns the current time to the millisecond, for logs.
 pub fn now_in_millis() -> String {
     format!("{:.3}", jiff::Timestamp::now())
 }
@@ -44,7 +44,7 @@ mod tests {
     #[test]
     fn times_are_rfc_3339_in_utc() {
         let at = |seconds| SystemTime::UNIX_EPOCH + Duration::new(seconds, 5);
-        assert_eq!(text(at(1_790_000_000)).unwrap(), "2026-09-21T14:13:20Z");
-        assert_eq!(text(SystemTime::UNIX_EPOCH - Duration::from_secs(1)).unwrap(), "1969-12-31T23:59:59Z");
+        assert_eq!(format(at(1_790_000_000)).unwrap(), "2026-09-21T14:13:20Z");
+        assert_eq!(format(SystemTime::UNIX_EPOCH - Duration::from_secs(1)).unwrap(), "1969-12-31T23:59:59Z");
     }
 }

@@ -32,7 +32,7 @@ use super::endpoint::{Route, Style, Way, encoded, resolved};
 use super::error::{Cause, Failure};
 use crate::config::Checksums;
 use crate::error::{Result, printable};
-use crate::net::log::Sent;
+use crate::net::log::RequestLog;
 use crate::progress::{Event, Progress};
 
 /// A request without a body must be answered within this time.
@@ -395,14 +395,14 @@ impl Wire {
         if matches!(op.method(), "PUT" | "POST") {
             sent.headers_mut().try_insert("content-length", size.to_string()).map_err(unbuildable)?;
         }
-        let told = Sent::now(op.method(), url);
+        let log = RequestLog::start(op.method(), url);
         let call = self.net.call(sent);
         let response = match payload {
             Payload::Stream { size, .. } => pulse.guard(*size, call).await,
             _ => in_time(request.patience, call).await,
         };
-        if let Some(told) = told {
-            told.ended(&response);
+        if let Some(log) = log {
+            log.finish(&response);
         }
         if let Ok(response) = &response {
             self.note_clock(*op, response);
@@ -533,10 +533,10 @@ impl Wire {
             sent.headers_mut().try_insert("accept-encoding", "identity").map_err(unbuildable)?;
             sent.headers_mut().try_insert("user-agent", self.settings.agent.clone()).map_err(unbuildable)?;
             tracing::debug!("the store sends this reader to {}", origin(&to));
-            let told = Sent::now(request.op.method(), &to);
+            let log = RequestLog::start(request.op.method(), &to);
             let answer = in_time(request.patience, self.net.call(sent)).await;
-            if let Some(told) = told {
-                told.ended(&answer);
+            if let Some(log) = log {
+                log.finish(&answer);
             }
             let mut response = answer?;
             let status = response.status().as_u16();

@@ -1,4 +1,4 @@
-//! `config show`: every setting, its value and where that comes from. Shows what it can of a broken configuration, too.
+//! `config show`: every setting, its value and its source. Works with an invalid configuration, too.
 
 use std::path::PathBuf;
 
@@ -18,20 +18,20 @@ Examples:
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// What to do
+    /// The action
     #[command(subcommand)]
     pub action: Action,
 }
 
-/// What there is to do.
+/// The actions of `config`.
 #[derive(Debug, Clone, Subcommand)]
 pub enum Action {
-    /// Print every setting, its value and where that comes from; secrets are hidden
+    /// Print every setting, its value and its source; secrets are hidden
     #[command(after_help = EXAMPLES)]
     Show,
 }
 
-/// All settings.
+/// The report of `config show`.
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// The file that was read.
@@ -39,47 +39,47 @@ pub struct Report {
     pub file: Option<PathBuf>,
     /// The option or variable that names the file, if any.
     pub file_source: Option<String>,
-    /// Where a file is searched when nothing names one.
+    /// Where the file is looked for unless one is named.
     #[serde(serialize_with = "crate::lossy::all")]
     pub searched: Vec<PathBuf>,
     /// The settings, in the order of the file.
     pub settings: Vec<Row>,
-    /// Which key pair counts, as in `doctor`.
+    /// The source of the credentials, as in `doctor`.
     pub credentials: &'static str,
-    /// What a user should know.
+    /// Warnings for the user.
     pub warnings: Vec<String>,
-    /// What was made of what was given.
+    /// Adjustments to the user's values.
     pub notes: Vec<String>,
-    /// What cannot be used.
+    /// Invalid values.
     pub failures: Vec<Error>,
 }
 
 /// A setting.
 #[derive(Debug, Serialize)]
 pub struct Row {
-    /// Its name in the file; for what only the environment can say, the variable.
+    /// Its name in the file, or the variable if only the environment can set it.
     pub name: String,
-    /// Its value; null when there is none, or when it is a secret.
+    /// Its value; null if there is none or if it is secret.
     pub value: Option<String>,
     /// Whether there is a value that is not shown.
     pub hidden: bool,
-    /// Where the value comes from; null when it is the default.
+    /// Where the value was set; null for the default.
     pub source: Option<String>,
-    /// What counts without a value, in words.
+    /// The default value, in words.
     pub default: String,
 }
 
 impl Report {
-    /// Decides the exit code.
+    /// Returns the kind of failure that determines the exit code.
     pub fn failed(&self) -> Option<Kind> {
         self.failures.first().map(|failure| failure.kind())
     }
 }
 
-/// Makes the report.
+/// Creates the report.
 pub fn execute(found: Resolution) -> Report {
     let mut settings: Vec<Row> = Vec::new();
-    for given in &found.given {
+    for given in &found.values {
         let secret = given.setting.is_secret();
         let is_set = given.value.is_some();
         let value = given.value.as_ref().filter(|_| !secret).map(|value| value.to_string_lossy().into_owned());

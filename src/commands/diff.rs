@@ -1,8 +1,8 @@
-//! `diff`: this cache against the bucket, revision by revision.
+//! `diff`: compares this cache with the bucket, revision by revision.
 //!
-//! What this cache would publish is compared with what the bucket lists. Manifests that both sides have are read only
-//! where the listing does not prove them equal; those that only the bucket has are not read at all, unless `--deep`
-//! asks for it or their name is ambiguous (see [`crate::bucket::catalog`]). [`crate::plan::diff`] decides (pure).
+//! Compares what this cache would publish with the bucket's listing. A manifest that both sides have is read only if the
+//! listing does not prove that they are equal. A manifest that only the bucket has is not read, except with `--deep` or if
+//! its name is ambiguous (see [`crate::bucket::catalog`]). The comparison itself is in [`crate::plan::diff`] (pure).
 
 use std::collections::HashSet;
 use std::time::SystemTime;
@@ -27,41 +27,41 @@ use crate::task::blocking;
 const EXAMPLES: &str = "\
 Examples:
   hf-cache-sync diff                     what differs between cache and bucket
-  hf-cache-sync diff --exit-code -q      for CI: exit 1 when anything differs
-  hf-cache-sync diff --deep              also blobs missing of what is not here
+  hf-cache-sync diff --exit-code -q      for CI: exit with 1 if anything differs
+  hf-cache-sync diff --deep              also check what only the bucket has
   hf-cache-sync diff --json              with the paths and blobs that differ";
 
 /// Compare the cache with the bucket, revision by revision
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Exit with 1 when anything differs
+    /// Exit with 1 if anything differs
     #[arg(long)]
     pub exit_code: bool,
 
-    /// Also read the manifests of what only the bucket has: their sizes, and blobs that the bucket lacks
+    /// Also read the manifests of revisions that only the bucket has, to show their sizes and missing blobs
     #[arg(long)]
     pub deep: bool,
 }
 
-/// What was found.
+/// The report of `diff`.
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// The bucket.
     pub bucket: String,
     /// Whether anything differs.
     pub differs: bool,
-    /// How many revisions are how.
+    /// Number of revisions by status.
     pub counts: Counts,
     /// Sorted by type, id and commit.
     pub revisions: Vec<Row>,
-    /// Refs to revisions of this cache that the bucket has otherwise, or lacks.
+    /// Refs of this cache that the bucket lacks, or that name another commit there.
     pub refs: Vec<RefRow>,
-    /// What could not be compared.
+    /// Revisions and files that could not be compared.
     pub failures: Vec<Error>,
-    /// What a user should know.
+    /// Notes for the user.
     pub notes: Vec<String>,
-    /// Whether a difference decides the exit code.
+    /// Whether a difference affects the exit code.
     #[serde(skip)]
     pub exit_code: bool,
     /// The time of the report.
@@ -70,7 +70,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Decides the exit code.
+    /// Returns the kind of failure that determines the exit code.
     pub fn failed(&self) -> Option<Kind> {
         kind_of(&self.failures).or((self.exit_code && self.differs).then_some(Kind::Failed))
     }
@@ -83,7 +83,7 @@ impl Report {
 pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     session.need_cache()?;
     let bucket = session.bucket().await?;
-    // Gated repos are compared like any other; pointer files are left out as a push leaves them out.
+    // Gated repos are compared like any others; pointer files are skipped, as in a push.
     let options = pushable::Options { only: Vec::new(), allow_gated: true, sync_xet: session.config.cache.sync_xet };
     let Survey { inventory, local, remote } = survey(session, &bucket, options).await?;
     let allow_gated = session.config.team.allow_gated;
@@ -91,7 +91,7 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
         let gated = if allow_gated { HashSet::new() } else { gated(&inventory) };
         (gated, last_uses(&inventory))
     });
-    let (known, mut failures) = known(&local, &remote);
+    let (known, mut failures) = known_manifests(&local, &remote);
     let options = Options { every_manifest: args.deep, every_ref: true };
     let ((gated, last_use), catalog) = tokio::join!(judged, catalog::read(&bucket, &remote, known, options));
     let mut catalog = catalog?;
@@ -115,7 +115,7 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     })
 }
 
-/// Repos that a push leaves out because of a licence. Of one that cannot be judged the push says so.
+/// Returns the repos that a push skips because of their licence. If a licence cannot be read, the push itself reports it.
 fn gated(inventory: &Inventory) -> HashSet<RepoName> {
     let looks_gated = |repo: &&Repo| {
         let mut snapshots = repo.revisions.keys().map(|commit| inventory.layout.snapshot(&repo.name, commit));
@@ -124,8 +124,8 @@ fn gated(inventory: &Inventory) -> HashSet<RepoName> {
     inventory.repos.iter().filter(looks_gated).map(|repo| repo.name.clone()).collect()
 }
 
-/// The keys of the bucket's manifests of this cache's revisions, and an error for each that is not valid.
-fn known(local: &Local, remote: &RemoteState) -> (HashSet<String>, Vec<Error>) {
+/// Returns the keys of the bucket's manifests of this cache's revisions, and an error for each that is not valid.
+fn known_manifests(local: &Local, remote: &RemoteState) -> (HashSet<String>, Vec<Error>) {
     let mut known = HashSet::new();
     let mut failures = Vec::new();
     for repo in &local.repos {
@@ -134,12 +134,12 @@ fn known(local: &Local, remote: &RemoteState) -> (HashSet<String>, Vec<Error>) {
             let why = match remote.manifest(&key) {
                 None => continue,
                 Some(Stored::Valid(_)) => None,
-                Some(Stored::Absent) => Some("it was deleted meanwhile".into()),
+                Some(Stored::Absent) => Some("it was deleted in the meantime".into()),
                 Some(Stored::Invalid(error)) => Some(error.why.unwrap_or_default()),
             };
             failures.extend(why.map(|why: String| {
                 let error = Error::invalid(format!("the manifest {key} is not valid")).because(why);
-                error.hint("`hf-cache-sync push` from here writes it anew")
+                error.hint("`hf-cache-sync push` from this cache replaces it")
             }));
             known.insert(key);
         }

@@ -1,4 +1,4 @@
-//! `--fallback hf-hub`, for the commands that have it.
+//! The option `--fallback hf-hub`, shared by several commands.
 
 use std::time::Duration;
 
@@ -6,15 +6,15 @@ use crate::engine::Session;
 use crate::engine::fallback::Fallback;
 use crate::error::{Error, Result};
 
-/// Options of commands that can go to another source.
+/// Options of commands that can fall back to another source.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub struct FallbackArgs {
-    /// Where to go when the bucket lacks a repo, a revision or a blob, has it corrupt, or does not answer; never when
-    /// it refuses the credentials
+    /// Where to download from if the bucket lacks a repo, revision or blob, has a corrupt copy, or does not answer; never
+    /// used if the bucket rejects the credentials
     #[arg(long, value_name = "SOURCE")]
-    pub fallback: Option<Other>,
+    pub fallback: Option<FallbackSource>,
 
-    /// How long to wait, at most, when the Hub's limit of requests is reached (HTTP status 429)
+    /// Maximum time to wait when the Hub's rate limit is reached (HTTP status 429)
     #[arg(long, value_name = "SECONDS", default_value_t = 300, allow_negative_numbers = true, value_parser = seconds)]
     pub hub_wait: u64,
 }
@@ -30,31 +30,31 @@ impl Default for FallbackArgs {
     }
 }
 
-/// Another source.
+/// A fallback source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Other {
+pub enum FallbackSource {
     /// The Hugging Face Hub (HF_TOKEN, HF_ENDPOINT)
     HfHub,
 }
 
 impl FallbackArgs {
-    /// Whether such a build can do that.
+    /// Checks that this build supports the fallback.
     ///
     /// # Errors
-    /// [`crate::error::Cause::Usage`] when it was built without.
+    /// [`crate::error::Cause::Usage`] when it was built without the feature.
     pub fn check(&self) -> Result<()> {
         if self.fallback.is_some() && !cfg!(feature = "fallback") {
-            return Err(Error::usage("--fallback hf-hub is not possible")
+            return Err(Error::usage("--fallback hf-hub is not available")
                 .because("this hf-cache-sync was built without the feature `fallback`")
-                .hint("use a build with it, or leave --fallback out"));
+                .hint("use a build with this feature, or omit --fallback"));
         }
         Ok(())
     }
 
-    /// What the engine does with it. A dry run tells what the bucket has, and asks nobody else.
+    /// Returns the engine's fallback. A dry run has none: it shows what the bucket has.
     pub fn resolve(&self, session: &Session, dry_run: bool) -> Fallback {
         match self.fallback.filter(|_| !dry_run) {
-            Some(Other::HfHub) => Fallback::to_hub(session, Duration::from_secs(self.hub_wait)),
+            Some(FallbackSource::HfHub) => Fallback::to_hub(session, Duration::from_secs(self.hub_wait)),
             None => Fallback::none(),
         }
     }

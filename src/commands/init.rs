@@ -1,4 +1,4 @@
-//! `init`: writes a configuration to fill in.
+//! `init`: writes a configuration template.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -10,29 +10,29 @@ use crate::error::{Error, Result, shown};
 
 const EXAMPLES: &str = "\
 Examples:
-  hf-cache-sync init                     writes ./.hf-cache-sync.yaml to fill in
-  hf-cache-sync init --config team.yaml  writes that file
-  hf-cache-sync doctor                   tells whether it works";
+  hf-cache-sync init                     write ./.hf-cache-sync.yaml
+  hf-cache-sync init --config team.yaml  write another file
+  hf-cache-sync doctor                   check the edited file";
 
 /// Write a configuration template to ./.hf-cache-sync.yaml, or to the file of --config
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {}
 
-/// What was done.
+/// The report of `init`.
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// The file.
     #[serde(serialize_with = "crate::lossy::path")]
     pub path: PathBuf,
-    /// Whether it was written now; a file that is there is left alone.
+    /// Whether the file was created; an existing file is left alone.
     pub created: bool,
-    /// Whether the user named the file: the other commands have to be told of it as well.
+    /// Whether the user named the file, which then has to be passed to the other commands as well.
     #[serde(skip)]
     pub named: bool,
 }
 
-/// Writes the template to the file that was `named`, or into the current directory.
+/// Writes the template to the `named` file, or to the default one in the current directory.
 ///
 /// # Errors
 /// When the file cannot be written.
@@ -42,7 +42,7 @@ pub fn execute(current: &Path, named: Option<PathBuf>) -> Result<Report> {
     if path.is_dir() {
         return Err(Error::usage(format!("cannot write the configuration to {}", shown(&path)))
             .because("it is a directory")
-            .hint("name a file in it, such as team.yaml"));
+            .hint("name a file inside it, such as team.yaml"));
     }
     let mut options = std::fs::OpenOptions::new();
     options.write(true).create_new(true);

@@ -1,4 +1,4 @@
-//! `man`: manual pages, made from the command tree and the table of settings. Needs no configuration.
+//! `man`: manual pages, generated from the command tree and the table of settings. Needs no configuration.
 
 use std::fmt::Write;
 use std::fs;
@@ -12,49 +12,49 @@ use crate::error::{Error, Result};
 
 const EXAMPLES: &str = "\
 Examples:
-  hf-cache-sync man                          the main page on stdout
-  hf-cache-sync man ~/.local/share/man/man1  one page for each command";
+  hf-cache-sync man                          print the main page
+  hf-cache-sync man ~/.local/share/man/man1  write one page per command";
 
-/// Where variables, exit codes and the configuration's places are told: the pages say the same.
+/// The documentation, from which the pages take environment variables, exit codes and configuration file locations.
 const DOCUMENTATION: &str = include_str!("../../docs/configuration.md");
 
-/// Files beside the configuration.
+/// Files other than the configuration.
 const FILES: [(&str, &str); 4] = [
     ("~/.cache/huggingface/hub", "The cache, unless --cache-dir, the configuration or the environment names another."),
-    (".locks/.hf-cache-sync/", "In the cache: locks, and what interrupted transfers have left to go on from."),
-    ("~/.aws/config, ~/.aws/credentials", "Profiles of AWS, where no key pair is given."),
+    (".locks/.hf-cache-sync/", "In the cache: locks, and state to resume interrupted transfers from."),
+    ("~/.aws/config, ~/.aws/credentials", "AWS profiles, used if no key pair is set."),
     ("~/.cache/huggingface/token", "The token of `hf auth login`, for the Hub."),
 ];
 
-/// Print the manual page, or write one page for each command
+/// Print the manual page, or write one page per command
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Folder for the pages, made when it is not there
+    /// Folder for the pages; created if it does not exist
     #[arg(value_name = "DIR")]
     pub dir: Option<PathBuf>,
 }
 
-/// What was made.
+/// The report of `man`.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    /// The files that were written.
+    /// Files that were written.
     #[serde(serialize_with = "crate::lossy::all")]
     pub pages: Vec<PathBuf>,
-    /// The main page, when no folder was named.
+    /// The main page, if no folder was named.
     pub page: Option<String>,
 }
 
-/// Makes the pages of this command tree.
+/// Generates the pages of this command tree.
 ///
 /// # Errors
-/// When the folder cannot be made or a page cannot be written.
+/// When the folder cannot be created or a page cannot be written.
 pub fn execute(tree: clap::Command, args: &Args) -> Result<Report> {
-    let tree = built(tree);
+    let tree = build(tree);
     let Some(dir) = &args.dir else {
         return Ok(Report { pages: Vec::new(), page: Some(page(&tree, &tree)) });
     };
-    fs::create_dir_all(dir).map_err(|e| Error::io("cannot make the folder", dir, &e))?;
+    fs::create_dir_all(dir).map_err(|e| Error::io("cannot create the folder", dir, &e))?;
     let mut pages = Vec::new();
     for command in commands(&tree) {
         let path = dir.join(Man::new(command.clone()).get_filename());
@@ -64,23 +64,23 @@ pub fn execute(tree: clap::Command, args: &Args) -> Result<Report> {
     Ok(Report { pages, page: None })
 }
 
-fn built(tree: clap::Command) -> clap::Command {
+fn build(tree: clap::Command) -> clap::Command {
     let mut tree = tree.disable_help_subcommand(true);
     tree.build();
     tree
 }
 
-/// Those that have a page: the tree itself first.
+/// Returns the commands that have a page, starting with the tree itself.
 fn commands(tree: &clap::Command) -> impl Iterator<Item = &clap::Command> {
     std::iter::once(tree).chain(tree.get_subcommands().filter(|command| !command.is_hide_set()))
 }
 
-/// The page's name; clap gives the tree itself no display name.
+/// Returns the page's name. clap does not set the display name of the tree itself.
 fn title_of(command: &clap::Command) -> &str {
     command.get_display_name().unwrap_or(command.get_name())
 }
 
-/// One page: what clap knows of the command, then what all of them share.
+/// Generates a page: clap's sections of the command, then the sections that all pages share.
 fn page(tree: &clap::Command, command: &clap::Command) -> String {
     let version = tree.get_version().unwrap_or_default();
     let man = Man::new(command.clone());
@@ -95,7 +95,7 @@ fn page(tree: &clap::Command, command: &clap::Command) -> String {
     render(Man::render_options_section);
     let name = title_of(command);
     let title = format!(".TH {} 1 \"\" \"hf-cache-sync {version}\" \"User Commands\"", name.to_uppercase());
-    let mut page = cleaned(&String::from_utf8_lossy(&page), &title);
+    let mut page = clean(&String::from_utf8_lossy(&page), &title);
 
     let pages: Vec<&str> = commands(tree).map(title_of).collect();
     if command.has_subcommands() {
@@ -116,61 +116,61 @@ fn page(tree: &clap::Command, command: &clap::Command) -> String {
     }
     table("## Environment variables").for_each(|(names, text)| item(&mut page, names, &sentence(text)));
     page += ".SH FILES\n";
-    let places: Vec<&str> = places().collect();
-    item(&mut page, &places.join(", "), "The configuration: the first of these that is there.");
+    let paths: Vec<&str> = config_paths().collect();
+    item(&mut page, &paths.join(", "), "The configuration: the first of these that exists.");
     FILES.iter().for_each(|(names, text)| item(&mut page, names, text));
 
     let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
-    let (examples, notes) = split(&help);
+    let (examples, notes) = split_help(&help);
     page += &format!(".SH EXAMPLES\n.nf\n{}.fi\n", lines(examples));
     if !notes.is_empty() {
         page += &format!(".SH NOTES\n{}", lines(notes));
     }
     let others = pages.iter().filter(|other| **other != name);
-    let others: Vec<String> = others.map(|name| format!("\\fB{}\\fR(1)", escaped(name))).collect();
+    let others: Vec<String> = others.map(|name| format!("\\fB{}\\fR(1)", escape(name))).collect();
     page += &format!(".SH SEE ALSO\n{}\n", others.join(", "));
     page
 }
 
-/// What clap_mangen makes, with this title. Each section that is rendered alone brings the preamble along, and empty lines
-/// are no roff.
-fn cleaned(page: &str, title_line: &str) -> String {
+/// Cleans up clap_mangen's output: sets the title line, and removes empty lines, which roff does not allow, and the
+/// preamble that each separately rendered section repeats.
+fn clean(page: &str, title_line: &str) -> String {
     let preamble: Vec<&str> = page.lines().take_while(|line| !line.starts_with(".TH")).collect();
     let mut seen = false;
     let mut out = String::new();
     for line in page.lines() {
-        let title = line.starts_with(".TH");
-        if line.trim().is_empty() || (seen && !title && preamble.contains(&line)) {
+        let is_title = line.starts_with(".TH");
+        if line.trim().is_empty() || (seen && !is_title && preamble.contains(&line)) {
             continue;
         }
-        seen |= title;
-        out += if title { title_line } else { line };
+        seen |= is_title;
+        out += if is_title { title_line } else { line };
         out.push('\n');
     }
     out
 }
 
-/// The examples of a help text, and what comes after them.
-fn split(help: &str) -> (&str, &str) {
+/// Splits a help text into the examples and what follows them.
+fn split_help(help: &str) -> (&str, &str) {
     let text = help.split_once("Examples:\n").map_or("", |(_, text)| text);
     text.split_once("\n\n").map_or((text, ""), |(examples, notes)| (examples, notes))
 }
 
-/// The text under a heading of the documentation.
+/// Returns the text under a heading of the documentation.
 fn section(heading: &str) -> &'static str {
     let after = DOCUMENTATION.split_once(heading).map_or("", |(_, after)| after);
     after.split("\n## ").next().unwrap_or_default()
 }
 
-/// The first two cells of the rows of a table there, without its titles.
+/// Returns the first two cells of each row of the table under a heading, without the header row.
 fn table(heading: &str) -> impl Iterator<Item = (&'static str, &'static str)> {
     let rows = section(heading).lines().filter_map(|line| line.strip_prefix("| "));
     let cells = rows.filter_map(|row| row.split_once(" | "));
     cells.skip(1).map(|(name, rest)| (name, rest.split(" | ").next().unwrap_or_default().trim_end_matches(" |")))
 }
 
-/// Where the configuration may be: the numbered list there.
-fn places() -> impl Iterator<Item = &'static str> {
+/// Returns the locations of the configuration file, from the numbered list in the documentation.
+fn config_paths() -> impl Iterator<Item = &'static str> {
     let lines = section("## The file").lines().take_while(|line| !line.starts_with("```"));
     lines
         .filter_map(|line| line.split_once(". "))
@@ -178,7 +178,7 @@ fn places() -> impl Iterator<Item = &'static str> {
         .map(|(_, place)| place)
 }
 
-/// With a capital and a full stop.
+/// Adds a capital letter and a full stop.
 fn sentence(text: &str) -> String {
     let mut letters = text.chars();
     let first = letters.next().into_iter().flat_map(char::to_uppercase);
@@ -186,20 +186,20 @@ fn sentence(text: &str) -> String {
 }
 
 fn item(page: &mut String, term: &str, text: &str) {
-    let _ = write!(page, ".TP\n\\fB{}\\fR\n{}", escaped(term), lines(text));
+    let _ = write!(page, ".TP\n\\fB{}\\fR\n{}", escape(term), lines(text));
 }
 
-/// Text as roff takes it: an empty line is a paragraph, and no line is a request.
+/// Converts text to roff: an empty line starts a paragraph, and no line is taken for a request.
 fn lines(text: &str) -> String {
     let line = |line: &str| match line.trim_end() {
         "" => ".PP\n".to_string(),
-        line if line.starts_with(['.', '\'']) => format!("\\&{}\n", escaped(line)),
-        line => format!("{}\n", escaped(line)),
+        line if line.starts_with(['.', '\'']) => format!("\\&{}\n", escape(line)),
+        line => format!("{}\n", escape(line)),
     };
     text.lines().map(line).collect()
 }
 
-fn escaped(text: &str) -> String {
+fn escape(text: &str) -> String {
     text.replace('\\', "\\e").replace('-', "\\-").replace('`', "")
 }
 
@@ -210,7 +210,7 @@ mod tests {
     use super::*;
 
     fn pages() -> Vec<(String, String)> {
-        let tree = built(crate::cli::Cli::command());
+        let tree = build(crate::cli::Cli::command());
         commands(&tree).map(|command| (command.get_name().to_string(), page(&tree, command))).collect()
     }
 
@@ -239,10 +239,10 @@ mod tests {
     }
 
     #[test]
-    fn pages_tell_what_the_documentation_tells() {
+    fn pages_include_the_documentation() {
         for (name, page) in pages() {
             for words in [
-                "\\fB130\\fR\nCtrl\\-c or SIGTERM.\n",
+                "\\fB130\\fR\nCtrl\\-C or SIGTERM.\n",
                 "\\fBHF_TOKEN, HUGGING_FACE_HUB_TOKEN, HF_TOKEN_PATH\\fR\n",
                 "\\fBB2_BUCKET\\fR\n",
                 "~/.hf\\-cache\\-sync.yaml",
@@ -252,6 +252,6 @@ mod tests {
         }
         let codes: Vec<&str> = table("## Exit codes").map(|(code, _)| code).collect();
         assert!(codes.starts_with(&["0", "1", "2", "3", "4", "5", "6"]) && codes.ends_with(&["130"]), "{codes:?}");
-        assert!(places().count() >= 3);
+        assert!(config_paths().count() >= 3);
     }
 }

@@ -1,5 +1,5 @@
-//! The commands. Each gathers what is there, makes a pure plan, stops there for `--dry-run`, executes, and returns
-//! a report; none of them prints.
+//! The commands. Each gathers the current state, makes a pure plan, executes it unless `--dry-run` is given, and returns a
+//! report. None of them prints.
 
 pub mod completions;
 pub mod config;
@@ -21,25 +21,25 @@ use crate::error::{Error, Kind};
 use crate::transfer::limit::Caps;
 use size::{ByteRate, Memory};
 
-/// Options of commands that move blobs.
+/// Options of commands that transfer blobs.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct TransferArgs {
-    /// Requests in flight at most; without it the number adapts to the store
+    /// Maximum number of requests in flight [default: adapts to the store]
     #[arg(long, value_name = "N", allow_negative_numbers = true,
         value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub workers: Option<u16>,
 
-    /// Bytes per second at most, over all requests together, such as 50MB/s
+    /// Maximum bytes per second, over all requests together, such as 50MB/s
     #[arg(long, value_name = "RATE", allow_hyphen_values = true)]
     pub bwlimit: Option<ByteRate>,
 
-    /// Memory at most, such as 64MiB: caps the requests in flight
+    /// Maximum memory, such as 64MiB; caps the requests in flight
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     pub max_memory: Option<Memory>,
 }
 
 impl TransferArgs {
-    /// What the transfers may use.
+    /// Returns the limits for transfers.
     pub fn caps(&self) -> Caps {
         Caps {
             workers: self.workers.map(usize::from),
@@ -49,7 +49,7 @@ impl TransferArgs {
     }
 }
 
-/// The kind of a run with these failures; `None` when there are none.
+/// Returns the kind of failure that determines the exit code, or `None` if there are no failures.
 pub fn kind_of(failures: &[Error]) -> Option<Kind> {
     Kind::of_many(failures.iter().map(Error::kind))
 }

@@ -1,7 +1,7 @@
-//! `prune`: brings the cache back within its budget, and takes away what nobody needs.
+//! `prune`: brings the cache back within its budget, and deletes what is not needed.
 //!
-//! [`crate::cache::prune_facts`] looks around beside the scan, [`crate::plan::prune`] decides (pure),
-//! [`crate::engine::evict`] deletes under the tool's exclusive lock and checks each thing once more right before.
+//! [`crate::cache::prune_facts`] adds to the scan, [`crate::plan::prune`] makes the plan (pure), and
+//! [`crate::engine::evict`] deletes under the tool's exclusive lock, checking each item again right before.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
@@ -25,24 +25,24 @@ use crate::plan::prune::{self as plan, Agreement, Options, Plan, Reason, Skip, T
 use crate::progress::Event;
 use crate::task::blocking;
 
-/// Where nobody can be kept out, what others may be at work on is known by its age alone.
-const WITHOUT_LOCKS: Duration = Duration::from_secs(24 * 3600);
+/// Minimum grace periods without locks, where age is the only sign that another process may be using something.
+const LOCKLESS_GRACE: Duration = Duration::from_secs(24 * 3600);
 
-/// Evict least recently used revisions until the cache is within its budget
+/// Evict the least recently used revisions until the cache is within its budget
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "\
 Examples:
-  hf-cache-sync prune --dry-run             what would go, by cache.max_local_gb
+  hf-cache-sync prune --dry-run             preview, with cache.max_local_gb
   hf-cache-sync prune --max-size 200GiB --include-referenced -q  for cron
   hf-cache-sync prune --max-gb 50 --include-referenced --fail-over-budget
 
-Revisions that no ref names go first, then, with --include-referenced, the
-others; each least recently used first. Blobs that no revision uses and
-abandoned downloads go in any case, once they are old enough.
+Evicts revisions without refs first and then, with --include-referenced, those
+with refs; least recently used first. Blobs that no revision uses and abandoned
+downloads are always deleted once they are old enough.
 
-On a terminal it shows what would go and asks; --yes does not. A download
-writes a ref (`main`), so that without --include-referenced hardly anything
-goes but what later commits have replaced.")]
+On a terminal, it shows what would be deleted and asks, unless --yes is given.
+Every download writes a ref (`main`), so without --include-referenced, only
+revisions that a later commit has replaced are evicted.")]
 pub struct Args {
     /// Budget in gigabytes of 2^30 bytes [default: cache.max_local_gb]
     #[arg(long, value_name = "FLOAT", allow_negative_numbers = true, conflicts_with = "max_size", value_parser = gigabytes)]
@@ -52,7 +52,7 @@ pub struct Args {
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     pub max_size: Option<Size>,
 
-    /// Say what would be deleted, and stop there
+    /// Show what would be deleted, but delete nothing
     #[arg(long)]
     pub dry_run: bool,
 
@@ -60,15 +60,15 @@ pub struct Args {
     #[arg(long, short)]
     pub yes: bool,
 
-    /// Go on to revisions that a branch, a tag or another ref names
+    /// Also evict revisions that a branch, tag or other ref names
     #[arg(long)]
     pub include_referenced: bool,
 
-    /// Exit with 1 when the cache is still over its budget
+    /// Exit with 1 if the cache is still over its budget
     #[arg(long)]
     pub fail_over_budget: bool,
 
-    /// Leave blobs that no revision uses alone while they are younger than this
+    /// Keep blobs that no revision uses until they are this old
     #[arg(long, value_name = "AGE", default_value = "1h")]
     pub orphan_grace: Age,
 
@@ -77,10 +77,10 @@ pub struct Args {
     pub temporary_grace: Age,
 }
 
-/// Who writes a unit means `--max-size`.
+/// Parses a number of gigabytes. A value with a unit gets a hint about `--max-size`.
 fn gigabytes(text: &str) -> Result<GigaBytes, String> {
     text.parse().map_err(|why: String| match text.parse::<Size>() {
-        Ok(_) => format!("{why}; with a unit it is `--max-size {}`", text.trim()),
+        Ok(_) => format!("{why}; to use a unit, write `--max-size {}`", text.trim()),
         Err(_) => why,
     })
 }
@@ -102,38 +102,38 @@ impl FromStr for Age {
     }
 }
 
-/// What a prune did, or would do.
+/// The report of `prune`.
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// Whether nothing was deleted.
     pub dry_run: bool,
-    /// Whether somebody was asked, and said no: nothing was deleted then.
+    /// Whether the user was asked and declined, so that nothing was deleted.
     pub declined: bool,
-    /// Bytes that the cache may take.
+    /// Maximum size of the cache in bytes.
     pub budget: u64,
-    /// Bytes that it took before, each file counted once.
+    /// Size in bytes before, each file counted once.
     pub size_before: u64,
-    /// Bytes that it takes now, or would take.
+    /// Size in bytes afterwards, or the size that it would have.
     pub size: u64,
-    /// Bytes that the disk got back, or would get back.
+    /// Bytes of disk space freed, or that would be freed.
     pub freed: u64,
-    /// Bytes by which the budget is missed.
+    /// Bytes over the budget.
     pub over_budget: u64,
-    /// Bytes that no prune gives back: they have names outside the cache, or nobody knows who needs them.
+    /// Bytes that no prune can free: hard links outside the cache use them, or it is unknown what needs them.
     pub pinned: u64,
-    /// Revisions that went, in this order.
-    pub evicted: Vec<Evicted>,
-    /// Blobs and payloads that nobody used.
+    /// Evicted revisions, in order.
+    pub evicted: Vec<EvictedRevision>,
+    /// Unused blobs and shared payloads.
     pub orphans: Amount,
-    /// Unfinished files that nobody went on with.
+    /// Abandoned unfinished files.
     pub abandoned: Amount,
-    /// Refs that named a commit which is not here, in repos that stay.
-    pub refs_removed: Vec<GoneRef>,
-    /// Repos of which nothing was left.
+    /// Refs to commits that are not in the cache, in repos that were kept.
+    pub refs_removed: Vec<RemovedRef>,
+    /// Repos that were removed entirely.
     pub repos_removed: Vec<RepoName>,
-    /// What was left alone, and why.
+    /// What was kept, and why.
     pub skipped: Vec<Skip>,
-    /// Whether the file system keeps no access times, so that the last use is the last change.
+    /// Whether the file system keeps no access times, so that only modification times show the last use.
     pub noatime: bool,
     /// Whether being over budget is a failure.
     pub fail_over_budget: bool,
@@ -144,10 +144,10 @@ pub struct Report {
     /// The actions, for a dry run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub plan: Option<Plan>,
-    /// All of it in rows, for people: the largest first.
+    /// Everything deleted, as rows of the table, largest first.
     #[serde(skip)]
     pub rows: Vec<Row>,
-    /// Whether these rows were shown before, in a question.
+    /// Whether the rows were already shown when asking for confirmation.
     #[serde(skip)]
     pub was_shown: bool,
     /// The time of the report.
@@ -155,73 +155,73 @@ pub struct Report {
     pub now: SystemTime,
 }
 
-/// A row of what went.
+/// A row of the table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
-    /// The repo, when it is of one.
+    /// The repo, if it belongs to one.
     pub repo: Option<RepoName>,
-    /// What.
-    pub gone: Gone,
-    /// Bytes that came back with it.
+    /// What was deleted.
+    pub kind: RowKind,
+    /// Bytes freed.
     pub bytes: u64,
 }
 
-/// What a row is about.
+/// What a row describes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Gone {
+pub enum RowKind {
     /// A revision.
-    Revision(Evicted),
-    /// So many blobs that no revision used.
+    Revision(EvictedRevision),
+    /// This many unused blobs.
     Orphans(u64),
-    /// So many files that nobody finished.
+    /// This many unfinished files.
     Abandoned(u64),
 }
 
-/// A revision that went.
+/// An evicted revision.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Evicted {
+pub struct EvictedRevision {
     /// The repo.
     #[serde(flatten)]
     pub repo: RepoName,
     /// The revision.
     pub revision: Commit,
-    /// Why.
+    /// Why it was evicted.
     pub reason: Reason,
     /// Refs that named it.
     pub refs: Vec<RefName>,
     /// Last use, in seconds since 1970.
     #[serde(rename = "last_used", serialize_with = "crate::when::serialize_seconds")]
     pub last_use: u64,
-    /// Bytes that came back with it.
+    /// Bytes freed.
     pub bytes: u64,
 }
 
-/// A ref that went.
+/// A removed ref.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct GoneRef {
+pub struct RemovedRef {
     /// The repo.
     #[serde(flatten)]
     pub repo: RepoName,
     /// Its name.
     pub name: RefName,
-    /// What it named.
+    /// The commit it named.
     pub commit: Commit,
 }
 
 impl Report {
-    /// Decides the exit code.
+    /// Returns the kind of failure that determines the exit code.
     pub fn failed(&self) -> Option<Kind> {
         let over = self.fail_over_budget && self.over_budget > 0;
         kind_of(&self.failures).or(over.then_some(Kind::Failed))
     }
 
-    /// Whether anything goes.
+    /// Whether anything is deleted.
     pub fn deletes(&self) -> bool {
         !self.rows.is_empty() || !self.refs_removed.is_empty() || !self.repos_removed.is_empty()
     }
 
-    /// The same after somebody said no to it: nothing was deleted, and that is no failure.
-    pub fn declined(self) -> Self {
+    /// Converts a preview into the report of a declined prune: nothing was deleted, which is not a failure.
+    pub fn into_declined(self) -> Self {
         Report {
             dry_run: false,
             declined: true,
@@ -291,31 +291,32 @@ impl Report {
                 }
                 Target::Ref { repo, name, commit } => {
                     let (repo, name, commit) = (repo.clone(), name.clone(), commit.clone());
-                    report.refs_removed.push(GoneRef { repo, name, commit });
+                    report.refs_removed.push(RemovedRef { repo, name, commit });
                 }
                 Target::Folder { repo } => report.repos_removed.push(repo.clone()),
-                Target::Revision(gone) => report.evicted.push(Evicted {
-                    repo: gone.repo.clone(),
-                    revision: gone.revision.clone(),
+                Target::Revision(evicted) => report.evicted.push(EvictedRevision {
+                    repo: evicted.repo.clone(),
+                    revision: evicted.revision.clone(),
                     reason: action.reason,
-                    refs: gone.refs.clone(),
-                    last_use: gone.last_use,
+                    refs: evicted.refs.clone(),
+                    last_use: evicted.last_use,
                     bytes: action.bytes,
                 }),
             }
         }
-        let row = |gone: fn(u64) -> Gone| {
+        let row = |kind: fn(u64) -> RowKind| {
             move |(repo, amount): (Option<RepoName>, Amount)| Row {
                 repo,
-                gone: gone(amount.blobs),
+                kind: kind(amount.blobs),
                 bytes: amount.bytes,
             }
         };
         let revisions = report.evicted.iter().map(|one| {
             let (repo, bytes) = (Some(one.repo.clone()), one.bytes);
-            Row { repo, gone: Gone::Revision(one.clone()), bytes }
+            Row { repo, kind: RowKind::Revision(one.clone()), bytes }
         });
-        let others = orphans.into_iter().map(row(Gone::Orphans)).chain(abandoned.into_iter().map(row(Gone::Abandoned)));
+        let others =
+            orphans.into_iter().map(row(RowKind::Orphans)).chain(abandoned.into_iter().map(row(RowKind::Abandoned)));
         report.rows = revisions.chain(others).collect();
         report.rows.sort_by_key(|row| std::cmp::Reverse(row.bytes));
         match done {
@@ -329,19 +330,19 @@ impl Report {
     }
 }
 
-/// What would go: the plan of this moment, under no lock, as for a dry run.
+/// Returns what would be deleted right now, without taking the lock, as in a dry run.
 ///
 /// # Errors
-/// As [`execute()`].
+/// See [`execute()`].
 pub async fn preview(session: &Session, args: &Args) -> Result<Report> {
     run(session, &Args { dry_run: true, ..args.clone() }, None).await
 }
 
-/// Runs the command. With a `shown` report, that somebody agreed to, nothing goes that is not in there: what came up
-/// while they were asked is for the next run.
+/// Runs the command. If the user has confirmed the report in `shown`, nothing else is deleted: what came up in the
+/// meantime is left for the next run.
 ///
 /// # Errors
-/// When nothing can be done at all; single failures are in the report.
+/// When nothing can be pruned at all; individual failures are in the report.
 pub async fn execute(session: &Session, args: &Args, shown: Option<&Report>) -> Result<Report> {
     let agreement = shown.map(|shown| shown.plan.as_ref().map(Agreement::to).unwrap_or_default());
     let was_shown = agreement.is_some();
@@ -366,15 +367,15 @@ async fn run(session: &Session, args: &Args, agreement: Option<Agreement>) -> Re
     let lock = match args.dry_run || !layout.root().is_dir() {
         true => None,
         false => {
-            let note = "another hf-cache-sync is using this cache: waiting";
+            let note = "another hf-cache-sync is using this cache: waiting for it";
             Some(wait_for(&*session.progress, note, || lock::try_tool_lock(&layout, Mode::Exclusive)).await?)
         }
     };
     if lock.as_ref().is_some_and(|lock| !lock.is_real()) {
-        let note = "this file system has no locks: unused blobs and unfinished downloads are left alone for a day";
+        let note = "this file system does not support locks: keeping unused blobs and unfinished downloads for a day";
         session.progress.event(Event::Note(note.into()));
-        options.orphan_grace = options.orphan_grace.max(WITHOUT_LOCKS);
-        options.temporary_grace = options.temporary_grace.max(WITHOUT_LOCKS);
+        options.orphan_grace = options.orphan_grace.max(LOCKLESS_GRACE);
+        options.temporary_grace = options.temporary_grace.max(LOCKLESS_GRACE);
     }
     session.progress.event(Event::Step("scanning the cache"));
     let (progress, now, args) = (session.progress.clone(), session.now, args.clone());
@@ -389,7 +390,7 @@ async fn run(session: &Session, args: &Args, agreement: Option<Agreement>) -> Re
         }
         progress.event(Event::Step("deleting"));
         let done = evict::execute(&facts, &plan);
-        // Held until the last deletion, even when nobody waits for this any more.
+        // Held until the last deletion, even if the caller has stopped waiting.
         drop(lock);
         Ok(Report::new(&args, options.budget, plan, Some(done), facts.noatime))
     })

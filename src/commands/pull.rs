@@ -1,6 +1,6 @@
-//! `pull`: one revision from the bucket into this cache.
+//! `pull`: downloads a revision from the bucket into this cache.
 //!
-//! [`crate::bucket::lookup`] finds it; [`crate::engine::pull`] goes from there to a filled cache, for `pull-all` too.
+//! [`crate::bucket::lookup`] finds the revision, and [`crate::engine::pull`], shared with `pull-all`, does the rest.
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -27,11 +27,11 @@ use crate::progress::Event;
 
 const EXAMPLES: &str = "\
 Examples:
-  hf-cache-sync pull org/name            what main is in the bucket
+  hf-cache-sync pull org/name            the bucket's main
   hf-cache-sync pull org/name -r v1.0    a tag, a branch, a PR ref or a commit
   hf-cache-sync pull dataset:org/name --dry-run
-  hf-cache-sync pull org/name --fallback hf-hub   the Hub where the bucket fails
-  hf-cache-sync pull org/name --no-sync  faster, for machines thrown away";
+  hf-cache-sync pull org/name --fallback hf-hub   else from the Hub
+  hf-cache-sync pull org/name --no-sync  faster, for short-lived machines";
 
 /// Download a revision into the cache and print its snapshot's path
 #[derive(Debug, Clone, clap::Args)]
@@ -41,23 +41,23 @@ pub struct Args {
     #[arg(value_name = "REPO_ID")]
     pub repo: RepoSpec,
 
-    /// Branch, tag, PR ref or commit; short commits work while they are unambiguous [default: main]
+    /// Branch, tag, PR ref or commit, which may be abbreviated if unambiguous [default: main]
     #[arg(short, long, value_name = "REVISION")]
     pub revision: Option<String>,
 
-    /// The repo's type, where several types share the id
+    /// The repo's type, if several types share the id
     #[arg(long, value_name = "TYPE", value_parser = TypeParser)]
     pub repo_type: Option<RepoType>,
 
-    /// Say what would be downloaded and stop there
+    /// Show what would be downloaded, but download nothing
     #[arg(long)]
     pub dry_run: bool,
 
-    /// Hash the blobs that are here already, and fetch those anew that are corrupt
+    /// Hash blobs that are already in the cache, and download corrupt ones again
     #[arg(long)]
     pub verify: bool,
 
-    /// Do not wait for the disk before a blob becomes visible: faster, for short-lived machines
+    /// Do not flush blobs to disk before they become visible: faster, for short-lived machines
     #[arg(long)]
     pub no_sync: bool,
 
@@ -70,7 +70,7 @@ pub struct Args {
     pub transfer: TransferArgs,
 }
 
-/// What a pull did, or would do.
+/// The report of `pull`.
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// Whether nothing was written.
@@ -80,7 +80,7 @@ pub struct Report {
     pub repo: RepoName,
     /// The revision.
     pub revision: Commit,
-    /// The ref that led to it.
+    /// The ref that named it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reference: Option<RefName>,
     /// The snapshot's folder.
@@ -88,22 +88,22 @@ pub struct Report {
     pub snapshot: PathBuf,
     /// Where the files came from.
     pub source: Source,
-    /// Downloaded, or to be downloaded.
+    /// Blobs downloaded, or to be downloaded.
     pub downloaded: Amount,
-    /// What of that came from the Hub.
+    /// The part of `downloaded` that came from the Hub.
     pub from_hub: Amount,
-    /// Shared with other repos of this cache.
+    /// Blobs shared with other repos of this cache.
     pub shared: Amount,
-    /// Here already.
+    /// Blobs already in the cache.
     pub present: Amount,
-    /// Files in the bucket's manifest.
+    /// Number of files in the bucket's manifest.
     pub files: usize,
-    /// Files of the commit that nobody has pushed, as far as its tree tells.
+    /// Number of files of the commit that were never pushed, according to its tree.
     pub files_not_in_bucket: usize,
-    /// Set when the repo was left alone because it looks gated.
+    /// Set if the repo was skipped because it looks gated.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gated: Option<Gated>,
-    /// What a user should know.
+    /// Notes for the user.
     pub notes: Vec<String>,
     /// What failed.
     pub failures: Vec<Error>,
@@ -111,7 +111,7 @@ pub struct Report {
     pub seconds: f64,
 }
 
-/// Where a pull got its files.
+/// Where the files of a pull came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Source {
@@ -119,15 +119,15 @@ pub enum Source {
     Bucket,
     /// The Hub.
     Hub,
-    /// Some of them from the bucket, and the rest from the Hub.
+    /// Both the bucket and the Hub.
     #[serde(rename = "bucket-and-hub")]
     Both,
-    /// Nothing had to be fetched.
+    /// Neither: nothing had to be downloaded.
     Cache,
 }
 
 impl Source {
-    /// By what was downloaded, and what of that came from the Hub.
+    /// Determines the source from the blobs downloaded and the part of them that came from the Hub.
     pub fn of(downloaded: &Amount, from_hub: &Amount) -> Source {
         match (downloaded.blobs, from_hub.blobs) {
             (0, _) => Source::Cache,
@@ -139,8 +139,8 @@ impl Source {
 }
 
 impl Report {
-    /// A pull that was asked for and is not done has failed: whoever runs it in a script would go on without files.
-    fn without(mut self, gated: Gated) -> Self {
+    /// Turns a skipped gated repo into a failure; otherwise, a script would carry on without the files.
+    fn into_gated(mut self, gated: Gated) -> Self {
         let name = format!("{}@{}", self.repo, self.revision.short());
         self.failures.push(
             Error::failed(format!("{name} was not pulled"))
@@ -151,7 +151,7 @@ impl Report {
         self
     }
 
-    /// Decides the exit code.
+    /// Returns the kind of failure that determines the exit code.
     pub fn failed(&self) -> Option<Kind> {
         kind_of(&self.failures)
     }
@@ -160,10 +160,10 @@ impl Report {
 /// Runs the command.
 ///
 /// # Errors
-/// When the revision cannot be found or nothing can be done; failures of single blobs are in the report.
+/// When the revision cannot be found or nothing can be pulled; failures of individual blobs are in the report.
 pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     let started = Instant::now();
-    let query = typed(&args.repo.query, args.repo_type)?;
+    let query = with_type(&args.repo.query, args.repo_type)?;
     let revision = args.revision()?;
     args.fallback.check()?;
     let bucket = session.bucket().await?;
@@ -184,7 +184,7 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     presence::check_root(&layout)?;
     let pull = Pull::begin(session, &bucket, args.options(), fallback, args.dry_run).await;
     let plan = match pull.decide(&found, from_hub).await? {
-        Decision::Gated(gated) => return Ok(report(&layout, found, args.dry_run).without(gated)),
+        Decision::Gated(gated) => return Ok(report(&layout, found, args.dry_run).into_gated(gated)),
         Decision::Pull(plan) => plan,
     };
     let mut report = report(&layout, found.clone(), args.dry_run);
@@ -197,19 +197,19 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
         }
         report.source = Source::of(&report.downloaded, &Amount::default());
     } else {
-        let done = pull.carry_out(vec![Work { found, plan, from_hub }]).await?.remove(0);
-        report.downloaded = done.downloaded;
-        report.from_hub = done.from_hub;
-        report.shared = done.shared;
-        report.source = Source::of(&done.downloaded, &done.from_hub);
-        report.notes.extend(done.notes);
-        report.failures = done.failures;
+        let outcome = pull.carry_out(vec![Work { found, plan, from_hub }]).await?.remove(0);
+        report.downloaded = outcome.downloaded;
+        report.from_hub = outcome.from_hub;
+        report.shared = outcome.shared;
+        report.source = Source::of(&outcome.downloaded, &outcome.from_hub);
+        report.notes.extend(outcome.notes);
+        report.failures = outcome.failures;
     }
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)
 }
 
-/// Takes the plural, too, and any case; help and completion name the words themselves.
+/// Parses a repo type, ignoring case and accepting plurals. Help and completion show only the canonical words.
 #[derive(Clone)]
 struct TypeParser;
 
@@ -234,16 +234,16 @@ impl TypedValueParser for TypeParser {
 }
 
 impl Args {
-    /// The revision in the id or of `-r`, if there is one.
+    /// Returns the revision from the id or from `-r`, if there is one.
     fn revision(&self) -> Result<Option<&str>> {
         let given = self.revision.as_deref().map(ids::trim);
         if given == Some("") {
-            return Err(Error::usage("no ref name is given with -r").hint("write it like -r main, or leave -r out"));
+            return Err(Error::usage("the ref name after -r is empty").hint("write it as in -r main, or omit -r"));
         }
         match (self.repo.revision.as_deref(), given) {
             (Some(a), Some(b)) if a != b => {
                 let (a, b) = (printable(a, 100), printable(b, 100));
-                Err(Error::usage(format!("the id says revision '{a}' but -r says '{b}'")).hint("drop one of them"))
+                Err(Error::usage(format!("the id says revision '{a}' but -r says '{b}'")).hint("remove one of them"))
             }
             (a, b) => Ok(a.or(b)),
         }
@@ -254,11 +254,11 @@ impl Args {
     }
 }
 
-/// The type of `REPO_ID` and of `--repo-type` together.
-fn typed(query: &RepoQuery, kind: Option<RepoType>) -> Result<RepoQuery> {
+/// Combines the types in `REPO_ID` and `--repo-type`.
+fn with_type(query: &RepoQuery, kind: Option<RepoType>) -> Result<RepoQuery> {
     match (query.kind, kind) {
         (Some(a), Some(b)) if a != b => {
-            Err(Error::usage(format!("the id says {a} but --repo-type says {b}")).hint("drop one of them"))
+            Err(Error::usage(format!("the id says {a} but --repo-type says {b}")).hint("remove one of them"))
         }
         (a, b) => Ok(RepoQuery { kind: a.or(b), id: query.id.clone() }),
     }

@@ -1,8 +1,8 @@
-//! `pull-all`: every repo whose `main` is in the bucket, filtered, as one plan: a blob that several repos need is
-//! fetched once, and a repo that fails does not stop the others.
+//! `pull-all`: downloads every repo whose `main` is in the bucket and passes the filters. All repos are pulled together: a
+//! blob that several of them need is downloaded once, and a repo that fails does not stop the others.
 //!
-//! [`crate::model::filter`] decides which repos (pure), [`crate::bucket::main_revisions`] finds them, the rest is the work of
-//! [`crate::engine::pull`].
+//! [`crate::bucket::main_revisions`] finds the repos, [`crate::model::filter`] selects them (pure), and
+//! [`crate::engine::pull`] does the rest.
 
 use std::collections::HashSet;
 use std::time::Instant;
@@ -27,41 +27,41 @@ use crate::model::ids::{BlobId, Commit, RepoId, RepoName, RepoQuery, RepoType};
 use crate::plan::pull::Plan;
 use crate::progress::Event;
 
-/// Repos that are looked at, or looked for on the Hub, at once.
-const AT_ONCE: usize = 8;
+/// Number of repos to examine, or to look up on the Hub, concurrently.
+const CONCURRENCY: usize = 8;
 
 const EXAMPLES: &str = "\
 Examples:
-  hf-cache-sync pull-all                             everything that has a main
+  hf-cache-sync pull-all                             every repo with a main
   hf-cache-sync pull-all --include 'org/*' --exclude '*-GGUF'
   hf-cache-sync pull-all --include 'dataset:*' --limit 5 --dry-run
-  hf-cache-sync pull-all --fallback hf-hub           the Hub where that fails";
+  hf-cache-sync pull-all --fallback hf-hub           else from the Hub";
 
 /// Download every repo whose main is in the bucket
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Say what would be downloaded and stop there
+    /// Show what would be downloaded, but download nothing
     #[arg(long)]
     pub dry_run: bool,
 
-    /// Only so many repos, after --include and --exclude
+    /// Maximum number of repos, after --include and --exclude
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = limit)]
     pub limit: Option<usize>,
 
-    /// Only repos whose id matches, such as 'org/*' or 'dataset:org/*'; may be given several times
+    /// Only repos whose id matches, such as 'org/*' or 'dataset:org/*'; can be repeated
     #[arg(long, value_name = "GLOB")]
     pub include: Vec<String>,
 
-    /// No repos whose id matches; may be given several times
+    /// Skip repos whose id matches; can be repeated
     #[arg(long, value_name = "GLOB")]
     pub exclude: Vec<String>,
 
-    /// Hash the blobs that are here already, and fetch those anew that are corrupt
+    /// Hash blobs that are already in the cache, and download corrupt ones again
     #[arg(long)]
     pub verify: bool,
 
-    /// Do not wait for the disk before a blob becomes visible: faster, for short-lived machines
+    /// Do not flush blobs to disk before they become visible: faster, for short-lived machines
     #[arg(long)]
     pub no_sync: bool,
 
@@ -78,98 +78,98 @@ fn limit(text: &str) -> Result<usize, String> {
     text.parse().map_err(|_| "expected a number of repos, 0 or more".to_string())
 }
 
-/// What a pull of everything did, or would do.
+/// The report of `pull-all`.
 #[derive(Debug, Default, Serialize)]
 pub struct Report {
     /// Whether nothing was written.
     pub dry_run: bool,
     /// The bucket.
     pub bucket: String,
-    /// A row for each repo, in the bucket's order.
+    /// A row for each repo, in the order of the bucket's listing.
     pub repos: Vec<Row>,
     /// Why there are no rows.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub nothing: Option<Nothing>,
-    /// Downloaded, or to be downloaded.
+    pub nothing: Option<EmptyReason>,
+    /// Blobs downloaded, or to be downloaded.
     pub downloaded: Amount,
-    /// What of that came from the Hub.
+    /// The part of `downloaded` that came from the Hub.
     pub from_hub: Amount,
-    /// Shared with other repos of this cache.
+    /// Blobs shared with other repos of this cache.
     pub shared: Amount,
-    /// Here already.
+    /// Blobs already in the cache.
     pub present: Amount,
-    /// What a user should know.
+    /// Notes for the user.
     pub notes: Vec<String>,
-    /// What failed, in the rows' order.
+    /// All failures, in the order of the rows.
     pub failures: Vec<Error>,
     /// Duration in seconds.
     pub seconds: f64,
 }
 
-/// Why nothing was there to be pulled.
+/// Why there was nothing to pull.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Nothing {
-    /// The bucket has no `main` of any repo.
+pub enum EmptyReason {
+    /// No repo in the bucket has a `main`.
     Empty,
     /// No repo passes `--include`, `--exclude` and `--limit`.
     NoMatch,
 }
 
-/// One repo.
+/// A repo.
 #[derive(Debug, Serialize)]
 pub struct Row {
     /// The key of its ref in the bucket.
     pub key: String,
-    /// Its id, as far as it is known.
+    /// Its id, if known.
     pub repo: Option<RepoId>,
-    /// Its type, as far as it is known.
+    /// Its type, if known.
     pub repo_type: Option<RepoType>,
-    /// The revision, where it was found.
+    /// The revision, if it was found.
     pub revision: Option<Commit>,
-    /// What became of it.
+    /// The outcome.
     pub result: Outcome,
     /// Where the files came from.
     pub source: Option<Source>,
     /// Bytes of the revision, each blob counted once.
     pub size: u64,
-    /// Downloaded, or to be downloaded; a blob that several repos need counts for the first of them.
+    /// Blobs downloaded, or to be downloaded; a blob that several repos need counts towards the first.
     pub downloaded: Amount,
-    /// What of that came from the Hub.
+    /// The part of `downloaded` that came from the Hub.
     pub from_hub: Amount,
-    /// Shared with other repos of this cache.
+    /// Blobs shared with other repos of this cache.
     pub shared: Amount,
-    /// Here already.
+    /// Blobs already in the cache.
     pub present: Amount,
-    /// What a user should know.
+    /// Notes for the user.
     pub notes: Vec<String>,
-    /// Set when it was left alone because it looks gated.
+    /// Set if it was skipped because it looks gated.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gated: Option<Gated>,
     /// What failed.
     pub failures: Vec<Error>,
 }
 
-/// What became of a repo.
+/// The outcome for a repo.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
-    /// Something was done, and it is complete now.
+    /// Something was pulled, and the repo is now complete.
     Pulled,
-    /// It was complete already.
+    /// It was already complete.
     Present,
-    /// Something would be done.
+    /// Something would be pulled.
     Planned,
-    /// It looks gated, and was left alone.
+    /// It was skipped because it looks gated.
     Skipped,
-    /// Some of it could be pulled.
+    /// Only part of it could be pulled.
     Partial,
-    /// None of it could be pulled.
+    /// Nothing could be pulled.
     Failed,
 }
 
 impl Report {
-    /// Decides the exit code.
+    /// Returns the kind of failure that determines the exit code.
     pub fn failed(&self) -> Option<Kind> {
         match self.nothing {
             Some(_) => self.failures.first().map(crate::error::Error::kind),
@@ -181,7 +181,7 @@ impl Report {
 /// Runs the command.
 ///
 /// # Errors
-/// When the bucket cannot be read or the cache not be written to; failures of single repos are in the report.
+/// When the bucket cannot be read or the cache cannot be written to; failures of individual repos are in the report.
 pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     let started = Instant::now();
     let filter = Filter::new(&args.include, &args.exclude)?;
@@ -193,10 +193,10 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     let mains = main_revisions::find(&bucket, |repo| filter.allows(repo), args.limit).await?;
     let mut report = Report { dry_run: args.dry_run, bucket: bucket.name().to_string(), ..Report::default() };
     if mains.all.is_empty() {
-        report.nothing = Some(if mains.any { Nothing::NoMatch } else { Nothing::Empty });
-        // Of none, none were asked for.
+        report.nothing = Some(if mains.any { EmptyReason::NoMatch } else { EmptyReason::Empty });
+        // With --limit 0, an empty result is what was asked for.
         if args.limit != Some(0) {
-            report.failures.push(args.found_nothing(bucket.name(), bucket.prefix(), mains.any));
+            report.failures.push(args.nothing_found(bucket.name(), bucket.prefix(), mains.any));
         }
         return Ok(report);
     }
@@ -204,47 +204,48 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     let fallback = args.fallback.resolve(session, args.dry_run);
     let pull = Pull::begin(session, &bucket, args.options(), fallback.clone(), args.dry_run).await;
     let (mut work, mut rows_of_work) = (Vec::new(), Vec::new());
-    let mut looked = stream::iter(mains.all).map(|main| look(&pull, &fallback, main, &filter)).buffered(AT_ONCE);
-    while let Some((row, todo)) = looked.next().await {
+    let mut examined =
+        stream::iter(mains.all).map(|main| examine(&pull, &fallback, main, &filter)).buffered(CONCURRENCY);
+    while let Some((row, todo)) = examined.next().await {
         if let Some(todo) = todo {
             work.push(todo);
             rows_of_work.push(report.repos.len());
         }
         report.repos.push(row);
     }
-    drop(looked);
+    drop(examined);
     let plans = pull.borrow(work.iter().map(|work| work.plan.clone()).collect()).await;
     work.iter_mut().zip(&plans).for_each(|(work, plan)| work.plan = plan.clone());
     if args.dry_run {
-        let mut told = HashSet::new();
+        let mut counted = HashSet::new();
         for (row, plan) in rows_of_work.into_iter().zip(&plans) {
-            report.repos[row].would(plan, &mut told);
+            report.repos[row].record_plan(plan, &mut counted);
         }
     } else {
         let outcomes = pull.carry_out(work).await?;
         for ((row, plan), outcome) in rows_of_work.into_iter().zip(&plans).zip(outcomes) {
-            report.repos[row].became(plan, outcome);
+            report.repos[row].record_outcome(plan, outcome);
         }
     }
-    report.add_up();
+    report.sum_rows();
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)
 }
 
 impl Args {
-    /// Why nothing was pulled: a wrong prefix or pattern is more likely than nothing to do.
-    fn found_nothing(&self, bucket: &str, prefix: &str, any: bool) -> Error {
+    /// Returns the error for an empty result, since a wrong prefix or pattern is more likely than an empty bucket.
+    fn nothing_found(&self, bucket: &str, prefix: &str, any: bool) -> Error {
         let under = if prefix.is_empty() { String::new() } else { format!(" under the prefix '{prefix}'") };
         if !any {
             return Error::not_found(format!("bucket '{bucket}' has no repo with a main ref{under}"))
-                .hint("push one first, or check --bucket and --prefix (storage.bucket, team.prefix)");
+                .hint("push a repo first, or check --bucket and --prefix (storage.bucket, team.prefix)");
         }
         let quoted = |flag: &str, patterns: &[String]| {
             patterns.iter().map(|pattern| format!(" --{flag} '{}'", printable(pattern, 100))).collect::<String>()
         };
         let patterns = quoted("include", &self.include) + &quoted("exclude", &self.exclude);
-        Error::not_found(format!("no repo in bucket '{bucket}'{under} passes{patterns}"))
-            .hint("`hf-cache-sync list --remote` shows what is there")
+        Error::not_found(format!("no repo in bucket '{bucket}'{under} matches{patterns}"))
+            .hint("`hf-cache-sync list --remote` lists the repos in the bucket")
     }
 
     fn options(&self) -> Options {
@@ -252,19 +253,20 @@ impl Args {
     }
 }
 
-async fn look(pull: &Pull<'_>, fallback: &Fallback, main: MainRevision, filter: &Filter) -> (Row, Option<Work>) {
+/// Plans the pull of a repo, if there is anything to pull.
+async fn examine(pull: &Pull<'_>, fallback: &Fallback, main: MainRevision, filter: &Filter) -> (Row, Option<Work>) {
     let mut row = Row::new(main.key, main.query.as_ref());
     let (found, from_hub) = match (main.found, &main.query) {
         (Ok(found), _) => (found, false),
-        (Err(failure), None) => return (row.failing(failure), None),
+        (Err(failure), None) => return (row.with_failure(failure), None),
         (Err(failure), Some(query)) => match fallback.find(query, None, failure.clone()).await {
             Ok(found) if filter.allows(&found.manifest.repo) => (found, true),
-            // A key of 0.1.0 does not tell the type; what the Hub has of that id may not be wanted.
-            Ok(_) => return (row.failing(failure), None),
-            Err(error) => return (row.failing(error), None),
+            // A key of 0.1.0 does not contain the type, and the filter may exclude the type found on the Hub.
+            Ok(_) => return (row.with_failure(failure), None),
+            Err(error) => return (row.with_failure(error), None),
         },
     };
-    row.found(&found);
+    row.set_revision(&found);
     match pull.decide(&found, from_hub).await {
         Ok(Decision::Gated(gated)) => {
             row.result = Outcome::Skipped;
@@ -275,7 +277,7 @@ async fn look(pull: &Pull<'_>, fallback: &Fallback, main: MainRevision, filter: 
             row.present = plan.present;
             (row, Some(Work { found, plan: *plan, from_hub }))
         }
-        Err(error) => (row.failing(error), None),
+        Err(error) => (row.with_failure(error), None),
     }
 }
 
@@ -299,7 +301,7 @@ impl Row {
         }
     }
 
-    fn found(&mut self, found: &Found) {
+    fn set_revision(&mut self, found: &Found) {
         let manifest = &found.manifest;
         (self.repo, self.repo_type) = (Some(manifest.repo.id.clone()), Some(manifest.repo.kind));
         self.revision = Some(manifest.revision.clone());
@@ -307,7 +309,7 @@ impl Row {
         self.notes.clone_from(&found.notes);
     }
 
-    /// The repo's name, or its key where only that is known.
+    /// Returns the repo's name, or its key if only that is known.
     pub fn name(&self) -> String {
         match (&self.repo, self.repo_type) {
             (Some(id), Some(kind)) => RepoName::new(kind, id.clone()).to_string(),
@@ -316,22 +318,23 @@ impl Row {
         }
     }
 
-    fn failing(mut self, error: Error) -> Row {
+    fn with_failure(mut self, error: Error) -> Row {
         self.failures.push(error);
         self
     }
 
-    /// `told` are the blobs that rows before this one would download.
-    fn would(&mut self, plan: &Plan, told: &mut HashSet<BlobId>) {
+    /// Records what would be pulled. `counted` holds the blobs that earlier rows would download.
+    fn record_plan(&mut self, plan: &Plan, counted: &mut HashSet<BlobId>) {
         self.result = if plan.is_empty() { Outcome::Present } else { Outcome::Planned };
         for fetch in &plan.fetch {
-            let shared = fetch.donor.is_some() || !told.insert(fetch.blob);
+            let shared = fetch.donor.is_some() || !counted.insert(fetch.blob);
             let amount = if shared { &mut self.shared } else { &mut self.downloaded };
             amount.add(fetch.size);
         }
     }
 
-    fn became(&mut self, plan: &Plan, outcome: crate::engine::hydrate::Outcome) {
+    /// Records what was pulled.
+    fn record_outcome(&mut self, plan: &Plan, outcome: crate::engine::hydrate::Outcome) {
         let lost = outcome.lost();
         self.result = match outcome.failures.is_empty() {
             true if plan.is_empty() => Outcome::Present,
@@ -349,7 +352,7 @@ impl Row {
 }
 
 impl Report {
-    fn add_up(&mut self) {
+    fn sum_rows(&mut self) {
         for row in &self.repos {
             self.downloaded += row.downloaded;
             self.from_hub += row.from_hub;
@@ -357,7 +360,7 @@ impl Report {
             self.shared += row.shared;
             self.present += row.present;
             for failure in &row.failures {
-                // A blob that several repos lack is told once.
+                // A failed blob that several repos need is reported once.
                 if !self.failures.contains(failure) {
                     self.failures.push(failure.clone());
                 }

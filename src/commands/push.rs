@@ -1,7 +1,8 @@
-//! `push`: what this cache has and the bucket lacks goes to the bucket.
+//! `push`: uploads what the bucket lacks.
 //!
-//! [`crate::engine::survey`] looks at both sides, [`crate::plan::push`] decides (pure), [`crate::engine::publish`] does
-//! it in the order that keeps every reader safe: blobs, then manifests, then refs.
+//! [`crate::engine::survey`] compares cache and bucket, [`crate::plan::push`] makes the plan (pure), and
+//! [`crate::engine::publish`] executes it in the order that is safe for concurrent readers: blobs, then manifests, then
+//! refs.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -21,22 +22,22 @@ use crate::plan::push::{self as plan, ManifestAction, Plan, Skip};
 
 const EXAMPLES: &str = "\
 Examples:
-  hf-cache-sync push --dry-run           what would be uploaded
-  hf-cache-sync push                     everything that the bucket lacks
+  hf-cache-sync push --dry-run           show what would be uploaded
+  hf-cache-sync push                     upload everything the bucket lacks
   hf-cache-sync push org/name dataset:org/name
-  hf-cache-sync push --workers 4 -q      gently; silent unless it fails
-  hf-cache-sync push --bwlimit 20MB/s    leaves network to others";
+  hf-cache-sync push --workers 4 -q      few requests; silent unless it fails
+  hf-cache-sync push --bwlimit 20MB/s    leave bandwidth to others";
 
 /// Upload what the bucket lacks: blobs, then manifests, then refs
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Repos to push (org/name, dataset:org/name, org/name@revision, or the Hub's URL); all when none is named.
-    /// Without a type, the model; failing that, the other types of that id
+    /// Repos to push (org/name, dataset:org/name, org/name@revision, or the Hub's URL) [default: all]. Without a type,
+    /// the model; if there is none, the other types with that id
     #[arg(value_name = "REPO_ID")]
     pub repos: Vec<RepoSpec>,
 
-    /// Say what would be uploaded, compared with the real bucket, and stop there
+    /// Compare with the bucket and show what would be uploaded, but upload nothing
     #[arg(long)]
     pub dry_run: bool,
 
@@ -45,26 +46,26 @@ pub struct Args {
     pub transfer: TransferArgs,
 }
 
-/// What a push did, or would do.
+/// The report of `push`.
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// Whether nothing was written.
     pub dry_run: bool,
-    /// Uploaded, or to be uploaded.
+    /// Blobs uploaded, or to be uploaded.
     pub uploaded: Amount,
-    /// In the bucket already.
+    /// Blobs already in the bucket.
     pub present: Amount,
     /// Manifests written, or to be written.
     pub manifests: usize,
-    /// Manifests that were as they should be.
+    /// Manifests that were up to date.
     pub manifests_unchanged: usize,
     /// Refs written, or to be written.
     pub refs: usize,
-    /// Refs that were as they should be.
+    /// Refs that were up to date.
     pub refs_unchanged: usize,
-    /// What was left out, and why.
+    /// What was skipped, and why.
     pub skipped: Vec<Skip>,
-    /// What a user should know.
+    /// Notes for the user.
     pub notes: Vec<String>,
     /// What failed.
     pub failures: Vec<Error>,
@@ -73,34 +74,34 @@ pub struct Report {
     /// The actions, for a dry run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub plan: Option<Plan>,
-    /// The revisions that something was done about, for people: the most bytes first.
+    /// Revisions with changes, for the table, those with the most bytes first.
     #[serde(skip)]
     pub rows: Vec<Row>,
 }
 
-/// A revision that something is done about.
+/// A revision with changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
     /// The repo.
     pub repo: RepoName,
     /// The revision.
     pub revision: Commit,
-    /// What is sent for it; a blob that several revisions need counts for the first of them.
+    /// Blobs uploaded for it; a blob that several revisions need counts towards the first.
     pub uploads: Amount,
-    /// What is done about its manifest.
+    /// What happens to its manifest.
     pub manifest: ManifestAction,
-    /// Files that are broken here and not in the bucket either.
-    pub lacking: usize,
+    /// Number of files that are broken in the cache and missing from the bucket.
+    pub missing_files: usize,
 }
 
 impl Report {
-    /// Decides the exit code.
+    /// Returns the kind of failure that determines the exit code.
     pub fn failed(&self) -> Option<Kind> {
         kind_of(&self.failures)
     }
 
-    /// The report of a dry run, and the beginning of that of a real one.
-    fn planned(plan: &Plan, dry_run: bool) -> Report {
+    /// Creates the report of a dry run, or the initial report of a real one.
+    fn from_plan(plan: &Plan, dry_run: bool) -> Report {
         let mut uploaded = Amount::default();
         let mut report = Report {
             dry_run,
@@ -126,8 +127,8 @@ impl Report {
         report
     }
 
-    /// Adds what became of the plan.
-    fn complete(&mut self, tally: Tally) {
+    /// Adds the outcome of the plan.
+    fn record(&mut self, tally: Tally) {
         (self.uploaded, self.present) = (tally.uploaded, tally.present);
         (self.manifests, self.refs) = (tally.manifests, tally.refs);
         self.skipped.extend(tally.skipped);
@@ -135,7 +136,7 @@ impl Report {
     }
 }
 
-/// The revisions that there is something to do about, those with the most bytes to send first.
+/// Returns the revisions with changes, those with the most bytes to upload first.
 fn rows(plan: &Plan) -> Vec<Row> {
     let mut left: HashMap<BlobId, u64> = plan.uploads.iter().map(|upload| (upload.blob, upload.size)).collect();
     let mut rows = Vec::new();
@@ -146,7 +147,7 @@ fn rows(plan: &Plan) -> Vec<Row> {
         }
         if uploads.blobs > 0 || action.manifest != ManifestAction::Keep || !action.refs.is_empty() {
             let (repo, revision) = (action.repo.clone(), action.commit.clone());
-            rows.push(Row { repo, revision, uploads, manifest: action.manifest, lacking: action.lacking });
+            rows.push(Row { repo, revision, uploads, manifest: action.manifest, missing_files: action.lacking });
         }
     }
     rows.sort_by_key(|row| std::cmp::Reverse(row.uploads.bytes));
@@ -156,7 +157,7 @@ fn rows(plan: &Plan) -> Vec<Row> {
 /// Runs the command.
 ///
 /// # Errors
-/// When nothing can be done at all; single failures are in the report.
+/// When nothing can be pushed at all; individual failures are in the report.
 pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     let started = Instant::now();
     session.need_cache()?;
@@ -169,40 +170,40 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     let Survey { local, remote, .. } = survey(session, &bucket, options).await?;
     let plan = plan::plan(&local, &remote);
     let listed = ListingSizes { blobs: remote.blobs().len(), refs: remote.refs().len() };
-    // The transfers need the memory.
+    // Free the memory for the transfers.
     drop((local, remote));
-    tell(&plan);
-    let mut report = Report::planned(&plan, args.dry_run);
+    log_plan(&plan);
+    let mut report = Report::from_plan(&plan, args.dry_run);
     if args.dry_run {
         report.plan = Some(plan);
     } else {
         let context = session.transfers(&bucket, args.transfer.caps(), false);
-        // A cache that cannot be written to can still be pushed: then there is no prune to be kept out either.
+        // A read-only cache can be pushed without the lock: no prune can run on it.
         let _lock = session.lock_shared().await.ok();
-        report.complete(publish::publish(&context, &plan, listed).await);
+        report.record(publish::publish(&context, &plan, listed).await);
     }
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)
 }
 
-/// Tells each decision to the log.
-fn tell(plan: &plan::Plan) {
+/// Logs each decision.
+fn log_plan(plan: &plan::Plan) {
     for upload in &plan.uploads {
         let why = match upload.reason {
-            plan::UploadReason::Missing => "missing in the bucket",
-            plan::UploadReason::WrongSize => "the bucket has it with another size",
+            plan::UploadReason::Missing => "missing from the bucket",
+            plan::UploadReason::WrongSize => "its size in the bucket is wrong",
         };
         tracing::debug!("upload {} ({}/{}, {} B): {why}", upload.blob, upload.repo, upload.path, upload.size);
     }
     for revision in &plan.revisions {
         let manifest = match revision.manifest {
-            plan::ManifestAction::Keep => "the bucket's manifest has all of it",
-            plan::ManifestAction::Create => "its manifest is created",
-            plan::ManifestAction::Extend => "the bucket's manifest is extended",
-            plan::ManifestAction::Replace => "the bucket's manifest is not valid and is replaced",
+            plan::ManifestAction::Keep => "the bucket's manifest is complete",
+            plan::ManifestAction::Create => "creating its manifest",
+            plan::ManifestAction::Extend => "extending the bucket's manifest",
+            plan::ManifestAction::Replace => "replacing the bucket's manifest, which is invalid",
         };
         let refs: Vec<&str> = revision.refs.iter().map(|one| one.key.as_str()).collect();
-        let refs = if refs.is_empty() { "no ref is written".into() } else { format!("writes {}", refs.join(", ")) };
+        let refs = if refs.is_empty() { "no refs to write".into() } else { format!("writing {}", refs.join(", ")) };
         tracing::debug!("publish {}@{}: {manifest}, {refs}", revision.repo, revision.commit.short());
     }
     for skip in &plan.skips {

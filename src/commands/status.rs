@@ -1,4 +1,4 @@
-//! `status`: the cache at a glance. Local only: no look-up of credentials, no network.
+//! `status`: the cache at a glance. Purely local: needs neither credentials nor network.
 
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -17,7 +17,7 @@ use crate::when;
 const EXAMPLES: &str = "\
 Examples:
   hf-cache-sync status                   sizes, budget and bucket at a glance
-  hf-cache-sync status --json            for programs, with every problem
+  hf-cache-sync status --json            for scripts, with all problems
   hf-cache-sync --cache-dir /data/hub status";
 
 /// Show the cache at a glance: size, budget, bucket, problems
@@ -25,41 +25,41 @@ Examples:
 #[command(after_help = EXAMPLES)]
 pub struct Args {}
 
-/// What was found.
+/// The report of `status`.
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// The `hub` folder.
     #[serde(serialize_with = "crate::lossy::path")]
     pub cache_dir: PathBuf,
-    /// Repos in it.
+    /// Number of repos.
     pub repos: usize,
-    /// Revisions of all repos.
+    /// Number of revisions of all repos.
     pub revisions: usize,
     /// Bytes on disk, each file counted once.
     pub size: u64,
     /// Budget of `prune`, in bytes.
     pub budget: u64,
-    /// Bytes that the file system has left, where that can be told.
+    /// Free bytes of the file system, if known.
     pub free: Option<u64>,
-    /// Last use of anything in the cache.
+    /// Time of last use of anything in the cache.
     #[serde(serialize_with = "when::serialize")]
     pub last_used: Option<SystemTime>,
-    /// Downloads in flight, and what interrupted ones left; not part of `size`.
+    /// Unfinished downloads, in flight or interrupted; not included in `size`.
     pub in_flight: Amount,
     /// The configured bucket.
     pub bucket: Option<String>,
-    /// Its endpoint; none means AWS S3.
+    /// Its endpoint, or none for AWS S3.
     pub endpoint: Option<String>,
-    /// Prefix of all keys; empty when there is none.
+    /// Prefix of all keys; empty if there is none.
     pub prefix: String,
-    /// What is not as it should be.
+    /// Problems in the cache.
     pub problems: Vec<Problem>,
     /// The time of the report.
     #[serde(skip)]
     pub now: SystemTime,
 }
 
-/// Scans.
+/// Scans the cache.
 ///
 /// # Errors
 /// When the cache cannot be read at all.

@@ -1,18 +1,18 @@
-//! Secrets, and the rule which key pair counts.
+//! Secrets, and the choice between key pairs.
 
 use std::fmt;
 
-/// A secret text: usable, never shown.
+/// A secret string that `Debug` does not reveal.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
 impl Secret {
-    /// Hides a text.
+    /// Wraps a secret.
     pub fn new(text: String) -> Self {
         Secret(text)
     }
 
-    /// The secret itself.
+    /// Returns the secret in plain text.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -46,12 +46,12 @@ pub enum Credentials {
     ConfigFile(KeyPair),
     /// The standard AWS chain: profile, SSO, web identity, container, instance metadata.
     AwsChain,
-    /// Half a pair and nothing else: surely not meant, so the AWS chain is not tried. Says which half is missing.
+    /// Half a pair and nothing else, which is surely a mistake, so the AWS chain is not tried. Says which half is missing.
     Incomplete(String),
 }
 
 impl Credentials {
-    /// The name that `doctor` shows.
+    /// Returns the name that `doctor` shows for this source.
     pub fn source(&self) -> &'static str {
         match self {
             Credentials::B2Env(_) => "b2_env",
@@ -62,7 +62,7 @@ impl Credentials {
         }
     }
 
-    /// The pair, when it is known already.
+    /// Returns the key pair, unless it has yet to be fetched from the AWS chain.
     pub fn pair(&self) -> Option<&KeyPair> {
         match self {
             Credentials::B2Env(pair) | Credentials::AwsEnv(pair) | Credentials::ConfigFile(pair) => Some(pair),
@@ -72,9 +72,10 @@ impl Credentials {
 }
 
 impl KeyPair {
-    /// What looks wrong with the pair by its shape alone, in words without it. Shapes: Backblaze's key ids are 25
-    /// hexadecimal digits that begin with 00 (12 for a master key) and their keys 31 characters that begin with K00; AWS's
-    /// ids are AKIA or ASIA and 16 more, and their keys 40 characters.
+    /// Returns what looks wrong with the pair, judging by its format alone. The text never contains the keys.
+    ///
+    /// Backblaze key ids are 25 hexadecimal digits starting with 00 (12 digits for a master key), and the keys 31
+    /// characters starting with K00. AWS key ids are AKIA or ASIA followed by 16 characters, and the keys 40 characters.
     pub fn suspicion(&self, endpoint: Option<&str>) -> Option<&'static str> {
         let (id, secret) = (self.id.expose(), self.secret.expose());
         if id == secret {
@@ -85,19 +86,19 @@ impl KeyPair {
         }
         let backblaze = endpoint.is_some_and(super::is_backblaze);
         match Shape::of(id)? {
-            Shape::AwsId if backblaze => Some("the key id looks like one of AWS, and the endpoint is Backblaze's"),
-            Shape::BackblazeId if endpoint.is_none() => {
-                Some("the key id looks like one of Backblaze, and no endpoint is set: B2_ENDPOINT, storage.endpoint")
-            }
+            Shape::AwsId if backblaze => Some("the key id looks like an AWS key id, but the endpoint is Backblaze's"),
+            Shape::BackblazeId if endpoint.is_none() => Some(
+                "the key id looks like a Backblaze key id, but no endpoint is set (B2_ENDPOINT or storage.endpoint)",
+            ),
             Shape::AwsId if id.starts_with("ASIA") && self.session_token.is_none() => {
-                Some("the key id is a temporary one, which needs AWS_SESSION_TOKEN")
+                Some("the key id belongs to temporary credentials, which need AWS_SESSION_TOKEN")
             }
             _ => None,
         }
     }
 }
 
-/// What a key looks like.
+/// The recognizable format of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Shape {
     BackblazeId,
@@ -115,7 +116,7 @@ impl Shape {
             25 if text.starts_with("00") && hex(text) => Some(Shape::BackblazeId),
             31 if text.starts_with("K00") && base64(text) => Some(Shape::BackblazeSecret),
             20 if (text.starts_with("AKIA") || text.starts_with("ASIA")) && upper(text) => Some(Shape::AwsId),
-            // A hexadecimal one is something else, such as a key of R2 or Wasabi.
+            // A purely hexadecimal key belongs to another store, such as R2 or Wasabi.
             40 if base64(text) && !hex(text) => Some(Shape::AwsSecret),
             _ => None,
         }
@@ -126,7 +127,7 @@ impl Shape {
     }
 }
 
-/// The halves of the pairs that are given.
+/// The key pairs found so far, each possibly incomplete.
 #[derive(Default)]
 pub(super) struct Halves {
     pub(super) b2: (Option<Secret>, Option<Secret>),
@@ -136,14 +137,14 @@ pub(super) struct Halves {
 }
 
 impl Halves {
-    /// The first whole pair; the halves of others are warned about.
+    /// Picks the first complete pair, and warns about incomplete ones.
     pub(super) fn pick(self, warnings: &mut Vec<String>) -> Credentials {
         let mut halves = Vec::new();
-        let mut pair = |id_from: &str, secret_from: &str, halves_given: (Option<Secret>, Option<Secret>)| {
-            let (set, missing) = match halves_given {
+        let mut pair = |id_name: &str, secret_name: &str, keys: (Option<Secret>, Option<Secret>)| {
+            let (set, missing) = match keys {
                 (Some(id), Some(secret)) => return Some(KeyPair { id, secret, session_token: None }),
-                (Some(_), None) => (id_from, secret_from),
-                (None, Some(_)) => (secret_from, id_from),
+                (Some(_), None) => (id_name, secret_name),
+                (None, Some(_)) => (secret_name, id_name),
                 (None, None) => return None,
             };
             halves.push(format!("{set} is set without {missing}"));
@@ -156,7 +157,7 @@ impl Halves {
         let file = pair("storage.access_key", "storage.secret_key", self.file).map(Credentials::ConfigFile);
         match b2.or(aws).or(file) {
             Some(found) => {
-                warnings.extend(halves.into_iter().map(|half| format!("{half}: this half of a pair is ignored")));
+                warnings.extend(halves.into_iter().map(|half| format!("{half}: the incomplete pair is ignored")));
                 found
             }
             None if halves.is_empty() => Credentials::AwsChain,
@@ -187,11 +188,11 @@ mod tests {
             (b2.1, "anything", b2_url, "swapped"),
             ("anything", aws.0, None, "swapped"),
             (b2.0, b2.0, b2_url, "same"),
-            (aws.0, aws.1, b2_url, "looks like one of AWS"),
+            (aws.0, aws.1, b2_url, "looks like an AWS key id"),
             (b2.0, b2.1, None, "B2_ENDPOINT"),
             ("ASIAIOSFODNN7EXAMPLE", aws.1, None, "AWS_SESSION_TOKEN"),
         ] {
-            assert!(pair(id, secret, endpoint).is_some_and(|said| said.contains(words)), "{words}");
+            assert!(pair(id, secret, endpoint).is_some_and(|text| text.contains(words)), "{words}");
         }
     }
 }

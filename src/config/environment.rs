@@ -1,12 +1,12 @@
-//! What the process gives: variables, the home and the current directory. Passed in, so that nothing here depends on
-//! the process.
+//! The process environment: variables, home directory and current directory. It is passed in, so that nothing in this
+//! module depends on the process.
 
 use std::path::PathBuf;
 
 use super::source::Source;
 use crate::error::{Error, Result};
 
-/// The process environment, as far as it matters here.
+/// The parts of the process environment that the configuration depends on.
 pub struct Environment<'a> {
     /// Looks up a variable.
     pub var: &'a dyn Fn(&str) -> Option<String>,
@@ -17,12 +17,12 @@ pub struct Environment<'a> {
 }
 
 impl Environment<'_> {
-    /// A variable that is set and not empty.
+    /// Returns a variable that is set and not empty.
     pub(super) fn get(&self, name: &str) -> Option<String> {
         (self.var)(name).filter(|value| !value.is_empty())
     }
 
-    /// `~` and `~/…` become the home directory.
+    /// Expands `~` and `~/…` to the home directory.
     pub(super) fn expand_home(&self, text: &str) -> String {
         match (text.strip_prefix('~'), &self.home) {
             (Some(rest), Some(home)) if rest.is_empty() || rest.starts_with(['/', std::path::MAIN_SEPARATOR]) => {
@@ -32,7 +32,7 @@ impl Environment<'_> {
         }
     }
 
-    /// A path as huggingface_hub reads it: `~` first, then `$VAR` and `${VAR}`; an unset variable stays as it is.
+    /// Expands a path as huggingface_hub does: first `~`, then `$VAR` and `${VAR}`. Unset variables are left as they are.
     pub(super) fn expand(&self, text: &str) -> PathBuf {
         let path = self.expand_home(text);
         let mut out = String::new();
@@ -58,7 +58,8 @@ impl Environment<'_> {
         PathBuf::from(out)
     }
 
-    /// huggingface_hub's default cache: HF_HUB_CACHE, HUGGINGFACE_HUB_CACHE, HF_HOME/hub, XDG_CACHE_HOME, ~/.cache.
+    /// Returns huggingface_hub's default cache, from HF_HUB_CACHE, HUGGINGFACE_HUB_CACHE, HF_HOME/hub, XDG_CACHE_HOME or
+    /// ~/.cache, in that order.
     pub(super) fn default_cache(&self) -> Result<(PathBuf, Source)> {
         for name in ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"] {
             if let Some(path) = self.get(name) {
@@ -72,7 +73,7 @@ impl Environment<'_> {
             (Some(path), _) => (self.expand(&path), Source::Variable("XDG_CACHE_HOME")),
             (None, Some(home)) => (home.join(".cache"), Source::Default),
             (None, None) => {
-                return Err(Error::usage("cannot tell where the Hugging Face cache is")
+                return Err(Error::usage("cannot find the Hugging Face cache")
                     .because("there is no home directory")
                     .hint("set HF_HUB_CACHE or pass --cache-dir"));
             }

@@ -1,9 +1,8 @@
-//! What is known of stores by their host names alone: the region in them, and where a bucket's name can stand before.
+//! What a store's host name reveals: the provider, the region, and a bucket in front of it.
 //!
-//! Facts are from the providers' documentation. A host that is not in the table is nobody's, and nothing is assumed of
-//! it.
+//! The table follows the providers' documentation. Nothing is assumed about a host that is not in it.
 
-/// Whose store it is.
+/// The operator of a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Provider {
     /// Amazon S3.
@@ -26,24 +25,25 @@ pub enum Provider {
     R2,
     /// Tencent Cloud COS.
     Tencent,
-    /// Another one, of which only the region is known.
+    /// Another provider, for which only the region matters.
     Other,
 }
 
-/// What a host name tells.
+/// What a host name reveals.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Host<'a> {
-    /// Whose it is.
+    /// The provider.
     pub provider: Provider,
-    /// The region that requests are signed for, where the name tells it.
+    /// The region that requests are signed for, if the name contains or implies it.
     pub region: Option<&'a str>,
-    /// What stands before the store's own name: the bucket of a virtual-hosted URL.
+    /// The labels in front of the store's own name: the bucket of a virtual-hosted URL.
     pub bucket: Option<&'a str>,
     /// The host without the bucket.
     pub service: &'a str,
 }
 
-/// The hosts: `{r}` is the region, `{a}` an account, `*` anything; the third field is the region where the name has none.
+/// The known hosts. In a pattern, `{r}` is the region, `{a}` an account and `*` anything; the third field is the region if
+/// the pattern has none.
 const HOSTS: &[(&str, Provider, Option<&str>)] = &[
     ("s3.{r}.amazonaws.com", Provider::Aws, None),
     ("s3.dualstack.{r}.amazonaws.com", Provider::Aws, None),
@@ -103,10 +103,10 @@ const HOSTS: &[(&str, Provider, Option<&str>)] = &[
 /// Hugging Face's own gateway: `https://s3.hf.co/<namespace>`.
 const NAMESPACED: &str = "s3.hf.co";
 
-/// The most parts of an upload that Scaleway takes.
+/// Maximum number of parts in a multipart upload at Scaleway.
 const SCALEWAY_PARTS: u32 = 1_000;
 
-/// What the host name of an endpoint tells; `None` when it is not a known one. `host` is lowercase and has no port.
+/// Looks up the host name of an endpoint; returns `None` if it is unknown. `host` must be lowercase, without a port.
 pub fn recognise(host: &str) -> Option<Host<'_>> {
     let host = host.strip_suffix('.').unwrap_or(host);
     let labels: Vec<&str> = host.split('.').collect();
@@ -115,7 +115,7 @@ pub fn recognise(host: &str) -> Option<Host<'_>> {
         let ahead = labels.len().checked_sub(pattern.len())?;
         let mut region = None;
         for (label, wanted) in labels[ahead..].iter().zip(&pattern) {
-            match fit(label, wanted)? {
+            match match_label(label, wanted)? {
                 "" => {}
                 found => region = Some(found),
             }
@@ -127,8 +127,8 @@ pub fn recognise(host: &str) -> Option<Host<'_>> {
     })
 }
 
-/// Whether a label fits a part of a pattern; the region that it holds, or nothing.
-fn fit<'a>(label: &'a str, wanted: &str) -> Option<&'a str> {
+/// Matches a label against a label of a pattern; returns the region in it, or an empty string if it has none.
+fn match_label<'a>(label: &'a str, wanted: &str) -> Option<&'a str> {
     if wanted == "*" {
         return Some("");
     }
@@ -137,33 +137,33 @@ fn fit<'a>(label: &'a str, wanted: &str) -> Option<&'a str> {
     }
     let Some((before, after)) = wanted.split_once("{r}") else { return (label == wanted).then_some("") };
     let region = label.strip_prefix(before)?.strip_suffix(after)?;
-    // No other part of a host name looks like this: letters first, and a digit or a hyphen somewhere, or four
-    // letters at most, as Scaleway's and OVH's have ("gra", "sbg", "waw").
-    let looks = region.starts_with(|c: char| c.is_ascii_lowercase())
+    // Regions start with a letter and contain a digit or a hyphen, or have at most four letters, like those of
+    // Scaleway and OVH ("gra", "sbg", "waw"). No other label of a host name looks like that.
+    let is_region = region.starts_with(|c: char| c.is_ascii_lowercase())
         && region.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
         && (region.contains(|c: char| c.is_ascii_digit() || c == '-') || region.len() <= 4)
         && !matches!(region, "s3" | "io" | "perf" | "eu" | "cdn" | "r2" | "oss")
         && !region.starts_with("website");
-    looks.then_some(region)
+    is_region.then_some(region)
 }
 
-/// What stands in an endpoint that is more than the store's own URL.
+/// An endpoint that holds more than the store's URL, split into its parts.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Parts {
+pub struct SplitEndpoint {
     /// The URL of the store alone.
     pub endpoint: String,
-    /// The bucket that stands in it.
+    /// The bucket.
     pub bucket: String,
-    /// What follows the bucket in the path.
+    /// The rest of the path, after the bucket.
     pub prefix: Option<String>,
 }
 
-/// Takes the bucket out of an endpoint: from before the host of a known store, or from the end of the path. `Some` is
-/// the endpoint without it, and the bucket.
+/// Removes the bucket from an endpoint, whether it is in front of a known store's host or at the end of the path.
+/// Returns the remaining endpoint and the bucket, or `None` if there is no bucket in it.
 ///
 /// # Errors
-/// When what stands there is another bucket than the configured one, or a bucket with a prefix.
-pub fn part(url: &str, bucket: Option<&str>) -> Result<Option<(String, String)>, Parts> {
+/// When the endpoint holds a bucket other than the configured one, or a bucket followed by a prefix.
+pub fn split_bucket(url: &str, bucket: Option<&str>) -> Result<Option<(String, String)>, SplitEndpoint> {
     let (scheme, rest) = url.split_once("://").unwrap_or(("https", url));
     let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
     let host = super::host_of(url);
@@ -173,7 +173,7 @@ pub fn part(url: &str, bucket: Option<&str>) -> Result<Option<(String, String)>,
         let endpoint = format!("{scheme}://{service}{port}");
         return match bucket.is_none_or(|bucket| bucket == named) && (path.is_empty() || Some(path) == bucket) {
             true => Ok(Some((endpoint, named.to_string()))),
-            false => Err(Parts { endpoint, bucket: named.to_string(), prefix: None }),
+            false => Err(SplitEndpoint { endpoint, bucket: named.to_string(), prefix: None }),
         };
     }
     let path = path.trim_matches('/');
@@ -183,7 +183,7 @@ pub fn part(url: &str, bucket: Option<&str>) -> Result<Option<(String, String)>,
     let endpoint = |base: &str| format!("{scheme}://{authority}/{base}").trim_end_matches('/').to_string();
     let (first, after) = path.split_once('/').unwrap_or((path, ""));
     let (base, last) = path.rsplit_once('/').unwrap_or(("", path));
-    // Hugging Face's gateway has a user or an organisation there, which is part of the endpoint.
+    // In Hugging Face's gateway, the first path segment is a user or an organisation, and belongs to the endpoint.
     if host == NAMESPACED {
         return Ok(match (bucket, after.is_empty()) {
             (None, false) => Some((endpoint(first), after.to_string())),
@@ -193,23 +193,25 @@ pub fn part(url: &str, bucket: Option<&str>) -> Result<Option<(String, String)>,
     }
     match bucket {
         Some(bucket) if bucket == last => Ok(Some((endpoint(base), last.to_string()))),
-        // No known store has a path of its own, so this is another bucket, or one with a prefix.
+        // No known store has a base path, so this is another bucket, or one followed by a prefix.
         Some(bucket) if found.is_some() || bucket == first => {
             let prefix = (!after.is_empty()).then(|| after.to_string());
-            Err(Parts { endpoint: endpoint(""), bucket: first.to_string(), prefix })
+            Err(SplitEndpoint { endpoint: endpoint(""), bucket: first.to_string(), prefix })
         }
         Some(_) => Ok(None),
         None if after.is_empty() && super::values::bucket(first).is_ok() => Ok(Some((endpoint(""), first.to_string()))),
-        None => Err(Parts { endpoint: endpoint(""), bucket: first.to_string(), prefix: Some(after.to_string()) }),
+        None => {
+            Err(SplitEndpoint { endpoint: endpoint(""), bucket: first.to_string(), prefix: Some(after.to_string()) })
+        }
     }
 }
 
-/// The region that a host name tells.
+/// Returns the region of a known host.
 pub fn region_of(host: &str) -> Option<String> {
     recognise(host)?.region.map(str::to_string)
 }
 
-/// The most parts of an upload, where a store takes fewer than S3 does.
+/// Returns the maximum number of parts in a multipart upload, for stores that allow fewer than S3.
 pub fn max_parts_of(host: &str) -> Option<u32> {
     (recognise(host)?.provider == Provider::Scaleway).then_some(SCALEWAY_PARTS)
 }
@@ -264,7 +266,7 @@ mod tests {
         ] {
             let found = recognise(host).unwrap_or_else(|| panic!("{host}"));
             assert_eq!((found.provider, found.region, found.bucket), (provider, region, None), "{host}");
-            // The same with a bucket in front, dots and all.
+            // The same with a bucket in front, even one with dots.
             let virtual_host = format!("team.hf-cache.{host}");
             let found = recognise(&virtual_host).unwrap();
             assert_eq!((found.region, found.bucket), (region, Some("team.hf-cache")), "{virtual_host}");
@@ -292,20 +294,26 @@ mod tests {
     }
 
     #[test]
-    fn a_bucket_is_taken_out_of_an_endpoint() {
-        let taken = |url: &str, bucket: Option<&str>| part(url, bucket).unwrap().map(|(url, _)| url);
+    fn a_bucket_is_removed_from_an_endpoint() {
+        let removed = |url: &str, bucket: Option<&str>| split_bucket(url, bucket).unwrap().map(|(url, _)| url);
         let b2 = "https://s3.us-west-004.backblazeb2.com";
-        assert_eq!(taken(b2, Some("b")), None);
-        assert_eq!(taken("https://b.s3.us-west-004.backblazeb2.com", Some("b")).as_deref(), Some(b2));
-        assert_eq!(part("https://b.c.s3.us-west-004.backblazeb2.com", None), Ok(Some((b2.into(), "b.c".into()))));
-        assert_eq!(taken("https://s3.us-west-004.backblazeb2.com/b", Some("b")).as_deref(), Some(b2));
-        assert_eq!(taken("http://h:9000/base/b", Some("b")).as_deref(), Some("http://h:9000/base"));
-        assert_eq!(taken("http://h:9000/b", None).as_deref(), Some("http://h:9000"));
-        assert_eq!(taken("http://h:9000/base", Some("b")), None, "a gateway may have a path of its own");
-        assert_eq!(taken("https://s3.hf.co/team", Some("team")), None, "that is the namespace");
-        assert_eq!(taken("https://s3.hf.co/team", Some("b")), None);
-        assert_eq!(taken("https://s3.hf.co/team/b", Some("b")).as_deref(), Some("https://s3.hf.co/team"));
-        assert_eq!(part("https://s3.hf.co/team/b", None), Ok(Some(("https://s3.hf.co/team".into(), "b".into()))));
+        assert_eq!(removed(b2, Some("b")), None);
+        assert_eq!(removed("https://b.s3.us-west-004.backblazeb2.com", Some("b")).as_deref(), Some(b2));
+        assert_eq!(
+            split_bucket("https://b.c.s3.us-west-004.backblazeb2.com", None),
+            Ok(Some((b2.into(), "b.c".into())))
+        );
+        assert_eq!(removed("https://s3.us-west-004.backblazeb2.com/b", Some("b")).as_deref(), Some(b2));
+        assert_eq!(removed("http://h:9000/base/b", Some("b")).as_deref(), Some("http://h:9000/base"));
+        assert_eq!(removed("http://h:9000/b", None).as_deref(), Some("http://h:9000"));
+        assert_eq!(removed("http://h:9000/base", Some("b")), None, "a gateway may have a base path");
+        assert_eq!(removed("https://s3.hf.co/team", Some("team")), None, "that is the namespace");
+        assert_eq!(removed("https://s3.hf.co/team", Some("b")), None);
+        assert_eq!(removed("https://s3.hf.co/team/b", Some("b")).as_deref(), Some("https://s3.hf.co/team"));
+        assert_eq!(
+            split_bucket("https://s3.hf.co/team/b", None),
+            Ok(Some(("https://s3.hf.co/team".into(), "b".into())))
+        );
         for (url, bucket) in [
             ("https://a.s3.us-west-004.backblazeb2.com", Some("b")),
             ("https://s3.us-west-004.backblazeb2.com/a", Some("b")),
@@ -313,12 +321,12 @@ mod tests {
             ("http://h:9000/b/p", Some("b")),
             ("http://h:9000/b/p", None),
         ] {
-            assert!(part(url, bucket).is_err(), "{url} {bucket:?}");
+            assert!(split_bucket(url, bucket).is_err(), "{url} {bucket:?}");
         }
     }
 
     #[test]
-    fn some_stores_take_fewer_parts() {
+    fn some_stores_allow_fewer_parts() {
         assert_eq!(max_parts_of("s3.nl-ams.scw.cloud"), Some(1000));
         assert_eq!(max_parts_of("s3.us-west-004.backblazeb2.com"), None);
     }

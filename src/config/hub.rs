@@ -1,4 +1,4 @@
-//! Where the Hugging Face Hub is and who asks there, as huggingface_hub reads it from the environment.
+//! The Hugging Face Hub's address and token, read from the environment as huggingface_hub does.
 
 use std::path::PathBuf;
 
@@ -8,32 +8,33 @@ use crate::files;
 
 /// The Hub's own address.
 const ENDPOINT: &str = "https://huggingface.co";
-/// Longest file with a token that is read, in bytes.
+/// Maximum size of a token file, in bytes.
 const MAX_TOKEN: u64 = 64 << 10;
 
 /// The Hugging Face Hub, for `--fallback hf-hub`.
 #[derive(Debug, Clone, Default)]
 pub struct Hub {
-    /// URL without a slash at its end (`HF_ENDPOINT`).
+    /// URL without a trailing slash (`HF_ENDPOINT`).
     pub endpoint: String,
     /// The token (`HF_TOKEN`, `HUGGING_FACE_HUB_TOKEN`).
     pub token: Option<Secret>,
-    /// The file that a login has put the token into (`HF_TOKEN_PATH`, `HF_HOME/token`).
+    /// The file in which `hf auth login` stores the token (`HF_TOKEN_PATH`, `HF_HOME/token`).
     pub token_file: Option<PathBuf>,
-    /// The variable that says that the Hub must not be asked (`HF_HUB_OFFLINE`, `TRANSFORMERS_OFFLINE`).
+    /// The variable that forbids access to the Hub, if one is set (`HF_HUB_OFFLINE`, `TRANSFORMERS_OFFLINE`).
     pub offline: Option<&'static str>,
-    /// Whether snapshots are to have real files instead of links (`HF_HUB_DISABLE_SYMLINKS`).
+    /// Whether snapshots get real files instead of links (`HF_HUB_DISABLE_SYMLINKS`).
     pub no_symlinks: bool,
 }
 
 impl Hub {
-    /// Reads the environment.
+    /// Reads the settings from the environment.
     pub(super) fn from_environment(env: &Environment<'_>) -> Hub {
         let is_set = |name: &str| {
             env.get(name).is_some_and(|text| matches!(text.to_ascii_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE"))
         };
-        let text = |name: &str| env.get(name).map(|text| plain(&text).to_string()).filter(|text| !text.is_empty());
-        // The second one only where the first is not set, not even to 0.
+        let text =
+            |name: &str| env.get(name).map(|text| strip_quotes(&text).to_string()).filter(|text| !text.is_empty());
+        // TRANSFORMERS_OFFLINE counts only if HF_HUB_OFFLINE is not set at all, not even to 0.
         let offline = ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"].into_iter().find(|name| env.get(name).is_some());
         let home = match (env.get("HF_HOME"), env.get("XDG_CACHE_HOME")) {
             (Some(home), _) => Some(env.expand(&home)),
@@ -54,8 +55,7 @@ impl Hub {
         hub
     }
 
-    /// Checks that the token file, where there is one, is a file: a token that is meant to be sent must not silently be
-    /// none.
+    /// Checks that the token file, if it exists, is a regular file, so that its token is not silently left out.
     ///
     /// # Errors
     /// When it is a named pipe, a socket or a device.
@@ -70,18 +70,18 @@ impl Hub {
         }
     }
 
-    /// The token to send, if there is one.
+    /// Returns the token to send, if there is one.
     pub fn find_token(&self) -> Option<Secret> {
         let stored = || {
             let text = files::read_named_text(self.token_file.as_ref()?, MAX_TOKEN).ok()?;
-            Some(plain(&text).to_string()).filter(|text| !text.is_empty()).map(Secret::new)
+            Some(strip_quotes(&text).to_string()).filter(|text| !text.is_empty()).map(Secret::new)
         };
         self.token.clone().or_else(stored)
     }
 }
 
-/// Without the white space around it and one pair of quotes, which mounted secrets and env files bring along.
-fn plain(text: &str) -> &str {
+/// Strips surrounding white space and one pair of quotes, which mounted secrets and env files often have.
+fn strip_quotes(text: &str) -> &str {
     let text = text.trim();
     let within = |quote: char| text.strip_prefix(quote).and_then(|rest| rest.strip_suffix(quote));
     within('"').or_else(|| within('\'')).map_or(text, str::trim)
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn the_environment_is_read_as_the_client_reads_it() {
+    fn the_environment_is_read_as_huggingface_hub_does() {
         let hub = read(&[]);
         assert_eq!((hub.endpoint.as_str(), hub.offline, hub.find_token()), ("https://huggingface.co", None, None));
         assert_eq!(hub.token_file.unwrap(), PathBuf::from("/home/u/.cache/huggingface/token"));

@@ -1,11 +1,12 @@
-//! Configuration: YAML, environment and flags, resolved once into a validated [`Config`].
+//! Configuration: flags, environment and YAML, resolved once into a validated [`Config`].
 //!
-//! Precedence, highest first, as in 0.1.0: flags; for credentials the `B2_APPLICATION_KEY_ID` pair, the
-//! `AWS_ACCESS_KEY_ID` pair, the YAML pair, each pair taken whole or not at all; for all other settings the variables
-//! of this tool and `B2_*`, then YAML, then the variables of other tools. Below all of these the standard AWS sources
-//! (profiles, SSO, web identity, container, instance metadata), which only the client looks up, when it is first needed.
+//! Precedence, highest first, as in 0.1.0:
+//! - Credentials: the `B2_APPLICATION_KEY_ID` pair, the `AWS_ACCESS_KEY_ID` pair, the YAML pair, then the standard AWS
+//!   sources (profiles, SSO, web identity, container, instance metadata). Halves of different pairs are never combined.
+//!   The AWS sources are consulted lazily, by the client.
+//! - All other settings: flags, this tool's own variables and `B2_*`, YAML, then the variables of other tools.
 //!
-//! [`settings`] defines each setting once; [`resolve`] finds what is given for it; here it gets its type.
+//! [`settings`] defines each setting once, [`resolve`] finds its value, and this module turns the values into types.
 
 pub mod credentials;
 mod environment;
@@ -20,7 +21,7 @@ mod yaml;
 pub use credentials::{Credentials, KeyPair, Secret};
 pub use environment::Environment;
 pub use hub::Hub;
-pub use resolve::{Given, Overrides};
+pub use resolve::{Overrides, SettingValue};
 pub use source::Source;
 pub use values::{Addressing, Checksums, Encryption, GigaBytes, host_of, is_backblaze};
 
@@ -30,20 +31,20 @@ use crate::error::{Error, Result};
 use crate::net::Network;
 use resolve::Resolution;
 
-/// The file name that is searched in the current and then in the home directory.
+/// The configuration file's name, looked for in the current directory and then in the home directory.
 pub const FILE_NAME: &str = ".hf-cache-sync.yaml";
 
-/// The variable that names a file.
+/// The environment variable that names the configuration file.
 pub const FILE_VARIABLE: &str = "HF_CACHE_SYNC_CONFIG";
 
-/// Everything a command needs to know, checked.
+/// The validated configuration that commands run with.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// The Hugging Face Hub.
     pub hub: Hub,
-    /// Certificates and exceptions from the proxy, for the Hub and the store.
+    /// Certificate bundles and proxy exceptions, for both the Hub and the store.
     pub network: Network,
-    /// The bucket and how to reach it.
+    /// The bucket, and how to reach it.
     pub storage: Storage,
     /// The local cache.
     pub cache: Cache,
@@ -51,52 +52,52 @@ pub struct Config {
     pub team: Team,
     /// The file that was read, if any.
     pub file: Option<PathBuf>,
-    /// What a user should know: unknown keys, ignored halves of credential pairs.
+    /// Warnings for the user, such as unknown keys and incomplete credential pairs that were ignored.
     pub warnings: Vec<String>,
-    /// What was made of what was given, where that may surprise.
+    /// Adjustments to the user's values that may come as a surprise.
     pub notes: Vec<String>,
-    /// What was given for each setting, and where.
-    pub given: Vec<Given>,
+    /// The value of each setting and its source.
+    pub values: Vec<SettingValue>,
 }
 
-/// Where the bucket is, and how it wants to be talked to.
+/// The bucket, and how to talk to its store.
 #[derive(Debug, Clone)]
 pub struct Storage {
-    /// URL with a scheme; `None`: AWS's own.
+    /// URL with a scheme, or `None` for AWS's own endpoint.
     pub endpoint: Option<String>,
     /// Bucket name; see [`Storage::bucket`].
     pub bucket: Option<String>,
-    /// Region, when it was given or follows from the endpoint's host.
+    /// The region, if it is configured or can be inferred from the endpoint's host.
     pub region: Option<String>,
-    /// Whose keys. Not used where `unsigned` is set.
+    /// The credentials; unused if `unsigned` is set.
     pub credentials: Credentials,
-    /// Where the bucket stands in a URL.
+    /// Whether the bucket is part of the host or of the path.
     pub addressing: Addressing,
-    /// What is sent with PutObject and UploadPart for the store to compare.
+    /// The checksum sent with PutObject and UploadPart for the store to verify.
     pub checksums: Checksums,
-    /// The encryption that PutObject and CreateMultipartUpload ask for; `None`: the bucket's own.
+    /// The encryption requested by PutObject and CreateMultipartUpload, or `None` for the bucket's default.
     pub encryption: Option<Encryption>,
-    /// The storage class that PutObject and CreateMultipartUpload ask for; `None`: the bucket's own.
+    /// The storage class requested by PutObject and CreateMultipartUpload, or `None` for the bucket's default.
     pub storage_class: Option<String>,
-    /// Whether every request says that its sender pays (`x-amz-request-payer: requester`).
+    /// Whether requests are billed to the requester (`x-amz-request-payer: requester`).
     pub requester_pays: bool,
-    /// Whether requests go without a signature, and no credentials are looked for.
+    /// Whether requests are sent unsigned, without looking for credentials.
     pub unsigned: bool,
-    /// The most parts of one upload.
+    /// Maximum number of parts in a multipart upload.
     pub max_parts: u32,
-    /// Whether AWS's own endpoint is the one that IPv6 reaches too. Never set together with `endpoint`.
+    /// Whether to use AWS's dual-stack endpoint, which is also reachable over IPv6. Never set together with `endpoint`.
     pub dual_stack: bool,
-    /// Whether AWS's own endpoint is the one validated for FIPS 140. Never set together with `endpoint`.
+    /// Whether to use AWS's FIPS 140 endpoint. Never set together with `endpoint`.
     pub fips: bool,
 }
 
 impl Storage {
-    /// What looks wrong with the credentials by their shape alone.
+    /// Returns what looks wrong with the credentials, judging by their format alone.
     pub fn suspicion(&self) -> Option<&'static str> {
         self.credentials.pair()?.suspicion(self.endpoint.as_deref())
     }
 
-    /// The bucket, required by every command that talks to the store.
+    /// Returns the bucket's name, which every command that talks to the store requires.
     ///
     /// # Errors
     /// [`crate::error::Cause::Usage`] when none is configured.
@@ -113,20 +114,20 @@ impl Storage {
 pub struct Cache {
     /// The `hub` folder.
     pub root: PathBuf,
-    /// Where its path comes from.
+    /// Where `root` was set.
     pub source: Source,
     /// Disk budget of `prune`, in bytes.
     pub max_local_bytes: u64,
-    /// Whether LFS/Xet pointer files are pushed too.
+    /// Whether to push LFS/Xet pointer files as well.
     pub sync_xet: bool,
 }
 
 /// Team settings.
 #[derive(Debug, Clone)]
 pub struct Team {
-    /// Key prefix: empty, or ending in one `/`.
+    /// Key prefix: empty, or ending in a single `/`.
     pub prefix: String,
-    /// Whether repos that look gated are pushed and pulled.
+    /// Whether to push and pull repos that look gated.
     pub allow_gated: bool,
 }
 
@@ -134,7 +135,7 @@ impl Config {
     /// Resolves the configuration.
     ///
     /// # Errors
-    /// [`crate::error::Cause::Usage`] that names the file and line, the variable or the option that cannot be used.
+    /// [`crate::error::Cause::Usage`], naming the file and line, the variable or the option that is invalid.
     pub fn load(overrides: &Overrides, env: &Environment<'_>) -> Result<Config> {
         Resolution::gather(overrides, env).into_config()
     }
@@ -161,7 +162,7 @@ mod tests {
                         access_key: yk\n  secret_key: y-secret\ncache:\n  max_local_gb: 1.5\nteam:\n  prefix: /t/x/\n  allow_gated: true\n";
 
     #[test]
-    fn credential_pairs_are_whole_or_ignored() {
+    fn incomplete_credential_pairs_are_ignored() {
         let b2 = [("B2_APPLICATION_KEY_ID", "i"), ("B2_APPLICATION_KEY", "s")];
         let aws = [("AWS_ACCESS_KEY_ID", "i"), ("AWS_SECRET_ACCESS_KEY", "s"), ("AWS_SESSION_TOKEN", "t")];
         let source = |vars: &[(&str, &str)], yaml| load(yaml, vars, Overrides::default()).unwrap();
@@ -193,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_name_file_line_and_key_and_no_secret() {
+    fn errors_name_file_line_and_key_but_no_secret() {
         let text = |yaml: &str| load(Some(yaml), &[], Overrides::default()).unwrap_err().to_string();
         let flag = text("team:\n  allow_gated: \"false\"\n");
         assert!(flag.contains(FILE_NAME) && flag.contains("allow_gated") && flag.contains("line 2"), "{flag}");
@@ -207,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_keys_warn_and_name_the_nearest() {
+    fn unknown_keys_warn_and_suggest_the_nearest() {
         let yaml = "storage:\n  buket: x\n  endpoint:\nzzz: 1\nteam:\n  allow_gated: yes\n";
         let config = load(Some(yaml), &[], Overrides::default()).unwrap();
         assert!(config.warnings[0].contains("`storage.buket` is ignored; did you mean `storage.bucket`?"));
@@ -217,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cache_is_where_the_client_looks() {
+    fn cache_location_matches_huggingface_hub() {
         let root =
             |yaml: Option<&str>, vars: &[(&str, &str)]| load(yaml, vars, Overrides::default()).unwrap().cache.root;
         assert_eq!(root(None, &[]), Path::new("/home/u/.cache/huggingface/hub"));

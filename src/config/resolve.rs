@@ -1,4 +1,4 @@
-//! Finds what is given for each setting, and where.
+//! Finds the value of each setting and its source.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -11,40 +11,40 @@ use super::hosts;
 use super::settings::{Form, SETTINGS, Setting, setting};
 use super::source::Source;
 use super::values::{self, Encryption, GigaBytes};
-use super::yaml::{File, Found};
+use super::yaml::{File, FileValue};
 use super::{Cache, Config, FILE_NAME, FILE_VARIABLE, Hub, Storage, Team};
 use crate::error::{Error, Result, printable};
 use crate::net::Network;
 
-/// Values from the command line, which win over everything.
+/// Values from the command line, which take precedence over all others.
 #[derive(Debug, Clone, Default)]
 pub struct Overrides {
     /// `--config`
     pub file: Option<PathBuf>,
-    /// What the options of settings say, by their names without dashes; a switch says `true`.
+    /// Values of the options that correspond to settings, by option name without dashes; a switch has the value `true`.
     pub values: BTreeMap<&'static str, OsString>,
 }
 
 impl Overrides {
-    /// The same with one more option.
+    /// Adds an option.
     pub fn with(mut self, flag: &'static str, value: impl Into<OsString>) -> Self {
         self.values.insert(flag, value.into());
         self
     }
 }
 
-/// What is given for a setting.
+/// The value of a setting and its source.
 #[derive(Debug, Clone)]
-pub struct Given {
+pub struct SettingValue {
     /// The setting.
     pub setting: &'static Setting,
-    /// Its value, checked; `None` when nothing is given, or it cannot be used. Never that of a secret.
+    /// The validated value; `None` if nothing is set or the value is invalid. Never holds a secret.
     pub value: Option<OsString>,
-    /// Where it comes from.
+    /// Where the value was set.
     pub source: Source,
 }
 
-/// A variable that matters and has no setting in the file.
+/// An environment variable that affects the tool but has no counterpart in the configuration file.
 #[derive(Debug, Clone)]
 pub struct Variable {
     /// Its name.
@@ -53,7 +53,7 @@ pub struct Variable {
     pub value: Option<String>,
 }
 
-/// Those variables, and whether their values are secrets.
+/// These variables, and whether their values are secret.
 const VARIABLES: [(&str, bool); 28] = [
     ("B2_APPLICATION_KEY_ID", true),
     ("B2_APPLICATION_KEY", true),
@@ -85,39 +85,39 @@ const VARIABLES: [(&str, bool); 28] = [
     ("RUST_LOG", false),
 ];
 
-/// All that was found. It may have problems, and can be shown all the same.
+/// Everything that was found, including problems, so that `config show` can display even an invalid configuration.
 #[derive(Debug)]
 pub struct Resolution {
-    /// Each setting, in the order of the table.
-    pub given: Vec<Given>,
-    /// What cannot be used, in the order in which it was found.
+    /// The value of each setting, in the order of the table.
+    pub values: Vec<SettingValue>,
+    /// Invalid values, in the order in which they were found.
     pub problems: Vec<Error>,
-    /// What a user should know.
+    /// Warnings for the user.
     pub warnings: Vec<String>,
-    /// What was made of what was given, where that may surprise.
+    /// Adjustments to the user's values that may come as a surprise.
     pub notes: Vec<String>,
-    /// The file that was found, if any.
+    /// The configuration file, if there is one.
     pub file: Option<PathBuf>,
-    /// What names the file.
+    /// What named the file.
     pub file_source: Source,
-    /// Where a file is searched when nothing names one, in order.
+    /// Where the file is looked for unless one is named, in order.
     pub searched: Vec<PathBuf>,
-    /// Other variables that are set.
+    /// Other environment variables that are set.
     pub variables: Vec<Variable>,
-    /// Whose keys.
+    /// The credentials.
     pub credentials: Credentials,
-    /// The Hub.
+    /// The Hugging Face Hub.
     pub hub: Hub,
-    /// Certificates and exceptions from the proxy.
+    /// Certificate bundles and proxy exceptions.
     pub network: Network,
-    /// The cache; `None` when there is no telling where.
+    /// The cache, or `None` if its location cannot be determined.
     pub cache_root: Option<PathBuf>,
 }
 
 impl Resolution {
-    /// Looks everywhere.
+    /// Gathers the values from all sources.
     pub fn gather(overrides: &Overrides, env: &Environment<'_>) -> Resolution {
-        let unclean = RefCell::new(Vec::<Error>::new());
+        let invalid = RefCell::new(Vec::<Error>::new());
         let ignored = (env.var)("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS");
         let ignored = ignored.is_some_and(|text| text.trim().eq_ignore_ascii_case("true"));
         let var = |name: &str| {
@@ -126,9 +126,9 @@ impl Resolution {
                 Ok(text) => Some(text.to_string()),
                 Err(why) => {
                     let error = Error::usage(format!("the environment variable {name} cannot be used")).because(why);
-                    let mut unclean = unclean.borrow_mut();
-                    if !unclean.contains(&error) {
-                        unclean.push(error);
+                    let mut invalid = invalid.borrow_mut();
+                    if !invalid.contains(&error) {
+                        invalid.push(error);
                     }
                     None
                 }
@@ -136,18 +136,18 @@ impl Resolution {
         };
         let env = Environment { var: &var, home: env.home.clone(), current: env.current.clone() };
         let mut found = Resolution {
-            given: Vec::new(),
+            values: Vec::new(),
             problems: Vec::new(),
             warnings: Vec::new(),
             notes: Vec::new(),
             file: None,
             file_source: Source::Default,
-            searched: places(&env),
+            searched: search_paths(&env),
             variables: VARIABLES
                 .into_iter()
                 .filter_map(|(name, is_secret)| {
                     let value = env.get(name)?;
-                    Some(Variable { name, value: (!is_secret).then(|| without_credentials(&value)) })
+                    Some(Variable { name, value: (!is_secret).then(|| redact(&value)) })
                 })
                 .collect(),
             credentials: Credentials::AwsChain,
@@ -169,70 +169,69 @@ impl Resolution {
                 File::default()
             }
         };
-        let places = Places { overrides, env: &env, file: &file };
+        let inputs = Inputs { overrides, env: &env, file: &file };
         for setting in SETTINGS {
-            let given = if setting.is_secret() { places.secret(setting) } else { places.find(setting) };
+            let given = if setting.is_secret() { inputs.find_secret(setting) } else { inputs.find(setting) };
             let given = given.unwrap_or_else(|error| {
                 found.problems.push(error);
                 None
             });
             let (value, source) = given.map_or((None, Source::Default), |(value, source)| (Some(value), source));
-            found.given.push(Given { setting, value, source });
+            found.values.push(SettingValue { setting, value, source });
         }
-        found.part_endpoint();
+        found.split_endpoint();
         found.find_region();
         found.find_cache(&env);
-        found.find_credentials(&places);
-        found.check_together();
-        let bundle = found.of(setting("storage", "ca_bundle"));
+        found.find_credentials(&inputs);
+        found.check_combinations();
+        let bundle = found.get(setting("storage", "ca_bundle"));
         if let Some(path) = &bundle.value {
             let bundle = (bundle.source.to_string(), env.current.join(path));
             found.network.bundles.insert(0, bundle);
         }
-        found.problems.extend(unclean.take());
+        found.problems.extend(invalid.take());
         found
     }
 
-    /// A bucket that stands in the endpoint, before the host or as its path, is taken out of it: keys would get it twice.
-    fn part_endpoint(&mut self) {
+    /// Removes a bucket from the endpoint's host or path; otherwise, it would appear in request URLs twice.
+    fn split_endpoint(&mut self) {
         let (endpoint, bucket) = (setting("storage", "endpoint"), setting("storage", "bucket"));
         let Some(url) = self.text("storage", "endpoint") else { return };
         let configured = self.text("storage", "bucket");
-        let source = self.of(endpoint).source.clone();
-        match hosts::part(&url, configured.as_deref()) {
+        let source = self.get(endpoint).source.clone();
+        match hosts::split_bucket(&url, configured.as_deref()) {
             Ok(None) => {}
             Ok(Some((service, named))) => {
-                let note =
-                    format!("the bucket '{named}' is taken out of the endpoint ({source}), which is then {service}");
+                let note = format!("removed the bucket '{named}' from the endpoint ({source}), which is now {service}");
                 self.notes.push(note);
                 if configured.is_none() {
                     self.set(bucket, Some(named.into()), source.clone());
                 }
                 self.set(endpoint, Some(service.into()), source);
             }
-            Err(hosts::Parts { endpoint, bucket: named, prefix }) => {
-                let mut why = format!("the bucket '{named}' stands in it");
+            Err(hosts::SplitEndpoint { endpoint, bucket: named, prefix }) => {
+                let mut why = format!("it contains the bucket '{named}'");
                 let mut instead = format!("--endpoint {endpoint} --bucket {named}");
                 if let Some(prefix) = prefix {
-                    why = format!("the bucket '{named}' and a prefix stand in it");
+                    why = format!("it contains the bucket '{named}' and a prefix");
                     instead += &format!(" --prefix {prefix}");
                 } else if let Some(configured) = configured {
-                    why += &format!(", and {} says '{configured}'", self.of(bucket).source);
+                    why += &format!(", but {} is '{configured}'", self.get(bucket).source);
                 }
                 self.problems.push(
                     Error::usage(format!("the endpoint '{}' cannot be used", printable(&url, 200)))
                         .because(why)
-                        .hint(format!("{source} is the URL of the store alone: {instead}")),
+                        .hint(format!("set {source} to the store's URL alone: {instead}")),
                 );
             }
         }
     }
 
-    /// The region that the endpoint's host names ranks before variables that platforms set unasked.
+    /// Derives the region from the endpoint's host. It takes precedence over variables that some platforms set by default.
     fn find_region(&mut self) {
         let region = setting("storage", "region");
-        let fallback = matches!(self.of(region).source, Source::Variable(name) if region.fallbacks.contains(&name));
-        if !fallback && self.of(region).value.is_some() {
+        let fallback = matches!(self.get(region).source, Source::Variable(name) if region.fallbacks.contains(&name));
+        if !fallback && self.get(region).value.is_some() {
             return;
         }
         if let Some(host) = self.text("storage", "endpoint").and_then(|url| hosts::region_of(&values::host_of(&url))) {
@@ -242,7 +241,7 @@ impl Resolution {
 
     fn find_cache(&mut self, env: &Environment<'_>) {
         let setting = setting("cache", "hf_cache_dir");
-        let given = self.of(setting).clone();
+        let given = self.get(setting).clone();
         let root = match given.value {
             Some(root) => PathBuf::from(root),
             None => match env.default_cache() {
@@ -256,9 +255,9 @@ impl Resolution {
         self.cache_root = Some(env.current.join(root));
     }
 
-    fn find_credentials(&mut self, places: &Places<'_>) {
+    fn find_credentials(&mut self, inputs: &Inputs<'_>) {
         let mut variable = |name: &'static str| {
-            let text = places.env.get(name)?;
+            let text = inputs.env.get(name)?;
             match values::credential(&text) {
                 Ok(text) => Some(Secret::new(text)),
                 Err(why) => {
@@ -272,7 +271,7 @@ impl Resolution {
         let aws = (variable("AWS_ACCESS_KEY_ID"), variable("AWS_SECRET_ACCESS_KEY"));
         let aws_token = variable("AWS_SESSION_TOKEN");
         let yaml = |key: &str| {
-            let found = places.file.get(setting("storage", key)).ok().flatten()?;
+            let found = inputs.file.get(setting("storage", key)).ok().flatten()?;
             let text = values::clean(&found.text).ok().filter(|text| !text.is_empty())?;
             values::credential(text).ok().map(Secret::new)
         };
@@ -280,65 +279,65 @@ impl Resolution {
         self.credentials = Halves { b2, aws, aws_token, file }.pick(&mut self.warnings);
     }
 
-    /// Settings that depend on each other.
-    fn check_together(&mut self) {
+    /// Checks settings that depend on each other.
+    fn check_combinations(&mut self) {
         let (sse, key) = (setting("storage", "sse"), setting("storage", "sse_kms_key_id"));
-        if self.of(key).value.is_some() && self.text("storage", "sse").is_some_and(|kind| kind == "AES256") {
-            let (key, sse) = (&self.of(key).source, &self.of(sse).source);
+        if self.get(key).value.is_some() && self.text("storage", "sse").is_some_and(|kind| kind == "AES256") {
+            let (key, sse) = (&self.get(key).source, &self.get(sse).source);
             self.problems.push(
-                Error::usage(format!("the KMS key of {key} cannot be used"))
-                    .because(format!("{sse} asks for AES256, which has no key of yours"))
-                    .hint("set storage.sse to aws:kms, or leave it out"),
+                Error::usage(format!("the KMS key in {key} cannot be used"))
+                    .because(format!("{sse} is AES256, which does not use a KMS key"))
+                    .hint("set storage.sse to aws:kms, or remove it"),
             );
         }
-        let endpoint = self.of(setting("storage", "endpoint")).clone();
+        let endpoint = self.get(setting("storage", "endpoint")).clone();
         for name in ["dual_stack", "fips"] {
             let setting = setting("storage", name);
-            let given = self.of(setting).clone();
+            let given = self.get(setting).clone();
             if given.value.is_none_or(|value| value != "true") || endpoint.value.is_none() {
                 continue;
             }
-            // A platform that sets AWS's own variable does not mean another store.
+            // Where a platform sets AWS's own variable, it is not meant for another store.
             if matches!(given.source, Source::Variable(name) if setting.fallbacks.contains(&name)) {
                 self.set(setting, None, Source::Default);
                 continue;
             }
             self.problems.push(
                 Error::usage(format!("{} cannot be used together with {}", given.source, endpoint.source))
-                    .because("it chooses among AWS's own endpoints")
-                    .hint("leave out one of them"),
+                    .because("it selects one of AWS's own endpoints")
+                    .hint("remove one of them"),
             );
         }
         if let Some(class) = self.text("storage", "storage_class").filter(|class| is_archive(class)) {
-            let source = &self.of(setting("storage", "storage_class")).source;
+            let source = &self.get(setting("storage", "storage_class")).source;
             self.warnings
-                .push(format!("{source}: what is stored as {class} has to be restored before it can be pulled"));
+                .push(format!("{source}: objects stored as {class} must be restored before they can be pulled"));
         }
     }
 
-    /// What is given for a setting.
-    pub fn of(&self, setting: &Setting) -> &Given {
-        self.given.iter().find(|given| std::ptr::eq(given.setting, setting)).expect("every setting is in the table")
+    /// Returns the value of a setting and its source.
+    pub fn get(&self, setting: &Setting) -> &SettingValue {
+        self.values.iter().find(|given| std::ptr::eq(given.setting, setting)).expect("every setting is in the table")
     }
 
     fn set(&mut self, setting: &Setting, value: Option<OsString>, source: Source) {
-        if let Some(given) = self.given.iter_mut().find(|given| std::ptr::eq(given.setting, setting)) {
+        if let Some(given) = self.values.iter_mut().find(|given| std::ptr::eq(given.setting, setting)) {
             (given.value, given.source) = (value, source);
         }
     }
 
     fn text(&self, section: &str, key: &str) -> Option<String> {
-        self.of(setting(section, key)).value.as_ref()?.to_str().map(String::from)
+        self.get(setting(section, key)).value.as_ref()?.to_str().map(String::from)
     }
 
     fn is_on(&self, section: &str, key: &str) -> bool {
         self.text(section, key).is_some_and(|text| text == "true")
     }
 
-    /// The configuration.
+    /// Converts the values into the configuration.
     ///
     /// # Errors
-    /// The first problem.
+    /// The first problem that was found.
     pub fn into_config(mut self) -> Result<Config> {
         if let Some(problem) = self.problems.drain(..).next() {
             return Err(problem);
@@ -367,7 +366,7 @@ impl Resolution {
                 fips: self.is_on("storage", "fips"),
             },
             cache: Cache {
-                source: self.of(setting("cache", "hf_cache_dir")).source.clone(),
+                source: self.get(setting("cache", "hf_cache_dir")).source.clone(),
                 root: self.cache_root.take().unwrap_or_default(),
                 max_local_bytes: gigabytes.unwrap_or(GigaBytes(50 << 30)).0,
                 sync_xet: self.is_on("cache", "sync_xet"),
@@ -381,35 +380,35 @@ impl Resolution {
             file: self.file.clone(),
             warnings: self.warnings,
             notes: self.notes,
-            given: self.given,
+            values: self.values,
         })
     }
 }
 
-/// Classes whose objects cannot be read at once.
+/// Whether objects of a storage class have to be restored before they can be read.
 fn is_archive(class: &str) -> bool {
     matches!(class, "GLACIER" | "DEEP_ARCHIVE" | "ARCHIVE" | "COLD_ARCHIVE")
 }
 
-/// The file's places, in the order in which they are searched, without those that a user names.
-fn places(env: &Environment<'_>) -> Vec<PathBuf> {
+/// Returns the default locations of the configuration file, in search order.
+fn search_paths(env: &Environment<'_>) -> Vec<PathBuf> {
     let xdg = match (env.get("XDG_CONFIG_HOME"), &env.home) {
         (Some(dir), _) => Some(env.current.join(env.expand(&dir))),
         (None, Some(home)) => Some(home.join(".config")),
         (None, None) => None,
     };
-    let mut places = vec![env.current.join(FILE_NAME)];
-    places.extend(env.home.as_ref().map(|home| home.join(FILE_NAME)));
-    places.extend(xdg.map(|dir| dir.join("hf-cache-sync").join("config.yaml")));
-    // At home, the first two are one.
-    places.dedup();
-    places
+    let mut paths = vec![env.current.join(FILE_NAME)];
+    paths.extend(env.home.as_ref().map(|home| home.join(FILE_NAME)));
+    paths.extend(xdg.map(|dir| dir.join("hf-cache-sync").join("config.yaml")));
+    // In the home directory, the first two are the same.
+    paths.dedup();
+    paths
 }
 
-/// The file that the user names, whether or not it is there.
+/// Returns the file that the user named, whether or not it exists.
 pub fn named_file(overrides: &Overrides, env: &Environment<'_>) -> Option<(PathBuf, Source)> {
     if let Some(path) = &overrides.file {
-        // No shell expands the `~` of `--config=~/team.yaml`.
+        // Shells do not expand the `~` in `--config=~/team.yaml`.
         let path = path.to_str().map_or(path.clone(), |path| env.expand(path));
         return Some((env.current.join(path), Source::Flag("config")));
     }
@@ -421,60 +420,60 @@ fn find_file(overrides: &Overrides, env: &Environment<'_>) -> Option<(PathBuf, S
     if let Some(named) = named_file(overrides, env) {
         return Some(named);
     }
-    let found = places(env).into_iter().find(|path| path.symlink_metadata().is_ok())?;
+    let found = search_paths(env).into_iter().find(|path| path.symlink_metadata().is_ok())?;
     Some((found, Source::Default))
 }
 
-/// Where values are looked for.
-struct Places<'a> {
+/// The sources of values.
+struct Inputs<'a> {
     overrides: &'a Overrides,
     env: &'a Environment<'a>,
     file: &'a File,
 }
 
-impl Places<'_> {
-    /// What is given for a setting, checked.
+impl Inputs<'_> {
+    /// Returns the validated value of a setting and its source.
     fn find(&self, setting: &'static Setting) -> Result<Option<(OsString, Source)>> {
         if let Some(flag) = setting.flag
             && let Some(raw) = self.overrides.values.get(flag)
         {
             let source = Source::Flag(flag);
             return match (raw.to_str(), setting.form) {
-                (Some(text), _) => self.checked(setting, text, source),
-                // A path may be any bytes.
+                (Some(text), _) => self.validate(setting, text, source),
+                // A path need not be UTF-8.
                 (None, Form::Path) => Ok(Some((raw.clone(), source))),
                 (None, _) => Err(Error::usage(format!("--{flag} cannot be used")).because("it is not valid UTF-8")),
             };
         }
         for name in setting.variables {
             if let Some(text) = self.env.get(name) {
-                return self.checked(setting, &text, Source::Variable(name));
+                return self.validate(setting, &text, Source::Variable(name));
             }
         }
-        if let Some(Found { text, source }) = self.file.get(setting)?
-            && let Some(given) = self.checked(setting, &text, source)?
+        if let Some(FileValue { text, source }) = self.file.get(setting)?
+            && let Some(given) = self.validate(setting, &text, source)?
         {
             return Ok(Some(given));
         }
         for name in setting.fallbacks {
             if let Some(text) = self.env.get(name) {
-                return self.checked(setting, &text, Source::Variable(name));
+                return self.validate(setting, &text, Source::Variable(name));
             }
         }
         Ok(None)
     }
 
-    /// Whether a secret is in the file; its value is not told.
-    fn secret(&self, setting: &'static Setting) -> Result<Option<(OsString, Source)>> {
-        let Some(Found { text, source }) = self.file.get(setting)? else { return Ok(None) };
+    /// Checks whether a secret is in the file, without returning it.
+    fn find_secret(&self, setting: &'static Setting) -> Result<Option<(OsString, Source)>> {
+        let Some(FileValue { text, source }) = self.file.get(setting)? else { return Ok(None) };
         let wrong = |why: String| Error::usage(format!("cannot use {source}")).because(why);
         let text = values::clean(&text).map_err(wrong)?;
         (setting.check)(text).map_err(wrong)?;
         Ok((!text.is_empty()).then(|| (OsString::from("set"), source)))
     }
 
-    /// A value in its one form; `None` when nothing is left of it.
-    fn checked(&self, setting: &'static Setting, text: &str, source: Source) -> Result<Option<(OsString, Source)>> {
+    /// Validates and normalises a value; returns `None` if nothing is left of it.
+    fn validate(&self, setting: &'static Setting, text: &str, source: Source) -> Result<Option<(OsString, Source)>> {
         let wrong = |shown: &str, why: String| {
             let shown = if shown.is_empty() { String::new() } else { format!(" '{}'", printable(shown, 200)) };
             let what = match &source {
@@ -491,7 +490,7 @@ impl Places<'_> {
             Form::Choice(all) => values::choice(text, all),
             _ => (setting.check)(text),
         };
-        let value = value.map_err(|why| wrong(&without_credentials(text), why))?;
+        let value = value.map_err(|why| wrong(&redact(text), why))?;
         let value = match setting.form {
             Form::Path => self.env.expand(&value).into(),
             _ => value.into(),
@@ -500,8 +499,8 @@ impl Places<'_> {
     }
 }
 
-/// What stands before an `@`, or after a `?`, may be a secret: it is never repeated.
-fn without_credentials(text: &str) -> String {
+/// Hides the parts of a value that may be secret: everything before an `@` or after a `?`.
+fn redact(text: &str) -> String {
     let text = text.split_once('?').map_or(text.to_string(), |(before, _)| format!("{before}?…"));
     text.rsplit_once('@').map_or(text.clone(), |(_, host)| format!("…@{host}"))
 }

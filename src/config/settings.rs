@@ -1,5 +1,5 @@
-//! The table of settings: each is defined here and nowhere else. From it come the command line's options, what the
-//! file and the environment may say, the checks, the errors, the template of `init`, `config show`, and the table in
+//! The table of settings, the single place that defines them. It drives the command-line options, the configuration file,
+//! the environment variables, validation and its errors, the template of `init`, `config show`, and the table in
 //! docs/configuration.md.
 
 use super::values;
@@ -11,56 +11,56 @@ pub struct Setting {
     pub section: &'static str,
     /// The key in that section.
     pub key: &'static str,
-    /// The option on the command line, without its dashes.
+    /// The command-line option, without its dashes.
     pub flag: Option<&'static str>,
-    /// Variables that win over the file, in order.
+    /// Environment variables that take precedence over the file, in order.
     pub variables: &'static [&'static str],
-    /// Variables that count where nothing else gives a value, in order.
+    /// Environment variables that apply if nothing else sets a value, in order.
     pub fallbacks: &'static [&'static str],
-    /// What a value looks like.
+    /// The kind of value.
     pub form: Form,
-    /// Puts a value into its one form, or says what is wrong with it.
+    /// Validates and normalises a value, or says what is wrong with it.
     pub check: fn(&str) -> Result<String, String>,
-    /// What the option's help calls the value.
+    /// The placeholder for the value in the option's help.
     pub value_name: &'static str,
-    /// Whether the option is of the few that the short help shows.
+    /// Whether the short help shows the option.
     pub common: bool,
-    /// What counts when nothing is given, in words.
+    /// The default value, in words.
     pub default: &'static str,
-    /// What it is, for help and documentation.
+    /// The description, for help and documentation.
     pub doc: &'static str,
-    /// What the template of `init` suggests; a suggestion that is only there to be seen is commented out.
+    /// The line in the template of `init`.
     pub template: Template,
 }
 
-/// The form of a setting's value.
+/// The kind of a setting's value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
     /// Any text.
     Text,
-    /// A text that is never shown.
+    /// Text that is never shown.
     Secret,
-    /// A path; `~` and `$VARIABLES` are expanded.
+    /// A path, in which `~` and `$VARIABLES` are expanded.
     Path,
     /// A number.
     Number,
     /// True or false.
     Switch,
-    /// One of these.
+    /// One of these values.
     Choice(&'static [&'static str]),
 }
 
 /// A line in the template of `init`.
 #[derive(Debug, Clone, Copy)]
 pub enum Template {
-    /// This value is set.
+    /// An active line with this value.
     Set(&'static str),
-    /// This value is there to be seen.
+    /// A commented-out line with this value.
     Comment(&'static str),
 }
 
 impl Setting {
-    /// The name in the file, such as `storage.bucket`.
+    /// Returns the name in the file, such as `storage.bucket`.
     pub fn name(&self) -> String {
         format!("{}.{}", self.section, self.key)
     }
@@ -70,7 +70,7 @@ impl Setting {
         self.form == Form::Secret
     }
 
-    /// Where a person can set it, for hints: the key, the first variable and the option.
+    /// Lists where it can be set, for hints: the key, the first variable and the option.
     pub fn places(&self) -> String {
         let variable = self.variables.first().or(self.fallbacks.first());
         let flag = self.flag.map(|flag| format!("--{flag}"));
@@ -84,10 +84,10 @@ impl Setting {
     }
 }
 
-/// Looks a setting up.
+/// Looks up a setting.
 ///
 /// # Panics
-/// When there is no such setting, which is a mistake in this program: names are literals.
+/// When there is no such setting, which is a bug, since all callers pass literals.
 pub fn setting(section: &str, key: &str) -> &'static Setting {
     SETTINGS
         .iter()
@@ -98,7 +98,7 @@ pub fn setting(section: &str, key: &str) -> &'static Setting {
 /// The sections of the file, in order.
 pub const SECTIONS: [&str; 3] = ["storage", "cache", "team"];
 
-/// A setting that most of the fields below do not concern.
+/// Default values for the entries below.
 const PLAIN: Setting = Setting {
     section: "storage",
     key: "",
@@ -148,9 +148,9 @@ pub static SETTINGS: &[Setting] = &[
         fallbacks: &["AWS_REGION", "AWS_DEFAULT_REGION"],
         check: values::region,
         value_name: "NAME",
-        default: "the endpoint's own",
+        default: "from the endpoint",
         doc: "region of the bucket",
-        // A region that is set counts more than the endpoint's host, which names the right one.
+        // Commented out, since it would override the correct region in the endpoint's host.
         template: Template::Comment("us-west-000"),
         ..PLAIN
     },
@@ -158,7 +158,7 @@ pub static SETTINGS: &[Setting] = &[
         key: "access_key",
         form: Form::Secret,
         check: values::credential,
-        doc: "key id; better left empty: export `B2_APPLICATION_KEY_ID` instead",
+        doc: "key id; preferably leave this empty and export `B2_APPLICATION_KEY_ID`",
         template: Template::Set("\"\""),
         ..PLAIN
     },
@@ -166,7 +166,7 @@ pub static SETTINGS: &[Setting] = &[
         key: "secret_key",
         form: Form::Secret,
         check: values::credential,
-        doc: "secret key; better left empty: export `B2_APPLICATION_KEY` instead",
+        doc: "secret key; preferably leave this empty and export `B2_APPLICATION_KEY`",
         template: Template::Set("\"\""),
         ..PLAIN
     },
@@ -177,7 +177,7 @@ pub static SETTINGS: &[Setting] = &[
         form: Form::Choice(&["auto", "path", "virtual"]),
         value_name: "STYLE",
         default: "auto",
-        doc: "where the bucket stands in a URL: in its path, or as `virtual` host before the endpoint's",
+        doc: "how the bucket is addressed: in the URL's `path`, or as a `virtual` host in front of the endpoint's",
         template: Template::Comment("auto"),
         ..PLAIN
     },
@@ -189,7 +189,7 @@ pub static SETTINGS: &[Setting] = &[
         value_name: "KIND",
         default: "auto",
         doc: "checksum of each PUT and part: `md5` is the Content-MD5 header, `crc32` is \
-              `x-amz-checksum-crc32`; `auto` sends none until the store demands one",
+              `x-amz-checksum-crc32`; `auto` sends none unless the store requires one",
         template: Template::Comment("auto"),
         ..PLAIN
     },
@@ -199,8 +199,8 @@ pub static SETTINGS: &[Setting] = &[
         variables: &["HF_CACHE_SYNC_SSE"],
         form: Form::Choice(&["AES256", "aws:kms", "aws:kms:dsse"]),
         value_name: "KIND",
-        default: "the bucket's own",
-        doc: "server-side encryption that each upload asks for",
+        default: "the bucket's default",
+        doc: "server-side encryption to request for uploads",
         template: Template::Comment("aws:kms"),
         ..PLAIN
     },
@@ -210,7 +210,7 @@ pub static SETTINGS: &[Setting] = &[
         variables: &["HF_CACHE_SYNC_SSE_KMS_KEY_ID"],
         check: values::header,
         value_name: "KEY",
-        default: "the account's own",
+        default: "the account's default",
         doc: "id or ARN of the KMS key; implies `sse: aws:kms`",
         template: Template::Comment("arn:aws:kms:..."),
         ..PLAIN
@@ -221,8 +221,8 @@ pub static SETTINGS: &[Setting] = &[
         variables: &["HF_CACHE_SYNC_STORAGE_CLASS"],
         check: values::storage_class,
         value_name: "CLASS",
-        default: "the bucket's own",
-        doc: "storage class of uploads, such as `STANDARD_IA` or `INTELLIGENT_TIERING`",
+        default: "the bucket's default",
+        doc: "storage class for uploads, such as `STANDARD_IA` or `INTELLIGENT_TIERING`",
         template: Template::Comment("STANDARD_IA"),
         ..PLAIN
     },
@@ -232,7 +232,7 @@ pub static SETTINGS: &[Setting] = &[
         variables: &["HF_CACHE_SYNC_REQUESTER_PAYS"],
         fallbacks: &["AWS_REQUEST_PAYER"],
         form: Form::Switch,
-        check: values::requester,
+        check: values::requester_pays,
         default: "false",
         doc: "pay for requests to someone else's bucket",
         template: Template::Comment("false"),
@@ -245,7 +245,7 @@ pub static SETTINGS: &[Setting] = &[
         form: Form::Switch,
         check: values::switch,
         default: "false",
-        doc: "read a public bucket without credentials; none are looked for",
+        doc: "read a public bucket without looking for credentials",
         template: Template::Comment("false"),
         ..PLAIN
     },
@@ -254,8 +254,8 @@ pub static SETTINGS: &[Setting] = &[
         variables: &["HF_CACHE_SYNC_MAX_PARTS"],
         form: Form::Number,
         check: values::max_parts,
-        default: "10000; 1000 at Scaleway",
-        doc: "most parts of one upload that the store takes",
+        default: "10000, or 1000 for Scaleway",
+        doc: "maximum number of parts in a multipart upload",
         template: Template::Comment("10000"),
         ..PLAIN
     },
@@ -266,7 +266,7 @@ pub static SETTINGS: &[Setting] = &[
         form: Form::Switch,
         check: values::switch,
         default: "false",
-        doc: "use the AWS endpoint that IPv6 reaches too; only where no endpoint is set",
+        doc: "use AWS's dual-stack endpoint (IPv4 and IPv6); only if no endpoint is set",
         template: Template::Comment("false"),
         ..PLAIN
     },
@@ -277,7 +277,7 @@ pub static SETTINGS: &[Setting] = &[
         form: Form::Switch,
         check: values::switch,
         default: "false",
-        doc: "use the AWS endpoint validated for FIPS 140; only where no endpoint is set",
+        doc: "use AWS's FIPS 140 endpoint; only if no endpoint is set",
         template: Template::Comment("false"),
         ..PLAIN
     },
@@ -287,7 +287,7 @@ pub static SETTINGS: &[Setting] = &[
         variables: &["HF_CACHE_SYNC_CA_BUNDLE"],
         form: Form::Path,
         value_name: "FILE",
-        default: "the system's alone",
+        default: "the system's certificates",
         doc: "PEM file of additional CA certificates, such as a company's own",
         template: Template::Comment("/etc/ssl/certs/company.pem"),
         ..PLAIN
@@ -319,7 +319,7 @@ pub static SETTINGS: &[Setting] = &[
         common: true,
         form: Form::Path,
         value_name: "DIR",
-        default: "where huggingface_hub looks",
+        default: "as in huggingface_hub",
         doc: "the `hub` folder; `~` and `$VARIABLES` are expanded",
         template: Template::Comment("~/.cache/huggingface/hub"),
         ..PLAIN
@@ -331,7 +331,7 @@ pub static SETTINGS: &[Setting] = &[
         common: true,
         check: values::prefix,
         value_name: "PREFIX",
-        doc: "all keys in the bucket begin with this",
+        doc: "prefix of all keys in the bucket",
         template: Template::Set("\"\""),
         ..PLAIN
     },
@@ -341,18 +341,18 @@ pub static SETTINGS: &[Setting] = &[
         form: Form::Switch,
         check: values::switch,
         default: "false",
-        doc: "also push and pull repos whose licence files look gated. A pull sees only those already in this cache: \
-              the first pull to a fresh machine is never refused",
+        doc: "also push and pull repos whose licence files look gated. A pull can only check files that \
+              are already in this cache, so the first pull on a fresh machine is never refused",
         template: Template::Set("false"),
         ..PLAIN
     },
 ];
 
-/// The template that `init` writes.
+/// Returns the template that `init` writes.
 pub fn template() -> String {
     let mut text = String::from(
-        "# hf-cache-sync configuration. Searched in the current directory, then in the home directory.\n\
-         # Command line options, B2_* variables and an exported AWS key pair win over this file. It wins over \
+        "# hf-cache-sync configuration. Looked for in the current directory, then in the home directory.\n\
+         # Command-line options, B2_* variables and an exported AWS key pair override this file. It overrides \
          HF_HUB_CACHE,\n# HF_HOME and the other AWS_* variables. See docs/configuration.md.\n",
     );
     for section in SECTIONS {
@@ -362,8 +362,8 @@ pub fn template() -> String {
                 Template::Set(value) => format!("{}: {value}", setting.key),
                 Template::Comment(value) => format!("# {}: {value}", setting.key),
             };
-            let whole = if setting.is_secret() { &[][..] } else { &[". ", "; ", " (", ": "] };
-            let end = whole.iter().filter_map(|stop| setting.doc.find(stop)).min().unwrap_or(setting.doc.len());
+            let stops = if setting.is_secret() { &[][..] } else { &[". ", "; ", " (", ": "] };
+            let end = stops.iter().filter_map(|stop| setting.doc.find(stop)).min().unwrap_or(setting.doc.len());
             let about = setting.doc[..end].replace('`', "");
             text += &format!("  {line:<32}  # {about}\n");
         }
@@ -374,7 +374,7 @@ pub fn template() -> String {
     text
 }
 
-/// The table in docs/configuration.md.
+/// Returns the table in docs/configuration.md.
 #[cfg(test)]
 fn documentation() -> String {
     let mut text = String::from("| key | option | variables | meaning | default |\n|---|---|---|---|---|\n");
@@ -400,7 +400,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_and_the_documentation_are_the_same() {
+    fn the_documentation_matches_the_table() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/configuration.md");
         let docs = std::fs::read_to_string(path).unwrap();
         let table = documentation();
@@ -410,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn every_setting_is_whole() {
+    fn every_setting_is_documented_and_unique() {
         for setting in SETTINGS {
             assert!(SECTIONS.contains(&setting.section) && !setting.doc.is_empty(), "{}", setting.name());
             let twins = SETTINGS.iter().filter(|other| other.name() == setting.name()).count();

@@ -1,19 +1,19 @@
-//! The values of settings: what is stripped from them, what is allowed in them, and the types that they become.
+//! The values of settings: cleaning, validation, and the types they are parsed into.
 
 use std::str::FromStr;
 
 use crate::error::printable;
 
-/// Bytes in the gigabyte of `max_local_gb` and `--max-gb` (2^30, as 0.1.0 counts).
+/// Bytes in a gigabyte of `max_local_gb` and `--max-gb` (2^30, as in 0.1.0).
 pub const GIB: f64 = (1u64 << 30) as f64;
-/// The most parts of an upload that S3 allows.
+/// Maximum number of parts in a multipart upload to S3.
 pub const MAX_PARTS: u32 = 10_000;
 
-/// A value without what files, editors and shells leave around it: white space of any kind, a byte order mark, one pair
-/// of quotes.
+/// Strips what files, editors and shells leave around a value: white space of any kind, a byte order mark, one pair of
+/// quotes.
 ///
 /// # Errors
-/// When a control character is left. The error does not hold the value.
+/// When a control character remains. The error does not contain the value.
 pub fn clean(text: &str) -> Result<&str, String> {
     let blank = |c: char| c.is_whitespace() || "\u{feff}\u{200b}\u{0}".contains(c);
     let trimmed = text.trim_matches(blank);
@@ -21,11 +21,11 @@ pub fn clean(text: &str) -> Result<&str, String> {
     let bare = quoted('"').or_else(|| quoted('\'')).map_or(trimmed, |inner| inner.trim_matches(blank));
     match bare.chars().find(|c| c.is_control()) {
         None => Ok(bare),
-        Some(c) => Err(format!("it has a {} in it", name_of_control(c))),
+        Some(c) => Err(format!("it contains a {}", describe_control(c))),
     }
 }
 
-fn name_of_control(c: char) -> String {
+fn describe_control(c: char) -> String {
     match c {
         '\n' | '\r' => "line break".to_string(),
         '\t' => "tab".to_string(),
@@ -37,7 +37,7 @@ fn name_of_control(c: char) -> String {
 /// How the bucket is addressed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Addressing {
-    /// By path, except where the store is known to refuse that.
+    /// By path, unless the store is known to reject that.
     #[default]
     Auto,
     /// `https://host/bucket/key`
@@ -46,13 +46,13 @@ pub enum Addressing {
     Virtual,
 }
 
-/// What is sent with PutObject and UploadPart for the store to compare.
+/// The checksum sent with PutObject and UploadPart for the store to verify.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Checksums {
-    /// Nothing, until the store demands one.
+    /// None, unless the store requires one.
     #[default]
     Auto,
-    /// Nothing.
+    /// None.
     None,
     /// The `Content-MD5` header.
     Md5,
@@ -60,12 +60,12 @@ pub enum Checksums {
     Crc32,
 }
 
-/// Server-side encryption that uploads ask for.
+/// The server-side encryption that uploads request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Encryption {
     /// The value of the `x-amz-server-side-encryption` header: `AES256`, `aws:kms` or `aws:kms:dsse`.
     pub algorithm: String,
-    /// Id or ARN of the KMS key, where it is not the account's own.
+    /// Id or ARN of the KMS key, unless it is the account's default key.
     pub kms_key_id: Option<String>,
 }
 
@@ -94,15 +94,15 @@ impl FromStr for Checksums {
     }
 }
 
-/// What is expected where a number of gigabytes stands.
-pub(super) const GIGABYTES: &str = "expected a bare number of GiB, 0 or more, such as 50";
+/// The error for an invalid number of gigabytes.
+pub(super) const GIGABYTES: &str = "expected a plain number of GiB, 0 or more, such as 50";
 
-/// A number of gigabytes (2^30), kept in bytes.
+/// A number of gigabytes (2^30 bytes), stored in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GigaBytes(pub u64);
 
 impl GigaBytes {
-    /// `None` for a negative, infinite or absurd number.
+    /// Returns `None` for a negative, infinite or absurdly large number.
     pub fn new(gigabytes: f64) -> Option<Self> {
         let bytes = gigabytes * GIB;
         (bytes >= 0.0 && bytes < (1u64 << 60) as f64).then_some(GigaBytes(bytes as u64))
@@ -121,7 +121,7 @@ pub(super) fn any(text: &str) -> Result<String, String> {
     Ok(text.to_string())
 }
 
-/// One of `all`, in whatever case.
+/// Accepts one of `all`, ignoring case.
 pub(super) fn choice(text: &str, all: &[&str]) -> Result<String, String> {
     match all.iter().find(|known| known.eq_ignore_ascii_case(text)) {
         Some(known) => Ok(known.to_string()),
@@ -145,8 +145,8 @@ pub(super) fn switch(text: &str) -> Result<String, String> {
     }
 }
 
-/// A switch; `requester` is what other tools write into AWS_REQUEST_PAYER.
-pub(super) fn requester(text: &str) -> Result<String, String> {
+/// Validates a switch; also accepts `requester`, the value that other tools expect in AWS_REQUEST_PAYER.
+pub(super) fn requester_pays(text: &str) -> Result<String, String> {
     if text.eq_ignore_ascii_case("requester") { Ok("true".into()) } else { switch(text) }
 }
 
@@ -161,34 +161,34 @@ pub(super) fn max_parts(text: &str) -> Result<String, String> {
     }
 }
 
-/// What is sent as the value of a header.
+/// Validates the value of an HTTP header.
 pub(super) fn header(text: &str) -> Result<String, String> {
     match text.chars().all(|c| c.is_ascii_graphic()) {
         true => Ok(text.to_string()),
-        false => Err("expected letters, digits and signs of ASCII, without spaces".into()),
+        false => Err("expected ASCII letters, digits and symbols, without spaces".into()),
     }
 }
 
-/// One half of a key pair, or a token.
+/// Validates one half of a key pair, or a token.
 ///
 /// # Errors
-/// When it has a character that cannot stand in a header. The error does not hold the value.
+/// When it contains a character that is not allowed in a header. The error does not contain the value.
 pub fn credential(text: &str) -> Result<String, String> {
     match text.chars().all(|c| c.is_ascii() && !c.is_ascii_control()) {
         true => Ok(text.to_string()),
-        false => Err("it has a character that no key has; copy it again".into()),
+        false => Err("it contains a character that keys never contain; copy it again".into()),
     }
 }
 
-/// A region's name, which stands in host names and signatures.
+/// Validates a region's name, which is used in host names and signatures.
 ///
 /// # Errors
-/// When it has a character that no region has.
+/// When it contains a character that is not allowed in a region.
 pub fn region(text: &str) -> Result<String, String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     match text.chars().all(allowed) && text.len() <= 100 && text.split('.').all(|label| !label.is_empty()) {
         true => Ok(text.to_string()),
-        false => Err("a region has letters, digits, '-', '_' and '.' only, such as us-west-004".into()),
+        false => Err("a region consists of letters, digits, '-', '_' and '.', as in us-west-004".into()),
     }
 }
 
@@ -206,41 +206,45 @@ pub(super) fn bucket(text: &str) -> Result<String, String> {
         let prefix = prefix.trim_matches('/');
         let shown = |text: &str| printable(text, 100);
         return Err(match (text.starts_with("http"), prefix.is_empty()) {
-            (true, _) => "it is a URL: the store's URL is the endpoint, and the bucket a bare name".to_string(),
-            (_, true) => format!("give the bare name: --bucket {}", shown(name)),
-            _ => format!("give name and prefix apart: --bucket {} --prefix {}", shown(name), shown(prefix)),
+            (true, _) => {
+                "it is a URL: the store's URL goes into --endpoint, and --bucket takes a plain name".to_string()
+            }
+            (_, true) => format!("give the name alone: --bucket {}", shown(name)),
+            _ => {
+                format!("give the name and the prefix separately: --bucket {} --prefix {}", shown(name), shown(prefix))
+            }
         });
     }
     if let Some((name, prefix)) = text.split_once('/') {
         let (name, prefix) = (printable(name, 100), printable(prefix.trim_matches('/'), 100));
         return Err(match prefix.is_empty() {
-            true => format!("give the bare name: --bucket {name}"),
-            false => format!("give name and prefix apart: --bucket {name} --prefix {prefix}"),
+            true => format!("give the name alone: --bucket {name}"),
+            false => format!("give the name and the prefix separately: --bucket {name} --prefix {prefix}"),
         });
     }
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
     match text.chars().all(allowed) && text.len() <= 255 && !matches!(text, "." | "..") {
         true => Ok(text.to_string()),
-        false => Err("a bucket name has letters, digits, '-', '.' and '_' only".into()),
+        false => Err("a bucket name consists of letters, digits, '-', '.' and '_'".into()),
     }
 }
 
-/// 0.1.0's rule: `/` stripped at both ends, one `/` appended.
+/// Normalises a prefix as 0.1.0 does: strips `/` from both ends and appends a single `/`.
 pub(super) fn prefix(text: &str) -> Result<String, String> {
     let stripped = text.trim_matches('/');
     if text.contains("://") {
-        return Err("it is a URL: the prefix is what follows the bucket's name, such as team-a".into());
+        return Err("it is a URL: the prefix is the part after the bucket's name, such as team-a".into());
     }
     if stripped.split('/').any(|part| matches!(part, "." | "..")) {
-        return Err("it has a '.' or '..' part; expected something like team-a".into());
+        return Err("it contains a '.' or '..' segment; expected something like team-a".into());
     }
     if stripped.len() > 512 {
-        return Err("it is longer than 512 bytes, and a key has 1024".into());
+        return Err("it is longer than 512 bytes, half of the 1024 that a key may have".into());
     }
     Ok(if stripped.is_empty() { String::new() } else { format!("{stripped}/") })
 }
 
-/// An endpoint URL; `https://` is put before a bare host, as B2's pages show it.
+/// Validates an endpoint URL. A bare host, as shown on B2's pages, gets `https://`.
 pub(crate) fn endpoint(text: &str) -> Result<String, String> {
     let (scheme, rest) = match text.split_once("://") {
         Some((scheme, rest)) => (scheme.to_ascii_lowercase(), rest),
@@ -248,14 +252,14 @@ pub(crate) fn endpoint(text: &str) -> Result<String, String> {
     };
     if !matches!(scheme.as_str(), "http" | "https") {
         return Err(match scheme.as_str() {
-            "s3" => "it names a bucket: that is --bucket, and its path --prefix; the endpoint is the URL of the store",
-            _ => "it is neither http:// nor https://",
+            "s3" => "it names a bucket: use --bucket, and --prefix for its path; the endpoint is the store's URL",
+            _ => "it starts with neither http:// nor https://",
         }
         .into());
     }
     let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
     if host.is_empty() || rest.contains(|c: char| c.is_whitespace() || c.is_control() || "?#\\".contains(c)) {
-        return Err("it has no host, or characters that do not belong in a URL".into());
+        return Err("it has no host, or contains characters that are not allowed in a URL".into());
     }
     if host.contains('@') {
         return Err("credentials do not belong in the URL".into());
@@ -263,7 +267,7 @@ pub(crate) fn endpoint(text: &str) -> Result<String, String> {
     let (name, port) = match host.strip_prefix('[').and_then(|inner| inner.split_once(']')) {
         Some((inner, port)) => {
             if inner.parse::<std::net::Ipv6Addr>().is_err() {
-                return Err("what stands in its brackets is no IPv6 address".into());
+                return Err("the text in brackets is not an IPv6 address".into());
             }
             ("", port.strip_prefix(':').or(if port.is_empty() { None } else { Some("none") }))
         }
@@ -278,7 +282,7 @@ pub(crate) fn endpoint(text: &str) -> Result<String, String> {
     if !host.starts_with('[')
         && (name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c)))
     {
-        return Err("its host is not a name of letters, digits, '-' and '.'".into());
+        return Err("its host contains characters other than letters, digits, '-' and '.'".into());
     }
     let labels: Vec<&str> = name.strip_suffix('.').unwrap_or(name).split('.').collect();
     let fits =
@@ -286,7 +290,7 @@ pub(crate) fn endpoint(text: &str) -> Result<String, String> {
     let numeric = labels.last().is_some_and(|label| label.bytes().all(|byte| byte.is_ascii_digit()));
     let is_host = labels.iter().all(fits) && (!numeric || name.parse::<std::net::Ipv4Addr>().is_ok());
     if !host.starts_with('[') && !is_host {
-        return Err("its host is neither a name nor an address".into());
+        return Err("its host is neither a valid name nor an address".into());
     }
     let escaped = |at: usize| path.get(at + 1..at + 3).is_some_and(|hex| hex.bytes().all(|b| b.is_ascii_hexdigit()));
     let allowed = |(at, c): (usize, char)| match c {
@@ -294,12 +298,12 @@ pub(crate) fn endpoint(text: &str) -> Result<String, String> {
         c => c.is_ascii_alphanumeric() || "/-._~!$&'()*+,;=:@".contains(c),
     };
     if !path.char_indices().all(allowed) {
-        return Err("its path has characters that do not belong in a URL".into());
+        return Err("its path contains characters that are not allowed in a URL".into());
     }
     Ok(format!("{scheme}://{}/{path}", host.to_ascii_lowercase()).trim_end_matches('/').to_string())
 }
 
-/// The host of an endpoint URL, lowercase, without port.
+/// Returns the host of an endpoint URL, in lowercase and without the port.
 pub fn host_of(endpoint: &str) -> String {
     let rest = endpoint.split_once("://").map_or(endpoint, |(_, rest)| rest);
     let authority = rest.split('/').next().unwrap_or_default();
@@ -310,7 +314,7 @@ pub fn host_of(endpoint: &str) -> String {
     host.to_ascii_lowercase()
 }
 
-/// Whether the endpoint is Backblaze's own, which gets its user agent.
+/// Whether the endpoint is Backblaze's own, which gets a special user agent.
 pub fn is_backblaze(endpoint: &str) -> bool {
     let host = host_of(endpoint);
     host == "backblazeb2.com" || host.ends_with(".backblazeb2.com")
@@ -321,7 +325,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_surrounds_a_value_is_stripped() {
+    fn surrounding_noise_is_stripped() {
         for text in ["k", " k\n", "\u{feff}k\r\n", "\tk\u{a0}", "\"k\"", "'k' ", "\" k \"\n", "k\0"] {
             assert_eq!(clean(text), Ok("k"), "{text:?}");
         }
@@ -379,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn buckets_and_prefixes_are_bare() {
+    fn buckets_and_prefixes_are_validated() {
         assert!(bucket("s3://b/p/q").unwrap_err().contains("--bucket b --prefix p/q"));
         assert!(bucket("s3://b/").unwrap_err().contains("--bucket b"));
         assert!(bucket("b/p").unwrap_err().contains("--prefix p"));
@@ -391,11 +395,11 @@ mod tests {
     }
 
     #[test]
-    fn choices_and_numbers() {
+    fn choices_and_numbers_are_validated() {
         assert_eq!(choice("Virtual", &["auto", "virtual"]).unwrap(), "virtual");
         assert_eq!(choice("x", &["auto", "path", "virtual"]).unwrap_err(), "expected auto, path or virtual");
         assert!(max_parts("0").is_err() && max_parts("10001").is_err() && max_parts("1.5").is_err());
-        assert_eq!(requester("requester").unwrap(), "true");
+        assert_eq!(requester_pays("requester").unwrap(), "true");
         assert!(gigabytes("inf").is_err() && gigabytes("NaN").is_err() && gigabytes("1e30").is_err());
         assert_eq!(storage_class("standard_ia").unwrap(), "STANDARD_IA");
     }

@@ -1,7 +1,7 @@
-//! The YAML file: read into values that say their form, and errors that say the line and never a value.
+//! The YAML file, read into typed values, with errors that name the line but never a value.
 //!
-//! The parser's own messages can hold text of the file, and any place of it may hold a secret by mistake. So they are
-//! never passed on: only messages known to be fixed are.
+//! The parser's own messages can quote the file, which may contain a secret anywhere by mistake. So they are never shown;
+//! fixed messages take their place.
 
 use std::fmt;
 use std::io::Read;
@@ -14,12 +14,12 @@ use super::source::Source;
 use super::values::GIGABYTES;
 use crate::error::{Error, Result};
 
-/// Bytes. No configuration is larger, and a device file has no end.
-const LARGEST: u64 = 1 << 20;
+/// Maximum size of the file in bytes. No configuration is larger, and a device file has no end.
+const MAX_SIZE: u64 = 1 << 20;
 
-const HINT: &str = "correct that line, or write a fresh file with `hf-cache-sync init` elsewhere and compare";
+const HINT: &str = "correct that line, or compare with a fresh file that `hf-cache-sync init` writes in another folder";
 
-/// The sections of a file. Without a file it has none.
+/// A parsed file; empty if there is none.
 #[derive(Default)]
 pub(super) struct File {
     path: PathBuf,
@@ -27,7 +27,7 @@ pub(super) struct File {
     sections: Vec<(String, Vec<(String, Node)>)>,
 }
 
-/// A YAML value. Without `Debug`: it may hold a secret.
+/// A YAML value. Does not implement `Debug`, since it may hold a secret.
 #[derive(Clone, PartialEq)]
 enum Node {
     Null,
@@ -39,17 +39,17 @@ enum Node {
     Tagged,
 }
 
-/// A value in the file, and where it stands.
-pub(super) struct Found {
+/// A value in the file and its location.
+pub(super) struct FileValue {
     pub(super) text: String,
     pub(super) source: Source,
 }
 
 impl File {
-    /// Reads a file. Unknown keys give a warning each.
+    /// Reads a file, with a warning for each unknown key.
     ///
     /// # Errors
-    /// [`crate::error::Cause::Usage`] when it cannot be read or is not YAML with sections.
+    /// [`crate::error::Cause::Usage`] when it cannot be read, or is not YAML with sections.
     pub(super) fn read(path: &Path, warnings: &mut Vec<String>) -> Result<File> {
         let unusable = |why: String| {
             Error::usage(format!("cannot use the configuration {}", path.display())).because(why).hint(HINT)
@@ -57,7 +57,7 @@ impl File {
         let text = read_text(path)?;
         let root: Node = match yaml_serde::from_str(&text) {
             Ok(root) => root,
-            Err(error) => return Err(unusable(reworded(&error, &text))),
+            Err(error) => return Err(unusable(describe_syntax_error(&error, &text))),
         };
         let mut file = File { path: path.to_path_buf(), text, sections: Vec::new() };
         let entries = match root {
@@ -105,11 +105,11 @@ impl File {
         Ok(file)
     }
 
-    /// The value of a setting; `None` when it is absent or empty.
+    /// Returns the value of a setting, or `None` if it is absent or empty.
     ///
     /// # Errors
-    /// [`crate::error::Cause::Usage`] when it has another type than the setting. The value is not in it.
-    pub(super) fn get(&self, setting: &Setting) -> Result<Option<Found>> {
+    /// [`crate::error::Cause::Usage`] when its type is wrong. The error does not contain the value.
+    pub(super) fn get(&self, setting: &Setting) -> Result<Option<FileValue>> {
         let section = self.sections.iter().find(|(name, _)| name == setting.section);
         let node = section.and_then(|(_, keys)| keys.iter().find(|(key, _)| key == setting.key));
         let Some((_, node)) = node.filter(|(_, node)| *node != Node::Null) else { return Ok(None) };
@@ -125,7 +125,7 @@ impl File {
             Err(_) if setting.key == "max_local_gb" => Err(Error::usage(format!("cannot use {source}"))
                 .because(format!("{GIGABYTES}, without quotes"))
                 .hint(HINT)),
-            Ok(text) => Ok(Some(Found { text, source })),
+            Ok(text) => Ok(Some(FileValue { text, source })),
             Err(why) => Err(Error::usage(format!("cannot use {source}")).because(why).hint(HINT)),
         }
     }
@@ -135,13 +135,13 @@ fn read_text(path: &Path) -> Result<String> {
     let unusable = |why: String| Error::usage(format!("cannot use the configuration {}", path.display())).because(why);
     let mut bytes = Vec::new();
     crate::files::open_named(path)
-        .and_then(|file| file.take(LARGEST + 1).read_to_end(&mut bytes))
+        .and_then(|file| file.take(MAX_SIZE + 1).read_to_end(&mut bytes))
         .map_err(|e| unusable(crate::error::plain_io(&e)))?;
-    if bytes.len() as u64 > LARGEST {
+    if bytes.len() as u64 > MAX_SIZE {
         return Err(unusable("it is larger than 1 MiB".into()));
     }
     if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
-        return Err(unusable("it is written in UTF-16".into()).hint("save it as UTF-8"));
+        return Err(unusable("it is encoded in UTF-16".into()).hint("save it as UTF-8"));
     }
     let text = String::from_utf8(bytes).map_err(|error| {
         let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
@@ -151,33 +151,40 @@ fn read_text(path: &Path) -> Result<String> {
     Ok(text.trim_start_matches('\u{feff}').to_string())
 }
 
-/// What is wrong with the YAML, in words of which none comes from the file.
-fn reworded(error: &yaml_serde::Error, text: &str) -> String {
+/// Describes a YAML syntax error without quoting the file.
+fn describe_syntax_error(error: &yaml_serde::Error, text: &str) -> String {
     let place = error.location();
     let line = place.as_ref().map(|place| place.line());
-    let said = error.to_string();
-    // A tab in the indentation has many messages, none of which says so.
+    let message = error.to_string();
+    // A tab in the indentation leads to many different messages, none of which mentions it.
     let indented = |line: &str| line.len() - line.trim_start_matches([' ', '\t']).len();
     let tab = text.lines().take(line.unwrap_or(usize::MAX)).position(|line| line[..indented(line)].contains('\t'));
     if let Some(at) = tab {
         return format!("line {} is indented with a tab, which YAML does not allow: use spaces", at + 1);
     }
     const KNOWN: [(&str, &str); 13] = [
-        ("mapping values are not allowed", "a value cannot stand here: is the indentation right, or a quote missing?"),
-        ("found character that cannot start any token", "a value begins with a character that needs quotes around it"),
-        ("did not find expected key", "expected a key here: is the indentation right, or a quote missing?"),
+        (
+            "mapping values are not allowed",
+            "a value is not allowed here: is the indentation wrong, or a quote missing?",
+        ),
+        (
+            "found character that cannot start any token",
+            "a value starts with a character that requires quotes around the value",
+        ),
+        ("did not find expected key", "expected a key here: is the indentation wrong, or a quote missing?"),
         ("could not find expected ':'", "expected `key: value`"),
         ("did not find expected ',' or", "a bracket or brace is not closed"),
         ("did not find expected node content", "a bracket or brace is not closed"),
         ("found unexpected end of stream", "a quote is not closed"),
         ("found unexpected document indicator", "a quote is not closed"),
-        ("unknown anchor", "a value begins with `*`, which needs quotes around it"),
-        ("while scanning an anchor", "a value begins with `&`, which needs quotes around it"),
-        ("while scanning an alias", "a value begins with `*`, which needs quotes around it"),
-        ("more than one document", "it has more than one document (`---`)"),
-        ("control characters are not allowed", "it has a control character"),
+        ("unknown anchor", "a value starts with `*`, which requires quotes around the value"),
+        ("while scanning an anchor", "a value starts with `&`, which requires quotes around the value"),
+        ("while scanning an alias", "a value starts with `*`, which requires quotes around the value"),
+        ("more than one document", "it contains more than one document (`---`)"),
+        ("control characters are not allowed", "it contains a control character"),
     ];
-    let known = KNOWN.iter().find(|(theirs, _)| said.contains(theirs)).map_or("it is not valid YAML", |(_, ours)| ours);
+    let known =
+        KNOWN.iter().find(|(theirs, _)| message.contains(theirs)).map_or("it is not valid YAML", |(_, ours)| ours);
     match line.filter(|_| place.is_some_and(|place| place.index() > 0 || place.line() > 1 || place.column() > 1)) {
         Some(line) => format!("line {line}: {known}"),
         None if text.lines().count() <= 1 => format!("line 1: {known}"),
@@ -185,7 +192,8 @@ fn reworded(error: &yaml_serde::Error, text: &str) -> String {
     }
 }
 
-/// A warning about a key. It is named only where it looks like one: in a wrong place, a secret can stand for a key.
+/// Returns the warning about an unknown key. The key is named only if it looks like one, since a misplaced secret can end
+/// up as a key.
 fn unknown_key(section: &str, key: Option<&str>, value: &Node, line: Option<usize>, known: &[&str]) -> String {
     let plain = |key: &str| {
         key.len() <= 40
@@ -193,7 +201,7 @@ fn unknown_key(section: &str, key: Option<&str>, value: &Node, line: Option<usiz
             && key.chars().filter(char::is_ascii_digit).count() <= 2
     };
     let Some(key) = key.filter(|key| plain(key) && *value != Node::Null) else {
-        let line = line.map_or(String::new(), |line| format!(" in line {line}"));
+        let line = line.map_or(String::new(), |line| format!(" on line {line}"));
         return match section.strip_suffix('.') {
             Some(section) => format!("an unknown key{line}, in the section {section}, is ignored"),
             None => format!("an unknown key{line} is ignored"),
@@ -213,14 +221,14 @@ impl Node {
         }
     }
 
-    /// The text of a value of this form.
+    /// Converts a value of this form to text.
     fn as_form(&self, form: Form, quoted: impl Fn() -> bool) -> std::result::Result<String, String> {
         match (form, self) {
             (Form::Number, Node::Number(number)) => Ok(number.clone()),
             (Form::Number, Node::Text(_)) => Err("expected a number, without quotes".into()),
             (Form::Number, _) => Err("expected a number".into()),
             (Form::Switch, Node::Bool(value)) => Ok(value.to_string()),
-            // 0.1.0 read YAML 1.1, where these are booleans when they stand without quotes.
+            // 0.1.0 read YAML 1.1, where these are booleans unless quoted.
             (Form::Switch, Node::Text(text))
                 if ["yes", "no", "on", "off"].contains(&text.to_ascii_lowercase().as_str()) && !quoted() =>
             {
@@ -289,7 +297,7 @@ impl<'de> de::Visitor<'de> for NodeVisitor {
                 entry => entries.push(entry),
             }
         }
-        // YAML 1.1, which 0.1.0 read: what a merge brings does not replace what is there.
+        // As in YAML 1.1, which 0.1.0 read: a merged key does not replace an existing one.
         for (key, value) in merged {
             if !entries.iter().any(|(known, _)| *known == key) {
                 entries.push((key, value));
@@ -304,13 +312,13 @@ impl<'de> de::Visitor<'de> for NodeVisitor {
     }
 }
 
-/// A place in a text, both from 1.
+/// A position in a text, counted from 1.
 struct Place {
     line: usize,
     column: usize,
 }
 
-/// Where the value at this path stands: the parser is made to fail there, since it tells the place of errors alone.
+/// Finds the position of the value at this path. The parser reports positions only in errors, so it is made to fail there.
 fn locate(text: &str, path: &[&str]) -> Option<Place> {
     let error = Locate(path).deserialize(yaml_serde::Deserializer::from_str(text)).err()?;
     let place = error.location()?;
@@ -326,12 +334,12 @@ impl<'de> DeserializeSeed<'de> for Locate<'_> {
     }
 }
 
-/// At its goal it accepts nothing.
+/// Fails on purpose when the path ends.
 impl<'de> de::Visitor<'de> for Locate<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the way to a value")
+        f.write_str("a path to a value")
     }
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<(), A::Error> {
         let Some((first, rest)) = self.0.split_first() else { return Err(de::Error::custom("here")) };

@@ -16,7 +16,7 @@ use super::rate_limit::{RateLimiter, requested_wait};
 use crate::bucket::error::{Cause, Failure};
 use crate::config::{self, Secret};
 use crate::error::{Error, Result, printable};
-use crate::net::log::Sent;
+use crate::net::log::RequestLog;
 use crate::net::{self, Network, NoProxy};
 use crate::progress::{Progress, waiting};
 use crate::retry::Try;
@@ -224,11 +224,14 @@ impl Http {
         if let Some((from, to)) = range {
             request = request.header(RANGE, format!("bytes={from}-{}", to.saturating_sub(1)));
         }
-        let (sent, _waiting) = (Sent::now("GET", url.as_str()), waiting("the Hub"));
+        let (log, _waiting) = (RequestLog::start("GET", url.as_str()), waiting("the Hub"));
         let answer = request.send().await;
-        if let Some(sent) = sent {
+        if let Some(log) = log {
             let answer = answer.as_ref().ok();
-            sent.answered(answer.map(|answer| answer.status().as_u16()), answer.and_then(Response::content_length));
+            log.finish_with_status(
+                answer.map(|answer| answer.status().as_u16()),
+                answer.and_then(Response::content_length),
+            );
         }
         Ok(answer.map_err(|e| from_http(&e))?)
     }

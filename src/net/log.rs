@@ -1,5 +1,5 @@
-//! Requests as `-v` tells them: a line each, with method, URL, status, bytes and time. Of a query only what says which
-//! objects are meant: the rest may be a signature.
+//! The request log of `-v`: one line per request, with method, URL, status, bytes and time. Of the query, only parameters
+//! that identify objects are logged; the rest may contain a signature.
 
 use std::time::Instant;
 
@@ -7,56 +7,57 @@ use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 
 use crate::bucket::error::Failure;
 
-/// Parts of a query that are told.
-const TOLD: [&str; 5] = ["list-type", "prefix", "partNumber", "uploads", "start-after"];
+/// Query parameters that are logged.
+const LOGGED_PARAMETERS: [&str; 5] = ["list-type", "prefix", "partNumber", "uploads", "start-after"];
 
-/// A request that is on its way.
+/// A request in flight.
 #[derive(Debug, Clone)]
-pub(crate) struct Sent {
+pub(crate) struct RequestLog {
     method: String,
     url: String,
     at: Instant,
 }
 
-impl Sent {
-    /// Remembers a request, when anybody is to hear of it.
-    pub(crate) fn now(method: &str, uri: &str) -> Option<Sent> {
-        let heard = tracing::enabled!(tracing::Level::DEBUG);
-        heard.then(|| Sent { method: method.to_string(), url: without_secrets(uri), at: Instant::now() })
+impl RequestLog {
+    /// Starts the log entry of a request, if requests are logged.
+    pub(crate) fn start(method: &str, uri: &str) -> Option<RequestLog> {
+        let is_logged = tracing::enabled!(tracing::Level::DEBUG);
+        is_logged.then(|| RequestLog { method: method.to_string(), url: without_secrets(uri), at: Instant::now() })
     }
 
-    /// Tells how it ended.
-    pub(crate) fn ended(&self, answer: &Result<HttpResponse, Failure>) {
+    /// Logs the outcome of a request.
+    pub(crate) fn finish(&self, answer: &Result<HttpResponse, Failure>) {
         match answer {
             Ok(response) => {
                 let bytes = response.headers().get("content-length").and_then(|text| text.parse().ok());
-                self.answered(Some(response.status().as_u16()), bytes);
+                self.finish_with_status(Some(response.status().as_u16()), bytes);
             }
-            Err(failure) => self.tell(&failure.detail),
+            Err(failure) => self.write(&failure.detail),
         }
     }
 
-    /// Tells that it was answered, or, without a status, was not.
-    pub(crate) fn answered(&self, status: Option<u16>, bytes: Option<u64>) {
+    /// Logs the status of the response, or that there was none.
+    pub(crate) fn finish_with_status(&self, status: Option<u16>, bytes: Option<u64>) {
         let status = status.map_or_else(|| "no answer".to_string(), |status| status.to_string());
         let bytes = bytes.map_or_else(String::new, |bytes| format!(" {bytes} B"));
-        self.tell(&format!("{status}{bytes}"));
+        self.write(&format!("{status}{bytes}"));
     }
 
-    fn tell(&self, how: &str) {
-        tracing::debug!("{} {} {how} {} ms", self.method, self.url, self.at.elapsed().as_millis());
+    fn write(&self, outcome: &str) {
+        tracing::debug!("{} {} {outcome} {} ms", self.method, self.url, self.at.elapsed().as_millis());
     }
 }
 
-/// The URL without a user, and without what of its query may be secret.
+/// Removes user, password and potentially secret query parameters from a URL.
 pub(crate) fn without_secrets(uri: &str) -> String {
     let (url, query) = uri.split_once('?').unwrap_or((uri, ""));
     let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
     let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     let host = host.rsplit('@').next().unwrap_or_default();
     let mut out = if scheme.is_empty() { format!("{host}{path}") } else { format!("{scheme}://{host}{path}") };
-    let told = query.split('&').filter(|part| TOLD.contains(&part.split('=').next().unwrap_or_default()));
-    for (count, part) in told.enumerate() {
+    let logged =
+        query.split('&').filter(|part| LOGGED_PARAMETERS.contains(&part.split('=').next().unwrap_or_default()));
+    for (count, part) in logged.enumerate() {
         out.push(if count == 0 { '?' } else { '&' });
         out += part;
     }
@@ -68,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_secret_of_a_url_is_told() {
+    fn secrets_are_removed_from_urls() {
         let signed = "https://me:pass@s3.example.com:9000/b/blobs/ab?partNumber=3&uploadId=u&X-Amz-Signature=s&X-Amz-Credential=c";
         assert_eq!(without_secrets(signed), "https://s3.example.com:9000/b/blobs/ab?partNumber=3");
         assert_eq!(without_secrets("/b?list-type=2&prefix=refs%2F"), "/b?list-type=2&prefix=refs%2F");

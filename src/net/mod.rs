@@ -1,5 +1,5 @@
-//! What all HTTP clients of this tool share: certificate bundles and exceptions from the proxy, as the environment names
-//! them, and what a failed TLS handshake means. Only [`Network::read_bundles`] does I/O.
+//! Shared by all HTTP clients of this tool: certificate bundles and proxy exceptions from the environment, and
+//! explanations of failed TLS handshakes. Only [`Network::read_bundles`] does I/O.
 
 pub(crate) mod log;
 
@@ -7,27 +7,27 @@ use std::path::PathBuf;
 
 use crate::error::{Error, Result, plain_io};
 
-/// Variables that name a file (or a folder) of certificates, each as one of the tools around this one reads it:
-/// requests, curl, the AWS CLI and SDKs, OpenSSL and httpx. They add to what the system trusts.
+/// Variables that name a file (or folder) of certificates, as read by requests, curl, the AWS CLI and SDKs, OpenSSL and
+/// httpx. The certificates are trusted in addition to the system's.
 const BUNDLES: [&str; 4] = ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "AWS_CA_BUNDLE", "SSL_CERT_FILE"];
 
-/// Largest file of certificates that is read, in bytes.
+/// Maximum size of a certificate file, in bytes.
 const MAX_BUNDLE: u64 = 16 << 20;
 
 const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
 const END: &str = "-----END CERTIFICATE-----";
 
-/// How this machine reaches others.
+/// Network settings of this machine.
 #[derive(Debug, Clone, Default)]
 pub struct Network {
-    /// Files of certificates, with the variable or the setting that names each.
+    /// Certificate files, each with the variable or setting that names it.
     pub bundles: Vec<(String, PathBuf)>,
     /// Hosts that are reached without a proxy.
     pub no_proxy: NoProxy,
 }
 
 impl Network {
-    /// Reads the environment: `var` gives the value of a variable that is set and not empty, `path` expands one.
+    /// Reads the environment. `var` returns a variable that is set and not empty; `path` expands a path.
     pub fn from_environment(var: impl Fn(&str) -> Option<String>, path: impl Fn(&str) -> PathBuf) -> Network {
         let value = |name: &str| var(name).map(|text| text.trim().to_string()).filter(|text| !text.is_empty());
         let mut bundles: Vec<(String, PathBuf)> = Vec::new();
@@ -42,17 +42,17 @@ impl Network {
         Network { bundles, no_proxy: NoProxy::parse(&no_proxy) }
     }
 
-    /// The certificates of all bundles, each as PEM text.
+    /// Reads the certificates of all bundles, each as PEM text.
     ///
     /// # Errors
-    /// [`crate::error::Cause::Usage`] names the variable and the path when one cannot be read or has no certificate.
+    /// [`crate::error::Cause::Usage`], naming the variable and the path, when a bundle cannot be read or has no certificate.
     pub fn read_bundles(&self) -> Result<Vec<String>> {
         let mut all: Vec<String> = Vec::new();
         for (name, path) in &self.bundles {
             let failed = |why: String| {
-                Error::usage(format!("cannot use the certificates that {name} names, {}", path.display()))
+                Error::usage(format!("cannot use the certificates in {} (from {name})", path.display()))
                     .because(why)
-                    .hint(format!("let {name} name a PEM file with the certificates of your authorities, or unset it"))
+                    .hint(format!("set {name} to a PEM file with your certificate authorities, or unset it"))
             };
             let meta = std::fs::metadata(path).map_err(|e| failed(plain_io(&e)))?;
             let mut files = vec![path.clone()];
@@ -61,18 +61,18 @@ impl Network {
                 files = entries.flatten().map(|entry| entry.path()).filter(|path| path.is_file()).collect();
                 files.sort();
             } else if !meta.is_file() {
-                return Err(failed("it is no file".into()));
+                return Err(failed("it is not a file".into()));
             }
             let before = all.len();
             for file in files {
                 if std::fs::metadata(&file).is_ok_and(|meta| meta.len() > MAX_BUNDLE) {
-                    return Err(failed(format!("it has more than {} MiB", MAX_BUNDLE >> 20)));
+                    return Err(failed(format!("it is larger than {} MiB", MAX_BUNDLE >> 20)));
                 }
                 let bytes = std::fs::read(&file).map_err(|e| failed(plain_io(&e)))?;
                 all.extend(certificates(&String::from_utf8_lossy(&bytes)).map_err(failed)?);
             }
             if all.len() == before {
-                return Err(failed(format!("it has no {BEGIN}")));
+                return Err(failed(format!("it contains no {BEGIN}")));
             }
         }
         all.sort();
@@ -81,17 +81,17 @@ impl Network {
     }
 }
 
-/// The certificates in a PEM text.
+/// Extracts the certificates from a PEM text.
 fn certificates(text: &str) -> Result<Vec<String>, String> {
     let mut found = Vec::new();
     let mut rest = text;
     while let Some(at) = rest.find(BEGIN) {
         let body = &rest[at + BEGIN.len()..];
-        let end = body.find(END).ok_or("one of its certificates ends in the middle")?;
+        let end = body.find(END).ok_or("one of its certificates is truncated")?;
         let base64: String = body[..end].split_whitespace().collect();
-        let fine = |byte: u8| byte.is_ascii_alphanumeric() || b"+/=".contains(&byte);
-        if base64.len() < 64 || !base64.len().is_multiple_of(4) || !base64.bytes().all(fine) {
-            return Err(format!("certificate {} in it is not valid", found.len() + 1));
+        let is_base64 = |byte: u8| byte.is_ascii_alphanumeric() || b"+/=".contains(&byte);
+        if base64.len() < 64 || !base64.len().is_multiple_of(4) || !base64.bytes().all(is_base64) {
+            return Err(format!("certificate {} in it is invalid", found.len() + 1));
         }
         let lines: Vec<&str> = base64.as_bytes().chunks(64).filter_map(|line| std::str::from_utf8(line).ok()).collect();
         found.push(format!("{BEGIN}\n{}\n{END}\n", lines.join("\n")));
@@ -100,34 +100,34 @@ fn certificates(text: &str) -> Result<Vec<String>, String> {
     Ok(found)
 }
 
-/// `NO_PROXY`: hosts, domains, addresses and networks, each with or without a port, between commas or spaces.
+/// `NO_PROXY`: hosts, domains, addresses and networks, each with an optional port, separated by commas or spaces.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NoProxy(Vec<Exception>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Exception {
-    /// Lower case; `*` is every host.
+    /// In lowercase; `*` matches every host.
     host: String,
     port: Option<u16>,
 }
 
 impl NoProxy {
-    /// Reads the list. What cannot be meant matches nothing.
+    /// Parses the list. Invalid entries match nothing.
     pub fn parse(text: &str) -> NoProxy {
         let entries = text.split([',', ';']).flat_map(str::split_whitespace);
         NoProxy(entries.map(Exception::parse).collect())
     }
 
-    /// Whether this host and port are reached directly.
+    /// Whether this host and port are reached without the proxy.
     pub fn covers(&self, host: &str, port: u16) -> bool {
         let host = bare(host);
-        self.0.iter().any(|entry| entry.port.is_none_or(|wanted| wanted == port) && entry.fits(&host))
+        self.0.iter().any(|entry| entry.port.is_none_or(|wanted| wanted == port) && entry.matches(&host))
     }
 }
 
 impl Exception {
     fn parse(text: &str) -> Exception {
-        // As some write it: with a scheme, or a path.
+        // Some people write a scheme or a path.
         let text = text.split_once("://").map_or(text, |(_, rest)| rest);
         let network = |text: &str| text.split_once('/').is_some_and(|(_, bits)| bits.parse::<u8>().is_ok());
         let text = if network(text) { text } else { text.split('/').next().unwrap_or_default() };
@@ -143,7 +143,7 @@ impl Exception {
         Exception { host: bare(host), port }
     }
 
-    fn fits(&self, host: &str) -> bool {
+    fn matches(&self, host: &str) -> bool {
         if self.host == "*" || self.host == host {
             return true;
         }
@@ -178,16 +178,16 @@ fn in_network(address: std::net::IpAddr, network: &str) -> bool {
     }
 }
 
-/// A failed TLS handshake in plain words.
+/// The explanation of a failed TLS handshake.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsProblem {
     /// What is wrong, as a sentence about the server.
     pub why: &'static str,
-    /// What helps.
+    /// What to do about it.
     pub hint: &'static str,
 }
 
-/// Reads the error of a failed connection and its sources; `None` when TLS is not the problem.
+/// Explains a failed connection from its error and that error's sources; returns `None` if TLS is not the problem.
 pub fn tls_problem(error: &(dyn std::error::Error + 'static)) -> Option<TlsProblem> {
     let mut text = String::new();
     let mut current = Some(error);
@@ -199,31 +199,33 @@ pub fn tls_problem(error: &(dyn std::error::Error + 'static)) -> Option<TlsProbl
     tls_problem_in(&text)
 }
 
-/// The same by the error's text in lower case. The words are those of rustls, webpki and the systems' verifiers.
+/// Explains a failed connection from its lowercase error text. The phrases come from rustls, webpki and the systems'
+/// verifiers.
 fn tls_problem_in(text: &str) -> Option<TlsProblem> {
     let fits = |problem: &&(&[&str], TlsProblem)| problem.0.iter().any(|word| text.contains(word));
     PROBLEMS.iter().find(fits).map(|(_, problem)| problem.clone())
 }
 
-/// What helps against a problem that is named by its `why`.
+/// Returns the hint of the problem with this `why`.
 #[cfg_attr(not(feature = "fallback"), allow(dead_code))]
 pub fn tls_hint(why: &str) -> Option<&'static str> {
     PROBLEMS.iter().find(|(_, problem)| problem.why == why).map(|(_, problem)| problem.hint)
 }
 
 const TRUST: &str =
-    "let SSL_CERT_FILE (or REQUESTS_CA_BUNDLE, AWS_CA_BUNDLE) name a PEM file with that authority's certificate";
-const NOT_CA: &str = "make one without that mark (`openssl req -x509 … -addext basicConstraints=critical,CA:FALSE`), and let \
-                      SSL_CERT_FILE name it";
+    "set SSL_CERT_FILE (or REQUESTS_CA_BUNDLE, AWS_CA_BUNDLE) to a PEM file with that authority's certificate";
+const NOT_CA: &str = "create one without that flag (`openssl req -x509 … -addext basicConstraints=critical,CA:FALSE`), and set \
+                      SSL_CERT_FILE to it";
 const CLOCK: &str = "check this machine's clock; if it is right, the server needs a new certificate";
-const NAME: &str = "use the host name that the certificate is for, or check what answers there (a proxy, a portal?)";
-const SERVER: &str = "check what answers there (a proxy, a portal?), and the server's certificate";
+const NAME: &str =
+    "use the host name that the certificate is for, or check what is answering there (a proxy or a captive portal?)";
+const SERVER: &str = "check what is answering there (a proxy or a captive portal?), and the server's certificate";
 
 const fn problem(why: &'static str, hint: &'static str) -> TlsProblem {
     TlsProblem { why, hint }
 }
 
-/// Words of an error, and what they mean; the first that fits counts.
+/// Phrases in error texts and what they mean; the first match wins.
 const PROBLEMS: [(&[&str], TlsProblem); 11] = [
     (
         &["unknownissuer", "unknown issuer", "unable to get local issuer", "not trusted"],
@@ -231,7 +233,7 @@ const PROBLEMS: [(&[&str], TlsProblem); 11] = [
     ),
     (
         &["causedasendentity"],
-        problem("its certificate is self-signed and marked as an authority's (CA:TRUE), not as a server's", NOT_CA),
+        problem("its certificate is self-signed and marked as an authority's (CA:TRUE) rather than a server's", NOT_CA),
     ),
     (&["self-signed", "self signed"], problem("its certificate is self-signed", TRUST)),
     (
@@ -243,10 +245,10 @@ const PROBLEMS: [(&[&str], TlsProblem); 11] = [
         &["not valid for name", "notvalidforname", "certificate name mismatch"],
         problem("its certificate is for another host", NAME),
     ),
-    (&["certificate: revoked", "certificate revoked"], problem("its certificate was revoked", SERVER)),
+    (&["certificate: revoked", "certificate revoked"], problem("its certificate has been revoked", SERVER)),
     (
         &["certificaterequired", "certificate required"],
-        problem("it asks for a certificate of the client, which this tool cannot send", SERVER),
+        problem("it requires a client certificate, which this tool does not support", SERVER),
     ),
     (
         &["invalid peer certificate", "invalid certificate", "unknownca", "bad certificate"],
@@ -256,12 +258,12 @@ const PROBLEMS: [(&[&str], TlsProblem); 11] = [
         &["invalidcontenttype", "corrupt message", "wrong version number"],
         problem(
             "it does not speak TLS on this port",
-            "use http:// in its URL, if that is what it speaks, or another port",
+            "use http:// in its URL if it speaks plain HTTP, or another port",
         ),
     ),
     (
         &["received fatal alert", "peer is incompatible", "peermisbehaved", "peer misbehaved"],
-        problem("no TLS connection could be agreed on", "the server must speak TLS 1.2 or 1.3"),
+        problem("the TLS handshake failed", "the server must speak TLS 1.2 or 1.3"),
     ),
 ];
 
@@ -270,7 +272,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn exceptions_have_ports_domains_and_networks() {
+    fn exceptions_can_be_domains_and_networks_with_ports() {
         for (list, host, port, direct) in [
             ("127.0.0.1:9000", "127.0.0.1", 9000, true),
             ("127.0.0.1:9000", "127.0.0.1", 9001, false),
@@ -330,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn variables_name_bundles_once() {
+    fn a_bundle_in_several_variables_is_read_once() {
         let vars = [("SSL_CERT_FILE", "/a.pem"), ("REQUESTS_CA_BUNDLE", " /a.pem "), ("AWS_CA_BUNDLE", "/b.pem")];
         let var = |name: &str| vars.iter().find(|(known, _)| *known == name).map(|(_, text)| text.to_string());
         let network = Network::from_environment(var, |text| PathBuf::from(text));
@@ -339,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn certificate_errors_are_told_apart() {
+    fn certificate_errors_are_explained() {
         for (text, word) in [
             ("invalid peer certificate: UnknownIssuer", "self-signed"),
             ("invalid peer certificate: Other(OtherError(CaUsedAsEndEntity))", "self-signed"),

@@ -1,4 +1,4 @@
-//! Log lines on stderr: a time, a level, a message and its fields, whatever they hold on one line and escaped.
+//! Log lines on stderr: time, level, message and fields, escaped and always on a single line.
 
 use std::fmt;
 
@@ -13,8 +13,8 @@ use super::progress::LogWriter;
 use crate::escape::{Keep, escape};
 use crate::when;
 
-/// Starts logging: warnings of this tool; with -v its decisions and requests; with -vv what dependencies say too. RUST_LOG
-/// wins.
+/// Starts logging: by default warnings of this tool; with -v its decisions and requests; with -vv also the logs of
+/// dependencies. RUST_LOG takes precedence.
 pub fn start(ui: &Ui, verbose: u8) {
     let level = match (ui.style.quiet, verbose) {
         (true, _) => "error",

@@ -1,4 +1,4 @@
-//! Everything that people and programs read: results on stdout, progress, notes and errors on stderr.
+//! All output: results on stdout; progress, notes and errors on stderr.
 
 pub mod log;
 mod progress;
@@ -14,53 +14,54 @@ use serde::Serialize;
 
 use crate::error::{Error, Kind, plain_io};
 use crate::escape::{Keep, escape, escape_json};
-use progress::{Bars, Show};
+use progress::{Bars, ProgressMode};
 
-/// Failures for one reason that are shown.
-const ALIKE: usize = 10;
+/// Maximum number of failures to show for the same reason.
+const MAX_SIMILAR: usize = 10;
 
-/// How to speak.
+/// The output style.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Style {
     /// Reports as JSON on stdout.
     pub json: bool,
-    /// Only results and errors.
+    /// Show only results and errors.
     pub quiet: bool,
-    /// No bars.
+    /// Show no progress.
     pub no_progress: bool,
-    /// Each JSON object in a line of its own.
+    /// Print each JSON object on a single line.
     pub lines: bool,
 }
 
 /// A report that can be shown.
 pub trait Report: Serialize {
-    /// For stdout: the result itself.
+    /// Returns the result, for stdout.
     fn result(&self) -> String;
-    /// For stdout with `-q`.
+    /// Returns the result with `-q`, for stdout.
     fn quiet_result(&self) -> String {
         self.result()
     }
-    /// The path that is the whole result, for scripts: written as it is where no person reads it.
+    /// Returns the path, if that is the whole result. Unless stdout is a terminal, it is written verbatim, for scripts.
     fn path(&self) -> Option<&Path> {
         None
     }
-    /// For stderr: what happened, for people; not shown with `-q`.
+    /// Returns what happened, for stderr. Not shown with `-q`.
     fn summary(&self) -> String {
         String::new()
     }
-    /// What somebody has to act on although nothing failed: on stderr, where `-q` or `--json` leave it out otherwise.
+    /// Returns something that requires action although nothing failed. Shown on stderr with `-q` and `--json`, which would
+    /// otherwise omit it.
     fn attention(&self) -> Option<String> {
         None
     }
-    /// Failures to show as errors.
+    /// Returns the failures to show as errors.
     fn failures(&self) -> &[Error] {
         &[]
     }
-    /// Decides the exit code.
+    /// Returns the kind of failure that determines the exit code.
     fn failed(&self) -> Option<Kind>;
 }
 
-/// The one place that prints.
+/// The user interface, the only place that prints.
 #[derive(Clone)]
 pub struct Ui {
     style: Style,
@@ -68,28 +69,28 @@ pub struct Ui {
 }
 
 impl Ui {
-    /// A user interface on this process's stdout and stderr.
+    /// Creates a user interface on this process's stdout and stderr.
     pub fn new(style: Style) -> Self {
-        let show = match Show::on_stderr() {
-            _ if style.no_progress || style.quiet => Show::Nothing,
-            Show::Drawn if style.json => Show::Lines,
-            show => show,
+        let mode = match ProgressMode::for_stderr() {
+            _ if style.no_progress || style.quiet => ProgressMode::Hidden,
+            ProgressMode::Drawn if style.json => ProgressMode::Lines,
+            mode => mode,
         };
-        Ui { style, bars: Bars::new(show, style.quiet) }
+        Ui { style, bars: Bars::new(mode, style.quiet) }
     }
 
-    /// Where progress goes.
+    /// Returns the progress display.
     pub fn bars(&self) -> &Bars {
         &self.bars
     }
 
-    /// Shows a report; returns what decides the exit code.
+    /// Shows a report, and returns the kind of failure that determines the exit code.
     pub fn show(&self, report: &impl Report) -> Option<Kind> {
         self.bars.finish();
         let printed = match (self.style.json, self.style.quiet) {
             (true, _) => print_json(serde_json::to_string_pretty(report).expect("reports are plain data")),
             _ if report.path().is_some() && !io::stdout().is_terminal() => {
-                print_path(report.path().expect("just asked"))
+                print_path(report.path().expect("the guard checked this"))
             }
             (_, true) => print_result(&report.quiet_result()),
             _ => print_result(&report.result()),
@@ -107,10 +108,10 @@ impl Ui {
         report.failed().or(printed.is_err().then_some(Kind::Failed))
     }
 
-    /// Shows one of many reports of a long-lived command: a line each.
+    /// Shows one of many reports of a long-running command, each on a line.
     pub fn show_line(&self, report: &impl Report) {
         self.bars.clear();
-        // A log that cannot be written to does not end a watch.
+        // A watch carries on even if its log cannot be written.
         if self.style.json {
             let _ = print_json(serde_json::to_string(report).expect("reports are plain data"));
         } else {
@@ -122,21 +123,21 @@ impl Ui {
         self.failures(report.failures());
     }
 
-    /// Shows failures; of many for the same reason, as when the store is lost, only the first.
+    /// Shows failures. Of many with the same reason, such as an unreachable store, only the first are shown.
     fn failures(&self, failures: &[Error]) {
-        // The words of a shared reason may differ in what they name.
+        // Messages with a shared reason may differ in the names they mention.
         let reason = |failure: &Error| {
             (failure.cause, failure.why.clone().filter(|_| !(failure.shared && failure.cause.is_shared())))
         };
         let shared: HashSet<_> = failures.iter().filter(|failure| failure.shared).map(reason).collect();
-        let mut alike: HashMap<_, usize> = HashMap::new();
+        let mut similar: HashMap<_, usize> = HashMap::new();
         let mut shown = 0;
         for failure in failures {
             let reason = reason(failure);
-            let most = if shared.contains(&reason) { 1 } else { ALIKE };
-            let seen = alike.entry(reason).or_default();
+            let max = if shared.contains(&reason) { 1 } else { MAX_SIMILAR };
+            let seen = similar.entry(reason).or_default();
             *seen += 1;
-            if *seen <= most {
+            if *seen <= max {
                 self.line("error", failure);
                 shown += 1;
             }
@@ -147,20 +148,20 @@ impl Ui {
         }
     }
 
-    /// Whether somebody is there to be asked.
+    /// Whether there is a user to ask.
     pub fn can_ask(&self) -> bool {
         io::stdin().is_terminal() && io::stderr().is_terminal()
     }
 
-    /// Shows what is at stake and asks, all on stderr, so that stdout keeps the result alone. Anything but a clear yes
-    /// is a no, and so is the end of the input.
+    /// Shows a preview and asks for confirmation, both on stderr, so that stdout contains only the result. Anything but a
+    /// clear yes counts as no, including the end of the input.
     pub async fn ask(&self, preview: &impl Report, question: &str) -> bool {
         self.bars.clear();
         let mut text = preview.result();
         text.push_str(&preview.summary());
         let _ = print(&mut io::stderr().lock(), text.as_bytes());
         let _ = write!(io::stderr().lock(), "{question} [y/N] ").and_then(|()| io::stderr().lock().flush());
-        // On a thread of its own, so that an interruption need not wait for a line.
+        // On a separate thread, so that an interruption does not have to wait for a line.
         let answer = tokio::task::spawn_blocking(|| {
             let mut line = String::new();
             io::stdin().read_line(&mut line).map(|length| (length > 0).then_some(line))
@@ -174,7 +175,7 @@ impl Ui {
         }
     }
 
-    /// Shows an error that ended the command.
+    /// Shows the error that ended the command.
     pub fn error(&self, error: &Error) {
         self.bars.finish();
         if self.style.json {
@@ -201,8 +202,8 @@ impl Ui {
     }
 }
 
-/// What is printed passes through one of these: of text from outside that was not escaped before, nothing gets to the
-/// terminal as it is.
+/// Prints a result. All output passes through this or one of the functions below, so that no unescaped text from outside
+/// reaches the terminal.
 fn print_result(text: &str) -> io::Result<()> {
     let keep = if console::colors_enabled() { Keep::LinesAndColours } else { Keep::Lines };
     print(&mut io::stdout().lock(), escape(text, keep).as_bytes())
@@ -212,7 +213,7 @@ fn print_json(json: String) -> io::Result<()> {
     print(&mut io::stdout().lock(), escape_json(json).as_bytes())
 }
 
-/// A program gets the bytes, since only they open the file.
+/// Prints a path verbatim, since a program can only open the file with the exact bytes.
 fn print_path(path: &Path) -> io::Result<()> {
     #[cfg(unix)]
     let bytes = std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str());
@@ -228,7 +229,7 @@ fn print_aside(text: &str) {
     let _ = print(&mut io::stderr().lock(), escape(text, keep).as_bytes());
 }
 
-/// Prints a text, with a final newline; a reader that went away is no error.
+/// Prints text with a trailing newline. A closed pipe is not an error.
 fn print(out: &mut impl Write, text: &[u8]) -> io::Result<()> {
     if text.is_empty() {
         return Ok(());

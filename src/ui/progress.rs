@@ -1,5 +1,5 @@
-//! Progress on stderr: lines that are drawn over and over on a terminal, a line now and then everywhere else. What they
-//! say is made in [`super::running`]; here are the clock, the thread and the terminal.
+//! Progress on stderr: redrawn in place on a terminal, and periodic lines elsewhere. The text comes from
+//! [`super::running`]; this module has the clock, the thread and the terminal.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -13,65 +13,70 @@ use super::text::time::stamp;
 use crate::escape::{Keep, escape};
 use crate::progress::{Event, Progress, longest_wait};
 
-/// How often a terminal is drawn.
-const GLANCE: Duration = Duration::from_millis(125);
-/// How often a log gets a line: at least every 30 seconds, whatever the scheduler does.
-const EVERY: Duration = Duration::from_secs(25);
-/// Another time for that, in seconds.
-pub const EVERY_VARIABLE: &str = "HF_CACHE_SYNC_PROGRESS_SECONDS";
+/// Interval between frames on a terminal.
+const FRAME_INTERVAL: Duration = Duration::from_millis(125);
+/// Interval between lines in a log, short enough for one every 30 seconds despite scheduling delays.
+const LINE_INTERVAL: Duration = Duration::from_secs(25);
+/// The variable that overrides this interval, in seconds.
+pub const INTERVAL_VARIABLE: &str = "HF_CACHE_SYNC_PROGRESS_SECONDS";
 
-/// How progress is told.
+/// How progress is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Show {
-    /// On a terminal, in place.
+pub enum ProgressMode {
+    /// Redrawn in place on a terminal.
     Drawn,
-    /// A line now and then.
+    /// Periodic lines.
     Lines,
     /// Not at all.
-    Nothing,
+    Hidden,
 }
 
-impl Show {
-    /// What suits stderr. A terminal that cannot move its cursor is as good as none.
-    pub fn on_stderr() -> Self {
-        let able = io::stderr().is_terminal() && Term::stderr().features().is_attended();
-        if able && std::env::var_os("TERM").is_none_or(|term| term != "dumb") { Show::Drawn } else { Show::Lines }
+impl ProgressMode {
+    /// Returns the mode for stderr. A terminal that cannot move its cursor counts as none.
+    pub fn for_stderr() -> Self {
+        let is_capable = io::stderr().is_terminal() && Term::stderr().features().is_attended();
+        if is_capable && std::env::var_os("TERM").is_none_or(|term| term != "dumb") {
+            ProgressMode::Drawn
+        } else {
+            ProgressMode::Lines
+        }
     }
 }
 
-/// Tells progress on stderr.
+/// The progress display on stderr.
 #[derive(Clone)]
 pub struct Bars(Arc<Inner>);
 
 struct Inner {
-    show: Show,
+    mode: ProgressMode,
     quiet: bool,
-    every: Duration,
+    interval: Duration,
     start: Instant,
     state: Mutex<State>,
     changed: Condvar,
-    /// What is drawn at the moment; held by whoever writes to stderr.
+    /// The bar currently on the terminal; locked while writing to stderr.
     drawn: Mutex<Option<ProgressBar>>,
 }
 
 #[derive(Default)]
 struct State {
     running: Running,
-    /// Whether the thread that tells is there.
-    told: bool,
-    /// The command has ended: what still runs is not told any more.
-    over: bool,
+    /// Whether the display thread is running.
+    has_thread: bool,
+    /// The command has ended, so nothing more is shown.
+    is_over: bool,
 }
 
 impl Bars {
-    /// Progress is told as `show` says; notes are printed unless `quiet`.
-    pub fn new(show: Show, quiet: bool) -> Self {
-        let every = std::env::var(EVERY_VARIABLE).ok().and_then(|text| text.parse().ok());
-        let every = every.and_then(|seconds: f64| Duration::try_from_secs_f64(seconds).ok()).filter(|t| !t.is_zero());
+    /// Creates a display. Notes are printed unless `quiet`.
+    pub fn new(mode: ProgressMode, quiet: bool) -> Self {
+        let interval = std::env::var(INTERVAL_VARIABLE).ok().and_then(|text| text.parse().ok());
+        let interval =
+            interval.and_then(|seconds: f64| Duration::try_from_secs_f64(seconds).ok()).filter(|t| !t.is_zero());
         Bars(Arc::new(Inner {
-            show,
+            mode,
             quiet,
-            every: every.unwrap_or(EVERY),
+            interval: interval.unwrap_or(LINE_INTERVAL),
             start: Instant::now(),
             state: Mutex::default(),
             changed: Condvar::new(),
@@ -79,23 +84,23 @@ impl Bars {
         }))
     }
 
-    /// Removes what is drawn, until the next event.
+    /// Clears the display until the next event.
     pub fn clear(&self) {
         self.0.state().running = Running::default();
         self.0.erase();
     }
 
-    /// Removes what is drawn, for good.
+    /// Clears the display for good.
     pub fn finish(&self) {
         let mut state = self.0.state();
-        state.over = true;
+        state.is_over = true;
         state.running = Running::default();
         self.0.changed.notify_all();
         drop(state);
         self.0.erase();
     }
 
-    /// Writes to stderr without tearing what is drawn there.
+    /// Writes to stderr without garbling the display.
     pub fn write(&self, bytes: &[u8]) -> io::Result<()> {
         let write = || {
             let mut stderr = io::stderr().lock();
@@ -119,22 +124,22 @@ impl Progress for Bars {
         if let Event::Note(text) = &event {
             return self.note(text);
         }
-        if self.0.show == Show::Nothing {
+        if self.0.mode == ProgressMode::Hidden {
             return;
         }
         let now = self.0.start.elapsed();
         let mut state = self.0.state();
-        if state.over {
+        if state.is_over {
             return;
         }
-        state.running.take(event, now);
-        if !state.told && !state.running.is_idle() {
+        state.running.record(event, now);
+        if !state.has_thread && !state.running.is_idle() {
             let inner = self.0.clone();
-            let teller = std::thread::Builder::new().name("progress".into()).spawn(move || match inner.show {
-                Show::Drawn => inner.draw(),
-                _ => inner.tell(),
+            let thread = std::thread::Builder::new().name("progress".into()).spawn(move || match inner.mode {
+                ProgressMode::Drawn => inner.draw(),
+                _ => inner.print_lines(),
             });
-            state.told = teller.is_ok();
+            state.has_thread = thread.is_ok();
         }
     }
 }
@@ -154,25 +159,25 @@ impl Inner {
         }
     }
 
-    /// Waits; false at the end.
+    /// Sleeps. Returns false once the command has ended.
     fn pause(&self, time: Duration) -> bool {
-        let waited = self.changed.wait_timeout_while(self.state(), time, |state| !state.over);
-        !waited.unwrap_or_else(PoisonError::into_inner).0.over
+        let result = self.changed.wait_timeout_while(self.state(), time, |state| !state.is_over);
+        !result.unwrap_or_else(PoisonError::into_inner).0.is_over
     }
 
-    /// What is waited for, when nothing else goes on.
-    fn waiting(&self, running: &Running, now: Duration, least: Duration) -> Option<(Duration, String)> {
-        longest_wait(least).filter(|_| running.is_still(now, least))
+    /// Returns the longest wait and its reason, if nothing has been transferred meanwhile.
+    fn waiting(&self, running: &Running, now: Duration, min: Duration) -> Option<(Duration, String)> {
+        longest_wait(min).filter(|_| running.is_stalled(now, min))
     }
 
     fn draw(&self) {
         let mut since_sample = Duration::ZERO;
-        while self.pause(GLANCE) {
+        while self.pause(FRAME_INTERVAL) {
             let size = Term::stderr().size();
             let now = self.start.elapsed();
             let mut state = self.state();
-            since_sample += GLANCE;
-            if since_sample >= GLANCE * 4 {
+            since_sample += FRAME_INTERVAL;
+            if since_sample >= FRAME_INTERVAL * 4 {
                 state.running.sample(now);
                 since_sample = Duration::ZERO;
             }
@@ -180,27 +185,27 @@ impl Inner {
             let waiting = waiting.as_ref().map(|(time, what)| (*time, what.as_str()));
             let frame = state.running.frame(size.1.into(), size.0.into(), now, waiting);
             let mut drawn = self.drawn();
-            // Only now: whoever ends the progress has either seen the bar or keeps it from being drawn.
-            let over = state.over || state.running.is_idle();
+            // Checked while holding the lock on the bar: `clear` and `finish` then either remove the bar or prevent it.
+            let is_over = state.is_over || state.running.is_idle();
             drop(state);
-            if over {
+            if is_over {
                 continue;
             }
             drawn.get_or_insert_with(new_bar).set_message(frame.join("\n"));
         }
     }
 
-    fn tell(&self) {
-        while self.pause(self.every) {
+    fn print_lines(&self) {
+        while self.pause(self.interval) {
             let now = self.start.elapsed();
             let mut state = self.state();
             state.running.sample(now);
             if state.running.is_idle() {
                 continue;
             }
-            let waiting = self.waiting(&state.running, now, self.every / 3);
+            let waiting = self.waiting(&state.running, now, self.interval / 3);
             let line = state.running.line(now, waiting.as_ref().map(|(time, what)| (*time, what.as_str())));
-            // Under the lock: not a line comes after the end.
+            // Written while holding the lock, so that no line follows the end.
             let _ = writeln!(io::stderr().lock(), "{}  {}", stamp(), escape(&line, Keep::Nothing));
         }
     }
@@ -212,19 +217,19 @@ fn new_bar() -> ProgressBar {
     ProgressBar::with_draw_target(None, target).with_style(style)
 }
 
-/// The terminal as indicatif draws on it. Each line ends where its text ends, so that a terminal that is made wider or
-/// narrower leaves as many rows as can be told from its width now; and each frame is one write.
+/// The terminal for indicatif to draw on. Lines have no trailing blanks, so that after the terminal is resized, the number
+/// of rows they occupy follows from its current width. Each frame is a single write.
 #[derive(Debug, Default)]
 struct Screen(Mutex<Frame>);
 
 #[derive(Debug, Default)]
 struct Frame {
-    /// Columns of the lines that stand there, the cursor at the start of the last: what the terminal echoes of a ctrl-c
-    /// begins no new row then.
-    there: Vec<usize>,
-    /// Columns of those that are being written.
-    coming: Vec<usize>,
-    begun: bool,
+    /// Widths of the lines on the screen. The cursor is at the start of the last, so that an echoed ^C does not start a new
+    /// row.
+    shown: Vec<usize>,
+    /// Widths of the lines of the next frame.
+    pending: Vec<usize>,
+    has_begun: bool,
     out: String,
 }
 
@@ -235,16 +240,17 @@ impl Screen {
 }
 
 impl Frame {
-    /// Begins a frame: what stands there goes.
+    /// Begins a frame by erasing the previous one.
     fn begin(&mut self, columns: usize) {
-        if !std::mem::replace(&mut self.begun, true) && !self.there.is_empty() {
-            self.out += &erasure(&self.there, columns);
+        if !std::mem::replace(&mut self.has_begun, true) && !self.shown.is_empty() {
+            self.out += &erase_sequence(&self.shown, columns);
         }
     }
 }
 
-/// What removes these lines from a terminal that is so wide by now, with the cursor at the start of the last.
-fn erasure(lines: &[usize], columns: usize) -> String {
+/// Returns the escape sequence that erases lines of these widths from a terminal with this many columns. The cursor must be
+/// at the start of the last line.
+fn erase_sequence(lines: &[usize], columns: usize) -> String {
     let above = lines.split_last().map_or(&[][..], |(_, above)| above);
     match above.iter().map(|width| width.div_ceil(columns.max(1)).max(1)).sum::<usize>() {
         0 => "\r\u{1b}[J".into(),
@@ -286,12 +292,12 @@ impl TermLike for Screen {
         let width = self.width().into();
         let mut frame = self.frame();
         frame.begin(width);
-        // indicatif fills lines up with blanks.
+        // indicatif pads lines with blanks.
         if !text.trim_start_matches(' ').is_empty() {
-            if !frame.coming.is_empty() {
+            if !frame.pending.is_empty() {
                 frame.out.push_str("\r\n");
             }
-            frame.coming.push(console::measure_text_width(text));
+            frame.pending.push(console::measure_text_width(text));
             frame.out.push_str(text);
         }
         Ok(())
@@ -303,18 +309,18 @@ impl TermLike for Screen {
 
     fn flush(&self) -> io::Result<()> {
         let mut frame = self.frame();
-        if !frame.coming.is_empty() {
+        if !frame.pending.is_empty() {
             frame.out.push('\r');
         }
         let mut stderr = io::stderr().lock();
         stderr.write_all(frame.out.as_bytes())?;
         stderr.flush()?;
-        *frame = Frame { there: std::mem::take(&mut frame.coming), ..Frame::default() };
+        *frame = Frame { shown: std::mem::take(&mut frame.pending), ..Frame::default() };
         Ok(())
     }
 }
 
-/// Writes log lines, each whole and above what is drawn.
+/// Writes log lines above the progress display, without tearing them.
 pub struct LogWriter(pub Bars);
 
 impl Write for LogWriter {
@@ -332,16 +338,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_are_erased_with_the_rows_that_they_take_by_now() {
-        assert_eq!(erasure(&[79], 80), "\r\u{1b}[J");
-        assert_eq!(erasure(&[79, 30, 0], 80), "\r\u{1b}[2A\u{1b}[J");
-        assert_eq!(erasure(&[79, 30], 40), "\r\u{1b}[2A\u{1b}[J");
-        assert_eq!(erasure(&[30, 79], 40), "\r\u{1b}[1A\u{1b}[J", "the cursor is at the start of the last");
-        assert_eq!(erasure(&[39, 39], 200), "\r\u{1b}[1A\u{1b}[J");
+    fn erasing_accounts_for_rows_after_a_resize() {
+        assert_eq!(erase_sequence(&[79], 80), "\r\u{1b}[J");
+        assert_eq!(erase_sequence(&[79, 30, 0], 80), "\r\u{1b}[2A\u{1b}[J");
+        assert_eq!(erase_sequence(&[79, 30], 40), "\r\u{1b}[2A\u{1b}[J");
+        assert_eq!(erase_sequence(&[30, 79], 40), "\r\u{1b}[1A\u{1b}[J", "the cursor is at the start of the last");
+        assert_eq!(erase_sequence(&[39, 39], 200), "\r\u{1b}[1A\u{1b}[J");
     }
 
     #[test]
-    fn a_frame_replaces_the_one_before() {
+    fn a_frame_without_a_predecessor_erases_nothing() {
         let screen = Screen::default();
         screen.frame().begin(80);
         screen.write_str("one").unwrap();
@@ -349,6 +355,6 @@ mod tests {
         screen.write_str("two").unwrap();
         screen.write_str("").unwrap();
         assert_eq!(screen.frame().out, "one\r\ntwo");
-        assert_eq!(screen.frame().coming, [3, 3]);
+        assert_eq!(screen.frame().pending, [3, 3]);
     }
 }

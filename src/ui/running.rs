@@ -1,4 +1,4 @@
-//! What a running command is at, as lines for people. Pure: events and the time go in, text comes out.
+//! The state of a running command, as lines of text. Pure: takes events and the time, and returns text.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
@@ -9,99 +9,99 @@ use crate::error::printable;
 use crate::model::ids::BlobId;
 use crate::progress::{Event, Job};
 
-/// Lines of single blobs at the most.
-const MOST_LINES: usize = 4;
-/// Columns of such a line before the name.
-const BESIDE_NAME: usize = 18;
-/// The rate is that of the last while, so that it follows what happens, and does not jump with every part.
-const WINDOW: Duration = Duration::from_secs(20);
-/// After this time without a byte that is said instead of a rate.
-const STILL: Duration = Duration::from_secs(5);
-/// A rate over less than this is not worth telling.
-const SOON: Duration = Duration::from_secs(1);
+/// Maximum number of lines for individual blobs.
+const MAX_BLOB_LINES: usize = 4;
+/// Columns in front of the name in such a line.
+const NAME_OFFSET: usize = 18;
+/// Time window for the rate: short enough to follow changes, and long enough not to jump with every part.
+const RATE_WINDOW: Duration = Duration::from_secs(20);
+/// Time without progress after which the transfer is shown as stalled.
+const STALL_TIME: Duration = Duration::from_secs(5);
+/// Minimum time to measure a rate over.
+const MIN_RATE_TIME: Duration = Duration::from_secs(1);
 
-/// What is going on.
+/// The state of a running command.
 #[derive(Debug, Default)]
 pub struct Running {
     step: Option<(&'static str, Duration)>,
-    moving: Option<Moving>,
+    transfer: Option<Transfer>,
 }
 
 /// A transfer.
 #[derive(Debug, Default)]
-struct Moving {
-    /// The blobs that are not finished, each with its size and the number of its repo.
-    left: HashMap<BlobId, (u64, usize)>,
+struct Transfer {
+    /// Unfinished blobs, each with its size and the index of its repo.
+    unfinished: HashMap<BlobId, (u64, usize)>,
     blobs: usize,
-    /// Unfinished blobs of each repo.
+    /// Number of unfinished blobs of each repo.
     repos: Vec<usize>,
-    /// Bytes that this run has to move, and those that it has moved.
+    /// Bytes that this run has to transfer, and those it has transferred.
     total: u64,
     moved: u64,
-    flying: BTreeMap<u64, Flying>,
+    in_flight: BTreeMap<u64, BlobProgress>,
     numbers: HashMap<BlobId, u64>,
     started: u64,
-    last_move: Duration,
-    /// When how much had been moved.
+    last_progress: Duration,
+    /// Times, and the bytes that had been transferred by then.
     samples: VecDeque<(Duration, u64)>,
 }
 
-/// A blob on its way.
+/// A blob in flight.
 #[derive(Debug)]
-struct Flying {
+struct BlobProgress {
     name: String,
     size: u64,
     moved: u64,
-    /// From an earlier run.
-    found: u64,
+    /// Bytes from an earlier run.
+    resumed: u64,
 }
 
 impl Running {
-    /// Takes an event that came at this time.
-    pub fn take(&mut self, event: Event, now: Duration) {
+    /// Records an event.
+    pub fn record(&mut self, event: Event, now: Duration) {
         match event {
             Event::Note(_) => {}
             Event::Step(text) => {
                 self.step = Some((text, now));
-                self.moving = None;
+                self.transfer = None;
             }
             Event::Planned(jobs) => {
                 if !jobs.is_empty() {
                     self.step = None;
-                    self.moving = Some(Moving::new(&jobs, now));
+                    self.transfer = Some(Transfer::new(&jobs, now));
                 }
             }
             other => {
-                if let Some(moving) = &mut self.moving {
-                    moving.take(other, now);
+                if let Some(transfer) = &mut self.transfer {
+                    transfer.record(other, now);
                 }
             }
         }
     }
 
-    /// Whether there is anything to tell.
+    /// Whether there is nothing to show.
     pub fn is_idle(&self) -> bool {
-        self.step.is_none() && self.moving.is_none()
+        self.step.is_none() && self.transfer.is_none()
     }
 
-    /// Whether nothing has moved for so long.
-    pub fn is_still(&self, now: Duration, time: Duration) -> bool {
-        self.moving.as_ref().is_none_or(|moving| now.saturating_sub(moving.last_move) >= time)
+    /// Whether nothing has been transferred for this long.
+    pub fn is_stalled(&self, now: Duration, time: Duration) -> bool {
+        self.transfer.as_ref().is_none_or(|transfer| now.saturating_sub(transfer.last_progress) >= time)
     }
 
-    /// Notes how much has been moved by now, for the rate.
+    /// Takes a sample of the bytes transferred, for the rate.
     pub fn sample(&mut self, now: Duration) {
-        if let Some(moving) = &mut self.moving {
-            moving.sample(now);
+        if let Some(transfer) = &mut self.transfer {
+            transfer.sample(now);
         }
     }
 
-    /// One line for a log: what is done, how fast it goes, how long it will take, what is waited for.
+    /// Returns a line for a log: progress, rate, time left, and what is being waited for.
     pub fn line(&self, now: Duration, waiting: Option<(Duration, &str)>) -> String {
-        let mut line = match (&self.moving, self.step) {
-            (Some(moving), _) => moving.line(now),
+        let mut line = match (&self.transfer, self.step) {
+            (Some(transfer), _) => transfer.line(now),
             (None, Some((step, since))) => format!("{step}: {} so far", span(now.saturating_sub(since))),
-            (None, None) => "still at work".into(),
+            (None, None) => "still running".into(),
         };
         if let Some((time, what)) = waiting {
             line += &format!("; waiting for {what} ({})", span(time));
@@ -109,15 +109,15 @@ impl Running {
         line
     }
 
-    /// The lines for a terminal of this size, each narrower than that.
+    /// Returns the lines for a terminal of this size, each narrower than the terminal.
     pub fn frame(&self, columns: usize, rows: usize, now: Duration, waiting: Option<(Duration, &str)>) -> Vec<String> {
         let width = columns.saturating_sub(1);
-        let mut lines = match (&self.moving, self.step) {
-            (Some(moving), _) => moving.frame(width, rows.saturating_sub(2), now),
+        let mut lines = match (&self.transfer, self.step) {
+            (Some(transfer), _) => transfer.frame(width, rows.saturating_sub(2), now),
             (None, Some((step, since))) => {
                 let spinner = ["|", "/", "-", "\\"][(now.as_millis() / 250 % 4) as usize];
                 let time = now.saturating_sub(since);
-                let time = if time < STILL { String::new() } else { format!("  {}", span(time)) };
+                let time = if time < STALL_TIME { String::new() } else { format!("  {}", span(time)) };
                 vec![format!("{spinner} {step}{time}")]
             }
             (None, None) => Vec::new(),
@@ -129,12 +129,12 @@ impl Running {
     }
 }
 
-impl Moving {
+impl Transfer {
     fn new(jobs: &[Job], now: Duration) -> Self {
         let mut repos = Vec::new();
-        let mut left = HashMap::new();
+        let mut unfinished = HashMap::new();
         for job in jobs {
-            if left.insert(job.blob, (job.size, job.repo)).is_none() {
+            if unfinished.insert(job.blob, (job.size, job.repo)).is_none() {
                 repos.resize(repos.len().max(job.repo + 1), 0);
                 repos[job.repo] += 1;
             }
@@ -143,77 +143,84 @@ impl Moving {
         let mut numbers: Vec<usize> = jobs.iter().map(|job| job.repo).collect();
         numbers.sort_unstable();
         numbers.dedup();
-        for (_, repo) in left.values_mut() {
+        for (_, repo) in unfinished.values_mut() {
             *repo = numbers.binary_search(repo).unwrap_or_default();
         }
-        let total = left.values().map(|(size, _)| size).sum();
+        let total = unfinished.values().map(|(size, _)| size).sum();
         let samples = VecDeque::from([(now, 0)]);
-        Moving { blobs: left.len(), left, repos, total, last_move: now, samples, ..Moving::default() }
+        Transfer {
+            blobs: unfinished.len(),
+            unfinished,
+            repos,
+            total,
+            last_progress: now,
+            samples,
+            ..Transfer::default()
+        }
     }
 
-    fn take(&mut self, event: Event, now: Duration) {
+    fn record(&mut self, event: Event, now: Duration) {
         match event {
             Event::Started { blob, name, size } => {
                 self.started += 1;
                 self.numbers.insert(blob, self.started);
-                self.flying.insert(self.started, Flying { name: printable(&name, 400), size, moved: 0, found: 0 });
+                let blob = BlobProgress { name: printable(&name, 400), size, moved: 0, resumed: 0 };
+                self.in_flight.insert(self.started, blob);
             }
             Event::Found { blob, bytes } => {
                 self.total = self.total.saturating_sub(bytes);
-                self.flying(&blob, |flying| flying.found += bytes);
+                self.update(&blob, |blob| blob.resumed += bytes);
             }
             Event::Moved { blob, bytes } => {
                 self.moved += bytes;
-                self.last_move = now;
-                self.flying(&blob, |flying| flying.moved += bytes);
+                self.last_progress = now;
+                self.update(&blob, |blob| blob.moved += bytes);
             }
             Event::Lost { blob, bytes } => {
                 self.moved = self.moved.saturating_sub(bytes);
-                self.flying(&blob, |flying| flying.moved = flying.moved.saturating_sub(bytes));
+                self.update(&blob, |blob| blob.moved = blob.moved.saturating_sub(bytes));
             }
             Event::Restarted { blob } => {
                 let mut again = 0;
-                self.flying(&blob, |flying| {
-                    again = std::mem::take(&mut flying.moved) + std::mem::take(&mut flying.found)
-                });
+                self.update(&blob, |blob| again = std::mem::take(&mut blob.moved) + std::mem::take(&mut blob.resumed));
                 self.total += again;
             }
             Event::Finished { blob } => {
-                let flying = self.numbers.remove(&blob).and_then(|number| self.flying.remove(&number));
-                let Some((size, repo)) = self.left.remove(&blob) else { return };
+                let progress = self.numbers.remove(&blob).and_then(|number| self.in_flight.remove(&number));
+                let Some((size, repo)) = self.unfinished.remove(&blob) else { return };
                 self.repos[repo] -= 1;
-                // What failed, or came in another way, is not moved any more.
-                let there = flying.map_or(0, |flying| flying.moved + flying.found);
-                self.total = self.total.saturating_sub(size.saturating_sub(there)).max(self.moved);
+                // The rest of a blob that failed, or came from elsewhere, is no longer to be transferred.
+                let done = progress.map_or(0, |blob| blob.moved + blob.resumed);
+                self.total = self.total.saturating_sub(size.saturating_sub(done)).max(self.moved);
             }
             Event::Note(_) | Event::Step(_) | Event::Planned(_) => {}
         }
     }
 
-    fn flying(&mut self, blob: &BlobId, change: impl FnOnce(&mut Flying)) {
-        if let Some(flying) = self.numbers.get(blob).and_then(|number| self.flying.get_mut(number)) {
-            change(flying);
+    fn update(&mut self, blob: &BlobId, change: impl FnOnce(&mut BlobProgress)) {
+        if let Some(progress) = self.numbers.get(blob).and_then(|number| self.in_flight.get_mut(number)) {
+            change(progress);
         }
     }
 
     fn sample(&mut self, now: Duration) {
         self.samples.push_back((now, self.moved));
-        while self.samples.len() > 2 && self.samples[1].0 + WINDOW <= now {
+        while self.samples.len() > 2 && self.samples[1].0 + RATE_WINDOW <= now {
             self.samples.pop_front();
         }
     }
 
-    /// Bytes per second.
+    /// Returns the rate in bytes per second.
     fn rate(&self, now: Duration) -> Option<f64> {
         let (then, before) = self.samples.front()?;
         let time = now.saturating_sub(*then);
         let bytes = self.moved.saturating_sub(*before);
-        (time >= SOON && bytes > 0).then(|| bytes as f64 / time.as_secs_f64())
+        (time >= MIN_RATE_TIME && bytes > 0).then(|| bytes as f64 / time.as_secs_f64())
     }
 
     /// "12/94 blobs, repo 3/20"
     fn counts(&self) -> String {
-        let blobs = format!("{}/{} blobs", self.blobs - self.left.len(), self.blobs);
+        let blobs = format!("{}/{} blobs", self.blobs - self.unfinished.len(), self.blobs);
         let repos = self.repos.len();
         if repos < 2 {
             return blobs;
@@ -222,15 +229,15 @@ impl Moving {
         format!("{blobs}, repo {}/{repos}", (done + 1).min(repos))
     }
 
-    /// How fast, and for how long still.
+    /// Returns the rate and the time left.
     fn pace(&self, now: Duration) -> (Option<String>, Option<String>) {
         let left = self.total.saturating_sub(self.moved);
         if left == 0 {
             return (None, Some("finishing".into()));
         }
-        let still = now.saturating_sub(self.last_move);
-        if still >= STILL {
-            return (None, Some(format!("nothing moved for {}", span(still))));
+        let stalled = now.saturating_sub(self.last_progress);
+        if stalled >= STALL_TIME {
+            return (None, Some(format!("stalled for {}", span(stalled))));
         }
         let Some(rate) = self.rate(now) else { return (None, None) };
         let seconds = (left as f64 / rate).ceil().clamp(1.0, 1e9);
@@ -244,18 +251,18 @@ impl Moving {
         format!("{}: {}", self.counts(), parts.join(", "))
     }
 
-    fn frame(&self, width: usize, most: usize, now: Duration) -> Vec<String> {
+    fn frame(&self, width: usize, max_lines: usize, now: Duration) -> Vec<String> {
         let mut lines = vec![self.total_line(width, now)];
-        // The longest on their way first: these do not change with every glance.
-        for flying in self.flying.values().take(most.min(MOST_LINES)) {
-            let percent = ((flying.moved + flying.found) * 100).checked_div(flying.size).unwrap_or(100).min(100);
-            let name = fitted(&flying.name, width.saturating_sub(BESIDE_NAME));
-            lines.push(format!("{percent:>3} %  {:>9}  {name}", size(flying.size)));
+        // Oldest first, so that the lines do not change with every frame.
+        for blob in self.in_flight.values().take(max_lines.min(MAX_BLOB_LINES)) {
+            let percent = ((blob.moved + blob.resumed) * 100).checked_div(blob.size).unwrap_or(100).min(100);
+            let name = fit_name(&blob.name, width.saturating_sub(NAME_OFFSET));
+            lines.push(format!("{percent:>3} %  {:>9}  {name}", size(blob.size)));
         }
         lines
     }
 
-    /// What fits, the most important first: counts, the time left, the rate, bytes, a bar.
+    /// Returns the first line, with as much as fits in order of importance: counts, time left, rate, bytes, bar.
     fn total_line(&self, width: usize, now: Duration) -> String {
         let (rate, left) = self.pace(now);
         let counts = self.counts();
@@ -288,15 +295,15 @@ fn span(time: Duration) -> String {
     }
 }
 
-/// A repo and a file in it, cut in the middle where it is too wide; the file's own name stays whole if it can.
-fn fitted(name: &str, width: usize) -> String {
+/// Shortens a repo's name and a path in it to fit, keeping the file name whole if possible.
+fn fit_name(name: &str, width: usize) -> String {
     let columns = console::measure_text_width;
     if columns(name) <= width {
         return name.to_string();
     }
     let kept = width.saturating_sub(1);
     let file = name.rsplit('/').next().map_or(0, |file| columns(file) + 1);
-    // A file name that takes nearly everything leaves nothing to tell repos apart.
+    // Leave enough of the repo's name to tell repos apart.
     let tail = if file + 8 <= kept { file.max(kept / 2) } else { kept - kept / 2 };
     cut(name, kept - tail, tail)
 }
@@ -317,27 +324,27 @@ mod tests {
 
     fn start(running: &mut Running, number: u8, size: u64, now: u64) {
         let name = format!("org/model-{number}/model-0000{number}-of-00004.safetensors");
-        running.take(Event::Started { blob: blob(number), name, size }, at(now));
+        running.record(Event::Started { blob: blob(number), name, size }, at(now));
     }
 
-    /// Four blobs of 100 MiB in three repos.
+    /// Creates a transfer of four blobs of 100 MiB in three repos.
     fn transfer() -> Running {
         let mut running = Running::default();
         let job = |number, repo| Job { blob: blob(number), size: 100 * MIB, repo };
-        running.take(Event::Planned(vec![job(1, 0), job(2, 4), job(3, 4), job(4, 7)]), at(0));
+        running.record(Event::Planned(vec![job(1, 0), job(2, 4), job(3, 4), job(4, 7)]), at(0));
         running
     }
 
     #[test]
-    fn blobs_repos_rate_and_time_are_told() {
+    fn blobs_repos_rate_and_time_are_shown() {
         let mut running = transfer();
         assert_eq!(running.line(at(0), None), "0/4 blobs, repo 1/3: 0 B of 400.0 MiB");
         start(&mut running, 1, 100 * MIB, 0);
         start(&mut running, 2, 100 * MIB, 0);
-        running.take(Event::Moved { blob: blob(1), bytes: 100 * MIB }, at(9));
-        running.take(Event::Moved { blob: blob(2), bytes: 50 * MIB }, at(10));
-        running.take(Event::Finished { blob: blob(1) }, at(10));
-        running.take(Event::Finished { blob: blob(1) }, at(10));
+        running.record(Event::Moved { blob: blob(1), bytes: 100 * MIB }, at(9));
+        running.record(Event::Moved { blob: blob(2), bytes: 50 * MIB }, at(10));
+        running.record(Event::Finished { blob: blob(1) }, at(10));
+        running.record(Event::Finished { blob: blob(1) }, at(10));
         running.sample(at(10));
         assert_eq!(running.line(at(10), None), "1/4 blobs, repo 2/3: 150.0 MiB of 400.0 MiB, 15.0 MiB/s, 17 s left");
         assert_eq!(
@@ -354,56 +361,56 @@ mod tests {
     }
 
     #[test]
-    fn what_an_earlier_run_has_moved_counts_neither_as_rate_nor_as_total() {
+    fn resumed_bytes_count_towards_neither_rate_nor_total() {
         let mut running = transfer();
         start(&mut running, 1, 100 * MIB, 0);
-        running.take(Event::Found { blob: blob(1), bytes: 90 * MIB }, at(0));
-        running.take(Event::Moved { blob: blob(1), bytes: 5 * MIB }, at(5));
+        running.record(Event::Found { blob: blob(1), bytes: 90 * MIB }, at(0));
+        running.record(Event::Moved { blob: blob(1), bytes: 5 * MIB }, at(5));
         running.sample(at(5));
         assert_eq!(running.line(at(5), None), "0/4 blobs, repo 1/3: 5.0 MiB of 310.0 MiB, 1.0 MiB/s, 6 min left");
         assert!(running.frame(80, 24, at(5), None)[1].starts_with(" 95 %"));
-        running.take(Event::Restarted { blob: blob(1) }, at(5));
+        running.record(Event::Restarted { blob: blob(1) }, at(5));
         assert_eq!(running.line(at(5), None), "0/4 blobs, repo 1/3: 5.0 MiB of 405.0 MiB, 1.0 MiB/s, 7 min left");
     }
 
     #[test]
-    fn nothing_left_is_never_said_in_seconds() {
+    fn finishing_replaces_the_time_left() {
         let mut running = transfer();
         for number in 1..=4 {
             start(&mut running, number, 100 * MIB, 0);
-            running.take(Event::Moved { blob: blob(number), bytes: 100 * MIB - u64::from(number == 4) }, at(1));
+            running.record(Event::Moved { blob: blob(number), bytes: 100 * MIB - u64::from(number == 4) }, at(1));
         }
         running.sample(at(1));
         assert!(running.line(at(2), None).ends_with(", 1 s left"));
-        running.take(Event::Moved { blob: blob(4), bytes: 1 }, at(2));
+        running.record(Event::Moved { blob: blob(4), bytes: 1 }, at(2));
         assert!(running.line(at(2), None).ends_with(", finishing"));
         assert!(running.line(at(20), None).ends_with(", finishing"));
     }
 
     #[test]
-    fn waiting_is_said() {
+    fn waiting_is_shown() {
         let mut running = transfer();
         start(&mut running, 1, 100 * MIB, 0);
-        running.take(Event::Moved { blob: blob(1), bytes: MIB }, at(5));
+        running.record(Event::Moved { blob: blob(1), bytes: MIB }, at(5));
         running.sample(at(40));
         let waiting = Some((at(35), "the store, which said 503 SlowDown"));
         assert_eq!(
             running.line(at(40), waiting),
-            "0/4 blobs, repo 1/3: 1.0 MiB of 400.0 MiB, nothing moved for 35 s; waiting for the store, which said 503 \
+            "0/4 blobs, repo 1/3: 1.0 MiB of 400.0 MiB, stalled for 35 s; waiting for the store, which said 503 \
              SlowDown (35 s)"
         );
-        running.take(Event::Step("scanning the cache"), at(50));
+        running.record(Event::Step("scanning the cache"), at(50));
         assert_eq!(running.line(at(80), None), "scanning the cache: 30 s so far");
         assert_eq!(running.frame(40, 10, at(80), waiting).len(), 2);
     }
 
     #[test]
-    fn what_failed_or_came_in_another_way_is_not_waited_for() {
+    fn finished_blobs_reduce_the_total() {
         let mut running = transfer();
         start(&mut running, 1, 100 * MIB, 0);
-        running.take(Event::Moved { blob: blob(1), bytes: 30 * MIB }, at(5));
-        running.take(Event::Finished { blob: blob(1) }, at(5));
-        running.take(Event::Finished { blob: blob(2) }, at(5));
+        running.record(Event::Moved { blob: blob(1), bytes: 30 * MIB }, at(5));
+        running.record(Event::Finished { blob: blob(1) }, at(5));
+        running.record(Event::Finished { blob: blob(2) }, at(5));
         assert!(running.line(at(5), None).starts_with("2/4 blobs, repo 2/3: 30.0 MiB of 230.0 MiB"));
     }
 
@@ -412,8 +419,8 @@ mod tests {
         let mut running = transfer();
         start(&mut running, 1, 100 * MIB, 0);
         let name = "org/漢字漢字漢字漢字漢字漢字漢字\u{202e}漢字漢字漢字漢字漢字/データデータデータ.bin".to_string();
-        running.take(Event::Started { blob: blob(2), name, size: 1 }, at(0));
-        running.take(Event::Moved { blob: blob(1), bytes: MIB }, at(2));
+        running.record(Event::Started { blob: blob(2), name, size: 1 }, at(0));
+        running.record(Event::Moved { blob: blob(1), bytes: MIB }, at(2));
         for columns in 1..130 {
             for rows in 0..12 {
                 let frame = running.frame(columns, rows, at(3), Some((at(3), "the store")));
@@ -427,14 +434,14 @@ mod tests {
     }
 
     #[test]
-    fn the_file_name_stays() {
+    fn the_file_name_is_kept() {
         let name = "meta-research/a-very-long-model-name-instruct-7b-gguf/model-00001-of-00004.safetensors";
-        assert_eq!(fitted(name, 48), "meta-research/…/model-00001-of-00004.safetensors");
-        assert_eq!(fitted(name, 128), name);
-        assert_eq!(fitted("org/some-model/onnx/model.onnx", 25), "org/some-mod…x/model.onnx");
-        assert_eq!(fitted(name, 20), "meta-rese…afetensors");
+        assert_eq!(fit_name(name, 48), "meta-research/…/model-00001-of-00004.safetensors");
+        assert_eq!(fit_name(name, 128), name);
+        assert_eq!(fit_name("org/some-model/onnx/model.onnx", 25), "org/some-mod…x/model.onnx");
+        assert_eq!(fit_name(name, 20), "meta-rese…afetensors");
         for width in 0..100 {
-            assert!(fitted(name, width).chars().count() <= width.max(1), "{width}");
+            assert!(fit_name(name, width).chars().count() <= width.max(1), "{width}");
         }
     }
 }

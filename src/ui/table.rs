@@ -1,32 +1,32 @@
-//! Tables: aligned columns without boxes. On a terminal they fit its width, and the wide columns are cut; everywhere
-//! else nothing is cut and nothing is coloured.
+//! Tables: aligned columns without borders. On a terminal, columns are shortened to fit its width; elsewhere, nothing is
+//! shortened or coloured.
 
 use console::{Alignment, Style};
 use unicode_width::UnicodeWidthChar;
 
 use crate::escape::{Keep, escape};
 
-/// Blanks between columns.
+/// Number of blanks between columns.
 const GAP: usize = 2;
-/// Text and names are cut to this width before a spare column is given up.
+/// Width to which text and names are shortened before a spare column is dropped.
 const COMFORTABLE: usize = 32;
-/// No column is cut to less.
-const NARROWEST: usize = 10;
+/// Minimum width of a shortened column.
+const MIN_WIDTH: usize = 10;
 
 /// How a column behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Column {
-    /// A name, cut in the middle where the terminal is too narrow: both ends tell names apart.
+    /// A name, shortened in the middle if necessary, since both ends distinguish names.
     Name(&'static str),
-    /// Text that is cut at its end where the terminal is too narrow.
+    /// Text, shortened at the end if necessary.
     Text(&'static str),
-    /// Text that is never cut.
+    /// Text that is never shortened.
     Fixed(&'static str),
-    /// A number, aligned to the right and never cut.
+    /// A number, right-aligned and never shortened.
     Number(&'static str),
-    /// A number that is left out where the terminal is too narrow.
+    /// A number, dropped if the terminal is too narrow.
     SpareNumber(&'static str),
-    /// Text that is left out where the terminal is too narrow.
+    /// Text, dropped if the terminal is too narrow.
     Spare(&'static str),
 }
 
@@ -57,56 +57,56 @@ impl Column {
         matches!(self, Column::Name(_) | Column::Text(_))
     }
 
-    /// The text, at most so wide.
+    /// Shortens text to this width.
     fn cut(self, text: &str, width: usize) -> String {
-        let over = console::measure_text_width(text) > width;
+        let is_too_wide = console::measure_text_width(text) > width;
         match self {
-            Column::Name(_) if over => cut_in_the_middle(text, width),
-            Column::Text(_) if over => console::truncate_str(text, width, "…").into_owned(),
+            Column::Name(_) if is_too_wide => cut_in_the_middle(text, width),
+            Column::Text(_) if is_too_wide => console::truncate_str(text, width, "…").into_owned(),
             _ => text.to_string(),
         }
     }
 }
 
-/// Cut in the middle to at most so many columns; a wide character is two.
+/// Shortens text in the middle to at most this many columns. A wide character takes two.
 pub(super) fn cut_in_the_middle(text: &str, width: usize) -> String {
     let kept = width.saturating_sub(1);
     cut(text, kept.div_ceil(2), kept - kept.div_ceil(2))
 }
 
-/// The first and the last columns of a text that is too wide, with an ellipsis between.
+/// Keeps the first and last columns of a text, with an ellipsis between them.
 pub(super) fn cut(text: &str, head: usize, tail: usize) -> String {
-    let fits = |most: usize| {
+    let fits = |max: usize| {
         let mut used = 0;
         move |c: &char| {
             used += c.width().unwrap_or_default();
-            used <= most
+            used <= max
         }
     };
     let start: String = text.chars().take_while(fits(head)).collect();
     let end: Vec<char> = text[start.len()..].chars().rev().take_while(fits(tail)).collect();
-    // A mark without the letter that it belongs to would go onto the ellipsis.
+    // A combining mark without its letter would attach to the ellipsis.
     let end = end.into_iter().rev().skip_while(|c| c.width() == Some(0));
     start.chars().chain(['…']).chain(end).collect()
 }
 
-/// How a cell looks on a terminal with colours.
+/// The meaning of a cell, shown by its colour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Tone {
-    /// As the terminal writes.
+    /// No special meaning.
     #[default]
     Plain,
-    /// What the row is about.
+    /// The subject of the row.
     Name,
     /// Less important.
     Dim,
-    /// As it should be.
+    /// In order.
     Good,
-    /// Something to do.
+    /// Needs action.
     Attention,
-    /// Something that is elsewhere.
-    Elsewhere,
-    /// Something wrong.
+    /// Only in the bucket.
+    Remote,
+    /// Wrong.
     Bad,
 }
 
@@ -119,13 +119,13 @@ impl Tone {
             Tone::Dim => plain.dim(),
             Tone::Good => plain.green(),
             Tone::Attention => plain.yellow(),
-            Tone::Elsewhere => plain.blue(),
+            Tone::Remote => plain.blue(),
             Tone::Bad => plain.red(),
         }
     }
 }
 
-/// One cell.
+/// A cell.
 #[derive(Debug, Clone, Default)]
 pub struct Cell {
     text: String,
@@ -133,7 +133,7 @@ pub struct Cell {
 }
 
 impl Cell {
-    /// A cell in this tone. What is hidden in the text is shown, so that its width is what the terminal makes of it.
+    /// Creates a cell. Hidden characters are escaped, so that the text's width is as computed.
     pub fn new(text: impl Into<String>, tone: Tone) -> Self {
         Cell { text: escape(&text.into(), Keep::Nothing).into_owned(), tone }
     }
@@ -145,7 +145,7 @@ impl<T: Into<String>> From<T> for Cell {
     }
 }
 
-/// Rows to be shown.
+/// A table.
 #[derive(Debug)]
 pub struct Table {
     columns: Vec<Column>,
@@ -153,7 +153,7 @@ pub struct Table {
 }
 
 impl Table {
-    /// A table with these columns.
+    /// Creates a table with these columns.
     pub fn new(columns: impl IntoIterator<Item = Column>) -> Self {
         Table { columns: columns.into_iter().collect(), rows: Vec::new() }
     }
@@ -163,14 +163,14 @@ impl Table {
         self.rows.push(cells.into_iter().collect());
     }
 
-    /// The text for this process's stdout.
+    /// Returns the text for this process's stdout.
     pub fn to_text(&self) -> String {
         let terminal = console::Term::stdout();
         let width = terminal.is_term().then(|| terminal.size().1);
         self.render(width, console::colors_enabled())
     }
 
-    /// The same without the titles: for `-q`.
+    /// Returns the text without titles, for `-q`.
     pub fn to_bare_text(&self) -> String {
         if self.rows.is_empty() {
             return String::new();
@@ -179,7 +179,7 @@ impl Table {
         text.split_once('\n').map(|(_, rows)| rows.to_string()).unwrap_or_default()
     }
 
-    /// The text: at most `width` characters wide where that can be had, when there is such a limit.
+    /// Returns the text, at most `width` columns wide if possible.
     pub fn render(&self, width: Option<u16>, colour: bool) -> String {
         let layout = self.layout(width.map(usize::from));
         let mut text = String::new();
@@ -195,7 +195,7 @@ impl Table {
         text
     }
 
-    /// Adds one line: each cell cut and padded to its column's width, nothing after the last text.
+    /// Writes a line, with cells shortened or padded to their columns' widths, and without trailing blanks.
     fn write_line(&self, out: &mut String, layout: &[(usize, usize)], cells: Vec<(&str, Style)>, colour: bool) {
         let start = out.len();
         for ((index, width), (text, style)) in layout.iter().zip(cells) {
@@ -214,8 +214,8 @@ impl Table {
         out.push('\n');
     }
 
-    /// The columns to show, with their widths: long text and names are cut a little, then spare columns go,
-    /// then text and names are cut further.
+    /// Returns the columns to show and their widths. First, long text and names are shortened a little, then spare columns
+    /// are dropped, and then text and names are shortened further.
     fn layout(&self, limit: Option<usize>) -> Vec<(usize, usize)> {
         let natural = |(index, column): (usize, &Column)| {
             let cells = self.rows.iter().filter_map(|row| row.get(index));
@@ -227,26 +227,26 @@ impl Table {
         loop {
             let mut layout = natural.clone();
             self.shrink(&mut layout, limit, COMFORTABLE);
-            if over(&layout, limit) == 0 {
+            if excess_width(&layout, limit) == 0 {
                 return layout;
             }
             match natural.iter().rposition(|(index, _)| self.columns[*index].is_spare()) {
                 Some(spare) => drop(natural.remove(spare)),
                 None => {
-                    self.shrink(&mut layout, limit, NARROWEST);
+                    self.shrink(&mut layout, limit, MIN_WIDTH);
                     return layout;
                 }
             }
         }
     }
 
-    /// Narrows what may be cut, but to no less than `least`. Names last: they are what a row is about.
-    fn shrink(&self, layout: &mut [(usize, usize)], limit: usize, least: usize) {
+    /// Narrows columns that may be shortened, to no less than `min`. Names come last, since they are the subject of the row.
+    fn shrink(&self, layout: &mut [(usize, usize)], limit: usize, min: usize) {
         for names in [false, true] {
-            while over(layout, limit) > 0 {
+            while excess_width(layout, limit) > 0 {
                 let shrinkable = layout.iter_mut().filter(|(index, width)| {
                     let column = self.columns[*index];
-                    column.can_shrink() && matches!(column, Column::Name(_)) == names && *width > least
+                    column.can_shrink() && matches!(column, Column::Name(_)) == names && *width > min
                 });
                 match shrinkable.max_by_key(|(_, width)| *width) {
                     Some((_, width)) => *width -= 1,
@@ -257,8 +257,8 @@ impl Table {
     }
 }
 
-/// How much too wide this is.
-fn over(layout: &[(usize, usize)], limit: usize) -> usize {
+/// Returns by how many columns a layout is too wide.
+fn excess_width(layout: &[(usize, usize)], limit: usize) -> usize {
     let wide: usize = layout.iter().map(|(_, width)| width + GAP).sum();
     wide.saturating_sub(GAP).saturating_sub(limit)
 }
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_width_nothing_is_cut_or_coloured() {
+    fn without_a_width_nothing_is_shortened_or_coloured() {
         insta::assert_snapshot!(table().render(None, false), @r"
         Repo                                    Size  Blobs  Refs                   Last used
         org/a-model-with-a-rather-long-name  1.5 GiB     12  main, refs/pr/1, v1.0  3 days ago
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_narrower_terminal_loses_what_is_spare() {
+    fn a_narrower_terminal_drops_spare_columns() {
         insta::assert_snapshot!(table().render(Some(80), false), @r"
         Repo                                    Size  Refs                   Last used
         org/a-model-with-a-rather-long-name  1.5 GiB  main, refs/pr/1, v1.0  3 days ago
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn a_narrow_terminal_cuts_names_and_text_but_no_numbers() {
+    fn a_narrow_terminal_shortens_names_and_text_but_not_numbers() {
         let text = table().render(Some(60), false);
         assert!(text.lines().all(|line| line.chars().count() <= 60));
         insta::assert_snapshot!(text, @r"
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn wide_and_hidden_characters_keep_the_columns_straight() {
+    fn columns_stay_aligned_with_wide_and_hidden_characters() {
         let mut table = Table::new([Column::Name("Repo"), Column::Number("Size")]);
         let names = ["漢字漢字漢字漢字漢字漢字漢字漢字/データ", "a\u{1b}[31m\u{202e}b", "cafe\u{301}", "plain"];
         names.iter().for_each(|name| table.row([(*name).into(), "1 B".into()]));

@@ -582,7 +582,7 @@ fn configuration_files() {
         ("just text", &["line 1"]),
         ("storage: 7", &["storage", "line 1"]),
         ("cache:\n  max_local_gb: lots", &["max_local_gb", "line 2"]),
-        ("cache:\n  max_local_gb: 50GB", &["max_local_gb", "a bare number of GiB", "such as 50"]),
+        ("cache:\n  max_local_gb: 50GB", &["max_local_gb", "a plain number of GiB", "such as 50"]),
         ("cache:\n  max_local_gb: -1", &["max_local_gb", "line 2"]),
         ("team:\n  prefix: [a]", &["prefix", "line 2"]),
         ("storage:\n  access_key: 12345", &["access_key", "line 2", "quotes"]),

@@ -123,7 +123,7 @@ fn wrong_usage() {
     let said = machine.run(&["push", "--bwlimit", "fast"]).stderr;
     assert!(said.contains("expected a rate such as 50MB/s"), "{said}");
     let said = machine.run(&["push", "--max-memory", "1MiB"]).stderr;
-    assert!(said.contains("32MiB is the least"), "{said}");
+    assert!(said.contains("at least 32MiB"), "{said}");
 }
 
 #[test]
@@ -304,7 +304,7 @@ fn init_writes_the_file_that_is_named() {
     assert!(fs::read_to_string(&path).unwrap().starts_with("# hf-cache-sync configuration"));
     assert!(!machine.work().join(".hf-cache-sync.yaml").exists());
     fs::write(&path, "mine").unwrap();
-    assert!(machine.ok(&["init", "--config", "team.yaml"]).contains("there already"));
+    assert!(machine.ok(&["init", "--config", "team.yaml"]).contains("already exists"));
     assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
     for name in ["none/team.yaml", "."] {
         let ran = machine.run(&["init", "--config", name]);

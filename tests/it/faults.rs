@@ -447,7 +447,7 @@ fn a_broken_yaml_and_init() {
     machine.configure("storage: [\n");
     machine.run(&["push"]).refused(2, &[".hf-cache-sync.yaml", "line"]);
     let said = machine.ok(&["init"]);
-    assert!(said.contains("was left as it is"), "{said}");
+    assert!(said.contains("was left unchanged"), "{said}");
     assert_eq!(fs::read_to_string(machine.work().join(".hf-cache-sync.yaml")).unwrap(), "storage: [\n");
     machine.ok(&["--help"]);
 }

@@ -354,7 +354,7 @@ fn what_is_not_of_the_commit_stays_out_and_is_said() {
         assert_eq!(manifest["tree"], serde_json::from_slice::<Value>(&one.tree_json()).unwrap());
         assert_eq!(store.keys().iter().filter(|key| key.starts_with("blobs/")).count(), 2);
         let text = machine.run(&["push"]);
-        assert!(text.stdout.contains("9 files not of this commit"), "{text:#?}");
+        assert!(text.stdout.contains("9 files not part of this commit"), "{text:#?}");
         assert_eq!(machine.run(&["diff", "--exit-code"]).code, 0, "{layout:?}");
 
         // A machine whose client wrote no tree adds nothing to what the bucket knows.
@@ -566,7 +566,7 @@ fn a_ref_with_white_space_is_told_pushed_kept_and_mended() {
             0 => {
                 let fixed = machine.run(&["doctor", "--fix"]);
                 assert_eq!(fixed.code, 0, "{fixed:#?}");
-                assert!(fixed.stdout.contains("mended org/one refs/main, org/one refs/refs/pr/1"), "{fixed:#?}");
+                assert!(fixed.stdout.contains("repaired org/one refs/main, org/one refs/refs/pr/1"), "{fixed:#?}");
             }
             _ => {
                 machine.ok(&["pull", "org/one", "--dry-run"]);
@@ -579,7 +579,7 @@ fn a_ref_with_white_space_is_told_pushed_kept_and_mended() {
         assert_eq!(fs::read_to_string(refs.join("main")).unwrap(), COMMIT);
         assert_eq!(fs::read_to_string(refs.join("refs/pr/1")).unwrap(), COMMIT);
         let again = machine.run(&["doctor", "--fix"]);
-        assert!(again.stdout.contains("nothing to mend"), "{again:#?}");
+        assert!(again.stdout.contains("nothing to repair"), "{again:#?}");
         assert_eq!(machine.run(&["status", "--json"]).json()["problems"], serde_json::json!([]));
     }
 }
@@ -594,7 +594,7 @@ fn what_is_no_commit_is_never_mended() {
     }
     fs::write(refs.join("lone"), OTHER).unwrap();
     let ran = machine.run(&["doctor", "--fix"]);
-    assert!(ran.stdout.contains("org/one refs/lone") && ran.stdout.contains("left as they are"), "{ran:#?}");
+    assert!(ran.stdout.contains("org/one refs/lone") && ran.stdout.contains("this is harmless"), "{ran:#?}");
     for (name, content) in bad {
         assert_eq!(fs::read_to_string(refs.join(name)).unwrap(), content);
     }

@@ -147,16 +147,18 @@ fn a_missed_budget_is_explained() {
     hub.blob(A, 2, 1000, 30);
     let file = hub.write(&format!("{A}/blobs/{}.part", id(3)), "half");
     let said = missed(&hub);
-    assert!(said.contains("left alone: what may be in flight (3.9 KiB)") && said.contains("no download is under way"));
+    assert!(
+        said.contains("kept possible downloads in flight (3.9 KiB)") && said.contains("no download is in progress")
+    );
     fs::remove_file(file).unwrap();
     let lock = File::create(hub.path(&format!("{A}/blobs/{}.lock", id(3)))).unwrap();
     lock.lock().unwrap();
     let said = missed(&hub);
-    assert!(said.contains("left alone: what another process has locked (3.9 KiB)"), "{said}");
+    assert!(said.contains("kept items locked by another process (3.9 KiB)"), "{said}");
     drop(lock);
     fs::hard_link(hub.path(&format!("{A}/blobs/{}", id(1))), hub.outside().join("mine")).unwrap();
     let said = missed(&hub);
-    assert!(said.contains("2.9 KiB have a name outside the cache"), "{said}");
+    assert!(said.contains("2.9 KiB are hard-linked from outside the cache"), "{said}");
 }
 
 #[test]
@@ -484,7 +486,7 @@ fn an_unreadable_folder_is_said_once() {
     let errors = ran.stderr;
     assert_eq!(errors.matches("error: ").count(), 1, "{errors}");
     // It may hold a link to anything: what that keeps is said.
-    assert!(errors.contains("models--org--a (100 B): cannot be read"), "{errors}");
+    assert!(errors.contains("models--org--a (100 B): it cannot be read"), "{errors}");
     assert!(hub.exists(&format!("{A}/snapshots/{}/model.bin", commit(1))) && hub.exists(B));
 }
 
@@ -591,7 +593,7 @@ fn links_keep_a_repo_however_they_are_spelled_and_wherever_they_lie() {
             let ran = run(&hub, &["--max-size", "0B", "--include-referenced", "--orphan-grace", "0"]);
             let said = format!("{place} {number}: {}{}", ran.stdout, ran.stderr);
             assert_eq!(hub.contents(), before, "{said}");
-            assert!(said.contains("a link elsewhere leads into it"), "{said}");
+            assert!(said.contains("a link elsewhere points into it"), "{said}");
         }
     }
 }
@@ -992,7 +994,7 @@ fn strangers_are_left_and_said() {
     let ran = run(&hub, &["--max-size", "0B"]);
     assert_eq!(ran.code, 0, "{ran:#?}");
     for name in &strangers {
-        assert!(hub.exists(name) && ran.stderr.contains("left alone"), "{name}");
+        assert!(hub.exists(name) && ran.stderr.contains("not part of a Hugging Face cache"), "{name}");
     }
     assert!(!hub.exists(&format!("{A}/snapshots/{}", commit(1))) && hub.exists(&format!("{A}/snapshots")));
 }

@@ -132,7 +132,7 @@ fn an_empty_bucket_is_said() {
     insta::assert_snapshot!(world.run(&["diff", "--exit-code"]).text(), @r"
     exit 0
     --- stdout
-    No repos local or remote.
+    No repos in the cache or the bucket.
     --- stderr
     ");
 }
@@ -183,7 +183,7 @@ fn what_a_push_leaves_out_is_no_difference() {
     assert_eq!(world.run(&["push", "-q"]).code, 0);
     let run = world.run(&["diff", "--exit-code"]);
     assert_eq!(run.code, 0, "{}", run.text());
-    assert!(run.stdout.contains("org/gated@dddddddddddd: looks gated: a push leaves it out"), "{}", run.text());
+    assert!(run.stdout.contains("org/gated@dddddddddddd: looks gated, so a push skips it"), "{}", run.text());
     std::fs::write(world.work(".hf-cache-sync.yaml"), "team:\n  allow_gated: true\n").unwrap();
     assert_eq!(world.run(&["diff", "--exit-code"]).code, 1);
 }
@@ -199,7 +199,7 @@ fn a_deep_diff_reads_what_only_the_bucket_has() {
     let deep = row(&["diff", "--json", "--deep"]);
     assert_eq!((&deep["status"], &deep["size"]), (&"remote-only".into(), &2.into()));
     assert_eq!(deep["missing_blobs"][0]["here"], false, "{deep:#}");
-    assert!(world.run(&["diff", "--deep"]).stdout.contains("1 blob missing in the bucket"));
+    assert!(world.run(&["diff", "--deep"]).stdout.contains("1 blob missing from the bucket"));
 }
 
 #[test]

@@ -394,7 +394,7 @@ fn profile_endpoint(endpoint: &str, bucket: &str) -> Result<String> {
             .hint("correct it in the AWS configuration, or set storage.endpoint")
     };
     let url = values::endpoint(endpoint.trim()).map_err(wrong)?;
-    match hosts::part(&url, Some(bucket)) {
+    match hosts::split_bucket(&url, Some(bucket)) {
         Ok(Some((service, _))) => Ok(service),
         Ok(None) => Ok(url),
         Err(_) => Err(wrong(format!("it names another bucket than '{bucket}', or a path below it"))),

@@ -11,7 +11,7 @@ use super::Bucket;
 use crate::bucket::connection::CONNECT;
 use crate::bucket::error::{Cause, Failure};
 use crate::bucket::wire::{Op, Request};
-use crate::progress::{ANSWER, Waiting, waiting};
+use crate::progress::{ANY_REQUEST, Waiting, waiting};
 use crate::retry::Try;
 
 /// A store that was found to work is not suspected again for this time.
@@ -158,7 +158,7 @@ impl Bucket {
             }
             self.shared.requests.fetch_add(1, Ordering::Relaxed);
             let sent = Instant::now();
-            let request = waiting(ANSWER);
+            let request = waiting(ANY_REQUEST);
             let answer = send().await;
             drop(request);
             if answer.is_ok() && op.fills() {
@@ -205,7 +205,7 @@ impl Bucket {
             let why = format!("the store ({reason}; try {} of {most} follows)", tried + 1);
             match &wait {
                 None => wait = Some(waiting(why)),
-                Some(wait) => wait.now_for(why),
+                Some(wait) => wait.update(why),
             }
             tokio::time::sleep(pause).await;
         }

@@ -1,4 +1,4 @@
-//! What is in this cache.
+//! `list`: the repos in this cache.
 
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -15,7 +15,7 @@ use crate::progress::Event;
 use crate::task::blocking;
 use crate::when;
 
-/// The cache's repos.
+/// The report of `list` for the cache.
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// The `hub` folder.
@@ -25,9 +25,9 @@ pub struct Report {
     pub size: u64,
     /// Sorted by type and id.
     pub repos: Vec<Row>,
-    /// How many things were not as they should be; `status` shows them.
+    /// Number of problems, which `status` lists.
     pub problems: usize,
-    /// Whether people get a line for each revision.
+    /// Whether to show a line for each revision.
     #[serde(skip)]
     pub by_revision: bool,
     /// The time of the report.
@@ -38,14 +38,14 @@ pub struct Report {
 /// A repo.
 #[derive(Debug, Serialize)]
 pub struct Row {
-    /// Which.
+    /// The repo's type and id.
     #[serde(flatten)]
     pub repo: RepoName,
     /// Bytes on disk, each file counted once.
     pub size: u64,
-    /// Complete blobs.
+    /// Number of complete blobs.
     pub blobs: usize,
-    /// Last use.
+    /// Time of last use.
     #[serde(serialize_with = "when::serialize")]
     pub last_used: Option<SystemTime>,
     /// Its refs.
@@ -59,27 +59,27 @@ pub struct Row {
 pub struct Reference {
     /// Its name.
     pub name: RefName,
-    /// What it names; a revision that need not be in the cache.
+    /// The commit it names, which need not be in the cache.
     pub commit: Commit,
 }
 
 /// A revision.
 #[derive(Debug, Serialize)]
 pub struct RevisionRow {
-    /// Which.
+    /// The commit.
     pub revision: Commit,
-    /// Files in its snapshot.
+    /// Number of files in its snapshot.
     pub files: usize,
     /// Their bytes, each blob counted once.
     pub size: u64,
-    /// Last use.
+    /// Time of last use.
     #[serde(serialize_with = "when::serialize")]
     pub last_used: Option<SystemTime>,
     /// Refs that name it.
     pub refs: Vec<RefName>,
 }
 
-/// Scans.
+/// Scans the cache.
 ///
 /// # Errors
 /// When the cache cannot be read at all.

@@ -1,4 +1,4 @@
-//! `list`: the repos of this cache ([`local`]: no credentials, no network), or those of the bucket ([`remote`]).
+//! `list`: the repos in this cache ([`local`], without credentials or network) or in the bucket ([`remote`]).
 
 pub mod local;
 pub mod remote;
@@ -11,12 +11,12 @@ use crate::error::{Kind, Result};
 const EXAMPLES: &str = "\
 Examples:
   hf-cache-sync list                     repos in the local cache
-  hf-cache-sync list --revisions         a line for each revision
+  hf-cache-sync list --revisions         one line per revision
   hf-cache-sync list --remote            repos in the bucket
   hf-cache-sync list --remote --sizes    with sizes; reads every manifest
-  hf-cache-sync list --json              for jq and the like";
+  hf-cache-sync list --json              for jq and similar tools";
 
-/// List repos in the cache, or with --remote in the bucket
+/// List repos in the cache or, with --remote, in the bucket
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -24,27 +24,27 @@ pub struct Args {
     #[arg(long)]
     pub remote: bool,
 
-    /// A line for each revision
+    /// Show one line per revision
     #[arg(long)]
     pub revisions: bool,
 
-    /// Read every manifest: tells sizes, and the types of repos that 0.1.0 has pushed (one request each)
+    /// Read every manifest (one request each) to show sizes, and the types of repos pushed by 0.1.0
     #[arg(long, requires = "remote")]
     pub sizes: bool,
 }
 
-/// What was found.
+/// The report of `list`.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 pub enum Report {
-    /// In the cache.
+    /// Repos in the cache.
     Local(local::Report),
-    /// In the bucket.
+    /// Repos in the bucket.
     Remote(remote::Report),
 }
 
 impl Report {
-    /// Decides the exit code.
+    /// Returns the kind of failure that determines the exit code.
     pub fn failed(&self) -> Option<Kind> {
         match self {
             Report::Local(_) => None,
@@ -56,7 +56,7 @@ impl Report {
 /// Runs the command.
 ///
 /// # Errors
-/// When the cache, or the bucket, cannot be read at all.
+/// When the cache or the bucket cannot be read at all.
 pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     match args.remote {
         false => Ok(Report::Local(local::report(session, args).await?)),

@@ -1,4 +1,4 @@
-//! What is in the bucket, by a listing of manifests and refs: see [`crate::bucket::catalog`].
+//! `list --remote`: the repos in the bucket, from a listing of manifests and refs; see [`crate::bucket::catalog`].
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::SystemTime;
@@ -14,23 +14,23 @@ use crate::model::ids::{BlobId, Commit, RefName, RepoName};
 use crate::progress::Event;
 use crate::when;
 
-/// The bucket's repos.
+/// The report of `list` for the bucket.
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// The bucket.
     pub bucket: String,
-    /// Prefix of all keys; empty when there is none.
+    /// Prefix of all keys; empty if there is none.
     pub prefix: String,
     /// Sorted by type and id.
     pub repos: Vec<Row>,
-    /// Keys that are neither a manifest nor a ref, though they are where those should be.
+    /// Number of keys in place of manifests and refs that are neither.
     pub unknown_keys: usize,
-    /// Manifests and refs that are not valid.
+    /// Invalid manifests and refs.
     pub failures: Vec<Error>,
-    /// Whether people get a line for each revision.
+    /// Whether to show a line for each revision.
     #[serde(skip)]
     pub by_revision: bool,
-    /// Whether people get sizes.
+    /// Whether to show sizes.
     #[serde(skip)]
     pub with_sizes: bool,
     /// The time of the report.
@@ -41,15 +41,15 @@ pub struct Report {
 /// A repo.
 #[derive(Debug, Serialize)]
 pub struct Row {
-    /// Which. Unless its manifests were read, a dataset that only 0.1.0 has pushed counts as a model.
+    /// The repo's type and id. Unless manifests were read, a dataset pushed only by 0.1.0 counts as a model.
     #[serde(flatten)]
     pub repo: RepoName,
-    /// Bytes of all revisions, each blob counted once; only where every manifest was read.
+    /// Bytes of all revisions, each blob counted once, if all manifests were read.
     pub size: Option<u64>,
-    /// When a manifest of it was last written, by the store's clock.
+    /// When a manifest of this repo was last written, by the store's clock.
     #[serde(serialize_with = "when::serialize")]
     pub pushed: Option<SystemTime>,
-    /// The revision that was pushed last.
+    /// The most recently pushed revision.
     pub latest: Commit,
     /// Its refs.
     pub refs: Vec<Reference>,
@@ -62,18 +62,18 @@ pub struct Row {
 pub struct Reference {
     /// Its name.
     pub name: RefName,
-    /// What it names; not known where the listing does not tell and nothing else needed it.
+    /// The commit it names, unless that is not in the listing and nothing required reading it.
     pub commit: Option<Commit>,
 }
 
 /// A revision.
 #[derive(Debug, Serialize)]
 pub struct RevisionRow {
-    /// Which.
+    /// The commit.
     pub revision: Commit,
-    /// Files, where the manifest was read.
+    /// Number of files, if the manifest was read.
     pub files: Option<usize>,
-    /// Bytes, each blob counted once, where the manifest was read.
+    /// Bytes, each blob counted once, if the manifest was read.
     pub size: Option<u64>,
     /// When its manifest was written, by the store's clock.
     #[serde(serialize_with = "when::serialize")]
@@ -82,7 +82,7 @@ pub struct RevisionRow {
     pub refs: Vec<RefName>,
 }
 
-/// Lists.
+/// Lists the bucket.
 ///
 /// # Errors
 /// When no bucket is configured, or a request fails.
@@ -135,6 +135,6 @@ fn size(repo: &Repo) -> Option<u64> {
     for revision in repo.revisions.values() {
         blobs.extend(revision.manifest.as_ref()?.blobs());
     }
-    // Sizes come from the bucket: they may be anything.
+    // Sizes come from the bucket and cannot be trusted not to overflow.
     Some(blobs.values().fold(0, |sum: u64, size| sum.saturating_add(*size)))
 }

@@ -1,11 +1,10 @@
 //! `watch`: pushes whenever the cache has changed and then been quiet for a while.
 //!
-//! [`source`] notices changes, [`relevant`] says which of them matter, [`schedule`] decides when to push (all
-//! decisions are pure), [`news`] keeps what was said already from being said again. A push is that of `push`, so a
-//! push too many costs a listing and nothing else.
+//! [`source`] detects changes, [`relevant`] filters them, [`schedule`] decides when to push (both pure), and [`news`]
+//! suppresses repeated messages. The pushes are those of `push`, so an unnecessary one costs a listing and nothing else.
 //!
-//! SIGINT and SIGTERM are how a watch ends, so the exit code is 0 after them. A push that runs at that moment gets
-//! five seconds to finish and is then given up, or at once at a second signal; the next push goes on from there.
+//! SIGINT and SIGTERM are the normal way to end a watch, so the exit code is 0. A push in progress gets five seconds to
+//! finish, or none at a second signal, and is then abandoned; the next push resumes from there.
 
 pub mod news;
 pub mod relevant;
@@ -29,34 +28,34 @@ use news::News;
 use root::Root;
 use schedule::{Outcome, Schedule, Step};
 use source::{Change, Source};
-use update::{Pushed, Update, What};
+use update::{PushSummary, Update, UpdateKind};
 
-/// How long a running push may go on after a signal.
+/// Time for a running push to finish after a signal.
 const GRACE: Duration = Duration::from_secs(5);
-/// How often the cache folder is checked to be there.
+/// Interval between checks that the cache folder still exists.
 const HEARTBEAT: Duration = Duration::from_secs(1);
-/// How often the cache is looked at when the operating system cannot tell of changes.
+/// Polling interval if the operating system cannot report changes.
 const FALLBACK_POLL: Duration = Duration::from_secs(30);
 
 const EXAMPLES: &str = "\
 Examples:
-  hf-cache-sync watch                  push what is new, 30 s after a change
-  hf-cache-sync watch --debounce 300   not before five quiet minutes
-  hf-cache-sync watch --poll 60        on NFS, which tells of no changes
-  hf-cache-sync watch --json           a JSON object a line, for programs";
+  hf-cache-sync watch                  push 30 s after the last change
+  hf-cache-sync watch --debounce 300   push after five quiet minutes
+  hf-cache-sync watch --poll 60        for NFS, which reports no changes
+  hf-cache-sync watch --json           one JSON object per line, for scripts";
 
 /// Push new blobs, snapshots and refs as they appear, until stopped
 ///
-/// Pushes once at the start, and then whenever the cache has changed and been quiet for the debounce time. A push
-/// that fails is tried again with growing pauses and never ends the watch. Ctrl-c and SIGTERM end it (exit code 0).
+/// Pushes once at the start, and then whenever the cache has changed and been quiet for the debounce time. A failed push
+/// is retried with growing pauses and never ends the watch. Ctrl-C and SIGTERM end it (exit code 0).
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Push when nothing has changed for so many seconds
+    /// Push once nothing has changed for this many seconds
     #[arg(long, value_name = "SECONDS", default_value = "30", allow_negative_numbers = true, value_parser = debounce)]
     pub debounce: Duration,
 
-    /// Look at the cache every so many seconds instead of waiting for the system's events (network file systems)
+    /// Scan the cache every SECONDS instead of relying on the system's events (for network file systems)
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = poll)]
     pub poll: Option<Duration>,
 
@@ -73,56 +72,56 @@ fn poll(text: &str) -> Result<Duration, String> {
     seconds(text, 0.1)
 }
 
-fn seconds(text: &str, least: f64) -> Result<Duration, String> {
+fn seconds(text: &str, min: f64) -> Result<Duration, String> {
     match text.parse::<f64>() {
-        Ok(number) if (least..=86_400.0).contains(&number) => Ok(Duration::from_secs_f64(number)),
-        _ => Err(format!("expected a number of seconds from {least} to 86400")),
+        Ok(number) if (min..=86_400.0).contains(&number) => Ok(Duration::from_secs_f64(number)),
+        _ => Err(format!("expected a number of seconds from {min} to 86400")),
     }
 }
 
-/// Runs the command until a signal ends it; `say` is told what happens.
+/// Runs the command until a signal ends it, passing updates to `report`.
 ///
 /// # Errors
-/// When the watch cannot begin (no cache, no bucket, half a credential pair, another watch of this cache), or when
-/// the cache is gone.
-pub async fn execute(session: &Session, args: &Args, say: &dyn Fn(Update)) -> Result<()> {
+/// When the watch cannot start (no cache, no bucket, incomplete credentials, another watch of this cache), or when the
+/// cache disappears.
+pub async fn execute(session: &Session, args: &Args, report: &dyn Fn(Update)) -> Result<()> {
     let mut interruption = Interruption::listen();
     session.need_cache()?;
     let root = Root::open(&session.config.cache.root)?;
-    let begin = async {
+    let start = async {
         let bucket = session.bucket().await?.name().to_string();
-        let lock = alone(session)?;
+        let lock = lock_watch(session)?;
         Ok((bucket, lock, open_source(session, &root, args.poll).await))
     };
     let (bucket, _lock, source) = tokio::select! {
-        begun = begin => begun?,
+        started = start => started?,
         () = interruption.next() => {
-            say(Update::now(What::Stopped { push_abandoned: false }));
+            report(Update::now(UpdateKind::Stopped { push_abandoned: false }));
             return Ok(());
         }
     };
-    say(Update::now(What::Started {
+    report(Update::now(UpdateKind::Started {
         cache: root.path().to_path_buf(),
         bucket,
         how: source.how,
         debounce: args.debounce.as_secs_f64(),
     }));
     let schedule = Schedule::new(args.debounce);
-    let watch = Watch { session, args, say, root, source, schedule, news: News::default(), start: Instant::now() };
+    let watch = Watch { session, args, report, root, source, schedule, news: News::default(), start: Instant::now() };
     let push_abandoned = watch.run(&mut interruption).await?;
-    say(Update::now(What::Stopped { push_abandoned }));
+    report(Update::now(UpdateKind::Stopped { push_abandoned }));
     Ok(())
 }
 
-/// The lock that keeps a second watch away; none where nothing can be written.
-fn alone(session: &Session) -> Result<Option<Lock>> {
+/// Takes the lock that prevents a second watch of this cache; returns none if the cache is read-only.
+fn lock_watch(session: &Session) -> Result<Option<Lock>> {
     let layout: Layout = session.layout();
     match lock::try_watch_lock(&layout) {
         Ok(Some(lock)) => Ok(Some(lock)),
         Ok(None) => Err(Error::failed(format!("another `watch` is already running on {}", layout.root().display()))
-            .hint("one is enough; stop it before starting another")),
+            .hint("one per cache is enough; stop it before starting another")),
         Err(error) => {
-            session.progress.event(Event::Note(format!("a second watch of this cache would not be noticed: {error}")));
+            session.progress.event(Event::Note(format!("a second watch of this cache would go unnoticed: {error}")));
             Ok(None)
         }
     }
@@ -142,7 +141,7 @@ async fn open_source(session: &Session, root: &Root, poll: Option<Duration>) -> 
 async fn fall_back(session: &Session, root: &Root, why: &str) -> Source {
     let seconds = FALLBACK_POLL.as_secs();
     session.progress.event(Event::Note(format!(
-        "the system cannot tell of changes ({why}): looking at the cache every {seconds} s instead (see --poll)"
+        "the system cannot report changes ({why}): scanning the cache every {seconds} s instead (see --poll)"
     )));
     Source::poll(root.path(), FALLBACK_POLL).await
 }
@@ -150,7 +149,7 @@ async fn fall_back(session: &Session, root: &Root, why: &str) -> Source {
 struct Watch<'a> {
     session: &'a Session,
     args: &'a Args,
-    say: &'a dyn Fn(Update),
+    report: &'a dyn Fn(Update),
     root: Root,
     source: Source,
     schedule: Schedule,
@@ -159,14 +158,14 @@ struct Watch<'a> {
 }
 
 impl Watch<'_> {
-    /// Returns, at a signal, whether a push was given up.
+    /// Runs until a signal. Returns whether a push was abandoned.
     async fn run(mut self, interruption: &mut Interruption) -> Result<bool> {
         loop {
             let pause = match self.schedule.next(self.start.elapsed()) {
                 Step::Push => {
                     match self.push(interruption).await? {
-                        Ended::Normally => continue,
-                        Ended::BySignal { abandoned } => return Ok(abandoned),
+                        PushEnd::Normal => continue,
+                        PushEnd::Signal { abandoned } => return Ok(abandoned),
                     };
                 }
                 Step::WaitUntil(due) => due.saturating_sub(self.start.elapsed()).min(HEARTBEAT),
@@ -176,7 +175,7 @@ impl Watch<'_> {
                 () = interruption.next() => return Ok(false),
                 change = self.source.next() => {
                     tokio::select! {
-                        () = self.notice(change) => {}
+                        () = self.handle(change) => {}
                         () = interruption.next() => return Ok(false),
                     }
                 }
@@ -185,8 +184,8 @@ impl Watch<'_> {
         }
     }
 
-    async fn notice(&mut self, change: Change) {
-        self.schedule.changed(self.start.elapsed());
+    async fn handle(&mut self, change: Change) {
+        self.schedule.record_change(self.start.elapsed());
         match change {
             Change::Changed => {}
             Change::Linked => self.source = open_source(self.session, &self.root, self.args.poll).await,
@@ -194,39 +193,39 @@ impl Watch<'_> {
         }
     }
 
-    async fn push(&mut self, interruption: &mut Interruption) -> Result<Ended> {
+    async fn push(&mut self, interruption: &mut Interruption) -> Result<PushEnd> {
         self.root.check()?;
-        self.schedule.begun();
+        self.schedule.start_push();
         let session = Session { now: SystemTime::now(), ..self.session.clone() };
         let args = push::Args { transfer: self.args.transfer.clone(), ..push::Args::default() };
         let mut running = std::pin::pin!(push::execute(&session, &args));
-        let ended = loop {
+        let result = loop {
             tokio::select! {
-                ended = &mut running => break Some(ended),
-                change = self.source.next() => self.notice(change).await,
+                result = &mut running => break Some(result),
+                change = self.source.next() => self.handle(change).await,
                 () = interruption.next() => break None,
             }
         };
-        let (ended, signal) = match ended {
-            Some(ended) => (ended, false),
+        let (result, signal) = match result {
+            Some(result) => (result, false),
             None => tokio::select! {
-                ended = &mut running => (ended, true),
-                () = tokio::time::sleep(GRACE) => return Ok(Ended::BySignal { abandoned: true }),
-                () = interruption.next() => return Ok(Ended::BySignal { abandoned: true }),
+                result = &mut running => (result, true),
+                () = tokio::time::sleep(GRACE) => return Ok(PushEnd::Signal { abandoned: true }),
+                () = interruption.next() => return Ok(PushEnd::Signal { abandoned: true }),
             },
         };
-        // A cache that vanished meanwhile is not a list of blobs that cannot be read.
+        // If the cache has disappeared, report that rather than a list of unreadable blobs.
         self.root.check()?;
-        self.tell(ended);
-        Ok(if signal { Ended::BySignal { abandoned: false } } else { Ended::Normally })
+        self.report_push(result);
+        Ok(if signal { PushEnd::Signal { abandoned: false } } else { PushEnd::Normal })
     }
 
-    fn tell(&mut self, ended: Result<Report>) {
-        let outcome = ended.as_ref().map_or(Outcome::Retry, |report| outcome(&report.failures));
-        let pause = self.schedule.ended(self.start.elapsed(), outcome, fastrand::f64());
+    fn report_push(&mut self, result: Result<Report>) {
+        let outcome = result.as_ref().map_or(Outcome::Retry, |report| outcome(&report.failures));
+        let pause = self.schedule.finish_push(self.start.elapsed(), outcome, fastrand::f64());
         let retry_in = pause.map(|pause| pause.as_secs_f64());
-        (self.say)(Update::now(match ended {
-            Ok(report) => What::Pushed(Pushed {
+        (self.report)(Update::now(match result {
+            Ok(report) => UpdateKind::Pushed(PushSummary {
                 uploaded: report.uploaded,
                 present: report.present,
                 manifests: report.manifests,
@@ -238,7 +237,7 @@ impl Watch<'_> {
                 seconds: report.seconds,
                 retry_in,
             }),
-            Err(error) => What::Failed {
+            Err(error) => UpdateKind::Failed {
                 news: self.news.failures(std::slice::from_ref(&error)),
                 error,
                 attempt: self.schedule.failures(),
@@ -248,12 +247,14 @@ impl Watch<'_> {
     }
 }
 
-enum Ended {
-    Normally,
-    BySignal { abandoned: bool },
+/// Why a push ended.
+enum PushEnd {
+    Normal,
+    Signal { abandoned: bool },
 }
 
-/// A broken blob or an unreadable folder is the same until it changes.
+/// Decides whether to retry: a store may recover, but a corrupt blob or an unreadable folder stays as it is until it
+/// changes.
 fn outcome(failures: &[Error]) -> Outcome {
     match failures.iter().any(|error| error.cause.may_pass()) {
         true => Outcome::Retry,
@@ -267,12 +268,12 @@ mod tests {
     use crate::error::Cause;
 
     #[test]
-    fn what_the_way_or_the_store_did_is_tried_again_and_what_is_wrong_here_waits_for_a_change() {
-        let (here, unreadable) = (Error::corrupt("blob 1"), Error::new(Cause::Permission, "blob 2"));
+    fn remote_failures_are_retried_and_local_ones_wait_for_a_change() {
+        let (corrupt, unreadable) = (Error::corrupt("blob 1"), Error::new(Cause::Permission, "blob 2"));
         assert_eq!(outcome(&[]), Outcome::Done);
-        assert_eq!(outcome(&[here.clone(), unreadable]), Outcome::Done);
+        assert_eq!(outcome(&[corrupt.clone(), unreadable]), Outcome::Done);
         for cause in [Cause::Damaged, Cause::Denied, Cause::Busy] {
-            assert_eq!(outcome(&[here.clone(), Error::new(cause, "blob 3")]), Outcome::Retry, "{cause:?}");
+            assert_eq!(outcome(&[corrupt.clone(), Error::new(cause, "blob 3")]), Outcome::Retry, "{cause:?}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What was said already: a broken blob is reported when it is found, not after every push. Pure.
+//! Suppresses repeated messages: a corrupt blob is reported when it is found, not after every push. Pure.
 
 use std::collections::HashSet;
 
@@ -14,16 +14,16 @@ pub struct News {
 }
 
 impl News {
-    /// The failures that the push before did not have. What is gone for one push is news again when it comes back.
+    /// Returns the failures that the previous push did not have. A failure that disappears is new again when it returns.
     pub fn failures(&mut self, found: &[Error]) -> Vec<Error> {
-        // Without the reason, which may carry a request id or a time.
+        // Ignores the reason, which may contain a request id or a time.
         let text = |error: &Error| format!("{:?} {}", error.cause, error.what);
         let new = found.iter().filter(|error| !self.failures.contains(&text(error))).cloned().collect();
         self.failures = found.iter().map(text).collect();
         new
     }
 
-    /// The same for what was left out.
+    /// Does the same for skipped items.
     pub fn skips(&mut self, found: &[Skip]) -> Vec<Skip> {
         let text = |skip: &Skip| serde_json::to_string(skip).unwrap_or_default();
         let new = found.iter().filter(|skip| !self.skips.contains(&text(skip))).cloned().collect();
@@ -31,7 +31,7 @@ impl News {
         new
     }
 
-    /// The same for notes.
+    /// Does the same for notes.
     pub fn notes(&mut self, found: &[String]) -> Vec<String> {
         let new = found.iter().filter(|note| !self.notes.contains(*note)).cloned().collect();
         self.notes = found.iter().cloned().collect();
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_same_failure_is_news_once() {
+    fn a_repeated_failure_is_reported_once() {
         let (one, two) = ([Error::corrupt("blob 1")], Error::failed("blob 2"));
         let mut news = News::default();
         assert_eq!(news.failures(&one), one);

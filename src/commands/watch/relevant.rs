@@ -1,4 +1,4 @@
-//! Which events are news of something to push. Pure.
+//! Decides which file system events may mean that there is something to push. Pure.
 
 use std::path::{Component, Path};
 
@@ -9,9 +9,9 @@ use crate::cache::clients::{self, BlobEntry};
 use crate::cache::junk::is_junk;
 use crate::model::ids::RepoName;
 
-/// Whether an event of this kind can have brought something: what was removed, read or touched (also by this tool,
-/// which puts access times back) has not.
-pub fn brings_something(kind: EventKind) -> bool {
+/// Whether an event of this kind may have added content. Removing, reading and touching do not; this tool itself touches
+/// files to restore access times.
+pub fn may_add_content(kind: EventKind) -> bool {
     match kind {
         EventKind::Remove(_) | EventKind::Modify(ModifyKind::Metadata(_)) => false,
         EventKind::Modify(ModifyKind::Name(mode)) => mode != RenameMode::From,
@@ -20,10 +20,10 @@ pub fn brings_something(kind: EventKind) -> bool {
     }
 }
 
-/// Whether a path, relative to the cache root, is one that a push reads: of a repo its folder, a complete blob (a
-/// file, or a link into the shared store), anything in a snapshot, a ref, a tree. Temporaries, `.locks` with our own
-/// state, `.no_exist`, the shared store and the client's probes are not.
-pub fn is_pushed(relative: &Path) -> bool {
+/// Whether a push reads this path, relative to the cache root: a repo's folder, a complete blob (a file, or a link into the
+/// shared store), anything in a snapshot, a ref or a tree. It does not read temporary files, `.locks` with our own state,
+/// `.no_exist`, the shared store or huggingface_hub's probes.
+pub fn is_read_by_push(relative: &Path) -> bool {
     let parts = relative.components().map(|part| match part {
         Component::Normal(name) => name.to_str(),
         _ => None,
@@ -51,7 +51,7 @@ mod tests {
     const SHA1: &str = "ce013625030ba8dba906f756967f9e9ca394464a";
 
     #[test]
-    fn what_a_push_reads_counts() {
+    fn paths_that_a_push_reads_are_relevant() {
         for path in [
             "models--a--b".to_string(),
             "models--gpt2/blobs".into(),
@@ -64,12 +64,12 @@ mod tests {
             "models--a--b/refs/refs/pr/1".into(),
             format!("kernels--a--b/trees/{SHA1}.json"),
         ] {
-            assert!(is_pushed(Path::new(&path)), "{path}");
+            assert!(is_read_by_push(Path::new(&path)), "{path}");
         }
     }
 
     #[test]
-    fn temporaries_locks_and_strangers_do_not() {
+    fn temporary_lock_and_foreign_files_are_not_relevant() {
         let xet = "ab".repeat(32);
         for path in [
             String::new(),
@@ -95,12 +95,12 @@ mod tests {
             format!("models--a--b/trees/{SHA1}.json.tmp"),
             format!("models--a--b/.no_exist/{SHA1}/x"),
         ] {
-            assert!(!is_pushed(Path::new(&path)), "{path}");
+            assert!(!is_read_by_push(Path::new(&path)), "{path}");
         }
     }
 
     #[test]
-    fn reading_and_removing_bring_nothing() {
+    fn reading_and_removing_do_not_add_content() {
         for kind in [
             EventKind::Access(AccessKind::Open(AccessMode::Any)),
             EventKind::Access(AccessKind::Close(AccessMode::Read)),
@@ -108,7 +108,7 @@ mod tests {
             EventKind::Modify(ModifyKind::Name(RenameMode::From)),
             EventKind::Remove(RemoveKind::File),
         ] {
-            assert!(!brings_something(kind), "{kind:?}");
+            assert!(!may_add_content(kind), "{kind:?}");
         }
         for kind in [
             EventKind::Create(CreateKind::File),
@@ -118,7 +118,7 @@ mod tests {
             EventKind::Modify(ModifyKind::Name(RenameMode::Both)),
             EventKind::Modify(ModifyKind::Name(RenameMode::Any)),
         ] {
-            assert!(brings_something(kind), "{kind:?}");
+            assert!(may_add_content(kind), "{kind:?}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The cache folder that is watched: there at the start, and still the same one later.
+//! The watched cache folder, which has to exist at the start and remain the same folder.
 
 use std::fs::Metadata;
 use std::io;
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result, plain_io};
 
-/// A cache folder, recognised again.
+/// A cache folder and its identity.
 #[derive(Debug)]
 pub struct Root {
     path: PathBuf,
@@ -14,10 +14,11 @@ pub struct Root {
 }
 
 impl Root {
-    /// Remembers the folder.
+    /// Opens an existing folder.
     ///
     /// # Errors
-    /// [`crate::error::Cause::NotFound`] when it is not there: a wrong path is more likely than a cache to come.
+    /// [`crate::error::Cause::NotFound`] when it does not exist, since a wrong path is more likely than a cache
+    /// yet to be created.
     pub fn open(path: &Path) -> Result<Root> {
         match std::fs::metadata(path) {
             Ok(meta) if meta.is_dir() => Ok(Root { path: path.to_path_buf(), id: id(&meta) }),
@@ -32,26 +33,26 @@ impl Root {
         }
     }
 
-    /// Its path.
+    /// Returns the path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Whether it is still there.
+    /// Checks that the folder is still there. A temporary failure to access it is ignored.
     ///
     /// # Errors
-    /// [`crate::error::Cause::NotFound`] when it was deleted, moved, replaced or unmounted: a new folder in its place
-    /// would not be watched. A folder that cannot be looked at for the moment is taken for there.
+    /// [`crate::error::Cause::NotFound`] when it was deleted, moved, replaced or unmounted. A new folder in its place would
+    /// not be watched.
     pub fn check(&self) -> Result<()> {
         let why = match std::fs::metadata(&self.path) {
             Ok(meta) if meta.is_dir() && (self.id.is_none() || id(&meta) == self.id) => return Ok(()),
-            Ok(_) => "another one is in its place".to_string(),
+            Ok(_) => "another folder has taken its place".to_string(),
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                 plain_io(&error)
             }
             Err(_) => return Ok(()),
         };
-        Err(Error::not_found(format!("the cache {} that was watched is gone", self.path.display()))
+        Err(Error::not_found(format!("the watched cache {} is gone", self.path.display()))
             .because(why)
             .hint("start `hf-cache-sync watch` again when it is back"))
     }
@@ -75,7 +76,7 @@ mod tests {
     use std::fs;
 
     #[test]
-    fn a_folder_is_there_gone_or_another() {
+    fn a_missing_or_replaced_folder_is_detected() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("hub");
         assert_eq!(Root::open(&path).unwrap_err().cause, Cause::NotFound);

@@ -1,4 +1,4 @@
-//! Where news of changes comes from: the operating system, or a look at the cache every few seconds.
+//! Detects changes to the cache, by events from the operating system or by polling.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -8,40 +8,40 @@ use notify::{Config, Event, RecommendedWatcher, RecursiveMode, Watcher};
 use serde::Serialize;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
-use super::relevant::{brings_something, is_pushed};
+use super::relevant::{is_read_by_push, may_add_content};
 use crate::cache::scan::{self, Inventory, SnapshotFile};
 use crate::model::ids::RepoName;
 use crate::task::blocking;
 
-/// Changes that wait to be looked at; more are not needed, since each says only that there was one.
-const WAITING: usize = 64;
-/// How often watching is tried again when a folder vanishes while it is set up, as the client's probes do.
-const TRIES: u32 = 5;
+/// Capacity of the channel of changes. Losing some is harmless, since each only says that something changed.
+const CAPACITY: usize = 64;
+/// Attempts to set up a watch. A folder can disappear meanwhile, as huggingface_hub's probes do.
+const ATTEMPTS: u32 = 5;
 
-/// What a source tells.
+/// A change that a source reports.
 #[derive(Debug)]
 pub enum Change {
-    /// There is something new.
+    /// Something in the cache changed.
     Changed,
-    /// A repo folder has come that is a link: what happens at its target is not told yet.
+    /// A new repo folder is a link, whose target is not being watched yet.
     Linked,
-    /// The source cannot go on, and why.
+    /// The source has failed, for this reason.
     Broken(String),
 }
 
-/// How changes are noticed.
+/// How changes are detected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum How {
-    /// By the operating system's events.
+    /// By events from the operating system.
     Events,
-    /// By looking.
+    /// By polling.
     Poll,
 }
 
-/// A running source; it stops when it is dropped.
+/// A running source, which stops when dropped.
 pub struct Source {
-    /// How it works.
+    /// How changes are detected.
     pub how: How,
     changes: Receiver<Change>,
     _watcher: Option<RecommendedWatcher>,
@@ -57,33 +57,33 @@ impl Drop for StopOnDrop {
 }
 
 impl Source {
-    /// Asks the operating system. What happens from the return on is noticed.
+    /// Watches by events from the operating system. All changes after this returns are detected.
     ///
     /// # Errors
-    /// Says why that is not possible, such as a limit on watches that is used up.
+    /// The reason why watching is not possible, such as an exhausted limit on watches.
     pub fn events(root: &Path) -> Result<Source, String> {
-        let places = places(root).map_err(|error| crate::error::plain_io(&error))?;
-        let (sender, changes) = channel(WAITING);
-        let bases = places.clone();
+        let folders = watched_folders(root).map_err(|error| crate::error::plain_io(&error))?;
+        let (sender, changes) = channel(CAPACITY);
+        let bases = folders.clone();
         let handler = move |event| handle(&bases, &sender, event);
-        // Links in snapshots are many and lead to files: following them would look at each.
+        // Following the many links in snapshots, which point to files, would be slow and useless.
         let config = Config::default().with_follow_symlinks(false);
         let mut watcher = RecommendedWatcher::new(handler, config).map_err(|error| reason(&error))?;
-        for place in &places {
-            watch(&mut watcher, &place.folder)?;
+        for folder in &folders {
+            watch(&mut watcher, &folder.path)?;
         }
         Ok(Source { how: How::Events, changes, _watcher: Some(watcher), _poller: None })
     }
 
-    /// Looks every so often. What happens from the return on is noticed.
+    /// Polls at this interval. All changes after this returns are detected.
     pub async fn poll(root: &Path, every: Duration) -> Source {
-        let (sender, changes) = channel(WAITING);
+        let (sender, changes) = channel(CAPACITY);
         let root = root.to_path_buf();
-        let mut known = look(&root).await;
+        let mut known = take_fingerprint(&root).await;
         let poller = tokio::spawn(async move {
             loop {
                 tokio::time::sleep(every).await;
-                let found = look(&root).await;
+                let found = take_fingerprint(&root).await;
                 if found != known && sender.send(Change::Changed).await.is_err() {
                     return;
                 }
@@ -93,41 +93,42 @@ impl Source {
         Source { how: How::Poll, changes, _watcher: None, _poller: Some(StopOnDrop(poller)) }
     }
 
-    /// The next change.
+    /// Waits for the next change.
     pub async fn next(&mut self) -> Change {
-        self.changes.recv().await.unwrap_or_else(|| Change::Broken("no more events come".into()))
+        self.changes.recv().await.unwrap_or_else(|| Change::Broken("the event stream ended".into()))
     }
 }
 
-/// A folder that is watched, and what it is, relative to the cache root.
+/// A watched folder.
 #[derive(Debug, Clone)]
-struct Place {
-    folder: PathBuf,
+struct WatchedFolder {
+    path: PathBuf,
+    /// Its path relative to the cache root, before following links.
     relative: PathBuf,
 }
 
-/// The root, and the targets of repo folders that are links.
-fn places(root: &Path) -> std::io::Result<Vec<Place>> {
-    let mut places = vec![Place { folder: root.canonicalize()?, relative: PathBuf::new() }];
+/// Returns the cache root, and the targets of repo folders that are links.
+fn watched_folders(root: &Path) -> std::io::Result<Vec<WatchedFolder>> {
+    let mut folders = vec![WatchedFolder { path: root.canonicalize()?, relative: PathBuf::new() }];
     for entry in std::fs::read_dir(root)?.flatten() {
-        let linked = entry.file_type().is_ok_and(|kind| kind.is_symlink());
-        let repo = entry.file_name().to_str().is_some_and(|name| RepoName::from_folder(name).is_some());
-        if linked
-            && repo
-            && let Ok(folder) = entry.path().canonicalize()
-            && folder.is_dir()
+        let is_link = entry.file_type().is_ok_and(|kind| kind.is_symlink());
+        let is_repo = entry.file_name().to_str().is_some_and(|name| RepoName::from_folder(name).is_some());
+        if is_link
+            && is_repo
+            && let Ok(path) = entry.path().canonicalize()
+            && path.is_dir()
         {
-            places.push(Place { folder, relative: entry.file_name().into() });
+            folders.push(WatchedFolder { path, relative: entry.file_name().into() });
         }
     }
-    Ok(places)
+    Ok(folders)
 }
 
 fn watch(watcher: &mut RecommendedWatcher, folder: &Path) -> Result<(), String> {
-    for _ in 1..TRIES {
+    for _ in 1..ATTEMPTS {
         match watcher.watch(folder, RecursiveMode::Recursive) {
             Err(error) if matches!(error.kind, notify::ErrorKind::PathNotFound) => {}
-            done => return done.map_err(|error| reason(&error)),
+            result => return result.map_err(|error| reason(&error)),
         }
     }
     watcher.watch(folder, RecursiveMode::Recursive).map_err(|error| reason(&error))
@@ -135,21 +136,21 @@ fn watch(watcher: &mut RecommendedWatcher, folder: &Path) -> Result<(), String> 
 
 fn reason(error: &notify::Error) -> String {
     match &error.kind {
-        notify::ErrorKind::MaxFilesWatch => "the system's limit on watched folders is reached".into(),
-        notify::ErrorKind::PathNotFound => "a folder vanished".into(),
+        notify::ErrorKind::MaxFilesWatch => "the system's limit on watched folders has been reached".into(),
+        notify::ErrorKind::PathNotFound => "a folder disappeared".into(),
         notify::ErrorKind::Io(source) => crate::error::plain_io(source),
         _ => error.to_string(),
     }
 }
 
-/// Called on the watcher's own thread.
-fn handle(places: &[Place], sender: &Sender<Change>, event: notify::Result<Event>) {
+/// Handles an event, on the watcher's own thread.
+fn handle(folders: &[WatchedFolder], sender: &Sender<Change>, event: notify::Result<Event>) {
     match event {
-        Ok(event) if is_linked_repo(places, &event) => {
+        Ok(event) if is_linked_repo(folders, &event) => {
             let _ = sender.blocking_send(Change::Linked);
         }
-        Ok(event) if is_news(places, &event) => {
-            // A full channel has enough of them.
+        Ok(event) if is_relevant(folders, &event) => {
+            // If the channel is full, enough changes are pending.
             let _ = sender.try_send(Change::Changed);
         }
         Ok(_) => {}
@@ -160,34 +161,35 @@ fn handle(places: &[Place], sender: &Sender<Change>, event: notify::Result<Event
     }
 }
 
-/// Whether a repo folder came that is a link to one elsewhere.
-fn is_linked_repo(places: &[Place], event: &Event) -> bool {
-    let Some(path) = event.paths.last().filter(|_| brings_something(event.kind)) else { return false };
-    let root = places.first().map(|place| place.folder.as_path());
-    let named = path.file_name().and_then(|name| RepoName::from_folder(name.to_str()?)).is_some();
-    named && path.parent() == root && path.is_symlink() && path.is_dir()
+/// Whether the event is about a new repo folder that is a link.
+fn is_linked_repo(folders: &[WatchedFolder], event: &Event) -> bool {
+    let Some(path) = event.paths.last().filter(|_| may_add_content(event.kind)) else { return false };
+    let root = folders.first().map(|folder| folder.path.as_path());
+    let is_repo = path.file_name().and_then(|name| RepoName::from_folder(name.to_str()?)).is_some();
+    is_repo && path.parent() == root && path.is_symlink() && path.is_dir()
 }
 
-fn is_news(places: &[Place], event: &Event) -> bool {
-    // Events were lost: anything may have happened.
+/// Whether an event may mean that there is something to push.
+fn is_relevant(folders: &[WatchedFolder], event: &Event) -> bool {
+    // Events were lost, so anything may have changed.
     if event.need_rescan() {
         return true;
     }
-    brings_something(event.kind)
+    may_add_content(event.kind)
         && event.paths.last().is_some_and(|path| {
-            let relative = |place: &Place| Some(place.relative.join(path.strip_prefix(&place.folder).ok()?));
-            places.iter().filter_map(relative).any(|relative| is_pushed(&relative))
+            let relative = |folder: &WatchedFolder| Some(folder.relative.join(path.strip_prefix(&folder.path).ok()?));
+            folders.iter().filter_map(relative).any(|relative| is_read_by_push(&relative))
         })
 }
 
-/// The fingerprint of what is there; `None` when that cannot be told, which the watch itself finds out.
-async fn look(root: &Path) -> Option<u64> {
+/// Scans the cache and returns its fingerprint, or `None` if the scan fails, which the watch itself detects.
+async fn take_fingerprint(root: &Path) -> Option<u64> {
     let root = root.to_path_buf();
     blocking(move || scan::scan(&root).ok().map(|inventory| fingerprint(&inventory))).await
 }
 
-/// Changes with everything that a push may send: blobs, snapshots, refs, trees; not with reading or downloads in
-/// flight.
+/// Computes a fingerprint of everything that a push may send: blobs, snapshots, refs and trees. It does not depend on
+/// access times or downloads in flight.
 fn fingerprint(inventory: &Inventory) -> u64 {
     let mut hash = DefaultHasher::new();
     for repo in &inventory.repos {
@@ -223,7 +225,7 @@ mod tests {
     const SHA1: &str = "ce013625030ba8dba906f756967f9e9ca394464a";
 
     #[test]
-    fn the_fingerprint_changes_with_what_is_pushed() {
+    fn the_fingerprint_covers_everything_that_is_pushed() {
         let dir = tempfile::tempdir().unwrap();
         let repo = dir.path().join("models--a--b");
         let print = || fingerprint(&scan::scan(dir.path()).unwrap());
@@ -261,27 +263,27 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn a_repo_folder_that_is_a_link_is_watched_at_its_target() {
+    fn targets_of_linked_repo_folders_are_watched() {
         let dir = tempfile::tempdir().unwrap();
         let (root, elsewhere) = (dir.path().join("hub"), dir.path().join("elsewhere"));
         fs::create_dir_all(&root).unwrap();
         fs::create_dir_all(&elsewhere).unwrap();
         std::os::unix::fs::symlink(&elsewhere, root.join("models--a--b")).unwrap();
-        let places = places(&root).unwrap();
-        let news = |path: PathBuf| {
+        let folders = watched_folders(&root).unwrap();
+        let relevant = |path: PathBuf| {
             let kind = notify::EventKind::Create(notify::event::CreateKind::File);
-            is_news(&places, &Event::new(kind).add_path(path))
+            is_relevant(&folders, &Event::new(kind).add_path(path))
         };
         let elsewhere = elsewhere.canonicalize().unwrap();
-        assert!(news(elsewhere.join("refs/main")) && !news(elsewhere.join("notes.txt")));
+        assert!(relevant(elsewhere.join("refs/main")) && !relevant(elsewhere.join("notes.txt")));
         let root = root.canonicalize().unwrap();
-        assert!(news(root.join("models--c--d/refs/main")));
-        let comes = |name: &str| {
+        assert!(relevant(root.join("models--c--d/refs/main")));
+        let linked = |name: &str| {
             let kind = notify::EventKind::Create(notify::event::CreateKind::Any);
-            is_linked_repo(&places, &Event::new(kind).add_path(root.join(name)))
+            is_linked_repo(&folders, &Event::new(kind).add_path(root.join(name)))
         };
         fs::create_dir(root.join("models--c--d")).unwrap();
         std::os::unix::fs::symlink(&elsewhere, root.join("notes")).unwrap();
-        assert!(comes("models--a--b") && !comes("models--c--d") && !comes("notes") && !comes("models--e--f"));
+        assert!(linked("models--a--b") && !linked("models--c--d") && !linked("notes") && !linked("models--e--f"));
     }
 }

@@ -1,4 +1,4 @@
-//! What a watch tells while it runs: one update at a time, each a line of its own.
+//! Updates that a watch reports while it runs, one per line.
 
 use std::path::PathBuf;
 
@@ -9,84 +9,84 @@ use crate::error::Error;
 use crate::model::amount::Amount;
 use crate::plan::push::Skip;
 
-/// Something that a watch tells, with its time (UTC, RFC 3339).
+/// An update of a running watch.
 #[derive(Debug, Clone, Serialize)]
 pub struct Update {
-    /// When.
+    /// The time (UTC, RFC 3339).
     pub time: String,
-    /// What.
+    /// What happened.
     #[serde(flatten)]
-    pub what: What,
+    pub kind: UpdateKind,
 }
 
 /// What happened.
 #[derive(Debug, Clone, Serialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
-pub enum What {
-    /// The watch began.
+pub enum UpdateKind {
+    /// The watch started.
     Started {
         /// The cache.
         #[serde(serialize_with = "crate::lossy::path")]
         cache: PathBuf,
         /// The bucket.
         bucket: String,
-        /// How changes are noticed.
+        /// How changes are detected.
         how: How,
         /// Quiet time before a push, in seconds.
         debounce: f64,
     },
-    /// A push ended; some of it may have failed.
-    Pushed(Pushed),
-    /// A push could not be carried out at all.
+    /// A push finished, possibly with failures.
+    Pushed(PushSummary),
+    /// A push failed entirely.
     Failed {
-        /// Why.
+        /// The error.
         error: Error,
-        /// Failed pushes in a row.
+        /// Number of consecutive failed pushes.
         attempt: u32,
-        /// Seconds until the next try.
+        /// Seconds until the retry.
         retry_in: f64,
-        /// The error, unless the push before ended by it too.
+        /// The error, unless the previous push failed in the same way.
         #[serde(skip)]
         news: Vec<Error>,
     },
-    /// The watch was told to end.
+    /// The watch was stopped.
     Stopped {
-        /// Whether a push was given up for it; the next push goes on from there.
+        /// Whether a running push was abandoned; the next push resumes from there.
         push_abandoned: bool,
     },
 }
 
-/// A push that ended.
+/// The summary of a finished push.
 #[derive(Debug, Clone, Serialize)]
-pub struct Pushed {
-    /// Uploaded.
+pub struct PushSummary {
+    /// Blobs uploaded.
     pub uploaded: Amount,
-    /// In the bucket already.
+    /// Blobs already in the bucket.
     pub present: Amount,
     /// Manifests written.
     pub manifests: usize,
     /// Refs written.
     pub refs: usize,
-    /// How many failures there were.
+    /// Number of failures.
     pub failed: usize,
-    /// Those that the push before did not have.
+    /// Failures that the previous push did not have.
     pub failures: Vec<Error>,
-    /// What was left out, and was not by the push before.
+    /// Items that were skipped, but not by the previous push.
     pub skipped: Vec<Skip>,
-    /// What a user should know, and was not told after the push before.
+    /// Notes for the user that the previous push did not have.
     pub notes: Vec<String>,
     /// Duration in seconds.
     pub seconds: f64,
-    /// Seconds until the next try, when another try can help.
+    /// Seconds until the retry, if a retry can help.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry_in: Option<f64>,
 }
 
 impl Update {
-    /// An update of now.
-    pub fn now(what: What) -> Self {
+    /// Creates an update with the current time.
+    pub fn now(kind: UpdateKind) -> Self {
         let now = jiff::Timestamp::now();
         let time = now.round(jiff::Unit::Second).unwrap_or(now).to_string();
-        Update { time, what }
+        Update { time, kind }
     }
 }

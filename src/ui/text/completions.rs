@@ -1,4 +1,4 @@
-//! What `completions` says: the script.
+//! The output of `completions`: the script.
 
 use crate::commands::completions::Report;
 use crate::error::Kind;

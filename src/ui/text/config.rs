@@ -1,4 +1,4 @@
-//! What `config show` says: a line a setting.
+//! The output of `config show`: one line per setting.
 
 use std::fmt::Write;
 
@@ -19,7 +19,7 @@ impl ui::Report for Report {
             }
         };
         let _ = writeln!(out, "Credentials: {}\n", self.credentials);
-        let mut table = Table::new([Column::Fixed("Setting"), Column::Fixed("Value"), Column::Fixed("From")]);
+        let mut table = Table::new([Column::Fixed("Setting"), Column::Fixed("Value"), Column::Fixed("Source")]);
         for row in &self.settings {
             let value = match (&row.value, row.hidden) {
                 (_, true) => Cell::new("(hidden)", Tone::Dim),

@@ -1,4 +1,4 @@
-//! What `diff` says: a table and the counts on stdout.
+//! The output of `diff`: a table and the counts on stdout.
 
 use std::fmt::Write;
 
@@ -15,7 +15,7 @@ use crate::ui::table::{Cell, Column, Table, Tone};
 impl ui::Report for Report {
     fn result(&self) -> String {
         if self.revisions.is_empty() {
-            return "No repos local or remote.".into();
+            return "No repos in the cache or the bucket.".into();
         }
         let mut out = table(self).to_text();
         let notes: Vec<String> = self.revisions.iter().filter_map(note).chain(self.refs.iter().map(ref_line)).collect();
@@ -75,13 +75,13 @@ fn status(status: Status) -> (&'static str, Tone) {
     match status {
         Status::InSync => ("in-sync", Tone::Good),
         Status::LocalOnly => ("local-only", Tone::Attention),
-        Status::RemoteOnly => ("remote-only", Tone::Elsewhere),
+        Status::RemoteOnly => ("remote-only", Tone::Remote),
         Status::Partial => ("partial", Tone::Attention),
         Status::Invalid => ("invalid", Tone::Bad),
     }
 }
 
-/// "org/name@0123456789ab: 2 files only here; 1 blob missing in the bucket"
+/// "org/name@0123456789ab: 2 files only here; 1 blob missing from the bucket"
 fn note(row: &Row) -> Option<String> {
     let files =
         |paths: &[_], what: &str| (!paths.is_empty()).then(|| format!("{} {what}", plural(paths.len() as u64, "file")));
@@ -89,17 +89,17 @@ fn note(row: &Row) -> Option<String> {
     let gaps = (!missing.is_empty()).then(|| {
         let restorable = match (missing.iter().all(|gap| gap.here), missing.len()) {
             (false, _) => "",
-            (true, 1) => " (a push from here restores it)",
-            (true, _) => " (a push from here restores them)",
+            (true, 1) => " (a push from this cache restores it)",
+            (true, _) => " (a push from this cache restores them)",
         };
-        format!("{} missing in the bucket{restorable}", plural(missing.len() as u64, "blob"))
+        format!("{} missing from the bucket{restorable}", plural(missing.len() as u64, "blob"))
     });
     let parts = [
         files(&row.only_local, "only here"),
         files(&row.only_remote, "only in the bucket"),
         files(&row.different, "different"),
         gaps,
-        (row.gated && row.status != Status::InSync).then(|| "looks gated: a push leaves it out".into()),
+        (row.gated && row.status != Status::InSync).then(|| "looks gated, so a push skips it".into()),
     ];
     let parts: Vec<String> = parts.into_iter().flatten().collect();
     (!parts.is_empty()).then(|| format!("{}@{}: {}", row.repo, row.revision.short(), parts.join("; ")))
@@ -128,7 +128,7 @@ fn counts(report: &Report) -> String {
     }
     if counts.missing_blobs > 0 {
         let missing = plural(counts.missing_blobs as u64, "blob");
-        parts.push(style(format!("{missing} missing in the bucket")).red());
+        parts.push(style(format!("{missing} missing from the bucket")).red());
     }
     let parts: Vec<String> = parts.iter().map(ToString::to_string).collect();
     format!("{}.", parts.join(", "))

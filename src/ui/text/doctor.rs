@@ -1,4 +1,4 @@
-//! What `doctor` says: a line a check.
+//! The output of `doctor`: one line per check.
 
 use std::fmt::Write;
 
@@ -25,10 +25,10 @@ impl ui::Report for Report {
     }
 }
 
-fn lines(report: &Report, told: impl Fn(&Check) -> bool) -> String {
+fn lines(report: &Report, is_shown: impl Fn(&Check) -> bool) -> String {
     let width = report.checks.iter().map(|check| check.name.len()).max().unwrap_or_default();
     let mut out = String::new();
-    for check in report.checks.iter().filter(|check| told(check)) {
+    for check in report.checks.iter().filter(|check| is_shown(check)) {
         let mark = match check.status {
             Status::Ok => style("ok  ").green(),
             Status::Note => style("note").yellow(),
@@ -49,7 +49,7 @@ fn lines(report: &Report, told: impl Fn(&Check) -> bool) -> String {
     out
 }
 
-/// What a check found may have been named by anybody.
+/// Escapes details of a check, which may contain names from outside.
 fn line(text: &str) -> String {
     escape(text, Keep::Nothing).into_owned()
 }

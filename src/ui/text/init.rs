@@ -1,4 +1,4 @@
-//! What `init` says.
+//! The output of `init`.
 
 use crate::commands::init::Report;
 use crate::error::{Kind, shown};
@@ -8,7 +8,7 @@ impl ui::Report for Report {
     fn result(&self) -> String {
         let path = shown(&self.path);
         match self.created {
-            false => format!("{path} is there already and was left as it is."),
+            false => format!("{path} already exists and was left unchanged."),
             true => {
                 let option = if self.named { format!(" --config {path}") } else { String::new() };
                 format!(

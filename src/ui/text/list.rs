@@ -1,4 +1,4 @@
-//! What `list` says: a table on stdout, totals on stderr.
+//! The output of `list`: a table on stdout, totals on stderr.
 
 use std::fmt::Write;
 
@@ -44,11 +44,11 @@ impl ui::Report for Report {
         match self {
             Report::Local(report) if report.problems > 0 => {
                 let problems = plural(report.problems as u64, "problem");
-                let _ = writeln!(out, "note: {problems} found while scanning: see `hf-cache-sync status`");
+                let _ = writeln!(out, "note: {problems} found; see `hf-cache-sync status`");
             }
             Report::Remote(report) if report.unknown_keys > 0 => {
                 let keys = plural(report.unknown_keys as u64, "unrecognised key");
-                let _ = writeln!(out, "note: {keys} ignored");
+                let _ = writeln!(out, "note: ignored {keys}");
             }
             _ => {}
         }
@@ -88,7 +88,7 @@ pub(super) fn refs<'a>(names: impl ExactSizeIterator<Item = &'a RefName>) -> Str
     const SHOWN: usize = 3;
     let count = names.len();
     let mut names: Vec<&str> = names.map(RefName::as_str).collect();
-    // The branch that everybody looks for comes first.
+    // The main branch comes first.
     names.sort_by_key(|name| (*name != "main", *name));
     match count.checked_sub(SHOWN + 1) {
         None => names.join(", "),

@@ -1,4 +1,4 @@
-//! What `man` says: the page, or where the pages are.
+//! The output of `man`: the page, or the paths of the pages.
 
 use crate::commands::man::Report;
 use crate::error::{Kind, shown};

@@ -1,4 +1,4 @@
-//! Reports as people read them, a file per command, and the words that they share.
+//! Reports as text, with a file per command and shared formatting.
 
 mod completions;
 mod config;
@@ -19,7 +19,7 @@ use bytesize::ByteSize;
 
 use crate::model::amount::Amount;
 
-/// A size in the one unit system that is used everywhere: powers of 1024.
+/// Formats a size in binary units (powers of 1024), which are used everywhere.
 pub fn size(bytes: u64) -> String {
     ByteSize(bytes).display().iec().to_string()
 }

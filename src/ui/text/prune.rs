@@ -1,4 +1,4 @@
-//! What `prune` says: a line per evicted revision, one for everything, one when the budget is missed.
+//! The output of `prune`: a table, a line of totals, and another if the budget is exceeded.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -6,15 +6,15 @@ use std::time::SystemTime;
 
 use super::time::{Stream, ago, stamped};
 use super::{plural, size};
-use crate::commands::prune::{Evicted, Gone, Report, Row};
+use crate::commands::prune::{EvictedRevision, Report, Row, RowKind};
 use crate::error::{Error, Kind, printable};
 use crate::model::ids::RepoName;
 use crate::plan::prune::{Reason, Skip, SkipReason};
 use crate::ui;
 use crate::ui::table::{Cell, Column, Table, Tone};
-use crate::when::after_1970;
+use crate::when::from_unix_seconds;
 
-/// What went, the largest first.
+/// Formats what was deleted, largest first.
 fn table(rows: &[Row], now: SystemTime) -> String {
     let columns = [
         Column::Name("Repo"),
@@ -26,12 +26,12 @@ fn table(rows: &[Row], now: SystemTime) -> String {
     let mut table = Table::new(columns);
     for row in rows {
         let repo = row.repo.as_ref().map_or("-".into(), ToString::to_string);
-        let (what, used, why) = match &row.gone {
-            Gone::Revision(one) => {
-                (one.revision.short().to_string(), ago(after_1970(one.last_use), now), evicted_why(one))
+        let (what, used, why) = match &row.kind {
+            RowKind::Revision(one) => {
+                (one.revision.short().to_string(), ago(from_unix_seconds(one.last_use), now), eviction_reason(one))
             }
-            Gone::Orphans(count) => (plural(*count, "blob"), "-".into(), "no revision uses it".into()),
-            Gone::Abandoned(count) => (plural(*count, "file"), "-".into(), "was never finished".into()),
+            RowKind::Orphans(count) => (plural(*count, "blob"), "-".into(), "no revision uses it".into()),
+            RowKind::Abandoned(count) => (plural(*count, "file"), "-".into(), "never finished".into()),
         };
         table.row([
             Cell::new(repo, Tone::Name),
@@ -44,10 +44,10 @@ fn table(rows: &[Row], now: SystemTime) -> String {
     table.to_text()
 }
 
-fn evicted_why(one: &Evicted) -> String {
+fn eviction_reason(one: &EvictedRevision) -> String {
     match one.reason {
         Reason::Referenced => {
-            // Its own name says nothing.
+            // A ref named like the commit itself carries no information.
             let refs = one.refs.iter().map(|name| name.as_str()).filter(|name| *name != one.revision.as_str());
             format!("least recently used ({})", refs.collect::<Vec<_>>().join(", "))
         }
@@ -55,7 +55,7 @@ fn evicted_why(one: &Evicted) -> String {
     }
 }
 
-/// "2 revisions, 1 orphaned blob and 3 abandoned files", without what there is none of.
+/// "2 revisions, 1 orphaned blob and 3 abandoned files", omitting zero counts.
 fn counts(report: &Report) -> String {
     let all = [
         (report.evicted.len() as u64, "revision"),
@@ -72,13 +72,13 @@ fn counts(report: &Report) -> String {
     }
 }
 
-/// How far the budget is missed, what stands in the way, the largest first, and what helps.
-fn missed(report: &Report) -> String {
+/// Explains by how much the budget is exceeded, what prevents freeing more, largest first, and what to do about it.
+fn budget_excess(report: &Report) -> String {
     let mut kept: BTreeMap<SkipReason, (u64, u64)> = BTreeMap::new();
     for skip in &report.skipped {
         let (count, bytes) = kept.entry(skip.reason).or_default();
         *count += 1;
-        *bytes = if is_one_for_all(skip.reason) { skip.bytes.max(*bytes) } else { *bytes + skip.bytes };
+        *bytes = if covers_same_bytes(skip.reason) { skip.bytes.max(*bytes) } else { *bytes + skip.bytes };
     }
     kept.remove(&SkipReason::Unknown);
     let mut kept: Vec<(SkipReason, u64, u64)> =
@@ -92,15 +92,18 @@ fn missed(report: &Report) -> String {
                 let revisions = plural(*count, "revision");
                 format!("{revisions} ({}) {have} refs; use --include-referenced to evict {these} too", size(*bytes))
             }
-            (_, 0) => format!("left alone: {}", in_short(*reason)),
-            _ => format!("left alone: {} ({})", in_short(*reason), size(*bytes)),
+            (_, 0) => format!("kept {}", kept_items(*reason)),
+            _ => format!("kept {} ({})", kept_items(*reason), size(*bytes)),
         })
         .collect();
     if report.pinned > 0 {
-        why.push(format!("{} have a name outside the cache, or no list says who needs them", size(report.pinned)));
+        why.push(format!(
+            "{} are hard-linked from outside the cache, or nothing records what needs them",
+            size(report.pinned)
+        ));
     }
     if report.declined {
-        why = vec!["you said no".into()];
+        why = vec!["you declined".into()];
     }
     if why.is_empty() {
         why.push("nothing else may be evicted".into());
@@ -108,84 +111,84 @@ fn missed(report: &Report) -> String {
     let mut text =
         format!("Over the budget of {} by {}: {}.", size(report.budget), size(report.over_budget), why.join("; "));
     let largest = kept.first().filter(|(_, _, bytes)| *bytes > 0 && !report.declined);
-    if let Some(helps) = largest.and_then(|(reason, ..)| what_helps(*reason)) {
-        let _ = write!(text, "\n  {helps}");
+    if let Some(advice) = largest.and_then(|(reason, ..)| advice(*reason)) {
+        let _ = write!(text, "\n  {advice}");
     }
     text
 }
 
-/// Whether each of several skips keeps the same bytes.
-fn is_one_for_all(reason: SkipReason) -> bool {
+/// Whether several skips with this reason keep the same bytes.
+fn covers_same_bytes(reason: SkipReason) -> bool {
     reason == SkipReason::Unreadable
 }
 
-/// What a user can do about it.
-fn what_helps(reason: SkipReason) -> Option<&'static str> {
+/// Returns what the user can do about it.
+fn advice(reason: SkipReason) -> Option<&'static str> {
     match reason {
         SkipReason::Referenced
         | SkipReason::FreesNothing
         | SkipReason::Unknown
         | SkipReason::Unlisted
         | SkipReason::Changed => None,
-        SkipReason::Young => Some("run it again later, or with a shorter --orphan-grace"),
+        SkipReason::Young => Some("run prune again later, or with a shorter --orphan-grace"),
         SkipReason::InFlight => {
-            Some("run it again when no download is under way; --temporary-grace says how long one may rest")
+            Some("run prune again when no download is in progress; --temporary-grace sets how long one may pause")
         }
-        SkipReason::Busy => Some("run it again in some minutes, or with --orphan-grace 0"),
-        SkipReason::Held => Some("run it again when the other process has ended"),
-        SkipReason::Link | SkipReason::NeededElsewhere => Some("remove the links, or free the space where they lead"),
-        SkipReason::Unreadable => Some("make it readable, or run as a user who may read it"),
+        SkipReason::Busy => Some("run prune again in a few minutes, or with --orphan-grace 0"),
+        SkipReason::Held => Some("run prune again when the other process has finished"),
+        SkipReason::Link | SkipReason::NeededElsewhere => Some("remove the links, or free space at their targets"),
+        SkipReason::Unreadable => Some("make it readable, or run prune as a user who can read it"),
         SkipReason::Undecidable | SkipReason::BadRef => {
-            Some("without -q it says which; `hf-cache-sync doctor` may help")
+            Some("run prune without -q to see which; `hf-cache-sync doctor` may help")
         }
     }
 }
 
-/// For a line with several.
-fn in_short(reason: SkipReason) -> &'static str {
+/// Names what is kept for a reason, for a list of several.
+fn kept_items(reason: SkipReason) -> &'static str {
     match reason {
-        SkipReason::Referenced => "what refs name",
-        SkipReason::FreesNothing => "what would free nothing",
-        SkipReason::Young => "what is young",
-        SkipReason::InFlight => "what may be in flight",
-        SkipReason::Busy => "what came minutes ago",
-        SkipReason::Held => "what another process has locked",
-        SkipReason::Link => "what is behind links",
-        SkipReason::NeededElsewhere => "what another repo needs",
-        SkipReason::Unreadable => "what may be needed by what cannot be read",
-        SkipReason::Undecidable => "files that unrecognised entries may need",
-        SkipReason::BadRef => "what a bad ref may name",
+        SkipReason::Referenced => "revisions with refs",
+        SkipReason::FreesNothing => "revisions whose eviction would free nothing",
+        SkipReason::Young => "items within the grace period",
+        SkipReason::InFlight => "possible downloads in flight",
+        SkipReason::Busy => "recent downloads",
+        SkipReason::Held => "items locked by another process",
+        SkipReason::Link => "items reached through links",
+        SkipReason::NeededElsewhere => "items that another repo needs",
+        SkipReason::Unreadable => "items that something unreadable may need",
+        SkipReason::Undecidable => "items that unrecognised entries may need",
+        SkipReason::BadRef => "revisions that an invalid ref may name",
         SkipReason::Unknown => "unrecognised files",
-        SkipReason::Unlisted => "shared blobs without a list",
-        SkipReason::Changed => "what changed meanwhile",
+        SkipReason::Unlisted => "shared blobs without a record of their users",
+        SkipReason::Changed => "items that changed in the meantime",
     }
 }
 
 fn reason(reason: SkipReason) -> &'static str {
     match reason {
         SkipReason::Referenced => "a ref names it",
-        SkipReason::FreesNothing => "others need all of its blobs, so evicting it would free nothing",
-        SkipReason::Young => "younger than the grace period",
+        SkipReason::FreesNothing => "other revisions need all of its blobs, so evicting it would free nothing",
+        SkipReason::Young => "it is younger than the grace period",
         SkipReason::InFlight => "a download may be in flight (see --temporary-grace)",
-        SkipReason::Busy => "a download was here minutes ago (use --orphan-grace 0 to evict anyway)",
+        SkipReason::Busy => "something was downloaded minutes ago (use --orphan-grace 0 to evict anyway)",
         SkipReason::Held => "another process holds the lock",
-        SkipReason::Link => "it is a link or is reached through one; nothing is deleted through links",
-        SkipReason::NeededElsewhere => "a link elsewhere leads into it",
-        SkipReason::Unreadable => "cannot be read, so nobody can tell what is needed",
-        SkipReason::Undecidable => "a link or name is not recognised, so its repo is kept to be safe",
-        SkipReason::BadRef => "not a valid ref, so nobody can tell which revision it names",
-        SkipReason::Unknown => "not a part of a Hugging Face cache",
-        SkipReason::Unlisted => "no list says who needs this shared blob",
-        SkipReason::Changed => "it changed while prune was at work",
+        SkipReason::Link => "it is a link, or reached through one; prune deletes nothing through links",
+        SkipReason::NeededElsewhere => "a link elsewhere points into it",
+        SkipReason::Unreadable => "it cannot be read, so it is unknown what it needs",
+        SkipReason::Undecidable => "a link or name is not recognised, so the repo is kept to be safe",
+        SkipReason::BadRef => "it is not a valid ref, so it is unknown which revision it names",
+        SkipReason::Unknown => "it is not part of a Hugging Face cache",
+        SkipReason::Unlisted => "nothing records which repos need this shared blob",
+        SkipReason::Changed => "it changed while prune was running",
     }
 }
 
-/// One line for all that was left alone in a repo for one reason.
-/// Young things are only told where they stand in the way: there will always be some.
+/// Formats a line for each repo and reason for keeping something. Items within the grace period are only mentioned if the
+/// budget is exceeded, since there are always some.
 fn skip_lines(skips: &[Skip], over_budget: bool) -> String {
     let mut groups: BTreeMap<(Option<&RepoName>, SkipReason), Vec<&Skip>> = BTreeMap::new();
-    let told = |reason| reason != SkipReason::Referenced && (over_budget || reason != SkipReason::Young);
-    for skip in skips.iter().filter(|skip| told(skip.reason)) {
+    let is_shown = |reason| reason != SkipReason::Referenced && (over_budget || reason != SkipReason::Young);
+    for skip in skips.iter().filter(|skip| is_shown(skip.reason)) {
         groups.entry((skip.repo.as_ref(), skip.reason)).or_default().push(skip);
     }
     let mut out = String::new();
@@ -198,11 +201,11 @@ fn skip_lines(skips: &[Skip], over_budget: bool) -> String {
         };
         let more = if skips.len() > 1 { format!(" and {} more", skips.len() - 1) } else { String::new() };
         let all = skips.iter().map(|skip| skip.bytes);
-        let bytes = match if is_one_for_all(why) { all.max().unwrap_or_default() } else { all.sum() } {
+        let bytes = match if covers_same_bytes(why) { all.max().unwrap_or_default() } else { all.sum() } {
             0 => String::new(),
             bytes => format!(" ({})", size(bytes)),
         };
-        let _ = writeln!(out, "left alone {first}{more}{bytes}: {}", reason(why));
+        let _ = writeln!(out, "kept {first}{more}{bytes}: {}", reason(why));
     }
     out
 }
@@ -226,19 +229,19 @@ impl ui::Report for Report {
         let total = if self.dry_run { total } else { stamped(&total, Stream::Out) };
         let _ = writeln!(out, "{total}");
         if self.over_budget > 0 {
-            let _ = writeln!(out, "{}", missed(self));
+            let _ = writeln!(out, "{}", budget_excess(self));
         }
         out
     }
 
     fn quiet_result(&self) -> String {
-        // For cron: only what somebody has to act on, which is on stderr.
+        // For cron: print nothing but what requires action, which goes to stderr.
         if self.dry_run { self.result() } else { String::new() }
     }
 
     fn attention(&self) -> Option<String> {
-        let is_news = self.over_budget > 0 && !self.dry_run && !self.declined;
-        is_news.then(|| missed(self).trim_end().replacen("Over", "over", 1))
+        let is_needed = self.over_budget > 0 && !self.dry_run && !self.declined;
+        is_needed.then(|| budget_excess(self).trim_end().replacen("Over", "over", 1))
     }
 
     fn summary(&self) -> String {
@@ -246,7 +249,7 @@ impl ui::Report for Report {
         if self.noatime && (!self.evicted.is_empty() || self.over_budget > 0) {
             let _ = writeln!(
                 out,
-                "note: this file system keeps no access times (noatime), so the last use is the last download or pull"
+                "note: this file system keeps no access times (noatime), so the last download or pull counts as the last use"
             );
         }
         out

@@ -1,4 +1,4 @@
-//! What `pull` says: the snapshot's path on stdout, everything else on stderr.
+//! The output of `pull`: the snapshot's path on stdout, everything else on stderr.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -10,13 +10,13 @@ use crate::error::{Error, Kind, shown};
 use crate::model::amount::Amount;
 use crate::ui;
 
-/// "; 2 blobs (1.5 GiB) here already", where there are any
-fn here(report: &Report) -> String {
+/// "; 2 blobs (1.5 GiB) already in the cache", if there are any
+fn reused(report: &Report) -> String {
     let part = |amount: &Amount, what: &str| match amount.blobs {
         0 => String::new(),
         _ => format!("; {} {what}", blobs(amount)),
     };
-    part(&report.present, "here already") + &part(&report.shared, "shared with other snapshots here")
+    part(&report.present, "already in the cache") + &part(&report.shared, "shared with other snapshots")
 }
 
 impl ui::Report for Report {
@@ -35,7 +35,7 @@ impl ui::Report for Report {
         for note in &self.notes {
             let _ = writeln!(out, "note: {note}");
         }
-        // Said as a failure.
+        // Reported as a failure.
         if self.gated.is_some() {
             return out;
         }
@@ -44,16 +44,16 @@ impl ui::Report for Report {
             let _ = writeln!(out, "note: the bucket lacks {missing} of this revision (never pushed)");
         }
         let total = match (self.dry_run, self.source, self.failures.is_empty()) {
-            (true, ..) => format!("Would download {} of {name}{}.", blobs(&self.downloaded), here(self)),
+            (true, ..) => format!("Would download {} of {name}{}.", blobs(&self.downloaded), reused(self)),
             (_, _, false) => format!(
-                "{name} is incomplete: {} of it could not be pulled. Pulled {} {}{}.",
+                "{name} is incomplete: {} could not be pulled. Pulled {} {}{}.",
                 plural(self.failures.len() as u64, "blob"),
                 blobs(&self.downloaded),
                 pace(&self.downloaded, self.seconds),
-                here(self)
+                reused(self)
             ),
             (_, Source::Cache, _) => {
-                format!("{name} is here already: {}.", plural(self.files as u64, "file"))
+                format!("{name} is already in the cache: {}.", plural(self.files as u64, "file"))
             }
             (_, source, _) => format!(
                 "Pulled {name} from {}: {} {}{}.",
@@ -64,7 +64,7 @@ impl ui::Report for Report {
                 },
                 blobs(&self.downloaded),
                 pace(&self.downloaded, self.seconds),
-                here(self)
+                reused(self)
             ),
         };
         let _ = writeln!(out, "{}", stamped(&total, Stream::Err));

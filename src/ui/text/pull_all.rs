@@ -1,11 +1,11 @@
-//! What `pull-all` says: a table of the repos on stdout, totals on stderr.
+//! The output of `pull-all`: a table of the repos on stdout, totals on stderr.
 
 use std::fmt::Write;
 
 use super::time::{Stream, stamped};
 use super::{blobs, pace, plural, size};
 use crate::commands::pull::Source;
-use crate::commands::pull_all::{Nothing, Outcome, Report, Row};
+use crate::commands::pull_all::{EmptyReason, Outcome, Report, Row};
 use crate::error::{Error, Kind};
 use crate::ui;
 use crate::ui::table::{Cell, Column, Table, Tone};
@@ -42,8 +42,8 @@ impl ui::Report for Report {
         }
         let _ = match self.nothing {
             Some(_) if !self.failures.is_empty() => Ok(()),
-            Some(Nothing::Empty) => writeln!(out, "No refs/main found in bucket '{}'.", self.bucket),
-            Some(Nothing::NoMatch) => {
+            Some(EmptyReason::Empty) => writeln!(out, "No refs/main found in bucket '{}'.", self.bucket),
+            Some(EmptyReason::NoMatch) => {
                 writeln!(out, "No repo in bucket '{}' matches --include, --exclude and --limit.", self.bucket)
             }
             None => writeln!(out, "{}", stamped(&totals(self), Stream::Err)),
@@ -64,10 +64,10 @@ fn result(row: &Row) -> Cell {
     match row.result {
         Outcome::Pulled => match row.source {
             Some(Source::Hub) => Cell::new("pulled from the Hub", Tone::Good),
-            Some(Source::Both) => Cell::new("pulled, in part from the Hub", Tone::Good),
+            Some(Source::Both) => Cell::new("pulled, partly from the Hub", Tone::Good),
             _ => Cell::new("pulled", Tone::Good),
         },
-        Outcome::Present => Cell::new("here already", Tone::Dim),
+        Outcome::Present => Cell::new("already in the cache", Tone::Dim),
         Outcome::Planned => match row.downloaded.blobs {
             0 => Cell::new("would link files", Tone::Attention),
             _ => Cell::new(format!("would download {}", size(row.downloaded.bytes)), Tone::Attention),
@@ -102,7 +102,7 @@ fn totals(report: &Report) -> String {
         parts.push(format!("{} shared between repos", blobs(&report.shared)));
     }
     for (wanted, what) in [
-        (&[Outcome::Present][..], "here already"),
+        (&[Outcome::Present][..], "already in the cache"),
         (&[Outcome::Skipped], "skipped (set team.allow_gated: true if you may use them)"),
         (&[Outcome::Failed, Outcome::Partial], "failed"),
     ] {

@@ -1,4 +1,4 @@
-//! What `push` says.
+//! The output of `push`.
 
 use std::fmt::Write;
 
@@ -11,8 +11,8 @@ use crate::plan::push::{ManifestAction, Skip, SkipReason};
 use crate::ui;
 use crate::ui::table::{Cell, Column, Table, Tone};
 
-/// The first of many names.
-fn few(names: &[String]) -> String {
+/// Joins the first few names.
+fn abbreviate(names: &[String]) -> String {
     const SHOWN: usize = 3;
     let mut text = names.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
     if names.len() > SHOWN {
@@ -21,7 +21,7 @@ fn few(names: &[String]) -> String {
     text
 }
 
-/// A line on what was left out.
+/// Formats a line about a skipped item.
 pub(super) fn skip_line(skip: &Skip) -> String {
     let repo = match &skip.revision {
         Some(commit) => format!("{}@{}", skip.repo, commit.short()),
@@ -38,21 +38,28 @@ pub(super) fn skip_line(skip: &Skip) -> String {
         SkipReason::NoFiles => "has no files to publish".into(),
         SkipReason::NoSnapshot { name } => format!("ref {name} has no snapshot in this cache"),
         SkipReason::Withheld { files } => {
-            format!("was not published, because {} could not be sent", plural(*files as u64, "file"))
+            format!("not published, because {} could not be uploaded", plural(*files as u64, "file"))
         }
         SkipReason::Unlisted { files } => {
-            format!("{} not of this commit, by its tree: {}", plural(files.len() as u64, "file"), few(files))
+            format!(
+                "{} not part of this commit, according to its tree: {}",
+                plural(files.len() as u64, "file"),
+                abbreviate(files)
+            )
         }
         SkipReason::Unlinked { files } => {
             let many = plural(files.len() as u64, "file");
-            format!("{many} that nothing shows to be of this commit (no links, and no tree lists them): {}", few(files))
+            format!(
+                "{many} not known to be part of this commit (not links, and not listed in a tree): {}",
+                abbreviate(files)
+            )
         }
         SkipReason::Unused { blobs } => format!("{} that no snapshot uses", plural(*blobs as u64, "blob")),
     };
     format!("skipped {repo}: {why}")
 }
 
-/// The revisions that something is done about, the most bytes first.
+/// Formats the revisions with changes, those with the most bytes first.
 fn table(report: &Report) -> String {
     let columns = [
         Column::Name("Repo"),
@@ -92,8 +99,8 @@ fn result(report: &Report, row: &Row) -> Cell {
         (false, ManifestAction::Replace) => "replaced",
         (false, ManifestAction::Keep) => "completed",
     };
-    if row.lacking > 0 {
-        return Cell::new(format!("{text} without {}", plural(row.lacking as u64, "file")), Tone::Bad);
+    if row.missing_files > 0 {
+        return Cell::new(format!("{text} without {}", plural(row.missing_files as u64, "file")), Tone::Bad);
     }
     Cell::new(text, if report.dry_run { Tone::Attention } else { Tone::Good })
 }
@@ -110,7 +117,7 @@ impl ui::Report for Report {
         let _ = writeln!(
             out,
             "{}: {}, {}. Unchanged: {}, {}.",
-            if self.dry_run { "To be written" } else { "Written" },
+            if self.dry_run { "Would write" } else { "Wrote" },
             plural(self.manifests as u64, "manifest"),
             plural(self.refs as u64, "ref"),
             plural(self.manifests_unchanged as u64, "manifest"),
@@ -120,7 +127,7 @@ impl ui::Report for Report {
             true => format!("Would upload {}", blobs(&self.uploaded)),
             false => format!("Uploaded {} {}", blobs(&self.uploaded), pace(&self.uploaded, self.seconds)),
         };
-        let _ = write!(total, "; {} in the bucket already", blobs(&self.present));
+        let _ = write!(total, "; {} already in the bucket", blobs(&self.present));
         for (number, what) in [(self.skipped.len(), "skipped"), (self.failures.len(), "failed")] {
             if number > 0 {
                 let _ = write!(total, "; {number} {what}");

@@ -1,4 +1,4 @@
-//! What `status` says: a line a fact, and what is not as it should be.
+//! The output of `status`: one line per fact, and the problems.
 
 use std::fmt::Write;
 
@@ -9,8 +9,8 @@ use crate::commands::status::Report;
 use crate::error::{Kind, shown};
 use crate::ui;
 
-/// Problems that are shown one by one.
-const MOST_PROBLEMS: usize = 10;
+/// Maximum number of problems to show.
+const MAX_PROBLEMS: usize = 10;
 
 impl ui::Report for Report {
     fn result(&self) -> String {
@@ -33,9 +33,9 @@ impl ui::Report for Report {
             fact("In flight", format!("{files} ({})", size(self.in_flight.bytes)));
         }
         if let Some(bucket) = &self.bucket {
-            fact("Bucket", place(self, bucket));
+            fact("Bucket", location(self, bucket));
         }
-        let (failures, notes) = counted(self);
+        let (failures, notes) = count_problems(self);
         fact("Problems", problems(failures, notes));
         if self.bucket.is_none() {
             let _ = writeln!(out, "{}", style("No remote storage configured.").yellow());
@@ -45,13 +45,13 @@ impl ui::Report for Report {
 
     fn summary(&self) -> String {
         let mut out = String::new();
-        for problem in self.problems.iter().take(MOST_PROBLEMS) {
+        for problem in self.problems.iter().take(MAX_PROBLEMS) {
             let word = if problem.kind.is_failure() { "problem" } else { "note" };
             let _ = writeln!(out, "{word}: {problem}");
         }
-        if self.problems.len() > MOST_PROBLEMS {
-            let more = self.problems.len() - MOST_PROBLEMS;
-            let _ = writeln!(out, "… and {more} more: `hf-cache-sync status --json` has all");
+        if self.problems.len() > MAX_PROBLEMS {
+            let more = self.problems.len() - MAX_PROBLEMS;
+            let _ = writeln!(out, "… and {more} more; `hf-cache-sync status --json` lists them all");
         }
         out
     }
@@ -65,22 +65,22 @@ fn budget(report: &Report) -> String {
     let budget = size(report.budget);
     match report.size.checked_sub(report.budget) {
         None | Some(0) => budget,
-        Some(over) => format!("{budget}, {} over it: see `hf-cache-sync prune`", size(over)),
+        Some(over) => format!("{budget}, exceeded by {}; see `hf-cache-sync prune`", size(over)),
     }
 }
 
-fn place(report: &Report, bucket: &str) -> String {
-    let mut place = bucket.to_string();
+fn location(report: &Report, bucket: &str) -> String {
+    let mut location = bucket.to_string();
     if let Some(endpoint) = &report.endpoint {
-        let _ = write!(place, " at {endpoint}");
+        let _ = write!(location, " at {endpoint}");
     }
     if !report.prefix.is_empty() {
-        let _ = write!(place, ", under {}", report.prefix);
+        let _ = write!(location, ", under {}", report.prefix);
     }
-    place
+    location
 }
 
-fn counted(report: &Report) -> (usize, usize) {
+fn count_problems(report: &Report) -> (usize, usize) {
     let failures = report.problems.iter().filter(|problem| problem.kind.is_failure()).count();
     (failures, report.problems.len() - failures)
 }

@@ -1,4 +1,4 @@
-//! Times as people and logs say them.
+//! Times in output and logs.
 
 use std::io::IsTerminal;
 use std::time::{Duration, SystemTime};
@@ -15,24 +15,24 @@ const UNITS: [(u64, &str); 6] = [
     (60, "minute"),
 ];
 
-/// "3 days ago", seen from `now`. A time that is not known is "-".
+/// Formats a time relative to `now`, as in "3 days ago". An unknown time is "-".
 pub fn ago(then: Option<SystemTime>, now: SystemTime) -> String {
     let Some(then) = then else { return "-".into() };
     match now.duration_since(then) {
         Ok(age) if age < Duration::from_secs(60) => "just now".into(),
-        Ok(age) => format!("{} ago", rough(age)),
-        // Clocks of this machine, of a file server and of a store differ a little.
+        Ok(age) => format!("{} ago", rough_age(age)),
+        // The clocks of this machine, a file server and a store differ slightly.
         Err(ahead) if ahead.duration() < Duration::from_secs(600) => "just now".into(),
-        Err(ahead) => format!("in {}", rough(ahead.duration())),
+        Err(ahead) => format!("in {}", rough_age(ahead.duration())),
     }
 }
 
-/// This moment for a log: "2026-09-21T14:13:20Z".
+/// Returns the current time for a log: "2026-09-21T14:13:20Z".
 pub fn stamp() -> String {
-    when::text(SystemTime::now()).unwrap_or_default()
+    when::format(SystemTime::now()).unwrap_or_default()
 }
 
-/// Where a line goes.
+/// An output stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stream {
     /// stdout
@@ -41,17 +41,17 @@ pub enum Stream {
     Err,
 }
 
-/// What a run came to, with the time where that is kept in a log: "2026-09-21T14:13:20Z  Uploaded 2 blobs".
+/// Adds the time to the summary of a run, unless it goes to a terminal: "2026-09-21T14:13:20Z  Uploaded 2 blobs".
 pub fn stamped(line: &str, to: Stream) -> String {
-    let terminal = match to {
+    let is_terminal = match to {
         Stream::Out => std::io::stdout().is_terminal(),
         Stream::Err => std::io::stderr().is_terminal(),
     };
-    if terminal { line.to_string() } else { format!("{}  {line}", stamp()) }
+    if is_terminal { line.to_string() } else { format!("{}  {line}", stamp()) }
 }
 
-/// The largest unit of which there is at least one; weeks only from two on.
-fn rough(age: Duration) -> String {
+/// Formats an age in the largest unit that fits; weeks only from two weeks on.
+fn rough_age(age: Duration) -> String {
     let seconds = age.as_secs();
     let fits = |(length, word): &&(u64, &str)| seconds >= if *word == "week" { 2 * length } else { *length };
     match UNITS.iter().find(fits) {
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ages_are_said_in_the_largest_unit_that_fits() {
+    fn ages_use_the_largest_unit_that_fits() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(2_000_000_000);
         let day = 86_400;
         for (seconds, text) in [

@@ -1,15 +1,15 @@
-//! What `watch` says: a line for each push on stdout, the rest on stderr.
+//! The output of `watch`: a line for each push on stdout, the rest on stderr.
 
 use std::fmt::Write;
 
 use super::push::skip_line;
 use super::{blobs, pace, plural};
 use crate::commands::watch::source::How;
-use crate::commands::watch::update::{Pushed, Update, What};
+use crate::commands::watch::update::{PushSummary, Update, UpdateKind};
 use crate::error::{Error, Kind, shown};
 use crate::ui;
 
-fn pushed_line(pushed: &Pushed) -> String {
+fn push_line(pushed: &PushSummary) -> String {
     let mut out = match pushed.uploaded.blobs {
         0 => "nothing to upload".to_string(),
         _ => format!("uploaded {} {}", blobs(&pushed.uploaded), pace(&pushed.uploaded, pushed.seconds)),
@@ -19,7 +19,7 @@ fn pushed_line(pushed: &Pushed) -> String {
             let _ = write!(out, ", wrote {}", plural(count as u64, word));
         }
     }
-    let _ = write!(out, "; {} in the bucket already", blobs(&pushed.present));
+    let _ = write!(out, "; {} already in the bucket", blobs(&pushed.present));
     if pushed.failed > 0 {
         let known = pushed.failed - pushed.failures.len();
         let _ = write!(out, "; {}", plural(pushed.failed as u64, "failure"));
@@ -28,12 +28,12 @@ fn pushed_line(pushed: &Pushed) -> String {
         }
     }
     if let Some(seconds) = pushed.retry_in {
-        let _ = write!(out, "; next try in {}", wait(seconds));
+        let _ = write!(out, "; retrying in {}", pause(seconds));
     }
     out
 }
 
-fn wait(seconds: f64) -> String {
+fn pause(seconds: f64) -> String {
     match seconds {
         seconds if seconds < 120.0 => format!("{seconds:.0} s"),
         seconds => format!("{:.0} min", seconds / 60.0),
@@ -42,50 +42,50 @@ fn wait(seconds: f64) -> String {
 
 impl ui::Report for Update {
     fn result(&self) -> String {
-        let line = match &self.what {
-            What::Started { .. } | What::Stopped { .. } => return String::new(),
-            What::Pushed(pushed) => pushed_line(pushed),
-            What::Failed { attempt, retry_in, .. } => {
+        let line = match &self.kind {
+            UpdateKind::Started { .. } | UpdateKind::Stopped { .. } => return String::new(),
+            UpdateKind::Pushed(pushed) => push_line(pushed),
+            UpdateKind::Failed { attempt, retry_in, .. } => {
                 let tries = if *attempt > 1 { format!(" {attempt} times in a row") } else { String::new() };
-                format!("push failed{tries}; next try in {}", wait(*retry_in))
+                format!("push failed{tries}; retrying in {}", pause(*retry_in))
             }
         };
         format!("{}  {line}", self.time)
     }
 
     fn quiet_result(&self) -> String {
-        match &self.what {
-            What::Failed { .. } => self.result(),
-            What::Pushed(pushed) if pushed.failed > 0 => self.result(),
+        match &self.kind {
+            UpdateKind::Failed { .. } => self.result(),
+            UpdateKind::Pushed(pushed) if pushed.failed > 0 => self.result(),
             _ => String::new(),
         }
     }
 
     fn summary(&self) -> String {
-        match &self.what {
-            What::Started { cache, bucket, how, debounce } => {
+        match &self.kind {
+            UpdateKind::Started { cache, bucket, how, debounce } => {
                 let how = if *how == How::Poll { ", by polling" } else { "" };
                 format!(
                     "Watching {}{how}: pushing to bucket '{bucket}' now, and after {debounce} s of quiet.",
                     shown(cache)
                 )
             }
-            What::Pushed(pushed) => {
+            UpdateKind::Pushed(pushed) => {
                 let notes = pushed.notes.iter().map(|note| format!("note: {note}\n"));
                 notes.chain(pushed.skipped.iter().map(|skip| skip_line(skip) + "\n")).collect()
             }
-            What::Failed { .. } => String::new(),
-            What::Stopped { push_abandoned: false } => "Stopped.".into(),
-            What::Stopped { push_abandoned: true } => {
-                "Stopped in the middle of a push: the next one goes on from there.".into()
+            UpdateKind::Failed { .. } => String::new(),
+            UpdateKind::Stopped { push_abandoned: false } => "Stopped.".into(),
+            UpdateKind::Stopped { push_abandoned: true } => {
+                "Stopped during a push; the next one resumes from there.".into()
             }
         }
     }
 
     fn failures(&self) -> &[Error] {
-        match &self.what {
-            What::Pushed(pushed) => &pushed.failures,
-            What::Failed { news, .. } => news,
+        match &self.kind {
+            UpdateKind::Pushed(pushed) => &pushed.failures,
+            UpdateKind::Failed { news, .. } => news,
             _ => &[],
         }
     }

@@ -298,7 +298,7 @@ fn an_endpoint_with_its_bucket_and_its_region() {
         for line in [&["--endpoint", url][..], &["--endpoint", url, "--bucket", "b"]] {
             let (found, bucket, found_region, notes) = shown(line, &[]);
             assert_eq!((found.as_str(), bucket.as_str(), found_region.as_str()), (endpoint, "b", region), "{line:?}");
-            assert!(notes.contains("taken out"), "{notes}");
+            assert!(notes.contains("removed the bucket"), "{notes}");
         }
     }
     let region = |line: &[&str], vars: &[(&str, &[u8])]| shown(line, vars).2;
@@ -312,7 +312,7 @@ fn an_endpoint_with_its_bucket_and_its_region() {
     machine.set("B2_APPLICATION_KEY", SECRET_KEY);
     let url = format!("{}/{BUCKET}", store.server.url.replace("http://", "HTTP://"));
     let ran = machine.run(&["push", "--endpoint", &url]);
-    assert!(ran.code == 0 && ran.stderr.contains("taken out of the endpoint"), "{ran:#?}");
+    assert!(ran.code == 0 && ran.stderr.contains("from the endpoint"), "{ran:#?}");
     Revision::model("org/name").assert_published(&store);
 }
 
@@ -348,7 +348,7 @@ fn a_cache_that_is_not_there() {
         machine.unset(name);
     }
     machine.configure(&format!("cache:\n  hf_cache_dir: {}\n", missing.display()));
-    refused(&machine, &[], &["disk/hub", "cache.hf_cache_dir in line 2 of", ".hf-cache-sync.yaml"]);
+    refused(&machine, &[], &["disk/hub", "cache.hf_cache_dir on line 2 of", ".hf-cache-sync.yaml"]);
     fs::remove_file(machine.work().join(".hf-cache-sync.yaml")).unwrap();
     std::os::unix::fs::symlink(&missing, machine.home().join("link")).unwrap();
     refused(&machine, &["--cache-dir", "../link"], &["is a link to", "disk/hub"]);
@@ -385,7 +385,7 @@ fn a_fault_is_one_line_and_a_code_of_its_own() {
     for place in ["main", "task", "blocking", "thread", "plain"] {
         machine.set("HF_CACHE_SYNC_TEST_PANIC", place);
         let ran = machine.run(&["status"]);
-        ran.refused(70, &["internal fault", "main.rs:", "please report", env!("CARGO_PKG_VERSION")]);
+        ran.refused(70, &["internal error", "main.rs:", "please report", env!("CARGO_PKG_VERSION")]);
         assert_eq!(ran.stderr.contains("plain words"), place == "plain", "{ran:#?}");
         let ran = machine.run(&["--json", "status"]);
         let report = ran.json();
@@ -409,7 +409,7 @@ fn the_configuration_is_shown() {
         ".config/hf-cache-sync/config.yaml",
         "from-env",
         "B2_BUCKET",
-        "storage.region in line 4 of",
+        "storage.region on line 4 of",
         "--prefix",
         "p/",
         "storage.secret_key",
