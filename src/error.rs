@@ -11,6 +11,7 @@ use std::io;
 use std::path::Path;
 
 use crate::escape::{Keep, escape, without_user};
+use crate::platform;
 pub use cause::Cause;
 
 /// What kind of failure it was, for scripts: decides the exit code, and nothing in this program.
@@ -147,8 +148,9 @@ impl Error {
         let error = Self::new(cause, format!("{what} {}", shown(path))).because(plain_io(source));
         match source.kind() {
             io::ErrorKind::StorageFull => error.hint("free some space, for example with `hf-cache-sync prune`"),
-            io::ErrorKind::PermissionDenied => error.hint("check the owner and the mode of that path"),
+            io::ErrorKind::PermissionDenied => error.hint(platform::PERMISSION_HINT),
             io::ErrorKind::ReadOnlyFilesystem => error.hint("the cache is on a read-only mount: use --cache-dir"),
+            _ if platform::is_in_use(source) => error.hint("close the program that has it open, and try again"),
             _ => error,
         }
     }

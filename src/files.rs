@@ -5,21 +5,11 @@ use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read};
 use std::path::Path;
 
+use crate::platform::{self, Flags};
+
 /// Describes what is in place of a regular file.
 fn describe_kind(meta: &Metadata) -> &'static str {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::FileTypeExt;
-        let kind = meta.file_type();
-        if kind.is_fifo() {
-            return "a named pipe";
-        } else if kind.is_socket() {
-            return "a socket";
-        } else if kind.is_char_device() || kind.is_block_device() {
-            return "a device";
-        }
-    }
-    if meta.is_dir() { "a folder" } else { "something else" }
+    platform::special_kind(meta).unwrap_or(if meta.is_dir() { "a folder" } else { "something else" })
 }
 
 /// Returns the reason for an error about a path that is not a regular file: "it is a named pipe, not a file".
@@ -40,29 +30,17 @@ pub fn open_with(options: &OpenOptions, path: &Path) -> io::Result<File> {
     open_flagged(options, 0, path)
 }
 
-/// Like [`open_with`], with additional flags for open(2), which are ignored on other systems than Unix.
+/// Like [`open_with`], with additional flags of [`crate::platform`].
 ///
 /// # Errors
 /// When it cannot be opened, or is not a regular file.
-pub fn open_flagged(options: &OpenOptions, flags: i32, path: &Path) -> io::Result<File> {
-    #[cfg_attr(not(unix), allow(unused_mut))]
-    let mut options = options.clone();
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::OpenOptionsExt;
-        // Without O_NONBLOCK, opening a FIFO blocks until its other end is opened.
-        let non_blocking = (rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOCTTY).bits() as i32;
-        options.custom_flags(flags | non_blocking);
-    }
-    #[cfg(not(unix))]
-    let _ = flags;
-    let file = match options.open(path) {
+pub fn open_flagged(options: &OpenOptions, flags: Flags, path: &Path) -> io::Result<File> {
+    let file = match platform::flagged(options, flags | platform::NO_WAIT).open(path) {
         Ok(file) => file,
-        // With O_NONBLOCK, opening a file that is leased to another process fails. Blocking is fine here: the lease is
+        // Without waiting, opening a file that is leased to another process fails. Waiting is fine here: the lease is
         // broken soon.
-        #[cfg(unix)]
         Err(error) if error.kind() == io::ErrorKind::WouldBlock && path.is_file() => {
-            std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, flags).open(path)?
+            platform::flagged(options, flags).open(path)?
         }
         Err(error) => return Err(explain(error, path)),
     };

@@ -15,7 +15,7 @@
 //!
 //! Layers, each importing only those before it:
 //!
-//! - [`escape`], [`error`], [`files`], [`hash`], [`interrupt`], [`lossy`], [`progress`], `retry`, [`suggest`], [`task`], [`when`];
+//! - [`platform`], [`escape`], [`error`], [`files`], [`hash`], [`lossy`], [`progress`], `retry`, [`suggest`], [`task`], [`when`];
 //! - [`model`]: names, manifests;
 //! - [`config`], [`net`]; [`cache`]; [`bucket`], [`hub`]; [`transfer`];
 //! - [`plan`] (pure), [`engine`] (carries plans out and decides no policy);
@@ -41,11 +41,11 @@ mod escape;
 mod files;
 mod hash;
 mod hub;
-pub mod interrupt;
 mod lossy;
 mod model;
 mod net;
 mod plan;
+pub mod platform;
 mod progress;
 mod retry;
 mod suggest;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use hf_cache_sync::cli;
 use hf_cache_sync::complete;
 use hf_cache_sync::error::{Cause, Error, Kind};
-use hf_cache_sync::interrupt::Interruption;
+use hf_cache_sync::platform::{self, Interruption};
 use hf_cache_sync::ui::{Style, Ui, log};
 
 fn main() -> ExitCode {
@@ -16,7 +16,6 @@ fn main() -> ExitCode {
     if complete::answer(&args) {
         return ExitCode::SUCCESS;
     }
-    #[cfg(unix)]
     restart_with_clean_environment();
     let cli = match cli::parse(&args) {
         Ok(cli) => cli,
@@ -28,7 +27,7 @@ fn main() -> ExitCode {
     install_panic_hook(cli.style());
     let ui = Ui::new(cli.style());
     log::start(&ui, cli.global.verbose);
-    raise_file_limit();
+    platform::raise_file_limit();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -99,7 +98,6 @@ async fn panic_for_tests() {
 }
 
 /// Variables that libraries read directly, and ignore or misread if the value has white space or quotes around it.
-#[cfg(unix)]
 const LIBRARY_VARIABLES: [&str; 24] = [
     "ALL_PROXY",
     "HTTPS_PROXY",
@@ -129,36 +127,15 @@ const LIBRARY_VARIABLES: [&str; 24] = [
 
 /// Restarts the process with cleaned variables. A proxy with a trailing line break, as left by some `.env` files, would
 /// silently be ignored. A process cannot safely change its own environment, but it can re-execute itself with another.
-#[cfg(unix)]
 fn restart_with_clean_environment() {
-    use std::os::unix::process::CommandExt;
     let cleaned = LIBRARY_VARIABLES.into_iter().filter_map(|name| {
         let text = std::env::var(name).ok()?;
         let clean = hf_cache_sync::clean(&text).ok()?;
         (clean != text).then(|| (name, clean.to_string()))
     });
     let cleaned: Vec<(&str, String)> = cleaned.collect();
-    if let (false, Ok(program)) = (cleaned.is_empty(), std::env::current_exe()) {
-        let mut args = std::env::args_os();
-        let mut command = std::process::Command::new(program);
-        command.arg0(args.next().unwrap_or_default()).args(args).envs(cleaned);
+    if !cleaned.is_empty() {
         // If this fails, carry on with the variables as they are.
-        drop(command.exec());
-    }
-}
-
-/// Raises the limit of open files. A distant store gets hundreds of concurrent requests, each with a socket and a file,
-/// and some systems allow only 256 by default.
-fn raise_file_limit() {
-    #[cfg(unix)]
-    {
-        use rustix::process::{Resource, getrlimit, setrlimit};
-        // The maximum that macOS accepts.
-        const WANTED: u64 = 10_240;
-        let mut limit = getrlimit(Resource::Nofile);
-        if limit.current.is_some_and(|current| current < WANTED) {
-            limit.current = Some(limit.maximum.map_or(WANTED, |maximum| maximum.min(WANTED)));
-            let _ = setrlimit(Resource::Nofile, limit);
-        }
+        platform::start_again(cleaned);
     }
 }

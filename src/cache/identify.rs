@@ -11,11 +11,12 @@ use std::path::{Path, PathBuf};
 
 use super::layout::Layout;
 use super::read::{Buffer, open_quietly};
-use super::scan::{Inode, Problem, ProblemKind, Repo, SnapshotFile};
+use super::scan::{Problem, ProblemKind, Repo, SnapshotFile};
 use crate::error::plain_io;
 use crate::hash::BlobHasher;
 use crate::model::ids::{BlobId, Commit, RepoPath};
 use crate::model::manifest::{ManifestFile, Tree};
+use crate::platform::Inode;
 
 /// A file of a snapshot, with its blob and the location of its bytes.
 #[derive(Debug, Clone)]

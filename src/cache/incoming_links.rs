@@ -12,8 +12,9 @@ use std::path::{Path, PathBuf};
 use crate::cache::clients;
 use crate::cache::junk::is_junk;
 use crate::cache::layout::{self, Layout};
-use crate::cache::scan::{Inventory, Place, Problem, ProblemKind, Repo, inode};
+use crate::cache::scan::{Inventory, Place, Problem, ProblemKind, Repo};
 use crate::model::ids::RepoName;
+use crate::platform;
 
 /// Longest chain of links that is followed; the operating system gives up at 40.
 const MAX_HOPS: usize = 40;
@@ -61,10 +62,8 @@ struct LinkWalker<'a> {
 impl<'a> LinkWalker<'a> {
     fn new(inventory: &'a Inventory) -> Self {
         let layout = &inventory.layout;
-        let ids = inventory.repos.iter().filter_map(|repo| {
-            let id = inode(&fs::metadata(layout.repo(&repo.name)).ok()?)?.id;
-            Some((id, repo.name.clone()))
-        });
+        let ids =
+            inventory.repos.iter().filter_map(|repo| Some((folder_id(&layout.repo(&repo.name))?, repo.name.clone())));
         LinkWalker {
             layout,
             roots: std::iter::once(layout.root().to_path_buf()).chain(layout.root().canonicalize()).collect(),
@@ -215,8 +214,7 @@ impl<'a> LinkWalker<'a> {
         }
         // The same folders have other names when reached through another mount.
         for folder in real.iter().flat_map(|path| path.ancestors()) {
-            let id = fs::metadata(folder).ok().and_then(|meta| inode(&meta)).map(|inode| inode.id);
-            if let Some(repo) = id.and_then(|id| self.folders.get(&id)) {
+            if let Some(repo) = folder_id(folder).and_then(|id| self.folders.get(&id)) {
                 inside = true;
                 repos.insert(repo.clone());
             }
@@ -265,6 +263,11 @@ impl<'a> LinkWalker<'a> {
             }
         }
     }
+}
+
+/// Identifies a folder, whatever path it is reached by.
+fn folder_id(folder: &Path) -> Option<(u64, u64)> {
+    platform::inode(folder, &fs::metadata(folder).ok()?).map(|inode| inode.id)
 }
 
 /// Returns whether `path` is the location of a snapshot folder.

@@ -15,6 +15,7 @@ use super::place::{ensure_dir, is_refused};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::model::ids::{BlobId, RepoName};
+use crate::platform;
 
 /// How often a lock file that is unlinked as soon as it is locked is opened anew.
 const TRIES: u32 = 1000;
@@ -64,15 +65,8 @@ pub fn try_client_lock_if_there(layout: &Layout, repo: &RepoName, blob: &BlobId)
 
 /// Whether another process holds a lock on this file, or may hold one, since the file cannot be opened. Makes none.
 pub fn is_held(path: &Path) -> bool {
-    let mut options = OpenOptions::new();
-    options.read(true);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::OpenOptionsExt;
-        // A FIFO in its place must not be waited for.
-        let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
-        options.custom_flags(flags.bits() as i32);
-    }
+    // A FIFO in its place must not be waited for.
+    let options = platform::flagged(OpenOptions::new().read(true), platform::NO_FOLLOW | platform::NO_WAIT);
     // To write, where that is allowed: NFS locks no file that is open to read only.
     let file = match options.clone().write(true).open(path) {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => options.open(path),
@@ -155,10 +149,10 @@ fn take_with(path: &Path, bits: u32, flock: impl Fn(&File) -> Result<(), TryLock
     let mut tried = 0;
     loop {
         tried += 1;
-        let (file, made) = open(path, bits).map_err(|e| failed(&e))?;
+        let (file, made) = platform::patiently(|| open(path, bits)).map_err(|e| failed(&e))?;
         match flock(&file) {
             // Some file systems have no stable inode numbers: there the file can never be told to be the same.
-            Ok(()) if still_there(&file, path) || tried == TRIES => return Ok(Some(Lock { _file: Some(file) })),
+            Ok(()) if platform::is_at(&file, path) || tried == TRIES => return Ok(Some(Lock { _file: Some(file) })),
             // Unlinked between open and lock: the lock on the dead file excludes nobody.
             Ok(()) => continue,
             Err(TryLockError::WouldBlock) => return Ok(None),
@@ -177,11 +171,7 @@ fn take_with(path: &Path, bits: u32, flock: impl Fn(&File) -> Result<(), TryLock
 
 /// Whether the file system has no locks at all; NFS without its lock service says so in words of its own.
 fn has_no_flock(error: &io::Error) -> bool {
-    #[cfg(unix)]
-    let no_service = error.raw_os_error() == Some(rustix::io::Errno::NOLCK.raw_os_error());
-    #[cfg(not(unix))]
-    let no_service = false;
-    error.kind() == io::ErrorKind::Unsupported || no_service
+    error.kind() == io::ErrorKind::Unsupported || platform::lacks_lock_service(error)
 }
 
 /// Opens or creates the file, never through a link, with at least these mode bits (0664 is the client's for blobs).
@@ -190,20 +180,16 @@ fn has_no_flock(error: &io::Error) -> bool {
 fn open(path: &Path, bits: u32) -> io::Result<(File, bool)> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).truncate(false);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, bits);
-    #[cfg(unix)]
-    let no_follow = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
-    #[cfg(not(unix))]
-    let no_follow = 0;
-    let (file, made) = match files::open_flagged(options.clone().create_new(true), no_follow, path) {
+    platform::set_mode(&mut options, bits);
+    let open = |options: &OpenOptions| files::open_flagged(options, platform::NO_FOLLOW, path);
+    let (file, made) = match open(options.clone().create_new(true)) {
         Ok(file) => (file, true),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            match files::open_flagged(options.create(true), no_follow, path) {
+            match open(options.create(true)) {
                 // Another user's, which is 0644 where the umask is 022, or on a mount that opens what is there for reading
                 // alone: for a lock, that is enough.
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied || is_refused(&error) => {
-                    (files::open_flagged(OpenOptions::new().read(true), no_follow, path)?, false)
+                    (open(OpenOptions::new().read(true))?, false)
                 }
                 opened => (opened?, false),
             }
@@ -213,32 +199,9 @@ fn open(path: &Path, bits: u32) -> io::Result<(File, bool)> {
     if made {
         let _ = file.set_times(FileTimes::new().set_modified(SystemTime::UNIX_EPOCH));
     }
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        let mode = file.metadata()?.permissions().mode();
-        if mode & bits != bits {
-            // Only the owner may: another user's lock file works as it is.
-            let _ = file.set_permissions(std::fs::Permissions::from_mode((mode & 0o7777) | bits));
-        }
-    }
-    #[cfg(not(unix))]
-    let _ = bits;
+    // Another user's lock file works as it is.
+    platform::widen_mode(&file, bits)?;
     Ok((file, made))
-}
-
-#[cfg(unix)]
-fn still_there(file: &File, path: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    match (file.metadata(), std::fs::symlink_metadata(path)) {
-        (Ok(held), Ok(named)) => (held.dev(), held.ino()) == (named.dev(), named.ino()),
-        _ => false,
-    }
-}
-
-#[cfg(not(unix))]
-fn still_there(_: &File, _: &Path) -> bool {
-    true
 }
 
 #[cfg(test)]

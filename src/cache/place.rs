@@ -13,6 +13,7 @@ use super::read;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::model::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
+use crate::platform;
 
 /// Creates `dir`, at or below `root`, if it does not exist, and makes sure that no part below `root` is a link.
 ///
@@ -71,14 +72,7 @@ pub fn check_dir(root: &Path, dir: &Path) -> Result<()> {
 /// # Errors
 /// If this user may not write to it.
 pub fn check_writable(folder: &Path) -> Result<()> {
-    #[cfg(unix)]
-    match rustix::fs::access(folder, rustix::fs::Access::WRITE_OK) {
-        Ok(()) | Err(rustix::io::Errno::NOENT) => {}
-        Err(error) => return Err(Error::io("cannot write to", folder, &error.into())),
-    }
-    #[cfg(not(unix))]
-    let _ = folder;
-    Ok(())
+    platform::check_writable(folder).map_err(|e| Error::io("cannot write to", folder, &e))
 }
 
 /// Runs `attempt` on a file below `root`, and creates the file's folder only if the attempt finds it missing. This
@@ -135,22 +129,12 @@ impl LinkKind {
         if no_links {
             return Ok(LinkKind::Real);
         }
-        if symlink("file", &dir.path().join("link")).is_ok() && fs::read(dir.path().join("link")).is_ok() {
+        if platform::symlink("file", &dir.path().join("link")).is_ok() && fs::read(dir.path().join("link")).is_ok() {
             return Ok(LinkKind::Symlink);
         }
         let hard = fs::hard_link(&file, dir.path().join("hard")).is_ok();
         Ok(if hard { LinkKind::Hardlink } else { LinkKind::Real })
     }
-}
-
-#[cfg(unix)]
-fn symlink(text: &str, link: &Path) -> io::Result<()> {
-    std::os::unix::fs::symlink(text, link)
-}
-
-#[cfg(windows)]
-fn symlink(text: &str, link: &Path) -> io::Result<()> {
-    std::os::windows::fs::symlink_file(text.replace('/', "\\"), link)
 }
 
 /// A temporary folder for unfinished files; removed on drop.
@@ -256,9 +240,14 @@ impl StagedSnapshot {
     /// If it cannot be moved into place.
     pub fn publish(self) -> Result<bool> {
         ensure_dir(&self.root, self.snapshot.parent().unwrap_or(&self.root))?;
-        match fs::rename(self.staging.path().join("snapshot"), &self.snapshot) {
-            Ok(()) => Ok(true),
+        let staged = self.staging.path().join("snapshot");
+        // Not again and again where it is there.
+        let publish = || match fs::rename(&staged, &self.snapshot) {
             Err(_) if self.snapshot.is_dir() => Ok(false),
+            renamed => renamed.map(|()| true),
+        };
+        match platform::patiently(publish) {
+            Ok(published) => Ok(published),
             // The repo is a mount of its own, so each file is put in place individually.
             Err(error) if error.kind() == io::ErrorKind::CrossesDevices => Ok(false),
             // A file system that cannot rename folders.
@@ -312,7 +301,7 @@ impl SnapshotWriter<'_> {
             if self.kind == LinkKind::Real && is_last && self.own.contains(*blob) && self.move_blob(path, blob)? {
                 continue;
             }
-            self.replace_file(&staging, path, blob)?;
+            self.replace_file(&staging.path().join(index.to_string()), path, blob)?;
         }
         Ok(())
     }
@@ -331,18 +320,27 @@ impl SnapshotWriter<'_> {
         Ok(rename_over(&source, &file).is_ok())
     }
 
-    fn replace_file(&self, staging: &Staging, path: &RepoPath, blob: &BlobId) -> Result<()> {
+    /// Makes the file at `staged` first, a name that no other file had: a rename over a name of the same bytes succeeds and
+    /// leaves it there.
+    fn replace_file(&self, staged: &Path, path: &RepoPath, blob: &BlobId) -> Result<()> {
         let file = self.layout.snapshot_file(self.repo, self.commit, path);
         if let Some(folder) = file.parent() {
             ensure_dir(self.layout.root(), folder)?;
         }
         check_replaceable(&file)?;
+        // Another pull was faster. Where somebody has opened the file already, it could not be replaced on Windows.
+        if self.kind == LinkKind::Hardlink && is_same_file(&self.layout.blob(self.repo, blob), &file) {
+            return Ok(());
+        }
         let failed = |error: io::Error| Error::io("cannot replace", &file, &error);
-        let staged = staging.path().join("file");
-        self.create_entry(path, blob, &staged)?;
-        match rename_over(&staged, &file) {
+        match self.create_entry(path, blob, staged) {
+            // Another pull was faster, and has moved the blob here.
+            Err(_) if self.kind == LinkKind::Real && is_whole(&file, blob) => return Ok(()),
+            made => made?,
+        }
+        match rename_over(staged, &file) {
             Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
-                let _ = fs::remove_file(&staged);
+                let _ = fs::remove_file(staged);
                 let beside = sibling_temporary(&file);
                 self.create_entry(path, blob, &beside)?;
                 rename_over(&beside, &file).inspect_err(|_| drop(fs::remove_file(&beside))).map_err(failed)
@@ -353,13 +351,13 @@ impl SnapshotWriter<'_> {
 
     fn create_entry(&self, path: &RepoPath, blob: &BlobId, at: &Path) -> Result<()> {
         let source = self.layout.blob(self.repo, blob);
-        let made = match self.kind {
-            LinkKind::Symlink => symlink(&layout::link_text(path, blob), at),
+        let make = || match self.kind {
+            LinkKind::Symlink => platform::symlink(&layout::link_text(path, blob), at),
             LinkKind::Hardlink => fs::canonicalize(&source).and_then(|source| fs::hard_link(source, at)),
             LinkKind::Real => fs::canonicalize(&source)
                 .and_then(|source| reflink_copy::reflink(&source, at).or_else(|_| read::copy_quietly(&source, at))),
         };
-        made.map_err(|error| match error.kind() {
+        platform::patiently(make).map_err(|error| match error.kind() {
             // The folder is our own, so only another file of this revision can be in the way.
             io::ErrorKind::AlreadyExists => Error::failed(format!("cannot put {path} of {} in place", self.repo))
                 .because(
@@ -382,11 +380,8 @@ pub fn write_ref(layout: &Layout, repo: &RepoName, name: &RefName, commit: &Comm
 /// Returns whether the error means that the file system does not support the operation. Mounts of buckets and of remote
 /// machines lack many operations, and report that in as many ways.
 pub fn is_refused(error: &io::Error) -> bool {
-    #[cfg(unix)]
-    if error.raw_os_error() == Some(rustix::io::Errno::PERM.raw_os_error()) {
-        return true;
-    }
-    matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::InvalidInput | io::ErrorKind::NotSeekable)
+    platform::is_refused(error)
+        || matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::InvalidInput | io::ErrorKind::NotSeekable)
 }
 
 /// Turns a failed flush into a success if the file system does not support flushing.
@@ -403,7 +398,7 @@ pub fn flushed(result: io::Result<()>) -> io::Result<()> {
 /// Renames a file, replacing an existing target. On file systems that cannot do that atomically, the target is removed
 /// first, so that for a moment neither exists.
 pub fn rename_over(from: &Path, to: &Path) -> io::Result<()> {
-    match fs::rename(from, to) {
+    match platform::patiently(|| fs::rename(from, to)) {
         Err(error)
             if (is_refused(&error) || error.kind() == io::ErrorKind::AlreadyExists)
                 && fs::symlink_metadata(to).is_ok_and(|meta| !meta.is_dir()) =>
@@ -457,6 +452,18 @@ fn sibling_temporary(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
+/// Whether `file`, which is no link, is what `blob` leads to.
+fn is_same_file(blob: &Path, file: &Path) -> bool {
+    let id = |path, meta: fs::Metadata| platform::inode(path, &meta).map(|inode| inode.id);
+    let found = fs::symlink_metadata(file).ok().filter(fs::Metadata::is_file).and_then(|meta| id(file, meta));
+    found.is_some() && found == fs::metadata(blob).ok().and_then(|meta| id(blob, meta))
+}
+
+/// Whether a regular file (no link) has the bytes of the blob.
+fn is_whole(file: &Path, blob: &BlobId) -> bool {
+    fs::symlink_metadata(file).is_ok_and(|meta| meta.is_file() && read::matches_name(file, blob, meta.len()))
+}
+
 /// Returns whether `path` is a regular file (not a link) with exactly this content.
 pub fn has_content(path: &Path, content: &[u8]) -> bool {
     fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() == content.len() as u64)
@@ -480,12 +487,7 @@ pub fn check_replaceable(path: &Path) -> Result<()> {
 
 /// Flushes a folder, so that a rename in it survives a power failure. Best effort: not every system supports it.
 pub fn sync_dir(path: &Path) {
-    #[cfg(unix)]
-    if let Ok(dir) = File::open(path) {
-        let _ = dir.sync_all();
-    }
-    #[cfg(not(unix))]
-    let _ = path;
+    let _ = platform::sync_dir(path);
 }
 
 /// Marks a file as used now by setting its access time, which also works on noatime mounts. Best effort: a read-only
@@ -496,10 +498,11 @@ pub fn mark_used(path: &Path, now: std::time::SystemTime) {
     }
 }
 
-#[cfg(all(test, unix))]
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::model::ids::RepoType;
+    #[cfg(unix)]
     use std::os::unix::fs::symlink as unix_symlink;
 
     struct Fixture {
@@ -524,6 +527,9 @@ mod tests {
     fn every_kind_of_link_reads_the_same() {
         for kind in [LinkKind::Symlink, LinkKind::Hardlink, LinkKind::Real] {
             let f = fixture();
+            if kind == LinkKind::Symlink && LinkKind::probe(&f.layout, false).unwrap() != kind {
+                continue;
+            }
             let writer =
                 SnapshotWriter { layout: &f.layout, repo: &f.repo, commit: &f.commit, kind, own: &HashSet::new() };
             let (top, deep): (RepoPath, RepoPath) = ("a".parse().unwrap(), "d/e/a".parse().unwrap());
@@ -540,6 +546,31 @@ mod tests {
         }
     }
 
+    /// Who pulls the same revision at the same time finds every file in place, as the very file that is to be linked.
+    #[test]
+    fn files_that_are_there_already_are_linked_again() {
+        let f = fixture();
+        let other: BlobId = "0123456789abcdef0123456789abcdef01234567".parse().unwrap();
+        fs::write(f.layout.blob(&f.repo, &other), b"other\n").unwrap();
+        let (a, b, c): (RepoPath, RepoPath, RepoPath) =
+            ("a".parse().unwrap(), "b".parse().unwrap(), "d/c".parse().unwrap());
+        let files = [(&a, &f.blob), (&b, &f.blob), (&c, &other)];
+        for kind in [LinkKind::Hardlink, LinkKind::Real, LinkKind::Hardlink] {
+            let writer =
+                SnapshotWriter { layout: &f.layout, repo: &f.repo, commit: &f.commit, kind, own: &HashSet::new() };
+            for _ in 0..2 {
+                writer.write(&files).unwrap();
+                for (path, blob) in files {
+                    let (file, blob) = (f.layout.snapshot_file(&f.repo, &f.commit, path), f.layout.blob(&f.repo, blob));
+                    assert_eq!(fs::read(&file).unwrap(), fs::read(&blob).unwrap());
+                    assert_eq!(is_same_file(&blob, &file), kind == LinkKind::Hardlink, "{kind:?}");
+                }
+            }
+        }
+        assert_eq!(fs::read_dir(f.layout.state().join("staging")).unwrap().count(), 0);
+    }
+
+    #[cfg(unix)]
     #[test]
     fn nothing_is_written_through_a_link() {
         let f = fixture();
@@ -563,6 +594,7 @@ mod tests {
         assert_eq!(fs::read_dir(&victim).unwrap().count(), 0);
     }
 
+    #[cfg(unix)]
     #[test]
     fn a_link_is_replaced_not_followed() {
         let f = fixture();

@@ -17,6 +17,7 @@ use crate::cache::shared::{self, Payload};
 use crate::cache::{read, space};
 use crate::model::ids::{BlobId, Commit, RefName, RepoName};
 use crate::model::manifest::Tree;
+use crate::platform;
 
 /// A repo's trees are read only if a client was active in it this recently.
 const RECENT: Duration = Duration::from_secs(3600);
@@ -310,7 +311,7 @@ fn reclaimable_bytes(path: &Path) -> u64 {
             fs::read_dir(path).into_iter().flatten().flatten().map(|entry| reclaimable_bytes(&entry.path())).sum()
         }
         Ok(meta) if meta.is_file() => {
-            let last = scan::inode(&meta).is_none_or(|inode| inode.links <= 1);
+            let last = platform::inode(path, &meta).is_none_or(|inode| inode.links <= 1);
             if last { scan::on_disk(&meta) } else { 0 }
         }
         _ => 0,

@@ -1,7 +1,7 @@
 //! Opens blobs for reading without marking them as used, and provides aligned buffers to read them into. Only regular
 //! files are opened: see [`crate::files`].
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::path::Path;
@@ -11,25 +11,22 @@ use bytes::Bytes;
 use crate::files;
 use crate::hash::BlobHasher;
 use crate::model::ids::BlobId;
+use crate::platform;
 
 /// Largest `trees/<commit>.json` that is read, in bytes: the size limit of a manifest that contains a tree.
 pub const MAX_TREE: u64 = 256 << 20;
 
-/// Opens the regular file `path` without changing its access time if the system allows it (`O_NOATIME`: on Linux, for
-/// own files). `prune` treats the access time as the last use.
+/// Opens the regular file `path` without changing its access time if the system allows it (on Linux for
+/// own files, and on Windows). `prune` treats the access time as the last use.
 ///
 /// # Errors
 /// If the file cannot be opened, or is not a regular file.
 pub fn open_quietly(path: &Path) -> io::Result<File> {
-    #[cfg(target_os = "linux")]
-    {
-        let no_atime = rustix::fs::OFlags::NOATIME.bits() as i32;
-        match files::open_flagged(OpenOptions::new().read(true), no_atime, path) {
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
-            result => return result,
-        }
+    let opened = files::open_flagged(&platform::for_quiet_reading(), platform::NO_ACCESS_TIME, path);
+    match opened.inspect(platform::keep_access_time) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => files::open(path),
+        opened => opened,
     }
-    files::open(path)
 }
 
 /// Copies a blob to a new file, whose mode follows the umask. The blob is not marked as used.
@@ -105,48 +102,22 @@ fn bytes_until_aligned(start: *const u8) -> usize {
     start.addr().next_multiple_of(ALIGNED) - start.addr()
 }
 
-/// Reads exactly `buffer.len()` bytes at `offset`. On Unix, the file position does not move.
-pub fn read_exact_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-    #[cfg(unix)]
-    return std::os::unix::fs::FileExt::read_exact_at(file, buffer, offset);
-    #[cfg(windows)]
-    {
-        let mut done = 0;
-        while done < buffer.len() {
-            match std::os::windows::fs::FileExt::seek_read(file, &mut buffer[done..], offset + done as u64)? {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                length => done += length,
-            }
-        }
-        Ok(())
-    }
-}
-
 /// Reads exactly `length` bytes at `offset`.
 pub fn read_at(file: &File, length: usize, offset: u64) -> io::Result<Bytes> {
-    #[cfg(unix)]
-    {
-        // Uninitialised memory, since this runs once for every 256 KiB sent.
-        let mut bytes = Vec::with_capacity(length + ALIGNED);
-        let start = bytes_until_aligned(bytes.as_ptr());
-        bytes.resize(start, 0);
-        while bytes.len() < start + length {
-            let at = offset + (bytes.len() - start) as u64;
-            match rustix::io::pread(file, rustix::buffer::spare_capacity(&mut bytes), at) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(_) => {}
-                Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
+    // Uninitialised memory, since this runs once for every 256 KiB sent.
+    let mut bytes = Vec::with_capacity(length + ALIGNED);
+    let start = bytes_until_aligned(bytes.as_ptr());
+    bytes.resize(start, 0);
+    while bytes.len() < start + length {
+        let at = offset + (bytes.len() - start) as u64;
+        match platform::read_spare_at(file, &mut bytes, at) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
         }
-        Ok(Bytes::from(bytes).slice(start..start + length))
     }
-    #[cfg(not(unix))]
-    {
-        let mut bytes = vec![0; length];
-        read_exact_at(file, &mut bytes, offset)?;
-        Ok(bytes.into())
-    }
+    Ok(Bytes::from(bytes).slice(start..start + length))
 }
 
 #[cfg(test)]
@@ -164,9 +135,9 @@ mod buffers {
             let bytes = read_at(&file, length, offset as u64).unwrap();
             assert_eq!(bytes, wanted);
             let mut buffer = Buffer::new(length);
-            read_exact_at(&file, &mut buffer, offset as u64).unwrap();
+            platform::read_exact_at(&file, &mut buffer, offset as u64).unwrap();
             assert_eq!(*buffer, *wanted);
-            let starts = [buffer.as_ptr().addr(), if cfg!(unix) { bytes.as_ptr().addr() } else { 0 }];
+            let starts = [buffer.as_ptr().addr(), bytes.as_ptr().addr()];
             assert!(length == 0 || starts.iter().all(|start| start % ALIGNED == 0), "{starts:?}");
         }
         assert!(read_at(&file, 2, 299_999).is_err());

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::layout::Layout;
 use super::place::Staging;
+use crate::platform;
 
 /// Returns whether every parent of `path` below `root` is a real folder, so that nothing is reached through a link.
 pub fn is_inside(root: &Path, path: &Path) -> bool {
@@ -32,8 +33,8 @@ pub fn delete_file(path: &Path) -> io::Result<u64> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
         Err(error) => return Err(error),
     };
-    fs::remove_file(path)?;
-    let last = super::scan::inode(&meta).is_none_or(|inode| inode.links <= 1);
+    let last = platform::inode(path, &meta).is_none_or(|inode| inode.links <= 1);
+    platform::patiently(|| fs::remove_file(path))?;
     Ok(if meta.is_file() && last { meta.len() } else { 0 })
 }
 
@@ -71,7 +72,7 @@ impl StagedRemoval {
     pub fn move_out(layout: &Layout, from: &Path) -> io::Result<Option<StagedRemoval>> {
         let staging = Staging::new(layout).map_err(|error| io::Error::other(error.to_string()))?;
         let path = staging.path().join("removed");
-        match fs::rename(from, &path) {
+        match platform::patiently(|| fs::rename(from, &path)) {
             Ok(()) => Ok(Some(StagedRemoval { from: from.to_path_buf(), path, staging })),
             Err(error) if error.kind() == io::ErrorKind::CrossesDevices => Ok(None),
             Err(error) => Err(error),

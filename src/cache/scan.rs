@@ -24,6 +24,7 @@ use crate::escape::{Keep, escape};
 use crate::files;
 use crate::model::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
 use crate::model::manifest::Tree;
+use crate::platform::{self, Inode, LinkReader, inode};
 
 /// Everything found under one cache root.
 #[derive(Debug)]
@@ -96,17 +97,6 @@ pub enum Place {
     Elsewhere,
 }
 
-/// The identity of a file on disk, with its link count and allocated size.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Inode {
-    /// Device and inode number.
-    pub id: (u64, u64),
-    /// Number of hard links.
-    pub links: u64,
-    /// Bytes allocated on disk.
-    pub allocated: u64,
-}
-
 /// One snapshot.
 #[derive(Debug, Default)]
 pub struct Revision {
@@ -151,7 +141,7 @@ pub struct UnfinishedFile {
 impl UnfinishedFile {
     /// Describes the file at `path`.
     pub fn new(path: PathBuf, meta: &Metadata) -> Self {
-        let (modified, changed) = (meta.modified().ok(), changed(meta));
+        let (modified, changed) = (meta.modified().ok(), platform::changed(meta));
         UnfinishedFile { path, size: meta.len(), on_disk: on_disk(meta), modified, changed }
     }
 
@@ -159,18 +149,6 @@ impl UnfinishedFile {
     pub fn last_write(&self) -> Option<SystemTime> {
         self.modified.map(|modified| self.changed.map_or(modified, |changed| modified.min(changed)))
     }
-}
-
-#[cfg(unix)]
-fn changed(meta: &Metadata) -> Option<SystemTime> {
-    use std::os::unix::fs::MetadataExt;
-    let since = std::time::Duration::from_secs(u64::try_from(meta.ctime()).ok()?);
-    SystemTime::UNIX_EPOCH.checked_add(since)
-}
-
-#[cfg(not(unix))]
-fn changed(_: &Metadata) -> Option<SystemTime> {
-    None
 }
 
 /// A problem found by the scan.
@@ -458,7 +436,9 @@ impl<'a> RepoScan<'a> {
             };
             let modified = meta.modified().ok();
             match clients::blob_entry(&name) {
-                BlobEntry::Blob(id) if meta.is_file() => blobs.push((id, blob(&meta, Place::Blobs, modified))),
+                BlobEntry::Blob(id) if meta.is_file() => {
+                    blobs.push((id, blob(&entry.path(), &meta, Place::Blobs, modified)));
+                }
                 BlobEntry::Blob(id) if meta.is_symlink() => self.add_linked_blob(id, entry.path(), modified),
                 BlobEntry::Blob(_) if files::is_special(&meta) => self.add_special_file(entry.path(), &meta),
                 BlobEntry::Blob(_) => {
@@ -500,7 +480,7 @@ impl<'a> RepoScan<'a> {
         };
         match fs::metadata(&path) {
             Ok(meta) if meta.is_file() => {
-                self.repo.blobs.insert(id, blob(&meta, place, placed));
+                self.repo.blobs.insert(id, blob(&path, &meta, place, placed));
             }
             Ok(_) => self.add_problem(path, ProblemKind::ForeignLink, "is a link to something that is not a file"),
             Err(error) => {
@@ -589,7 +569,7 @@ impl<'a> RepoScan<'a> {
                 (false, true) => entry
                     .metadata()
                     .ok()
-                    .and_then(|meta| real_file(&meta))
+                    .and_then(|meta| real_file(&entry.path(), &meta))
                     .filter(|file| commit_files.contains(self, &relative, file)),
             };
             if let Some(file) = file {
@@ -652,7 +632,7 @@ impl<'a> RepoScan<'a> {
         let path = self.blobs_dir.join(id.to_string());
         match fs::symlink_metadata(&path) {
             Ok(meta) if meta.is_file() => {
-                self.repo.blobs.insert(id, blob(&meta, Place::Blobs, meta.modified().ok()));
+                self.repo.blobs.insert(id, blob(&path, &meta, Place::Blobs, meta.modified().ok()));
             }
             Ok(meta) if meta.is_symlink() && !self.dangling.contains_key(&id) => {
                 self.add_linked_blob(id, path, meta.modified().ok())
@@ -693,7 +673,7 @@ impl<'a> RepoScan<'a> {
             Ok(meta) => self.add_special_file(entry.path(), meta),
             Err(error) => self.repo.problems.push(unreadable(&entry.path(), error)),
         }
-        real_file(&found.ok()?)
+        real_file(&entry.path(), &found.ok()?)
     }
 
     /// Scans a folder of refs. `prefix` is its path in `refs/`, empty or ending in `/`.
@@ -828,82 +808,37 @@ impl CommitFiles<'_> {
     }
 }
 
-/// Reads the links of one folder, by the folder's handle if possible: snapshots are deeply nested, and resolving the
-/// whole path for each link would be most of the cost of a scan.
+/// Reads the links of one folder.
 struct Links<'a> {
     dir: &'a Path,
-    #[cfg(unix)]
-    handle: Option<Option<fs::File>>,
-    #[cfg(unix)]
-    buffer: Vec<u8>,
-    target: PathBuf,
+    reader: LinkReader,
 }
 
 impl<'a> Links<'a> {
     fn new(dir: &'a Path) -> Self {
-        Links {
-            dir,
-            #[cfg(unix)]
-            handle: None,
-            #[cfg(unix)]
-            buffer: Vec::new(),
-            target: PathBuf::new(),
-        }
+        Links { dir, reader: LinkReader::default() }
     }
 
-    #[cfg(unix)]
     fn read(&mut self, name: &str) -> io::Result<&Path> {
-        use std::ffi::OsStr;
-        use std::os::unix::ffi::OsStrExt;
-        let handle = self.handle.get_or_insert_with(|| fs::File::open(self.dir).ok());
-        let Some(handle) = handle else { return self.read_by_path(name) };
-        self.buffer.resize(1024, 0);
-        let length = rustix::fs::readlinkat_raw(&*handle, name, &mut self.buffer[..])?;
-        // What fills the buffer may go on after it.
-        if length == self.buffer.len() {
-            return self.read_by_path(name);
-        }
-        Ok(Path::new(OsStr::from_bytes(&self.buffer[..length])))
-    }
-
-    #[cfg(not(unix))]
-    fn read(&mut self, name: &str) -> io::Result<&Path> {
-        self.read_by_path(name)
-    }
-
-    fn read_by_path(&mut self, name: &str) -> io::Result<&Path> {
-        self.target = fs::read_link(self.dir.join(name))?;
-        Ok(&self.target)
+        self.reader.read(self.dir, name)
     }
 }
 
-fn real_file(meta: &Metadata) -> Option<SnapshotFile> {
+fn real_file(path: &Path, meta: &Metadata) -> Option<SnapshotFile> {
     let (accessed, modified) = (meta.accessed().ok(), meta.modified().ok());
-    meta.is_file().then(|| SnapshotFile::Real { size: meta.len(), inode: inode(meta), accessed, modified })
+    meta.is_file().then(|| SnapshotFile::Real { size: meta.len(), inode: inode(path, meta), accessed, modified })
 }
 
-fn blob(meta: &Metadata, place: Place, placed: Option<SystemTime>) -> Blob {
+/// `meta` is that of the bytes behind `path`.
+fn blob(path: &Path, meta: &Metadata, place: Place, placed: Option<SystemTime>) -> Blob {
     let (accessed, modified) = (meta.accessed().ok(), meta.modified().ok());
-    Blob { size: meta.len(), place, inode: inode(meta), accessed, modified, placed }
+    Blob { size: meta.len(), place, inode: inode(path, meta), accessed, modified, placed }
 }
 
 /// Returns the bytes that an unfinished file takes on disk, if the system reports it. A preallocated file may be mostly
 /// a hole.
 pub fn on_disk(meta: &Metadata) -> u64 {
-    inode(meta).map_or(meta.len(), |inode| inode.allocated.min(meta.len()))
-}
-
-/// The file behind a name, where the system tells.
-#[cfg(unix)]
-pub fn inode(meta: &Metadata) -> Option<Inode> {
-    use std::os::unix::fs::MetadataExt;
-    Some(Inode { id: (meta.dev(), meta.ino()), links: meta.nlink(), allocated: meta.blocks() * 512 })
-}
-
-/// The file behind a name, where the system tells.
-#[cfg(not(unix))]
-pub fn inode(_: &Metadata) -> Option<Inode> {
-    None
+    platform::allocated(meta).min(meta.len())
 }
 
 #[cfg(all(test, unix))]

@@ -12,9 +12,10 @@ use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::layout::{self, Layout};
-use super::scan::{Inode, Problem, ProblemKind, inode};
+use super::scan::{Problem, ProblemKind};
 use super::{lock, read, remove};
 use crate::error::{Error, Result, plain_io};
+use crate::platform::{self, Inode};
 
 /// Largest list of references that is read, in bytes.
 const MAX_REFS: u64 = 64 << 20;
@@ -92,8 +93,8 @@ pub fn payloads(layout: &Layout) -> (Vec<Payload>, Vec<Problem>) {
                 && meta.is_file()
             {
                 let references = read_references(layout, &path);
-                let modified = meta.modified().ok().max(arrived);
-                found.push(Payload { path, size: meta.len(), inode: inode(&meta), modified, references });
+                let (inode, modified) = (platform::inode(&path, &meta), meta.modified().ok().max(arrived));
+                found.push(Payload { path, size: meta.len(), inode, modified, references });
             }
         }
     }
@@ -218,8 +219,7 @@ fn rewrite_list(layout: &Layout, payload: &Path, references: &BTreeSet<PathBuf>)
         let mut file = File::create_new(&temporary)?;
         file.write_all(content.as_bytes())?;
         // All users of a shared cache append to it.
-        #[cfg(unix)]
-        file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666))?;
+        platform::widen_mode(&file, 0o666)?;
         file.sync_all()?;
         fs::rename(&temporary, sibling(payload, ".refs"))
     };

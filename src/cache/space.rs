@@ -2,43 +2,14 @@
 
 use std::path::Path;
 
+use crate::platform;
+
 /// Bytes that this user can still write to the file system of `path` (or of its nearest existing parent); `None`
 /// where the system does not tell. Mounts of buckets and of other machines often say nothing (no blocks at all), and
 /// some of them say 0 of what has no end.
 pub fn available(path: &Path) -> Option<u64> {
     let existing = path.ancestors().find(|part| part.exists())?;
-    #[cfg(unix)]
-    {
-        let stat = rustix::fs::statvfs(existing).ok()?;
-        told(stat.f_blocks, stat.f_bavail, [stat.f_frsize, stat.f_bsize], || is_fuse(existing))
-    }
-    #[cfg(not(unix))]
-    {
-        let _ = existing;
-        None
-    }
-}
-
-/// What these numbers of statvfs(3) tell. Block sizes are in the order in which they count.
-#[cfg(unix)]
-fn told(blocks: u64, free: u64, block_sizes: [u64; 2], is_fuse: impl Fn() -> bool) -> Option<u64> {
-    let block_size = block_sizes.into_iter().find(|size| *size > 0)?;
-    if blocks == 0 || (free == 0 && is_fuse()) {
-        return None;
-    }
-    Some(free.saturating_mul(block_size))
-}
-
-/// Whether a program in user space is the file system (FUSE_SUPER_MAGIC).
-#[cfg(unix)]
-fn is_fuse(path: &Path) -> bool {
-    #[cfg(target_os = "linux")]
-    return rustix::fs::statfs(path).is_ok_and(|stat| stat.f_type as u64 == 0x6573_5546);
-    #[cfg(not(target_os = "linux"))]
-    {
-        let _ = path;
-        false
-    }
+    platform::available(existing)
 }
 
 /// Whether the file system of `path` keeps no access times (mounted with `noatime`), so that only changes tell when a
@@ -74,20 +45,6 @@ mod tests {
 31 30 0:31 / /data/with\\040blank rw,nodev - ext4 /dev/vdc rw
 32 27 0:32 / /over rw,relatime - tmpfs one rw
 33 27 0:33 / /over rw,noatime - tmpfs two rw";
-
-    #[cfg(unix)]
-    #[test]
-    fn what_a_mount_does_not_know_is_not_zero() {
-        let (disk, fuse) = (|| false, || true);
-        assert_eq!(told(1000, 10, [4096, 4096], disk), Some(40_960));
-        assert_eq!(told(1000, 0, [4096, 4096], disk), Some(0), "a full disk is full");
-        assert_eq!(told(1000, 0, [4096, 4096], fuse), None);
-        assert_eq!(told(1000, 10, [4096, 4096], fuse), Some(40_960));
-        assert_eq!(told(0, 0, [512, 512], disk), None);
-        assert_eq!(told(1000, 10, [0, 512], disk), Some(5120));
-        assert_eq!(told(1000, 10, [0, 0], disk), None);
-        assert_eq!(told(u64::MAX, u64::MAX, [4096, 4096], fuse), Some(u64::MAX));
-    }
 
     #[test]
     fn the_innermost_and_last_mount_decides() {

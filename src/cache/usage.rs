@@ -3,8 +3,9 @@
 use std::collections::{BTreeSet, HashSet};
 use std::time::SystemTime;
 
-use super::scan::{Blob, Inode, Repo, Revision, SnapshotFile};
+use super::scan::{Blob, Repo, Revision, SnapshotFile};
 use crate::model::ids::BlobId;
+use crate::platform::Inode;
 
 /// Returns the bytes on disk. A file with several names (hard links, or links into the cache-wide store) counts once.
 pub fn unique_bytes<'a>(repos: impl IntoIterator<Item = &'a Repo>) -> u64 {

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::config::{FILE_NAME, settings};
 use crate::error::{Error, Result, shown};
+use crate::platform;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -46,8 +47,7 @@ pub fn execute(current: &Path, named: Option<PathBuf>) -> Result<Report> {
     }
     let mut options = std::fs::OpenOptions::new();
     options.write(true).create_new(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    platform::set_mode(&mut options, 0o600);
     match options.open(&path).and_then(|mut file| file.write_all(settings::template().as_bytes())) {
         Ok(()) => Ok(report(path, true)),
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(report(path, false)),

@@ -16,12 +16,12 @@ use crate::cache::layout::Layout;
 use crate::cache::lock::{self, Lock};
 use crate::cache::prune_facts::{self, Facts};
 use crate::cache::remove::{self, StagedRemoval};
-use crate::cache::scan::inode;
 use crate::cache::scan::{self, Blob, Place, ProblemKind, Repo, Revision, SnapshotFile, UnfinishedFile};
 use crate::cache::shared::{self, SweepOutcome};
 use crate::error::{Error, Result};
 use crate::model::ids::{BlobId, Commit, RefName, RepoName};
 use crate::plan::prune::{Eviction, Plan, Skip, SkipReason, Target, find_undecidable};
+use crate::platform::{Inode, inode};
 
 /// The outcome of a prune.
 #[derive(Debug, Default)]
@@ -349,7 +349,7 @@ impl Run<'_> {
         };
         // A download that finished before we got its lock has replaced the file.
         let is_unchanged = fs::symlink_metadata(&path).is_ok_and(|meta| match &blob.place {
-            Place::Blobs => meta.is_file() && same_inode(&inode(&meta), &blob.inode),
+            Place::Blobs => meta.is_file() && same_inode(&inode(&path, &meta), &blob.inode),
             Place::Shared(_) => meta.is_symlink() && meta.modified().ok() == blob.placed,
             Place::Elsewhere => false,
         });
@@ -506,7 +506,7 @@ fn used_blobs(repo: &Repo) -> HashSet<BlobId> {
         .collect()
 }
 
-fn same_inode(one: &Option<scan::Inode>, other: &Option<scan::Inode>) -> bool {
+fn same_inode(one: &Option<Inode>, other: &Option<Inode>) -> bool {
     one.map(|inode| inode.id) == other.map(|inode| inode.id)
 }
 
@@ -541,7 +541,7 @@ fn is_unchanged(layout: &Layout, repo: &RepoName, commit: &Commit, found: &Revis
         let same = match file {
             SnapshotFile::Link(id) => target() == Some(*id),
             SnapshotFile::Real { inode: before, .. } => {
-                fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_file() && same_inode(&inode(&meta), before))
+                fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_file() && same_inode(&inode(&path, &meta), before))
             }
         };
         same && fs::metadata(&path).is_ok_and(|meta| !used_after(&meta, last_use))

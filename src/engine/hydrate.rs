@@ -370,8 +370,10 @@ fn put_in_place(layout: &Layout, file: &Path, repo: &RepoName, blob: &BlobId) ->
         Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
             // blobs/ is a mount of its own: copy beside the target under a name that the client ignores.
             let beside = layout.blobs(repo).join(format!(".{blob}.{:08x}.new", fastrand::u32(..)));
-            let copied = fs::copy(file, &beside).and_then(|_| place::flushed(fs::File::open(&beside)?.sync_all()));
-            let moved = copied
+            // Windows flushes only what is open for writing.
+            let flush = || place::flushed(fs::OpenOptions::new().write(true).open(&beside)?.sync_all());
+            let moved = fs::copy(file, &beside)
+                .and_then(|_| flush())
                 .and_then(|()| place::rename_over(&beside, &target))
                 .inspect_err(|_| drop(fs::remove_file(&beside)));
             moved.map_err(|e| Error::io("cannot move a blob to", &target, &e))?;
@@ -470,7 +472,7 @@ fn assemble(
         writer.write(&links)?;
     }
     check_twins(manifest, layout, lost)?;
-    let complete = !manifest.files.iter().any(|file| lost.contains(&file.blob));
+    let complete = plan.unstorable.is_empty() && !manifest.files.iter().any(|file| lost.contains(&file.blob));
     // This tool's own deleter is kept out; the client's is not.
     if let Some(gone) = plan.used.iter().find(|path| fs::metadata(path).is_err()) {
         return Err(Error::failed(format!("{} was deleted while {repo} was pulled", gone.display()))

@@ -268,7 +268,7 @@ fn check_space(layout: &Layout, plans: &[&Plan]) -> Result<Option<String>> {
                 layout.root().display()
             ))
             .hint("free some, for example with `hf-cache-sync prune`, or use another cache directory")),
-        None if needed > 0 && cfg!(unix) => Ok(Some(format!(
+        None if needed > 0 => Ok(Some(format!(
             "the free space at {} is not known: going on without a check, {} are needed",
             layout.root().display(),
             bytesize::ByteSize(needed).display().iec()

@@ -13,6 +13,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::platform;
+
 /// The reason why a text is not a valid name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invalid(String);
@@ -353,7 +355,7 @@ impl RepoPath {
 
     /// Returns whether this system can store a file under this exact name.
     pub fn is_storable(&self) -> bool {
-        !cfg!(windows) || self.segments().all(fits_windows)
+        !platform::RESTRICTS_NAMES || self.segments().all(fits_windows)
     }
 }
 
@@ -390,7 +392,7 @@ fn check_segment(text: &str, segment: &str) -> Result<(), Invalid> {
     if segment.len() > 255 {
         return invalid(text, "has a part of more than 255 bytes");
     }
-    if cfg!(windows) && !fits_windows(segment) {
+    if platform::RESTRICTS_NAMES && !fits_windows(segment) {
         return invalid(text, "has a part that Windows cannot store");
     }
     Ok(())

@@ -18,15 +18,16 @@ use std::sync::{Arc, Once};
 use bytes::Bytes;
 use tokio::task::{JoinHandle, JoinSet};
 
+use super::Context;
 use super::hashing::Hashing;
 use super::source::Source;
-use super::{Context, write_all_at};
 use crate::bucket::error::{Cause, Failure};
 use crate::cache::place::{flushed, is_refused, with_folder};
-use crate::cache::read::{matches_name, read_exact_at};
+use crate::cache::read::matches_name;
 use crate::error::{Error, Result};
 use crate::hash::BlobHasher;
 use crate::model::ids::{BlobId, Commit, RepoName, RepoPath};
+use crate::platform;
 use crate::progress::{Event, Meter};
 use crate::retry::Try;
 use crate::task::blocking;
@@ -106,11 +107,7 @@ pub fn already_there(layout: &crate::cache::layout::Layout, blob: &BlobId, size:
     if size <= SINGLE_GET {
         return 0;
     }
-    #[cfg(unix)]
-    let allocated = |meta: std::fs::Metadata| std::os::unix::fs::MetadataExt::blocks(&meta) * 512;
-    #[cfg(not(unix))]
-    let allocated = |meta: std::fs::Metadata| meta.len();
-    std::fs::symlink_metadata(layout.partial(blob)).map_or(0, allocated)
+    std::fs::symlink_metadata(layout.partial(blob)).map_or(0, |meta| platform::allocated(&meta))
 }
 
 /// A file on its way in.
@@ -141,11 +138,7 @@ impl Target {
     fn resume(context: &Context, path: PathBuf) -> Result<Self> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
-        #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::custom_flags(
-            &mut options,
-            (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits() as i32,
-        );
+        platform::set_flags(&mut options, platform::NO_FOLLOW | platform::NO_WAIT);
         let file = with_folder(context.layout.root(), &path, "cannot write", || {
             let opened = options.open(&path);
             match opened {
@@ -167,7 +160,7 @@ impl Target {
     }
 
     fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
-        write_all_at(&self.file, bytes, offset).map_err(|e| self.failed("cannot write", &e))
+        platform::write_all_at(&self.file, bytes, offset).map_err(|e| self.failed("cannot write", &e))
     }
 
     /// Writes after what was written before.
@@ -181,17 +174,6 @@ impl Target {
         }
         Error::io(what, &self.path, error)
     }
-}
-
-/// Makes room for the whole file at once, which is faster than growing it and keeps it in one piece.
-fn preallocate(file: &File, size: u64) -> io::Result<()> {
-    #[cfg(target_os = "linux")]
-    match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, size) {
-        Ok(()) => return file.set_len(size),
-        Err(rustix::io::Errno::NOSPC) => return Err(rustix::io::Errno::NOSPC.into()),
-        Err(_) => {}
-    }
-    file.set_len(size)
 }
 
 /// Fetches the bytes from `from` to `to`, taking up a broken body where it ended. `each` gets every chunk with its
@@ -406,14 +388,14 @@ impl Journal {
         let mut content = vec![0; Self::HEADER as usize + parts];
         let data_size = data.file.metadata().map_err(failed)?.len();
         let usable = data_size == size
-            && read_exact_at(&file, &mut content, 0).is_ok()
+            && platform::read_exact_at(&file, &mut content, 0).is_ok()
             && content[..Self::HEADER as usize] == Self::header(size);
         if !usable {
             file.set_len(0).map_err(failed)?;
             content.fill(0);
             content[..Self::HEADER as usize].copy_from_slice(&Self::header(size));
-            write_all_at(&file, &content, 0).map_err(failed)?;
-            preallocate(&data.file, size).map_err(failed)?;
+            platform::write_all_at(&file, &content, 0).map_err(failed)?;
+            platform::preallocate(&data.file, size).map_err(failed)?;
         }
         let done = content[Self::HEADER as usize..].iter().map(|flag| *flag == 1).collect();
         Ok(Journal { path, file, done })
@@ -421,7 +403,7 @@ impl Journal {
 
     fn mark(&mut self, part: usize, done: bool) -> io::Result<()> {
         self.done[part] = done;
-        write_all_at(&self.file, &[u8::from(done)], Self::HEADER + part as u64)
+        platform::write_all_at(&self.file, &[u8::from(done)], Self::HEADER + part as u64)
     }
 }
 
@@ -569,7 +551,7 @@ impl Compared {
 
     fn with(&mut self, chunk: &[u8], offset: u64) {
         self.there.resize(chunk.len(), 0);
-        let is_read = read_exact_at(&self.file, &mut self.there, offset).is_ok();
+        let is_read = platform::read_exact_at(&self.file, &mut self.there, offset).is_ok();
         let mut at = 0;
         while at < chunk.len() {
             let part = (offset + at as u64) / PART;

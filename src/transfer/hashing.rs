@@ -10,9 +10,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 
 use tokio::sync::Notify;
 
-use crate::cache::read::{Buffer, read_exact_at};
+use crate::cache::read::Buffer;
 use crate::hash::{BlobHasher, MOST_TOGETHER, is_faster_together};
 use crate::model::ids::BlobId;
+use crate::platform;
 
 /// Bytes of a blob that are read at a time: those of all blobs in step fit into the processor's second cache.
 const SLICE: usize = 64 << 10;
@@ -133,7 +134,7 @@ fn hash_in_step(mut work: Vec<Work>, buffers: &mut [Buffer]) {
         let mut feeds: Vec<(&mut BlobHasher, &[u8])> = Vec::with_capacity(work.len());
         for (work, buffer) in work.iter_mut().zip(&mut *buffers) {
             let slice = &mut buffer[..length];
-            match read_exact_at(&work.blob.file, slice, work.at) {
+            match platform::read_exact_at(&work.blob.file, slice, work.at) {
                 Ok(()) => feeds.push((&mut work.hasher, slice)),
                 Err(error) => work.blob.lock().error = Some(error),
             }

@@ -15,8 +15,6 @@ pub mod source;
 pub mod upload;
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::bucket::client::Bucket;
@@ -76,19 +74,5 @@ impl Context {
     /// What this run has moved of a blob of this size that is there now.
     pub fn moved(&self, blob: &BlobId, size: u64) -> u64 {
         size.saturating_sub(self.earlier.all().get(blob).copied().unwrap_or_default())
-    }
-}
-
-/// Writes all of `bytes` at `offset`, without moving any file position.
-pub(crate) fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
-    #[cfg(unix)]
-    return std::os::unix::fs::FileExt::write_all_at(file, bytes, offset);
-    #[cfg(windows)]
-    {
-        let mut done = 0;
-        while done < bytes.len() {
-            done += std::os::windows::fs::FileExt::seek_write(file, &bytes[done..], offset + done as u64)?;
-        }
-        Ok(())
     }
 }

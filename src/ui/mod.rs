@@ -215,13 +215,7 @@ fn print_json(json: String) -> io::Result<()> {
 
 /// Prints a path verbatim, since a program can only open the file with the exact bytes.
 fn print_path(path: &Path) -> io::Result<()> {
-    #[cfg(unix)]
-    let bytes = std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str());
-    #[cfg(not(unix))]
-    let text = path.to_string_lossy();
-    #[cfg(not(unix))]
-    let bytes = text.as_bytes();
-    print(&mut io::stdout().lock(), bytes)
+    print(&mut io::stdout().lock(), path.as_os_str().as_encoded_bytes())
 }
 
 fn print_aside(text: &str) {

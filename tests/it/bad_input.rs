@@ -484,6 +484,7 @@ fn a_full_disk() {
     assert!(!store.server.take_seen().iter().any(|seen| seen.key.starts_with("blobs/")), "before the first byte");
 }
 
+#[cfg(unix)]
 #[test]
 fn a_read_only_cache() {
     let (store, machine) = scene();
@@ -516,6 +517,7 @@ fn a_cache_that_is_a_file() {
     assert_eq!(fs::read(machine.home().join("file")).unwrap(), b"mine");
 }
 
+#[cfg(unix)]
 #[test]
 fn links_that_lead_out_of_the_cache() {
     use std::os::unix::fs::symlink;

@@ -33,6 +33,7 @@ fn large_of(length: usize) -> Revision {
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Stop {
     Kill,
+    #[cfg(unix)]
     Interrupt,
 }
 
@@ -40,6 +41,7 @@ impl Stop {
     fn stop(self, running: Running) {
         match self {
             Stop::Kill => running.kill(),
+            #[cfg(unix)]
             Stop::Interrupt => {
                 running.interrupt();
                 let ran = running.finish();
@@ -125,6 +127,7 @@ fn a_killed_pull_goes_on_where_it_was() {
     a_pull_is_stopped(Stop::Kill);
 }
 
+#[cfg(unix)]
 #[test]
 fn an_interrupted_pull_goes_on_where_it_was() {
     a_pull_is_stopped(Stop::Interrupt);
@@ -182,6 +185,7 @@ fn a_killed_push_goes_on_where_it_was() {
     a_push_is_stopped(Stop::Kill);
 }
 
+#[cfg(unix)]
 #[test]
 fn an_interrupted_push_goes_on_where_it_was() {
     a_push_is_stopped(Stop::Interrupt);
@@ -260,6 +264,7 @@ fn leftovers_are_swept_up() {
     assert_eq!(names("partial"), [format!("{etag}.young.small"), format!("{etag}old"), format!("{etag}young")]);
 }
 
+#[cfg(unix)]
 #[test]
 fn nothing_is_swept_up_through_a_link() {
     let store = Store::new();
@@ -598,6 +603,7 @@ fn a_blob_that_the_client_is_fetching() {
 }
 
 /// What the client does not know is made with the modes that it would give: a group shares a cache.
+#[cfg(unix)]
 #[test]
 fn modes_follow_the_umask() {
     use std::os::unix::fs::PermissionsExt;
@@ -1092,6 +1098,7 @@ impl KilledPull {
 }
 
 /// What can have become of what an interrupted pull has left.
+#[cfg(unix)]
 #[test]
 fn leftovers_of_a_pull_that_are_of_no_use_are_fetched_anew() {
     /// Three ranges.

@@ -2,13 +2,12 @@
 //! pull.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use crate::harness::cache::{OTHER, Revision};
 use crate::harness::machine::Machine;
 use crate::harness::store::Store;
-use crate::harness::{git_sha1, visible, weights};
+use crate::harness::{can_link, git_sha1, is_same_file, visible, weights};
 use hf_cache_sync::internals::bucket::lookup;
 use hf_cache_sync::internals::cache::layout::Layout;
 use hf_cache_sync::internals::cache::place::LinkKind;
@@ -17,6 +16,12 @@ use hf_cache_sync::internals::engine::fallback::Fallback;
 use hf_cache_sync::internals::engine::hydrate::{Planned, hydrate};
 use hf_cache_sync::internals::plan::pull as plan;
 use hf_cache_sync::internals::transfer::limit::Caps;
+
+/// Those that this system has everywhere.
+#[cfg(unix)]
+const KINDS: [LinkKind; 3] = [LinkKind::Symlink, LinkKind::Hardlink, LinkKind::Real];
+#[cfg(windows)]
+const KINDS: [LinkKind; 2] = [LinkKind::Hardlink, LinkKind::Real];
 
 /// Pulls these one after the other, or together, into a cache that allows links of this kind.
 fn pull(store: &Store, hub: &Path, kind: LinkKind, together: bool, revisions: &[&Revision]) -> u64 {
@@ -64,15 +69,15 @@ fn assert_reads(revision: &Revision, hub: &Path, kind: LinkKind) {
         let meta = fs::symlink_metadata(&path).unwrap();
         assert_eq!(meta.is_symlink(), kind == LinkKind::Symlink, "{kind:?}");
         // A real file is all that there is of its blob.
-        let blob = fs::metadata(revision.blob(hub, &file.path)).map(|blob| blob.ino()).ok();
-        assert_eq!(blob == Some(meta.ino()), kind == LinkKind::Hardlink, "{kind:?}");
+        let is_blob = is_same_file(&path, &revision.blob(hub, &file.path));
+        assert_eq!(is_blob, kind == LinkKind::Hardlink, "{kind:?}");
     }
     assert_eq!(fs::read_to_string(revision.dir(hub).join("refs").join(&revision.refs[0])).unwrap(), revision.commit);
 }
 
 #[test]
 fn every_kind_of_link_serves_two_revisions_that_share_a_blob() {
-    for kind in [LinkKind::Symlink, LinkKind::Hardlink, LinkKind::Real] {
+    for kind in KINDS {
         for together in [false, true] {
             let store = Store::new();
             let revisions = two_revisions();
@@ -97,10 +102,58 @@ fn every_kind_of_link_serves_two_revisions_that_share_a_blob() {
     }
 }
 
+/// Two pulls at the same time have both found nothing, so that one of them finds every file in place when it links.
+#[test]
+fn every_kind_of_link_bears_a_second_pull_at_the_same_time() {
+    for kind in KINDS {
+        for at_once in [false, true] {
+            let store = Store::new();
+            let revision = Revision::new("model", "org/name")
+                .git("config.json", "{}\n")
+                .git("copy/config.json", "{}\n")
+                .lfs("d/model.bin", weights(1, 9 << 20))
+                .lfs("e/small.bin", weights(2, 3000));
+            revision.publish(&store);
+            let machine = Machine::new(&store);
+            let hub = machine.hub();
+            let session = store.session(&hub, &machine.home());
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+            let outcomes = runtime.block_on(async {
+                let bucket = session.bucket().await.unwrap();
+                let contexts = [(); 2].map(|()| session.transfers(&bucket, Caps::default(), false));
+                let layout = Layout::new(&hub);
+                let found = lookup::find(&bucket, &revision.id.parse().unwrap(), None).await.unwrap();
+                let plan = || plan::plan(&layout, &found, &target::look(&layout, &found, false));
+                let plans = [(); 2].map(|()| vec![Planned { plan: plan(), from_hub: false }]);
+                let nowhere = Fallback::none();
+                let mut plans = plans.into_iter();
+                let [one, two] = contexts
+                    .each_ref()
+                    .map(|context| hydrate(context, &nowhere, plans.next().unwrap(), kind, session.now));
+                match at_once {
+                    true => tokio::join!(one, two),
+                    false => (one.await, two.await),
+                }
+            });
+            assert_eq!(outcomes.0[0].failures, [], "{kind:?}");
+            assert_eq!(outcomes.1[0].failures, [], "{kind:?}");
+            assert_eq!(outcomes.0[0].lost() + outcomes.1[0].lost(), 0);
+            for file in &revision.files {
+                let path = revision.snapshot(&hub).join(&file.path);
+                assert!(fs::read(&path).unwrap() == file.bytes, "{}", file.path);
+            }
+            machine.ok(&["pull", "org/name", "--verify"]);
+            let staging = hub.join(".locks/.hf-cache-sync/staging");
+            assert_eq!(fs::read_dir(staging).unwrap().count(), 0, "{kind:?}");
+        }
+    }
+}
+
 #[test]
 fn the_kind_is_chosen_by_what_the_cache_allows() {
     let dir = tempfile::tempdir().unwrap();
-    assert_eq!(LinkKind::probe(&Layout::new(dir.path().join("hub")), false).unwrap(), LinkKind::Symlink);
+    let best = LinkKind::probe(&Layout::new(dir.path().join("hub")), false).unwrap();
+    assert_eq!(best == LinkKind::Symlink, can_link(dir.path()), "{best:?}");
     assert_eq!(LinkKind::probe(&Layout::new(dir.path().join("hub")), true).unwrap(), LinkKind::Real);
 }
 
@@ -124,7 +177,9 @@ fn without_symlinks_a_snapshot_has_real_files_and_nothing_is_there_twice() {
             machine.ok(command);
             for file in &revision.files {
                 let path = revision.snapshot(&machine.hub()).join(&file.path);
-                assert_eq!(fs::symlink_metadata(&path).unwrap().is_file(), real, "{value}");
+                let linked = is_same_file(&path, &revision.blob(&machine.hub(), &file.path));
+                let is_real = fs::symlink_metadata(&path).unwrap().is_file() && !linked;
+                assert_eq!(is_real, real, "{value}");
                 assert!(fs::read(&path).unwrap() == file.bytes);
             }
             let blobs = fs::read_dir(revision.dir(&machine.hub()).join("blobs")).unwrap().count();
@@ -172,8 +227,8 @@ fn without_symlinks_a_second_revision_copies_from_the_first() {
         assert_eq!(fetched, 1, "the weights are here");
         let paths =
             revisions.each_ref().map(|revision| revision.snapshot(&machine.hub()).join(&revision.files[1].path));
-        let inodes = paths.each_ref().map(|path| fs::symlink_metadata(path).unwrap());
-        assert!(inodes.iter().all(fs::Metadata::is_file) && inodes[0].ino() != inodes[1].ino());
+        assert!(paths.iter().all(|path| fs::symlink_metadata(path).unwrap().is_file()));
+        assert!(!is_same_file(&paths[0], &paths[1]));
         assert!(paths.iter().all(|path| fs::read(path).unwrap() == revisions[0].files[1].bytes));
         assert_eq!(fs::read_dir(revisions[0].dir(&machine.hub()).join("blobs")).unwrap().count(), 0);
     }

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
+#[cfg(unix)]
 use std::os::unix::fs::symlink;
 use std::process::{Command, Stdio};
 
@@ -262,6 +263,7 @@ fn a_dry_run_says_what_a_run_does_and_changes_nothing() {
 }
 
 /// 0.1.0 takes every blob that is a link for an orphan, and leaks its payload.
+#[cfg(unix)]
 #[test]
 fn a_cache_with_the_shared_store_within_its_budget_stays_as_it_is() {
     let hub = CacheDir::new();
@@ -276,6 +278,7 @@ fn a_cache_with_the_shared_store_within_its_budget_stays_as_it_is() {
     assert_eq!(hub.contents(), before);
 }
 
+#[cfg(unix)]
 #[test]
 fn a_payload_is_freed_with_its_last_link_and_its_list_follows() {
     let hub = CacheDir::new();
@@ -298,6 +301,7 @@ fn a_payload_is_freed_with_its_last_link_and_its_list_follows() {
 }
 
 /// A root that is written with `..` or reached through a link is the same cache.
+#[cfg(unix)]
 #[test]
 fn the_shared_store_is_recognised_however_the_root_is_spelled() {
     let hub = CacheDir::new();
@@ -315,6 +319,7 @@ fn the_shared_store_is_recognised_however_the_root_is_spelled() {
     assert_eq!(hub.contents(), before);
 }
 
+#[cfg(unix)]
 #[test]
 fn payloads_that_nobody_links_to_go_and_those_without_a_list_stay() {
     let hub = CacheDir::new();
@@ -329,6 +334,7 @@ fn payloads_that_nobody_links_to_go_and_those_without_a_list_stay() {
     assert!(!unused.exists() && young.exists() && unlisted.exists());
 }
 
+#[cfg(unix)]
 #[test]
 fn a_fresh_link_to_an_old_payload_is_young() {
     let hub = CacheDir::new();
@@ -407,6 +413,7 @@ fn a_foreign_snapshot_folder_keeps_the_blobs_of_its_repo() {
     assert!(hub.exists(&format!("{A}/blobs/{blob}")));
 }
 
+#[cfg(unix)]
 #[test]
 fn a_link_from_another_repo_keeps_the_blobs_of_this_one() {
     let hub = CacheDir::new();
@@ -423,6 +430,7 @@ fn a_link_from_another_repo_keeps_the_blobs_of_this_one() {
 }
 
 /// By hand, to save space: a blob, or the folder of blobs, is a link into another repo.
+#[cfg(unix)]
 #[test]
 fn a_repo_that_another_takes_its_blobs_from_is_left_alone() {
     for whole in [true, false] {
@@ -459,6 +467,7 @@ fn what_cannot_be_read_is_a_failure_and_keeps_its_repo() {
     assert!(hub.exists("models--org--file") && hub.exists(&format!("{B}/snapshots/{}", commit(2))) && !hub.exists(A));
 }
 
+#[cfg(unix)]
 #[test]
 fn a_name_that_is_not_utf8_is_shown_in_json_too() {
     use std::os::unix::ffi::OsStrExt;
@@ -472,6 +481,7 @@ fn a_name_that_is_not_utf8_is_shown_in_json_too() {
     assert!(hub.exists(&format!("{A}/blobs/{}", id(1))));
 }
 
+#[cfg(unix)]
 #[test]
 fn an_unreadable_folder_is_said_once() {
     use std::os::unix::fs::PermissionsExt;
@@ -491,6 +501,7 @@ fn an_unreadable_folder_is_said_once() {
 }
 
 /// `org/a` takes its weights from `good/b`, by a link that was made by hand, and none of b's revisions has a ref.
+#[cfg(unix)]
 fn borrowed(hub: &CacheDir) {
     hub.revision(LENDER, 1, 100, 30);
     hub.blob(LENDER, 2, 50, 30);
@@ -502,6 +513,7 @@ fn borrowed(hub: &CacheDir) {
 }
 
 /// Whatever part of a repo cannot be read may hold the link that needs the blob.
+#[cfg(unix)]
 #[test]
 fn an_unreadable_place_anywhere_keeps_what_it_may_need() {
     use std::os::unix::fs::PermissionsExt;
@@ -532,6 +544,7 @@ fn an_unreadable_place_anywhere_keeps_what_it_may_need() {
 }
 
 /// The same where permissions do not bind: links that go in a circle, and other things in place of a folder.
+#[cfg(unix)]
 #[test]
 fn a_place_that_is_no_folder_any_more_keeps_what_it_may_have_needed() {
     let snapshot = format!("{A}/snapshots/{}", commit(3));
@@ -555,6 +568,7 @@ fn a_place_that_is_no_folder_any_more_keeps_what_it_may_have_needed() {
     }
 }
 
+#[cfg(unix)]
 #[test]
 fn links_keep_a_repo_however_they_are_spelled_and_wherever_they_lie() {
     let real = |hub: &CacheDir| hub.root().join(LENDER).join("blobs").join(id(2));
@@ -599,6 +613,7 @@ fn links_keep_a_repo_however_they_are_spelled_and_wherever_they_lie() {
 }
 
 /// The snapshot lies on another disk, and a link stands for it.
+#[cfg(unix)]
 #[test]
 fn a_snapshot_behind_a_link_keeps_what_its_files_lead_to() {
     let hub = CacheDir::new();
@@ -615,6 +630,7 @@ fn a_snapshot_behind_a_link_keeps_what_its_files_lead_to() {
 }
 
 /// A folder that its user may not write to cannot be moved.
+#[cfg(unix)]
 #[test]
 fn a_snapshot_that_cannot_be_deleted_keeps_its_refs() {
     use std::os::unix::fs::PermissionsExt;
@@ -895,6 +911,7 @@ fn files_of_people_at_the_root_stay() {
 }
 
 /// What the scan passes over may be somebody's view of a repo.
+#[cfg(unix)]
 #[test]
 fn links_in_places_that_mean_nothing_keep_their_repo() {
     let snapshot = format!("{A}/snapshots/{}", commit(3));
@@ -931,6 +948,7 @@ fn links_in_places_that_mean_nothing_keep_their_repo() {
 }
 
 /// Litter that nobody can look into may be a folder of the commit, or somebody's view.
+#[cfg(unix)]
 #[test]
 fn an_unreadable_place_called_like_litter_keeps_what_it_may_need() {
     use std::os::unix::fs::PermissionsExt;
@@ -999,6 +1017,7 @@ fn strangers_are_left_and_said() {
     assert!(!hub.exists(&format!("{A}/snapshots/{}", commit(1))) && hub.exists(&format!("{A}/snapshots")));
 }
 
+#[cfg(unix)]
 #[test]
 fn nothing_is_deleted_through_a_link() {
     let hub = CacheDir::new();
@@ -1134,6 +1153,7 @@ fn on_terminal(hub: &CacheDir, args: &str, typed: &[u8]) -> (String, Option<i32>
     (String::from_utf8(said).unwrap().replace('\r', ""), child.wait().unwrap().code())
 }
 
+#[cfg(unix)]
 #[cfg(target_os = "linux")]
 #[test]
 fn on_a_terminal_it_shows_what_goes_and_asks() {

@@ -256,6 +256,7 @@ fn revisions_are_found_by_ref_commit_and_short_commit() {
     }
 }
 
+#[cfg(unix)]
 #[test]
 fn the_path_stands_alone_on_stdout() {
     let store = Store::new();
@@ -456,6 +457,7 @@ fn listings_of_many_pages_are_read_to_their_end() {
     revision.assert_pulled(&target.hub());
 }
 
+#[cfg(unix)]
 #[test]
 fn a_complete_revision_is_pulled_from_a_cache_that_nobody_may_change() {
     let store = Store::new();
@@ -524,6 +526,7 @@ fn verify_repairs_in_any_layout() {
 }
 
 /// The cache may be reached through a link: a larger disk is often mounted so.
+#[cfg(unix)]
 #[test]
 fn a_cache_behind_a_link() {
     let store = Store::new();

@@ -4,7 +4,6 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::harness::cache::Revision;
@@ -730,8 +729,10 @@ fn an_endpoint_of_a_profile_is_checked_as_any_other_and_never_repeated() {
     assert_eq!(listed(&machine).len(), 3);
 }
 
+#[cfg(unix)]
 #[test]
 fn a_credential_process_runs_once_and_its_failure_is_told() {
+    use std::os::unix::fs::PermissionsExt;
     let store = three();
     let machine = with_profile(&store, "");
     let script = machine.home().join("process");

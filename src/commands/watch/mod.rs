@@ -21,7 +21,7 @@ use crate::cache::layout::Layout;
 use crate::cache::lock::{self, Lock};
 use crate::engine::Session;
 use crate::error::{Error, Result};
-use crate::interrupt::Interruption;
+use crate::platform::Interruption;
 use crate::progress::Event;
 use crate::task::blocking;
 use news::News;

@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result, plain_io};
+use crate::platform;
 
 /// A cache folder and its identity.
 #[derive(Debug)]
@@ -21,7 +22,7 @@ impl Root {
     /// yet to be created.
     pub fn open(path: &Path) -> Result<Root> {
         match std::fs::metadata(path) {
-            Ok(meta) if meta.is_dir() => Ok(Root { path: path.to_path_buf(), id: id(&meta) }),
+            Ok(meta) if meta.is_dir() => Ok(Root { path: path.to_path_buf(), id: id(path, &meta) }),
             Ok(_) => Err(Error::usage(format!("the cache directory {} is not a directory", path.display()))
                 .hint("set HF_HUB_CACHE, cache.hf_cache_dir or --cache-dir to the `hub` folder")),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -45,7 +46,7 @@ impl Root {
     /// not be watched.
     pub fn check(&self) -> Result<()> {
         let why = match std::fs::metadata(&self.path) {
-            Ok(meta) if meta.is_dir() && (self.id.is_none() || id(&meta) == self.id) => return Ok(()),
+            Ok(meta) if meta.is_dir() && (self.id.is_none() || id(&self.path, &meta) == self.id) => return Ok(()),
             Ok(_) => "another folder has taken its place".to_string(),
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                 plain_io(&error)
@@ -58,15 +59,8 @@ impl Root {
     }
 }
 
-#[cfg(unix)]
-fn id(meta: &Metadata) -> Option<(u64, u64)> {
-    use std::os::unix::fs::MetadataExt;
-    Some((meta.dev(), meta.ino()))
-}
-
-#[cfg(not(unix))]
-fn id(_: &Metadata) -> Option<(u64, u64)> {
-    None
+fn id(path: &Path, meta: &Metadata) -> Option<(u64, u64)> {
+    platform::inode(path, meta).map(|inode| inode.id)
 }
 
 #[cfg(test)]
@@ -89,7 +83,6 @@ mod tests {
         fs::rename(&path, dir.path().join("moved")).unwrap();
         assert_eq!(root.check().unwrap_err().cause, Cause::NotFound);
         fs::create_dir(&path).unwrap();
-        #[cfg(unix)]
         assert_eq!(root.check().unwrap_err().cause, Cause::NotFound);
     }
 }

@@ -8,8 +8,9 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use crate::cache::prune_facts::Facts;
-use crate::cache::scan::{Inode, Place, Repo, SnapshotFile};
+use crate::cache::scan::{Place, Repo, SnapshotFile};
 use crate::model::ids::{BlobId, Commit};
+use crate::platform::Inode;
 
 /// Files by device and inode number.
 type Files = HashMap<(u64, u64), usize>;

@@ -13,10 +13,11 @@ use super::{Agreement, Options, Plan, Reason, SkipReason, Target, plan};
 use crate::cache::layout::Layout;
 use crate::cache::prune_facts::{DanglingRef, Facts, Leftover, RepoFacts, gather};
 use crate::cache::scan::{
-    Blob, Inode, Inventory, Place, Problem, ProblemKind, Repo, Revision, SnapshotFile, UnfinishedFile, scan,
+    Blob, Inventory, Place, Problem, ProblemKind, Repo, Revision, SnapshotFile, UnfinishedFile, scan,
 };
 use crate::cache::shared::Payload;
 use crate::model::ids::{BlobId, Commit, RefName, RepoName, RepoType};
+use crate::platform::Inode;
 
 const HOUR: u64 = 3600;
 const DAY: u64 = 24 * HOUR;

@@ -1,9 +1,7 @@
 //! Settings: what is around a value is stripped, what is wrong with one is said with its place, no secret is ever
 //! repeated, and a cache that is not there is not found.
 
-use std::ffi::OsString;
 use std::fs;
-use std::os::unix::ffi::OsStringExt;
 
 use crate::harness::cache::Revision;
 use crate::harness::machine::{Machine, Ran};
@@ -30,7 +28,11 @@ fn yaml(store: &Store) -> String {
 fn run_with(machine: &Machine, line: &[&str], vars: &[(&str, &[u8])]) -> Ran {
     let mut command = machine.command(line);
     for (name, value) in vars {
-        command.env(name, OsString::from_vec(value.to_vec()));
+        #[cfg(unix)]
+        let value: std::ffi::OsString = std::os::unix::ffi::OsStringExt::from_vec(value.to_vec());
+        #[cfg(windows)]
+        let value = str::from_utf8(value).unwrap();
+        command.env(name, value);
     }
     machine::run(command)
 }
@@ -120,6 +122,7 @@ fn a_control_character_inside_is_refused_by_name() {
         assert!(ran.stderr.contains(name), "{ran:#?}");
     }
     // Not UTF-8.
+    #[cfg(unix)]
     for name in ["B2_APPLICATION_KEY", "HF_HOME", "B2_REGION", "HF_TOKEN"] {
         let ran = run_with(&machine, &["push"], &[(name, b"a\xff\xfeb")]);
         ran.refused(2, &[name, "UTF-8"]);
@@ -317,6 +320,7 @@ fn an_endpoint_with_its_bucket_and_its_region() {
 }
 
 /// A cache that is not there is not found, with where its path comes from; nothing is made.
+#[cfg(unix)]
 #[test]
 fn a_cache_that_is_not_there() {
     let store = Store::new();

@@ -2,7 +2,6 @@
 //! documented layout alone, so that the program is not measured against itself.
 
 use std::fs;
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
@@ -211,7 +210,7 @@ impl Revision {
                 Layout::Hardlinks => fs::hard_link(&blob, &link).unwrap(),
                 _ => {
                     let up = "../".repeat(file.path.matches('/').count() + 2);
-                    symlink(format!("{up}blobs/{}", file.etag()), &link).unwrap();
+                    super::link(&format!("{up}blobs/{}", file.etag()), &link).unwrap();
                 }
             }
         }
@@ -238,7 +237,7 @@ impl Revision {
         fs::write(users, format!("{}/blobs/{}\n", self.folder(), file.etag())).unwrap();
         let blob = self.dir(hub).join("blobs").join(file.etag());
         if blob.symlink_metadata().is_err() {
-            symlink(format!("../../blobs/{}/{xet}", &xet[..2]), blob).unwrap();
+            super::link(&format!("../../blobs/{}/{xet}", &xet[..2]), &blob).unwrap();
         }
     }
 
@@ -283,15 +282,19 @@ impl Revision {
         }
     }
 
-    /// The cache has all of it, byte by byte, in the client's layout: blobs under their names, relative links, refs
-    /// without a newline, the tree.
+    /// The cache has all of it, byte by byte, in the client's layout: blobs under their names, relative links (on Windows
+    /// hard links), refs without a newline, the tree.
     #[track_caller]
     pub fn assert_pulled(&self, hub: &Path) {
         for file in self.present() {
             let link = self.snapshot(hub).join(&file.path);
-            let text = fs::read_link(&link).unwrap_or_else(|error| panic!("{}: {error}", link.display()));
-            let up = "../".repeat(file.path.matches('/').count() + 2);
-            assert_eq!(text, Path::new(&format!("{up}blobs/{}", file.etag())), "{}", file.path);
+            if cfg!(unix) {
+                let text = fs::read_link(&link).unwrap_or_else(|error| panic!("{}: {error}", link.display()));
+                let up = "../".repeat(file.path.matches('/').count() + 2);
+                assert_eq!(text, Path::new(&format!("{up}blobs/{}", file.etag())), "{}", file.path);
+            } else {
+                assert!(super::is_same_file(&link, &self.blob(hub, &file.path)), "{}", file.path);
+            }
             assert!(fs::read(&link).unwrap() == file.bytes, "{} has other bytes", file.path);
         }
         assert_eq!(count_files(&self.snapshot(hub)), self.present().count());

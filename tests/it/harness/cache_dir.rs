@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, FileTimes};
-use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -88,7 +87,7 @@ impl CacheDir {
             let link = self.path(&format!("{repo}/snapshots/{commit}/{path}"));
             fs::create_dir_all(link.parent().unwrap()).unwrap();
             let up = "../".repeat(path.split('/').count() + 1);
-            symlink(format!("{up}blobs/{blob}"), link).unwrap();
+            super::link(&format!("{up}blobs/{blob}"), &link).unwrap();
         }
         self.settle(repo);
     }
@@ -116,7 +115,7 @@ impl CacheDir {
         for (repo, etag) in links {
             let link = self.path(&format!("{repo}/blobs/{etag}"));
             fs::create_dir_all(link.parent().unwrap()).unwrap();
-            symlink(format!("../../blobs/{}/{hash}", &hash[..2]), link).unwrap();
+            super::link(&format!("../../blobs/{}/{hash}", &hash[..2]), &link).unwrap();
             list += &format!("{repo}/blobs/{etag}\n");
             self.settle(repo);
         }
@@ -148,10 +147,22 @@ pub fn commit(number: u64) -> String {
     format!("{number:040x}")
 }
 
+fn set_times(path: &Path, times: FileTimes) {
+    #[cfg(unix)]
+    let file = File::open(path);
+    #[cfg(windows)]
+    let file = {
+        use std::os::windows::fs::OpenOptionsExt;
+        // FILE_WRITE_ATTRIBUTES, and FILE_FLAG_BACKUP_SEMANTICS for folders.
+        File::options().access_mode(0x100).custom_flags(0x0200_0000).open(path)
+    };
+    file.unwrap().set_times(times).unwrap();
+}
+
 /// Sets access and modification time to so many seconds ago.
 pub fn used(path: &Path, seconds_ago: u64) {
     let then = SystemTime::now() - Duration::from_secs(seconds_ago);
-    File::open(path).unwrap().set_times(FileTimes::new().set_accessed(then).set_modified(then)).unwrap();
+    set_times(path, FileTimes::new().set_accessed(then).set_modified(then));
 }
 
 /// Bytes of all files below a folder whose path from there is `counted`, each inode once.
@@ -165,7 +176,7 @@ pub fn disk_usage(root: &Path, counted: impl Fn(&str) -> bool) -> u64 {
             if meta.is_dir() {
                 folders.push(path);
             } else if meta.is_file() && counted(path.strip_prefix(root).unwrap().to_str().unwrap()) {
-                seen.insert((meta.dev(), meta.ino()), meta.len());
+                seen.insert(hf_cache_sync::platform::inode(&path, &meta).unwrap().id, meta.len());
             }
         }
     }
@@ -191,7 +202,7 @@ fn collect(root: &Path, folder: &Path, found: &mut BTreeMap<String, Vec<u8>>) {
             // Looking must not count as use.
             let times = FileTimes::new().set_accessed(meta.accessed().unwrap());
             found.insert(name, fs::read(&path).unwrap());
-            File::open(&path).unwrap().set_times(times).unwrap();
+            set_times(&path, times);
         }
     }
 }

@@ -57,7 +57,13 @@ impl Machine {
         fs::create_dir(dir.path().join("work")).unwrap();
         let hub = dir.path().join(".cache/huggingface/hub");
         let mut machine = Machine { dir, hub, env: Vec::new() };
-        machine.set("HOME", &machine.home().display().to_string());
+        let home = machine.home().display().to_string();
+        machine.set("HOME", &home);
+        if cfg!(windows) {
+            machine.set("USERPROFILE", &home);
+            // Without it there are no sockets.
+            machine.set("SystemRoot", &std::env::var("SystemRoot").unwrap());
+        }
         machine.set("AWS_EC2_METADATA_DISABLED", "true");
         machine
     }
@@ -156,6 +162,7 @@ impl Machine {
     }
 
     /// Runs as a user who may read the cache and change nothing in it, also where the tests run as root.
+    #[cfg(unix)]
     pub fn run_read_only(&self, line: &[&str]) -> Ran {
         let chmod = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
         chmod(&self.home(), 0o755);
@@ -317,6 +324,7 @@ impl Running {
     }
 
     /// ctrl-c
+    #[cfg(unix)]
     pub fn interrupt(&self) {
         self.signal("-INT");
     }

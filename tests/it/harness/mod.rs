@@ -13,7 +13,7 @@ pub mod store;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -66,6 +66,43 @@ pub fn weights(seed: u64, length: usize) -> Vec<u8> {
     bytes
 }
 
+/// Makes the client's link, as text, to a file that is there: where links cannot be had, on Windows, a hard link.
+pub fn link(text: &str, at: &Path) -> io::Result<()> {
+    #[cfg(unix)]
+    return std::os::unix::fs::symlink(text, at);
+    #[cfg(windows)]
+    fs::hard_link(at.with_file_name(text), at)
+}
+
+/// Whether this folder can have symbolic links: on Windows only in developer mode, or with a privilege.
+pub fn can_link(folder: &Path) -> bool {
+    let at = folder.join("can it link");
+    #[cfg(unix)]
+    let made = std::os::unix::fs::symlink("nowhere", &at);
+    #[cfg(windows)]
+    let made = std::os::windows::fs::symlink_file("nowhere", &at);
+    made.and_then(|()| fs::remove_file(&at)).is_ok()
+}
+
+/// Whether two names are those of one file. Links are not followed.
+pub fn is_same_file(one: &Path, other: &Path) -> bool {
+    let id = |path: &Path| {
+        let meta = fs::symlink_metadata(path).ok()?;
+        hf_cache_sync::platform::inode(path, &meta).map(|inode| inode.id)
+    };
+    id(one).is_some_and(|one| id(other) == Some(one))
+}
+
+#[cfg(unix)]
+fn mode(meta: &fs::Metadata) -> u32 {
+    std::os::unix::fs::MetadataExt::mode(meta) & 0o7777
+}
+
+#[cfg(windows)]
+fn mode(meta: &fs::Metadata) -> u32 {
+    if meta.permissions().readonly() { 0o444 } else { 0o666 }
+}
+
 /// Everything below a folder: kind, mode, time of the last change, and content or link text. Nothing is followed.
 pub fn listing(dir: &Path) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
@@ -92,7 +129,8 @@ pub fn contents(hub: &Path) -> BTreeMap<String, String> {
 
 fn list_into(path: &Path, name: &str, found: &mut BTreeMap<String, String>) {
     let Ok(meta) = fs::symlink_metadata(path) else { return };
-    let stamp = format!("{:o} {}.{}", meta.mode() & 0o7777, meta.mtime(), meta.mtime_nsec());
+    let changed = meta.modified().unwrap().duration_since(std::time::SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let stamp = format!("{:o} {}.{}", mode(&meta), changed.as_secs(), changed.subsec_nanos());
     let what = if meta.is_symlink() {
         format!("link @ -> {}", fs::read_link(path).unwrap().display())
     } else if meta.is_dir() {

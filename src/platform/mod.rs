@@ -1,0 +1,93 @@
+//! What differs between operating systems: `unix.rs` and `windows.rs` have the same functions, and nothing else asks on
+//! which system it runs. Each function says what it is for; the two files say how, and what the system cannot do.
+
+use std::fs::OpenOptions;
+
+#[cfg(unix)]
+mod unix;
+#[cfg(windows)]
+mod windows;
+
+#[cfg(unix)]
+pub use unix::*;
+#[cfg(windows)]
+pub use windows::*;
+
+/// The file behind a name: what all its hard links have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Inode {
+    /// Device and inode number; on Windows the volume's serial number and the file index.
+    pub id: (u64, u64),
+    /// Hard links to it.
+    pub links: u64,
+    /// Bytes allocated on disk.
+    pub allocated: u64,
+}
+
+/// The same options with these flags: [`NO_FOLLOW`], [`NO_WAIT`], [`NO_ACCESS_TIME`], or several of them.
+pub fn flagged(options: &OpenOptions, flags: Flags) -> OpenOptions {
+    let mut options = options.clone();
+    set_flags(&mut options, flags);
+    options
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::{self, File};
+    use std::path::Path;
+
+    fn inode_at(path: &Path) -> Inode {
+        inode(path, &fs::metadata(path).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_file_is_known_by_all_its_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::write(at("one"), "text").unwrap();
+        assert_eq!(inode_at(&at("one")).links, 1);
+        fs::hard_link(at("one"), at("two")).unwrap();
+        fs::write(at("copy"), "text").unwrap();
+        fs::create_dir(at("folder")).unwrap();
+        assert_eq!((inode_at(&at("one")), inode_at(&at("one")).links), (inode_at(&at("two")), 2));
+        let ids = ["one", "copy", "folder", "."].map(|name| inode_at(&at(name)).id);
+        assert_eq!(std::collections::HashSet::from(ids).len(), ids.len());
+
+        let file = File::open(at("one")).unwrap();
+        assert!(is_at(&file, &at("one")) && is_at(&file, &at("two")));
+        assert!(!is_at(&file, &at("copy")) && !is_at(&file, &at("none")));
+        fs::rename(at("copy"), at("two")).unwrap();
+        assert!(!is_at(&file, &at("two")));
+    }
+
+    #[test]
+    fn bytes_go_where_they_belong() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+        preallocate(&file, 10).unwrap();
+        write_all_at(&file, b"def", 3).unwrap();
+        write_all_at(&file, b"abc", 0).unwrap();
+        let mut buffer = [0; 4];
+        read_exact_at(&file, &mut buffer, 2).unwrap();
+        assert_eq!(&buffer, b"cdef");
+        assert!(read_exact_at(&file, &mut buffer, 8).is_err());
+        let mut bytes = Vec::with_capacity(64);
+        bytes.push(b'x');
+        assert_eq!(read_spare_at(&file, &mut bytes, 4).unwrap(), 6);
+        assert_eq!(bytes, b"xef\0\0\0\0");
+        assert_eq!(read_spare_at(&file, &mut bytes, 10).unwrap(), 0);
+        assert_eq!(bytes.len(), 7);
+        assert_eq!(fs::metadata(&path).unwrap().len(), 10);
+    }
+
+    #[test]
+    fn a_folder_of_ones_own_can_be_written_to() {
+        let dir = tempfile::tempdir().unwrap();
+        check_writable(dir.path()).unwrap();
+        check_writable(&dir.path().join("none")).unwrap();
+        sync_dir(dir.path()).unwrap();
+        assert!(available(dir.path()).unwrap() > 0);
+    }
+}

@@ -1,0 +1,283 @@
+//! Linux, macOS and their relatives.
+
+use std::ffi::OsStr;
+use std::fs::{File, Metadata, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::Inode;
+
+/// Flags of open(2).
+pub type Flags = i32;
+/// Fails when the last part of the path is a link.
+pub const NO_FOLLOW: Flags = OFlags::NOFOLLOW.bits() as i32;
+/// Does not wait for the other end of a FIFO, and takes no terminal over.
+pub const NO_WAIT: Flags = (OFlags::NONBLOCK.bits() | OFlags::NOCTTY.bits()) as i32;
+/// Reading is no access, where the system allows that: for [`for_quiet_reading`].
+#[cfg(target_os = "linux")]
+pub const NO_ACCESS_TIME: Flags = OFlags::NOATIME.bits() as i32;
+/// Reading is no access, where the system allows that: for [`for_quiet_reading`].
+#[cfg(not(target_os = "linux"))]
+pub const NO_ACCESS_TIME: Flags = 0;
+
+/// Whether some names cannot be stored, or not as they are.
+pub const RESTRICTS_NAMES: bool = false;
+/// What helps when a path must not be read or written.
+pub const PERMISSION_HINT: &str = "check the owner and the mode of that path";
+
+/// Sets the flags with which a file is opened.
+pub fn set_flags(options: &mut OpenOptions, flags: Flags) {
+    options.custom_flags(flags);
+}
+
+/// Sets the mode of a file that is created, which the umask narrows.
+pub fn set_mode(options: &mut OpenOptions, bits: u32) {
+    options.mode(bits);
+}
+
+/// Gives a file at least these mode bits. Best effort: only the owner may.
+pub fn widen_mode(file: &File, bits: u32) -> io::Result<()> {
+    let mode = file.metadata()?.permissions().mode();
+    if mode & bits != bits {
+        let _ = file.set_permissions(Permissions::from_mode((mode & 0o7777) | bits));
+    }
+    Ok(())
+}
+
+/// Options to read a file without that counting as a use of it; what they open goes to [`keep_access_time`].
+pub fn for_quiet_reading() -> OpenOptions {
+    OpenOptions::new().read(true).clone()
+}
+
+/// Reading from this file shall not change when it was last used. The flag has done that.
+pub fn keep_access_time(_: &File) {}
+
+/// The file behind a name, where the system tells; `meta` is that of `path`, or of what a link there leads to.
+pub fn inode(_: &Path, meta: &Metadata) -> Option<Inode> {
+    Some(Inode { id: (meta.dev(), meta.ino()), links: meta.nlink(), allocated: allocated(meta) })
+}
+
+/// Whether `path` (no link) is still the name of this open file.
+pub fn is_at(file: &File, path: &Path) -> bool {
+    match (file.metadata(), std::fs::symlink_metadata(path)) {
+        (Ok(held), Ok(named)) => (held.dev(), held.ino()) == (named.dev(), named.ino()),
+        _ => false,
+    }
+}
+
+/// Bytes that a file takes on disk: fewer than its length where it has holes.
+pub fn allocated(meta: &Metadata) -> u64 {
+    meta.blocks() * 512
+}
+
+/// Last change of a file or of what is known about it.
+pub fn changed(meta: &Metadata) -> Option<SystemTime> {
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(u64::try_from(meta.ctime()).ok()?))
+}
+
+/// What stands in the place of a file, when it is none of the usual things.
+pub fn special_kind(meta: &Metadata) -> Option<&'static str> {
+    match meta.file_type() {
+        kind if kind.is_fifo() => Some("a named pipe"),
+        kind if kind.is_socket() => Some("a socket"),
+        kind if kind.is_char_device() || kind.is_block_device() => Some("a device"),
+        _ => None,
+    }
+}
+
+/// Whether the file system says that it does not know such an operation, in words of its own.
+pub fn is_refused(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::PERM.raw_os_error())
+}
+
+/// Whether this is what NFS says without its lock service.
+pub fn lacks_lock_service(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::NOLCK.raw_os_error())
+}
+
+/// Whether another program keeps a file from being opened, replaced or deleted: never here.
+pub fn is_in_use(_: &io::Error) -> bool {
+    false
+}
+
+/// Does what may fail for a moment while another program looks at the file: not here.
+pub fn patiently<T>(attempt: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    attempt()
+}
+
+/// Reads exactly `buffer.len()` bytes at `offset`, without moving any file position.
+pub fn read_exact_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+    file.read_exact_at(buffer, offset)
+}
+
+/// Reads from `offset` on into the spare capacity, which need not be cleared before; returns how much came.
+pub fn read_spare_at(file: &File, bytes: &mut Vec<u8>, offset: u64) -> io::Result<usize> {
+    Ok(rustix::io::pread(file, rustix::buffer::spare_capacity(bytes), offset)?)
+}
+
+/// Writes all of `bytes` at `offset`, without moving any file position.
+pub fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    file.write_all_at(bytes, offset)
+}
+
+/// Makes room for the whole file at once, which is faster than growing it and keeps it in one piece.
+pub fn preallocate(file: &File, size: u64) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, size) {
+        Ok(()) => return file.set_len(size),
+        Err(Errno::NOSPC) => return Err(Errno::NOSPC.into()),
+        Err(_) => {}
+    }
+    file.set_len(size)
+}
+
+/// Bytes that this user can still write to the file system of `path`, which exists; `None` where the system does not
+/// tell.
+pub fn available(path: &Path) -> Option<u64> {
+    let stat = rustix::fs::statvfs(path).ok()?;
+    told(stat.f_blocks, stat.f_bavail, [stat.f_frsize, stat.f_bsize], || is_fuse(path))
+}
+
+/// What these numbers of statvfs(3) tell. Block sizes are in the order in which they count.
+fn told(blocks: u64, free: u64, block_sizes: [u64; 2], is_fuse: impl Fn() -> bool) -> Option<u64> {
+    let block_size = block_sizes.into_iter().find(|size| *size > 0)?;
+    if blocks == 0 || (free == 0 && is_fuse()) {
+        return None;
+    }
+    Some(free.saturating_mul(block_size))
+}
+
+/// Whether a program in user space is the file system (FUSE_SUPER_MAGIC).
+fn is_fuse(path: &Path) -> bool {
+    #[cfg(target_os = "linux")]
+    return rustix::fs::statfs(path).is_ok_and(|stat| stat.f_type as u64 == 0x6573_5546);
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = path;
+        false
+    }
+}
+
+/// Whether this user may make entries in a folder. One that is not there yet is no error.
+pub fn check_writable(folder: &Path) -> io::Result<()> {
+    match rustix::fs::access(folder, rustix::fs::Access::WRITE_OK) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Makes a symbolic link to a file; `text` has slashes.
+pub fn symlink(text: &str, link: &Path) -> io::Result<()> {
+    std::os::unix::fs::symlink(text, link)
+}
+
+/// Flushes a folder, so that a rename in it survives a power cut.
+pub fn sync_dir(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// Reads the links of one folder by the folder's handle: a snapshot lies deep, and a walk down the whole path for each
+/// of its links is most of what a scan costs.
+#[derive(Debug, Default)]
+pub struct LinkReader {
+    handle: Option<Option<File>>,
+    buffer: Vec<u8>,
+    target: PathBuf,
+}
+
+impl LinkReader {
+    /// What the link of this name in `dir`, the same folder each time, says.
+    ///
+    /// # Errors
+    /// When it is no link, or cannot be read.
+    pub fn read(&mut self, dir: &Path, name: &str) -> io::Result<&Path> {
+        if let Some(handle) = self.handle.get_or_insert_with(|| File::open(dir).ok()) {
+            self.buffer.resize(1024, 0);
+            let length = rustix::fs::readlinkat_raw(&*handle, name, &mut self.buffer[..])?;
+            // What fills the buffer may go on after it.
+            if length < self.buffer.len() {
+                return Ok(Path::new(OsStr::from_bytes(&self.buffer[..length])));
+            }
+        }
+        self.target = std::fs::read_link(dir.join(name))?;
+        Ok(&self.target)
+    }
+}
+
+/// Being told to stop: ctrl-c, or SIGTERM as systemd and CI runners send it.
+#[derive(Debug)]
+pub struct Interruption([Option<Signal>; 2]);
+
+impl Interruption {
+    /// Starts to listen; from now on these signals do not end the process by themselves.
+    pub fn listen() -> Self {
+        Interruption([SignalKind::interrupt(), SignalKind::terminate()].map(|kind| signal(kind).ok()))
+    }
+
+    /// Waits for the next one.
+    pub async fn next(&mut self) {
+        async fn wait(signal: &mut Option<Signal>) {
+            let came = match signal {
+                Some(signal) => signal.recv().await,
+                None => None,
+            };
+            if came.is_none() {
+                std::future::pending().await
+            }
+        }
+        let [interrupt, terminate] = &mut self.0;
+        tokio::select! {
+            () = wait(interrupt) => {}
+            () = wait(terminate) => {}
+        }
+    }
+}
+
+/// Lets this process begin again with these variables: it cannot safely change its own environment. Returns where that
+/// fails.
+pub fn start_again(variables: Vec<(&str, String)>) {
+    if let Ok(program) = std::env::current_exe() {
+        let mut args = std::env::args_os();
+        let mut again = std::process::Command::new(program);
+        again.arg0(args.next().unwrap_or_default()).args(args).envs(variables);
+        drop(again.exec());
+    }
+}
+
+/// A far store gets hundreds of requests at once, each with a socket and a file, and some systems allow 256 by default.
+pub fn raise_file_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    // The most that macOS accepts.
+    const WANTED: u64 = 10_240;
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current.is_some_and(|current| current < WANTED) {
+        limit.current = Some(limit.maximum.map_or(WANTED, |most| most.min(WANTED)));
+        let _ = setrlimit(Resource::Nofile, limit);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_mount_does_not_know_is_not_zero() {
+        let (disk, fuse) = (|| false, || true);
+        assert_eq!(told(1000, 10, [4096, 4096], disk), Some(40_960));
+        assert_eq!(told(1000, 0, [4096, 4096], disk), Some(0), "a full disk is full");
+        assert_eq!(told(1000, 0, [4096, 4096], fuse), None);
+        assert_eq!(told(1000, 10, [4096, 4096], fuse), Some(40_960));
+        assert_eq!(told(0, 0, [512, 512], disk), None);
+        assert_eq!(told(1000, 10, [0, 512], disk), Some(5120));
+        assert_eq!(told(1000, 10, [0, 0], disk), None);
+        assert_eq!(told(u64::MAX, u64::MAX, [4096, 4096], fuse), Some(u64::MAX));
+    }
+}

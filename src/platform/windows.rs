@@ -1,0 +1,279 @@
+//! Windows 10 1809 and later.
+//!
+//! Two differences run through all of this. A file that another program has open cannot always be replaced or deleted,
+//! and one that is being deleted cannot be opened: see [`patiently`]. And who may write is in access lists, which no
+//! mode says.
+#![expect(unsafe_code, reason = "two calls that no crate in the tree wraps")]
+
+use std::fs::{File, Metadata, OpenOptions};
+use std::io;
+use std::os::windows::ffi::OsStrExt;
+use std::os::windows::fs::{FileExt, OpenOptionsExt};
+use std::os::windows::io::AsRawHandle;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use tokio::signal::windows::{
+    CtrlBreak, CtrlC, CtrlClose, CtrlShutdown, ctrl_break, ctrl_c, ctrl_close, ctrl_shutdown,
+};
+use windows_sys::Win32::Foundation::{
+    ERROR_ACCESS_DENIED, ERROR_INVALID_FUNCTION, ERROR_LOCK_VIOLATION, ERROR_NOT_SUPPORTED, ERROR_SHARING_VIOLATION,
+    ERROR_USER_MAPPED_FILE, FILETIME, GENERIC_READ,
+};
+use windows_sys::Win32::Storage::FileSystem::{
+    FILE_ADD_FILE, FILE_FLAG_BACKUP_SEMANTICS, FILE_FLAG_OPEN_REPARSE_POINT, FILE_WRITE_ATTRIBUTES,
+    GetDiskFreeSpaceExW, SetFileTime,
+};
+
+use super::Inode;
+
+/// Flags of CreateFileW.
+pub type Flags = u32;
+/// Opens a link itself, which then is no regular file.
+pub const NO_FOLLOW: Flags = FILE_FLAG_OPEN_REPARSE_POINT;
+/// Nothing here makes an open wait.
+pub const NO_WAIT: Flags = 0;
+/// [`for_quiet_reading`] needs no flag.
+pub const NO_ACCESS_TIME: Flags = 0;
+
+/// Whether some names cannot be stored, or not as they are.
+pub const RESTRICTS_NAMES: bool = true;
+/// What helps when a path must not be read or written.
+pub const PERMISSION_HINT: &str = "check who may write there, and whether another program has it open";
+
+/// How often something is tried that another program may be in the way of, and how long is waited after the first time;
+/// each further wait is twice as long, which makes about half a second.
+const TRIES: u32 = 7;
+const FIRST_WAIT: Duration = Duration::from_millis(8);
+
+/// Sets the flags with which a file is opened.
+pub fn set_flags(options: &mut OpenOptions, flags: Flags) {
+    options.custom_flags(flags);
+}
+
+/// Files get the access list of their folder: nothing is set.
+pub fn set_mode(_: &mut OpenOptions, _: u32) {}
+
+/// Files have the access list of their folder: nothing is added.
+pub fn widen_mode(_: &File, _: u32) -> io::Result<()> {
+    Ok(())
+}
+
+/// Options to read a file without that counting as a use of it; what they open goes to [`keep_access_time`].
+pub fn for_quiet_reading() -> OpenOptions {
+    OpenOptions::new().access_mode(GENERIC_READ | FILE_WRITE_ATTRIBUTES).clone()
+}
+
+/// Reading from this file shall not change when it was last used. Best effort.
+pub fn keep_access_time(file: &File) {
+    // "The last access time is not to be changed by what is done with this handle", in the words of SetFileTime.
+    let keep = FILETIME { dwLowDateTime: u32::MAX, dwHighDateTime: u32::MAX };
+    // SAFETY: the handle is open as long as `file` is borrowed, `keep` lives as long, and the null pointers mean "leave
+    // as it is".
+    unsafe { SetFileTime(file.as_raw_handle(), std::ptr::null(), &keep, std::ptr::null()) };
+}
+
+/// The file behind a name, where the system tells; `meta` is that of `path`, or of what a link there leads to. The file
+/// index is that of NTFS: on ReFS, which has longer ones, it may be that of two files.
+pub fn inode(path: &Path, meta: &Metadata) -> Option<Inode> {
+    // No access is asked for, so that nobody who has the file open is in the way; a folder needs the first flag.
+    let link = if meta.is_symlink() { FILE_FLAG_OPEN_REPARSE_POINT } else { 0 };
+    let file = OpenOptions::new().access_mode(0).custom_flags(FILE_FLAG_BACKUP_SEMANTICS | link).open(path).ok()?;
+    inode_of(&file).map(|inode| Inode { allocated: allocated(meta), ..inode })
+}
+
+fn inode_of(file: &File) -> Option<Inode> {
+    let known = winapi_util::file::information(file).ok()?;
+    let id = (known.volume_serial_number(), known.file_index());
+    Some(Inode { id, links: known.number_of_links(), allocated: known.file_size() })
+}
+
+/// Whether `path` (no link) is still the name of this open file.
+pub fn is_at(file: &File, path: &Path) -> bool {
+    let named = std::fs::symlink_metadata(path).ok().and_then(|meta| inode(path, &meta));
+    inode_of(file).zip(named).is_some_and(|(held, named)| held.id == named.id)
+}
+
+/// Bytes that a file takes on disk: all of it, since nothing here makes holes.
+pub fn allocated(meta: &Metadata) -> u64 {
+    meta.len()
+}
+
+/// Last change of a file or of what is known about it: no stable part of the standard library tells.
+pub fn changed(_: &Metadata) -> Option<SystemTime> {
+    None
+}
+
+/// What stands in the place of a file, when it is none of the usual things: nothing that has a name.
+pub fn special_kind(_: &Metadata) -> Option<&'static str> {
+    None
+}
+
+fn is_any(error: &io::Error, codes: &[u32]) -> bool {
+    error.raw_os_error().is_some_and(|code| codes.contains(&code.cast_unsigned()))
+}
+
+/// Whether the file system says that it does not know such an operation, in words of its own.
+pub fn is_refused(error: &io::Error) -> bool {
+    is_any(error, &[ERROR_INVALID_FUNCTION, ERROR_NOT_SUPPORTED])
+}
+
+/// Whether a file server has no locks.
+pub fn lacks_lock_service(error: &io::Error) -> bool {
+    is_refused(error)
+}
+
+/// Whether another program keeps a file from being opened, replaced or deleted.
+pub fn is_in_use(error: &io::Error) -> bool {
+    is_any(error, &[ERROR_SHARING_VIOLATION, ERROR_LOCK_VIOLATION, ERROR_USER_MAPPED_FILE])
+}
+
+/// Does what may fail for a moment while another program looks at the file, such as a virus scanner at a new one, or
+/// while it is being deleted. Both may say "access denied" as well, so that the lack of a permission is told later here.
+pub fn patiently<T>(attempt: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    let mut wait = FIRST_WAIT;
+    for _ in 1..TRIES {
+        match attempt() {
+            Err(error) if is_in_use(&error) || is_any(&error, &[ERROR_ACCESS_DENIED]) => std::thread::sleep(wait),
+            done => return done,
+        }
+        wait *= 2;
+    }
+    attempt()
+}
+
+/// Reads exactly `buffer.len()` bytes at `offset`. This moves the file position.
+pub fn read_exact_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+    let mut done = 0;
+    while done < buffer.len() {
+        match file.seek_read(&mut buffer[done..], offset + done as u64)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            length => done += length,
+        }
+    }
+    Ok(())
+}
+
+/// Reads from `offset` on into the spare capacity; returns how much came.
+pub fn read_spare_at(file: &File, bytes: &mut Vec<u8>, offset: u64) -> io::Result<usize> {
+    let start = bytes.len();
+    bytes.resize(bytes.capacity(), 0);
+    let read = file.seek_read(&mut bytes[start..], offset);
+    bytes.truncate(start + read.as_ref().map_or(0, |length| *length));
+    read
+}
+
+/// Writes all of `bytes` at `offset`. This moves the file position.
+pub fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    let mut done = 0;
+    while done < bytes.len() {
+        done += file.seek_write(&bytes[done..], offset + done as u64)?;
+    }
+    Ok(())
+}
+
+/// Makes room for the whole file at once: NTFS allocates what is not declared a hole.
+pub fn preallocate(file: &File, size: u64) -> io::Result<()> {
+    file.set_len(size)
+}
+
+/// Bytes that this user can still write to the volume of `path`, which exists; `None` where the system does not tell.
+pub fn available(path: &Path) -> Option<u64> {
+    // Verbatim, so that a long path is no obstacle.
+    let folder = path.canonicalize().ok()?;
+    let folder = if folder.is_dir() { folder.as_path() } else { folder.parent()? };
+    let name: Vec<u16> = folder.as_os_str().encode_wide().chain([0]).collect();
+    let mut free = 0;
+    // SAFETY: `name` ends with a zero, `free` is a u64 that the call writes to, and both outlive it; the null pointers
+    // say that the other two numbers are not wanted.
+    let done = unsafe { GetDiskFreeSpaceExW(name.as_ptr(), &mut free, std::ptr::null_mut(), std::ptr::null_mut()) };
+    (done != 0).then_some(free)
+}
+
+/// Whether this user may make entries in a folder. One that is not there yet is no error.
+pub fn check_writable(folder: &Path) -> io::Result<()> {
+    // Asks for the right to make files, without making one.
+    let mut options = OpenOptions::new();
+    match options.access_mode(FILE_ADD_FILE).custom_flags(FILE_FLAG_BACKUP_SEMANTICS).open(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound && !is_in_use(&error) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Makes a symbolic link to a file; `text` has slashes. Needs developer mode or a privilege.
+pub fn symlink(text: &str, link: &Path) -> io::Result<()> {
+    std::os::windows::fs::symlink_file(text.replace('/', "\\"), link)
+}
+
+/// Flushes a folder, so that a rename in it survives a power cut.
+pub fn sync_dir(path: &Path) -> io::Result<()> {
+    OpenOptions::new().write(true).custom_flags(FILE_FLAG_BACKUP_SEMANTICS).open(path)?.sync_all()
+}
+
+/// Reads the links of one folder.
+#[derive(Debug, Default)]
+pub struct LinkReader {
+    target: PathBuf,
+}
+
+impl LinkReader {
+    /// What the link of this name in `dir`, the same folder each time, says.
+    ///
+    /// # Errors
+    /// When it is no link, or cannot be read.
+    pub fn read(&mut self, dir: &Path, name: &str) -> io::Result<&Path> {
+        self.target = std::fs::read_link(dir.join(name))?;
+        Ok(&self.target)
+    }
+}
+
+/// Being told to stop: ctrl-c, ctrl-break, a closed console window, or the system's end.
+#[derive(Debug)]
+pub struct Interruption {
+    interrupt: Option<CtrlC>,
+    terminate: Option<CtrlBreak>,
+    close: Option<CtrlClose>,
+    shutdown: Option<CtrlShutdown>,
+}
+
+impl Interruption {
+    /// Starts to listen; from now on ctrl-c and ctrl-break do not end the process by themselves. The system gives it
+    /// some seconds after the other two.
+    pub fn listen() -> Self {
+        Interruption {
+            interrupt: ctrl_c().ok(),
+            terminate: ctrl_break().ok(),
+            close: ctrl_close().ok(),
+            shutdown: ctrl_shutdown().ok(),
+        }
+    }
+
+    /// Waits for the next one.
+    pub async fn next(&mut self) {
+        macro_rules! wait {
+            ($signal:expr) => {
+                async {
+                    let came = match $signal {
+                        Some(signal) => signal.recv().await,
+                        None => None,
+                    };
+                    if came.is_none() {
+                        std::future::pending().await
+                    }
+                }
+            };
+        }
+        tokio::select! {
+            () = wait!(&mut self.interrupt) => {}
+            () = wait!(&mut self.terminate) => {}
+            () = wait!(&mut self.close) => {}
+            () = wait!(&mut self.shutdown) => {}
+        }
+    }
+}
+
+/// Does nothing: a second process would not be the one that others wait for, or stop.
+pub fn start_again(_: Vec<(&str, String)>) {}
+
+/// There is no limit to raise.
+pub fn raise_file_limit() {}

@@ -1,0 +1,637 @@
+"""hf-cache-sync.exe under wine, against an S3 server on the loopback. Started by `run`."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+HERE = Path(__file__).parent
+KEY, SECRET, BUCKET = "suite-key", "suite-secret", "team-cache"
+COMMIT, OTHER, THIRD = "0123456789abcdef0123456789abcdef01234567", "8" * 40, "9" * 40
+PATIENCE = 300
+NOBODY = 65534
+MIB = 1 << 20
+
+
+def data(seed, size):
+    """Bytes that look like weights, different for each seed."""
+    return hashlib.shake_256(str(seed).encode()).digest(size)
+
+
+def sha256(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+def git_sha1(content):
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def windows(path):
+    """How a Windows program names a file of this system: wine has the root as drive Z."""
+    return "Z:" + str(path).replace("/", "\\")
+
+
+def wait_until(what, condition):
+    """Polls for something that another process does."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what}: did not happen in {PATIENCE} seconds")
+        time.sleep(0.02)
+
+
+class Wine:
+    """A wine prefix of its own, with the program in it. Its processes end with it."""
+
+    def __init__(self, root, exe):
+        self.root = root
+        self.bin = root / "bin"
+        self.bin.mkdir()
+        self.exe = self.bin / "hf-cache-sync.exe"
+        shutil.copy(exe, self.exe)
+        compiler = "x86_64-w64-mingw32-gcc"
+        subprocess.run(
+            [compiler, "-shared", "-o", self.bin / "bcryptprimitives.dll", HERE / "bcryptprimitives.c", "-ladvapi32"],
+            check=True,
+        )
+        subprocess.run([compiler, "-municode", "-o", self.bin / "hold.exe", HERE / "hold.c"], check=True)
+        self.env = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(root),
+            "WINEPREFIX": str(root / "prefix"),
+            "WINEDEBUG": "-all",
+            # No window, no browser, no .NET: nothing asks, and nothing is downloaded.
+            "WINEDLLOVERRIDES": "mscoree,mshtml,winemenubuilder.exe=",
+        }
+
+    def start_prefix(self):
+        self.tool("wineboot", "--init")
+        self.tool("wine", "winecfg", "-v", "win10")
+
+    def tool(self, *command):
+        subprocess.run(command, env=self.env, check=True, stdout=subprocess.DEVNULL, timeout=PATIENCE)
+
+    def stop(self):
+        # The server of this prefix ends what runs in it.
+        subprocess.run(["wineserver", "-k"], env=self.env, timeout=PATIENCE, check=False)
+        subprocess.run(["wineserver", "-w"], env=self.env, timeout=PATIENCE, check=False)
+
+
+WINE = None
+SERVER = None
+STARTED = []
+
+
+class Server:
+    """The project's S3 server, on Linux. Objects are files in its folder."""
+
+    def __init__(self, binary, root):
+        self.root = root
+        root.mkdir()
+        command = [binary, "--root", root, "--access-key", KEY, "--secret-key", SECRET]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self.endpoint = self.process.stdout.readline().strip()
+        assert self.endpoint.startswith("http://127.0.0.1:"), self.endpoint
+
+    def stop(self):
+        self.process.kill()
+        self.process.wait()
+
+
+class Repo:
+    """A revision of a model: its files by path, with the names of their blobs."""
+
+    def __init__(self, name, files, commit=COMMIT, refs=("main",)):
+        self.name, self.files, self.commit, self.refs = name, files, commit, refs
+        self.folder = "models--" + name.replace("/", "--")
+
+    def etag(self, path):
+        content = self.files[path]
+        return git_sha1(content) if path.endswith((".json", ".txt", ".md")) else sha256(content)
+
+    def size(self):
+        """Each blob once."""
+        return sum({self.etag(path): len(content) for path, content in self.files.items()}.values())
+
+    def write(self, hub, real=False, age=0):
+        """As huggingface_hub leaves it where links are not possible (real), or as this tool does (hard links)."""
+        repo = hub / self.folder
+        snapshot = repo / "snapshots" / self.commit
+        (repo / "blobs").mkdir(parents=True, exist_ok=True)
+        then = time.time() - age
+        for path, content in self.files.items():
+            blob, file = repo / "blobs" / self.etag(path), snapshot / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if real:
+                file.write_bytes(content)
+            else:
+                if not blob.exists():
+                    blob.write_bytes(content)
+                os.link(blob, file)
+            os.utime(file, (then, then))
+        for ref in self.refs:
+            (repo / "refs").mkdir(exist_ok=True)
+            (repo / "refs" / ref).write_text(self.commit)
+        if age:
+            for folder in [repo, *(path for path in repo.rglob("*") if path.is_dir())]:
+                os.utime(folder, (then, then))
+
+    def publish(self, bucket, sizes=None):
+        """As 0.1.0 writes it. `sizes` are lies about files."""
+        for path, content in self.files.items():
+            put(bucket, f"blobs/{self.etag(path)}", content)
+        files = [
+            {"path": path, "blob": self.etag(path), "size": (sizes or {}).get(path, len(content))}
+            for path, content in sorted(self.files.items())
+        ]
+        manifest = {"repo": self.name, "revision": self.commit, "repo_type": "model", "files": files}
+        encoded = self.name.replace("/", "__")
+        put(bucket, f"manifests/{encoded}@{self.commit}.json", json.dumps(manifest, indent=2).encode())
+        for ref in self.refs:
+            put(bucket, f"refs/{encoded}/{ref}", self.commit.encode())
+
+
+def put(bucket, key, content):
+    path = bucket / key
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+class Case(unittest.TestCase):
+    """A bucket and a cache of its own for each test."""
+
+    def setUp(self):
+        self.dir = Path(tempfile.mkdtemp(dir=WINE.root))
+        self.bucket_name = f"{BUCKET}-{self.dir.name.lower().replace('_', '-')}".rstrip("-")
+        self.bucket = SERVER.root / self.bucket_name
+        self.bucket.mkdir()
+        self.hub = self.dir / "hub"
+        self.env = WINE.env | {
+            "B2_APPLICATION_KEY_ID": KEY,
+            "B2_APPLICATION_KEY": SECRET,
+            "B2_ENDPOINT": SERVER.endpoint,
+            "B2_BUCKET": self.bucket_name,
+            "B2_REGION": "us-east-1",
+            "HF_HUB_CACHE": windows(self.hub),
+        }
+
+    def start(self, *arguments, exe=None, **env):
+        process = subprocess.Popen(
+            ["wine", exe or WINE.exe, *arguments],
+            cwd=self.dir,
+            env=self.env | env,
+            stdin=subprocess.PIPE if exe else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        STARTED.append(process)
+        return process
+
+    def finish(self, process, code=0):
+        stdout, stderr = process.communicate(timeout=PATIENCE)
+        if code is not None:
+            self.assertEqual(process.returncode, code, stdout + stderr)
+        return stdout, stderr
+
+    def run_tool(self, *arguments, code=0, **env):
+        return self.finish(self.start(*arguments, **env), code)
+
+    def json(self, *arguments, code=0, **env):
+        return json.loads(self.run_tool(*arguments, "--json", code=code, **env)[0])
+
+    def refused(self, *arguments, code, words, **env):
+        """One clear error: its exit code, one to three lines."""
+        stdout, stderr = self.run_tool(*arguments, code=code, **env)
+        self.assertEqual(stdout, "")
+        self.assertTrue(stderr.startswith("error: "), stderr)
+        self.assertLessEqual(len(stderr.strip().splitlines()), 3, stderr)
+        for word in words:
+            self.assertIn(word, stderr)
+        for word in ("os error", "panicked", "Os {"):
+            self.assertNotIn(word, stderr)
+
+    def assert_pulled(self, repo, hub=None, linked=True):
+        """Every file byte by byte, as a hard link to its blob, or as a file of its own."""
+        folder = (hub or self.hub) / repo.folder
+        snapshot = folder / "snapshots" / repo.commit
+        found = {str(path.relative_to(snapshot)) for path in snapshot.rglob("*") if path.is_file()}
+        self.assertEqual(found, set(repo.files))
+        for path, content in repo.files.items():
+            file, blob = snapshot / path, folder / "blobs" / repo.etag(path)
+            self.assertEqual(file.read_bytes(), content, path)
+            self.assertFalse(file.is_symlink(), path)
+            if linked:
+                self.assertEqual(file.stat().st_ino, blob.stat().st_ino, path)
+            else:
+                self.assertFalse(blob.exists(), path)
+        for ref in repo.refs:
+            self.assertEqual((folder / "refs" / ref).read_text(), repo.commit)
+
+    def assert_tidy(self, hub=None):
+        """Nothing is left of what was under way."""
+        state = (hub or self.hub) / ".locks" / ".hf-cache-sync"
+        for part in ("staging", "partial"):
+            left = [path.name for path in (state / part).glob("*")] if (state / part).exists() else []
+            self.assertEqual(left, [], part)
+
+    def disk_usage(self, hub=None):
+        """Bytes of the repos, each file once, however many names it has."""
+        files = {}
+        for path in (hub or self.hub).glob("*--*/**/*"):
+            if path.is_file() and path.parent.name != "refs":
+                files[path.stat().st_ino] = path.stat().st_size
+        return sum(files.values())
+
+
+MODEL = Repo(
+    "org/model",
+    {
+        "config.json": b'{"model_type": "bert"}\n',
+        "copy/config.json": b'{"model_type": "bert"}\n',
+        "model.safetensors": data("model", 9 * MIB + 5),
+        "deep/er/weights.bin": data("weights", 300_000),
+        "empty.txt": b"",
+    },
+)
+
+
+class RoundTrip(Case):
+    def test_push_and_pull(self):
+        MODEL.write(self.hub)
+        report = self.json("push")
+        self.assertEqual(report["uploaded"], {"blobs": 4, "bytes": MODEL.size()})
+        for path, content in MODEL.files.items():
+            self.assertEqual((self.bucket / "blobs" / MODEL.etag(path)).read_bytes(), content, path)
+        manifest = json.loads((self.bucket / f"manifests/org__model@{COMMIT}.json").read_text())
+        self.assertEqual({file["path"] for file in manifest["files"]}, set(MODEL.files))
+        self.assertEqual(self.json("push")["uploaded"]["blobs"], 0)
+        self.assertFalse(self.json("diff", "--exit-code")["differs"])
+
+        pulled = self.dir / "pulled" / "hub"
+        # By HF_HOME and with a backslash, as people set it.
+        env = {"HF_HUB_CACHE": "", "HF_HOME": windows(pulled.parent)}
+        stdout, _ = self.run_tool("pull", "org/model", **env)
+        self.assertEqual(stdout, windows(pulled / MODEL.folder / "snapshots" / COMMIT) + "\n")
+        self.assert_pulled(MODEL, pulled)
+        self.assert_tidy(pulled)
+        again = self.json("pull", "org/model", **env)
+        self.assertEqual((again["downloaded"]["blobs"], again["source"]), (0, "cache"))
+        self.assertEqual(again["snapshot"], stdout.strip())
+        self.assertFalse(self.json("diff", "--exit-code", **env)["differs"])
+
+    def test_real_files_where_no_links_are_wanted(self):
+        MODEL.publish(self.bucket)
+        env = {"HF_HUB_DISABLE_SYMLINKS": "1"}
+        self.run_tool("pull", "org/model", **env)
+        snapshot = self.hub / MODEL.folder / "snapshots" / COMMIT
+        for path, content in MODEL.files.items():
+            self.assertEqual((snapshot / path).read_bytes(), content, path)
+        self.assert_tidy()
+        again = self.json("pull", "org/model", **env)
+        self.assertEqual((again["downloaded"]["blobs"], again["source"]), (0, "cache"))
+        self.assertEqual(self.json("status")["size"], self.disk_usage())
+
+    def test_verify_finds_and_mends_a_changed_file(self):
+        MODEL.publish(self.bucket)
+        self.run_tool("pull", "org/model")
+        blob = self.hub / MODEL.folder / "blobs" / MODEL.etag("deep/er/weights.bin")
+        content = bytearray(blob.read_bytes())
+        content[7] ^= 1
+        blob.write_bytes(content)
+        self.assertEqual(self.json("pull", "org/model")["downloaded"]["blobs"], 0)
+        self.assertEqual(self.json("pull", "org/model", "--verify")["downloaded"]["blobs"], 1)
+        self.assert_pulled(MODEL)
+        self.assertEqual(self.json("pull", "org/model", "--verify")["downloaded"]["blobs"], 0)
+        self.assert_tidy()
+
+    def test_a_long_path(self):
+        deep = "/".join(f"{letter * 40}" for letter in "abcdefgh") + "/model.bin"
+        repo = Repo("org/deep", {deep: data("deep", 10_000), "config.json": b"{}\n"})
+        self.assertGreater(len(windows(self.hub / repo.folder / deep)), 400)
+        repo.publish(self.bucket)
+        self.run_tool("pull", "org/deep")
+        self.assert_pulled(repo)
+        shutil.rmtree(self.bucket)
+        self.bucket.mkdir()
+        self.assertEqual(self.json("push")["uploaded"]["blobs"], 2)
+        self.assertEqual(self.json("status")["size"], repo.size())
+        self.json("prune", "--max-size", "0", "--include-referenced", "--yes", code=None)
+
+    def test_a_configuration_file(self):
+        self.run_tool("init")
+        self.assertTrue((self.dir / ".hf-cache-sync.yaml").exists())
+        (self.dir / ".hf-cache-sync.yaml").write_text(f"cache:\n  hf_cache_dir: {windows(self.hub)}\n")
+        MODEL.write(self.hub)
+        report = self.json("list", HF_HUB_CACHE="")
+        self.assertEqual(report["cache_dir"], windows(self.hub))
+        self.assertEqual([repo["repo"] for repo in report["repos"]], ["org/model"])
+
+
+class Sizes(Case):
+    def test_a_file_with_several_names_counts_once(self):
+        MODEL.write(self.hub)
+        twin = Repo("org/model", dict(MODEL.files, **{"more.json": b'{"more": 1}\n'}), commit=OTHER, refs=())
+        twin.write(self.hub)
+        total = self.disk_usage()
+        self.assertEqual(total, twin.size())
+        self.assertEqual(self.json("status")["size"], total)
+        report = self.json("list", "--revisions")
+        self.assertEqual((report["size"], report["repos"][0]["size"]), (total, total))
+        sizes = {revision["revision"]: revision["size"] for revision in report["repos"][0]["revisions"]}
+        self.assertEqual(sizes, {COMMIT: MODEL.size(), OTHER: twin.size()})
+        plan = self.json("prune", "--max-size", f"{total}B", "--dry-run")
+        self.assertEqual((plan["size_before"], plan["evicted"], plan["freed"]), (total, [], 0))
+
+    def test_prune_frees_what_it_reports(self):
+        day = 24 * 3600
+        shared = data("shared", MIB)
+        old = Repo("org/a", {"w.bin": data("old", 3 * MIB), "s.bin": shared}, commit=OTHER, refs=())
+        new = Repo("org/a", {"w.bin": data("new", 2 * MIB), "s.bin": shared}, commit=THIRD, refs=())
+        middle = Repo("org/b", {"w.bin": data("middle", 4 * MIB), "x/config.json": b"{}\n"}, refs=())
+        real = Repo("org/c", {"w.bin": data("real", 2 * MIB)}, refs=())
+        old.write(self.hub, age=90 * day)
+        new.write(self.hub, age=10 * day)
+        middle.write(self.hub, age=50 * day)
+        real.write(self.hub, real=True, age=20 * day)
+        # What both revisions need was not used for longest.
+        then = time.time() - 100 * day
+        os.utime(self.hub / old.folder / "blobs" / old.etag("s.bin"), (then, then))
+        before = self.disk_usage()
+        self.assertEqual(before, 12 * MIB + 3)
+        # Nothing has to go while the budget is not missed.
+        kept = self.json("prune", "--max-size", "13MiB", "--yes")
+        self.assertEqual((kept["size_before"], kept["evicted"]), (before, []))
+        self.assertEqual(self.disk_usage(), before)
+
+        # The two that were not used for longest.
+        report = self.json("prune", "--max-size", "6MiB", "--yes")
+        self.assertEqual([(gone["repo"], gone["revision"]) for gone in report["evicted"]],
+                         [("org/a", OTHER), ("org/b", COMMIT)])
+        after = self.disk_usage()
+        self.assertEqual((report["freed"], report["size"]), (before - after, after))
+        self.assertEqual(after, new.size() + real.size())
+        self.assert_pulled(new)
+        self.assert_pulled(real, linked=False)
+        self.assertEqual(self.json("status")["size"], after)
+        self.assert_tidy()
+
+    def test_a_pull_of_what_is_there_is_a_use(self):
+        day = 24 * 3600
+        repo = Repo("org/one", {"w.bin": data(1, 50_000)})
+        repo.publish(self.bucket)
+        repo.write(self.hub, age=30 * day)
+        blob = self.hub / repo.folder / "blobs" / repo.etag("w.bin")
+        before = blob.stat()
+        self.run_tool("pull", "org/one")
+        self.assertGreater(blob.stat().st_atime, before.st_atime + 29 * day)
+        self.assertEqual(blob.stat().st_mtime, before.st_mtime)
+
+
+class Together(Case):
+    def pull_together(self, count, **env):
+        runs = [self.start("pull", "org/model", **env) for _ in range(count)]
+        paths = {self.finish(run)[0] for run in runs}
+        self.assertEqual(paths, {windows(self.hub / MODEL.folder / "snapshots" / COMMIT) + "\n"})
+        self.assert_tidy()
+        shown = self.json("status")
+        self.assertEqual((shown["size"], shown["problems"]), (self.disk_usage(), []))
+
+    def test_two_pulls_of_one_revision(self):
+        MODEL.publish(self.bucket)
+        for _ in range(3):
+            self.pull_together(2)
+            self.assert_pulled(MODEL)
+            shutil.rmtree(self.hub)
+
+    def test_four_pulls_of_one_revision(self):
+        MODEL.publish(self.bucket)
+        for _ in range(3):
+            self.pull_together(4)
+            self.assert_pulled(MODEL)
+            shutil.rmtree(self.hub)
+
+    def test_two_pulls_into_real_files(self):
+        MODEL.publish(self.bucket)
+        self.pull_together(2, HF_HUB_DISABLE_SYMLINKS="1")
+        snapshot = self.hub / MODEL.folder / "snapshots" / COMMIT
+        for path, content in MODEL.files.items():
+            self.assertEqual((snapshot / path).read_bytes(), content, path)
+
+
+class Interrupted(Case):
+    REPO = Repo("org/large", {"model.bin": data("large", 24 * MIB), "config.json": b"{}\n"})
+
+    def pull_partly(self):
+        """A pull that has moved some parts of the large file, and not all."""
+        self.REPO.publish(self.bucket)
+        process = self.start("pull", "org/large", "--bwlimit", "8MiB/s", "--workers", "1")
+        parts = self.hub / ".locks/.hf-cache-sync/partial" / f"{self.REPO.etag('model.bin')}.parts"
+
+        def some_came():
+            self.assertIsNone(process.poll(), "it ended too early")
+            return parts.exists() and b"\1" in parts.read_bytes()
+
+        wait_until("a part of the blob comes", some_came)
+        return process
+
+    def go_on(self):
+        report = self.json("pull", "org/large")
+        self.assertLess(report["downloaded"]["bytes"], self.REPO.size(), "it began anew")
+        self.assert_pulled(self.REPO)
+        self.assert_tidy()
+
+    def test_kill_and_pull_again(self):
+        process = self.pull_partly()
+        process.kill()
+        self.finish(process, code=None)
+        self.assertFalse((self.hub / self.REPO.folder / "refs").exists())
+        self.go_on()
+
+    def test_ctrl_c_and_pull_again(self):
+        process = self.pull_partly()
+        process.send_signal(signal.SIGINT)
+        _, stderr = self.finish(process, code=130)
+        self.assertIn("interrupted", stderr)
+        self.go_on()
+
+    def test_prune_waits_for_a_download(self):
+        pull = self.pull_partly()
+        prune = self.start("prune", "--max-size", "1B", "--yes", "--json")
+        self.assertIn("another hf-cache-sync", prune.stderr.readline())
+        self.assertIsNone(pull.poll())
+        self.finish(pull)
+        report = json.loads(self.finish(prune)[0])
+        # A ref keeps what came.
+        self.assertEqual((report["size"], report["freed"]), (self.REPO.size(), 0))
+        self.assert_pulled(self.REPO)
+
+
+class Refused(Case):
+    def test_a_reserved_name(self):
+        for name in ("aux.txt", "d/COM1", "a:b.txt", "dot."):
+            odd = Repo("org/odd", {name: b"bytes", "config.json": b"{}\n"})
+            odd.publish(self.bucket)
+            report = self.json("pull", "org/odd", code=1)
+            said = [f"{failure['what']}: {failure['why']}" for failure in report["failures"]]
+            self.assertEqual(said, [f"cannot pull '{name}' of org/odd: this system cannot store a file of that name"])
+            # All else is there, and nothing that looks complete.
+            snapshot = self.hub / odd.folder / "snapshots" / COMMIT
+            self.assertEqual([path.name for path in snapshot.iterdir()], ["config.json"])
+            self.assertFalse((self.hub / odd.folder / "refs").exists())
+            shutil.rmtree(self.hub)
+
+    def test_two_names_that_are_one_here(self):
+        Repo("org/case", {"README.md": b"one\n", "readme.md": b"two\n"}).publish(self.bucket)
+        report = self.json("pull", "org/case", code=1)
+        self.assertEqual(len(report["failures"]), 1)
+        self.assertIn("ignores case", report["failures"][0]["why"])
+        self.assertFalse((self.hub / "models--org--case" / "refs").exists())
+
+    def test_more_than_the_disk_can_take(self):
+        MODEL.publish(self.bucket, sizes={"model.safetensors": 1 << 46})
+        self.refused("pull", "org/model", code=1, words=["not enough disk space", "64.0 TiB"])
+        self.assertFalse((self.hub / MODEL.folder / "snapshots").exists())
+        self.hub.mkdir()
+        free = self.json("status")["free"]
+        disk = os.statvfs(self.dir)
+        self.assertLess(abs(free - disk.f_bavail * disk.f_frsize), 1 << 30)
+
+    def test_a_cache_that_must_not_be_written_to(self):
+        MODEL.publish(self.bucket)
+        self.hub.mkdir()
+        self.hub.chmod(0o555)
+        self.refused("pull", "org/model", code=3, words=[windows(self.hub), "who may write there"])
+        self.hub.chmod(0o755)
+        blobs = self.hub / MODEL.folder / "blobs"
+        blobs.mkdir(parents=True)
+        blobs.chmod(0o555)
+        report = self.json("pull", "org/model", code=3)
+        self.assertTrue(report["failures"])
+        for failure in report["failures"]:
+            self.assertIn(windows(blobs), failure["what"])
+        self.assertFalse((blobs.parent / "refs").exists())
+        blobs.chmod(0o755)
+
+    def test_a_missing_cache(self):
+        self.refused("push", code=4, words=[windows(self.hub)])
+
+
+class InUse(Case):
+    @contextmanager
+    def held(self, *files):
+        process = self.start(*map(windows, files), exe=WINE.bin / "hold.exe")
+        self.assertEqual(process.stdout.readline().strip(), "held")
+        yield
+        process.stdin.close()
+        process.wait(timeout=PATIENCE)
+        process.stdout.close()
+        process.stderr.close()
+
+    def test_prune_leaves_what_a_program_has_open(self):
+        day = 24 * 3600
+        one = Repo("org/one", {"w.bin": data(1, MIB)}, refs=())
+        two = Repo("org/two", {"w.bin": data(2, MIB)}, refs=())
+        for repo in (one, two):
+            repo.write(self.hub, age=30 * day)
+        file = self.hub / one.folder / "snapshots" / COMMIT / "w.bin"
+        with self.held(file):
+            report = self.json("prune", "--max-size", "1B", "--yes", code=1)
+            self.assertEqual(len(report["failures"]), 1, report)
+            self.assertIn("close the program", report["failures"][0]["hint"], report)
+            # The rest goes on.
+            self.assertFalse((self.hub / two.folder).exists())
+            # Windows keeps the folder of an open file where it is; wine moves it out of the cache. Nobody sees half of it.
+            self.assertIn(self.disk_usage(), (0, one.size()))
+            self.assertEqual(report["size"], self.disk_usage())
+        self.json("prune", "--max-size", "1B", "--yes", "--orphan-grace", "0s")
+        self.assertEqual(self.disk_usage(), 0)
+
+    def test_pull_beside_a_program_that_has_the_files_open(self):
+        MODEL.publish(self.bucket)
+        self.run_tool("pull", "org/model")
+        snapshot = self.hub / MODEL.folder / "snapshots" / COMMIT
+        (snapshot / "config.json").unlink()
+        with self.held(snapshot / "model.safetensors"):
+            self.run_tool("pull", "org/model")
+            self.run_tool("pull", "org/model", "--verify")
+        self.assert_pulled(MODEL)
+
+    def test_push_of_what_a_program_has_open(self):
+        MODEL.write(self.hub)
+        with self.held(self.hub / MODEL.folder / "snapshots" / COMMIT / "model.safetensors"):
+            self.assertEqual(self.json("push")["uploaded"]["blobs"], 4)
+
+
+class Watch(Case):
+    def test_what_appears_is_pushed(self):
+        self.hub.mkdir()
+        process = self.start("watch", "--debounce", "0.2", "--json")
+        events = []
+
+        def until(name):
+            for line in process.stdout:
+                events.append(json.loads(line))
+                if events[-1]["event"] == name:
+                    return
+            raise AssertionError(f"no {name}: {events}, {process.stderr.read()}")
+
+        until("started")
+        MODEL.write(self.hub)
+        wait_until("the ref is published", (self.bucket / "refs/org__model/main").exists)
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=PATIENCE)
+        self.assertIn(process.returncode, (0, 130), stdout + stderr)
+        self.assertFalse(self.json("diff", "--exit-code")["differs"])
+
+    def test_a_second_watch_is_kept_out(self):
+        self.hub.mkdir()
+        process = self.start("watch", "--json")
+        self.assertIn('"started"', process.stdout.readline())
+        self.refused("watch", code=1, words=["already running", windows(self.hub)])
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=PATIENCE)
+
+
+def main(words):
+    global WINE, SERVER
+    # A termination unwinds like ctrl-c, the one exception that unittest lets through: every process is stopped.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with ExitStack() as stack:
+        root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hf-cache-sync-windows-")))
+        WINE = Wine(root, os.environ["HF_CACHE_SYNC_EXE"])
+        server = shutil.copy(os.environ["S3_SERVER_BIN"], root / "s3-server")
+        if os.getuid() == 0:
+            # For root no folder is read-only.
+            for path in [root, *root.rglob("*")]:
+                os.chown(path, NOBODY, NOBODY)
+            os.setgroups([])
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+        SERVER = Server(server, root / "store")
+        stack.callback(SERVER.stop)
+        stack.callback(WINE.stop)
+        WINE.start_prefix()
+        loader = unittest.TestLoader()
+        loader.testNamePatterns = [f"*{word}*" for word in words] or None
+        result = unittest.TextTestRunner(verbosity=2).run(loader.loadTestsFromModule(sys.modules[__name__]))
+        for process in STARTED:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+    failed = len(result.failures) + len(result.errors)
+    passed = result.testsRun - failed - len(result.skipped)
+    print(f"{passed} passed, {failed} failed", flush=True)
+    return 0 if passed and not failed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
