@@ -207,6 +207,7 @@ fn a_local_blob_that_is_there_already() {
 }
 
 /// The same where the blob is a link into the shared store: the link is replaced, other repos' bytes are not.
+#[cfg(unix)]
 #[test]
 fn a_local_blob_that_is_a_link() {
     let store = Store::new();

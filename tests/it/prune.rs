@@ -24,6 +24,7 @@ fn run(hub: &CacheDir, args: &[&str]) -> Ran {
 }
 
 /// Runs as a user for whom permissions count.
+#[cfg(unix)]
 fn run_as_owner(hub: &CacheDir, args: &[&str]) -> Ran {
     hub.machine.run_as_owner(&prune_line(args))
 }

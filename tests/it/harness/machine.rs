@@ -4,7 +4,9 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+#[cfg(unix)]
 use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown};
+#[cfg(unix)]
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -23,6 +25,7 @@ pub const BINARY: &str = env!("CARGO_BIN_EXE_hf-cache-sync");
 pub const LIMIT: Duration = Duration::from_secs(120);
 
 /// The user and group `nobody`, for whom permissions count.
+#[cfg(unix)]
 const NOBODY: u32 = 65534;
 
 /// A machine.
@@ -161,8 +164,15 @@ impl Machine {
         ran.json()
     }
 
+    /// Starts a command and leaves it running.
+    pub fn start(&self, line: &[&str]) -> Running {
+        Running::start(self.command(line))
+    }
+}
+
+#[cfg(unix)]
+impl Machine {
     /// Runs as a user who may read the cache and change nothing in it, also where the tests run as root.
-    #[cfg(unix)]
     pub fn run_read_only(&self, line: &[&str]) -> Ran {
         let chmod = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
         chmod(&self.home(), 0o755);
@@ -231,11 +241,6 @@ impl Machine {
         let mut command = self.program(binary, line);
         command.uid(NOBODY).gid(NOBODY);
         command
-    }
-
-    /// Starts a command and leaves it running.
-    pub fn start(&self, line: &[&str]) -> Running {
-        Running::start(self.command(line))
     }
 }
 
@@ -330,6 +335,7 @@ impl Running {
     }
 
     /// Sends a signal, by its name for kill(1).
+    #[cfg(unix)]
     pub fn signal(&self, name: &str) {
         let id = self.child.id().to_string();
         assert!(Command::new("kill").args([name, &id]).status().unwrap().success());
