@@ -52,9 +52,9 @@ def arguments():
         parser.add_argument(flag, type=words(known), default=list(default or known), metavar="A,B", help=about)
 
     choice("--set", (*LOCAL, *data.SETS), ": what to measure (all but smoke)", (*LOCAL, *data.USUAL))
-    choice("--server", tuple(stores.ABOUT), ": which stores (all)")
+    choice("--server", tuple(stores.ABOUT), ": which stores (all but far-slow)", stores.USUAL)
     choice("--direction", ("push", "pull"), " (both)")
-    choice("--peers", tuple(tools.PEERS), " (all)")
+    choice("--peers", tuple(tools.PEERS), " (those that are not tuned)", tools.USUAL)
     add = parser.add_argument
     add("--runs", type=int, default=5, metavar="N", help="runs of each tool (5)")
     add("--json", type=Path, metavar="FILE", help="write every figure to this file")

@@ -44,11 +44,12 @@ SETS = {
         Set("b", 2_000, 20_000, "2,000 blobs of 20 kB"),
         Set("c", 1, 8192 * MIB, "one blob of 8 GiB"),
         Set("d", 10_000, 4_000, "10,000 blobs of 4 kB that are in the bucket already", present=True),
+        Set("e", 4, 64 * MIB, "4 blobs of 64 MiB"),
         Set("smoke", 3, 1_000, "3 blobs of 1 kB, to see whether all of it works"),
     )
 }
 # What is measured where nothing is chosen.
-USUAL = ("a", "b", "c", "d")
+USUAL = ("a", "b", "c", "d", "e")
 SCAN_REPOS, SCAN_FILES = 1_000, 100
 
 

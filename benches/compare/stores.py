@@ -15,9 +15,16 @@ from servers import Server, seaweedfs  # noqa: E402
 ABOUT = {
     "lean": "from memory, uploads are counted and forgotten",
     "far": "lean, with 30 ms before each answer and 40 MB/s a connection",
+    "far-slow": "lean, with 30 ms before each answer and 5 MB/s a connection",
     "seaweed": "SeaweedFS, one process, on the same disk",
 }
-FLAGS = {"lean": (), "far": ("--delay-ms", "30", "--cap-mb", "40")}
+FLAGS = {
+    "lean": (),
+    "far": ("--delay-ms", "30", "--cap-mb", "40"),
+    "far-slow": ("--delay-ms", "30", "--cap-mb", "5"),
+}
+# What is used where nothing is chosen: with few streams, gigabytes take a quarter of an hour at 5 MB/s.
+USUAL = ("lean", "far", "seaweed")
 
 
 class Store:

@@ -23,6 +23,10 @@ class Job:
     target: Path = None
 
 
+# What the tuned peers are told: parts as small as S3 takes them, and as many of a file at once as it has.
+PART_MIB, AT_ONCE = 5, 16
+
+
 class Tool:
     """A program, with a method for each action: `push`, `pull`, and `present`, a push that finds everything there."""
 
@@ -105,17 +109,27 @@ class S5cmd(Tool):
     version_flags = ("version",)
     verifies = {"push": "MD5 of what it sends, by the store", "pull": "nothing", "present": "names and sizes"}
 
+    # Of its `cp`.
+    flags = ()
+
     def _start(self, job):
         return ["--endpoint-url", job.endpoint]
 
     def push(self, job):
-        return [*self._start(job), "cp", f"{job.place.blobs}/*", f"s3://{job.bucket}/{job.prefix}/"]
+        return [*self._start(job), "cp", *self.flags, f"{job.place.blobs}/*", f"s3://{job.bucket}/{job.prefix}/"]
 
     def pull(self, job):
-        return [*self._start(job), "cp", f"s3://{job.bucket}/blobs/*", f"{job.target}/"]
+        return [*self._start(job), "cp", *self.flags, f"s3://{job.bucket}/blobs/*", f"{job.target}/"]
 
     def present(self, job):
         return [*self._start(job), "sync", "--size-only", f"{job.place.blobs}/", f"s3://{job.bucket}/blobs/"]
+
+
+class S5cmdTuned(S5cmd):
+    """As its README says of `cp`: `--concurrency` is the number of parts of a file at once, `--part-size` their MiB."""
+
+    name = "s5cmd, tuned"
+    flags = ("--concurrency", AT_ONCE, "--part-size", PART_MIB)
 
 
 class Rclone(Tool):
@@ -147,6 +161,19 @@ class Rclone(Tool):
         return ["copy", "--size-only", job.place.blobs, f"bench:{job.bucket}/blobs"]
 
 
+class RcloneTuned(Rclone):
+    """As https://rclone.org/s3/#multipart-uploads says: a higher concurrency, and chunks for files below 200 MiB as well.
+    The flags for several threads do the same for what comes back, and are those for a file larger than their cutoff."""
+
+    name = "rclone, tuned"
+
+    def command(self, action, job):
+        upload = ["--s3-upload-cutoff", f"{PART_MIB}Mi", "--s3-chunk-size", f"{PART_MIB}Mi"]
+        threads = ["--multi-thread-cutoff", f"{PART_MIB}Mi", "--multi-thread-chunk-size", f"{PART_MIB}Mi"]
+        many = ["--s3-upload-concurrency", AT_ONCE, "--multi-thread-streams", AT_ONCE]
+        return [*super().command(action, job), *upload, *threads, *many]
+
+
 class Aws(Tool):
     name = "AWS CLI (CRT)"
     verifies = {
@@ -155,11 +182,13 @@ class Aws(Tool):
         "present": "names and sizes",
     }
 
+    # More lines of its section `s3`.
+    settings = ()
+
     def env(self, job):
         config = job.scratch / "aws.ini"
-        config.write_text(
-            f"[default]\nregion = {REGION}\ns3 =\n  preferred_transfer_client = crt\n  addressing_style = path\n"
-        )
+        lines = ["preferred_transfer_client = crt", "addressing_style = path", *self.settings]
+        config.write_text("\n  ".join([f"[default]\nregion = {REGION}\ns3 =", *lines]) + "\n")
         return {"AWS_CONFIG_FILE": str(config)}
 
     def _s3(self, job, *arguments):
@@ -175,14 +204,37 @@ class Aws(Tool):
         return self._s3(job, "sync", "--size-only", job.place.blobs, f"s3://{job.bucket}/blobs/")
 
 
-PEERS = {"s5cmd": S5cmd, "rclone": Rclone, "aws": Aws, "0.1.0": Original}
+class AwsTuned(Aws):
+    """As its `help s3-config` says: with CRT the target decides how many requests are in flight, and it sizes the parts
+    by itself unless it is told."""
+
+    name = "AWS CLI (CRT), tuned"
+    settings = (
+        "target_bandwidth = 50Gb/s",
+        f"multipart_threshold = {PART_MIB}MB",
+        f"multipart_chunksize = {PART_MIB}MB",
+    )
+
+
+PEERS = {
+    "s5cmd": S5cmd,
+    "rclone": Rclone,
+    "aws": Aws,
+    "0.1.0": Original,
+    "s5cmd-tuned": S5cmdTuned,
+    "rclone-tuned": RcloneTuned,
+    "aws-tuned": AwsTuned,
+}
+# Those that are compared where nothing is chosen. 0.1.0 has nothing to tune.
+USUAL = ("s5cmd", "rclone", "aws", "0.1.0")
 
 
 def find_peers(names, binaries):
     """The peers that are here, and what to say of each that is not."""
     found, missing = [], {}
     for name in names:
-        binary = _aws(binaries) if name == "aws" else binaries / {"0.1.0": "hf-cache-sync"}.get(name, name)
+        program = name.removesuffix("-tuned")
+        binary = _aws(binaries) if program == "aws" else binaries / {"0.1.0": "hf-cache-sync"}.get(program, program)
         if binary and binary.exists():
             found.append(PEERS[name](binary))
         else:

@@ -24,7 +24,8 @@ use crate::model::manifest::Manifest;
 use crate::plan::pull::{FetchReason, Plan};
 use crate::progress::{self, Event};
 use crate::task::blocking;
-use crate::transfer::download::{Fetch, SINGLE_GET, download, forget, requests};
+use crate::transfer::download::{Fetch, download, forget};
+use crate::transfer::parts::SINGLE_GET;
 use crate::transfer::source::Source;
 use crate::transfer::{Context, pool};
 
@@ -134,6 +135,7 @@ pub async fn hydrate(
         }
     }
     let wire = jobs.values().filter(|job| job.donor.is_none());
+    let context = &context.moving(wire.clone().map(|job| job.fetch.size).sum());
     let planned = wire.map(|job| progress::Job { blob: job.fetch.id, size: job.fetch.size, repo: job.needs[0].0 });
     context.progress.event(Event::Planned(planned.collect()));
 
@@ -143,7 +145,7 @@ pub async fn hydrate(
     pool::run(
         jobs.into_values().collect(),
         &context.limits,
-        |job: &Job| requests(job.fetch.size),
+        |job: &Job| context.cut().gets(job.fetch.size),
         |job| {
             let (context, fallback) = (context.clone(), fallback.clone());
             async move {

@@ -19,7 +19,8 @@ use crate::model::amount::Amount;
 use crate::model::ids::{BlobId, RepoName};
 use crate::plan::push::{ManifestAction, Plan, RefAction, RevisionAction, Skip, UploadAction, unite};
 use crate::progress::{Event, Job};
-use crate::transfer::upload::{SINGLE_PUT, Upload, requests, upload};
+use crate::transfer::parts::SINGLE_PUT;
+use crate::transfer::upload::{Upload, upload};
 use crate::transfer::{Context, pool};
 
 /// How often a manifest is written again because another machine wrote it at the same time.
@@ -190,10 +191,11 @@ fn to_upload(action: &UploadAction) -> Upload {
 /// Sends blobs; returns each with what it failed of.
 async fn send_all(context: &Context, blobs: Vec<Upload>) -> Vec<(Upload, Option<Error>)> {
     let mut done = Vec::with_capacity(blobs.len());
+    let context = &context.moving(blobs.iter().map(|blob| blob.size).sum());
     pool::run(
         blobs,
         &context.limits,
-        |blob: &Upload| requests(blob.size, context.max_parts),
+        |blob: &Upload| context.cut().puts(blob.size, context.max_parts),
         |blob| {
             let context = context.clone();
             async move {

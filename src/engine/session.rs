@@ -56,6 +56,7 @@ impl Session {
             progress: self.progress.clone(),
             layout: self.layout(),
             max_parts: u64::from(self.config.storage.max_parts),
+            bytes: 0,
             sync,
             earlier: Arc::default(),
         }

@@ -20,6 +20,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use super::Context;
 use super::hashing::Hashing;
+use super::parts::{self, SINGLE_GET};
 use super::source::Source;
 use crate::bucket::error::{Cause, Failure};
 use crate::cache::place::{flushed, is_refused, with_folder};
@@ -32,10 +33,6 @@ use crate::progress::{Event, Meter};
 use crate::retry::Try;
 use crate::task::blocking;
 
-/// Blobs up to this size are fetched in one request.
-pub const SINGLE_GET: u64 = 8 << 20;
-/// What the journal knows of. A request is for one of them, or for some neighbours.
-const PART: u64 = 4 << 20;
 /// No store has larger objects: what a manifest says is not believed any further, since room is made for it.
 const LARGEST: u64 = 1 << 47;
 /// Bytes after which a large blob begins to be flushed while more of it comes.
@@ -94,11 +91,6 @@ pub fn forget(layout: &crate::cache::layout::Layout, blob: &BlobId) {
     for extension in ["parts", "lock"] {
         let _ = std::fs::remove_file(layout.partial(blob).with_extension(extension));
     }
-}
-
-/// How many requests a blob can have in flight, when it is large; 0 for one that is a single request.
-pub fn requests(size: u64) -> u64 {
-    if size <= SINGLE_GET { 0 } else { size.div_ceil(2 * PART) }
 }
 
 /// Bytes of this blob that an earlier run has left, which need no space any more: of a large one, since small ones are
@@ -299,7 +291,7 @@ async fn in_order(context: &Context, blob: &Fetch) -> Result<PathBuf> {
             format!("the file system of {folder} takes bytes only in order: large files come in one stream each");
         context.progress.event(Event::Note(note));
     });
-    let _permit = context.limits.parts.permit(PART).await;
+    let _permit = context.limits.parts.permit(blob.size).await;
     let target = Target::create(context, nameless(context, blob))?;
     let remove = RemoveOnDrop(Some(target.path.clone()));
     let mut hasher = BlobHasher::like(&blob.id, blob.size);
@@ -361,10 +353,15 @@ impl Drop for RemoveOnDrop {
     }
 }
 
-/// Which parts of a partial file are there: a header with the sizes, then one byte a part, written after its data.
+/// Which units of a partial file are there: a header with the sizes, then one byte a unit, written after its data. A
+/// request is for one of them, or for some neighbours.
 struct Journal {
     path: PathBuf,
     file: Arc<File>,
+    /// Of the partial file, in bytes.
+    size: u64,
+    /// In bytes.
+    unit: u64,
     done: Vec<bool>,
 }
 
@@ -372,33 +369,52 @@ impl Journal {
     const MAGIC: &[u8; 8] = b"hfcs-p1\n";
     const HEADER: u64 = 24;
 
-    fn header(size: u64) -> [u8; Self::HEADER as usize] {
+    fn header(size: u64, unit: u64) -> [u8; Self::HEADER as usize] {
         let mut header = [0; Self::HEADER as usize];
         header[..8].copy_from_slice(Self::MAGIC);
         header[8..16].copy_from_slice(&size.to_le_bytes());
-        header[16..].copy_from_slice(&PART.to_le_bytes());
+        header[16..].copy_from_slice(&unit.to_le_bytes());
         header
     }
 
-    /// Opens the journal beside `data`; one of another size or part size, or without its data, begins anew.
-    fn open(context: &Context, data: &Target, size: u64) -> Result<Self> {
+    /// Opens the journal beside `data`, whatever its unit; one of another size, or without its data, begins anew with
+    /// this `unit`.
+    fn open(context: &Context, data: &Target, size: u64, unit: u64) -> Result<Self> {
         let Target { path, file, .. } = Target::resume(context, data.path.with_extension("parts"))?;
         let failed = |e: io::Error| data.failed("cannot write", &e);
-        let parts = size.div_ceil(PART) as usize;
-        let mut content = vec![0; Self::HEADER as usize + parts];
         let data_size = data.file.metadata().map_err(failed)?.len();
-        let usable = data_size == size
-            && platform::read_exact_at(&file, &mut content, 0).is_ok()
-            && content[..Self::HEADER as usize] == Self::header(size);
-        if !usable {
-            file.set_len(0).map_err(failed)?;
-            content.fill(0);
-            content[..Self::HEADER as usize].copy_from_slice(&Self::header(size));
-            platform::write_all_at(&file, &content, 0).map_err(failed)?;
-            platform::preallocate(&data.file, size).map_err(failed)?;
+        let earlier = if data_size == size { Self::read(&file, size) } else { None };
+        let (unit, done) = match earlier {
+            Some(earlier) => earlier,
+            None => {
+                let done = vec![false; size.div_ceil(unit) as usize];
+                let mut content = Self::header(size, unit).to_vec();
+                content.resize(content.len() + done.len(), 0);
+                file.set_len(0).map_err(failed)?;
+                platform::write_all_at(&file, &content, 0).map_err(failed)?;
+                platform::preallocate(&data.file, size).map_err(failed)?;
+                (unit, done)
+            }
+        };
+        Ok(Journal { path, file, size, unit, done })
+    }
+
+    /// What an earlier run has noted of a blob of this size: the unit, and which are there.
+    fn read(file: &File, size: u64) -> Option<(u64, Vec<bool>)> {
+        let mut header = [0; Self::HEADER as usize];
+        platform::read_exact_at(file, &mut header, 0).ok()?;
+        let unit = u64::from_le_bytes(header[16..].try_into().ok()?);
+        if header != Self::header(size, unit) || !parts::is_unit(unit) {
+            return None;
         }
-        let done = content[Self::HEADER as usize..].iter().map(|flag| *flag == 1).collect();
-        Ok(Journal { path, file, done })
+        let mut flags = vec![0; size.div_ceil(unit) as usize];
+        platform::read_exact_at(file, &mut flags, Self::HEADER).ok()?;
+        Some((unit, flags.into_iter().map(|flag| flag == 1).collect()))
+    }
+
+    /// The bytes of neighbouring units, from and to (exclusive).
+    fn bounds(&self, units: &Range<usize>) -> (u64, u64) {
+        (units.start as u64 * self.unit, (units.end as u64 * self.unit).min(self.size))
     }
 
     fn mark(&mut self, part: usize, done: bool) -> io::Result<()> {
@@ -411,7 +427,7 @@ impl Journal {
 /// again and compared with what came before: a part that comes twice as the same bytes was not damaged on the way, and is
 /// not fetched again. When that is so of all parts, the object itself is wrong.
 async fn in_parts(context: &Context, blob: &Fetch) -> Result<PathBuf> {
-    let mut proven = vec![false; blob.size.div_ceil(PART) as usize];
+    let mut proven = Vec::new();
     let mut tried = 0;
     loop {
         let target = Target::resume(context, context.layout.partial(&blob.id))?;
@@ -419,7 +435,8 @@ async fn in_parts(context: &Context, blob: &Fetch) -> Result<PathBuf> {
             let _ = std::fs::remove_file(target.path.with_extension("parts"));
             let _ = std::fs::remove_file(&target.path);
         };
-        let mut journal = match Journal::open(context, &target, blob.size) {
+        let unit = parts::unit(blob.source.range(context, blob.size));
+        let mut journal = match Journal::open(context, &target, blob.size, unit) {
             Ok(journal) => journal,
             Err(_) if target.in_order_only.load(Ordering::Relaxed) => {
                 discard();
@@ -428,6 +445,7 @@ async fn in_parts(context: &Context, blob: &Fetch) -> Result<PathBuf> {
             Err(error) => return Err(error),
         };
         let earlier = journal.done.clone();
+        proven.resize(earlier.len(), false);
         match fetch_parts(context, blob, &target, &mut journal, tried > 0).await {
             Ok((found, _)) if found == blob.id => {
                 let (file, sync) = (target.file.clone(), context.sync);
@@ -479,12 +497,13 @@ async fn fetch_parts(
     again: bool,
 ) -> Result<(BlobId, Vec<usize>)> {
     let done = journal.done.iter().copied();
-    let hashing = Hashing::new(&context.hashes, blob.id, blob.size, &target.file, PART, done);
+    let hashing = Hashing::new(&context.hashes, blob.id, blob.size, &target.file, journal.unit, done);
     for part in (0..journal.done.len()).filter(|part| journal.done[*part]) {
-        let (from, to) = bounds(&(part..part + 1), blob.size);
+        let (from, to) = journal.bounds(&(part..part + 1));
         context.found(blob.id, to - from);
     }
-    let mut missing = runs(&journal.done, blob.source.parts_at_once(context.limits.parts.streams())).into_iter();
+    let range_size = blob.source.range(context, blob.size);
+    let mut missing = runs(&journal.done, (range_size / journal.unit).max(1) as usize).into_iter();
     let mut next = missing.next();
     let mut running: JoinSet<Result<(Range<usize>, Vec<usize>)>> = JoinSet::new();
     let mut same = Vec::new();
@@ -493,15 +512,15 @@ async fn fetch_parts(
         let streams = context.limits.parts.streams();
         let behind = hashing.is_behind(streams);
         tokio::select! {
-            permit = context.limits.parts.permit(PART), if next.is_some() && running.len() < streams && !behind => {
+            permit = context.limits.parts.permit(range_size), if next.is_some() && running.len() < streams && !behind => {
                 let parts = next.expect("checked by the branch");
                 next = missing.next();
                 let (context, blob, target, hashing) = (context.clone(), blob.clone(), target.clone(), hashing.clone());
-                let (from, to) = bounds(&parts, blob.size);
+                let ((from, to), unit) = (journal.bounds(&parts), journal.unit);
                 running.spawn(async move {
                     let mut permit = permit;
                     let mut meter = Meter::new(&context.progress, blob.id);
-                    let mut compared = again.then(|| Compared::new(&target.file));
+                    let mut compared = again.then(|| Compared::new(&target.file, unit));
                     range(&context, &blob, (from, to), |chunk, offset| {
                         if let Some(compared) = &mut compared {
                             compared.with(chunk, offset);
@@ -524,7 +543,7 @@ async fn fetch_parts(
                     Ok(parts) => parts?,
                     Err(failed) => std::panic::resume_unwind(failed.into_panic()),
                 };
-                let (from, to) = bounds(&parts, blob.size);
+                let (from, to) = journal.bounds(&parts);
                 same.extend(unchanged);
                 let marked = parts.into_iter().try_for_each(|part| journal.mark(part, true));
                 marked.map_err(|e| target.failed("cannot write", &e))?;
@@ -540,13 +559,15 @@ async fn fetch_parts(
 /// Bytes that come again, compared with those that are in the file.
 struct Compared {
     file: Arc<File>,
+    /// Size of the parts.
+    unit: u64,
     there: Vec<u8>,
     changed: Vec<usize>,
 }
 
 impl Compared {
-    fn new(file: &Arc<File>) -> Self {
-        Compared { file: file.clone(), there: Vec::new(), changed: Vec::new() }
+    fn new(file: &Arc<File>, unit: u64) -> Self {
+        Compared { file: file.clone(), unit, there: Vec::new(), changed: Vec::new() }
     }
 
     fn with(&mut self, chunk: &[u8], offset: u64) {
@@ -554,8 +575,8 @@ impl Compared {
         let is_read = platform::read_exact_at(&self.file, &mut self.there, offset).is_ok();
         let mut at = 0;
         while at < chunk.len() {
-            let part = (offset + at as u64) / PART;
-            let end = chunk.len().min(((part + 1) * PART - offset) as usize);
+            let part = (offset + at as u64) / self.unit;
+            let end = chunk.len().min(((part + 1) * self.unit - offset) as usize);
             if !is_read || self.there[at..end] != chunk[at..end] {
                 self.changed.push(part as usize);
             }
@@ -610,9 +631,4 @@ fn runs(done: &[bool], most: usize) -> Vec<Range<usize>> {
         }
     }
     runs
-}
-
-/// The bytes of neighbouring parts, from and to (exclusive).
-fn bounds(parts: &Range<usize>, size: u64) -> (u64, u64) {
-    (parts.start as u64 * PART, (parts.end as u64 * PART).min(size))
 }

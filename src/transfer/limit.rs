@@ -22,6 +22,11 @@ const OBJECT_COST: u64 = 64 << 10;
 /// A request that moves more than this many bytes a second waits for this machine and not for the store: more of them
 /// at once would only bring the parts of a blob out of order.
 const FAST: f64 = 100e6;
+/// A request that moves fewer waits for the store, and those that are in flight for so long keep growth waiting: it
+/// then takes larger steps.
+const SLOW: f64 = 20e6;
+const STEP: usize = 2;
+const LARGE_STEP: usize = 4;
 /// Shortest time over which throughput is compared.
 const WINDOW: Duration = Duration::from_millis(150);
 
@@ -133,8 +138,8 @@ struct Control {
     window_done: usize,
     window_score: u64,
     best: f64,
-    /// Whether the limit was raised at the end of the last window, so that this one shows what that gave.
-    raised: bool,
+    /// The limit before it was raised at the end of the last window: this one shows what that gave.
+    raised_from: Option<usize>,
     pushed_back: u64,
 }
 
@@ -167,7 +172,7 @@ impl Limiter {
             window_done: 0,
             window_score: 0,
             best: 0.0,
-            raised: false,
+            raised_from: None,
             pushed_back: 0,
         };
         let permits = Arc::new(Semaphore::new(start));
@@ -188,6 +193,12 @@ impl Limiter {
     /// How many requests one of the large blobs may have in flight now: the limit divided by those that share it.
     pub fn streams(&self) -> usize {
         self.lock().limit.div_ceil(self.sharers.load(Ordering::Relaxed).max(1))
+    }
+
+    /// How many requests the store may turn out to reward: growth finds that soon.
+    pub fn reach(&self) -> usize {
+        let control = self.lock();
+        if control.fixed { control.limit } else { (control.limit * LARGE_STEP).min(control.most) }
     }
 
     /// How many may be in flight now.
@@ -257,14 +268,15 @@ impl Control {
         }
         let score = self.window_score as f64 / spent.as_secs_f64();
         let before = self.limit;
-        let waits = score / (self.limit as f64) < FAST;
-        if score > self.best * 1.1 && waits {
-            self.limit = (self.limit * 2).min(self.most);
-        } else if self.raised {
-            // Twice as many moved no more: go back, and stay until things change.
-            self.limit = (self.limit / 2).max(self.start);
+        let each = score / before as f64;
+        if score > self.best * 1.1 && each < FAST {
+            let step = if each < SLOW && spent > 2 * WINDOW { LARGE_STEP } else { STEP };
+            self.limit = (before * step).min(self.most);
+        } else if let Some(earlier) = self.raised_from {
+            // More in flight moved no more: go back, and stay until things change.
+            self.limit = earlier.max(self.start);
         }
-        self.raised = self.limit > before;
+        self.raised_from = (self.limit > before).then_some(before);
         self.best = self.best.max(score);
         self.restart(now);
     }
@@ -273,7 +285,7 @@ impl Control {
         if !self.fixed {
             self.limit = (self.limit / 2).max(LEAST).min(self.most);
             self.best = 0.0;
-            self.raised = false;
+            self.raised_from = None;
             self.restart(now);
         }
     }
@@ -315,6 +327,31 @@ mod tests {
         let far = Limits::new(Caps::default(), Some(Duration::from_millis(30)));
         let close = Limits::new(Caps::default(), Some(Duration::from_millis(1)));
         assert!(far.parts.lock().limit > close.parts.lock().limit);
+    }
+
+    /// A store near by that gives 5 MB/s to a connection: parts of 8 MiB take long, so that growth has few windows.
+    #[test]
+    fn slow_requests_find_their_number_in_few_steps() {
+        let limiter = Limiter::new(4, 64, false, None, None);
+        let mut control = limiter.lock();
+        let mut now = Instant::now();
+        let mut limits = vec![control.limit];
+        for _ in 0..2 {
+            now += Duration::from_secs_f64(8.4 / 5.0);
+            (0..control.limit).for_each(|_| control.done(8 << 20, now));
+            limits.push(control.limit);
+        }
+        assert_eq!(limits, [4, 16, 64]);
+        drop(control);
+        // A line that is full does not give more to more of them.
+        let limiter = Limiter::new(4, 64, false, None, None);
+        let mut control = limiter.lock();
+        let mut now = Instant::now();
+        for _ in 0..10 {
+            now += Duration::from_secs_f64(8.4 * control.limit as f64 / 12.0);
+            (0..control.limit).for_each(|_| control.done(8 << 20, now));
+        }
+        assert_eq!(control.limit, 4);
     }
 
     #[test]

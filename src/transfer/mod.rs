@@ -9,6 +9,7 @@ pub mod download;
 mod flush;
 mod hashing;
 pub mod limit;
+pub mod parts;
 pub mod pool;
 pub mod rate;
 pub mod source;
@@ -24,6 +25,7 @@ use crate::progress::{Event, Progress};
 pub use flush::Flushes;
 pub use hashing::Hashes;
 use limit::Limits;
+use parts::Cut;
 
 /// What every transfer needs.
 #[derive(Clone)]
@@ -42,6 +44,8 @@ pub struct Context {
     pub flushes: Arc<Flushes>,
     /// Parts that an upload has at the most.
     pub max_parts: u64,
+    /// Bytes that are to be moved; 0 where nobody has said.
+    pub bytes: u64,
     /// Whether a blob is flushed to the disk before it becomes visible.
     pub sync: bool,
     /// What was moved before this run.
@@ -59,6 +63,16 @@ impl Earlier {
 }
 
 impl Context {
+    /// The same, for moving so many bytes.
+    pub fn moving(&self, bytes: u64) -> Context {
+        Context { bytes, ..self.clone() }
+    }
+
+    /// How blobs are cut now.
+    pub fn cut(&self) -> Cut {
+        Cut { bytes: self.bytes, streams: self.limits.parts.reach() }
+    }
+
     /// These bytes of the blob were moved by an earlier run.
     pub(crate) fn found(&self, blob: BlobId, bytes: u64) {
         *self.earlier.all().entry(blob).or_default() += bytes;

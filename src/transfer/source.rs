@@ -2,16 +2,15 @@
 
 use bytes::Bytes;
 
+use super::Context;
 use super::download::Fetch;
+use super::parts::HUB_RANGE;
 use crate::bucket::client::{Bucket, Download};
 use crate::bucket::error::{Cause, Failure};
 use crate::bucket::keys;
 use crate::error::{Error, Result};
 use crate::hub::{self, Hub};
 use crate::model::ids::BlobId;
-
-/// Parts that one request to the Hub reads: it counts requests, and each takes another one before it.
-const HUB_PARTS: usize = 16;
 
 /// Where a blob comes from. Each blob of a run may have another source.
 #[derive(Debug, Clone)]
@@ -55,13 +54,11 @@ impl Body {
 }
 
 impl Source {
-    /// Parts that one request reads while so many `streams` are open. With many requests in flight, small ones keep
-    /// what is hashed close behind what comes.
-    pub(super) fn parts_at_once(&self, streams: usize) -> usize {
-        match (self, streams) {
-            (Source::Hub(_), _) => HUB_PARTS,
-            (Source::Bucket(_), 0..=4) => 2,
-            (Source::Bucket(_), _) => 1,
+    /// Bytes that one request reads of a large blob of this size.
+    pub(super) fn range(&self, context: &Context, size: u64) -> u64 {
+        match self {
+            Source::Hub(_) => HUB_RANGE,
+            Source::Bucket(_) => context.cut().range(size, context.limits.parts.streams()),
         }
     }
 

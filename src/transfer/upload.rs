@@ -19,9 +19,10 @@ use http_body::{Body, Frame, SizeHint};
 use md5::Digest;
 use tokio::task::JoinSet;
 
-use super::Context;
 use super::hashing::Hashing;
+use super::parts::SINGLE_PUT;
 use super::rate::Pace;
+use super::{Context, parts};
 use crate::bucket::client::{Part, Pulse};
 use crate::bucket::error::{Cause, Failure};
 use crate::bucket::keys;
@@ -34,14 +35,6 @@ use crate::task::blocking;
 
 /// Blobs up to this size are sent from memory.
 const IN_MEMORY: u64 = 256 << 10;
-/// Blobs up to this size are sent in one request.
-pub const SINGLE_PUT: u64 = 16 << 20;
-/// Part size, unless the blob has more of them than the store takes.
-const PART: u64 = 16 << 20;
-/// Part size of blobs from [`LARGE`] on, which have enough of them all the same: fewer are less work for a store.
-const LARGE_PART: u64 = 32 << 20;
-/// Where larger parts begin.
-const LARGE: u64 = 256 << 20;
 /// Largest record of an upload, in bytes.
 const MAX_RECORD: u64 = 64 << 10;
 /// Bytes read from a file at a time.
@@ -78,11 +71,6 @@ pub async fn upload(context: &Context, blob: &Upload) -> Result<()> {
     let (_, pushed_back) = context.bucket.counts();
     context.limits.pushed_back(pushed_back);
     sent
-}
-
-/// How many requests a blob can have in flight, when it is large; 0 for one that is a single request.
-pub fn requests(size: u64, max_parts: u64) -> u64 {
-    if size <= SINGLE_PUT { 0 } else { size.div_ceil(part_size(size, max_parts)) }
 }
 
 fn doing(blob: &Upload) -> String {
@@ -138,13 +126,6 @@ async fn streamed(context: &Context, blob: &Upload) -> Result<()> {
     sent.map_err(|failure| context.bucket.explain(failure, &doing(blob)))?;
     permit.moved(blob.size);
     Ok(())
-}
-
-/// Part size for a blob: equal parts (R2 wants that), at most so many, whole MiB.
-fn part_size(size: u64, max_parts: u64) -> u64 {
-    let needed = size.div_ceil(max_parts.max(1));
-    let usual = if size < LARGE { PART } else { LARGE_PART };
-    usual.max(needed.div_ceil(1 << 20) << 20)
 }
 
 /// Why the parts of a blob did not become an object.
@@ -213,7 +194,9 @@ async fn in_parts(context: &Context, blob: &Upload) -> Result<()> {
     let fresh = Record::new(context, blob, before.modified().ok());
     let earlier = Record::read(context, blob);
     let mut known = match &earlier {
-        Some(earlier) if earlier.continues(&fresh) => find_parts(context, blob, &file, earlier).await?,
+        Some(earlier) if earlier.continues(&fresh, context.max_parts) => {
+            find_parts(context, blob, &file, earlier).await?
+        }
         _ => Vec::new(),
     };
     let mut resumed = !known.is_empty();
@@ -323,7 +306,7 @@ impl Record {
             key: keys::blob(&blob.id),
             upload: String::new(),
             size: blob.size,
-            part_size: part_size(blob.size, context.max_parts),
+            part_size: context.cut().part(blob.size, context.max_parts),
             modified,
         }
     }
@@ -338,10 +321,10 @@ impl Record {
         serde_json::from_slice(&bytes).ok()
     }
 
-    /// Whether the parts of this upload are parts of that one, which is not begun.
-    fn continues(&self, fresh: &Record) -> bool {
-        let same = Record { upload: String::new(), ..self.clone() } == *fresh;
-        same && !self.upload.is_empty()
+    /// Whether the parts of this upload are parts of what that one, which is not begun, is to send; of whatever size.
+    fn continues(&self, fresh: &Record, max_parts: u64) -> bool {
+        let same = Record { upload: String::new(), part_size: fresh.part_size, ..self.clone() } == *fresh;
+        same && !self.upload.is_empty() && parts::is_possible(self.part_size, self.size, max_parts)
     }
 
     fn is_in_the_same_place(&self, other: &Record) -> bool {
@@ -472,7 +455,7 @@ async fn send_parts(
         let streams = context.limits.parts.streams();
         let behind = hashing.is_behind(streams);
         tokio::select! {
-            permit = context.limits.parts.permit(PART), if next.is_some() && running.len() < streams && !behind => {
+            permit = context.limits.parts.permit(record.part_size), if next.is_some() && running.len() < streams && !behind => {
                 let number = next.expect("checked by the branch");
                 next = missing.next();
                 let (context, blob, file, record) = (context.clone(), blob.clone(), file.clone(), record.clone());
@@ -606,22 +589,5 @@ impl Body for FileBody {
 
     fn size_hint(&self) -> SizeHint {
         SizeHint::with_exact(self.end - self.offset)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn parts_keep_to_the_limits() {
-        let sizes = [SINGLE_PUT + 1, LARGE, 1 << 30, 8 << 30, 5 << 40];
-        for (size, most) in sizes.map(|size| (size, 10_000)).into_iter().chain([(8 << 30, 100), (1 << 40, 1000)]) {
-            let part = part_size(size, most);
-            assert!(
-                size.div_ceil(part) <= most && part.is_multiple_of(1 << 20) && (PART..=5 << 30).contains(&part),
-                "{size}"
-            );
-        }
     }
 }

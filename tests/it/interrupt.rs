@@ -3,7 +3,7 @@
 //! foreign is ever seen.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::harness::cache::{COMMIT, Layout, OTHER, Revision};
@@ -14,9 +14,9 @@ use serde_json::Value;
 
 use crate::harness::{contents, git_sha1, listing, sha256, visible, weights};
 
-/// 33 MiB: nine parts of a pull, three of a push.
+/// 33 MiB: with one worker, nine parts of a pull and three of a push.
 const LARGE: usize = 33 << 20;
-/// What a pull can take up again. Ranges are one or two of them, by how fast the server has answered.
+/// What a pull with one worker can take up again.
 const PART: usize = 4 << 20;
 /// A range of a pull with one worker.
 const RANGE: usize = 2 * PART;
@@ -210,7 +210,7 @@ fn parts_of_other_bytes_are_not_used() {
     gate.open();
     store.server.behave();
     store.server.take_seen();
-    machine.ok(&["push", "--prefix", "elsewhere"]);
+    machine.ok(&["push", "--prefix", "elsewhere", "--workers", "1"]);
     let mut sent: Vec<u32> = store.server.take_seen().iter().filter_map(Seen::part).collect();
     sent.sort();
     assert_eq!(sent, [1, 2, 3], "parts under another key cannot be used");
@@ -305,7 +305,8 @@ fn a_body_that_breaks_off_is_taken_up_again() {
         let seen: Vec<Seen> =
             store.server.take_seen().into_iter().filter(|request| request.is("GET", "blobs/")).collect();
         let starts = ranges(&seen);
-        let taken_up = starts.iter().filter(|start| **start % PART != 0).count();
+        // A range begins at a whole MiB.
+        let taken_up = starts.iter().filter(|start| **start % (1 << 20) != 0).count();
         assert!(taken_up == 2, "it goes on after the last byte: {starts:?}");
     }
 }
@@ -1109,6 +1110,10 @@ fn leftovers_of_a_pull_that_are_of_no_use_are_fetched_anew() {
         |[partial, _]| fs::File::options().write(true).open(partial).unwrap().set_len(5).unwrap(),
         |[_, journal]| fs::write(journal, "no journal").unwrap(),
         |[_, journal]| fs::write(journal, "").unwrap(),
+        |[_, journal]| write_unit(journal, 0, 5, 2),
+        |[_, journal]| write_unit(journal, PART as u64 + 1, 5, 2),
+        |[_, journal]| write_unit(journal, u64::MAX, 5, 2),
+        |[_, journal]| write_unit(journal, 1 << 20, 16, 8),
         |[_, journal]| fs::File::options().write(true).open(journal).unwrap().set_len(26).unwrap(),
         |[partial, _]| fs::remove_file(partial).unwrap(),
         |[_, journal]| fs::remove_file(journal).unwrap(),
@@ -1145,6 +1150,31 @@ fn leftovers_of_a_pull_that_are_of_no_use_are_fetched_anew() {
         assert_eq!(ran.code, 0, "case {number}: {ran:#?}");
         revision.assert_pulled(&machine.hub());
         nothing_torn(&machine);
+    }
+}
+
+/// Makes a journal say that the pull has come in so many units of this size, and that the first of them are `there`.
+fn write_unit(journal: &Path, unit: u64, count: usize, there: usize) {
+    let mut bytes = fs::read(journal).unwrap();
+    bytes.truncate(24);
+    bytes[16..].copy_from_slice(&unit.to_le_bytes());
+    bytes.extend((0..count).map(|at| u8::from(at < there)));
+    fs::write(journal, bytes).unwrap();
+}
+
+/// Units depend on what a run moves and how: one that goes on keeps those that it finds.
+#[test]
+fn a_pull_goes_on_with_the_units_that_it_finds() {
+    for unit in [1 << 20, 2 << 20, 4 << 20] {
+        let KilledPull { store, machine, revision, paths: [_, journal] } = KilledPull::new();
+        write_unit(&journal, unit, LARGE.div_ceil(unit as usize), 2 * RANGE / unit as usize);
+        machine.ok(&["pull", "org/large"]);
+        revision.assert_pulled(&machine.hub());
+        nothing_torn(&machine);
+        let mut starts = ranges(&store.server.take_seen());
+        starts.sort();
+        assert_eq!(starts[0], 2 * RANGE, "unit {unit}: {starts:?}");
+        assert!(starts.iter().all(|start| start % unit as usize == 0), "unit {unit}: {starts:?}");
     }
 }
 
