@@ -12,9 +12,9 @@ use super::incoming_links;
 use crate::cache::clients::{self, BlobEntry};
 use crate::cache::layout::Layout;
 use crate::cache::lock;
+use crate::cache::read;
 use crate::cache::scan::{self, Inventory, Problem, ProblemKind, Repo, Revision, UnfinishedFile};
 use crate::cache::shared::{self, Payload};
-use crate::cache::{read, space};
 use crate::model::ids::{BlobId, Commit, RefName, RepoName};
 use crate::model::manifest::Tree;
 use crate::platform;
@@ -112,7 +112,7 @@ pub fn gather(inventory: Inventory) -> Facts {
             facts.needed_by = Some(link);
         }
     }
-    let noatime = space::lacks_access_times(layout.root());
+    let noatime = platform::lacks_access_times(layout.root());
     let (hidden, harmless) = (links.hidden, links.harmless);
     let (leftovers, root_temporaries) = (find_leftovers(&layout), root_temporaries(&layout));
     Facts { leftovers, root_temporaries, hidden, harmless, inventory, payloads, store_problems, repos, noatime }

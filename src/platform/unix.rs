@@ -146,6 +146,18 @@ pub fn available(path: &Path) -> Option<u64> {
     told(stat.f_blocks, stat.f_bavail, [stat.f_frsize, stat.f_bsize], || is_fuse(path))
 }
 
+/// Whether the file system of `path` keeps no access times (mounted with `noatime`), so that only changes tell when a
+/// file was used; `false` where the system does not tell.
+pub fn lacks_access_times(path: &Path) -> bool {
+    #[cfg(target_os = "linux")]
+    return rustix::fs::statvfs(path).is_ok_and(|stat| stat.f_flag.contains(rustix::fs::StatVfsMountFlags::NOATIME));
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = path;
+        false
+    }
+}
+
 /// What these numbers of statvfs(3) tell. Block sizes are in the order in which they count.
 fn told(blocks: u64, free: u64, block_sizes: [u64; 2], is_fuse: impl Fn() -> bool) -> Option<u64> {
     let block_size = block_sizes.into_iter().find(|size| *size > 0)?;

@@ -177,6 +177,11 @@ pub fn preallocate(file: &File, size: u64) -> io::Result<()> {
     file.set_len(size)
 }
 
+/// Whether the file system keeps no access times: Windows does not tell of a volume.
+pub fn lacks_access_times(_path: &Path) -> bool {
+    false
+}
+
 /// Bytes that this user can still write to the volume of `path`, which exists; `None` where the system does not tell.
 pub fn available(path: &Path) -> Option<u64> {
     // Verbatim, so that a long path is no obstacle.

@@ -123,7 +123,7 @@ fn every_kind_of_link_bears_a_second_pull_at_the_same_time() {
                 let contexts = [(); 2].map(|()| session.transfers(&bucket, Caps::default(), false));
                 let layout = Layout::new(&hub);
                 let found = lookup::find(&bucket, &revision.id.parse().unwrap(), None).await.unwrap();
-                let plan = || plan::plan(&layout, &found, &target::look(&layout, &found, false));
+                let plan = || plan::plan(&layout, &found, &presence::inspect(&layout, &found, false));
                 let plans = [(); 2].map(|()| vec![Planned { plan: plan(), from_hub: false }]);
                 let nowhere = Fallback::none();
                 let mut plans = plans.into_iter();
