@@ -706,6 +706,7 @@ fn an_id_without_a_type_is_the_model_then_whatever_has_it() {
 }
 
 /// The result says what the bucket does not have, and so does the error.
+#[cfg(unix)]
 #[test]
 fn a_snapshot_with_a_broken_link_is_published_without_the_file() {
     let store = Store::new();

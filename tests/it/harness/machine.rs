@@ -58,7 +58,7 @@ impl Machine {
     pub fn unconfigured() -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("work")).unwrap();
-        let hub = dir.path().join(".cache/huggingface/hub");
+        let hub = dir.path().join(".cache").join("huggingface").join("hub");
         let mut machine = Machine { dir, hub, env: Vec::new() };
         let home = machine.home().display().to_string();
         machine.set("HOME", &home);
