@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::harness::cache::{COMMIT, Layout, OTHER, Revision};
 use crate::harness::machine::{self, Machine, Running};
-use crate::harness::s3::{Action, Gate, Seen};
+use crate::harness::s3::{Action, Seen};
 use crate::harness::store::Store;
 use serde_json::Value;
 
@@ -95,12 +95,7 @@ fn a_pull_is_stopped(how: Stop) {
     let machine = Machine::new(&store);
     let revision = large();
     revision.publish(&store);
-    let gate = Gate::new();
-    let held = gate.clone();
-    store.server.on_request(move |request| match &request.range {
-        Some(range) if first_byte(range) == 3 * RANGE => Action::Hold(held.clone()),
-        _ => Action::Pass,
-    });
+    let gate = store.server.hold(|request| request.range.as_ref().is_some_and(|range| first_byte(range) == 3 * RANGE));
     // With one worker, the request for the fourth range says that the first two were received and noted.
     let running = machine.start(&["pull", "org/large", "--workers", "1"]);
     store.server.wait_for("fourth range", |seen| ranges(seen).contains(&(3 * RANGE)));
@@ -139,12 +134,7 @@ fn a_push_is_stopped(how: Stop) {
     let revision = large().layout(Layout::Links);
     revision.write(&machine.hub());
     let before = visible(&machine.hub());
-    let gate = Gate::new();
-    let held = gate.clone();
-    store.server.on_request(move |request| match request.part() {
-        Some(3) => Action::Hold(held.clone()),
-        _ => Action::Pass,
-    });
+    let gate = store.server.hold(|request| request.part() == Some(3));
     let running = machine.start(&["push", "--workers", "1"]);
     store.server.wait_for("third part", |seen| seen.iter().any(|request| request.part() == Some(3)));
     how.stop(running);
@@ -198,12 +188,7 @@ fn parts_of_other_bytes_are_not_used() {
     let machine = Machine::new(&store);
     let revision = large();
     revision.write(&machine.hub());
-    let gate = Gate::new();
-    let held = gate.clone();
-    store.server.on_request(move |request| match request.part() {
-        Some(2) => Action::Hold(held.clone()),
-        _ => Action::Pass,
-    });
+    let gate = store.server.hold(|request| request.part() == Some(2));
     let running = machine.start(&["push", "--workers", "1"]);
     store.server.wait_for("second part", |seen| seen.iter().any(|request| request.part() == Some(2)));
     running.kill();
@@ -431,12 +416,7 @@ fn two_pushes_of_one_cache_send_a_large_blob_once() {
     let machine = Machine::new(&store);
     let revision = large();
     revision.write(&machine.hub());
-    let gate = Gate::new();
-    let held = gate.clone();
-    store.server.on_request(move |request| match request.part() {
-        Some(2) => Action::Hold(held.clone()),
-        _ => Action::Pass,
-    });
+    let gate = store.server.hold(|request| request.part() == Some(2));
     let one = machine.start(&["push"]);
     store.server.wait_for("second part", |seen| seen.iter().any(|request| request.part() == Some(2)));
     let two = machine.start(&["push"]);
@@ -523,12 +503,7 @@ fn two_pulls_at_once_fetch_a_blob_once() {
         let machine = Machine::new(&store);
         let revision = Revision::new("model", "org/large").lfs(path, weights(4, length));
         revision.publish(&store);
-        let gate = Gate::new();
-        let held = gate.clone();
-        store.server.on_request(move |request| match request.is("GET", "blobs/") {
-            true => Action::Hold(held.clone()),
-            false => Action::Pass,
-        });
+        let gate = store.server.hold(|request| request.is("GET", "blobs/"));
         let one = machine.start(&["pull", "org/large", "--workers", "1"]);
         store.server.wait_for("blob", |seen| seen.iter().any(|request| request.is("GET", "blobs/")));
         let two = machine.start(&["pull", "org/large"]);
@@ -554,12 +529,7 @@ fn two_pulls_of_two_repos_with_one_blob() {
         (Revision::new("model", "org/a").lfs("a.bin", &bytes), Revision::new("model", "org/b").lfs("b", &bytes));
     a.publish(&store);
     b.publish(&store);
-    let gate = Gate::new();
-    let held = gate.clone();
-    store.server.on_request(move |request| match request.is("GET", "blobs/") {
-        true => Action::Hold(held.clone()),
-        false => Action::Pass,
-    });
+    let gate = store.server.hold(|request| request.is("GET", "blobs/"));
     let one = machine.start(&["pull", "org/a", "--workers", "1"]);
     store.server.wait_for("blob", |seen| seen.iter().any(|request| request.is("GET", "blobs/")));
     let two = machine.start(&["pull", "org/b"]);
@@ -776,12 +746,7 @@ fn a_blob_that_disappears_during_a_push_is_sent_anew() {
     revision.write(&machine.hub());
     let gone = revision.blob_key("streamed.bin");
     store.put(&gone, &revision.file("streamed.bin").bytes);
-    let gate = Gate::new();
-    let held = gate.clone();
-    store.server.on_request(move |request| match makes(request, "blobs/") {
-        true => Action::Hold(held.clone()),
-        false => Action::Pass,
-    });
+    let gate = store.server.hold(|request| makes(request, "blobs/"));
     let running = machine.start(&["push"]);
     store.server.wait_for("blob", |seen| seen.iter().any(|request| makes(request, "blobs/")));
     store.remove(&gone);
@@ -826,12 +791,7 @@ impl KilledPush {
         let machine = Machine::new(&store);
         let revision = large();
         revision.write(&machine.hub());
-        let gate = Gate::new();
-        let held = gate.clone();
-        store.server.on_request(move |request| match request.part() {
-            Some(3) => Action::Hold(held.clone()),
-            _ => Action::Pass,
-        });
+        store.server.hold(|request| request.part() == Some(3));
         let running = machine.start(&["push", "--workers", "1"]);
         store.server.wait_for("third part", |seen| seen.iter().any(|request| request.part() == Some(3)));
         running.kill();
@@ -1081,12 +1041,7 @@ impl KilledPull {
         let machine = Machine::new(&store);
         let revision = large_of(length);
         revision.publish(&store);
-        let gate = Gate::new();
-        let held = gate.clone();
-        store.server.on_request(move |request| match &request.range {
-            Some(range) if first_byte(range) == start => Action::Hold(held.clone()),
-            _ => Action::Pass,
-        });
+        store.server.hold(move |request| request.range.as_ref().is_some_and(|range| first_byte(range) == start));
         let running = machine.start(&["pull", "org/large", "--workers", "1"]);
         store.server.wait_for("range", |seen| ranges(seen).contains(&start));
         running.kill();

@@ -193,6 +193,14 @@ impl Server {
         *self.state.hook.lock().unwrap() = Some(Box::new(hook));
     }
 
+    /// Holds the requests that this picks, until the gate opens.
+    pub fn hold(&self, picks: impl Fn(&Seen) -> bool + Send + Sync + 'static) -> Gate {
+        let gate = Gate::new();
+        let held = gate.clone();
+        self.on_request(move |request| if picks(request) { Action::Hold(held.clone()) } else { Action::Pass });
+        gate
+    }
+
     /// Behaves again.
     pub fn behave(&self) {
         *self.state.hook.lock().unwrap() = None;
@@ -312,23 +320,8 @@ async fn answer(
 }
 
 /// Undoes percent-encoding.
-fn decoded(text: &str) -> String {
-    let mut bytes = Vec::new();
-    let mut rest = text.as_bytes();
-    while let Some((first, tail)) = rest.split_first() {
-        let code = tail.get(..2).and_then(|hex| u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok());
-        match (first, code) {
-            (b'%', Some(code)) => {
-                bytes.push(code);
-                rest = &tail[2..];
-            }
-            _ => {
-                bytes.push(*first);
-                rest = tail;
-            }
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
+pub fn decoded(text: &str) -> String {
+    percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned()
 }
 
 /// s3s-fs lists parts without their ETags, which no real store does.

@@ -7,6 +7,7 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
 use super::machine::Machine;
+use super::s3::decoded;
 use super::store::BUCKET;
 
 /// A request as it came in.
@@ -304,24 +305,4 @@ fn escaped(text: &str) -> String {
 fn md5(bytes: &[u8]) -> String {
     use md5::Digest;
     super::hex(&md5::Md5::digest(bytes))
-}
-
-/// Undoes percent-encoding.
-pub fn decoded(text: &str) -> String {
-    let mut bytes = Vec::new();
-    let mut rest = text.as_bytes();
-    while let Some((first, tail)) = rest.split_first() {
-        let code = tail.get(..2).and_then(|hex| u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok());
-        match (first, code) {
-            (b'%', Some(code)) => {
-                bytes.push(code);
-                rest = &tail[2..];
-            }
-            _ => {
-                bytes.push(*first);
-                rest = tail;
-            }
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
 }
