@@ -1,11 +1,12 @@
 //! Where requests for a bucket go: the URL of the bucket and the region that signs, and what is learned of both from
 //! answers that send elsewhere. No I/O.
 
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{AsciiSet, utf8_percent_encode};
 
 use super::answer::Refusal;
 use super::connection::target;
 use crate::error::{Error, Result};
+use crate::net::RESERVED;
 
 /// Where the bucket's name stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -208,14 +209,12 @@ pub(super) fn resolved(from: &str, location: &str) -> Option<String> {
     None
 }
 
-/// What a URL's query, and a signature, want encoded: all but RFC 3986's unreserved characters.
-const VALUE: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
-/// The same for a key in a URL's path, where `/` stays.
-const KEY: &AsciiSet = &VALUE.remove(b'/');
+/// What is encoded in a key, in a URL's path, where `/` stays.
+const KEY: &AsciiSet = &RESERVED.remove(b'/');
 
 /// Percent-encodes a key or a query value for a URL. `/` stays in keys.
 pub(super) fn encoded(text: &str, keep_slash: bool) -> String {
-    utf8_percent_encode(text, if keep_slash { KEY } else { VALUE }).to_string()
+    utf8_percent_encode(text, if keep_slash { KEY } else { RESERVED }).to_string()
 }
 
 #[cfg(test)]

@@ -3,11 +3,12 @@
 //! The token is sent only to the configured origin: scheme, host and port, compared as parsed URLs. A link to the Hub's
 //! official address is followed at the configured endpoint, since mirrors pass on links that the Hub wrote.
 
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use percent_encoding::{percent_decode_str, utf8_percent_encode};
 use reqwest::Url;
 use reqwest::header::{HeaderMap, LINK};
 
 use crate::error::printable;
+use crate::net::RESERVED;
 
 /// The hosts of the Hub itself.
 const OFFICIAL: [&str; 3] = ["huggingface.co", "www.huggingface.co", "hf.co"];
@@ -120,12 +121,9 @@ fn is_official(url: &Url) -> bool {
         && matches!((url.scheme(), url.port_or_known_default()), ("https", Some(443)) | ("http", Some(80)))
 }
 
-/// All but RFC 3986's unreserved characters.
-const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
-
 /// Percent-encodes a text as one segment of a URL.
 pub fn escape_segment(text: &str) -> String {
-    utf8_percent_encode(text, SEGMENT).to_string()
+    utf8_percent_encode(text, RESERVED).to_string()
 }
 
 /// Returns the link to the next page: the first one whose `rel` contains `next` (RFC 8288).

@@ -5,7 +5,13 @@ pub(crate) mod log;
 
 use std::path::PathBuf;
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC};
+
 use crate::error::{Error, Result, plain_io};
+
+/// What is percent-encoded in a segment or a query value of a URL, and in what is signed: all but RFC 3986's unreserved
+/// characters.
+pub(crate) const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// Variables that name a file (or folder) of certificates, as read by requests, curl, the AWS CLI and SDKs, OpenSSL and
 /// httpx. The certificates are trusted in addition to the system's.

@@ -220,15 +220,7 @@ fn below_endpoint<'a>(host: &str, path: &'a str, endpoint: Option<&str>) -> Opti
 }
 
 fn percent_decode(segment: &str) -> String {
-    let bytes = segment.as_bytes();
-    let (mut out, mut at) = (Vec::new(), 0);
-    while at < bytes.len() {
-        let byte = segment.get(at + 1..at + 3).filter(|_| bytes[at] == b'%');
-        let byte = byte.and_then(|digits| u8::from_str_radix(digits, 16).ok());
-        out.push(byte.unwrap_or(bytes[at]));
-        at += if byte.is_some() { 3 } else { 1 };
-    }
-    String::from_utf8_lossy(&out).into_owned()
+    percent_encoding::percent_decode_str(segment).decode_utf8_lossy().into_owned()
 }
 
 /// Parses the path of a URL of the Hub: `org/name/tree/main/sub`.
