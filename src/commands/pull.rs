@@ -53,6 +53,14 @@ pub struct Args {
     #[arg(long)]
     pub dry_run: bool,
 
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub download: DownloadArgs,
+}
+
+/// Options that `pull` and `pull-all` share.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct DownloadArgs {
     /// Hash blobs that are already in the cache, and download corrupt ones again
     #[arg(long)]
     pub verify: bool,
@@ -68,6 +76,13 @@ pub struct Args {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub transfer: TransferArgs,
+}
+
+impl DownloadArgs {
+    /// Returns what the engine is to do with them.
+    pub fn options(&self) -> Options {
+        Options { caps: self.transfer.caps(), sync: !self.no_sync, verify: self.verify }
+    }
 }
 
 /// The report of `pull`.
@@ -165,10 +180,10 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     let started = Instant::now();
     let query = with_type(&args.repo.query, args.repo_type)?;
     let revision = args.revision()?;
-    args.fallback.check()?;
+    args.download.fallback.check()?;
     let bucket = session.bucket().await?;
     session.progress.event(Event::Step("looking up the revision"));
-    let fallback = args.fallback.resolve(session, args.dry_run);
+    let fallback = args.download.fallback.resolve(session, args.dry_run);
     let (mut found, from_hub) = match lookup::find(&bucket, &query, revision).await {
         Ok(found) => (found, false),
         Err(failure) => (fallback.find(&query, revision, failure).await?, true),
@@ -182,22 +197,23 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     }
     let layout = session.layout();
     presence::check_root(&layout)?;
-    let pull = Pull::begin(session, &bucket, args.options(), fallback, args.dry_run).await;
+    let pull = Pull::begin(session, &bucket, args.download.options(), fallback, args.dry_run).await;
     let plan = match pull.decide(&found, from_hub).await? {
         Decision::Gated(gated) => return Ok(report(&layout, found, args.dry_run).into_gated(gated)),
         Decision::Pull(plan) => plan,
     };
     let mut report = report(&layout, found.clone(), args.dry_run);
     report.present = plan.present;
-    let plan = pull.borrow(vec![*plan]).await.remove(0);
+    let mut work = [Work { found, plan: *plan, from_hub }];
+    pull.borrow(&mut work).await;
     if args.dry_run {
-        for fetch in &plan.fetch {
+        for fetch in &work[0].plan.fetch {
             let amount = if fetch.donor.is_some() { &mut report.shared } else { &mut report.downloaded };
             amount.add(fetch.size);
         }
         report.source = Source::of(&report.downloaded, &Amount::default());
     } else {
-        let outcome = pull.carry_out(vec![Work { found, plan, from_hub }]).await?.remove(0);
+        let outcome = pull.carry_out(&mut work).await?.remove(0);
         report.downloaded = outcome.downloaded;
         report.from_hub = outcome.from_hub;
         report.shared = outcome.shared;
@@ -247,10 +263,6 @@ impl Args {
             }
             (a, b) => Ok(a.or(b)),
         }
-    }
-
-    fn options(&self) -> Options {
-        Options { caps: self.transfer.caps(), sync: !self.no_sync, verify: self.verify }
     }
 }
 

@@ -10,15 +10,14 @@ use std::time::Instant;
 use futures_util::{StreamExt, stream};
 use serde::Serialize;
 
-use super::fallback::FallbackArgs;
-use super::pull::Source;
-use super::{TransferArgs, kind_of};
+use super::kind_of;
+use super::pull::{DownloadArgs, Source};
 use crate::bucket::main_revisions::{self, MainRevision};
 use crate::cache::gated::Gated;
 use crate::cache::presence;
 use crate::engine::Session;
 use crate::engine::fallback::Fallback;
-use crate::engine::pull::{Decision, Options, Pull, Work};
+use crate::engine::pull::{Decision, Pull, Work};
 use crate::error::{Error, Kind, Result, printable};
 use crate::model::amount::Amount;
 use crate::model::filter::Filter;
@@ -57,21 +56,9 @@ pub struct Args {
     #[arg(long, value_name = "GLOB")]
     pub exclude: Vec<String>,
 
-    /// Hash blobs that are already in the cache, and download corrupt ones again
-    #[arg(long)]
-    pub verify: bool,
-
-    /// Do not flush blobs to disk before they become visible: faster, for short-lived machines
-    #[arg(long)]
-    pub no_sync: bool,
-
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub fallback: FallbackArgs,
-
-    #[command(flatten)]
-    #[allow(missing_docs)]
-    pub transfer: TransferArgs,
+    pub download: DownloadArgs,
 }
 
 fn limit(text: &str) -> Result<usize, String> {
@@ -185,7 +172,7 @@ impl Report {
 pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     let started = Instant::now();
     let filter = Filter::new(&args.include, &args.exclude)?;
-    args.fallback.check()?;
+    args.download.fallback.check()?;
     let bucket = session.bucket().await?;
     let layout = session.layout();
     presence::check_root(&layout)?;
@@ -201,8 +188,8 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
         return Ok(report);
     }
 
-    let fallback = args.fallback.resolve(session, args.dry_run);
-    let pull = Pull::begin(session, &bucket, args.options(), fallback.clone(), args.dry_run).await;
+    let fallback = args.download.fallback.resolve(session, args.dry_run);
+    let pull = Pull::begin(session, &bucket, args.download.options(), fallback.clone(), args.dry_run).await;
     let (mut work, mut rows_of_work) = (Vec::new(), Vec::new());
     let mut examined =
         stream::iter(mains.all).map(|main| examine(&pull, &fallback, main, &filter)).buffered(CONCURRENCY);
@@ -214,17 +201,16 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
         report.repos.push(row);
     }
     drop(examined);
-    let plans = pull.borrow(work.iter().map(|work| work.plan.clone()).collect()).await;
-    work.iter_mut().zip(&plans).for_each(|(work, plan)| work.plan = plan.clone());
+    pull.borrow(&mut work).await;
     if args.dry_run {
         let mut counted = HashSet::new();
-        for (row, plan) in rows_of_work.into_iter().zip(&plans) {
-            report.repos[row].record_plan(plan, &mut counted);
+        for (row, work) in rows_of_work.into_iter().zip(&work) {
+            report.repos[row].record_plan(&work.plan, &mut counted);
         }
     } else {
-        let outcomes = pull.carry_out(work).await?;
-        for ((row, plan), outcome) in rows_of_work.into_iter().zip(&plans).zip(outcomes) {
-            report.repos[row].record_outcome(plan, outcome);
+        let outcomes = pull.carry_out(&mut work).await?;
+        for ((row, work), outcome) in rows_of_work.into_iter().zip(&work).zip(outcomes) {
+            report.repos[row].record_outcome(&work.plan, outcome);
         }
     }
     report.sum_rows();
@@ -246,10 +232,6 @@ impl Args {
         let patterns = quoted("include", &self.include) + &quoted("exclude", &self.exclude);
         Error::not_found(format!("no repo in bucket '{bucket}'{under} matches{patterns}"))
             .hint("`hf-cache-sync list --remote` lists the repos in the bucket")
-    }
-
-    fn options(&self) -> Options {
-        Options { caps: self.transfer.caps(), sync: !self.no_sync, verify: self.verify }
     }
 }
 

@@ -111,22 +111,20 @@ pub async fn hydrate(
     let mut outcomes: Vec<Outcome> = plans.iter().map(|plan| start(&context.layout, plan)).collect();
     // By size as well: of two manifests that do not agree, one is wrong, and the other is not to suffer from it.
     let mut jobs: BTreeMap<(BlobId, u64), Job> = BTreeMap::new();
+    let bucket = Source::Bucket(context.bucket.clone());
     for (index, plan) in plans.iter().enumerate().filter(|(index, _)| outcomes[*index].failures.is_empty()) {
+        let repo = &plan.manifest.repo;
+        let hub = if from_hub[index] { fallback.hub() } else { None };
+        let source = hub.and_then(Result::ok).map_or_else(|| bucket.clone(), Source::Hub);
         for action in &plan.fetch {
-            let repo = &plan.manifest.repo;
             let (commit, path) = (plan.manifest.revision.clone(), action.path.clone());
-            let bucket = Source::Bucket(context.bucket.clone());
-            let hub = if from_hub[index] { fallback.hub() } else { None };
-            let source = match hub {
-                Some(Ok(hub)) => Source::Hub(hub),
-                _ => bucket.clone(),
-            };
+            let source = source.clone();
             let fetch = Fetch { id: action.blob, size: action.size, repo: repo.clone(), commit, path, source };
             let fresh = || Job { fetch, needs: Vec::new(), donor: None, replace: false, occupied: false };
             let job = jobs.entry((action.blob, action.size)).or_insert_with(fresh);
             if !from_hub[index] {
                 // What one of the revisions has in the bucket need not come from the Hub for the other.
-                job.fetch.source = bucket;
+                job.fetch.source = bucket.clone();
             }
             job.needs.push((index, repo.clone()));
             job.donor = job.donor.take().or_else(|| action.donor.clone());

@@ -15,7 +15,7 @@ use crate::cache::{repair, scan};
 use crate::engine::Session;
 use crate::error::{Cause, Error, Result};
 use crate::model::found::Found;
-use crate::model::ids::{RefName, RepoName, RepoPath};
+use crate::model::ids::{RefName, RepoName};
 use crate::plan::pull::{self as plan, FetchReason, Plan};
 use crate::progress::Event;
 use crate::task::blocking;
@@ -105,8 +105,9 @@ impl<'a> Pull<'a> {
     }
 
     /// Lets the plans take blobs from repos of this cache that have them.
-    pub async fn borrow(&self, plans: Vec<Plan>) -> Vec<Plan> {
-        borrow(&self.session.layout(), plans).await
+    pub async fn borrow(&self, work: &mut [Work]) {
+        let plans = borrow(&self.session.layout(), work.iter().map(|work| work.plan.clone()).collect()).await;
+        work.iter_mut().zip(plans).for_each(|(work, plan)| work.plan = plan);
     }
 
     /// Carries the plans out together; the outcomes are in their order. What is complete is only marked as used, which a
@@ -114,23 +115,21 @@ impl<'a> Pull<'a> {
     ///
     /// # Errors
     /// When there is not enough disk space, or the cache cannot be written to at all.
-    pub async fn carry_out(self, work: Vec<Work>) -> Result<Vec<Outcome>> {
+    pub async fn carry_out(self, work: &mut [Work]) -> Result<Vec<Outcome>> {
         let layout = self.session.layout();
-        let done: Vec<(RepoName, Vec<RepoPath>)> =
-            work.iter().map(|work| (work.plan.manifest.repo.clone(), work.plan.unstorable.clone())).collect();
         let mut outcomes = self.carry_out_plans(work).await?;
-        for ((repo, unstorable), outcome) in done.into_iter().zip(&mut outcomes) {
-            outcome.failures.extend(unstorable.iter().map(|path| {
+        for (work, outcome) in work.iter().zip(&mut outcomes) {
+            let (layout, repo) = (layout.clone(), work.plan.manifest.repo.clone());
+            outcome.failures.extend(work.plan.unstorable.iter().map(|path| {
                 Error::failed(format!("cannot pull '{path}' of {repo}"))
                     .because("this system cannot store a file of that name")
             }));
-            let layout = layout.clone();
             outcome.notes.extend(blocking(move || mend_refs(&layout, &repo)).await);
         }
         Ok(outcomes)
     }
 
-    async fn carry_out_plans(self, mut work: Vec<Work>) -> Result<Vec<Outcome>> {
+    async fn carry_out_plans(self, work: &mut [Work]) -> Result<Vec<Outcome>> {
         let Pull { session, bucket, options, fallback, lock } = self;
         let layout = session.layout();
         let (idle, busy): (Vec<usize>, Vec<usize>) = (0..work.len()).partition(|index| work[*index].plan.is_empty());
@@ -154,7 +153,7 @@ impl<'a> Pull<'a> {
                 let was_used = layout.tool_lock().exists();
                 let lock = session.lock_shared().await?;
                 if was_used {
-                    let plans = plan_again(&layout, &work, &busy, options.verify).await;
+                    let plans = plan_again(&layout, work, &busy, options.verify).await;
                     busy.iter().zip(plans).for_each(|(index, plan)| work[*index].plan = plan);
                 }
                 lock
