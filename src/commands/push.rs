@@ -145,7 +145,7 @@ fn rows(plan: &Plan) -> Vec<Row> {
         for file in &action.ours.files {
             left.remove(&file.blob).into_iter().for_each(|size| uploads.add(size));
         }
-        if uploads.blobs > 0 || action.manifest != ManifestAction::Keep || !action.refs.is_empty() {
+        if uploads.blobs > 0 || action.publishes() {
             let (repo, revision) = (action.repo.clone(), action.commit.clone());
             rows.push(Row { repo, revision, uploads, manifest: action.manifest, missing_files: action.lacking });
         }

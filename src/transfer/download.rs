@@ -226,6 +226,21 @@ async fn range(
     }
 }
 
+/// Fetches all of a blob into an empty file, in order; returns what its bytes hash to.
+async fn append_all(context: &Context, blob: &Fetch, target: &Target, meter: &mut Meter) -> Result<BlobId> {
+    let mut hasher = BlobHasher::like(&blob.id, blob.size);
+    if blob.size > 0 {
+        range(context, blob, (0, blob.size), |chunk, _| {
+            hasher.update(chunk);
+            target.append(chunk)?;
+            meter.add(chunk.len() as u64);
+            Ok(())
+        })
+        .await?;
+    }
+    Ok(hasher.finish())
+}
+
 /// Fetches a small blob. Bytes that are not what they should be are fetched once more: they may have been damaged on
 /// the way. When the same ones come again, they were not.
 async fn whole(context: &Context, blob: &Fetch) -> Result<PathBuf> {
@@ -249,19 +264,9 @@ async fn whole_once(context: &Context, blob: &Fetch) -> Result<Result<PathBuf, B
     let mut permit = context.limits.objects.permit(blob.size).await;
     let target = Target::create(context, nameless(context, blob))?;
     let remove = RemoveOnDrop(Some(target.path.clone()));
-    let mut hasher = BlobHasher::like(&blob.id, blob.size);
     let mut meter = Meter::new(&context.progress, blob.id);
-    if blob.size > 0 {
-        range(context, blob, (0, blob.size), |chunk, _| {
-            hasher.update(chunk);
-            target.append(chunk)?;
-            meter.add(chunk.len() as u64);
-            Ok(())
-        })
-        .await?;
-    }
+    let found = append_all(context, blob, &target, &mut meter).await?;
     permit.moved(blob.size);
-    let found = hasher.finish();
     // The connection goes back to the pool when its own task has its turn. Who gets the permit shall find it there.
     tokio::task::yield_now().await;
     drop(permit);
@@ -294,16 +299,8 @@ async fn in_order(context: &Context, blob: &Fetch) -> Result<PathBuf> {
     let _permit = context.limits.parts.permit(blob.size).await;
     let target = Target::create(context, nameless(context, blob))?;
     let remove = RemoveOnDrop(Some(target.path.clone()));
-    let mut hasher = BlobHasher::like(&blob.id, blob.size);
     let mut meter = Meter::new(&context.progress, blob.id);
-    range(context, blob, (0, blob.size), |chunk, _| {
-        hasher.update(chunk);
-        target.append(chunk)?;
-        meter.add(chunk.len() as u64);
-        Ok(())
-    })
-    .await?;
-    let found = hasher.finish();
+    let found = append_all(context, blob, &target, &mut meter).await?;
     if found != blob.id {
         return Err(blob.source.wrong_hash(blob, &found));
     }
