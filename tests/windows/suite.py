@@ -16,6 +16,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 KEY, SECRET, BUCKET = "suite-key", "suite-secret", "team-cache"
 COMMIT, OTHER, THIRD = "0123456789abcdef0123456789abcdef01234567", "8" * 40, "9" * 40
+COMPILER = "x86_64-w64-mingw32-gcc"
 PATIENCE = 300
 NOBODY = 65534
 MIB = 1 << 20
@@ -57,12 +58,8 @@ class Wine:
         self.bin.mkdir()
         self.exe = self.bin / "hf-cache-sync.exe"
         shutil.copy(exe, self.exe)
-        compiler = "x86_64-w64-mingw32-gcc"
-        subprocess.run(
-            [compiler, "-shared", "-o", self.bin / "bcryptprimitives.dll", HERE / "bcryptprimitives.c", "-ladvapi32"],
-            check=True,
-        )
-        subprocess.run([compiler, "-municode", "-o", self.bin / "hold.exe", HERE / "hold.c"], check=True)
+        self.put_library_into(self.bin)
+        subprocess.run([COMPILER, "-municode", "-o", self.bin / "hold.exe", HERE / "hold.c"], check=True)
         self.env = {
             "PATH": os.environ["PATH"],
             "HOME": str(root),
@@ -71,6 +68,12 @@ class Wine:
             # No window, no browser, no .NET: nothing asks, and nothing is downloaded.
             "WINEDLLOVERRIDES": "mscoree,mshtml,winemenubuilder.exe=",
         }
+
+    @staticmethod
+    def put_library_into(folder):
+        """Makes the library that wine lacks. A program finds it in its own folder."""
+        library, source = folder / "bcryptprimitives.dll", HERE / "bcryptprimitives.c"
+        subprocess.run([COMPILER, "-shared", "-o", library, source, "-ladvapi32"], check=True)
 
     def start_prefix(self):
         self.tool("wineboot", "--init")
@@ -601,6 +604,19 @@ class Watch(Case):
         process.communicate(timeout=PATIENCE)
 
 
+def run_rust_tests(words):
+    """Runs the integration tests that `run` has built. They start the program from where it was built."""
+    exe, tests = Path(os.environ["HF_CACHE_SYNC_EXE"]), Path(os.environ["HF_CACHE_SYNC_TESTS"])
+    with tempfile.TemporaryDirectory(prefix="hf-cache-sync-windows-") as root, ExitStack() as stack:
+        wine = Wine(Path(root), exe)
+        for folder in (exe.parent, tests.parent):
+            wine.put_library_into(folder)
+        stack.callback(wine.stop)
+        wine.start_prefix()
+        command = ["wine", tests, "--test-threads", "2", *words]
+        return subprocess.run(command, env=wine.env, cwd=HERE.parents[1], check=False).returncode
+
+
 def main(words):
     global WINE, SERVER
     # A termination unwinds like ctrl-c, the one exception that unittest lets through: every process is stopped.
@@ -634,4 +650,4 @@ def main(words):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_rust_tests(sys.argv[2:]) if sys.argv[1:2] == ["--rust"] else main(sys.argv[1:]))
