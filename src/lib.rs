@@ -16,7 +16,7 @@
 //! Layers, each importing only those before it:
 //!
 //! - [`platform`], [`escape`], [`error`], [`files`], [`hash`], [`lossy`], [`progress`], `retry`, [`suggest`], [`task`], [`when`];
-//! - [`model`]: names, manifests;
+//! - [`model`]: names, manifests, selections;
 //! - [`config`], [`net`]; [`cache`]; [`bucket`], [`hub`]; [`transfer`];
 //! - [`plan`] (pure), [`engine`] (carries plans out and decides no policy);
 //! - [`commands`]; [`cli`] and [`ui`]; [`complete`]; then `main.rs`.

@@ -10,6 +10,7 @@
 //! - [`read`]: opening blobs without changing their access time, and aligned buffers
 //! - [`mod@pointer`]: LFS and Xet pointer files
 //! - [`gated`]: whether a repo looks gated, judged by its licence files; the licence texts are in `licenses/`
+//! - [`mod@select`]: the repos and revisions of the inventory that a command applies to
 //! - [`usage`]: bytes on disk and last use
 //! - [`space`]: free disk space, and whether the file system keeps access times
 //!
@@ -46,6 +47,7 @@ pub mod remove;
 pub mod repair;
 pub mod root;
 pub mod scan;
+pub mod select;
 pub mod shared;
 pub mod space;
 pub mod usage;

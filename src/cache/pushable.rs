@@ -10,16 +10,17 @@ use crate::cache::identify::{Identifier, LocalFile};
 use crate::cache::pointer;
 use crate::cache::read::{self, MAX_TREE, read_small};
 use crate::cache::scan::{Inventory, Problem, ProblemKind, Repo};
+use crate::cache::select::select;
 use crate::error::{Cause, Error, Result, plain_io, printable, shown};
-use crate::model::ids::{BlobId, Commit, RefName, RepoName, RepoPath, RepoSpec, RepoType};
+use crate::model::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
 use crate::model::manifest::{Manifest, Tree};
-use crate::suggest::nearest;
+use crate::model::selection::Selection;
 
 /// Limits what is gathered.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// Only these repos; all of them if empty.
-    pub only: Vec<RepoSpec>,
+    /// The repos and revisions.
+    pub selection: Selection,
     /// Includes repos that look gated.
     pub allow_gated: bool,
     /// Includes LFS and Xet pointer files.
@@ -35,24 +36,6 @@ pub struct Local {
     pub failures: Vec<Error>,
     /// Notes for the user.
     pub notes: Vec<String>,
-}
-
-/// The selected revisions of a repo.
-enum Selection {
-    All,
-    Commits(Vec<Commit>),
-}
-
-/// Repos, each with its selected revisions.
-type SelectedRepos<'a> = Vec<(&'a Repo, Selection)>;
-
-impl Selection {
-    fn add(&mut self, more: &Selection) {
-        match (&mut *self, more) {
-            (Selection::Commits(known), Selection::Commits(more)) => known.extend(more.iter().cloned()),
-            _ => *self = Selection::All,
-        }
-    }
 }
 
 /// A repo of this cache.
@@ -129,40 +112,18 @@ impl LocalRepo {
 /// # Errors
 /// [`Cause::NotFound`] if a requested repo is not in the cache.
 pub fn gather(inventory: &Inventory, options: &Options) -> Result<Local> {
-    let mut wanted: BTreeMap<&RepoName, Selection> = BTreeMap::new();
-    let mut notes = Vec::new();
-    for typed in &options.only {
-        let mut selected: Vec<&Repo> = inventory.repos.iter().filter(|repo| typed.query.matches(&repo.name)).collect();
-        if selected.is_empty() {
-            selected = inventory.repos.iter().filter(|repo| typed.query.resembles(&repo.name)).collect();
-            match selected.as_slice() {
-                [one] => notes.push(format!("{} is {} in this cache", typed.query, one.name)),
-                [one, others @ ..] if others.iter().all(|other| other.name.id == one.name.id) => {
-                    notes.push(format!("{} is {} in this cache", typed.query, one.name.id));
-                }
-                _ => return Err(not_cached(inventory, typed)),
-            }
-        }
-        let (selected, note) = prefer_model(selected, typed)?;
-        notes.extend(note);
-        for (repo, commits) in selected {
-            wanted.entry(&repo.name).and_modify(|known| known.add(&commits)).or_insert(commits);
-        }
-    }
-    let is_wanted = |repo: &&Repo| options.only.is_empty() || wanted.contains_key(&repo.name);
-    let mut local = Local { notes, ..Local::default() };
+    let selected = select(inventory, &options.selection)?;
+    let mut local = Local { notes: selected.notes, ..Local::default() };
     local.failures.extend(inventory.problems.iter().filter_map(failure_of));
     let mut identifier = Identifier::default();
     let mut unreadable_trees = 0;
-    for repo in inventory.repos.iter().filter(is_wanted) {
+    for one in &selected.repos {
         let mut found =
-            gather_repo(inventory, repo, options, &mut identifier, &mut unreadable_trees, &mut local.failures);
-        if let Some(Selection::Commits(commits)) = wanted.get(&repo.name) {
-            found.revisions.retain(|revision| commits.contains(&revision.commit));
-            found.refs.retain(|_, commit| commits.contains(commit));
-        }
+            gather_repo(inventory, one.repo, options, &mut identifier, &mut unreadable_trees, &mut local.failures);
+        found.revisions.retain(|revision| one.includes(&revision.commit));
+        found.refs.retain(|_, commit| one.includes(commit));
         local.repos.push(found);
-        local.notes.extend(untidy_refs_note(repo));
+        local.notes.extend(untidy_refs_note(one.repo));
     }
     if unreadable_trees > 0 {
         local.notes.push(format!(
@@ -171,37 +132,6 @@ pub fn gather(inventory: &Inventory, options: &Options) -> Result<Local> {
         ));
     }
     Ok(local)
-}
-
-/// Selects among repos that share an id, and returns them with a note for the user. An id without a type prefers the
-/// model, as in a pull, and falls back to the other types. Repos without the requested revision are dropped.
-///
-/// # Errors
-/// If no repo has the revision.
-fn prefer_model<'a>(repos: Vec<&'a Repo>, typed: &RepoSpec) -> Result<(SelectedRepos<'a>, Option<String>)> {
-    let (mut selected, mut errors) = (Vec::new(), Vec::new());
-    for repo in repos {
-        match typed.revision.as_ref().map(|text| find_commit(repo, text)).transpose() {
-            Ok(commit) => {
-                selected.push((repo, commit.map_or(Selection::All, |commit| Selection::Commits(vec![commit]))))
-            }
-            Err(error) => errors.push((repo.name.kind != RepoType::Model, error)),
-        }
-    }
-    // The model's error takes precedence.
-    errors.sort_by_key(|(is_other, _)| *is_other);
-    if let (true, Some((_, error))) = (selected.is_empty(), errors.into_iter().next()) {
-        return Err(error);
-    }
-    let is_model = |repo: &Repo| repo.name.kind == RepoType::Model;
-    let others: Vec<String> =
-        selected.iter().filter(|(repo, _)| !is_model(repo)).map(|(repo, _)| repo.name.to_string()).collect();
-    if others.is_empty() || others.len() == selected.len() {
-        return Ok((selected, None));
-    }
-    selected.retain(|(repo, _)| is_model(repo));
-    let note = format!("{} is the model; this cache also has {}", typed.query, others.join(" and "));
-    Ok((selected, Some(note)))
 }
 
 /// Returns a note about refs that are published, but that huggingface_hub cannot use offline on this machine.
@@ -224,43 +154,6 @@ fn failure_of(problem: &Problem) -> Option<Error> {
     }
     let path = crate::error::printable(&problem.path.to_string_lossy(), 400);
     problem.kind.is_failure().then(|| Error::failed(path).because(problem.detail.clone()))
-}
-
-/// Finds the commit in this cache that a ref, a commit hash or a prefix of one refers to.
-fn find_commit(repo: &Repo, text: &str) -> Result<Commit> {
-    let fits = |commit: &&Commit| text.len() >= 4 && commit.as_str().starts_with(text);
-    let by_ref = text.parse::<RefName>().ok().and_then(|name| repo.refs.get(&name));
-    let commits: Vec<&Commit> = repo.revisions.keys().filter(fits).collect();
-    match (by_ref.filter(|commit| repo.revisions.contains_key(*commit)), commits.as_slice()) {
-        (Some(commit), _) => Ok(commit.clone()),
-        (None, [commit]) => Ok((*commit).clone()),
-        (None, [_, _, ..]) => {
-            Err(Error::usage(format!("'{}' is ambiguous in {}", printable(text, 100), repo.name))
-                .hint("give more digits"))
-        }
-        (None, []) => {
-            let mut there: Vec<&str> = repo.refs.keys().map(RefName::as_str).collect();
-            there.extend(repo.revisions.keys().map(Commit::short));
-            there.truncate(12);
-            Err(Error::not_found(format!("revision '{}' of {} is not in this cache", printable(text, 100), repo.name))
-                .because(format!("it has {}", there.join(", "))))
-        }
-    }
-}
-
-fn not_cached(inventory: &Inventory, RepoSpec { query, .. }: &RepoSpec) -> Error {
-    let names: Vec<String> = inventory.repos.iter().map(|repo| repo.name.to_string()).collect();
-    if let Some(other) = inventory.repos.iter().find(|repo| repo.name.id == query.id) {
-        return Error::not_found(format!("{query} is not in the cache {}", inventory.layout.root().display()))
-            .because(format!("{} is a {} there", query.id, other.name.kind))
-            .hint(format!("name it as {}:{}", other.name.kind.word(), query.id));
-    }
-    let close: Vec<&str> = nearest(&query.to_string(), names.iter().map(String::as_str)).take(3).collect();
-    let error = Error::not_found(format!("{query} is not in the cache {}", inventory.layout.root().display()));
-    match close.is_empty() {
-        true => error.hint("`hf-cache-sync list` shows what is"),
-        false => error.hint(format!("did you mean {}?", close.join(", "))),
-    }
 }
 
 fn gather_repo(

@@ -21,6 +21,7 @@ use crate::engine::Session;
 use crate::engine::survey::{Survey, survey};
 use crate::error::{Error, Kind, Result};
 use crate::model::ids::RepoName;
+use crate::model::selection::Selection;
 use crate::plan::diff::{self, Counts, LastUse, RefRow, Row};
 use crate::task::blocking;
 
@@ -84,7 +85,11 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     session.need_cache()?;
     let bucket = session.bucket().await?;
     // Gated repos are compared like any others; pointer files are skipped, as in a push.
-    let options = pushable::Options { only: Vec::new(), allow_gated: true, sync_xet: session.config.cache.sync_xet };
+    let options = pushable::Options {
+        selection: Selection::default(),
+        allow_gated: true,
+        sync_xet: session.config.cache.sync_xet,
+    };
     let Survey { inventory, local, remote } = survey(session, &bucket, options).await?;
     let allow_gated = session.config.team.allow_gated;
     let judged = blocking(move || {

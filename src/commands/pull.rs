@@ -179,7 +179,7 @@ impl Report {
 pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     let started = Instant::now();
     let query = with_type(&args.repo.query, args.repo_type)?;
-    let revision = args.revision()?;
+    let revision = args.repo.revision_with(args.revision.as_deref())?;
     args.download.fallback.check()?;
     let bucket = session.bucket().await?;
     session.progress.event(Event::Step("looking up the revision"));
@@ -246,23 +246,6 @@ impl TypedValueParser for TypeParser {
 
     fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
         Some(Box::new(RepoType::value_variants().iter().filter_map(ValueEnum::to_possible_value)))
-    }
-}
-
-impl Args {
-    /// Returns the revision from the id or from `-r`, if there is one.
-    fn revision(&self) -> Result<Option<&str>> {
-        let given = self.revision.as_deref().map(ids::trim);
-        if given == Some("") {
-            return Err(Error::usage("the ref name after -r is empty").hint("write it as in -r main, or omit -r"));
-        }
-        match (self.repo.revision.as_deref(), given) {
-            (Some(a), Some(b)) if a != b => {
-                let (a, b) = (printable(a, 100), printable(b, 100));
-                Err(Error::usage(format!("the id says revision '{a}' but -r says '{b}'")).hint("remove one of them"))
-            }
-            (a, b) => Ok(a.or(b)),
-        }
     }
 }
 

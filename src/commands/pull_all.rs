@@ -20,7 +20,7 @@ use crate::engine::fallback::Fallback;
 use crate::engine::pull::{Decision, Pull, Work};
 use crate::error::{Error, Kind, Result, printable};
 use crate::model::amount::Amount;
-use crate::model::filter::Filter;
+use crate::model::filter::RepoFilter;
 use crate::model::found::Found;
 use crate::model::ids::{BlobId, Commit, RepoId, RepoName, RepoQuery, RepoType};
 use crate::plan::pull::Plan;
@@ -171,7 +171,7 @@ impl Report {
 /// When the bucket cannot be read or the cache cannot be written to; failures of individual repos are in the report.
 pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     let started = Instant::now();
-    let filter = Filter::new(&args.include, &args.exclude)?;
+    let filter = RepoFilter::new(&args.include, &args.exclude)?;
     args.download.fallback.check()?;
     let bucket = session.bucket().await?;
     let layout = session.layout();
@@ -236,7 +236,7 @@ impl Args {
 }
 
 /// Plans the pull of a repo, if there is anything to pull.
-async fn examine(pull: &Pull<'_>, fallback: &Fallback, main: MainRevision, filter: &Filter) -> (Row, Option<Work>) {
+async fn examine(pull: &Pull<'_>, fallback: &Fallback, main: MainRevision, filter: &RepoFilter) -> (Row, Option<Work>) {
     let mut row = Row::new(main.key, main.query.as_ref());
     let (found, from_hub) = match (main.found, &main.query) {
         (Ok(found), _) => (found, false),

@@ -18,6 +18,7 @@ use crate::error::{Error, Kind, Result};
 use crate::model::amount::Amount;
 use crate::model::ids::BlobId;
 use crate::model::ids::{Commit, RepoName, RepoSpec};
+use crate::model::selection::Selection;
 use crate::plan::push::{self as plan, ManifestAction, Plan, Skip};
 
 const EXAMPLES: &str = "\
@@ -163,7 +164,7 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     session.need_cache()?;
     let bucket = session.bucket().await?;
     let options = pushable::Options {
-        only: args.repos.clone(),
+        selection: Selection::of(args.repos.clone()),
         allow_gated: session.config.team.allow_gated,
         sync_xet: session.config.cache.sync_xet,
     };
