@@ -10,7 +10,9 @@ use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::cache::root;
-use crate::commands::{completions, config, diff, doctor, init, list, man, prune, pull, pull_all, push, status, watch};
+use crate::commands::{
+    completions, config, diff, doctor, init, list, man, prune, pull, pull_all, push, remote, status, watch,
+};
 use crate::config::resolve::{Resolution, named_file};
 use crate::config::settings::{Form, SETTINGS, Setting};
 use crate::config::{Config, Environment, Overrides};
@@ -147,6 +149,7 @@ pub enum Command {
     Status(status::Args),
     List(list::Args),
     Diff(diff::Args),
+    Remote(remote::Args),
     Config(config::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -390,6 +393,9 @@ pub async fn run(cli: &Cli, ui: &Ui) -> Result<Option<Kind>> {
         Command::Status(args) => ui.show(&status::execute(&session, args).await?),
         Command::List(args) => ui.show(&list::execute(&session, args).await?),
         Command::Diff(args) => ui.show(&diff::execute(&session, args).await?),
+        Command::Remote(args) => match &args.command {
+            remote::Command::Du(_) => ui.show(&remote::du::execute(&session).await?),
+        },
     })
 }
 

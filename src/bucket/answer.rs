@@ -241,6 +241,76 @@ pub(super) fn parts(body: &[u8]) -> Result<(Vec<Part>, Option<String>), Unreadab
     }
 }
 
+/// What a store answers to a request that deletes many objects.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Deletions {
+    /// Keys that are gone, as they stand in the answer.
+    pub(super) deleted: Vec<String>,
+    /// Keys that could not be deleted, and why.
+    pub(super) refused: Vec<(String, Refusal)>,
+}
+
+/// Reads which objects were deleted.
+pub(super) fn deletions(body: &[u8]) -> Result<Deletions, Unreadable> {
+    let root = Element::expect(body, "DeleteResult")?;
+    // White space around a key may be its own.
+    let key = |entry: &Element| entry.children("Key").map(|child| child.text.clone()).find(|key| !key.is_empty());
+    let refusal = |entry: &Element| {
+        let text = |name| entry.text(name).map(String::from);
+        Refusal { code: text("Code"), message: text("Message").unwrap_or_default(), ..Refusal::default() }
+    };
+    Ok(Deletions {
+        deleted: root.children("Deleted").filter_map(key).collect(),
+        refused: root.children("Error").filter_map(|entry| Some((key(entry)?, refusal(entry)))).collect(),
+    })
+}
+
+/// An unfinished multipart upload, with the key as it stands in the answer.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct ListedUpload {
+    pub(super) key: String,
+    pub(super) id: String,
+    pub(super) started: Option<SystemTime>,
+}
+
+/// One page of the unfinished multipart uploads.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct UploadsPage {
+    pub(super) uploads: Vec<ListedUpload>,
+    /// Where the next page begins: a key and an upload of it.
+    pub(super) next: Option<(String, String)>,
+    /// Whether the store says that keys are percent-encoded.
+    pub(super) encoded: bool,
+}
+
+/// Reads a page of the unfinished multipart uploads.
+pub(super) fn uploads(body: &[u8]) -> Result<UploadsPage, Unreadable> {
+    let root = Element::expect(body, "ListMultipartUploadsResult")?;
+    let upload = |entry: &Element| {
+        Some(ListedUpload {
+            key: entry.children("Key").map(|child| child.text.clone()).find(|key| !key.is_empty())?,
+            id: entry.text("UploadId")?.to_string(),
+            started: entry.text("Initiated").and_then(time),
+        })
+    };
+    let uploads = root.children("Upload").filter_map(upload).collect();
+    let truncated = root.text("IsTruncated").is_some_and(|text| text.eq_ignore_ascii_case("true"));
+    let next = match (truncated, root.text("NextKeyMarker")) {
+        (true, None) => return Err(Unreadable::Cut),
+        (true, Some(key)) => Some((key.into(), root.text("NextUploadIdMarker").unwrap_or_default().into())),
+        (false, _) => None,
+    };
+    let encoded = root.text("EncodingType").is_some_and(|text| text.eq_ignore_ascii_case("url"));
+    Ok(UploadsPage { uploads, next, encoded })
+}
+
+/// Reads whether a bucket keeps the earlier versions of its objects.
+pub(super) fn is_versioned(body: &[u8]) -> Result<bool, Unreadable> {
+    let root = Element::expect(body, "VersioningConfiguration")?;
+    // A suspended one keeps what it has.
+    Ok(root.text("Status").is_some_and(|status| status.eq_ignore_ascii_case("enabled")))
+}
+
 /// What a store says of a request that it refused.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Refusal {
@@ -413,6 +483,43 @@ mod tests {
         }
         assert_eq!(page(b""), Err(Unreadable::Cut));
         assert_eq!(page(b" \n"), Err(Unreadable::Cut));
+    }
+
+    #[test]
+    fn each_deleted_or_refused_key_is_read() {
+        let text = "<DeleteResult xmlns=\"x\"><Deleted><Key>blobs/a &amp; b</Key></Deleted><Error><Key>blobs/c</Key>\
+                    <Code>AccessDenied</Code><Message>WORM</Message></Error></DeleteResult>";
+        let read = deletions(text.as_bytes()).unwrap();
+        assert_eq!(read.deleted, ["blobs/a & b"]);
+        assert_eq!((read.refused[0].0.as_str(), read.refused[0].1.code.as_deref()), ("blobs/c", Some("AccessDenied")));
+        for length in 0..text.len() {
+            assert!(deletions(&text.as_bytes()[..length]).is_err());
+        }
+        assert_eq!(deletions(b"<DeleteResult/>"), Ok(Deletions::default()));
+    }
+
+    #[test]
+    fn unfinished_uploads_are_read_page_by_page() {
+        let text = "<ListMultipartUploadsResult><IsTruncated>true</IsTruncated><NextKeyMarker>blobs/a</NextKeyMarker>\
+                    <NextUploadIdMarker>1</NextUploadIdMarker><Upload><Key>blobs/a</Key><UploadId>1</UploadId>\
+                    <Initiated>2024-01-02T03:04:05.000Z</Initiated></Upload></ListMultipartUploadsResult>";
+        let page = uploads(text.as_bytes()).unwrap();
+        assert_eq!((page.uploads.len(), page.next), (1, Some(("blobs/a".into(), "1".into()))));
+        assert!(page.uploads[0].started.is_some());
+        let cut = text.replace("<NextKeyMarker>blobs/a</NextKeyMarker>", "");
+        assert_eq!(uploads(cut.as_bytes()), Err(Unreadable::Cut));
+        assert_eq!(uploads(text.replace(">true<", ">false<").as_bytes()).unwrap().next, None);
+    }
+
+    #[test]
+    fn only_an_enabled_bucket_keeps_versions() {
+        let of = |status: &str| {
+            is_versioned(format!("<VersioningConfiguration>{status}</VersioningConfiguration>").as_bytes())
+        };
+        assert_eq!(of("<Status>Enabled</Status>"), Ok(true));
+        assert_eq!(of("<Status>Suspended</Status>"), Ok(false));
+        assert_eq!(of(""), Ok(false));
+        assert!(is_versioned(b"<Error/>").is_err());
     }
 
     #[test]

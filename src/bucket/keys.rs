@@ -16,6 +16,9 @@ pub const REFS_V2: &str = "refs-v2/";
 /// Where `doctor` puts its write probes.
 pub const PROBES: &str = "_hf_cache_sync_doctor/";
 
+/// Where running pushes and deletions announce themselves to each other.
+pub const NOTICES: &str = "_hf_cache_sync_gc/";
+
 /// `blobs/<etag>`
 pub fn blob(id: &BlobId) -> String {
     format!("{BLOBS}{id}")
@@ -41,9 +44,13 @@ pub fn manifests_of(id: &RepoId) -> String {
     format!("{MANIFESTS}{}@", encoded(id))
 }
 
-/// The encoded id and the commit of a manifest key, split at the first `@`.
+/// The encoded id and the commit of a manifest key, split at the first `@`. What is deeper belongs to another team, whose
+/// prefix begins like this.
 pub fn parse_manifest(key: &str) -> Option<(&str, Commit)> {
     let (encoded, rest) = key.strip_prefix(MANIFESTS)?.split_once('@')?;
+    if encoded.contains('/') {
+        return None;
+    }
     Some((encoded, rest.strip_suffix(".json")?.parse().ok()?))
 }
 
@@ -145,6 +152,7 @@ mod tests {
         assert_eq!(parse_blob("blobs/0123.incomplete"), None);
         assert_eq!(parse_manifest(&format!("manifests/a__b@{COMMIT}.json")), Some(("a__b", commit)));
         assert_eq!(parse_manifest("manifests/a__b@main.json"), None);
+        assert_eq!(parse_manifest(&format!("manifests/manifests/a__b@{COMMIT}.json")), None);
     }
 
     #[test]

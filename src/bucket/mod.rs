@@ -7,9 +7,12 @@
 //! - The picture: [`state`] has what is in the bucket, by its listing, and what was read of it; [`read`] reads.
 //! - Finding in it: [`lookup`] one revision, [`main_revisions`] that of `main` of every repo, [`catalog`] all repos with
 //!   their revisions and refs.
+//! - Deleting from it: [`census`] knows what every manifest needs, [`notices`] is how pushes and deletions, on any
+//!   machine, know of each other.
 
 mod answer;
 pub mod catalog;
+pub mod census;
 pub mod client;
 mod connection;
 mod credentials;
@@ -18,6 +21,7 @@ pub mod error;
 pub mod keys;
 pub mod lookup;
 pub mod main_revisions;
+pub mod notices;
 pub mod read;
 pub mod refs;
 pub mod state;

@@ -119,15 +119,19 @@ pub(super) enum Op {
     ListParts,
     FinishParts,
     AbortParts,
+    /// Deletes many objects in one request.
+    DeleteMany,
+    ListUploads,
+    Versioning,
 }
 
 impl Op {
     fn method(self) -> &'static str {
         match self {
-            Op::List | Op::Read | Op::ListParts => "GET",
+            Op::List | Op::Read | Op::ListParts | Op::ListUploads | Op::Versioning => "GET",
             Op::Head | Op::HeadBucket => "HEAD",
             Op::Put | Op::PutIf | Op::PutPart => "PUT",
-            Op::StartParts | Op::FinishParts => "POST",
+            Op::StartParts | Op::FinishParts | Op::DeleteMany => "POST",
             Op::Delete | Op::AbortParts => "DELETE",
         }
     }
@@ -157,7 +161,7 @@ impl Op {
 
     /// Whether it is about the bucket and not about one key.
     fn of_bucket(self) -> bool {
-        matches!(self, Op::List | Op::HeadBucket)
+        matches!(self, Op::List | Op::HeadBucket | Op::DeleteMany | Op::ListUploads | Op::Versioning)
     }
 }
 
@@ -491,6 +495,8 @@ impl Wire {
         if *status == 404 && refusal.code.is_none() {
             failure.cause = match op {
                 Op::List | Op::Put | Op::PutIf | Op::StartParts => Cause::NoSuchBucket,
+                // The bucket is there: objects of it were listed before.
+                Op::DeleteMany | Op::ListUploads | Op::Versioning => Cause::Unsupported,
                 _ if op.of_upload() => Cause::NoSuchUpload,
                 _ => failure.cause,
             };
@@ -849,6 +855,6 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn base64(bytes: &[u8]) -> String {
+pub(super) fn base64(bytes: &[u8]) -> String {
     aws_smithy_types::base64::encode(bytes)
 }

@@ -13,6 +13,7 @@ pub mod prune;
 pub mod pull;
 pub mod pull_all;
 pub mod push;
+pub mod remote;
 pub mod size;
 pub mod status;
 pub mod watch;

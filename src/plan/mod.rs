@@ -2,6 +2,7 @@
 //!
 //! [`push`], [`pull`] and [`prune`] plan what the engine carries out; [`diff`] only compares.
 
+pub mod bucket_usage;
 pub mod diff;
 pub mod prune;
 pub mod pull;

@@ -18,6 +18,8 @@ mod odd_caches;
 mod prune;
 mod pull_all;
 mod push_pull;
+#[cfg(unix)]
+mod remote;
 mod stores;
 #[cfg(unix)]
 mod views;

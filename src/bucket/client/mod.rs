@@ -9,6 +9,7 @@
 //! - A partial listing is an error, never a shorter list (`listing`).
 
 pub(super) mod body;
+mod care;
 mod listing;
 mod parts;
 mod retry;
@@ -22,6 +23,7 @@ use aws_smithy_types::byte_stream::ByteStream;
 use bytes::Bytes;
 
 pub use body::{MakeBody, Pulse};
+pub use care::Unfinished;
 pub use listing::Collect;
 pub use parts::Part;
 

@@ -38,6 +38,8 @@ pub(super) struct Shared {
     /// Whether a write has succeeded in this run.
     written: AtomicBool,
     first_writes: Semaphore,
+    /// Whether the store does not delete many objects in one request.
+    pub(super) deletes_singly: AtomicBool,
 }
 
 /// Refused writes since the last that the store took.
@@ -92,6 +94,7 @@ impl Default for Shared {
             writes: Mutex::default(),
             written: AtomicBool::default(),
             first_writes: Semaphore::new(FIRST_WRITES),
+            deletes_singly: AtomicBool::default(),
         }
     }
 }

@@ -11,6 +11,7 @@ mod prune;
 mod pull;
 mod pull_all;
 mod push;
+mod remote;
 mod status;
 pub mod time;
 mod watch;

@@ -78,8 +78,14 @@ fn check(section: &str, reports: &[Value]) {
 #[test]
 fn every_command_is_documented() {
     let documented = documented();
+    let has = |name: &str| assert!(documented.contains_key(name), "docs/json.md has no section '{name}'");
     for command in hf_cache_sync::cli::Cli::command().get_subcommands() {
-        assert!(documented.contains_key(command.get_name()), "docs/json.md has no section '{}'", command.get_name());
+        match command.get_name() {
+            group @ "remote" => {
+                command.get_subcommands().for_each(|command| has(&format!("{group} {}", command.get_name())))
+            }
+            name => has(name),
+        }
     }
 }
 
@@ -110,6 +116,15 @@ fn prune_is_as_documented() {
     let report = world.run(&line);
     assert_eq!((planned.code, report.code), (0, 0), "{}", report.text());
     check("prune", &[planned.json(), report.json()]);
+}
+
+#[test]
+fn reports_of_remote_commands_are_as_documented() {
+    let world = World::online();
+    world.snapshot("models--acme--tiny", 'a', &[("a", "one")], &["main"]);
+    assert_eq!(world.run(&["push", "-q"]).code, 0);
+    world.store().put("manifests/a__b@main.json", "{");
+    check("remote du", &[world.run(&["remote", "du", "--json"]).json()]);
 }
 
 fn missing_config(world: &World) -> Value {

@@ -1,0 +1,256 @@
+//! What every manifest of a bucket needs: the base of everything that deletes. Of a manifest no more is kept than that.
+//!
+//! Deletions are decided on a complete picture or not at all. So this reads every manifest, and knows as a
+//! [problem](Census::problems) what may need blobs in a way that this program does not understand.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::Value;
+
+use super::client::{Bucket, Object};
+use super::keys;
+use super::read::MAX_MANIFEST;
+use super::state::{Entry, RemoteState, Scope};
+use crate::error::{Error, Result, printable};
+use crate::model::ids::{BlobId, Commit, RepoName};
+use crate::model::manifest::Manifest;
+
+/// Manifests read at once.
+const AT_ONCE: usize = 32;
+/// Top-level keys that would tell a later format. Manifests of this format have none of them, or a 1.
+const VERSIONS: [&str; 5] = ["format_version", "version", "format", "schema_version", "manifest_version"];
+/// What the keys of another kind of manifests would begin with.
+const LATER_MANIFESTS: &str = "manifests-v";
+
+/// What a manifest needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Needs {
+    /// Its repo.
+    pub repo: RepoName,
+    /// Its revision.
+    pub commit: Commit,
+    /// The blobs of its files, with their sizes in bytes.
+    pub blobs: BTreeMap<BlobId, u64>,
+    /// Hashes elsewhere in it, which may be those of blobs.
+    pub mentions: BTreeSet<BlobId>,
+}
+
+/// A bucket with what its manifests need.
+#[derive(Debug, Default)]
+pub struct Census {
+    /// The bucket, as it was listed.
+    pub state: RemoteState,
+    /// By the key of the manifest.
+    pub manifests: BTreeMap<String, Needs>,
+    /// What keeps this from being complete, by key.
+    pub problems: BTreeMap<String, Error>,
+}
+
+impl Census {
+    /// Lists the bucket and reads every manifest, unless the census `before` has it as it is listed now.
+    ///
+    /// # Errors
+    /// When a request fails.
+    pub async fn take(bucket: &Bucket, before: Option<&Census>) -> Result<Census> {
+        let doing = format!("cannot list bucket '{}'", bucket.name());
+        let listed =
+            tokio::try_join!(RemoteState::list(bucket, Scope::ALL), bucket.list_page(LATER_MANIFESTS, None, 1));
+        let (state, (later, _)) = listed.map_err(|failure| bucket.explain(failure, &doing))?;
+        let mut census =
+            Census { problems: unknown_manifests(state.foreign().iter().chain(&later)), ..Census::default() };
+        let keys = state.manifests().iter().flat_map(|(encoded, commits)| {
+            commits.iter().map(move |(commit, entry)| (keys::manifest_of(encoded, commit), entry))
+        });
+        let mut unread = Vec::new();
+        for (key, entry) in keys {
+            match before.and_then(|before| before.unchanged(&key, entry)) {
+                Some(needs) => drop(census.manifests.insert(key, needs.clone())),
+                None => unread.push(key),
+            }
+        }
+        let mut reads = stream::iter(unread).map(|key| async move { read(bucket, &key).await.map(|read| (key, read)) });
+        let mut reads = std::pin::pin!(reads.by_ref().buffer_unordered(AT_ONCE));
+        while let Some((key, read)) = reads.try_next().await? {
+            match read {
+                Some(Ok(needs)) => drop(census.manifests.insert(key, needs)),
+                Some(Err(error)) => drop(census.problems.insert(key, error)),
+                // It was removed since it was listed.
+                None => {}
+            }
+        }
+        census.state = state;
+        Ok(census)
+    }
+
+    /// What a manifest needs, if it is the same as it was then.
+    fn unchanged(&self, key: &str, entry: &Entry) -> Option<&Needs> {
+        let is_same = entry.etag.is_some() && self.state.listed_manifest(key) == Some(entry);
+        self.manifests.get(key).filter(|_| is_same)
+    }
+
+    /// Which manifests need each blob, as indices into [`Census::manifests`] by order of key.
+    pub fn users(&self) -> HashMap<BlobId, Vec<usize>> {
+        let mut users: HashMap<BlobId, Vec<usize>> = HashMap::new();
+        for (index, needs) in self.manifests.values().enumerate() {
+            for blob in needs.blobs.keys().chain(needs.mentions.iter().filter(|blob| !needs.blobs.contains_key(blob))) {
+                users.entry(*blob).or_default().push(index);
+            }
+        }
+        users
+    }
+}
+
+/// Keys among manifests that may be manifests of a kind that this program does not know.
+fn unknown_manifests<'a>(foreign: impl Iterator<Item = &'a Object>) -> BTreeMap<String, Error> {
+    let is_manifest = |key: &str| match key.strip_prefix(keys::MANIFESTS) {
+        // What is deeper belongs to another team.
+        Some(name) => !name.contains('/') && (name.contains('@') || name.ends_with(".json")),
+        None => key.starts_with(LATER_MANIFESTS),
+    };
+    let unknown = foreign.filter(|object| is_manifest(&object.key));
+    let problem = |object: &Object| {
+        let error = Error::invalid(format!(
+            "{} is not a manifest that this version knows",
+            printable(&object.key, 200)
+        ))
+        .because("a newer version may have written it, and it may need any blob")
+        .hint("update hf-cache-sync; if the key is not one of its own, delete or rename it with the store's tools");
+        (object.key.clone(), error)
+    };
+    unknown.map(problem).collect()
+}
+
+/// Reads what a manifest needs; `None` when it is gone, an error inside when it cannot be understood.
+async fn read(bucket: &Bucket, key: &str) -> Result<Option<Result<Needs>>> {
+    let doing = format!("cannot read {key}");
+    match bucket.get_small(key, MAX_MANIFEST).await.map_err(|failure| bucket.explain(failure, &doing)) {
+        Ok(small) => Ok(small.map(|small| needs(key, &small.bytes))),
+        Err(error) if error.cause.is_invalid() => Ok(Some(Err(error))),
+        Err(error) => Err(error),
+    }
+}
+
+/// What the manifest with this content needs.
+///
+/// # Errors
+/// When it is not valid, or of a later format.
+fn needs(key: &str, bytes: &[u8]) -> Result<Needs> {
+    if let Some(why) = later_format(bytes) {
+        return Err(Error::invalid(format!("the manifest {key} is newer than this version of hf-cache-sync"))
+            .because(why)
+            .hint("update hf-cache-sync"));
+    }
+    let invalid = |why: String| {
+        Error::invalid(format!("the manifest {key} is not valid"))
+            .because(why)
+            .hint("push the revision again from a machine that has it, or delete this key with the store's tools")
+    };
+    let manifest = Manifest::parse(bytes).map_err(invalid)?;
+    if keys::manifest(&manifest.repo.id, &manifest.revision) != key {
+        return Err(invalid(format!("it says that it is {}@{}", manifest.repo, manifest.revision)));
+    }
+    let mut mentions = BTreeSet::new();
+    manifest.extra.values().for_each(|value| collect_hashes(value, &mut mentions));
+    Ok(Needs { blobs: manifest.blobs(), repo: manifest.repo, commit: manifest.revision, mentions })
+}
+
+/// Says what shows that a manifest is of a later format than this program knows.
+fn later_format(bytes: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Top {
+        #[serde(default)]
+        files: Vec<HashMap<String, IgnoredAny>>,
+        #[serde(flatten)]
+        others: HashMap<String, Value>,
+    }
+    // What is not even of this shape is not valid, whatever its format.
+    let top: Top = serde_json::from_slice(bytes).ok()?;
+    for name in VERSIONS {
+        match top.others.get(name) {
+            None | Some(Value::Null) => {}
+            Some(Value::Number(number)) if number.as_u64() == Some(1) => {}
+            Some(value) => return Some(format!("its `{name}` is {}", printable(&value.to_string(), 40))),
+        }
+    }
+    let known = ["path", "blob", "size"];
+    let unknown = top.files.iter().flat_map(HashMap::keys).find(|name| !known.contains(&name.as_str()))?;
+    Some(format!("its files have `{}`", printable(unknown, 40)))
+}
+
+/// Finds every text that is a hash, as a key or a value.
+fn collect_hashes(value: &Value, found: &mut BTreeSet<BlobId>) {
+    match value {
+        Value::String(text) => found.extend(text.parse::<BlobId>()),
+        Value::Array(values) => values.iter().for_each(|value| collect_hashes(value, found)),
+        Value::Object(entries) => {
+            for (name, value) in entries {
+                found.extend(name.parse::<BlobId>());
+                collect_hashes(value, found);
+            }
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+    fn manifest(more: &str, file: &str) -> String {
+        format!(
+            r#"{{"repo": "org/name", "revision": "{COMMIT}"{more}, "files": [{{"path": "a", "blob": "{}", "size": 3{file}}}]}}"#,
+            "a".repeat(40)
+        )
+    }
+
+    fn needs_of(text: &str) -> Result<Needs> {
+        needs(&format!("manifests/org__name@{COMMIT}.json"), text.as_bytes())
+    }
+
+    #[test]
+    fn a_manifest_needs_its_files_and_every_hash_that_it_mentions() {
+        let (sha1, sha256) = ("b".repeat(40), "c".repeat(64));
+        let more = format!(r#", "notes": {{"{sha1}": [1, {{"x": "{sha256}"}}]}}, "format_version": 1"#);
+        let needs = needs_of(&manifest(&more, "")).unwrap();
+        assert_eq!(needs.blobs, BTreeMap::from([("a".repeat(40).parse().unwrap(), 3)]));
+        assert_eq!(needs.mentions, BTreeSet::from([sha1.parse().unwrap(), sha256.parse().unwrap()]));
+    }
+
+    #[test]
+    fn later_formats_are_told_apart_from_invalid_manifests() {
+        for (more, file) in [
+            (r#", "format_version": 2"#, ""),
+            (r#", "version": "1.1""#, ""),
+            (r#", "format": {}"#, ""),
+            ("", r#", "parts": []"#),
+        ] {
+            let error = needs_of(&manifest(more, file)).unwrap_err();
+            assert!(error.what.contains("newer"), "{error}");
+        }
+        for text in ["", "{}", "[]", &manifest(r#", "repo_type": "gadget""#, ""), &manifest("", "").replace("org", "o")]
+        {
+            let error = needs_of(text).unwrap_err();
+            assert!(error.what.contains("not valid"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_may_be_a_manifest_is_a_problem_and_the_rest_is_not() {
+        let object = |key: &str| Object { key: key.into(), size: 1, etag: None, modified: None };
+        for (key, is_problem) in [
+            ("manifests/a__b@main.json", true),
+            ("manifests/a__b.json", true),
+            ("manifests-v2/x", true),
+            ("manifests/.DS_Store", false),
+            ("manifests/manifests/a__b@0.json", false),
+            ("blobs/x.json", false),
+        ] {
+            assert_eq!(unknown_manifests([object(key)].iter()).len(), usize::from(is_problem), "{key}");
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! How pushes and deletions on different machines know of each other: each writes a notice into the bucket before it relies
+//! on anything, or deletes anything.
+//!
+//! - A push writes what it is about to publish, then reads the notices of deletions, and waits for those that concern it.
+//!   Only then it checks that its blobs are there.
+//! - A deletion writes what it is about to delete, then reads the notices of pushes and lists the bucket again, and spares
+//!   what they name. It removes its notice after the last request.
+//!
+//! Whichever wrote first is seen by the other, since a store shows in its listings what it has taken. The proof is in
+//! docs/bucket-format.md. A notice that a killed process has left expires, by the store's clock.
+
+#![expect(dead_code, reason = "for deletions")]
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::client::{Bucket, Object};
+use super::keys;
+use crate::error::{Error, Result};
+use crate::model::ids::BlobId;
+
+/// How long the notice of a push counts. A push publishes nothing with one that is older than half of this.
+pub const PUSH_LIFE: Duration = Duration::from_secs(3600);
+/// How long the notice of a deletion counts. It is renewed before it is older than [`RENEWAL`], and no request lasts
+/// longer than [`LONGEST_REQUEST`].
+pub const DELETION_LIFE: Duration = Duration::from_secs(300);
+/// See [`DELETION_LIFE`].
+pub const RENEWAL: Duration = Duration::from_secs(60);
+/// See [`DELETION_LIFE`].
+pub const LONGEST_REQUEST: Duration = Duration::from_secs(120);
+/// Notices read at once.
+const AT_ONCE: usize = 16;
+/// Largest notice that is read, in bytes.
+const LARGEST: u64 = 256 << 20;
+
+/// Whose notice it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A push, which is about to publish.
+    Push,
+    /// `remote rm` or `remote gc`, which is about to delete.
+    Deletion,
+}
+
+/// What is about to be published or deleted, by key.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Subject {
+    /// Keys of refs.
+    pub refs: BTreeSet<String>,
+    /// Keys of manifests.
+    pub manifests: BTreeSet<String>,
+    /// Blobs.
+    pub blobs: BTreeSet<BlobId>,
+}
+
+impl Subject {
+    /// Whether both name one thing.
+    pub fn overlaps(&self, other: &Subject) -> bool {
+        !self.refs.is_disjoint(&other.refs)
+            || !self.manifests.is_disjoint(&other.manifests)
+            || !self.blobs.is_disjoint(&other.blobs)
+    }
+
+    /// Adds what another one names.
+    pub fn extend(&mut self, other: Subject) {
+        self.refs.extend(other.refs);
+        self.manifests.extend(other.manifests);
+        self.blobs.extend(other.blobs);
+    }
+
+    fn parse(bytes: &[u8]) -> Option<Subject> {
+        let value: Value = serde_json::from_slice(bytes).ok()?;
+        let texts =
+            |name: &str| -> Option<Vec<&str>> { value.get(name)?.as_array()?.iter().map(Value::as_str).collect() };
+        let keys = |name: &str| Some(texts(name)?.into_iter().map(String::from).collect());
+        let blobs = texts("blobs")?.into_iter().map(|text| text.parse().ok()).collect::<Option<_>>()?;
+        Some(Subject { refs: keys("refs")?, manifests: keys("manifests")?, blobs })
+    }
+}
+
+/// A notice of this process.
+#[derive(Debug)]
+pub struct Notice {
+    key: String,
+    content: Bytes,
+    /// Before the request that wrote it last.
+    written: Instant,
+}
+
+/// A notice in the bucket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Its key.
+    pub key: String,
+    /// Whose it is.
+    pub kind: Kind,
+    /// When it was written last, by the store's clock.
+    pub modified: Option<SystemTime>,
+}
+
+impl Listed {
+    fn of(object: &Object) -> Option<Listed> {
+        let name = object.key.strip_prefix(keys::NOTICES)?.strip_suffix(".json")?;
+        let (word, random) = name.split_once('-')?;
+        let kind = match word {
+            "push" => Kind::Push,
+            "deletion" => Kind::Deletion,
+            _ => return None,
+        };
+        let is_ours = random.len() == 32 && random.bytes().all(|c| c.is_ascii_hexdigit());
+        is_ours.then(|| Listed { key: object.key.clone(), kind, modified: object.modified })
+    }
+
+    /// Whether it still counts at `now`, by the store's clock. One of unknown age does.
+    pub fn is_live(&self, now: SystemTime) -> bool {
+        let life = match self.kind {
+            Kind::Push => PUSH_LIFE,
+            Kind::Deletion => DELETION_LIFE,
+        };
+        let age = self.modified.and_then(|modified| now.duration_since(modified).ok());
+        age.is_none_or(|age| age <= life)
+    }
+}
+
+impl Notice {
+    /// Writes a notice.
+    ///
+    /// # Errors
+    /// When the request fails for good.
+    pub async fn write(bucket: &Bucket, kind: Kind, subject: &Subject) -> Result<Notice> {
+        let word = match kind {
+            Kind::Push => "push",
+            Kind::Deletion => "deletion",
+        };
+        let key = format!("{}{word}-{:032x}.json", keys::NOTICES, fastrand::u128(..));
+        let content = serde_json::to_vec(subject).expect("a subject is plain data").into();
+        let mut notice = Notice { key, content, written: Instant::now() };
+        notice.renew(bucket).await?;
+        Ok(notice)
+    }
+
+    /// Writes it again, so that it counts from now.
+    ///
+    /// # Errors
+    /// When the request fails for good.
+    pub async fn renew(&mut self, bucket: &Bucket) -> Result<()> {
+        let now = Instant::now();
+        let written = bucket.put_small(&self.key, self.content.clone()).await;
+        let doing = format!("cannot announce this run to others with the key {}", self.key);
+        written.map_err(|failure| bucket.explain(failure, &doing))?;
+        self.written = now;
+        Ok(())
+    }
+
+    /// How long ago it was written last.
+    pub fn age(&self) -> Duration {
+        self.written.elapsed()
+    }
+
+    /// The store's time, by what a listing says of this notice; `None` when it does not show it.
+    pub fn store_time(&self, listed: &[Listed]) -> Option<SystemTime> {
+        let own = listed.iter().find(|notice| notice.key == self.key)?;
+        own.modified?.checked_add(self.age())
+    }
+
+    /// Whether a listed notice is this one.
+    pub fn is(&self, listed: &Listed) -> bool {
+        listed.key == self.key
+    }
+
+    /// Removes it. A key that may not delete leaves it: it expires.
+    pub async fn remove(self, bucket: &Bucket) {
+        if let Err(failure) = bucket.delete(&self.key).await {
+            tracing::debug!(key = self.key, reason = failure.detail, "a notice could not be removed");
+        }
+    }
+}
+
+/// Lists all notices.
+///
+/// # Errors
+/// When the listing fails.
+pub async fn list(bucket: &Bucket) -> Result<Vec<Listed>> {
+    let doing = format!("cannot list bucket '{}'", bucket.name());
+    let objects: Vec<Object> = bucket.list(keys::NOTICES).await.map_err(|failure| bucket.explain(failure, &doing))?;
+    Ok(objects.iter().filter_map(Listed::of).collect())
+}
+
+/// Reads what notices name. One that is gone by now names nothing.
+///
+/// # Errors
+/// When a request fails, or a notice is not valid: nobody knows what it names.
+pub async fn read<'a>(bucket: &Bucket, notices: impl IntoIterator<Item = &'a Listed>) -> Result<Vec<Subject>> {
+    let reads = stream::iter(notices).map(async |notice| {
+        let doing = format!("cannot read {}", notice.key);
+        let small = bucket.get_small(&notice.key, LARGEST).await.map_err(|failure| bucket.explain(failure, &doing))?;
+        let Some(small) = small else { return Ok(Subject::default()) };
+        Subject::parse(&small.bytes).ok_or_else(|| {
+            Error::invalid(format!("the notice {} is not valid", notice.key))
+                .because("a newer version of this program may have written it")
+                .hint("update hf-cache-sync, or wait until the notice has expired")
+        })
+    });
+    reads.buffer_unordered(AT_ONCE).try_collect().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listed(key: &str, second: u64) -> Option<Listed> {
+        let modified = Some(SystemTime::UNIX_EPOCH + Duration::from_secs(second));
+        Listed::of(&Object { key: key.into(), size: 1, etag: None, modified })
+    }
+
+    #[test]
+    fn notices_have_keys_of_their_own_and_expire() {
+        let hex = "0123456789abcdef0123456789abcdef";
+        let push = listed(&format!("_hf_cache_sync_gc/push-{hex}.json"), 1000).unwrap();
+        let deletion = listed(&format!("_hf_cache_sync_gc/deletion-{hex}.json"), 1000).unwrap();
+        let at = |second| SystemTime::UNIX_EPOCH + Duration::from_secs(second);
+        assert_eq!((push.kind, push.is_live(at(4600)), push.is_live(at(4601))), (Kind::Push, true, false));
+        assert_eq!(
+            (deletion.kind, deletion.is_live(at(1300)), deletion.is_live(at(1301))),
+            (Kind::Deletion, true, false)
+        );
+        assert!(push.is_live(at(1)), "a clock that goes back makes nothing old");
+        assert!(Listed { modified: None, ..push }.is_live(at(99_999)));
+        for key in ["_hf_cache_sync_gc/push-x.json", "_hf_cache_sync_gc/blobs/a", "blobs/push-0.json"] {
+            assert_eq!(listed(key, 1), None, "{key}");
+        }
+    }
+
+    #[test]
+    fn a_subject_survives_its_json_and_nothing_else_is_one() {
+        let blob: BlobId = "a".repeat(64).parse().unwrap();
+        let subject = Subject {
+            refs: ["refs/a__b/main".to_string()].into(),
+            manifests: ["manifests/x".to_string()].into(),
+            blobs: [blob].into(),
+        };
+        let json = serde_json::to_vec(&subject).unwrap();
+        assert_eq!(Subject::parse(&json), Some(subject.clone()));
+        for bad in
+            ["", "{}", "[]", r#"{"refs":[],"manifests":[],"blobs":["x"]}"#, r#"{"refs":[1],"manifests":[],"blobs":[]}"#]
+        {
+            assert_eq!(Subject::parse(bad.as_bytes()), None, "{bad}");
+        }
+        let only = |blobs| Subject { blobs, ..Subject::default() };
+        assert!(subject.overlaps(&only([blob].into())) && !subject.overlaps(&only(BTreeSet::new())));
+    }
+}

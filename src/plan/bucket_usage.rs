@@ -1,0 +1,126 @@
+//! How much of a bucket each repo takes. Pure: what the bucket has and what its manifests need in, bytes out.
+
+use std::collections::BTreeMap;
+
+use crate::bucket::census::Census;
+use crate::model::amount::Amount;
+use crate::model::ids::{BlobId, RepoName};
+
+/// What a repo takes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RepoUsage {
+    /// Number of revisions.
+    pub revisions: usize,
+    /// Its blobs that are in the bucket, each counted once.
+    pub all: Amount,
+    /// Those of them that no other repo needs.
+    pub unique: Amount,
+    /// Those of them that other repos need, too.
+    pub shared: Amount,
+    /// Blobs that it needs and the bucket lacks, or has with another size.
+    pub missing: Amount,
+}
+
+/// What a bucket holds.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// By repo.
+    pub repos: BTreeMap<RepoName, RepoUsage>,
+    /// All blobs.
+    pub blobs: Amount,
+    /// Blobs that several repos need.
+    pub shared: Amount,
+    /// Blobs that no manifest needs.
+    pub unreferenced: Amount,
+}
+
+/// Adds up what each repo takes. Sizes are those of the bucket's listing.
+pub fn usage(census: &Census) -> Usage {
+    let mut usage = Usage::default();
+    let mut needed: BTreeMap<&RepoName, BTreeMap<BlobId, u64>> = BTreeMap::new();
+    for needs in census.manifests.values() {
+        usage.repos.entry(needs.repo.clone()).or_default().revisions += 1;
+        needed.entry(&needs.repo).or_default().extend(&needs.blobs);
+    }
+    let users = census.users();
+    let mut repos_of: BTreeMap<BlobId, usize> = BTreeMap::new();
+    for blob in needed.values().flat_map(BTreeMap::keys) {
+        *repos_of.entry(*blob).or_default() += 1;
+    }
+    for (repo, blobs) in needed {
+        let Some(of_repo) = usage.repos.get_mut(repo) else { continue };
+        for (blob, size) in blobs {
+            match census.state.blobs().get(&blob) {
+                Some(entry) if entry.size == size => {
+                    add(&mut of_repo.all, size);
+                    add(if repos_of[&blob] > 1 { &mut of_repo.shared } else { &mut of_repo.unique }, size);
+                }
+                _ => add(&mut of_repo.missing, size),
+            }
+        }
+    }
+    for (blob, entry) in census.state.blobs().iter() {
+        add(&mut usage.blobs, entry.size);
+        if repos_of.get(blob).is_some_and(|repos| *repos > 1) {
+            add(&mut usage.shared, entry.size);
+        }
+        if !users.contains_key(blob) {
+            add(&mut usage.unreferenced, entry.size);
+        }
+    }
+    usage
+}
+
+/// Sizes come from the bucket and cannot be trusted not to overflow.
+fn add(amount: &mut Amount, bytes: u64) {
+    *amount += Amount { blobs: 1, bytes };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bucket::census::Needs;
+    use crate::bucket::client::Object;
+    use crate::bucket::keys;
+    use crate::bucket::state::RemoteState;
+    use crate::model::ids::RepoType;
+
+    fn blob(digit: char) -> BlobId {
+        digit.to_string().repeat(40).parse().unwrap()
+    }
+
+    fn needs(id: &str, digit: char, blobs: &str) -> (String, Needs) {
+        let repo = RepoName::new(RepoType::Model, id.parse().unwrap());
+        let commit = digit.to_string().repeat(40).parse().unwrap();
+        let key = keys::manifest(&repo.id, &commit);
+        let blobs = blobs.chars().map(|digit| (blob(digit), 10)).collect();
+        (key, Needs { repo, commit, blobs, mentions: Default::default() })
+    }
+
+    #[test]
+    fn shared_bytes_are_told_apart_and_each_blob_counts_once() {
+        let object = |(digit, size)| Object { key: keys::blob(&blob(digit)), size, etag: None, modified: None };
+        let state = RemoteState::new([('1', 10), ('2', 10), ('3', 10), ('4', 9), ('5', 10)].map(object));
+        let manifests = [needs("org/a", 'a', "12"), needs("org/a", 'b', "13"), needs("org/b", 'c', "146")];
+        let census = Census { state, manifests: manifests.into(), ..Census::default() };
+        let usage = usage(&census);
+        let amount = |blobs, bytes| Amount { blobs, bytes };
+        let repos: Vec<_> = usage.repos.values().copied().collect();
+        let a = RepoUsage {
+            revisions: 2,
+            all: amount(3, 30),
+            unique: amount(2, 20),
+            shared: amount(1, 10),
+            missing: amount(0, 0),
+        };
+        let b = RepoUsage {
+            revisions: 1,
+            all: amount(1, 10),
+            unique: amount(0, 0),
+            shared: amount(1, 10),
+            missing: amount(2, 20),
+        };
+        assert_eq!(repos, [a, b]);
+        assert_eq!((usage.blobs, usage.shared, usage.unreferenced), (amount(5, 49), amount(1, 10), amount(1, 10)));
+    }
+}
