@@ -1,4 +1,5 @@
-//! What costs time before the first byte moves: the scan, the plans, and manifests. `cargo bench --bench micro`.
+//! Measures what takes time before the first byte is moved: the scan, the plans, and manifests; and hashing, which takes
+//! most of the time after that. `cargo bench --bench micro`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,7 +14,7 @@ use hf_cache_sync::internals::bucket::state::RemoteState;
 use hf_cache_sync::internals::cache::layout::{self, Layout};
 use hf_cache_sync::internals::cache::scan::scan;
 use hf_cache_sync::internals::cache::{presence, prune_facts, pushable};
-use hf_cache_sync::internals::hash::{blob_id_of, md5_hex};
+use hf_cache_sync::internals::hash::{BlobHasher, MAX_LANES, blob_id_of, md5_hex};
 use hf_cache_sync::internals::model::found::Found;
 use hf_cache_sync::internals::model::ids::{BlobId, Commit, RepoName};
 use hf_cache_sync::internals::model::manifest::{Manifest, ManifestFile};
@@ -23,7 +24,7 @@ const REPOS: usize = 200;
 const FILES: usize = 50;
 const MANIFESTS: [usize; 2] = [1_000, 10_000];
 
-/// The name that these bytes have in git.
+/// Returns the name of these bytes in git.
 fn git(bytes: &[u8]) -> BlobId {
     blob_id_of(&BlobId::Sha1([0; 20]), bytes)
 }
@@ -32,7 +33,7 @@ fn commit(of: &str) -> Commit {
     git(of.as_bytes()).to_string().parse().expect("a sha1 is a commit's name")
 }
 
-/// A manifest with so many files, some of them in folders, every tenth in LFS.
+/// Creates a manifest with this many files, some of them in folders, every tenth in LFS.
 fn manifest(repo: &str, files: usize) -> Manifest {
     let file = |number: usize| {
         let content = content(repo, number);
@@ -58,7 +59,7 @@ fn repos() -> impl Iterator<Item = String> {
     (0..REPOS).map(|number| format!("org-{}/model-{number}", number % 20))
 }
 
-/// A cache as huggingface_hub makes it: one revision a repo, with the ref `main`.
+/// Creates a cache like that of huggingface_hub: one revision per repo, with the ref `main`.
 #[cfg(unix)]
 fn make_cache(root: &Path) {
     let layout = Layout::new(root);
@@ -152,5 +153,26 @@ fn manifests(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, cache, manifests);
+/// Large blobs, one after another and in lockstep: which of the two is used depends on the difference.
+fn hashing(c: &mut Criterion) {
+    const SLICE: usize = 64 << 10;
+    let blobs: Vec<Vec<u8>> = (0..MAX_LANES).map(|n| vec![n as u8; SLICE]).collect();
+    let mut group = c.benchmark_group("sha256");
+    group.throughput(Throughput::Bytes((MAX_LANES * SLICE) as u64));
+    let hashers = || (0..MAX_LANES).map(|_| BlobHasher::sha256()).collect::<Vec<_>>();
+    let mut one_by_one = hashers();
+    group.bench_function("one after another", |b| {
+        b.iter(|| one_by_one.iter_mut().zip(&blobs).for_each(|(hasher, blob)| hasher.update(black_box(blob))));
+    });
+    let mut together = hashers();
+    group.bench_function("in lockstep", |b| {
+        b.iter(|| {
+            let feeds = together.iter_mut().zip(&blobs).map(|(hasher, blob)| (hasher, black_box(&blob[..])));
+            BlobHasher::update_together(&mut feeds.collect::<Vec<_>>());
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, cache, manifests, hashing);
 criterion_main!(benches);

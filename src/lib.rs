@@ -112,7 +112,7 @@ pub mod internals {
         pub use crate::escape::{Keep, escape};
     }
     pub mod hash {
-        pub use crate::hash::{BlobHasher, blob_id_of, md5_hex};
+        pub use crate::hash::{BlobHasher, MAX_LANES, blob_id_of, md5_hex};
     }
     pub mod hub {
         pub use crate::hub::Hub;
@@ -143,7 +143,7 @@ pub mod internals {
         pub use crate::progress::Silent;
     }
     pub mod transfer {
-        pub use crate::transfer::Context;
+        pub use crate::transfer::{Context, HashPool};
         pub mod download {
             pub use crate::transfer::download::{Fetch, download};
         }

@@ -1,4 +1,4 @@
-"""Compares hf-cache-sync with its peers, side by side: the same bytes, the same stores, one after another, in turns."""
+"""Compares hf-cache-sync with its peers: the same bytes, the same stores, one run of each tool after another, in turns."""
 
 import argparse
 import dataclasses
@@ -71,7 +71,7 @@ def arguments():
 
 
 class Comparison:
-    """Everything that is compared, and the results."""
+    """All comparisons, and their results."""
 
     def __init__(self, options, scratch, peers, binaries):
         self.options, self.scratch, self.peers = options, scratch, peers
@@ -80,7 +80,7 @@ class Comparison:
         self.results = []
 
     def compare(self, one, direction, server):
-        """One set, in one direction, at one store: every tool in turn, then again; and their table."""
+        """Measures one set in one direction at one store, with every tool in turn, and prints the table."""
         synced = [tools.OursSynced(self.options.bin)] if direction == "pull" else []
         everyone = [self.ours, *synced, *self.peers]
         title = f"{one.name} ({one.about}), {direction}, {server}"
@@ -111,7 +111,7 @@ class Comparison:
         report.comparison(title, everyone, result, action)
 
     def disk(self, one, direction, server, count):
-        """Bytes of free disk that a comparison needs."""
+        """Returns how many bytes of free disk a comparison needs."""
         copies = 0
         if direction == "pull":
             copies += 1 if few(one) else self.options.runs * count
@@ -121,7 +121,7 @@ class Comparison:
 
 
 class Bench:
-    """One set at one store. Each action is one run of one tool, checked, and gives its sample."""
+    """One set at one store. Each action runs one tool once, checks what it did, and returns the sample."""
 
     def __init__(self, comparison, one, place, server, stack, objects):
         self.all, self.set, self.place, self.server = comparison, one, place, server
@@ -139,7 +139,7 @@ class Bench:
             count, size = self.store.holds(bucket, f"{run}/{tool.below}")
         finally:
             self.store.remove_bucket(bucket)
-        # The lean ones count what the AWS CLI sends around the bytes as well.
+        # The lean stores count the framing that the AWS CLI sends as well.
         if count < self.set.count or size < self.set.bytes:
             raise measure.Failed(f"{count} objects of {size} bytes are in the bucket")
         return sample
@@ -155,7 +155,7 @@ class Bench:
         return sample
 
     def present(self, tool, _run):
-        """A push that finds everything. Each tool has a bucket of its own, because 0.1.0 writes its manifests anew."""
+        """Runs a push that finds everything. Each tool has its own bucket, because 0.1.0 rewrites the manifests."""
         if not self.store.counts:
             return self.measure(tool, "present", self.job(self.seeded(tool.name)))
         shared = self.store
@@ -165,7 +165,7 @@ class Bench:
         return sample
 
     def seeded(self, name):
-        """A bucket that has the set."""
+        """Returns a bucket that contains the set."""
         if self.store.counts:
             return "bench"
         if name not in self.seeds:
@@ -178,7 +178,7 @@ class Bench:
         return tools.Job(self.set, self.place, self.store.endpoint, bucket, self.all.scratch, **more)
 
     def measure(self, tool, action, job):
-        """One run of one tool. What earlier runs left to be written is on the disk before it starts."""
+        """Runs one tool once, after everything that earlier runs have written is on the disk."""
         shutil.rmtree(job.place.hub / ".locks", ignore_errors=True)
         command, env = tool.command(action, job), tools.environment() | tool.env(job)
         os.sync()
@@ -192,12 +192,12 @@ class Bench:
 
 
 def few(one):
-    """Whether a set's files are so few that their removal does not slow what follows; see `scratch.py`."""
+    """Returns whether a set has so few files that removing them does not slow down the next run; see `scratch.py`."""
     return one.count < 100
 
 
 def main():
-    # An ordinary kill ends the servers too.
+    # A plain kill stops the servers as well.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     options = arguments()
     measure.prepare()

@@ -1,4 +1,4 @@
-"""The data: sets of blobs, each laid out as a Hub cache and, for servers that load a folder, as a bucket."""
+"""The data: sets of blobs, each laid out as a Hub cache and, for stores that load a folder, as a bucket."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ class Set:
     count: int
     size: int
     about: str
-    # Whether a push is to find everything in the bucket.
+    # Whether everything is in the bucket before a push.
     present: bool = False
 
     @property
@@ -45,17 +45,17 @@ SETS = {
         Set("c", 1, 8192 * MIB, "one blob of 8 GiB"),
         Set("d", 10_000, 4_000, "10,000 blobs of 4 kB that are in the bucket already", present=True),
         Set("e", 4, 64 * MIB, "4 blobs of 64 MiB"),
-        Set("smoke", 3, 1_000, "3 blobs of 1 kB, to see whether all of it works"),
+        Set("smoke", 3, 1_000, "3 blobs of 1 kB, to check that everything works"),
     )
 }
-# What is measured where nothing is chosen.
+# What is measured by default.
 USUAL = ("a", "b", "c", "d", "e")
 SCAN_REPOS, SCAN_FILES = 1_000, 100
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a set is: `hub` is a cache, `bucket` a folder of objects, `blobs` the files that plain copies take."""
+    """The folders of a set: `hub` is a cache, `bucket` a folder of objects, `blobs` the files for tools that only copy."""
 
     hub: Path
     bucket: Path
@@ -63,7 +63,7 @@ class Place:
 
 
 def make(one, root):
-    """Make a set, or take the one that is there, and read it once, so that all runs find it in memory."""
+    """Creates a set, unless it exists, and reads it once, so that all runs find it in the page cache."""
     folder = root / one.name
     place = Place(folder / "hub", folder / "bucket", folder / "hub" / f"models--bench--{one.name}" / "blobs")
     done = folder / "done"
@@ -93,7 +93,7 @@ def _generate(one, place):
         files.append({"path": path, "blob": blob, "size": one.size})
     (repo / "refs" / "main").write_text(one.commit)
 
-    # The same as a bucket, see docs/bucket-format.md.
+    # The same set as a bucket, see docs/bucket-format.md.
     (place.bucket / "blobs").symlink_to(place.blobs.resolve())
     manifest = {"repo": one.repo, "revision": one.commit, "repo_type": "model", "files": files}
     (place.bucket / "manifests" / f"bench__{one.name}@{one.commit}.json").write_text(json.dumps(manifest, indent=2))
@@ -103,7 +103,7 @@ def _generate(one, place):
 
 
 def _write_blob(one, number, blobs):
-    """One block that does not compress, over and over, each time with another beginning."""
+    """Writes a block that does not compress, over and over, each time with a different start."""
     seed = f"{one.name} {number}".encode()
     block = bytearray(hashlib.shake_128(seed).digest(min(one.size, 16 * MIB)))
     hasher, left = hashlib.sha256(), one.size
@@ -120,7 +120,7 @@ def _write_blob(one, number, blobs):
 
 
 def make_scan(root):
-    """A cache of many repos and files, to be read but not moved: blobs of a few bytes that are not what their name says."""
+    """Creates a cache of many repos and files that is only scanned: tiny blobs, whose bytes do not match their names."""
     hub, done = root / "scan" / "hub", root / "scan" / "done"
     if not done.exists():
         shutil.rmtree(hub.parent, ignore_errors=True)

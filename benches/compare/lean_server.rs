@@ -1,6 +1,6 @@
-//! A lean S3 server for the comparison: it serves objects from memory and forgets the bodies of large uploads, so that
-//! the client and not the server is what is measured. It checks no signatures. A delay before each answer and a cap on
-//! each connection make it a far store.
+//! A lean S3 server for the comparison: it serves objects from memory and discards the bodies of large uploads, so that
+//! the client is measured and not the server. It checks no signatures. A delay before each answer and a cap on each
+//! connection make it a far store.
 //!
 //! ```text
 //! cargo run --release --example lean-server -- --bucket bench --data DIR --delay-ms 30 --cap-mb 40
@@ -29,8 +29,8 @@ use hyper_util::rt::TokioIo;
 
 /// Uploads up to this size are kept, so that manifests and refs can be read back.
 const KEPT: usize = 4 << 20;
-/// Objects of `--data` up to this size have their MD5 as ETag, as if one PUT had written them. All others have ETags of
-/// the form that multipart uploads have, which no client takes for an MD5: hashing uploads would cost the server time.
+/// Objects of `--data` up to this size have their MD5 as ETag, as if written by a single PUT. All others have ETags like
+/// those of multipart uploads, which no client takes for an MD5: hashing uploads would cost the server time.
 const HASHED: usize = 8 << 20;
 /// Bytes handed to a connection at a time.
 const CHUNK: usize = 256 << 10;
@@ -40,13 +40,13 @@ struct Options {
     /// The only bucket
     #[arg(long)]
     bucket: String,
-    /// Folder whose files are the objects to begin with
+    /// Folder whose files are the objects at the start
     #[arg(long)]
     data: Option<PathBuf>,
     /// Time before the first byte of every answer
     #[arg(long, default_value_t = 0)]
     delay_ms: u64,
-    /// Megabytes (10^6) a second of each connection, each way; 0 is no cap
+    /// Megabytes (10^6) per second and connection, in each direction; 0 is no cap
     #[arg(long, default_value_t = 0)]
     cap_mb: u64,
 }
@@ -63,7 +63,7 @@ struct Store {
     objects: Mutex<BTreeMap<String, Object>>,
     uploads: Mutex<BTreeMap<String, BTreeMap<u32, u64>>>,
     requests: AtomicU64,
-    begun: AtomicU64,
+    started: AtomicU64,
 }
 
 #[tokio::main]
@@ -82,7 +82,7 @@ async fn main() -> std::io::Result<()> {
         objects: Mutex::new(objects),
         uploads: Mutex::default(),
         requests: AtomicU64::new(0),
-        begun: AtomicU64::new(0),
+        started: AtomicU64::new(0),
     });
     loop {
         let (socket, _) = listener.accept().await?;
@@ -116,7 +116,7 @@ fn unhashed(size: u64) -> String {
     format!("{size:032x}-1")
 }
 
-/// Holds a connection to a rate: says how long to wait before the next bytes.
+/// Limits a connection to a rate.
 struct Pace {
     rate: u64,
     free_at: Mutex<Instant>,
@@ -127,6 +127,7 @@ impl Pace {
         Pace { rate, free_at: Mutex::new(Instant::now()) }
     }
 
+    /// Takes bytes, and returns when they may be sent.
     fn take(&self, bytes: usize) -> Option<Instant> {
         if self.rate == 0 {
             return None;
@@ -138,7 +139,7 @@ impl Pace {
     }
 }
 
-/// A body out of memory, at the connection's pace.
+/// A body from memory, at the connection's pace.
 struct Paced {
     bytes: Bytes,
     pace: Arc<Pace>,
@@ -213,7 +214,7 @@ async fn answer(store: Arc<Store>, pace: Arc<Pace>, request: Request<Incoming>) 
     Ok(response)
 }
 
-/// Reads a request's body, at the connection's pace; its size, and its bytes when there are few.
+/// Reads a request's body at the connection's pace, and returns its size and, up to [`KEPT`], its bytes.
 async fn receive(mut incoming: Incoming, pace: &Pace) -> (u64, Vec<u8>) {
     let keep = incoming.size_hint().upper().is_some_and(|size| size <= KEPT as u64);
     let (mut size, mut kept) = (0, Vec::new());
@@ -234,7 +235,7 @@ impl Store {
     fn list(&self, query: &BTreeMap<String, String>) -> String {
         let empty = String::new();
         let prefix = query.get("prefix").unwrap_or(&empty);
-        // `marker` is that of the listing's first version, which rclone uses.
+        // `marker` belongs to version 1 of the listing, which rclone uses.
         let after = ["continuation-token", "start-after", "marker"].iter().find_map(|name| query.get(*name));
         let after = after.unwrap_or(&empty);
         let objects = self.objects.lock().unwrap();
@@ -304,7 +305,7 @@ impl Store {
     fn multipart(&self, key: &str, query: &BTreeMap<String, String>, body: impl Fn(Bytes) -> Paced) -> Response<Paced> {
         let xml = match query.get("uploadId") {
             None => {
-                let id = format!("upload-{}", self.begun.fetch_add(1, Ordering::Relaxed));
+                let id = format!("upload-{}", self.started.fetch_add(1, Ordering::Relaxed));
                 format!(
                     "<?xml version=\"1.0\"?><InitiateMultipartUploadResult><UploadId>{id}</UploadId></InitiateMultipartUploadResult>"
                 )

@@ -1,4 +1,4 @@
-"""What needs no store: how long a program takes to start, and to read a large cache."""
+"""Measures what needs no store: how long a program takes to start, and to scan a large cache."""
 
 import os
 import statistics
@@ -12,11 +12,11 @@ STARTS = 20
 
 
 def startup(ours, peers, env, scratch):
-    """Milliseconds to say the version, and to list an empty cache."""
+    """Measures the milliseconds that it takes to print the version, and to list an empty cache."""
     empty = scratch / "empty"
     empty.mkdir()
     env = env | {"HF_HUB_CACHE": str(empty)}
-    commands = {"/bin/true, to compare": ["/bin/true"]}
+    commands = {"/bin/true, for comparison": ["/bin/true"]}
     for tool in (ours, *peers):
         commands[f"{tool.name}: version"] = [tool.binary, *tool.version_flags]
     for tool in (ours, *peers):
@@ -34,7 +34,7 @@ def startup(ours, peers, env, scratch):
 
 
 def _start(command, env):
-    """Seconds of one command, without a shell between: it would take as long as the command."""
+    """Returns the seconds of one command, started without a shell, which would take as long as the command."""
     nowhere = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in (0, 1, 2)]
     started = time.monotonic()
     pid = os.posix_spawn(command[0], command, env, file_actions=nowhere)
@@ -46,7 +46,7 @@ def _start(command, env):
 
 
 def scan(ours, peers, env, scratch, work, runs):
-    """The commands that read a whole cache, and `find`, which looks at the same files."""
+    """Measures the commands that scan a whole cache, and `find`, which visits the same files."""
     hub = data.make_scan(work)
     commands = {"find -L": ["find", "-L", hub, "-type", "f"]}
     for tool in (ours, *peers):
@@ -57,7 +57,7 @@ def scan(ours, peers, env, scratch, work, runs):
         for name, command in commands.items():
             env = env | {"HF_HUB_CACHE": str(hub)}
             sample = measure.run(command, env=env, cwd=scratch, log=scratch / "log", timeout=600)
-            # The first turn brings the folders into memory.
+            # The first round brings the folders into memory.
             if number >= 0:
                 samples[name].append(sample)
     medians = {name: statistics.median(sample.wall for sample in taken) for name, taken in samples.items()}

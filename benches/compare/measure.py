@@ -1,4 +1,4 @@
-"""Runs one command and measures it; and says on what machine."""
+"""Runs and measures one command, and describes the machine."""
 
 import ctypes
 import os
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PR_SET_CHILD_SUBREAPER = 36
-# Says the id of the command that it starts, and ends at once.
+# Starts a command, prints its process id, and exits at once.
 LAUNCH = 'log=$1; shift; "$@" </dev/null >"$log" 2>&1 & echo $!'
 
 
 class Failed(Exception):
-    """A command did not end well; the text is the end of what it printed."""
+    """A command failed; the text is the end of its output."""
 
 
 @dataclass
@@ -31,17 +31,17 @@ class Sample:
 
 
 def prepare():
-    """Make this process the one that inherits commands from the shells that started them."""
+    """Makes this process inherit commands from the shells that started them."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
 
 
 def run(argv, *, env, cwd, log, timeout):
-    """Run a command to its end.
+    """Runs a command to its end.
 
-    The peak RSS that the kernel reports for a process is never below that of the process that it was forked from. So a
-    shell of 1 MB starts the command and ends; the command is then a child of this process, which waits for it.
+    The peak RSS that the kernel reports for a process is never below that of the process from which it was forked. So a
+    shell of 1 MB starts the command and exits; the command is then a child of this process, which waits for it.
     """
     started = time.monotonic()
     shell = ["/bin/sh", "-c", LAUNCH, "sh", str(log), *map(str, argv)]
@@ -68,7 +68,7 @@ def tail(log):
 
 
 def machine(folder):
-    """What the figures depend on."""
+    """Returns what the results depend on."""
     return {
         "CPU": f"{_first('/proc/cpuinfo', 'model name')}, {os.cpu_count()} cores",
         "RAM": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB",
@@ -86,7 +86,7 @@ def _first(file, name):
 
 
 def _file_system(folder):
-    """The type of the mount that the folder is on."""
+    """Returns the type of the file system that contains the folder."""
     best = ("", "unknown")
     for line in Path("/proc/mounts").read_text().splitlines():
         _, point, kind, *_ = line.split()

@@ -1,4 +1,4 @@
-"""The tables, in Markdown."""
+"""Prints the tables, in Markdown."""
 
 import statistics
 
@@ -8,7 +8,7 @@ def median(samples, figure):
 
 
 def table(title, columns, rows):
-    """Print a table at once: a comparison takes long, and is read while it goes on."""
+    """Prints a table and flushes it: a comparison takes long, and is read while it runs."""
     print(f"\n### {title}\n\n| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     for row in rows:
         print(f"| {' | '.join(row)} |")
@@ -16,7 +16,7 @@ def table(title, columns, rows):
 
 
 def comparison(title, tools, result, checks):
-    """The table of one set, in one direction, at one store. The first of the tools is ours."""
+    """Prints the table of one set in one direction at one store. The first tool is ours."""
     ours, *_ = result["samples"].values()
     rows = []
     for tool in tools:

@@ -1,4 +1,4 @@
-"""The stores: each on 127.0.0.1, and ended by its process id."""
+"""The stores. Each listens on 127.0.0.1, and is stopped by its process id."""
 
 import subprocess
 import sys
@@ -23,12 +23,12 @@ FLAGS = {
     "far": ("--delay-ms", "30", "--cap-mb", "40"),
     "far-slow": ("--delay-ms", "30", "--cap-mb", "5"),
 }
-# What is used where nothing is chosen: with few streams, gigabytes take a quarter of an hour at 5 MB/s.
+# The stores used by default. With few streams, gigabytes take a quarter of an hour at 5 MB/s.
 USUAL = ("lean", "far", "seaweed")
 
 
 class Store:
-    """A running store. `counts` tells whether it counts requests."""
+    """A running store. `counts` is whether it counts requests."""
 
     def __init__(self, name, endpoint):
         self.name, self.endpoint = name, endpoint
@@ -36,36 +36,36 @@ class Store:
         self._client = Server(name, endpoint).client()
 
     def requests(self):
-        """The number of requests since the last call."""
+        """Returns the number of requests since the last call."""
         if not self.counts:
             return None
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         return int(opener.open(f"{self.endpoint}/_requests").read())
 
     def holds(self, bucket, prefix):
-        """How many objects have the prefix, and their bytes."""
+        """Returns how many objects have the prefix, and their total size."""
         pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
         sizes = [item["Size"] for page in pages for item in page.get("Contents", [])]
         return len(sizes), sum(sizes)
 
     def make_bucket(self, name):
-        """A bucket without anything in it; of the lean ones, which have just one, that one."""
+        """Returns an empty bucket, or the only one of a lean store."""
         if self.counts:
             return "bench"
         self._client.create_bucket(Bucket=name)
         return name
 
     def remove_bucket(self, name):
-        """Give the disk space of a bucket back, which SeaweedFS does at once for whole buckets."""
+        """Frees the disk space of a bucket, which SeaweedFS does at once only for whole buckets."""
         if not self.counts:
-            # It may answer late, or be told to stop by the same ctrl-c. What stays goes with the store.
+            # It may answer late, or be stopped by the same ctrl-c. The rest is removed with the store.
             with suppress(BotoCoreError, ClientError):
                 self._client.delete_bucket(Bucket=name)
 
 
 @contextmanager
 def start(name, *, lean, weed, objects, scratch):
-    """Start a store; `objects` is a folder whose files the lean ones have from the beginning, or None."""
+    """Starts a store. `objects` is a folder of files that a lean store serves from the start, or None."""
     if name == "seaweed":
         with tempfile.TemporaryDirectory(dir=scratch) as folder, seaweedfs(weed, Path(folder) / "seaweed") as server:
             yield Store(name, server.endpoint)

@@ -1,4 +1,4 @@
-"""The programs that are compared, and how each is told to do the same job."""
+"""The tools that are compared, and the command lines with which each does the same job."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from servers import READ_WRITE, REGION
 
 @dataclass(frozen=True)
 class Job:
-    """One run: a set to be pushed below `prefix`, or pulled into the fresh folder `target`."""
+    """One run: a set is pushed below `prefix`, or pulled into the fresh folder `target`."""
 
     set: object
     place: object
@@ -23,32 +23,32 @@ class Job:
     target: Path = None
 
 
-# What the tuned peers are told: parts as small as S3 takes them, and as many of a file at once as it has.
+# Settings of the tuned peers: the smallest parts that S3 accepts, and many of them at once per file.
 PART_MIB, AT_ONCE = 5, 16
 
 
 class Tool:
-    """A program, with a method for each action: `push`, `pull`, and `present`, a push that finds everything there."""
+    """A program, with a method for each action: `push`, `pull`, and `present`, a push that finds everything."""
 
     name = ""
     version_flags = ("--version",)
     # What it checks, by action.
     verifies = {}
-    # Below the prefix of a push, where the blobs are.
+    # Where the blobs are, below the prefix of a push.
     below = ""
-    # Its commands that read a whole local cache.
+    # Its commands that scan a whole local cache.
     lists = ()
 
     def __init__(self, binary):
         self.binary = str(binary)
 
     def version(self):
-        """What it says of its version, on one line."""
+        """Returns the line that it prints as its version."""
         output = subprocess.run([self.binary, *self.version_flags], capture_output=True, text=True, env=environment())
         return (output.stdout or output.stderr).splitlines()[0]
 
     def env(self, job):
-        """Variables beyond `environment()`."""
+        """Returns variables beyond `environment()`."""
         return {}
 
     def command(self, action, job):
@@ -98,7 +98,7 @@ class Original(Ours):
         return super().env(job) | {"HF_HUB_CACHE": str(job.target or job.place.hub)}
 
     def command(self, action, job):
-        # The prefix has neither a flag nor a variable.
+        # There is neither a flag nor a variable for the prefix.
         config = job.scratch / "config-0.1.0.yaml"
         config.write_text(f"team:\n  prefix: '{job.prefix}'\n")
         return [self.binary, "--config", config, *(["pull", job.set.repo] if action == "pull" else ["push"])]
@@ -109,7 +109,7 @@ class S5cmd(Tool):
     version_flags = ("version",)
     verifies = {"push": "MD5 of what it sends, by the store", "pull": "nothing", "present": "names and sizes"}
 
-    # Of its `cp`.
+    # Flags of `cp`.
     flags = ()
 
     def _start(self, job):
@@ -126,7 +126,7 @@ class S5cmd(Tool):
 
 
 class S5cmdTuned(S5cmd):
-    """As its README says of `cp`: `--concurrency` is the number of parts of a file at once, `--part-size` their MiB."""
+    """According to its README, `--concurrency` of `cp` is the number of parts of a file at once, `--part-size` their MiB."""
 
     name = "s5cmd, tuned"
     flags = ("--concurrency", AT_ONCE, "--part-size", PART_MIB)
@@ -162,8 +162,8 @@ class Rclone(Tool):
 
 
 class RcloneTuned(Rclone):
-    """As https://rclone.org/s3/#multipart-uploads says: a higher concurrency, and chunks for files below 200 MiB as well.
-    The flags for several threads do the same for what comes back, and are those for a file larger than their cutoff."""
+    """According to https://rclone.org/s3/#multipart-uploads: a higher concurrency, and chunks for files below 200 MiB, too.
+    The multi-thread flags do the same for downloads of files above their cutoff."""
 
     name = "rclone, tuned"
 
@@ -182,7 +182,7 @@ class Aws(Tool):
         "present": "names and sizes",
     }
 
-    # More lines of its section `s3`.
+    # More lines of the section `s3`.
     settings = ()
 
     def env(self, job):
@@ -205,8 +205,8 @@ class Aws(Tool):
 
 
 class AwsTuned(Aws):
-    """As its `help s3-config` says: with CRT the target decides how many requests are in flight, and it sizes the parts
-    by itself unless it is told."""
+    """According to `help s3-config`: with CRT, the target bandwidth determines how many requests are in flight, and parts
+    are sized automatically by default."""
 
     name = "AWS CLI (CRT), tuned"
     settings = (
@@ -225,12 +225,12 @@ PEERS = {
     "rclone-tuned": RcloneTuned,
     "aws-tuned": AwsTuned,
 }
-# Those that are compared where nothing is chosen. 0.1.0 has nothing to tune.
+# The peers compared by default. 0.1.0 cannot be tuned.
 USUAL = ("s5cmd", "rclone", "aws", "0.1.0")
 
 
 def find_peers(names, binaries):
-    """The peers that are here, and what to say of each that is not."""
+    """Returns the peers that are installed, and a remark about each that is not."""
     found, missing = [], {}
     for name in names:
         program = name.removesuffix("-tuned")
@@ -238,12 +238,12 @@ def find_peers(names, binaries):
         if binary and binary.exists():
             found.append(PEERS[name](binary))
         else:
-            missing[PEERS[name].name] = "left out, there is no package of it for this machine"
+            missing[PEERS[name].name] = "left out, there is no package for this machine"
     return found, missing
 
 
 def _aws(binaries):
-    """The AWS CLI 2 is not on PyPI as such: it is unpacked from a package that brings it as a layer for AWS Lambda."""
+    """Returns the AWS CLI 2, which is not on PyPI: it is unpacked from a package that contains a layer for AWS Lambda."""
     unpacked = binaries.parent / "aws-cli"
     for archive in binaries.parent.glob("lib/python*/site-packages/aws_cdk/asset_awscli_v2/_jsii/*.tgz"):
         if not unpacked.exists():
@@ -257,7 +257,7 @@ def _aws(binaries):
 
 
 def environment():
-    """What every command gets: nothing of this machine's configuration, and no proxy."""
+    """Returns the environment of every command, with nothing of this machine's configuration, and no proxy."""
     key, secret = READ_WRITE
     return {
         "PATH": os.environ["PATH"],

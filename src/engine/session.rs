@@ -51,7 +51,7 @@ impl Session {
         Context {
             bucket: bucket.clone(),
             limits: Limits::new(caps, bucket.round_trip()),
-            hashes: Arc::default(),
+            hash_pool: Arc::default(),
             flushes: Arc::default(),
             progress: self.progress.clone(),
             layout: self.layout(),

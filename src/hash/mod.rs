@@ -3,11 +3,28 @@
 mod lanes;
 mod sha256;
 
+use std::sync::OnceLock;
+
 use sha1::Digest;
 
 use crate::model::ids::BlobId;
-pub use lanes::{MAX_LANES as MOST_TOGETHER, is_faster as is_faster_together};
+pub use lanes::MAX_LANES;
 use sha256::Sha256;
+
+/// The speed-up from which lockstep pays although blobs have to be read back for it. Reading back takes 0.1 to 0.2 of the
+/// time of hashing, and what is read is in no cache that it was in when it arrived.
+const WORTHWHILE: f64 = 1.4;
+
+/// Returns whether this processor hashes several blobs in lockstep so much faster that it pays to read them back for it.
+/// Measured once per process, which takes less than a millisecond.
+pub fn lockstep_pays() -> bool {
+    static PAYS: OnceLock<bool> = OnceLock::new();
+    *PAYS.get_or_init(|| {
+        let speedup = if lanes::is_supported() { sha256::lockstep_speedup() } else { 1.0 };
+        tracing::debug!(speedup, "measured hashing in lockstep");
+        speedup >= WORTHWHILE
+    })
+}
 
 /// Returns the MD5 in hexadecimal digits, which most stores use as the ETag of an object uploaded by a single PUT.
 pub fn md5_hex(content: &[u8]) -> String {
@@ -54,8 +71,8 @@ impl BlobHasher {
         }
     }
 
-    /// Feeds the next bytes of several blobs. If [`is_faster_together`], this is much faster than feeding them one
-    /// after the other, ideally with [`MOST_TOGETHER`] blobs and the same number of bytes for each.
+    /// Feeds the next bytes of several blobs. If [`lockstep_pays`], this is much faster than feeding them one after the
+    /// other, ideally with [`MAX_LANES`] blobs and the same number of bytes for each.
     pub fn update_together(feeds: &mut [(&mut BlobHasher, &[u8])]) {
         let mut messages = Vec::with_capacity(feeds.len());
         for (hasher, bytes) in feeds {

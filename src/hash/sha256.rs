@@ -1,9 +1,34 @@
 //! Streaming SHA-256 (FIPS 180-4) with an accessible state, so that several messages can be hashed in lockstep. Blocks
 //! are compressed by the `sha2` crate, or by [`lanes`] for several messages.
 
-use super::lanes::{self, Block, State};
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use super::lanes::{self, Block, MAX_LANES, State};
 
 const BLOCK: usize = 64;
+
+/// Measures how many times faster [`MAX_LANES`] messages are hashed in lockstep than one after the other. The best of
+/// several short attempts counts, so that a busy machine does not distort the result.
+pub(super) fn lockstep_speedup() -> f64 {
+    const SAMPLE: [u8; 16 << 10] = [0x5a; 16 << 10];
+    const ATTEMPTS: u32 = 6;
+    let mut best = [Duration::MAX; 2];
+    for _ in 0..ATTEMPTS {
+        for (in_lockstep, best) in best.iter_mut().enumerate() {
+            let mut hashers: [Sha256; MAX_LANES] = std::array::from_fn(|_| Sha256::new());
+            let mut messages: Vec<_> = hashers.iter_mut().map(|hasher| (hasher, black_box(&SAMPLE[..]))).collect();
+            let start = Instant::now();
+            match in_lockstep {
+                0 => messages.iter_mut().for_each(|(hasher, bytes)| hasher.update(bytes)),
+                _ => Sha256::update_together(&mut messages),
+            }
+            *best = start.elapsed().min(*best);
+            black_box(hashers);
+        }
+    }
+    best[0].as_secs_f64() / best[1].as_secs_f64().max(f64::MIN_POSITIVE)
+}
 
 /// The intermediate hash of a message.
 #[derive(Clone)]
@@ -56,7 +81,7 @@ impl Sha256 {
 
     /// Feeds all bytes of each message, in lockstep up to the length of the shortest.
     pub(super) fn update_together(messages: &mut [(&mut Sha256, &[u8])]) {
-        for group in messages.chunks_mut(lanes::MAX_LANES) {
+        for group in messages.chunks_mut(MAX_LANES) {
             group.iter_mut().for_each(|(hasher, bytes)| *bytes = hasher.fill(bytes));
             let blocks = group.iter().map(|(_, bytes)| bytes.len() / BLOCK).min().unwrap_or(0);
             match group.len() {

@@ -1,5 +1,5 @@
-//! Flushing many small files. A file system commits what many of them need at once when they are flushed together, and
-//! commits for each when they come one by one. So files wait for the round before to end, and then go together.
+//! Flushes many small files. If they are flushed together, a file system commits once for many of them, and otherwise once
+//! for each. So files wait for the previous round to end, and are then flushed together.
 
 use std::fs::File;
 use std::io;
@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
-/// Threads of a round. All but the first of them mostly wait for the commit that one causes.
+/// Number of threads of a round. All but the first mostly wait for the commit that the first one causes.
 const THREADS: usize = 64;
 
 /// The flushes of a run.
@@ -18,8 +18,8 @@ pub struct Flushes(Mutex<Rounds>);
 #[derive(Default)]
 struct Rounds {
     waiting: Vec<Waiting>,
-    /// Whether a round is going on, after which more are looked for.
-    busy: bool,
+    /// Whether a round is running, after which the next one starts if there are files.
+    is_running: bool,
 }
 
 struct Waiting {
@@ -32,16 +32,16 @@ impl Flushes {
         self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Returns when the file is on the disk.
+    /// Waits until the file is on the disk.
     ///
     /// # Errors
-    /// When it cannot be flushed.
+    /// If it cannot be flushed.
     pub(super) async fn flush(self: &Arc<Self>, file: Arc<File>) -> io::Result<()> {
         let (flushed, result) = oneshot::channel();
         let is_first = {
             let mut rounds = self.lock();
             rounds.waiting.push(Waiting { file, flushed });
-            !std::mem::replace(&mut rounds.busy, true)
+            !std::mem::replace(&mut rounds.is_running, true)
         };
         if is_first {
             let this = self.clone();
@@ -50,11 +50,11 @@ impl Flushes {
         result.await.unwrap_or_else(|lost| Err(io::Error::other(lost)))
     }
 
-    /// Flushes all that wait; `false` when there was nothing.
+    /// Flushes all waiting files; returns whether there were any.
     async fn round(&self) -> bool {
         let mut files = {
             let mut rounds = self.lock();
-            rounds.busy = !rounds.waiting.is_empty();
+            rounds.is_running = !rounds.waiting.is_empty();
             std::mem::take(&mut rounds.waiting)
         };
         let any = !files.is_empty();
@@ -64,7 +64,7 @@ impl Flushes {
             let some = files.split_off(files.len().saturating_sub(share));
             threads.spawn_blocking(move || {
                 for Waiting { file, flushed } in some {
-                    // Nobody listens any more when the run was interrupted.
+                    // The receiver is gone if the run was interrupted.
                     let _ = flushed.send(file.sync_all());
                 }
             });

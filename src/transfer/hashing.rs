@@ -1,46 +1,50 @@
-//! The hashes of large blobs while their parts are moved in any order, in either direction.
+//! Hashes large blobs while their parts are moved in any order, in either direction.
 //!
-//! The hash follows in the file, on a thread of its own: what has just been moved is read back from the page cache,
-//! which costs little beside hashing it. In return it does not matter in which order parts come, and several blobs can
-//! be hashed in step, which takes much less time than one after the other.
+//! A hash has to see bytes in order: up to the *frontier*, all bytes of the blob are in the file and hashed. There are
+//! two strategies to advance it, and the processor decides which one is used ([`crate::hash::lockstep_pays`]):
+//!
+//! - *Inline:* a chunk at the frontier is hashed by the task that moves it, while the chunk is in the CPU cache. Only what
+//!   arrived out of order is read back from the page cache, by a thread.
+//! - *Lockstep:* everything is read back, by a thread that hashes several blobs at once.
 
 use std::fs::File;
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, Weak};
 
 use tokio::sync::Notify;
 
 use crate::cache::read::Buffer;
-use crate::hash::{BlobHasher, MOST_TOGETHER, is_faster_together};
+use crate::hash::{self, BlobHasher, MAX_LANES};
 use crate::model::ids::BlobId;
 use crate::platform;
 
-/// Bytes of a blob that are read at a time: those of all blobs in step fit into the processor's second cache.
+/// Number of bytes read at a time from each blob: those of all blobs in lockstep fit into the L2 cache.
 const SLICE: usize = 64 << 10;
-/// Bytes that a blob waits for, so that there are some of other blobs too.
-const WORTH_IT: u64 = 256 << 10;
-/// Bytes for which no blob waits for others.
-const ENOUGH: u64 = 1 << 20;
+/// Number of waiting bytes at which a thread starts, so that other blobs have some, too.
+const WORTH_STARTING: u64 = 256 << 10;
+/// Number of waiting bytes at which a thread does not wait for other blobs; also the most that it hashes in one go.
+const PLENTY: u64 = 1 << 20;
 
-/// The hashes of a run.
-pub struct Hashes {
-    /// Blobs that are hashed in step.
-    lanes: usize,
+/// The large blobs of a run that are being hashed, and the threads that read them back.
+#[derive(Default)]
+pub struct HashPool {
+    /// Number of blobs hashed in lockstep; with 1, chunks are hashed inline. Decided when the first large blob is moved.
+    lanes: OnceLock<usize>,
     active: Mutex<Active>,
 }
 
 #[derive(Default)]
 struct Active {
-    blobs: Vec<Weak<Hashing>>,
-    /// Threads that hash.
+    blobs: Vec<Weak<OrderedHash>>,
+    /// Number of running threads.
     threads: usize,
-    /// Memory of threads that have ended.
+    /// Buffers of threads that have ended.
     buffers: Vec<Vec<Buffer>>,
 }
 
 /// The hash of one blob.
-pub(super) struct Hashing {
-    hashes: Arc<Hashes>,
+pub(super) struct OrderedHash {
+    pool: Arc<HashPool>,
     id: BlobId,
     size: u64,
     part_size: u64,
@@ -51,57 +55,70 @@ pub(super) struct Hashing {
 }
 
 struct State {
-    /// `None` while somebody hashes.
+    /// `None` while in use.
     hasher: Option<BlobHasher>,
-    /// Bytes hashed so far.
-    at: u64,
-    /// How far each part is in the file.
-    moved: Vec<u64>,
-    /// Why it cannot go on.
+    /// The number of bytes, from the start of the blob, that are in the file and hashed. What reads a partial file while
+    /// it grows has to stay behind the frontier, and must not see the end before [`OrderedHash::finish`] has returned the
+    /// right name.
+    frontier: u64,
+    /// The end of what is in the file, for each part.
+    part_ends: Vec<u64>,
+    /// Why the file could not be read back.
     error: Option<io::Error>,
-    /// Whether all parts are in the file, and somebody waits for the hash.
-    awaited: bool,
+    /// Whether [`OrderedHash::finish`] is waiting.
+    is_awaited: bool,
 }
 
-/// What somebody hashes of a blob, exclusively.
+/// Bytes of a blob that a thread is hashing, with exclusive use of the hasher.
 struct Work {
-    blob: Arc<Hashing>,
+    blob: Arc<OrderedHash>,
     hasher: BlobHasher,
-    at: u64,
+    start: u64,
     end: u64,
 }
 
-impl Default for Hashes {
-    /// In step where the processor is good at it and cores are few; with many of them each blob can have its own.
-    fn default() -> Self {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let lanes = if is_faster_together() { (2 * MOST_TOGETHER / cores).clamp(1, MOST_TOGETHER) } else { 1 };
-        Hashes { lanes, active: Mutex::default() }
-    }
+/// Returns the number of blobs to hash in lockstep on this machine. With many cores, each blob can use its own.
+fn default_lanes() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let lanes = (2 * MAX_LANES / cores).clamp(1, MAX_LANES);
+    if lanes > 1 && hash::lockstep_pays() { lanes } else { 1 }
 }
 
-impl Hashes {
+impl HashPool {
+    /// Creates a pool that hashes this many blobs in lockstep, or inline with 1, whatever suits the processor.
+    pub fn with_lanes(lanes: usize) -> Self {
+        HashPool { lanes: lanes.clamp(1, MAX_LANES).into(), active: Mutex::default() }
+    }
+
+    fn lanes(&self) -> usize {
+        *self.lanes.get_or_init(default_lanes)
+    }
+
+    fn hashes_inline(&self) -> bool {
+        self.lanes() == 1
+    }
+
     fn lock(&self) -> MutexGuard<'_, Active> {
         self.active.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Takes what is to be hashed next, of as many blobs as go in step; nothing while it is better to wait for more.
-    fn take(&self, active: &Active) -> Vec<Work> {
+    /// Takes the next bytes to hash, of as many blobs as there are lanes. Each blob must have at least `least` bytes.
+    /// Returns nothing if it is better to wait for more blobs.
+    fn take_work(&self, active: &Active, least: u64) -> Vec<Work> {
         let blobs: Vec<_> = active.blobs.iter().filter_map(Weak::upgrade).collect();
         let waiting = blobs.iter().map(|blob| (blob, blob.waiting()));
-        let ready: Vec<_> = waiting.filter(|(_, bytes)| *bytes >= WORTH_IT).collect();
-        if ready.len() < self.lanes.min(blobs.len()) && !ready.iter().any(|(_, bytes)| *bytes >= ENOUGH) {
+        let ready: Vec<_> = waiting.filter(|(_, bytes)| *bytes >= least).collect();
+        if ready.len() < self.lanes().min(blobs.len()) && !ready.iter().any(|(_, bytes)| *bytes >= PLENTY) {
             return Vec::new();
         }
-        ready.into_iter().take(self.lanes).filter_map(|(blob, _)| blob.take()).collect()
+        ready.into_iter().take(self.lanes()).filter_map(|(blob, _)| blob.take_work()).collect()
     }
 
-    /// Starts a thread that hashes, if there is enough for it to do. Threads that are there look for more by
-    /// themselves.
-    fn start(self: &Arc<Self>) {
+    /// Starts a thread if there is enough work for one more. Running threads look for more work themselves.
+    fn start_thread(self: &Arc<Self>) {
         let mut active = self.lock();
-        if active.threads < MOST_TOGETHER.div_ceil(self.lanes) {
-            let work = self.take(&active);
+        if active.threads < MAX_LANES.div_ceil(self.lanes()) {
+            let work = self.take_work(&active, WORTH_STARTING);
             if !work.is_empty() {
                 active.threads += 1;
                 let this = self.clone();
@@ -113,11 +130,14 @@ impl Hashes {
     /// Hashes the work, and more as long as there is some. Blocks.
     fn run(&self, mut work: Vec<Work>) {
         let mut buffers = self.lock().buffers.pop().unwrap_or_default();
-        buffers.resize_with(self.lanes, || Buffer::new(SLICE));
+        buffers.resize_with(self.lanes(), || Buffer::new(SLICE));
+        // A thread that is to catch up with inline hashing must not leave anything: the chunks that follow would not be
+        // at the frontier.
+        let least = if self.hashes_inline() { 1 } else { WORTH_STARTING };
         while !work.is_empty() {
-            hash_in_step(work, &mut buffers);
+            hash_in_lockstep(work, &mut buffers);
             let mut active = self.lock();
-            work = self.take(&active);
+            work = self.take_work(&active, least);
             if work.is_empty() {
                 active.threads -= 1;
                 active.buffers.push(std::mem::take(&mut buffers));
@@ -126,57 +146,46 @@ impl Hashes {
     }
 }
 
-/// Hashes the work as far as all of it reaches.
-fn hash_in_step(mut work: Vec<Work>, buffers: &mut [Buffer]) {
-    let mut left = work.iter().map(|work| work.end - work.at).min().unwrap_or(0);
+/// Hashes the same number of bytes of each blob: as many as all of them have.
+fn hash_in_lockstep(mut work: Vec<Work>, buffers: &mut [Buffer]) {
+    let mut left = work.iter().map(|work| work.end - work.start).min().unwrap_or(0);
     while left > 0 {
         let length = left.min(SLICE as u64) as usize;
         let mut feeds: Vec<(&mut BlobHasher, &[u8])> = Vec::with_capacity(work.len());
         for (work, buffer) in work.iter_mut().zip(&mut *buffers) {
             let slice = &mut buffer[..length];
-            match platform::read_exact_at(&work.blob.file, slice, work.at) {
+            match platform::read_exact_at(&work.blob.file, slice, work.start) {
                 Ok(()) => feeds.push((&mut work.hasher, slice)),
                 Err(error) => work.blob.lock().error = Some(error),
             }
-            work.at += length as u64;
+            work.start += length as u64;
         }
         BlobHasher::update_together(&mut feeds);
         left -= length as u64;
     }
-    work.into_iter().for_each(Work::put_back);
-}
-
-impl Work {
-    fn put_back(self) {
-        let mut state = self.blob.lock();
-        state.hasher = Some(self.hasher);
-        state.at = self.at;
-        if state.awaited {
-            self.blob.idle.notify_all();
-        }
-        drop(state);
-        self.blob.advanced.notify_one();
+    for Work { blob, hasher, start, .. } in work {
+        blob.put_back(hasher, start);
     }
 }
 
-impl Hashing {
-    /// Begins to hash a blob of `size` bytes, which are in `file` as far as the parts of `part_size` are `done`.
+impl OrderedHash {
+    /// Starts to hash a blob of `size` bytes. `done` tells which parts of `part_size` are in `file` already.
     pub(super) fn new(
-        hashes: &Arc<Hashes>,
+        pool: &Arc<HashPool>,
         id: BlobId,
         size: u64,
         file: &Arc<File>,
         part_size: u64,
         done: impl Iterator<Item = bool>,
     ) -> Arc<Self> {
-        let moved = done.enumerate().map(|(part, done)| {
-            let from = part as u64 * part_size;
-            if done { (from + part_size).min(size) } else { from }
+        let part_ends = done.enumerate().map(|(part, is_done)| {
+            let start = part as u64 * part_size;
+            if is_done { (start + part_size).min(size) } else { start }
         });
         let hasher = Some(BlobHasher::like(&id, size));
-        let state = State { hasher, at: 0, moved: moved.collect(), error: None, awaited: false };
-        let hashing = Arc::new(Hashing {
-            hashes: hashes.clone(),
+        let state = State { hasher, frontier: 0, part_ends: part_ends.collect(), error: None, is_awaited: false };
+        let hash = Arc::new(OrderedHash {
+            pool: pool.clone(),
             id,
             size,
             part_size,
@@ -185,89 +194,124 @@ impl Hashing {
             idle: Condvar::new(),
             advanced: Notify::new(),
         });
-        let mut active = hashes.lock();
+        let mut active = pool.lock();
         active.blobs.retain(|blob| blob.strong_count() > 0);
-        active.blobs.push(Arc::downgrade(&hashing));
+        active.blobs.push(Arc::downgrade(&hash));
         drop(active);
-        hashes.start();
-        hashing
+        pool.start_thread();
+        hash
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// How far the parts are complete from where the hash is.
-    fn reachable(&self, state: &State) -> u64 {
-        let mut end = state.at;
+    /// Returns the end of the bytes that are in the file without a gap after the frontier.
+    fn contiguous_end(&self, state: &State) -> u64 {
+        let mut end = state.frontier;
         loop {
             let part = (end / self.part_size) as usize;
-            match state.moved.get(part) {
-                Some(moved) if *moved > end => end = *moved,
+            match state.part_ends.get(part) {
+                Some(part_end) if *part_end > end => end = *part_end,
                 _ => return end.min(self.size),
             }
         }
     }
 
-    /// The bytes from `from` to `to` are in the file, after those before them in the same part.
-    pub(super) fn moved(&self, from: u64, to: u64) {
+    /// Notes that these bytes at `offset` are in the file, after those before them in the same part, and hashes them if
+    /// they are at the frontier and hashing is inline. Bytes that come again are ignored.
+    pub(super) fn advance(&self, bytes: &[u8], offset: u64) {
+        let end = offset + bytes.len() as u64;
         let mut state = self.lock();
-        let parts = (from / self.part_size) as usize..to.div_ceil(self.part_size) as usize;
-        for (part, moved) in parts.clone().zip(&mut state.moved[parts]) {
-            *moved = to.min((part as u64 + 1) * self.part_size).max(*moved);
-        }
+        self.note_in(&mut state, offset, end);
+        let frontier = state.frontier;
+        let is_next = (offset..end).contains(&frontier) && self.pool.hashes_inline() && state.error.is_none();
+        let hasher = if is_next { state.hasher.take() } else { None };
         drop(state);
-        if self.waiting() >= WORTH_IT {
-            self.hashes.start();
+        if let Some(mut hasher) = hasher {
+            hasher.update(&bytes[(frontier - offset) as usize..]);
+            self.put_back(hasher, end);
+        }
+        if self.waiting() >= WORTH_STARTING {
+            self.pool.start_thread();
         }
     }
 
-    /// Bytes that can be hashed and that nobody hashes. The rest of the blob is enough, however little.
+    /// Notes that the bytes from `offset` to `end` are in the file.
+    pub(super) fn note(&self, offset: u64, end: u64) {
+        self.note_in(&mut self.lock(), offset, end);
+        if self.waiting() >= WORTH_STARTING {
+            self.pool.start_thread();
+        }
+    }
+
+    fn note_in(&self, state: &mut State, offset: u64, end: u64) {
+        let parts = (offset / self.part_size) as usize..end.div_ceil(self.part_size) as usize;
+        for (part, part_end) in parts.clone().zip(&mut state.part_ends[parts]) {
+            *part_end = end.min((part as u64 + 1) * self.part_size).max(*part_end);
+        }
+    }
+
+    /// Returns the hasher, which has seen all bytes up to the new `frontier`.
+    fn put_back(&self, hasher: BlobHasher, frontier: u64) {
+        let mut state = self.lock();
+        state.hasher = Some(hasher);
+        state.frontier = frontier;
+        if state.is_awaited {
+            self.idle.notify_all();
+        }
+        drop(state);
+        self.advanced.notify_one();
+    }
+
+    /// Returns the number of bytes that can be hashed now. If [`finish`](Self::finish) is waiting, it is worth a thread,
+    /// however small.
     fn waiting(&self) -> u64 {
         let state = self.lock();
         if state.hasher.is_none() || state.error.is_some() {
             return 0;
         }
-        let bytes = self.reachable(&state) - state.at;
-        if state.awaited && bytes > 0 { bytes.max(ENOUGH) } else { bytes }
+        let bytes = self.contiguous_end(&state) - state.frontier;
+        if state.is_awaited && bytes > 0 { bytes.max(PLENTY) } else { bytes }
     }
 
-    /// Takes what can be hashed, unless somebody has.
-    fn take(self: &Arc<Self>) -> Option<Work> {
+    /// Takes what can be hashed now, unless the hasher is in use.
+    fn take_work(self: &Arc<Self>) -> Option<Work> {
         let mut state = self.lock();
-        let (at, end) = (state.at, self.reachable(&state).min(state.at + ENOUGH));
+        let (start, end) = (state.frontier, self.contiguous_end(&state).min(state.frontier + PLENTY));
         let hasher = state.hasher.take()?;
-        Some(Work { blob: self.clone(), hasher, at, end })
+        Some(Work { blob: self.clone(), hasher, start, end })
     }
 
-    /// Whether twice as much waits to be hashed as `streams` requests have in flight: then moving more would only make
-    /// the hash what is waited for at the end, reading what is in no cache any more.
+    /// Returns whether more than twice the bytes that `streams` requests have in flight wait to be hashed. Moving more
+    /// would only delay the end, when the hash would have to read what is no longer cached.
     pub(super) fn is_behind(&self, streams: usize) -> bool {
         let state = self.lock();
-        state.error.is_none() && self.reachable(&state) - state.at > 2 * streams as u64 * self.part_size
+        state.error.is_none() && self.contiguous_end(&state) - state.frontier > 2 * streams as u64 * self.part_size
     }
 
-    /// Waits until more is hashed, while it [is behind](Self::is_behind).
+    /// Waits until the frontier has advanced, while the hash [is behind](Self::is_behind).
     pub(super) async fn advanced(&self) {
-        self.hashes.start();
+        self.pool.start_thread();
         self.advanced.notified().await;
     }
 
-    /// The name of the whole blob, all of whose parts are in the file. Blocks.
+    /// Returns the name of the whole blob, all of whose parts are in the file. Blocks.
     ///
     /// # Errors
-    /// When the file cannot be read back, or parts are missing.
+    /// If the file cannot be read back, or parts are missing.
     pub(super) fn finish(&self) -> io::Result<BlobId> {
         {
             let mut state = self.lock();
-            if self.reachable(&state) < self.size {
-                return Err(io::Error::other("not all of it has been moved"));
+            if self.contiguous_end(&state) < self.size {
+                return Err(io::Error::other("some parts have not been moved"));
             }
-            state.awaited = true;
+            state.is_awaited = true;
         }
-        self.hashes.start();
-        let is_at_work = |state: &mut State| state.hasher.is_none() || (state.at < self.size && state.error.is_none());
-        let state = self.idle.wait_while(self.lock(), is_at_work);
+        self.pool.start_thread();
+        let is_running =
+            |state: &mut State| state.hasher.is_none() || (state.frontier < self.size && state.error.is_none());
+        let state = self.idle.wait_while(self.lock(), is_running);
         let mut state = state.unwrap_or_else(|poisoned| poisoned.into_inner());
         match state.error.take() {
             Some(error) => Err(error),
@@ -285,100 +329,166 @@ mod tests {
 
     const PART: u64 = 64;
 
-    /// A file with these bytes, and their name.
-    fn blob(bytes: &[u8]) -> (Arc<File>, BlobId) {
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(bytes).unwrap();
-        let like = BlobId::Sha256([0; 32]);
-        (Arc::new(file), blob_id_of(&like, bytes))
+    /// Returns the name of these bytes.
+    fn name_of(bytes: &[u8]) -> BlobId {
+        blob_id_of(&BlobId::Sha256([0; 32]), bytes)
     }
 
-    fn hashes(lanes: usize) -> Arc<Hashes> {
-        Arc::new(Hashes { lanes, active: Mutex::default() })
+    fn file_with(bytes: &[u8]) -> Arc<File> {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        Arc::new(file)
+    }
+
+    fn pool(lanes: usize) -> Arc<HashPool> {
+        Arc::new(HashPool::with_lanes(lanes))
+    }
+
+    async fn finish(hash: Arc<OrderedHash>) -> io::Result<BlobId> {
+        tokio::task::spawn_blocking(move || hash.finish()).await.unwrap()
     }
 
     proptest! {
-        /// Whatever the order of the parts, and whatever was there already, the hashes are those of the bytes.
+        /// Whatever the order of the parts, whatever was there before, and whatever comes again: the hashes are those of
+        /// the bytes, inline (one lane) and in lockstep.
         #[test]
         fn any_order_gives_the_same_name(
             blobs in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 1..700), 1..6),
             lanes in 1..5usize,
             chunk in 1..200usize,
-            at_once in 1..4usize,
+            parts_per_range in 1..4usize,
             order in any::<u64>(),
             done in any::<u16>(),
+            repeated in 0..100usize,
         ) {
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
             let _entered = runtime.enter();
-            let hashes = hashes(lanes);
+            let pool = pool(lanes);
             let is_done = |part: u64| done & (1 << part) != 0;
-            let mut begun = Vec::new();
+            let mut started = Vec::new();
             for bytes in &blobs {
-                let ((file, name), size) = (blob(bytes), bytes.len() as u64);
+                let size = bytes.len() as u64;
                 let parts = size.div_ceil(PART);
-                let hashing = Hashing::new(&hashes, name, size, &file, PART, (0..parts).map(is_done));
-                let mut missing: Vec<u64> = (0..parts).step_by(at_once).collect();
-                missing.sort_by_key(|part| part.wrapping_mul(order | 1).rotate_left(17));
-                begun.push((hashing, name, size, missing));
+                let name = name_of(bytes);
+                let hash = OrderedHash::new(&pool, name, size, &file_with(bytes), PART, (0..parts).map(is_done));
+                let mut ranges: Vec<u64> = (0..parts).step_by(parts_per_range).collect();
+                ranges.sort_by_key(|part| part.wrapping_mul(order | 1).rotate_left(17));
+                started.push((hash, name, bytes, ranges));
             }
             for turn in 0..11 {
-                for (hashing, _, size, missing) in &begun {
-                    let Some(part) = missing.get(turn) else { continue };
-                    let (from, to) = (part * PART, ((part + at_once as u64) * PART).min(*size));
-                    for from in (from..to).step_by(chunk) {
-                        hashing.moved(from, (from + chunk as u64).min(to));
+                for (hash, _, bytes, ranges) in &started {
+                    let Some(part) = ranges.get(turn) else { continue };
+                    let start = *part as usize * PART as usize;
+                    let end = (start + parts_per_range * PART as usize).min(bytes.len());
+                    for at in (start..end).step_by(chunk) {
+                        let from = at.saturating_sub(repeated).max(start);
+                        hash.advance(&bytes[from..(at + chunk).min(end)], from as u64);
                     }
                 }
             }
-            for (hashing, name, ..) in begun {
-                prop_assert_eq!(hashing.finish().unwrap(), name);
+            for (hash, name, ..) in started {
+                prop_assert_eq!(hash.finish().unwrap(), name);
             }
         }
     }
 
-    #[tokio::test]
-    async fn large_blobs_are_hashed_while_they_come() {
-        let hashes = hashes(4);
+    /// Moves six blobs in parts of 1 MiB, in chunks of 100 kB.
+    async fn move_six_blobs(lanes: usize, parts: [usize; 3]) -> Arc<HashPool> {
+        let pool = pool(lanes);
         let bytes: Vec<u8> = (0..3_000_000u32).map(|n| (n / 7) as u8).collect();
-        let blobs: Vec<_> = (0..6).map(|n| blob(&bytes[n..])).collect();
-        let size = |n: usize| (bytes.len() - n) as u64;
-        let begun: Vec<_> = blobs
-            .iter()
-            .enumerate()
-            .map(|(n, (file, name))| Hashing::new(&hashes, *name, size(n), file, 1 << 20, [false; 3].into_iter()))
-            .collect();
-        for end in (0..3_000_000u64).step_by(100_000) {
-            begun.iter().enumerate().for_each(|(n, hashing)| hashing.moved(end, (end + 100_000).min(size(n))));
+        let blobs: Vec<&[u8]> = (0..6).map(|n| &bytes[n..]).collect();
+        let start = |blob: &&[u8]| {
+            let done = [false; 3].into_iter();
+            OrderedHash::new(&pool, name_of(blob), blob.len() as u64, &file_with(blob), 1 << 20, done)
+        };
+        let hashes: Vec<_> = blobs.iter().map(start).collect();
+        for part in parts {
+            for at in (part << 20..(part + 1) << 20).step_by(100_000) {
+                for (hash, blob) in hashes.iter().zip(&blobs) {
+                    let end = (at + 100_000).min((part + 1) << 20).min(blob.len());
+                    hash.advance(&blob[at.min(end)..end], at.min(end) as u64);
+                }
+            }
         }
-        for (hashing, (_, name)) in begun.into_iter().zip(blobs) {
-            let found = tokio::task::spawn_blocking(move || hashing.finish()).await.unwrap();
-            assert_eq!(found.unwrap(), name);
+        for (hash, blob) in hashes.into_iter().zip(blobs) {
+            assert_eq!(finish(hash).await.unwrap(), name_of(blob));
         }
-        assert!(hashes.lock().threads <= 1);
+        pool
     }
 
     #[tokio::test]
-    async fn what_was_there_before_is_hashed_before_more_comes() {
-        let part = 64 << 10;
-        let (file, name) = blob(&vec![9; 101 * part]);
-        let done = (0..101).map(|at| at < 100);
-        let hashing = Hashing::new(&hashes(4), name, 101 * part as u64, &file, part as u64, done);
-        while hashing.is_behind(1) {
-            hashing.advanced().await;
+    async fn large_blobs_are_hashed_while_they_are_moved() {
+        for parts in [[0, 1, 2], [2, 0, 1], [2, 1, 0]] {
+            let pool = move_six_blobs(4, parts).await;
+            assert!(pool.lock().threads <= 1);
+            move_six_blobs(1, parts).await;
         }
-        hashing.moved(100 * part as u64, 101 * part as u64);
-        let found = tokio::task::spawn_blocking(move || hashing.finish()).await.unwrap();
-        assert_eq!(found.unwrap(), name);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_read_back_that_arrives_in_order() {
+        let bytes: Vec<u8> = (0..5_000_000u32).map(|n| (n / 11) as u8).collect();
+        let part_size = 1 << 20;
+        // The file is empty: reading it back would fail.
+        let hash = OrderedHash::new(
+            &pool(1),
+            name_of(&bytes),
+            bytes.len() as u64,
+            &file_with(b""),
+            part_size,
+            [false; 5].into_iter(),
+        );
+        for (n, chunk) in bytes.chunks(300_000).enumerate() {
+            hash.advance(chunk, n as u64 * 300_000);
+            assert!(!hash.is_behind(1));
+        }
+        assert_eq!(finish(hash).await.unwrap(), name_of(&bytes));
+    }
+
+    #[tokio::test]
+    async fn inline_hashing_goes_on_after_what_arrived_out_of_order() {
+        let bytes: Vec<u8> = (0..5 << 20).map(|n: u32| (n / 11) as u8).collect();
+        let part = |number: usize| &bytes[number << 20..(number + 1) << 20];
+        let part_size = 1 << 20;
+        // The file ends before the last part: that one cannot be read back.
+        let file = file_with(&bytes[..4 << 20]);
+        let size = bytes.len() as u64;
+        let hash = OrderedHash::new(&pool(1), name_of(&bytes), size, &file, part_size, [false; 5].into_iter());
+        for number in [3, 1, 2, 0] {
+            hash.advance(part(number), (number as u64) << 20);
+        }
+        while hash.lock().frontier < 4 << 20 {
+            hash.advanced().await;
+        }
+        hash.advance(part(4), 4 << 20);
+        assert_eq!(finish(hash).await.unwrap(), name_of(&bytes));
+    }
+
+    #[tokio::test]
+    async fn what_was_there_before_is_hashed_before_more_is_moved() {
+        for lanes in [1, 4] {
+            let part = 64 << 10;
+            let bytes = vec![9; 101 * part];
+            let (name, size) = (name_of(&bytes), bytes.len() as u64);
+            let done = (0..101).map(|at| at < 100);
+            let hash = OrderedHash::new(&pool(lanes), name, size, &file_with(&bytes), part as u64, done);
+            while hash.is_behind(1) {
+                hash.advanced().await;
+            }
+            hash.advance(&bytes[100 * part..], 100 * part as u64);
+            assert_eq!(finish(hash).await.unwrap(), name);
+        }
     }
 
     #[tokio::test]
     async fn a_file_that_is_too_short_is_an_error() {
-        let (file, name) = blob(&[7; 100]);
-        let hashes = hashes(2);
-        let missing = Hashing::new(&hashes, name, 3 * PART, &file, PART, [true, false, true].into_iter());
-        assert!(missing.finish().is_err());
-        let hashing = Hashing::new(&hashes, name, 3 * PART, &file, PART, [true; 3].into_iter());
-        let found = tokio::task::spawn_blocking(move || hashing.finish()).await.unwrap();
-        assert_eq!(found.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        for lanes in [1, 2] {
+            let (file, name) = (file_with(&[7; 100]), name_of(&[7; 100]));
+            let pool = pool(lanes);
+            let start = |done: [bool; 3]| OrderedHash::new(&pool, name, 3 * PART, &file, PART, done.into_iter());
+            assert!(start([true, false, true]).finish().is_err());
+            let error = finish(start([true; 3])).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+        }
     }
 }

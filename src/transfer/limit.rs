@@ -1,8 +1,8 @@
-//! How many requests are in flight: a fixed cap by `--workers`, else a number that follows what is measured.
+//! Limits the requests in flight: to a fixed number by `--workers`, else to one that follows what is measured.
 //!
-//! A limiter starts low at a near store and high at a far one ([`Limits::new`]), and grows while more requests in
-//! flight move more. When the store pushes back (503, 429, broken connections), it halves. Small objects and parts of
-//! large blobs have different optima, so each has a limiter of its own; a fixed cap is one limiter for both.
+//! A limit starts low at a near store and high at a far one ([`Limits::new`]), and grows while more requests in flight
+//! move more. When the store pushes back (503, 429, broken connections), it halves. Small objects and parts of large
+//! blobs have different optima, so each has a limiter of its own; a fixed number is one limiter for both.
 
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,50 +13,50 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::rate::Rate;
 
-/// A store whose answers take longer than this is far.
+/// A store with a longer round trip than this is far.
 const FAR: Duration = Duration::from_millis(8);
-/// Never fewer than this after push-back.
+/// The minimum after back-pressure.
 const LEAST: usize = 2;
-/// What an object counts beside its bytes: the fixed cost of a request, expressed in bytes.
+/// The fixed cost of a request, expressed in bytes.
 const OBJECT_COST: u64 = 64 << 10;
-/// A request that moves more than this many bytes a second waits for this machine and not for the store: more of them
-/// at once would only bring the parts of a blob out of order.
+/// A request that moves more than this many bytes per second waits for this machine and not for the store: more of them
+/// would only bring the parts of a blob out of order.
 const FAST: f64 = 100e6;
-/// A request that moves fewer waits for the store, and those that are in flight for so long keep growth waiting: it
-/// then takes larger steps.
+/// A request that moves fewer bytes per second than this waits for the store. Since each takes so long, there are few
+/// measurements, and growth takes larger steps.
 const SLOW: f64 = 20e6;
 const STEP: usize = 2;
 const LARGE_STEP: usize = 4;
-/// Shortest time over which throughput is compared.
+/// The minimum time over which throughput is measured.
 const WINDOW: Duration = Duration::from_millis(150);
 
-/// Requests in flight take memory by what they move: so many units of bytes each, at most,
+/// The memory of requests in flight is counted in units of this many bytes.
 const UNIT: u64 = 64 << 10;
-/// since buffers do not grow any further,
+/// The maximum for one request, since buffers do not grow any further.
 const UNITS_EACH: u64 = 6;
-/// and so many together, unless `--workers` says how many requests there are.
+/// The maximum for all requests together, unless `--workers` sets their number.
 const UNITS: usize = 384;
 
-/// What a run takes before it has any request in flight, in bytes: measured 19 MB, and room for the plan of some ten
-/// thousand files.
+/// The memory of a run without requests in flight, in bytes: measured 19 MB, plus room for the plan of some ten thousand
+/// files.
 const MEMORY_BASE: u64 = 31 << 20;
-/// What a request in flight takes, in bytes: measured 0.3 to 0.7 MB (a slice of the file, the client's and the
-/// allocator's buffers), and room for TLS.
+/// The memory of a request in flight, in bytes: measured 0.3 to 0.7 MB (a slice of the file, the client's and the
+/// allocator's buffers), plus room for TLS.
 const MEMORY_PER_REQUEST: u64 = 1 << 20;
 
-/// How many requests may be in flight for a run to stay within so many bytes of memory; `None` when there is not even
-/// room for one.
+/// Returns how many requests may be in flight for a run to stay within this many bytes of memory; `None` if there is not
+/// enough for even one.
 pub fn requests_within(memory: u64) -> Option<usize> {
     let requests = memory.checked_sub(MEMORY_BASE)? / MEMORY_PER_REQUEST;
     (requests > 0).then(|| requests.min(1 << 16) as usize)
 }
 
-/// What a run may use at most.
+/// The maximum that a run may use.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Caps {
-    /// Requests in flight, as a number that is not adapted.
+    /// Number of requests in flight, which is not adapted.
     pub workers: Option<usize>,
-    /// Requests in flight, so that there is memory for them.
+    /// Number of requests in flight for which there is memory.
     pub memory: Option<usize>,
     /// Bytes per second.
     pub rate: Option<NonZeroU64>,
@@ -65,23 +65,23 @@ pub struct Caps {
 /// The limiters of a run.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// For blobs that are one request.
+    /// Limits blobs that are moved in one request.
     pub objects: Arc<Limiter>,
-    /// For parts of large blobs.
+    /// Limits parts of large blobs.
     pub parts: Arc<Limiter>,
-    /// For bytes.
+    /// Limits bytes.
     pub rate: Rate,
 }
 
-/// Hands out permits for requests.
+/// Issues permits for requests.
 #[derive(Debug)]
 pub struct Limiter {
     permits: Arc<Semaphore>,
     control: Mutex<Control>,
     sharers: AtomicUsize,
-    /// A cap that several limiters share.
+    /// A limit shared by several limiters.
     together: Option<Arc<Semaphore>>,
-    /// Memory that several limiters share, in units.
+    /// Memory shared by several limiters, in units.
     room: Option<Arc<Semaphore>>,
 }
 
@@ -90,9 +90,9 @@ pub struct Limiter {
 pub struct Share(Arc<Limiter>);
 
 impl Limits {
-    /// One limiter with a hard cap of `workers`, or two that adapt, beginning with what suits the store's
-    /// `round_trip`. Near, a few keep this machine busy; far, many have to be on their way. Where memory or
-    /// the rate sets a cap, it is for both together.
+    /// Creates one limiter with a fixed number of `workers`, or two that adapt, starting with what suits the store's
+    /// `round_trip`. At a near store, a few requests keep this machine busy; at a far one, many have to be in flight. If
+    /// memory or the rate sets a limit, it applies to both together.
     pub fn new(caps: Caps, round_trip: Option<Duration>) -> Self {
         let rate = Rate::new(caps.rate);
         let most = [caps.memory, rate.requests()].into_iter().flatten().min().map(|most| most.max(1));
@@ -112,7 +112,7 @@ impl Limits {
         Limits { objects: limiter(objects, UNITS), parts: limiter(parts, 64), rate }
     }
 
-    /// Tells how often the store has pushed back so far, in total.
+    /// Reports how often the store has pushed back so far, in total.
     pub fn pushed_back(&self, total: u64) {
         self.objects.pushed_back(total);
         self.parts.pushed_back(total);
@@ -125,25 +125,25 @@ impl Drop for Share {
     }
 }
 
-/// The decision, apart from clocks and permits.
+/// Decides on the limit, without a clock or permits.
 #[derive(Debug)]
 struct Control {
     limit: usize,
     start: usize,
     most: usize,
     fixed: bool,
-    /// Permits handed out or waiting in the semaphore.
+    /// Number of permits in use or waiting in the semaphore.
     issued: usize,
     window_start: Instant,
     window_done: usize,
     window_score: u64,
     best: f64,
-    /// The limit before it was raised at the end of the last window: this one shows what that gave.
+    /// The limit before it was raised at the end of the last window. The current window shows whether that helped.
     raised_from: Option<usize>,
     pushed_back: u64,
 }
 
-/// Permission for one request; tell it what was moved, then drop it.
+/// A permit for one request. Report what was moved, then drop it.
 #[derive(Debug)]
 pub struct Permit {
     limiter: Arc<Limiter>,
@@ -179,7 +179,7 @@ impl Limiter {
         Arc::new(Limiter { permits, control: Mutex::new(control), sharers: 0.into(), together, room })
     }
 
-    /// The most that can ever be in flight.
+    /// Returns the maximum that can ever be in flight.
     pub fn ceiling(&self) -> usize {
         self.lock().most
     }
@@ -190,23 +190,23 @@ impl Limiter {
         Share(self.clone())
     }
 
-    /// How many requests one of the large blobs may have in flight now: the limit divided by those that share it.
+    /// Returns how many requests each of the large blobs may have in flight now: the limit divided by those that share it.
     pub fn streams(&self) -> usize {
         self.lock().limit.div_ceil(self.sharers.load(Ordering::Relaxed).max(1))
     }
 
-    /// How many requests the store may turn out to reward: growth finds that soon.
+    /// Returns how many requests the store may turn out to reward, which growth finds out soon.
     pub fn reach(&self) -> usize {
         let control = self.lock();
         if control.fixed { control.limit } else { (control.limit * LARGE_STEP).min(control.most) }
     }
 
-    /// How many may be in flight now.
+    /// Returns how many requests may be in flight now.
     pub fn limit(&self) -> usize {
         self.lock().limit
     }
 
-    /// Waits for a permit to move so many bytes.
+    /// Waits for a permit to move this many bytes.
     pub async fn permit(self: &Arc<Self>, bytes: u64) -> Permit {
         let permit = self.permits.clone().acquire_owned().await.expect("the semaphore is never closed");
         let together = match &self.together {
@@ -273,7 +273,7 @@ impl Control {
             let step = if each < SLOW && spent > 2 * WINDOW { LARGE_STEP } else { STEP };
             self.limit = (before * step).min(self.most);
         } else if let Some(earlier) = self.raised_from {
-            // More in flight moved no more: go back, and stay until things change.
+            // More requests in flight did not move more: go back, and stay there until things change.
             self.limit = earlier.max(self.start);
         }
         self.raised_from = (self.limit > before).then_some(before);
@@ -304,7 +304,7 @@ mod tests {
     const START: usize = 16;
     const MOST: usize = 256;
 
-    /// A store that takes `latency` for each object, and moves `most` bytes a second at the best.
+    /// Returns the limit for a store that takes `latency` per object, and moves up to `most` bytes per second.
     fn settle(latency: Duration, most: f64, object: u64) -> usize {
         let limiter = Limiter::new(START, MOST, false, None, None);
         let mut control = limiter.lock();
@@ -329,7 +329,7 @@ mod tests {
         assert!(far.parts.lock().limit > close.parts.lock().limit);
     }
 
-    /// A store near by that gives 5 MB/s to a connection: parts of 8 MiB take long, so that growth has few windows.
+    /// A near store that gives 5 MB/s to a connection: parts of 8 MiB take long, so there are few measurements.
     #[test]
     fn slow_requests_find_their_number_in_few_steps() {
         let limiter = Limiter::new(4, 64, false, None, None);
@@ -343,7 +343,7 @@ mod tests {
         }
         assert_eq!(limits, [4, 16, 64]);
         drop(control);
-        // A line that is full does not give more to more of them.
+        // A saturated line does not give more to more requests.
         let limiter = Limiter::new(4, 64, false, None, None);
         let mut control = limiter.lock();
         let mut now = Instant::now();
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn push_back_halves_and_a_fixed_number_stays() {
+    fn back_pressure_halves_and_a_fixed_number_stays() {
         let limiter = Limiter::new(START, MOST, false, None, None);
         limiter.pushed_back(1);
         limiter.pushed_back(1);
@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn objects_and_parts_keep_to_one_cap_together() {
+    async fn objects_and_parts_share_one_cap() {
         let capped = |memory, rate: Option<u64>| {
             let rate = rate.and_then(NonZeroU64::new);
             Limits::new(Caps { workers: None, memory, rate }, Some(Duration::from_millis(30)))
@@ -393,7 +393,7 @@ mod tests {
         assert!(waits(&limits.objects).await && waits(&limits.parts).await);
         held.pop();
         assert!(!waits(&limits.parts).await);
-        // A slow rate caps as well, the lower cap counts, and there is always one.
+        // A slow rate is a cap as well, the lower cap counts, and it is never below one.
         assert_eq!(capped(Some(30), Some(1 << 20)).objects.ceiling(), 16);
         assert_eq!(capped(Some(3), Some(1 << 20)).parts.ceiling(), 3);
         assert_eq!(capped(Some(0), Some(1000)).objects.ceiling(), 1);
@@ -405,14 +405,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_in_flight_takes_memory_by_its_size() {
+    async fn requests_in_flight_take_memory_by_their_size() {
         let limits = Limits::new(Caps::default(), Some(Duration::from_millis(30)));
         let mut held = Vec::new();
         for _ in 0..32 {
             held.push(limits.parts.permit(32 << 20).await);
             held.push(limits.objects.permit(200_000).await);
         }
-        // 32 times 6 and 4 units: 64 are left, for as many small ones.
+        // 32 times 6 and 4 units: 64 are left, for as many small requests.
         for _ in 0..64 {
             held.push(limits.objects.permit(20_000).await);
         }
@@ -422,7 +422,7 @@ mod tests {
         assert!(waits(&limits.objects, 1).await && waits(&limits.parts, 1 << 20).await);
         held.pop();
         assert!(waits(&limits.objects, 65_537).await && !waits(&limits.objects, 65_536).await);
-        // Who asks for a number gets it.
+        // A number that the user has chosen is kept.
         let fixed = Limits::new(Caps { workers: Some(200), ..Caps::default() }, Some(Duration::from_millis(30)));
         for _ in 0..200 {
             held.push(fixed.objects.permit(8 << 20).await);

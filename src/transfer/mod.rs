@@ -1,14 +1,22 @@
-//! Moving blobs, with every byte verified against the blob's name on the way.
+//! Moves blobs, and verifies every byte against the blob's name on the way.
 //!
-//! [`upload`] sends a blob in one request or in parallel parts while it is hashed; [`download`] fetches it in one
-//! request or in parallel ranges, from its [`source`], into a partial file of our own, and says that it is complete only after its hash
-//! matched. Both run under the same [`Limits`]. Memory is bounded by requests in flight times a read slice, whatever
-//! the size of the blobs.
+//! | | source | sink |
+//! |---|---|---|
+//! | [`download`] | [`source`]: the bucket or the Hub | `partial_file.rs`: a file of our own on this disk |
+//! | [`upload`] | `local_file.rs`: a file of this cache | `multipart.rs`: the bucket |
+//!
+//! Small blobs are moved in one request. The parts of large ones are moved in parallel by one loop for both directions
+//! (`move_parts.rs`), and hashed in order (`hashing.rs`). Both directions share the same [`Limits`]. Memory is bounded by
+//! requests in flight times a read slice, whatever the size of the blobs.
 
 pub mod download;
 mod flush;
 mod hashing;
 pub mod limit;
+mod local_file;
+mod move_parts;
+mod multipart;
+mod partial_file;
 pub mod parts;
 pub mod pool;
 pub mod rate;
@@ -23,7 +31,7 @@ use crate::cache::layout::Layout;
 use crate::model::ids::BlobId;
 use crate::progress::{Event, Progress};
 pub use flush::Flushes;
-pub use hashing::Hashes;
+pub use hashing::HashPool;
 use limit::Limits;
 use parts::Cut;
 
@@ -32,19 +40,19 @@ use parts::Cut;
 pub struct Context {
     /// The bucket.
     pub bucket: Bucket,
-    /// Requests in flight.
+    /// Limits of the requests in flight.
     pub limits: Limits,
-    /// Large blobs that are hashed now.
-    pub hashes: Arc<Hashes>,
+    /// Large blobs that are being hashed.
+    pub hash_pool: Arc<HashPool>,
     /// Where events go.
     pub progress: Arc<dyn Progress>,
-    /// The cache, for state of our own.
+    /// The cache, which contains our own state as well.
     pub layout: Layout,
-    /// Small blobs that are flushed now.
+    /// Small blobs that are being flushed.
     pub flushes: Arc<Flushes>,
-    /// Parts that an upload has at the most.
+    /// Maximum number of parts of an upload.
     pub max_parts: u64,
-    /// Bytes that are to be moved; 0 where nobody has said.
+    /// Number of bytes that the run will move; 0 if unknown.
     pub bytes: u64,
     /// Whether a blob is flushed to the disk before it becomes visible.
     pub sync: bool,
@@ -52,41 +60,41 @@ pub struct Context {
     pub earlier: Arc<Earlier>,
 }
 
-/// Bytes of blobs that an earlier run has moved: this one neither moves nor counts them.
+/// Bytes of blobs that an earlier run has moved, so that this run neither moves nor counts them.
 #[derive(Debug, Default)]
 pub struct Earlier(Mutex<HashMap<BlobId, u64>>);
 
 impl Earlier {
-    fn all(&self) -> MutexGuard<'_, HashMap<BlobId, u64>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<BlobId, u64>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Context {
-    /// The same, for moving so many bytes.
+    /// Returns the same context for moving this many bytes.
     pub fn moving(&self, bytes: u64) -> Context {
         Context { bytes, ..self.clone() }
     }
 
-    /// How blobs are cut now.
+    /// Returns how large blobs are cut at present.
     pub fn cut(&self) -> Cut {
         Cut { bytes: self.bytes, streams: self.limits.parts.reach() }
     }
 
-    /// These bytes of the blob were moved by an earlier run.
+    /// Records that an earlier run has moved these bytes of the blob.
     pub(crate) fn found(&self, blob: BlobId, bytes: u64) {
-        *self.earlier.all().entry(blob).or_default() += bytes;
+        *self.earlier.lock().entry(blob).or_default() += bytes;
         self.progress.event(Event::Found { blob, bytes });
     }
 
-    /// All of the blob has to be moved again.
+    /// Records that the whole blob has to be moved again.
     pub(crate) fn restarted(&self, blob: BlobId) {
-        self.earlier.all().remove(&blob);
+        self.earlier.lock().remove(&blob);
         self.progress.event(Event::Restarted { blob });
     }
 
-    /// What this run has moved of a blob of this size that is there now.
+    /// Returns how many bytes of a blob of this size were moved by this run, which has completed it.
     pub fn moved(&self, blob: &BlobId, size: u64) -> u64 {
-        size.saturating_sub(self.earlier.all().get(blob).copied().unwrap_or_default())
+        size.saturating_sub(self.earlier.lock().get(blob).copied().unwrap_or_default())
     }
 }

@@ -1,6 +1,6 @@
-//! How large blobs are cut: the one place that knows the sizes of parts and ranges. Pure.
+//! Decides the sizes of parts and ranges: the only place that knows them. Pure.
 //!
-//! What a run moves is spread over the requests that the store may reward. Many small parts use all of them; larger
+//! The bytes of a run are spread over the requests that the store may reward. Many small parts use all of them; larger
 //! ones are less work for the store and spend less of their time waiting for an answer. So parts are as large as they
 //! can be without leaving requests unused.
 
@@ -11,48 +11,48 @@ pub const SINGLE_PUT: u64 = 16 * MIB;
 /// Blobs up to this size are fetched in one request.
 pub const SINGLE_GET: u64 = 8 * MIB;
 
-/// S3 takes no smaller part of an upload, but for the last.
+/// The minimum that S3 accepts for all parts of an upload but the last.
 const SMALLEST_PART: u64 = 5 * MIB;
-/// No part of an upload is larger, unless the blob has more of them than the store takes: fewer are less work for a
-/// store, but more is sent again after an interruption.
+/// The maximum for a part of an upload, unless the blob then has more parts than the store accepts. Fewer parts are less
+/// work for a store, but more is sent again after an interruption.
 const LARGEST_PART: u64 = 32 * MIB;
-/// A blob has at least so many parts, unless they were smaller than [`USUAL_PART`] then.
+/// The minimum number of parts of a blob, unless they would be smaller than [`USUAL_PART`].
 const PARTS_EACH: u64 = 8;
-/// Above this size, a part is not to be a large piece of its blob.
+/// Above this size, a part should not be a large fraction of its blob.
 const USUAL_PART: u64 = 16 * MIB;
-/// Parts of an upload that each request in flight gets to send, so that a slow one does not hold up the rest.
+/// The number of parts of an upload per request in flight, so that a slow one does not delay the others.
 const ROUNDS: u64 = 2;
 
-/// No range is smaller: its answer would take longer to begin than to come.
+/// The minimum for a range. The answer to a smaller one would take longer to start than to arrive.
 const SMALLEST_RANGE: u64 = MIB;
-/// The largest range with many in flight, so that the hash stays close behind,
+/// The maximum for a range with many in flight, so that the hash stays close behind.
 const LARGEST_RANGE: u64 = 4 * MIB;
-/// and with few.
+/// The maximum for a range with few in flight.
 const LARGEST_RANGE_OF_FEW: u64 = 8 * MIB;
-/// Requests in flight for a blob that are few.
+/// Up to this many requests in flight for a blob are few.
 const FEW: usize = 4;
-/// A range of a file on the Hub, which counts requests and takes another one before each.
+/// The size of a range of a file on the Hub, which limits the rate of requests, and each range takes two.
 pub const HUB_RANGE: u64 = 64 * MIB;
-/// A download is taken up again at multiples of this, or of a range that is smaller.
+/// A download resumes at multiples of this, or of its range if that is smaller.
 const LARGEST_UNIT: u64 = 4 * MIB;
 
-/// What the sizes depend on.
+/// What sizes depend on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cut {
-    /// Bytes that the run moves, all blobs together; a blob alone counts as its own run.
+    /// Number of bytes that the run moves, all blobs together. A blob moved on its own is a run of its own.
     pub bytes: u64,
-    /// Requests in flight that the store may reward.
+    /// Number of requests in flight that the store may reward.
     pub streams: usize,
 }
 
 impl Cut {
-    /// Bytes for each request in flight, when a blob of `size` is one of those that are moved.
+    /// Returns the number of bytes per request in flight if a blob of `size` is among those that are moved.
     fn share(self, size: u64) -> u64 {
         self.bytes.max(size) / self.streams.max(1) as u64
     }
 
-    /// Size of the parts in which a blob is sent: whole MiB, all equal (R2 wants that) but the last, and at most
-    /// `most` of them.
+    /// Returns the size of the parts in which a blob is sent: whole MiB, all equal (R2 requires that) but the last, and at
+    /// most `most` of them.
     pub fn part(self, size: u64, most: u64) -> u64 {
         let largest = (size / PARTS_EACH).clamp(USUAL_PART, LARGEST_PART);
         let usual = (self.share(size) / ROUNDS).clamp(SMALLEST_PART, largest);
@@ -61,35 +61,35 @@ impl Cut {
         even.max(needed).div_ceil(MIB).max(SMALLEST_PART / MIB) * MIB
     }
 
-    /// Requests that a blob can have in flight while it is sent; 0 when it is a single one.
+    /// Returns how many requests a blob can have in flight while it is sent; 0 if it is sent in one.
     pub fn puts(self, size: u64, most: u64) -> u64 {
         if size <= SINGLE_PUT { 0 } else { size.div_ceil(self.part(size, most)) }
     }
 
-    /// Size of the ranges in which a blob is fetched from a bucket: whole MiB. `streams` is how many requests it may
-    /// have in flight by itself.
+    /// Returns the size of the ranges in which a blob is fetched from a bucket: whole MiB. `streams` is how many requests
+    /// this blob may have in flight.
     pub fn range(self, size: u64, streams: usize) -> u64 {
         let largest = if streams <= FEW { LARGEST_RANGE_OF_FEW } else { LARGEST_RANGE };
         self.share(size).clamp(SMALLEST_RANGE, largest).div_ceil(MIB) * MIB
     }
 
-    /// Requests that a blob can have in flight while it is fetched; 0 when it is a single one.
+    /// Returns how many requests a blob can have in flight while it is fetched; 0 if it is fetched in one.
     pub fn gets(self, size: u64) -> u64 {
         if size <= SINGLE_GET { 0 } else { size.div_ceil(self.range(size, FEW)) }
     }
 }
 
-/// Size of the pieces of a download that are noted once they are there, when it is fetched in such ranges.
+/// Returns the size of the units in which the progress of a download with such ranges is recorded.
 pub fn unit(range: u64) -> u64 {
     range.min(LARGEST_UNIT)
 }
 
-/// Whether a download may have been noted in such pieces.
+/// Returns whether the progress of a download may have been recorded in such units.
 pub fn is_unit(bytes: u64) -> bool {
     (MIB..=LARGEST_UNIT).contains(&bytes) && bytes.is_multiple_of(MIB)
 }
 
-/// Whether parts of this size can make up a blob: those of an upload that is taken up again stay as they are.
+/// Returns whether parts of this size can make up a blob. A resumed upload keeps the size of its parts.
 pub fn is_possible(part: u64, size: u64, most: u64) -> bool {
     part >= SMALLEST_PART && size.div_ceil(part) <= most
 }
@@ -100,7 +100,7 @@ mod tests {
     use proptest::prelude::*;
 
     const GIB: u64 = 1 << 30;
-    /// Streams at a store that is far, and near by.
+    /// Requests in flight at a far store, and at a near one.
     const FAR: usize = 64;
     const NEAR: usize = 16;
 
@@ -113,8 +113,8 @@ mod tests {
     }
 
     #[test]
-    fn parts_use_all_streams_and_are_no_smaller_than_that_takes() {
-        // Size in MiB, how many, far, near.
+    fn parts_use_all_streams_and_are_no_smaller_than_necessary() {
+        // Size in MiB, number of blobs, far, near.
         for (size, count, far, near) in [
             (64, 4, 5, 8),
             (70, 1, 5, 5),
@@ -129,14 +129,14 @@ mod tests {
             let found = [FAR, NEAR].map(|streams| part(size * MIB, count, streams));
             assert_eq!(found, [far, near], "{count} of {size} MiB");
         }
-        // One worker has no use for small ones.
+        // A single worker does not benefit from small parts.
         assert_eq!(part(40 * MIB, 1, 1), 14);
         assert_eq!(part(GIB, 1, 1), 32);
     }
 
     #[test]
-    fn ranges_use_all_streams_and_are_no_smaller_than_that_takes() {
-        // Size in MiB, how many, far, near.
+    fn ranges_use_all_streams_and_are_no_smaller_than_necessary() {
+        // Size in MiB, number of blobs, far, near.
         for (size, count, far, near) in
             [(64, 4, 4, 8), (70, 1, 2, 5), (512, 4, 4, 8), (20 << 10, 1, 4, 8), (20, 1000, 4, 8), (9, 1, 1, 1)]
         {
@@ -147,14 +147,14 @@ mod tests {
     }
 
     #[test]
-    fn a_single_request_is_no_part() {
+    fn a_single_request_is_not_a_part() {
         let cut = Cut { bytes: 0, streams: FAR };
         assert_eq!((cut.puts(SINGLE_PUT, 10_000), cut.gets(SINGLE_GET)), (0, 0));
         assert_eq!((cut.puts(SINGLE_PUT + 1, 10_000), cut.gets(SINGLE_GET + 1)), (4, 9));
     }
 
     #[test]
-    fn an_upload_that_is_taken_up_again_keeps_its_parts() {
+    fn a_resumed_upload_keeps_its_parts() {
         assert!(is_possible(16 * MIB, 40 * MIB, 10_000) && is_possible(5 * MIB, 64 * MIB, 13));
         assert!(!is_possible(0, 40 * MIB, 10_000) && !is_possible(5 * MIB, 64 * MIB, 12));
         assert!(is_unit(unit(8 * MIB)) && is_unit(unit(HUB_RANGE)) && is_unit(unit(MIB)));
@@ -162,7 +162,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the size: no store refuses such parts.
+        /// Whatever the size, no store refuses such parts.
         #[test]
         fn parts_keep_to_the_limits(
             size in SINGLE_PUT + 1..5 << 40,

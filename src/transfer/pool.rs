@@ -1,4 +1,4 @@
-//! Running many jobs at once: a few large ones, which bring their own parallelism, beside many small ones.
+//! Runs many jobs at once: a few large ones, which have their own parallelism, beside many small ones.
 
 use std::future::Future;
 
@@ -6,29 +6,29 @@ use tokio::task::JoinSet;
 
 use crate::transfer::limit::Limits;
 
-/// Large blobs that are worked on at once at the least; each of them uses many requests.
+/// The minimum number of large blobs in progress; each of them uses many requests.
 const LARGE_AT_ONCE: usize = 4;
 
-/// Large items that are worked on.
+/// The large items in progress.
 #[derive(Default)]
 struct Large {
     items: usize,
-    /// What they can have in flight.
+    /// The number of requests that they can have in flight.
     requests: u64,
 }
 
 impl Large {
-    /// Whether they use so little of what may be in flight that another one should begin. Some more than fit are
-    /// welcome, since one that begins or ends has less in flight than it could.
+    /// Returns whether they use so few of the allowed requests that another one should start. A few more than fit are
+    /// welcome, since one that starts or ends has fewer requests in flight than it could.
     fn is_too_few(&self, limit: usize, most: usize) -> bool {
         self.items < most && (self.items < LARGE_AT_ONCE || self.requests < limit as u64 * 3 / 2)
     }
 }
 
-/// Runs `job` on every item, large ones first, and hands each result to `done` as it comes. `requests` says how many
-/// requests a large item can have in flight, and 0 of a small one: of those that have few, more are worked on at once,
-/// so that they use what may be in flight. Large ones share the limit of parts from the start, so that none begins as
-/// if it were alone. All jobs are aborted when the returned future is dropped.
+/// Runs `job` on every item, large ones first, and passes each result to `done` when it is available. `requests` returns
+/// how many requests a large item can have in flight, and 0 for a small one: the fewer, the more large items are in
+/// progress, so that they use all allowed requests. Large ones share the limit of parts from the start, so that none
+/// starts as if it were alone. All jobs are aborted if the returned future is dropped.
 pub async fn run<T, R, F>(
     items: Vec<T>,
     limits: &Limits,
@@ -88,7 +88,7 @@ pub async fn run<T, R, F>(
 mod tests {
     use super::*;
 
-    /// How many items of so many requests each are worked on at once.
+    /// Returns how many items with this many requests each are in progress at once.
     fn at_once(requests: u64, limit: usize, most: usize) -> usize {
         let mut large = Large::default();
         while large.is_too_few(limit, most) {

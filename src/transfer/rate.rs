@@ -1,8 +1,8 @@
-//! How many bytes a second may move: one token bucket for all requests of a run, in both directions.
+//! Limits the bytes per second: one token bucket for all requests of a run, in both directions.
 //!
-//! Whoever moves bytes takes them from the bucket and waits until they are paid for: before they are sent, or after
-//! they were received, so that the socket's own flow control slows the store down. `Tokens` is the arithmetic, with
-//! the time given; [`Rate`] adds the clock and the waiting.
+//! Every transfer takes bytes from the bucket and waits until they are paid for: before they are sent, or after they
+//! were received, so that the socket's flow control slows the store down. `Tokens` is the arithmetic, which is told the
+//! time; [`Rate`] adds the clock and the waiting.
 
 use std::future::Future;
 use std::num::NonZeroU64;
@@ -14,12 +14,12 @@ use std::time::{Duration, Instant};
 
 use tokio::time::{Sleep, sleep_until};
 
-/// What may move at once after a time without transfers.
+/// How long unused bandwidth is saved up while nothing is transferred.
 const BURST: Duration = Duration::from_millis(100);
-/// A request gets at least so many bytes a second, or there are fewer of them: a store gives up a connection on which
+/// The minimum bytes per second of a request; a lower limit means fewer requests. A store drops a connection on which
 /// nothing moves for a while.
 const PER_REQUEST: u64 = 64 << 10;
-/// The smallest piece that is moved at a time.
+/// The minimum number of bytes moved at a time.
 const LEAST: u64 = 4 << 10;
 
 /// The limit of a run; clones share it.
@@ -33,7 +33,7 @@ struct Limited {
     taken: AtomicU64,
 }
 
-/// When what was taken so far is paid for. Pure: it is told the time.
+/// The time when all bytes taken so far are paid for. Pure: it is told the time.
 #[derive(Debug)]
 struct Tokens {
     per_second: NonZeroU64,
@@ -45,7 +45,7 @@ impl Tokens {
         Tokens { per_second, paid: now }
     }
 
-    /// Takes bytes; the answer is when they may move.
+    /// Takes bytes, and returns when they may move.
     fn take(&mut self, bytes: u64, now: Instant) -> Instant {
         let oldest = now.checked_sub(BURST).unwrap_or(now);
         self.paid = self.paid.max(oldest) + Duration::from_secs_f64(bytes as f64 / self.per_second.get() as f64);
@@ -54,7 +54,7 @@ impl Tokens {
 }
 
 impl Rate {
-    /// At most so many bytes a second; without a number there is no limit.
+    /// Creates a limit of this many bytes per second; `None` is no limit.
     pub fn new(per_second: Option<NonZeroU64>) -> Self {
         Rate(per_second.map(|per_second| {
             let tokens = Mutex::new(Tokens::new(per_second, Instant::now()));
@@ -62,22 +62,22 @@ impl Rate {
         }))
     }
 
-    /// Requests that can share the limit without any of them standing still.
+    /// Returns how many requests can share the limit without any of them stalling.
     pub fn requests(&self) -> Option<usize> {
         self.0.as_ref().map(|limited| (limited.per_second.get() / PER_REQUEST).clamp(1, 1 << 16) as usize)
     }
 
-    /// How many bytes to move at a time: `most`, or what a quarter of a second allows.
+    /// Returns how many bytes to move at a time: `most`, or as many as a quarter of a second allows.
     pub fn slice(&self, most: u64) -> u64 {
         self.0.as_ref().map_or(most, |limited| (limited.per_second.get() / 4).max(LEAST).min(most))
     }
 
-    /// Bytes that moved within the limit so far; 0 where there is none.
+    /// Returns how many bytes have been moved within the limit; 0 if there is none.
     pub fn taken(&self) -> u64 {
         self.0.as_ref().map_or(0, |limited| limited.taken.load(Ordering::Relaxed))
     }
 
-    /// Takes bytes; the answer is when they may move, if that is not now.
+    /// Takes bytes, and returns when they may move, unless that is now.
     fn take(&self, bytes: u64) -> Option<Instant> {
         let limited = self.0.as_ref()?;
         limited.taken.fetch_add(bytes, Ordering::Relaxed);
@@ -94,7 +94,7 @@ impl Rate {
     }
 }
 
-/// The waiting of a body that is polled.
+/// Makes a body that is polled wait.
 #[derive(Debug)]
 pub struct Pace {
     rate: Rate,
@@ -102,12 +102,12 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// A pace within this limit.
+    /// Creates a pace within this limit.
     pub fn new(rate: &Rate) -> Self {
         Pace { rate: rate.clone(), sleep: None }
     }
 
-    /// Ready when these bytes may move; they are taken by the first call, and later calls wait for the same.
+    /// Returns ready when these bytes may move. The first call takes them, and later calls wait for the same bytes.
     pub fn poll(&mut self, bytes: u64, task: &mut Context<'_>) -> Poll<()> {
         let sleep = match &mut self.sleep {
             Some(sleep) => sleep,
@@ -123,7 +123,7 @@ impl Pace {
         done
     }
 
-    /// How many bytes to move at a time.
+    /// Returns how many bytes to move at a time.
     pub fn slice(&self, most: u64) -> u64 {
         self.rate.slice(most)
     }
@@ -140,19 +140,19 @@ mod tests {
     }
 
     #[test]
-    fn many_takers_move_what_the_rate_allows() {
+    fn many_requests_move_what_the_rate_allows() {
         let start = Instant::now();
         let mut tokens = Tokens::new(per_second(1000), start);
-        // Ten requests at the same moment: the last byte is paid for when all of them are.
+        // Ten requests at the same moment: the last one may move when all are paid for.
         let when: Vec<Instant> = (0..10).map(|_| tokens.take(500, start)).collect();
         assert_eq!(when[0], start + SECOND / 2);
         assert_eq!(when[9], start + 5 * SECOND);
-        // And one that comes in the middle queues behind them.
+        // One that comes meanwhile queues behind them.
         assert_eq!(tokens.take(1000, start + 2 * SECOND), start + 6 * SECOND);
     }
 
     #[test]
-    fn whoever_takes_and_waits_never_exceeds_the_rate_by_more_than_a_burst() {
+    fn the_rate_is_never_exceeded_by_more_than_a_burst() {
         let start = Instant::now();
         for chunk in [1, 700, 4096, 300_000] {
             let mut tokens = Tokens::new(per_second(100_000), start);
@@ -162,7 +162,7 @@ mod tests {
                 moved += chunk;
                 let allowed = 100_000.0 * (now - start + BURST).as_secs_f64();
                 assert!(moved as f64 <= allowed * 1.001, "{moved} in {:?} by {chunk}", now - start);
-                // Something else takes a moment now and then, which may be made up for.
+                // Now and then, something else takes a moment, which may be made up for.
                 if moved >= pause_at {
                     now += BURST / 2;
                     pause_at = moved + 50_000;
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_used_is_not_saved_up() {
+    fn unused_bandwidth_is_not_saved_up() {
         let start = Instant::now();
         let mut tokens = Tokens::new(per_second(1000), start);
         tokens.take(1000, start);
@@ -189,7 +189,7 @@ mod tests {
         assert_eq!((rate(400_000).slice(256 << 10), rate(400_000).requests()), (100_000, Some(6)));
         assert_eq!(rate(50_000_000).slice(256 << 10), 256 << 10);
         assert_eq!((Rate::default().slice(7), Rate::default().requests()), (7, None));
-        // However slow, no request stands still for as long as a store waits.
+        // However slow, no request stalls for as long as a store waits.
         for bytes in [1000, 10_000, 65_536, 1 << 20, 1 << 30] {
             let rate = rate(bytes);
             let round = rate.requests().unwrap() as u64 * rate.slice(256 << 10);
@@ -206,16 +206,16 @@ mod tests {
         assert!(pace.poll(1 << 40, &mut task).is_pending());
         let first = paid();
         assert!(pace.poll(1 << 40, &mut task).is_pending());
-        assert_eq!(paid(), first, "a second look takes nothing");
+        assert_eq!(paid(), first, "a second poll takes nothing");
         assert!(Pace::new(&Rate::default()).poll(1 << 40, &mut task).is_ready());
     }
 
     #[tokio::test]
-    async fn what_was_received_is_waited_for() {
+    async fn received_bytes_are_waited_for() {
         let waits = async |rate: &Rate, bytes| tokio::time::timeout(Duration::ZERO, rate.wait(bytes)).await.is_err();
         let rate = Rate::new(Some(per_second(1000)));
         assert!(waits(&rate, 1 << 40).await);
-        assert!(waits(&rate.clone(), 1).await, "behind the others, whoever they are");
+        assert!(waits(&rate.clone(), 1).await, "behind the others, through any clone");
         assert_eq!(rate.taken(), (1 << 40) + 1);
         assert!(!waits(&Rate::default(), 1 << 40).await);
     }

@@ -1,34 +1,57 @@
-//! Where blobs come from: the bucket, or the Hub. How they are read, and what is said when that fails.
+//! Sources of downloads: the bucket and the Hub. How blobs are read from them, and the errors when that fails.
 
 use bytes::Bytes;
 
 use super::Context;
-use super::download::Fetch;
 use super::parts::HUB_RANGE;
 use crate::bucket::client::{Bucket, Download};
 use crate::bucket::error::{Cause, Failure};
 use crate::bucket::keys;
 use crate::error::{Error, Result};
 use crate::hub::{self, Hub};
-use crate::model::ids::BlobId;
+use crate::model::ids::{BlobId, Commit, RepoName, RepoPath};
+
+/// A blob to download.
+#[derive(Debug, Clone)]
+pub struct Fetch {
+    /// Its name.
+    pub id: BlobId,
+    /// Its size in bytes, according to the manifest.
+    pub size: u64,
+    /// A repo that contains it,
+    pub repo: RepoName,
+    /// in this revision,
+    pub commit: Commit,
+    /// as this file.
+    pub path: RepoPath,
+    /// Where it comes from.
+    pub source: Source,
+}
+
+impl Fetch {
+    /// Returns a file name for display.
+    pub fn label(&self) -> String {
+        format!("{}/{}", self.repo, self.path)
+    }
+}
 
 /// Where a blob comes from. Each blob of a run may have another source.
 #[derive(Debug, Clone)]
 pub enum Source {
-    /// The bucket, where a blob is found by its name.
+    /// The bucket, in which a blob is found by its name.
     Bucket(Bucket),
-    /// The Hub, where it is found as a file of a commit.
+    /// The Hub, on which a blob is found as a file of a commit.
     Hub(Hub),
 }
 
-/// The bytes of a blob, or of a range of it.
+/// A stream of the bytes of a blob, or of a range of it.
 pub(super) enum Body {
     Bucket(Download),
     Hub(hub::Body),
 }
 
 impl Body {
-    /// The next piece of the body; `None` at its end.
+    /// Returns the next chunk; `None` at the end.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
         match self {
             Body::Bucket(download) => download.next().await,
@@ -36,7 +59,7 @@ impl Body {
         }
     }
 
-    /// Size of the whole object in bytes, when it is told.
+    /// Returns the size of the whole object in bytes, if the source reports it.
     pub(super) fn object_size(&self) -> Option<u64> {
         match self {
             Body::Bucket(download) => download.object_size,
@@ -44,7 +67,7 @@ impl Body {
         }
     }
 
-    /// What makes sure that later ranges are of the same object. A file of a commit cannot change.
+    /// Takes the ETag, which makes sure that later ranges belong to the same object. A file of a commit cannot change.
     pub(super) fn take_etag(&mut self) -> Option<String> {
         match self {
             Body::Bucket(download) => download.etag.take(),
@@ -54,7 +77,7 @@ impl Body {
 }
 
 impl Source {
-    /// Bytes that one request reads of a large blob of this size.
+    /// Returns how many bytes of a large blob of this size one request reads.
     pub(super) fn range(&self, context: &Context, size: u64) -> u64 {
         match self {
             Source::Hub(_) => HUB_RANGE,
@@ -62,8 +85,8 @@ impl Source {
         }
     }
 
-    /// Opens a blob for reading: all of it, or the bytes from `range.0` to `range.1` (exclusive) of the object with this
-    /// etag.
+    /// Opens a blob for reading: all of it, or the bytes from `range.0` to `range.1` (exclusive), if the object still has
+    /// this ETag.
     pub(super) async fn open(
         &self,
         blob: &Fetch,
@@ -76,6 +99,7 @@ impl Source {
         }
     }
 
+    /// Turns the failure of a request into an error.
     pub(super) fn explain(&self, blob: &Fetch, failure: Failure) -> Error {
         let bucket = match self {
             Source::Hub(hub) => return hub.explain(failure, &format!("cannot get {} from the Hub", blob.label())),
@@ -90,10 +114,11 @@ impl Source {
         bucket.explain(failure, &doing)
     }
 
+    /// Returns the error for bytes that hash to another name.
     pub(super) fn wrong_hash(&self, blob: &Fetch, found: &BlobId) -> Error {
         match self {
             Source::Hub(_) => {
-                not_the_named_bytes(Cause::Corrupt, blob, format!("they hash to {found}, not to {}", blob.id))
+                wrong_bytes_from_hub(Cause::Corrupt, blob, format!("they hash to {found}, not to {}", blob.id))
             }
             Source::Bucket(_) => Error::corrupt(format!(
                 "blob {} ({}) is corrupt in the bucket",
@@ -109,7 +134,7 @@ impl Source {
         }
     }
 
-    /// The bytes were wrong, and others each time.
+    /// Returns the error for bytes that were wrong, and different each time.
     pub(super) fn damaged(&self, blob: &Fetch) -> Error {
         let from = match self {
             Source::Hub(_) => "the Hub",
@@ -122,21 +147,21 @@ impl Source {
             )
     }
 
-    /// It has `found` bytes, which are too many or too few.
+    /// Returns the error for a blob that has `found` bytes in the source: too many or too few.
     pub(super) fn wrong_size(&self, blob: &Fetch, found: u64) -> Error {
         match self {
             Source::Hub(_) => {
-                not_the_named_bytes(Cause::WrongSize, blob, format!("there are more than {} of them", blob.size))
+                wrong_bytes_from_hub(Cause::WrongSize, blob, format!("there are more than {} of them", blob.size))
             }
             Source::Bucket(_) => wrong_size_in_bucket(blob, &found.to_string()),
         }
     }
 
-    /// It ends before a range that the manifest says it has.
+    /// Returns the error for a blob that ends before a requested range.
     pub(super) fn too_short(&self, blob: &Fetch) -> Error {
         match self {
             Source::Hub(_) => {
-                not_the_named_bytes(Cause::WrongSize, blob, format!("there are fewer than {} of them", blob.size))
+                wrong_bytes_from_hub(Cause::WrongSize, blob, format!("there are fewer than {} of them", blob.size))
             }
             Source::Bucket(_) => wrong_size_in_bucket(blob, "fewer"),
         }
@@ -149,6 +174,6 @@ fn wrong_size_in_bucket(blob: &Fetch, found: &str) -> Error {
         .hint("push it again from a machine that has it: a wrong size is replaced")
 }
 
-fn not_the_named_bytes(cause: Cause, blob: &Fetch, why: String) -> Error {
+fn wrong_bytes_from_hub(cause: Cause, blob: &Fetch, why: String) -> Error {
     Error::new(cause, format!("the bytes of {} from the Hub are not those that it names", blob.label())).because(why)
 }

@@ -1,20 +1,21 @@
 //! Limits on transfers: they are kept, and whatever they are, every byte arrives, and every byte is counted. That bytes
-//! wait as long as the rate says is tested with a given time, in src/remote/transfer/rate.rs.
+//! wait as long as the rate says is tested with a given time, in src/transfer/rate.rs.
 
 use std::fs;
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::harness::cache::Revision;
+use crate::harness::cache::{Content, Revision};
 use crate::harness::machine::Machine;
 use crate::harness::s3::{Action, Gate, Seen};
 use crate::harness::store::Store;
 use crate::harness::weights;
-use hf_cache_sync::internals::transfer::Context;
+use hf_cache_sync::internals::model::ids::RepoName;
 use hf_cache_sync::internals::transfer::download::{Fetch, download};
 use hf_cache_sync::internals::transfer::limit::Caps;
 use hf_cache_sync::internals::transfer::source::Source;
 use hf_cache_sync::internals::transfer::upload::{Upload, upload};
+use hf_cache_sync::internals::transfer::{Context, HashPool};
 
 /// A blob of each way of moving one, and their bytes together: from memory, as a stream, in parts.
 fn revision() -> (Revision, u64) {
@@ -36,6 +37,26 @@ fn with_context<T>(store: &Store, machine: &Machine, caps: Caps, work: impl Asyn
     })
 }
 
+fn to_upload(revision: &Revision, machine: &Machine, file: &Content) -> Upload {
+    Upload {
+        id: file.etag().parse().unwrap(),
+        size: file.bytes.len() as u64,
+        source: revision.blob(&machine.hub(), &file.path),
+        label: file.path.clone(),
+    }
+}
+
+fn to_fetch(revision: &Revision, context: &Context, file: &Content) -> Fetch {
+    Fetch {
+        id: file.etag().parse().unwrap(),
+        size: file.bytes.len() as u64,
+        repo: RepoName::from_folder("models--org--name").unwrap(),
+        commit: revision.commit.parse().unwrap(),
+        path: file.path.parse().unwrap(),
+        source: Source::Bucket(context.bucket.clone()),
+    }
+}
+
 #[test]
 fn a_limited_rate_counts_every_byte_both_ways() {
     let (store, machine) = (Store::new(), Machine::unconfigured());
@@ -44,10 +65,7 @@ fn a_limited_rate_counts_every_byte_both_ways() {
     let caps = Caps { rate: NonZeroU64::new(60_000_000), ..Caps::default() };
     let taken = with_context(&store, &machine, caps, async |context| {
         for file in &revision.files {
-            let source = revision.blob(&machine.hub(), &file.path);
-            let id = file.etag().parse().unwrap();
-            let blob = Upload { id, size: file.bytes.len() as u64, source, label: file.path.clone() };
-            upload(context, &blob).await.unwrap();
+            upload(context, &to_upload(&revision, &machine, file)).await.unwrap();
         }
         context.limits.rate.taken()
     });
@@ -56,20 +74,45 @@ fn a_limited_rate_counts_every_byte_both_ways() {
     let target = Machine::unconfigured();
     let taken = with_context(&store, &target, caps, async |context| {
         for file in &revision.files {
-            let fetch = Fetch {
-                id: file.etag().parse().unwrap(),
-                size: file.bytes.len() as u64,
-                repo: hf_cache_sync::internals::model::ids::RepoName::from_folder("models--org--name").unwrap(),
-                commit: revision.commit.parse().unwrap(),
-                path: file.path.parse().unwrap(),
-                source: Source::Bucket(context.bucket.clone()),
-            };
-            let fetched = download(context, &fetch).await.unwrap();
+            let fetched = download(context, &to_fetch(&revision, context, file)).await.unwrap();
             assert!(fs::read(fetched).unwrap() == file.bytes, "{}", file.path);
         }
         context.limits.rate.taken()
     });
     assert_eq!(taken, bytes);
+}
+
+/// Which of the two a processor gets is decided by its speed. Both have to move blobs in parts, and refuse corrupt ones.
+#[test]
+fn large_blobs_are_verified_inline_and_in_lockstep() {
+    for lanes in [1, 4] {
+        let (store, machine, target) = (Store::new(), Machine::unconfigured(), Machine::unconfigured());
+        let revision = ["one.bin", "two.bin"]
+            .into_iter()
+            .enumerate()
+            .fold(Revision::model("org/name"), |all, (n, name)| all.lfs(name, weights(n as u64, 40 << 20)));
+        revision.write(&machine.hub());
+        let (one, two) = (revision.file("one.bin"), revision.file("two.bin"));
+        let forced = |context: &Context| Context { hash_pool: HashPool::with_lanes(lanes).into(), ..context.clone() };
+        with_context(&store, &machine, Caps::default(), async |context| {
+            let context = &forced(context);
+            upload(context, &to_upload(&revision, &machine, one)).await.unwrap();
+            // The same bytes under the name of other ones.
+            let wrong = Upload { id: two.etag().parse().unwrap(), ..to_upload(&revision, &machine, one) };
+            let refused = upload(context, &wrong).await.unwrap_err().to_string();
+            assert!(refused.contains("is corrupt in this cache"), "{refused}");
+        });
+        assert_eq!(store.keys(), [format!("blobs/{}", one.etag())]);
+
+        store.put(&format!("blobs/{}", two.etag()), &one.bytes);
+        with_context(&store, &target, Caps::default(), async |context| {
+            let context = &forced(context);
+            let fetched = download(context, &to_fetch(&revision, context, one)).await.unwrap();
+            assert!(fs::read(fetched).unwrap() == one.bytes);
+            let refused = download(context, &to_fetch(&revision, context, two)).await.unwrap_err().to_string();
+            assert!(refused.contains("is corrupt in the bucket"), "{refused}");
+        });
+    }
 }
 
 #[test]
