@@ -90,7 +90,7 @@ fn large_blobs_are_verified_inline_and_in_lockstep() {
         let revision = ["one.bin", "two.bin"]
             .into_iter()
             .enumerate()
-            .fold(Revision::model("org/name"), |all, (n, name)| all.lfs(name, weights(n as u64, 40 << 20)));
+            .fold(Revision::model("org/name"), |all, (n, name)| all.lfs(name, weights(n as u64, 20 << 20)));
         revision.write(&machine.hub());
         let (one, two) = (revision.file("one.bin"), revision.file("two.bin"));
         let forced = |context: &Context| Context { hash_pool: HashPool::with_lanes(lanes).into(), ..context.clone() };
