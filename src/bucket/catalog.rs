@@ -1,16 +1,17 @@
-//! What is in the bucket: which repos, with which revisions and refs.
+//! The bucket's repos, with their revisions and refs.
 //!
-//! It is made of a [`RemoteState`], whose keys say nearly all of it. One LIST of manifests and one of refs suffice where
-//! a manifest's key can mean only one repo; manifests are read, several at once, where it can mean several:
+//! The catalog is built from a [`RemoteState`], whose keys say nearly everything. One LIST of manifests and one of refs
+//! suffice where a manifest's key can belong to only one repo. Manifests are read, concurrently, where it may belong to
+//! several:
 //!
-//! - the encoded id decodes to no or to more than one id (`a___b`), or
-//! - `refs-v2/` names a repo that is encoded alike: a dataset of that id, or `a__b` beside `a/b`.
+//! - if the encoded id decodes to no id or to more than one (`a___b`), or
+//! - if `refs-v2/` names a repo with the same encoding: a dataset with that id, or `a__b` next to `a/b`.
 //!
-//! Every other manifest counts as that of the model of its id. A dataset that only 0.1.0 has pushed therefore counts
-//! as a model, since 0.1.0 writes the type into the manifest and nowhere else: [`Options::every_manifest`] tells.
+//! Every other manifest counts as a model's. A dataset that only 0.1.0 has pushed is therefore listed as a model: 0.1.0
+//! writes the type only to the manifest, which [`Options::every_manifest`] reads.
 //!
-//! What a ref says needs no GET either where the store's ETag is the content's MD5: it is compared with the MD5 of the
-//! commits that the repo has. Which repo its key means: [`super::refs`].
+//! Refs need no GET either where the store's ETag is the MD5 of the content: it is compared with the MD5 of the repo's
+//! commits. Which repos a ref key may refer to: [`super::refs`].
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -26,12 +27,12 @@ use crate::hash::md5_hex;
 use crate::model::ids::{Commit, RefName, RepoId, RepoName, RepoType};
 use crate::model::manifest::Manifest;
 
-/// What to read beside what is ambiguous.
+/// What to read in addition to what is ambiguous.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options {
-    /// Every manifest: then types, files and sizes are known, also of what 0.1.0 has pushed.
+    /// Every manifest, for the types, files and sizes of all repos, including those that 0.1.0 pushed.
     pub every_manifest: bool,
-    /// Every ref that the listing alone does not explain.
+    /// Every ref whose commit does not follow from the listing.
     pub every_ref: bool,
 }
 
@@ -42,7 +43,7 @@ pub struct Catalog {
     pub repos: BTreeMap<RepoName, Repo>,
     /// Manifests and refs that are not valid.
     pub failures: Vec<Error>,
-    /// Keys that are none of this tool's.
+    /// Number of keys that this tool does not recognize, outside `blobs/`.
     pub foreign: usize,
 }
 
@@ -51,7 +52,7 @@ pub struct Catalog {
 pub struct Repo {
     /// Its revisions.
     pub revisions: BTreeMap<Commit, Revision>,
-    /// Its refs, as far as they lead to one of its revisions.
+    /// Its refs. A ref that is known to lead to none of its revisions is left out.
     pub refs: BTreeMap<RefName, Ref>,
 }
 
@@ -60,7 +61,7 @@ pub struct Repo {
 pub struct Revision {
     /// When its manifest was written, by the store's clock.
     pub modified: Option<SystemTime>,
-    /// Its manifest, where it was read.
+    /// Its manifest, if it was read.
     pub manifest: Option<Arc<Manifest>>,
 }
 
@@ -69,80 +70,82 @@ pub struct Revision {
 pub struct Ref {
     /// Its key.
     pub key: String,
-    /// The revision that it names; `None` where only a GET would tell.
+    /// The revision that it points to; `None` if only a GET could tell.
     pub commit: Option<Commit>,
     /// When it was written, by the store's clock.
     pub modified: Option<SystemTime>,
 }
 
 impl Repo {
-    /// The revision that was pushed last.
+    /// Returns the revision that was pushed last.
     pub fn latest(&self) -> Option<&Commit> {
         self.revisions.iter().max_by_key(|(_, revision)| revision.modified).map(|(commit, _)| commit)
     }
 
-    /// The refs that name this revision.
+    /// Returns the refs that point to this revision.
     pub fn refs_to<'a>(&'a self, commit: &'a Commit) -> impl Iterator<Item = &'a RefName> {
         self.refs.iter().filter(move |(_, reference)| reference.commit.as_ref() == Some(commit)).map(|(name, _)| name)
     }
 }
 
-/// Ids that `refs-v2/` names, by how they are encoded.
-fn named_in_refs(state: &RemoteState) -> BTreeSet<&str> {
+/// Returns the encoded ids of the repos that `refs-v2/` names.
+fn ids_in_new_refs(state: &RemoteState) -> BTreeSet<&str> {
     let named = state.refs().iter().filter(|candidate| candidate.repo.is_some());
     named.map(|candidate| candidate.encoded.as_str()).collect()
 }
 
-/// The id of the model that these manifests must be of, unless they have to be read.
-fn only_model(encoded: &str, named: &BTreeSet<&str>) -> Option<RepoId> {
-    keys::plain_id(encoded).filter(|_| !named.contains(encoded))
+/// Returns the id of the model that manifests with this encoded id belong to; `None` if they have to be read to find out.
+fn unambiguous_model(encoded: &str, in_new_refs: &BTreeSet<&str>) -> Option<RepoId> {
+    keys::plain_id(encoded).filter(|_| !in_new_refs.contains(encoded))
 }
 
-/// Keys of the manifests that have to be read.
-fn to_read(state: &RemoteState, options: Options) -> Vec<String> {
-    let named = named_in_refs(state);
-    let open = |encoded: &str| options.every_manifest || only_model(encoded, &named).is_none();
-    let groups = state.manifests().iter().filter(|(encoded, _)| open(encoded));
+/// Returns the keys of the manifests to read.
+fn manifests_to_read(state: &RemoteState, options: Options) -> Vec<String> {
+    let in_new_refs = ids_in_new_refs(state);
+    let needs_read = |encoded: &str| options.every_manifest || unambiguous_model(encoded, &in_new_refs).is_none();
+    let groups = state.manifests().iter().filter(|(encoded, _)| needs_read(encoded));
     groups.flat_map(|(encoded, commits)| commits.keys().map(move |commit| keys::manifest_of(encoded, commit))).collect()
 }
 
-/// Reads what is ambiguous and what the options ask for. Of `known`, keys of manifests, the caller sees to what is not
-/// valid; they are used as they were read.
+/// Builds the catalog, reading what is ambiguous and what the options request.
+///
+/// `known` are the keys of manifests that the caller has read; the caller also reports those that are not valid.
 ///
 /// # Errors
-/// When a request fails; what is there but not valid is in [`Catalog::failures`].
+/// If a request fails. Invalid manifests and refs are reported in [`Catalog::failures`].
 pub async fn read(bucket: &Bucket, state: &RemoteState, known: HashSet<String>, options: Options) -> Result<Catalog> {
-    let wanted: Vec<String> = to_read(state, options).into_iter().filter(|key| !known.contains(key)).collect();
+    let wanted: Vec<String> =
+        manifests_to_read(state, options).into_iter().filter(|key| !known.contains(key)).collect();
     state.read_manifests(bucket, wanted.iter().cloned()).await?;
-    let mut failures: Vec<Error> = wanted.iter().filter_map(|key| invalid(state.manifest(key)?)).collect();
+    let mut failures: Vec<Error> = wanted.iter().filter_map(|key| error(state.manifest(key)?)).collect();
     let mut used = known;
     used.extend(wanted);
     let mut catalog = revisions(state, &used);
 
-    let open = catalog.open_refs(state, options);
-    state.read_refs(bucket, open.iter().cloned()).await?;
-    failures.extend(open.iter().filter_map(|key| invalid(state.reference(key)?)));
-    catalog.add_refs(state, &open);
+    let read_refs = catalog.refs_to_read(state, options);
+    state.read_refs(bucket, read_refs.iter().cloned()).await?;
+    failures.extend(read_refs.iter().filter_map(|key| error(state.reference(key)?)));
+    catalog.add_refs(state, &read_refs);
     failures.sort_by(|a, b| a.what.cmp(&b.what));
     catalog.failures = failures;
     Ok(catalog)
 }
 
-/// What is not valid is said, and is otherwise as good as absent.
-fn invalid<T>(stored: Stored<T>) -> Option<Error> {
+/// Returns what is wrong with invalid content. Apart from being reported, it counts as absent.
+fn error<T>(stored: Stored<T>) -> Option<Error> {
     match stored {
         Stored::Invalid(error) => Some(error),
         Stored::Valid(_) | Stored::Absent => None,
     }
 }
 
-/// Gives every manifest to its repo. `used` are the keys of those whose content counts.
+/// Assigns every manifest to its repo. `used` are the keys of the manifests that were read.
 fn revisions(state: &RemoteState, used: &HashSet<String>) -> Catalog {
-    let named = named_in_refs(state);
+    let in_new_refs = ids_in_new_refs(state);
     let foreign = state.foreign().iter().filter(|object| !object.key.starts_with(keys::BLOBS)).count();
     let mut catalog = Catalog { foreign, ..Catalog::default() };
     for (encoded, commits) in state.manifests() {
-        let model = only_model(encoded, &named).map(|id| RepoName::new(RepoType::Model, id));
+        let model = unambiguous_model(encoded, &in_new_refs).map(|id| RepoName::new(RepoType::Model, id));
         for (commit, entry) in commits {
             let key = keys::manifest_of(encoded, commit);
             let (repo, manifest) = match used.contains(&key) {
@@ -162,76 +165,78 @@ fn revisions(state: &RemoteState, used: &HashSet<String>) -> Catalog {
     catalog
 }
 
-/// What the keys alone say about a ref.
-enum Said {
-    /// It is this repo's, and names this commit where that is known.
-    Of(RepoName, Option<Commit>),
-    /// A GET would tell.
-    Open,
-    /// It leads nowhere.
-    Nowhere,
+/// What a ref points to, as far as the listing shows.
+enum Target {
+    /// A commit of this repo; `None` if only a GET could tell which.
+    Repo(RepoName, Option<Commit>),
+    /// Unknown without a GET.
+    Unknown,
+    /// No repo in the bucket.
+    Nothing,
 }
 
+type ReposByEncodedId<'a> = HashMap<String, Vec<&'a RepoName>>;
+
 impl Catalog {
-    /// Repos that share 0.1.0's keys.
-    fn alike(&self) -> HashMap<String, Vec<&RepoName>> {
-        let mut alike: HashMap<String, Vec<&RepoName>> = HashMap::new();
+    /// Groups repos by encoded id: those of a group share 0.1.0's keys.
+    fn repos_by_encoded_id(&self) -> ReposByEncodedId<'_> {
+        let mut repos = ReposByEncodedId::new();
         for name in self.repos.keys() {
-            alike.entry(keys::encoded(&name.id)).or_default().push(name);
+            repos.entry(keys::encoded(&name.id)).or_default().push(name);
         }
-        alike
+        repos
     }
 
-    /// Keys of the refs that have to be read.
-    fn open_refs(&self, state: &RemoteState, options: Options) -> Vec<String> {
-        let alike = self.alike();
-        let open = state.refs().iter().filter(|candidate| match self.explain(candidate, &alike) {
-            Said::Open => true,
-            Said::Of(_, commit) => commit.is_none() && options.every_ref,
-            Said::Nowhere => false,
+    /// Returns the keys of the refs to read.
+    fn refs_to_read(&self, state: &RemoteState, options: Options) -> Vec<String> {
+        let repos = self.repos_by_encoded_id();
+        let to_read = state.refs().iter().filter(|candidate| match self.listed_target(candidate, &repos) {
+            Target::Unknown => true,
+            Target::Repo(_, commit) => commit.is_none() && options.every_ref,
+            Target::Nothing => false,
         });
-        open.map(|candidate| candidate.object.key.clone()).collect()
+        to_read.map(|candidate| candidate.object.key.clone()).collect()
     }
 
-    fn explain(&self, candidate: &Candidate, alike: &HashMap<String, Vec<&RepoName>>) -> Said {
-        let listed = |name: &RepoName| {
+    fn listed_target(&self, candidate: &Candidate, repos: &ReposByEncodedId<'_>) -> Target {
+        let commit_by_etag = |name: &RepoName| {
             let etag = candidate.object.etag.as_deref()?;
             self.repos.get(name)?.revisions.keys().find(|commit| md5_hex(commit.as_str().as_bytes()) == etag)
         };
-        let repos: Vec<&RepoName> = meant(candidate, alike).collect();
-        let found = repos.iter().find_map(|repo| Some((*repo, listed(repo)?.clone())));
-        match (found, repos.as_slice()) {
-            (Some((repo, commit)), _) => Said::Of(repo.clone(), Some(commit)),
-            (None, []) => Said::Nowhere,
-            (None, [only]) if candidate.repo.is_none() => Said::Of((*only).clone(), None),
-            (None, _) => Said::Open,
+        let possible: Vec<&RepoName> = possible_repos(candidate, repos).collect();
+        let found = possible.iter().find_map(|repo| Some((*repo, commit_by_etag(repo)?.clone())));
+        match (found, possible.as_slice()) {
+            (Some((repo, commit)), _) => Target::Repo(repo.clone(), Some(commit)),
+            (None, []) => Target::Nothing,
+            (None, [only]) if candidate.repo.is_none() => Target::Repo((*only).clone(), None),
+            (None, _) => Target::Unknown,
         }
     }
 
-    /// Adds every ref that leads to a revision of its repo. `open` are the keys of those that were read.
-    fn add_refs(&mut self, state: &RemoteState, open: &[String]) {
-        let alike = self.alike();
-        let open: HashSet<&str> = open.iter().map(String::as_str).collect();
+    /// Adds every ref that leads to a revision of its repo. `read` are the keys of the refs that were read.
+    fn add_refs(&mut self, state: &RemoteState, read: &[String]) {
+        let repos = self.repos_by_encoded_id();
+        let read: HashSet<&str> = read.iter().map(String::as_str).collect();
         let mut newest: BTreeMap<(RepoName, &RefName), (&Candidate, Option<Commit>)> = BTreeMap::new();
         for candidate in state.refs() {
             let key = candidate.object.key.as_str();
-            let said = match open.contains(key) {
+            let target = match read.contains(key) {
                 true => state.reference(key).and_then(Stored::valid).and_then(|commit| {
                     let has = |repo: &&RepoName| self.repos[*repo].revisions.contains_key(&commit);
-                    meant(candidate, &alike).find(has).map(|repo| (repo.clone(), Some(commit.clone())))
+                    possible_repos(candidate, &repos).find(has).map(|repo| (repo.clone(), Some(commit.clone())))
                 }),
-                false => match self.explain(candidate, &alike) {
-                    Said::Of(repo, commit) => Some((repo, commit)),
-                    Said::Open | Said::Nowhere => None,
+                false => match self.listed_target(candidate, &repos) {
+                    Target::Repo(repo, commit) => Some((repo, commit)),
+                    Target::Unknown | Target::Nothing => None,
                 },
             };
-            let Some((repo, commit)) = said else { continue };
-            let place = (repo, &candidate.name);
-            if newest.get(&place).is_none_or(|(known, _)| candidate.outdoes(known)) {
-                newest.insert(place, (candidate, commit));
+            let Some((repo, commit)) = target else { continue };
+            let reference = (repo, &candidate.name);
+            if newest.get(&reference).is_none_or(|(known, _)| candidate.supersedes(known)) {
+                newest.insert(reference, (candidate, commit));
             }
         }
-        // One that is called like its commit is hf-hub's: it names nothing that somebody could ask for in another way.
+        // hf-hub names a ref after its commit when a commit was requested. Such a ref adds nothing to the commit itself.
         newest.retain(|(_, name), (_, commit)| commit.as_ref().is_none_or(|commit| commit.as_str() != name.as_str()));
         for ((repo, name), (Candidate { object, .. }, commit)) in newest {
             let reference = Ref { key: object.key.clone(), commit, modified: object.modified };
@@ -240,13 +245,10 @@ impl Catalog {
     }
 }
 
-/// The repos that this key may mean.
-fn meant<'a>(
-    candidate: &'a Candidate,
-    alike: &'a HashMap<String, Vec<&'a RepoName>>,
-) -> impl Iterator<Item = &'a RepoName> {
-    let alike = alike.get(&candidate.encoded).into_iter().flatten().copied();
-    alike.filter(|repo| candidate.may_mean(repo))
+/// Returns the repos that a ref key may refer to.
+fn possible_repos<'a>(candidate: &'a Candidate, repos: &'a ReposByEncodedId<'a>) -> impl Iterator<Item = &'a RepoName> {
+    let same_encoding = repos.get(&candidate.encoded).into_iter().flatten().copied();
+    same_encoding.filter(|repo| candidate.may_refer_to(repo))
 }
 
 #[cfg(test)]
@@ -272,8 +274,8 @@ mod tests {
         object(key, Some(md5_hex(commit(digit).as_str().as_bytes())), second)
     }
 
-    /// Takes these manifests for read; returns their keys.
-    fn reads(state: &RemoteState, manifests: &[(&str, char)]) -> HashSet<String> {
+    /// Marks these manifests as read; returns their keys.
+    fn mark_read(state: &RemoteState, manifests: &[(&str, char)]) -> HashSet<String> {
         let read = |(repo, digit): &(&str, char)| {
             let query: crate::model::ids::RepoQuery = repo.parse().unwrap();
             let repo = RepoName::new(query.kind.unwrap_or(RepoType::Model), query.id);
@@ -308,12 +310,12 @@ mod tests {
             ref_to("refs/other__name/main", 'c', 4),
             object("manifests/readme.txt", None, 1),
         ]);
-        assert_eq!(to_read(&state, Options::default()), Vec::<String>::new());
-        assert_eq!(to_read(&state, Options { every_manifest: true, every_ref: false }).len(), 3);
+        assert_eq!(manifests_to_read(&state, Options::default()), Vec::<String>::new());
+        assert_eq!(manifests_to_read(&state, Options { every_manifest: true, every_ref: false }).len(), 3);
         let mut catalog = revisions(&state, &HashSet::new());
-        assert_eq!(catalog.open_refs(&state, Options::default()), Vec::<String>::new());
+        assert_eq!(catalog.refs_to_read(&state, Options::default()), Vec::<String>::new());
         assert_eq!(
-            catalog.open_refs(&state, Options { every_manifest: false, every_ref: true }),
+            catalog.refs_to_read(&state, Options { every_manifest: false, every_ref: true }),
             ["refs/org__name/gone"]
         );
         catalog.add_refs(&state, &[]);
@@ -323,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ref_that_is_read_and_leads_nowhere_is_none() {
+    fn a_dangling_ref_is_left_out_once_it_was_read() {
         let state = RemoteState::new([manifest_of("org__name", 'a', 1), ref_to("refs/org__name/gone", 'd', 4)]);
         let mut catalog = revisions(&state, &HashSet::new());
         state.keep_ref("refs/org__name/gone", Stored::Valid(commit('d')));
@@ -332,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn ambiguous_names_are_read_and_only_they() {
+    fn only_ambiguous_names_are_read() {
         let state = RemoteState::new([
             manifest_of("plain__model", 'a', 1),
             manifest_of("a___b", 'b', 1),
@@ -345,10 +347,10 @@ mod tests {
             ref_to("refs-v2/models--a_--b/main", 'b', 1),
         ]);
         let read = [("a_/b", 'b'), ("both/kinds", 'c'), ("dataset:both/kinds", 'd'), ("no__slash", 'e')];
-        let read = reads(&state, &read);
-        assert_eq!(to_read(&state, Options::default()).into_iter().collect::<HashSet<_>>(), read);
+        let read = mark_read(&state, &read);
+        assert_eq!(manifests_to_read(&state, Options::default()).into_iter().collect::<HashSet<_>>(), read);
         let mut catalog = revisions(&state, &read);
-        assert_eq!(catalog.open_refs(&state, Options::default()), Vec::<String>::new());
+        assert_eq!(catalog.refs_to_read(&state, Options::default()), Vec::<String>::new());
         catalog.add_refs(&state, &[]);
         let expected = [
             "a_/b b main=b",
@@ -361,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_keys_of_one_ref_the_last_written_counts() {
+    fn of_two_keys_of_one_ref_the_last_one_written_counts() {
         for (old, new, wins) in [(1, 2, 'b'), (2, 1, 'a'), (1, 1, 'a')] {
             let state = RemoteState::new([
                 manifest_of("org__set", 'a', 1),
@@ -369,7 +371,7 @@ mod tests {
                 ref_to("refs/org__set/main", 'a', old),
                 ref_to("refs-v2/datasets--org--set/main", 'b', new),
             ]);
-            let read = reads(&state, &[("dataset:org/set", 'a'), ("dataset:org/set", 'b')]);
+            let read = mark_read(&state, &[("dataset:org/set", 'a'), ("dataset:org/set", 'b')]);
             let mut catalog = revisions(&state, &read);
             catalog.add_refs(&state, &[]);
             assert_eq!(shown(&catalog), [format!("dataset:org/set ab main={wins}")]);
@@ -377,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn without_md5_etags_refs_are_read_where_they_could_be_anybodys() {
+    fn without_md5_etags_refs_are_read_where_they_are_ambiguous() {
         let opaque = |key: &str| object(key, Some("\"kms\"".into()), 1);
         let state = RemoteState::new([
             manifest_of("one__model", 'a', 1),
@@ -387,13 +389,13 @@ mod tests {
             opaque("refs/both__kinds/main"),
             opaque("refs-v2/datasets--both--kinds/main"),
         ]);
-        let read = reads(&state, &[("both/kinds", 'c'), ("dataset:both/kinds", 'd')]);
+        let read = mark_read(&state, &[("both/kinds", 'c'), ("dataset:both/kinds", 'd')]);
         let mut catalog = revisions(&state, &read);
-        let open = catalog.open_refs(&state, Options::default());
-        assert_eq!(open, ["refs/both__kinds/main", "refs-v2/datasets--both--kinds/main"]);
-        open.iter().zip(['d', 'c']).for_each(|(key, digit)| state.keep_ref(key, Stored::Valid(commit(digit))));
-        catalog.add_refs(&state, &open);
-        // The last of them names the model's commit, so it is none of the dataset's.
+        let to_read = catalog.refs_to_read(&state, Options::default());
+        assert_eq!(to_read, ["refs/both__kinds/main", "refs-v2/datasets--both--kinds/main"]);
+        to_read.iter().zip(['d', 'c']).for_each(|(key, digit)| state.keep_ref(key, Stored::Valid(commit(digit))));
+        catalog.add_refs(&state, &to_read);
+        // The dataset's key names the model's commit, so it does not count for the dataset.
         assert_eq!(shown(&catalog), ["both/kinds c", "one/model a main=?", "dataset:both/kinds d main=d"]);
     }
 }

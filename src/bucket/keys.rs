@@ -1,5 +1,5 @@
-//! The only place where bucket keys are built or parsed. The team prefix is the client's business, not a part of
-//! these keys. Layout: docs/bucket-format.md.
+//! The only place where bucket keys are built or parsed. They do not include the team prefix, which the client adds.
+//! Layout: docs/bucket-format.md.
 
 use crate::model::ids::{BlobId, Commit, RefName, RepoId, RepoName, RepoType};
 
@@ -7,13 +7,13 @@ use crate::model::ids::{BlobId, Commit, RefName, RepoId, RepoName, RepoType};
 pub const BLOBS: &str = "blobs/";
 /// All manifests.
 pub const MANIFESTS: &str = "manifests/";
-/// All refs, of 0.1.0's kind and of ours.
+/// All refs, both 0.1.0's and ours.
 pub const ALL_REFS: &str = "refs";
-/// Refs as 0.1.0 knows them.
+/// Refs in 0.1.0's layout.
 pub const REFS: &str = "refs/";
 /// Refs under the repo's folder name, which names the type and is unambiguous.
 pub const REFS_V2: &str = "refs-v2/";
-/// Where `doctor` puts its write probes.
+/// Where `doctor` writes its probes.
 pub const PROBES: &str = "_hf_cache_sync_doctor/";
 
 /// Where running pushes and deletions announce themselves to each other.
@@ -24,12 +24,12 @@ pub fn blob(id: &BlobId) -> String {
     format!("{BLOBS}{id}")
 }
 
-/// The blob of a key under `blobs/`; `None` for names that are no hash (0.1.0 uploads `*.incomplete` there).
+/// Parses a key under `blobs/`; `None` for names that are not a hash (0.1.0 uploads `*.incomplete` there).
 pub fn parse_blob(key: &str) -> Option<BlobId> {
     key.strip_prefix(BLOBS)?.parse().ok()
 }
 
-/// The id as it stands in keys: `/` as `__`. Not reversible by itself; see [`plain_id`].
+/// Encodes an id as in keys: `/` becomes `__`. Not always reversible; see [`plain_id`].
 pub fn encoded(id: &RepoId) -> String {
     id.as_str().replace('/', "__")
 }
@@ -39,13 +39,13 @@ pub fn manifest(id: &RepoId, commit: &Commit) -> String {
     format!("{}{commit}.json", manifests_of(id))
 }
 
-/// What the keys of all manifests of this id (of any type) begin with.
+/// The key prefix of all manifests of this id, of any repo type.
 pub fn manifests_of(id: &RepoId) -> String {
     format!("{MANIFESTS}{}@", encoded(id))
 }
 
-/// The encoded id and the commit of a manifest key, split at the first `@`. What is deeper belongs to another team, whose
-/// prefix begins like this.
+/// Parses a manifest key into the encoded id and the commit, split at the first `@`. A key with further slashes belongs to
+/// another team, whose prefix starts with `manifests/`.
 pub fn parse_manifest(key: &str) -> Option<(&str, Commit)> {
     let (encoded, rest) = key.strip_prefix(MANIFESTS)?.split_once('@')?;
     if encoded.contains('/') {
@@ -54,17 +54,17 @@ pub fn parse_manifest(key: &str) -> Option<(&str, Commit)> {
     Some((encoded, rest.strip_suffix(".json")?.parse().ok()?))
 }
 
-/// The same for an id that is still encoded.
+/// Like [`manifest`], for an encoded id.
 pub fn manifest_of(encoded: &str, commit: &Commit) -> String {
     format!("{MANIFESTS}{encoded}@{commit}.json")
 }
 
-/// `refs/<id>/<ref>`, shared by every type and every id that encodes alike.
+/// `refs/<id>/<ref>`, shared by all repo types and all ids with the same encoding.
 pub fn old_ref(id: &RepoId, name: &RefName) -> String {
     format!("{}{name}", old_refs_of(id))
 }
 
-/// What the keys of all 0.1.0 refs of this id begin with.
+/// The key prefix of all of 0.1.0's refs of this id.
 pub fn old_refs_of(id: &RepoId) -> String {
     format!("{REFS}{}/", encoded(id))
 }
@@ -74,7 +74,7 @@ pub fn new_ref(repo: &RepoName, name: &RefName) -> String {
     format!("{}{name}", new_refs_of(repo))
 }
 
-/// What the keys of all our refs of this repo begin with.
+/// The key prefix of all our refs of this repo.
 pub fn new_refs_of(repo: &RepoName) -> String {
     format!("{REFS_V2}{}/", repo.folder())
 }
@@ -98,24 +98,24 @@ pub fn parse_ref(key: &str) -> Option<RefKey<'_>> {
     Some(RefKey::Old(encoded, name.parse().ok()?))
 }
 
-/// How often `__` occurs, overlaps counted: `a___b` has two.
+/// Counts the occurrences of `__`, including overlapping ones: `a___b` has two.
 fn separators(encoded: &str) -> usize {
     encoded.as_bytes().windows(2).filter(|pair| pair == b"__").count()
 }
 
-/// Whether 0.1.0 decodes this repo's keys to this very repo: then it writes `refs/` alone, as 0.1.0 does.
+/// Whether 0.1.0 decodes this repo's keys to this very repo. If so, its refs are written only to `refs/`, as by 0.1.0.
 pub fn is_plain(repo: &RepoName) -> bool {
-    let wanted = usize::from(repo.id.as_str().contains('/'));
-    repo.kind == RepoType::Model && separators(&encoded(&repo.id)) == wanted
+    let slashes = usize::from(repo.id.as_str().contains('/'));
+    repo.kind == RepoType::Model && separators(&encoded(&repo.id)) == slashes
 }
 
-/// Whether this ref key of the repo may be another repo's too: 0.1.0's key of a repo that is not plain.
+/// Whether this ref key of the repo may also be another repo's: it is 0.1.0's key, and the repo is not plain.
 pub fn is_shared_ref(repo: &RepoName, key: &str) -> bool {
     key.starts_with(REFS) && !is_plain(repo)
 }
 
-/// The id of an encoded id, where it can be only one: no `__` is a canonical id, a single one is the slash. The
-/// type is still open: the manifest says it.
+/// Decodes an id if there is only one way to: an id without `__` is a canonical one, and a single `__` is the slash. The
+/// repo type remains unknown; only the manifest has it.
 pub fn plain_id(encoded: &str) -> Option<RepoId> {
     match separators(encoded) {
         0 => encoded.parse().ok(),
@@ -124,10 +124,10 @@ pub fn plain_id(encoded: &str) -> Option<RepoId> {
     }
 }
 
-/// Every id that is encoded like this: at most one `__` was the slash.
+/// Returns every id with this encoding: at most one `__` stands for the slash.
 pub fn possible_ids(encoded: &str) -> Vec<RepoId> {
-    let places = encoded.as_bytes().windows(2).enumerate().filter(|(_, pair)| *pair == b"__");
-    let slashed = places.map(|(at, _)| format!("{}/{}", &encoded[..at], &encoded[at + 2..]));
+    let separators = encoded.as_bytes().windows(2).enumerate().filter(|(_, pair)| *pair == b"__");
+    let slashed = separators.map(|(at, _)| format!("{}/{}", &encoded[..at], &encoded[at + 2..]));
     slashed.chain([encoded.to_string()]).filter_map(|id| id.parse().ok()).collect()
 }
 
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_those_of_0_1_0() {
+    fn keys_match_0_1_0() {
         let id = "org/name".parse().unwrap();
         let commit = COMMIT.parse().unwrap();
         assert_eq!(manifest(&id, &commit), format!("manifests/org__name@{COMMIT}.json"));
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn plain_is_what_0_1_0_decodes_right() {
+    fn repos_that_0_1_0_decodes_correctly_are_plain() {
         for (id, plain) in [
             ("gpt2", true),
             ("org/name", true),
@@ -187,7 +187,7 @@ mod tests {
         }
 
         #[test]
-        fn parsing_takes_any_text(key in ".{0,60}") {
+        fn parsing_never_panics(key in ".{0,60}") {
             let _ = (parse_ref(&key), parse_manifest(&key), parse_blob(&key));
         }
     }

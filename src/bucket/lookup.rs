@@ -1,4 +1,4 @@
-//! Finding a revision in the bucket: which repo, which commit, which manifest. Which ref keys count: [`super::refs`].
+//! Finds a revision in the bucket: its repo, commit and manifest. Which ref keys count: [`super::refs`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,30 +14,30 @@ use crate::model::ids::{Commit, RefName, RepoId, RepoQuery, RepoType};
 use crate::model::manifest::Manifest;
 use crate::suggest::nearest;
 
-/// What helps when the bucket lacks a revision.
-const INSTEAD: &str = "`--fallback hf-hub` downloads from the Hub instead";
-/// Manifests of an id that are read to find out what types it has.
-const TYPES_FROM: usize = 8;
+/// The hint when the bucket does not have a revision.
+const FALLBACK_HINT: &str = "`--fallback hf-hub` downloads from the Hub instead";
+/// Maximum number of manifests to read to find out which repo types an id has.
+const MAX_TYPE_PROBES: usize = 8;
 
-/// A repo that is looked for, and what the bucket has under its keys.
+/// A repo to search for, and what the bucket has under its keys.
 struct Search<'a> {
     bucket: &'a Bucket,
     query: &'a RepoQuery,
     state: RemoteState,
 }
 
-/// Finds `revision` (a branch, tag, PR ref, commit or short commit; `main` when none) of a repo.
+/// Finds `revision` (a branch, tag, PR ref, commit or short commit; by default `main`) of a repo.
 ///
 /// # Errors
-/// [`crate::error::Cause::NotFound`] with the nearest names or the revisions that are there,
-/// [`crate::error::Cause::Usage`] when several types or commits fit, [`crate::error::Cause::Invalid`] when what is
-/// found is not valid.
+/// [`crate::error::Cause::NotFound`] with the closest names or the available revisions,
+/// [`crate::error::Cause::Usage`] if several repo types or commits match, [`crate::error::Cause::Invalid`] if the ref or
+/// manifest is not valid.
 pub async fn find(bucket: &Bucket, query: &RepoQuery, revision: Option<&str>) -> Result<Found> {
     let failure = match find_as_typed(bucket, query, revision).await {
         Err(failure) if failure.cause.is_missing() => failure,
         found => return found,
     };
-    // The Hub takes ids in any case, keys do not.
+    // The Hub ignores the case of ids; keys are case-sensitive.
     let Some(id) = id_in_other_case(bucket, query).await else { return Err(failure) };
     let note = format!("{} is {id} in bucket '{}'", query.id, bucket.name());
     let mut found = find_as_typed(bucket, &RepoQuery { id, ..query.clone() }, revision).await?;
@@ -45,7 +45,7 @@ pub async fn find(bucket: &Bucket, query: &RepoQuery, revision: Option<&str>) ->
     Ok(found)
 }
 
-/// The only id of the bucket that differs from this one by upper and lower case alone.
+/// Returns the only id in the bucket that differs from this one in nothing but case.
 async fn id_in_other_case(bucket: &Bucket, query: &RepoQuery) -> Option<RepoId> {
     let state = RemoteState::list(bucket, Scope::MANIFESTS).await.ok()?;
     let wanted = keys::encoded(&query.id);
@@ -63,14 +63,14 @@ async fn id_in_other_case(bucket: &Bucket, query: &RepoQuery) -> Option<RepoId> 
 
 async fn find_as_typed(bucket: &Bucket, query: &RepoQuery, revision: Option<&str>) -> Result<Found> {
     let doing = format!("cannot look up {query} in bucket '{}'", bucket.name());
-    // Most likely the ref is under the key that all versions know: it is read while the listings are under way.
+    // The ref is most likely under 0.1.0's key, which all versions write: read it while the listings are in flight.
     let text = revision.unwrap_or("main");
     let name = text.parse::<RefName>().ok().filter(|_| text.parse::<Commit>().is_err());
-    let likely = name.map(|name| keys::old_ref(&query.id, &name));
-    let early = async { Some((likely.clone()?, read::reference(bucket, likely.as_ref()?).await.ok()?)) };
-    let (listed, early) = tokio::join!(RemoteState::list_repo(bucket, query), early);
+    let likely_key = name.map(|name| keys::old_ref(&query.id, &name));
+    let prefetch = async { Some((likely_key.clone()?, read::reference(bucket, likely_key.as_ref()?).await.ok()?)) };
+    let (listed, prefetched) = tokio::join!(RemoteState::list_repo(bucket, query), prefetch);
     let state = listed.map_err(|failure| bucket.explain(failure, &doing))?;
-    if let Some((key, stored @ Stored::Valid(_))) = early {
+    if let Some((key, stored @ Stored::Valid(_))) = prefetched {
         state.keep_ref(&key, stored);
     }
     Search { bucket, query, state }.find(revision).await
@@ -79,7 +79,7 @@ async fn find_as_typed(bucket: &Bucket, query: &RepoQuery, revision: Option<&str
 /// What a ref leads to.
 #[derive(Default)]
 struct Targets<'a> {
-    /// Per type, the candidate that wins, and where it leads.
+    /// For each repo type, the ref key that takes precedence and the manifest it leads to.
     found: BTreeMap<RepoType, (&'a Candidate, Arc<Manifest>)>,
     errors: Vec<Error>,
 }
@@ -103,8 +103,8 @@ impl Search<'_> {
         if let Some(error) = targets.errors.into_iter().next() {
             return Err(error);
         }
-        let fits = |commit: &&Commit| name.as_str().len() >= 4 && commit.as_str().starts_with(name.as_str());
-        let commits: Vec<&Commit> = self.commits().filter(fits).collect();
+        let matches = |commit: &&Commit| name.as_str().len() >= 4 && commit.as_str().starts_with(name.as_str());
+        let commits: Vec<&Commit> = self.commits().filter(matches).collect();
         match commits.as_slice() {
             [] => Err(self.not_found(revision).await),
             [commit] => self.by_commit((*commit).clone()).await,
@@ -118,7 +118,7 @@ impl Search<'_> {
         self.state.commits(&self.query.id)
     }
 
-    /// Reads the manifest of a commit; `None` when there is none, or when it is of another repo that shares the key.
+    /// Reads the manifest of a commit; `None` if there is none, or if it belongs to another repo that shares the key.
     async fn manifest(&self, query: &RepoQuery, commit: &Commit) -> Result<Option<Arc<Manifest>>> {
         let stored = self.state.read_manifest(self.bucket, &keys::manifest(&query.id, commit)).await?;
         Ok(stored.checked()?.filter(|manifest| query.matches(&manifest.repo)))
@@ -139,23 +139,21 @@ impl Search<'_> {
             None if kind != RepoType::Model => vec![format!("{} is a {kind}", self.query.id)],
             _ => Vec::new(),
         };
-        // A ref of this revision that is called like its commit.
-        let pinned = self
-            .state
-            .refs()
-            .iter()
-            .any(|one| one.name.as_str() == manifest.revision.as_str() && one.may_mean(&manifest.repo));
+        // Whether the revision has a ref named after its commit.
+        let pinned = self.state.refs().iter().any(|candidate| {
+            candidate.name.as_str() == manifest.revision.as_str() && candidate.may_refer_to(&manifest.repo)
+        });
         Found { manifest: Arc::unwrap_or_clone(manifest), reference, pinned, notes }
     }
 
-    /// Follows the keys that the ref may have.
+    /// Follows all keys of the ref.
     async fn by_ref(&self, name: &RefName) -> Result<Targets<'_>> {
         let mut targets = Targets::default();
         for candidate in self.state.refs().iter().filter(|candidate| candidate.name == *name) {
             match self.follow(candidate).await {
-                Ok(Some(manifest)) if candidate.may_mean(&manifest.repo) => {
+                Ok(Some(manifest)) if candidate.may_refer_to(&manifest.repo) => {
                     let kind = manifest.repo.kind;
-                    if targets.found.get(&kind).is_none_or(|(known, _)| candidate.outdoes(known)) {
+                    if targets.found.get(&kind).is_none_or(|(known, _)| candidate.supersedes(known)) {
                         targets.found.insert(kind, (candidate, manifest));
                     }
                 }
@@ -174,7 +172,7 @@ impl Search<'_> {
         }
     }
 
-    /// The model of that id, else the only other type that has it.
+    /// Chooses the model with that id, or else the only repo with it.
     fn choose_type(&self, mut targets: Targets<'_>, name: RefName) -> Result<Found> {
         let query = self.query;
         let kind = match targets.found.keys().copied().collect::<Vec<_>>().as_slice() {
@@ -193,11 +191,11 @@ impl Search<'_> {
         Ok(found)
     }
 
-    /// The types that an id has in the bucket, when none of them is the one that was asked for.
+    /// Returns the repo types that the id has in the bucket, if the requested one is not among them.
     async fn other_types(&self) -> Vec<RepoType> {
         let any = RepoQuery { kind: None, ..self.query.clone() };
         let mut kinds = Vec::new();
-        for commit in self.commits().take(TYPES_FROM) {
+        for commit in self.commits().take(MAX_TYPE_PROBES) {
             if let Ok(Some(manifest)) = self.manifest(&any, commit).await
                 && !kinds.contains(&manifest.repo.kind)
             {
@@ -214,25 +212,27 @@ impl Search<'_> {
                 .because(format!("{} is a {kind} there", query.id))
                 .hint(format!("ask for it with --repo-type {0}, or as {0}:{1}", kind.word(), query.id));
         }
-        let mut there: Vec<String> = self.state.refs().iter().map(|candidate| candidate.name.to_string()).collect();
-        there.sort();
-        there.dedup();
-        let leads_nowhere = there.iter().any(|name| name == revision.unwrap_or("main"));
-        if leads_nowhere {
-            there.clear();
+        let mut available: Vec<String> = self.state.refs().iter().map(|candidate| candidate.name.to_string()).collect();
+        available.sort();
+        available.dedup();
+        let is_dangling = available.iter().any(|name| name == revision.unwrap_or("main"));
+        if is_dangling {
+            available.clear();
         }
-        there.extend(self.commits().map(|commit| commit.short().to_string()));
+        available.extend(self.commits().map(|commit| commit.short().to_string()));
         if self.commits().next().is_some() {
             let shown = printable(revision.unwrap_or("main"), 100);
-            let more = if there.len() > 12 { " …" } else { "" };
-            there.truncate(12);
-            let why = match leads_nowhere {
-                true => format!("its ref leads to no manifest of {query}; the bucket has {}{more}", there.join(", ")),
-                false => format!("it has {}{more}", there.join(", ")),
+            let more = if available.len() > 12 { " …" } else { "" };
+            available.truncate(12);
+            let why = match is_dangling {
+                true => {
+                    format!("its ref leads to no manifest of {query}; the bucket has {}{more}", available.join(", "))
+                }
+                false => format!("it has {}{more}", available.join(", ")),
             };
             return Error::not_found(format!("revision '{shown}' of {query} is not in bucket '{}'", bucket.name()))
                 .because(why)
-                .hint(format!("choose one with -r, or push it from a machine that has it; {INSTEAD}"));
+                .hint(format!("choose one with -r, or push it from a machine that has it; {FALLBACK_HINT}"));
         }
         let error = Error::not_found(format!("{query} is not in bucket '{}'", bucket.name()));
         let Ok(all) = RemoteState::list(bucket, Scope::MANIFESTS).await else { return error };
@@ -244,12 +244,12 @@ impl Search<'_> {
         let close: Vec<&str> = nearest(query.id.as_str(), names.iter().map(String::as_str)).take(3).collect();
         match (close.is_empty(), names.len()) {
             (_, 0) => error.hint(format!(
-                "the bucket has no manifests under this prefix: push first, or check team.prefix; {INSTEAD}"
+                "the bucket has no manifests under this prefix: push first, or check team.prefix; {FALLBACK_HINT}"
             )),
             (true, count) => {
-                error.hint(format!("repos in the bucket: {count}, see `hf-cache-sync list --remote`; {INSTEAD}"))
+                error.hint(format!("repos in the bucket: {count}, see `hf-cache-sync list --remote`; {FALLBACK_HINT}"))
             }
-            (false, _) => error.hint(format!("did you mean {}? {INSTEAD}", close.join(", "))),
+            (false, _) => error.hint(format!("did you mean {}? {FALLBACK_HINT}", close.join(", "))),
         }
     }
 }

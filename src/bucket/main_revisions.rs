@@ -1,7 +1,7 @@
 //! Every repo whose `main` is in the bucket, with the manifest that it leads to.
 //!
-//! One LIST names the refs. Keys that may mean the same repo (`refs/` and `refs-v2/`, and ids that are encoded alike)
-//! are read together, several such groups at once. Which of them count: [`super::refs`].
+//! One LIST returns the refs. Keys that may refer to the same repo (under `refs/` and `refs-v2/`, and ids with the same
+//! encoding) are read as a group, several groups concurrently. Which of the keys count: [`super::refs`].
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -17,33 +17,33 @@ use crate::model::found::Found;
 use crate::model::ids::{RefName, RepoName, RepoQuery, RepoType};
 use crate::model::manifest::Manifest;
 
-/// Groups that are read at once.
-const AT_ONCE: usize = 32;
+/// Number of groups to read concurrently.
+const CONCURRENT_GROUPS: usize = 32;
 
-/// A repo, or a ref of which cannot be told what it leads to.
+/// A repo, or a ref that cannot be followed.
 #[derive(Debug)]
 pub struct MainRevision {
     /// The key of its ref.
     pub key: String,
-    /// The repo, as far as it is known: all of it once its manifest was read, else what its key says.
+    /// The repo, as far as it is known: from the manifest if it was read, otherwise from the key.
     pub query: Option<RepoQuery>,
-    /// The revision, or what is wrong with it.
+    /// The revision, or why it could not be found.
     pub found: Result<Found>,
 }
 
-/// What was found.
+/// The result of [`find`].
 #[derive(Debug, Default)]
 pub struct MainRevisions {
-    /// In the order of the listing, 0.1.0's refs first.
+    /// In listing order, 0.1.0's refs first.
     pub all: Vec<MainRevision>,
     /// Whether the bucket has any `main` at all.
     pub any: bool,
 }
 
-/// Finds the repos that `allows` lets through, `limit` at the most.
+/// Finds the repos that `allows` accepts, up to `limit`.
 ///
 /// # Errors
-/// When the bucket cannot be listed, or the credentials are not accepted. What is wrong with a single repo is in its
+/// If the bucket cannot be listed, or the credentials are not accepted. Problems with a single repo are in its
 /// [`MainRevision`].
 pub async fn find(bucket: &Bucket, allows: impl Fn(&RepoName) -> bool, limit: Option<usize>) -> Result<MainRevisions> {
     let doing = format!("cannot list the refs in bucket '{}'", bucket.name());
@@ -52,9 +52,10 @@ pub async fn find(bucket: &Bucket, allows: impl Fn(&RepoName) -> bool, limit: Op
     let groups = groups(state.refs());
     let limit = limit.unwrap_or(usize::MAX);
     let mut mains = MainRevisions { all: Vec::new(), any: !groups.is_empty() };
-    let wanted = groups.into_iter().filter(|group| group.may_be_any(&allows));
-    let mut read =
-        stream::iter(wanted).map(|group| read_group(bucket, state, group)).buffered(AT_ONCE.min(limit.max(1)));
+    let wanted = groups.into_iter().filter(|group| group.may_have_any(&allows));
+    let mut read = stream::iter(wanted)
+        .map(|group| read_group(bucket, state, group))
+        .buffered(CONCURRENT_GROUPS.min(limit.max(1)));
     while mains.all.len() < limit
         && let Some(group) = read.next().await
     {
@@ -68,45 +69,45 @@ pub async fn find(bucket: &Bucket, allows: impl Fn(&RepoName) -> bool, limit: Op
     Ok(mains)
 }
 
-/// Refs whose repos are encoded alike.
+/// Refs whose repos have the same encoded id.
 #[derive(Debug)]
 struct Group<'a> {
     encoded: &'a str,
     refs: Vec<&'a Candidate>,
 }
 
-/// Sorts the listed refs named `main` into groups; those that 0.1.0 sees come first, as it has them.
+/// Groups the listed refs named `main`. Refs that 0.1.0 sees come first, in the order in which it lists them.
 fn groups(refs: &[Candidate]) -> Vec<Group<'_>> {
     let main = RefName::main();
     let (old, new): (Vec<_>, Vec<_>) =
         refs.iter().filter(|candidate| candidate.name == main).partition(|candidate| candidate.repo.is_none());
     let mut groups: Vec<Group<'_>> = Vec::new();
-    let mut places: HashMap<&str, usize> = HashMap::new();
+    let mut indexes: HashMap<&str, usize> = HashMap::new();
     for candidate in old.into_iter().chain(new) {
-        let place = *places.entry(&candidate.encoded).or_insert_with(|| {
+        let index = *indexes.entry(&candidate.encoded).or_insert_with(|| {
             groups.push(Group { encoded: &candidate.encoded, refs: Vec::new() });
             groups.len() - 1
         });
-        groups[place].refs.push(candidate);
+        groups[index].refs.push(candidate);
     }
     groups
 }
 
 impl Group<'_> {
-    /// Whether a repo of this group may be wanted, as far as the keys tell.
-    fn may_be_any(&self, allows: impl Fn(&RepoName) -> bool) -> bool {
+    /// Whether the group may include an allowed repo, judging by the keys alone.
+    fn may_have_any(&self, allows: impl Fn(&RepoName) -> bool) -> bool {
         let named = self.refs.iter().filter_map(|candidate| candidate.repo.as_ref());
         let ids = keys::possible_ids(self.encoded);
         let possible = ids.iter().flat_map(|id| RepoType::ALL.map(|kind| RepoName::new(kind, id.clone())));
-        let open = self.refs.iter().any(|candidate| candidate.repo.is_none());
-        named.into_iter().any(&allows) || (open && possible.into_iter().any(|repo| allows(&repo)))
+        let is_ambiguous = self.refs.iter().any(|candidate| candidate.repo.is_none());
+        named.into_iter().any(&allows) || (is_ambiguous && possible.into_iter().any(|repo| allows(&repo)))
     }
 }
 
 async fn read_group(bucket: &Bucket, state: &RemoteState, group: Group<'_>) -> Result<Vec<MainRevision>> {
     let mut mains: Vec<MainRevision> = Vec::new();
     let mut newest: HashMap<RepoName, &Candidate> = HashMap::new();
-    let mut told = HashSet::new();
+    let mut reported = HashSet::new();
     for candidate in group.refs {
         match read(bucket, state, candidate).await {
             Ok(Some(manifest)) => {
@@ -117,9 +118,9 @@ async fn read_group(bucket: &Bucket, state: &RemoteState, group: Group<'_>) -> R
                 let main = MainRevision { key: candidate.object.key.clone(), query: query.clone(), found: Ok(found) };
                 match newest.get(&repo) {
                     None => mains.push(main),
-                    Some(known) if candidate.outdoes(known) => {
+                    Some(known) if candidate.supersedes(known) => {
                         let earlier = mains.iter_mut().find(|known| known.found.is_ok() && known.query == query);
-                        *earlier.expect("it was put there") = main;
+                        *earlier.expect("it was added with `newest`") = main;
                     }
                     Some(_) => continue,
                 }
@@ -132,20 +133,20 @@ async fn read_group(bucket: &Bucket, state: &RemoteState, group: Group<'_>) -> R
                     Some(repo) => Some(RepoQuery { kind: Some(repo.kind), id: repo.id.clone() }),
                     None => keys::plain_id(group.encoded).map(|id| RepoQuery { kind: None, id }),
                 };
-                // Both keys of a repo may lead to the same bad manifest.
-                if told.insert(error.what.clone()) {
+                // Both keys of a repo may lead to the same invalid manifest.
+                if reported.insert(error.what.clone()) {
                     mains.push(MainRevision { key: candidate.object.key.clone(), query, found: Err(error) });
                 }
             }
         }
     }
-    // What one key has lost, the other may still have.
-    let has = |query: &RepoQuery| query.kind.is_some() && newest.keys().any(|repo| query.matches(repo));
-    mains.retain(|main| main.found.is_ok() || !main.query.as_ref().is_some_and(has));
+    // If one key of a repo cannot be followed, the other may still be good.
+    let was_found = |query: &RepoQuery| query.kind.is_some() && newest.keys().any(|repo| query.matches(repo));
+    mains.retain(|main| main.found.is_ok() || !main.query.as_ref().is_some_and(was_found));
     Ok(mains)
 }
 
-/// The manifest that a ref leads to; `None` when it is not of a repo that the ref may name, or the ref is gone.
+/// Reads the manifest that a ref leads to; `None` if the ref may not refer to the manifest's repo, or no longer exists.
 async fn read(bucket: &Bucket, state: &RemoteState, candidate: &Candidate) -> Result<Option<Arc<Manifest>>> {
     let stored = state.read_ref(bucket, &candidate.object.key).await?;
     let Some(commit) = stored.checked()? else { return Ok(None) };
@@ -155,7 +156,7 @@ async fn read(bucket: &Bucket, state: &RemoteState, candidate: &Candidate) -> Re
             .because(format!("the manifest {key} is not in the bucket"))
             .hint("push the revision again from a machine that has it"));
     };
-    Ok(Some(manifest).filter(|manifest| candidate.may_mean(&manifest.repo)))
+    Ok(Some(manifest).filter(|manifest| candidate.may_refer_to(&manifest.repo)))
 }
 
 #[cfg(test)]
@@ -169,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_may_mean_one_repo_are_read_together() {
+    fn keys_that_may_refer_to_the_same_repo_are_grouped() {
         let state = listed(&[
             "refs-v2/datasets--a--b/main",
             "refs-v2/kernels--k/main",
@@ -194,15 +195,15 @@ mod tests {
     }
 
     #[test]
-    fn a_group_is_left_unread_only_when_no_repo_of_it_is_wanted() {
+    fn a_group_is_skipped_only_if_none_of_its_repos_is_allowed() {
         let only = |wanted: &'static str| move |repo: &RepoName| repo.to_string() == wanted;
         let state = listed(&["refs-v2/datasets--x--y/main", "refs/a___b/main"]);
         let groups = groups(state.refs());
         let [old, new] = groups.as_slice() else { panic!("{groups:?}") };
         for wanted in ["a_/b", "a/_b", "a___b", "dataset:a/_b"] {
-            assert!(old.may_be_any(only(wanted)), "{wanted}");
+            assert!(old.may_have_any(only(wanted)), "{wanted}");
         }
-        assert!(!old.may_be_any(only("a/b")));
-        assert!(new.may_be_any(only("dataset:x/y")) && !new.may_be_any(only("x/y")));
+        assert!(!old.may_have_any(only("a/b")));
+        assert!(new.may_have_any(only("dataset:x/y")) && !new.may_have_any(only("x/y")));
     }
 }

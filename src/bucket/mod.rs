@@ -1,14 +1,15 @@
 //! The bucket.
 //!
-//! - Names: [`keys`] builds and parses keys, [`refs`] says which repo a ref key means and which of two keys counts.
-//! - Requests: [`client`] says what the bucket can be asked, `wire` is the one way on which requests go, with what is
-//!   learned of the store; `endpoint` says where that leads, `credentials` who asks, `connection` how it is
-//!   connected, `answer` reads what comes back, [`error`] says what failures mean.
-//! - The picture: [`state`] has what is in the bucket, by its listing, and what was read of it; [`read`] reads.
-//! - Finding in it: [`lookup`] one revision, [`main_revisions`] that of `main` of every repo, [`catalog`] all repos with
-//!   their revisions and refs.
-//! - Deleting from it: [`census`] knows what every manifest needs, [`notices`] is how pushes and deletions, on any
-//!   machine, know of each other.
+//! - Keys: [`keys`] builds and parses them; [`refs`] decides which repos a ref key may refer to and which of a ref's keys
+//!   takes precedence.
+//! - Requests: [`client`] has the operations on a bucket; `wire` sends every request and adapts to the store; `endpoint`
+//!   builds URLs, `credentials` finds keys, `connection` opens connections, `answer` parses responses, and [`error`]
+//!   classifies failures.
+//! - State: [`state`] is a snapshot of the bucket's listing and of the content read so far; [`read`] does the reading.
+//! - Queries: [`lookup`] finds one revision, [`main_revisions`] the `main` of every repo, [`catalog`] all repos with their
+//!   revisions and refs.
+//! - Deletion: [`census`] knows what every manifest needs; through [`notices`], pushes and deletions on all machines know
+//!   of each other.
 
 mod answer;
 pub mod catalog;

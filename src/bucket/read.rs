@@ -1,4 +1,4 @@
-//! Reading manifests and refs, checked. These read anew each time; [`super::state`] keeps what was read.
+//! Reads and validates manifests and refs. Nothing is cached here; [`super::state`] does that.
 
 use super::client::Bucket;
 use super::keys;
@@ -6,25 +6,25 @@ use crate::error::{Error, Result};
 use crate::model::ids::Commit;
 use crate::model::manifest::Manifest;
 
-/// Largest manifest that is read, in bytes.
+/// Maximum size of a manifest in bytes.
 pub const MAX_MANIFEST: u64 = 256 << 20;
-/// Largest ref that is read, in bytes.
+/// Maximum size of a ref in bytes.
 const MAX_REF: u64 = 256;
 
-/// What is under a key.
+/// The content under a key.
 #[derive(Debug, Clone)]
 pub enum Stored<T> {
-    /// This.
+    /// Valid content.
     Valid(T),
-    /// Something that is not valid; the error says why.
+    /// Invalid content; the error says what is wrong with it.
     Invalid(Error),
-    /// Nothing.
+    /// There is no such object.
     Absent,
 }
 
 impl<T> Stored<T> {
-    /// Makes what is not valid a part of the result; that a request failed remains an error.
-    fn of(read: Result<Option<T>>) -> Result<Stored<T>> {
+    /// Turns the error for invalid content into a value. Failed requests remain errors.
+    fn from_read(read: Result<Option<T>>) -> Result<Stored<T>> {
         match read {
             Ok(Some(content)) => Ok(Stored::Valid(content)),
             Ok(None) => Ok(Stored::Absent),
@@ -33,7 +33,7 @@ impl<T> Stored<T> {
         }
     }
 
-    /// What is there, if it is valid.
+    /// Returns the content if it is valid.
     pub fn valid(self) -> Option<T> {
         match self {
             Stored::Valid(content) => Some(content),
@@ -41,10 +41,10 @@ impl<T> Stored<T> {
         }
     }
 
-    /// What is there, if anything.
+    /// Returns the content; `None` if there is no such object.
     ///
     /// # Errors
-    /// When it is not valid.
+    /// If the content is not valid.
     pub fn checked(self) -> Result<Option<T>> {
         match self {
             Stored::Valid(content) => Ok(Some(content)),
@@ -53,7 +53,7 @@ impl<T> Stored<T> {
         }
     }
 
-    /// The same of what `change` makes of it.
+    /// Applies `change` to valid content.
     pub fn map<U>(self, change: impl FnOnce(T) -> U) -> Stored<U> {
         match self {
             Stored::Valid(content) => Stored::Valid(change(content)),
@@ -63,45 +63,45 @@ impl<T> Stored<T> {
     }
 }
 
-/// Reads the manifest under a key. One that belongs to another key is not valid.
+/// Reads the manifest under a key. A manifest that belongs under another key is not valid.
 ///
 /// # Errors
-/// When the request fails.
+/// If the request fails.
 pub async fn manifest(bucket: &Bucket, key: &str) -> Result<Stored<Manifest>> {
     Ok(manifest_and_etag(bucket, key).await?.map(|(manifest, _)| manifest))
 }
 
-/// The same, with the object's ETag, when the store tells it.
+/// Like [`manifest`], with the object's ETag if the store sends one.
 ///
 /// # Errors
-/// When the request fails.
+/// If the request fails.
 pub async fn manifest_and_etag(bucket: &Bucket, key: &str) -> Result<Stored<(Manifest, Option<String>)>> {
-    Stored::of(try_manifest(bucket, key).await)
+    Stored::from_read(try_manifest(bucket, key).await)
 }
 
 async fn try_manifest(bucket: &Bucket, key: &str) -> Result<Option<(Manifest, Option<String>)>> {
     let doing = format!("cannot read {key}");
     let small = bucket.get_small(key, MAX_MANIFEST).await.map_err(|failure| bucket.explain(failure, &doing))?;
     let Some(small) = small else { return Ok(None) };
-    let bad = |why: String| {
+    let invalid = |why: String| {
         Error::invalid(format!("the manifest {key} is not valid"))
             .because(why)
             .hint("push the revision again from a machine that has it")
     };
-    let manifest = Manifest::parse(&small.bytes).map_err(bad)?;
+    let manifest = Manifest::parse(&small.bytes).map_err(invalid)?;
     let own_key = keys::manifest(&manifest.repo.id, &manifest.revision);
     if own_key != key {
-        return Err(bad(format!("it says that it is {}@{}", manifest.repo, manifest.revision)));
+        return Err(invalid(format!("it says that it is {}@{}", manifest.repo, manifest.revision)));
     }
     Ok(Some((manifest, small.etag)))
 }
 
-/// Reads a ref. Content that is no commit hash is not valid.
+/// Reads a ref. Content that is not a commit hash is not valid.
 ///
 /// # Errors
-/// When the request fails.
+/// If the request fails.
 pub async fn reference(bucket: &Bucket, key: &str) -> Result<Stored<Commit>> {
-    Stored::of(try_reference(bucket, key).await)
+    Stored::from_read(try_reference(bucket, key).await)
 }
 
 async fn try_reference(bucket: &Bucket, key: &str) -> Result<Option<Commit>> {

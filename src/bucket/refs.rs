@@ -1,37 +1,36 @@
-//! Which repo a ref key means, and which of the keys of one ref counts. Pure: whoever reads refs does the requests and
-//! asks here.
+//! Which repos a ref key may refer to, and which of a ref's keys takes precedence. Pure: callers do the I/O.
 //!
-//! A ref has up to two keys: `refs/<id>/<ref>`, as 0.1.0 knows it, and `refs-v2/<folder>/<ref>`. The first may mean
-//! several repos (`a_/b` and `a/_b`; a model and a dataset of one id), but never a kernel, which 0.1.0 would install as
-//! a model. The second means one. So each listed key is a [`Candidate`]:
+//! A ref has up to two keys: `refs/<id>/<ref>`, which 0.1.0 knows, and `refs-v2/<folder>/<ref>`. The first may refer to
+//! several repos (`a_/b` and `a/_b`; a model and a dataset with the same id), but never to a kernel, which 0.1.0 would
+//! install as a model. The second refers to exactly one repo. So each listed key is a [`Candidate`]:
 //!
-//! - It counts for a repo only when the manifest that it leads to, the one of the commit that it says, names the repo,
-//!   and the repo is one that the key may mean ([`Candidate::may_mean`]).
-//! - Of those that count, the one that was written last wins ([`Candidate::outdoes`]), so that a newer push by 0.1.0 is
-//!   never hidden.
+//! - It counts for a repo only if the key may refer to that repo ([`Candidate::may_refer_to`]) and the manifest of the
+//!   commit in the ref names that repo.
+//! - Of those that count, the last one written wins ([`Candidate::supersedes`]), so that a newer push by 0.1.0 is never
+//!   hidden.
 //!
-//! Which keys a push writes: [`keys_to_write`]; which of them it must not take from another repo:
-//! [`keys::is_shared_ref`].
+//! [`keys_to_write`] says which keys a push writes; [`keys::is_shared_ref`] says which of them may belong to another
+//! repo, from which a push must not take them.
 
 use super::client::Object;
 use super::keys::{self, RefKey};
 use crate::model::ids::{RefName, RepoName, RepoType};
 
-/// A listed key of a ref.
+/// A listed ref key.
 #[derive(Debug, Clone)]
 pub struct Candidate {
     /// The key as listed.
     pub object: Object,
     /// The ref.
     pub name: RefName,
-    /// The id as it stands in 0.1.0's keys: also that of the manifest that the ref leads to.
+    /// The encoded id, as in 0.1.0's keys and in the key of the manifest that the ref leads to.
     pub encoded: String,
-    /// The repo that a key under `refs-v2/` names; none for 0.1.0's, which may mean several.
+    /// The repo that a key under `refs-v2/` names; `None` for 0.1.0's keys, which may refer to several.
     pub repo: Option<RepoName>,
 }
 
 impl Candidate {
-    /// A listed object as a ref; `None` when its key is none.
+    /// Parses a listed object as a ref; `None` if its key is not a ref key.
     pub fn of(object: Object) -> Option<Candidate> {
         let (encoded, repo, name) = match keys::parse_ref(&object.key)? {
             RefKey::Old(encoded, name) => (encoded.to_string(), None, name),
@@ -40,17 +39,16 @@ impl Candidate {
         Some(Candidate { object, name, encoded, repo })
     }
 
-    /// Whether the key may mean this repo. It does when the manifest that it leads to is this repo's.
-    pub fn may_mean(&self, repo: &RepoName) -> bool {
+    /// Whether the key may refer to this repo. It does if the manifest that it leads to is this repo's.
+    pub fn may_refer_to(&self, repo: &RepoName) -> bool {
         match &self.repo {
             Some(named) => named == repo,
             None => has_old_key(repo) && keys::encoded(&repo.id) == self.encoded,
         }
     }
 
-    /// Whether this key wins over another one that counts for the same ref: the later one does, and 0.1.0's where the
-    /// listing does not tell.
-    pub fn outdoes(&self, other: &Candidate) -> bool {
+    /// Whether this key takes precedence over another key of the same ref. The later write wins; 0.1.0's key breaks ties.
+    pub fn supersedes(&self, other: &Candidate) -> bool {
         let rank = |candidate: &Candidate| (candidate.object.modified, candidate.repo.is_none());
         rank(self) > rank(other)
     }
@@ -63,7 +61,7 @@ pub fn keys_to_write(repo: &RepoName, name: &RefName) -> impl Iterator<Item = St
     old.into_iter().chain(new)
 }
 
-/// Whether 0.1.0's keys may mean the repo. It would install a kernel as a model.
+/// Whether 0.1.0's keys may refer to the repo. 0.1.0 would install a kernel as a model.
 fn has_old_key(repo: &RepoName) -> bool {
     repo.kind != RepoType::Kernel
 }
@@ -85,9 +83,9 @@ mod tests {
     }
 
     #[test]
-    fn a_key_may_mean_what_it_says_and_0_1_0_s_no_kernel() {
+    fn old_keys_may_refer_to_several_repos_but_never_to_a_kernel() {
         let repos = ["a_/b", "a/_b", "a___b", "dataset:a/_b", "space:a_/b", "kernel:a/_b", "a/b", "gpt2"];
-        for (key, meant) in [
+        for (key, expected) in [
             ("refs/a___b/main", &repos[..5]),
             ("refs/a__b/v1.0", &["a/b"]),
             ("refs/gpt2/refs/pr/1", &["gpt2"]),
@@ -96,13 +94,13 @@ mod tests {
             ("refs-v2/kernels--a--_b/main", &["kernel:a/_b"]),
         ] {
             let candidate = candidate(key, None);
-            let means: Vec<&str> = repos.into_iter().filter(|name| candidate.may_mean(&repo(name))).collect();
-            assert_eq!(means, meant, "{key}");
+            let possible: Vec<&str> = repos.into_iter().filter(|name| candidate.may_refer_to(&repo(name))).collect();
+            assert_eq!(possible, expected, "{key}");
         }
     }
 
     #[test]
-    fn the_last_written_wins_and_0_1_0_s_when_that_is_not_told() {
+    fn the_last_write_wins_and_the_0_1_0_key_breaks_ties() {
         for (old, new, old_wins) in [
             (Some(2), Some(1), true),
             (Some(1), Some(2), false),
@@ -112,12 +110,12 @@ mod tests {
             (None, Some(1), false),
         ] {
             let (old, new) = (candidate("refs/a__b/main", old), candidate("refs-v2/datasets--a--b/main", new));
-            assert_eq!((old.outdoes(&new), new.outdoes(&old)), (old_wins, !old_wins), "{old:?} {new:?}");
+            assert_eq!((old.supersedes(&new), new.supersedes(&old)), (old_wins, !old_wins), "{old:?} {new:?}");
         }
     }
 
     #[test]
-    fn what_0_1_0_would_misread_has_a_key_of_its_own() {
+    fn repos_that_0_1_0_would_misread_get_their_own_key() {
         for (name, keys) in [
             ("org/name", &["refs/org__name/main"][..]),
             ("dataset:org/name", &["refs/org__name/main", "refs-v2/datasets--org--name/main"]),
@@ -127,8 +125,8 @@ mod tests {
             let repo = repo(name);
             let written: Vec<String> = keys_to_write(&repo, &RefName::main()).collect();
             assert_eq!(written, keys, "{name}");
-            // What is written is also read.
-            assert!(written.iter().all(|key| candidate(key, None).may_mean(&repo)), "{name}");
+            // Every key that is written is also read.
+            assert!(written.iter().all(|key| candidate(key, None).may_refer_to(&repo)), "{name}");
         }
     }
 }

@@ -1,9 +1,10 @@
-//! What is in the bucket: the one picture of it, through which every command reads.
+//! The state of the bucket: a snapshot through which every command reads.
 //!
-//! [`RemoteState::list`] makes it of listings alone: blobs, manifests, refs, and keys that are none of this tool's. What
-//! manifests and refs say is read when it is needed, several at once and each at most once, and is kept. Where the
-//! listing proves it, nothing is read at all: most stores' ETag is the MD5 of what one PUT has sent. What is stored but
-//! not valid is part of the picture ([`Stored::Invalid`]); what it means is for whoever looks.
+//! [`RemoteState::list`] builds it from listings alone: blobs, manifests, refs, and foreign objects. The content of
+//! manifests and refs is read on demand, concurrently, at most once each, and cached. Where the listing proves the
+//! content, nothing is read at all: on most stores, the ETag of an object written by a single PUT is the MD5 of its
+//! content. Objects with invalid content are part of the snapshot ([`Stored::Invalid`]); callers decide what to do about
+//! them.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
@@ -24,8 +25,8 @@ use crate::hash::md5_hex;
 use crate::model::ids::{BlobId, Commit, RepoId, RepoName, RepoQuery, RepoType};
 use crate::model::manifest::Manifest;
 
-/// Manifests or refs read at once.
-const AT_ONCE: usize = 32;
+/// Number of manifests or refs to read concurrently.
+const CONCURRENT_READS: usize = 32;
 
 /// What to list.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -34,7 +35,7 @@ pub struct Scope {
     pub blobs: bool,
     /// Manifests.
     pub manifests: bool,
-    /// Refs, of 0.1.0's kind and of ours.
+    /// Refs, both 0.1.0's and ours.
     pub refs: bool,
 }
 
@@ -43,54 +44,54 @@ impl Scope {
     pub const ALL: Scope = Scope { blobs: true, manifests: true, refs: true };
     /// Everything but blobs.
     pub const NAMES: Scope = Scope { blobs: false, manifests: true, refs: true };
-    /// Blobs alone.
+    /// Only blobs.
     pub const BLOBS: Scope = Scope { blobs: true, manifests: false, refs: false };
-    /// Manifests alone.
+    /// Only manifests.
     pub const MANIFESTS: Scope = Scope { blobs: false, manifests: true, refs: false };
-    /// Refs alone.
+    /// Only refs.
     pub const REFS: Scope = Scope { blobs: false, manifests: false, refs: true };
 }
 
-/// What a listing says of an object, beside its key.
+/// What a listing says about an object, apart from its key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     /// Size in bytes.
     pub size: u64,
-    /// For most stores the MD5 of what one PUT has sent.
+    /// On most stores, the MD5 of an object that was written by a single PUT.
     pub etag: Option<Etag>,
-    /// Last modified, by the store's clock.
+    /// When it was last modified, by the store's clock.
     pub modified: Option<SystemTime>,
 }
 
-/// An ETag without quotes. Most are an MD5, and are kept as such.
+/// An ETag without quotes. Most are an MD5 and are stored as one, to save memory.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Etag {
     /// 32 lowercase hexadecimal digits.
     Md5([u8; 16]),
-    /// Any other text, such as that of an object that was sent in parts.
+    /// Any other text, such as the ETag of a multipart upload.
     Other(Box<str>),
 }
 
-/// The blobs of a bucket, of which there may be millions: kept without their keys.
+/// The blobs of a bucket. There may be millions, so their keys are not stored.
 #[derive(Debug, Default)]
 pub struct Blobs(
     /// Sorted by name.
     Vec<(BlobId, Entry)>,
 );
 
-/// The picture of a bucket.
+/// A snapshot of a bucket.
 #[derive(Debug, Default)]
 pub struct RemoteState {
     blobs: Blobs,
     /// By encoded id and commit.
     manifests: BTreeMap<String, BTreeMap<Commit, Entry>>,
-    /// In the order of the listing.
+    /// In listing order.
     refs: Vec<Candidate>,
-    /// Where in `refs` each key is.
-    ref_places: HashMap<String, usize>,
+    /// Indexes into `refs`, by key.
+    ref_indexes: HashMap<String, usize>,
     foreign: Vec<Object>,
-    manifests_read: Reads<Arc<Manifest>>,
-    refs_read: Reads<Commit>,
+    manifests_read: ReadCache<Arc<Manifest>>,
+    refs_read: ReadCache<Commit>,
 }
 
 impl From<Object> for Entry {
@@ -100,23 +101,23 @@ impl From<Object> for Entry {
 }
 
 impl Entry {
-    /// Whether size and ETag prove that an object has this content.
-    fn is_of(&self, content: &[u8]) -> bool {
+    /// Whether size and ETag prove that the object has this content.
+    fn has_content(&self, content: &[u8]) -> bool {
         self.size == content.len() as u64 && self.etag == Some(Etag::from(md5_hex(content)))
     }
 }
 
 impl From<String> for Etag {
     fn from(text: String) -> Etag {
-        match md5_of(&text) {
+        match parse_md5(&text) {
             Some(md5) => Etag::Md5(md5),
             None => Etag::Other(text.into_boxed_str()),
         }
     }
 }
 
-/// The bytes that 32 lowercase hexadecimal digits mean; `None` for any other text.
-fn md5_of(text: &str) -> Option<[u8; 16]> {
+/// Parses 32 lowercase hexadecimal digits; `None` for any other text.
+fn parse_md5(text: &str) -> Option<[u8; 16]> {
     let digit = |c: u8| match c {
         b'0'..=b'9' => Some(c - b'0'),
         b'a'..=b'f' => Some(c - b'a' + 10),
@@ -146,10 +147,10 @@ impl fmt::Debug for Etag {
 }
 
 impl Blobs {
-    /// What the listing says of a blob; `None` when the bucket lacks it.
+    /// Returns what the listing says about a blob; `None` if the bucket does not have it.
     pub fn get(&self, id: &BlobId) -> Option<&Entry> {
-        let place = self.0.binary_search_by(|(known, _)| known.cmp(id)).ok()?;
-        Some(&self.0[place].1)
+        let index = self.0.binary_search_by(|(known, _)| known.cmp(id)).ok()?;
+        Some(&self.0[index].1)
     }
 
     /// Whether the bucket has the blob with this size.
@@ -157,7 +158,7 @@ impl Blobs {
         self.get(id).is_some_and(|entry| entry.size == size)
     }
 
-    /// How many there are.
+    /// Returns the number of blobs.
     pub fn len(&self) -> usize {
         self.0.len()
     }
@@ -167,7 +168,7 @@ impl Blobs {
         self.0.is_empty()
     }
 
-    /// All of them, sorted by name.
+    /// Returns all blobs, sorted by name.
     pub fn iter(&self) -> impl Iterator<Item = (&BlobId, &Entry)> {
         self.0.iter().map(|(id, entry)| (id, entry))
     }
@@ -192,48 +193,48 @@ impl Collect for RemoteState {
         let manifests = self.manifests.iter();
         let manifests =
             manifests.flat_map(|(id, commits)| commits.keys().map(move |commit| keys::manifest_of(id, commit)));
-        let others = self.ref_places.keys().chain(self.foreign.iter().map(|object| &object.key)).cloned();
+        let others = self.ref_indexes.keys().chain(self.foreign.iter().map(|object| &object.key)).cloned();
         blobs.chain(manifests).chain(others).collect()
     }
 }
 
 impl RemoteState {
-    /// The picture that these objects make.
+    /// Builds the state from listed objects.
     pub fn new(objects: impl IntoIterator<Item = Object>) -> RemoteState {
         let mut state = RemoteState::default();
         objects.into_iter().for_each(|object| state.take(object));
         state.sorted()
     }
 
-    /// Lists what is in the bucket.
+    /// Lists the bucket.
     ///
     /// # Errors
-    /// Any page that fails: nothing is decided on a part of a listing.
+    /// If any page fails: nothing may be decided on a partial listing.
     pub async fn list(bucket: &Bucket, scope: Scope) -> Result<RemoteState, Failure> {
         let all = [(scope.blobs, keys::BLOBS), (scope.manifests, keys::MANIFESTS), (scope.refs, keys::ALL_REFS)];
         let wanted: Vec<&str> = all.into_iter().filter_map(|(wanted, prefix)| wanted.then_some(prefix)).collect();
-        Self::list_below(bucket, &wanted).await
+        Self::list_prefixes(bucket, &wanted).await
     }
 
-    /// Lists what a repo may have of manifests and refs, 0.1.0's refs first. Its keys may be those of others, too.
+    /// Lists the manifests and refs that a repo may have, 0.1.0's refs first. Other repos may share these keys.
     ///
     /// # Errors
     /// As [`RemoteState::list`].
     pub async fn list_repo(bucket: &Bucket, query: &RepoQuery) -> Result<RemoteState, Failure> {
         let kinds = RepoType::ALL.into_iter().filter(|kind| query.kind.is_none_or(|wanted| wanted == *kind));
         let new_refs = kinds.map(|kind| keys::new_refs_of(&RepoName::new(kind, query.id.clone())));
-        let below: Vec<String> =
+        let prefixes: Vec<String> =
             [keys::manifests_of(&query.id), keys::old_refs_of(&query.id)].into_iter().chain(new_refs).collect();
-        Self::list_below(bucket, &below).await
+        Self::list_prefixes(bucket, &prefixes).await
     }
 
-    async fn list_below(bucket: &Bucket, prefixes: &[impl AsRef<str>]) -> Result<RemoteState, Failure> {
+    async fn list_prefixes(bucket: &Bucket, prefixes: &[impl AsRef<str>]) -> Result<RemoteState, Failure> {
         let listings = try_join_all(prefixes.iter().map(|prefix| bucket.list::<RemoteState>(prefix.as_ref()))).await?;
-        Ok(listings.into_iter().reduce(RemoteState::joined).unwrap_or_default().sorted())
+        Ok(listings.into_iter().reduce(RemoteState::merge).unwrap_or_default().sorted())
     }
 
-    /// With another listing, which has none of the same keys.
-    fn joined(mut self, other: RemoteState) -> RemoteState {
+    /// Merges another listing, which has no keys in common with this one.
+    fn merge(mut self, other: RemoteState) -> RemoteState {
         match self.blobs.is_empty() {
             true => self.blobs = other.blobs,
             false => self.blobs.0.extend(other.blobs.0),
@@ -247,7 +248,7 @@ impl RemoteState {
     }
 
     fn add_ref(&mut self, candidate: Candidate) {
-        self.ref_places.insert(candidate.object.key.clone(), self.refs.len());
+        self.ref_indexes.insert(candidate.object.key.clone(), self.refs.len());
         self.refs.push(candidate);
     }
 
@@ -256,139 +257,142 @@ impl RemoteState {
         self
     }
 
-    /// The blobs.
+    /// Returns the blobs.
     pub fn blobs(&self) -> &Blobs {
         &self.blobs
     }
 
-    /// The manifests by encoded id and commit.
+    /// Returns the manifests by encoded id and commit.
     pub fn manifests(&self) -> &BTreeMap<String, BTreeMap<Commit, Entry>> {
         &self.manifests
     }
 
-    /// The commits that there are manifests of, for an id and all that are encoded alike.
+    /// Returns the commits that have a manifest under this id, or under another id with the same encoding.
     pub fn commits(&self, id: &RepoId) -> impl Iterator<Item = &Commit> {
         self.manifests.get(&keys::encoded(id)).into_iter().flat_map(BTreeMap::keys)
     }
 
-    /// The refs, in the order of the listing.
+    /// Returns the refs, in listing order.
     pub fn refs(&self) -> &[Candidate] {
         &self.refs
     }
 
-    /// Objects that are none of this tool's, though they are where its own are.
+    /// Returns the objects under this tool's prefixes whose keys it does not recognize.
     pub fn foreign(&self) -> &[Object] {
         &self.foreign
     }
 
-    /// What the listing says of the manifest under a key; `None` when it has no such manifest.
+    /// Returns what the listing says about the manifest under a key; `None` if it is not listed.
     pub fn listed_manifest(&self, key: &str) -> Option<&Entry> {
         let (encoded, commit) = keys::parse_manifest(key)?;
         self.manifests.get(encoded)?.get(&commit)
     }
 
-    /// The ref under a key, as it is listed; `None` when there is no such ref.
+    /// Returns the ref under a key, as listed; `None` if it is not listed.
     pub fn listed_ref(&self, key: &str) -> Option<&Candidate> {
-        Some(&self.refs[*self.ref_places.get(key)?])
+        Some(&self.refs[*self.ref_indexes.get(key)?])
     }
 
-    /// What a listed manifest says; `None` when it is not listed, or was not read.
+    /// Returns the content of a listed manifest; `None` if it is not listed or has not been read.
     pub fn manifest(&self, key: &str) -> Option<Stored<Arc<Manifest>>> {
         self.listed_manifest(key)?;
         self.manifests_read.get(key)
     }
 
-    /// What a listed ref says; `None` when it is not listed, or was not read.
+    /// Returns the content of a listed ref; `None` if it is not listed or has not been read.
     pub fn reference(&self, key: &str) -> Option<Stored<Commit>> {
         self.listed_ref(key)?;
         self.refs_read.get(key)
     }
 
-    /// The repo of this id that a ref belongs to, as far as that was read: the one that its manifest names.
+    /// Returns the repo that a ref of this id belongs to, which is the one named in its manifest; `None` if either has
+    /// not been read.
     pub fn owner(&self, id: &RepoId, key: &str) -> Option<RepoName> {
         let commit = self.refs_read.get(key)?.valid()?;
         let manifest = self.manifests_read.get(&keys::manifest(id, &commit))?.valid()?;
         Some(manifest.repo.clone())
     }
 
-    /// Whether the listing alone proves that this manifest is what its key has. It then counts as read.
+    /// Returns whether the listing alone proves that the bucket has exactly this manifest. If so, it counts as read.
     pub fn prove_manifest(&self, manifest: &Arc<Manifest>) -> bool {
         let key = keys::manifest(&manifest.repo.id, &manifest.revision);
-        let proven = self.listed_manifest(&key).is_some_and(|entry| entry.is_of(&manifest.to_json()));
+        let proven = self.listed_manifest(&key).is_some_and(|entry| entry.has_content(&manifest.to_json()));
         if proven {
             self.keep_manifest(&key, Stored::Valid(manifest.clone()));
         }
         proven
     }
 
-    /// Whether the listing alone proves that a ref names this commit. It then counts as read.
+    /// Returns whether the listing alone proves that a ref points to this commit. If so, it counts as read.
     pub fn prove_ref(&self, key: &str, commit: &Commit) -> bool {
-        let listed = self.listed_ref(key).map(|candidate| Entry::from(candidate.object.clone()));
-        let proven = listed.is_some_and(|entry| entry.is_of(commit.as_str().as_bytes()));
+        let content = commit.as_str().as_bytes();
+        let proven = self.listed_ref(key).is_some_and(|Candidate { object, .. }| {
+            object.size == content.len() as u64 && object.etag.as_ref() == Some(&md5_hex(content))
+        });
         if proven {
             self.keep_ref(key, Stored::Valid(commit.clone()));
         }
         proven
     }
 
-    /// Takes note of what a manifest says, unless that is known.
+    /// Caches the content of a manifest, unless it is already known.
     pub fn keep_manifest(&self, key: &str, stored: Stored<Arc<Manifest>>) {
         self.manifests_read.keep(key, stored);
     }
 
-    /// Takes note of what a ref says, unless that is known.
+    /// Caches the content of a ref, unless it is already known.
     pub fn keep_ref(&self, key: &str, stored: Stored<Commit>) {
         self.refs_read.keep(key, stored);
     }
 
-    /// Reads a manifest, listed or not, unless it was read before.
+    /// ReadCache a manifest, listed or not, unless it is already known.
     ///
     /// # Errors
-    /// When the request fails.
+    /// If the request fails.
     pub async fn read_manifest(&self, bucket: &Bucket, key: &str) -> Result<Stored<Arc<Manifest>>> {
         self.manifests_read.read(key, async { Ok(read::manifest(bucket, key).await?.map(Arc::new)) }).await
     }
 
-    /// Reads a ref, listed or not, unless it was read before.
+    /// ReadCache a ref, listed or not, unless it is already known.
     ///
     /// # Errors
-    /// When the request fails.
+    /// If the request fails.
     pub async fn read_ref(&self, bucket: &Bucket, key: &str) -> Result<Stored<Commit>> {
         self.refs_read.read(key, read::reference(bucket, key)).await
     }
 
-    /// Reads manifests, several at once.
+    /// ReadCache manifests concurrently.
     ///
     /// # Errors
-    /// When a request fails.
+    /// If a request fails.
     pub async fn read_manifests(&self, bucket: &Bucket, keys: impl IntoIterator<Item = String>) -> Result<()> {
         let reads = stream::iter(keys).map(|key| async move { self.read_manifest(bucket, &key).await.map(drop) });
-        reads.buffer_unordered(AT_ONCE).try_collect().await
+        reads.buffer_unordered(CONCURRENT_READS).try_collect().await
     }
 
-    /// Reads refs, several at once.
+    /// ReadCache refs concurrently.
     ///
     /// # Errors
-    /// When a request fails.
+    /// If a request fails.
     pub async fn read_refs(&self, bucket: &Bucket, keys: impl IntoIterator<Item = String>) -> Result<()> {
         let reads = stream::iter(keys).map(|key| async move { self.read_ref(bucket, &key).await.map(drop) });
-        reads.buffer_unordered(AT_ONCE).try_collect().await
+        reads.buffer_unordered(CONCURRENT_READS).try_collect().await
     }
 }
 
-/// What was read, by key: each once, whoever asks at the same time.
+/// Content that was read, by key. Concurrent reads of one key share a single request.
 #[derive(Debug)]
-struct Reads<T>(Mutex<HashMap<String, Cell<T>>>);
+struct ReadCache<T>(Mutex<HashMap<String, Cell<T>>>);
 
 type Cell<T> = Arc<OnceCell<Stored<T>>>;
 
-impl<T> Default for Reads<T> {
+impl<T> Default for ReadCache<T> {
     fn default() -> Self {
-        Reads(Mutex::default())
+        ReadCache(Mutex::default())
     }
 }
 
-impl<T: Clone> Reads<T> {
+impl<T: Clone> ReadCache<T> {
     fn cells(&self) -> MutexGuard<'_, HashMap<String, Cell<T>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -402,7 +406,7 @@ impl<T: Clone> Reads<T> {
     }
 
     fn keep(&self, key: &str, stored: Stored<T>) {
-        // One that is known stays: the picture is that of one moment.
+        // The first value stays: all users of the snapshot must see the same content.
         let _ = self.cell(key).set(stored);
     }
 
@@ -440,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn every_key_has_its_place() {
+    fn objects_are_sorted_by_kind() {
         let sha256 = "f".repeat(64);
         let state = RemoteState::new([
             object(&format!("blobs/{sha256}"), "12345"),
@@ -464,7 +468,7 @@ mod tests {
         assert_eq!(state.listed_ref("refs/org__name/main").unwrap().name.as_str(), "main");
         let foreign: Vec<&str> = state.foreign().iter().map(|object| object.key.as_str()).collect();
         assert_eq!(foreign, [&format!("blobs/{COMMIT}.incomplete"), "manifests/notes.txt", "refs.txt"]);
-        // An unordered listing relies on it.
+        // Unordered listings rely on this.
         assert_eq!(state.keys().len(), 8);
         assert!(state.keys().contains(&key()) && state.keys().contains(&format!("blobs/{sha256}")));
     }
@@ -480,7 +484,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_listing_proves_counts_as_read() {
+    fn content_that_the_listing_proves_counts_as_read() {
         let (ours, theirs) = (manifest("a"), manifest("b"));
         let content = String::from_utf8(theirs.to_json()).unwrap();
         let state = RemoteState::new([object(&key(), &content), object("refs/org__name/main", COMMIT)]);
@@ -497,18 +501,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_listed_is_not_there_whatever_was_read() {
+    fn an_unlisted_manifest_is_absent_even_if_it_was_read() {
         let state = RemoteState::default();
         state.keep_manifest(&key(), Stored::Valid(manifest("a")));
         assert!(state.manifest(&key()).is_none());
     }
 
     #[tokio::test]
-    async fn what_was_read_is_not_read_again_and_failures_are() {
-        let reads = Reads::<u8>::default();
-        assert!(reads.read("a", async { Err(Error::failed("the store is away")) }).await.is_err());
+    async fn successful_reads_are_cached_and_failures_are_not() {
+        let reads = ReadCache::<u8>::default();
+        assert!(reads.read("a", async { Err(Error::failed("the store is down")) }).await.is_err());
         assert_eq!(reads.read("a", async { Ok(Stored::Valid(1)) }).await.unwrap().valid(), Some(1));
-        let again = reads.read("a", async { panic!("it is known") }).await;
+        let again = reads.read("a", async { panic!("it is cached") }).await;
         assert_eq!(again.unwrap().valid(), Some(1));
         let bad = || Stored::Invalid(Error::invalid("it is not valid"));
         reads.keep("b", bad());
