@@ -1,6 +1,8 @@
-//! Reading what a store answers in XML. An answer is whole or it is an error: a body that ends in the middle, has
-//! another root or is no XML at all never counts as a shorter one. What nobody needs, such as an odd date, is no reason
-//! to refuse it.
+//! Parses the store's XML responses.
+//!
+//! A response is complete or it is an error: a truncated body, another root element, or anything that is not XML never
+//! counts as a shorter response. Fields that this tool does not need, such as a malformed date, are no reason to reject
+//! it.
 
 use std::time::SystemTime;
 
@@ -10,10 +12,10 @@ use quick_xml::events::Event;
 
 use super::client::Part;
 
-/// Elements below each other that are followed. S3's answers have three.
-const DEEPEST: usize = 16;
+/// Maximum nesting of elements. S3's responses have three levels.
+const MAX_DEPTH: usize = 16;
 
-/// An element with what is in it.
+/// An XML element and its content.
 #[derive(Debug, Default)]
 pub(super) struct Element {
     name: String,
@@ -21,39 +23,39 @@ pub(super) struct Element {
     children: Vec<Element>,
 }
 
-/// Why a body is not the answer that was asked for.
+/// Why a body is not the expected response.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Unreadable {
-    /// It ends before the answer does.
-    Cut,
-    /// It is none of S3's; says what it is instead.
-    Foreign(String),
+pub(super) enum ParseError {
+    /// It is truncated.
+    Truncated,
+    /// It is not an S3 response; describes what it is instead.
+    NotS3(String),
 }
 
 impl Element {
-    /// The document in a body.
-    pub(super) fn parse(body: &[u8]) -> Result<Element, Unreadable> {
-        let text = decoded(body);
+    /// Parses a body as an XML document.
+    pub(super) fn parse(body: &[u8]) -> Result<Element, ParseError> {
+        let text = decode(body);
         let start = text.trim_start_matches(|c: char| c.is_whitespace() || c == '\u{feff}');
         if start.is_empty() {
-            return Err(Unreadable::Cut);
+            return Err(ParseError::Truncated);
         }
-        if let Some(what) = other_kind(start) {
-            return Err(Unreadable::Foreign(what.into()));
+        if let Some(what) = kind_if_not_xml(start) {
+            return Err(ParseError::NotS3(what.into()));
         }
         let mut reader = Reader::from_str(start);
-        // Some stores write what people have typed as it is.
+        // Some stores do not escape `&` in user input.
         reader.config_mut().allow_dangling_amp = true;
         let mut open: Vec<Element> = Vec::new();
         let mut root: Option<Element> = None;
         loop {
             let event = match reader.read_event() {
                 Ok(event) => event,
-                Err(quick_xml::Error::Syntax(_)) => return Err(Unreadable::Cut),
-                Err(_) => return Err(Unreadable::Foreign("XML that cannot be read".into())),
+                Err(quick_xml::Error::Syntax(_)) => return Err(ParseError::Truncated),
+                Err(_) => return Err(ParseError::NotS3("malformed XML".into())),
             };
             match event {
-                Event::Start(tag) if root.is_none() && open.len() < DEEPEST => {
+                Event::Start(tag) if root.is_none() && open.len() < MAX_DEPTH => {
                     open.push(Element { name: name_of(tag.local_name().as_ref()), ..Element::default() });
                 }
                 Event::Empty(tag) if root.is_none() => {
@@ -65,44 +67,44 @@ impl Element {
                 }
                 Event::End(_) => {
                     let Some(element) = open.pop() else {
-                        return Err(Unreadable::Foreign("XML that cannot be read".into()));
+                        return Err(ParseError::NotS3("malformed XML".into()));
                     };
                     match open.last_mut() {
                         Some(parent) => parent.children.push(element),
                         None => root = Some(element),
                     }
                 }
-                Event::Text(text) => add(&mut open, &String::from_utf8_lossy(&text)),
-                Event::CData(text) => add(&mut open, &String::from_utf8_lossy(&text)),
+                Event::Text(text) => add_text(&mut open, &String::from_utf8_lossy(&text)),
+                Event::CData(text) => add_text(&mut open, &String::from_utf8_lossy(&text)),
                 Event::GeneralRef(reference) => {
-                    let meant = match reference.resolve_char_ref() {
+                    let resolved = match reference.resolve_char_ref() {
                         Ok(Some(c)) => Some(c),
-                        _ => named(&reference),
+                        _ => named_entity(&reference),
                     };
-                    match meant {
-                        Some(c) => add(&mut open, c.encode_utf8(&mut [0; 4])),
-                        None => add(&mut open, &format!("&{};", String::from_utf8_lossy(&reference))),
+                    match resolved {
+                        Some(c) => add_text(&mut open, c.encode_utf8(&mut [0; 4])),
+                        None => add_text(&mut open, &format!("&{};", String::from_utf8_lossy(&reference))),
                     }
                 }
                 Event::Start(_) | Event::Empty(_) => {
-                    return Err(Unreadable::Foreign("XML that cannot be read".into()));
+                    return Err(ParseError::NotS3("malformed XML".into()));
                 }
                 Event::Decl(_) | Event::PI(_) | Event::Comment(_) | Event::DocType(_) => {}
-                Event::Eof => return root.filter(|_| open.is_empty()).ok_or(Unreadable::Cut),
+                Event::Eof => return root.filter(|_| open.is_empty()).ok_or(ParseError::Truncated),
             }
         }
     }
 
-    /// The document in a body, whose root must be this one.
-    pub(super) fn expect(body: &[u8], root: &str) -> Result<Element, Unreadable> {
+    /// Parses a body as an XML document with this root element.
+    pub(super) fn expect(body: &[u8], root: &str) -> Result<Element, ParseError> {
         let element = Element::parse(body)?;
         match element.name == root {
             true => Ok(element),
-            false => Err(Unreadable::Foreign(format!("<{}> where <{root}> belongs", element.name))),
+            false => Err(ParseError::NotS3(format!("<{}> instead of <{root}>", element.name))),
         }
     }
 
-    /// The root's name.
+    /// Returns the element's name.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
@@ -112,20 +114,20 @@ impl Element {
         self.children.iter().filter(move |child| child.name == name)
     }
 
-    /// The text of a child, without white space around it; `None` when it is empty or not there.
+    /// Returns the text of a child, without surrounding white space; `None` if it is empty or missing.
     pub(super) fn text(&self, name: &str) -> Option<&str> {
         self.children(name).map(|child| child.text.trim()).find(|text| !text.is_empty())
     }
 }
 
-fn add(open: &mut [Element], text: &str) {
+fn add_text(open: &mut [Element], text: &str) {
     if let Some(element) = open.last_mut() {
         element.text.push_str(text);
     }
 }
 
-/// The characters that XML gives names.
-fn named(reference: &[u8]) -> Option<char> {
+/// Resolves XML's predefined entities.
+fn named_entity(reference: &[u8]) -> Option<char> {
     Some(match reference {
         b"lt" => '<',
         b"gt" => '>',
@@ -140,8 +142,8 @@ fn name_of(name: &[u8]) -> String {
     String::from_utf8_lossy(name).into_owned()
 }
 
-/// UTF-8, or UTF-16 with its mark.
-fn decoded(body: &[u8]) -> String {
+/// Decodes UTF-8, or UTF-16 with a byte order mark.
+fn decode(body: &[u8]) -> String {
     let wide = |bytes: &[u8], unit: fn([u8; 2]) -> u16| {
         let units: Vec<u16> = bytes.chunks_exact(2).map(|pair| unit([pair[0], pair[1]])).collect();
         String::from_utf16_lossy(&units)
@@ -153,8 +155,8 @@ fn decoded(body: &[u8]) -> String {
     }
 }
 
-/// What a body is that is surely no XML of a store, in words.
-pub(super) fn other_kind(text: &str) -> Option<&'static str> {
+/// Describes a body that is certainly not a store's XML; `None` if it may be.
+pub(super) fn kind_if_not_xml(text: &str) -> Option<&'static str> {
     let start = text.trim_start_matches(|c: char| c.is_whitespace() || c == '\u{feff}');
     let lower: String = start.chars().take(512).collect::<String>().to_ascii_lowercase();
     let first = lower.strip_prefix("<?xml").and_then(|rest| rest.split_once("?>")).map_or(&*lower, |(_, rest)| rest);
@@ -169,15 +171,15 @@ pub(super) fn other_kind(text: &str) -> Option<&'static str> {
         [b'{' | b'[', ..] => Some("JSON"),
         [b'<', ..] => None,
         _ if start.starts_with('\u{1f}') => Some("compressed data"),
-        _ => Some("text that is no XML"),
+        _ => Some("text that is not XML"),
     }
 }
 
-/// A listed object, with the key as it stands in the answer.
+/// A listed object, with its key exactly as in the response.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Listed {
     pub(super) key: String,
-    /// In bytes; `None` where there is no such number.
+    /// In bytes; `None` if it is missing or not a number.
     pub(super) size: Option<u64>,
     pub(super) etag: Option<String>,
     pub(super) modified: Option<SystemTime>,
@@ -187,22 +189,22 @@ pub(super) struct Listed {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Page {
     pub(super) objects: Vec<Listed>,
-    /// Where the next page begins.
+    /// The continuation token of the next page.
     pub(super) next: Option<String>,
-    /// Whether the store says that this was all, whatever it says of a next page.
+    /// Whether the store marks this page as the last, even if it names a next one.
     pub(super) last: bool,
-    /// Whether the store says that keys are percent-encoded.
+    /// Whether the store says that the keys are percent-encoded.
     pub(super) encoded: bool,
 }
 
-/// Reads a page of a listing.
-pub(super) fn page(body: &[u8]) -> Result<Page, Unreadable> {
+/// Parses a page of a listing.
+pub(super) fn page(body: &[u8]) -> Result<Page, ParseError> {
     let root = Element::expect(body, "ListBucketResult")?;
     let mut objects = Vec::new();
     for entry in root.children("Contents") {
-        // White space around a key may be its own.
+        // White space around a key may be part of it.
         let key = entry.children("Key").map(|child| child.text.as_str()).find(|key| !key.is_empty());
-        let Some(key) = key else { return Err(Unreadable::Foreign("an object without a key".into())) };
+        let Some(key) = key else { return Err(ParseError::NotS3("an object without a key".into())) };
         objects.push(Listed {
             key: key.to_string(),
             size: entry.text("Size").and_then(|text| text.parse().ok()),
@@ -215,14 +217,14 @@ pub(super) fn page(body: &[u8]) -> Result<Page, Unreadable> {
     let listed = objects.len() as u64 + root.children("CommonPrefixes").count() as u64;
     let counted = root.text("KeyCount").and_then(|text| text.parse::<u64>().ok());
     if counted.is_some_and(|counted| counted > listed) || (truncated == Some(true) && next.is_none()) {
-        return Err(Unreadable::Cut);
+        return Err(ParseError::Truncated);
     }
     let encoded = root.text("EncodingType").is_some_and(|text| text.eq_ignore_ascii_case("url"));
     Ok(Page { objects, last: truncated == Some(false), next, encoded })
 }
 
-/// Reads a page of the parts of an upload, and the marker of the next one.
-pub(super) fn parts(body: &[u8]) -> Result<(Vec<Part>, Option<String>), Unreadable> {
+/// Parses a page of an upload's parts, and the marker of the next page.
+pub(super) fn parts(body: &[u8]) -> Result<(Vec<Part>, Option<String>), ParseError> {
     let root = Element::expect(body, "ListPartsResult")?;
     let part = |entry: &Element| {
         Some(Part {
@@ -235,25 +237,25 @@ pub(super) fn parts(body: &[u8]) -> Result<(Vec<Part>, Option<String>), Unreadab
     let parts = root.children("Part").filter_map(part).collect();
     let truncated = root.text("IsTruncated").is_some_and(|text| text.eq_ignore_ascii_case("true"));
     match (truncated, root.text("NextPartNumberMarker")) {
-        (true, None) => Err(Unreadable::Cut),
+        (true, None) => Err(ParseError::Truncated),
         (true, Some(next)) => Ok((parts, Some(next.to_string()))),
         (false, _) => Ok((parts, None)),
     }
 }
 
-/// What a store answers to a request that deletes many objects.
+/// The response to a request that deletes many objects.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Deletions {
-    /// Keys that are gone, as they stand in the answer.
+    /// Deleted keys, exactly as in the response.
     pub(super) deleted: Vec<String>,
     /// Keys that could not be deleted, and why.
     pub(super) refused: Vec<(String, Refusal)>,
 }
 
-/// Reads which objects were deleted.
-pub(super) fn deletions(body: &[u8]) -> Result<Deletions, Unreadable> {
+/// Parses which objects were deleted.
+pub(super) fn deletions(body: &[u8]) -> Result<Deletions, ParseError> {
     let root = Element::expect(body, "DeleteResult")?;
-    // White space around a key may be its own.
+    // White space around a key may be part of it.
     let key = |entry: &Element| entry.children("Key").map(|child| child.text.clone()).find(|key| !key.is_empty());
     let refusal = |entry: &Element| {
         let text = |name| entry.text(name).map(String::from);
@@ -265,7 +267,7 @@ pub(super) fn deletions(body: &[u8]) -> Result<Deletions, Unreadable> {
     })
 }
 
-/// An unfinished multipart upload, with the key as it stands in the answer.
+/// An unfinished multipart upload, with its key exactly as in the response.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct ListedUpload {
     pub(super) key: String,
@@ -277,14 +279,14 @@ pub(super) struct ListedUpload {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct UploadsPage {
     pub(super) uploads: Vec<ListedUpload>,
-    /// Where the next page begins: a key and an upload of it.
+    /// The markers of the next page: a key, and an upload of it.
     pub(super) next: Option<(String, String)>,
-    /// Whether the store says that keys are percent-encoded.
+    /// Whether the store says that the keys are percent-encoded.
     pub(super) encoded: bool,
 }
 
-/// Reads a page of the unfinished multipart uploads.
-pub(super) fn uploads(body: &[u8]) -> Result<UploadsPage, Unreadable> {
+/// Parses a page of the unfinished multipart uploads.
+pub(super) fn uploads(body: &[u8]) -> Result<UploadsPage, ParseError> {
     let root = Element::expect(body, "ListMultipartUploadsResult")?;
     let upload = |entry: &Element| {
         Some(ListedUpload {
@@ -296,7 +298,7 @@ pub(super) fn uploads(body: &[u8]) -> Result<UploadsPage, Unreadable> {
     let uploads = root.children("Upload").filter_map(upload).collect();
     let truncated = root.text("IsTruncated").is_some_and(|text| text.eq_ignore_ascii_case("true"));
     let next = match (truncated, root.text("NextKeyMarker")) {
-        (true, None) => return Err(Unreadable::Cut),
+        (true, None) => return Err(ParseError::Truncated),
         (true, Some(key)) => Some((key.into(), root.text("NextUploadIdMarker").unwrap_or_default().into())),
         (false, _) => None,
     };
@@ -304,14 +306,14 @@ pub(super) fn uploads(body: &[u8]) -> Result<UploadsPage, Unreadable> {
     Ok(UploadsPage { uploads, next, encoded })
 }
 
-/// Reads whether a bucket keeps the earlier versions of its objects.
-pub(super) fn is_versioned(body: &[u8]) -> Result<bool, Unreadable> {
+/// Parses whether a bucket keeps earlier versions of its objects.
+pub(super) fn is_versioned(body: &[u8]) -> Result<bool, ParseError> {
     let root = Element::expect(body, "VersioningConfiguration")?;
-    // A suspended one keeps what it has.
+    // With versioning suspended, the existing versions stay, but no new ones are kept.
     Ok(root.text("Status").is_some_and(|status| status.eq_ignore_ascii_case("enabled")))
 }
 
-/// What a store says of a request that it refused.
+/// A store's reason for refusing a request.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Refusal {
     pub(super) code: Option<String>,
@@ -320,15 +322,15 @@ pub(super) struct Refusal {
     pub(super) region: Option<String>,
     /// The host that answers for the bucket.
     pub(super) endpoint: Option<String>,
-    /// Of an object that cannot be read as it is.
+    /// The storage class of an archived object.
     pub(super) class: Option<String>,
-    /// What it is instead, when it is no refusal of a store.
+    /// Describes the body if it does not come from a store.
     pub(super) foreign: Option<String>,
 }
 
 impl Refusal {
-    /// Reads the body of an answer that is no success. One that is cut, or of another kind, gives what it gives.
-    pub(super) fn read(body: &[u8]) -> Refusal {
+    /// Parses the body of an error response. A truncated or unknown body yields whatever could be parsed.
+    pub(super) fn parse(body: &[u8]) -> Refusal {
         let text = String::from_utf8_lossy(body);
         if let Some(refusal) = Refusal::from_json(&text) {
             return refusal;
@@ -342,13 +344,13 @@ impl Refusal {
                     region: between(&text, "Region"),
                     ..Refusal::default()
                 },
-                (None, Unreadable::Foreign(what)) => Refusal { foreign: Some(what), ..Refusal::default() },
-                (None, Unreadable::Cut) => Refusal::default(),
+                (None, ParseError::NotS3(what)) => Refusal { foreign: Some(what), ..Refusal::default() },
+                (None, ParseError::Truncated) => Refusal::default(),
             },
         }
     }
 
-    /// The `Error` of an XML document, which may be its root or be in it.
+    /// Parses the `Error` element of an XML document, which may be its root or a child of the root.
     pub(super) fn from_xml(root: &Element) -> Refusal {
         let error = match root.name.as_str() {
             "Error" => root,
@@ -370,7 +372,7 @@ impl Refusal {
         }
     }
 
-    /// Some stores and gateways answer in JSON.
+    /// Parses a JSON error, which some stores and gateways send.
     fn from_json(text: &str) -> Option<Refusal> {
         let value: serde_json::Value = serde_json::from_str(text).ok()?;
         let field = |names: [&str; 2]| {
@@ -387,14 +389,14 @@ impl Refusal {
     }
 }
 
-/// What stands in an element of a text that is no whole XML.
+/// Returns the text of an element in truncated XML.
 fn between(text: &str, name: &str) -> Option<String> {
     let rest = text.split_once(&format!("<{name}>"))?.1;
     let found = rest.split_once(&format!("</{name}>"))?.0.trim();
     (!found.is_empty() && !found.contains('<')).then(|| found.to_string())
 }
 
-/// A time as stores write it: ISO 8601, or the form of HTTP headers.
+/// Parses a time as stores write it: in ISO 8601, or in the format of HTTP headers.
 pub(super) fn time(text: &str) -> Option<SystemTime> {
     let parsed = text.parse::<jiff::Timestamp>().ok();
     let parsed = parsed.or_else(|| Some(jiff::fmt::rfc2822::parse(text).ok()?.timestamp()));
@@ -403,30 +405,30 @@ pub(super) fn time(text: &str) -> Option<SystemTime> {
     SystemTime::UNIX_EPOCH.checked_add(std::time::Duration::new(seconds, rest))
 }
 
-/// Undoes percent-encoding; what is none stays as it is. `None` when the result is not UTF-8.
+/// Decodes percent-encoding and leaves invalid sequences as they are; `None` if the result is not UTF-8.
 pub(super) fn percent_decoded(text: &str) -> Option<String> {
     Some(percent_decode_str(text).decode_utf8().ok()?.into_owned())
 }
 
-/// A key as it is named in requests, of one that was listed below `prefix`; `None` when it is not below it.
+/// Decodes a listed key to the form used in requests; `None` if it does not start with `prefix`.
 ///
-/// Stores that percent-encode when they are asked to do it in different ways: a space is `%20` or `+`, and a `+` is
-/// `%2B` or itself. No key of this tool has a space but for its prefix. Some stores encode unasked: a `%2F` or `%40`
-/// is that, since no key of this tool has them.
+/// Stores percent-encode in different ways when requested to: a space becomes `%20` or `+`, and a `+` becomes `%2B` or
+/// stays. In this tool's keys, only the prefix can contain a space. Some stores encode without being requested to: `%2F`
+/// or `%40` shows that, since this tool's keys never contain either.
 pub(super) fn key(listed: &str, encoded: bool, prefix: &str) -> Option<String> {
-    let unasked = !encoded && (!listed.starts_with(prefix) || has_encoded_separator(listed));
-    if !encoded && !unasked {
+    let is_encoded_anyway = !encoded && (!listed.starts_with(prefix) || has_encoded_separator(listed));
+    if !encoded && !is_encoded_anyway {
         return Some(listed.to_string());
     }
     let decoded = percent_decoded(listed).unwrap_or_else(|| listed.to_string());
     if decoded.starts_with(prefix) {
         return Some(decoded);
     }
-    // The prefix's spaces stand as `+`.
-    let spaces = percent_decoded(&listed.replace('+', "%20"))?;
-    let rest_length = spaces.len().checked_sub(prefix.len())?;
+    // The spaces in the prefix are encoded as `+`.
+    let with_spaces = percent_decoded(&listed.replace('+', "%20"))?;
+    let rest_length = with_spaces.len().checked_sub(prefix.len())?;
     let rest = decoded.len().checked_sub(rest_length).and_then(|at| decoded.get(at..))?;
-    spaces.starts_with(prefix).then(|| format!("{prefix}{rest}"))
+    with_spaces.starts_with(prefix).then(|| format!("{prefix}{rest}"))
 }
 
 fn has_encoded_separator(key: &str) -> bool {
@@ -438,15 +440,15 @@ fn has_encoded_separator(key: &str) -> bool {
 mod tests {
     use super::*;
 
-    const WHOLE: &str = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<ListBucketResult xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">\
+    const COMPLETE: &str = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<ListBucketResult xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">\
         <Name>b</Name><Prefix/><KeyCount>2</KeyCount><IsTruncated>false</IsTruncated>\
         <Contents><Key>refs/a &amp; b</Key><LastModified>yesterday</LastModified><ETag>&quot;0a&quot;</ETag><Size>40</Size></Contents>\
         <Contents><Key>refs/&#x1b;c</Key><LastModified>2024-01-02T03:04:05.000Z</LastModified><Size>-1</Size></Contents>\
         </ListBucketResult>";
 
     #[test]
-    fn a_page_is_read_and_odd_dates_do_not_matter() {
-        let page = page(WHOLE.as_bytes()).unwrap();
+    fn pages_are_parsed_and_malformed_dates_are_ignored() {
+        let page = page(COMPLETE.as_bytes()).unwrap();
         assert_eq!((page.next.as_deref(), page.last, page.encoded), (None, true, false));
         assert_eq!((page.objects[0].key.as_str(), page.objects[0].size), ("refs/a & b", Some(40)));
         assert_eq!((page.objects[0].etag.as_deref(), page.objects[0].modified), (Some("\"0a\""), None));
@@ -455,38 +457,38 @@ mod tests {
     }
 
     #[test]
-    fn whatever_is_cut_off_is_no_page() {
-        for length in 0..WHOLE.len() {
-            assert!(page(&WHOLE.as_bytes()[..length]).is_err(), "{}", &WHOLE[..length]);
+    fn truncated_pages_are_errors() {
+        for length in 0..COMPLETE.len() {
+            assert!(page(&COMPLETE.as_bytes()[..length]).is_err(), "{}", &COMPLETE[..length]);
         }
-        let with = |from: &str, to: &str| page(WHOLE.replacen(from, to, 1).as_bytes());
-        assert_eq!(with("<KeyCount>2", "<KeyCount>3"), Err(Unreadable::Cut));
-        assert_eq!(with("<IsTruncated>false", "<IsTruncated>true"), Err(Unreadable::Cut));
+        let with = |from: &str, to: &str| page(COMPLETE.replacen(from, to, 1).as_bytes());
+        assert_eq!(with("<KeyCount>2", "<KeyCount>3"), Err(ParseError::Truncated));
+        assert_eq!(with("<IsTruncated>false", "<IsTruncated>true"), Err(ParseError::Truncated));
         let more =
             with("<IsTruncated>false</IsTruncated>", "<NextContinuationToken>t</NextContinuationToken>").unwrap();
         assert_eq!((more.next.as_deref(), more.last), (Some("t"), false));
-        assert!(matches!(with("</Contents>", "</Content>"), Err(Unreadable::Foreign(_))));
+        assert!(matches!(with("</Contents>", "</Content>"), Err(ParseError::NotS3(_))));
     }
 
     #[test]
-    fn what_is_no_answer_of_a_store_is_named() {
+    fn responses_not_from_a_store_are_described() {
         for (body, what) in [
             ("<!DOCTYPE html><html></html>", "an HTML page"),
             ("\n<html><body>log in", "an HTML page"),
             ("<?xml version=\"1.0\"?><!DOCTYPE html PUBLIC \"x\"><html/>", "an HTML page"),
             ("{\"ok\":true}", "JSON"),
-            ("hello", "text that is no XML"),
-            ("<Other/>", "<Other> where <ListBucketResult> belongs"),
+            ("hello", "text that is not XML"),
+            ("<Other/>", "<Other> instead of <ListBucketResult>"),
             ("\u{1f}\u{8b}\u{8}", "compressed data"),
         ] {
-            assert_eq!(page(body.as_bytes()), Err(Unreadable::Foreign(what.into())), "{body}");
+            assert_eq!(page(body.as_bytes()), Err(ParseError::NotS3(what.into())), "{body}");
         }
-        assert_eq!(page(b""), Err(Unreadable::Cut));
-        assert_eq!(page(b" \n"), Err(Unreadable::Cut));
+        assert_eq!(page(b""), Err(ParseError::Truncated));
+        assert_eq!(page(b" \n"), Err(ParseError::Truncated));
     }
 
     #[test]
-    fn each_deleted_or_refused_key_is_read() {
+    fn deleted_and_refused_keys_are_parsed() {
         let text = "<DeleteResult xmlns=\"x\"><Deleted><Key>blobs/a &amp; b</Key></Deleted><Error><Key>blobs/c</Key>\
                     <Code>AccessDenied</Code><Message>WORM</Message></Error></DeleteResult>";
         let read = deletions(text.as_bytes()).unwrap();
@@ -499,15 +501,15 @@ mod tests {
     }
 
     #[test]
-    fn unfinished_uploads_are_read_page_by_page() {
+    fn unfinished_uploads_are_parsed_page_by_page() {
         let text = "<ListMultipartUploadsResult><IsTruncated>true</IsTruncated><NextKeyMarker>blobs/a</NextKeyMarker>\
                     <NextUploadIdMarker>1</NextUploadIdMarker><Upload><Key>blobs/a</Key><UploadId>1</UploadId>\
                     <Initiated>2024-01-02T03:04:05.000Z</Initiated></Upload></ListMultipartUploadsResult>";
         let page = uploads(text.as_bytes()).unwrap();
         assert_eq!((page.uploads.len(), page.next), (1, Some(("blobs/a".into(), "1".into()))));
         assert!(page.uploads[0].started.is_some());
-        let cut = text.replace("<NextKeyMarker>blobs/a</NextKeyMarker>", "");
-        assert_eq!(uploads(cut.as_bytes()), Err(Unreadable::Cut));
+        let truncated = text.replace("<NextKeyMarker>blobs/a</NextKeyMarker>", "");
+        assert_eq!(uploads(truncated.as_bytes()), Err(ParseError::Truncated));
         assert_eq!(uploads(text.replace(">true<", ">false<").as_bytes()).unwrap().next, None);
     }
 
@@ -523,23 +525,23 @@ mod tests {
     }
 
     #[test]
-    fn refusals_are_read_from_xml_and_json() {
-        let read = |text: &str| Refusal::read(text.as_bytes());
-        let xml = read("<Error><Code>InvalidObjectState</Code><StorageClass>GLACIER</StorageClass></Error>");
+    fn refusals_are_parsed_from_xml_and_json() {
+        let parse = |text: &str| Refusal::parse(text.as_bytes());
+        let xml = parse("<Error><Code>InvalidObjectState</Code><StorageClass>GLACIER</StorageClass></Error>");
         assert_eq!((xml.code.as_deref(), xml.class.as_deref()), (Some("InvalidObjectState"), Some("GLACIER")));
-        let nested = read("<ErrorResponse><Error><Code>A</Code><Message>m</Message></Error></ErrorResponse>");
+        let nested = parse("<ErrorResponse><Error><Code>A</Code><Message>m</Message></Error></ErrorResponse>");
         assert_eq!((nested.code.as_deref(), nested.message.as_str()), (Some("A"), "m"));
-        assert_eq!(read("{\"code\":\"unauthorized\",\"message\":\"no\"}").code.as_deref(), Some("unauthorized"));
-        let cut = read("<Error><Code>SlowDown</Code><Message>a & b</Message><Host");
-        assert_eq!((cut.code.as_deref(), cut.message.as_str()), (Some("SlowDown"), "a & b"));
-        assert_eq!(read("<html>").foreign.as_deref(), Some("an HTML page"));
-        assert_eq!(read("{\"detail\":1}").foreign.as_deref(), Some("JSON"));
-        assert_eq!(read(""), Refusal::default());
+        assert_eq!(parse("{\"code\":\"unauthorized\",\"message\":\"no\"}").code.as_deref(), Some("unauthorized"));
+        let truncated = parse("<Error><Code>SlowDown</Code><Message>a & b</Message><Host");
+        assert_eq!((truncated.code.as_deref(), truncated.message.as_str()), (Some("SlowDown"), "a & b"));
+        assert_eq!(parse("<html>").foreign.as_deref(), Some("an HTML page"));
+        assert_eq!(parse("{\"detail\":1}").foreign.as_deref(), Some("JSON"));
+        assert_eq!(parse(""), Refusal::default());
     }
 
     #[test]
     fn keys_are_decoded_where_they_are_encoded() {
-        for (listed, encoded, prefix, key_is) in [
+        for (listed, encoded, prefix, expected) in [
             ("refs/a/v1+cu", false, "refs", Some("refs/a/v1+cu")),
             ("refs/a/v1+cu", true, "refs", Some("refs/a/v1+cu")),
             ("refs/a/v1%2Bcu", true, "refs", Some("refs/a/v1+cu")),
@@ -553,7 +555,7 @@ mod tests {
             ("other/x", false, "refs", None),
             ("other/x", true, "refs", None),
         ] {
-            assert_eq!(key(listed, encoded, prefix).as_deref(), key_is, "{listed}");
+            assert_eq!(key(listed, encoded, prefix).as_deref(), expected, "{listed}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Connections: TLS with the trusted certificates, proxies and what goes past them, and why a connection failed.
+//! Connections to the store: TLS with the trusted certificates, proxies and their exceptions, and why a connection failed.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,19 +17,19 @@ use super::error::{Cause, Failure};
 use crate::error::{Result, printable};
 use crate::net::{NoProxy, tls_problem};
 
-/// Finding out how a server wants to be spoken to must not take longer than this.
+/// Time limit for finding out whether a server uses TLS.
 const PROBE: Duration = Duration::from_secs(3);
 const SPEAKS_HTTP: &str = "the server there uses plain HTTP";
-/// A connection must be there within this time.
+/// Connect timeout.
 pub(super) const CONNECT: Duration = Duration::from_secs(10);
 
-/// Trusted certificates beside the system's, each in PEM.
+/// Trusted certificates in addition to the system's, each in PEM.
 pub(super) type Certificates = Vec<String>;
 
-/// The certificates of the bundles, without what TLS cannot use.
+/// Reads the certificates in the bundles, leaving out those that TLS cannot use.
 ///
 /// # Errors
-/// [`Cause::Usage`] when a bundle cannot be read, or has none.
+/// [`Cause::Usage`] if a bundle cannot be read, or has no certificates.
 pub(super) fn trusted(network: &crate::net::Network) -> Result<Certificates> {
     use rustls::pki_types::CertificateDer;
     use rustls::pki_types::pem::PemObject;
@@ -41,57 +41,58 @@ pub(super) fn trusted(network: &crate::net::Network) -> Result<Certificates> {
     Ok(all)
 }
 
-/// Connections to wherever requests go.
+/// Sends requests, through a proxy or directly.
 #[derive(Debug)]
 pub(super) struct Net {
-    usual: Connector,
-    /// Without a proxy; made when it is needed.
+    /// Uses the proxy, if there is one.
+    default: Connector,
+    /// Bypasses the proxy; created on demand.
     direct: OnceLock<Connector>,
     trusted: Certificates,
-    past_proxy: NoProxy,
+    no_proxy: NoProxy,
     has_proxy: bool,
-    answered: AtomicBool,
+    has_answered: AtomicBool,
 }
 
 impl Net {
-    pub(super) fn new(trusted: Certificates, past_proxy: NoProxy) -> Net {
-        let usual = connector(&trusted, ProxyConfig::from_env(), CONNECT, None);
+    pub(super) fn new(trusted: Certificates, no_proxy: NoProxy) -> Net {
+        let default = connector(&trusted, ProxyConfig::from_env(), CONNECT, None);
         let is_set = |name: &&str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
         let has_proxy =
             ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"].iter().any(is_set);
-        Net { usual, direct: OnceLock::new(), trusted, past_proxy, has_proxy, answered: AtomicBool::new(false) }
+        Net { default, direct: OnceLock::new(), trusted, no_proxy, has_proxy, has_answered: AtomicBool::new(false) }
     }
 
     fn direct(&self) -> &Connector {
         self.direct.get_or_init(|| connector(&self.trusted, ProxyConfig::disabled(), CONNECT, None))
     }
 
-    /// Sends a request. Its answer is a status, headers, and a body that is still to come.
+    /// Sends a request. Returns the status and headers, with the body still to be read.
     pub(super) async fn call(&self, request: HttpRequest) -> Result<HttpResponse, Failure> {
         let (host, port, tls) = target(request.uri());
-        let (host, is_direct) = (host.to_string(), self.has_proxy && self.past_proxy.covers(host, port));
-        let connector = if is_direct { self.direct() } else { &self.usual };
+        let (host, is_direct) = (host.to_string(), self.has_proxy && self.no_proxy.covers(host, port));
+        let connector = if is_direct { self.direct() } else { &self.default };
         let error = match connector.call(request).await {
             Ok(response) => {
-                self.answered.store(true, Ordering::Relaxed);
+                self.has_answered.store(true, Ordering::Relaxed);
                 return Ok(response);
             }
             Err(error) => error,
         };
         let failure = failure(&error, tls);
-        let is_open = matches!(failure.cause, Cause::Unreachable | Cause::Broken) && !error.is_timeout();
-        if self.answered.load(Ordering::Relaxed)
-            || !is_open
+        let may_be_protocol = matches!(failure.cause, Cause::Unreachable | Cause::Broken) && !error.is_timeout();
+        if self.has_answered.load(Ordering::Relaxed)
+            || !may_be_protocol
             || reasons(&error).join(" ").to_lowercase().contains("refused")
         {
             return Err(failure);
         }
-        // Some servers only hang up on who speaks in the wrong way.
+        // Some servers just close the connection on the wrong protocol, so find out which one they use.
         if tls && speaks_http(&host, port).await {
             return Err(Failure::new(Cause::NoTls, SPEAKS_HTTP));
         }
         if !tls && self.speaks_tls(&host, port).await {
-            return Err(Failure::new(Cause::Tls, "what answers there speaks TLS"));
+            return Err(Failure::new(Cause::Tls, "the server there uses TLS"));
         }
         Err(failure)
     }
@@ -108,20 +109,20 @@ impl Net {
     }
 }
 
-/// Whether a plain request gets a plain answer.
+/// Whether the server responds to a plain HTTP request.
 async fn speaks_http(host: &str, port: u16) -> bool {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let asked = async {
+    let probe = async {
         let mut socket = tokio::net::TcpStream::connect((host.trim_matches(['[', ']']), port)).await.ok()?;
         socket.write_all(format!("HEAD / HTTP/1.0\r\nhost: {host}:{port}\r\n\r\n").as_bytes()).await.ok()?;
         let mut start = [0; 5];
         socket.read_exact(&mut start).await.ok()?;
         Some(start)
     };
-    matches!(tokio::time::timeout(PROBE, asked).await, Ok(Some(start)) if start == *b"HTTP/")
+    matches!(tokio::time::timeout(PROBE, probe).await, Ok(Some(start)) if start == *b"HTTP/")
 }
 
-/// Connections for those who look up credentials.
+/// Returns the client for the AWS credential providers.
 pub(super) fn http_client(trusted: Certificates, proxy: ProxyConfig) -> SharedHttpClient {
     let connectors = move |settings: Option<&HttpConnectorSettings>, _: Option<&_>| {
         let connect = settings.and_then(HttpConnectorSettings::connect_timeout).unwrap_or(CONNECT);
@@ -140,7 +141,7 @@ fn connector(trusted: &Certificates, proxy: ProxyConfig, connect: Duration, read
     if let Some(read) = read {
         settings = settings.read_timeout(read);
     }
-    let context = TlsContext::builder().with_trust_store(store).build().expect("a trust store is all it needs");
+    let context = TlsContext::builder().with_trust_store(store).build().expect("a trust store is enough");
     Connector::builder()
         .sleep_impl(TokioSleep::new())
         .connector_settings(settings.build())
@@ -150,32 +151,32 @@ fn connector(trusted: &Certificates, proxy: ProxyConfig, connect: Duration, read
         .build()
 }
 
-/// Host, port and whether it is TLS, of a URL with a scheme.
+/// Splits a URL into host, port, and whether it uses TLS.
 pub(super) fn target(url: &str) -> (&str, u16, bool) {
     let (scheme, rest) = url.split_once("://").unwrap_or(("https", url));
     let tls = scheme.eq_ignore_ascii_case("https");
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
     let authority = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-    let usual = if tls { 443 } else { 80 };
+    let default_port = if tls { 443 } else { 80 };
     match authority.rsplit_once(':').filter(|(_, port)| !port.ends_with(']')) {
-        Some((host, port)) => (host, port.parse().unwrap_or(usual), tls),
-        None => (authority, usual, tls),
+        Some((host, port)) => (host, port.parse().unwrap_or(default_port), tls),
+        None => (authority, default_port, tls),
     }
 }
 
-/// Why a request had no answer.
+/// Returns why a request got no response.
 fn failure(error: &ConnectorError, tls: bool) -> Failure {
     let reasons = reasons(error);
     let all = reasons.join(": ").to_ascii_lowercase();
     let last = reasons.last().map(String::as_str).unwrap_or_default();
-    let cause = if tls && speaks_plainly(&all) {
+    let cause = if tls && is_not_tls(&all) {
         return Failure::new(Cause::NoTls, SPEAKS_HTTP);
     } else if let Some(problem) = tls_problem(error) {
         return Failure::new(Cause::Certificate, problem.why).hint(problem.hint);
     } else if !tls && (all.contains("invalid http version") || all.contains("invalid http status-line")) {
-        return Failure::new(Cause::Tls, "what answers there does not speak plain http");
+        return Failure::new(Cause::Tls, "the server there does not use plain HTTP");
     } else if all.contains("proxy authorization required") {
-        return Failure::new(Cause::ProxyRefused, "the proxy asks for a name and a password");
+        return Failure::new(Cause::ProxyRefused, "the proxy requires a user name and a password");
     } else if error.is_timeout() {
         Cause::Broken
     } else if error.is_io() || all.contains("connect") && !all.contains("connection closed") {
@@ -183,10 +184,10 @@ fn failure(error: &ConnectorError, tls: bool) -> Failure {
     } else {
         Cause::Broken
     };
-    Failure::new(cause, printable(without_number(last), 200))
+    Failure::new(cause, printable(without_os_code(last), 200))
 }
 
-/// A chain of errors from the outermost to the innermost.
+/// Returns the messages of a chain of errors, outermost first.
 fn reasons(error: &(dyn std::error::Error + 'static)) -> Vec<String> {
     let mut found = Vec::new();
     let mut current = Some(error);
@@ -197,12 +198,12 @@ fn reasons(error: &(dyn std::error::Error + 'static)) -> Vec<String> {
     found
 }
 
-fn without_number(text: &str) -> &str {
+fn without_os_code(text: &str) -> &str {
     &text[..text.find(" (os error").unwrap_or(text.len())]
 }
 
-/// Whether TLS failed since the other side does not speak it.
-fn speaks_plainly(text: &str) -> bool {
+/// Whether an error says that the server does not use TLS.
+fn is_not_tls(text: &str) -> bool {
     ["invalidcontenttype", "corrupt message", "wrong version number"].iter().any(|words| text.contains(words))
 }
 

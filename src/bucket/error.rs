@@ -1,8 +1,8 @@
-//! What a failed request means: worth a retry or not, and the words for the user.
+//! Classifies failed requests and explains them to the user.
 //!
-//! Codes come from the S3 API and from what B2, Ceph, MinIO, SeaweedFS, OSS and others really send; where a store sends
-//! none (HEAD, HTML pages), or one code for many reasons (AccessDenied, InvalidRequest), its message and the HTTP
-//! status decide.
+//! The error codes come from the S3 API and from what B2, Ceph, MinIO, SeaweedFS, OSS and others really send. Where a
+//! store sends no code (HEAD, HTML pages), or one code for many reasons (AccessDenied, InvalidRequest), the message and
+//! the HTTP status decide.
 
 use std::time::Duration;
 
@@ -10,34 +10,34 @@ use super::answer::Refusal;
 pub use crate::error::Cause;
 use crate::error::{Error, printable};
 
-/// A failed request, reduced to what matters.
+/// A failed request.
 #[derive(Debug, Clone)]
 pub struct Failure {
-    /// What happened.
+    /// Why it failed.
     pub cause: Cause,
-    /// The store's own words, or the network's.
+    /// The message of the store or the network.
     pub detail: String,
-    /// What the store asks to wait before the next try.
+    /// How long the store says to wait before the next attempt.
     pub retry_after: Option<Duration>,
-    /// What to do, where that is known better than from the cause.
+    /// A hint that is more specific than the one for the cause.
     pub hint: Option<String>,
-    /// Whether it was told of other requests before: then this one was not even sent.
+    /// Whether this repeats the failure of an earlier request. The request itself was not sent.
     pub shared: bool,
 }
 
 impl Failure {
-    /// A failure outside a response.
+    /// Creates a failure without a response.
     pub fn new(cause: Cause, detail: impl Into<String>) -> Self {
         Failure { cause, detail: detail.into(), retry_after: None, hint: None, shared: false }
     }
 
-    /// The same with what to do.
+    /// Adds a hint.
     pub(super) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }
 
-    /// What an answer by this status, with this body, means.
+    /// Classifies a response with this status and body.
     pub(super) fn refused(status: u16, refusal: &Refusal) -> Self {
         let code = refusal.code.as_deref();
         let cause = cause_of(status, code.unwrap_or_default(), &refusal.message);
@@ -52,7 +52,7 @@ impl Failure {
         Failure::new(cause, detail)
     }
 
-    /// The error for the user. `doing` names what failed and on what.
+    /// Converts the failure into an error for the user. `doing` says what failed, and on what.
     pub fn into_error(self, doing: &str, place: &Place<'_>) -> Error {
         let detail = &self.detail;
         let endpoint = place.endpoint();
@@ -63,9 +63,9 @@ impl Failure {
                 "check storage.bucket, storage.endpoint and storage.region",
             ),
             Cause::NoSuchUpload => {
-                ("the store does not know this upload any more".into(), "run push again: it starts this blob anew")
+                ("the store no longer knows this upload".into(), "run push again: it starts over with this blob")
             }
-            Cause::Changed => ("the object was replaced while it was read".into(), "run it again"),
+            Cause::Changed => ("the object was replaced while it was being read".into(), "run it again"),
             Cause::BadCredentials => (
                 format!("the store does not accept the credentials ({detail})"),
                 "check B2_APPLICATION_KEY_ID / B2_APPLICATION_KEY, AWS_ACCESS_KEY_ID / AWS_SECRET_ACCESS_KEY or \
@@ -81,7 +81,7 @@ impl Failure {
             ),
             Cause::Account => (
                 format!("the store's account cannot be used ({detail})"),
-                "the keys are not the reason: see the account, its bills and its caps at the provider",
+                "the keys are not the reason: check the account, its billing and its caps at the provider",
             ),
             Cause::WrongRegion => (
                 format!("bucket '{}' is not in region '{}' ({detail})", place.bucket, place.region),
@@ -93,7 +93,7 @@ impl Failure {
                  kept",
             ),
             Cause::Archived => (
-                format!("it is archived and cannot be read as it is ({detail})"),
+                format!("it is archived and cannot be read until it is restored ({detail})"),
                 "restore it at the provider and keep the bucket's blobs out of archive classes, or use --fallback hf-hub",
             ),
             Cause::PayerNeeded => (
@@ -105,11 +105,11 @@ impl Failure {
                 "the keys are not the reason: wait until the retention ends, or change the bucket's object lock",
             ),
             Cause::EncryptionNeeded => (
-                format!("bucket '{}' takes encrypted objects only ({detail})", place.bucket),
+                format!("bucket '{}' accepts only encrypted objects ({detail})", place.bucket),
                 "set storage.sse to AES256, or to aws:kms with storage.sse_kms_key_id",
             ),
             Cause::EncryptionKey => (
-                format!("the key for the encryption of bucket '{}' cannot be used ({detail})", place.bucket),
+                format!("the encryption key of bucket '{}' cannot be used ({detail})", place.bucket),
                 "check storage.sse and storage.sse_kms_key_id, and that this user may use that KMS key",
             ),
             Cause::PathStyle => (
@@ -124,11 +124,11 @@ impl Failure {
                 (format!("{endpoint} wants a checksum with each upload ({detail})"), "set storage.checksums: md5")
             }
             Cause::Limit => (
-                format!("the store has a limit that this exceeds ({detail})"),
+                format!("this exceeds a limit of the store ({detail})"),
                 "see the store's limits; storage.max_parts lowers the number of parts",
             ),
             Cause::ClockSkew => (
-                format!("this machine's clock is too far off for signed requests{}", in_brackets(detail)),
+                format!("this machine's clock is too far off for signed requests{}", in_parentheses(detail)),
                 "set the clock, for example with NTP",
             ),
             Cause::Busy | Cause::RateLimited => (
@@ -136,19 +136,19 @@ impl Failure {
                 "try again later: finished work is kept",
             ),
             Cause::Unreachable => (
-                format!("cannot connect to {endpoint}{}", in_brackets(detail)),
+                format!("cannot connect to {endpoint}{}", in_parentheses(detail)),
                 "check storage.endpoint, the network, and HTTPS_PROXY",
             ),
             Cause::Broken => (
-                format!("the connection to {endpoint} broke or stalled{}", in_brackets(detail)),
+                format!("the connection to {endpoint} broke or stalled{}", in_parentheses(detail)),
                 "run it again: finished work is kept",
             ),
             Cause::Incomplete => (
-                format!("{endpoint} sent an answer that is not whole ({detail})"),
-                "run it again; if it persists, something between here and the store cuts answers, or it is no S3 store",
+                format!("{endpoint} sent an incomplete response ({detail})"),
+                "run it again; if it persists, something between here and the store truncates responses, or it is not an S3 store",
             ),
             Cause::NotS3 | Cause::Garbled => (
-                format!("what answers at {endpoint} is not an S3 store ({detail})"),
+                format!("the server at {endpoint} is not an S3 store ({detail})"),
                 "check storage.endpoint; behind a captive portal or a proxy, log in there first",
             ),
             Cause::Certificate => (format!("{endpoint} cannot be trusted: {detail}"), ""),
@@ -159,7 +159,7 @@ impl Failure {
                     None => format!("use {other}:// in storage.endpoint"),
                 };
                 let why = format!("cannot connect to {endpoint}: {detail}");
-                return self.built(doing, why, &hint);
+                return self.error(doing, why, &hint);
             }
             Cause::ProxyRefused => (
                 format!("cannot connect to {endpoint}: {detail}"),
@@ -173,13 +173,13 @@ impl Failure {
             Cause::StorageClass => {
                 (detail.clone(), "set storage.storage_class to one that this store has, or leave it out")
             }
-            // The rest is never a store's.
+            // A store never causes the others.
             _ => (detail.clone(), ""),
         };
-        self.built(doing, why, hint)
+        self.error(doing, why, hint)
     }
 
-    fn built(&self, doing: &str, why: String, hint: &str) -> Error {
+    fn error(&self, doing: &str, why: String, hint: &str) -> Error {
         let hint = self.hint.clone().or_else(|| (!hint.is_empty()).then(|| hint.to_string()));
         let shared = self.shared || self.cause.is_shared();
         Error { cause: self.cause, what: doing.to_string(), why: Some(why), hint, shared }
@@ -189,14 +189,14 @@ impl Failure {
 fn denied_hint(detail: &str) -> &'static str {
     let lower = detail.to_ascii_lowercase();
     if lower.contains("explicit deny") {
-        return "a policy denies it: ask who keeps the bucket; some policies demand encryption (storage.sse) or a \
+        return "a policy denies it: ask the bucket's owner; some policies require encryption (storage.sse) or a certain \
                 network";
     }
-    "check the key's bucket and capabilities: reading, listing, and writing for push; a bucket where the reader pays \
-     also refuses like this without storage.requester_pays: true"
+    "check the key's bucket and capabilities: reading, listing, and writing for push; a requester-pays bucket also \
+     refuses like this without storage.requester_pays: true"
 }
 
-/// Where requests go, for messages.
+/// Where requests go, as shown in messages.
 #[derive(Debug, Clone)]
 pub struct Place<'a> {
     /// Bucket name.
@@ -208,7 +208,7 @@ pub struct Place<'a> {
 }
 
 impl Place<'_> {
-    /// The endpoint, in words for AWS's own.
+    /// Returns the endpoint URL, or a description of AWS's own endpoint.
     pub fn endpoint(&self) -> String {
         match self.url.as_str() {
             "" => format!("AWS S3 ({})", self.region),
@@ -217,11 +217,11 @@ impl Place<'_> {
     }
 }
 
-fn in_brackets(detail: &str) -> String {
+fn in_parentheses(detail: &str) -> String {
     if detail.is_empty() { String::new() } else { format!(" ({detail})") }
 }
 
-/// What a code alone says.
+/// Classifies an error code that is unambiguous.
 fn cause_of_code(code: &str) -> Option<Cause> {
     Some(match code {
         "NoSuchKey" | "NoSuchVersion" => Cause::NoSuchKey,
@@ -235,7 +235,7 @@ fn cause_of_code(code: &str) -> Option<Cause> {
         | "InvalidSecurity"
         | "Unauthorized"
         | "unauthorized"
-        // What an unknown key id is called by servers that know no accounts.
+        // Sent for an unknown key id by servers without accounts.
         | "NotSignedUp"
         | "bad_auth_token" => Cause::BadCredentials,
         "ExpiredToken"
@@ -318,10 +318,10 @@ fn cause_of_code(code: &str) -> Option<Cause> {
     })
 }
 
-/// What a message says, where a store has one code for many reasons. Both are in lower case.
-fn cause_of_words(code: &str, message: &str) -> Option<Cause> {
+/// Classifies a message, for stores that use one code for many reasons. Both texts are in lower case.
+fn cause_of_message(code: &str, message: &str) -> Option<Cause> {
     let says = |words: &[&str]| words.iter().any(|word| message.contains(word));
-    let demands = || says(&["required", "require", "must", "missing", "need", "without", "only"]);
+    let is_requirement = || says(&["required", "require", "must", "missing", "need", "without", "only"]);
     if code.starts_with("kms.") || code.contains("kms") || says(&["kms:", "kms key", "kms is not"]) {
         return Some(Cause::EncryptionKey);
     }
@@ -342,7 +342,7 @@ fn cause_of_words(code: &str, message: &str) -> Option<Cause> {
     if says(&["requester pays", "requester-pays", "requesterpays", "request-payer", "requestpayer"]) {
         return Some(Cause::PayerNeeded);
     }
-    if says(&["content-md5", "content md5", "checksum"]) && demands() {
+    if says(&["content-md5", "content md5", "checksum"]) && is_requirement() {
         return Some(Cause::ChecksumNeeded);
     }
     if says(&["x-amz-content-sha256", "unsigned-payload", "unsigned payload"]) {
@@ -353,7 +353,7 @@ fn cause_of_words(code: &str, message: &str) -> Option<Cause> {
         return Some(Cause::Locked);
     }
     if says(&["server-side-encryption", "server side encryption", "server-side encryption", "sse-s3", "sse-kms"])
-        || (says(&["encrypt"]) && demands())
+        || (says(&["encrypt"]) && is_requirement())
     {
         return Some(Cause::EncryptionNeeded);
     }
@@ -385,15 +385,15 @@ fn cause_of_words(code: &str, message: &str) -> Option<Cause> {
     (code == "authorizationqueryparameterserror").then_some(Cause::BadCredentials)
 }
 
-/// Whether a message says that the time of a request is too far off, in lower case.
+/// Whether a message, in lower case, says that the time of a request is too far off.
 fn says_clock(message: &str) -> bool {
     let words =
         ["signature expired", "not yet current", "too skewed", "request has expired", "difference between the request"];
     words.iter().any(|word| message.contains(word))
 }
 
-/// Whether a message says that there is no room, in lower case. B2 answers an exceeded cap with 403 AccessDenied: no
-/// permission problem, and a retry does not help.
+/// Whether a message, in lower case, says that the store is full. B2 reports an exceeded cap as 403 AccessDenied, although
+/// it has nothing to do with permissions; retrying does not help.
 fn says_full(message: &str) -> bool {
     let words = [
         "cap exceeded",
@@ -427,7 +427,7 @@ fn says_full(message: &str) -> bool {
 
 fn cause_of(status: u16, code: &str, message: &str) -> Cause {
     let words = message.to_ascii_lowercase();
-    // A rate that is exceeded passes; a disk that is full does not.
+    // An exceeded rate is temporary; a full disk is not.
     if status != 429 && says_full(&words) {
         return Cause::Full;
     }
@@ -436,10 +436,10 @@ fn cause_of(status: u16, code: &str, message: &str) -> Cause {
         Some(cause) => return cause,
         None => {}
     }
-    // What a broken store says does not matter.
+    // The message of a failing store does not matter.
     if status != 429
         && status < 500
-        && let Some(cause) = cause_of_words(&code.to_ascii_lowercase(), &words)
+        && let Some(cause) = cause_of_message(&code.to_ascii_lowercase(), &words)
     {
         return cause;
     }
@@ -456,7 +456,7 @@ fn cause_of(status: u16, code: &str, message: &str) -> Cause {
         507 => Cause::Full,
         511 => Cause::NotS3,
         301 | 307 | 308 => Cause::WrongRegion,
-        // Proxies and CDNs in front of stores have more of them than the standard, such as 520 to 527.
+        // Proxies and CDNs in front of stores use non-standard ones too, such as 520 to 527.
         408 | 429 | 500..=599 => Cause::Busy,
         _ => Cause::Other,
     }
@@ -467,7 +467,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn codes_and_statuses_become_causes() {
+    fn codes_messages_and_statuses_are_classified() {
         for (status, code, message, cause) in [
             (404, "NoSuchKey", "", Cause::NoSuchKey),
             (404, "", "", Cause::NoSuchKey),

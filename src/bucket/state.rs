@@ -175,7 +175,7 @@ impl Blobs {
 }
 
 impl Collect for RemoteState {
-    fn take(&mut self, object: Object) {
+    fn add(&mut self, object: Object) {
         if let Some(id) = keys::parse_blob(&object.key) {
             self.blobs.0.push((id, object.into()));
         } else if let Some((encoded, commit)) = keys::parse_manifest(&object.key) {
@@ -202,7 +202,7 @@ impl RemoteState {
     /// Builds the state from listed objects.
     pub fn new(objects: impl IntoIterator<Item = Object>) -> RemoteState {
         let mut state = RemoteState::default();
-        objects.into_iter().for_each(|object| state.take(object));
+        objects.into_iter().for_each(|object| state.add(object));
         state.sorted()
     }
 

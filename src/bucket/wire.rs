@@ -1,10 +1,10 @@
-//! The one way that requests take to the store. Each gets its headers here, is signed or not, and is sent; and what an
-//! answer tells of the store is learned here, once for the run: the bucket's region, where its name belongs in URLs,
-//! that uploads need a checksum.
+//! Sends requests to the store: every request goes through here. It adds headers, signs, sends, and adapts to what
+//! responses reveal about the store, once per run: the bucket's region, where the bucket's name goes in URLs, and that
+//! uploads need a checksum.
 //!
-//! Connections, TLS, proxies, AWS's endpoints and signatures are the AWS SDK's. Its operations are not used: their
-//! machinery costs more than moving a small blob does, takes a listing that was cut for a whole one, and refuses
-//! answers for dates that nobody needs.
+//! Connections, TLS, proxies and signatures come from the AWS SDK. Its operations are not used: their overhead costs more
+//! than moving a small blob, they take a truncated listing for a complete one, and they reject responses because of dates
+//! that this tool does not need.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
@@ -24,77 +24,77 @@ use aws_smithy_types::byte_stream::ByteStream;
 use bytes::Bytes;
 use sha2::Digest;
 
-use super::answer::{self, Refusal, Unreadable};
+use super::answer::{self, ParseError, Refusal};
 use super::client::body::{MakeBody, MemoryBody, Pulse, STALL};
 use super::connection::{Net, target};
-use super::credentials;
-use super::endpoint::{Route, Style, Way, encoded, resolved};
+use super::credentials::{self, CredentialSource};
+use super::endpoint::{Address, Route, Style, encoded, resolve};
 use super::error::{Cause, Failure};
 use crate::config::Checksums;
 use crate::error::{Result, printable};
 use crate::net::log::RequestLog;
 use crate::progress::{Event, Progress};
 
-/// A request without a body must be answered within this time.
+/// Response timeout for requests without a streamed body.
 pub(super) const ANSWER: Duration = Duration::from_secs(60);
-/// Credentials that end within this time are asked for anew,
-const ENDING: Duration = Duration::from_secs(300);
-/// but not more often than this: a provider may have none that last longer, and may have to start a process for them.
-const ASK_AGAIN: Duration = Duration::from_secs(20);
-/// How often a request is sent otherwise after what was learned from a refusal.
-const LESSONS: usize = 5;
-/// After so many listings in a row no more are asked for encoded keys.
-const REFUSED_ENCODING: u32 = 2;
-/// How often the way to the bucket changes in a run. More is a loop.
-const MOVES: u32 = 2;
-/// Redirects that a reader follows.
-const HOPS: usize = 5;
-/// The header of one kind of checksum.
+/// Credentials that expire within this time are renewed.
+const RENEW_BEFORE_EXPIRY: Duration = Duration::from_secs(300);
+/// Minimum time between renewals: all of a provider's credentials may be short-lived, and each call may start a process.
+const MIN_RENEWAL_INTERVAL: Duration = Duration::from_secs(20);
+/// How often a request is sent, each time adapted to the last refusal.
+const MAX_SENDS: usize = 5;
+/// After this many consecutive listings for which the store refused to encode keys, encoding is no longer requested.
+const MAX_REFUSED_ENCODINGS: u32 = 2;
+/// How often the bucket's address may change in a run. More than that is a loop.
+const MAX_RELOCATIONS: u32 = 2;
+/// Maximum number of redirects for a read.
+const MAX_REDIRECTS: usize = 5;
+/// The header for a CRC32 checksum.
 pub(super) const CRC32: &str = "x-amz-checksum-crc32";
-/// Bytes of a refusal that are read.
-const REFUSAL: usize = 64 << 10;
-/// Bytes of an answer in XML that are read.
-const XML: usize = 32 << 20;
+/// Maximum number of bytes to read of an error response.
+const MAX_REFUSAL: usize = 64 << 10;
+/// Maximum size of an XML response in bytes.
+const MAX_XML: usize = 32 << 20;
 
-/// What requests carry, by the configuration.
+/// What the configuration adds to requests.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Settings {
-    pub(super) agent: String,
-    /// On every request.
-    pub(super) everywhere: Vec<(&'static str, String)>,
-    /// On requests that make an object.
-    pub(super) on_creation: Vec<(&'static str, String)>,
-    /// Whether the place of the bucket's name may be learned.
-    pub(super) any_style: bool,
-    /// What uploads carry for the store to compare.
+    pub(super) user_agent: String,
+    /// Headers for every request.
+    pub(super) common_headers: Vec<(&'static str, String)>,
+    /// Headers for requests that create an object.
+    pub(super) creation_headers: Vec<(&'static str, String)>,
+    /// Whether the addressing style may change if the store refuses it.
+    pub(super) may_change_style: bool,
+    /// The checksums that uploads carry.
     pub(super) checksums: Checksums,
 }
 
-/// The way to one bucket.
+/// Sends requests for one bucket.
 pub(super) struct Wire {
     net: Net,
     settings: Settings,
-    /// None: requests are not signed.
+    /// `None` if requests are not signed.
     provider: Option<SharedCredentialsProvider>,
-    /// Whether the provider may have others than those that it gave.
+    /// Whether the provider may return other credentials later.
     renewable: bool,
-    /// With the time when they were asked for.
+    /// The current credentials, with the time when they were requested.
     credentials: Mutex<Option<(Credentials, Instant)>>,
     route: RwLock<Arc<Route>>,
-    moves: AtomicU32,
-    restyled: AtomicBool,
-    checksums: AtomicBool,
-    hashes: AtomicBool,
-    /// Listings in a row that the store refused to encode, and gave without.
-    refused_encoding: AtomicU32,
-    /// Seconds that the store is ahead of this machine, once it is known.
-    ahead: AtomicI64,
+    /// The route from the configuration.
+    initial_route: Arc<Route>,
+    relocations: AtomicU32,
+    style_changed: AtomicBool,
+    sends_checksums: AtomicBool,
+    signs_hashes: AtomicBool,
+    /// Consecutive listings for which the store refused to encode keys.
+    refused_encodings: AtomicU32,
+    /// How many seconds the store's clock is ahead of this machine's; `i64::MIN` if unknown.
+    clock_offset: AtomicI64,
     progress: Arc<dyn Progress>,
-    /// What to tell once it has turned out to be right.
-    unsaid: Mutex<Vec<String>>,
-    has_unsaid: AtomicBool,
-    /// The way that the configuration names.
-    first: Arc<Route>,
+    /// Notes about adaptations, held back until a request shows that they work.
+    pending_notes: Mutex<Vec<String>>,
+    has_pending_notes: AtomicBool,
 }
 
 impl std::fmt::Debug for Wire {
@@ -111,7 +111,7 @@ pub(super) enum Op {
     Head,
     HeadBucket,
     Put,
-    /// A write under a condition, which a store may not know.
+    /// A conditional write, which a store may not support.
     PutIf,
     Delete,
     StartParts,
@@ -136,31 +136,33 @@ impl Op {
         }
     }
 
-    pub(super) fn creates(self) -> bool {
+    /// Whether it creates an object, or starts to.
+    pub(super) fn creates_object(self) -> bool {
         matches!(self, Op::Put | Op::PutIf | Op::StartParts)
     }
 
-    fn uploads(self) -> bool {
+    /// Whether it uploads content.
+    fn uploads_content(self) -> bool {
         matches!(self, Op::Put | Op::PutIf | Op::PutPart)
     }
 
-    /// Whether it takes room in the store.
-    pub(super) fn fills(self) -> bool {
+    /// Whether it takes up space in the store.
+    pub(super) fn uses_space(self) -> bool {
         matches!(self, Op::Put | Op::PutIf | Op::PutPart | Op::StartParts)
     }
 
-    /// Whether it may go to wherever an answer sends it.
-    fn roams(self) -> bool {
+    /// Whether it follows redirects to any host.
+    fn follows_redirects(self) -> bool {
         matches!(self, Op::Read | Op::Head)
     }
 
-    /// Whether it is about an upload in parts that was started before.
-    fn of_upload(self) -> bool {
+    /// Whether it concerns a multipart upload in progress.
+    fn is_for_multipart_upload(self) -> bool {
         matches!(self, Op::PutPart | Op::ListParts | Op::FinishParts | Op::AbortParts)
     }
 
-    /// Whether it is about the bucket and not about one key.
-    fn of_bucket(self) -> bool {
+    /// Whether it concerns the bucket rather than one key.
+    fn is_for_bucket(self) -> bool {
         matches!(self, Op::List | Op::HeadBucket | Op::DeleteMany | Op::ListUploads | Op::Versioning)
     }
 }
@@ -168,18 +170,18 @@ impl Op {
 /// A request.
 pub(super) struct Request<'a> {
     pub(super) op: Op,
-    /// Empty: the bucket.
+    /// Empty for a request about the bucket.
     pub(super) key: &'a str,
     pub(super) query: Vec<(&'static str, String)>,
     pub(super) headers: Vec<(&'static str, String)>,
     pub(super) payload: Payload<'a>,
-    /// For the answer to a request whose body is not streamed.
-    pub(super) patience: Duration,
+    /// Response timeout, unless the body is streamed.
+    pub(super) timeout: Duration,
 }
 
 impl<'a> Request<'a> {
     pub(super) fn new(op: Op, key: &'a str) -> Self {
-        Request { op, key, query: Vec::new(), headers: Vec::new(), payload: Payload::Empty, patience: ANSWER }
+        Request { op, key, query: Vec::new(), headers: Vec::new(), payload: Payload::Empty, timeout: ANSWER }
     }
 
     pub(super) fn query(mut self, name: &'static str, value: impl Into<String>) -> Self {
@@ -201,9 +203,9 @@ impl<'a> Request<'a> {
 /// The body of a request.
 pub(super) enum Payload<'a> {
     Empty,
-    /// Small, and signed.
+    /// Small, and covered by the signature.
     Bytes(Bytes),
-    /// Made anew for each try. Its sha256, where it is known, is signed.
+    /// Created for each attempt. If its sha256 is known, the signature covers it.
     Stream {
         size: u64,
         sha256: Option<String>,
@@ -215,126 +217,126 @@ impl Wire {
     pub(super) fn new(
         net: Net,
         settings: Settings,
-        credentials: credentials::Found,
-        way: Way,
+        credentials: CredentialSource,
+        address: Address,
         progress: Arc<dyn Progress>,
     ) -> Result<Wire> {
         let keys = credentials.first.map(|keys| (keys, Instant::now()));
-        let first = Arc::new(way.route()?);
+        let initial_route = Arc::new(address.into_route()?);
         Ok(Wire {
-            checksums: AtomicBool::new(matches!(settings.checksums, Checksums::Md5 | Checksums::Crc32)),
+            sends_checksums: AtomicBool::new(matches!(settings.checksums, Checksums::Md5 | Checksums::Crc32)),
             net,
             settings,
             provider: credentials.provider,
             renewable: credentials.renewable,
             credentials: Mutex::new(keys),
-            route: RwLock::new(first.clone()),
-            moves: AtomicU32::new(0),
-            restyled: AtomicBool::new(false),
-            hashes: AtomicBool::new(false),
-            refused_encoding: AtomicU32::new(0),
-            ahead: AtomicI64::new(i64::MIN),
+            route: RwLock::new(initial_route.clone()),
+            initial_route,
+            relocations: AtomicU32::new(0),
+            style_changed: AtomicBool::new(false),
+            signs_hashes: AtomicBool::new(false),
+            refused_encodings: AtomicU32::new(0),
+            clock_offset: AtomicI64::new(i64::MIN),
             progress,
-            unsaid: Mutex::default(),
-            has_unsaid: AtomicBool::new(false),
-            first,
+            pending_notes: Mutex::default(),
+            has_pending_notes: AtomicBool::new(false),
         })
     }
 
-    /// Where requests go now.
+    /// Returns the current route.
     pub(super) fn route(&self) -> Arc<Route> {
         self.route.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
     }
 
-    /// Whether listings ask for encoded keys.
-    pub(super) fn encodes_keys(&self) -> bool {
-        self.refused_encoding.load(Ordering::Relaxed) < REFUSED_ENCODING
+    /// Whether listings request percent-encoded keys.
+    pub(super) fn requests_encoded_keys(&self) -> bool {
+        self.refused_encodings.load(Ordering::Relaxed) < MAX_REFUSED_ENCODINGS
     }
 
-    /// Seconds that the store's clock is ahead of ours, where it was told.
-    pub(super) fn ahead(&self) -> Option<i64> {
-        Some(self.ahead.load(Ordering::Relaxed)).filter(|ahead| *ahead != i64::MIN)
+    /// Returns how many seconds the store's clock is ahead of ours, if known.
+    pub(super) fn clock_offset(&self) -> Option<i64> {
+        Some(self.clock_offset.load(Ordering::Relaxed)).filter(|offset| *offset != i64::MIN)
     }
 
-    /// Sends a request. An answer that says how it should have been sent is heeded; success is returned with the
-    /// body still to be read.
+    /// Sends a request. If the response says how it should have been sent, it is adapted and sent again. A successful
+    /// response is returned with its body still to be read.
     ///
     /// # Errors
-    /// What the answer means, or why there is none.
+    /// What the response means, or why there is none.
     pub(super) async fn send(&self, request: &Request<'_>) -> Result<HttpResponse, Failure> {
         let mut renewed = false;
         let mut plain_keys = false;
         let mut last = None;
-        for _ in 0..LESSONS {
+        for _ in 0..MAX_SENDS {
             let route = self.route();
-            let lists_encoded = request.op == Op::List && !plain_keys && self.encodes_keys();
-            let checksum = request.op.uploads() && self.checksums.load(Ordering::Relaxed);
-            let hash = request.op.uploads() && self.hashes.load(Ordering::Relaxed);
-            let url = self.url(&route, request, lists_encoded);
-            let response = self.once(&route, &url, request, checksum, hash).await?;
+            let encode_keys = request.op == Op::List && !plain_keys && self.requests_encoded_keys();
+            let checksum = request.op.uploads_content() && self.sends_checksums.load(Ordering::Relaxed);
+            let hash = request.op.uploads_content() && self.signs_hashes.load(Ordering::Relaxed);
+            let url = self.url(&route, request, encode_keys);
+            let response = self.send_once(&route, &url, request, checksum, hash).await?;
             let status = response.status().as_u16();
             if (200..300).contains(&status) {
-                self.say_what_was_right();
-                if lists_encoded {
-                    self.refused_encoding.store(0, Ordering::Relaxed);
+                self.publish_notes();
+                if encode_keys {
+                    self.refused_encodings.store(0, Ordering::Relaxed);
                 } else if plain_keys {
-                    self.refused_encoding.fetch_add(1, Ordering::Relaxed);
+                    self.refused_encodings.fetch_add(1, Ordering::Relaxed);
                 }
-                return self.success(request.op, response).await;
+                return self.check_success(request.op, response).await;
             }
-            let answered = Answered::read(status, response).await;
-            if request.op.roams() && answered.sends_readers_away() {
-                return self.follow(&url, request, answered).await;
+            let error = ErrorResponse::read(status, response).await;
+            if request.op.follows_redirects() && error.redirects_reads() {
+                return self.follow_redirect(&url, request, error).await;
             }
-            let failure = self.failure(request.op, &url, &answered);
-            let learned = match failure.cause {
-                Cause::PathStyle => self.restyle(&route, Style::Virtual),
-                Cause::VirtualStyle => self.restyle(&route, Style::Path),
+            let failure = self.failure(request.op, &url, &error);
+            let adapted = match failure.cause {
+                Cause::PathStyle => self.change_style(&route, Style::Virtual),
+                Cause::VirtualStyle => self.change_style(&route, Style::Path),
                 Cause::ChecksumNeeded
-                    if request.op.uploads() && !checksum && self.settings.checksums == Checksums::Auto =>
+                    if request.op.uploads_content() && !checksum && self.settings.checksums == Checksums::Auto =>
                 {
-                    // Of many that are refused at once, one says so.
-                    if !self.checksums.swap(true, Ordering::Relaxed) {
-                        self.say(
-                            "the store wants a checksum with each upload, and gets one from now on; \
-                             storage.checksums: md5 saves the refusal",
+                    // Many uploads may be refused at once: report it once.
+                    if !self.sends_checksums.swap(true, Ordering::Relaxed) {
+                        self.add_note(
+                            "the store wants a checksum with each upload, so every upload now has one; set \
+                             storage.checksums: md5 to avoid the refused request",
                         );
                     }
                     true
                 }
-                Cause::HashNeeded if request.op.uploads() && !hash => {
-                    self.hashes.store(true, Ordering::Relaxed);
+                Cause::HashNeeded if request.op.uploads_content() && !hash => {
+                    self.signs_hashes.store(true, Ordering::Relaxed);
                     true
                 }
                 Cause::Expired | Cause::BadCredentials if self.renewable && !renewed => {
                     renewed = true;
                     failure.cause == Cause::Expired && self.forget_credentials()
                 }
-                Cause::Unsupported | Cause::Other if lists_encoded && matches!(status, 400 | 501) => {
-                    // For this listing alone: once may be an accident.
+                Cause::Unsupported | Cause::Other if encode_keys && matches!(status, 400 | 501) => {
+                    // Only for this listing: a single refusal may be an accident.
                     plain_keys = true;
                     true
                 }
                 _ if matches!(status, 301 | 302 | 303 | 307 | 308 | 400) || failure.cause == Cause::WrongRegion => {
-                    self.relocate(&route, &answered)
+                    self.relocate(&route, &error)
                 }
                 _ => false,
             };
-            if !learned {
+            if !adapted {
                 if failure.cause == Cause::WrongRegion {
-                    self.go_back();
+                    self.reset_route();
                 }
                 return Err(failure);
             }
             last = Some(failure);
         }
-        Err(last.unwrap_or_else(|| Failure::new(Cause::Other, "the store sends requests round in circles")))
+        Err(last.unwrap_or_else(|| Failure::new(Cause::Other, "the store redirects requests in circles")))
     }
 
-    fn url(&self, route: &Route, request: &Request<'_>, lists_encoded: bool) -> String {
+    fn url(&self, route: &Route, request: &Request<'_>, encode_keys: bool) -> String {
         let mut url = format!("{}/{}", route.base, encoded(request.key, true));
-        let asked = lists_encoded.then(|| ("encoding-type", "url".to_string()));
-        for (at, (name, value)) in request.query.iter().chain(&asked).enumerate() {
+        let encoding = encode_keys.then(|| ("encoding-type", "url".to_string()));
+        for (at, (name, value)) in request.query.iter().chain(&encoding).enumerate() {
             url.push(if at == 0 { '?' } else { '&' });
             url.push_str(name);
             url.push('=');
@@ -343,8 +345,8 @@ impl Wire {
         url
     }
 
-    /// Sends the request once, as it is.
-    async fn once(
+    /// Sends the request once.
+    async fn send_once(
         &self,
         route: &Route,
         url: &str,
@@ -353,10 +355,10 @@ impl Wire {
         hash: bool,
     ) -> Result<HttpResponse, Failure> {
         let Request { op, payload, .. } = request;
-        let mut headers: Vec<(&'static str, String)> = self.settings.everywhere.clone();
-        if op.creates() {
+        let mut headers: Vec<(&'static str, String)> = self.settings.common_headers.clone();
+        if op.creates_object() {
             headers.push(("content-type", "application/octet-stream".into()));
-            headers.extend(self.settings.on_creation.iter().cloned());
+            headers.extend(self.settings.creation_headers.iter().cloned());
         }
         headers.extend(request.headers.iter().cloned());
         let pulse = Pulse::default();
@@ -389,13 +391,13 @@ impl Wire {
             sent.headers_mut().try_insert(*name, value.clone()).map_err(unbuildable)?;
         }
         if let Some(credentials) = self.credentials().await? {
-            for (name, value) in signature(&credentials, &route.way.region, op.method(), url, &headers, content)? {
+            for (name, value) in signature(&credentials, &route.address.region, op.method(), url, &headers, content)? {
                 sent.headers_mut().try_insert(name, value).map_err(unbuildable)?;
             }
         }
-        // A proxy must not change what is signed, nor the store what it sends.
+        // Not signed, since a proxy may change headers. `identity`: the store must not compress the response.
         sent.headers_mut().try_insert("accept-encoding", "identity").map_err(unbuildable)?;
-        sent.headers_mut().try_insert("user-agent", self.settings.agent.clone()).map_err(unbuildable)?;
+        sent.headers_mut().try_insert("user-agent", self.settings.user_agent.clone()).map_err(unbuildable)?;
         if matches!(op.method(), "PUT" | "POST") {
             sent.headers_mut().try_insert("content-length", size.to_string()).map_err(unbuildable)?;
         }
@@ -403,7 +405,7 @@ impl Wire {
         let call = self.net.call(sent);
         let response = match payload {
             Payload::Stream { size, .. } => pulse.guard(*size, call).await,
-            _ => in_time(request.patience, call).await,
+            _ => in_time(request.timeout, call).await,
         };
         if let Some(log) = log {
             log.finish(&response);
@@ -415,7 +417,7 @@ impl Wire {
     }
 
     fn note_clock(&self, op: Op, response: &HttpResponse) {
-        if !op.of_bucket() && response.status().is_success() {
+        if !op.is_for_bucket() && response.status().is_success() {
             return;
         }
         if let Some(theirs) = response.headers().get("date").and_then(answer::time) {
@@ -423,45 +425,45 @@ impl Wire {
                 Ok(ahead) => ahead.as_secs() as i64,
                 Err(behind) => -(behind.duration().as_secs() as i64),
             };
-            self.ahead.store(ahead, Ordering::Relaxed);
+            self.clock_offset.store(ahead, Ordering::Relaxed);
         }
     }
 
-    /// Looks at an answer that says that all went well: a proxy or a login page may say so too.
-    async fn success(&self, op: Op, response: HttpResponse) -> Result<HttpResponse, Failure> {
+    /// Checks a response with a success status, which may come from a proxy or a login page.
+    async fn check_success(&self, op: Op, response: HttpResponse) -> Result<HttpResponse, Failure> {
         let header = |name: &str| response.headers().get(name).unwrap_or_default();
         let coding = header("content-encoding");
         let changed = coding.split(',').map(str::trim).find(|coding| {
             !coding.is_empty() && !["identity", "aws-chunked"].iter().any(|known| coding.eq_ignore_ascii_case(known))
         });
         if let Some(coding) = changed.filter(|_| matches!(op.method(), "GET" | "POST")) {
-            let detail = format!("the answer is compressed: {}, {}", printable(coding, 40), who(&response));
-            let hint = "something between here and the store compresses answers: go past it (NO_PROXY), or have it leave \
-                        the store's alone";
+            let detail = format!("the answer is compressed: {}, {}", printable(coding, 40), describe(&response));
+            let hint = "something between here and the store compresses responses: bypass it (NO_PROXY), or turn \
+                        compression off for the store";
             return Err(Failure::new(Cause::NotS3, detail).hint(hint));
         }
         let is_page = header("content-type").to_ascii_lowercase().starts_with("text/html");
         match op {
             Op::Read | Op::Head | Op::HeadBucket if is_page && header("etag").is_empty() => {
-                Err(Failure::new(Cause::NotS3, format!("it answers with an HTML page, {}", who(&response))))
+                Err(Failure::new(Cause::NotS3, format!("it answers with an HTML page, {}", describe(&response))))
             }
-            // There is nothing to say when all went well.
+            // The response to a successful upload has no body.
             Op::Put | Op::PutIf | Op::PutPart if is_page || header("content-length") != "0" => {
-                self.wordy(response).await
+                self.check_upload_body(response).await
             }
             _ => Ok(response),
         }
     }
 
-    /// An answer to an upload that has a body, which may be a refusal or a page.
-    async fn wordy(&self, mut response: HttpResponse) -> Result<HttpResponse, Failure> {
-        let who = who(&response);
+    /// Checks a response to an upload that has a body, which may be an error or an HTML page.
+    async fn check_upload_body(&self, mut response: HttpResponse) -> Result<HttpResponse, Failure> {
+        let description = describe(&response);
         let body = std::mem::replace(response.body_mut(), SdkBody::empty());
-        // What does not arrive was not needed.
-        let bytes = in_time(ANSWER, read(body, REFUSAL)).await.unwrap_or_default();
+        // Best effort: a body that cannot be read is not needed.
+        let bytes = in_time(ANSWER, read(body, MAX_REFUSAL)).await.unwrap_or_default();
         let text = String::from_utf8_lossy(&bytes);
-        if answer::other_kind(&text) == Some("an HTML page") {
-            return Err(Failure::new(Cause::NotS3, format!("it answers with an HTML page, {who}")));
+        if answer::kind_if_not_xml(&text) == Some("an HTML page") {
+            return Err(Failure::new(Cause::NotS3, format!("it answers with an HTML page, {description}")));
         }
         match answer::Element::parse(&bytes) {
             Ok(root) if root.name() == "Error" => Err(Failure::refused(400, &Refusal::from_xml(&root))),
@@ -469,35 +471,35 @@ impl Wire {
         }
     }
 
-    /// What a refusal means.
-    fn failure(&self, op: Op, url: &str, answered: &Answered) -> Failure {
-        let Answered { status, refusal, location, .. } = answered;
+    /// Returns what an error response means.
+    fn failure(&self, op: Op, url: &str, error: &ErrorResponse) -> Failure {
+        let ErrorResponse { status, refusal, location, .. } = error;
         let mut failure = Failure::refused(*status, refusal);
-        failure.retry_after = answered.retry_after;
+        failure.retry_after = error.retry_after;
         if let Some(what) = &refusal.foreign {
-            let lower = answered.text.to_ascii_lowercase();
+            let lower = error.text.to_ascii_lowercase();
             if lower.contains("to https port") || lower.contains("http request to an https server") {
-                return Failure::new(Cause::Tls, "what answers there speaks TLS");
+                return Failure::new(Cause::Tls, "the server there uses TLS");
             }
-            // A broken store, and a key that is not there, may be told by whatever stands before the store.
-            let unclear = *status < 500 && !matches!(*status, 404 | 408 | 429)
+            // A load balancer or CDN may answer for a store that is down, or for a missing key, with a page of its own.
+            let is_not_s3 = *status < 500 && !matches!(*status, 404 | 408 | 429)
                 || *status == 511
-                || (*status == 404 && !op.roams() && !op.of_upload());
-            if unclear && failure.cause != Cause::ProxyRefused {
-                return Failure::new(Cause::NotS3, format!("it answers {status} with {what}, {}", answered.who));
+                || (*status == 404 && !op.follows_redirects() && !op.is_for_multipart_upload());
+            if is_not_s3 && failure.cause != Cause::ProxyRefused {
+                return Failure::new(Cause::NotS3, format!("it answers {status} with {what}, {}", error.description));
             }
         }
         if let (300..=399, Some(location)) = (*status, location)
             && refusal.code.is_none()
         {
-            return redirected(url, location);
+            return redirect_failure(url, location);
         }
         if *status == 404 && refusal.code.is_none() {
             failure.cause = match op {
                 Op::List | Op::Put | Op::PutIf | Op::StartParts => Cause::NoSuchBucket,
-                // The bucket is there: objects of it were listed before.
+                // The bucket exists: it has been listed before.
                 Op::DeleteMany | Op::ListUploads | Op::Versioning => Cause::Unsupported,
-                _ if op.of_upload() => Cause::NoSuchUpload,
+                _ if op.is_for_multipart_upload() => Cause::NoSuchUpload,
                 _ => failure.cause,
             };
         }
@@ -506,7 +508,7 @@ impl Wire {
                 .hint("storage.unsigned is on, so only public objects can be read; turn it off to use your key");
         }
         if failure.cause == Cause::ClockSkew {
-            failure.detail = match self.ahead() {
+            failure.detail = match self.clock_offset() {
                 Some(ahead) if ahead.unsigned_abs() > 1 => {
                     let which = if ahead < 0 { "ahead of" } else { "behind" };
                     format!("it is {} s {which} the store's", ahead.unsigned_abs())
@@ -517,19 +519,24 @@ impl Wire {
         failure
     }
 
-    /// Reads from where an answer sends readers: without a signature and without anything else of the user's.
-    async fn follow(&self, url: &str, request: &Request<'_>, answered: Answered) -> Result<HttpResponse, Failure> {
+    /// Follows a redirect of a read, without a signature or anything else of the user's.
+    async fn follow_redirect(
+        &self,
+        url: &str,
+        request: &Request<'_>,
+        error: ErrorResponse,
+    ) -> Result<HttpResponse, Failure> {
         let mut from = url.to_string();
-        let mut next = answered.location.unwrap_or_default();
-        for _ in 0..HOPS {
-            let Some(to) = resolved(&from, &next) else {
-                return Err(Failure::new(Cause::NotS3, format!("it sends readers to {}", printable(&next, 200))));
+        let mut next = error.location.unwrap_or_default();
+        for _ in 0..MAX_REDIRECTS {
+            let Some(to) = resolve(&from, &next) else {
+                return Err(Failure::new(Cause::NotS3, format!("it redirects reads to {}", printable(&next, 200))));
             };
             if target(&from).2 && !target(&to).2 {
-                return Err(Failure::new(Cause::NotS3, format!("it sends readers from https to {}", origin(&to))));
+                return Err(Failure::new(Cause::NotS3, format!("it redirects reads from https to {}", origin(&to))));
             }
             let mut sent = HttpRequest::new(SdkBody::empty());
-            let unbuildable = |_| Failure::new(Cause::NotS3, format!("it sends readers to {}", origin(&to)));
+            let unbuildable = |_| Failure::new(Cause::NotS3, format!("it redirects reads to {}", origin(&to)));
             sent.set_method(request.op.method()).map_err(unbuildable)?;
             let without_fragment = to.split('#').next().unwrap_or_default();
             sent.set_uri(without_fragment).map_err(unbuildable)?;
@@ -537,65 +544,68 @@ impl Wire {
                 sent.headers_mut().try_insert(*name, value.clone()).map_err(unbuildable)?;
             }
             sent.headers_mut().try_insert("accept-encoding", "identity").map_err(unbuildable)?;
-            sent.headers_mut().try_insert("user-agent", self.settings.agent.clone()).map_err(unbuildable)?;
-            tracing::debug!("the store sends this reader to {}", origin(&to));
+            sent.headers_mut().try_insert("user-agent", self.settings.user_agent.clone()).map_err(unbuildable)?;
+            tracing::debug!("the store redirects this read to {}", origin(&to));
             let log = RequestLog::start(request.op.method(), &to);
-            let answer = in_time(request.patience, self.net.call(sent)).await;
+            let answer = in_time(request.timeout, self.net.call(sent)).await;
             if let Some(log) = log {
                 log.finish(&answer);
             }
             let mut response = answer?;
             let status = response.status().as_u16();
             if (200..300).contains(&status) {
-                // It says nothing of the object as the store knows it.
+                // This is not the store's ETag of the object.
                 response.headers_mut().remove("etag");
                 if response.headers().get("content-type").is_some_and(|kind| kind.starts_with("text/html")) {
-                    let detail = format!("it sends readers to an HTML page at {}, {}", origin(&to), who(&response));
+                    let detail =
+                        format!("it redirects reads to an HTML page at {}, {}", origin(&to), describe(&response));
                     return Err(Failure::new(Cause::NotS3, detail));
                 }
-                return self.success(Op::List, response).await;
+                return self.check_success(Op::List, response).await;
             }
-            let answered = Answered::read(status, response).await;
-            match answered.location {
+            let error = ErrorResponse::read(status, response).await;
+            match error.location {
                 Some(location) if (300..=399).contains(&status) => (from, next) = (to, location),
                 _ => {
-                    let mut failure = Failure::refused(status, &answered.refusal);
-                    failure.retry_after = answered.retry_after;
-                    failure.detail = format!("{} from {}, where the store sends readers", failure.detail, origin(&to));
+                    let mut failure = Failure::refused(status, &error.refusal);
+                    failure.retry_after = error.retry_after;
+                    failure.detail =
+                        format!("{} from {}, where the store redirects reads", failure.detail, origin(&to));
                     return Err(failure);
                 }
             }
         }
-        Err(Failure::new(Cause::NotS3, format!("it sends readers round in circles, last to {}", origin(&from))))
+        Err(Failure::new(Cause::NotS3, format!("it redirects reads in circles, last to {}", origin(&from))))
     }
 
-    /// Goes another way from now on, if the answer names one.
-    fn relocate(&self, used: &Arc<Route>, answered: &Answered) -> bool {
-        let region = answered.region.as_deref();
-        let Some(way) = used.way.elsewhere(&answered.refusal, region, answered.location.as_deref()) else {
+    /// Switches to the address in a response, if it names another one.
+    fn relocate(&self, used: &Arc<Route>, error: &ErrorResponse) -> bool {
+        let region = error.region.as_deref();
+        let Some(address) = used.address.redirected(&error.refusal, region, error.location.as_deref()) else {
             return false;
         };
         let note = |from: &Route, to: &Route| {
-            let settings = match (&from.way.endpoint, &to.way.endpoint) {
+            let settings = match (&from.address.endpoint, &to.address.endpoint) {
                 (Some(from), Some(to)) if from != to => format!("storage.endpoint: {to} and storage.region: "),
                 _ => "storage.region: ".to_string(),
             };
             format!(
-                "bucket '{}' is in region {} at {}, not where it was looked for; {settings}{} saves the detour",
-                to.way.bucket,
-                to.way.region,
+                "bucket '{}' is in region {} at {}, not where requests were sent; set {settings}{} to avoid the redirect",
+                to.address.bucket,
+                to.address.region,
                 if to.shown().is_empty() { "AWS S3".to_string() } else { to.shown() },
-                to.way.region,
+                to.address.region,
             )
         };
-        self.change(used, way, &self.moves, MOVES, note)
+        self.change_route(used, address, &self.relocations, MAX_RELOCATIONS, note)
     }
 
-    /// Puts the bucket's name elsewhere from now on.
-    fn restyle(&self, used: &Arc<Route>, style: Style) -> bool {
-        if !self.settings.any_style || used.way.style == style || self.restyled.load(Ordering::Relaxed) {
-            // Another request may have learned it meanwhile.
-            return self.route().way != used.way && self.settings.any_style;
+    /// Switches to another addressing style.
+    fn change_style(&self, used: &Arc<Route>, style: Style) -> bool {
+        if !self.settings.may_change_style || used.address.style == style || self.style_changed.load(Ordering::Relaxed)
+        {
+            // Another request may have changed it in the meantime.
+            return self.route().address != used.address && self.settings.may_change_style;
         }
         let once = AtomicU32::new(0);
         let (refused, name) = match style {
@@ -604,59 +614,61 @@ impl Wire {
         };
         let note = |_: &Route, to: &Route| {
             format!(
-                "{} refuses the bucket's name in the {refused}; storage.addressing_style: {name} saves the refusal",
+                "{} refuses the bucket's name in the {refused}; set storage.addressing_style: {name} to avoid the refused \
+                 request",
                 to.shown()
             )
         };
-        let changed = self.change(used, Way { style, ..used.way.clone() }, &once, 1, note);
-        self.restyled.store(true, Ordering::Relaxed);
+        let changed = self.change_route(used, Address { style, ..used.address.clone() }, &once, 1, note);
+        self.style_changed.store(true, Ordering::Relaxed);
         changed
     }
 
-    fn change(
+    /// Switches to another route, at most `limit` times. Returns whether the request should be sent again.
+    fn change_route(
         &self,
         used: &Arc<Route>,
-        way: Way,
+        address: Address,
         count: &AtomicU32,
-        most: u32,
+        limit: u32,
         note: impl Fn(&Route, &Route) -> String,
     ) -> bool {
         let mut route = self.route.write().unwrap_or_else(|poisoned| poisoned.into_inner());
-        // Another request has learned something meanwhile: first try with that.
+        // Another request has changed the route in the meantime: try that one first.
         if !Arc::ptr_eq(&route, used) {
             return true;
         }
-        if count.fetch_add(1, Ordering::Relaxed) >= most {
+        if count.fetch_add(1, Ordering::Relaxed) >= limit {
             return false;
         }
-        let Ok(new) = way.route() else { return false };
+        let Ok(new) = address.into_route() else { return false };
         let text = note(&route, &new);
         *route = Arc::new(new);
         drop(route);
-        self.say(&text);
+        self.add_note(&text);
         true
     }
 
-    /// Keeps something to be told to the user when it has turned out to be right.
-    fn say(&self, text: &str) {
-        let mut unsaid = self.unsaid.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        unsaid.push(text.to_string());
-        self.has_unsaid.store(true, Ordering::Relaxed);
+    /// Queues a note for the user until a request has succeeded.
+    fn add_note(&self, text: &str) {
+        let mut notes = self.pending_notes.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        notes.push(text.to_string());
+        self.has_pending_notes.store(true, Ordering::Relaxed);
     }
 
-    fn say_what_was_right(&self) {
-        if !self.has_unsaid.load(Ordering::Relaxed) {
+    fn publish_notes(&self) {
+        if !self.has_pending_notes.load(Ordering::Relaxed) {
             return;
         }
-        let mut unsaid = self.unsaid.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        self.has_unsaid.store(false, Ordering::Relaxed);
-        unsaid.drain(..).for_each(|text| self.progress.event(Event::Note(text)));
+        let mut notes = self.pending_notes.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        self.has_pending_notes.store(false, Ordering::Relaxed);
+        notes.drain(..).for_each(|text| self.progress.event(Event::Note(text)));
     }
 
-    /// What answers have said of the way was wrong: what the configuration says is what the user can check.
-    fn go_back(&self) {
-        *self.route.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = self.first.clone();
-        self.unsaid.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clear();
+    /// Goes back to the configured route, since the redirects were wrong: the user can check only the configuration.
+    fn reset_route(&self) {
+        *self.route.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = self.initial_route.clone();
+        self.pending_notes.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clear();
     }
 
     fn forget_credentials(&self) -> bool {
@@ -664,15 +676,15 @@ impl Wire {
         true
     }
 
-    /// The credentials; none where requests are not signed.
+    /// Returns the credentials, renewed if necessary; `None` if requests are not signed.
     async fn credentials(&self) -> Result<Option<Credentials>, Failure> {
         let Some(provider) = &self.provider else { return Ok(None) };
-        let lasts = |(credentials, asked): &(Credentials, Instant)| {
+        let is_usable = |(credentials, requested): &(Credentials, Instant)| {
             let left = credentials.expiry().map(|end| end.duration_since(SystemTime::now()).unwrap_or_default());
-            left.is_none_or(|left| left > ENDING || asked.elapsed() < ASK_AGAIN)
+            left.is_none_or(|left| left > RENEW_BEFORE_EXPIRY || requested.elapsed() < MIN_RENEWAL_INTERVAL)
         };
         let known = self.credentials.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
-        if let Some((known, _)) = known.filter(lasts) {
+        if let Some((known, _)) = known.filter(is_usable) {
             return Ok(Some(known));
         }
         let fresh = match provider.provide_credentials().await {
@@ -715,65 +727,65 @@ fn signature(
     Ok(signature.into_iter().map(|header| (header.name().to_string(), header.value().to_string())).collect())
 }
 
-/// A refusal or a redirect, read.
-struct Answered {
+/// An error response or a redirect, with its body.
+struct ErrorResponse {
     status: u16,
     refusal: Refusal,
     text: String,
-    /// The bucket's, by a header.
+    /// The bucket's region, from a header.
     region: Option<String>,
     location: Option<String>,
     retry_after: Option<Duration>,
-    who: String,
+    description: String,
 }
 
-impl Answered {
-    async fn read(status: u16, mut response: HttpResponse) -> Answered {
+impl ErrorResponse {
+    async fn read(status: u16, mut response: HttpResponse) -> ErrorResponse {
         let header = |name: &str| response.headers().get(name).map(|text| text.trim().to_string());
         let (region, location, retry) = (header("x-amz-bucket-region"), header("location"), header("retry-after"));
         let seconds = retry.and_then(|text| text.parse().ok());
-        let who = who(&response);
+        let description = describe(&response);
         let body = std::mem::replace(response.body_mut(), SdkBody::empty());
-        // Without its words the status has to do.
-        let bytes = in_time(ANSWER, read(body, REFUSAL)).await.unwrap_or_default();
-        Answered {
+        // Best effort: without a body, the status has to do.
+        let bytes = in_time(ANSWER, read(body, MAX_REFUSAL)).await.unwrap_or_default();
+        ErrorResponse {
             status,
-            refusal: Refusal::read(&bytes),
+            refusal: Refusal::parse(&bytes),
             text: String::from_utf8_lossy(&bytes).into_owned(),
             region,
             location: location.filter(|location| !location.is_empty()),
             retry_after: seconds.map(|seconds: u64| Duration::from_secs(seconds.min(60))),
-            who,
+            description,
         }
     }
 
-    /// Whether a reader is to go to another place, such as a CDN, as against a bucket that is elsewhere.
-    fn sends_readers_away(&self) -> bool {
-        let is_stores_own = self.region.is_some() || self.refusal.code.is_some();
-        self.location.is_some() && matches!(self.status, 301 | 302 | 303 | 307 | 308) && !is_stores_own
+    /// Whether this redirects a read to another place, such as a CDN. Otherwise a redirect is about the bucket's address.
+    fn redirects_reads(&self) -> bool {
+        let is_from_store = self.region.is_some() || self.refusal.code.is_some();
+        self.location.is_some() && matches!(self.status, 301 | 302 | 303 | 307 | 308) && !is_from_store
     }
 }
 
-/// A request that may not be followed was sent elsewhere.
-fn redirected(url: &str, location: &str) -> Failure {
-    let to = resolved(url, location).unwrap_or_else(|| location.to_string());
+/// Returns the failure for a redirect that must not be followed.
+fn redirect_failure(url: &str, location: &str) -> Failure {
+    let to = resolve(url, location).unwrap_or_else(|| location.to_string());
     let (from_host, _, from_tls) = target(url);
     let (to_host, _, to_tls) = target(&to);
     if !from_tls && to_tls && from_host.eq_ignore_ascii_case(to_host) {
         let hint = format!("use {} (storage.endpoint, B2_ENDPOINT or --endpoint)", origin(&to));
-        return Failure::new(Cause::Tls, format!("it sends everybody to {}", origin(&to))).hint(hint);
+        return Failure::new(Cause::Tls, format!("it redirects every request to {}", origin(&to))).hint(hint);
     }
-    Failure::new(Cause::NotS3, format!("it sends everybody to {}", printable(&origin(&to), 200)))
+    Failure::new(Cause::NotS3, format!("it redirects every request to {}", printable(&origin(&to), 200)))
 }
 
-/// Scheme, host and port of a URL.
+/// Returns the scheme, host and port of a URL.
 fn origin(url: &str) -> String {
     let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
     printable(&format!("{scheme}://{}", rest.split(['/', '?', '#']).next().unwrap_or_default()), 200)
 }
 
-/// What answers, in words.
-pub(super) fn who(response: &HttpResponse) -> String {
+/// Describes a response by its content type and server.
+pub(super) fn describe(response: &HttpResponse) -> String {
     let header = |name: &str| response.headers().get(name).map(|text| printable(text.trim(), 60));
     let kind = header("content-type").filter(|text| !text.is_empty()).unwrap_or_else(|| "no content type".into());
     match header("server").filter(|text| !text.is_empty()) {
@@ -782,39 +794,42 @@ pub(super) fn who(response: &HttpResponse) -> String {
     }
 }
 
-/// The failure when an answer is not the one that was asked for.
-pub(super) fn unreadable(why: Unreadable, body: &[u8], who: &str) -> Failure {
+/// Returns the failure for a response that could not be parsed.
+pub(super) fn parse_failure(why: ParseError, body: &[u8], description: &str) -> Failure {
     match why {
-        Unreadable::Cut if body.iter().all(u8::is_ascii_whitespace) => {
-            Failure::new(Cause::Incomplete, format!("it is empty, {who}"))
+        ParseError::Truncated if body.iter().all(u8::is_ascii_whitespace) => {
+            Failure::new(Cause::Incomplete, format!("it is empty, {description}"))
         }
-        Unreadable::Cut => Failure::new(Cause::Incomplete, format!("it ends after {} bytes, {who}", body.len())),
-        Unreadable::Foreign(what) => {
-            let failure = Failure::new(Cause::NotS3, format!("it answers with {}, {who}", printable(&what, 120)));
-            match who.to_ascii_lowercase().contains("minio console") {
-                true => failure.hint("this is MinIO's console: the port of its S3 API is another one, usually 9000"),
+        ParseError::Truncated => {
+            Failure::new(Cause::Incomplete, format!("it ends after {} bytes, {description}", body.len()))
+        }
+        ParseError::NotS3(what) => {
+            let failure =
+                Failure::new(Cause::NotS3, format!("it answers with {}, {description}", printable(&what, 120)));
+            match description.to_ascii_lowercase().contains("minio console") {
+                true => failure.hint("this is MinIO's console; its S3 API is on another port, usually 9000"),
                 false => failure,
             }
         }
     }
 }
 
-/// All of an answer in XML.
-pub(super) async fn whole(mut response: HttpResponse, patience: Duration) -> Result<(Bytes, String), Failure> {
-    let who = who(&response);
+/// Reads the whole body of an XML response. Also returns a description of the response, for error messages.
+pub(super) async fn read_xml(mut response: HttpResponse, timeout: Duration) -> Result<(Bytes, String), Failure> {
+    let description = describe(&response);
     let body = std::mem::replace(response.body_mut(), SdkBody::empty());
-    let bytes = in_time(patience, read(body, XML)).await?;
-    if bytes.len() >= XML {
-        return Err(Failure::new(Cause::NotS3, format!("its answer has no end, {who}")));
+    let bytes = in_time(timeout, read(body, MAX_XML)).await?;
+    if bytes.len() >= MAX_XML {
+        return Err(Failure::new(Cause::NotS3, format!("its response has no end, {description}")));
     }
-    Ok((bytes, who))
+    Ok((bytes, description))
 }
 
-/// A body, up to about `most` bytes of it.
-async fn read(body: SdkBody, most: usize) -> Result<Bytes, Failure> {
+/// Reads a body, up to about `limit` bytes of it.
+async fn read(body: SdkBody, limit: usize) -> Result<Bytes, Failure> {
     let mut stream = ByteStream::new(body);
     let mut bytes = Vec::new();
-    while bytes.len() < most {
+    while bytes.len() < limit {
         match tokio::time::timeout(STALL, stream.next()).await {
             Err(_) => return Err(Failure::new(Cause::Broken, "the answer stalled")),
             Ok(None) => break,
@@ -838,7 +853,7 @@ struct Digests {
     sha256: [u8; 32],
 }
 
-/// Reads a body that is to be sent, for what has to be known of it before.
+/// Computes the digests of a body before it is sent.
 async fn digests(make: MakeBody<'_>, pulse: &Pulse) -> Result<Digests, Failure> {
     let mut stream = ByteStream::new(make(pulse));
     let (mut crc32, mut md5, mut sha256) = (crc32fast::Hasher::new(), md5::Md5::new(), sha2::Sha256::new());

@@ -71,8 +71,8 @@ fn a_listing_that_was_cut_is_an_error() {
     ];
     for cut in cuts {
         store.script(bend(move |_, whole| cut(&whole)));
-        machine.run(&["list", "--remote"]).refused(6, &["not whole"]);
-        machine.run(&["pull", "org/one"]).refused(6, &["not whole"]);
+        machine.run(&["list", "--remote"]).refused(6, &["incomplete response"]);
+        machine.run(&["pull", "org/one"]).refused(6, &["incomplete response"]);
     }
 }
 
@@ -131,9 +131,9 @@ fn a_listing_without_end_is_an_error() {
             machine.run(&["list", "--remote"]).refused(6, &["no end"]);
         }
     }
-    // Keys that were not asked for.
+    // Keys that were not requested.
     store.script(bend(|_, _| listing(&[entry("elsewhere/x", b"x")], "<IsTruncated>false</IsTruncated>")));
-    machine.run(&["list", "--remote"]).refused(6, &["'elsewhere/x'", "not asked for"]);
+    machine.run(&["list", "--remote"]).refused(6, &["'elsewhere/x'", "not requested"]);
 }
 
 #[test]
@@ -807,7 +807,11 @@ fn why_the_aws_chain_has_no_keys_is_told() {
         ("nope", "", "there is no AWS profile 'nope'"),
         ("nope", "[default]\naws_access_key_id = a\naws_secret_access_key = s\n", "there is no AWS profile 'nope'"),
         ("nope", "[profile other]\nregion = x\n", "there is no AWS profile 'nope'"),
-        ("other", "[profile other]\nregion = x\n", "the AWS profile 'other' (AWS_PROFILE) gives none: it has no keys"),
+        (
+            "other",
+            "[profile other]\nregion = x\n",
+            "the AWS profile 'other' (AWS_PROFILE) provides none: it has no keys",
+        ),
     ] {
         let mut machine = with_profile(&store, config);
         machine.set("AWS_PROFILE", name);

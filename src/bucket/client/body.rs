@@ -1,4 +1,4 @@
-//! Bodies of requests, and how it is seen that they move.
+//! Request bodies, and how a stalled upload is detected.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -12,19 +12,19 @@ use bytes::Bytes;
 
 use crate::bucket::error::{Cause, Failure};
 
-/// A body must move at least once within this time.
+/// A body that makes no progress for this long has stalled.
 pub(crate) const STALL: Duration = Duration::from_secs(90);
-/// Bytes of an upload that may still be on their way when the last of its body was taken, in buffers on this machine.
+/// Bytes of an upload that may still be in buffers on this machine once its whole body has been read.
 const BUFFERED: u64 = 512 << 10;
-/// The slowest connection that they are waited for, in bytes per second.
-const SLOWEST: u64 = 8 << 10;
-/// How much of a body in memory is handed over at a time.
+/// The slowest supported connection in bytes per second, for sending those buffers.
+const MIN_SPEED: u64 = 8 << 10;
+/// How many bytes of a body in memory to send at a time.
 const SLICE: usize = 64 << 10;
 
-/// Makes the body of an upload, anew for each try.
+/// Creates the body of an upload, once for each attempt.
 pub type MakeBody<'a> = &'a (dyn Fn(&Pulse) -> SdkBody + Sync);
 
-/// Shows that an upload body is moving, so that a slow one lives and a stalled one is given up.
+/// Tracks the progress of an upload body, so that a stalled upload is aborted and a slow one is not.
 #[derive(Debug, Clone)]
 pub struct Pulse {
     start: Instant,
@@ -39,23 +39,23 @@ impl Default for Pulse {
 }
 
 impl Pulse {
-    /// Something moved.
+    /// Records progress.
     pub fn beat(&self) {
         self.last.store(self.start.elapsed().as_millis() as u64, Ordering::Relaxed);
     }
 
-    /// The body cannot go on: another try would end the same way.
+    /// Records that the body cannot be read, so that another attempt would fail in the same way.
     pub fn poison(&self) {
         self.poisoned.store(true, Ordering::Relaxed);
     }
 
-    /// Gives up an upload of `size` bytes that does not move any more.
+    /// Aborts an upload of `size` bytes once it has stalled.
     pub(crate) async fn guard<T>(
         &self,
         size: u64,
         work: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, Failure> {
-        let patience = STALL + Duration::from_secs(size.min(BUFFERED) / SLOWEST);
+        let limit = STALL + Duration::from_secs(size.min(BUFFERED) / MIN_SPEED);
         self.beat();
         tokio::pin!(work);
         loop {
@@ -65,8 +65,8 @@ impl Pulse {
                 }
                 Ok(done) => return done,
                 Err(_) => {
-                    let quiet = self.start.elapsed().as_millis() as u64 - self.last.load(Ordering::Relaxed);
-                    if u128::from(quiet) >= patience.as_millis() {
+                    let idle = self.start.elapsed().as_millis() as u64 - self.last.load(Ordering::Relaxed);
+                    if u128::from(idle) >= limit.as_millis() {
                         return Err(Failure::new(Cause::Broken, "the upload stalled"));
                     }
                 }
@@ -75,15 +75,15 @@ impl Pulse {
     }
 }
 
-/// A body from memory. It goes in slices, so that a large one on a slow connection is seen to move.
+/// A body from memory. It is sent in slices, so that a large body makes visible progress on a slow connection.
 pub(crate) struct MemoryBody {
-    left: Bytes,
+    remaining: Bytes,
     pulse: Pulse,
 }
 
 impl MemoryBody {
     pub(crate) fn sdk_body(bytes: &Bytes, pulse: &Pulse) -> SdkBody {
-        SdkBody::from_body_1_x(MemoryBody { left: bytes.clone(), pulse: pulse.clone() })
+        SdkBody::from_body_1_x(MemoryBody { remaining: bytes.clone(), pulse: pulse.clone() })
     }
 }
 
@@ -95,19 +95,19 @@ impl http_body::Body for MemoryBody {
         mut self: Pin<&mut Self>,
         _: &mut std::task::Context<'_>,
     ) -> Poll<Option<Result<http_body::Frame<Bytes>, Self::Error>>> {
-        if self.left.is_empty() {
+        if self.remaining.is_empty() {
             return Poll::Ready(None);
         }
         self.pulse.beat();
-        let length = self.left.len().min(SLICE);
-        Poll::Ready(Some(Ok(http_body::Frame::data(self.left.split_to(length)))))
+        let length = self.remaining.len().min(SLICE);
+        Poll::Ready(Some(Ok(http_body::Frame::data(self.remaining.split_to(length)))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.left.is_empty()
+        self.remaining.is_empty()
     }
 
     fn size_hint(&self) -> http_body::SizeHint {
-        http_body::SizeHint::with_exact(self.left.len() as u64)
+        http_body::SizeHint::with_exact(self.remaining.len() as u64)
     }
 }

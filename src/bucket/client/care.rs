@@ -14,7 +14,7 @@ use md5::Digest;
 use super::Bucket;
 use crate::bucket::answer::{self, Deletions, Element, Refusal};
 use crate::bucket::error::{Cause, Failure};
-use crate::bucket::wire::{ANSWER, Op, Payload, Request, base64, unreadable, whole};
+use crate::bucket::wire::{ANSWER, Op, Payload, Request, base64, parse_failure, read_xml};
 
 /// Objects that S3 deletes in one request.
 pub const DELETE_BATCH: usize = 1000;
@@ -38,7 +38,7 @@ impl Bucket {
     /// The time by the store's clock, or `None` before the store has told it.
     pub fn store_time(&self) -> Option<SystemTime> {
         let now = SystemTime::now();
-        match self.wire.ahead()? {
+        match self.wire.clock_offset()? {
             ahead @ 0.. => now.checked_add(Duration::from_secs(ahead.unsigned_abs())),
             behind => now.checked_sub(Duration::from_secs(behind.unsigned_abs())),
         }
@@ -89,10 +89,10 @@ impl Bucket {
         let request = Request::new(Op::DeleteMany, "").query("delete", "");
         let request = request.header("content-type", "application/xml").header("content-md5", md5);
         let request = request.payload(Payload::Bytes(body));
-        let (body, who) = whole(self.wire.send(&request).await?, ANSWER).await?;
+        let (body, who) = read_xml(self.wire.send(&request).await?, ANSWER).await?;
         answer::deletions(&body).map_err(|why| match Element::parse(&body) {
             Ok(root) if root.name() == "Error" => Failure::refused(400, &Refusal::from_xml(&root)),
-            _ => unreadable(why, &body, &who),
+            _ => parse_failure(why, &body, &who),
         })
     }
 
@@ -121,12 +121,12 @@ impl Bucket {
                 }
             }
             let page = self.retried(Op::ListUploads, || async {
-                let (body, who) = whole(self.wire.send(&request).await?, ANSWER).await?;
+                let (body, who) = read_xml(self.wire.send(&request).await?, ANSWER).await?;
                 answer::uploads(&body).map_err(|why| match Element::parse(&body) {
                     Ok(root) if root.name() == "Error" => Failure::refused(400, &Refusal::from_xml(&root)),
                     // Stores that do not know the query list objects instead.
                     Ok(root) if root.name() == "ListBucketResult" => Failure::new(Cause::Unsupported, ""),
-                    _ => unreadable(why, &body, &who),
+                    _ => parse_failure(why, &body, &who),
                 })
             });
             let page = match page.await {
@@ -166,7 +166,7 @@ impl Bucket {
     /// Whether the bucket keeps the earlier versions of its objects; `None` where the store does not tell.
     pub async fn is_versioned(&self) -> Option<bool> {
         let request = Request::new(Op::Versioning, "").query("versioning", "");
-        let (body, _) = whole(self.wire.send(&request).await.ok()?, ANSWER).await.ok()?;
+        let (body, _) = read_xml(self.wire.send(&request).await.ok()?, ANSWER).await.ok()?;
         answer::is_versioned(&body).ok()
     }
 }

@@ -1,35 +1,34 @@
-//! Listings: whole, or an error.
+//! Listings: complete, or an error.
 
 use std::collections::HashSet;
 
 use super::{Bucket, Object, unquoted};
 use crate::bucket::answer::{self, Page};
 use crate::bucket::error::{Cause, Failure};
-use crate::bucket::wire::{ANSWER, Op, Request, unreadable, whole};
+use crate::bucket::wire::{ANSWER, Op, Request, parse_failure, read_xml};
 use crate::error::printable;
 
-/// Pages without anything new that a listing may have one after the other. Stores send empty ones where many objects
-/// were deleted.
-const NOTHING_NEW: usize = 40;
-/// Pages after which a listing must have had [`SPARSE`] keys a page on average. One that gives a new key a page for ever
-/// has no end, either.
-const MANY: usize = 2_000;
-/// See [`MANY`].
-const SPARSE: usize = 10;
-/// Keys asked for at a time: S3's limit.
+/// Maximum number of consecutive pages without new keys. Stores send empty pages where many objects were deleted.
+const MAX_STALE_PAGES: usize = 40;
+/// Number of pages after which a listing must have at least [`MIN_KEYS_PER_PAGE`] keys per page on average. A listing that
+/// goes on with one new key per page does not end either.
+const MAX_SPARSE_PAGES: usize = 2_000;
+/// See [`MAX_SPARSE_PAGES`].
+const MIN_KEYS_PER_PAGE: usize = 10;
+/// Number of keys to request per page: S3's limit.
 const PAGE: u32 = 1000;
 
-/// Where the objects of a listing go, page by page: whoever keeps less of them than all needs less memory.
+/// Collects the objects of a listing, page by page. A collection that keeps only part of each object needs less memory.
 pub trait Collect {
-    /// Takes an object.
-    fn take(&mut self, object: Object);
+    /// Adds an object.
+    fn add(&mut self, object: Object);
 
-    /// The keys of all that it took. Asked only where a store does not list in order.
+    /// Returns the keys of all collected objects. Needed only if a store does not list in order.
     fn keys(&self) -> HashSet<String>;
 }
 
 impl Collect for Vec<Object> {
-    fn take(&mut self, object: Object) {
+    fn add(&mut self, object: Object) {
         self.push(object);
     }
 
@@ -39,10 +38,10 @@ impl Collect for Vec<Object> {
 }
 
 impl Bucket {
-    /// All objects whose keys begin with `prefix`.
+    /// Lists all objects whose keys start with `prefix`.
     ///
     /// # Errors
-    /// Any page that fails fails the whole listing, and so does one that has no end.
+    /// If any page fails, or if the listing does not end.
     pub async fn list<C: Collect + Default>(&self, prefix: &str) -> Result<C, Failure> {
         let mut listing = Listing::<C>::default();
         let mut token = None;
@@ -51,15 +50,15 @@ impl Bucket {
             let objects = self.objects(prefix, &page)?;
             match listing.add(objects, &page)? {
                 Some(next) => token = Some(next),
-                None => return Ok(listing.taken),
+                None => return Ok(listing.collected),
             }
         }
     }
 
-    /// One page of a listing and the token of the next.
+    /// Returns one page of a listing, and the token of the next page.
     ///
     /// # Errors
-    /// When the request fails, or the store says that there is more without saying where.
+    /// If the request fails, or if the store says that there is more but sends no token.
     pub async fn list_page(
         &self,
         prefix: &str,
@@ -78,12 +77,12 @@ impl Bucket {
             request = request.query("continuation-token", token);
         }
         self.retried(Op::List, || async {
-            let (body, who) = whole(self.wire.send(&request).await?, ANSWER).await?;
+            let (body, description) = read_xml(self.wire.send(&request).await?, ANSWER).await?;
             match answer::page(&body) {
                 Ok(page) => Ok(page),
                 Err(why) => match answer::Element::parse(&body) {
                     Ok(root) if root.name() == "Error" => Err(Failure::refused(400, &answer::Refusal::from_xml(&root))),
-                    _ => Err(unreadable(why, &body, &who)),
+                    _ => Err(parse_failure(why, &body, &description)),
                 },
             }
         })
@@ -94,7 +93,7 @@ impl Bucket {
         let full = self.key(prefix);
         let object = |listed: &answer::Listed| {
             let Some(key) = answer::key(&listed.key, page.encoded, &full) else {
-                let detail = format!("it lists '{}', which was not asked for", printable(&listed.key, 120));
+                let detail = format!("it lists '{}', which was not requested", printable(&listed.key, 120));
                 return Err(Failure::new(Cause::NotS3, detail));
             };
             let Some(size) = listed.size else {
@@ -112,39 +111,40 @@ impl Bucket {
     }
 }
 
-/// A listing as it comes, page by page.
+/// A listing in progress.
 #[derive(Default)]
 struct Listing<C> {
-    taken: C,
+    collected: C,
     count: usize,
-    /// The last of the keys, in their order.
+    /// The greatest key so far.
     highest: Option<String>,
     tokens: HashSet<String>,
-    without_news: usize,
+    /// Consecutive pages without new keys.
+    stale_pages: usize,
 }
 
 impl<C: Collect> Listing<C> {
-    /// Takes a page; returns the token of the next one.
+    /// Adds a page and returns the token of the next one.
     fn add(&mut self, mut objects: Vec<Object>, page: &Page) -> Result<Option<String>, Failure> {
-        // Pages come in order: only where they do not, keys may be there already.
+        // In an ordered listing, no key can repeat. Check for duplicates only if the order is broken.
         let follows = objects.first().is_none_or(|first| self.highest.as_ref().is_none_or(|last| *last < first.key));
         if !follows || !objects.is_sorted_by(|a, b| a.key < b.key) {
-            let mut known = self.taken.keys();
+            let mut known = self.collected.keys();
             objects.retain(|object| known.insert(object.key.clone()));
         }
-        let has_news = !objects.is_empty();
+        let has_new_keys = !objects.is_empty();
         self.count += objects.len();
         self.highest = objects.iter().map(|object| &object.key).chain(&self.highest).max().cloned();
-        objects.into_iter().for_each(|object| self.taken.take(object));
+        objects.into_iter().for_each(|object| self.collected.add(object));
         let Some(next) = &page.next else { return Ok(None) };
-        // A store may name a next page beside saying that this was the last: then it may be asked for, and may be none.
-        if page.last && (!has_news || self.tokens.contains(next)) {
+        // Some stores send a token although this page is the last. Request the next page anyway, but it may be empty.
+        if page.last && (!has_new_keys || self.tokens.contains(next)) {
             return Ok(None);
         }
-        self.without_news = if has_news { 0 } else { self.without_news + 1 };
-        let is_sparse = self.tokens.len() > MANY && self.count < self.tokens.len() * SPARSE;
-        if !self.tokens.insert(next.clone()) || self.without_news > NOTHING_NEW || is_sparse {
-            return Err(Failure::new(Cause::NotS3, "its listing goes round in circles and has no end"));
+        self.stale_pages = if has_new_keys { 0 } else { self.stale_pages + 1 };
+        let is_sparse = self.tokens.len() > MAX_SPARSE_PAGES && self.count < self.tokens.len() * MIN_KEYS_PER_PAGE;
+        if !self.tokens.insert(next.clone()) || self.stale_pages > MAX_STALE_PAGES || is_sparse {
+            return Err(Failure::new(Cause::NotS3, "its listing repeats itself and has no end"));
         }
         Ok(Some(next.clone()))
     }
@@ -160,16 +160,16 @@ mod tests {
     }
 
     #[test]
-    fn a_listing_that_gives_one_key_a_page_for_ever_is_an_error() {
+    fn an_endless_listing_with_one_key_per_page_is_an_error() {
         let add = |listing: &mut Listing<Vec<Object>>, at: usize, keys: usize| {
             let keys: Vec<String> = (0..keys).map(|key| format!("{at:06}-{key:04}")).collect();
             let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
             listing.add(objects(&keys), &page(Some(&at.to_string()), false))
         };
         let mut endless = Listing::<Vec<Object>>::default();
-        assert!((0..MANY + 10).any(|at| add(&mut endless, at, 1).is_err()));
+        assert!((0..MAX_SPARSE_PAGES + 10).any(|at| add(&mut endless, at, 1).is_err()));
         let mut large = Listing::<Vec<Object>>::default();
-        assert!((0..MANY + 10).all(|at| add(&mut large, at, 20).is_ok()), "a store may give small pages");
+        assert!((0..MAX_SPARSE_PAGES + 10).all(|at| add(&mut large, at, 20).is_ok()), "a store may send small pages");
     }
 
     fn page(next: Option<&str>, last: bool) -> Page {
@@ -177,26 +177,26 @@ mod tests {
     }
 
     #[test]
-    fn a_listing_is_put_together_in_any_order_without_doubles() {
+    fn pages_in_any_order_are_collected_without_duplicates() {
         let mut listing = Listing::<Vec<Object>>::default();
         assert_eq!(listing.add(objects(&["a", "c"]), &page(Some("1"), false)).unwrap().as_deref(), Some("1"));
         assert_eq!(listing.add(objects(&["b", "c", "d"]), &page(Some("2"), false)).unwrap().as_deref(), Some("2"));
         assert_eq!(listing.add(objects(&[]), &page(Some("3"), false)).unwrap().as_deref(), Some("3"));
         assert_eq!(listing.add(objects(&["e"]), &page(None, true)).unwrap(), None);
-        let keys: Vec<&str> = listing.taken.iter().map(|object| object.key.as_str()).collect();
+        let keys: Vec<&str> = listing.collected.iter().map(|object| object.key.as_str()).collect();
         assert_eq!(keys, ["a", "c", "b", "d", "e"]);
 
-        // A key may come again two pages later.
+        // A key may repeat two pages later.
         let mut listing = Listing::<Vec<Object>>::default();
         for (page_number, keys) in [&["a", "c"][..], &["b"], &["c", "d"]].into_iter().enumerate() {
             listing.add(objects(keys), &page(Some(&page_number.to_string()), false)).unwrap();
         }
-        let keys: Vec<&str> = listing.taken.iter().map(|object| object.key.as_str()).collect();
+        let keys: Vec<&str> = listing.collected.iter().map(|object| object.key.as_str()).collect();
         assert_eq!(keys, ["a", "c", "b", "d"]);
     }
 
     #[test]
-    fn a_listing_without_end_is_an_error() {
+    fn an_endless_listing_is_an_error() {
         for keys in [&["a"][..], &[]] {
             let mut listing = Listing::<Vec<Object>>::default();
             let mut ended = None;
@@ -208,7 +208,7 @@ mod tests {
             }
             assert!(ended.is_some());
         }
-        // Tokens in turn, whatever they bring.
+        // Alternating tokens, even with new keys.
         let mut listing = Listing::<Vec<Object>>::default();
         assert!(listing.add(objects(&["a"]), &page(Some("A"), false)).is_ok());
         assert!(listing.add(objects(&["b"]), &page(Some("B"), false)).is_ok());
@@ -216,10 +216,10 @@ mod tests {
     }
 
     #[test]
-    fn a_last_page_that_names_a_next_one_may_be_the_last() {
+    fn a_last_page_with_a_token_may_be_the_last() {
         let mut listing = Listing::<Vec<Object>>::default();
         assert_eq!(listing.add(objects(&["a"]), &page(Some("x"), true)).unwrap().as_deref(), Some("x"));
         assert_eq!(listing.add(objects(&["a"]), &page(Some("x"), true)).unwrap(), None);
-        assert_eq!(listing.taken.len(), 1);
+        assert_eq!(listing.collected.len(), 1);
     }
 }

@@ -1,11 +1,11 @@
-//! The async S3 client: what the bucket can be asked, in this tool's own words.
+//! The async S3 client: the operations on a bucket.
 //!
-//! [`Bucket`] builds requests and reads answers; `wire` is the one way on which they go, and `retry` says how
-//! often. Decisions, each with its reason:
-//! - No checksums unless asked for: trailers break older B2, Ceph, GCS and Garage. Blobs are verified by their names.
-//! - Our own retries: the SDK's retry quota is shared and drains under parallelism, it does not retry 429, and it
+//! [`Bucket`] builds requests and parses responses; `wire` sends them, and `retry` decides how often. Decisions, each
+//! with its reason:
+//! - No checksums unless requested: trailers break older B2, Ceph, GCS and Garage. Blobs are verified by their names.
+//! - Our own retries: the SDK's retry quota is shared and drains under concurrency, it does not retry 429, and it
 //!   ignores Retry-After.
-//! - Our own time limits: the SDK's stalled-stream protection kills healthy slow uploads.
+//! - Our own timeouts: the SDK's stalled-stream protection aborts healthy slow uploads.
 //! - A partial listing is an error, never a shorter list (`listing`).
 
 pub(super) mod body;
@@ -30,8 +30,8 @@ pub use parts::Part;
 use self::body::{MemoryBody, STALL};
 use self::retry::Shared;
 use super::connection::{Net, target};
-use super::credentials::{self, Found, Profile};
-use super::endpoint::{Style, Way, refuses_path_style};
+use super::credentials::{self, CredentialSource, Profile};
+use super::endpoint::{Address, Style, refuses_path_style};
 use super::error::{Cause, Failure, Place};
 use super::wire::{Op, Payload, Request, Settings, Wire};
 use super::{answer, connection};
@@ -46,26 +46,26 @@ pub struct Bucket {
     wire: Arc<Wire>,
     name: String,
     prefix: String,
-    /// What looks wrong with the credentials.
+    /// What looks wrong with the credentials, if anything.
     suspicion: Option<&'static str>,
     shared: Arc<Shared>,
 }
 
-/// An object in a listing. The key is without the team prefix.
+/// An object in a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Object {
-    /// Key.
+    /// Key, without the team prefix.
     pub key: String,
     /// Size in bytes.
     pub size: u64,
-    /// ETag without quotes: for most stores the MD5 of what one PUT has sent.
+    /// ETag without quotes. On most stores, the MD5 of an object that was written by a single PUT.
     pub etag: Option<String>,
-    /// Last modified, by the store's clock.
+    /// When it was last modified, by the store's clock.
     pub modified: Option<SystemTime>,
 }
 
-/// What must hold for a write to happen. Several stores refuse conditions, and some accept and ignore them: they save
-/// work where they are real, and nothing may rest on them.
+/// The condition of a conditional write. Several stores refuse conditions, and some accept but ignore them: they save work
+/// where they are honoured, and correctness must not depend on them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Condition {
     /// There is no such object.
@@ -74,31 +74,31 @@ pub enum Condition {
     Unchanged(String),
 }
 
-/// A small object, read whole.
+/// A small object with its whole content.
 #[derive(Debug, Clone)]
 pub struct Small {
     /// Content.
     pub bytes: Bytes,
     /// ETag without quotes.
     pub etag: Option<String>,
-    /// Last modified.
+    /// When it was last modified, by the store's clock.
     pub modified: Option<SystemTime>,
 }
 
-/// An answer to a GET whose body is still to be read.
+/// A response to a GET whose body is still to be read.
 pub struct Download {
     body: ByteStream,
-    /// Size of the whole object in bytes, when the store says it.
+    /// Size of the whole object in bytes, if the store sends it.
     pub object_size: Option<u64>,
-    /// ETag, to make sure that later ranges are of the same object.
+    /// ETag, to make sure that later ranges belong to the same object.
     pub etag: Option<String>,
 }
 
 impl Download {
-    /// The next piece of the body; `None` at its end.
+    /// Returns the next piece of the body; `None` at its end.
     ///
     /// # Errors
-    /// [`Cause::Broken`] when the connection breaks, ends early or stalls.
+    /// [`Cause::Broken`] if the connection breaks, ends early or stalls.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
         match tokio::time::timeout(STALL, self.body.next()).await {
             Err(_) => Err(Failure::new(Cause::Broken, "the download stalled")),
@@ -110,11 +110,11 @@ impl Download {
 }
 
 impl Bucket {
-    /// Prepares the client; the only network access is the look-up of credentials where the AWS chain is used.
+    /// Prepares the client. It accesses the network only to find credentials in the AWS credential chain.
     ///
     /// # Errors
-    /// [`Cause::Usage`] without a bucket, with half a credential pair or with certificates that cannot be
-    /// used, [`Cause::BadCredentials`] where no credentials are found.
+    /// [`Cause::Usage`] without a bucket, with half a credential pair or with unusable certificates,
+    /// [`Cause::BadCredentials`] if no credentials are found.
     pub async fn connect(config: &Config, progress: Arc<dyn Progress>) -> Result<Bucket> {
         let storage = &config.storage;
         let name = storage.bucket()?.to_string();
@@ -124,27 +124,27 @@ impl Bucket {
             (None, Some(endpoint)) => Some(profile_endpoint(endpoint, &name)?),
             (None, None) => None,
         };
-        // A profile that neither gives the keys nor says where the store is has no say in how it is talked to.
-        let is_profiles = storage.endpoint.is_none() || storage.credentials == Credentials::AwsChain;
-        let profile = if is_profiles { profile } else { Profile { region: profile.region, ..Profile::default() } };
-        let of_profile = profile.region.map(|region| {
-            let wrong = |why| Error::usage("the region of the AWS profile cannot be used").because(why);
-            values::region(&region).map_err(wrong)
+        // The rest of a profile applies only if the profile also provides the keys or the endpoint.
+        let uses_profile = storage.endpoint.is_none() || storage.credentials == Credentials::AwsChain;
+        let profile = if uses_profile { profile } else { Profile { region: profile.region, ..Profile::default() } };
+        let profile_region = profile.region.map(|region| {
+            let invalid = |why| Error::usage("the region of the AWS profile cannot be used").because(why);
+            values::region(&region).map_err(invalid)
         });
         let region = match &storage.region {
             Some(region) => region.clone(),
-            // The host of a profile's endpoint decides before the profile's region.
+            // The region in the endpoint's host takes precedence over the profile's region.
             None => match endpoint.as_deref().and_then(|url| hosts::region_of(&host_of(url))) {
                 Some(region) => region,
-                None => of_profile.transpose()?.unwrap_or_else(|| "us-east-1".to_string()),
+                None => profile_region.transpose()?.unwrap_or_else(|| "us-east-1".to_string()),
             },
         };
         let mut network = config.network.clone();
         network.bundles.extend(profile.ca_bundle.map(|path| ("ca_bundle in the AWS profile".to_string(), path)));
         let is_tls = endpoint.as_deref().is_none_or(|endpoint| target(endpoint).2);
         let trusted = if is_tls { connection::trusted(&network)? } else { connection::Certificates::new() };
-        let found = match storage.unsigned {
-            true => Found::nobody(),
+        let credentials = match storage.unsigned {
+            true => CredentialSource::unsigned(),
             false => credentials::find(&storage.credentials, &region, &trusted).await?,
         };
         let addressing = match (storage.addressing, profile.addressing_style.as_deref()) {
@@ -153,7 +153,7 @@ impl Bucket {
             (addressing, _) => addressing,
         };
         let settings = settings(storage, addressing, endpoint.as_deref());
-        let way = Way {
+        let address = Address {
             bucket: name.clone(),
             style: style(addressing, endpoint.as_deref()),
             endpoint,
@@ -162,7 +162,7 @@ impl Bucket {
             fips: storage.fips,
         };
         let net = Net::new(trusted, network.no_proxy);
-        let wire = Arc::new(Wire::new(net, settings, found, way, progress)?);
+        let wire = Arc::new(Wire::new(net, settings, credentials, address, progress)?);
         Ok(Bucket {
             wire,
             name,
@@ -172,29 +172,29 @@ impl Bucket {
         })
     }
 
-    /// The bucket's name.
+    /// Returns the bucket's name.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The team prefix: empty, or ending in one `/`.
+    /// Returns the team prefix, which is empty or ends with a single `/`.
     pub fn prefix(&self) -> &str {
         &self.prefix
     }
 
-    /// Endpoint URL, empty for AWS, and region in use.
+    /// Returns where requests go, as shown in messages.
     pub fn place(&self) -> Place<'_> {
         let route = self.wire.route();
-        Place { bucket: &self.name, url: route.shown(), region: route.way.region.clone() }
+        Place { bucket: &self.name, url: route.shown(), region: route.address.region.clone() }
     }
 
-    /// The error for the user. `doing` names what failed and on what.
+    /// Converts a failure into an error for the user. `doing` says what failed, and on what.
     pub fn explain(&self, failure: Failure, doing: &str) -> Error {
-        let bad_credentials = failure.cause == Cause::BadCredentials;
+        let has_bad_credentials = failure.cause == Cause::BadCredentials;
         let error = failure.into_error(doing, &self.place());
-        match self.suspicion.filter(|_| bad_credentials) {
+        match self.suspicion.filter(|_| has_bad_credentials) {
             Some(suspicion) => {
-                error.hint(format!("{suspicion}; `hf-cache-sync config show` tells where they come from"))
+                error.hint(format!("{suspicion}; `hf-cache-sync config show` shows where they come from"))
             }
             None => error,
         }
@@ -204,10 +204,10 @@ impl Bucket {
         format!("{}{key}", self.prefix)
     }
 
-    /// A small object, or `None` when there is no such key.
+    /// Reads a small object; `None` if there is no such key.
     ///
     /// # Errors
-    /// Also [`Cause::TooLarge`], when it is larger than `limit` bytes.
+    /// [`Cause::TooLarge`] if it is larger than `limit` bytes, or if the request fails permanently.
     pub async fn get_small(&self, key: &str, limit: u64) -> Result<Option<Small>, Failure> {
         let full = self.key(key);
         let request = Request::new(Op::Read, &full);
@@ -239,7 +239,7 @@ impl Bucket {
     /// Opens an object for reading: all of it, or the bytes from `range.0` to `range.1` (exclusive).
     ///
     /// # Errors
-    /// [`Cause::NoSuchKey`], [`Cause::Changed`] when the object is no longer the one with `etag`, and the rest.
+    /// [`Cause::NoSuchKey`], [`Cause::Changed`] if the ETag is no longer the `expected` one, or any other failure.
     pub async fn get(&self, key: &str, range: Option<(u64, u64)>, expected: Option<&str>) -> Result<Download, Failure> {
         let full = self.key(key);
         let mut request = Request::new(Op::Read, &full);
@@ -250,15 +250,15 @@ impl Bucket {
             request = request.header("if-match", format!("\"{etag}\""));
         }
         let mut response = match self.retried(Op::Read, || self.wire.send(&request)).await {
-            Err(failure) if failure.cause == Cause::Archived => return Err(self.with_class(&full, failure).await),
-            sent => sent?,
+            Err(failure) if failure.cause == Cause::Archived => return Err(self.add_class(&full, failure).await),
+            result => result?,
         };
         let object_size = match (response.headers().get("content-range"), range) {
             (Some(text), Some((from, _))) if !starts_at(text, from) => {
-                return Err(Failure::new(Cause::Other, "the store sent another range than the one asked for"));
+                return Err(Failure::new(Cause::Other, "the store sent another range than the requested one"));
             }
             (Some(text), _) => text.rsplit('/').next().and_then(|size| size.parse().ok()),
-            // A store that ignores the range sends everything: never take that for the part.
+            // A store that ignores the range sends the whole object, which must not be mistaken for the range.
             (None, Some((from, to))) if length(&response) != Some(to - from) || from != 0 => {
                 return Err(Failure::new(Cause::Other, "the store does not honour ranges"));
             }
@@ -269,8 +269,8 @@ impl Bucket {
         Ok(Download { body, object_size, etag })
     }
 
-    /// Names the storage class of an object that is archived, where the refusal does not.
-    async fn with_class(&self, full: &str, mut failure: Failure) -> Failure {
+    /// Adds the storage class of an archived object to a failure that does not name it.
+    async fn add_class(&self, full: &str, mut failure: Failure) -> Failure {
         if !failure.detail.contains("storage class ")
             && let Ok(response) = self.wire.send(&Request::new(Op::Head, full)).await
             && let Some(class) = response.headers().get("x-amz-storage-class")
@@ -283,31 +283,31 @@ impl Bucket {
     /// Writes a small object.
     ///
     /// # Errors
-    /// When the request fails for good.
+    /// If the request fails permanently.
     pub async fn put_small(&self, key: &str, bytes: Bytes) -> Result<(), Failure> {
         let size = bytes.len() as u64;
         self.put(key, size, None, &|pulse| MemoryBody::sdk_body(&bytes, pulse)).await
     }
 
-    /// Writes a small object under a condition, which is dropped where the store does not know conditions.
+    /// Writes a small object under a condition, or unconditionally if the store does not support conditions.
     ///
     /// # Errors
-    /// [`Cause::Changed`] when the condition does not hold. After a lost answer that may also be due to this very
-    /// write: read what is there.
+    /// [`Cause::Changed`] if the condition does not hold. If a response was lost, this very write may be the reason, so
+    /// read the object to find out.
     pub async fn put_small_if(&self, key: &str, bytes: Bytes, condition: &Condition) -> Result<(), Failure> {
         let size = bytes.len() as u64;
         let body = |pulse: &Pulse| MemoryBody::sdk_body(&bytes, pulse);
         match self.put_with(key, size, None, Some(condition), &body).await {
             Err(failure) if failure.cause == Cause::Unsupported => self.put(key, size, None, &body).await,
-            done => done,
+            result => result,
         }
     }
 
-    /// Writes an object in one request. For a blob named by its sha256 that name is the signed payload hash, so the
-    /// store itself refuses other bytes.
+    /// Writes an object in one request. The name of a blob that is its sha256 becomes the signed payload hash, so that the
+    /// store itself refuses any other content.
     ///
     /// # Errors
-    /// When the request fails for good.
+    /// If the request fails permanently.
     pub async fn put(&self, key: &str, size: u64, name: Option<&BlobId>, body: MakeBody<'_>) -> Result<(), Failure> {
         self.put_with(key, size, name, None, body).await
     }
@@ -332,10 +332,10 @@ impl Bucket {
         self.retried(op, || self.wire.send(&request)).await.map(|_| ())
     }
 
-    /// Deletes an object; one that is not there is no error.
+    /// Deletes an object. It is not an error if there is none.
     ///
     /// # Errors
-    /// When the request fails for good.
+    /// If the request fails permanently.
     pub async fn delete(&self, key: &str) -> Result<(), Failure> {
         let full = self.key(key);
         let request = Request::new(Op::Delete, &full);
@@ -346,18 +346,18 @@ impl Bucket {
         }
     }
 
-    /// Size of an object, or `None` when there is none. A listing tells it where a store, or a key's capabilities,
-    /// does not let heads be read.
+    /// Returns the size of an object; `None` if there is none. If the store or the key's capabilities do not allow HEAD,
+    /// a listing is used.
     ///
     /// # Errors
-    /// When the request fails for good.
+    /// If the request fails permanently.
     pub async fn head(&self, key: &str) -> Result<Option<u64>, Failure> {
         let full = self.key(key);
         let request = Request::new(Op::Head, &full);
         let failure = match self.retried(Op::Head, || self.wire.send(&request)).await {
             Ok(response) => match length(&response) {
                 Some(size) => return Ok(Some(size)),
-                None => Failure::new(Cause::Other, "the store does not tell the object's size"),
+                None => Failure::new(Cause::Other, "the store does not send the object's size"),
             },
             Err(failure) if failure.cause == Cause::NoSuchKey => return Ok(None),
             Err(failure) => failure,
@@ -369,41 +369,41 @@ impl Bucket {
         Ok(page.into_iter().find(|object| object.key == key).map(|object| object.size))
     }
 
-    /// Whether the bucket is there and these credentials may see it, and how far the store's clock is ahead of
-    /// ours in seconds.
+    /// Checks that the bucket exists and that the credentials may access it. Returns how many seconds the store's clock is
+    /// ahead of ours, if known.
     ///
     /// # Errors
-    /// The reason in the store's words: HEAD has none, so a listing of one key follows a refusal.
+    /// If they may not. A response to HEAD has no message, so one key is listed to get the store's reason.
     pub async fn head_bucket(&self) -> Result<Option<i64>, Failure> {
         let request = Request::new(Op::HeadBucket, "");
         if let Err(failure) = self.retried(Op::HeadBucket, || self.wire.send(&request)).await {
-            // HEAD cannot tell a missing bucket from a missing key.
+            // HEAD does not distinguish a missing bucket from a missing key.
             if failure.cause.is_transient() || failure.cause.is_final() {
                 return Err(failure);
             }
             self.list_page("", None, 1).await?;
         }
-        Ok(self.wire.ahead())
+        Ok(self.wire.clock_offset())
     }
 }
 
-/// The endpoint that an AWS profile names, checked as one of ours is. It is not repeated when it is wrong: it may hold a
-/// password.
+/// Validates the endpoint in an AWS profile like one in our configuration. The error does not quote it, since it may
+/// contain a password.
 fn profile_endpoint(endpoint: &str, bucket: &str) -> Result<String> {
-    let wrong = |why: String| {
+    let invalid = |why: String| {
         Error::usage("the endpoint_url of the AWS profile cannot be used")
             .because(why)
             .hint("correct it in the AWS configuration, or set storage.endpoint")
     };
-    let url = values::endpoint(endpoint.trim()).map_err(wrong)?;
+    let url = values::endpoint(endpoint.trim()).map_err(invalid)?;
     match hosts::split_bucket(&url, Some(bucket)) {
         Ok(Some((service, _))) => Ok(service),
         Ok(None) => Ok(url),
-        Err(_) => Err(wrong(format!("it names another bucket than '{bucket}', or a path below it"))),
+        Err(_) => Err(invalid(format!("it names a bucket other than '{bucket}', or a path below it"))),
     }
 }
 
-/// Where the bucket's name goes at first.
+/// Returns the initial addressing style.
 fn style(addressing: Addressing, endpoint: Option<&str>) -> Style {
     match (addressing, endpoint) {
         (Addressing::Path, _) => Style::Path,
@@ -413,27 +413,27 @@ fn style(addressing: Addressing, endpoint: Option<&str>) -> Style {
     }
 }
 
-/// What requests carry by the configuration: each setting becomes a header here and nowhere else.
+/// Returns what the configuration adds to requests. Settings become headers here and nowhere else.
 fn settings(storage: &Storage, addressing: Addressing, endpoint: Option<&str>) -> Settings {
     let product = if endpoint.is_some_and(is_backblaze) { "b2ai-hfcache" } else { "hf-cache-sync" };
-    let everywhere = storage.requester_pays.then(|| ("x-amz-request-payer", "requester".to_string()));
+    let payer = storage.requester_pays.then(|| ("x-amz-request-payer", "requester".to_string()));
     let encryption = storage.encryption.as_ref();
     let key = encryption.and_then(|encryption| encryption.kms_key_id.clone());
-    let on_creation = [
+    let creation_headers = [
         ("x-amz-server-side-encryption", encryption.map(|encryption| encryption.algorithm.clone())),
         ("x-amz-server-side-encryption-aws-kms-key-id", key),
         ("x-amz-storage-class", storage.storage_class.clone()),
     ];
     Settings {
-        agent: format!("{product}/{}", env!("CARGO_PKG_VERSION")),
-        everywhere: everywhere.into_iter().collect(),
-        on_creation: on_creation.into_iter().filter_map(|(name, value)| Some((name, value?))).collect(),
-        any_style: addressing == Addressing::Auto,
+        user_agent: format!("{product}/{}", env!("CARGO_PKG_VERSION")),
+        common_headers: payer.into_iter().collect(),
+        creation_headers: creation_headers.into_iter().filter_map(|(name, value)| Some((name, value?))).collect(),
+        may_change_style: addressing == Addressing::Auto,
         checksums: storage.checksums,
     }
 }
 
-/// The length of an answer's body, as its head tells it.
+/// Returns the length of a response's body according to its header.
 fn length(response: &HttpResponse) -> Option<u64> {
     response.headers().get("content-length")?.trim().parse().ok()
 }
@@ -442,7 +442,7 @@ fn etag(response: &HttpResponse) -> Option<String> {
     response.headers().get("etag").and_then(unquoted)
 }
 
-/// Whether a `Content-Range` begins at this byte; one that cannot be read is taken for right, since every byte is
+/// Whether a `Content-Range` starts at this byte. A header that cannot be parsed is accepted, since all content is
 /// verified.
 fn starts_at(text: &str, from: u64) -> bool {
     let first =
@@ -450,7 +450,8 @@ fn starts_at(text: &str, from: u64) -> bool {
     first.and_then(|first| first.parse::<u64>().ok()).is_none_or(|first| first == from)
 }
 
-/// An ETag without its quotes. A weak one, which proxies make, says nothing of the bytes and may not be in a condition.
+/// Removes the quotes from an ETag; `None` for a weak one. Proxies create weak ETags, which do not identify the exact bytes
+/// and must not be used in conditions.
 fn unquoted(etag: &str) -> Option<String> {
     (!etag.is_empty() && !etag.starts_with("W/")).then(|| etag.trim_matches('"').to_string())
 }
@@ -460,14 +461,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn weak_etags_are_none() {
+    fn weak_etags_are_ignored() {
         assert_eq!(unquoted("\"0a1b\"").as_deref(), Some("0a1b"));
         assert_eq!(unquoted("0a1b").as_deref(), Some("0a1b"));
         assert_eq!(unquoted("W/\"0a1b\""), None);
     }
 
     #[test]
-    fn ranges_are_those_that_were_asked_for() {
+    fn content_ranges_are_checked() {
         assert!(starts_at("bytes 5-9/10", 5) && starts_at("bytes */10", 5));
         assert!(!starts_at("bytes 0-9/10", 5));
     }

@@ -1,14 +1,14 @@
-//! Uploads in parts.
+//! Multipart uploads.
 
 use bytes::Bytes;
 
 use super::{Bucket, MakeBody};
-use crate::bucket::answer::{self, Element, Refusal, Unreadable};
+use crate::bucket::answer::{self, Element, ParseError, Refusal};
 use crate::bucket::error::{Cause, Failure};
-use crate::bucket::wire::{ANSWER, CRC32, Op, Payload, Request, unreadable, whole};
+use crate::bucket::wire::{ANSWER, CRC32, Op, Payload, Request, parse_failure, read_xml};
 use crate::error::Result;
 
-/// A finished part of a multipart upload.
+/// An uploaded part of a multipart upload.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Part {
     /// From 1.
@@ -17,7 +17,7 @@ pub struct Part {
     pub etag: String,
     /// Size in bytes.
     pub size: u64,
-    /// Its checksum, where the store has one: it must be named again when the parts are put together.
+    /// Its checksum, if the store returned one: completing the upload must repeat it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub crc32: Option<String>,
 }
@@ -26,15 +26,15 @@ impl Bucket {
     /// Starts a multipart upload.
     ///
     /// # Errors
-    /// When the request fails for good.
+    /// If the request fails permanently.
     pub async fn start_parts(&self, key: &str) -> Result<String, Failure> {
         let full = self.key(key);
         let request = Request::new(Op::StartParts, &full).query("uploads", "");
         self.retried(Op::StartParts, || async {
-            let (body, who) = whole(self.wire.send(&request).await?, ANSWER).await?;
-            let root = success(&body, "InitiateMultipartUploadResult", &who)?;
+            let (body, description) = read_xml(self.wire.send(&request).await?, ANSWER).await?;
+            let root = parse_success(&body, "InitiateMultipartUploadResult", &description)?;
             let id = root.text("UploadId").map(String::from);
-            id.ok_or_else(|| Failure::new(Cause::Other, "the store gave no upload id"))
+            id.ok_or_else(|| Failure::new(Cause::Other, "the store returned no upload id"))
         })
         .await
     }
@@ -42,7 +42,7 @@ impl Bucket {
     /// Sends one part.
     ///
     /// # Errors
-    /// When the request fails for good.
+    /// If the request fails permanently.
     pub async fn put_part(
         &self,
         key: &str,
@@ -57,15 +57,15 @@ impl Bucket {
         let request = request.payload(Payload::Stream { size, sha256: None, make });
         let response = self.retried(Op::PutPart, || self.wire.send(&request)).await?;
         let etag = response.headers().get("etag").filter(|etag| !etag.is_empty()).map(String::from);
-        let etag = etag.ok_or_else(|| Failure::new(Cause::Other, "the store gave no part etag"))?;
+        let etag = etag.ok_or_else(|| Failure::new(Cause::Other, "the store returned no ETag for the part"))?;
         let crc32 = response.headers().get(CRC32).map(String::from);
         Ok(Part { number, etag, size, crc32 })
     }
 
-    /// The parts that the store has of an upload, or `None` when it does not know the upload any more.
+    /// Lists the parts of an upload that the store has; `None` if the store no longer knows the upload.
     ///
     /// # Errors
-    /// When the request fails for good.
+    /// If the request fails permanently.
     pub async fn parts(&self, key: &str, upload: &str) -> Result<Option<Vec<Part>>, Failure> {
         let full = self.key(key);
         let mut parts: Vec<Part> = Vec::new();
@@ -77,8 +77,8 @@ impl Bucket {
             }
             let listed = self
                 .retried(Op::ListParts, || async {
-                    let (body, who) = whole(self.wire.send(&request).await?, ANSWER).await?;
-                    answer::parts(&body).map_err(|why| refused(why, &body, &who))
+                    let (body, description) = read_xml(self.wire.send(&request).await?, ANSWER).await?;
+                    answer::parts(&body).map_err(|why| body_failure(why, &body, &description))
                 })
                 .await;
             let (page, next) = match listed {
@@ -98,32 +98,32 @@ impl Bucket {
         }
     }
 
-    /// Makes an object of its parts. An answer that got lost is looked up before it counts as a failure.
+    /// Completes a multipart upload. Since the response may have been lost, the object is looked up before a failure counts.
     ///
     /// # Errors
-    /// When the request fails for good and the object is not there with this size.
+    /// If the request fails permanently and there is no object of this size.
     pub async fn finish_parts(&self, key: &str, upload: &str, parts: &[Part]) -> Result<(), Failure> {
         let full = self.key(key);
         let mut request = Request::new(Op::FinishParts, &full).query("uploadId", upload);
         request = request.header("content-type", "application/xml").payload(Payload::Bytes(completion(parts)));
-        // Putting the parts together takes a store a while: allow more than for another answer.
-        request.patience = ANSWER * 5;
+        // A store may need longer than for other requests to assemble the parts.
+        request.timeout = ANSWER * 5;
         let finished = self
             .retried(Op::FinishParts, || async {
-                let (body, who) = whole(self.wire.send(&request).await?, request.patience).await?;
-                success(&body, "CompleteMultipartUploadResult", &who).map(|_| ())
+                let (body, description) = read_xml(self.wire.send(&request).await?, request.timeout).await?;
+                parse_success(&body, "CompleteMultipartUploadResult", &description).map(|_| ())
             })
             .await;
         match finished {
             Ok(()) => Ok(()),
             Err(failure) => {
                 let size: u64 = parts.iter().map(|part| part.size).sum();
-                if self.head(key).await.is_ok_and(|there| there == Some(size)) { Ok(()) } else { Err(failure) }
+                if self.head(key).await.is_ok_and(|found| found == Some(size)) { Ok(()) } else { Err(failure) }
             }
         }
     }
 
-    /// Gives up a multipart upload, so that its parts are not billed. Best effort.
+    /// Aborts a multipart upload, so that its parts are not billed. Best effort.
     pub async fn abort_parts(&self, key: &str, upload: &str) {
         let full = self.key(key);
         let request = Request::new(Op::AbortParts, &full).query("uploadId", upload);
@@ -133,16 +133,16 @@ impl Bucket {
     }
 }
 
-/// The answer to a request that may fail although its status says success.
-fn success(body: &Bytes, root: &str, who: &str) -> Result<Element, Failure> {
-    Element::expect(body, root).map_err(|why| refused(why, body, who))
+/// Parses the response to a request that may fail despite a success status.
+fn parse_success(body: &Bytes, root: &str, description: &str) -> Result<Element, Failure> {
+    Element::expect(body, root).map_err(|why| body_failure(why, body, description))
 }
 
-fn refused(why: Unreadable, body: &Bytes, who: &str) -> Failure {
+fn body_failure(why: ParseError, body: &Bytes, description: &str) -> Failure {
     match Element::parse(body) {
-        // Too late for a status: it was sent before the store began to work.
+        // The store sent the status before it began to work, so the error is in the body.
         Ok(root) if root.name() == "Error" => Failure::refused(500, &Refusal::from_xml(&root)),
-        _ => unreadable(why, body, who),
+        _ => parse_failure(why, body, description),
     }
 }
 
@@ -164,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_are_named_in_xml() {
+    fn completion_lists_parts_in_xml() {
         let parts = [Part { number: 1, etag: "\"a&b\"".into(), size: 1, crc32: None }];
         let text = String::from_utf8(completion(&parts).to_vec()).unwrap();
         assert!(text.contains("<Part><ETag>&quot;a&amp;b&quot;</ETag><PartNumber>1</PartNumber></Part>"), "{text}");

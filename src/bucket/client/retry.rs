@@ -1,4 +1,4 @@
-//! The loop around a request, and when a store is given up. How often a request is tried: [`crate::retry`].
+//! The retry loop around a request, and when to give up on a store. How often a request is retried: [`crate::retry`].
 
 use std::future::Future;
 use std::sync::Mutex;
@@ -14,67 +14,66 @@ use crate::bucket::wire::{Op, Request};
 use crate::progress::{ANY_REQUEST, Waiting, waiting};
 use crate::retry::Try;
 
-/// A store that was found to work is not suspected again for this time.
-const PROBE_AGAIN: Duration = Duration::from_secs(1);
+/// A store that was found to work is not probed again for this long.
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Writes at once before the first one has succeeded, and writes in a row that are refused for one reason before no
-/// more are sent: a key that may not write should not be told hundreds of times.
+/// Maximum number of concurrent writes until the first one has succeeded, and of consecutive writes refused for the same
+/// reason until no more are sent: a key without write permission should not cause hundreds of refusals.
 const FIRST_WRITES: usize = 8;
 
-/// What all requests of a run have in common.
+/// State that all requests of a run share.
 #[derive(Debug)]
 pub(super) struct Shared {
-    answered: AtomicBool,
+    /// Whether a request has succeeded in this run.
+    has_answered: AtomicBool,
     requests: AtomicU64,
-    pushed_back: AtomicU64,
-    /// Fastest answer in microseconds; 0 before the first.
+    transient_failures: AtomicU64,
+    /// Fastest response in microseconds; 0 before the first.
     fastest: AtomicU64,
-    /// When it was last found out that the store works, for whoever suspects that it does not.
-    probed: tokio::sync::Mutex<Option<Instant>>,
-    /// Why nothing works any more, once that is certain.
+    /// When a probe last found that the store works. The lock makes sure that only one request probes at a time.
+    last_probe: tokio::sync::Mutex<Option<Instant>>,
+    /// Why no request can succeed any more, once that is certain.
     lost: Mutex<Option<Failure>>,
-    /// What writes have met.
-    writes: Mutex<Writes>,
+    refused_writes: Mutex<RefusedWrites>,
     /// Whether a write has succeeded in this run.
-    written: AtomicBool,
+    has_written: AtomicBool,
     first_writes: Semaphore,
-    /// Whether the store does not delete many objects in one request.
+    /// Whether the store cannot delete many objects in one request.
     pub(super) deletes_singly: AtomicBool,
 }
 
-/// Refused writes since the last that the store took.
+/// The writes that the store has refused since it last accepted one.
 #[derive(Debug, Default)]
-struct Writes {
-    /// The last one, and how many were refused like it.
-    refused: Option<(Failure, usize)>,
-    /// Why no more are sent.
-    over: Option<Failure>,
+struct RefusedWrites {
+    /// The last refusal, and the number of consecutive refusals for the same reason.
+    last: Option<(Failure, usize)>,
+    /// Why no more writes are sent.
+    stopped: Option<Failure>,
 }
 
-impl Writes {
-    /// Takes note of a refusal. A store without room has none for the next one either; of other refusals it takes some
-    /// to tell that the store takes nothing.
-    fn refused(&mut self, op: Op, failure: &Failure) {
+impl RefusedWrites {
+    /// Records a refusal. One is enough to stop writing to a full store; for other reasons it takes several.
+    fn record(&mut self, op: Op, failure: &Failure) {
         if failure.cause == Cause::Full {
-            self.over = Some(failure.clone());
+            self.stopped = Some(failure.clone());
         }
-        // A part may be refused for what has become of its upload, and a condition for being one.
-        let of_condition = op == Op::PutIf && failure.cause == Cause::Unsupported;
-        if !op.creates() || failure.cause.is_of_one_object() || of_condition {
+        // A part may be refused because of its upload, and a conditional write because of its condition.
+        let is_about_condition = op == Op::PutIf && failure.cause == Cause::Unsupported;
+        if !op.creates_object() || failure.cause.is_of_one_object() || is_about_condition {
             return;
         }
-        let times = match self.refused.take() {
+        let times = match self.last.take() {
             Some((known, times)) if is_same_refusal(&known, failure) => times + 1,
             _ => 1,
         };
         if times >= FIRST_WRITES {
-            self.over = Some(failure.clone());
+            self.stopped = Some(failure.clone());
         }
-        self.refused = Some((failure.clone(), times));
+        self.last = Some((failure.clone(), times));
     }
 }
 
-/// Whether a store refuses for one reason; behind its code it may name what it refuses.
+/// Whether two writes were refused for the same reason. After the code, a message may name the refused object.
 fn is_same_refusal(one: &Failure, other: &Failure) -> bool {
     fn code(failure: &Failure) -> Option<&str> {
         failure.detail.split(':').next()
@@ -85,14 +84,14 @@ fn is_same_refusal(one: &Failure, other: &Failure) -> bool {
 impl Default for Shared {
     fn default() -> Self {
         Shared {
-            answered: AtomicBool::default(),
+            has_answered: AtomicBool::default(),
             requests: AtomicU64::default(),
-            pushed_back: AtomicU64::default(),
+            transient_failures: AtomicU64::default(),
             fastest: AtomicU64::default(),
-            probed: tokio::sync::Mutex::default(),
+            last_probe: tokio::sync::Mutex::default(),
             lost: Mutex::default(),
-            writes: Mutex::default(),
-            written: AtomicBool::default(),
+            refused_writes: Mutex::default(),
+            has_written: AtomicBool::default(),
             first_writes: Semaphore::new(FIRST_WRITES),
             deletes_singly: AtomicBool::default(),
         }
@@ -104,11 +103,11 @@ impl Shared {
         self.lost.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    fn writes(&self) -> std::sync::MutexGuard<'_, Writes> {
-        self.writes.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    fn refused_writes(&self) -> std::sync::MutexGuard<'_, RefusedWrites> {
+        self.refused_writes.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    fn note_time(&self, time: Duration) {
+    fn record_time(&self, time: Duration) {
         let micros = (time.as_micros() as u64).max(1);
         let fastest = self.fastest.load(Ordering::Relaxed);
         if fastest == 0 || micros < fastest {
@@ -116,47 +115,48 @@ impl Shared {
         }
     }
 
-    /// Waits until this may be sent: at once, unless it is a write before any has succeeded.
-    async fn turn(&self, op: Op) -> Option<SemaphorePermit<'_>> {
-        if !op.fills() || self.written.load(Ordering::Relaxed) {
+    /// Limits concurrent writes until the first one has succeeded. Other requests need no permit.
+    async fn write_permit(&self, op: Op) -> Option<SemaphorePermit<'_>> {
+        if !op.uses_space() || self.has_written.load(Ordering::Relaxed) {
             return None;
         }
-        // Closed as soon as one has succeeded.
+        // The semaphore is closed once a write has succeeded.
         self.first_writes.acquire().await.ok()
     }
 
-    /// Why there is no point in sending this.
-    fn hopeless(&self, op: Op) -> Option<Failure> {
-        let failure = self.lost().clone().or_else(|| self.writes().over.clone().filter(|_| op.fills()))?;
+    /// Returns why a request need not be sent: it cannot succeed.
+    fn known_failure(&self, op: Op) -> Option<Failure> {
+        let failure =
+            self.lost().clone().or_else(|| self.refused_writes().stopped.clone().filter(|_| op.uses_space()))?;
         Some(Failure { shared: true, ..failure })
     }
 }
 
 impl Bucket {
-    /// Requests sent so far, and how many of them the store pushed back or lost.
+    /// Returns the number of requests sent so far, and how many of them failed with a transient failure.
     pub fn counts(&self) -> (u64, u64) {
-        (self.shared.requests.load(Ordering::Relaxed), self.shared.pushed_back.load(Ordering::Relaxed))
+        (self.shared.requests.load(Ordering::Relaxed), self.shared.transient_failures.load(Ordering::Relaxed))
     }
 
-    /// The fastest answer so far: about one round trip to the store.
+    /// Returns the time of the fastest response so far: about one round trip to the store.
     pub fn round_trip(&self) -> Option<Duration> {
         let fastest = self.shared.fastest.load(Ordering::Relaxed);
         (fastest > 0).then(|| Duration::from_micros(fastest))
     }
 
-    /// Sends a request, and again with back-off while the failure is transient. Once the store is known to be lost,
-    /// for whatever request, all of them fail at once: a run with thousands of blobs must not wait for each. Likewise
-    /// all writes once it is known to take none.
+    /// Sends a request, and retries it with back-off while failures are transient. Once the store is known to be lost, all
+    /// requests fail immediately: a run with thousands of blobs must not wait for each of them. The same goes for all
+    /// writes once the store is known to refuse them.
     pub(super) async fn retried<T, F>(&self, op: Op, send: impl Fn() -> F) -> Result<T, Failure>
     where
         F: Future<Output = Result<T, Failure>>,
     {
-        let mut tried = 0;
+        let mut attempts = 0;
         let mut wait: Option<Waiting> = None;
-        let worked_before = self.shared.answered.load(Ordering::Relaxed);
+        let worked_before = self.shared.has_answered.load(Ordering::Relaxed);
         loop {
-            let turn = self.shared.turn(op).await;
-            if let Some(failure) = self.shared.hopeless(op) {
+            let permit = self.shared.write_permit(op).await;
+            if let Some(failure) = self.shared.known_failure(op) {
                 return Err(failure);
             }
             self.shared.requests.fetch_add(1, Ordering::Relaxed);
@@ -164,48 +164,48 @@ impl Bucket {
             let request = waiting(ANY_REQUEST);
             let answer = send().await;
             drop(request);
-            if answer.is_ok() && op.fills() {
-                self.shared.writes().refused = None;
-                if !self.shared.written.swap(true, Ordering::Relaxed) {
+            if answer.is_ok() && op.uses_space() {
+                self.shared.refused_writes().last = None;
+                if !self.shared.has_written.swap(true, Ordering::Relaxed) {
                     self.shared.first_writes.close();
                 }
             }
             let failure = match answer {
                 Ok(value) => {
-                    self.shared.answered.store(true, Ordering::Relaxed);
-                    self.shared.note_time(sent.elapsed());
+                    self.shared.has_answered.store(true, Ordering::Relaxed);
+                    self.shared.record_time(sent.elapsed());
                     return Ok(value);
                 }
                 Err(failure) => failure,
             };
-            tried += 1;
+            attempts += 1;
             if failure.cause.is_final() {
                 *self.shared.lost() = Some(failure.clone());
             }
-            if op.fills() {
-                self.shared.writes().refused(op, &failure);
+            if op.uses_space() {
+                self.shared.refused_writes().record(op, &failure);
             }
-            drop(turn);
+            drop(permit);
             if !failure.cause.is_transient() {
-                // Credentials that were accepted before may have ended: then they will not begin to be right again.
+                // Credentials that were accepted before may have expired or been revoked, which affects all requests.
                 if failure.cause.is_identity() && worked_before {
                     self.give_up_if_lost(&failure).await;
                 }
                 return Err(failure);
             }
-            self.shared.pushed_back.fetch_add(1, Ordering::Relaxed);
-            let policy = Try::Store { known: self.shared.answered.load(Ordering::Relaxed) };
-            let Some(pause) = policy.again(failure.cause, tried, failure.retry_after, fastrand::f64()) else {
+            self.shared.transient_failures.fetch_add(1, Ordering::Relaxed);
+            let policy = Try::Store { known: self.shared.has_answered.load(Ordering::Relaxed) };
+            let Some(pause) = policy.again(failure.cause, attempts, failure.retry_after, fastrand::f64()) else {
                 self.give_up_if_lost(&failure).await;
                 return Err(failure);
             };
-            let most = policy.most(failure.cause);
+            let limit = policy.most(failure.cause);
             let reason = &failure.detail;
             tracing::debug!(
-                "request is tried again in {} ms: try {tried} of {most} failed ({reason})",
+                "request is tried again in {} ms: try {attempts} of {limit} failed ({reason})",
                 pause.as_millis()
             );
-            let why = format!("the store ({reason}; try {} of {most} follows)", tried + 1);
+            let why = format!("the store ({reason}; try {} of {limit} follows)", attempts + 1);
             match &wait {
                 None => wait = Some(waiting(why)),
                 Some(wait) => wait.update(why),
@@ -214,22 +214,22 @@ impl Bucket {
         }
     }
 
-    /// A request failed for good. If the store does not even list one key, for such a reason, it is lost; otherwise only
-    /// that request has a problem.
+    /// Decides what a permanent failure means. If the store cannot even list one key for a similar reason, it is lost;
+    /// otherwise only this request has a problem.
     async fn give_up_if_lost(&self, failure: &Failure) {
-        // One finds out, and the others wait for it: none of them goes on to the next blob meanwhile.
-        let mut probed = self.shared.probed.lock().await;
-        if self.shared.lost().is_some() || probed.is_some_and(|time| time.elapsed() < PROBE_AGAIN) {
+        // One request probes and the others wait for the result, so that none goes on to the next blob in the meantime.
+        let mut last_probe = self.shared.last_probe.lock().await;
+        if self.shared.lost().is_some() || last_probe.is_some_and(|time| time.elapsed() < PROBE_INTERVAL) {
             return;
         }
         let mut request = Request::new(Op::List, "");
-        request.patience = CONNECT * 2;
+        request.timeout = CONNECT * 2;
         let request = request.query("list-type", "2").query("max-keys", "1").query("prefix", &*self.prefix);
         match self.wire.send(&request).await {
             Err(probe) if probe.cause.is_transient() || probe.cause.is_identity() || probe.cause.is_final() => {
                 *self.shared.lost() = Some(failure.clone());
             }
-            _ => *probed = Some(Instant::now()),
+            _ => *last_probe = Some(Instant::now()),
         }
     }
 }
@@ -239,29 +239,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_store_that_refuses_every_write_for_one_reason_is_left_alone() {
+    fn writes_stop_once_the_store_refuses_them_all_for_one_reason() {
         let denied = |key: &str| Failure::new(Cause::Denied, format!("AccessDenied: no access to {key}"));
-        let over = |failures: &[(Op, Failure)]| {
-            let mut writes = Writes::default();
-            failures.iter().for_each(|(op, failure)| writes.refused(*op, failure));
-            writes.over.is_some()
+        let stops = |failures: &[(Op, Failure)]| {
+            let mut writes = RefusedWrites::default();
+            failures.iter().for_each(|(op, failure)| writes.record(*op, failure));
+            writes.stopped.is_some()
         };
         let times = |op, failure: &dyn Fn(usize) -> Failure, times| {
             (0..times).map(|time| (op, failure(time))).collect::<Vec<_>>()
         };
-        assert!(over(&times(Op::Put, &|time| denied(&time.to_string()), FIRST_WRITES)));
-        assert!(!over(&times(Op::Put, &|time| denied(&time.to_string()), FIRST_WRITES - 1)));
-        assert!(over(&times(Op::Put, &|_| Failure::new(Cause::Full, "full"), 1)));
-        assert!(over(&times(Op::Put, &|_| Failure::new(Cause::Unsupported, "x"), FIRST_WRITES)));
-        assert!(!over(&times(Op::PutIf, &|_| Failure::new(Cause::Unsupported, "x"), 100)), "other writes go well");
+        assert!(stops(&times(Op::Put, &|time| denied(&time.to_string()), FIRST_WRITES)));
+        assert!(!stops(&times(Op::Put, &|time| denied(&time.to_string()), FIRST_WRITES - 1)));
+        assert!(stops(&times(Op::Put, &|_| Failure::new(Cause::Full, "full"), 1)));
+        assert!(stops(&times(Op::Put, &|_| Failure::new(Cause::Unsupported, "x"), FIRST_WRITES)));
+        assert!(!stops(&times(Op::PutIf, &|_| Failure::new(Cause::Unsupported, "x"), 100)), "other writes succeed");
         for cause in [Cause::Changed, Cause::Limit, Cause::Busy] {
-            assert!(!over(&times(Op::Put, &|_| Failure::new(cause, "x"), 100)), "{cause:?}");
+            assert!(!stops(&times(Op::Put, &|_| Failure::new(cause, "x"), 100)), "{cause:?}");
         }
-        assert!(!over(&times(Op::PutPart, &|_| denied("x"), 100)));
-        assert!(!over(&times(Op::Put, &|time| Failure::new(Cause::Other, format!("Code{time}: x")), 100)));
+        assert!(!stops(&times(Op::PutPart, &|_| denied("x"), 100)));
+        assert!(!stops(&times(Op::Put, &|time| Failure::new(Cause::Other, format!("Code{time}: x")), 100)));
         let mut mixed = times(Op::Put, &|_| denied("x"), FIRST_WRITES - 1);
         mixed.push((Op::Put, Failure::new(Cause::Locked, "retention")));
         mixed.push((Op::Put, denied("x")));
-        assert!(!over(&mixed));
+        assert!(!stops(&mixed));
     }
 }
