@@ -13,6 +13,7 @@ use hf_cache_sync::internals::bucket::keys;
 use hf_cache_sync::internals::bucket::state::RemoteState;
 use hf_cache_sync::internals::cache::layout::{self, Layout};
 use hf_cache_sync::internals::cache::scan::scan;
+use hf_cache_sync::internals::cache::state::LocalState;
 use hf_cache_sync::internals::cache::{presence, prune_facts, pushable};
 use hf_cache_sync::internals::hash::{BlobHasher, MAX_LANES, blob_id_of, md5_hex};
 use hf_cache_sync::internals::model::found::Found;
@@ -48,7 +49,7 @@ fn manifest(repo: &str, files: usize) -> Manifest {
     let mut files: Vec<_> = (0..files).map(file).collect();
     files.sort_by(|a, b| a.path.cmp(&b.path));
     let repo: RepoName = RepoName::from_folder(&format!("models--{}", repo.replace('/', "--"))).expect("a plain name");
-    Manifest { revision: commit(&repo.to_string()), repo, files, tree: None, extra: serde_json::Map::new() }
+    Manifest::new(repo.clone(), commit(&repo.to_string()), files, None).unwrap()
 }
 
 fn content(repo: &str, number: usize) -> String {
@@ -65,14 +66,14 @@ fn make_cache(root: &Path) {
     let layout = Layout::new(root);
     for repo in repos() {
         let manifest = manifest(&repo, FILES);
-        let (name, commit) = (&manifest.repo, &manifest.revision);
+        let (name, commit) = (manifest.repo(), manifest.revision());
         fs::create_dir_all(layout.blobs(name)).unwrap();
         fs::create_dir_all(layout.snapshot(name, commit)).unwrap();
         fs::create_dir_all(layout.repo(name).join("refs")).unwrap();
         fs::write(layout.repo(name).join("refs/main"), commit.as_str()).unwrap();
         for number in 0..FILES {
             let content = content(&repo, number);
-            let file = manifest.files.iter().find(|file| file.path.as_str().ends_with(&format!("{number:05}.json")));
+            let file = manifest.files().iter().find(|file| file.path.as_str().ends_with(&format!("{number:05}.json")));
             let file = file.expect("made above");
             fs::write(layout.blob(name, &file.blob), content).unwrap();
             let link = layout.snapshot_file(name, commit, &file.path);
@@ -93,8 +94,8 @@ fn cache(c: &mut Criterion) {
     group.sample_size(20).throughput(Throughput::Elements((REPOS * FILES) as u64));
     group.bench_function("scan", |b| b.iter(|| scan(dir.path()).unwrap()));
 
-    let inventory = scan(dir.path()).unwrap();
-    let local = pushable::gather(&inventory, &pushable::Options::default()).unwrap();
+    let state = LocalState::scan(dir.path()).unwrap();
+    let local = pushable::gather(&state, &pushable::Options::default()).unwrap();
     let empty = RemoteState::default();
     let object = |key: String, size: u64, etag: Option<String>| Object { key, size, etag, modified: None };
     let mut objects = Vec::new();
@@ -102,15 +103,16 @@ fn cache(c: &mut Criterion) {
     for revision in &revisions {
         let files = revision.files.iter().map(|local| &local.file);
         objects.extend(files.map(|file| object(keys::blob(&file.blob), file.size, None)));
-        let (key, bytes) = (keys::manifest(&revision.manifest.repo.id, &revision.commit), revision.manifest.to_json());
+        let manifest = revision.manifest.as_ref().unwrap();
+        let (key, bytes) = (keys::manifest(&manifest.repo().id, &revision.commit), manifest.to_json());
         objects.push(object(key, bytes.len() as u64, Some(md5_hex(&bytes))));
     }
     let full = RemoteState::new(objects);
-    assert!(revisions.iter().all(|revision| full.prove_manifest(&revision.manifest)));
+    assert!(revisions.iter().all(|revision| full.prove_manifest(revision.manifest.as_ref().unwrap())));
     group.bench_function("push plan, empty bucket", |b| b.iter(|| plan::push::plan(&local, &empty)));
     group.bench_function("push plan, nothing to do", |b| b.iter(|| plan::push::plan(&local, &full)));
 
-    let facts = prune_facts::gather(inventory);
+    let facts = prune_facts::gather(state.into_inventory());
     let hour = Duration::from_secs(3600);
     let options =
         |budget| plan::prune::Options { budget, include_referenced: true, orphan_grace: hour, temporary_grace: hour };

@@ -95,6 +95,9 @@ pub mod internals {
         pub mod scan {
             pub use crate::cache::scan::scan;
         }
+        pub mod state {
+            pub use crate::cache::state::LocalState;
+        }
     }
     pub mod config {
         pub use crate::config::{Config, Environment, Overrides};

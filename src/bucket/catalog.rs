@@ -150,7 +150,7 @@ fn revisions(state: &RemoteState, used: &HashSet<String>) -> Catalog {
             let key = keys::manifest_of(encoded, commit);
             let (repo, manifest) = match used.contains(&key) {
                 true => match state.manifest(&key).and_then(Stored::valid) {
-                    Some(manifest) => (manifest.repo.clone(), Some(manifest)),
+                    Some(manifest) => (manifest.repo().clone(), Some(manifest)),
                     None => continue,
                 },
                 false => match &model {
@@ -255,6 +255,7 @@ fn possible_repos<'a>(candidate: &'a Candidate, repos: &'a ReposByEncodedId<'a>)
 mod tests {
     use super::*;
     use crate::bucket::client::Object;
+    use crate::model::manifest::ManifestFile;
     use std::time::Duration;
 
     fn commit(digit: char) -> Commit {
@@ -280,8 +281,9 @@ mod tests {
             let query: crate::model::ids::RepoQuery = repo.parse().unwrap();
             let repo = RepoName::new(query.kind.unwrap_or(RepoType::Model), query.id);
             let key = keys::manifest(&repo.id, &commit(*digit));
-            let (files, extra) = (Vec::new(), serde_json::Map::new());
-            let manifest = Manifest { repo, revision: commit(*digit), files, tree: None, extra };
+            let blob = "1".repeat(40).parse().unwrap();
+            let files = vec![ManifestFile { path: "x".parse().unwrap(), blob, size: 10 }];
+            let manifest = Manifest::new(repo, commit(*digit), files, None).unwrap();
             state.keep_manifest(&key, Stored::Valid(Arc::new(manifest)));
             key
         };

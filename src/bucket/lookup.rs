@@ -121,7 +121,7 @@ impl Search<'_> {
     /// Reads the manifest of a commit; `None` if there is none, or if it belongs to another repo that shares the key.
     async fn manifest(&self, query: &RepoQuery, commit: &Commit) -> Result<Option<Arc<Manifest>>> {
         let stored = self.state.read_manifest(self.bucket, &keys::manifest(&query.id, commit)).await?;
-        Ok(stored.checked()?.filter(|manifest| query.matches(&manifest.repo)))
+        Ok(stored.checked()?.filter(|manifest| query.matches(manifest.repo())))
     }
 
     async fn by_commit(&self, commit: Commit) -> Result<Found> {
@@ -134,14 +134,14 @@ impl Search<'_> {
     }
 
     fn found(&self, manifest: Arc<Manifest>, reference: Option<RefName>) -> Found {
-        let kind = manifest.repo.kind;
+        let kind = manifest.repo().kind;
         let notes = match self.query.kind {
             None if kind != RepoType::Model => vec![format!("{} is a {kind}", self.query.id)],
             _ => Vec::new(),
         };
         // Whether the revision has a ref named after its commit.
         let pinned = self.state.refs().iter().any(|candidate| {
-            candidate.name.as_str() == manifest.revision.as_str() && candidate.may_refer_to(&manifest.repo)
+            candidate.name.as_str() == manifest.revision().as_str() && candidate.may_refer_to(manifest.repo())
         });
         Found { manifest: Arc::unwrap_or_clone(manifest), reference, pinned, notes }
     }
@@ -151,8 +151,8 @@ impl Search<'_> {
         let mut targets = Targets::default();
         for candidate in self.state.refs().iter().filter(|candidate| candidate.name == *name) {
             match self.follow(candidate).await {
-                Ok(Some(manifest)) if candidate.may_refer_to(&manifest.repo) => {
-                    let kind = manifest.repo.kind;
+                Ok(Some(manifest)) if candidate.may_refer_to(manifest.repo()) => {
+                    let kind = manifest.repo().kind;
                     if targets.found.get(&kind).is_none_or(|(known, _)| candidate.supersedes(known)) {
                         targets.found.insert(kind, (candidate, manifest));
                     }
@@ -197,9 +197,9 @@ impl Search<'_> {
         let mut kinds = Vec::new();
         for commit in self.commits().take(MAX_TYPE_PROBES) {
             if let Ok(Some(manifest)) = self.manifest(&any, commit).await
-                && !kinds.contains(&manifest.repo.kind)
+                && !kinds.contains(&manifest.repo().kind)
             {
-                kinds.push(manifest.repo.kind);
+                kinds.push(manifest.repo().kind);
             }
         }
         if self.query.kind.is_none_or(|wanted| kinds.contains(&wanted)) { Vec::new() } else { kinds }

@@ -112,7 +112,7 @@ async fn read_group(bucket: &Bucket, state: &RemoteState, group: Group<'_>) -> R
         match read(bucket, state, candidate).await {
             Ok(Some(manifest)) => {
                 let manifest = Arc::unwrap_or_clone(manifest);
-                let repo = manifest.repo.clone();
+                let repo = manifest.repo().clone();
                 let query = Some(RepoQuery { kind: Some(repo.kind), id: repo.id.clone() });
                 let found = Found { manifest, reference: Some(RefName::main()), pinned: false, notes: Vec::new() };
                 let main = MainRevision { key: candidate.object.key.clone(), query: query.clone(), found: Ok(found) };
@@ -156,7 +156,7 @@ async fn read(bucket: &Bucket, state: &RemoteState, candidate: &Candidate) -> Re
             .because(format!("the manifest {key} is not in the bucket"))
             .hint("push the revision again from a machine that has it"));
     };
-    Ok(Some(manifest).filter(|manifest| candidate.may_refer_to(&manifest.repo)))
+    Ok(Some(manifest).filter(|manifest| candidate.may_refer_to(manifest.repo())))
 }
 
 #[cfg(test)]

@@ -89,9 +89,9 @@ async fn try_manifest(bucket: &Bucket, key: &str) -> Result<Option<(Manifest, Op
             .hint("push the revision again from a machine that has it")
     };
     let manifest = Manifest::parse(&small.bytes).map_err(invalid)?;
-    let own_key = keys::manifest(&manifest.repo.id, &manifest.revision);
+    let own_key = keys::manifest(&manifest.repo().id, manifest.revision());
     if own_key != key {
-        return Err(invalid(format!("it says that it is {}@{}", manifest.repo, manifest.revision)));
+        return Err(invalid(format!("it says that it is {}@{}", manifest.repo(), manifest.revision())));
     }
     Ok(Some((manifest, small.etag)))
 }

@@ -310,12 +310,12 @@ impl RemoteState {
     pub fn owner(&self, id: &RepoId, key: &str) -> Option<RepoName> {
         let commit = self.refs_read.get(key)?.valid()?;
         let manifest = self.manifests_read.get(&keys::manifest(id, &commit))?.valid()?;
-        Some(manifest.repo.clone())
+        Some(manifest.repo().clone())
     }
 
     /// Returns whether the listing alone proves that the bucket has exactly this manifest. If so, it counts as read.
     pub fn prove_manifest(&self, manifest: &Arc<Manifest>) -> bool {
-        let key = keys::manifest(&manifest.repo.id, &manifest.revision);
+        let key = keys::manifest(&manifest.repo().id, manifest.revision());
         let proven = self.listed_manifest(&key).is_some_and(|entry| entry.has_content(&manifest.to_json()));
         if proven {
             self.keep_manifest(&key, Stored::Valid(manifest.clone()));
@@ -496,8 +496,8 @@ mod tests {
         assert!(!state.prove_ref("refs/org__name/main", &other) && !state.prove_ref("refs/org__name/v1", &commit()));
         assert!(state.prove_ref("refs/org__name/main", &commit()));
         assert_eq!(state.reference("refs/org__name/main").unwrap().valid(), Some(commit()));
-        assert_eq!(state.owner(&ours.repo.id, "refs/org__name/main"), Some(ours.repo.clone()));
-        assert_eq!(state.owner(&ours.repo.id, "refs/org__name/v1"), None);
+        assert_eq!(state.owner(&ours.repo().id, "refs/org__name/main"), Some(ours.repo().clone()));
+        assert_eq!(state.owner(&ours.repo().id, "refs/org__name/v1"), None);
     }
 
     #[test]

@@ -7,11 +7,10 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::layout::Layout;
 use super::presence::{BlobState, look_at};
-use super::read::{self, MAX_TREE};
+use super::read;
+use super::state::LocalState;
 use crate::model::ids::{BlobId, Commit, RepoName, RepoPath};
-use crate::model::manifest::Tree;
 
 /// A file of this cache that should have the bytes of a blob, judging by its name, location or size.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -26,7 +25,8 @@ pub struct Donor {
 
 /// Finds one donor for each missing blob, if there is any. `missing` lists the blobs that each repo lacks, with their
 /// sizes in bytes.
-pub fn find(layout: &Layout, missing: &[(&RepoName, Vec<(BlobId, u64)>)]) -> HashMap<BlobId, Donor> {
+pub fn find(state: &LocalState, missing: &[(&RepoName, Vec<(BlobId, u64)>)]) -> HashMap<BlobId, Donor> {
+    let layout = state.layout();
     let wanted: HashMap<BlobId, u64> = missing.iter().flat_map(|(_, blobs)| blobs).copied().collect();
     let mut donors = HashMap::new();
     if wanted.is_empty() {
@@ -45,7 +45,7 @@ pub fn find(layout: &Layout, missing: &[(&RepoName, Vec<(BlobId, u64)>)]) -> Has
         }
     }
     for (repo, blobs) in missing {
-        find_in_repo(layout, repo, blobs, &mut donors);
+        find_in_repo(state, repo, blobs, &mut donors);
     }
     donors
 }
@@ -55,7 +55,8 @@ const MAX_HASHED_SIZE: u64 = 64 << 20;
 
 /// Searches the repo itself for blobs that are not in its `blobs/` by name. They may be there under their name by the
 /// other hash algorithm, or as a real file of another snapshot. The bytes are verified later.
-fn find_in_repo(layout: &Layout, repo: &RepoName, blobs: &[(BlobId, u64)], donors: &mut HashMap<BlobId, Donor>) {
+fn find_in_repo(state: &LocalState, repo: &RepoName, blobs: &[(BlobId, u64)], donors: &mut HashMap<BlobId, Donor>) {
+    let layout = state.layout();
     let missing: Vec<(BlobId, u64)> = blobs.iter().filter(|(blob, _)| !donors.contains_key(blob)).copied().collect();
     if missing.is_empty() || fs::symlink_metadata(layout.repo(repo)).is_err() {
         return;
@@ -80,8 +81,7 @@ fn find_in_repo(layout: &Layout, repo: &RepoName, blobs: &[(BlobId, u64)], donor
     }
     let snapshots = fs::read_dir(layout.repo(repo).join("snapshots")).into_iter().flatten().flatten();
     for commit in snapshots.filter_map(|entry| entry.file_name().to_str()?.parse::<Commit>().ok()) {
-        let tree = read::read_small(&layout.tree(repo, &commit), MAX_TREE).ok().flatten();
-        if let Some(tree) = tree.and_then(|bytes| Tree::parse(&bytes).ok().flatten()) {
+        if let Some(tree) = state.tree(repo, &commit).valid() {
             let by_blob: HashMap<BlobId, &RepoPath> =
                 tree.entries().iter().map(|(path, entry)| (entry.blob, path)).collect();
             for (blob, _) in &missing {

@@ -10,7 +10,6 @@ use std::sync::{Mutex, PoisonError};
 
 use super::layout::Layout;
 use super::licenses;
-use crate::error::{Error, Result, plain_io, shown};
 use crate::model::ids::RepoName;
 
 /// 0.1.0's keywords. The last word is a prefix: "agreement" also matches "agreements", but not "disagreement", and
@@ -407,7 +406,7 @@ fn decode(bytes: &[u8]) -> String {
 ///
 /// # Errors
 /// The first licence file that cannot be read, since the answer is then unknown.
-pub fn check_snapshot(snapshot: &Path) -> Result<Option<Gated>, ReadFailure> {
+fn check_snapshot(snapshot: &Path) -> Result<Option<Gated>, ReadFailure> {
     let mut names: Vec<(String, PathBuf)> = Vec::new();
     for (name, path, is_folder) in list_folder(snapshot)? {
         if is_folder && FOLDERS.contains(&name.to_ascii_lowercase().as_str()) {
@@ -475,32 +474,20 @@ fn cached_verdict(bytes: &[u8]) -> Verdict {
     verdict
 }
 
-/// Checks the licence files of a repo that are already in this cache, which is 0.1.0's rule for a pull.
+/// Checks the licence files of all snapshots of a repo.
 ///
 /// # Errors
-/// If they cannot be read, since the answer is then unknown.
-pub fn check_repo(layout: &Layout, repo: &RepoName) -> Result<Option<Gated>> {
-    let unknown = |(path, e): (std::path::PathBuf, io::Error)| {
-        Error::failed(format!("cannot tell whether {repo} is gated, so it is not pulled")).because(format!(
-            "{}: {}",
-            shown(&path),
-            plain_io(&e)
-        ))
-    };
+/// The path that cannot be read, since the answer is then unknown.
+pub fn check_repo(layout: &Layout, repo: &RepoName) -> Result<Option<Gated>, ReadFailure> {
     let folder = layout.repo(repo).join("snapshots");
-    let snapshots = match std::fs::read_dir(&folder) {
-        Ok(snapshots) => snapshots,
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            return Ok(None);
-        }
-        Err(error) => return Err(unknown((folder, error))),
+    let mut snapshots = match list_folder(&folder) {
+        Err((_, error)) if error.kind() == io::ErrorKind::NotADirectory => return Ok(None),
+        listed => listed?,
     };
-    for snapshot in snapshots {
-        let path = snapshot.map_err(|error| unknown((folder.clone(), error)))?.path();
-        // Skips stray files such as .DS_Store.
-        if path.is_dir()
-            && let Some(gated) = check_snapshot(&path).map_err(unknown)?
-        {
+    snapshots.sort();
+    // Skips stray files such as .DS_Store.
+    for (_, path, _) in snapshots.iter().filter(|(name, path, _)| !super::junk::is_junk(name) && path.is_dir()) {
+        if let Some(gated) = check_snapshot(path)? {
             return Ok(Some(gated));
         }
     }

@@ -5,6 +5,7 @@
 //! - [`root`]: whether the cache folder exists, and if not, why
 //! - [`scan`]: the inventory of repos, blobs, revisions, refs and problems
 //! - [`clients`]: the temporaries, lock files and folders of other programs that write to this cache, by name
+//! - [`state`]: the one picture of this cache that the commands read: the inventory, and trees and licences on demand
 //! - [`junk`]: names that operating systems, file servers and editors leave everywhere
 //! - [`identify`]: which blob each file of a snapshot is, even if it is not a link
 //! - [`read`]: opening blobs without changing their access time, and aligned buffers
@@ -50,4 +51,5 @@ pub mod scan;
 pub mod select;
 pub mod shared;
 pub mod space;
+pub mod state;
 pub mod usage;

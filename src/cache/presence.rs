@@ -3,10 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::cache::layout::{self, Layout};
+use crate::cache::state::{LocalState, TreeFile};
 use crate::cache::{place, read, repair};
 use crate::error::{Error, Result};
 use crate::model::found::Found;
@@ -58,9 +58,10 @@ pub fn check_root(layout: &Layout) -> Result<()> {
 }
 
 /// Checks which parts of the revision are here. With `verify`, local blobs are hashed.
-pub fn inspect(layout: &Layout, found: &Found, verify: bool) -> State {
+pub fn inspect(local: &LocalState, found: &Found, verify: bool) -> State {
+    let layout = local.layout();
     let (manifest, reference) = (&found.manifest, found.reference.as_ref());
-    let (repo, commit) = (&manifest.repo, &manifest.revision);
+    let (repo, commit) = (manifest.repo(), manifest.revision());
     let mut state = State::default();
     // A missing folder saves a lookup for each of its files.
     let is_there = |folder: PathBuf| fs::symlink_metadata(folder).is_ok();
@@ -70,7 +71,7 @@ pub fn inspect(layout: &Layout, found: &Found, verify: bool) -> State {
         state.blobs.insert(id, blob);
     }
     let has_snapshot = is_there(layout.snapshot(repo, commit));
-    for file in &manifest.files {
+    for file in manifest.files() {
         let path = layout.snapshot_file(repo, commit, &file.path);
         let meta = has_snapshot.then(|| fs::symlink_metadata(&path).ok()).flatten();
         let is_real = meta.as_ref().is_some_and(|meta| meta.is_file());
@@ -87,14 +88,17 @@ pub fn inspect(layout: &Layout, found: &Found, verify: bool) -> State {
         }
     }
     // An earlier file may have marked the blob as present before a later file turned out to lack it.
-    for (file, good) in manifest.files.iter().zip(&state.in_place) {
+    for (file, good) in manifest.files().iter().zip(&state.in_place) {
         if !good && state.blobs[&file.blob] == BlobState::InSnapshot {
             state.blobs.insert(file.blob, BlobState::Missing);
         }
     }
-    let tree = layout.tree(repo, commit);
-    state.tree =
-        manifest.tree.as_ref().is_none_or(|known| place::has_content(&tree, &known.to_json())) || is_private(&tree);
+    state.tree = manifest.tree().is_none_or(|known| match local.tree(repo, commit) {
+        TreeFile::Valid(tree) => *tree == *known,
+        // Another user's, in a shared cache.
+        TreeFile::Private => true,
+        TreeFile::Absent | TreeFile::Invalid(_) => false,
+    });
     state.reference = reference.is_none_or(|name| {
         let path = layout.reference(repo, name);
         // An untidy ref counts as present: the pull repairs it.
@@ -111,12 +115,6 @@ fn is_twin(layout: &Layout, repo: &RepoName, path: &Path, blob: &BlobId, size: u
     let inside = layout::normalized(&path.with_file_name("").join(target));
     let name = inside.strip_prefix(layout.blobs(repo)).ok().and_then(|name| name.to_str()?.parse::<BlobId>().ok());
     name.is_some_and(|name| name.may_be_twin(blob)) && look_at(path, blob, size, true) == BlobState::Present
-}
-
-/// Returns whether the file exists but this user may not read it, such as a client's tree (mode 0600) in another user's
-/// cache. Such a file is left as it is.
-fn is_private(path: &std::path::Path) -> bool {
-    read::open_quietly(path).is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
 }
 
 pub(super) fn look_at(path: &std::path::Path, id: &BlobId, size: u64, verify: bool) -> BlobState {

@@ -12,11 +12,10 @@ use super::incoming_links;
 use crate::cache::clients::{self, BlobEntry};
 use crate::cache::layout::Layout;
 use crate::cache::lock;
-use crate::cache::read;
-use crate::cache::scan::{self, Inventory, Problem, ProblemKind, Repo, Revision, UnfinishedFile};
+use crate::cache::scan::{self, Inventory, Problem, ProblemKind, Repo, UnfinishedFile};
 use crate::cache::shared::{self, Payload};
+use crate::cache::state::{Completeness, LocalState};
 use crate::model::ids::{BlobId, Commit, RefName, RepoName};
-use crate::model::manifest::Tree;
 use crate::platform;
 
 /// A repo's trees are read only if a client was active in it this recently.
@@ -103,9 +102,11 @@ pub struct Leftover {
 /// Collects all facts.
 pub fn gather(inventory: Inventory) -> Facts {
     let layout = inventory.layout.clone();
+    let state = LocalState::new(inventory);
     let (payloads, store_problems) = shared::payloads(&layout);
     let mut repos: BTreeMap<RepoName, RepoFacts> =
-        inventory.repos.iter().map(|repo| (repo.name.clone(), repo_facts(&layout, repo))).collect();
+        state.inventory().repos.iter().map(|repo| (repo.name.clone(), repo_facts(&state, repo))).collect();
+    let inventory = state.into_inventory();
     let links = incoming_links::find(&inventory);
     for (name, link) in links.needed {
         if let Some(facts) = repos.get_mut(&name) {
@@ -118,7 +119,8 @@ pub fn gather(inventory: Inventory) -> Facts {
     Facts { leftovers, root_temporaries, hidden, harmless, inventory, payloads, store_problems, repos, noatime }
 }
 
-fn repo_facts(layout: &Layout, repo: &Repo) -> RepoFacts {
+fn repo_facts(state: &LocalState, repo: &Repo) -> RepoFacts {
+    let layout = state.layout();
     let folder = layout.repo(&repo.name);
     let parts = ["blobs", "snapshots", "refs", "trees", ".no_exist"].map(|name| folder.join(name));
     let is_link = |path: &&PathBuf| fs::symlink_metadata(path).is_ok_and(|meta| meta.is_symlink());
@@ -147,13 +149,13 @@ fn repo_facts(layout: &Layout, repo: &Repo) -> RepoFacts {
     }
     let client_seen = last_client_activity(layout, repo);
     let is_recent = client_seen.is_some_and(|time| time.elapsed().is_ok_and(|age| age < RECENT));
-    let complete =
-        repo.revisions.iter().filter(|(commit, revision)| is_recent && is_complete(layout, repo, commit, revision));
+    let is_complete = |commit: &&Commit| state.completeness(repo, commit) == Completeness::Complete;
+    let complete = repo.revisions.keys().filter(|_| is_recent).filter(is_complete);
     RepoFacts {
         linked_part: parts.iter().find(is_link).cloned(),
         needed_by: None,
         client_seen,
-        complete: complete.map(|(commit, _)| commit.clone()).collect(),
+        complete: complete.cloned().collect(),
         locked: is_locked(layout, repo),
         held: repo.in_flight.iter().filter(|file| is_held(layout, repo, &file.path)).map(|f| f.path.clone()).collect(),
         dangling_refs,
@@ -230,13 +232,6 @@ fn find_locks(layout: &Layout, repo: &Repo) -> Option<Vec<PathBuf>> {
         }
     }
     Some(found)
-}
-
-/// Returns whether the snapshot has every file that the commit's tree lists. False without a tree.
-fn is_complete(layout: &Layout, repo: &Repo, commit: &Commit, revision: &Revision) -> bool {
-    let Ok(Some(bytes)) = read::read_small(&layout.tree(&repo.name, commit), read::MAX_TREE) else { return false };
-    let tree = Tree::parse(&bytes).ok().flatten();
-    tree.is_some_and(|tree| tree.is_portable() && tree.entries().keys().all(|path| revision.files.contains_key(path)))
 }
 
 /// Returns whether another process holds the lock of the blob that this file will become.

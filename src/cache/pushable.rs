@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::cache::gated::{self, Gated};
+use crate::cache::gated::Gated;
 use crate::cache::identify::{Identifier, LocalFile};
 use crate::cache::pointer;
-use crate::cache::read::{self, MAX_TREE, read_small};
-use crate::cache::scan::{Inventory, Problem, ProblemKind, Repo};
+use crate::cache::read::{self, read_small};
+use crate::cache::scan::{Problem, ProblemKind, Repo};
 use crate::cache::select::select;
-use crate::error::{Cause, Error, Result, plain_io, printable, shown};
+use crate::cache::state::{LocalState, TreeFile};
+use crate::error::{Cause, Error, Result, printable};
 use crate::model::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
 use crate::model::manifest::{Manifest, Tree};
 use crate::model::selection::Selection;
@@ -63,9 +64,9 @@ pub struct LocalRevision {
     /// Its files, sorted by path.
     pub files: Vec<LocalFile>,
     /// The commit's full listing.
-    pub tree: Option<Tree>,
-    /// The manifest that this cache would publish on its own, without merging the bucket's.
-    pub manifest: Arc<Manifest>,
+    pub tree: Option<Arc<Tree>>,
+    /// The manifest that this cache would publish on its own, without merging the bucket's; `None` without any files.
+    pub manifest: Option<Arc<Manifest>>,
     /// Pointer files that were left out.
     pub pointers: Vec<RepoPath>,
     /// Files in the snapshot that do not belong to the commit, escaped for printing.
@@ -77,25 +78,24 @@ pub struct LocalRevision {
 }
 
 impl LocalRevision {
-    /// Creates a revision without any problems.
-    pub fn new(repo: &RepoName, commit: Commit, files: Vec<LocalFile>, tree: Option<Tree>) -> LocalRevision {
-        let manifest = Manifest {
-            repo: repo.clone(),
-            revision: commit.clone(),
-            files: files.iter().map(|local| local.file.clone()).collect(),
-            tree: tree.clone().filter(Tree::is_harmless),
-            extra: serde_json::Map::new(),
+    /// Creates a revision. It is refused if its files contradict each other or the tree.
+    pub fn new(repo: &RepoName, commit: Commit, files: Vec<LocalFile>, tree: Option<Arc<Tree>>) -> LocalRevision {
+        let listed = || files.iter().map(|local| local.file.clone()).collect();
+        let manifest = |tree| Manifest::new(repo.clone(), commit.clone(), listed(), tree);
+        let checked = match &tree {
+            Some(tree) => files.iter().try_for_each(|local| tree.check_file(&local.file)),
+            None => Ok(()),
         };
-        LocalRevision {
-            commit,
-            files,
-            tree,
-            manifest: Arc::new(manifest),
-            pointers: Vec::new(),
-            stray_files: Vec::new(),
-            broken: BTreeSet::new(),
-            refused: None,
-        }
+        let made = checked.and_then(|()| manifest(tree.clone().filter(|tree| tree.is_harmless())));
+        let refused = made.as_ref().err().filter(|_| !files.is_empty()).map(|why| {
+            Error::new(Cause::Corrupt, format!("{repo}@{} was not pushed", commit.short()))
+                .because(why)
+                .hint("a file of this snapshot was changed: delete it and download it again")
+        });
+        // A refused revision can still be compared with the bucket's.
+        let manifest = made.or_else(|_| manifest(None)).ok().map(Arc::new);
+        let (pointers, stray_files, broken) = (Vec::new(), Vec::new(), BTreeSet::new());
+        LocalRevision { commit, files, tree, manifest, pointers, stray_files, broken, refused }
     }
 }
 
@@ -111,7 +111,8 @@ impl LocalRepo {
 ///
 /// # Errors
 /// [`Cause::NotFound`] if a requested repo is not in the cache.
-pub fn gather(inventory: &Inventory, options: &Options) -> Result<Local> {
+pub fn gather(state: &LocalState, options: &Options) -> Result<Local> {
+    let inventory = state.inventory();
     let selected = select(inventory, &options.selection)?;
     let mut local = Local { notes: selected.notes, ..Local::default() };
     local.failures.extend(inventory.problems.iter().filter_map(failure_of));
@@ -119,7 +120,7 @@ pub fn gather(inventory: &Inventory, options: &Options) -> Result<Local> {
     let mut unreadable_trees = 0;
     for one in &selected.repos {
         let mut found =
-            gather_repo(inventory, one.repo, options, &mut identifier, &mut unreadable_trees, &mut local.failures);
+            gather_repo(state, one.repo, options, &mut identifier, &mut unreadable_trees, &mut local.failures);
         found.revisions.retain(|revision| one.includes(&revision.commit));
         found.refs.retain(|_, commit| one.includes(commit));
         local.repos.push(found);
@@ -157,13 +158,14 @@ fn failure_of(problem: &Problem) -> Option<Error> {
 }
 
 fn gather_repo(
-    inventory: &Inventory,
+    state: &LocalState,
     repo: &Repo,
     options: &Options,
     identifier: &mut Identifier,
     unreadable_trees: &mut usize,
     failures: &mut Vec<Error>,
 ) -> LocalRepo {
+    let inventory = state.inventory();
     let trees = inventory.layout.repo(&repo.name).join("trees");
     let is_tree_folder = |problem: &Problem| problem.kind == ProblemKind::Unreadable && problem.path == trees;
     let (unreadable, mut problems): (Vec<&Problem>, Vec<&Problem>) =
@@ -178,32 +180,46 @@ fn gather_repo(
         unused: 0,
     };
     if !options.allow_gated {
-        for commit in repo.revisions.keys() {
-            match gated::check_snapshot(&inventory.layout.snapshot(&repo.name, commit)) {
-                Ok(None) => {}
-                Ok(gated) => {
-                    found.gated = gated;
-                    failures.extend(problems.into_iter().filter_map(failure_of));
-                    return found;
-                }
-                Err((path, error)) => {
-                    failures.extend(problems.into_iter().filter_map(failure_of));
-                    failures.push(
-                        Error::failed(format!("cannot tell whether {} is gated, so it is not pushed", repo.name))
-                            .because(format!("{}: {}", shown(&path), plain_io(&error))),
-                    );
-                    // The refs do have a snapshot here, so nothing else needs reporting about them.
-                    found.refs.clear();
-                    return found;
-                }
+        match state.gated(&repo.name) {
+            Ok(None) => {}
+            Ok(gated) => {
+                found.gated = gated;
+                failures.extend(problems.into_iter().filter_map(failure_of));
+                return found;
+            }
+            Err(why) => {
+                failures.extend(problems.into_iter().filter_map(failure_of));
+                failures.push(
+                    Error::failed(format!("cannot tell whether {} is gated, so it is not pushed", repo.name))
+                        .because(why),
+                );
+                // The refs do have a snapshot here, so nothing else needs reporting about them.
+                found.refs.clear();
+                return found;
             }
         }
     }
     let mut pointers = HashMap::new();
     let mut twins = TwinChecker::default();
     for commit in repo.revisions.keys() {
-        let tree = read_tree(inventory, repo, commit, unreadable_trees, failures);
-        let identified = identifier.files(&inventory.layout, repo, commit, tree.as_ref());
+        let tree = match state.tree(&repo.name, commit) {
+            TreeFile::Valid(tree) => Some(tree),
+            TreeFile::Absent => None,
+            TreeFile::Private => {
+                *unreadable_trees += 1;
+                None
+            }
+            TreeFile::Invalid(why) => {
+                let path = inventory.layout.tree(&repo.name, commit);
+                failures.push(
+                    Error::failed(format!("the tree {} is not used", path.display()))
+                        .because(why)
+                        .hint("delete it: huggingface_hub fetches it again"),
+                );
+                None
+            }
+        };
+        let identified = identifier.files(&inventory.layout, repo, commit, tree.as_deref());
         let snapshot = inventory.layout.snapshot(&repo.name, commit);
         let mut broken = BTreeSet::new();
         for problem in &identified.problems {
@@ -250,9 +266,8 @@ fn gather_repo(
                 }
             }
         }
-        let refused = tree.as_ref().and_then(|tree| check_against_tree(&repo.name, commit, tree, &files));
         let revision = LocalRevision::new(&repo.name, commit.clone(), files, tree);
-        found.revisions.push(LocalRevision { pointers: left_out_pointers, stray_files, broken, refused, ..revision });
+        found.revisions.push(LocalRevision { pointers: left_out_pointers, stray_files, broken, ..revision });
     }
     failures.extend(problems.into_iter().filter_map(failure_of));
     let used: std::collections::HashSet<BlobId> =
@@ -295,44 +310,6 @@ impl TwinChecker {
         let (own, size) = (file.file.blob, file.file.size);
         *self.0.entry((own, *name)).or_insert_with(|| read::matches_name(&file.source, name, size))
     }
-}
-
-/// Reads the commit's tree. A tree that only another user may read is counted, but is not a failure.
-fn read_tree(
-    inventory: &Inventory,
-    repo: &Repo,
-    commit: &Commit,
-    unreadable_trees: &mut usize,
-    failures: &mut Vec<Error>,
-) -> Option<Tree> {
-    repo.trees.binary_search(commit).ok()?;
-    let path = inventory.layout.tree(&repo.name, commit);
-    let parsed = match read_small(&path, MAX_TREE) {
-        Ok(Some(bytes)) => Tree::parse(&bytes),
-        Ok(None) => Err("it is too large".into()),
-        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-            *unreadable_trees += 1;
-            return None;
-        }
-        Err(error) => Err(plain_io(&error)),
-    };
-    parsed.unwrap_or_else(|why| {
-        failures.push(
-            Error::failed(format!("the tree {} is not used", path.display()))
-                .because(why)
-                .hint("delete it: huggingface_hub fetches it again"),
-        );
-        None
-    })
-}
-
-fn check_against_tree(repo: &RepoName, commit: &Commit, tree: &Tree, files: &[LocalFile]) -> Option<Error> {
-    let why = files.iter().find_map(|file| tree.check_file(&file.file).err())?;
-    Some(
-        Error::new(Cause::Corrupt, format!("{repo}@{} was not pushed", commit.short()))
-            .because(why)
-            .hint("a file of this snapshot was changed: delete it and download it again"),
-    )
 }
 
 /// Returns whether the file is an LFS or Xet pointer. An unreadable file is not: its upload will report the reason.

@@ -15,14 +15,14 @@ use crate::bucket::keys;
 use crate::bucket::read::Stored;
 use crate::bucket::state::RemoteState;
 use crate::cache::pushable::{self, Local};
-use crate::cache::scan::{Inventory, Repo};
-use crate::cache::{gated, usage};
+use crate::cache::state::LocalState;
+use crate::cache::usage;
 use crate::engine::Session;
 use crate::engine::survey::{Survey, survey};
 use crate::error::{Error, Kind, Result};
 use crate::model::ids::RepoName;
 use crate::model::selection::Selection;
-use crate::plan::diff::{self, Counts, LastUse, RefRow, Row};
+use crate::plan::diff::{self, Counts, Detail, Details, RefRow, Row};
 use crate::task::blocking;
 
 const EXAMPLES: &str = "\
@@ -90,20 +90,20 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
         allow_gated: true,
         sync_xet: session.config.cache.sync_xet,
     };
-    let Survey { inventory, local, remote } = survey(session, &bucket, options).await?;
+    let Survey { state, local, remote } = survey(session, &bucket, options).await?;
     let allow_gated = session.config.team.allow_gated;
     let judged = blocking(move || {
-        let gated = if allow_gated { HashSet::new() } else { gated(&inventory) };
-        (gated, last_uses(&inventory))
+        let gated = if allow_gated { HashSet::new() } else { gated(&state) };
+        (gated, details(&state))
     });
     let (known, mut failures) = known_manifests(&local, &remote);
     let options = Options { every_manifest: args.deep, every_ref: true };
-    let ((gated, last_use), catalog) = tokio::join!(judged, catalog::read(&bucket, &remote, known, options));
+    let ((gated, details), catalog) = tokio::join!(judged, catalog::read(&bucket, &remote, known, options));
     let mut catalog = catalog?;
     failures.append(&mut catalog.failures);
     failures.extend(local.failures.iter().cloned());
 
-    let mut revisions = diff::compare_revisions(&local, &catalog, &remote, &last_use);
+    let mut revisions = diff::compare_revisions(&local, &catalog, &remote, &details);
     revisions.iter_mut().for_each(|row| row.gated = gated.contains(&row.repo));
     let refs = diff::compare_refs(&local, &catalog);
     let counts = diff::count(&revisions);
@@ -121,12 +121,9 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
 }
 
 /// Returns the repos that a push skips because of their licence. If a licence cannot be read, the push itself reports it.
-fn gated(inventory: &Inventory) -> HashSet<RepoName> {
-    let looks_gated = |repo: &&Repo| {
-        let mut snapshots = repo.revisions.keys().map(|commit| inventory.layout.snapshot(&repo.name, commit));
-        snapshots.any(|snapshot| matches!(gated::check_snapshot(&snapshot), Ok(Some(_))))
-    };
-    inventory.repos.iter().filter(looks_gated).map(|repo| repo.name.clone()).collect()
+fn gated(state: &LocalState) -> HashSet<RepoName> {
+    let names = state.inventory().repos.iter().map(|repo| &repo.name);
+    names.filter(|name| matches!(state.gated(name), Ok(Some(_)))).cloned().collect()
 }
 
 /// Returns the keys of the bucket's manifests of this cache's revisions, and an error for each that is not valid.
@@ -152,10 +149,12 @@ fn known_manifests(local: &Local, remote: &RemoteState) -> (HashSet<String>, Vec
     (known, failures)
 }
 
-fn last_uses(inventory: &Inventory) -> LastUse {
-    let revisions = inventory.repos.iter().flat_map(|repo| repo.revisions.iter().map(move |found| (repo, found)));
-    let used = revisions.filter_map(|(repo, (commit, revision))| {
-        Some(((repo.name.clone(), commit.clone()), usage::last_use(repo, revision)?))
+fn details(state: &LocalState) -> Details {
+    let repos = state.inventory().repos.iter();
+    let revisions = repos.flat_map(|repo| repo.revisions.iter().map(move |found| (repo, found)));
+    let details = revisions.map(|(repo, (commit, revision))| {
+        let completeness = state.completeness(repo, commit);
+        ((repo.name.clone(), commit.clone()), Detail { completeness, last_used: usage::last_use(repo, revision) })
     });
-    used.collect()
+    details.collect()
 }

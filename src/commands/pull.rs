@@ -192,7 +192,7 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
         found.notes.push(format!("pulling the whole revision, not just {}", printable(path, 200)));
     }
     if let Some(number) = args.repo.discussion.filter(|_| revision.is_none()) {
-        let repo = &found.manifest.repo;
+        let repo = found.manifest.repo();
         found.notes.push(format!("pulling main; the pull request itself is {repo}@refs/pr/{number}"));
     }
     let layout = session.layout();
@@ -263,11 +263,11 @@ fn report(layout: &Layout, found: Found, dry_run: bool) -> Report {
     let manifest = &found.manifest;
     Report {
         dry_run,
-        snapshot: layout.snapshot(&manifest.repo, &manifest.revision),
-        files: manifest.files.len(),
+        snapshot: layout.snapshot(manifest.repo(), manifest.revision()),
+        files: manifest.files().len(),
         files_not_in_bucket: manifest.missing_from_tree(),
-        repo: manifest.repo.clone(),
-        revision: manifest.revision.clone(),
+        repo: manifest.repo().clone(),
+        revision: manifest.revision().clone(),
         reference: found.reference,
         source: Source::Cache,
         downloaded: Amount::default(),

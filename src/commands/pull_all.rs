@@ -242,7 +242,7 @@ async fn examine(pull: &Pull<'_>, fallback: &Fallback, main: MainRevision, filte
         (Ok(found), _) => (found, false),
         (Err(failure), None) => return (row.with_failure(failure), None),
         (Err(failure), Some(query)) => match fallback.find(query, None, failure.clone()).await {
-            Ok(found) if filter.allows(&found.manifest.repo) => (found, true),
+            Ok(found) if filter.allows(found.manifest.repo()) => (found, true),
             // A key of 0.1.0 does not contain the type, and the filter may exclude the type found on the Hub.
             Ok(_) => return (row.with_failure(failure), None),
             Err(error) => return (row.with_failure(error), None),
@@ -285,8 +285,8 @@ impl Row {
 
     fn set_revision(&mut self, found: &Found) {
         let manifest = &found.manifest;
-        (self.repo, self.repo_type) = (Some(manifest.repo.id.clone()), Some(manifest.repo.kind));
-        self.revision = Some(manifest.revision.clone());
+        (self.repo, self.repo_type) = (Some(manifest.repo().id.clone()), Some(manifest.repo().kind));
+        self.revision = Some(manifest.revision().clone());
         self.size = manifest.total_size();
         self.notes.clone_from(&found.notes);
     }

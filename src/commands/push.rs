@@ -143,7 +143,7 @@ fn rows(plan: &Plan) -> Vec<Row> {
     let mut rows = Vec::new();
     for action in &plan.revisions {
         let mut uploads = Amount::default();
-        for file in &action.ours.files {
+        for file in action.ours.files() {
             left.remove(&file.blob).into_iter().for_each(|size| uploads.add(size));
         }
         if uploads.blobs > 0 || action.publishes() {

@@ -113,11 +113,11 @@ pub async fn hydrate(
     let mut jobs: BTreeMap<(BlobId, u64), Job> = BTreeMap::new();
     let bucket = Source::Bucket(context.bucket.clone());
     for (index, plan) in plans.iter().enumerate().filter(|(index, _)| outcomes[*index].failures.is_empty()) {
-        let repo = &plan.manifest.repo;
+        let repo = plan.manifest.repo();
         let hub = if from_hub[index] { fallback.hub() } else { None };
         let source = hub.and_then(Result::ok).map_or_else(|| bucket.clone(), Source::Hub);
         for action in &plan.fetch {
-            let (commit, path) = (plan.manifest.revision.clone(), action.path.clone());
+            let (commit, path) = (plan.manifest.revision().clone(), action.path.clone());
             let source = source.clone();
             let fetch = Fetch { id: action.blob, size: action.size, repo: repo.clone(), commit, path, source };
             let fresh = || Job { fetch, needs: Vec::new(), donor: None, replace: false, occupied: false };
@@ -224,20 +224,20 @@ fn stage(
 }
 
 fn writer<'a>(layout: &'a Layout, plan: &'a Plan, kind: LinkKind, own: &'a HashSet<BlobId>) -> SnapshotWriter<'a> {
-    SnapshotWriter { layout, repo: &plan.manifest.repo, commit: &plan.manifest.revision, kind, own }
+    SnapshotWriter { layout, repo: plan.manifest.repo(), commit: plan.manifest.revision(), kind, own }
 }
 
 /// Blobs that this plan has brought and nobody else knows yet.
 fn own_blobs(plans: &[Plan], index: usize) -> HashSet<BlobId> {
     let plan = &plans[index];
-    if plans.iter().filter(|other| other.manifest.repo == plan.manifest.repo).count() > 1 {
+    if plans.iter().filter(|other| other.manifest.repo() == plan.manifest.repo()).count() > 1 {
         return HashSet::new();
     }
     plan.fetch.iter().filter(|fetch| fetch.reason == FetchReason::Missing).map(|fetch| fetch.blob).collect()
 }
 
 fn start(layout: &Layout, plan: &Plan) -> Outcome {
-    let checked = if plan.fetch.is_empty() { Ok(()) } else { check_dirs(layout, &plan.manifest.repo) };
+    let checked = if plan.fetch.is_empty() { Ok(()) } else { check_dirs(layout, plan.manifest.repo()) };
     Outcome { failures: checked.err().into_iter().collect(), ..Outcome::default() }
 }
 
@@ -414,7 +414,7 @@ fn share(layout: &Layout, source: &Path, to: &RepoName, blob: &BlobId, verify: O
 /// Writes the ref by which hf-hub finds a pinned commit, where that can be: a cache that is complete may be read-only,
 /// and who asks for the commit in another way does without.
 pub fn write_pin(layout: &Layout, plan: &Plan) {
-    let (repo, commit) = (&plan.manifest.repo, &plan.manifest.revision);
+    let (repo, commit) = (plan.manifest.repo(), plan.manifest.revision());
     if plan.write_pin
         && let Err(error) = place::write_ref(layout, repo, &RefName::of_commit(commit), commit, false)
     {
@@ -424,9 +424,9 @@ pub fn write_pin(layout: &Layout, plan: &Plan) {
 
 /// Of files that the manifest and its tree name by different algorithms the bytes must have both names.
 fn check_twins(manifest: &Manifest, layout: &Layout, lost: &HashSet<BlobId>) -> Result<()> {
-    let Some(tree) = &manifest.tree else { return Ok(()) };
-    let (repo, commit) = (&manifest.repo, &manifest.revision);
-    let twins = manifest.files.iter().filter(|file| tree.may_list_twin(file) && !lost.contains(&file.blob));
+    let Some(tree) = manifest.tree() else { return Ok(()) };
+    let (repo, commit) = (manifest.repo(), manifest.revision());
+    let twins = manifest.files().iter().filter(|file| tree.may_list_twin(file) && !lost.contains(&file.blob));
     for file in twins {
         let known = tree.get(&file.path).expect("the tree knows the file").blob;
         if !read::matches_name(&layout.snapshot_file(repo, commit, &file.path), &known, file.size) {
@@ -449,10 +449,10 @@ fn assemble(
 ) -> Result<Option<String>> {
     let mut note = None;
     let (layout, manifest) = (writer.layout, &plan.manifest);
-    let (repo, commit) = (&manifest.repo, &manifest.revision);
+    let (repo, commit) = (manifest.repo(), manifest.revision());
     // The tree first: it proves that a snapshot without all its files is not complete.
     if plan.write_tree
-        && let Some(tree) = &manifest.tree
+        && let Some(tree) = manifest.tree()
     {
         let path = layout.tree(repo, commit);
         match place::write_small(layout, &path, &tree.to_json(), sync) {
@@ -472,7 +472,7 @@ fn assemble(
         writer.write(&links)?;
     }
     check_twins(manifest, layout, lost)?;
-    let complete = plan.unstorable.is_empty() && !manifest.files.iter().any(|file| lost.contains(&file.blob));
+    let complete = plan.unstorable.is_empty() && !manifest.files().iter().any(|file| lost.contains(&file.blob));
     // This tool's own deleter is kept out; the client's is not.
     if let Some(gone) = plan.used.iter().find(|path| fs::metadata(path).is_err()) {
         return Err(Error::failed(format!("{} was deleted while {repo} was pulled", gone.display()))

@@ -281,7 +281,7 @@ async fn write_ref(context: &Context, revision: &RevisionAction, reference: &Ref
 async fn is_taken(bucket: &Bucket, key: &str, repo: &RepoName) -> Result<bool> {
     let Some(commit) = read::reference(bucket, key).await?.valid() else { return Ok(false) };
     let manifest = read::manifest(bucket, &keys::manifest(&repo.id, &commit)).await?.valid();
-    Ok(manifest.is_none_or(|manifest| manifest.repo != *repo))
+    Ok(manifest.is_none_or(|manifest| manifest.repo() != repo))
 }
 
 async fn put_ref(context: &Context, revision: &RevisionAction, reference: &RefAction) -> Result<()> {
@@ -334,8 +334,8 @@ async fn check_ref(context: &Context, revision: &RevisionAction, reference: &Ref
 async fn write_manifest(context: &Context, revision: &RevisionAction) -> Result<()> {
     let ours = &*revision.ours;
     let bucket = &context.bucket;
-    let key = keys::manifest(&ours.repo.id, &ours.revision);
-    let doing = format!("cannot write the manifest of {}@{}", ours.repo, ours.revision.short());
+    let key = keys::manifest(&ours.repo().id, ours.revision());
+    let doing = format!("cannot write the manifest of {}@{}", ours.repo(), ours.revision().short());
     let mut swallowed = 0;
     for _ in 0..MANIFEST_TRIES {
         let (before, wanted, condition) = match read::manifest_and_etag(bucket, &key).await? {
@@ -375,7 +375,7 @@ async fn write_manifest(context: &Context, revision: &RevisionAction) -> Result<
         }
     }
     if swallowed > 0 {
-        let what = format!("the manifest of {}@{} was not written", ours.repo, ours.revision.short());
+        let what = format!("the manifest of {}@{} was not written", ours.repo(), ours.revision().short());
         return Err(Error::new(Cause::NotKept, what)
             .because(format!("the store took the key {key} twice without an error and does not have it"))
             .hint("check the store and what is between it and here, then run push again: no ref names this revision"));

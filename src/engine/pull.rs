@@ -1,6 +1,7 @@
 //! What `pull` and `pull-all` share: from revisions that were found to plans, and from plans to a filled cache.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::fallback::Fallback;
@@ -10,7 +11,8 @@ use crate::cache::gated::Gated;
 use crate::cache::layout::Layout;
 use crate::cache::lock::Lock;
 use crate::cache::place::{self, LinkKind};
-use crate::cache::{donors, gated, presence, space};
+use crate::cache::state::LocalState;
+use crate::cache::{donors, presence, space};
 use crate::cache::{repair, scan};
 use crate::engine::Session;
 use crate::error::{Cause, Error, Result};
@@ -62,6 +64,7 @@ pub struct Pull<'a> {
     /// Keeps `prune` out: what is found in the cache must stay. Not having it is an error only where something has to
     /// be written, since a complete cache may be read-only.
     lock: Result<Option<Lock>>,
+    local: Arc<LocalState>,
 }
 
 impl<'a> Pull<'a> {
@@ -76,7 +79,8 @@ impl<'a> Pull<'a> {
     ) -> Pull<'a> {
         let is_used = session.layout().tool_lock().exists();
         let lock = if dry_run || !is_used { Ok(None) } else { session.lock_shared().await.map(Some) };
-        Pull { session, bucket, options, fallback, lock }
+        let local = Arc::new(LocalState::unscanned(session.layout()));
+        Pull { session, bucket, options, fallback, lock, local }
     }
 
     /// Looks at what is here and decides. What the Hub gives to this user is not judged again by its licence files, nor is
@@ -86,16 +90,19 @@ impl<'a> Pull<'a> {
     /// When it cannot be told whether the repo is gated, or the system cannot hold any of the file names.
     pub async fn decide(&self, found: &Found, from_hub: bool) -> Result<Decision> {
         let judge = !from_hub && !self.session.config.team.allow_gated;
-        if !found.manifest.files.iter().any(|file| file.path.is_storable()) {
-            return Err(Error::failed(format!("cannot pull {}", found.manifest.repo))
+        if !found.manifest.files().iter().any(|file| file.path.is_storable()) {
+            return Err(Error::failed(format!("cannot pull {}", found.manifest.repo()))
                 .because("this system cannot store a file of any of its names"));
         }
-        let (layout, found, verify) = (self.session.layout(), found.clone(), self.options.verify);
+        let (local, found, verify) = (self.local.clone(), found.clone(), self.options.verify);
         blocking(move || {
-            let plan = look_and_plan(&layout, &found, verify);
+            let plan = inspect_and_plan(&local, &found, verify);
+            let repo = found.manifest.repo();
+            let unknown =
+                |why| Error::failed(format!("cannot tell whether {repo} is gated, so it is not pulled")).because(why);
             if judge
                 && !plan.fetch.is_empty()
-                && let Some(gated) = gated::check_repo(&layout, &found.manifest.repo)?
+                && let Some(gated) = local.gated(repo).map_err(unknown)?
             {
                 return Ok(Decision::Gated(gated));
             }
@@ -106,7 +113,7 @@ impl<'a> Pull<'a> {
 
     /// Lets the plans take blobs from repos of this cache that have them.
     pub async fn borrow(&self, work: &mut [Work]) {
-        let plans = borrow(&self.session.layout(), work.iter().map(|work| work.plan.clone()).collect()).await;
+        let plans = borrow(&self.local, work.iter().map(|work| work.plan.clone()).collect()).await;
         work.iter_mut().zip(plans).for_each(|(work, plan)| work.plan = plan);
     }
 
@@ -119,7 +126,7 @@ impl<'a> Pull<'a> {
         let layout = self.session.layout();
         let mut outcomes = self.carry_out_plans(work).await?;
         for (work, outcome) in work.iter().zip(&mut outcomes) {
-            let (layout, repo) = (layout.clone(), work.plan.manifest.repo.clone());
+            let (layout, repo) = (layout.clone(), work.plan.manifest.repo().clone());
             outcome.failures.extend(work.plan.unstorable.iter().map(|path| {
                 Error::failed(format!("cannot pull '{path}' of {repo}"))
                     .because("this system cannot store a file of that name")
@@ -130,7 +137,7 @@ impl<'a> Pull<'a> {
     }
 
     async fn carry_out_plans(self, work: &mut [Work]) -> Result<Vec<Outcome>> {
-        let Pull { session, bucket, options, fallback, lock } = self;
+        let Pull { session, bucket, options, fallback, lock, .. } = self;
         let layout = session.layout();
         let (idle, busy): (Vec<usize>, Vec<usize>) = (0..work.len()).partition(|index| work[*index].plan.is_empty());
         for index in idle {
@@ -174,23 +181,20 @@ impl<'a> Pull<'a> {
     }
 }
 
-fn look_and_plan(layout: &Layout, found: &Found, verify: bool) -> Plan {
+fn inspect_and_plan(local: &LocalState, found: &Found, verify: bool) -> Plan {
     let mut found = found.clone();
-    let mut unstorable = Vec::new();
-    found.manifest.files.retain(|file| {
-        let storable = file.path.is_storable();
-        if !storable {
-            unstorable.push(file.path.clone());
-        }
-        storable
-    });
-    let state = presence::inspect(layout, &found, verify);
-    Plan { unstorable, ..plan::plan(layout, &found, &state) }
+    let files = found.manifest.files().iter();
+    let unstorable: Vec<_> = files.map(|file| &file.path).filter(|path| !path.is_storable()).cloned().collect();
+    if let Some(storable) = found.manifest.filtered(|file| file.path.is_storable()) {
+        found.manifest = storable;
+    }
+    let state = presence::inspect(local, &found, verify);
+    Plan { unstorable, ..plan::plan(local.layout(), &found, &state) }
 }
 
 /// Tells each decision to the log.
 fn tell(plan: &Plan) {
-    let repo = &plan.manifest.repo;
+    let repo = plan.manifest.repo();
     for fetch in &plan.fetch {
         let why = match fetch.reason {
             FetchReason::Missing => "not here",
@@ -200,7 +204,7 @@ fn tell(plan: &Plan) {
         let from = fetch.donor.as_ref().map_or(String::new(), |donor| format!(", shared from {}", donor.repo));
         tracing::debug!("fetch {} ({repo}/{}, {} B): {why}{from}", fetch.blob, fetch.path, fetch.size);
     }
-    let (revision, reference) = (plan.manifest.revision.short(), plan.write_ref.as_ref().map(RefName::as_str));
+    let (revision, reference) = (plan.manifest.revision().short(), plan.write_ref.as_ref().map(RefName::as_str));
     let reference = reference.map_or(String::new(), |name| format!(", writes ref {name}"));
     tracing::debug!(
         "link {} files of {repo}@{revision}; {} blobs here{reference}",
@@ -210,13 +214,13 @@ fn tell(plan: &Plan) {
 }
 
 /// Takes blobs from repos of this cache that have them.
-async fn borrow(layout: &Layout, mut plans: Vec<Plan>) -> Vec<Plan> {
-    let layout = layout.clone();
+async fn borrow(local: &Arc<LocalState>, mut plans: Vec<Plan>) -> Vec<Plan> {
+    let local = local.clone();
     blocking(move || {
         let lacking = |plan: &Plan| plan.fetch.iter().map(|fetch| (fetch.blob, fetch.size)).collect();
-        let lacking: Vec<_> = plans.iter().map(|plan| (&plan.manifest.repo, lacking(plan))).collect();
-        let donors = donors::find(&layout, &lacking);
-        plans.iter_mut().for_each(|plan| plan.use_donors(&layout, &donors));
+        let lacking: Vec<_> = plans.iter().map(|plan| (plan.manifest.repo(), lacking(plan))).collect();
+        let donors = donors::find(&local, &lacking);
+        plans.iter_mut().for_each(|plan| plan.use_donors(local.layout(), &donors));
         plans.iter().for_each(tell);
         plans
     })
@@ -236,12 +240,13 @@ fn mend_refs(layout: &Layout, repo: &RepoName) -> Vec<String> {
 
 /// Plans for these anew, since what is here may have changed.
 async fn plan_again(layout: &Layout, work: &[Work], indices: &[usize], verify: bool) -> Vec<Plan> {
+    let local = Arc::new(LocalState::unscanned(layout.clone()));
     let mut plans = Vec::new();
     for index in indices {
-        let (layout, found) = (layout.clone(), work[*index].found.clone());
-        plans.push(blocking(move || look_and_plan(&layout, &found, verify)).await);
+        let (local, found) = (local.clone(), work[*index].found.clone());
+        plans.push(blocking(move || inspect_and_plan(&local, &found, verify)).await);
     }
-    borrow(layout, plans).await
+    borrow(&local, plans).await
 }
 
 fn mark_used(plan: &Plan, now: SystemTime) {

@@ -12,7 +12,7 @@ use crate::bucket::read::Stored;
 use crate::bucket::state::{RemoteState, Scope};
 use crate::bucket::{keys, refs};
 use crate::cache::pushable::{self, Local, LocalRepo, LocalRevision, TwinChecker};
-use crate::cache::scan::{self, Inventory};
+use crate::cache::state::LocalState;
 use crate::error::Result;
 use crate::progress::Event;
 use crate::task::blocking;
@@ -20,8 +20,8 @@ use crate::task::blocking;
 /// What was found.
 #[derive(Debug)]
 pub struct Survey {
-    /// The cache, as it was scanned.
-    pub inventory: Inventory,
+    /// The cache.
+    pub state: LocalState,
     /// What of it can be offered.
     pub local: Local,
     /// The bucket. Every manifest and ref that the cache has, too, was read, as far as it is there.
@@ -37,12 +37,12 @@ pub async fn survey(session: &Session, bucket: &Bucket, options: pushable::Optio
     session.progress.event(Event::Step("scanning the cache"));
     let root = session.config.cache.root.clone();
     let scanned = blocking(move || {
-        let inventory = scan::scan(&root)?;
-        let local = pushable::gather(&inventory, &options)?;
-        Ok((inventory, local))
+        let state = LocalState::scan(&root)?;
+        let local = pushable::gather(&state, &options)?;
+        Ok((state, local))
     });
     let (scanned, listed) = tokio::join!(scanned, RemoteState::list(bucket, Scope::ALL));
-    let (inventory, mut local) = scanned?;
+    let (state, mut local) = scanned?;
     let doing = format!("cannot list bucket '{}'", bucket.name());
     let remote = listed.map_err(|failure| bucket.explain(failure, &doing))?;
 
@@ -50,7 +50,7 @@ pub async fn survey(session: &Session, bucket: &Bucket, options: pushable::Optio
     read_counterparts(bucket, &remote, &local).await?;
     Ok(blocking(move || {
         find_twins(&mut local, &remote);
-        Survey { inventory, local, remote }
+        Survey { state, local, remote }
     })
     .await)
 }
@@ -64,7 +64,8 @@ fn revisions(local: &Local) -> impl Iterator<Item = (&LocalRepo, &LocalRevision)
 async fn read_counterparts(bucket: &Bucket, remote: &RemoteState, local: &Local) -> Result<()> {
     let manifests = revisions(local).filter_map(|(repo, revision)| {
         let key = keys::manifest(&repo.name.id, &revision.commit);
-        (remote.listed_manifest(&key).is_some() && !remote.prove_manifest(&revision.manifest)).then_some(key)
+        let is_proved = || revision.manifest.as_ref().is_some_and(|own| remote.prove_manifest(own));
+        (remote.listed_manifest(&key).is_some() && !is_proved()).then_some(key)
     });
     remote.read_manifests(bucket, manifests).await?;
 
@@ -100,14 +101,14 @@ fn find_twins(local: &mut Local, remote: &RemoteState) {
             let key = keys::manifest(&repo.name.id, &revision.commit);
             let Some(stored) = remote.manifest(&key).and_then(Stored::valid) else { continue };
             // The listing has proved it.
-            if Arc::ptr_eq(&stored, &revision.manifest) {
+            if revision.manifest.as_ref().is_some_and(|own| Arc::ptr_eq(&stored, own)) {
                 continue;
             }
-            let known: HashMap<_, _> = stored.files.iter().map(|file| (&file.path, file)).collect();
+            let known: HashMap<_, _> = stored.files().iter().map(|file| (&file.path, file)).collect();
             for file in revision.files.iter_mut().filter(|file| file.other.is_none()) {
                 let path = &file.file.path;
                 let listed = known.get(path).map(|known| (known.blob, known.size));
-                let in_tree = || stored.tree.as_ref()?.get(path).map(|entry| (entry.blob, entry.size));
+                let in_tree = || stored.tree()?.get(path).map(|entry| (entry.blob, entry.size));
                 if let Some((blob, size)) = listed.or_else(in_tree)
                     && size == file.file.size
                     && blob.may_be_twin(&file.file.blob)

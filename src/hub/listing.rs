@@ -61,16 +61,16 @@ mod tests {
             {"type": "file", "path": "a.json", "oid": sha1, "size": 6},
         ]))
         .unwrap();
-        assert_eq!(manifest.repo.to_string(), "dataset:org/name");
+        assert_eq!(manifest.repo().to_string(), "dataset:org/name");
         let names: Vec<(String, String, u64)> =
-            manifest.files.iter().map(|file| (file.path.to_string(), file.blob.to_string(), file.size)).collect();
+            manifest.files().iter().map(|file| (file.path.to_string(), file.blob.to_string(), file.size)).collect();
         assert_eq!(names, [("a.json".into(), sha1.into(), 6), ("d/w.bin".into(), sha256.clone(), 9)]);
         let tree = format!(
             "{{\n \"format_version\": 1,\n \"files\": {{\n  \"a.json\": {{\n   \"size\": 6,\n   \"blob_id\": \"{sha1}\"\n  }},\n  \
              \"d/w.bin\": {{\n   \"size\": 9,\n   \"blob_id\": \"{sha1}\",\n   \"lfs_sha256\": \"{sha256}\",\n   \"lfs_size\": 9,\n   \
              \"xet_hash\": \"{sha256}\"\n  }}\n }}\n}}"
         );
-        assert_eq!(String::from_utf8(manifest.tree.unwrap().to_json()).unwrap(), tree);
+        assert_eq!(String::from_utf8(manifest.tree().unwrap().to_json()).unwrap(), tree);
     }
 
     #[test]

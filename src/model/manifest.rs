@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
+use std::sync::Arc;
 
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -24,22 +25,17 @@ pub struct ManifestFile {
     pub size: u64,
 }
 
-/// The files of one revision, as far as they were present on the machines that pushed it.
-///
-/// A manifest that was [parsed](Self::parse) or [merged](Self::merge) is valid. Code that builds one from a cache has to
-/// make sure of that itself.
+/// The files of one revision, as far as they were present on the machines that pushed it. It is always valid, as
+/// described at [`Manifest::parse`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Manifest {
-    /// The repo.
-    pub repo: RepoName,
-    /// The revision.
-    pub revision: Commit,
-    /// The files, sorted by path. There are no duplicates, and no path is a folder of another.
-    pub files: Vec<ManifestFile>,
-    /// The full listing of the commit, if a client has stored it.
-    pub tree: Option<Tree>,
+    repo: RepoName,
+    revision: Commit,
+    /// Sorted by path.
+    files: Vec<ManifestFile>,
+    tree: Option<Arc<Tree>>,
     /// Top-level keys that this version does not know. They are kept when a manifest is merged.
-    pub extra: Map<String, Value>,
+    extra: Map<String, Value>,
 }
 
 /// The key of a tree with unportable paths. Under the key `tree`, it would make earlier versions reject the whole
@@ -47,6 +43,22 @@ pub struct Manifest {
 const UNPORTABLE_TREE_KEY: &str = "unportable_tree";
 
 impl Manifest {
+    /// Creates a manifest. The files may be in any order.
+    ///
+    /// # Errors
+    /// The reason, if it would not be valid; see [`Manifest::parse`].
+    pub fn new(
+        repo: RepoName,
+        revision: Commit,
+        mut files: Vec<ManifestFile>,
+        tree: Option<Arc<Tree>>,
+    ) -> Result<Self, String> {
+        files.sort_by(|a, b| a.path.cmp(&b.path));
+        let manifest = Manifest { repo, revision, files, tree, extra: Map::new() };
+        manifest.check()?;
+        Ok(manifest)
+    }
+
     /// Parses and validates a manifest from a bucket.
     ///
     /// # Errors
@@ -73,13 +85,14 @@ impl Manifest {
             None | Some(Value::Null) => None,
             Some(value) => Tree::from_value(value, false).map_err(|e| format!("its tree is not valid: {e}"))?,
         };
+        let tree = tree.map(Arc::new);
         // An unportable tree is optional: one that is invalid, or contradicts the files, is ignored.
         let beside = top.shift_remove(UNPORTABLE_TREE_KEY).filter(|_| tree.is_none());
         let beside = beside.and_then(|value| Tree::from_value(value, true).ok().flatten()).filter(Tree::is_harmless);
         let mut manifest = Manifest { repo: RepoName::new(kind, id), revision, files, tree, extra: top };
         manifest.check()?;
         if let Some(tree) = beside.filter(|tree| !tree.is_portable()) {
-            manifest.tree = Some(tree);
+            manifest.tree = Some(Arc::new(tree));
             if manifest.check().is_err() {
                 manifest.tree = None;
             }
@@ -102,12 +115,56 @@ impl Manifest {
             return Err("its sizes add up to more than any disk holds".into());
         }
         match &self.tree {
+            Some(tree) if !tree.is_harmless() => Err("its tree has unsafe paths".into()),
             // A name by the other algorithm can only be verified with the bytes.
             Some(tree) => {
                 self.files.iter().filter(|file| !tree.may_list_twin(file)).try_for_each(|file| tree.check_file(file))
             }
             None => Ok(()),
         }
+    }
+
+    /// Returns the repo.
+    pub fn repo(&self) -> &RepoName {
+        &self.repo
+    }
+
+    /// Returns the revision.
+    pub fn revision(&self) -> &Commit {
+        &self.revision
+    }
+
+    /// Returns the files, sorted by path. There is at least one, and no path is a folder of another.
+    pub fn files(&self) -> &[ManifestFile] {
+        &self.files
+    }
+
+    /// Returns the full listing of the commit, if a client has stored it.
+    pub fn tree(&self) -> Option<&Tree> {
+        self.tree.as_deref()
+    }
+
+    /// Returns the manifest with only those files that `keep` accepts; `None` if that is none of them.
+    pub fn filtered(&self, keep: impl Fn(&ManifestFile) -> bool) -> Option<Manifest> {
+        let files: Vec<_> = self.files.iter().filter(|file| keep(file)).cloned().collect();
+        (!files.is_empty()).then(|| Manifest { files, ..self.without_files() })
+    }
+
+    /// Returns the manifest with the blobs that `blob` gives to its files.
+    ///
+    /// # Errors
+    /// The reason, if it would not be valid.
+    pub fn with_blobs(&self, blob: impl Fn(&ManifestFile) -> BlobId) -> Result<Manifest, String> {
+        let files = self.files.iter().map(|file| ManifestFile { blob: blob(file), ..file.clone() }).collect();
+        let manifest = Manifest { files, ..self.without_files() };
+        manifest.check()?;
+        Ok(manifest)
+    }
+
+    fn without_files(&self) -> Manifest {
+        let Manifest { repo, revision, tree, extra, .. } = self;
+        let (repo, revision, tree, extra) = (repo.clone(), revision.clone(), tree.clone(), extra.clone());
+        Manifest { repo, revision, files: Vec::new(), tree, extra }
     }
 
     /// Serialises the manifest like 0.1.0's `json.dumps(.., indent=2)`, followed by our additions.
@@ -155,7 +212,7 @@ impl Manifest {
         let mut files: BTreeMap<&RepoPath, &ManifestFile> = self.files.iter().map(|file| (&file.path, file)).collect();
         // If both have a tree and only one of them lists a file, it is not a stray file: the trees contradict each
         // other.
-        let tree = self.tree.as_ref().filter(|_| local.tree.is_none());
+        let tree = self.tree.as_deref().filter(|_| local.tree.is_none());
         let is_listed = |file: &&ManifestFile| tree.is_none_or(|tree| tree.get(&file.path).is_some());
         for file in local.files.iter().filter(is_listed) {
             let known = files.entry(&file.path).or_insert(file);
@@ -171,7 +228,7 @@ impl Manifest {
         }
         // Nor is a tree added that lists files by their other names, since earlier versions would reject the manifest.
         let proves =
-            |tree: &&Tree| files.values().all(|file| tree.get(&file.path).is_some() && !tree.may_list_twin(file));
+            |tree: &&Arc<Tree>| files.values().all(|file| tree.get(&file.path).is_some() && !tree.may_list_twin(file));
         let tree = self.tree.clone().or_else(|| local.tree.as_ref().filter(proves).cloned());
         let merged = Manifest {
             repo: self.repo.clone(),
@@ -283,6 +340,11 @@ impl Tree {
     /// Returns whether all of its paths can be in a manifest.
     pub fn is_portable(&self) -> bool {
         self.unsupported.is_empty()
+    }
+
+    /// Returns the paths that no manifest can contain.
+    pub fn unportable_paths(&self) -> impl Iterator<Item = &str> {
+        self.unsupported.iter().map(String::as_str)
     }
 
     /// Returns whether its unportable paths stay inside the snapshot on any system, and their hashes are valid, since
@@ -566,7 +628,7 @@ mod tests {
         let entry = serde_json::json!({"size": 6, "blob_id": SHA1});
         let tree = |odd: &str| {
             let files = serde_json::json!({"format_version": 1, "files": {"a": entry, odd: entry}});
-            Tree::parse(files.to_string().as_bytes()).unwrap()
+            Tree::parse(files.to_string().as_bytes()).unwrap().map(Arc::new)
         };
         let plain = parse(&manifest(vec![file("a", SHA1, 6)])).unwrap();
         for odd in ["sub\\k", "bell\u{7}", "a\\b/c"] {
@@ -587,7 +649,7 @@ mod tests {
             "a": entry, "k\\l": {"size": 6, "blob_id": "../x"}}});
         assert_eq!(parse(&bad_hash).unwrap(), plain);
         let mut other = manifest(vec![file("b", SHA1, 6)]);
-        other["unportable_tree"] = tree("k\\l").unwrap().raw;
+        other["unportable_tree"] = tree("k\\l").unwrap().raw.clone();
         assert_eq!(parse(&other).unwrap().tree, None, "it contradicts the files");
     }
 

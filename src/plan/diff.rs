@@ -11,6 +11,7 @@ use crate::bucket::keys;
 use crate::bucket::read::Stored;
 use crate::bucket::state::{Blobs, RemoteState};
 use crate::cache::pushable::{Local, LocalRepo, LocalRevision};
+use crate::cache::state::Completeness;
 use crate::model::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
 use crate::model::manifest::Manifest;
 use crate::plan::push;
@@ -46,6 +47,8 @@ pub struct Row {
     /// Size in bytes, with each blob counted once: of this cache's files, or else of the bucket's if its manifest was
     /// read.
     pub size: Option<u64>,
+    /// How much of the commit this cache has; `None` if the revision is not here.
+    pub completeness: Option<Completeness>,
     /// Last use on this machine.
     #[serde(serialize_with = "when::serialize")]
     pub last_used: Option<SystemTime>,
@@ -106,8 +109,17 @@ pub struct RefRow {
     pub remote: Option<Commit>,
 }
 
-/// When each revision of this cache was last used.
-pub type LastUse = HashMap<(RepoName, Commit), SystemTime>;
+/// What is shown of each revision of this cache, in addition to its files.
+pub type Details = HashMap<(RepoName, Commit), Detail>;
+
+/// What is shown of a revision of this cache, in addition to its files.
+#[derive(Debug)]
+pub struct Detail {
+    /// How much of the commit is here.
+    pub completeness: Completeness,
+    /// Last use on this machine.
+    pub last_used: Option<SystemTime>,
+}
 
 impl Row {
     /// Returns whether a push or a pull would change anything. Revisions of a gated repo that exist only locally do not
@@ -119,7 +131,7 @@ impl Row {
 }
 
 /// Returns a row for each revision that either side has.
-pub fn compare_revisions(local: &Local, catalog: &Catalog, remote: &RemoteState, last_use: &LastUse) -> Vec<Row> {
+pub fn compare_revisions(local: &Local, catalog: &Catalog, remote: &RemoteState, details: &Details) -> Vec<Row> {
     let mut both: BTreeMap<(RepoName, Commit), Sides<'_>> = BTreeMap::new();
     for repo in &local.repos {
         // A revision without a file to publish can never be in the bucket.
@@ -141,7 +153,10 @@ pub fn compare_revisions(local: &Local, catalog: &Catalog, remote: &RemoteState,
         .collect();
     let rows = both.into_iter().map(|((repo, revision), sides)| {
         let mut row = sides.compare(repo, revision, remote);
-        row.last_used = last_use.get(&(row.repo.clone(), row.revision.clone())).copied();
+        if let Some(detail) = details.get(&(row.repo.clone(), row.revision.clone())) {
+            row.last_used = detail.last_used;
+            row.completeness = Some(detail.completeness.clone());
+        }
         row.missing_blobs =
             sides.manifest().map_or_else(Vec::new, |manifest| find_gaps(manifest, remote.blobs(), &here));
         row
@@ -163,8 +178,8 @@ impl Sides<'_> {
     }
 
     fn compare(&self, repo: RepoName, revision: Commit, remote: &RemoteState) -> Row {
-        let ours = self.local.map(|(_, revision)| match self.manifest() {
-            Some(theirs) => push::beside(revision, theirs),
+        let ours = self.local.and_then(|(_, revision)| match self.manifest() {
+            Some(theirs) => push::beside(revision, theirs).unwrap_or_else(|_| revision.manifest.clone()),
             None => revision.manifest.clone(),
         });
         let invalid = || {
@@ -188,6 +203,7 @@ impl Sides<'_> {
             repo,
             revision,
             status,
+            completeness: None,
             last_used: None,
             only_local: files.only_local,
             only_remote: files.only_remote,
@@ -226,7 +242,7 @@ struct Files {
 impl Files {
     fn compare(ours: &Manifest, theirs: &Manifest, twins: &HashMap<&RepoPath, [BlobId; 2]>) -> Files {
         let by_path = |manifest: &Manifest| {
-            manifest.files.iter().map(|file| (file.path.clone(), (file.blob, file.size))).collect::<BTreeMap<_, _>>()
+            manifest.files().iter().map(|file| (file.path.clone(), (file.blob, file.size))).collect::<BTreeMap<_, _>>()
         };
         let (ours, mut theirs) = (by_path(ours), by_path(theirs));
         let mut files = Files::default();
@@ -251,7 +267,7 @@ impl Files {
 /// Finds blobs of a manifest that the bucket lacks, or has with a different size.
 fn find_gaps(manifest: &Manifest, blobs: &Blobs, here: &HashSet<BlobId>) -> Vec<Gap> {
     let mut seen = HashSet::new();
-    let missing = manifest.files.iter().filter(|file| !blobs.has(&file.blob, file.size));
+    let missing = manifest.files().iter().filter(|file| !blobs.has(&file.blob, file.size));
     let gaps = missing.filter(|file| seen.insert(file.blob)).map(|file| Gap {
         blob: file.blob,
         size: file.size,
@@ -339,14 +355,8 @@ mod tests {
 
     fn catalog(repo: &RepoName, revisions: &[(char, Option<&str>)], refs: &[(&str, Option<char>)]) -> Catalog {
         let revision = |(digit, text): &(char, Option<&str>)| {
-            let manifest = text.map(|text| Manifest {
-                repo: repo.clone(),
-                revision: commit(*digit),
-                files: files(text),
-                tree: None,
-                extra: serde_json::Map::new(),
-            });
-            let manifest = manifest.map(Arc::new);
+            let manifest = |text| Manifest::new(repo.clone(), commit(*digit), files(text), None).unwrap();
+            let manifest = text.map(|text| Arc::new(manifest(text)));
             (commit(*digit), Revision { modified: None, manifest })
         };
         let reference = |(name, digit): &(&str, Option<char>)| {
@@ -373,7 +383,7 @@ mod tests {
         let blobs = files("x=1 y=9").into_iter().map(|file| keys::blob(&file.blob));
         let state = RemoteState::new(blobs.chain([bad_key.clone()]).map(object));
         state.keep_manifest(&bad_key, Stored::Invalid(Error::invalid("it is not JSON")));
-        let rows = compare_revisions(&local, &remote, &state, &LastUse::default());
+        let rows = compare_revisions(&local, &remote, &state, &Details::default());
         let statuses: Vec<_> = rows.iter().map(|row| row.status).collect();
         use Status::*;
         assert_eq!(statuses, [InSync, Partial, LocalOnly, RemoteOnly, Invalid]);
@@ -388,7 +398,7 @@ mod tests {
     fn a_blob_that_the_bucket_lacks_is_a_difference_even_in_sync() {
         let local = local(&model(), &[('a', "x=1 again=1")], &[]);
         let remote = catalog(&model(), &[('a', Some("x=1 again=1"))], &[]);
-        let rows = compare_revisions(&local, &remote, &RemoteState::default(), &LastUse::default());
+        let rows = compare_revisions(&local, &remote, &RemoteState::default(), &Details::default());
         assert_eq!((rows[0].status, rows[0].missing_blobs.len()), (Status::InSync, 1));
         assert!(rows[0].missing_blobs[0].here && rows[0].differs());
     }

@@ -93,7 +93,7 @@ impl Plan {
     /// Uses donors for blobs that this cache has elsewhere. A bad file under the blob's own name is not a donor.
     pub fn use_donors(&mut self, layout: &Layout, donors: &HashMap<BlobId, Donor>) {
         for fetch in &mut self.fetch {
-            let own = layout.blob(&self.manifest.repo, &fetch.blob);
+            let own = layout.blob(self.manifest.repo(), &fetch.blob);
             fetch.donor = donors.get(&fetch.blob).filter(|donor| donor.file != own).cloned();
         }
     }
@@ -114,7 +114,7 @@ pub fn plan(layout: &Layout, found: &Found, state: &State) -> Plan {
         used: Vec::new(),
     };
     let mut blobs: BTreeMap<BlobId, &RepoPath> = BTreeMap::new();
-    for (file, in_place) in manifest.files.iter().zip(&state.in_place) {
+    for (file, in_place) in manifest.files().iter().zip(&state.in_place) {
         let first = blobs.insert(file.blob, &file.path).is_none();
         let reason = match state.blobs[&file.blob] {
             BlobState::Present | BlobState::InSnapshot => None,
@@ -135,7 +135,7 @@ pub fn plan(layout: &Layout, found: &Found, state: &State) -> Plan {
                 }
                 None => {
                     plan.present.add(file.size);
-                    plan.used.push(layout.snapshot_file(&manifest.repo, &manifest.revision, &file.path));
+                    plan.used.push(layout.snapshot_file(manifest.repo(), manifest.revision(), &file.path));
                 }
             }
         }

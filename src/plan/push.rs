@@ -104,7 +104,7 @@ impl RevisionAction {
 
     /// Why it must not be published after all, when some of these blobs, by name and size, are not in the bucket.
     pub fn withheld(&self, lost: &HashSet<(BlobId, u64)>) -> Option<Skip> {
-        let files = self.ours.files.iter().filter(|file| lost.contains(&(file.blob, file.size))).count();
+        let files = self.ours.files().iter().filter(|file| lost.contains(&(file.blob, file.size))).count();
         (files > 0).then(|| Skip {
             repo: self.repo.clone(),
             revision: Some(self.commit.clone()),
@@ -201,26 +201,30 @@ pub enum SkipReason {
     },
 }
 
-/// The manifest of a revision as this machine knows it, beside the bucket's. Of two right names of a file that of the
-/// tree is taken, else the one that the bucket's manifest uses. Where only the bucket has the commit's tree, what that
-/// does not list is left out.
-pub fn beside(revision: &LocalRevision, stored: &Manifest) -> Arc<Manifest> {
-    let tree = stored.tree.as_ref().filter(|_| revision.tree.is_none());
-    let is_listed = |local: &&LocalFile| tree.is_none_or(|tree| tree.get(&local.file.path).is_some());
-    let in_tree = |tree: &Option<Tree>, path: &RepoPath| Some(tree.as_ref()?.get(path)?.blob);
-    let name = |local: &LocalFile| {
-        let (own, path) = (local.file.blob, &local.file.path);
-        let Some(other) = local.other else { return own };
-        let listed = || stored.files.iter().find(|known| known.path == *path).map(|known| known.blob);
-        let wanted = in_tree(&revision.tree, path).or_else(|| in_tree(&stored.tree, path)).or_else(listed);
-        if wanted == Some(other) { other } else { own }
+/// Returns the manifest of a revision as this machine knows it, given the bucket's; `None` without any files. If a file
+/// has two valid names, it gets the one in the tree, or else the one in the bucket's manifest. If only the bucket has
+/// the commit's tree, files that it does not list are left out.
+///
+/// # Errors
+/// The reason, if the files contradict each other.
+pub fn beside(revision: &LocalRevision, stored: &Manifest) -> Result<Option<Arc<Manifest>>, String> {
+    let Some(own) = &revision.manifest else { return Ok(None) };
+    let tree = stored.tree().filter(|_| revision.tree.is_none());
+    let is_listed = |path: &RepoPath| tree.is_none_or(|tree| tree.get(path).is_some());
+    let others: HashMap<&RepoPath, BlobId> =
+        revision.files.iter().filter_map(|local| Some((&local.file.path, local.other?))).collect();
+    let in_tree = |tree: Option<&Tree>, path: &RepoPath| Some(tree?.get(path)?.blob);
+    let name = |file: &ManifestFile| {
+        let Some(other) = others.get(&file.path) else { return file.blob };
+        let listed = || stored.files().iter().find(|known| known.path == file.path).map(|known| known.blob);
+        let wanted = in_tree(revision.tree.as_deref(), &file.path).or_else(|| in_tree(stored.tree(), &file.path));
+        if wanted.or_else(listed) == Some(*other) { *other } else { file.blob }
     };
-    if revision.files.iter().all(|local| is_listed(&local) && name(local) == local.file.blob) {
-        return revision.manifest.clone();
+    if own.files().iter().all(|file| is_listed(&file.path) && name(file) == file.blob) {
+        return Ok(Some(own.clone()));
     }
-    let files = revision.files.iter().filter(is_listed);
-    let files = files.map(|local| ManifestFile { blob: name(local), ..local.file.clone() }).collect();
-    Arc::new(Manifest { files, ..Manifest::clone(&revision.manifest) })
+    let Some(listed) = own.filtered(|file| is_listed(&file.path)) else { return Ok(None) };
+    listed.with_blobs(name).map(|manifest| Some(Arc::new(manifest)))
 }
 
 /// The bucket's manifest of a revision; `None` when there is none.
@@ -243,7 +247,7 @@ pub fn plan(local: &Local, remote: &RemoteState) -> Plan {
         .revisions
         .iter()
         .filter(|revision| revision.publishes())
-        .flat_map(|revision| revision.ours.files.iter().map(|file| file.blob))
+        .flat_map(|revision| revision.ours.files().iter().map(|file| file.blob))
         .collect();
     for ((id, size), upload) in blobs {
         match remote.blobs().get(&id) {
@@ -302,8 +306,13 @@ fn plan_repo(
     for revision in repo.revisions.iter().filter(|revision| !revision.files.is_empty()) {
         match plan_revision(repo, revision, remote, claimed) {
             Err(error) => plan.failures.push(error),
-            Ok(action) => {
-                let mut files = action.ours.files.iter().peekable();
+            Ok(None) => {
+                let files = revision.files.iter().map(|local| printable(local.file.path.as_str(), 400)).collect();
+                let (repo, revision) = (repo.name.clone(), Some(revision.commit.clone()));
+                plan.skips.push(Skip { repo, revision, reason: SkipReason::Unlisted { files } });
+            }
+            Ok(Some(action)) => {
+                let mut files = action.ours.files().iter().peekable();
                 let mut unlisted = Vec::new();
                 for local in &revision.files {
                     match files.next_if(|file| file.path == local.file.path) {
@@ -320,9 +329,7 @@ fn plan_repo(
                 }
                 let stored = stored_manifest(remote, repo, revision).and_then(Stored::valid);
                 plan.notes.extend(stored.and_then(|theirs| strangers_there(&theirs, &action.ours)));
-                if !action.ours.files.is_empty() {
-                    plan.revisions.push(action);
-                }
+                plan.revisions.push(action);
             }
         }
     }
@@ -330,14 +337,14 @@ fn plan_repo(
 
 /// Says when the bucket's manifest has files that are not the commit's, by our tree: it loses none, and gets no tree.
 fn strangers_there(theirs: &Manifest, ours: &Manifest) -> Option<String> {
-    let tree = ours.tree.as_ref()?;
-    let strangers = theirs.files.iter().filter(|file| tree.get(&file.path).is_none()).count();
-    (strangers > 0 && theirs.tree.is_none()).then(|| {
+    let tree = ours.tree()?;
+    let strangers = theirs.files().iter().filter(|file| tree.get(&file.path).is_none()).count();
+    (strangers > 0 && theirs.tree().is_none()).then(|| {
         format!(
             "the bucket's manifest of {}@{} has files that are not of the commit, by its tree ({strangers} of them): it \
              keeps them, and gets no tree",
-            ours.repo,
-            ours.revision.short()
+            ours.repo(),
+            ours.revision().short()
         )
     })
 }
@@ -358,14 +365,20 @@ fn plan_revision(
     revision: &LocalRevision,
     remote: &RemoteState,
     claimed: &mut HashSet<String>,
-) -> Result<RevisionAction, Error> {
+) -> Result<Option<RevisionAction>, Error> {
     if let Some(error) = &revision.refused {
         return Err(error.clone());
     }
     let stored = stored_manifest(remote, repo, revision);
     let is_there = stored.is_some();
     let theirs = stored.and_then(Stored::valid);
-    let ours = theirs.as_ref().map_or_else(|| revision.manifest.clone(), |theirs| beside(revision, theirs));
+    let ours = match &theirs {
+        Some(theirs) => beside(revision, theirs).map_err(|why| {
+            Error::failed(format!("{}@{} was not pushed", repo.name, revision.commit.short())).because(why)
+        })?,
+        None => revision.manifest.clone(),
+    };
+    let Some(ours) = ours else { return Ok(None) };
     let twins = twins(revision, &ours);
     let manifest = match &theirs {
         None if is_there => ManifestAction::Replace,
@@ -376,7 +389,7 @@ fn plan_revision(
         Some(_) => ManifestAction::Extend,
     };
     let has =
-        |path: &str| theirs.as_ref().is_some_and(|theirs| theirs.files.iter().any(|file| file.path.as_str() == path));
+        |path: &str| theirs.as_ref().is_some_and(|theirs| theirs.files().iter().any(|file| file.path.as_str() == path));
     let lacking = revision.broken.iter().filter(|path| !has(path)).count();
     let mut action = RevisionAction {
         repo: repo.name.clone(),
@@ -406,12 +419,12 @@ fn plan_revision(
             }
         }
     }
-    Ok(action)
+    Ok(Some(action))
 }
 
 /// The names that are not in our manifest and are as right.
 fn twins(revision: &LocalRevision, ours: &Manifest) -> HashMap<RepoPath, BlobId> {
-    let named: HashMap<&RepoPath, BlobId> = ours.files.iter().map(|file| (&file.path, file.blob)).collect();
+    let named: HashMap<&RepoPath, BlobId> = ours.files().iter().map(|file| (&file.path, file.blob)).collect();
     let unused = revision.files.iter().filter_map(|local| {
         let (other, named) = (local.other?, *named.get(&local.file.path)?);
         Some((local.file.path.clone(), if named == other { local.file.blob } else { other }))
@@ -419,32 +432,28 @@ fn twins(revision: &LocalRevision, ours: &Manifest) -> HashMap<RepoPath, BlobId>
     unused.collect()
 }
 
-/// The bucket's manifest with the files that it knows by another right name named as in ours.
-fn with_our_names(stored: &Manifest, ours: &Manifest, twins: &HashMap<RepoPath, BlobId>) -> Manifest {
-    let mut stored = stored.clone();
-    for file in &mut stored.files {
-        if twins.get(&file.path) == Some(&file.blob)
-            && let Some(own) = ours.files.iter().find(|own| own.path == file.path)
-        {
-            file.blob = own.blob;
-        }
-    }
-    stored
-}
-
-/// The bucket's manifest with ours added.
+/// Adds our manifest to the bucket's. Files that the bucket's knows by another valid name are named as in ours.
 ///
 /// # Errors
-/// When it is another repo's, which shares the key, or when they contradict each other.
+/// If it belongs to another repo with the same key, or the two contradict each other.
 pub fn unite(stored: &Manifest, ours: &Manifest, twins: &HashMap<RepoPath, BlobId>) -> Result<Manifest, Error> {
-    if stored.repo != ours.repo {
-        return Err(Error::failed(format!("{}@{} cannot be stored", ours.repo, ours.revision.short()))
-            .because(format!("the bucket's key for it belongs to {}, which has the same commit hash", stored.repo)));
+    if stored.repo() != ours.repo() {
+        return Err(Error::failed(format!("{}@{} cannot be stored", ours.repo(), ours.revision().short()))
+            .because(format!("the bucket's key for it belongs to {}, which has the same commit hash", stored.repo())));
     }
     if twins.is_empty() {
         return stored.merge(ours);
     }
-    with_our_names(stored, ours, twins).merge(ours)
+    let names: HashMap<&RepoPath, BlobId> = ours.files().iter().map(|file| (&file.path, file.blob)).collect();
+    let name = |file: &ManifestFile| match names.get(&file.path) {
+        Some(own) if twins.get(&file.path) == Some(&file.blob) => *own,
+        _ => file.blob,
+    };
+    let renamed = stored.with_blobs(name).map_err(|why| {
+        Error::invalid(format!("cannot merge {}@{} with the bucket's manifest", ours.repo(), ours.revision().short()))
+            .because(why)
+    })?;
+    renamed.merge(ours)
 }
 
 #[cfg(test)]
@@ -534,8 +543,7 @@ mod tests {
     }
 
     fn stored(repo: &str, digit: char, text: &str, tree: Option<Tree>) -> (String, Stored<Arc<Manifest>>) {
-        let (repo_name, extra) = (name(repo), serde_json::Map::new());
-        let manifest = Manifest { repo: repo_name, revision: commit(digit), files: files(text), tree, extra };
+        let manifest = Manifest::new(name(repo), commit(digit), files(text), tree.map(Arc::new)).unwrap();
         (key(repo, digit), Stored::Valid(Arc::new(manifest)))
     }
 
@@ -589,7 +597,10 @@ mod tests {
             assert_eq!(revision.manifest, action, "{shown}");
             // Nothing relies on blobs of what is not published.
             assert_eq!(plan.relied_on.len(), if action == Keep { 0 } else { 2 }, "{shown}");
-            assert!(Arc::ptr_eq(&revision.ours, &local.repos[0].revisions[0].manifest), "made once: {shown}");
+            assert!(
+                Arc::ptr_eq(&revision.ours, local.repos[0].revisions[0].manifest.as_ref().unwrap()),
+                "made once: {shown}"
+            );
         }
     }
 
@@ -675,7 +686,7 @@ mod tests {
             (
                 with(|one| {
                     one.stray_files.push("x.lock".into());
-                    one.tree = Some(tree("x=1"));
+                    one.tree = Some(Arc::new(tree("x=1")));
                 }),
                 SkipReason::Unlisted { files: vec!["x.lock".into()] },
                 1,
@@ -714,7 +725,7 @@ mod tests {
         let there = stored("org/name", 'a', "x=1", Some(tree("x=1 y=2")));
         let plan = plan(&local, &Bucket { manifests: vec![there], ..Bucket::default() }.state());
         let action = &plan.revisions[0];
-        assert_eq!((action.manifest, &action.ours.files), (ManifestAction::Extend, &files("x=1 y=2")));
+        assert_eq!((action.manifest, action.ours.files()), (ManifestAction::Extend, files("x=1 y=2").as_slice()));
         assert_eq!(plan.skips[0].reason, SkipReason::Unlisted { files: vec!["stray".into()] });
         assert_eq!(plan.uploads.iter().map(|upload| upload.blob).collect::<Vec<_>>(), [sha1("1"), sha1("2")]);
     }
@@ -724,15 +735,11 @@ mod tests {
         let mut revision = revision("org/name", 'a', "x=1 y=2");
         revision.files[0].other = Some(sha256("1"));
         let (key, there) = stored("org/name", 'a', "x=1", None);
-        let there = there.map(|manifest| {
-            let mut manifest = Arc::unwrap_or_clone(manifest);
-            manifest.files[0].blob = sha256("1");
-            Arc::new(manifest)
-        });
+        let there = there.map(|manifest| Arc::new(manifest.with_blobs(|_| sha256("1")).unwrap()));
         let state = Bucket { manifests: vec![(key, there)], ..Bucket::default() }.state();
         let plan = plan(&local([repo("org/name", vec![revision], &[])]), &state);
         let action = &plan.revisions[0];
-        assert_eq!(action.ours.files[0].blob, sha256("1"));
+        assert_eq!(action.ours.files()[0].blob, sha256("1"));
         assert_eq!((action.manifest, action.twins[&files("x=1")[0].path]), (ManifestAction::Extend, sha1("1")));
         // It is sent, where it is missing, by the name that is published.
         assert_eq!(plan.uploads.iter().map(|upload| upload.blob).collect::<Vec<_>>(), [sha1("2"), sha256("1")]);

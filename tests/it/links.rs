@@ -11,6 +11,7 @@ use crate::harness::{can_link, git_sha1, is_same_file, visible, weights};
 use hf_cache_sync::internals::bucket::lookup;
 use hf_cache_sync::internals::cache::layout::Layout;
 use hf_cache_sync::internals::cache::place::LinkKind;
+use hf_cache_sync::internals::cache::state::LocalState;
 use hf_cache_sync::internals::cache::{donors, presence};
 use hf_cache_sync::internals::engine::fallback::Fallback;
 use hf_cache_sync::internals::engine::hydrate::{Planned, hydrate};
@@ -38,12 +39,12 @@ fn pull(store: &Store, hub: &Path, kind: LinkKind, together: bool, revisions: &[
             for revision in group {
                 let found =
                     lookup::find(&bucket, &revision.id.parse().unwrap(), Some(&revision.refs[0])).await.unwrap();
-                let state = presence::inspect(&layout, &found, false);
+                let state = presence::inspect(&LocalState::unscanned(layout.clone()), &found, false);
                 plans.push(plan::plan(&layout, &found, &state));
             }
             let lacking = |plan: &plan::Plan| plan.fetch.iter().map(|fetch| (fetch.blob, fetch.size)).collect();
-            let lacking: Vec<_> = plans.iter().map(|plan| (&plan.manifest.repo, lacking(plan))).collect();
-            let donors = donors::find(&layout, &lacking);
+            let lacking: Vec<_> = plans.iter().map(|plan| (plan.manifest.repo(), lacking(plan))).collect();
+            let donors = donors::find(&LocalState::unscanned(layout.clone()), &lacking);
             plans.iter_mut().for_each(|plan| plan.use_donors(&layout, &donors));
             let planned = plans.into_iter().map(|plan| Planned { plan, from_hub: false }).collect();
             for outcome in hydrate(&context, &Fallback::none(), planned, kind, session.now).await {
@@ -123,7 +124,13 @@ fn every_kind_of_link_bears_a_second_pull_at_the_same_time() {
                 let contexts = [(); 2].map(|()| session.transfers(&bucket, Caps::default(), false));
                 let layout = Layout::new(&hub);
                 let found = lookup::find(&bucket, &revision.id.parse().unwrap(), None).await.unwrap();
-                let plan = || plan::plan(&layout, &found, &presence::inspect(&layout, &found, false));
+                let plan = || {
+                    plan::plan(
+                        &layout,
+                        &found,
+                        &presence::inspect(&LocalState::unscanned(layout.clone()), &found, false),
+                    )
+                };
                 let plans = [(); 2].map(|()| vec![Planned { plan: plan(), from_hub: false }]);
                 let nowhere = Fallback::none();
                 let mut plans = plans.into_iter();

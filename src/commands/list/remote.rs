@@ -113,7 +113,7 @@ fn rows(catalog: &Catalog) -> Vec<Row> {
 fn row(name: &RepoName, repo: &Repo) -> Option<Row> {
     let revisions = repo.revisions.iter().map(|(commit, revision)| RevisionRow {
         revision: commit.clone(),
-        files: revision.manifest.as_ref().map(|manifest| manifest.files.len()),
+        files: revision.manifest.as_ref().map(|manifest| manifest.files().len()),
         size: revision.manifest.as_ref().map(|manifest| manifest.total_size()),
         pushed: revision.modified,
         refs: repo.refs_to(commit).cloned().collect(),

@@ -6,6 +6,7 @@ use console::style;
 
 use super::list::{bytes_or_dash, refs};
 use super::{plural, time::ago};
+use crate::cache::state::Completeness;
 use crate::commands::diff::Report;
 use crate::error::{Error, Kind};
 use crate::plan::diff::{RefRow, Row, Status};
@@ -94,7 +95,14 @@ fn note(row: &Row) -> Option<String> {
         };
         format!("{} missing from the bucket{restorable}", plural(missing.len() as u64, "blob"))
     });
+    let not_here = match &row.completeness {
+        Some(Completeness::Partial { missing }) => {
+            Some(format!("partial here, without {} of the commit", plural(*missing as u64, "file")))
+        }
+        _ => None,
+    };
     let parts = [
+        not_here,
         files(&row.only_local, "only here"),
         files(&row.only_remote, "only in the bucket"),
         files(&row.different, "different"),
