@@ -149,12 +149,12 @@ fn needs(key: &str, bytes: &[u8]) -> Result<Needs> {
             .hint("push the revision again from a machine that has it, or delete this key with the store's tools")
     };
     let manifest = Manifest::parse(bytes).map_err(invalid)?;
-    if keys::manifest(&manifest.repo.id, &manifest.revision) != key {
-        return Err(invalid(format!("it says that it is {}@{}", manifest.repo, manifest.revision)));
+    if keys::manifest(&manifest.repo().id, manifest.revision()) != key {
+        return Err(invalid(format!("it says that it is {}@{}", manifest.repo(), manifest.revision())));
     }
     let mut mentions = BTreeSet::new();
-    manifest.extra.values().for_each(|value| collect_hashes(value, &mut mentions));
-    Ok(Needs { blobs: manifest.blobs(), repo: manifest.repo, commit: manifest.revision, mentions })
+    manifest.extra().values().for_each(|value| collect_hashes(value, &mut mentions));
+    Ok(Needs { blobs: manifest.blobs(), repo: manifest.repo().clone(), commit: manifest.revision().clone(), mentions })
 }
 
 /// Says what shows that a manifest is of a later format than this program knows.

@@ -144,6 +144,11 @@ impl Manifest {
         self.tree.as_deref()
     }
 
+    /// Returns the top-level keys that this version does not know.
+    pub fn extra(&self) -> &Map<String, Value> {
+        &self.extra
+    }
+
     /// Returns the manifest with only those files that `keep` accepts; `None` if that is none of them.
     pub fn filtered(&self, keep: impl Fn(&ManifestFile) -> bool) -> Option<Manifest> {
         let files: Vec<_> = self.files.iter().filter(|file| keep(file)).cloned().collect();
