@@ -63,7 +63,7 @@ async fn id_in_other_case(bucket: &Bucket, query: &RepoQuery) -> Option<RepoId> 
 
 async fn find_as_typed(bucket: &Bucket, query: &RepoQuery, revision: Option<&str>) -> Result<Found> {
     let doing = format!("cannot look up {query} in bucket '{}'", bucket.name());
-    // The ref is most likely under 0.1.0's key, which all versions write: read it while the listings are in flight.
+    // The ref is most likely under 0.1.0's key, which all versions know: read it while the listings are in flight.
     let text = revision.unwrap_or("main");
     let name = text.parse::<RefName>().ok().filter(|_| text.parse::<Commit>().is_err());
     let likely_key = name.map(|name| keys::old_ref(&query.id, &name));
@@ -109,7 +109,7 @@ impl Search<'_> {
             [] => Err(self.not_found(revision).await),
             [commit] => self.by_commit((*commit).clone()).await,
             several => Err(Error::usage(format!("'{name}' is ambiguous in {query}"))
-                .because(format!("it fits {}", several.iter().map(|c| c.as_str()).collect::<Vec<_>>().join(", ")))
+                .because(format!("it matches {}", several.iter().map(|c| c.as_str()).collect::<Vec<_>>().join(", ")))
                 .hint("give more digits")),
         }
     }
@@ -181,7 +181,7 @@ impl Search<'_> {
             kinds => {
                 let choices: Vec<&str> = kinds.iter().map(|kind| kind.word()).collect();
                 return Err(Error::usage(format!("{query} is ambiguous"))
-                    .because(format!("the bucket has a {} of that id", choices.join(" and a ")))
+                    .because(format!("the bucket has a {} with that id", choices.join(" and a ")))
                     .hint(format!("say which one with --repo-type {}", choices.join(" or --repo-type "))));
             }
         };
@@ -210,7 +210,7 @@ impl Search<'_> {
         if let [kind, ..] = self.other_types().await[..] {
             return Error::not_found(format!("{query} is not in bucket '{}'", bucket.name()))
                 .because(format!("{} is a {kind} there", query.id))
-                .hint(format!("ask for it with --repo-type {0}, or as {0}:{1}", kind.word(), query.id));
+                .hint(format!("request it with --repo-type {0}, or as {0}:{1}", kind.word(), query.id));
         }
         let mut available: Vec<String> = self.state.refs().iter().map(|candidate| candidate.name.to_string()).collect();
         available.sort();

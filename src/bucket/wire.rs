@@ -411,17 +411,17 @@ impl Wire {
             log.finish(&response);
         }
         if let Ok(response) = &response {
-            self.note_clock(*op, response);
+            self.record_clock_offset(*op, response);
         }
         response
     }
 
-    fn note_clock(&self, op: Op, response: &HttpResponse) {
+    fn record_clock_offset(&self, op: Op, response: &HttpResponse) {
         if !op.is_for_bucket() && response.status().is_success() {
             return;
         }
-        if let Some(theirs) = response.headers().get("date").and_then(answer::time) {
-            let ahead = match theirs.duration_since(SystemTime::now()) {
+        if let Some(store_time) = response.headers().get("date").and_then(answer::time) {
+            let ahead = match store_time.duration_since(SystemTime::now()) {
                 Ok(ahead) => ahead.as_secs() as i64,
                 Err(behind) => -(behind.duration().as_secs() as i64),
             };

@@ -109,7 +109,7 @@ impl Hub {
             _ => {
                 let kinds: Vec<&str> = found.iter().map(|revision| revision.repo.kind.word()).collect();
                 Err(Error::usage(format!("{query} is ambiguous"))
-                    .because(format!("the Hub has a {} of that id", kinds.join(" and a ")))
+                    .because(format!("the Hub has a {} with that id", kinds.join(" and a ")))
                     .hint(format!("say which one with --repo-type {}", kinds.join(" or --repo-type "))))
             }
         }
