@@ -114,8 +114,13 @@ fn cache(c: &mut Criterion) {
 
     let facts = prune_facts::gather(state.into_inventory());
     let hour = Duration::from_secs(3600);
-    let options =
-        |budget| plan::prune::Options { budget, include_referenced: true, orphan_grace: hour, temporary_grace: hour };
+    let options = |budget| plan::prune::Options {
+        budget: Some(budget),
+        include_referenced: true,
+        orphan_grace: hour,
+        temporary_grace: hour,
+        ..Default::default()
+    };
     let later = SystemTime::now() + 24 * hour;
     for (name, options) in [("within its budget", options(u64::MAX)), ("everything goes", options(0))] {
         group.bench_function(format!("prune plan, {name}"), |b| {

@@ -7,21 +7,26 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 use std::time::{Duration, Instant, SystemTime};
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::kind_of;
 use super::size::Size;
-use crate::cache::lock::{self, Mode};
-use crate::cache::prune_facts;
-use crate::cache::scan;
+use crate::bucket::client::Bucket;
+use crate::cache::lock::{self, Lock, Mode};
+use crate::cache::prune_facts::{self, Facts};
+use crate::cache::scan::{self, Inventory};
 use crate::config::GigaBytes;
 use crate::engine::Session;
 use crate::engine::evict::{self, Outcome};
+use crate::engine::held::{self, Asker, Checker};
 use crate::engine::session::wait_for;
 use crate::error::{Error, Kind, Result};
 use crate::model::amount::Amount;
 use crate::model::ids::{Commit, RefName, RepoName};
-use crate::plan::prune::{self as plan, Agreement, Options, Plan, Reason, Skip, Target};
+use crate::model::pins::Pins;
+use crate::model::selection::Selection;
+use crate::plan::prune::held::Held;
+use crate::plan::prune::{self as plan, Agreement, Options, Plan, Reason, Skip, SkipReason, Target};
 use crate::progress::Event;
 use crate::task::blocking;
 
@@ -33,16 +38,22 @@ const LOCKLESS_GRACE: Duration = Duration::from_secs(24 * 3600);
 #[command(after_help = "\
 Examples:
   hf-cache-sync prune --dry-run             preview, with cache.max_local_gb
-  hf-cache-sync prune --max-size 200GiB --include-referenced -q  for cron
+  hf-cache-sync prune --max-size 200GiB --require-remote -q      for cron
+  hf-cache-sync prune --older-than 30d --require-remote
+  hf-cache-sync prune --require-remote --keep 'org/*' --keep '*@v1.0'
   hf-cache-sync prune --max-gb 50 --include-referenced --fail-over-budget
 
 Evicts revisions without refs first and then, with --include-referenced, those
-with refs; least recently used first. Blobs that no revision uses and abandoned
-downloads are always deleted once they are old enough.
+with refs; least recently used first. Every download writes a ref (`main`), so
+without that option, only revisions that a later commit has replaced go.
 
-On a terminal, it shows what would be deleted and asks, unless --yes is given.
-Every download writes a ref (`main`), so without --include-referenced, only
-revisions that a later commit has replaced are evicted.")]
+With --require-remote, any revision may go, least recently used first, but only
+if the bucket holds all of it: a pull brings it back. What the bucket lacks is
+named and kept.
+
+Blobs that no revision uses and abandoned downloads are always deleted once they
+are old enough. On a terminal, it shows what would be deleted and asks, unless
+--yes is given.")]
 pub struct Args {
     /// Budget in gigabytes of 2^30 bytes [default: cache.max_local_gb]
     #[arg(long, value_name = "FLOAT", allow_negative_numbers = true, conflicts_with = "max_size", value_parser = gigabytes)]
@@ -63,6 +74,22 @@ pub struct Args {
     /// Also evict revisions that a branch, tag or other ref names
     #[arg(long)]
     pub include_referenced: bool,
+
+    /// Evict only what the bucket holds, whether or not a ref names it [default: cache.prune_require_remote]
+    #[arg(long, overrides_with = "no_require_remote")]
+    pub require_remote: bool,
+
+    /// Ignore cache.prune_require_remote
+    #[arg(long, overrides_with = "require_remote")]
+    pub no_require_remote: bool,
+
+    /// Evict only what has not been used for this long, such as 30d. Without --max-gb and --max-size, evict all of that
+    #[arg(long, value_name = "AGE")]
+    pub older_than: Option<Age>,
+
+    /// Never evict revisions that match, such as 'org/*', 'dataset:org/name' or 'org/name@v1.0'; in addition to cache.keep
+    #[arg(long, value_name = "GLOB")]
+    pub keep: Vec<String>,
 
     /// Exit with 1 if the cache is still over its budget
     #[arg(long)]
@@ -102,6 +129,10 @@ impl FromStr for Age {
     }
 }
 
+fn serialize_age<S: Serializer>(age: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    age.map(|age| age.as_secs()).serialize(serializer)
+}
+
 /// The report of `prune`.
 #[derive(Debug, Serialize)]
 pub struct Report {
@@ -109,8 +140,13 @@ pub struct Report {
     pub dry_run: bool,
     /// Whether the user was asked and declined, so that nothing was deleted.
     pub declined: bool,
-    /// Maximum size of the cache in bytes.
-    pub budget: u64,
+    /// Maximum size of the cache in bytes; null if only the age counts.
+    pub budget: Option<u64>,
+    /// Whether the bucket had to hold what was evicted.
+    pub require_remote: bool,
+    /// Seconds for which evicted revisions had not been used; null if the age did not count.
+    #[serde(serialize_with = "serialize_age")]
+    pub older_than: Option<Duration>,
     /// Size in bytes before, each file counted once.
     pub size_before: u64,
     /// Size in bytes afterwards, or the size that it would have.
@@ -212,7 +248,11 @@ impl Report {
     /// Returns the kind of failure that determines the exit code.
     pub fn failed(&self) -> Option<Kind> {
         let over = self.fail_over_budget && self.over_budget > 0;
-        kind_of(&self.failures).or(over.then_some(Kind::Failed))
+        match self.failures.as_slice() {
+            // The reason why the bucket could not be asked, say.
+            [only] => Some(only.kind()),
+            failures => kind_of(failures).or(over.then_some(Kind::Failed)),
+        }
     }
 
     /// Whether anything is deleted.
@@ -227,7 +267,7 @@ impl Report {
             declined: true,
             size: self.size_before,
             freed: 0,
-            over_budget: self.size_before.saturating_sub(self.budget),
+            over_budget: excess(self.size_before, self.budget),
             evicted: Vec::new(),
             orphans: Amount::default(),
             abandoned: Amount::default(),
@@ -241,18 +281,20 @@ impl Report {
         }
     }
 
-    fn new(args: &Args, budget: u64, plan: Plan, done: Option<Outcome>, noatime: bool) -> Self {
+    fn new(args: &Args, options: &Options, plan: Plan, done: Option<Outcome>, noatime: bool) -> Self {
         let all: BTreeSet<usize> = (0..plan.actions.len()).collect();
         let (actions, freed) = done.as_ref().map_or((&all, plan.freed), |done| (&done.actions, done.freed));
         let size = plan.size.saturating_sub(freed);
         let mut report = Report {
             dry_run: done.is_none(),
             declined: false,
-            budget,
+            budget: options.budget,
+            require_remote: options.held.is_some(),
+            older_than: options.older_than,
             size_before: plan.size,
             size,
             freed,
-            over_budget: size.saturating_sub(budget),
+            over_budget: excess(size, options.budget),
             pinned: plan.pinned,
             evicted: Vec::new(),
             orphans: Amount::default(),
@@ -330,6 +372,10 @@ impl Report {
     }
 }
 
+fn excess(size: u64, budget: Option<u64>) -> u64 {
+    budget.map_or(0, |budget| size.saturating_sub(budget))
+}
+
 /// Returns what would be deleted right now, without taking the lock, as in a dry run.
 ///
 /// # Errors
@@ -353,17 +399,24 @@ pub async fn execute(session: &Session, args: &Args, shown: Option<&Report>) -> 
 async fn run(session: &Session, args: &Args, agreement: Option<Agreement>) -> Result<Report> {
     let started = Instant::now();
     session.need_cache()?;
+    let config = &session.config;
     let layout = session.layout();
+    let require_remote = args.require_remote || (config.cache.prune_require_remote && !args.no_require_remote);
+    let given = args.max_gb.map(|size| size.0).or(args.max_size.map(|size| size.0));
     let mut options = Options {
-        budget: args
-            .max_gb
-            .map(|size| size.0)
-            .or(args.max_size.map(|size| size.0))
-            .unwrap_or(session.config.cache.max_local_bytes),
+        // An age without a budget is a request of its own, whatever the configured budget.
+        budget: given.or(args.older_than.is_none().then_some(config.cache.max_local_bytes)),
         include_referenced: args.include_referenced,
+        older_than: args.older_than.map(|age| age.0),
+        keep: Pins::new("keep", &args.keep)?.and(config.cache.keep.clone()),
+        held: require_remote.then(Held::default),
         orphan_grace: args.orphan_grace.0,
         temporary_grace: args.temporary_grace.0,
     };
+    if require_remote {
+        // Even if it turns out not to be needed: a nightly prune should not start to fail on the day that it matters.
+        config.storage.bucket()?;
+    }
     let lock = match args.dry_run || !layout.root().is_dir() {
         true => None,
         false => {
@@ -378,24 +431,76 @@ async fn run(session: &Session, args: &Args, agreement: Option<Agreement>) -> Re
         options.temporary_grace = options.temporary_grace.max(LOCKLESS_GRACE);
     }
     session.progress.event(Event::Step("scanning the cache"));
-    let (progress, now, args) = (session.progress.clone(), session.now, args.clone());
-    let mut report = blocking(move || -> Result<Report> {
-        let facts = prune_facts::gather(scan::scan(layout.root())?);
-        let mut plan = plan::plan(&facts, &options, now);
-        if let Some(agreement) = &agreement {
-            plan.limit_to(agreement);
+    let mut facts = blocking(move || Ok::<_, Error>(prune_facts::gather(scan::scan(layout.root())?))).await?;
+    let (mut checker, mut failure) = (None, None);
+    if require_remote && evicts(&facts, &options, session.now) {
+        match examine(session).await {
+            Ok((bucket, inventory, held)) => {
+                facts = blocking(move || prune_facts::gather(inventory)).await;
+                options.held = Some(held);
+                checker = Some(bucket);
+            }
+            Err(error) => failure = Some(error),
         }
-        if args.dry_run {
-            return Ok(Report::new(&args, options.budget, plan, None, facts.noatime));
+    }
+    let mut plan = plan::plan(&facts, &options, session.now);
+    plan.failures.extend(failure);
+    if let Some(agreement) = &agreement {
+        plan.limit_to(agreement);
+    }
+    let mut report = match args.dry_run {
+        true => Report::new(args, &options, plan, None, facts.noatime),
+        false => {
+            session.progress.event(Event::Step("deleting"));
+            let noatime = facts.noatime;
+            let (plan, done) = carry_out(facts, plan, checker.as_ref(), &options, lock).await;
+            Report::new(args, &options, plan, Some(done), noatime)
         }
-        progress.event(Event::Step("deleting"));
-        let done = evict::execute(&facts, &plan);
-        // Held until the last deletion, even if the caller has stopped waiting.
-        drop(lock);
-        Ok(Report::new(&args, options.budget, plan, Some(done), facts.noatime))
-    })
-    .await?;
+    };
     report.seconds = started.elapsed().as_secs_f64();
     report.now = session.now;
     Ok(report)
+}
+
+/// Returns whether any revision would be considered if the bucket held all of them. If not, there is no need to ask it.
+fn evicts(facts: &Facts, options: &Options, now: SystemTime) -> bool {
+    let options = Options { include_referenced: true, held: None, ..options.clone() };
+    let plan = plan::plan(facts, &options, now);
+    plan.actions.iter().any(|action| matches!(action.target, Target::Revision(_)))
+        || plan.skips.iter().any(|skip| skip.reason == SkipReason::FreesNothing)
+}
+
+async fn examine(session: &Session) -> Result<(Bucket, Inventory, Held)> {
+    let bucket = session.bucket().await?;
+    let (inventory, held) = held::examine(session, &bucket, Selection::default()).await?;
+    Ok((bucket, inventory, held))
+}
+
+/// Carries out the plan. If the bucket has to hold what is evicted, it is asked again before each eviction.
+async fn carry_out(
+    facts: Facts,
+    plan: Plan,
+    bucket: Option<&Bucket>,
+    options: &Options,
+    lock: Option<Lock>,
+) -> (Plan, Outcome) {
+    let (asker, questions) = Asker::new();
+    let evictions = plan.actions.iter().filter_map(|action| match &action.target {
+        Target::Revision(gone) => Some((&gone.repo, &gone.revision)),
+        _ => None,
+    });
+    let checker = bucket.zip(options.held.as_ref()).map(|(bucket, held)| Checker::new(bucket, held, evictions));
+    let must_ask = options.held.is_some();
+    let work = blocking(move || {
+        let done = evict::execute(&facts, &plan, must_ask.then_some(&asker));
+        // Held until the last deletion, even if the caller has stopped waiting.
+        drop(lock);
+        (plan, done)
+    });
+    let answers = async {
+        if let Some(checker) = checker {
+            checker.serve(questions).await;
+        }
+    };
+    tokio::join!(work, answers).0
 }

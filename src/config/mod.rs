@@ -28,6 +28,7 @@ pub use values::{Addressing, Checksums, Encryption, GigaBytes, host_of, is_backb
 use std::path::PathBuf;
 
 use crate::error::{Error, Result};
+use crate::model::pins::Pins;
 use crate::net::Network;
 use resolve::Resolution;
 
@@ -118,6 +119,10 @@ pub struct Cache {
     pub source: Source,
     /// Disk budget of `prune`, in bytes.
     pub max_local_bytes: u64,
+    /// Whether `prune` evicts only what the bucket holds.
+    pub prune_require_remote: bool,
+    /// Revisions that `prune` never evicts.
+    pub keep: Pins,
     /// Whether to push LFS/Xet pointer files as well.
     pub sync_xet: bool,
 }

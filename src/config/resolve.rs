@@ -14,6 +14,7 @@ use super::values::{self, Encryption, GigaBytes};
 use super::yaml::{File, FileValue};
 use super::{Cache, Config, FILE_NAME, FILE_VARIABLE, Hub, Storage, Team};
 use crate::error::{Error, Result, printable};
+use crate::model::pins::Pins;
 use crate::net::Network;
 
 /// Values from the command line, which take precedence over all others.
@@ -369,6 +370,8 @@ impl Resolution {
                 source: self.get(setting("cache", "hf_cache_dir")).source.clone(),
                 root: self.cache_root.take().unwrap_or_default(),
                 max_local_bytes: gigabytes.unwrap_or(GigaBytes(50 << 30)).0,
+                prune_require_remote: self.is_on("cache", "prune_require_remote"),
+                keep: Pins::parse_list(&self.text("cache", "keep").unwrap_or_default()).unwrap_or_default(),
                 sync_xet: self.is_on("cache", "sync_xet"),
             },
             team: Team {

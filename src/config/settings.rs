@@ -48,6 +48,8 @@ pub enum Form {
     Switch,
     /// One of these values.
     Choice(&'static [&'static str]),
+    /// Several texts: a list in the file, separated by commas elsewhere.
+    List,
 }
 
 /// A line in the template of `init`.
@@ -300,6 +302,29 @@ pub static SETTINGS: &[Setting] = &[
         default: "50",
         doc: "disk budget of `prune`, in units of 2^30 bytes",
         template: Template::Set("50"),
+        ..PLAIN
+    },
+    Setting {
+        section: "cache",
+        key: "prune_require_remote",
+        variables: &["HF_CACHE_SYNC_PRUNE_REQUIRE_REMOTE"],
+        form: Form::Switch,
+        check: values::switch,
+        default: "false",
+        doc: "`prune` evicts only what the bucket holds, as with `--require-remote`; `--no-require-remote` turns \
+              it off",
+        template: Template::Comment("true"),
+        ..PLAIN
+    },
+    Setting {
+        section: "cache",
+        key: "keep",
+        variables: &["HF_CACHE_SYNC_KEEP"],
+        form: Form::List,
+        check: values::pins,
+        doc: "patterns for revisions that `prune` never evicts: `org/*`, `dataset:org/name`, `org/name@v1.0`; \
+              `--keep` adds to them",
+        template: Template::Comment("[\"org/*\", \"org/name@v1.0\"]"),
         ..PLAIN
     },
     Setting {

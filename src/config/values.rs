@@ -3,6 +3,7 @@
 use std::str::FromStr;
 
 use crate::error::printable;
+use crate::model::pins::Pins;
 
 /// Bytes in a gigabyte of `max_local_gb` and `--max-gb` (2^30, as in 0.1.0).
 pub const GIB: f64 = (1u64 << 30) as f64;
@@ -148,6 +149,11 @@ pub(super) fn switch(text: &str) -> Result<String, String> {
 /// Validates a switch; also accepts `requester`, the value that other tools expect in AWS_REQUEST_PAYER.
 pub(super) fn requester_pays(text: &str) -> Result<String, String> {
     if text.eq_ignore_ascii_case("requester") { Ok("true".into()) } else { switch(text) }
+}
+
+/// Validates patterns for revisions, which are separated by commas.
+pub(super) fn pins(text: &str) -> Result<String, String> {
+    Pins::parse_list(text).map(|_| text.to_string())
 }
 
 pub(super) fn gigabytes(text: &str) -> Result<String, String> {

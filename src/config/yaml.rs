@@ -34,7 +34,7 @@ enum Node {
     Bool(bool),
     Number(String),
     Text(String),
-    List,
+    List(Vec<Node>),
     Map(Vec<(Node, Node)>),
     Tagged,
 }
@@ -235,6 +235,15 @@ impl Node {
                 Ok(text.to_ascii_lowercase())
             }
             (Form::Switch, _) => Err("expected true or false, without quotes".into()),
+            (Form::List, Node::List(items)) => {
+                let is_plain = |text: &&str| !text.contains(|c: char| c == ',' || c.is_whitespace());
+                let texts = items.iter().map(|item| item.as_text().filter(is_plain)).collect::<Option<Vec<_>>>();
+                let texts =
+                    texts.ok_or("expected texts without spaces and commas, in quotes where they start with *")?;
+                Ok(texts.join(", "))
+            }
+            (Form::List, Node::Text(text)) => Ok(text.clone()),
+            (Form::List, _) => Err("expected a list, such as [\"org/*\", \"org/name\"]".into()),
             (_, Node::Text(text)) => Ok(text.clone()),
             (Form::Secret, _) => Err("expected a string: put the key in quotes".into()),
             (_, Node::Number(_) | Node::Bool(_)) => Err("expected a string: put it in quotes".into()),
@@ -285,8 +294,11 @@ impl<'de> de::Visitor<'de> for NodeVisitor {
         Ok(Node::Text(value.to_string()))
     }
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> std::result::Result<Node, A::Error> {
-        while list.next_element::<Node>()?.is_some() {}
-        Ok(Node::List)
+        let mut items = Vec::new();
+        while let Some(item) = list.next_element()? {
+            items.push(item);
+        }
+        Ok(Node::List(items))
     }
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Node, A::Error> {
         let mut entries = Vec::new();

@@ -18,8 +18,10 @@ use crate::cache::prune_facts::{self, Facts};
 use crate::cache::remove::{self, StagedRemoval};
 use crate::cache::scan::{self, Blob, Place, ProblemKind, Repo, Revision, SnapshotFile, UnfinishedFile};
 use crate::cache::shared::{self, SweepOutcome};
+use crate::engine::held::Asker;
 use crate::error::{Error, Result};
 use crate::model::ids::{BlobId, Commit, RefName, RepoName};
+use crate::plan::prune::held::Lack;
 use crate::plan::prune::{Eviction, Plan, Skip, SkipReason, Target, find_undecidable};
 use crate::platform::{Inode, inode};
 
@@ -36,10 +38,12 @@ pub struct Outcome {
     pub failures: Vec<Error>,
 }
 
-/// Executes the plan.
-pub fn execute(facts: &Facts, plan: &Plan) -> Outcome {
+/// Executes the plan. If the bucket has to hold what is evicted, `asker` is asked about each revision right before it is
+/// deleted.
+pub fn execute(facts: &Facts, plan: &Plan, asker: Option<&Asker>) -> Outcome {
     let mut run = Run {
         facts,
+        asker,
         layout: &facts.inventory.layout,
         outcome: Outcome::default(),
         blobs: BTreeMap::new(),
@@ -96,6 +100,7 @@ pub fn execute(facts: &Facts, plan: &Plan) -> Outcome {
 
 struct Run<'a> {
     facts: &'a Facts,
+    asker: Option<&'a Asker>,
     layout: &'a Layout,
     outcome: Outcome,
     /// Blobs to delete, with the action that each belongs to.
@@ -124,7 +129,7 @@ impl Run<'_> {
 
     fn skip(&self, reason: SkipReason, repo: Option<&RepoName>, path: &Path, bytes: u64) -> Attempt {
         let path = Some(path.to_path_buf());
-        Ok(Some(Box::new(Skip { repo: repo.cloned(), revision: None, path, reason, bytes })))
+        Ok(Some(Box::new(Skip { repo: repo.cloned(), revision: None, path, reason, lacks: None, bytes })))
     }
 
     fn delete_leftover(&mut self, path: &Path) -> Attempt {
@@ -199,7 +204,7 @@ impl Run<'_> {
         let snapshot = self.layout.snapshot(repo, commit);
         let changed = |reason| {
             let (repo, revision) = (Some(repo.clone()), Some(commit.clone()));
-            Ok(Some(Box::new(Skip { repo, revision, path: None, reason, bytes: 0 })))
+            Ok(Some(Box::new(Skip { repo, revision, path: None, reason, lacks: None, bytes: 0 })))
         };
         if !remove::is_inside(self.layout.root(), &snapshot) {
             return changed(SkipReason::Link);
@@ -224,6 +229,13 @@ impl Run<'_> {
         let paths: Vec<_> = naming.iter().map(|name| self.layout.reference(repo, name)).collect();
         if !paths.iter().all(|path| remove::is_inside(self.layout.root(), path)) {
             return changed(SkipReason::Link);
+        }
+        if let Some(asker) = self.asker
+            && !asker.still_holds(repo, commit)?
+        {
+            let (repo, revision) = (Some(repo.clone()), Some(commit.clone()));
+            let (reason, lacks) = (SkipReason::NotInBucket, Some(Lack::Changed));
+            return Ok(Some(Box::new(Skip { repo, revision, path: None, reason, lacks, bytes: 0 })));
         }
         let failed = |error: io::Error| cannot_delete(&snapshot, &error);
         let mut refs = Vec::new();

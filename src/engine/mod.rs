@@ -7,6 +7,7 @@
 pub mod confirm;
 pub mod evict;
 pub mod fallback;
+pub mod held;
 pub mod hydrate;
 pub mod publish;
 pub mod pull;

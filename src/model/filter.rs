@@ -15,7 +15,7 @@ pub struct RepoFilter {
 
 /// A pattern for repo ids.
 #[derive(Debug, Clone)]
-struct RepoPattern {
+pub(super) struct RepoPattern {
     kind: Option<RepoType>,
     id: Glob,
 }
@@ -40,13 +40,13 @@ impl RepoFilter {
 }
 
 impl RepoPattern {
-    fn parse(text: &str) -> Result<Self, String> {
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
         let endpoint = std::env::var("HF_ENDPOINT").ok();
         let (kind, id) = crate::model::ids::pattern(text, endpoint.as_deref())?;
         Ok(RepoPattern { kind, id: Glob::parse(id)? })
     }
 
-    fn matches(&self, repo: &RepoName) -> bool {
+    pub(super) fn matches(&self, repo: &RepoName) -> bool {
         self.kind.is_none_or(|kind| kind == repo.kind) && self.id.matches(repo.id.as_str())
     }
 }

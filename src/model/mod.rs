@@ -8,4 +8,5 @@ pub mod found;
 pub mod glob;
 pub mod ids;
 pub mod manifest;
+pub mod pins;
 pub mod selection;

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use clap::Parser;
 use hf_cache_sync::cli::Cli;
 
-#[cfg(unix)]
-use crate::harness::cache_dir::{CacheDir, disk_usage};
+use crate::harness::cache::Revision;
+use crate::harness::machine::Machine;
+use crate::harness::store::Store;
 
 const TOOL: &str = "hf-cache-sync";
 
@@ -158,10 +159,9 @@ fn every_command_line_that_users_are_shown_is_accepted() {
 }
 
 /// The budgets of these are far above what a test can fill: the same command lines, with a small one, on a cache in
-/// which every revision has a ref, as downloads and pulls leave it.
-#[cfg(unix)]
+/// which every revision has a ref, as downloads and pulls leave it, and of which all but one revision was pushed.
 #[test]
-fn the_shipped_prunes_really_keep_a_budget() {
+fn the_shipped_prunes_really_keep_a_budget_and_evict_only_what_the_bucket_holds() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
     let (mut seen, is_prune) = (0, |command: &Vec<String>| command.get(1).is_some_and(|word| word == "prune"));
     for source in files(&root, &|path| path.extension().is_none_or(|found| found != "rs")) {
@@ -170,18 +170,27 @@ fn the_shipped_prunes_really_keep_a_budget() {
             let at = at.unwrap_or_else(|| panic!("{}: {command:?} has no budget", source.display()));
             command[at] = "--max-size".into();
             command[at + 1] = "1000B".into();
-            let hub = CacheDir::new();
-            for (number, days) in [(1, 30), (2, 20), (3, 10), (4, 1)] {
-                let repo = format!("models--org--m{number}");
-                let commit = hub.revision(&repo, number, 400, days);
-                hub.reference(&repo, "main", &commit);
+            let store = Store::new();
+            let machine = Machine::new(&store);
+            let days = [40, 30, 20, 1];
+            let revisions = [0, 1, 2, 3].map(|number: u8| {
+                let content = [number; 400];
+                Revision::new("model", &format!("org/m{number}")).lfs("model.bin", content)
+            });
+            for (number, (revision, days)) in revisions.iter().zip(days).enumerate() {
+                revision.write(&machine.hub());
+                if number == 2 {
+                    // The oldest one is not pushed.
+                    machine.ok(&["push", "-q", "org/m1", "org/m2"]);
+                }
+                revision.age(&machine.hub(), days);
             }
+            machine.ok(&["push", "-q", "org/m3"]);
             let words: Vec<&str> = command[1..].iter().map(String::as_str).collect();
-            let ran = hub.machine.run(&words);
-            assert!(ran.code == 0 && ran.stderr.is_empty(), "{}: {command:?}: {ran:#?}", source.display());
-            let left = disk_usage(&hub.root(), |name| name.contains("/blobs/"));
-            assert_eq!(left, 800, "{}: {command:?} leaves what was used last", source.display());
-            assert!(hub.exists("models--org--m4/refs/main") && !hub.exists("models--org--m1"), "{}", source.display());
+            let ran = machine.run(&words);
+            assert_eq!(ran.code, 0, "{}: {command:?}: {ran:#?}", source.display());
+            let left = revisions.map(|revision| revision.dir(&machine.hub()).exists());
+            assert_eq!(left, [true, false, false, true], "{}: {command:?}: {ran:#?}", source.display());
             seen += 1;
         }
     }

@@ -16,6 +16,7 @@ mod links;
 #[cfg(unix)]
 mod odd_caches;
 mod prune;
+mod prune_remote;
 mod pull_all;
 mod push_pull;
 #[cfg(unix)]

@@ -2,9 +2,11 @@
 //!
 //! The plan first deletes what is not needed: the tool's own leftovers, abandoned downloads, orphaned blobs and
 //! payloads. Then, while the cache is over budget, it evicts revisions, least recently used first: those that no ref
-//! names, and then, if requested, the others. Finally it deletes folders that are empty by then. Anything recent, in
-//! use or not understood is left alone, and while there is a barrier, so is the content of every repo.
+//! names, and then, if requested, the others. If the bucket has to hold what is evicted, refs make no difference.
+//! Finally it deletes folders that are empty by then. Anything recent, in use or not understood is left alone, and while
+//! there is a barrier, so is the content of every repo.
 
+pub mod held;
 pub mod ledger;
 #[cfg(test)]
 mod tests;
@@ -21,6 +23,8 @@ use crate::cache::prune_facts::{Facts, RepoFacts};
 use crate::cache::scan::{Place, Problem, ProblemKind, Repo, Revision, SnapshotFile, UnfinishedFile};
 use crate::error::{Error, shown};
 use crate::model::ids::{BlobId, Commit, RefName, RepoName};
+use crate::model::pins::Pins;
+use held::{Held, Lack};
 use ledger::Ledger;
 
 /// A client that was active in a repo this recently may be between two files of a download. The newest revision then
@@ -28,12 +32,18 @@ use ledger::Ledger;
 const RECENT: Duration = Duration::from_secs(300);
 
 /// The options of a prune.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// Bytes that the cache may take.
-    pub budget: u64,
+    /// Bytes that the cache may take. `None` evicts everything that is older than `older_than`.
+    pub budget: Option<u64>,
     /// Whether revisions that a ref names may be evicted, too.
     pub include_referenced: bool,
+    /// Revisions are kept until they have not been used for this long.
+    pub older_than: Option<Duration>,
+    /// Revisions that are never evicted.
+    pub keep: Pins,
+    /// If given, only what the bucket holds may be evicted, whether or not a ref names it.
+    pub held: Option<Held>,
     /// Blobs that no revision uses are kept until they are this old.
     pub orphan_grace: Duration,
     /// Unfinished files are kept until nobody has written to them for this long.
@@ -160,9 +170,9 @@ pub enum Reason {
     Abandoned,
     /// No revision uses it.
     Unused,
-    /// Over budget, and no ref names it.
+    /// No ref names it.
     Detached,
-    /// Over budget, and references may be evicted too.
+    /// A ref names it, and such revisions may be evicted, too.
     Referenced,
     /// It is empty.
     Empty,
@@ -213,6 +223,9 @@ pub struct Skip {
     pub path: Option<PathBuf>,
     /// Why it is left alone.
     pub reason: SkipReason,
+    /// What the bucket lacks of the revision, if that is the reason.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lacks: Option<Lack>,
     /// Bytes that deleting it would have freed, as far as is known.
     pub bytes: u64,
 }
@@ -223,6 +236,12 @@ pub struct Skip {
 pub enum SkipReason {
     /// A ref names the revision.
     Referenced,
+    /// The bucket does not hold all of the revision.
+    NotInBucket,
+    /// A pattern of the user protects the revision.
+    Pinned,
+    /// The revision was used too recently.
+    Recent,
     /// Everything that the revision needs is also needed by others.
     FreesNothing,
     /// Younger than the grace period.
@@ -271,7 +290,7 @@ impl Plan {
                         }
                     };
                     let (reason, bytes) = (SkipReason::Changed, action.bytes);
-                    self.skips.push(Skip { repo, revision, path, reason, bytes });
+                    self.skips.push(Skip { repo, revision, path, reason, lacks: None, bytes });
                 }
             }
         }
@@ -283,7 +302,7 @@ impl Plan {
     }
 
     fn add_skip(&mut self, reason: SkipReason, repo: Option<&RepoName>, path: Option<PathBuf>, bytes: u64) {
-        self.skips.push(Skip { repo: repo.cloned(), revision: None, path, reason, bytes });
+        self.skips.push(Skip { repo: repo.cloned(), revision: None, path, reason, lacks: None, bytes });
     }
 }
 
@@ -550,7 +569,7 @@ impl<'a> Planner<'a> {
     /// Reports how many bytes are kept in repos that are left alone entirely: always those of unused blobs, and those
     /// of revisions if the cache is over budget.
     fn report_protected_bytes(&mut self) {
-        let over = self.plan.size > self.options.budget;
+        let over = self.wants_more(0);
         let mut trial: Option<Ledger> = None;
         for (index, repo) in self.facts.inventory.repos.iter().enumerate() {
             let is_bad_ref = || repo.problems.iter().any(|problem| problem.kind == ProblemKind::BadRef);
@@ -607,22 +626,32 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Evicts revisions until the cache is within its budget.
+    /// Returns whether revisions have to be evicted, after all actions so far and `more` bytes freed.
+    fn wants_more(&self, more: u64) -> bool {
+        match self.options.budget {
+            Some(budget) => (self.plan.size - self.plan.freed).saturating_sub(more) > budget,
+            None => self.options.older_than.is_some(),
+        }
+    }
+
+    /// Evicts revisions until the cache is within its budget; without a budget, all that may be evicted.
     fn plan_evictions(&mut self) {
-        let excess = |plan: &Plan, more: u64| (plan.size - plan.freed).saturating_sub(more) > self.options.budget;
-        if !excess(&self.plan, 0) {
+        if !self.wants_more(0) {
             return;
         }
         let candidates = self.candidates();
         let mut trial = self.ledger.clone();
-        let (mut chosen, mut freed) = (Vec::new(), 0);
+        let (mut chosen, mut kept, mut freed) = (Vec::new(), Vec::new(), 0);
         for candidate in &candidates {
-            if !excess(&self.plan, freed) {
+            if !self.wants_more(freed) {
                 break;
             }
-            if !candidate.is_named || self.options.include_referenced {
-                freed += trial.evict(candidate.index, candidate.commit).bytes;
-                chosen.push(candidate);
+            match self.obstacle(candidate) {
+                Some(obstacle) => kept.push((candidate, obstacle)),
+                None => {
+                    freed += trial.evict(candidate.index, candidate.commit).bytes;
+                    chosen.push(candidate);
+                }
             }
         }
         // Evicting a revision is useless if all of its blobs stay because others need them.
@@ -638,32 +667,57 @@ impl<'a> Planner<'a> {
                 self.skip_revision(candidate, SkipReason::FreesNothing, 0);
                 continue;
             }
-            let gone = self.ledger.evict(candidate.index, candidate.commit);
             let reason = if candidate.is_named { Reason::Referenced } else { Reason::Detached };
-            let target = Target::Revision(Eviction {
-                repo: candidate.repo.clone(),
-                revision: candidate.commit.clone(),
-                refs: candidate.refs.clone(),
-                last_use: candidate.last_use.duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
-                blobs: gone.blobs,
-            });
-            self.plan.add_action(target, reason, gone.bytes);
+            self.evict(candidate, reason);
         }
-        if excess(&self.plan, 0) && !self.options.include_referenced {
-            let mut trial = self.ledger.clone();
-            for candidate in candidates.iter().filter(|candidate| candidate.is_named) {
-                let bytes = trial.evict(candidate.index, candidate.commit).bytes;
-                self.skip_revision(candidate, SkipReason::Referenced, bytes);
+        let is_over_budget = self.options.budget.is_some() && self.wants_more(0);
+        let mut trial = self.ledger.clone();
+        for (candidate, (reason, lacks)) in kept {
+            let bytes = trial.evict(candidate.index, candidate.commit).bytes;
+            // There are always some that were used recently.
+            if reason != SkipReason::Recent || is_over_budget {
+                let (repo, revision) = (Some(candidate.repo.clone()), Some(candidate.commit.clone()));
+                self.plan.skips.push(Skip { repo, revision, path: None, reason, lacks, bytes });
             }
+        }
+    }
+
+    fn evict(&mut self, candidate: &Candidate<'_>, reason: Reason) {
+        let gone = self.ledger.evict(candidate.index, candidate.commit);
+        let target = Target::Revision(Eviction {
+            repo: candidate.repo.clone(),
+            revision: candidate.commit.clone(),
+            refs: candidate.refs.clone(),
+            last_use: candidate.last_use.duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+            blobs: gone.blobs,
+        });
+        self.plan.add_action(target, reason, gone.bytes);
+    }
+
+    /// Returns why the options keep this revision.
+    fn obstacle(&self, candidate: &Candidate<'_>) -> Option<(SkipReason, Option<Lack>)> {
+        let Candidate { repo, commit, refs, .. } = candidate;
+        let is_recent = |age: Duration| !self.is_old(Some(candidate.last_use), age);
+        if self.options.older_than.is_some_and(is_recent) {
+            return Some((SkipReason::Recent, None));
+        }
+        if self.options.keep.match_revision(repo, commit, refs) {
+            return Some((SkipReason::Pinned, None));
+        }
+        match &self.options.held {
+            Some(held) => held.lack(repo, commit).map(|lack| (SkipReason::NotInBucket, Some(lack))),
+            None if candidate.is_named && !self.options.include_referenced => Some((SkipReason::Referenced, None)),
+            None => None,
         }
     }
 
     fn skip_revision(&mut self, candidate: &Candidate<'_>, reason: SkipReason, bytes: u64) {
         let (repo, revision) = (Some(candidate.repo.clone()), Some(candidate.commit.clone()));
-        self.plan.skips.push(Skip { repo, revision, path: None, reason, bytes });
+        self.plan.skips.push(Skip { repo, revision, path: None, reason, lacks: None, bytes });
     }
 
-    /// Returns the revisions that may be evicted: detached ones first, then by last use. Reports the others as skipped.
+    /// Returns the revisions that may be evicted: detached ones first unless the bucket has to hold all of them, then by
+    /// last use. Reports the others as skipped.
     fn candidates(&mut self) -> Vec<Candidate<'a>> {
         let mut found = Vec::new();
         for (index, repo) in self.facts.inventory.repos.iter().enumerate() {
@@ -700,7 +754,8 @@ impl<'a> Planner<'a> {
                 }
             }
         }
-        found.sort_by_key(|one| (one.is_named, one.last_use, one.index, one.commit));
+        let refs_count = self.options.held.is_none();
+        found.sort_by_key(|one| (refs_count && one.is_named, one.last_use, one.index, one.commit));
         found
     }
 

@@ -5,10 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use proptest::prelude::*;
 
+use super::held::{Held, Lack, Proof};
 use super::{Agreement, Options, Plan, Reason, SkipReason, Target, plan};
 use crate::cache::layout::Layout;
 use crate::cache::prune_facts::{DanglingRef, Facts, Leftover, RepoFacts, gather};
@@ -17,6 +19,8 @@ use crate::cache::scan::{
 };
 use crate::cache::shared::Payload;
 use crate::model::ids::{BlobId, Commit, RefName, RepoName, RepoType};
+use crate::model::manifest::{Manifest, ManifestFile};
+use crate::model::pins::Pins;
 use crate::platform::Inode;
 
 const HOUR: u64 = 3600;
@@ -24,10 +28,10 @@ const DAY: u64 = 24 * HOUR;
 
 fn options(budget: u64) -> Options {
     Options {
-        budget,
-        include_referenced: false,
+        budget: Some(budget),
         orphan_grace: Duration::from_secs(HOUR),
         temporary_grace: Duration::from_secs(DAY),
+        ..Options::default()
     }
 }
 
@@ -174,6 +178,69 @@ fn if_requested_referenced_revisions_follow_by_last_use() {
     Referenced: revision org/a@0002 [0002], frees 200
     Empty: folder org/b, frees 0
     1400 of 1500 bytes
+    ");
+}
+
+/// Returns that the bucket holds these revisions, and of all others what it lacks.
+fn held(facts: &Facts, holds: impl Fn(&RepoName, &Commit) -> bool) -> Held {
+    let revisions =
+        facts.inventory.repos.iter().flat_map(|repo| repo.revisions.keys().map(|commit| (&repo.name, commit)));
+    let examined = revisions.map(|(repo, commit)| {
+        let file = ManifestFile { path: "file".parse().unwrap(), blob: blob_id(0), size: 0 };
+        let manifest = Manifest::new(repo.clone(), commit.clone(), vec![file], None).unwrap();
+        let proof = Proof { manifest: Arc::new(manifest), refs: Vec::new() };
+        ((repo.clone(), commit.clone()), if holds(repo, commit) { Ok(proof) } else { Err(Lack::Manifest) })
+    });
+    Held::of(examined)
+}
+
+#[test]
+fn what_the_bucket_holds_goes_by_last_use_whether_or_not_a_ref_names_it() {
+    let facts = everyday();
+    let held = held(&facts, |_, revision| *revision != commit(5));
+    let options = Options { held: Some(held), ..options(1000) };
+    insta::assert_snapshot!(describe(&plan(&facts, &options, now())), @"
+    Referenced: revision org/a@0002 [0002], frees 200
+    Detached: revision org/a@0003 [0003], frees 300
+    kept org/b@0005: NotInBucket, 500 bytes
+    500 of 1500 bytes
+    ");
+    let nothing = Options { held: Some(Held::default()), include_referenced: true, ..options.clone() };
+    assert_eq!(plan(&facts, &nothing, now()).freed, 0, "what was not examined is not held");
+}
+
+#[test]
+fn an_age_without_a_budget_evicts_all_that_is_older() {
+    let older_than = Some(Duration::from_secs(5 * DAY));
+    let by_age = Options { budget: None, older_than, ..options(0) };
+    insta::assert_snapshot!(describe(&plan(&everyday(), &by_age, now())), @"
+    Detached: revision org/b@0005 [0005], frees 500
+    Detached: revision org/a@0003 [0003], frees 300
+    Empty: folder org/b, frees 0
+    kept org/a@0002: Referenced, 200 bytes
+    800 of 1500 bytes
+    ");
+    let both = Options { older_than, include_referenced: true, ..options(600) };
+    insta::assert_snapshot!(describe(&plan(&everyday(), &both, now())), @"
+    Detached: revision org/b@0005 [0005], frees 500
+    Detached: revision org/a@0003 [0003], frees 300
+    Referenced: revision org/a@0002 [0002], frees 200
+    Empty: folder org/b, frees 0
+    1000 of 1500 bytes
+    ");
+    let neither = Options { budget: None, ..options(0) };
+    assert_eq!(plan(&everyday(), &neither, now()).freed, 0);
+}
+
+#[test]
+fn pins_are_named_only_where_they_matter() {
+    let keep = Pins::parse_list("org/b, org/a@v1.0").unwrap();
+    let pinned = |budget| plan(&everyday(), &Options { keep: keep.clone(), ..options(budget) }, now());
+    assert_eq!(pinned(1500).skips, []);
+    insta::assert_snapshot!(describe(&pinned(1200)), @"
+    Detached: revision org/a@0003 [0003], frees 300
+    kept org/b@0005: Pinned, 500 bytes
+    300 of 1500 bytes
     ");
 }
 
@@ -506,6 +573,72 @@ proptest! {
     }
 }
 
+proptest! {
+    /// Whatever the cache and the options: what goes is held, old enough and not pinned, and what could have gone has.
+    #[test]
+    fn nothing_goes_that_is_not_held_is_recent_or_is_pinned(
+        a in any_repo("org/a"),
+        b in any_repo("org/b"),
+        budget in prop::option::of(0u64..5000),
+        holds in prop::collection::vec(any::<bool>(), 12),
+        hours in prop::option::of(0u64..100),
+        pins in prop::collection::vec(prop::sample::select(vec!["org/a", "*@ref-0", "org/b@ref-*"]), 0..2),
+    ) {
+        let facts = facts(vec![a, b]);
+        let number = |commit: &Commit| usize::from_str_radix(commit.as_str(), 16).unwrap();
+        let is_held = |repo: &RepoName, commit: &Commit| {
+            holds[number(commit) + if repo.id.as_str() == "org/a" { 0 } else { 6 }]
+        };
+        let keep = Pins::parse_list(&pins.join(",")).unwrap();
+        let older_than = hours.map(|hours| Duration::from_secs(hours * HOUR));
+        let options = Options {
+            budget,
+            older_than,
+            keep: keep.clone(),
+            held: Some(held(&facts, is_held)),
+            ..options(0)
+        };
+        let planned = plan(&facts, &options, now());
+        let gone: Vec<_> = planned.actions.iter().filter_map(|action| match &action.target {
+            Target::Revision(gone) => Some(gone),
+            _ => None,
+        }).collect();
+        for one in &gone {
+            prop_assert!(is_held(&one.repo, &one.revision), "not held: {one:?}");
+            let age = now().duration_since(UNIX_EPOCH + Duration::from_secs(one.last_use)).unwrap();
+            prop_assert!(older_than.is_none_or(|older| age >= older), "recent: {one:?}");
+            prop_assert!(!keep.match_revision(&one.repo, &one.revision, &one.refs), "pinned: {one:?}");
+        }
+        prop_assert!(gone.is_sorted_by_key(|one| one.last_use), "least recently used first");
+        // Without a reason to go on, nothing more goes.
+        let left = planned.size - planned.freed;
+        match (budget, gone.last()) {
+            (Some(budget), Some(last)) => {
+                let is_last = |action: &&super::Action| matches!(&action.target, Target::Revision(one) if one == *last);
+                let bytes = planned.actions.iter().find(is_last).unwrap().bytes;
+                prop_assert!(left + bytes > budget);
+            }
+            (None, Some(_)) => prop_assert!(older_than.is_some()),
+            _ => {}
+        }
+        // With a reason to go on, all that is left is named.
+        if budget.is_some_and(|budget| left > budget) {
+            for repo in &facts.inventory.repos {
+                for revision in repo.revisions.keys() {
+                    let is_gone = gone.iter().any(|one| one.repo == repo.name && one.revision == *revision);
+                    let skip = planned.skips.iter().find(|skip| {
+                        skip.repo.as_ref() == Some(&repo.name) && skip.revision.as_ref() == Some(revision)
+                    });
+                    prop_assert!(is_gone != skip.is_some(), "{}@{revision}", repo.name);
+                    if skip.is_some_and(|skip| skip.reason == SkipReason::NotInBucket) {
+                        prop_assert!(!is_held(&repo.name, revision));
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Tests with a real cache that changes between the plan and its execution. It has one old revision that is evicted.
 #[cfg(unix)]
 mod races {
@@ -555,7 +688,7 @@ mod races {
 
     impl Race {
         fn run(&self) -> Outcome {
-            let done = execute(&self.facts, &self.plan);
+            let done = execute(&self.facts, &self.plan, None);
             assert_eq!(done.failures, []);
             done
         }

@@ -9,6 +9,7 @@ use super::{plural, size};
 use crate::commands::prune::{EvictedRevision, Report, Row, RowKind};
 use crate::error::{Error, Kind, printable};
 use crate::model::ids::RepoName;
+use crate::plan::prune::held::Lack;
 use crate::plan::prune::{Reason, Skip, SkipReason};
 use crate::ui;
 use crate::ui::table::{Cell, Column, Table, Tone};
@@ -64,7 +65,10 @@ fn counts(report: &Report) -> String {
         (report.refs_removed.len() as u64, "dangling ref"),
         (report.repos_removed.len() as u64, "empty repo folder"),
     ];
-    let some: Vec<String> = all.iter().filter(|(n, _)| *n > 0).map(|(n, word)| plural(*n, word)).collect();
+    let mut some: Vec<String> = all.iter().filter(|(n, _)| *n > 0).map(|(n, word)| plural(*n, word)).collect();
+    if report.require_remote && !report.evicted.is_empty() {
+        some[0].push_str(" that the bucket holds");
+    }
     match some.split_last() {
         None => "nothing to delete".into(),
         Some((last, [])) => last.clone(),
@@ -74,6 +78,7 @@ fn counts(report: &Report) -> String {
 
 /// Explains by how much the budget is exceeded, what prevents freeing more, largest first, and what to do about it.
 fn budget_excess(report: &Report) -> String {
+    let budget = report.budget.unwrap_or_default();
     let mut kept: BTreeMap<SkipReason, (u64, u64)> = BTreeMap::new();
     for skip in &report.skipped {
         let (count, bytes) = kept.entry(skip.reason).or_default();
@@ -108,9 +113,11 @@ fn budget_excess(report: &Report) -> String {
     if why.is_empty() {
         why.push("nothing else may be evicted".into());
     }
-    let mut text =
-        format!("Over the budget of {} by {}: {}.", size(report.budget), size(report.over_budget), why.join("; "));
+    let mut text = format!("Over the budget of {} by {}: {}.", size(budget), size(report.over_budget), why.join("; "));
     let largest = kept.first().filter(|(_, _, bytes)| *bytes > 0 && !report.declined);
+    // What could not be compared need not be pushed. The error says what to do.
+    let is_unknown = report.skipped.iter().any(|skip| skip.lacks == Some(Lack::Unknown));
+    let largest = largest.filter(|(reason, ..)| !(is_unknown && *reason == SkipReason::NotInBucket));
     if let Some(advice) = largest.and_then(|(reason, ..)| advice(*reason)) {
         let _ = write!(text, "\n  {advice}");
     }
@@ -130,6 +137,11 @@ fn advice(reason: SkipReason) -> Option<&'static str> {
         | SkipReason::Unknown
         | SkipReason::Unlisted
         | SkipReason::Changed => None,
+        SkipReason::NotInBucket => {
+            Some("run `hf-cache-sync push`, then prune again; `hf-cache-sync diff` shows what differs")
+        }
+        SkipReason::Pinned => Some("relax --keep or cache.keep"),
+        SkipReason::Recent => Some("use a shorter --older-than"),
         SkipReason::Young => Some("run prune again later, or with a shorter --orphan-grace"),
         SkipReason::InFlight => {
             Some("run prune again when no download is in progress; --temporary-grace sets how long one may pause")
@@ -148,6 +160,9 @@ fn advice(reason: SkipReason) -> Option<&'static str> {
 fn kept_items(reason: SkipReason) -> &'static str {
     match reason {
         SkipReason::Referenced => "revisions with refs",
+        SkipReason::NotInBucket => "revisions that the bucket does not hold",
+        SkipReason::Pinned => "revisions that match --keep or cache.keep",
+        SkipReason::Recent => "revisions used more recently than --older-than",
         SkipReason::FreesNothing => "revisions whose eviction would free nothing",
         SkipReason::Young => "items within the grace period",
         SkipReason::InFlight => "possible downloads in flight",
@@ -166,7 +181,10 @@ fn kept_items(reason: SkipReason) -> &'static str {
 
 fn reason(reason: SkipReason) -> &'static str {
     match reason {
-        SkipReason::Referenced => "a ref names it",
+        SkipReason::Referenced => "a ref names it (use --include-referenced or --require-remote to evict it)",
+        SkipReason::NotInBucket => "the bucket does not hold all of it",
+        SkipReason::Pinned => "it matches --keep or cache.keep",
+        SkipReason::Recent => "it was used more recently than --older-than",
         SkipReason::FreesNothing => "other revisions need all of its blobs, so evicting it would free nothing",
         SkipReason::Young => "it is younger than the grace period",
         SkipReason::InFlight => "a download may be in flight (see --temporary-grace)",
@@ -185,14 +203,26 @@ fn reason(reason: SkipReason) -> &'static str {
 
 /// Formats a line for each repo and reason for keeping something. Items within the grace period are only mentioned if the
 /// budget is exceeded, since there are always some.
-fn skip_lines(skips: &[Skip], over_budget: bool) -> String {
+fn skip_lines(report: &Report) -> String {
     let mut groups: BTreeMap<(Option<&RepoName>, SkipReason), Vec<&Skip>> = BTreeMap::new();
-    let is_shown = |reason| reason != SkipReason::Referenced && (over_budget || reason != SkipReason::Young);
-    for skip in skips.iter().filter(|skip| is_shown(skip.reason)) {
+    let is_shown = |reason| match reason {
+        // The line about the budget has them.
+        SkipReason::Referenced => report.budget.is_none(),
+        SkipReason::Recent => false,
+        SkipReason::Young => report.over_budget > 0,
+        _ => true,
+    };
+    for skip in report.skipped.iter().filter(|skip| is_shown(skip.reason)) {
         groups.entry((skip.repo.as_ref(), skip.reason)).or_default().push(skip);
     }
+    // What the bucket lacks differs from revision to revision.
+    let groups = groups.into_iter().flat_map(|((repo, why), skips)| match why {
+        SkipReason::NotInBucket => skips.into_iter().map(|skip| (repo, why, vec![skip])).collect(),
+        _ => vec![(repo, why, skips)],
+    });
     let mut out = String::new();
-    for ((repo, why), skips) in groups {
+    for (repo, why, skips) in groups {
+        let lacks = skips[0].lacks.as_ref();
         let first = match (skips[0].path.as_ref(), skips[0].revision.as_ref(), repo) {
             (Some(path), ..) => printable(&path.to_string_lossy(), 400),
             (None, Some(commit), Some(repo)) => format!("{repo}@{}", commit.short()),
@@ -205,9 +235,46 @@ fn skip_lines(skips: &[Skip], over_budget: bool) -> String {
             0 => String::new(),
             bytes => format!(" ({})", size(bytes)),
         };
-        let _ = writeln!(out, "kept {first}{more}{bytes}: {}", reason(why));
+        let why = lacks.map_or_else(|| reason(why).to_string(), lack);
+        let _ = writeln!(out, "kept {first}{more}{bytes}: {why}");
     }
     out
+}
+
+/// Says what the bucket lacks of a revision.
+fn lack(lack: &Lack) -> String {
+    let one_of = |count: usize, text: &str| {
+        let more = if count > 1 { format!(" and {} more", count - 1) } else { String::new() };
+        format!("{}{more}", printable(text, 200))
+    };
+    match lack {
+        Lack::Unknown => "it could not be compared with the bucket".into(),
+        Lack::Manifest => "the bucket has no manifest of it".into(),
+        Lack::ValidManifest { why } => format!("its manifest in the bucket is not valid: {}", printable(why, 200)),
+        Lack::OwnManifest { of } => format!("its key in the bucket belongs to {of}"),
+        Lack::Files { count, path } => {
+            format!("its manifest in the bucket lacks {}, or has other content", one_of(*count, path.as_str()))
+        }
+        Lack::Blobs { count, blob } => {
+            format!(
+                "the bucket lacks blobs of it, or has them with the wrong size: {}",
+                one_of(*count, &blob.to_string())
+            )
+        }
+        Lack::Ref { name, remote: None } => format!("the bucket's refs do not name it: it has no {name} of this repo"),
+        Lack::Ref { name, remote: Some(commit) } => {
+            format!("{name} is {} in the bucket, so a pull would bring that instead", commit.short())
+        }
+        Lack::Gated { path } => {
+            format!("the repo looks gated ({}), so push and pull leave it out", printable(path, 200))
+        }
+        Lack::Pointer { path } => format!("push leaves out the LFS/Xet pointer {}", printable(path.as_str(), 200)),
+        Lack::Strays { count, path } => {
+            format!("push leaves out files that are not the commit's: {}", one_of(*count, path))
+        }
+        Lack::Damaged { why } => format!("it is damaged here: {}", printable(why, 200)),
+        Lack::Changed => "it changed in the bucket while prune was running".into(),
+    }
 }
 
 impl ui::Report for Report {
@@ -220,8 +287,8 @@ impl ui::Report for Report {
         if !self.rows.is_empty() && !self.was_shown {
             out.push_str(&table(&self.rows, self.now));
         }
-        let of = match self.over_budget {
-            0 => format!("{} of the {} budget", size(self.size), size(self.budget)),
+        let of = match self.budget {
+            Some(budget) if self.over_budget == 0 => format!("{} of the {} budget", size(self.size), size(budget)),
             _ => size(self.size),
         };
         let of = if self.dry_run { format!("that leaves {of}") } else { format!("{of} used") };
@@ -245,8 +312,8 @@ impl ui::Report for Report {
     }
 
     fn summary(&self) -> String {
-        let mut out = skip_lines(&self.skipped, self.over_budget > 0);
-        if self.noatime && (!self.evicted.is_empty() || self.over_budget > 0) {
+        let mut out = skip_lines(self);
+        if self.noatime && (!self.evicted.is_empty() || self.over_budget > 0 || self.older_than.is_some()) {
             let _ = writeln!(
                 out,
                 "note: this file system keeps no access times (noatime), so the last download or pull counts as the last use"

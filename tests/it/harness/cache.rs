@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
+use super::cache_dir::{DAY, used};
 use super::store::Store;
 use super::{git_sha1, sha256};
 
@@ -222,6 +223,20 @@ impl Revision {
         if self.tree {
             fs::create_dir_all(dir.join("trees")).unwrap();
             fs::write(dir.join("trees").join(format!("{}.json", self.commit)), self.tree_json()).unwrap();
+        }
+    }
+
+    /// Makes everything in its folder look as if it had not been used for days, and as if nothing had come since.
+    pub fn age(&self, hub: &Path, days: u64) {
+        let mut left = vec![self.dir(hub)];
+        while let Some(path) = left.pop() {
+            let meta = fs::symlink_metadata(&path).unwrap();
+            if meta.is_dir() {
+                left.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+            }
+            if !meta.is_symlink() {
+                used(&path, days * DAY);
+            }
         }
     }
 

@@ -106,8 +106,9 @@ fn small_reports_are_as_documented() {
 
 #[test]
 fn prune_is_as_documented() {
-    let world = World::offline();
+    let world = World::online();
     world.snapshot("models--acme--tiny", 'b', &[("a", "kept")], &["main"]);
+    world.snapshot("datasets--acme--corpus", 'd', &[("d", "gone")], &[]);
     world.snapshot("models--acme--tiny", 'a', &[("a", "gone")], &[]);
     std::fs::write(world.cache.path("models--acme--tiny/refs/lost"), commit('c')).unwrap();
     // Without a grace period: the snapshots were made just now.
@@ -115,7 +116,10 @@ fn prune_is_as_documented() {
     let planned = world.run(&[&line[..], &["--dry-run"]].concat());
     let report = world.run(&line);
     assert_eq!((planned.code, report.code), (0, 0), "{}", report.text());
-    check("prune", &[planned.json(), report.json()]);
+    assert_eq!(world.run(&["push", "-q"]).code, 0);
+    world.put_manifest("acme__tiny", "acme/tiny", "model", 'b');
+    let lacking = world.run(&["prune", "--max-gb", "0", "--require-remote", "--json"]);
+    check("prune", &[planned.json(), report.json(), lacking.json()]);
 }
 
 #[test]

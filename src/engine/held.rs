@@ -1,0 +1,137 @@
+//! What the bucket holds of this cache, and whether it still does right before something is deleted.
+//!
+//! One listing is the basis of the proof. Until the deletion, somebody else may delete from the bucket: refs first, then
+//! manifests, and blobs only when no manifest names them any more. So it is enough to read the refs and the manifest of
+//! a revision again right before it is deleted here.
+
+use std::collections::HashMap;
+
+use tokio::sync::mpsc;
+
+use super::Session;
+use super::survey::{Survey, survey};
+use crate::bucket::client::Bucket;
+use crate::bucket::keys;
+use crate::bucket::read::{self, Stored};
+use crate::bucket::state::RemoteState;
+use crate::cache::pushable::{self, Local};
+use crate::cache::scan::Inventory;
+use crate::error::{Error, Result};
+use crate::model::ids::{Commit, RepoName};
+use crate::model::selection::Selection;
+use crate::plan::prune::held::{Held, Lack, Proof, RefIndex};
+
+/// Compares the cache with the bucket. Returns the cache as it was scanned, and which revisions the bucket holds.
+///
+/// # Errors
+/// When the cache cannot be read at all, or a request to the bucket fails: nothing counts as held then.
+pub async fn examine(session: &Session, bucket: &Bucket, selection: Selection) -> Result<(Inventory, Held)> {
+    let options = pushable::Options {
+        selection,
+        allow_gated: session.config.team.allow_gated,
+        sync_xet: session.config.cache.sync_xet,
+    };
+    let Survey { state, local, remote } = survey(session, bucket, options).await?;
+    read_refs(bucket, &local, &remote).await?;
+    let mut held = Held::examine(&local, &remote);
+    for repo in &local.repos {
+        if let Some(gated) = &repo.gated {
+            let commits =
+                state.inventory().repo(&repo.name).into_iter().flat_map(|repo| repo.revisions.keys().cloned());
+            held.refuse(&repo.name, commits, &Lack::Gated { path: gated.file.clone() });
+        }
+    }
+    Ok((state.into_inventory(), held))
+}
+
+/// Reads every key that a pull of one of this cache's refs would consider, and the manifests that they lead to.
+async fn read_refs(bucket: &Bucket, local: &Local, remote: &RemoteState) -> Result<()> {
+    let index = RefIndex::new(remote);
+    let mut found = Vec::new();
+    for repo in &local.repos {
+        for (name, commit) in repo.all_refs() {
+            found.extend(index.find(&repo.name, &name).map(|candidate| (repo, commit, candidate)));
+        }
+    }
+    let unknown = found.iter().filter(|(_, commit, candidate)| !remote.prove_ref(&candidate.object.key, commit));
+    remote.read_refs(bucket, unknown.map(|(_, _, candidate)| candidate.object.key.clone())).await?;
+    let targets = found.iter().filter_map(|(repo, _, candidate)| {
+        let target = remote.reference(&candidate.object.key)?.valid()?;
+        Some(keys::manifest(&repo.name.id, &target)).filter(|key| remote.listed_manifest(key).is_some())
+    });
+    remote.read_manifests(bucket, targets).await
+}
+
+/// Answers, from the bucket as it is now, whether it still holds a revision.
+pub struct Checker {
+    bucket: Bucket,
+    proofs: HashMap<(RepoName, Commit), Proof>,
+}
+
+/// A question to a [`Checker`] from another thread.
+pub struct Question {
+    repo: RepoName,
+    commit: Commit,
+    answer: std::sync::mpsc::Sender<Result<bool>>,
+}
+
+/// Asks a [`Checker`] from a thread that may block.
+#[derive(Clone)]
+pub struct Asker(mpsc::UnboundedSender<Question>);
+
+impl Checker {
+    /// Creates a checker for these revisions.
+    pub fn new<'a>(bucket: &Bucket, held: &Held, all: impl IntoIterator<Item = (&'a RepoName, &'a Commit)>) -> Checker {
+        let proofs = all.into_iter().filter_map(|(repo, commit)| {
+            let proof = held.proof(repo, commit)?.clone();
+            Some(((repo.clone(), commit.clone()), proof))
+        });
+        Checker { bucket: bucket.clone(), proofs: proofs.collect() }
+    }
+
+    /// Answers questions until nobody can ask any more.
+    pub async fn serve(self, mut questions: mpsc::UnboundedReceiver<Question>) {
+        // A store that has stopped answering would keep every further question waiting just as long.
+        let mut failure: Option<Error> = None;
+        while let Some(Question { repo, commit, answer }) = questions.recv().await {
+            let result = match &failure {
+                Some(error) => Err(error.clone()),
+                None => self.holds(repo, commit).await,
+            };
+            failure = failure.or_else(|| result.as_ref().err().cloned());
+            let _ = answer.send(result);
+        }
+    }
+
+    async fn holds(&self, repo: RepoName, commit: Commit) -> Result<bool> {
+        let Some(proof) = self.proofs.get(&(repo.clone(), commit.clone())) else { return Ok(false) };
+        for key in &proof.refs {
+            if read::reference(&self.bucket, key).await?.valid().as_ref() != Some(&commit) {
+                return Ok(false);
+            }
+        }
+        let now = read::manifest(&self.bucket, &keys::manifest(&repo.id, &commit)).await?;
+        Ok(matches!(now, Stored::Valid(manifest) if manifest == *proof.manifest))
+    }
+}
+
+impl Asker {
+    /// Creates an asker, and what it needs to be answered.
+    pub fn new() -> (Asker, mpsc::UnboundedReceiver<Question>) {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        (Asker(sender), receiver)
+    }
+
+    /// Returns whether the bucket still holds the revision. An interrupted run gets no answer, which counts as no.
+    ///
+    /// # Errors
+    /// When a request fails.
+    pub fn still_holds(&self, repo: &RepoName, commit: &Commit) -> Result<bool> {
+        let (answer, answered) = std::sync::mpsc::channel();
+        let question = Question { repo: repo.clone(), commit: commit.clone(), answer };
+        match self.0.send(question) {
+            Ok(()) => answered.recv().unwrap_or(Ok(false)),
+            Err(_) => Ok(false),
+        }
+    }
+}
