@@ -1,5 +1,5 @@
-//! The command line as people and scripts meet it: help, version, options in every place, precedence of the
-//! configuration, and what is read on stdout and stderr (`snapshots/`).
+//! The command line as people and scripts use it: help, version, options in any position, configuration settings_follow_the_documented_precedence, and
+//! what is printed on stdout and stderr (`snapshots/`).
 
 mod completion;
 mod terminal;
@@ -8,33 +8,33 @@ use std::fs;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::harness::cache::{COMMIT, OTHER, Revision};
-use crate::harness::machine::{self, Machine, Ran};
+use crate::harness::machine::{self, Machine, Output};
 use crate::harness::s3::{ACCESS_KEY, Action, SECRET_KEY};
 use crate::harness::store::{BUCKET, Store};
 
-/// What was said, without what differs between runs and machines.
-fn plain(store: &Store, machine: &Machine, ran: &Ran) -> String {
+/// Returns the output without anything that differs between runs and machines.
+fn normalized(store: &Store, machine: &Machine, output: &Output) -> String {
     let text =
-        ran.text().replace(&machine.home().display().to_string(), "~").replace(&store.server.url, "http://STORE");
-    let lines = text.lines().map(timeless).map(|line| match line {
-        line if line.contains("Disk space") => measured(line, "SIZE", &["B", "KiB", "MiB", "GiB", "TiB", "PiB"]),
-        line if line.contains("Clock") => measured(line, "N s", &["s"]),
-        line => paceless(line),
+        output.text().replace(&machine.home().display().to_string(), "~").replace(&store.server.url, "http://STORE");
+    let lines = text.lines().map(without_timestamp).map(|line| match line {
+        line if line.contains("Disk space") => without_number(line, "SIZE", &["B", "KiB", "MiB", "GiB", "TiB", "PiB"]),
+        line if line.contains("Clock") => without_number(line, "N s", &["s"]),
+        line => without_rate(line),
     });
     lines.collect::<Vec<_>>().join("\n") + "\n"
 }
 
-/// "2026-09-21T14:13:20Z  Uploaded" without the time, which the summaries of a log carry.
-fn timeless(line: &str) -> &str {
+/// Strips the timestamp from "2026-09-21T14:13:20Z  Uploaded", which summaries have in a log.
+fn without_timestamp(line: &str) -> &str {
     match line.split_once("Z  ") {
         Some((time, rest)) if time.len() == 19 && time.starts_with("20") => rest,
         _ => line,
     }
 }
 
-/// The line with a word for its first number, which must be in one of these units.
+/// Replaces the first number in the line, which must have one of these units, with a word.
 #[track_caller]
-fn measured(line: &str, word: &str, units: &[&str]) -> String {
+fn without_number(line: &str, word: &str, units: &[&str]) -> String {
     let (before, after) = line.split_at(line.find(|c: char| c.is_ascii_digit()).unwrap_or_else(|| panic!("{line}")));
     let (number, rest) = after.split_once(' ').unwrap();
     let (unit, rest) = rest.split_once(' ').unwrap();
@@ -42,8 +42,8 @@ fn measured(line: &str, word: &str, units: &[&str]) -> String {
     format!("{before}{word} {rest}")
 }
 
-/// "in 0.3 s, 12.0 MiB/s" without the numbers.
-fn paceless(line: &str) -> String {
+/// Replaces the numbers in "in 0.3 s, 12.0 MiB/s".
+fn without_rate(line: &str) -> String {
     let Some((before, after)) = line.split_once(" in ") else { return line.to_string() };
     let Some((_, rest)) = after.split_once(" s") else { return line.to_string() };
     let rest = match rest.split_once("/s") {
@@ -54,7 +54,7 @@ fn paceless(line: &str) -> String {
 }
 
 #[test]
-fn help_and_version() {
+fn help_lists_all_commands_and_options() {
     let machine = Machine::unconfigured();
     assert_eq!(machine.ok(&["--version"]), format!("hf-cache-sync {}\n", env!("CARGO_PKG_VERSION")));
     assert_eq!(machine.ok(&["-V"]), machine.ok(&["--version"]));
@@ -80,9 +80,9 @@ fn help_and_version() {
     }
 }
 
-/// Examples are lines of their own: on a terminal of 80 columns, none may be broken.
+/// Examples must not wrap on a terminal with 80 columns.
 #[test]
-fn examples_fit_a_narrow_terminal() {
+fn examples_fit_into_80_columns() {
     use clap::CommandFactory;
     let tool = hf_cache_sync::cli::Cli::command();
     for command in tool.get_subcommands().chain([&tool]) {
@@ -95,7 +95,7 @@ fn examples_fit_a_narrow_terminal() {
 }
 
 #[test]
-fn wrong_usage() {
+fn usage_errors_exit_with_2() {
     let machine = Machine::unconfigured();
     for line in [
         &[][..],
@@ -113,21 +113,21 @@ fn wrong_usage() {
         &["pull-all", "--limit", "-1"],
         &["pull", "a", "--fallback", "b2"],
     ] {
-        let ran = machine.run(line);
-        assert_eq!((ran.code, ran.stdout.as_str()), (2, ""), "{line:?}: {ran:#?}");
-        ran.nothing_internal();
+        let output = machine.run(line);
+        assert_eq!((output.code, output.stdout.as_str()), (2, ""), "{line:?}: {output:#?}");
+        output.nothing_internal();
     }
-    let said = machine.run(&["pull-all", "--limit", "-1"]).stderr;
-    assert!(said.contains("invalid value '-1'") && said.contains("0 or more"), "{said}");
-    assert!(machine.run(&["pusj"]).stderr.contains("'push'"), "the nearest command is named");
-    let said = machine.run(&["push", "--bwlimit", "fast"]).stderr;
-    assert!(said.contains("expected a rate such as 50MB/s"), "{said}");
-    let said = machine.run(&["push", "--max-memory", "1MiB"]).stderr;
-    assert!(said.contains("at least 32MiB"), "{said}");
+    let stderr = machine.run(&["pull-all", "--limit", "-1"]).stderr;
+    assert!(stderr.contains("invalid value '-1'") && stderr.contains("0 or more"), "{stderr}");
+    assert!(machine.run(&["pusj"]).stderr.contains("'push'"), "the closest command is suggested");
+    let stderr = machine.run(&["push", "--bwlimit", "fast"]).stderr;
+    assert!(stderr.contains("expected a rate such as 50MB/s"), "{stderr}");
+    let stderr = machine.run(&["push", "--max-memory", "1MiB"]).stderr;
+    assert!(stderr.contains("at least 32MiB"), "{stderr}");
 }
 
 #[test]
-fn global_options_stand_anywhere() {
+fn global_options_are_accepted_anywhere() {
     let store = Store::new();
     let mut machine = Machine::new(&store);
     ["B2_ENDPOINT", "B2_BUCKET", "B2_REGION"].iter().for_each(|name| machine.unset(name));
@@ -144,16 +144,16 @@ fn global_options_stand_anywhere() {
     let options = options.concat();
     machine.ok(&[&options[..], &["--json", "push", "--workers", "2"]].concat());
     let (first, last) = options.split_at(4);
-    let ran = machine.run(&[first, &["push", "--json", "org/name"], last].concat());
-    assert_eq!(ran.json()["present"]["blobs"], 2, "{ran:#?}");
-    let ran = machine.run(&[&["pull", "org/name"], &options[..], &["-q"]].concat());
-    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{ran:#?}");
+    let output = machine.run(&[first, &["push", "--json", "org/name"], last].concat());
+    assert_eq!(output.json()["present"]["blobs"], 2, "{output:#?}");
+    let output = machine.run(&[&["pull", "org/name"], &options[..], &["-q"]].concat());
+    assert_eq!((output.code, output.stderr.as_str()), (0, ""), "{output:#?}");
     assert!(store.keys().iter().all(|key| key.starts_with("team/")));
 }
 
-/// Flags, then `B2_*`, then YAML, then AWS's own variables; each credential pair whole.
+/// Flags, then `B2_*`, then YAML, then AWS's own variables. Credential pairs are never mixed.
 #[test]
-fn precedence() {
+fn settings_follow_the_documented_precedence() {
     let store = Store::new();
     let mut machine = Machine::unconfigured();
     let yaml = format!(
@@ -161,10 +161,10 @@ fn precedence() {
          secret_key: {SECRET_KEY}\nteam:\n  prefix: yaml-prefix\n",
         store.server.url
     );
-    let seen = |machine: &Machine, line: &[&str]| -> (String, String, String) {
-        let ran = machine.run(&[line, &["doctor", "--json"]].concat());
-        ran.nothing_internal();
-        let report = ran.json();
+    let resolved = |machine: &Machine, line: &[&str]| -> (String, String, String) {
+        let output = machine.run(&[line, &["doctor", "--json"]].concat());
+        output.nothing_internal();
+        let report = output.json();
         let detail = |name: &str| {
             let checks = report["checks"].as_array().unwrap().clone();
             let check = checks.into_iter().find(|check| check["name"] == name).unwrap();
@@ -172,37 +172,42 @@ fn precedence() {
         };
         (detail("Bucket"), detail("Region"), detail("Credentials"))
     };
-    let is = |found: (String, String, String), bucket: &str, region: &str, source: &str| {
+    let assert_resolved = |found: (String, String, String), bucket: &str, region: &str, source: &str| {
         assert_eq!(found, (bucket.into(), region.into(), source.into()));
     };
-    // The home directory's file, then the current directory's, then --config.
+    // The file in the home directory, then the one in the working directory, then --config.
     fs::write(machine.home().join(".hf-cache-sync.yaml"), &yaml).unwrap();
     machine.set("AWS_REGION", "aws-region");
-    is(seen(&machine, &[]), "from-yaml", "yaml-region", "source=config");
+    assert_resolved(resolved(&machine, &[]), "from-yaml", "yaml-region", "source=config");
     machine.configure(&yaml.replace("from-yaml", "from-here"));
-    is(seen(&machine, &[]), "from-here", "yaml-region", "source=config");
+    assert_resolved(resolved(&machine, &[]), "from-here", "yaml-region", "source=config");
     fs::write(machine.work().join("x.yaml"), yaml.replace("from-yaml", "from-x")).unwrap();
-    is(seen(&machine, &["--config", "x.yaml"]), "from-x", "yaml-region", "source=config");
+    assert_resolved(resolved(&machine, &["--config", "x.yaml"]), "from-x", "yaml-region", "source=config");
 
     machine.set("AWS_ACCESS_KEY_ID", ACCESS_KEY);
     machine.set("AWS_SECRET_ACCESS_KEY", SECRET_KEY);
-    is(seen(&machine, &[]), "from-here", "yaml-region", "source=aws_env");
-    // Half a pair of a higher rank is ignored, with a warning.
+    assert_resolved(resolved(&machine, &[]), "from-here", "yaml-region", "source=aws_env");
+    // Half a pair with higher settings_follow_the_documented_precedence is ignored, with a warning.
     machine.set("B2_APPLICATION_KEY_ID", "half");
-    is(seen(&machine, &[]), "from-here", "yaml-region", "source=aws_env");
+    assert_resolved(resolved(&machine, &[]), "from-here", "yaml-region", "source=aws_env");
     let warned = machine.run(&["doctor"]).stderr;
     assert!(warned.contains("warning: B2_APPLICATION_KEY_ID is set without B2_APPLICATION_KEY"), "{warned}");
     machine.set("B2_APPLICATION_KEY_ID", ACCESS_KEY);
     machine.set("B2_APPLICATION_KEY", SECRET_KEY);
     machine.set("B2_BUCKET", BUCKET);
     machine.set("B2_REGION", "b2-region");
-    is(seen(&machine, &[]), BUCKET, "b2-region", "source=b2_env");
-    is(seen(&machine, &["--bucket", "flag", "--region", "flag-region"]), "flag", "flag-region", "source=b2_env");
-    // An empty variable is as good as none.
+    assert_resolved(resolved(&machine, &[]), BUCKET, "b2-region", "source=b2_env");
+    assert_resolved(
+        resolved(&machine, &["--bucket", "flag", "--region", "flag-region"]),
+        "flag",
+        "flag-region",
+        "source=b2_env",
+    );
+    // An empty variable counts as unset.
     machine.set("B2_BUCKET", "");
-    is(seen(&machine, &[]), "from-here", "b2-region", "source=b2_env");
+    assert_resolved(resolved(&machine, &[]), "from-here", "b2-region", "source=b2_env");
 
-    // AWS's endpoint variables count when nothing else is set.
+    // AWS's endpoint variables apply when nothing else is set.
     let mut machine = Machine::new(&store);
     machine.unset("B2_ENDPOINT");
     machine.set("AWS_ENDPOINT_URL", &store.server.url);
@@ -212,7 +217,7 @@ fn precedence() {
 }
 
 #[test]
-fn a_profile_of_aws_is_the_last_resort() {
+fn an_aws_profile_is_the_last_resort() {
     let store = Store::new();
     let mut machine = Machine::new(&store);
     machine.unset("B2_APPLICATION_KEY_ID");
@@ -221,27 +226,27 @@ fn a_profile_of_aws_is_the_last_resort() {
     let profile = format!("[team]\naws_access_key_id = {ACCESS_KEY}\naws_secret_access_key = {SECRET_KEY}\n");
     fs::write(machine.home().join(".aws/credentials"), profile).unwrap();
     machine.set("AWS_PROFILE", "team");
-    let said = machine.ok(&["doctor"]);
-    assert!(said.contains("source=aws_chain"), "{said}");
+    let stdout = machine.ok(&["doctor"]);
+    assert!(stdout.contains("source=aws_chain"), "{stdout}");
 }
 
 #[test]
-fn a_result_that_cannot_be_written_is_a_failure() {
+fn failing_to_write_the_result_is_an_error() {
     let store = Store::new();
     let machine = Machine::new(&store);
     fs::create_dir_all(machine.hub()).unwrap();
     for line in [["status", "--no-progress"], ["status", "--json"]] {
         let mut command = machine.command(&line);
         command.stdout(std::fs::File::create("/dev/full").unwrap()).stderr(std::process::Stdio::piped());
-        let ran = command.spawn().unwrap().wait_with_output().unwrap();
-        let said = String::from_utf8(ran.stderr).unwrap();
-        assert_eq!(ran.status.code(), Some(1), "{said}");
-        assert!(said.contains("cannot write the result to stdout: No space left"), "{said}");
+        let output = command.spawn().unwrap().wait_with_output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        assert!(stderr.contains("cannot write the result to stdout: No space left"), "{stderr}");
     }
 }
 
 #[test]
-fn a_variable_that_is_no_text_is_not_taken_for_none() {
+fn a_variable_that_is_not_utf8_is_not_treated_as_unset() {
     use std::os::unix::ffi::OsStrExt;
     let store = Store::new();
     let machine = Machine::new(&store);
@@ -251,7 +256,7 @@ fn a_variable_that_is_no_text_is_not_taken_for_none() {
 }
 
 #[test]
-fn local_commands_ask_neither_the_store_nor_for_credentials() {
+fn local_commands_need_neither_the_store_nor_credentials() {
     use std::os::unix::fs::PermissionsExt;
     let mut machine = Machine::unconfigured();
     Revision::model("org/name").refs(&["main"]).write(&machine.hub());
@@ -259,56 +264,56 @@ fn local_commands_ask_neither_the_store_nor_for_credentials() {
     listener.set_nonblocking(true).unwrap();
     machine.set("B2_ENDPOINT", &format!("http://{}", listener.local_addr().unwrap()));
     machine.set("B2_BUCKET", BUCKET);
-    let (asked, ask) = (machine.home().join("asked"), machine.home().join("ask"));
-    fs::write(&ask, format!("#!/bin/sh\n: > {}\n", asked.display())).unwrap();
-    fs::set_permissions(&ask, fs::Permissions::from_mode(0o755)).unwrap();
+    let (marker, helper) = (machine.home().join("called"), machine.home().join("helper"));
+    fs::write(&helper, format!("#!/bin/sh\n: > {}\n", marker.display())).unwrap();
+    fs::set_permissions(&helper, fs::Permissions::from_mode(0o755)).unwrap();
     fs::create_dir(machine.home().join(".aws")).unwrap();
-    let profile = format!("[profile team]\ncredential_process = {}\n", ask.display());
+    let profile = format!("[profile team]\ncredential_process = {}\n", helper.display());
     fs::write(machine.home().join(".aws/config"), profile).unwrap();
     machine.set("AWS_PROFILE", "team");
     for line in [&["list"][..], &["status"], &["prune"], &["init"], &["completions", "bash"], &["man"], &["--version"]]
     {
         machine.ok(line);
-        assert!(!asked.exists(), "{line:?} looked for credentials");
-        let came = listener.accept().map(|_| ()).map_err(|error| error.kind());
-        assert_eq!(came, Err(std::io::ErrorKind::WouldBlock), "{line:?} went to the store");
+        assert!(!marker.exists(), "{line:?} asked for credentials");
+        let connection = listener.accept().map(|_| ()).map_err(|error| error.kind());
+        assert_eq!(connection, Err(std::io::ErrorKind::WouldBlock), "{line:?} contacted the store");
     }
-    // The trap works: what needs the bucket falls into it.
+    // Make sure that the trap works: a command that needs the bucket triggers it.
     drop(listener);
     machine.run(&["list", "--remote"]);
-    assert!(asked.exists());
+    assert!(marker.exists());
 }
 
 #[test]
-fn init_writes_a_file_that_only_the_owner_reads() {
+fn init_creates_a_file_that_only_the_owner_can_read() {
     use std::os::unix::fs::PermissionsExt;
     let machine = Machine::unconfigured();
-    let said = machine.ok(&["init"]);
-    assert!(said.contains("hf-cache-sync doctor"), "{said}");
+    let stdout = machine.ok(&["init"]);
+    assert!(stdout.contains("hf-cache-sync doctor"), "{stdout}");
     let path = machine.work().join(".hf-cache-sync.yaml");
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     insta::assert_snapshot!("init", fs::read_to_string(&path).unwrap());
     fs::write(&path, "mine").unwrap();
     machine.ok(&["init"]);
-    assert_eq!(fs::read_to_string(&path).unwrap(), "mine", "never over an existing file");
+    assert_eq!(fs::read_to_string(&path).unwrap(), "mine", "existing files must not be overwritten");
     assert_eq!(machine.run(&["init", "--json"]).json()["created"], false);
 }
 
 #[test]
-fn init_writes_the_file_that_is_named() {
+fn init_creates_the_file_given_by_config() {
     let mut machine = Machine::unconfigured();
-    let said = machine.ok(&["init", "--config", "team.yaml"]);
+    let stdout = machine.ok(&["init", "--config", "team.yaml"]);
     let path = machine.work().join("team.yaml");
     let named = path.display().to_string();
-    assert!(said.contains(&format!("Created {named}")) && said.contains(&format!("--config {named}")), "{said}");
+    assert!(stdout.contains(&format!("Created {named}")) && stdout.contains(&format!("--config {named}")), "{stdout}");
     assert!(fs::read_to_string(&path).unwrap().starts_with("# hf-cache-sync configuration"));
     assert!(!machine.work().join(".hf-cache-sync.yaml").exists());
     fs::write(&path, "mine").unwrap();
     assert!(machine.ok(&["init", "--config", "team.yaml"]).contains("already exists"));
     assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
     for name in ["none/team.yaml", "."] {
-        let ran = machine.run(&["init", "--config", name]);
-        assert!(ran.code != 0 && ran.stderr.contains("cannot write"), "{name}: {ran:#?}");
+        let output = machine.run(&["init", "--config", name]);
+        assert!(output.code != 0 && output.stderr.contains("cannot write"), "{name}: {output:#?}");
     }
     machine.set("HF_CACHE_SYNC_CONFIG", "other.yaml");
     machine.ok(&["init"]);
@@ -316,11 +321,11 @@ fn init_writes_the_file_that_is_named() {
 }
 
 #[test]
-fn the_untouched_template_does_not_stand_in_the_way() {
+fn the_unedited_template_does_not_override_the_environment() {
     let mut machine = Machine::unconfigured();
     machine.ok(&["init"]);
-    let said = machine.run(&["doctor"]).stdout;
-    assert!(said.contains("set storage.bucket in ") && said.contains("set storage.endpoint in "), "{said}");
+    let stdout = machine.run(&["doctor"]).stdout;
+    assert!(stdout.contains("set storage.bucket in ") && stdout.contains("set storage.endpoint in "), "{stdout}");
     machine.set("B2_ENDPOINT", "https://s3.eu-central-003.backblazeb2.com");
     machine.set("B2_BUCKET", "ours");
     let shown = machine.ok(&["config", "show"]);
@@ -328,47 +333,47 @@ fn the_untouched_template_does_not_stand_in_the_way() {
 }
 
 #[test]
-fn what_doctor_says() {
+fn doctor_output() {
     let store = Store::new();
     let mut machine = Machine::new(&store);
     Revision::model("org/name").write(&machine.hub());
-    insta::assert_snapshot!("doctor_well", plain(&store, &machine, &machine.run(&["doctor"])));
-    store.server.on_request(|_| Action::Ahead(300));
-    insta::assert_snapshot!("doctor_clock_off", plain(&store, &machine, &machine.run(&["doctor"])));
+    insta::assert_snapshot!("doctor_well", normalized(&store, &machine, &machine.run(&["doctor"])));
+    store.server.on_request(|_| Action::ClockAhead(300));
+    insta::assert_snapshot!("doctor_clock_off", normalized(&store, &machine, &machine.run(&["doctor"])));
     store.server.on_request(|request| match request.method.as_str() {
         "HEAD" => Action::Pass,
         _ => Action::Refuse(403, "RequestTimeTooSkewed", "too far off"),
     });
-    insta::assert_snapshot!("doctor_clock_refused", plain(&store, &machine, &machine.run(&["doctor"])));
+    insta::assert_snapshot!("doctor_clock_refused", normalized(&store, &machine, &machine.run(&["doctor"])));
     store.server.on_request(|request| match request.method.as_str() {
         "HEAD" => Action::Pass,
         _ => Action::Refuse(403, "AccessDenied", "not entitled"),
     });
-    let ran = machine.run(&["doctor"]);
-    assert!(ran.code == 3 && ran.stdout.contains("(B2: listFiles, S3: s3:ListBucket)"), "{ran:#?}");
+    let output = machine.run(&["doctor"]);
+    assert!(output.code == 3 && output.stdout.contains("(B2: listFiles, S3: s3:ListBucket)"), "{output:#?}");
     store.server.on_request(|request| match request.method.as_str() {
         "GET" | "HEAD" => Action::Pass,
         _ => Action::Refuse(403, "AccessDenied", "not entitled"),
     });
-    insta::assert_snapshot!("doctor_read_only", plain(&store, &machine, &machine.run(&["doctor"])));
-    let ran = machine.run(&["doctor", "--require-write"]);
-    insta::assert_snapshot!("doctor_require_write", plain(&store, &machine, &ran));
+    insta::assert_snapshot!("doctor_read_only", normalized(&store, &machine, &machine.run(&["doctor"])));
+    let output = machine.run(&["doctor", "--require-write"]);
+    insta::assert_snapshot!("doctor_require_write", normalized(&store, &machine, &output));
     store.server.behave();
-    let ran = machine.run(&["doctor", "--bucket", "no-such-bucket"]);
-    insta::assert_snapshot!("doctor_wrong_bucket", plain(&store, &machine, &ran));
+    let output = machine.run(&["doctor", "--bucket", "no-such-bucket"]);
+    insta::assert_snapshot!("doctor_wrong_bucket", normalized(&store, &machine, &output));
     machine.set("B2_APPLICATION_KEY", "wrong-secret");
-    let ran = machine.run(&["doctor"]);
-    ran.nothing_internal();
-    insta::assert_snapshot!("doctor_wrong_key", plain(&store, &machine, &ran));
+    let output = machine.run(&["doctor"]);
+    output.nothing_internal();
+    insta::assert_snapshot!("doctor_wrong_key", normalized(&store, &machine, &output));
     machine.unset("B2_APPLICATION_KEY");
     machine.unset("B2_BUCKET");
-    let ran = machine.run(&["doctor", "--cache-dir", "new"]);
-    insta::assert_snapshot!("doctor_unconfigured", plain(&store, &machine, &ran));
-    assert!(!machine.work().join("new").exists(), "doctor makes no cache");
+    let output = machine.run(&["doctor", "--cache-dir", "new"]);
+    insta::assert_snapshot!("doctor_unconfigured", normalized(&store, &machine, &output));
+    assert!(!machine.work().join("new").exists(), "doctor must not create a cache");
 }
 
 #[test]
-fn what_push_and_pull_say() {
+fn push_and_pull_output() {
     let store = Store::new();
     let (source, target) = (Machine::new(&store), Machine::new(&store));
     Revision::model("org/name").write(&source.hub());
@@ -376,30 +381,30 @@ fn what_push_and_pull_say() {
     let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 1\n";
     let data = Revision::new("dataset", "org/data").git("x.csv", "1").git("large.csv", pointer).at(OTHER);
     data.refs(&["main", "v1"]).with_tree().write(&source.hub());
-    let said = |machine: &Machine, line: &[&str]| plain(&store, machine, &machine.run(line));
-    insta::assert_snapshot!("push_dry_run", said(&source, &["push", "--dry-run"]));
-    insta::assert_snapshot!("push", said(&source, &["push"]));
-    insta::assert_snapshot!("push_again", said(&source, &["push"]));
-    insta::assert_snapshot!("pull_dry_run", said(&target, &["pull", "org/name", "--dry-run"]));
-    insta::assert_snapshot!("pull", said(&target, &["pull", "org/name"]));
-    insta::assert_snapshot!("pull_again", said(&target, &["pull", "org/name"]));
-    insta::assert_snapshot!("pull_partial", said(&target, &["pull", "org/data"]));
-    insta::assert_snapshot!("pull_unknown", said(&target, &["pull", "org/nane"]));
-    insta::assert_snapshot!("pull_unknown_revision", said(&target, &["pull", "org/name", "-r", "v2"]));
+    let run = |machine: &Machine, line: &[&str]| normalized(&store, machine, &machine.run(line));
+    insta::assert_snapshot!("push_dry_run", run(&source, &["push", "--dry-run"]));
+    insta::assert_snapshot!("push", run(&source, &["push"]));
+    insta::assert_snapshot!("push_again", run(&source, &["push"]));
+    insta::assert_snapshot!("pull_dry_run", run(&target, &["pull", "org/name", "--dry-run"]));
+    insta::assert_snapshot!("pull", run(&target, &["pull", "org/name"]));
+    insta::assert_snapshot!("pull_again", run(&target, &["pull", "org/name"]));
+    insta::assert_snapshot!("pull_partial", run(&target, &["pull", "org/data"]));
+    insta::assert_snapshot!("pull_unknown", run(&target, &["pull", "org/nane"]));
+    insta::assert_snapshot!("pull_unknown_revision", run(&target, &["pull", "org/name", "-r", "v2"]));
     store.remove(&Revision::model("org/name").blob_key("model.safetensors"));
     let fresh = Machine::new(&store);
-    insta::assert_snapshot!("pull_incomplete", said(&fresh, &["pull", "org/name"]));
+    insta::assert_snapshot!("pull_incomplete", run(&fresh, &["pull", "org/name"]));
 }
 
-/// A program reads the same report: errors as well, and nothing else on stdout.
+/// Scripts get the same report, including errors, and nothing else on stdout.
 #[test]
-fn reports_as_json() {
+fn reports_and_errors_are_printed_as_json() {
     let store = Store::new();
     let machine = Machine::new(&store);
     Revision::model("org/name").write(&machine.hub());
-    let ran = machine.run(&["push", "--json"]);
-    let report = ran.json();
-    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{ran:#?}");
+    let output = machine.run(&["push", "--json"]);
+    let report = output.json();
+    assert_eq!((output.code, output.stderr.as_str()), (0, ""), "{output:#?}");
     assert_eq!(
         (&report["uploaded"]["blobs"], &report["manifests"], &report["refs"]),
         (&2.into(), &1.into(), &1.into())
@@ -409,64 +414,64 @@ fn reports_as_json() {
     assert_eq!((&report["revision"], &report["repo_type"]), (&COMMIT.into(), &"model".into()), "{report:#}");
     assert_eq!(report["snapshot"], Revision::model("org/name").snapshot(&target.hub()).display().to_string());
     assert_eq!((&report["downloaded"]["blobs"], &report["source"]), (&2.into(), &"bucket".into()));
-    let ran = target.run(&["--json", "pull", "org/none"]);
-    assert_eq!((ran.code, &ran.json()["error"]["kind"]), (4, &"not-found".into()), "{ran:#?}");
+    let output = target.run(&["--json", "pull", "org/none"]);
+    assert_eq!((output.code, &output.json()["error"]["kind"]), (4, &"not-found".into()), "{output:#?}");
 }
 
-/// Without a terminal there are no bars and no colours; with -v there is more to read, and no secret in it.
+/// Without a terminal there are no progress bars and no colours, and -v prints no secret.
 #[test]
-fn logs_hold_no_secret() {
+fn logs_contain_no_secrets() {
     let store = Store::new();
     let machine = Machine::new(&store);
     Revision::model("org/name").write(&machine.hub());
     for line in [&["push"][..], &["-v", "push"], &["-vv", "push"], &["-vv", "doctor"], &["-vv", "pull", "org/name"]] {
-        let ran = machine.run(line);
-        assert_eq!(ran.code, 0, "{ran:#?}");
-        let said = format!("{}{}", ran.stdout, ran.stderr);
-        assert!(!said.contains(SECRET_KEY), "{line:?}: {said}");
-        assert!(!said.contains('\u{1b}') && !said.contains('\r'), "{line:?}: {said}");
+        let output = machine.run(line);
+        assert_eq!(output.code, 0, "{output:#?}");
+        let text = format!("{}{}", output.stdout, output.stderr);
+        assert!(!text.contains(SECRET_KEY), "{line:?}: {text}");
+        assert!(!text.contains('\u{1b}') && !text.contains('\r'), "{line:?}: {text}");
     }
 }
 
-/// What happens inside is told on stderr, and only to those who ask; RUST_LOG has the last word.
+/// Debug lines go to stderr, and only on request; RUST_LOG takes settings_follow_the_documented_precedence.
 #[test]
-fn debug_lines_are_for_stderr() {
+fn debug_lines_go_to_stderr() {
     let store = Store::new();
     let mut machine = Machine::new(&store);
     Revision::model("org/name").publish(&store);
-    let mut said = |filter: Option<&str>, line: &[&str]| {
+    let mut run = |filter: Option<&str>, line: &[&str]| {
         match filter {
             Some(filter) => machine.set("RUST_LOG", filter),
             None => machine.unset("RUST_LOG"),
         }
-        let asked = AtomicUsize::new(0);
-        store.server.on_request(move |request| match request.is_list() && asked.fetch_add(1, Ordering::SeqCst) == 0 {
+        let lists = AtomicUsize::new(0);
+        store.server.on_request(move |request| match request.is_list() && lists.fetch_add(1, Ordering::SeqCst) == 0 {
             true => Action::Refuse(503, "SlowDown", "no tomes available"),
             false => Action::Pass,
         });
-        let ran = machine.run(&[line, &["list", "--remote", "--json"]].concat());
-        assert_eq!(ran.code, 0, "{ran:#?}");
-        assert_eq!(ran.json()["repos"].as_array().unwrap().len(), 1, "{ran:#?}");
-        ran.stderr
+        let output = machine.run(&[line, &["list", "--remote", "--json"]].concat());
+        assert_eq!(output.code, 0, "{output:#?}");
+        assert_eq!(output.json()["repos"].as_array().unwrap().len(), 1, "{output:#?}");
+        output.stderr
     };
-    assert_eq!(said(None, &[]), "");
-    assert_eq!(said(Some("off"), &["-v"]), "");
+    assert_eq!(run(None, &[]), "");
+    assert_eq!(run(Some("off"), &["-v"]), "");
     for (filter, line) in
         [(Some("hf_cache_sync=debug"), &[][..]), (Some("hf_cache_sync=debug"), &["-q"]), (None, &["-v"])]
     {
-        let stderr = said(filter, line);
+        let stderr = run(filter, line);
         assert!(stderr.contains("DEBUG") && stderr.contains("request is tried again"), "{stderr}");
         assert!(stderr.contains("no tomes available") && !stderr.contains("hyper"), "{stderr}");
     }
 }
 
-/// A reader that goes away, such as `head`, is no error.
+/// A reader that exits early, such as `head`, is not an error.
 #[test]
-fn a_closed_pipe() {
+fn a_closed_pipe_is_not_an_error() {
     let store = Store::new();
     let machine = Machine::new(&store);
     Revision::model("org/name").write(&machine.hub());
     let shell = machine.script("(\"$0\" push; echo $? >&2) | true");
-    let ran = machine::run(shell);
-    assert_eq!(ran.stderr.trim(), "0", "{ran:#?}");
+    let output = machine::run(shell);
+    assert_eq!(output.stderr.trim(), "0", "{output:#?}");
 }

@@ -1,4 +1,4 @@
-//! Every command line in examples/, docs/ and the Markdown files at the top is one that the tool accepts.
+//! The tool accepts every command line in examples/, docs/ and the top-level Markdown files.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use crate::harness::store::Store;
 
 const TOOL: &str = "hf-cache-sync";
 
-/// All files below `dir` that pass `wanted`, sorted.
+/// Returns all files below `dir` that match `wanted`, sorted.
 fn files(dir: &Path, wanted: &dyn Fn(&Path) -> bool) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
@@ -26,8 +26,8 @@ fn files(dir: &Path, wanted: &dyn Fn(&Path) -> bool) -> Vec<PathBuf> {
     found
 }
 
-/// What stands in for a placeholder such as `<repo_id>` or `N`; 4 is a repo id, a number and a path at once.
-fn filled_in(word: &str) -> String {
+/// Replaces a placeholder such as `<repo_id>` or `N`; 4 is a valid repo id, number and path.
+fn fill_placeholder(word: &str) -> String {
     let placeholder = word.starts_with('<') && word.ends_with('>')
         || word.starts_with('$')
         || word.chars().all(|c| c.is_ascii_uppercase() || c == '_');
@@ -39,7 +39,7 @@ fn filled_in(word: &str) -> String {
     }
 }
 
-/// Shell words of the first simple command of a line; `None` for one that is only a sketch of a command.
+/// Splits the first simple command of a line into shell words. Returns `None` if it is only a sketch of a command.
 fn words(command: &str) -> Option<Vec<String>> {
     let mut words = Vec::new();
     let mut rest = command.trim_start();
@@ -60,36 +60,36 @@ fn words(command: &str) -> Option<Vec<String>> {
         if word.contains(['[', '…']) || word.ends_with("...") {
             return None;
         }
-        words.push(filled_in(word));
+        words.push(fill_placeholder(word));
         rest = rest[end..].trim_start();
     }
     Some(words)
 }
 
-/// Whether what stands before the tool's name in a line leaves it the command: nothing, list marks, variables,
-/// the time fields of cron, `ExecStart=` with a path.
+/// Whether the text before the tool's name allows it to be a command: nothing, list markers, variables, cron's time
+/// fields, or `ExecStart=` with a path.
 fn is_command(before: &str) -> bool {
     let segment = before.rsplit([';', '|', '&', '(', '`']).next().unwrap_or_default();
     let directory = segment.rsplit(char::is_whitespace).next().unwrap_or_default();
     let attached = directory.is_empty() || directory.ends_with('/');
     let mut earlier = segment[..segment.len() - directory.len()].split_whitespace();
-    let harmless = |word: &str| {
+    let is_prefix = |word: &str| {
         ["-", "$", "run:", "script:", "exec", "time", "nice", "if", "!"].contains(&word)
             || word.contains('=')
             || word.chars().all(|c| c.is_ascii_digit() || "*/,-".contains(c))
             || word.starts_with('@')
     };
-    attached && earlier.all(harmless)
+    attached && earlier.all(is_prefix)
 }
 
-/// The tool's command lines in a text whose lines are shell, YAML, cron or unit files.
+/// Returns the tool's command lines in shell scripts, YAML, crontabs or unit files.
 fn commands(text: &str) -> Vec<Vec<String>> {
     let mut found = Vec::new();
     for line in text.replace("\\\n", " ").lines() {
-        // An exec form: a list in brackets.
+        // The exec form: a list in brackets.
         if let Some(list) = line.find(&format!("[\"{TOOL}\"")).map(|at| &line[at..]) {
-            let end = list.find(']').expect("the list ends in its line");
-            found.push(serde_json::from_str(&list[..=end]).expect("a list of texts"));
+            let end = list.find(']').expect("the list ends on the same line");
+            found.push(serde_json::from_str(&list[..=end]).expect("a list of strings"));
             continue;
         }
         let comment = line.trim_start();
@@ -107,7 +107,7 @@ fn commands(text: &str) -> Vec<Vec<String>> {
     found
 }
 
-/// Of a Markdown file: code blocks, but for those that show output or data, and code in a line.
+/// Returns the command lines in a Markdown file: code spans, and code blocks except those with output or data.
 fn markdown_commands(text: &str) -> Vec<Vec<String>> {
     let mut found = Vec::new();
     let mut block: Option<(&str, String)> = None;
@@ -131,7 +131,7 @@ fn markdown_commands(text: &str) -> Vec<Vec<String>> {
 }
 
 #[test]
-fn every_command_line_that_users_are_shown_is_accepted() {
+fn documented_command_lines_are_valid() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let has_extension = |path: &Path, extension: &str| path.extension().is_some_and(|found| found == extension);
     let mut sources = files(&root.join("examples"), &|path| !has_extension(path, "rs"));
@@ -143,7 +143,7 @@ fn every_command_line_that_users_are_shown_is_accepted() {
     for source in &sources {
         let text = fs::read_to_string(source).unwrap();
         let found = if has_extension(source, "md") { markdown_commands(&text) } else { commands(&text) };
-        // `hf-cache-sync` alone is the name of the tool.
+        // `hf-cache-sync` on its own is just the name of the tool.
         for command in found.iter().filter(|command| command.len() > 1) {
             seen += 1;
             if let Err(error) = Cli::try_parse_from(command)
@@ -158,10 +158,10 @@ fn every_command_line_that_users_are_shown_is_accepted() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// The budgets of these are far above what a test can fill: the same command lines, with a small one, on a cache in
-/// which every revision has a ref, as downloads and pulls leave it, and of which all but one revision was pushed.
+/// The budgets in the examples are far larger than a test can fill, so each command line runs with a small one, on a
+/// cache where every revision has a ref, as after downloads and pulls, and all but one have been pushed.
 #[test]
-fn the_shipped_prunes_really_keep_a_budget_and_evict_only_what_the_bucket_holds() {
+fn prune_examples_enforce_their_budget_and_evict_only_pushed_revisions() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
     let (mut seen, is_prune) = (0, |command: &Vec<String>| command.get(1).is_some_and(|word| word == "prune"));
     for source in files(&root, &|path| path.extension().is_none_or(|found| found != "rs")) {
@@ -180,17 +180,17 @@ fn the_shipped_prunes_really_keep_a_budget_and_evict_only_what_the_bucket_holds(
             for (number, (revision, days)) in revisions.iter().zip(days).enumerate() {
                 revision.write(&machine.hub());
                 if number == 2 {
-                    // The oldest one is not pushed.
+                    // The oldest revision is not pushed.
                     machine.ok(&["push", "-q", "org/m1", "org/m2"]);
                 }
                 revision.age(&machine.hub(), days);
             }
             machine.ok(&["push", "-q", "org/m3"]);
             let words: Vec<&str> = command[1..].iter().map(String::as_str).collect();
-            let ran = machine.run(&words);
-            assert_eq!(ran.code, 0, "{}: {command:?}: {ran:#?}", source.display());
+            let output = machine.run(&words);
+            assert_eq!(output.code, 0, "{}: {command:?}: {output:#?}", source.display());
             let left = revisions.map(|revision| revision.dir(&machine.hub()).exists());
-            assert_eq!(left, [true, false, false, true], "{}: {command:?}: {ran:#?}", source.display());
+            assert_eq!(left, [true, false, false, true], "{}: {command:?}: {output:#?}", source.display());
             seen += 1;
         }
     }
@@ -198,14 +198,14 @@ fn the_shipped_prunes_really_keep_a_budget_and_evict_only_what_the_bucket_holds(
 }
 
 #[test]
-fn every_file_that_the_documents_name_is_there() {
+fn files_named_in_the_docs_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let (mut missing, mut seen) = (Vec::new(), 0);
     for source in files(&root.join("docs"), &|path| path.extension().is_some_and(|found| found == "md")) {
         let text = fs::read_to_string(&source).unwrap();
         for name in text.split('`').skip(1).step_by(2) {
             let ours = ["src/", "tests/", "docs/", "examples/", "benches/"].iter().any(|top| name.starts_with(top));
-            // `src/commands/<name>.rs` stands for many.
+            // `src/commands/<name>.rs` stands for many files.
             if ours && !name.contains('<') {
                 seen += 1;
                 if !root.join(name).exists() {
@@ -223,7 +223,7 @@ fn every_file_that_the_documents_name_is_there() {
 }
 
 #[test]
-fn command_lines_are_found_where_they_are() {
+fn command_lines_are_found_in_every_format() {
     let line = |text: &str| commands(text).iter().map(|words| words.join(" ")).collect::<Vec<_>>();
     for (text, expected) in [
         ("        run: hf-cache-sync doctor", "hf-cache-sync doctor"),

@@ -1,10 +1,11 @@
-//! `--fallback hf-hub`: when the Hub is asked and when it is not, and that what comes from it is proven first.
+//! `--fallback hf-hub`: when the Hub is contacted and when it is not, and that its data is verified before it becomes
+//! visible.
 
 use std::fs;
 
 use crate::harness::cache::{COMMIT, Revision};
-use crate::harness::hub_server::{Asked, Hub, Reply, TOKEN, entry};
-use crate::harness::machine::{Machine, Ran};
+use crate::harness::hub_server::{Hub, HubRequest, Reply, TOKEN, entry};
+use crate::harness::machine::{Machine, Output};
 use crate::harness::s3::Action;
 use crate::harness::store::{BUCKET, Store};
 use crate::harness::{listing, tls_file, weights};
@@ -16,7 +17,7 @@ use serde_json::{Value, json};
 
 const HUB: [&str; 2] = ["--fallback", "hf-hub"];
 
-/// A store, a Hub that has these, and a machine that knows both.
+/// A store, a Hub with these revisions, and a machine that is configured for both.
 fn setup(revisions: &[Revision]) -> (Store, Hub, Machine) {
     let (store, hub) = (Store::new(), Hub::start(revisions));
     let machine = machine(&store, &hub);
@@ -29,11 +30,11 @@ fn machine(store: &Store, hub: &Hub) -> Machine {
     machine
 }
 
-fn pull(machine: &Machine, line: &[&str]) -> Ran {
+fn pull(machine: &Machine, line: &[&str]) -> Output {
     machine.run(&[&["pull"], line, &HUB].concat())
 }
 
-/// The hub folder has no file that is not finished, neither the client's nor ours.
+/// Asserts that the cache has no unfinished files, neither the client's nor ours.
 fn assert_clean(machine: &Machine) {
     let found = listing(&machine.hub());
     let unfinished = |path: &&String| {
@@ -44,7 +45,7 @@ fn assert_clean(machine: &Machine) {
 }
 
 #[test]
-fn a_repo_that_the_bucket_lacks_comes_from_the_hub() {
+fn a_repo_missing_from_the_bucket_is_pulled_from_the_hub() {
     for kind in ["model", "dataset", "space", "kernel"] {
         let revision = Revision::new(kind, "org/name")
             .git("config.json", "{}\n")
@@ -54,16 +55,20 @@ fn a_repo_that_the_bucket_lacks_comes_from_the_hub() {
             .refs(&["main", "refs/pr/1"]);
         let (_store, hub, machine) = setup(std::slice::from_ref(&revision));
         for name in &revision.refs {
-            let ran = pull(&machine, &["org/name", "-r", name]);
-            assert_eq!((ran.code, ran.stdout), (0, format!("{}\n", revision.snapshot(&machine.hub()).display())));
+            let output = pull(&machine, &["org/name", "-r", name]);
+            assert_eq!((output.code, output.stdout), (0, format!("{}\n", revision.snapshot(&machine.hub()).display())));
             if name == "main" {
-                assert!(ran.stderr.contains("not in bucket") && ran.stderr.contains("from the Hub"), "{}", ran.stderr);
+                assert!(
+                    output.stderr.contains("not in bucket") && output.stderr.contains("from the Hub"),
+                    "{}",
+                    output.stderr
+                );
             }
         }
         revision.assert_pulled(&machine.hub());
         assert_clean(&machine);
-        assert_eq!(hub.bodies(), 3, "each file once, none for the empty one");
-        // A commit and a short one write no ref.
+        assert_eq!(hub.download_count(), 3, "each file once, and no request for the empty one");
+        // Pulls by commit write no ref, whether the commit is full or short.
         let other = self::machine(&_store, &hub);
         for commit in [revision.commit.as_str(), &revision.commit[..8]] {
             assert_eq!(pull(&other, &["org/name", "-r", commit, "--repo-type", kind]).code, 0);
@@ -76,8 +81,8 @@ fn a_repo_that_the_bucket_lacks_comes_from_the_hub() {
 fn the_report_names_the_source() {
     let revision = Revision::model("org/name");
     let (store, _hub, machine) = setup(std::slice::from_ref(&revision));
-    let source = |ran: Ran| {
-        let report = ran.json();
+    let source = |output: Output| {
+        let report = output.json();
         (report["source"].as_str().unwrap().to_string(), report["from_hub"]["blobs"].as_u64().unwrap())
     };
     assert_eq!(source(pull(&machine, &["org/name", "--json"])), ("hub".into(), 2));
@@ -91,7 +96,7 @@ fn the_report_names_the_source() {
 }
 
 #[test]
-fn a_missing_manifest_and_a_torn_one_and_a_corrupt_blob_are_made_up_for() {
+fn damaged_bucket_data_is_replaced_from_the_hub() {
     let revision = Revision::model("org/name");
     for damage in ["manifest", "torn", "blob", "ref"] {
         let (store, hub, machine) = setup(std::slice::from_ref(&revision));
@@ -102,33 +107,36 @@ fn a_missing_manifest_and_a_torn_one_and_a_corrupt_blob_are_made_up_for() {
             "ref" => store.put("refs/org__name/main", "nonsense"),
             _ => store.put(&revision.blob_key("model.safetensors"), vec![1; 300_000]),
         }
-        let ran = machine.run(&["pull", "org/name"]);
-        assert!(ran.code != 0 && hub.seen() == 0, "not without the flag: {ran:#?}");
-        let ran = machine.run(&["pull", "org/name", "--dry-run", "--fallback", "hf-hub"]);
-        assert!(hub.seen() == 0, "not by a dry run: {ran:#?}");
-        let ran = pull(&machine, &["org/name"]);
-        assert_eq!(ran.code, 0, "{damage}: {ran:#?}");
-        assert!(ran.stderr.contains("taken from the Hub"), "{ran:#?}");
+        let output = machine.run(&["pull", "org/name"]);
+        assert!(
+            output.code != 0 && hub.request_count() == 0,
+            "the Hub must not be contacted without the flag: {output:#?}"
+        );
+        let output = machine.run(&["pull", "org/name", "--dry-run", "--fallback", "hf-hub"]);
+        assert!(hub.request_count() == 0, "the Hub must not be contacted by a dry run: {output:#?}");
+        let output = pull(&machine, &["org/name"]);
+        assert_eq!(output.code, 0, "{damage}: {output:#?}");
+        assert!(output.stderr.contains("taken from the Hub"), "{output:#?}");
         revision.assert_pulled(&machine.hub());
         assert_clean(&machine);
     }
 }
 
 #[test]
-fn a_store_that_does_not_answer_is_made_up_for() {
+fn an_unreachable_store_falls_back_to_the_hub() {
     let revision = Revision::model("org/name");
     let (_, hub, mut machine) = setup(std::slice::from_ref(&revision));
     machine.set("B2_ENDPOINT", "http://127.0.0.1:1");
-    let ran = pull(&machine, &["org/name"]);
-    assert_eq!(ran.code, 0, "{ran:#?}");
+    let output = pull(&machine, &["org/name"]);
+    assert_eq!(output.code, 0, "{output:#?}");
     revision.assert_pulled(&machine.hub());
-    // pull-all cannot know what there is.
+    // Without the bucket, pull-all does not know which repos there are.
     assert_eq!(machine.run(&[&["pull-all"][..], &HUB].concat()).code, 6);
-    assert_eq!(hub.bodies(), 2);
+    assert_eq!(hub.download_count(), 2);
 }
 
 #[test]
-fn an_archived_blob_is_made_up_for() {
+fn an_archived_blob_is_pulled_from_the_hub() {
     let revision = Revision::model("org/name");
     let (store, hub, machine) = setup(std::slice::from_ref(&revision));
     revision.publish(&store);
@@ -136,15 +144,15 @@ fn an_archived_blob_is_made_up_for() {
         true => Action::Refuse(403, "InvalidObjectState", "not valid for the object's storage class"),
         false => Action::Pass,
     });
-    let ran = machine.run(&["pull", "org/name"]);
-    assert!(ran.code == 6 && ran.stderr.contains("archived") && hub.seen() == 0, "{ran:#?}");
-    let ran = pull(&machine, &["org/name"]);
-    assert_eq!(ran.code, 0, "{ran:#?}");
+    let output = machine.run(&["pull", "org/name"]);
+    assert!(output.code == 6 && output.stderr.contains("archived") && hub.request_count() == 0, "{output:#?}");
+    let output = pull(&machine, &["org/name"]);
+    assert_eq!(output.code, 0, "{output:#?}");
     revision.assert_pulled(&machine.hub());
 }
 
 #[test]
-fn a_wrong_set_up_is_never_papered_over() {
+fn configuration_errors_do_not_fall_back_to_the_hub() {
     let revision = Revision::model("org/name");
     let (store, hub, mut machine) = setup(std::slice::from_ref(&revision));
     store.server.on_request(|_| Action::Refuse(403, "AccessDenied", "no"));
@@ -156,12 +164,12 @@ fn a_wrong_set_up_is_never_papered_over() {
     assert_eq!(pull(&machine, &["org/name"]).code, 3);
     machine.unset("B2_BUCKET");
     assert_eq!(pull(&machine, &["org/name"]).code, 2);
-    assert_eq!(hub.seen(), 0);
+    assert_eq!(hub.request_count(), 0);
     assert_eq!(BUCKET, "team-cache");
 }
 
 #[test]
-fn what_the_hub_sends_is_proven_before_it_is_seen() {
+fn data_from_the_hub_is_verified_before_it_is_visible() {
     let revision = Revision::model("org/name");
     for (path, bytes) in [
         ("model.safetensors", weights(77, 300_000)),
@@ -170,36 +178,36 @@ fn what_the_hub_sends_is_proven_before_it_is_seen() {
         ("config.json", b"<html>not the file</html>".to_vec()),
     ] {
         let (_store, hub, machine) = setup(std::slice::from_ref(&revision));
-        hub.lie(path, bytes);
-        let ran = pull(&machine, &["org/name"]);
-        assert!(ran.code != 0 && ran.stdout.is_empty(), "{ran:#?}");
-        assert!(ran.stderr.contains(path), "{ran:#?}");
+        hub.tamper_with(path, bytes);
+        let output = pull(&machine, &["org/name"]);
+        assert!(output.code != 0 && output.stdout.is_empty(), "{output:#?}");
+        assert!(output.stderr.contains(path), "{output:#?}");
         assert!(!revision.blob(&machine.hub(), path).exists());
         assert!(!revision.dir(&machine.hub()).join("refs/main").exists());
         assert_clean(&machine);
-        hub.lie(path, revision.file(path).bytes.clone());
+        hub.tamper_with(path, revision.file(path).bytes.clone());
         assert_eq!(pull(&machine, &["org/name"]).code, 0);
         revision.assert_pulled(&machine.hub());
     }
 }
 
 #[test]
-fn a_listing_that_leads_out_of_the_cache_is_refused() {
+fn a_listing_with_paths_outside_the_cache_is_refused() {
     let revision = Revision::model("org/name").git("../../../../evil.txt", "x");
     let (_store, _hub, machine) = setup(std::slice::from_ref(&revision));
-    let ran = pull(&machine, &["org/name"]);
-    assert_eq!(ran.code, 5, "{ran:#?}");
-    assert!(!machine.hub().exists() || fs::read_dir(machine.hub()).unwrap().count() == 0, "{ran:#?}");
+    let output = pull(&machine, &["org/name"]);
+    assert_eq!(output.code, 5, "{output:#?}");
+    assert!(!machine.hub().exists() || fs::read_dir(machine.hub()).unwrap().count() == 0, "{output:#?}");
 }
 
 #[test]
-fn the_token_is_sent_and_the_hubs_refusal_is_told() {
+fn the_token_is_sent_and_rejections_are_explained() {
     let revision = Revision::model("org/name");
     let (_store, hub, mut machine) = setup(std::slice::from_ref(&revision));
     hub.require_token();
-    let ran = pull(&machine, &["org/name"]);
-    assert_eq!(ran.code, 3, "{ran:#?}");
-    assert!(ran.stderr.contains("HF_TOKEN") && ran.stderr.contains("not in bucket"), "{ran:#?}");
+    let output = pull(&machine, &["org/name"]);
+    assert_eq!(output.code, 3, "{output:#?}");
+    assert!(output.stderr.contains("HF_TOKEN") && output.stderr.contains("not in bucket"), "{output:#?}");
     machine.set("HF_TOKEN", "hf_wrong");
     assert!(!pull(&machine, &["org/name"]).stderr.contains("hf_wrong"));
     machine.set("HF_TOKEN", TOKEN);
@@ -215,34 +223,34 @@ fn the_token_is_sent_and_the_hubs_refusal_is_told() {
 }
 
 #[test]
-fn what_neither_has_is_told_for_both() {
+fn a_repo_found_in_neither_place_is_reported_for_both() {
     let (_store, _hub, machine) = setup(&[Revision::model("org/name")]);
-    let ran = pull(&machine, &["org/missing"]);
-    assert_eq!(ran.code, 4, "{ran:#?}");
-    assert!(ran.stderr.contains("on the Hub") && ran.stderr.contains("not in bucket"), "{ran:#?}");
-    let ran = pull(&machine, &["org/name", "-r", "v9"]);
-    assert!(ran.code == 4 && ran.stderr.contains("no such revision"), "{ran:#?}");
+    let output = pull(&machine, &["org/missing"]);
+    assert_eq!(output.code, 4, "{output:#?}");
+    assert!(output.stderr.contains("on the Hub") && output.stderr.contains("not in bucket"), "{output:#?}");
+    let output = pull(&machine, &["org/name", "-r", "v9"]);
+    assert!(output.code == 4 && output.stderr.contains("no such revision"), "{output:#?}");
 }
 
 #[test]
-fn an_interrupted_download_goes_on_where_it_was() {
+fn an_interrupted_download_resumes() {
     let revision = Revision::new("model", "org/name").git("a.txt", "a").lfs("big.bin", weights(5, 80 << 20));
     let (_store, hub, machine) = setup(std::slice::from_ref(&revision));
-    // The second run of parts of 64 MiB breaks, every time.
+    // The second run of 64 MiB parts breaks every time.
     hub.cut("big.bin", 64 << 20, 0);
-    let ran = pull(&machine, &["org/name"]);
-    assert_eq!(ran.code, 6, "{ran:#?}");
+    let output = pull(&machine, &["org/name"]);
+    assert_eq!(output.code, 6, "{output:#?}");
     assert!(!revision.dir(&machine.hub()).join("refs/main").exists());
     hub.cut("big.bin", u64::MAX, 0);
-    hub.take_sent();
+    hub.take_bytes_sent();
     assert_eq!(pull(&machine, &["org/name"]).code, 0);
-    assert!(hub.take_sent() <= 16 << 20, "only what is missing comes again");
+    assert!(hub.take_bytes_sent() <= 16 << 20, "only the missing part is downloaded");
     revision.assert_pulled(&machine.hub());
     assert_clean(&machine);
 }
 
 #[test]
-fn pull_all_asks_for_what_fails_and_for_nothing_else() {
+fn pull_all_uses_the_hub_only_for_failed_blobs_and_manifests() {
     let at = |number: usize| format!("{number}{}", &COMMIT[1..]);
     let repos: Vec<Revision> = [("model", "org/a"), ("dataset", "org/b"), ("model", "org/c"), ("dataset", "org/d")]
         .iter()
@@ -259,9 +267,9 @@ fn pull_all_asks_for_what_fails_and_for_nothing_else() {
     source.ok(&["push"]);
     store.remove(&repos[1].blob_key("model.bin"));
     store.remove(&repos[2].manifest_key());
-    let ran = machine.run(&["pull-all", "--json", "--fallback", "hf-hub"]);
-    assert_eq!(ran.code, 0, "{ran:#?}");
-    let report = ran.json();
+    let output = machine.run(&["pull-all", "--json", "--fallback", "hf-hub"]);
+    assert_eq!(output.code, 0, "{output:#?}");
+    let report = output.json();
     let mut rows: Vec<(String, String)> = report["repos"]
         .as_array()
         .unwrap()
@@ -272,24 +280,24 @@ fn pull_all_asks_for_what_fails_and_for_nothing_else() {
     let expected = [("org/a", "bucket"), ("org/b", "bucket-and-hub"), ("org/c", "hub"), ("org/d", "bucket")];
     assert_eq!(rows, expected.map(|(repo, source)| (repo.to_string(), source.to_string())));
     assert_eq!(report["notes"].as_array().unwrap().len(), 2, "{report}");
-    assert_eq!(hub.bodies(), 3);
+    assert_eq!(hub.download_count(), 3);
     repos.iter().for_each(|revision| revision.assert_pulled(&machine.hub()));
     assert_clean(&machine);
 }
 
-/// Whether this asks for a listing.
-fn is_tree(asked: &Asked) -> bool {
-    asked.target.contains("/tree/")
+/// Whether the request is for a listing.
+fn is_tree(request: &HubRequest) -> bool {
+    request.target.contains("/tree/")
 }
 
-/// The entries of a revision, one on each page, with the page's number in the query; `links` makes the link after a page.
-fn pages(hub: &Hub, revision: &Revision, link: impl Fn(usize) -> Option<String> + Send + 'static) {
+/// Lists one entry of a revision per page, with the page number in the query; `link` returns the link on each page.
+fn serve_in_pages(hub: &Hub, revision: &Revision, link: impl Fn(usize) -> Option<String> + Send + 'static) {
     let entries: Vec<Value> = revision.files.iter().map(entry).collect();
-    hub.script(move |asked| {
-        if !is_tree(asked) {
+    hub.script(move |request| {
+        if !is_tree(request) {
             return None;
         }
-        let page = asked.target.split_once("page=").map_or(0, |(_, number)| number.parse().unwrap());
+        let page = request.target.split_once("page=").map_or(0, |(_, number)| number.parse().unwrap());
         let reply = Reply::json(&entries.get(page).into_iter().cloned().collect());
         Some(match link(page) {
             Some(link) => reply.with("link", format!("<{link}>; rel=\"next\"")),
@@ -299,12 +307,12 @@ fn pages(hub: &Hub, revision: &Revision, link: impl Fn(usize) -> Option<String> 
 }
 
 #[test]
-fn the_token_goes_to_the_configured_origin_alone() {
+fn the_token_is_sent_only_to_the_configured_origin() {
     let revision = Revision::model("org/name");
     let tree = format!("/api/models/org/name/tree/{}?recursive=true&page=1", revision.commit);
     let thief = Hub::start(std::slice::from_ref(&revision));
     let port = thief.url.rsplit_once(':').unwrap().1.to_string();
-    let near = |hub: &Hub| hub.url.trim_start_matches("http://").to_string();
+    let authority = |hub: &Hub| hub.url.trim_start_matches("http://").to_string();
     type Link = fn(&str, &str) -> String;
     let links: [(Link, bool); 12] = [
         (|_, port| format!("http://127.0.0.1:{port}"), false),
@@ -320,95 +328,99 @@ fn the_token_goes_to_the_configured_origin_alone() {
         (|_, _| "https://huggingface.co".into(), true),
         (|_, _| "https://HuggingFace.co:443".into(), true),
     ];
-    for (link, is_home) in links {
+    for (link, is_same_origin) in links {
         let (_store, hub, mut machine) = setup(std::slice::from_ref(&revision));
         machine.set("HF_TOKEN", TOKEN);
-        let next = format!("{}{tree}", link(&near(&hub), &port));
+        let next = format!("{}{tree}", link(&authority(&hub), &port));
         let own = next.clone();
-        pages(&hub, &revision, move |page| (page == 0).then(|| own.clone()));
-        let ran = pull(&machine, &["org/name"]);
-        assert_eq!(ran.code, if is_home { 0 } else { 6 }, "{next}: {ran:#?}");
-        if is_home {
+        serve_in_pages(&hub, &revision, move |page| (page == 0).then(|| own.clone()));
+        let output = pull(&machine, &["org/name"]);
+        assert_eq!(output.code, if is_same_origin { 0 } else { 6 }, "{next}: {output:#?}");
+        if is_same_origin {
             revision.assert_pulled(&machine.hub());
         } else {
             assert!(!revision.dir(&machine.hub()).exists(), "{next}");
         }
         let bearer = Some(format!("Bearer {TOKEN}"));
-        assert!(hub.asked().iter().all(|asked| asked.authorization == bearer), "{next}");
-        assert_eq!(thief.seen(), 0, "{next}");
+        assert!(hub.requests().iter().all(|request| request.authorization == bearer), "{next}");
+        assert_eq!(thief.request_count(), 0, "{next}");
     }
 }
 
 #[test]
-fn redirects_are_followed_without_the_token_unless_they_stay() {
+fn redirects_to_another_origin_carry_no_token() {
     let revision = Revision::model("org/name");
     let cdn = Hub::start(std::slice::from_ref(&revision));
     let (_store, hub, mut machine) = setup(std::slice::from_ref(&revision));
     machine.set("HF_TOKEN", TOKEN);
     let to = cdn.url.clone();
     let official = "https://huggingface.co/org/name/resolve";
-    hub.script(move |asked| {
-        let rest = asked.target.strip_prefix("/org/name/resolve")?;
-        if asked.target.ends_with("?moved") {
+    hub.script(move |request| {
+        let rest = request.target.strip_prefix("/org/name/resolve")?;
+        if request.target.ends_with("?moved") {
             return None;
         }
-        // One file is elsewhere, the other one only under another name of the mirror.
+        // One file is on another host, the other one under another name of the mirror.
         let target = match rest.ends_with("config.json") {
             true => format!("{official}{rest}?moved"),
-            false => format!("{to}{}", asked.target),
+            false => format!("{to}{}", request.target),
         };
         Some(Reply::status(302).with("location", target))
     });
     assert_eq!(pull(&machine, &["org/name"]).code, 0);
     revision.assert_pulled(&machine.hub());
-    assert!(cdn.seen() == 1 && cdn.asked().iter().all(|asked| asked.authorization.is_none()), "{:?}", cdn.asked());
-    assert!(hub.asked().iter().any(|asked| asked.target.ends_with("?moved") && asked.authorization.is_some()));
+    assert!(
+        cdn.request_count() == 1 && cdn.requests().iter().all(|request| request.authorization.is_none()),
+        "{:?}",
+        cdn.requests()
+    );
+    assert!(hub.requests().iter().any(|request| request.target.ends_with("?moved") && request.authorization.is_some()));
 
     let (_store, hub, mut machine) = setup(std::slice::from_ref(&revision));
     machine.set("HF_TOKEN", TOKEN);
     for target in ["", "/org/name", "http://[", "file:///etc/passwd"] {
-        hub.script(move |asked| {
-            asked.target.contains("/resolve/").then(|| {
-                let here = if target.is_empty() { asked.target.clone() } else { target.to_string() };
+        hub.script(move |request| {
+            request.target.contains("/resolve/").then(|| {
+                let here = if target.is_empty() { request.target.clone() } else { target.to_string() };
                 Reply::status(307).with("location", here)
             })
         });
-        let ran = pull(&machine, &["org/name"]);
-        assert!(ran.code != 0 && !ran.stderr.contains(TOKEN), "{target}: {ran:#?}");
+        let output = pull(&machine, &["org/name"]);
+        assert!(output.code != 0 && !output.stderr.contains(TOKEN), "{target}: {output:#?}");
     }
 }
 
 #[test]
-fn a_listing_is_whole_or_an_error() {
+fn an_incomplete_listing_is_an_error() {
     let revision = Revision::model("org/name").git("more.txt", "m");
-    // An empty page in the middle is none of its business; the last page has no link.
+    // A next link may be relative and a page in the middle empty; the last page has no link.
     let (_store, hub, machine) = setup(std::slice::from_ref(&revision));
     let entries: Vec<Value> = revision.files.iter().map(entry).collect();
-    hub.script(move |asked| {
-        let number = asked.target.split_once("page=").map_or(0, |(_, number)| number.parse::<usize>().unwrap());
+    hub.script(move |request| {
+        let number = request.target.split_once("page=").map_or(0, |(_, number)| number.parse::<usize>().unwrap());
         let reply = Reply::json(&entries.get(number / 2).filter(|_| number % 2 == 0).into_iter().cloned().collect());
         let link = format!("<?page={}>; rel=next", number + 1);
-        is_tree(asked).then(|| if number / 2 + 1 < entries.len() { reply.with("link", link) } else { reply })
+        is_tree(request).then(|| if number / 2 + 1 < entries.len() { reply.with("link", link) } else { reply })
     });
     assert_eq!(pull(&machine, &["org/name"]).code, 0);
     revision.assert_pulled(&machine.hub());
 
-    // The same page again, two in turn, the same entries under new addresses, nothing new for ever.
-    let again: [fn(usize) -> Option<String>; 3] = [
+    // The same page again, two serve_in_pages in turn, the same entries under new addresses without end.
+    let repeating: [fn(usize) -> Option<String>; 3] = [
         |_| Some("?recursive=true&page=0".into()),
         |number| Some(format!("?recursive=true&page={}", (number + 1) % 2)),
         |number| Some(format!("?recursive=true&page={}", number + 1)),
     ];
-    for link in again {
+    for link in repeating {
         let (_store, hub, machine) = setup(std::slice::from_ref(&revision));
-        pages(&hub, &revision, link);
-        let ran = pull(&machine, &["org/name"]);
-        assert_eq!(ran.code, 6, "{ran:#?}");
-        assert!(ran.stderr.contains("listing") && ran.stdout.is_empty(), "{ran:#?}");
+        serve_in_pages(&hub, &revision, link);
+        let output = pull(&machine, &["org/name"]);
+        assert_eq!(output.code, 6, "{output:#?}");
+        assert!(output.stderr.contains("listing") && output.stdout.is_empty(), "{output:#?}");
         assert!(!revision.dir(&machine.hub()).exists());
-        assert!(hub.seen() < 50, "{}", hub.seen());
+        assert!(hub.request_count() < 50, "{}", hub.request_count());
     }
-    // Cut: JSON that ends in the middle, a web page, a listing without what the revision's own list names.
+    // Incomplete listings: truncated JSON, a web page, a listing without files that the revision names.
     let files: Vec<Value> = revision.files.iter().map(|file| json!({"rfilename": file.path})).collect();
     let info = json!({"id": "org/name", "sha": revision.commit, "siblings": files});
     let first = json!([entry(&revision.files[0])]);
@@ -422,18 +434,18 @@ fn a_listing_is_whole_or_an_error() {
     ] {
         let (_store, hub, machine) = setup(std::slice::from_ref(&revision));
         let info = info.clone();
-        hub.script(move |asked| match is_tree(asked) {
+        hub.script(move |request| match is_tree(request) {
             true => Some(Reply { status: 200, headers: Vec::new(), body: body.clone() }),
-            false => asked.target.contains("/revision/").then(|| Reply::json(&info)),
+            false => request.target.contains("/revision/").then(|| Reply::json(&info)),
         });
-        let ran = pull(&machine, &["org/name"]);
-        assert_eq!(ran.code, 6, "{name}: {ran:#?}");
+        let output = pull(&machine, &["org/name"]);
+        assert_eq!(output.code, 6, "{name}: {output:#?}");
         assert!(!revision.dir(&machine.hub()).exists(), "{name}");
     }
 }
 
 #[test]
-fn the_hubs_limit_of_requests_is_waited_for_once() {
+fn the_hubs_rate_limit_is_waited_for_once() {
     let mut revision = Revision::model("org/name");
     for number in 0..12 {
         revision = revision.git(&format!("f{number}.txt"), format!("{number}"));
@@ -450,36 +462,36 @@ fn the_hubs_limit_of_requests_is_waited_for_once() {
     for (part, headers) in answers {
         let (_store, hub, machine) = setup(std::slice::from_ref(&revision));
         let mut until = None;
-        // Everything is refused until the time that the first refusal named is over.
-        hub.script(move |asked| {
-            if !asked.target.contains(part) {
+        // All requests are rejected until the wait that the first rejection asked for is over.
+        hub.script(move |request| {
+            if !request.target.contains(part) {
                 return None;
             }
             let until = *until.get_or_insert_with(|| std::time::Instant::now() + std::time::Duration::from_secs(1));
             (std::time::Instant::now() < until).then(|| headers(Reply::status(429)))
         });
-        let ran = pull(&machine, &["org/name"]);
-        assert_eq!(ran.code, 0, "{part}: {ran:#?}");
-        assert_eq!(ran.stderr.matches("rate limit is reached").count(), 1, "{ran:#?}");
+        let output = pull(&machine, &["org/name"]);
+        assert_eq!(output.code, 0, "{part}: {output:#?}");
+        assert_eq!(output.stderr.matches("rate limit is reached").count(), 1, "{output:#?}");
         revision.assert_pulled(&machine.hub());
     }
-    // Longer than it may wait: an error at once, and no storm.
+    // If the wait exceeds the limit, the command fails at once, without a flood of requests.
     for (part, most) in [("/revision/", 2), ("/resolve/", 40)] {
         let (_store, hub, machine) = setup(std::slice::from_ref(&revision));
-        hub.script(move |asked| {
-            asked.target.contains(part).then(|| Reply::status(429).with("ratelimit", "\"api\";r=0;t=90"))
+        hub.script(move |request| {
+            request.target.contains(part).then(|| Reply::status(429).with("ratelimit", "\"api\";r=0;t=90"))
         });
-        let ran = pull(&machine, &["org/name", "--hub-wait", "30"]);
-        assert_eq!(ran.code, 6, "{ran:#?}");
-        assert!(ran.stderr.contains("90 s") && ran.stderr.contains("--hub-wait"), "{ran:#?}");
-        assert!(hub.seen() < most, "{}", hub.seen());
+        let output = pull(&machine, &["org/name", "--hub-wait", "30"]);
+        assert_eq!(output.code, 6, "{output:#?}");
+        assert!(output.stderr.contains("90 s") && output.stderr.contains("--hub-wait"), "{output:#?}");
+        assert!(hub.request_count() < most, "{}", hub.request_count());
     }
     let (_store, _hub, machine) = setup(&[]);
     assert_eq!(pull(&machine, &["org/name", "--hub-wait", "soon"]).code, 2);
 }
 
 #[test]
-fn push_back_by_the_store_does_not_slow_the_hub_down() {
+fn throttling_by_the_store_does_not_slow_hub_downloads() {
     let revision = Revision::model("org/name").git("one.txt", "1");
     let (store, hub, machine) = setup(std::slice::from_ref(&revision));
     let mut session = store.session(&machine.hub(), &machine.work());
@@ -513,15 +525,15 @@ fn push_back_by_the_store_does_not_slow_the_hub_down() {
 }
 
 #[test]
-fn certificates_are_believed_by_bundle_and_refused_by_name() {
+fn certificate_bundles_are_used_and_bad_certificates_explained() {
     let revision = Revision::model("org/name");
     let ca = tls_file("ca.pem").display().to_string();
     for variable in ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "AWS_CA_BUNDLE"] {
         let (store, hub) = (Store::new(), Hub::start_tls(std::slice::from_ref(&revision), "good.pem"));
         let mut machine = machine(&store, &hub);
         machine.set(variable, &ca);
-        let ran = pull(&machine, &["org/name"]);
-        assert_eq!(ran.code, 0, "{variable}: {ran:#?}");
+        let output = pull(&machine, &["org/name"]);
+        assert_eq!(output.code, 0, "{variable}: {output:#?}");
         revision.assert_pulled(&machine.hub());
     }
     for (certificate, bundle, words) in [
@@ -536,49 +548,52 @@ fn certificates_are_believed_by_bundle_and_refused_by_name() {
         if let Some(name) = bundle {
             machine.set("REQUESTS_CA_BUNDLE", &tls_file(name).display().to_string());
         }
-        let ran = pull(&machine, &["org/name"]);
-        assert_eq!(ran.code, 6, "{certificate}: {ran:#?}");
-        assert_eq!(ran.stderr.matches(words).count(), 1, "{certificate}: {ran:#?}");
+        let output = pull(&machine, &["org/name"]);
+        assert_eq!(output.code, 6, "{certificate}: {output:#?}");
+        assert_eq!(output.stderr.matches(words).count(), 1, "{certificate}: {output:#?}");
     }
     let (_store, _hub, mut machine) = setup(std::slice::from_ref(&revision));
     let empty = machine.home().join("empty.pem");
     fs::write(&empty, "").unwrap();
     for path in [&empty, &machine.home().join("missing.pem")] {
         machine.set("REQUESTS_CA_BUNDLE", &path.display().to_string());
-        let ran = pull(&machine, &["org/name"]);
-        assert_eq!(ran.code, 2, "{ran:#?}");
-        assert!(ran.stderr.contains("REQUESTS_CA_BUNDLE") && ran.stderr.contains(path.to_str().unwrap()), "{ran:#?}");
+        let output = pull(&machine, &["org/name"]);
+        assert_eq!(output.code, 2, "{output:#?}");
+        assert!(
+            output.stderr.contains("REQUESTS_CA_BUNDLE") && output.stderr.contains(path.to_str().unwrap()),
+            "{output:#?}"
+        );
     }
 }
 
 #[test]
-fn a_proxy_is_gone_round_by_host_and_port_and_offline_has_two_names() {
+fn no_proxy_matches_ports_and_offline_mode_has_two_variables() {
     let revision = Revision::model("org/name");
     let (store, hub, mut machine) = setup(std::slice::from_ref(&revision));
     let proxy = Hub::start(&[]);
-    // The store is under another name, which is never sent to the proxy.
+    // The store has another host name, which is excluded from the proxy.
     machine.set("B2_ENDPOINT", &store.server.url.replace("127.0.0.1", "localhost"));
     machine.set("HTTP_PROXY", &proxy.url);
     machine.set("http_proxy", &proxy.url);
-    let near = hub.url.trim_start_matches("http://");
+    let authority = hub.url.trim_start_matches("http://");
     for (exceptions, direct) in [
-        (format!("{near},localhost"), true),
+        (format!("{authority},localhost"), true),
         ("127.0.0.1:1, localhost".into(), false),
         ("127.0.0.1,localhost".into(), true),
     ] {
-        let seen = proxy.seen();
+        let count = proxy.request_count();
         machine.set("NO_PROXY", &exceptions);
-        let cache = machine.home().join(format!("cache-{direct}-{seen}"));
-        let ran = pull(&machine, &["org/name", "--cache-dir", cache.to_str().unwrap()]);
-        assert_eq!(ran.code, if direct { 0 } else { 4 }, "{exceptions}: {ran:#?}");
-        assert_eq!(proxy.seen() == seen, direct, "{exceptions}");
+        let cache = machine.home().join(format!("cache-{direct}-{count}"));
+        let output = pull(&machine, &["org/name", "--cache-dir", cache.to_str().unwrap()]);
+        assert_eq!(output.code, if direct { 0 } else { 4 }, "{exceptions}: {output:#?}");
+        assert_eq!(proxy.request_count() == count, direct, "{exceptions}");
     }
     for (name, value, code) in
         [("TRANSFORMERS_OFFLINE", "YES", 2), ("HF_HUB_OFFLINE", "on", 2), ("TRANSFORMERS_OFFLINE", "2", 4)]
     {
         let mut machine = self::machine(&store, &hub);
         machine.set(name, value);
-        let ran = pull(&machine, &["org/other"]);
-        assert!(ran.code == code && (code != 2 || ran.stderr.contains(name)), "{ran:#?}");
+        let output = pull(&machine, &["org/other"]);
+        assert!(output.code == code && (code != 2 || output.stderr.contains(name)), "{output:#?}");
     }
 }

@@ -1,5 +1,5 @@
-//! The faults of hf-cache-sync 0.1.0 that concern configuration, push, pull and doctor: a test for each, named after
-//! the case, that fails on what 0.1.0 does. Interrupted downloads have tests/it/interrupt.rs.
+//! The faults of hf-cache-sync 0.1.0 that concern configuration, push, pull and doctor. Each test fails with the
+//! behaviour of 0.1.0. Interrupted downloads are in tests/it/interrupt.rs.
 
 use std::fs;
 
@@ -10,27 +10,31 @@ use crate::harness::store::{BUCKET, Store};
 use crate::harness::{listing, sha256, visible, weights};
 use serde_json::Value;
 
-/// 0.1.0: the manifest silently lacks every weight file.
+/// 0.1.0: the manifest silently omits every weight file.
 #[test]
-fn push_from_a_cache_with_the_shared_store() {
+fn files_in_the_shared_store_are_pushed() {
     let store = Store::new();
     let machine = Machine::new(&store);
     let revision = Revision::model("org/name").layout(Layout::Shared);
     revision.write(&machine.hub());
     machine.ok(&["push"]);
     revision.assert_published(&store);
-    assert_eq!(store.keys().iter().filter(|key| key.starts_with("blobs/")).count(), 2, "etags, not Xet hashes");
+    assert_eq!(
+        store.keys().iter().filter(|key| key.starts_with("blobs/")).count(),
+        2,
+        "blobs are named by ETag, not by Xet hash"
+    );
 }
 
-/// 0.1.0: uploads `*.incomplete` and temporaries as `blobs/...`.
+/// 0.1.0: uploads `*.incomplete` and temporary files as `blobs/...`.
 #[test]
-fn push_beside_a_running_download() {
+fn unfinished_downloads_are_not_pushed() {
     let store = Store::new();
     let machine = Machine::new(&store);
     let revision = Revision::model("org/name");
     revision.write(&machine.hub());
     let blobs = revision.dir(&machine.hub()).join("blobs");
-    let etag = sha256(b"on its way");
+    let etag = sha256(b"in flight");
     for name in [
         format!("{etag}.incomplete"),
         format!("{etag}.0a1b2c3d.incomplete"),
@@ -59,11 +63,11 @@ fn push_beside_a_running_download() {
     assert_eq!(store.keys(), expected);
 }
 
-/// The other side of it: what 0.1.0 has left in a bucket is ignored. The embedded server needs a disk that tells names in
-/// upper and lower case apart.
+/// The counterpart of the previous test: such leftovers of 0.1.0 in a bucket are ignored. The embedded server needs a
+/// case-sensitive file system.
 #[cfg(unix)]
 #[test]
-fn keys_that_are_no_hash() {
+fn keys_that_are_not_hashes_are_ignored() {
     let store = Store::new();
     let machine = Machine::new(&store);
     let revision = Revision::model("org/name");
@@ -85,12 +89,12 @@ fn keys_that_are_no_hash() {
     machine.ok(&["pull", "org/name"]);
     revision.assert_pulled(&machine.hub());
     machine.ok(&["push"]);
-    assert_eq!(store.objects(), before, "left alone");
+    assert_eq!(store.objects(), before, "foreign keys must not change");
 }
 
 /// 0.1.0: the manifest names blobs that were never uploaded; every pull fails.
 #[test]
-fn snapshot_of_real_files() {
+fn snapshots_of_regular_files_make_the_round_trip() {
     for (layout, tree) in [(Layout::Real, true), (Layout::Real, false), (Layout::Hardlinks, false)] {
         let store = Store::new();
         let (source, target) = (Machine::new(&store), Machine::new(&store));
@@ -106,7 +110,7 @@ fn snapshot_of_real_files() {
 
 /// 0.1.0: writes outside the cache, or a file named `sub\k`.
 #[test]
-fn a_manifest_with_paths_that_lead_elsewhere() {
+fn manifest_paths_outside_the_snapshot_are_refused() {
     for path in ["../../../../escaped", "/", "sub\\k", "a/../../b", "C:\\x"] {
         let store = Store::new();
         let machine = Machine::new(&store);
@@ -123,9 +127,9 @@ fn a_manifest_with_paths_that_lead_elsewhere() {
     }
 }
 
-/// 0.1.0: uses them unvalidated; an existing target is unlinked first.
+/// 0.1.0: uses them without validation, and unlinks an existing target first.
 #[test]
-fn blob_names_and_ref_contents_from_the_bucket() {
+fn blob_names_and_refs_from_the_bucket_are_validated() {
     let store = Store::new();
     let machine = Machine::new(&store);
     let revision = Revision::model("org/name");
@@ -148,10 +152,10 @@ fn blob_names_and_ref_contents_from_the_bucket() {
     }
 }
 
-/// 0.1.0: sha256: published, and every pull of it fails for good; sha1: installed everywhere.
+/// 0.1.0: with sha256, the blob is published and every pull fails for good; with sha1, it is installed everywhere.
 #[test]
-fn a_corrupt_local_blob() {
-    // One for each way of sending: from memory, streamed, in parts; and git's hash as well as sha256.
+fn a_corrupt_local_blob_is_not_published() {
+    // One for each kind of upload: from memory, streamed, in parts; with git's hash as well as sha256.
     let sizes = [("small.bin", 1000), ("streamed.bin", 2 << 20), ("parts.bin", 17 << 20)];
     for lfs in [true, false] {
         for (name, size) in sizes {
@@ -167,11 +171,11 @@ fn a_corrupt_local_blob() {
             let mut bytes = fs::read(&blob).unwrap();
             bytes[size / 2] ^= 1;
             fs::write(&blob, bytes).unwrap();
-            let ran = machine.run(&["push"]);
-            assert_eq!(ran.code, 5, "{ran:#?}");
+            let output = machine.run(&["push"]);
+            assert_eq!(output.code, 5, "{output:#?}");
             let etag = revision.etag(name);
-            assert!(ran.stderr.contains(&etag) && ran.stderr.contains("corrupt"), "{ran:#?}");
-            ran.nothing_internal();
+            assert!(output.stderr.contains(&etag) && output.stderr.contains("corrupt"), "{output:#?}");
+            output.nothing_internal();
             fine.assert_published(&store);
             let keys = store.keys();
             assert!(!keys.contains(&format!("blobs/{etag}")), "{keys:?}");
@@ -180,9 +184,9 @@ fn a_corrupt_local_blob() {
     }
 }
 
-/// 0.1.0: trusts it unverified at pull.
+/// 0.1.0: pull trusts it without verification.
 #[test]
-fn a_local_blob_that_is_there_already() {
+fn an_existing_blob_is_checked_by_size_or_with_verify() {
     let store = Store::new();
     let machine = Machine::new(&store);
     let revision = Revision::model("org/name");
@@ -203,15 +207,19 @@ fn a_local_blob_that_is_there_already() {
     fs::write(&small, vec![b'x'; length]).unwrap();
     store.server.take_seen();
     machine.ok(&["pull", "org/name"]);
-    assert!(!store.server.take_seen().iter().any(|seen| seen.key.starts_with("blobs/")), "the size alone is right");
+    assert!(
+        !store.server.take_seen().iter().any(|seen| seen.key.starts_with("blobs/")),
+        "only the size is checked without --verify"
+    );
     machine.ok(&["pull", "org/name", "--verify"]);
     revision.assert_pulled(&machine.hub());
 }
 
-/// The same where the blob is a link into the shared store: the link is replaced, other repos' bytes are not.
+/// Like the previous test for a link into the shared store: the link is replaced, and the bytes of other repos are not
+/// touched.
 #[cfg(unix)]
 #[test]
-fn a_local_blob_that_is_a_link() {
+fn a_bad_blob_in_the_shared_store_is_replaced_by_a_file() {
     let store = Store::new();
     let machine = Machine::new(&store);
     let revision = Revision::model("org/name").layout(Layout::Shared);
@@ -222,13 +230,13 @@ fn a_local_blob_that_is_a_link() {
     fs::write(&payload, "wrong size").unwrap();
     machine.ok(&["pull", "org/name"]);
     revision.assert_pulled(&machine.hub());
-    assert_eq!(fs::read(&payload).unwrap(), b"wrong size", "nothing is written through the link");
+    assert_eq!(fs::read(&payload).unwrap(), b"wrong size", "the payload must not be overwritten through the link");
     assert!(!blob.is_symlink());
 }
 
 /// 0.1.0: publishes them.
 #[test]
-fn refs_for_revisions_without_a_manifest() {
+fn refs_without_a_published_revision_are_not_published() {
     let store = Store::new();
     let machine = Machine::new(&store);
     let revision = Revision::model("org/name");
@@ -240,15 +248,15 @@ fn refs_for_revisions_without_a_manifest() {
     let pointer = Revision::new("model", "org/pointer")
         .git("model.safetensors", "version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 1\n");
     pointer.write(&machine.hub());
-    let said = machine.ok(&["push"]);
+    let stdout = machine.ok(&["push"]);
     let refs: Vec<String> = store.keys().into_iter().filter(|key| key.starts_with("refs")).collect();
     assert_eq!(refs, ["refs/org__name/main"]);
-    assert!(said.contains("resolved-only") && said.contains("org/empty") && said.contains("pointer"), "{said}");
+    assert!(stdout.contains("resolved-only") && stdout.contains("org/empty") && stdout.contains("pointer"), "{stdout}");
 }
 
-/// 0.1.0: refs overwrite each other; the dataset is lost to pull by name.
+/// 0.1.0: the refs overwrite each other, and the dataset can no longer be pulled by name.
 #[test]
-fn a_dataset_and_a_model_of_one_name() {
+fn a_dataset_and_a_model_can_have_the_same_name() {
     let store = Store::new();
     let machine = Machine::new(&store);
     let model = Revision::model("org/name");
@@ -263,9 +271,9 @@ fn a_dataset_and_a_model_of_one_name() {
     dataset.assert_pulled(&target.hub());
 }
 
-/// 0.1.0: come back as other repos.
+/// 0.1.0: they are pulled as other repos.
 #[test]
-fn ids_with_two_underscores() {
+fn ids_with_double_underscores_make_the_round_trip() {
     let store = Store::new();
     let (source, target) = (Machine::new(&store), Machine::new(&store));
     let revisions = [
@@ -283,25 +291,25 @@ fn ids_with_two_underscores() {
     assert_eq!(folders.filter(|name| name.to_string_lossy().starts_with("models--")).count(), 3);
 }
 
-/// Two ids with one key and one commit hash: the first keeps it, the other is told.
+/// Two ids with the same key and commit hash: the first keeps the key, the second is reported.
 #[test]
-fn ids_with_one_key_and_one_commit() {
+fn ids_with_the_same_key_and_commit_do_not_overwrite_each_other() {
     let store = Store::new();
     let machine = Machine::new(&store);
     let (first, second) = (Revision::model("a_/b").git("id", "1"), Revision::model("a/_b").git("id", "2"));
     first.write(&machine.hub());
     machine.ok(&["push"]);
     second.write(&machine.hub());
-    let ran = machine.run(&["push"]);
-    assert_eq!(ran.code, 1, "{ran:#?}");
-    assert!(ran.stderr.contains("a/_b") && ran.stderr.contains("belongs to a_/b"), "{ran:#?}");
+    let output = machine.run(&["push"]);
+    assert_eq!(output.code, 1, "{output:#?}");
+    assert!(output.stderr.contains("a/_b") && output.stderr.contains("belongs to a_/b"), "{output:#?}");
     first.assert_published(&store);
     Machine::new(&store).run(&["pull", "a/_b"]).refused(4, &["a/_b"]);
 }
 
 /// 0.1.0: replaces the full manifest.
 #[test]
-fn a_partial_snapshot_pushed_after_a_full_one() {
+fn a_partial_snapshot_does_not_replace_a_full_manifest() {
     let store = Store::new();
     let (one, two) = (Machine::new(&store), Machine::new(&store));
     let full = Revision::model("org/name").git("extra.txt", "more");
@@ -315,19 +323,19 @@ fn a_partial_snapshot_pushed_after_a_full_one() {
 
 /// 0.1.0: aborts the whole pull.
 #[test]
-fn one_blob_missing_in_the_bucket() {
+fn a_missing_blob_does_not_stop_the_rest_of_the_pull() {
     let store = Store::new();
     let machine = Machine::new(&store);
     let revision = Revision::model("org/name").git("zz.txt", "last");
     revision.publish(&store);
     store.remove(&revision.blob_key("model.safetensors"));
-    let ran = machine.run(&["pull", "org/name"]);
-    assert_eq!((ran.code, ran.stdout.as_str()), (1, ""), "{ran:#?}");
-    assert!(ran.stderr.contains(&revision.etag("model.safetensors")), "{ran:#?}");
+    let output = machine.run(&["pull", "org/name"]);
+    assert_eq!((output.code, output.stdout.as_str()), (1, ""), "{output:#?}");
+    assert!(output.stderr.contains(&revision.etag("model.safetensors")), "{output:#?}");
     let part = revision.clone().without(&["model.safetensors"]).refs(&[]);
     part.assert_pulled(&machine.hub());
-    assert!(!revision.dir(&machine.hub()).join("refs/main").exists(), "no ref to what is not complete");
-    // And when it is there, only it is fetched.
+    assert!(!revision.dir(&machine.hub()).join("refs/main").exists(), "an incomplete revision must not get a ref");
+    // Once it is back, nothing else is fetched.
     store.put(&revision.blob_key("model.safetensors"), &revision.file("model.safetensors").bytes);
     store.server.take_seen();
     machine.ok(&["pull", "org/name"]);
@@ -338,7 +346,7 @@ fn one_blob_missing_in_the_bucket() {
 
 /// 0.1.0: a traceback, a parameter dump, or exit 0.
 #[test]
-fn no_bucket_configured() {
+fn an_unconfigured_bucket_is_a_clear_error() {
     let store = Store::new();
     let mut machine = Machine::new(&store);
     Revision::model("org/name").write(&machine.hub());
@@ -346,29 +354,29 @@ fn no_bucket_configured() {
     for line in [&["push"][..], &["push", "--dry-run"], &["pull", "org/name"], &["pull", "org/name", "--dry-run"]] {
         machine.run(line).refused(2, &["no bucket is configured", "B2_BUCKET"]);
     }
-    let ran = machine.run(&["doctor"]);
-    assert_ne!(ran.code, 0);
-    ran.nothing_internal();
-    assert!(ran.stdout.contains("B2_BUCKET"), "{ran:#?}");
+    let output = machine.run(&["doctor"]);
+    assert_ne!(output.code, 0);
+    output.nothing_internal();
+    assert!(output.stdout.contains("B2_BUCKET"), "{output:#?}");
 }
 
-/// 0.1.0: never looks at the bucket.
+/// 0.1.0: does not read the bucket.
 #[test]
-fn push_dry_run() {
+fn a_dry_run_compares_with_the_bucket() {
     let store = Store::new();
     let machine = Machine::new(&store);
     let revision = Revision::model("org/name");
     revision.write(&machine.hub());
     store.put(&revision.blob_key("config.json"), &revision.file("config.json").bytes);
     let before = (store.objects(), listing(&machine.hub()));
-    let said = machine.ok(&["push", "--dry-run"]);
-    assert!(said.contains("would be published"), "{said}");
+    let stdout = machine.ok(&["push", "--dry-run"]);
+    assert!(stdout.contains("would be published"), "{stdout}");
     let json = machine.ok_json(&["push", "--dry-run", "--json"]);
     let uploads: Vec<_> = json["plan"]["uploads"].as_array().unwrap().iter().map(|upload| &upload["blob"]).collect();
     assert_eq!(uploads, [&Value::from(revision.etag("model.safetensors"))], "{json:#}");
     assert_eq!((&json["uploaded"]["blobs"], &json["present"]["blobs"]), (&1.into(), &1.into()), "{json:#}");
     assert_eq!((&json["manifests"], &json["refs"]), (&1.into(), &1.into()), "{json:#}");
-    assert_eq!((store.objects(), listing(&machine.hub())), before, "nothing was written");
+    assert_eq!((store.objects(), listing(&machine.hub())), before, "a dry run must not write anything");
     machine.ok(&["push"]);
     let json = machine.ok_json(&["push", "--dry-run", "--json"]);
     assert_eq!((&json["uploaded"]["blobs"], &json["present"]["blobs"]), (&0.into(), &2.into()), "{json:#}");
@@ -377,7 +385,7 @@ fn push_dry_run() {
 
 /// A key with the right name and another size counts as missing.
 #[test]
-fn a_blob_of_the_wrong_size_in_the_bucket() {
+fn a_blob_of_the_wrong_size_in_the_bucket_is_replaced() {
     let store = Store::new();
     let machine = Machine::new(&store);
     let revision = Revision::model("org/name");
@@ -387,9 +395,9 @@ fn a_blob_of_the_wrong_size_in_the_bucket() {
     revision.assert_published(&store);
 }
 
-/// 0.1.0: dropped when keys come from the environment.
+/// 0.1.0: ignores it if the keys come from the environment.
 #[test]
-fn aws_session_token() {
+fn the_aws_session_token_is_sent() {
     let store = Store::new();
     let mut machine = Machine::new(&store);
     machine.unset("B2_APPLICATION_KEY_ID");
@@ -400,16 +408,16 @@ fn aws_session_token() {
     machine.run(&["doctor"]);
     let seen = store.server.take_seen();
     assert!(!seen.is_empty() && seen.iter().all(|seen| seen.token.as_deref() == Some("temporary")), "{seen:#?}");
-    // It belongs to the AWS pair alone.
+    // It belongs only to the AWS pair.
     machine.set("B2_APPLICATION_KEY_ID", ACCESS_KEY);
     machine.set("B2_APPLICATION_KEY", SECRET_KEY);
     machine.ok(&["doctor"]);
     assert!(store.server.take_seen().iter().all(|seen| seen.token.is_none()));
 }
 
-/// 0.1.0: taken literally.
+/// 0.1.0: takes it literally.
 #[test]
-fn a_tilde_in_hf_cache_dir_and_hf_home() {
+fn tildes_and_variables_in_cache_paths_are_expanded() {
     let store = Store::new();
     let revision = Revision::model("org/name");
     revision.publish(&store);
@@ -431,51 +439,51 @@ fn a_tilde_in_hf_cache_dir_and_hf_home() {
     revision.assert_pulled(&machine.home().join("from-yaml"));
 }
 
-/// 0.1.0: read as true.
+/// 0.1.0: reads it as true.
 #[test]
-fn a_quoted_false_in_the_yaml() {
+fn a_quoted_boolean_is_refused() {
     let store = Store::new();
     let machine = Machine::new(&store);
     for key in ["team:\n  allow_gated", "cache:\n  sync_xet"] {
         machine.configure(&format!("storage:\n  bucket: {BUCKET}\n{key}: \"false\"\n"));
-        let ran = machine.run(&["push"]);
-        ran.refused(2, &[".hf-cache-sync.yaml", "line 4", key.split_whitespace().last().unwrap(), "true or false"]);
+        let output = machine.run(&["push"]);
+        output.refused(2, &[".hf-cache-sync.yaml", "line 4", key.split_whitespace().last().unwrap(), "true or false"]);
     }
 }
 
-/// 0.1.0: a bad YAML breaks every command, `init` too.
+/// 0.1.0: a broken YAML file breaks every command, including `init`.
 #[test]
-fn a_broken_yaml_and_init() {
+fn init_works_with_a_broken_configuration() {
     let machine = Machine::unconfigured();
     machine.configure("storage: [\n");
     machine.run(&["push"]).refused(2, &[".hf-cache-sync.yaml", "line"]);
-    let said = machine.ok(&["init"]);
-    assert!(said.contains("was left unchanged"), "{said}");
+    let stdout = machine.ok(&["init"]);
+    assert!(stdout.contains("was left unchanged"), "{stdout}");
     assert_eq!(fs::read_to_string(machine.work().join(".hf-cache-sync.yaml")).unwrap(), "storage: [\n");
     machine.ok(&["--help"]);
 }
 
-/// 0.1.0: a read-only key always fails doctor.
+/// 0.1.0: doctor always fails with a read-only key.
 #[test]
-fn a_read_only_key_and_doctor() {
+fn doctor_accepts_a_read_only_key() {
     let store = Store::new();
     let machine = Machine::new(&store);
     store.server.on_request(|request| match request.method.as_str() {
         "PUT" | "POST" | "DELETE" => Action::Refuse(403, "AccessDenied", "not entitled"),
         _ => Action::Pass,
     });
-    let said = machine.ok(&["doctor"]);
-    assert!(said.contains("read-only"), "{said}");
+    let stdout = machine.ok(&["doctor"]);
+    assert!(stdout.contains("read-only"), "{stdout}");
     assert_ne!(machine.run(&["doctor", "--require-write"]).code, 0);
     assert!(store.keys().is_empty());
     store.server.behave();
     machine.ok(&["doctor", "--require-write"]);
-    assert!(store.keys().is_empty(), "the probe is deleted again");
+    assert!(store.keys().is_empty(), "doctor must delete its probe");
 }
 
-/// 0.1.0: Apache's "separate license agreement" blocks a push.
+/// 0.1.0: Apache's "separate license agreement" blocks the push.
 #[test]
-fn an_open_licence_and_a_gated_one() {
+fn only_gated_licences_block_push_and_pull() {
     let store = Store::new();
     let machine = Machine::new(&store);
     let apache = "Apache License\nVersion 2.0, January 2004\nTERMS AND CONDITIONS FOR USE, REPRODUCTION, AND \
@@ -484,36 +492,43 @@ fn an_open_licence_and_a_gated_one() {
     let gated = Revision::model("org/gated").git("LICENSE.md", "You must accept the agreement.");
     open.write(&machine.hub());
     gated.write(&machine.hub());
-    let said = machine.ok(&["push"]);
-    assert!(said.contains("org/gated") && said.contains("LICENSE.md") && said.contains("team.allow_gated"), "{said}");
+    let stdout = machine.ok(&["push"]);
+    assert!(
+        stdout.contains("org/gated") && stdout.contains("LICENSE.md") && stdout.contains("team.allow_gated"),
+        "{stdout}"
+    );
     open.assert_published(&store);
     assert!(!store.keys().iter().any(|key| key.contains("gated") || *key == gated.blob_key("LICENSE.md")));
     machine.configure("team:\n  allow_gated: true\n");
     machine.ok(&["push"]);
     gated.assert_published(&store);
-    // At pull, the licence that is here already decides, as in 0.1.0; where nothing is to be pulled, there is nothing
-    // to decide.
+    // At pull, the licence in the cache decides, as in 0.1.0. If nothing needs to be pulled, the licence does not
+    // matter.
     fs::remove_file(machine.work().join(".hf-cache-sync.yaml")).unwrap();
-    let ran = machine.run(&["pull", "org/gated"]);
-    assert_eq!((ran.code, ran.stdout.trim()), (0, gated.snapshot(&machine.hub()).to_str().unwrap()), "{ran:#?}");
+    let output = machine.run(&["pull", "org/gated"]);
+    assert_eq!(
+        (output.code, output.stdout.trim()),
+        (0, gated.snapshot(&machine.hub()).to_str().unwrap()),
+        "{output:#?}"
+    );
     fs::remove_file(gated.blob(&machine.hub(), "model.safetensors")).unwrap();
     fs::remove_file(gated.snapshot(&machine.hub()).join("model.safetensors")).unwrap();
-    // Not 0, as 0.1.0 has it: MODEL=$(hf-cache-sync pull org/gated) would go on with nothing.
+    // Unlike in 0.1.0, not 0: MODEL=$(hf-cache-sync pull org/gated) would continue with an empty path.
     for more in [&[][..], &["--dry-run"]] {
-        let ran = machine.run(&[&["pull", "org/gated"], more].concat());
-        assert_eq!((ran.code, ran.stdout.as_str()), (1, ""), "{ran:#?}");
-        assert!(ran.stderr.contains("LICENSE.md") && ran.stderr.contains("team.allow_gated"), "{ran:#?}");
+        let output = machine.run(&[&["pull", "org/gated"], more].concat());
+        assert_eq!((output.code, output.stdout.as_str()), (1, ""), "{output:#?}");
+        assert!(output.stderr.contains("LICENSE.md") && output.stderr.contains("team.allow_gated"), "{output:#?}");
     }
-    let ran = machine.run(&["pull-all"]);
-    assert!(ran.code == 0 && ran.stdout.contains("skipped"), "{ran:#?}");
+    let output = machine.run(&["pull-all"]);
+    assert!(output.code == 0 && output.stdout.contains("skipped"), "{output:#?}");
 }
 
-/// A licence of the SPDX list in full, with what people add to it, in the encodings and under the names that are found.
+/// A complete licence text of the SPDX list with typical additions, in various encodings and under various file names.
 #[test]
-fn open_licences_are_pushed_in_every_dress_and_others_are_named() {
+fn open_licences_are_recognised_in_every_format() {
     let store = Store::new();
     let machine = Machine::new(&store);
-    // Full of the word "agreement".
+    // It contains the word "agreement" many times.
     let open = include_str!("harness/cdla-permissive-1.0.txt");
     let units: Vec<u16> = format!("\u{feff}{open}").encode_utf16().collect();
     let utf16: Vec<u8> = units.iter().flat_map(|unit| unit.to_le_bytes()).collect();
@@ -542,13 +557,13 @@ fn open_licences_are_pushed_in_every_dress_and_others_are_named() {
         (add("other/rail", "LICENSE.rst", format!("BigScience OpenRAIL-M\n{open}").as_bytes()), "OpenRAIL"),
         (add("other/flux", "LICENSE-MODEL", b"FLUX.1 [dev] Non-Commercial License v1.1.1"), "FLUX"),
     ];
-    let said = machine.ok(&["push"]);
+    let stdout = machine.ok(&["push"]);
     opens.iter().for_each(|revision| revision.assert_published(&store));
     for (revision, word) in &restricted {
-        let line = said.lines().find(|line| line.contains(&revision.id)).unwrap_or_else(|| panic!("{said}"));
+        let line = stdout.lines().find(|line| line.contains(&revision.id)).unwrap_or_else(|| panic!("{stdout}"));
         assert!(line.contains("looks gated") && line.contains(word), "{line}");
         assert!(!store.keys().contains(&revision.manifest_key()), "{line}");
     }
-    let ran = machine.run(&["push", "-v"]);
-    assert!(ran.stderr.contains("CDLA-Permissive-1.0"), "{ran:#?}");
+    let output = machine.run(&["push", "-v"]);
+    assert!(output.stderr.contains("CDLA-Permissive-1.0"), "{output:#?}");
 }

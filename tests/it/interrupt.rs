@@ -1,6 +1,6 @@
-//! What breaks in the middle: killed and interrupted commands, bodies that end early, stores that push back, and
-//! downloads side by side. A second run completes the work without repeating what was finished, and nothing torn or
-//! foreign is ever seen.
+//! Failures in the middle of an operation: killed and interrupted commands, truncated bodies, throttling stores, and
+//! concurrent downloads. A second run completes the work without repeating finished parts, and neither partial nor
+//! foreign files ever become visible.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::harness::cache::{COMMIT, Layout, OTHER, Revision};
 use crate::harness::machine::{self, Machine, Running};
-use crate::harness::s3::{Action, Seen};
+use crate::harness::s3::{Action, S3Request};
 use crate::harness::store::Store;
 use serde_json::Value;
 
@@ -16,9 +16,9 @@ use crate::harness::{contents, git_sha1, listing, sha256, visible, weights};
 
 /// 33 MiB: with one worker, nine parts of a pull and three of a push.
 const LARGE: usize = 33 << 20;
-/// What a pull with one worker can take up again.
+/// The unit in which a pull with one worker can resume.
 const PART: usize = 4 << 20;
-/// A range of a pull with one worker.
+/// The size of a range that a pull with one worker requests.
 const RANGE: usize = 2 * PART;
 
 fn large() -> Revision {
@@ -44,33 +44,33 @@ impl Stop {
             #[cfg(unix)]
             Stop::Interrupt => {
                 running.interrupt();
-                let ran = running.finish();
-                assert_eq!((ran.code, ran.stdout.as_str()), (130, ""), "{ran:#?}");
-                assert!(ran.stderr.contains("interrupted"), "{ran:#?}");
+                let output = running.finish();
+                assert_eq!((output.code, output.stdout.as_str()), (130, ""), "{output:#?}");
+                assert!(output.stderr.contains("interrupted"), "{output:#?}");
             }
         }
     }
 }
 
-/// Every visible file is whole, and nothing is there that huggingface_hub does not know.
+/// Asserts that every visible file is complete, and that there are only files known to huggingface_hub.
 #[track_caller]
-fn nothing_torn(machine: &Machine) {
+fn assert_all_complete(machine: &Machine) {
     for (path, what) in contents(&machine.hub()) {
         let parts: Vec<&str> = path.split('/').collect();
         match parts.as_slice() {
             ["models--org--large", "blobs", etag] => {
-                // The listing has the sha256 of it already.
+                // The listing already contains its sha256.
                 let is_whole = what.ends_with(etag) || {
                     let bytes = fs::read(machine.hub().join(&path)).unwrap();
                     [sha256(&bytes), git_sha1(&bytes)].contains(&etag.to_string())
                 };
-                assert!(is_whole, "{path} is torn");
+                assert!(is_whole, "{path} is incomplete");
             }
             ["models--org--large", "snapshots", COMMIT, ..] => {
-                assert!(fs::metadata(machine.hub().join(&path)).is_ok(), "{path} leads nowhere: {what}");
+                assert!(fs::metadata(machine.hub().join(&path)).is_ok(), "{path} is a dangling link: {what}");
             }
             ["models--org--large", "refs", "main"] | ["models--org--large", "trees", _] => {}
-            _ => panic!("{path} is no part of a cache"),
+            _ => panic!("{path} does not belong in a cache"),
         }
     }
     let locks = machine.hub().join(".locks");
@@ -86,49 +86,52 @@ fn first_byte(range: &str) -> usize {
     range.trim_start_matches("bytes=").split('-').next().unwrap().parse().unwrap()
 }
 
-fn ranges(seen: &[Seen]) -> Vec<usize> {
+fn ranges(seen: &[S3Request]) -> Vec<usize> {
     seen.iter().filter_map(|request| Some(first_byte(request.range.as_deref()?))).collect()
 }
 
-fn a_pull_is_stopped(how: Stop) {
+fn stop_and_resume_pull(how: Stop) {
     let store = Store::new();
     let machine = Machine::new(&store);
     let revision = large();
     revision.publish(&store);
     let gate = store.server.hold(|request| request.range.as_ref().is_some_and(|range| first_byte(range) == 3 * RANGE));
-    // With one worker, the request for the fourth range says that the first two were received and noted.
+    // With one worker, the request for the fourth range implies that the first two have been received and recorded.
     let running = machine.start(&["pull", "org/large", "--workers", "1"]);
-    store.server.wait_for("fourth range", |seen| ranges(seen).contains(&(3 * RANGE)));
+    store.server.wait_for("the fourth range", |seen| ranges(seen).contains(&(3 * RANGE)));
     how.stop(running);
-    nothing_torn(&machine);
-    assert!(!revision.dir(&machine.hub()).join("refs").exists(), "no ref before the revision is complete");
+    assert_all_complete(&machine);
+    assert!(!revision.dir(&machine.hub()).join("refs").exists(), "an incomplete revision must not get a ref");
     assert!(!revision.snapshot(&machine.hub()).exists());
 
     gate.open();
     store.server.take_seen();
     let report = machine.ok_json(&["pull", "org/large", "--json"]);
-    let moved = report["downloaded"]["bytes"].as_u64().unwrap() as usize;
-    assert!((RANGE..=LARGE - 2 * RANGE + 100).contains(&moved), "only what was moved counts: {report:#}");
+    let transferred = report["downloaded"]["bytes"].as_u64().unwrap() as usize;
+    assert!(
+        (RANGE..=LARGE - 2 * RANGE + 100).contains(&transferred),
+        "only bytes transferred by this run count: {report:#}"
+    );
     let again = ranges(&store.server.take_seen());
     assert!(again.iter().all(|start| *start >= 2 * RANGE && start % PART == 0), "{again:?}");
     revision.assert_pulled(&machine.hub());
-    nothing_torn(&machine);
+    assert_all_complete(&machine);
     let partial = machine.hub().join(".locks/.hf-cache-sync/partial");
-    assert_eq!(fs::read_dir(partial).unwrap().count(), 0, "nothing is left of it");
+    assert_eq!(fs::read_dir(partial).unwrap().count(), 0, "no leftovers may remain");
 }
 
 #[test]
-fn a_killed_pull_goes_on_where_it_was() {
-    a_pull_is_stopped(Stop::Kill);
+fn a_killed_pull_resumes() {
+    stop_and_resume_pull(Stop::Kill);
 }
 
 #[cfg(unix)]
 #[test]
-fn an_interrupted_pull_goes_on_where_it_was() {
-    a_pull_is_stopped(Stop::Interrupt);
+fn an_interrupted_pull_resumes() {
+    stop_and_resume_pull(Stop::Interrupt);
 }
 
-fn a_push_is_stopped(how: Stop) {
+fn stop_and_resume_push(how: Stop) {
     let store = Store::new();
     let machine = Machine::new(&store);
     let revision = large().layout(Layout::Links);
@@ -136,9 +139,9 @@ fn a_push_is_stopped(how: Stop) {
     let before = visible(&machine.hub());
     let gate = store.server.hold(|request| request.part() == Some(3));
     let running = machine.start(&["push", "--workers", "1"]);
-    store.server.wait_for("third part", |seen| seen.iter().any(|request| request.part() == Some(3)));
+    store.server.wait_for("the third part", |seen| seen.iter().any(|request| request.part() == Some(3)));
     how.stop(running);
-    nothing_torn_ignoring_tag(&machine);
+    assert_all_complete_except_tag(&machine);
     assert_eq!(visible(&machine.hub()), before);
     let keys = store.keys();
     assert!(!keys.iter().any(|key| key.starts_with("manifests/") || key.starts_with("refs")), "{keys:?}");
@@ -148,64 +151,65 @@ fn a_push_is_stopped(how: Stop) {
     store.server.behave();
     store.server.take_seen();
     let report = machine.ok_json(&["push", "--json"]);
-    let moved = report["uploaded"]["bytes"].as_u64().unwrap() as usize;
-    let sent: Vec<u32> = store.server.take_seen().iter().filter_map(Seen::part).collect();
-    assert_eq!(sent, [3], "only what was not finished");
-    assert!((1..=LARGE / 2).contains(&moved), "only what was moved counts: {report:#}");
+    let transferred = report["uploaded"]["bytes"].as_u64().unwrap() as usize;
+    let sent: Vec<u32> = store.server.take_seen().iter().filter_map(S3Request::part).collect();
+    assert_eq!(sent, [3], "only unfinished parts are sent");
+    assert!((1..=LARGE / 2).contains(&transferred), "only bytes transferred by this run count: {report:#}");
     revision.assert_published(&store);
     assert_eq!(store.text("refs/org__large/main"), COMMIT);
     assert_eq!(visible(&machine.hub()), before);
     let uploads = machine.hub().join(".locks/.hf-cache-sync/uploads");
-    assert_eq!(fs::read_dir(uploads).unwrap().count(), 0, "nothing is left of it");
+    assert_eq!(fs::read_dir(uploads).unwrap().count(), 0, "no leftovers may remain");
 }
 
 #[track_caller]
-fn nothing_torn_ignoring_tag(machine: &Machine) {
+fn assert_all_complete_except_tag(machine: &Machine) {
     let tag = machine.hub().join("CACHEDIR.TAG");
     let content = fs::read(&tag).unwrap();
     let times = fs::metadata(&tag).unwrap().modified().unwrap();
     fs::remove_file(&tag).unwrap();
-    nothing_torn(machine);
+    assert_all_complete(machine);
     fs::write(&tag, content).unwrap();
     fs::File::options().write(true).open(&tag).unwrap().set_modified(times).unwrap();
 }
 
 #[test]
-fn a_killed_push_goes_on_where_it_was() {
-    a_push_is_stopped(Stop::Kill);
+fn a_killed_push_resumes() {
+    stop_and_resume_push(Stop::Kill);
 }
 
 #[cfg(unix)]
 #[test]
-fn an_interrupted_push_goes_on_where_it_was() {
-    a_push_is_stopped(Stop::Interrupt);
+fn an_interrupted_push_resumes() {
+    stop_and_resume_push(Stop::Interrupt);
 }
 
-/// The record of an interrupted upload is of no use once the file is another, or the prefix is.
+/// The record of an interrupted upload must not be used if the file or the prefix has changed.
 #[test]
-fn parts_of_other_bytes_are_not_used() {
+fn uploaded_parts_are_not_reused_under_another_prefix() {
     let store = Store::new();
     let machine = Machine::new(&store);
     let revision = large();
     revision.write(&machine.hub());
     let gate = store.server.hold(|request| request.part() == Some(2));
     let running = machine.start(&["push", "--workers", "1"]);
-    store.server.wait_for("second part", |seen| seen.iter().any(|request| request.part() == Some(2)));
+    store.server.wait_for("the second part", |seen| seen.iter().any(|request| request.part() == Some(2)));
     running.kill();
     gate.open();
     store.server.behave();
     store.server.take_seen();
     machine.ok(&["push", "--prefix", "elsewhere", "--workers", "1"]);
-    let mut sent: Vec<u32> = store.server.take_seen().iter().filter_map(Seen::part).collect();
+    let mut sent: Vec<u32> = store.server.take_seen().iter().filter_map(S3Request::part).collect();
     sent.sort();
-    assert_eq!(sent, [1, 2, 3], "parts under another key cannot be used");
+    assert_eq!(sent, [1, 2, 3], "parts uploaded under another key must not be reused");
     assert!(store.get(&format!("elsewhere/{}", revision.blob_key("model.safetensors"))).len() == LARGE);
     assert!(!store.has(&revision.blob_key("model.safetensors")));
 }
 
-/// Leftovers of an earlier run that are not what the journal says cost a second download, never a wrong blob.
+/// If the leftovers of an earlier run do not match the journal, they are downloaded again; a bad blob is never
+/// installed.
 #[test]
-fn a_damaged_partial_file_is_found_out() {
+fn a_corrupt_partial_file_is_detected() {
     let KilledPull { store: _store, machine, revision, paths: [partial, _] } = KilledPull::new();
     let mut bytes = fs::read(&partial).unwrap();
     bytes[1000] ^= 1;
@@ -214,9 +218,9 @@ fn a_damaged_partial_file_is_found_out() {
     revision.assert_pulled(&machine.hub());
 }
 
-/// What a killed run left, and cannot be taken up again, does not stay for ever; what may be in use does.
+/// Leftovers of killed runs that cannot be resumed are deleted eventually, but not while they may be in use.
 #[test]
-fn leftovers_are_swept_up() {
+fn old_leftovers_are_cleaned_up() {
     let store = Store::new();
     let machine = Machine::new(&store);
     Revision::model("org/name").publish(&store);
@@ -251,7 +255,7 @@ fn leftovers_are_swept_up() {
 
 #[cfg(unix)]
 #[test]
-fn nothing_is_swept_up_through_a_link() {
+fn cleanup_does_not_follow_links() {
     let store = Store::new();
     let machine = Machine::new(&store);
     Revision::model("org/name").publish(&store);
@@ -272,7 +276,7 @@ fn nothing_is_swept_up_through_a_link() {
 }
 
 #[test]
-fn a_body_that_breaks_off_is_taken_up_again() {
+fn a_truncated_body_is_resumed() {
     for length in [200_000, 9 << 20] {
         let store = Store::new();
         let machine = Machine::new(&store);
@@ -287,17 +291,17 @@ fn a_body_that_breaks_off_is_taken_up_again() {
         });
         machine.ok(&["pull", "org/name"]);
         revision.assert_pulled(&machine.hub());
-        let seen: Vec<Seen> =
+        let seen: Vec<S3Request> =
             store.server.take_seen().into_iter().filter(|request| request.is("GET", "blobs/")).collect();
         let starts = ranges(&seen);
-        // A range begins at a whole MiB.
-        let taken_up = starts.iter().filter(|start| **start % (1 << 20) != 0).count();
-        assert!(taken_up == 2, "it goes on after the last byte: {starts:?}");
+        // Ranges start at a multiple of 1 MiB.
+        let resumed = starts.iter().filter(|start| **start % (1 << 20) != 0).count();
+        assert!(resumed == 2, "it resumes after the last byte: {starts:?}");
     }
 }
 
 #[test]
-fn a_body_that_always_breaks_off_is_a_failure() {
+fn a_body_that_is_always_truncated_is_an_error() {
     let store = Store::new();
     let machine = Machine::new(&store);
     let revision = Revision::new("model", "org/name").lfs("model.bin", weights(2, 200_000));
@@ -306,14 +310,14 @@ fn a_body_that_always_breaks_off_is_a_failure() {
         true => Action::Cut(0),
         false => Action::Pass,
     });
-    let ran = machine.run(&["pull", "org/name"]);
-    assert_eq!((ran.code, ran.stdout.as_str()), (6, ""), "{ran:#?}");
-    ran.nothing_internal();
+    let output = machine.run(&["pull", "org/name"]);
+    assert_eq!((output.code, output.stdout.as_str()), (6, ""), "{output:#?}");
+    output.nothing_internal();
     assert!(visible(&machine.hub()).is_empty(), "{:?}", visible(&machine.hub()));
 }
 
 #[test]
-fn a_manifest_that_is_cut_is_read_again() {
+fn a_truncated_manifest_is_read_again() {
     let store = Store::new();
     let machine = Machine::new(&store);
     let revision = Revision::model("org/name");
@@ -328,13 +332,13 @@ fn a_manifest_that_is_cut_is_read_again() {
 }
 
 #[test]
-fn a_store_that_pushes_back_is_asked_again() {
+fn throttled_requests_are_retried() {
     for (status, code) in [(503, "SlowDown"), (429, "")] {
         let store = Store::new();
         let (source, target) = (Machine::new(&store), Machine::new(&store));
         let revision = Revision::model("org/name").lfs("parts.bin", weights(3, 17 << 20));
         revision.write(&source.hub());
-        // Every kind of request fails once.
+        // Every request fails once.
         let failed = std::sync::Mutex::new(std::collections::HashSet::new());
         store.server.on_request(move |request| {
             match failed.lock().unwrap().insert(format!("{} {} {}", request.method, request.key, request.query)) {
@@ -349,7 +353,7 @@ fn a_store_that_pushes_back_is_asked_again() {
     }
 }
 
-/// A cache of many small blobs, and a store that lets through so many of them.
+/// A cache of many small blobs, and a store that fails after this many uploads.
 fn fails_after(few: usize, action: Action) -> (Store, Machine) {
     let store = Store::new();
     let machine = Machine::new(&store);
@@ -370,32 +374,33 @@ fn fails_after(few: usize, action: Action) -> (Store, Machine) {
 }
 
 #[test]
-fn a_store_that_is_lost_is_not_waited_for_by_each_blob() {
+fn a_lost_store_is_not_retried_for_every_blob() {
     let (store, machine) = fails_after(20, Action::Refuse(503, "ServiceUnavailable", "gone fishing"));
-    let ran = machine.run(&["push", "--workers", "8"]);
-    assert_eq!(ran.code, 6, "{ran:#?}");
+    let output = machine.run(&["push", "--workers", "8"]);
+    assert_eq!(output.code, 6, "{output:#?}");
     let tries = store.server.take_seen().iter().filter(|request| request.is("PUT", "blobs/")).count();
-    assert!(tries <= 20 + 8 * 8, "more than those in flight were tried to the end: {tries}");
-    // All failed for one reason, which is shown once. The lines of progress name it too, as what they wait for.
-    assert_eq!(ran.stderr.matches("gone fishing)\n").count(), 1, "{ran:#?}");
-    assert!(ran.stderr.contains("more failed in the same way"), "{ran:#?}");
+    assert!(tries <= 20 + 8 * 8, "only blobs in flight may exhaust their retries: {tries}");
+    // All failures have the same reason, which is reported once. Progress lines mention it too, as the reason for the
+    // wait.
+    assert_eq!(output.stderr.matches("gone fishing)\n").count(), 1, "{output:#?}");
+    assert!(output.stderr.contains("more failed in the same way"), "{output:#?}");
     store.server.behave();
     machine.ok(&["push"]);
     assert!(store.has("refs/org__many/main"));
 }
 
 #[test]
-fn credentials_that_end_during_a_run_end_it() {
+fn expired_credentials_stop_the_run() {
     let (store, machine) = fails_after(20, Action::Refuse(400, "ExpiredToken", "the token has expired"));
-    let ran = machine.run(&["push", "--workers", "8"]);
-    assert_eq!(ran.code, 3, "{ran:#?}");
+    let output = machine.run(&["push", "--workers", "8"]);
+    assert_eq!(output.code, 3, "{output:#?}");
     let tries = store.server.take_seen().iter().filter(|request| request.is("PUT", "blobs/")).count();
-    // Those in flight, each by the fast path and by the SDK.
-    assert!(tries <= 20 + 2 * 8, "more than those in flight were tried: {tries}");
+    // Each upload in flight is sent once by the fast path and once by the SDK.
+    assert!(tries <= 20 + 2 * 8, "only blobs in flight may be tried: {tries}");
 }
 
 #[test]
-fn a_listing_that_breaks_off_is_asked_for_again() {
+fn a_truncated_listing_is_retried() {
     let store = Store::new();
     let machine = Machine::new(&store);
     let revision = Revision::model("org/name");
@@ -409,32 +414,32 @@ fn a_listing_that_breaks_off_is_asked_for_again() {
     revision.assert_pulled(&machine.hub());
 }
 
-/// Both find the same record of an upload; neither may take its parts away from the other.
+/// Both find the same record of an upload, and must not interfere with each other's parts.
 #[test]
-fn two_pushes_of_one_cache_send_a_large_blob_once() {
+fn concurrent_pushes_upload_a_blob_once() {
     let store = Store::new();
     let machine = Machine::new(&store);
     let revision = large();
     revision.write(&machine.hub());
     let gate = store.server.hold(|request| request.part() == Some(2));
     let one = machine.start(&["push"]);
-    store.server.wait_for("second part", |seen| seen.iter().any(|request| request.part() == Some(2)));
+    store.server.wait_for("the second part", |seen| seen.iter().any(|request| request.part() == Some(2)));
     let two = machine.start(&["push"]);
     two.wait_for("another hf-cache-sync is pushing");
     gate.open();
     let (one, two) = (one.finish(), two.finish());
     assert_eq!((one.code, two.code), (0, 0), "{one:#?} {two:#?}");
     let seen = store.server.take_seen();
-    let begun = seen.iter().filter(|request| request.method == "POST" && request.query.contains("uploads")).count();
-    assert_eq!(begun, 1, "one upload");
+    let started = seen.iter().filter(|request| request.method == "POST" && request.query.contains("uploads")).count();
+    assert_eq!(started, 1, "one upload");
     revision.assert_published(&store);
     let uploads = machine.hub().join(".locks/.hf-cache-sync/uploads");
-    assert_eq!(fs::read_dir(uploads).unwrap().count(), 0, "nothing is left of it");
+    assert_eq!(fs::read_dir(uploads).unwrap().count(), 0, "no leftovers may remain");
 }
 
-/// What a pull has seen before it waits may be gone when it goes on.
+/// The state that a pull has read before it waits may be outdated when it continues.
 #[test]
-fn a_pull_that_waits_for_a_prune_looks_again() {
+fn a_pull_that_waits_for_a_prune_rescans_the_cache() {
     let store = Store::new();
     let machine = Machine::new(&store);
     let revision = Revision::model("org/name");
@@ -450,13 +455,13 @@ fn a_pull_that_waits_for_a_prune_looks_again() {
     pull.wait_for("deleting from this cache");
     fs::remove_file(&blob).unwrap();
     drop(prune);
-    let ran = pull.finish();
-    assert_eq!(ran.code, 0, "{ran:#?}");
+    let output = pull.finish();
+    assert_eq!(output.code, 0, "{output:#?}");
     revision.assert_pulled(&machine.hub());
 }
 
 #[test]
-fn a_listing_that_fails_in_the_middle_decides_nothing() {
+fn a_listing_that_fails_halfway_stops_the_push() {
     let store = Store::new();
     let machine = Machine::new(&store);
     Revision::model("org/name").write(&machine.hub());
@@ -473,7 +478,7 @@ fn a_listing_that_fails_in_the_middle_decides_nothing() {
 }
 
 #[test]
-fn one_upload_that_fails_does_not_stop_the_others() {
+fn a_failed_upload_does_not_stop_the_others() {
     let store = Store::new();
     let machine = Machine::new(&store);
     let (bad, good) = (Revision::model("org/bad").lfs("bad.bin", "unlucky"), Revision::model("org/good-one"));
@@ -485,19 +490,22 @@ fn one_upload_that_fails_does_not_stop_the_others() {
         true => Action::Refuse(400, "InvalidRequest", "not this one"),
         false => Action::Pass,
     });
-    let ran = machine.run(&["push"]);
-    assert_eq!(ran.code, 1, "{ran:#?}");
-    assert!(ran.stderr.contains(&bad.etag("bad.bin")) && ran.stderr.contains("not this one"), "{ran:#?}");
+    let output = machine.run(&["push"]);
+    assert_eq!(output.code, 1, "{output:#?}");
+    assert!(output.stderr.contains(&bad.etag("bad.bin")) && output.stderr.contains("not this one"), "{output:#?}");
     good.assert_published(&store);
-    assert!(!store.has(&bad.manifest_key()) && !store.has("refs/org__bad/main"), "not half published");
+    assert!(
+        !store.has(&bad.manifest_key()) && !store.has("refs/org__bad/main"),
+        "a revision must not be published in part"
+    );
     store.server.behave();
     machine.ok(&["push"]);
     bad.assert_published(&store);
 }
 
 #[test]
-fn two_pulls_at_once_fetch_a_blob_once() {
-    // Below a MiB no lock file is made, and both may fetch it.
+fn concurrent_pulls_download_a_blob_once() {
+    // Below 1 MiB there is no lock file, and both may fetch the blob.
     for (length, path) in [(2 << 20, "small.bin"), (LARGE, "large.bin")] {
         let store = Store::new();
         let machine = Machine::new(&store);
@@ -505,7 +513,7 @@ fn two_pulls_at_once_fetch_a_blob_once() {
         revision.publish(&store);
         let gate = store.server.hold(|request| request.is("GET", "blobs/"));
         let one = machine.start(&["pull", "org/large", "--workers", "1"]);
-        store.server.wait_for("blob", |seen| seen.iter().any(|request| request.is("GET", "blobs/")));
+        store.server.wait_for("a blob request", |seen| seen.iter().any(|request| request.is("GET", "blobs/")));
         let two = machine.start(&["pull", "org/large"]);
         two.wait_for("another process is downloading");
         gate.open();
@@ -515,13 +523,13 @@ fn two_pulls_at_once_fetch_a_blob_once() {
         let fetched = store.server.take_seen().iter().filter(|request| request.is("GET", "blobs/")).count();
         assert_eq!(fetched, length.div_ceil(RANGE), "once");
         revision.assert_pulled(&machine.hub());
-        nothing_torn(&machine);
+        assert_all_complete(&machine);
     }
 }
 
-/// Two repos of one cache share a blob: the client's locks do not exclude each other, ours does.
+/// Two repos in the same cache share a blob. The client's locks do not cover this case; ours does.
 #[test]
-fn two_pulls_of_two_repos_with_one_blob() {
+fn concurrent_pulls_of_two_repos_share_a_download() {
     let store = Store::new();
     let machine = Machine::new(&store);
     let bytes = weights(4, LARGE);
@@ -531,7 +539,7 @@ fn two_pulls_of_two_repos_with_one_blob() {
     b.publish(&store);
     let gate = store.server.hold(|request| request.is("GET", "blobs/"));
     let one = machine.start(&["pull", "org/a", "--workers", "1"]);
-    store.server.wait_for("blob", |seen| seen.iter().any(|request| request.is("GET", "blobs/")));
+    store.server.wait_for("a blob request", |seen| seen.iter().any(|request| request.is("GET", "blobs/")));
     let two = machine.start(&["pull", "org/b"]);
     two.wait_for("another hf-cache-sync is downloading");
     gate.open();
@@ -543,9 +551,9 @@ fn two_pulls_of_two_repos_with_one_blob() {
     assert_eq!(fs::read_dir(partial).unwrap().count(), 0);
 }
 
-/// The Python client holds its lock on a blob: we wait, and take what it has fetched.
+/// The Python client holds the lock of a blob: the pull waits and uses the client's download.
 #[test]
-fn a_blob_that_the_client_is_fetching() {
+fn a_pull_waits_for_the_clients_download() {
     let store = Store::new();
     let machine = Machine::new(&store);
     let revision = Revision::model("org/large");
@@ -558,25 +566,28 @@ fn a_blob_that_the_client_is_fetching() {
     let blobs = revision.dir(&machine.hub()).join("blobs");
     fs::create_dir_all(&blobs).unwrap();
     let incomplete = blobs.join(format!("{etag}.0a1b2c3d.incomplete"));
-    fs::write(&incomplete, "its beginning").unwrap();
+    fs::write(&incomplete, "the beginning").unwrap();
 
     let running = machine.start(&["pull", "org/large"]);
     running.wait_for("another process is downloading");
-    assert_eq!(fs::read(&incomplete).unwrap(), b"its beginning");
+    assert_eq!(fs::read(&incomplete).unwrap(), b"the beginning");
     fs::write(&incomplete, &revision.file("model.safetensors").bytes).unwrap();
     fs::rename(&incomplete, blobs.join(&etag)).unwrap();
     lock.unlock().unwrap();
-    let ran = running.finish();
-    assert_eq!(ran.code, 0, "{ran:#?}");
+    let output = running.finish();
+    assert_eq!(output.code, 0, "{output:#?}");
     let key = revision.blob_key("model.safetensors");
-    assert!(!store.server.take_seen().iter().any(|request| request.is("GET", &key)), "it is not fetched again");
+    assert!(
+        !store.server.take_seen().iter().any(|request| request.is("GET", &key)),
+        "the blob must not be downloaded again"
+    );
     revision.assert_pulled(&machine.hub());
 }
 
-/// What the client does not know is made with the modes that it would give: a group shares a cache.
+/// The cache may be shared by a group, so files must get the modes that the client would give them.
 #[cfg(unix)]
 #[test]
-fn modes_follow_the_umask() {
+fn file_modes_follow_the_umask() {
     use std::os::unix::fs::PermissionsExt;
     let store = Store::new();
     let machine = Machine::new(&store);
@@ -603,22 +614,27 @@ fn modes_follow_the_umask() {
     assert_eq!(mode(machine.hub().join(".locks/.hf-cache-sync/lock")), 0o664);
 }
 
-/// A store that says yes to every write that `which` picks, and does `action` instead.
-fn untrue(store: &Store, times: usize, action: Action, which: impl Fn(&Seen) -> bool + Send + Sync + 'static) {
+/// Makes the store report success for the first `times` matching writes, but perform `action` instead.
+fn lose_writes(
+    store: &Store,
+    times: usize,
+    action: Action,
+    matches: impl Fn(&S3Request) -> bool + Send + Sync + 'static,
+) {
     let count = AtomicUsize::new(0);
-    store.server.on_request(move |request| match which(request) && count.fetch_add(1, Ordering::SeqCst) < times {
+    store.server.on_request(move |request| match matches(request) && count.fetch_add(1, Ordering::SeqCst) < times {
         true => action.clone(),
         false => Action::Pass,
     });
 }
 
-/// Whether the request makes an object of a key that begins like this.
-fn makes(request: &Seen, key: &str) -> bool {
+/// Whether the request creates an object with this key prefix.
+fn creates(request: &S3Request, key: &str) -> bool {
     (request.is("PUT", key) && request.part().is_none())
         || (request.is("POST", key) && request.query.contains("uploadId"))
 }
 
-/// A small blob, one that is streamed, and one in parts.
+/// A small blob, a streamed blob, and a blob that is uploaded in parts.
 fn every_size(id: &str) -> Revision {
     Revision::new("model", id)
         .git("config.json", format!("{{\"id\": \"{id}\"}}"))
@@ -627,46 +643,49 @@ fn every_size(id: &str) -> Revision {
 }
 
 #[test]
-fn a_blob_that_the_store_did_not_keep_is_sent_once_more() {
-    for action in [Action::Swallow, Action::Keep(5), Action::Misplace] {
+fn a_blob_that_the_store_lost_is_uploaded_again() {
+    for action in [Action::Swallow, Action::Truncate(5), Action::Misplace] {
         let store = Store::new();
         let machine = Machine::new(&store);
         let revision = every_size("org/name");
         revision.write(&machine.hub());
-        untrue(&store, 3, action.clone(), |request| makes(request, "blobs/"));
-        let ran = machine.run(&["push", "--json"]);
-        assert_eq!(ran.code, 0, "{action:?}: {ran:#?}");
+        lose_writes(&store, 3, action.clone(), |request| creates(request, "blobs/"));
+        let output = machine.run(&["push", "--json"]);
+        assert_eq!(output.code, 0, "{action:?}: {output:#?}");
         revision.assert_published(&store);
         assert_eq!(store.text("refs/org__name/main"), COMMIT);
-        assert!(ran.stderr.contains("sending once more"), "{ran:#?}");
-        let report = ran.json();
+        assert!(output.stderr.contains("sending once more"), "{output:#?}");
+        let report = output.json();
         assert_eq!(report["uploaded"]["blobs"], 3, "{report:#}");
     }
 }
 
 #[test]
-fn a_blob_that_the_store_never_keeps_is_not_published() {
+fn a_blob_that_the_store_always_loses_is_not_published() {
     let small = ["config.json", "streamed.bin"];
     for path in ["config.json", "streamed.bin", "parts.bin"] {
-        for action in [Action::Swallow, Action::Keep(5), Action::Misplace] {
+        for action in [Action::Swallow, Action::Truncate(5), Action::Misplace] {
             let store = Store::new();
             let machine = Machine::new(&store);
             let (mut bad, good) = (every_size("org/bad"), Revision::model("org/good"));
-            // The large file costs time.
+            // Skip the large file where possible to save time.
             bad.files.retain(|file| small.contains(&file.path.as_str()) || file.path == path);
             bad.write(&machine.hub());
             good.write(&machine.hub());
             let key = bad.blob_key(path);
-            untrue(&store, usize::MAX, action.clone(), move |request| makes(request, &key));
-            let ran = machine.run(&["push"]);
-            assert_eq!(ran.code, 5, "{path} {action:?}: {ran:#?}");
-            assert!(ran.stderr.contains(&bad.etag(path)) && ran.stderr.contains(path), "{ran:#?}");
-            ran.nothing_internal();
-            assert!(!store.has(&bad.manifest_key()) && !store.has("refs/org__bad/main"), "nothing of it is published");
+            lose_writes(&store, usize::MAX, action.clone(), move |request| creates(request, &key));
+            let output = machine.run(&["push"]);
+            assert_eq!(output.code, 5, "{path} {action:?}: {output:#?}");
+            assert!(output.stderr.contains(&bad.etag(path)) && output.stderr.contains(path), "{output:#?}");
+            output.nothing_internal();
+            assert!(
+                !store.has(&bad.manifest_key()) && !store.has("refs/org__bad/main"),
+                "the repo must not be published"
+            );
             good.assert_published(&store);
             assert_eq!(store.text("refs/org__good/main"), COMMIT);
-            let sent = store.server.take_seen().iter().filter(|request| makes(request, &bad.blob_key(path))).count();
-            assert_eq!(sent, 2, "once more, and not for ever");
+            let sent = store.server.take_seen().iter().filter(|request| creates(request, &bad.blob_key(path))).count();
+            assert_eq!(sent, 2, "the upload is repeated only once");
             store.server.behave();
             machine.ok(&["push"]);
             bad.assert_published(&store);
@@ -674,38 +693,38 @@ fn a_blob_that_the_store_never_keeps_is_not_published() {
     }
 }
 
-/// A listing may lag behind: what a HEAD finds is there.
+/// An object that is missing from the listing but found by HEAD counts as stored.
 #[test]
-fn a_listing_that_lags_fails_no_push() {
+fn a_push_succeeds_with_an_outdated_listing() {
     let store = Store::new();
     let machine = Machine::new(&store);
     let revision = every_size("org/name");
     revision.write(&machine.hub());
     store.server.on_request(|request| match request.is_list() {
-        true => Action::Overlook("blobs/"),
+        true => Action::Omit("blobs/"),
         false => Action::Pass,
     });
     machine.ok(&["push"]);
     revision.assert_published(&store);
     assert_eq!(store.text("refs/org__name/main"), COMMIT);
-    let sent = store.server.take_seen().iter().filter(|request| makes(request, "blobs/")).count();
-    assert_eq!(sent, 3, "nothing is sent twice");
+    let sent = store.server.take_seen().iter().filter(|request| creates(request, "blobs/")).count();
+    assert_eq!(sent, 3, "no blob is uploaded twice");
 }
 
 #[test]
-fn a_manifest_that_the_store_did_not_keep() {
-    for action in [Action::Swallow, Action::Keep(100), Action::Misplace] {
+fn a_lost_manifest_is_detected_and_pushed_again() {
+    for action in [Action::Swallow, Action::Truncate(100), Action::Misplace] {
         let store = Store::new();
         let machine = Machine::new(&store);
         let revision = Revision::model("org/name");
         revision.write(&machine.hub());
-        untrue(&store, usize::MAX, action.clone(), |request| makes(request, "manifests/"));
-        let ran = machine.run(&["push"]);
-        assert_eq!(ran.code, 5, "{action:?}: {ran:#?}");
-        assert!(ran.stderr.contains("the manifest of org/name@"), "{ran:#?}");
-        ran.nothing_internal();
-        assert!(!store.has("refs/org__name/main"), "no ref to what is not there");
-        untrue(&store, 1, action, |request| makes(request, "manifests/"));
+        lose_writes(&store, usize::MAX, action.clone(), |request| creates(request, "manifests/"));
+        let output = machine.run(&["push"]);
+        assert_eq!(output.code, 5, "{action:?}: {output:#?}");
+        assert!(output.stderr.contains("the manifest of org/name@"), "{output:#?}");
+        output.nothing_internal();
+        assert!(!store.has("refs/org__name/main"), "no ref may point to a missing manifest");
+        lose_writes(&store, 1, action, |request| creates(request, "manifests/"));
         machine.ok(&["push"]);
         revision.assert_published(&store);
         assert_eq!(store.text("refs/org__name/main"), COMMIT);
@@ -713,9 +732,9 @@ fn a_manifest_that_the_store_did_not_keep() {
 }
 
 #[test]
-fn a_ref_that_the_store_did_not_keep() {
+fn a_lost_ref_is_detected_and_pushed_again() {
     for before in [None, Some(OTHER)] {
-        for action in [Action::Swallow, Action::Keep(7)] {
+        for action in [Action::Swallow, Action::Truncate(7)] {
             let store = Store::new();
             let machine = Machine::new(&store);
             let many: Vec<Revision> = (0..3).map(|n| Revision::model(&format!("org/name-{n}"))).collect();
@@ -725,40 +744,40 @@ fn a_ref_that_the_store_did_not_keep() {
             if let Some(commit) = before {
                 store.put("refs/org__name-1/main", commit);
             }
-            untrue(&store, usize::MAX, action.clone(), |request| makes(request, "refs/org__name-1/"));
-            let ran = machine.run(&["push"]);
-            assert_eq!(ran.code, 5, "{action:?}: {ran:#?}");
-            assert!(ran.stderr.contains("ref main of org/name-1@"), "{ran:#?}");
+            lose_writes(&store, usize::MAX, action.clone(), |request| creates(request, "refs/org__name-1/"));
+            let output = machine.run(&["push"]);
+            assert_eq!(output.code, 5, "{action:?}: {output:#?}");
+            assert!(output.stderr.contains("ref main of org/name-1@"), "{output:#?}");
             assert_eq!(store.text("refs/org__name-2/main"), COMMIT);
-            untrue(&store, 1, action.clone(), |request| makes(request, "refs/org__name-1/"));
+            lose_writes(&store, 1, action.clone(), |request| creates(request, "refs/org__name-1/"));
             machine.ok(&["push"]);
             assert_eq!(store.text("refs/org__name-1/main"), COMMIT);
         }
     }
 }
 
-/// Gone between the listing and the publication, by a rule of the bucket or another machine's clean-up.
+/// Deleted between the listing and the publication, by a lifecycle rule or a cleanup on another machine.
 #[test]
-fn a_blob_that_disappears_during_a_push_is_sent_anew() {
+fn a_blob_deleted_during_a_push_is_uploaded_again() {
     let store = Store::new();
     let machine = Machine::new(&store);
     let revision = every_size("org/name");
     revision.write(&machine.hub());
     let gone = revision.blob_key("streamed.bin");
     store.put(&gone, &revision.file("streamed.bin").bytes);
-    let gate = store.server.hold(|request| makes(request, "blobs/"));
+    let gate = store.server.hold(|request| creates(request, "blobs/"));
     let running = machine.start(&["push"]);
-    store.server.wait_for("blob", |seen| seen.iter().any(|request| makes(request, "blobs/")));
+    store.server.wait_for("a blob request", |seen| seen.iter().any(|request| creates(request, "blobs/")));
     store.remove(&gone);
     gate.open();
-    let ran = running.finish();
-    assert_eq!(ran.code, 0, "{ran:#?}");
+    let output = running.finish();
+    assert_eq!(output.code, 0, "{output:#?}");
     revision.assert_published(&store);
 }
 
-/// What is checked costs a request where there is something to check, and none where nothing was done.
+/// Verification takes one request if anything was uploaded, and none otherwise.
 #[test]
-fn checking_costs_one_request() {
+fn verification_takes_one_request() {
     let store = Store::new();
     let machine = Machine::new(&store);
     let mut revision = Revision::new("model", "org/many");
@@ -768,7 +787,7 @@ fn checking_costs_one_request() {
     revision.write(&machine.hub());
     machine.ok(&["push"]);
     let seen = store.server.take_seen();
-    assert_eq!(seen.iter().filter(|request| request.is_list()).count(), 4, "one more than the first three");
+    assert_eq!(seen.iter().filter(|request| request.is_list()).count(), 4, "one more than the initial three");
     assert_eq!(seen.iter().filter(|request| request.method == "HEAD").count(), 0);
     machine.ok(&["push"]);
     let seen = store.server.take_seen();
@@ -780,7 +799,7 @@ struct KilledPush {
     store: Store,
     machine: Machine,
     revision: Revision,
-    /// The id of its upload.
+    /// The upload id.
     upload: String,
     record: Vec<u8>,
 }
@@ -793,7 +812,7 @@ impl KilledPush {
         revision.write(&machine.hub());
         store.server.hold(|request| request.part() == Some(3));
         let running = machine.start(&["push", "--workers", "1"]);
-        store.server.wait_for("third part", |seen| seen.iter().any(|request| request.part() == Some(3)));
+        store.server.wait_for("the third part", |seen| seen.iter().any(|request| request.part() == Some(3)));
         running.kill();
         store.server.behave();
         store.server.take_seen();
@@ -804,42 +823,42 @@ impl KilledPush {
         killed
     }
 
-    /// What is known here of the upload.
+    /// Returns the path of the local record of the upload.
     fn record_path(&self) -> PathBuf {
         let name = format!("{}.json", self.revision.etag("model.safetensors"));
         self.machine.hub().join(".locks/.hf-cache-sync/uploads").join(name)
     }
 
-    /// Forgets what a later push has published, so that the next one finds the same record and an empty bucket.
+    /// Undoes what a later push has published, so that the next one starts with the same record and an empty bucket.
     fn rewind(&self) {
         self.store.clear();
         fs::write(self.record_path(), &self.record).unwrap();
     }
 
-    /// The next push goes well; returns the numbers of the parts that it sent.
+    /// Asserts that the next push succeeds, and returns the part numbers that it sent.
     #[track_caller]
-    fn goes_on(&self, what: &str) -> Vec<u32> {
-        goes_well(&self.store, &self.machine, &self.revision, what)
+    fn assert_resumes(&self, what: &str) -> Vec<u32> {
+        assert_push_succeeds(&self.store, &self.machine, &self.revision, what)
     }
 }
 
-/// The push goes well; returns the numbers of the parts that it sent.
+/// Asserts that the push succeeds, and returns the part numbers that it sent.
 #[track_caller]
-fn goes_well(store: &Store, machine: &Machine, revision: &Revision, what: &str) -> Vec<u32> {
-    let ran = machine.run(&["push", "--workers", "1"]);
-    assert_eq!(ran.code, 0, "{what}: {ran:#?}");
+fn assert_push_succeeds(store: &Store, machine: &Machine, revision: &Revision, what: &str) -> Vec<u32> {
+    let output = machine.run(&["push", "--workers", "1"]);
+    assert_eq!(output.code, 0, "{what}: {output:#?}");
     store.server.behave();
     revision.assert_published(store);
     assert_eq!(store.text("refs/org__large/main"), COMMIT);
     let uploads = machine.hub().join(".locks/.hf-cache-sync/uploads");
-    assert_eq!(fs::read_dir(uploads).unwrap().count(), 0, "{what}: nothing is left of it");
-    store.server.take_seen().iter().filter_map(Seen::part).collect()
+    assert_eq!(fs::read_dir(uploads).unwrap().count(), 0, "{what}: no leftovers may remain");
+    store.server.take_seen().iter().filter_map(S3Request::part).collect()
 }
 
-/// What can have become of an unfinished upload.
+/// The ways in which an unfinished upload can become unusable.
 #[test]
-fn an_upload_that_is_of_no_use_any_more_is_begun_anew() {
-    type Which = fn(&Seen) -> bool;
+fn an_unusable_upload_is_restarted() {
+    type Which = fn(&S3Request) -> bool;
     let lists: Which = |request| request.method == "GET";
     let sends: Which = |request| request.part().is_some();
     let completes: Which = |request| request.method == "POST";
@@ -870,27 +889,27 @@ fn an_upload_that_is_of_no_use_any_more_is_begun_anew() {
         let (which, status, code, old) = (*which, *status, *code, killed.upload.clone());
         killed.rewind();
         killed.store.server.on_request(move |request| match request.query.contains(&old) && which(request) {
-            // Without a code it is a page, of whatever stands before the store.
+            // Without a code, it is an HTML page from a proxy in front of the store.
             true if code.is_empty() => Action::Page(status),
             true => Action::Refuse(status, code, "no such thing"),
             false => Action::Pass,
         });
-        let sent = killed.goes_on(code);
+        let sent = killed.assert_resumes(code);
         assert!(sent.ends_with(&[1, 2, 3]), "{status} {code}: {sent:?}");
     }
 }
 
-/// The server of these tests forgets uploads as a real one does: it lists no parts, and refuses new ones.
+/// The embedded server forgets uploads as real ones do: it lists no parts and rejects new ones.
 #[test]
-fn an_upload_that_the_store_has_cleaned_up() {
+fn an_upload_deleted_by_the_store_is_restarted() {
     let killed = KilledPush::new();
     killed.store.server.clean_up_uploads();
-    let sent = killed.goes_on("cleaned up");
+    let sent = killed.assert_resumes("cleaned up");
     assert_eq!(sent, [1, 2, 3]);
 }
 
 #[test]
-fn an_upload_that_is_cleaned_up_while_it_runs() {
+fn an_upload_deleted_while_it_runs_is_restarted() {
     for (status, code) in [(404, "NoSuchUpload"), (404, "NoSuchKey")] {
         let store = Store::new();
         let machine = Machine::new(&store);
@@ -910,13 +929,13 @@ fn an_upload_that_is_cleaned_up_while_it_runs() {
                 false => Action::Pass,
             }
         });
-        goes_well(&store, &machine, &revision, code);
+        assert_push_succeeds(&store, &machine, &revision, code);
     }
 }
 
-/// Fresh starts have an end.
+/// The number of restarts is limited.
 #[test]
-fn an_upload_that_is_always_lost_is_a_failure() {
+fn an_upload_that_is_deleted_every_time_is_an_error() {
     let store = Store::new();
     let machine = Machine::new(&store);
     let revision = large();
@@ -925,99 +944,99 @@ fn an_upload_that_is_always_lost_is_a_failure() {
         Some(2) => Action::Refuse(404, "NoSuchUpload", "The specified upload does not exist"),
         _ => Action::Pass,
     });
-    let ran = machine.run(&["push", "--workers", "1"]);
-    assert_eq!(ran.code, 1, "{ran:#?}");
-    ran.nothing_internal();
+    let output = machine.run(&["push", "--workers", "1"]);
+    assert_eq!(output.code, 1, "{output:#?}");
+    output.nothing_internal();
     let seen = store.server.take_seen();
-    let begun = seen.iter().filter(|request| request.method == "POST" && request.query.contains("uploads")).count();
-    assert_eq!(begun, 2);
+    let started = seen.iter().filter(|request| request.method == "POST" && request.query.contains("uploads")).count();
+    assert_eq!(started, 2);
 }
 
 #[test]
-fn a_record_of_an_upload_that_says_something_else() {
-    let bend = |key: &'static str, value: Value| {
+fn an_upload_with_a_bad_record_is_restarted() {
+    let set = |key: &'static str, value: Value| {
         move |record: &[u8]| {
             let mut record: Value = serde_json::from_slice(record).unwrap();
             record[key] = value.clone();
             serde_json::to_vec(&record).unwrap()
         }
     };
-    type Bend = Box<dyn Fn(&[u8]) -> Vec<u8>>;
-    let cases: Vec<Bend> = vec![
-        Box::new(bend("bucket", "another".into())),
-        Box::new(bend("endpoint", "http://127.0.0.1:9".into())),
-        Box::new(bend("part_size", (8 << 20).into())),
-        Box::new(bend("part_size", 0.into())),
-        Box::new(bend("size", 5.into())),
-        Box::new(bend("upload", "".into())),
-        Box::new(bend("upload", "no such/upload?\n".into())),
-        Box::new(bend("modified", Value::Null)),
+    type Change = Box<dyn Fn(&[u8]) -> Vec<u8>>;
+    let cases: Vec<Change> = vec![
+        Box::new(set("bucket", "another".into())),
+        Box::new(set("endpoint", "http://127.0.0.1:9".into())),
+        Box::new(set("part_size", (8 << 20).into())),
+        Box::new(set("part_size", 0.into())),
+        Box::new(set("size", 5.into())),
+        Box::new(set("upload", "".into())),
+        Box::new(set("upload", "no such/upload?\n".into())),
+        Box::new(set("modified", Value::Null)),
         Box::new(|record| record[..record.len() / 2].to_vec()),
         Box::new(|_| Vec::new()),
         Box::new(|_| b"[1, 2]".to_vec()),
         Box::new(|_| vec![0xff; 100]),
     ];
     let killed = KilledPush::new();
-    for (number, bend) in cases.iter().enumerate() {
+    for (number, change) in cases.iter().enumerate() {
         killed.rewind();
-        fs::write(killed.record_path(), bend(&killed.record)).unwrap();
-        let sent = killed.goes_on(&format!("case {number}"));
+        fs::write(killed.record_path(), change(&killed.record)).unwrap();
+        let sent = killed.assert_resumes(&format!("case {number}"));
         assert_eq!(sent, [1, 2, 3], "case {number}");
     }
 }
 
-/// A part that is not what was sent is sent anew, and only that one.
+/// Only the part that differs from the one sent is uploaded again.
 #[test]
-fn a_part_that_the_store_has_otherwise() {
+fn a_part_with_a_different_etag_is_uploaded_again() {
     for (number, expected) in [(2, vec![2, 3]), (1, vec![1, 3])] {
         let killed = KilledPush::new();
         killed.store.server.change_part(number);
-        let mut sent = killed.goes_on("another ETag");
+        let mut sent = killed.assert_resumes("another ETag");
         sent.sort();
         assert_eq!(sent, expected);
     }
 }
 
-/// ETags need not be MD5s, where a store encrypts: a part that is sent again tells. Here they are.
+/// ETags are not MD5s on stores that encrypt, so a part is uploaded again to find out. Here they are MD5s.
 #[test]
-fn parts_none_of_which_the_store_has_as_they_are() {
+fn parts_that_all_differ_are_uploaded_again() {
     let killed = KilledPush::new();
     killed.store.server.change_part(1);
     killed.store.server.change_part(2);
-    let mut sent = killed.goes_on("other ETags");
+    let mut sent = killed.assert_resumes("other ETags");
     sent.sort();
     assert_eq!(sent, [1, 2, 3]);
 }
 
-/// The refusal may come before the part was sent, and get lost with the connection.
+/// The error may arrive before the part has been sent, and get lost when the connection breaks.
 #[test]
-fn an_upload_that_is_refused_before_it_is_read() {
+fn an_upload_refused_before_the_body_is_read_is_restarted() {
     let killed = KilledPush::new();
     let old = killed.upload.clone();
     killed.store.server.on_request(move |request| match request.part().is_some() && request.query.contains(&old) {
-        true => Action::Slam(403, "AccessDenied", "no such upload"),
+        true => Action::RefuseEarly(403, "AccessDenied", "no such upload"),
         false => Action::Pass,
     });
-    let sent = killed.goes_on("slammed");
+    let sent = killed.assert_resumes("refused early");
     assert!(sent.ends_with(&[1, 2, 3]), "{sent:?}");
 }
 
-/// Damage on the way concerns a part, not the others.
+/// A corrupt part must not affect the others.
 #[test]
-fn a_part_that_always_arrives_damaged_leaves_the_others_alone() {
+fn a_part_that_is_always_corrupted_does_not_affect_the_others() {
     let killed = KilledPush::new();
     killed.store.server.on_request(|request| match request.part() {
         Some(3) => Action::Refuse(400, "BadDigest", "The Content-MD5 you specified did not match"),
         _ => Action::Pass,
     });
-    let ran = killed.machine.run(&["push", "--workers", "1"]);
-    assert_eq!(ran.code, 5, "{ran:#?}");
-    ran.nothing_internal();
+    let output = killed.machine.run(&["push", "--workers", "1"]);
+    assert_eq!(output.code, 5, "{output:#?}");
+    output.nothing_internal();
     killed.store.server.behave();
     let seen = killed.store.server.take_seen();
-    assert!(!seen.iter().any(|request| request.method == "DELETE"), "the upload is not given up: {seen:#?}");
-    let sent = killed.goes_on("behaves again");
-    assert_eq!(sent, [3], "only the damaged one");
+    assert!(!seen.iter().any(|request| request.method == "DELETE"), "the upload must not be aborted: {seen:#?}");
+    let sent = killed.assert_resumes("behaves again");
+    assert_eq!(sent, [3], "only the corrupt part");
 }
 
 /// A pull that was killed in the middle.
@@ -1030,12 +1049,12 @@ struct KilledPull {
 }
 
 impl KilledPull {
-    /// Of the large blob, after three of its ranges.
+    /// Kills a pull of the large blob after three ranges.
     fn new() -> Self {
         KilledPull::at(3 * RANGE, LARGE)
     }
 
-    /// Of a blob of this length, before the range that begins here.
+    /// Kills a pull of a blob of this length before the range at `start`.
     fn at(start: usize, length: usize) -> Self {
         let store = Store::new();
         let machine = Machine::new(&store);
@@ -1043,7 +1062,7 @@ impl KilledPull {
         revision.publish(&store);
         store.server.hold(move |request| request.range.as_ref().is_some_and(|range| first_byte(range) == start));
         let running = machine.start(&["pull", "org/large", "--workers", "1"]);
-        store.server.wait_for("range", |seen| ranges(seen).contains(&start));
+        store.server.wait_for("the range", |seen| ranges(seen).contains(&start));
         running.kill();
         store.server.behave();
         store.server.take_seen();
@@ -1053,14 +1072,14 @@ impl KilledPull {
     }
 }
 
-/// What can have become of what an interrupted pull has left.
+/// The ways in which the leftovers of an interrupted pull can become unusable.
 #[cfg(unix)]
 #[test]
-fn leftovers_of_a_pull_that_are_of_no_use_are_fetched_anew() {
+fn unusable_leftovers_are_downloaded_again() {
     /// Three ranges.
     const LENGTH: u64 = 17 << 20;
-    type Bend = fn(&[PathBuf; 2]);
-    let cases: &[Bend] = &[
+    type Change = fn(&[PathBuf; 2]);
+    let cases: &[Change] = &[
         |[partial, _]| fs::File::options().write(true).open(partial).unwrap().set_len(LENGTH + 5).unwrap(),
         |[partial, _]| fs::File::options().write(true).open(partial).unwrap().set_len(5).unwrap(),
         |[_, journal]| fs::write(journal, "no journal").unwrap(),
@@ -1092,40 +1111,40 @@ fn leftovers_of_a_pull_that_are_of_no_use_are_fetched_anew() {
         },
     ];
     let KilledPull { store: _store, machine, revision, paths } = KilledPull::at(2 * RANGE, LENGTH as usize);
-    let left = paths.each_ref().map(|path| fs::read(path).unwrap());
-    for (number, bend) in cases.iter().enumerate() {
-        // As the kill has left it.
+    let leftovers = paths.each_ref().map(|path| fs::read(path).unwrap());
+    for (number, change) in cases.iter().enumerate() {
+        // Restore the state that the kill left behind.
         fs::remove_dir_all(machine.hub()).unwrap();
         fs::create_dir_all(paths[0].parent().unwrap()).unwrap();
-        for (path, bytes) in paths.iter().zip(&left) {
+        for (path, bytes) in paths.iter().zip(&leftovers) {
             fs::write(path, bytes).unwrap();
         }
-        bend(&paths);
-        let ran = machine.run(&["pull", "org/large"]);
-        assert_eq!(ran.code, 0, "case {number}: {ran:#?}");
+        change(&paths);
+        let output = machine.run(&["pull", "org/large"]);
+        assert_eq!(output.code, 0, "case {number}: {output:#?}");
         revision.assert_pulled(&machine.hub());
-        nothing_torn(&machine);
+        assert_all_complete(&machine);
     }
 }
 
-/// Makes a journal say that the pull has come in so many units of this size, and that the first of them are `there`.
-fn write_unit(journal: &Path, unit: u64, count: usize, there: usize) {
+/// Rewrites the journal: this unit size, `count` units, of which the first `there` are done.
+fn write_unit(journal: &Path, unit: u64, count: usize, done: usize) {
     let mut bytes = fs::read(journal).unwrap();
     bytes.truncate(24);
     bytes[16..].copy_from_slice(&unit.to_le_bytes());
-    bytes.extend((0..count).map(|at| u8::from(at < there)));
+    bytes.extend((0..count).map(|at| u8::from(at < done)));
     fs::write(journal, bytes).unwrap();
 }
 
-/// Units depend on what a run moves and how: one that goes on keeps those that it finds.
+/// The unit size depends on the run's options and workload; a resumed pull keeps the recorded one.
 #[test]
-fn a_pull_goes_on_with_the_units_that_it_finds() {
+fn a_resumed_pull_keeps_the_recorded_unit_size() {
     for unit in [1 << 20, 2 << 20, 4 << 20] {
         let KilledPull { store, machine, revision, paths: [_, journal] } = KilledPull::new();
         write_unit(&journal, unit, LARGE.div_ceil(unit as usize), 2 * RANGE / unit as usize);
         machine.ok(&["pull", "org/large"]);
         revision.assert_pulled(&machine.hub());
-        nothing_torn(&machine);
+        assert_all_complete(&machine);
         let mut starts = ranges(&store.server.take_seen());
         starts.sort();
         assert_eq!(starts[0], 2 * RANGE, "unit {unit}: {starts:?}");
@@ -1133,9 +1152,9 @@ fn a_pull_goes_on_with_the_units_that_it_finds() {
     }
 }
 
-/// Of a partial file that was damaged only what the earlier run had fetched comes again.
+/// If the partial file is corrupt, only the parts that the earlier run had fetched are fetched again.
 #[test]
-fn what_this_run_has_fetched_is_kept_when_the_rest_was_damaged() {
+fn bytes_from_this_run_are_kept_if_older_ones_were_corrupt() {
     let KilledPull { store, machine, revision, paths: [partial, _] } = KilledPull::new();
     let mut bytes = fs::read(&partial).unwrap();
     bytes[1000] ^= 1;
@@ -1143,32 +1162,32 @@ fn what_this_run_has_fetched_is_kept_when_the_rest_was_damaged() {
     machine.ok(&["pull", "org/large", "--workers", "1"]);
     revision.assert_pulled(&machine.hub());
     let starts = ranges(&store.server.take_seen());
-    assert!(starts.iter().filter(|start| **start >= 3 * RANGE).count() <= 2, "the end comes once: {starts:?}");
+    assert!(starts.iter().filter(|start| **start >= 3 * RANGE).count() <= 2, "the end is downloaded once: {starts:?}");
     assert!(starts.contains(&0), "{starts:?}");
 }
 
 #[test]
-fn bytes_that_arrive_damaged_are_fetched_once_more() {
+fn bytes_corrupted_in_transit_are_downloaded_again() {
     for length in [200_000, LARGE] {
         let store = Store::new();
         let machine = Machine::new(&store);
         let revision = Revision::new("model", "org/name").lfs("model.bin", weights(2, length));
         revision.publish(&store);
-        untrue(&store, 1, Action::Flip, |request| request.is("GET", "blobs/"));
+        lose_writes(&store, 1, Action::Flip, |request| request.is("GET", "blobs/"));
         machine.ok(&["pull", "org/name"]);
         revision.assert_pulled(&machine.hub());
-        // And not for ever.
+        // But only once.
         let other = Machine::new(&store);
-        untrue(&store, usize::MAX, Action::Flip, |request| request.is("GET", "blobs/"));
-        let ran = other.run(&["pull", "org/name", "--workers", "1"]);
-        assert_eq!(ran.code, 5, "{ran:#?}");
-        assert!(ran.stderr.contains("corrupt in the bucket"), "{ran:#?}");
+        lose_writes(&store, usize::MAX, Action::Flip, |request| request.is("GET", "blobs/"));
+        let output = other.run(&["pull", "org/name", "--workers", "1"]);
+        assert_eq!(output.code, 5, "{output:#?}");
+        assert!(output.stderr.contains("corrupt in the bucket"), "{output:#?}");
     }
 }
 
-/// Damage in another place each time: what came twice as the same bytes is not fetched once more.
+/// Each attempt is corrupted in another place; parts that were identical twice are not fetched a third time.
 #[test]
-fn only_parts_that_may_be_damaged_are_fetched_again() {
+fn only_parts_that_may_be_corrupt_are_downloaded_again() {
     let store = Store::new();
     let machine = Machine::new(&store);
     let revision = large();
@@ -1189,14 +1208,14 @@ fn only_parts_that_may_be_damaged_are_fetched_again() {
     machine.ok(&["pull", "org/large", "--workers", "1"]);
     revision.assert_pulled(&machine.hub());
     let starts = ranges(&store.server.take_seen());
-    // All of it twice, and then the two parts that were not the same.
+    // Everything twice, and then the two parts that differed.
     let all = [0, RANGE, 2 * RANGE, 3 * RANGE, 4 * RANGE];
     assert_eq!(starts, [&all[..], &all[..], &[PART, 2 * RANGE + PART]].concat());
 }
 
-/// An object that is replaced while it comes, by the same bytes under another ETag.
+/// The object is overwritten during the download with the same bytes and a new ETag.
 #[test]
-fn an_object_that_is_replaced_while_it_is_read() {
+fn an_object_replaced_during_a_download_is_downloaded_again() {
     for length in [200_000, LARGE] {
         let store = Store::new();
         let machine = Machine::new(&store);

@@ -1,5 +1,5 @@
-//! Limits on transfers: they are kept, and whatever they are, every byte arrives, and every byte is counted. That bytes
-//! wait as long as the rate says is tested with a given time, in src/transfer/rate.rs.
+//! Transfer limits: they are respected, and every byte arrives and is counted. That bytes wait according to the rate is
+//! tested with a simulated clock in src/transfer/rate.rs.
 
 use std::fs;
 use std::num::NonZeroU64;
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::harness::cache::{Content, Revision};
 use crate::harness::machine::Machine;
-use crate::harness::s3::{Action, Gate, Seen};
+use crate::harness::s3::{Action, Gate, S3Request};
 use crate::harness::store::Store;
 use crate::harness::weights;
 use hf_cache_sync::internals::model::ids::RepoName;
@@ -17,7 +17,7 @@ use hf_cache_sync::internals::transfer::source::Source;
 use hf_cache_sync::internals::transfer::upload::{Upload, upload};
 use hf_cache_sync::internals::transfer::{Context, HashPool};
 
-/// A blob of each way of moving one, and their bytes together: from memory, as a stream, in parts.
+/// A blob for each kind of transfer (from memory, streamed, in parts), and their total size.
 fn revision() -> (Revision, u64) {
     let sizes = [10_000, 700_000, 20 << 20];
     let revision = Revision::model("org/name");
@@ -27,7 +27,7 @@ fn revision() -> (Revision, u64) {
     (revision, bytes)
 }
 
-/// Runs work with what transfers of this machine need, within these caps.
+/// Runs `work` with the transfer context of this machine and these caps.
 fn with_context<T>(store: &Store, machine: &Machine, caps: Caps, work: impl AsyncFnOnce(&Context) -> T) -> T {
     let session = store.session(&machine.hub(), &machine.work());
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
@@ -58,31 +58,31 @@ fn to_fetch(revision: &Revision, context: &Context, file: &Content) -> Fetch {
 }
 
 #[test]
-fn a_limited_rate_counts_every_byte_both_ways() {
+fn the_rate_limit_counts_every_byte_in_both_directions() {
     let (store, machine) = (Store::new(), Machine::unconfigured());
     let (revision, bytes) = revision();
     revision.write(&machine.hub());
     let caps = Caps { rate: NonZeroU64::new(60_000_000), ..Caps::default() };
-    let taken = with_context(&store, &machine, caps, async |context| {
+    let counted = with_context(&store, &machine, caps, async |context| {
         for file in &revision.files {
             upload(context, &to_upload(&revision, &machine, file)).await.unwrap();
         }
         context.limits.rate.taken()
     });
-    assert_eq!(taken, bytes);
+    assert_eq!(counted, bytes);
 
     let target = Machine::unconfigured();
-    let taken = with_context(&store, &target, caps, async |context| {
+    let counted = with_context(&store, &target, caps, async |context| {
         for file in &revision.files {
             let fetched = download(context, &to_fetch(&revision, context, file)).await.unwrap();
             assert!(fs::read(fetched).unwrap() == file.bytes, "{}", file.path);
         }
         context.limits.rate.taken()
     });
-    assert_eq!(taken, bytes);
+    assert_eq!(counted, bytes);
 }
 
-/// Which of the two a processor gets is decided by its speed. Both have to move blobs in parts, and refuse corrupt ones.
+/// The speed of the processor determines the mode. Both must transfer blobs in parts and refuse corrupt ones.
 #[test]
 fn large_blobs_are_verified_inline_and_in_lockstep() {
     for lanes in [1, 4] {
@@ -97,7 +97,7 @@ fn large_blobs_are_verified_inline_and_in_lockstep() {
         with_context(&store, &machine, Caps::default(), async |context| {
             let context = &forced(context);
             upload(context, &to_upload(&revision, &machine, one)).await.unwrap();
-            // The same bytes under the name of other ones.
+            // These bytes do not match the blob name.
             let wrong = Upload { id: two.etag().parse().unwrap(), ..to_upload(&revision, &machine, one) };
             let refused = upload(context, &wrong).await.unwrap_err().to_string();
             assert!(refused.contains("is corrupt in this cache"), "{refused}");
@@ -116,7 +116,7 @@ fn large_blobs_are_verified_inline_and_in_lockstep() {
 }
 
 #[test]
-fn limited_commands_do_all_their_work() {
+fn commands_with_limits_complete_their_work() {
     let store = Store::new();
     let (source, target) = (Machine::new(&store), Machine::new(&store));
     let (revision, _) = revision();
@@ -133,17 +133,17 @@ fn limited_commands_do_all_their_work() {
     assert!(revision.snapshot(&again.hub()).join("large.bin").exists());
 }
 
-/// Every request for a blob is held: as many come as the limit allows, and one more when one is answered.
+/// Every blob request is held: exactly as many arrive as the limit allows, and one more for each one that is answered.
 #[test]
-fn no_more_requests_are_in_flight_than_the_limits_allow() {
+fn requests_in_flight_stay_within_the_limits() {
     let cases: [(usize, &str, &[&str]); 4] = [
         (2, "org/mixed", &["--workers", "2"]),
         (3, "org/mixed", &["--max-memory", "34MiB"]),
         (2, "org/mixed", &["--max-memory", "33MiB", "--workers", "8"]),
-        // Each gets 64 KiB a second. A part would take minutes.
+        // Each gets 64 KiB a second. A multipart part would take minutes.
         (3, "org/small", &["--bwlimit", "200kB/s"]),
     ];
-    // More than is allowed of either kind: blobs that are one request, and parts.
+    // More than the limit of both kinds: blobs that take a single request, and parts.
     let small = |all: Revision, n: u64| all.lfs(&format!("small-{n}.bin"), weights(n, 1000));
     let large = |all: Revision, n: u64| all.lfs(&format!("large-{n}.bin"), weights(10 + n, 17 << 20));
     let mixed = (1..=2).fold((1..=6).fold(Revision::new("model", "org/mixed"), small), large);
@@ -151,20 +151,26 @@ fn no_more_requests_are_in_flight_than_the_limits_allow() {
 
     let store = Store::new();
     revisions.iter().for_each(|revision| revision.publish(&store));
-    for (most, repo, limits) in cases {
-        keeps_to(&store, &Machine::new(&store), ("GET", &["pull", repo]), limits, most);
+    for (expected, repo, limits) in cases {
+        assert_limit(&store, &Machine::new(&store), ("GET", &["pull", repo]), limits, expected);
     }
     let store = Store::new();
     let source = Machine::new(&store);
     revisions.iter().for_each(|revision| revision.write(&source.hub()));
-    for (most, repo, limits) in cases {
-        keeps_to(&store, &source, ("PUT", &["push", repo]), limits, most);
+    for (expected, repo, limits) in cases {
+        assert_limit(&store, &source, ("PUT", &["push", repo]), limits, expected);
     }
 }
 
 #[track_caller]
-fn keeps_to(store: &Store, machine: &Machine, (method, line): (&'static str, &[&str]), limits: &[&str], most: usize) {
-    let is_held = move |request: &Seen| request.is(method, "blobs/");
+fn assert_limit(
+    store: &Store,
+    machine: &Machine,
+    (method, line): (&'static str, &[&str]),
+    limits: &[&str],
+    expected: usize,
+) {
+    let is_held = move |request: &S3Request| request.is(method, "blobs/");
     let (first, others, number) = (Gate::new(), Gate::new(), AtomicUsize::new(0));
     let gates = [first.clone(), others];
     store.server.on_request(move |request| match is_held(request) {
@@ -173,16 +179,16 @@ fn keeps_to(store: &Store, machine: &Machine, (method, line): (&'static str, &[&
     });
     let line = [line, limits].concat();
     let running = machine.start(&line);
-    let come = |count: usize| {
-        let held = |seen: &[Seen]| seen.iter().filter(|request| is_held(request)).count();
-        store.server.wait_for(&format!("blob for {line:?}"), |seen| held(seen) >= count);
-        // Meanwhile the store serves another program, from its start to its end.
+    let wait_for_held = |count: usize| {
+        let held = |seen: &[S3Request]| seen.iter().filter(|request| is_held(request)).count();
+        store.server.wait_for(&format!("{count} blob requests of {line:?}"), |seen| held(seen) >= count);
+        // Meanwhile, the store serves another command from start to finish.
         machine.ok(&["doctor"]);
-        assert_eq!(held(&store.server.take_seen()), count, "requests in flight for {line:?}");
+        assert_eq!(held(&store.server.take_seen()), count, "requests in flight of {line:?}");
     };
-    come(most);
+    wait_for_held(expected);
     first.open();
-    come(1);
+    wait_for_held(1);
     running.kill();
     store.server.take_seen();
 }

@@ -1,5 +1,4 @@
-//! Caches as they are found in the field: with things in them that huggingface_hub has not put there, of other users, on
-//! file servers, edited by hand.
+//! Caches as they occur in practice: with foreign files, files of other users, file servers, and manual edits.
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
@@ -18,8 +17,8 @@ fn make_pipe(path: &Path) {
     assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
 }
 
-/// A store with `org/one` and `org/two`, and a machine that has the first of them, with its tree.
-fn scene() -> (Store, Machine, Revision) {
+/// A store with `org/one` and `org/two`, and a machine that has the first one, including its tree.
+fn setup() -> (Store, Machine, Revision) {
     let store = Store::new();
     let machine = Machine::new(&store);
     let one = Revision::model("org/one").with_tree().git("LICENSE", "MIT License\n");
@@ -30,7 +29,7 @@ fn scene() -> (Store, Machine, Revision) {
     (store, machine, one)
 }
 
-/// Where something else than a file can stand, and whether `status` has to name it.
+/// Returns the places where something other than a regular file can be, and whether `status` must report it there.
 fn places(machine: &Machine, one: &Revision) -> Vec<(PathBuf, bool)> {
     let (hub, dir) = (machine.hub(), one.dir(&machine.hub()));
     let locks = hub.join(".locks");
@@ -55,7 +54,7 @@ fn places(machine: &Machine, one: &Revision) -> Vec<(PathBuf, bool)> {
 }
 
 #[test]
-fn a_folder_beside_the_cache_is_told_from_it() {
+fn a_wrong_cache_dir_gets_a_hint() {
     let store = Store::new();
     let machine = Machine::new(&store);
     Revision::model("org/name").write(&machine.hub());
@@ -63,23 +62,23 @@ fn a_folder_beside_the_cache_is_told_from_it() {
     let above = hub.parent().unwrap().join("above");
     std::fs::create_dir(&above).unwrap();
     std::os::unix::fs::symlink(&hub, above.join("hub")).unwrap();
-    let meant = format!("did you mean {}?", above.join("hub").display());
+    let hint = format!("did you mean {}?", above.join("hub").display());
     for line in [&["push"][..], &["list"], &["status"]] {
-        let ran = machine.run(&[line, &["--cache-dir", above.to_str().unwrap()]].concat());
-        assert!(ran.code == 0 && ran.stderr.contains(&meant), "{line:?}: {ran:#?}");
+        let output = machine.run(&[line, &["--cache-dir", above.to_str().unwrap()]].concat());
+        assert!(output.code == 0 && output.stderr.contains(&hint), "{line:?}: {output:#?}");
     }
     let repo = hub.join("models--org--name");
-    let ran = machine.run(&["list", "--cache-dir", repo.to_str().unwrap()]);
-    assert!(ran.stderr.contains(&format!("did you mean {}?", hub.display())), "{ran:#?}");
+    let output = machine.run(&["list", "--cache-dir", repo.to_str().unwrap()]);
+    assert!(output.stderr.contains(&format!("did you mean {}?", hub.display())), "{output:#?}");
     for right in [&hub, &hub.join("none")] {
-        let ran = machine.run(&["list", "--cache-dir", right.to_str().unwrap()]);
-        assert!(!ran.stderr.contains("did you mean"), "{ran:#?}");
+        let output = machine.run(&["list", "--cache-dir", right.to_str().unwrap()]);
+        assert!(!output.stderr.contains("did you mean"), "{output:#?}");
     }
 }
 
-/// No shell expands these behind a `=`, or in single quotes.
+/// Shells do not expand these after a `=` or in single quotes.
 #[test]
-fn variables_in_a_path_on_the_command_line_are_expanded() {
+fn variables_in_cache_dir_are_expanded() {
     let store = Store::new();
     let mut machine = Machine::new(&store);
     let hub = machine.hub();
@@ -94,10 +93,10 @@ fn variables_in_a_path_on_the_command_line_are_expanded() {
 }
 
 #[test]
-fn nothing_waits_for_a_pipe_and_it_is_named_and_left() {
-    let (_store, machine, one) = scene();
+fn named_pipes_are_reported_and_never_opened() {
+    let (_store, machine, one) = setup();
     for place in 0..places(&machine, &one).len() {
-        let (_store, machine, one) = scene();
+        let (_store, machine, one) = setup();
         let (path, named) = places(&machine, &one).swap_remove(place);
         make_pipe(&path);
         let name = path.strip_prefix(machine.hub()).unwrap().display().to_string();
@@ -115,13 +114,16 @@ fn nothing_waits_for_a_pipe_and_it_is_named_and_left() {
             &["pull-all"],
             &["prune", "--max-gb", "1000"],
         ] {
-            let ran = machine.run(line);
-            assert!((0..=6).contains(&ran.code), "{line:?} with a pipe at {name}: {ran:#?}");
+            let output = machine.run(line);
+            assert!((0..=6).contains(&output.code), "{line:?} with a pipe at {name}: {output:#?}");
             if line[0] == "status" && named {
-                assert!(ran.stdout.contains(&name), "{name}: {ran:#?}");
+                assert!(output.stdout.contains(&name), "{name}: {output:#?}");
             }
-            if ran.code != 0 {
-                assert!(ran.stderr.contains(&name) || line[0] == "doctor", "{line:?} with a pipe at {name}: {ran:#?}");
+            if output.code != 0 {
+                assert!(
+                    output.stderr.contains(&name) || line[0] == "doctor",
+                    "{line:?} with a pipe at {name}: {output:#?}"
+                );
             }
         }
         assert!(fs::symlink_metadata(&path).unwrap().file_type().is_fifo(), "{name}");
@@ -129,9 +131,9 @@ fn nothing_waits_for_a_pipe_and_it_is_named_and_left() {
 }
 
 #[test]
-fn sockets_and_endless_devices_are_no_files_either() {
+fn sockets_and_devices_are_never_read() {
     for what in ["socket", "/dev/zero"] {
-        let (_store, machine, one) = scene();
+        let (_store, machine, one) = setup();
         let (hub, dir) = (machine.hub(), one.dir(&machine.hub()));
         let tree = dir.join("trees").join(format!("{COMMIT}.json"));
         let mut sockets = Vec::new();
@@ -141,7 +143,7 @@ fn sockets_and_endless_devices_are_no_files_either() {
             let _ = fs::remove_file(path);
             match what {
                 "socket" => {
-                    // The path of a socket has to be short.
+                    // Socket paths must be short.
                     let near = machine.home().join("s");
                     sockets.push(UnixListener::bind(&near).unwrap());
                     fs::rename(near, path).unwrap();
@@ -150,30 +152,30 @@ fn sockets_and_endless_devices_are_no_files_either() {
             }
         }
         for line in [&["push"][..], &["diff"], &["status"], &["list"], &["prune"], &["pull", "org/one"], &["doctor"]] {
-            let ran = machine.run(line);
-            assert!((0..=6).contains(&ran.code), "{line:?} with {what}: {ran:#?}");
+            let output = machine.run(line);
+            assert!((0..=6).contains(&output.code), "{line:?} with {what}: {output:#?}");
         }
     }
 }
 
 #[test]
-fn a_watch_goes_on_beside_pipes() {
-    let (store, machine, one) = scene();
+fn named_pipes_do_not_stop_a_watch() {
+    let (store, machine, one) = setup();
     make_pipe(&one.dir(&machine.hub()).join("trees").join(format!("{COMMIT}.json")));
     make_pipe(&one.dir(&machine.hub()).join("refs/other"));
     for poll in [&[][..], &["--poll", "0.2"]] {
         let watch = machine.start(&[&["watch", "--debounce", "0.1"], poll].concat());
         watch.wait_for("named pipe");
         watch.interrupt();
-        let ran = watch.finish();
-        assert_eq!(ran.code, 0, "{ran:#?}");
+        let output = watch.finish();
+        assert_eq!(output.code, 0, "{output:#?}");
     }
     one.assert_published(&store);
 }
 
 #[test]
-fn huge_files_in_the_place_of_small_ones_are_not_read() {
-    let (store, machine, one) = scene();
+fn huge_files_in_place_of_small_ones_are_not_read() {
+    let (store, machine, one) = setup();
     let dir = one.dir(&machine.hub());
     let state = machine.hub().join(".locks/.hf-cache-sync/uploads");
     fs::create_dir_all(&state).unwrap();
@@ -187,28 +189,28 @@ fn huge_files_in_the_place_of_small_ones_are_not_read() {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::File::create(&path).unwrap().set_len(20 << 30).unwrap();
     }
-    let ran = machine.run(&["push"]);
-    assert_eq!(ran.code, 1, "{ran:#?}");
-    assert!(ran.stderr.contains("too large") && ran.stderr.contains("refs/huge"), "{ran:#?}");
+    let output = machine.run(&["push"]);
+    assert_eq!(output.code, 1, "{output:#?}");
+    assert!(output.stderr.contains("too large") && output.stderr.contains("refs/huge"), "{output:#?}");
     one.assert_published(&store);
     for line in [&["status"][..], &["diff"], &["list"], &["doctor"], &["prune", "--dry-run"]] {
-        let ran = machine.run(line);
-        assert!(ran.code <= 1 && ran.code >= 0, "{line:?}: {ran:#?}");
+        let output = machine.run(line);
+        assert!(output.code <= 1 && output.code >= 0, "{line:?}: {output:#?}");
     }
 }
 
 #[test]
-fn a_configuration_and_a_token_that_are_pipes() {
-    let (_store, mut machine, _) = scene();
+fn a_configuration_or_token_can_be_a_pipe_only_with_a_writer() {
+    let (_store, mut machine, _) = setup();
     let path = machine.work().join(".hf-cache-sync.yaml");
     make_pipe(&path);
     machine.run(&["status"]).refused(2, &[".hf-cache-sync.yaml", "a named pipe"]);
     fs::remove_file(&path).unwrap();
-    // What a shell passes is at the other end of something that runs.
+    // The pipe that a shell's process substitution passes has a writer.
     let line = "exec \"$0\" --config <(printf 'cache:\\n  max_local_gb: 7\\n') status";
-    let ran = run(machine.program("/bin/bash", &["-c", line, BINARY]));
-    assert_eq!(ran.code, 0, "{ran:#?}");
-    assert!(ran.stdout.contains("7.0 GiB"), "{ran:#?}");
+    let output = run(machine.program("/bin/bash", &["-c", line, BINARY]));
+    assert_eq!(output.code, 0, "{output:#?}");
+    assert!(output.stdout.contains("7.0 GiB"), "{output:#?}");
     assert_eq!(machine.run(&["status", "--config", "/dev/null"]).code, 0);
     make_pipe(&machine.home().join("token"));
     machine.set("HF_TOKEN_PATH", &machine.home().join("token").display().to_string());
@@ -216,7 +218,7 @@ fn a_configuration_and_a_token_that_are_pipes() {
     machine.run(&["pull", "org/nothing", "--fallback", "hf-hub"]).refused(2, &["token", "a named pipe"]);
 }
 
-/// What systems leave, as files and as folders.
+/// Files and folders that operating systems and tools leave behind.
 const LITTER: [&str; 12] = [
     ".DS_Store",
     "._twin",
@@ -241,7 +243,7 @@ fn scatter(dir: &Path) {
 }
 
 #[test]
-fn litter_in_every_folder_is_nothing() {
+fn litter_is_ignored_in_every_folder() {
     for layout in [Layout::Links, Layout::Real, Layout::Shared] {
         let store = Store::new();
         let machine = Machine::new(&store);
@@ -256,7 +258,7 @@ fn litter_in_every_folder_is_nothing() {
         for place in [&hub, &hub.join(".locks"), &one.snapshot(&hub), &one.snapshot(&hub).join("sub")] {
             scatter(place);
         }
-        // Twins of what is there; a deleted ref in a bin has a commit in it.
+        // AppleDouble and backup copies of existing files, and a deleted ref in a recycle bin that contains a commit.
         for twin in ["refs/._main", "refs/refs/pr/._1", "blobs/._x", "snapshots/._x", "refs/main~"] {
             fs::write(dir.join(twin), COMMIT).unwrap();
         }
@@ -266,28 +268,28 @@ fn litter_in_every_folder_is_nothing() {
 
         let status = machine.run(&["status", "--json"]).json();
         assert_eq!(status["problems"], serde_json::json!([]), "{layout:?}");
-        let ran = machine.run(&["push"]);
-        assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{layout:?}: {ran:#?}");
-        assert!(!ran.stdout.contains("skipped"), "{layout:?}: {ran:#?}");
+        let output = machine.run(&["push"]);
+        assert_eq!((output.code, output.stderr.as_str()), (0, ""), "{layout:?}: {output:#?}");
+        assert!(!output.stdout.contains("skipped"), "{layout:?}: {output:#?}");
         one.assert_published(&store);
         assert_eq!(store.keys().iter().filter(|key| key.starts_with("refs/")).count(), 2, "{:?}", store.keys());
-        let ran = machine.run(&["diff", "--exit-code"]);
-        assert_eq!(ran.code, 0, "{layout:?}: {ran:#?}");
+        let output = machine.run(&["diff", "--exit-code"]);
+        assert_eq!(output.code, 0, "{layout:?}: {output:#?}");
         let list = machine.run(&["list", "--json"]).json();
         assert_eq!(list["problems"], 0);
         assert_eq!(list["repos"][0]["revisions"][0]["files"], 3, "{layout:?}: {list}");
         assert_eq!(list["repos"][0]["refs"].as_array().unwrap().len(), 2);
         let prune = machine.run(&["prune", "--dry-run", "--max-gb", "1000", "--json"]).json();
         assert_eq!((&prune["skipped"], &prune["freed"]), (&serde_json::json!([]), &serde_json::json!(0)), "{layout:?}");
-        // And it does not keep a revision from going.
-        let ran = machine.run(&["prune", "--max-gb", "0", "--include-referenced", "--orphan-grace", "0", "--json"]);
-        assert_eq!(ran.json()["evicted"].as_array().unwrap().len(), 1, "{layout:?}: {ran:#?}");
+        // Nor does litter prevent a revision from being evicted.
+        let output = machine.run(&["prune", "--max-gb", "0", "--include-referenced", "--orphan-grace", "0", "--json"]);
+        assert_eq!(output.json()["evicted"].as_array().unwrap().len(), 1, "{layout:?}: {output:#?}");
         assert!(!one.snapshot(&hub).exists());
     }
 }
 
 #[test]
-fn a_file_of_the_commit_travels_whatever_it_is_called() {
+fn files_of_the_commit_are_pushed_even_if_they_look_like_litter() {
     for layout in [Layout::Links, Layout::Real, Layout::Hardlinks] {
         let store = Store::new();
         let machine = Machine::new(&store);
@@ -301,8 +303,8 @@ fn a_file_of_the_commit_travels_whatever_it_is_called() {
             .layout(layout);
         one.write(&machine.hub());
         scatter(&one.snapshot(&machine.hub()).join("@eaDir/deep"));
-        let ran = machine.run(&["push"]);
-        assert_eq!(ran.code, 0, "{layout:?}: {ran:#?}");
+        let output = machine.run(&["push"]);
+        assert_eq!(output.code, 0, "{layout:?}: {output:#?}");
         one.assert_published(&store);
         assert_eq!(machine.run(&["diff", "--exit-code"]).code, 0, "{layout:?}");
         let list = machine.run(&["list", "--json"]).json();
@@ -314,8 +316,8 @@ fn a_file_of_the_commit_travels_whatever_it_is_called() {
     }
 }
 
-/// What libraries write into a snapshot.
-fn add_strangers(one: &Revision, hub: &Path) -> [&'static str; 4] {
+/// Adds files that libraries write into a snapshot.
+fn add_extra_files(one: &Revision, hub: &Path) -> [&'static str; 4] {
     let snapshot = one.snapshot(hub);
     fs::write(snapshot.join(".lock"), "").unwrap();
     fs::write(snapshot.join("model.engine"), weights(9, 500_000)).unwrap();
@@ -326,23 +328,23 @@ fn add_strangers(one: &Revision, hub: &Path) -> [&'static str; 4] {
 }
 
 #[test]
-fn what_is_not_of_the_commit_stays_out_and_is_said() {
+fn files_not_in_the_commit_are_reported_and_not_pushed() {
     use std::os::unix::ffi::OsStrExt;
     for layout in [Layout::Links, Layout::Real, Layout::Shared, Layout::Hardlinks] {
         let store = Store::new();
         let machine = Machine::new(&store);
         let one = Revision::model("org/one").with_tree().layout(layout);
         one.write(&machine.hub());
-        let names = add_strangers(&one, &machine.hub());
+        let names = add_extra_files(&one, &machine.hub());
         let snapshot = one.snapshot(&machine.hub());
         symlink("/etc/hostname", snapshot.join("elsewhere")).unwrap();
         symlink("../../blobs/".to_string() + &"0".repeat(40), snapshot.join("nowhere")).unwrap();
         fs::write(snapshot.join(std::ffi::OsStr::from_bytes(b"not-\xff-utf8")), "x").unwrap();
         fs::write(snapshot.join("back\\slash"), "x").unwrap();
         make_pipe(&snapshot.join("pipe"));
-        let ran = machine.run(&["push", "--json"]);
-        assert_eq!(ran.code, 0, "{layout:?}: {ran:#?}");
-        let report = ran.json();
+        let output = machine.run(&["push", "--json"]);
+        assert_eq!(output.code, 0, "{layout:?}: {output:#?}");
+        let report = output.json();
         let skipped = &report["skipped"][0];
         assert_eq!(skipped["reason"], "unlisted", "{layout:?}: {report}");
         assert_eq!(skipped["files"].as_array().unwrap().len(), 9, "{layout:?}: {report}");
@@ -357,25 +359,25 @@ fn what_is_not_of_the_commit_stays_out_and_is_said() {
         assert!(text.stdout.contains("9 files not part of this commit"), "{text:#?}");
         assert_eq!(machine.run(&["diff", "--exit-code"]).code, 0, "{layout:?}");
 
-        // A machine whose client wrote no tree adds nothing to what the bucket knows.
+        // A machine whose client wrote no tree does not add the extra files to the bucket.
         let older = Machine::new(&store);
         Revision { tree: false, ..one.clone() }.write(&older.hub());
-        add_strangers(&one, &older.hub());
+        add_extra_files(&one, &older.hub());
         let before = store.objects();
-        let ran = older.run(&["push"]);
-        assert_eq!(ran.code, 0, "{layout:?}: {ran:#?}");
+        let output = older.run(&["push"]);
+        assert_eq!(output.code, 0, "{layout:?}: {output:#?}");
         assert_eq!(store.objects(), before, "{layout:?}");
     }
 }
 
 #[test]
-fn without_a_tree_a_real_file_among_links_is_a_stranger() {
+fn without_a_tree_regular_files_among_links_are_not_pushed() {
     let store = Store::new();
     let machine = Machine::new(&store);
     let one = Revision::model("org/one").git("copied.json", "a copy of a blob");
     one.write(&machine.hub());
-    add_strangers(&one, &machine.hub());
-    // This one has the bytes of a blob: a client that could not link it.
+    add_extra_files(&one, &machine.hub());
+    // This file is identical to a blob: the client was unable to link it.
     let copied = one.snapshot(&machine.hub()).join("copied.json");
     fs::remove_file(&copied).unwrap();
     fs::write(&copied, "a copy of a blob").unwrap();
@@ -383,7 +385,7 @@ fn without_a_tree_a_real_file_among_links_is_a_stranger() {
     assert_eq!(report["skipped"][0]["reason"], "unlinked", "{report}");
     assert_eq!(report["skipped"][0]["files"].as_array().unwrap().len(), 4, "{report}");
     one.assert_published(&store);
-    // Where there are no links at all, nothing tells them apart.
+    // Without any links, extra files cannot be told apart.
     let real = Revision::model("org/real").layout(Layout::Real);
     real.write(&machine.hub());
     machine.ok(&["push", "org/real"]);
@@ -391,22 +393,22 @@ fn without_a_tree_a_real_file_among_links_is_a_stranger() {
 }
 
 #[test]
-fn a_bucket_that_has_strangers_keeps_them() {
+fn extra_files_in_the_bucket_are_kept() {
     let store = Store::new();
     let machine = Machine::new(&store);
     let one = Revision::model("org/one").with_tree();
-    // As 0.1.0 publishes it.
+    // 0.1.0 publishes extra files.
     let more = Revision { tree: false, ..one.clone() }.git("engine", "made by a library");
     more.publish(&store);
     one.write(&machine.hub());
     let before = store.objects();
-    let ran = machine.run(&["push"]);
-    assert_eq!(ran.code, 0, "{ran:#?}");
-    assert!(ran.stderr.contains("not of the commit"), "{ran:#?}");
+    let output = machine.run(&["push"]);
+    assert_eq!(output.code, 0, "{output:#?}");
+    assert!(output.stderr.contains("not of the commit"), "{output:#?}");
     assert_eq!(store.objects(), before);
 }
 
-/// Legal everywhere but on Windows, and handled by huggingface_hub on Linux.
+/// Names that are legal except on Windows, and that huggingface_hub supports on Linux.
 fn names() -> Vec<String> {
     let mut names: Vec<String> = [
         "a:b",
@@ -439,7 +441,7 @@ fn names() -> Vec<String> {
 }
 
 #[test]
-fn names_that_are_legal_here_travel() {
+fn unusual_file_names_make_the_round_trip() {
     let store = Store::new();
     let machine = Machine::new(&store);
     let mut one = Revision::model("org/one").with_tree();
@@ -447,50 +449,50 @@ fn names_that_are_legal_here_travel() {
         one = one.git(name, format!("file {number}"));
     }
     one.write(&machine.hub());
-    let ran = machine.run(&["push"]);
-    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{ran:#?}");
+    let output = machine.run(&["push"]);
+    assert_eq!((output.code, output.stderr.as_str()), (0, ""), "{output:#?}");
     one.assert_published(&store);
     let manifest: Value = serde_json::from_slice(&store.get(&one.manifest_key())).unwrap();
     assert_eq!(manifest["tree"], serde_json::from_slice::<Value>(&one.tree_json()).unwrap());
     let other = Machine::new(&store);
-    let ran = other.run(&["pull", "org/one"]);
-    assert_eq!(ran.code, 0, "{ran:#?}");
+    let output = other.run(&["pull", "org/one"]);
+    assert_eq!(output.code, 0, "{output:#?}");
     one.assert_pulled(&other.hub());
     assert_eq!(other.run(&["diff", "--exit-code"]).code, 0);
     assert_eq!(other.run(&["status", "--json"]).json()["problems"], serde_json::json!([]));
-    let ran = other.run(&["prune", "--max-gb", "0", "--include-referenced", "--orphan-grace", "0"]);
-    assert_eq!(ran.code, 0, "{ran:#?}");
-    assert!(!one.snapshot(&other.hub()).exists(), "{ran:#?}");
+    let output = other.run(&["prune", "--max-gb", "0", "--include-referenced", "--orphan-grace", "0"]);
+    assert_eq!(output.code, 0, "{output:#?}");
+    assert!(!one.snapshot(&other.hub()).exists(), "{output:#?}");
 }
 
 #[test]
-fn a_name_that_cannot_travel_is_named_and_the_rest_goes_on() {
+fn unportable_file_names_are_reported_and_the_rest_is_pushed() {
     let store = Store::new();
     let machine = Machine::new(&store);
     let plain = Revision::model("org/one").with_tree();
     let one = plain.clone().git("sub\\k.txt", "backslash").git("bell\u{7}", "control");
     one.write(&machine.hub());
-    let ran = machine.run(&["push"]);
-    assert_eq!(ran.code, 1, "{ran:#?}");
-    assert!(ran.stderr.contains("backslash") && ran.stderr.contains("control character"), "{ran:#?}");
-    assert!(!ran.stderr.contains('\u{7}'), "{ran:#?}");
+    let output = machine.run(&["push"]);
+    assert_eq!(output.code, 1, "{output:#?}");
+    assert!(output.stderr.contains("backslash") && output.stderr.contains("control character"), "{output:#?}");
+    assert!(!output.stderr.contains('\u{7}'), "{output:#?}");
     plain.assert_published(&store);
     let manifest: Value = serde_json::from_slice(&store.get(&one.manifest_key())).unwrap();
-    assert!(manifest.get("tree").is_none(), "earlier versions refuse a manifest with such a tree");
+    assert!(manifest.get("tree").is_none(), "earlier versions reject a manifest with such a tree");
     assert!(manifest["unportable_tree"]["files"].get("sub\\k.txt").is_some(), "{manifest:#}");
     let other = Machine::new(&store);
     let pulled = other.run(&["pull", "org/one"]);
     assert!(pulled.code == 0 && pulled.stderr.contains("2 files of this revision cannot be pulled"), "{pulled:#?}");
     let tree = fs::read(one.dir(&other.hub()).join("trees").join(format!("{COMMIT}.json"))).unwrap();
-    assert_eq!(tree, one.tree_json(), "with it huggingface_hub knows that the snapshot is not complete");
+    assert_eq!(tree, one.tree_json(), "the tree tells huggingface_hub that the snapshot is incomplete");
     assert!(!one.snapshot(&other.hub()).join("sub\\k.txt").exists());
-    // The bucket loses it by no further push.
+    // A later push keeps it in the bucket.
     other.ok(&["push"]);
     assert_eq!(store.get(&one.manifest_key()), indented(&manifest, b"  "));
 }
 
 #[test]
-fn what_can_be_no_ref_stops_no_push_and_no_diff() {
+fn files_in_refs_that_are_not_refs_are_ignored() {
     let store = Store::new();
     let machine = Machine::new(&store);
     let one = Revision::model("org/one");
@@ -515,23 +517,23 @@ fn what_can_be_no_ref_stops_no_push_and_no_diff() {
     assert_eq!(store.keys().iter().filter(|key| key.starts_with("refs/")).count(), 1, "{:?}", store.keys());
     machine.ok(&["diff"]);
     fs::write(refs.join("main"), "nothing").unwrap();
-    assert_eq!(machine.run(&["push"]).code, 1, "a real ref is damaged");
+    assert_eq!(machine.run(&["push"]).code, 1, "a bad ref with a valid name is an error");
 }
 
 #[test]
-fn a_licence_that_cannot_be_read_is_named() {
-    let (_store, machine, one) = scene();
+fn an_unreadable_licence_is_reported() {
+    let (_store, machine, one) = setup();
     let license = one.blob(&machine.hub(), "LICENSE");
     chmod(&license, 0o000);
-    let ran = machine.run_read_only(&["push"]);
+    let output = machine.run_read_only(&["push"]);
     chmod(&license, 0o644);
-    assert!(ran.code == 1 || ran.code == 3, "{ran:#?}");
-    assert!(ran.stderr.contains("LICENSE: ") && !ran.stderr.contains("has no snapshot"), "{ran:#?}");
-    assert!(!ran.stdout.contains("has no snapshot"), "{ran:#?}");
+    assert!(output.code == 1 || output.code == 3, "{output:#?}");
+    assert!(output.stderr.contains("LICENSE: ") && !output.stderr.contains("has no snapshot"), "{output:#?}");
+    assert!(!output.stdout.contains("has no snapshot"), "{output:#?}");
 }
 
 #[test]
-fn a_ref_with_white_space_is_told_pushed_kept_and_mended() {
+fn refs_with_white_space_are_reported_pushed_and_repaired() {
     for (content, number) in [
         (format!("{COMMIT}\n"), 0),
         (format!("{COMMIT}\r\n"), 1),
@@ -553,7 +555,7 @@ fn a_ref_with_white_space_is_told_pushed_kept_and_mended() {
         for word in ["white space", "org/one refs/main", "org/one refs/refs/pr/1", "doctor --fix"] {
             assert!(doctor.stdout.contains(word), "{word}: {doctor:#?}");
         }
-        assert_eq!(fs::read_to_string(refs.join("main")).unwrap(), content, "only looked at");
+        assert_eq!(fs::read_to_string(refs.join("main")).unwrap(), content, "only --fix may change it");
         let push = machine.run(&["push"]);
         assert_eq!(push.code, 0, "{push:#?}");
         assert!(push.stderr.contains("doctor --fix"), "{push:#?}");
@@ -570,7 +572,7 @@ fn a_ref_with_white_space_is_told_pushed_kept_and_mended() {
             }
             _ => {
                 machine.ok(&["pull", "org/one", "--dry-run"]);
-                assert_eq!(fs::read_to_string(refs.join("main")).unwrap(), content, "a dry run");
+                assert_eq!(fs::read_to_string(refs.join("main")).unwrap(), content, "a dry run must not change it");
                 let pulled = machine.run(&["pull", "org/one"]);
                 assert_eq!(pulled.code, 0, "{pulled:#?}");
                 assert!(pulled.stderr.contains("mended refs/main of org/one"), "{pulled:#?}");
@@ -585,16 +587,16 @@ fn a_ref_with_white_space_is_told_pushed_kept_and_mended() {
 }
 
 #[test]
-fn what_is_no_commit_is_never_mended() {
-    let (_store, machine, one) = scene();
+fn refs_without_a_commit_are_never_repaired() {
+    let (_store, machine, one) = setup();
     let refs = one.dir(&machine.hub()).join("refs");
     let bad = [("empty", ""), ("word", "main\n"), ("two", &format!("{COMMIT}\n{OTHER}\n")), ("short", &COMMIT[..39])];
     for (name, content) in bad {
         fs::write(refs.join(name), content).unwrap();
     }
     fs::write(refs.join("lone"), OTHER).unwrap();
-    let ran = machine.run(&["doctor", "--fix"]);
-    assert!(ran.stdout.contains("org/one refs/lone") && ran.stdout.contains("this is harmless"), "{ran:#?}");
+    let output = machine.run(&["doctor", "--fix"]);
+    assert!(output.stdout.contains("org/one refs/lone") && output.stdout.contains("this is harmless"), "{output:#?}");
     for (name, content) in bad {
         assert_eq!(fs::read_to_string(refs.join(name)).unwrap(), content);
     }
@@ -606,7 +608,7 @@ fn chmod(path: &Path, mode: u32) {
 }
 
 #[test]
-fn trees_of_another_user_cost_one_note() {
+fn unreadable_trees_are_reported_in_a_single_note() {
     let store = Store::new();
     let machine = Machine::new(&store);
     let (one, two) = (Revision::model("org/one").with_tree(), Revision::model("org/two").at(OTHER).with_tree());
@@ -616,35 +618,35 @@ fn trees_of_another_user_cost_one_note() {
         chmod(&trees.join(format!("{}.json", revision.commit)), 0o000);
     }
     for line in [&["push", "--dry-run"][..], &["push"], &["diff", "--exit-code"]] {
-        let ran = machine.run_read_only(line);
-        assert_eq!(ran.code, 0, "{line:?}: {ran:#?}");
-        assert_eq!(ran.stderr.matches("note: ").count(), 1, "{line:?}: {ran:#?}");
-        assert!(ran.stderr.contains("2 of the files in trees/") && !ran.stderr.contains("delete"), "{ran:#?}");
-        assert!(!ran.stdout.contains("skipped"), "{ran:#?}");
+        let output = machine.run_read_only(line);
+        assert_eq!(output.code, 0, "{line:?}: {output:#?}");
+        assert_eq!(output.stderr.matches("note: ").count(), 1, "{line:?}: {output:#?}");
+        assert!(output.stderr.contains("2 of the files in trees/") && !output.stderr.contains("delete"), "{output:#?}");
+        assert!(!output.stdout.contains("skipped"), "{output:#?}");
     }
     one.assert_published(&store);
     two.assert_published(&store);
     for line in [&["status"][..], &["list"], &["doctor"]] {
-        let ran = machine.run_read_only(line);
-        assert_eq!(ran.code, 0, "{line:?}: {ran:#?}");
+        let output = machine.run_read_only(line);
+        assert_eq!(output.code, 0, "{line:?}: {output:#?}");
     }
 
-    // Who can read them publishes them; and then nobody takes them away.
+    // A user who can read the trees publishes them; later pushes by others keep them.
     let owner = Machine::new(&store);
     one.write(&owner.hub());
     owner.ok(&["push"]);
     let published = store.get(&one.manifest_key());
     assert!(serde_json::from_slice::<Value>(&published).unwrap().get("tree").is_some());
-    let ran = machine.run_read_only(&["push"]);
-    assert_eq!(ran.code, 0, "{ran:#?}");
+    let output = machine.run_read_only(&["push"]);
+    assert_eq!(output.code, 0, "{output:#?}");
     assert_eq!(store.get(&one.manifest_key()), published);
-    let ran = machine.run_read_only(&["pull", "org/one"]);
-    assert_eq!(ran.code, 0, "{ran:#?}");
-    assert!(!ran.stderr.contains("ermission"), "{ran:#?}");
+    let output = machine.run_read_only(&["pull", "org/one"]);
+    assert_eq!(output.code, 0, "{output:#?}");
+    assert!(!output.stderr.contains("ermission"), "{output:#?}");
 }
 
 #[test]
-fn a_tree_that_cannot_be_written_is_no_failure() {
+fn failing_to_write_a_tree_is_not_an_error() {
     let store = Store::new();
     let machine = Machine::new(&store);
     let one = Revision::model("org/one").with_tree();
@@ -652,17 +654,17 @@ fn a_tree_that_cannot_be_written_is_no_failure() {
     machine.ok(&["push"]);
     let trees = one.dir(&machine.hub()).join("trees");
     let tree = trees.join(format!("{COMMIT}.json"));
-    // It is another one, and what stands there is not for us to replace.
+    // An unexpected entry in the place of the tree must not be replaced.
     make_pipe(&tree);
     fs::remove_file(one.snapshot(&machine.hub()).join("config.json")).unwrap();
-    let ran = machine.run(&["pull", "org/one"]);
-    assert_eq!(ran.code, 0, "{ran:#?}");
-    assert!(ran.stderr.contains("was not written") && ran.stderr.contains("a named pipe"), "{ran:#?}");
+    let output = machine.run(&["pull", "org/one"]);
+    assert_eq!(output.code, 0, "{output:#?}");
+    assert!(output.stderr.contains("was not written") && output.stderr.contains("a named pipe"), "{output:#?}");
     assert!(one.snapshot(&machine.hub()).join("config.json").exists());
-    // A folder that another user keeps to themselves.
+    // A folder that another user has made inaccessible.
     fs::remove_file(&tree).unwrap();
     fs::remove_file(one.snapshot(&machine.hub()).join("config.json")).unwrap();
-    let ran = match fs::metadata(machine.home()).unwrap().uid() {
+    let output = match fs::metadata(machine.home()).unwrap().uid() {
         0 => {
             machine.run_in_shared(&["status"]);
             chmod(&trees, 0o755);
@@ -673,13 +675,13 @@ fn a_tree_that_cannot_be_written_is_no_failure() {
             machine.run(&["pull", "org/one"])
         }
     };
-    assert_eq!(ran.code, 0, "{ran:#?}");
-    assert!(ran.stderr.contains("was not written"), "{ran:#?}");
+    assert_eq!(output.code, 0, "{output:#?}");
+    assert!(output.stderr.contains("was not written"), "{output:#?}");
     chmod(&trees, 0o755);
 }
 
 #[test]
-fn what_another_user_keeps_to_themselves_is_named_and_the_rest_goes_on() {
+fn unreadable_files_are_reported_and_the_rest_is_pushed() {
     let store = Store::new();
     let machine = Machine::new(&store);
     let (one, two) = (Revision::model("org/one"), Revision::model("org/second").at(OTHER));
@@ -690,18 +692,21 @@ fn what_another_user_keeps_to_themselves_is_named_and_the_rest_goes_on() {
     chmod(&reference, 0o000);
     let blob = two.blob(&machine.hub(), "model.safetensors");
     chmod(&blob, 0o000);
-    let ran = machine.run_read_only(&["push"]);
-    assert!(ran.code == 1 || ran.code == 3, "{ran:#?}");
-    assert!(ran.stderr.contains("refs/other") && ran.stderr.contains(&two.etag("model.safetensors")), "{ran:#?}");
+    let output = machine.run_read_only(&["push"]);
+    assert!(output.code == 1 || output.code == 3, "{output:#?}");
+    assert!(
+        output.stderr.contains("refs/other") && output.stderr.contains(&two.etag("model.safetensors")),
+        "{output:#?}"
+    );
     one.assert_published(&store);
-    assert!(!store.has(&two.manifest_key()), "nothing half");
+    assert!(!store.has(&two.manifest_key()), "a revision must not be published in part");
     assert_eq!(store.text("refs/org__one/main"), COMMIT);
     chmod(&blob, 0o644);
     chmod(&reference, 0o644);
 }
 
 #[test]
-fn locks_of_another_user_are_taken_for_reading() {
+fn read_only_locks_of_another_user_can_be_taken() {
     let store = Store::new();
     let machine = Machine::new(&store);
     let one = Revision::model("org/one").lfs("big.bin", weights(3, 2 << 20));
@@ -717,19 +722,19 @@ fn locks_of_another_user_are_taken_for_reading() {
         fs::write(file, "").unwrap();
         chmod(file, 0o444);
     }
-    let ran = machine.run_in_shared(&["pull", "org/one"]);
-    assert_eq!(ran.code, 0, "{ran:#?}");
+    let output = machine.run_in_shared(&["pull", "org/one"]);
+    assert_eq!(output.code, 0, "{output:#?}");
     one.assert_pulled(&machine.hub());
 }
 
 #[test]
-fn a_tilde_after_an_equals_sign_is_the_home_directory() {
-    let (_store, machine, _) = scene();
+fn a_tilde_after_an_equals_sign_is_expanded() {
+    let (_store, machine, _) = setup();
     fs::rename(machine.hub(), machine.home().join("mine")).unwrap();
-    let ran = machine.run(&["status", "--cache-dir=~/mine"]);
-    assert!(ran.code == 0 && ran.stdout.contains("1 (1 revision)"), "{ran:#?}");
+    let output = machine.run(&["status", "--cache-dir=~/mine"]);
+    assert!(output.code == 0 && output.stdout.contains("1 (1 revision)"), "{output:#?}");
     fs::write(machine.home().join("team.yaml"), "cache:\n  max_local_gb: 7\n").unwrap();
-    let ran = machine.run(&["--config=~/team.yaml", "status", "--cache-dir=~/mine"]);
-    assert!(ran.code == 0 && ran.stdout.contains("7.0 GiB"), "{ran:#?}");
+    let output = machine.run(&["--config=~/team.yaml", "status", "--cache-dir=~/mine"]);
+    assert!(output.code == 0 && output.stdout.contains("7.0 GiB"), "{output:#?}");
     assert!(!machine.work().join("~").exists());
 }

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 
 use crate::harness::cache_dir::{CacheDir, DAY, commit, disk_usage, id, used};
-use crate::harness::machine::{self, Ran};
+use crate::harness::machine::{self, Output};
 
 const A: &str = "models--org--a";
 const B: &str = "datasets--org--b";
@@ -19,13 +19,13 @@ fn prune_line<'a>(args: &[&'a str]) -> Vec<&'a str> {
     [&["prune"], args].concat()
 }
 
-fn run(hub: &CacheDir, args: &[&str]) -> Ran {
+fn run(hub: &CacheDir, args: &[&str]) -> Output {
     hub.machine.run(&prune_line(args))
 }
 
 /// Runs as a user for whom permissions count.
 #[cfg(unix)]
-fn run_as_owner(hub: &CacheDir, args: &[&str]) -> Ran {
+fn run_as_owner(hub: &CacheDir, args: &[&str]) -> Output {
     hub.machine.run_as_owner(&prune_line(args))
 }
 
@@ -870,10 +870,10 @@ fn blobs_that_came_with_old_times_wait_for_their_snapshot() {
         }
         hub.blob(A, 2, 20, 30);
         fs::create_dir_all(hub.path(&format!("{A}/snapshots"))).unwrap();
-        hub.settle(A);
+        hub.backdate_folders(A);
         used(&hub.path(&format!("{A}/{touched}")), 60);
         assert_eq!(prune(&hub, 1000, &[])["freed"], 0, "{known} {touched}");
-        hub.settle(A);
+        hub.backdate_folders(A);
         assert_eq!(prune(&hub, 1000, &[])["freed"], 20, "{known} {touched}");
     }
 }
@@ -940,7 +940,7 @@ fn links_in_places_that_mean_nothing_keep_their_repo() {
             let link = hub.path(&place);
             fs::create_dir_all(link.parent().unwrap()).unwrap();
             symlink(hub.root().join(LENDER).join(target), &link).unwrap();
-            hub.settle(LENDER);
+            hub.backdate_folders(LENDER);
             let before = hub.contents();
             prune(&hub, 0, &[]);
             assert_eq!(hub.contents(), before, "{place}");
@@ -961,7 +961,7 @@ fn an_unreadable_place_called_like_litter_keeps_what_it_may_need() {
         hub.reference(A, "main", &commit(1));
         hub.blob(A, 2, 50, 30);
         fs::create_dir_all(hub.path(&place)).unwrap();
-        hub.settle(A);
+        hub.backdate_folders(A);
         fs::set_permissions(hub.path(&place), fs::Permissions::from_mode(0o000)).unwrap();
         let ran = run_as_owner(&hub, &["--max-gb", "1"]);
         fs::set_permissions(hub.path(&place), fs::Permissions::from_mode(0o755)).unwrap();

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::harness::cache::{COMMIT, Layout, OTHER, Revision};
-use crate::harness::machine::{Machine, Ran};
+use crate::harness::machine::{Machine, Output};
 use crate::harness::s3::Action;
 use crate::harness::store::Store;
 use crate::harness::{contents, visible, weights};
@@ -26,7 +26,7 @@ fn pushed(revisions: &[(&Revision, u64)]) -> (Store, Machine) {
     (store, machine)
 }
 
-fn prune(machine: &Machine, args: &[&str]) -> Ran {
+fn prune(machine: &Machine, args: &[&str]) -> Output {
     machine.run(&[&["prune", "--json"], args].concat())
 }
 

@@ -1,14 +1,15 @@
-//! `pull-all` with the real binary against a real S3 server: which repos, blobs once, and failures that stay alone.
+//! `pull-all` with the real binary against a real S3 server: which repos are pulled, shared blobs, and failures that
+//! stay isolated.
 
 use std::fs;
 
 use crate::harness::cache::{COMMIT, OTHER, Revision};
-use crate::harness::machine::{Machine, Ran};
-use crate::harness::s3::{Action, Seen};
+use crate::harness::machine::{Machine, Output};
+use crate::harness::s3::{Action, S3Request};
 use crate::harness::store::Store;
 use crate::harness::{contents, is_same_file, visible, weights};
 
-/// A revision with a commit of its own: commits of the Hub differ from repo to repo.
+/// A revision with its own commit, since commits on the Hub differ between repos.
 fn numbered(kind: &str, id: &str, number: usize) -> Revision {
     let revision = Revision::new(kind, id).at(&format!("{number:x}{}", &COMMIT[1..]));
     revision
@@ -16,15 +17,15 @@ fn numbered(kind: &str, id: &str, number: usize) -> Revision {
         .lfs("model.bin", weights(number as u64 + 1, 50_000))
 }
 
-/// Pushes everything from one machine.
-fn pushed(store: &Store, revisions: &[Revision]) {
+/// Publishes the revisions from a machine of their own.
+fn push_all(store: &Store, revisions: &[Revision]) {
     let source = Machine::new(store);
     revisions.iter().for_each(|revision| revision.write(&source.hub()));
     source.ok(&["push"]);
     store.server.take_seen();
 }
 
-/// The folders of repos in a cache.
+/// Returns the repo folders in a cache.
 fn folders(machine: &Machine) -> Vec<String> {
     let entries = fs::read_dir(machine.hub()).into_iter().flatten();
     let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -33,9 +34,9 @@ fn folders(machine: &Machine) -> Vec<String> {
     names
 }
 
-/// The report's rows, by the repos' names.
-fn rows(ran: &Ran) -> Vec<(String, String)> {
-    let report = ran.json();
+/// Returns the name and result of each row of the report.
+fn rows(output: &Output) -> Vec<(String, String)> {
+    let report = output.json();
     let rows = report["repos"].as_array().unwrap().iter();
     rows.map(|row| {
         let name = match row["repo_type"].as_str() {
@@ -47,11 +48,11 @@ fn rows(ran: &Ran) -> Vec<(String, String)> {
     .collect()
 }
 
-fn named(rows: &[(&str, &str)]) -> Vec<(String, String)> {
+fn owned(rows: &[(&str, &str)]) -> Vec<(String, String)> {
     rows.iter().map(|(name, result)| (name.to_string(), result.to_string())).collect()
 }
 
-/// One id in every type, and ids that are encoded alike: 0.1.0 confuses or loses them.
+/// One id with every type, and ids that are encoded alike; 0.1.0 confuses or loses them.
 fn zoo() -> Vec<Revision> {
     let ids = [
         ("model", "org/name"),
@@ -68,15 +69,15 @@ fn zoo() -> Vec<Revision> {
 }
 
 #[test]
-fn every_repo_of_every_type_comes_and_a_second_run_finds_them_here() {
+fn repos_of_every_type_are_pulled_once() {
     let store = Store::new();
     let zoo = zoo();
-    pushed(&store, &zoo);
+    push_all(&store, &zoo);
     let machine = Machine::new(&store);
-    let ran = machine.run(&["pull-all", "--json"]);
-    assert_eq!(ran.code, 0, "{ran:#?}");
-    assert!(rows(&ran).iter().all(|(_, result)| result == "pulled"), "{ran:#?}");
-    assert_eq!(rows(&ran).len(), zoo.len());
+    let output = machine.run(&["pull-all", "--json"]);
+    assert_eq!(output.code, 0, "{output:#?}");
+    assert!(rows(&output).iter().all(|(_, result)| result == "pulled"), "{output:#?}");
+    assert_eq!(rows(&output).len(), zoo.len());
     zoo.iter().for_each(|revision| revision.assert_pulled(&machine.hub()));
     assert_eq!(folders(&machine).len(), zoo.len());
 
@@ -92,24 +93,24 @@ fn every_repo_of_every_type_comes_and_a_second_run_finds_them_here() {
 }
 
 #[test]
-fn a_bucket_of_0_1_0_is_pulled_as_it_is() {
+fn a_bucket_written_by_0_1_0_can_be_pulled() {
     let store = Store::new();
     let repos = [numbered("model", "org/a", 1), numbered("dataset", "org/b", 2), numbered("model", "gpt2", 3)];
     repos.iter().for_each(|revision| revision.publish(&store));
-    // Other refs, and keys with more segments that end in /main, name no repo.
+    // Other refs, and keys with extra segments that end in /main, are not repos.
     numbered("model", "org/no-main", 4).refs(&["v1.0", "refs/main"]).publish(&store);
     let machine = Machine::new(&store);
-    let ran = machine.run(&["pull-all", "--json"]);
-    let expected = named(&[("gpt2", "pulled"), ("org/a", "pulled"), ("dataset:org/b", "pulled")]);
-    assert_eq!((ran.code, rows(&ran)), (0, expected), "in the listing's order: {ran:#?}");
+    let output = machine.run(&["pull-all", "--json"]);
+    let expected = owned(&[("gpt2", "pulled"), ("org/a", "pulled"), ("dataset:org/b", "pulled")]);
+    assert_eq!((output.code, rows(&output)), (0, expected), "in the listing's order: {output:#?}");
     repos.iter().for_each(|revision| revision.assert_pulled(&machine.hub()));
 }
 
 #[test]
-fn the_ref_that_was_written_last_wins() {
+fn the_newest_ref_wins() {
     let store = Store::new();
     let ours = numbered("dataset", "org/name", 1);
-    pushed(&store, std::slice::from_ref(&ours));
+    push_all(&store, std::slice::from_ref(&ours));
     let theirs = Revision::new("dataset", "org/name").git("data.csv", "2\n").at(OTHER);
     theirs.publish(&store);
     store.age("refs-v2/datasets--org--name/main", -60);
@@ -126,9 +127,9 @@ fn the_ref_that_was_written_last_wins() {
 }
 
 #[test]
-fn include_then_exclude_then_limit() {
+fn filters_apply_in_the_order_include_exclude_limit() {
     let store = Store::new();
-    pushed(&store, &zoo());
+    push_all(&store, &zoo());
     for (flags, expected) in [
         (
             &["--include", "org/*"][..],
@@ -150,7 +151,7 @@ fn include_then_exclude_then_limit() {
         assert_eq!(folders(&machine), expected, "{flags:?}");
     }
     let machine = Machine::new(&store);
-    let ran = machine.run(&[
+    let output = machine.run(&[
         "pull-all",
         "--include",
         "g*",
@@ -162,13 +163,13 @@ fn include_then_exclude_then_limit() {
         "2",
         "--json",
     ]);
-    assert_eq!(rows(&ran), named(&[("gpt2", "pulled"), ("org/name", "pulled")]));
+    assert_eq!(rows(&output), owned(&[("gpt2", "pulled"), ("org/name", "pulled")]));
 }
 
 #[test]
-fn what_is_filtered_out_is_not_read() {
+fn excluded_repos_are_not_read() {
     let store = Store::new();
-    pushed(&store, &zoo());
+    push_all(&store, &zoo());
     let machine = Machine::new(&store);
     machine.ok(&["pull-all", "--include", "gpt2"]);
     let gets: Vec<String> = store
@@ -182,18 +183,18 @@ fn what_is_filtered_out_is_not_read() {
 }
 
 #[test]
-fn nothing_to_pull_is_not_found_unless_nothing_was_asked_for() {
+fn an_empty_selection_is_an_error_unless_the_limit_is_zero() {
     let store = Store::new();
     let machine = Machine::new(&store);
     let empty = machine.run(&["pull-all"]);
     empty.refused(4, &["team-cache", "no repo with a main", "--prefix"]);
     machine.run(&["pull-all", "--prefix", "elsewhere"]).refused(4, &["team-cache", "elsewhere/"]);
-    pushed(&store, &[numbered("model", "org/a", 1)]);
+    push_all(&store, &[numbered("model", "org/a", 1)]);
     let line = ["pull-all", "--include", "other/*", "--exclude", "*-x"];
     machine.run(&line).refused(4, &["team-cache", "--include 'other/*' --exclude '*-x'"]);
     machine.run(&[&line[..], &["--dry-run"]].concat()).refused(4, &["team-cache", "other/*"]);
-    let ran = machine.run(&["pull-all", "--limit", "0"]);
-    assert_eq!((ran.code, ran.stdout.as_str()), (0, ""), "{ran:#?}");
+    let output = machine.run(&["pull-all", "--limit", "0"]);
+    assert_eq!((output.code, output.stdout.as_str()), (0, ""), "{output:#?}");
     assert!(folders(&machine).is_empty());
 }
 
@@ -203,29 +204,29 @@ fn a_bad_pattern_is_refused_before_any_request() {
     let machine = Machine::new(&store);
     for pattern in ["org/[a", "", "modell:org/*", "[z-a]"] {
         for flag in ["--include", "--exclude"] {
-            let ran = machine.run(&["pull-all", flag, pattern]);
-            assert_eq!(ran.code, 2, "{flag} {pattern}: {ran:#?}");
-            assert!(ran.stderr.contains(flag), "{ran:#?}");
+            let output = machine.run(&["pull-all", flag, pattern]);
+            assert_eq!(output.code, 2, "{flag} {pattern}: {output:#?}");
+            assert!(output.stderr.contains(flag), "{output:#?}");
         }
     }
     assert!(store.server.take_seen().is_empty());
 }
 
 #[test]
-fn a_dry_run_tells_and_writes_nothing() {
+fn a_dry_run_reports_the_plan_and_writes_nothing() {
     let store = Store::new();
-    pushed(&store, &[numbered("model", "org/a", 1), numbered("model", "org/b", 2)]);
+    push_all(&store, &[numbered("model", "org/a", 1), numbered("model", "org/b", 2)]);
     let machine = Machine::new(&store);
     machine.ok(&["pull", "org/a"]);
     let before = visible(&machine.hub());
-    let ran = machine.run(&["pull-all", "--dry-run", "--json"]);
-    assert_eq!((ran.code, rows(&ran)), (0, named(&[("org/a", "present"), ("org/b", "planned")])));
-    let report = ran.json();
+    let output = machine.run(&["pull-all", "--dry-run", "--json"]);
+    assert_eq!((output.code, rows(&output)), (0, owned(&[("org/a", "present"), ("org/b", "planned")])));
+    let report = output.json();
     assert_eq!(report["downloaded"]["blobs"], 2);
     assert_eq!(visible(&machine.hub()), before);
 }
 
-/// The weights of a base model, in three repos of two types.
+/// Three repos of two types that share the weights of a base model.
 fn relatives() -> Vec<Revision> {
     let base = weights(99, 9 << 20);
     [("model", "org/base"), ("model", "org/tuned"), ("dataset", "org/copy")]
@@ -237,56 +238,56 @@ fn relatives() -> Vec<Revision> {
         .collect()
 }
 
-fn same_bytes_once(machine: &Machine, revisions: &[Revision]) {
-    // A reflink has an inode of its own; a hard link does not.
+fn assert_stored_once(machine: &Machine, revisions: &[Revision]) {
+    // A reflink has its own inode; a hard link does not.
     let blobs: Vec<_> = revisions.iter().map(|r| r.blob(&machine.hub(), "model.bin")).collect();
     let same = blobs.iter().filter(|blob| is_same_file(blob, &blobs[0])).count();
     assert!(same == 1 || same == blobs.len(), "{same}");
     revisions.iter().for_each(|revision| revision.assert_pulled(&machine.hub()));
 }
 
-fn gets_of(store: &Store, key: &str) -> u64 {
+fn count_gets(store: &Store, key: &str) -> u64 {
     store.server.take_seen().iter().filter(|seen| seen.is("GET", key)).count() as u64
 }
 
 #[test]
-fn a_blob_that_several_repos_share_is_fetched_once() {
+fn a_blob_shared_by_several_repos_is_downloaded_once() {
     let store = Store::new();
     let relatives = relatives();
-    pushed(&store, &relatives);
+    push_all(&store, &relatives);
     let machine = Machine::new(&store);
     for line in [&["pull-all", "--json", "--dry-run"][..], &["pull-all", "--json"]] {
-        let ran = machine.run(line);
-        assert_eq!(ran.code, 0, "{ran:#?}");
-        let report = ran.json();
+        let output = machine.run(line);
+        assert_eq!(output.code, 0, "{output:#?}");
+        let report = output.json();
         assert_eq!((&report["downloaded"]["blobs"], &report["shared"]["blobs"]), (&4.into(), &2.into()), "{line:?}");
     }
     let key = relatives[0].blob_key("model.bin");
-    let seen: Vec<Seen> = store.server.take_seen().into_iter().filter(|seen| seen.is("GET", &key)).collect();
+    let seen: Vec<S3Request> = store.server.take_seen().into_iter().filter(|seen| seen.is("GET", &key)).collect();
     let ranges: std::collections::HashSet<_> = seen.iter().map(|seen| seen.range.clone()).collect();
     assert!(ranges.len() == seen.len() && seen.len() > 1, "every range is fetched once: {ranges:?}");
-    same_bytes_once(&machine, &relatives);
+    assert_stored_once(&machine, &relatives);
 }
 
 #[test]
-fn a_blob_that_another_repo_here_has_is_linked_and_not_fetched() {
+fn a_blob_in_another_cached_repo_is_reused() {
     let store = Store::new();
     let relatives = relatives();
-    pushed(&store, &relatives);
+    push_all(&store, &relatives);
     let machine = Machine::new(&store);
     machine.ok(&["pull", "org/base"]);
     store.server.take_seen();
     machine.ok(&["pull", "org/tuned"]);
     machine.ok(&["pull-all"]);
-    assert_eq!(gets_of(&store, &relatives[0].blob_key("model.bin")), 0);
-    same_bytes_once(&machine, &relatives);
+    assert_eq!(count_gets(&store, &relatives[0].blob_key("model.bin")), 0);
+    assert_stored_once(&machine, &relatives);
 }
 
 #[test]
-fn a_corrupt_blob_is_not_handed_on() {
+fn a_corrupt_blob_is_not_reused() {
     let store = Store::new();
     let relatives = relatives();
-    pushed(&store, &relatives);
+    push_all(&store, &relatives);
     let machine = Machine::new(&store);
     machine.ok(&["pull", "org/base"]);
     let blob = relatives[0].blob(&machine.hub(), "model.bin");
@@ -298,21 +299,21 @@ fn a_corrupt_blob_is_not_handed_on() {
 }
 
 #[test]
-fn a_failing_repo_does_not_stop_the_others_and_is_named() {
+fn a_failing_repo_is_named_and_does_not_stop_the_others() {
     let store = Store::new();
     let repos: Vec<Revision> = ["org/good", "org/no-blob", "org/no-manifest", "org/rotten", "org/torn", "org/z-good"]
         .iter()
         .enumerate()
         .map(|(number, id)| numbered("model", id, number))
         .collect();
-    pushed(&store, &repos);
+    push_all(&store, &repos);
     store.remove(&repos[1].blob_key("model.bin"));
     store.remove(&repos[2].manifest_key());
     store.put(&repos[3].blob_key("model.bin"), vec![7; 50_000]);
     store.put(&repos[4].manifest_key(), "{");
     let machine = Machine::new(&store);
-    let ran = machine.run(&["pull-all", "--json"]);
-    assert_eq!(ran.code, 5, "corrupt data is the loudest: {ran:#?}");
+    let output = machine.run(&["pull-all", "--json"]);
+    assert_eq!(output.code, 5, "corrupt data determines the exit code: {output:#?}");
     let expected = [
         ("org/good", "pulled"),
         ("org/no-blob", "partial"),
@@ -321,8 +322,8 @@ fn a_failing_repo_does_not_stop_the_others_and_is_named() {
         ("org/torn", "failed"),
         ("org/z-good", "pulled"),
     ];
-    assert_eq!(rows(&ran), named(&expected));
-    let report = ran.json();
+    assert_eq!(rows(&output), owned(&expected));
+    let report = output.json();
     for (row, repo) in report["repos"].as_array().unwrap().iter().zip(&repos) {
         let failures = row["failures"].as_array().unwrap();
         let own = [repo.id.clone(), repo.encoded()];
@@ -334,8 +335,8 @@ fn a_failing_repo_does_not_stop_the_others_and_is_named() {
     }
     repos[0].assert_pulled(&machine.hub());
     repos[5].assert_pulled(&machine.hub());
-    for torn in [&repos[1], &repos[3]] {
-        assert!(!torn.dir(&machine.hub()).join("refs/main").exists(), "nothing that looks complete");
+    for incomplete in [&repos[1], &repos[3]] {
+        assert!(!incomplete.dir(&machine.hub()).join("refs/main").exists(), "an incomplete repo must not get a ref");
     }
     let text = Machine::new(&store).run(&["pull-all"]);
     for id in ["org/no-blob", "no-manifest", "org/rotten", "torn"] {
@@ -344,20 +345,20 @@ fn a_failing_repo_does_not_stop_the_others_and_is_named() {
 
     store.put(&repos[3].blob_key("model.bin"), &repos[3].file("model.bin").bytes);
     store.remove("refs/org__torn/main");
-    let ran = Machine::new(&store).run(&["pull-all"]);
-    assert_eq!(ran.code, 1, "{ran:#?}");
+    let output = Machine::new(&store).run(&["pull-all"]);
+    assert_eq!(output.code, 1, "{output:#?}");
 }
 
 #[test]
-fn a_blob_that_all_lack_fails_for_each_of_them_and_is_told_once() {
+fn a_missing_shared_blob_is_reported_once_but_fails_every_repo() {
     let store = Store::new();
     let relatives = relatives();
-    pushed(&store, &relatives);
+    push_all(&store, &relatives);
     store.remove(&relatives[0].blob_key("model.bin"));
     let machine = Machine::new(&store);
-    let ran = machine.run(&["pull-all", "--json"]);
-    assert_eq!(ran.code, 1);
-    let report = ran.json();
+    let output = machine.run(&["pull-all", "--json"]);
+    assert_eq!(output.code, 1);
+    let report = output.json();
     for row in report["repos"].as_array().unwrap() {
         assert_eq!((&row["result"], row["failures"].as_array().unwrap().len()), (&"partial".into(), 1), "{row}");
     }
@@ -365,15 +366,15 @@ fn a_blob_that_all_lack_fails_for_each_of_them_and_is_told_once() {
 }
 
 #[test]
-fn a_repo_that_looks_gated_is_skipped_and_the_rest_goes_on() {
+fn a_gated_repo_is_skipped_without_stopping_the_others() {
     let store = Store::new();
     let gated = numbered("model", "org/gated", 1).git("LICENSE", "You must accept this agreement first.\n");
     let free = numbered("model", "org/free", 2);
     [&gated, &free].iter().for_each(|revision| revision.publish(&store));
     let machine = Machine::new(&store);
     gated.clone().without(&["model.bin"]).write(&machine.hub());
-    let ran = machine.run(&["pull-all", "--json"]);
-    assert_eq!((ran.code, rows(&ran)), (0, named(&[("org/free", "pulled"), ("org/gated", "skipped")])));
+    let output = machine.run(&["pull-all", "--json"]);
+    assert_eq!((output.code, rows(&output)), (0, owned(&[("org/free", "pulled"), ("org/gated", "skipped")])));
     assert!(!gated.blob(&machine.hub(), "model.bin").exists());
     machine.configure("team:\n  allow_gated: true\n");
     machine.ok(&["pull-all"]);
@@ -381,14 +382,14 @@ fn a_repo_that_looks_gated_is_skipped_and_the_rest_goes_on() {
 }
 
 #[test]
-fn refused_credentials_end_it() {
+fn refused_credentials_stop_the_run() {
     let store = Store::new();
-    pushed(&store, &zoo());
+    push_all(&store, &zoo());
     store.server.on_request(|seen| match seen.key.starts_with("refs") {
         true => Action::Refuse(403, "AccessDenied", "no"),
         false => Action::Pass,
     });
-    let ran = Machine::new(&store).run(&["pull-all"]);
-    assert_eq!(ran.code, 3, "{ran:#?}");
-    assert_eq!(ran.stdout, "");
+    let output = Machine::new(&store).run(&["pull-all"]);
+    assert_eq!(output.code, 3, "{output:#?}");
+    assert_eq!(output.stdout, "");
 }

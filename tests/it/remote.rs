@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::harness::cache::{COMMIT, OTHER, Revision};
-use crate::harness::machine::{Machine, Ran};
+use crate::harness::machine::{Machine, Output};
 use crate::harness::scripted::{Reply, Scripted};
 use crate::harness::store::Store;
 
@@ -16,7 +16,7 @@ fn shared_bucket(store: &Store) {
 }
 
 /// What a person sees, with the name of the server replaced.
-fn shown(ran: &Ran, store: &Store) -> String {
+fn shown(ran: &Output, store: &Store) -> String {
     ran.text().replace(&store.server.url, "[URL]")
 }
 

@@ -1,5 +1,5 @@
-//! What stores, and whatever stands before them, really answer: listings that are not whole, refusals for many reasons,
-//! redirects, pages of other servers; and how the AWS tools' own configuration counts.
+//! Responses of stores and of proxies in front of them: incomplete listings, all kinds of errors, redirects, pages from
+//! other servers; and the configuration of the AWS tools.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::harness::cache::Revision;
 use crate::harness::machine::Machine;
-use crate::harness::scripted::{Asked, Objects, Reply, Scripted, entry, list, listing, read};
+use crate::harness::scripted::{Objects, Reply, Request, Scripted, entry, list, listing, read};
 use crate::harness::store::BUCKET;
 use crate::harness::{tls_file, weights};
 
@@ -20,7 +20,7 @@ fn publish(store: &Scripted, revision: &Revision) {
 }
 
 /// A store with three models.
-fn three() -> Scripted {
+fn store_with_three_models() -> Scripted {
     let store = Scripted::new();
     for id in ["org/one", "org/three", "org/two"] {
         publish(&store, &Revision::model(id));
@@ -28,7 +28,7 @@ fn three() -> Scripted {
     store
 }
 
-/// The ids that `list --remote` shows.
+/// Returns the ids that `list --remote` shows.
 fn listed(machine: &Machine) -> Vec<String> {
     let shown = machine.ok_json(&["--json", "list", "--remote"]);
     let text = shown.to_string();
@@ -39,91 +39,91 @@ fn xml(text: &str) -> Option<Reply> {
     Some(Reply::new(200, text).header("content-type", "application/xml"))
 }
 
-/// Changes the text of every listing.
-fn bend(
-    change: impl Fn(&Asked, String) -> String + Send + Sync + 'static,
-) -> impl Fn(&Asked, &Objects) -> Option<Reply> {
-    move |asked: &Asked, objects: &Objects| {
-        if !asked.is_list() {
+/// Changes the body of every listing.
+fn alter_lists(
+    change: impl Fn(&Request, String) -> String + Send + Sync + 'static,
+) -> impl Fn(&Request, &Objects) -> Option<Reply> {
+    move |request: &Request, objects: &Objects| {
+        if !request.is_list() {
             return None;
         }
-        let whole = String::from_utf8(list(asked, objects).body).unwrap();
-        xml(&change(asked, whole))
+        let whole = String::from_utf8(list(request, objects).body).unwrap();
+        xml(&change(request, whole))
     }
 }
 
 #[test]
-fn a_listing_that_was_cut_is_an_error() {
-    let store = three();
+fn a_truncated_listing_is_an_error() {
+    let store = store_with_three_models();
     let machine = store.machine();
     assert_eq!(listed(&machine), ["org/one", "org/three", "org/two"]);
     let cuts: Vec<fn(&str) -> String> = vec![
-        // In the middle of an entry, between two, and before the end.
+        // In the middle of an entry, between two entries, and before the end.
         |text| text[..text.len() / 2].to_string(),
         |text| text.split_inclusive("</Contents>").next().unwrap().to_string(),
         |text| text.replace("</ListBucketResult>", ""),
         |text| text[..text.len() - 1].to_string(),
-        // Whole by its form, and not by what it says.
+        // Well-formed, but incomplete according to its own fields.
         |text| text.replace("<IsTruncated>false", "<IsTruncated>true"),
         |text| text.replace("<KeyCount>", "<KeyCount>1"),
         |_| String::new(),
         |_| "<?xml version=\"1.0\"?>".to_string(),
     ];
     for cut in cuts {
-        store.script(bend(move |_, whole| cut(&whole)));
+        store.script(alter_lists(move |_, whole| cut(&whole)));
         machine.run(&["list", "--remote"]).refused(6, &["incomplete response"]);
         machine.run(&["pull", "org/one"]).refused(6, &["incomplete response"]);
     }
 }
 
 #[test]
-fn a_page_names_the_next_one_with_or_without_saying_that_it_is_truncated() {
-    let store = three();
+fn a_continuation_token_is_followed_whatever_is_truncated_says() {
+    let store = store_with_three_models();
     let machine = store.machine();
-    for said in
+    for truncated in
         ["", "<IsTruncated>true</IsTruncated>", "<IsTruncated>TRUE</IsTruncated>", "<IsTruncated>false</IsTruncated>"]
     {
-        store.script(move |asked, objects| {
-            if !asked.is_list() {
+        store.script(move |request, objects| {
+            if !request.is_list() {
                 return None;
             }
-            let prefix = asked.parameter("prefix").unwrap();
-            let after = asked.parameter("continuation-token").unwrap_or_default();
+            let prefix = request.parameter("prefix").unwrap();
+            let after = request.parameter("continuation-token").unwrap_or_default();
             let left: Vec<_> = objects.iter().filter(|(key, _)| key.starts_with(&prefix) && **key > after).collect();
             let entries: Vec<String> = left.iter().take(1).map(|(key, bytes)| entry(key, bytes)).collect();
             let more = match left.as_slice() {
-                [(key, _), _, ..] => format!("{said}<NextContinuationToken>{key}</NextContinuationToken>"),
+                [(key, _), _, ..] => format!("{truncated}<NextContinuationToken>{key}</NextContinuationToken>"),
                 _ => "<IsTruncated>false</IsTruncated>".to_string(),
             };
             xml(&listing(&entries, &more))
         });
-        assert_eq!(listed(&machine), ["org/one", "org/three", "org/two"], "{said}");
+        assert_eq!(listed(&machine), ["org/one", "org/three", "org/two"], "{truncated}");
     }
 }
 
 #[test]
-fn a_listing_without_end_is_an_error() {
-    let store = three();
+fn an_endless_listing_is_an_error() {
+    let store = store_with_three_models();
     let machine = store.machine();
     let next =
         |token: &str| format!("<IsTruncated>true</IsTruncated><NextContinuationToken>{token}</NextContinuationToken>");
-    let turns = move |asked: &Asked| match asked.parameter("continuation-token").as_deref() {
+    let turns = move |request: &Request| match request.parameter("continuation-token").as_deref() {
         Some("A") => "B".to_string(),
         _ => "A".to_string(),
     };
-    let fresh = |asked: &Asked| {
-        let round: u32 = asked.parameter("continuation-token").and_then(|text| text.parse().ok()).unwrap_or(0);
+    let fresh = |request: &Request| {
+        let round: u32 = request.parameter("continuation-token").and_then(|text| text.parse().ok()).unwrap_or(0);
         (round + 1).to_string()
     };
-    // Tokens in turn, the same token, and always another one: with the same keys, and with none.
+    // Alternating tokens, the same token, and a new token every time; always the same keys, or none.
     for empty in [false, true] {
         for kind in 0..3 {
-            store.script(move |asked, objects| {
-                if !asked.is_list() {
+            store.script(move |request, objects| {
+                if !request.is_list() {
                     return None;
                 }
-                let token = [turns(asked), "same".to_string(), fresh(asked)][kind].clone();
-                let prefix = asked.parameter("prefix").unwrap();
+                let token = [turns(request), "same".to_string(), fresh(request)][kind].clone();
+                let prefix = request.parameter("prefix").unwrap();
                 let found = objects.iter().filter(|(key, _)| key.starts_with(&prefix) && !empty);
                 let entries: Vec<String> = found.map(|(key, bytes)| entry(key, bytes)).collect();
                 xml(&listing(&entries, &next(&token)))
@@ -131,27 +131,27 @@ fn a_listing_without_end_is_an_error() {
             machine.run(&["list", "--remote"]).refused(6, &["no end"]);
         }
     }
-    // Keys that were not requested.
-    store.script(bend(|_, _| listing(&[entry("elsewhere/x", b"x")], "<IsTruncated>false</IsTruncated>")));
+    // Keys outside the requested prefix.
+    store.script(alter_lists(|_, _| listing(&[entry("elsewhere/x", b"x")], "<IsTruncated>false</IsTruncated>")));
     machine.run(&["list", "--remote"]).refused(6, &["'elsewhere/x'", "not requested"]);
 }
 
 #[test]
-fn a_listed_object_has_a_size_and_may_have_any_date() {
-    let store = three();
+fn listed_objects_need_a_size_but_no_valid_date() {
+    let store = store_with_three_models();
     let machine = store.machine();
     for date in ["", "yesterday", "2026-01-02", "Fri, 02 Jan 2026 03:04:05 GMT", "99999-01-01T00:00:00Z"] {
-        store.script(bend(move |_, text| text.replace("2026-01-02T03:04:05.000Z", date)));
+        store.script(alter_lists(move |_, text| text.replace("2026-01-02T03:04:05.000Z", date)));
         assert_eq!(listed(&machine), ["org/one", "org/three", "org/two"], "{date}");
-        store.script(move |asked, objects| {
-            let bytes = objects.get(&asked.key).filter(|_| asked.method == "GET" && !asked.is_list())?;
-            Some(read(asked, bytes).header("last-modified", date))
+        store.script(move |request, objects| {
+            let bytes = objects.get(&request.key).filter(|_| request.method == "GET" && !request.is_list())?;
+            Some(read(request, bytes).header("last-modified", date))
         });
         let fresh = store.machine();
         fresh.ok(&["pull", "org/one"]);
     }
     for size in ["", "<Size></Size>", "<Size>-1</Size>", "<Size>many</Size>"] {
-        store.script(bend(move |_, text| {
+        store.script(alter_lists(move |_, text| {
             let at = text.find("<Size>").unwrap_or(text.len());
             let end = text.find("</Size>").map_or(text.len(), |at| at + 7);
             format!("{}{size}{}", &text[..at], &text[end..])
@@ -161,7 +161,7 @@ fn a_listed_object_has_a_size_and_may_have_any_date() {
 }
 
 #[test]
-fn keys_are_understood_however_a_store_writes_them() {
+fn keys_are_decoded_in_every_encoding() {
     let escaped = |key: &str| {
         let code = |c: char| match c {
             'a'..='z' | 'A'..='Z' | '0'..='9' | '-' | '.' | '_' => c.to_string(),
@@ -169,48 +169,48 @@ fn keys_are_understood_however_a_store_writes_them() {
         };
         key.chars().map(code).collect::<String>()
     };
-    let store = three();
+    let store = store_with_three_models();
     let odd = Revision::model("org/plus").refs(&["main", "v1.0+cu118", "refs/pr/1"]);
     publish(&store, &odd);
     store.put("manifests/\u{1b}[31m\u{7}evil", "x");
     store.put("refs/a b/\u{1}", "x");
-    let all = |asked: &Asked, objects: &Objects, write: &dyn Fn(&str) -> String, rest: &str| {
-        let prefix = asked.parameter("prefix").unwrap();
+    let all = |request: &Request, objects: &Objects, write: &dyn Fn(&str) -> String, rest: &str| {
+        let prefix = request.parameter("prefix").unwrap();
         let found = objects.iter().filter(|(key, _)| key.starts_with(&prefix));
         let entries: Vec<String> = found.map(|(key, bytes)| entry(&write(key), bytes)).collect();
         xml(&listing(&entries, rest))
     };
     const LAST: &str = "<IsTruncated>false</IsTruncated>";
     const URL: &str = "<IsTruncated>false</IsTruncated><EncodingType>url</EncodingType>";
-    for way in 0..5 {
-        store.script(move |asked, objects| {
-            if !asked.is_list() {
+    for encoding in 0..5 {
+        store.script(move |request, objects| {
+            if !request.is_list() {
                 return None;
             }
-            let asks = asked.parameter("encoding-type").as_deref() == Some("url");
+            let requested = request.parameter("encoding-type").as_deref() == Some("url");
             let slashes = |key: &str| escaped(key).replace("%2F", "/");
-            match way {
-                // Asked for, by AWS's rules and by those of others; unasked; with raw control characters.
-                0 if asks => all(asked, objects, &|key| slashes(key).replace("%20", "+"), URL),
-                1 if asks => all(asked, objects, &|key| slashes(key).replace("%2B", "+"), URL),
-                2 => all(asked, objects, &escaped, LAST),
-                3 => all(asked, objects, &|key| key.to_string(), LAST),
-                // Refused.
-                4 if asks => Some(Reply::refusal(501, "NotImplemented", "encoding-type")),
-                4 => all(asked, objects, &|key| key.replace(['\u{1b}', '\u{7}', '\u{1}'], "?"), LAST),
+            match encoding {
+                // Requested, with AWS's and with other encodings; not requested; with raw control characters.
+                0 if requested => all(request, objects, &|key| slashes(key).replace("%20", "+"), URL),
+                1 if requested => all(request, objects, &|key| slashes(key).replace("%2B", "+"), URL),
+                2 => all(request, objects, &escaped, LAST),
+                3 => all(request, objects, &|key| key.to_string(), LAST),
+                // Not supported.
+                4 if requested => Some(Reply::refusal(501, "NotImplemented", "encoding-type")),
+                4 => all(request, objects, &|key| key.replace(['\u{1b}', '\u{7}', '\u{1}'], "?"), LAST),
                 _ => Some(Reply::refusal(500, "InternalError", "cannot be put into XML")),
             }
         });
         let machine = store.machine();
-        assert_eq!(listed(&machine), ["org/one", "org/three", "org/two"], "{way}");
+        assert_eq!(listed(&machine), ["org/one", "org/three", "org/two"], "{encoding}");
         machine.ok(&["pull", "org/plus", "-r", "v1.0+cu118"]);
         machine.ok(&["pull", "org/one"]);
     }
 }
 
 #[test]
-fn what_is_no_s3_store_is_said_to_be_none() {
-    let store = three();
+fn servers_that_are_not_s3_stores_are_reported() {
+    let store = store_with_three_models();
     let machine = store.machine();
     let html = "<!DOCTYPE html><html><title>Log in</title></html>";
     let gzip = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3];
@@ -233,40 +233,43 @@ fn what_is_no_s3_store_is_said_to_be_none() {
         let answer = reply.clone();
         store.script(move |_, _| Some(answer.clone()));
         for line in [&["list", "--remote"][..], &["pull", "org/one"], &["list", "--remote", "--json"]] {
-            let ran = machine.run(line);
-            assert_eq!(ran.code, 6, "{reply:?} {ran:#?}");
-            assert!(ran.stderr.contains("not an S3 store") && ran.stderr.contains(words), "{reply:?} {ran:#?}");
-            assert!(!ran.stderr.contains('\u{202e}'));
-            ran.nothing_internal();
+            let output = machine.run(line);
+            assert_eq!(output.code, 6, "{reply:?} {output:#?}");
+            assert!(
+                output.stderr.contains("not an S3 store") && output.stderr.contains(words),
+                "{reply:?} {output:#?}"
+            );
+            assert!(!output.stderr.contains('\u{202e}'));
+            output.nothing_internal();
         }
-        // The same for a write.
+        // Writes get the same error.
         let answer = reply.clone();
-        store.script(move |asked, _| (asked.method == "PUT").then(|| answer.clone()));
+        store.script(move |request, _| (request.method == "PUT").then(|| answer.clone()));
         let pushing = store.machine();
         Revision::model("org/new").write(&pushing.hub());
         if reply.status != 200 || words == "HTML page" {
-            let ran = pushing.run(&["push"]);
-            assert_eq!(ran.code, 6, "{reply:?} {ran:#?}");
+            let output = pushing.run(&["push"]);
+            assert_eq!(output.code, 6, "{reply:?} {output:#?}");
         }
     }
 }
 
 #[test]
-fn a_proxy_that_compresses_is_no_corruption() {
-    let store = three();
-    store.script(|asked, objects| {
-        assert_eq!(asked.header("accept-encoding"), "identity");
-        let bytes = objects.get(&asked.key).filter(|_| asked.key.starts_with("blobs/"))?;
+fn a_compressing_proxy_is_not_reported_as_corruption() {
+    let store = store_with_three_models();
+    store.script(|request, objects| {
+        assert_eq!(request.header("accept-encoding"), "identity");
+        let bytes = objects.get(&request.key).filter(|_| request.key.starts_with("blobs/"))?;
         Some(Reply::new(200, &bytes[1..]).header("content-encoding", "gzip"))
     });
     let machine = store.machine();
-    let ran = machine.run(&["pull", "org/one"]);
-    assert_eq!(ran.code, 6, "{ran:#?}");
-    assert!(ran.stderr.contains("gzip") && !ran.stderr.contains("corrupt"), "{ran:#?}");
+    let output = machine.run(&["pull", "org/one"]);
+    assert_eq!(output.code, 6, "{output:#?}");
+    assert!(output.stderr.contains("gzip") && !output.stderr.contains("corrupt"), "{output:#?}");
 }
 
 #[test]
-fn a_full_store_is_told_once_and_not_asked_again() {
+fn a_full_store_is_reported_once_and_stops_the_push() {
     for (status, code, message) in [
         (403, "QuotaExceeded", "The quota of the bucket is exceeded"),
         (507, "XMinioStorageFull", "Storage backend has reached its minimum free drive threshold."),
@@ -275,26 +278,26 @@ fn a_full_store_is_told_once_and_not_asked_again() {
         (500, "InternalError", "write: no space left on device"),
     ] {
         let store = Scripted::new();
-        store.script(move |asked, _| (asked.method == "PUT").then(|| Reply::refusal(status, code, message)));
+        store.script(move |request, _| (request.method == "PUT").then(|| Reply::refusal(status, code, message)));
         let machine = store.machine();
         let files =
             (0..300).fold(Revision::new("model", "org/many"), |all, n| all.lfs(&format!("{n}.bin"), weights(n, 1000)));
         files.write(&machine.hub());
-        let ran = machine.run(&["push"]);
-        assert_eq!(ran.code, 1, "{ran:#?}");
-        assert_eq!(ran.stderr.matches("no room left").count(), 1, "{ran:#?}");
-        let puts = store.take_seen().iter().filter(|asked| asked.method == "PUT").count();
+        let output = machine.run(&["push"]);
+        assert_eq!(output.code, 1, "{output:#?}");
+        assert_eq!(output.stderr.matches("no room left").count(), 1, "{output:#?}");
+        let puts = store.take_seen().iter().filter(|request| request.method == "PUT").count();
         assert!(puts <= 64, "{puts} PUTs");
-        // What is there can still be read.
+        // Reads still work.
         store.put("x", "y");
         assert_eq!(machine.run(&["list", "--remote"]).code, 0);
     }
 }
 
 #[test]
-fn a_store_that_takes_nothing_is_told_once_and_not_asked_again() {
-    // With the key, so that no two refusals are alike.
-    for (status, code, message, exit, said) in [
+fn a_store_that_rejects_all_uploads_is_reported_once_and_stops_the_push() {
+    // The key is part of the message, so that no two errors are identical.
+    for (status, code, message, exit, expected) in [
         (403, "InvalidAccessKeyId", "no such key", 3, "does not accept the credentials"),
         (403, "AccessDenied", "no access to KEY", 3, "is not allowed to do that"),
         (403, "AccessDenied", "Object is WORM protected: KEY", 3, "a retention rule"),
@@ -303,83 +306,83 @@ fn a_store_that_takes_nothing_is_told_once_and_not_asked_again() {
         (400, "InvalidTag", "a tag is missing", 1, "InvalidTag"),
     ] {
         let store = Scripted::new();
-        store.script(move |asked, _| {
-            (asked.method == "PUT").then(|| Reply::refusal(status, code, &message.replace("KEY", &asked.key)))
+        store.script(move |request, _| {
+            (request.method == "PUT").then(|| Reply::refusal(status, code, &message.replace("KEY", &request.key)))
         });
         let machine = store.machine();
         let files =
             (0..100).fold(Revision::new("model", "org/many"), |all, n| all.lfs(&format!("{n}.bin"), weights(n, 1000)));
         files.write(&machine.hub());
-        let ran = machine.run(&["push"]);
-        assert_eq!(ran.code, exit, "{ran:#?}");
-        assert_eq!(ran.stderr.matches(said).count(), 1, "{ran:#?}");
-        assert!(ran.stderr.contains("99 more failed in the same way"), "{ran:#?}");
-        let puts = store.take_seen().iter().filter(|asked| asked.method == "PUT").count();
+        let output = machine.run(&["push"]);
+        assert_eq!(output.code, exit, "{output:#?}");
+        assert_eq!(output.stderr.matches(expected).count(), 1, "{output:#?}");
+        assert!(output.stderr.contains("99 more failed in the same way"), "{output:#?}");
+        let puts = store.take_seen().iter().filter(|request| request.method == "PUT").count();
         assert!(puts <= 16, "{puts} PUTs for {code}");
     }
 }
 
 #[test]
-fn a_listing_that_is_refused_once_changes_nothing_for_the_next() {
-    let store = three();
+fn a_rejected_listing_does_not_change_later_ones() {
+    let store = store_with_three_models();
     let refused = AtomicBool::new(false);
-    store.script(move |asked, _| {
-        let now = asked.is_list() && !refused.swap(true, Ordering::Relaxed);
+    store.script(move |request, _| {
+        let now = request.is_list() && !refused.swap(true, Ordering::Relaxed);
         now.then(|| Reply::refusal(400, "BadRequest", "An error occurred when parsing the HTTP request."))
     });
     store.machine().ok(&["pull", "org/one"]);
     let seen = store.take_seen();
-    let lists: Vec<&Asked> = seen.iter().filter(|asked| asked.is_list()).collect();
-    let plain = lists.iter().filter(|asked| asked.parameter("encoding-type").is_none()).count();
+    let lists: Vec<&Request> = seen.iter().filter(|request| request.is_list()).collect();
+    let plain = lists.iter().filter(|request| request.parameter("encoding-type").is_none()).count();
     assert!(lists.len() > 3 && plain == 1, "{lists:#?}");
 }
 
 #[test]
-fn a_wrong_size_on_the_way_costs_no_finished_part() {
+fn a_wrong_size_in_a_response_loses_no_finished_parts() {
     let store = Scripted::new();
     let revision = Revision::new("model", "org/large").lfs("model.bin", weights(1, 40 << 20));
     publish(&store, &revision);
-    let lied = AtomicBool::new(false);
-    store.script(move |asked, objects| {
-        let is_fourth = asked.header("range").starts_with("bytes=25165824-");
-        if !is_fourth || lied.swap(true, Ordering::Relaxed) {
+    let sent = AtomicBool::new(false);
+    store.script(move |request, objects| {
+        let is_fourth = request.header("range").starts_with("bytes=25165824-");
+        if !is_fourth || sent.swap(true, Ordering::Relaxed) {
             return None;
         }
-        let mut reply = read(asked, &objects[&asked.key]);
+        let mut reply = read(request, &objects[&request.key]);
         reply.headers.retain(|(name, _)| name != "content-range");
         Some(reply.header("content-range", "bytes 25165824-33554431/50000000"))
     });
     let machine = store.machine();
-    let ran = machine.run(&["pull", "org/large", "--workers", "1"]);
-    assert!(ran.code == 5 && ran.stderr.contains("wrong size"), "{ran:#?}");
+    let output = machine.run(&["pull", "org/large", "--workers", "1"]);
+    assert!(output.code == 5 && output.stderr.contains("wrong size"), "{output:#?}");
     store.take_seen();
     machine.ok(&["pull", "org/large", "--workers", "1"]);
     let starts = store
         .take_seen()
         .into_iter()
-        .filter_map(|asked| asked.header("range").strip_prefix("bytes=")?.split('-').next()?.parse::<u64>().ok());
+        .filter_map(|request| request.header("range").strip_prefix("bytes=")?.split('-').next()?.parse::<u64>().ok());
     assert!(starts.min() >= Some(24 << 20));
     revision.assert_pulled(&machine.hub());
 }
 
 #[test]
-fn refusals_are_named_for_what_they_are() {
-    let of_put = |asked: &Asked| asked.method == "PUT";
-    let of_blob = |asked: &Asked| asked.method == "GET" && asked.key.starts_with("blobs/");
-    let of_list = |asked: &Asked| asked.is_list();
-    type When = fn(&Asked) -> bool;
+fn errors_of_the_store_are_explained() {
+    let is_put = |request: &Request| request.method == "PUT";
+    let is_blob_get = |request: &Request| request.method == "GET" && request.key.starts_with("blobs/");
+    let is_list = |request: &Request| request.is_list();
+    type When = fn(&Request) -> bool;
     type Case = (When, &'static str, u16, &'static str, &'static str, i32, &'static [&'static str]);
     let cases: [Case; 18] = [
-        (of_list, "list", 403, "AccessDenied", "Access Denied: the bucket is Requester Pays", 2, &["requester_pays"]),
-        (of_list, "list", 403, "RequestTimeTooSkewed", "The difference is too large", 2, &["clock"]),
-        (of_list, "list", 403, "SignatureDoesNotMatch", "Signature expired: 2020 is earlier", 2, &["clock"]),
-        (of_list, "list", 403, "AllAccessDisabled", "All access has been disabled", 3, &["account"]),
-        (of_list, "list", 403, "AccountProblem", "There is a problem with your account", 3, &["account"]),
-        (of_list, "list", 403, "UserSuspended", "", 3, &["account"]),
-        (of_list, "list", 400, "ExpiredToken", "The provided token has expired.", 3, &["expired", "AWS_SESSION_TOKEN"]),
-        (of_list, "list", 403, "InvalidAccessKeyId", "no such key", 3, &["does not accept the credentials"]),
+        (is_list, "list", 403, "AccessDenied", "Access Denied: the bucket is Requester Pays", 2, &["requester_pays"]),
+        (is_list, "list", 403, "RequestTimeTooSkewed", "The difference is too large", 2, &["clock"]),
+        (is_list, "list", 403, "SignatureDoesNotMatch", "Signature expired: 2020 is earlier", 2, &["clock"]),
+        (is_list, "list", 403, "AllAccessDisabled", "All access has been disabled", 3, &["account"]),
+        (is_list, "list", 403, "AccountProblem", "There is a problem with your account", 3, &["account"]),
+        (is_list, "list", 403, "UserSuspended", "", 3, &["account"]),
+        (is_list, "list", 400, "ExpiredToken", "The provided token has expired.", 3, &["expired", "AWS_SESSION_TOKEN"]),
+        (is_list, "list", 403, "InvalidAccessKeyId", "no such key", 3, &["does not accept the credentials"]),
         (
-            of_blob,
+            is_blob_get,
             "pull",
             403,
             "InvalidObjectState",
@@ -388,7 +391,7 @@ fn refusals_are_named_for_what_they_are() {
             &["archived", "GLACIER"],
         ),
         (
-            of_put,
+            is_put,
             "push",
             403,
             "AccessDenied",
@@ -396,11 +399,11 @@ fn refusals_are_named_for_what_they_are() {
             2,
             &["storage.sse"],
         ),
-        (of_put, "push", 400, "ServerSideEncryptionConfigurationNotFoundError", "", 2, &["storage.sse"]),
-        (of_put, "push", 403, "KMS.DisabledException", "the key is disabled", 2, &["storage.sse_kms_key_id"]),
-        (of_put, "push", 400, "KMS.NotFoundException", "Invalid keyId", 2, &["storage.sse_kms_key_id"]),
+        (is_put, "push", 400, "ServerSideEncryptionConfigurationNotFoundError", "", 2, &["storage.sse"]),
+        (is_put, "push", 403, "KMS.DisabledException", "the key is disabled", 2, &["storage.sse_kms_key_id"]),
+        (is_put, "push", 400, "KMS.NotFoundException", "Invalid keyId", 2, &["storage.sse_kms_key_id"]),
         (
-            of_put,
+            is_put,
             "push",
             403,
             "AccessDenied",
@@ -408,10 +411,10 @@ fn refusals_are_named_for_what_they_are() {
             3,
             &["object lock"],
         ),
-        (of_put, "push", 400, "InvalidRequest", "Object is under legal hold", 3, &["object lock"]),
-        (of_put, "push", 400, "EntityTooLarge", "Your proposed upload exceeds the maximum", 1, &["EntityTooLarge"]),
+        (is_put, "push", 400, "InvalidRequest", "Object is under legal hold", 3, &["object lock"]),
+        (is_put, "push", 400, "EntityTooLarge", "Your proposed upload exceeds the maximum", 1, &["EntityTooLarge"]),
         (
-            of_put,
+            is_put,
             "push",
             403,
             "AccessDenied",
@@ -419,56 +422,56 @@ fn refusals_are_named_for_what_they_are() {
             3,
             &["policy"],
         ),
-        (of_put, "push", 405, "MethodNotAllowed", "The specified method is not allowed", 1, &["MethodNotAllowed"]),
+        (is_put, "push", 405, "MethodNotAllowed", "The specified method is not allowed", 1, &["MethodNotAllowed"]),
     ];
-    for (when, line, status, code, message, exit, words) in cases {
-        let store = three();
+    for (applies, line, status, code, message, exit, words) in cases {
+        let store = store_with_three_models();
         let machine = store.machine();
         if line == "push" {
             Revision::model("org/new").write(&machine.hub());
         }
         let (status, code, message) = (status, code.to_string(), message.to_string());
         let shown = format!("{status} {code}: {message}");
-        store.script(move |asked, _| match asked.method.as_str() {
-            "HEAD" if asked.key.starts_with("blobs/") => {
+        store.script(move |request, _| match request.method.as_str() {
+            "HEAD" if request.key.starts_with("blobs/") => {
                 Some(Reply::new(200, "").header("x-amz-storage-class", "GLACIER"))
             }
-            _ => when(asked).then(|| Reply::refusal(status, &code, &message)),
+            _ => applies(request).then(|| Reply::refusal(status, &code, &message)),
         });
-        let ran = match line {
+        let output = match line {
             "list" => machine.run(&["list", "--remote"]),
             "pull" => machine.run(&["pull", "org/one"]),
             _ => machine.run(&["push"]),
         };
-        assert_eq!(ran.code, exit, "{shown} {ran:#?}");
+        assert_eq!(output.code, exit, "{shown} {output:#?}");
         for word in words {
-            assert!(ran.stderr.contains(word), "'{word}' is missing for {shown}: {}", ran.stderr);
+            assert!(output.stderr.contains(word), "'{word}' is missing for {shown}: {}", output.stderr);
         }
-        ran.nothing_internal();
+        output.nothing_internal();
     }
 }
 
 #[test]
-fn a_checksum_that_is_demanded_once_is_sent_from_then_on() {
+fn checksums_are_sent_once_the_store_requires_them() {
     let message =
         "Content-MD5 OR x-amz-checksum- HTTP header is required for Put Object requests with Object Lock parameters";
     let store = Scripted::new();
-    store.script(move |asked, _| {
-        let needs = asked.method == "PUT" && asked.header("content-md5").is_empty();
+    store.script(move |request, _| {
+        let needs = request.method == "PUT" && request.header("content-md5").is_empty();
         needs.then(|| Reply::refusal(400, "InvalidRequest", message))
     });
     let machine = store.machine();
     let revision =
         Revision::model("org/name").lfs("middle.bin", weights(1, 700_000)).lfs("big.bin", weights(2, 20 << 20));
     revision.write(&machine.hub());
-    let ran = machine.run(&["push"]);
-    assert_eq!(ran.code, 0, "{ran:#?}");
-    assert_eq!(ran.stderr.matches("wants a checksum").count(), 1, "{ran:#?}");
+    let output = machine.run(&["push"]);
+    assert_eq!(output.code, 0, "{output:#?}");
+    assert_eq!(output.stderr.matches("wants a checksum").count(), 1, "{output:#?}");
     let seen = store.take_seen();
-    for asked in seen.iter().filter(|asked| !asked.header("content-md5").is_empty()) {
+    for request in seen.iter().filter(|request| !request.header("content-md5").is_empty()) {
         use md5::Digest;
-        let md5: [u8; 16] = md5::Md5::digest(&asked.body).into();
-        assert_eq!(asked.header("content-md5"), aws_smithy_types::base64::encode(md5));
+        let md5: [u8; 16] = md5::Md5::digest(&request.body).into();
+        assert_eq!(request.header("content-md5"), aws_smithy_types::base64::encode(md5));
     }
     for file in revision.present() {
         assert!(store.objects()[&format!("blobs/{}", file.etag())] == file.bytes, "{}", file.path);
@@ -476,10 +479,10 @@ fn a_checksum_that_is_demanded_once_is_sent_from_then_on() {
 }
 
 #[test]
-fn a_store_that_refuses_path_style_is_asked_the_other_way() {
-    let store = three();
-    store.script(|asked, _| {
-        let is_virtual = asked.header("host").starts_with("team-cache.oss.example");
+fn a_store_that_rejects_path_style_is_addressed_virtual_hosted() {
+    let store = store_with_three_models();
+    store.script(|request, _| {
+        let is_virtual = request.header("host").starts_with("team-cache.oss.example");
         (!is_virtual).then(|| {
             Reply::refusal(
                 403,
@@ -491,20 +494,20 @@ fn a_store_that_refuses_path_style_is_asked_the_other_way() {
     let mut machine = store.machine();
     machine.set("B2_ENDPOINT", "http://oss.example");
     machine.set("HTTP_PROXY", &store.url);
-    let ran = machine.run(&["pull", "org/one"]);
-    assert_eq!(ran.code, 0, "{ran:#?}");
-    assert_eq!(ran.stderr.matches("addressing").count(), 1, "{ran:#?}");
+    let output = machine.run(&["pull", "org/one"]);
+    assert_eq!(output.code, 0, "{output:#?}");
+    assert_eq!(output.stderr.matches("addressing").count(), 1, "{output:#?}");
     Revision::model("org/new").write(&machine.hub());
     machine.ok(&["push"]);
 }
 
-/// The region that a request is signed for.
-fn region(asked: &Asked) -> String {
-    asked.header("authorization").split('/').nth(2).unwrap_or_default().to_string()
+/// Returns the region that a request is signed for.
+fn region(request: &Request) -> String {
+    request.header("authorization").split('/').nth(2).unwrap_or_default().to_string()
 }
 
 #[test]
-fn a_region_that_the_store_names_is_used_and_said() {
+fn the_region_named_by_the_store_is_used_and_reported() {
     type Refuse = fn() -> Reply;
     let refusals: [Refuse; 4] = [
         || Reply::new(301, "").header("x-amz-bucket-region", "eu-central-9"),
@@ -523,61 +526,62 @@ fn a_region_that_the_store_names_is_used_and_said() {
         || Reply::new(307, "<Error><Code>TemporaryRedirect</Code><Region>eu-central-9</Region></Error>"),
     ];
     for (number, refuse) in refusals.into_iter().enumerate() {
-        let store = three();
-        store.script(move |asked, _| (region(asked) != "eu-central-9").then(refuse));
+        let store = store_with_three_models();
+        store.script(move |request, _| (region(request) != "eu-central-9").then(refuse));
         let machine = store.machine();
         Revision::model("org/new").write(&machine.hub());
         for line in [&["pull", "org/one"][..], &["push"]] {
-            let ran = machine.run(line);
-            assert_eq!(ran.code, 0, "{number} {ran:#?}");
-            assert_eq!(ran.stderr.matches("storage.region: eu-central-9").count(), 1, "{number} {ran:#?}");
+            let output = machine.run(line);
+            assert_eq!(output.code, 0, "{number} {output:#?}");
+            assert_eq!(output.stderr.matches("storage.region: eu-central-9").count(), 1, "{number} {output:#?}");
         }
         machine.ok(&["doctor"]);
     }
-    // One that never agrees is left.
-    let store = three();
-    store.script(|asked, _| {
-        let other = if region(asked) == "one" { "two" } else { "one" };
+    // Do not follow a store that always names another region.
+    let store = store_with_three_models();
+    store.script(|request, _| {
+        let other = if region(request) == "one" { "two" } else { "one" };
         Some(Reply::new(301, "").header("x-amz-bucket-region", other))
     });
-    let ran = store.machine().run(&["list", "--remote"]);
-    assert!(ran.code == 2 && ran.stderr.contains("is not in region"), "{ran:#?}");
+    let output = store.machine().run(&["list", "--remote"]);
+    assert!(output.code == 2 && output.stderr.contains("is not in region"), "{output:#?}");
     assert!(store.take_seen().len() < 12);
 }
 
 #[test]
-fn a_bucket_that_is_at_another_address_is_asked_there() {
+fn a_redirect_to_another_endpoint_is_followed() {
     for status in [301, 307] {
-        let (store, other) = (Scripted::new(), three());
+        let (store, other) = (Scripted::new(), store_with_three_models());
         let host = other.url.trim_start_matches("http://").to_string();
         store.script(move |_, _| {
             let text = format!("<Error><Code>PermanentRedirect</Code><Endpoint>{host}</Endpoint></Error>");
             Some(Reply::new(status, text))
         });
         let machine = store.machine();
-        let ran = machine.run(&["pull", "org/one"]);
-        assert_eq!(ran.code, 0, "{ran:#?}");
-        assert!(ran.stderr.contains(&other.url), "{ran:#?}");
-        assert!(other.take_seen().iter().all(Asked::is_signed));
+        let output = machine.run(&["pull", "org/one"]);
+        assert_eq!(output.code, 0, "{output:#?}");
+        assert!(output.stderr.contains(&other.url), "{output:#?}");
+        assert!(other.take_seen().iter().all(Request::is_signed));
     }
 }
 
 #[test]
-fn readers_that_are_sent_elsewhere_go_there_without_a_signature() {
+fn redirected_reads_are_sent_unsigned() {
     for (number, status) in [301, 302, 303, 307, 308].into_iter().enumerate() {
-        let (store, cdn) = (three(), Scripted::new());
+        let (store, cdn) = (store_with_three_models(), Scripted::new());
         let big = Revision::model("org/big").lfs("big.bin", weights(3, 24 << 20));
         publish(&store, &big);
         let (base, copy) = (cdn.url.clone(), store.objects());
-        store.script(move |asked, _| {
-            let sent = asked.method == "GET" && !asked.key.is_empty();
-            sent.then(|| Reply::new(status, "").header("location", &format!("{base}/hop/{}?X-Token=t", asked.key)))
+        store.script(move |request, _| {
+            let is_redirected = request.method == "GET" && !request.key.is_empty();
+            is_redirected
+                .then(|| Reply::new(status, "").header("location", &format!("{base}/hop/{}?X-Token=t", request.key)))
         });
-        cdn.script(move |asked, _| match asked.path.strip_prefix("/hop/") {
-            // One more hop, relative.
+        cdn.script(move |request, _| match request.path.strip_prefix("/hop/") {
+            // Another hop, with a relative URL.
             Some(key) => Some(Reply::new(302, "").header("location", &format!("/file/{key}"))),
-            None => Some(match copy.get(asked.path.strip_prefix("/file/")?) {
-                Some(bytes) => read(asked, bytes),
+            None => Some(match copy.get(request.path.strip_prefix("/file/")?) {
+                Some(bytes) => read(request, bytes),
                 None => Reply::new(404, "gone"),
             }),
         });
@@ -585,37 +589,40 @@ fn readers_that_are_sent_elsewhere_go_there_without_a_signature() {
         machine.ok(&["pull", "org/big"]);
         big.assert_pulled(&machine.hub());
         let seen = cdn.take_seen();
-        assert!(seen.iter().any(|asked| !asked.header("range").is_empty()), "{number}");
-        for asked in &seen {
-            assert!(!asked.is_signed() && !asked.headers.keys().any(|name| name.starts_with("x-amz")), "{asked:?}");
+        assert!(seen.iter().any(|request| !request.header("range").is_empty()), "{number}");
+        for request in &seen {
+            assert!(
+                !request.is_signed() && !request.headers.keys().any(|name| name.starts_with("x-amz")),
+                "{request:?}"
+            );
         }
     }
 }
 
 #[test]
-fn redirects_that_lead_nowhere_end() {
-    let store = three();
+fn redirect_loops_and_bad_redirects_are_errors() {
+    let store = store_with_three_models();
     let base = store.url.clone();
-    store.script(move |asked, _| {
-        let sent = asked.method == "GET" && !asked.is_list();
-        sent.then(|| Reply::new(302, "").header("location", &format!("{base}/again?{}", asked.query.len())))
+    store.script(move |request, _| {
+        let is_redirected = request.method == "GET" && !request.is_list();
+        is_redirected.then(|| Reply::new(302, "").header("location", &format!("{base}/again?{}", request.query.len())))
     });
-    let ran = store.machine().run(&["pull", "org/one"]);
-    assert_eq!(ran.code, 6, "{ran:#?}");
-    assert!(ran.stderr.contains("circles"), "{ran:#?}");
+    let output = store.machine().run(&["pull", "org/one"]);
+    assert_eq!(output.code, 6, "{output:#?}");
+    assert!(output.stderr.contains("circles"), "{output:#?}");
     assert!(store.take_seen().len() < 60);
     for location in ["ftp://x/y", "nonsense", "http://[/"] {
-        store.script(move |asked, _| {
-            (asked.method == "GET" && !asked.is_list()).then(|| Reply::new(302, "").header("location", location))
+        store.script(move |request, _| {
+            (request.method == "GET" && !request.is_list()).then(|| Reply::new(302, "").header("location", location))
         });
-        let ran = store.machine().run(&["pull", "org/one"]);
-        assert_eq!(ran.code, 6, "{location} {ran:#?}");
+        let output = store.machine().run(&["pull", "org/one"]);
+        assert_eq!(output.code, 6, "{location} {output:#?}");
     }
 }
 
 #[test]
-fn http_and_https_are_told_apart() {
-    let store = three();
+fn a_wrong_scheme_gets_a_hint() {
+    let store = store_with_three_models();
     let mut machine = store.machine();
     let address = store.url.trim_start_matches("http://").to_string();
     for endpoint in [format!("https://{address}"), address.clone()] {
@@ -623,7 +630,7 @@ fn http_and_https_are_told_apart() {
         let hint = format!("use http://{address}");
         machine.run(&["list", "--remote"]).refused(6, &[&hint]);
     }
-    // The other way round, by the pages of nginx and of Go, and by a server that speaks TLS alone.
+    // The opposite case: the error pages of nginx and Go, and a server that only speaks TLS.
     machine.set("B2_ENDPOINT", &store.url);
     let hint = format!("use https://{address}");
     for page in [
@@ -641,23 +648,23 @@ fn http_and_https_are_told_apart() {
 }
 
 #[test]
-fn a_completed_upload_that_says_nothing_is_looked_up() {
+fn a_completed_upload_is_verified() {
     for body in ["", "<CompleteMulti", "<html>"] {
         let store = Scripted::new();
         let machine = store.machine();
         let revision = Revision::model("org/name").lfs("big.bin", weights(2, 20 << 20));
         revision.write(&machine.hub());
-        // Nothing was kept: the answer alone does not make a blob.
-        store.script(move |asked, _| {
-            (asked.method == "POST" && asked.parameter("uploadId").is_some()).then(|| Reply::new(200, body))
+        // The object was not stored, so the response alone must not count.
+        store.script(move |request, _| {
+            (request.method == "POST" && request.parameter("uploadId").is_some()).then(|| Reply::new(200, body))
         });
-        let ran = machine.run(&["push"]);
-        assert!(![0, 101].contains(&ran.code), "{ran:#?}");
-        assert!(!store.objects().contains_key(&revision.manifest_key()), "{ran:#?}");
+        let output = machine.run(&["push"]);
+        assert!(![0, 101].contains(&output.code), "{output:#?}");
+        assert!(!store.objects().contains_key(&revision.manifest_key()), "{output:#?}");
     }
 }
 
-/// A machine whose keys are those of an AWS profile.
+/// A machine whose keys come from an AWS profile.
 fn with_profile(store: &Scripted, config: &str) -> Machine {
     let mut machine = store.machine();
     machine.unset("B2_APPLICATION_KEY_ID");
@@ -669,8 +676,8 @@ fn with_profile(store: &Scripted, config: &str) -> Machine {
 }
 
 #[test]
-fn a_profile_names_the_store_too() {
-    let store = three();
+fn an_aws_profile_can_set_the_endpoint() {
+    let store = store_with_three_models();
     let url = &store.url;
     let keys = "aws_access_key_id = AKIA\naws_secret_access_key = secret\n";
     for config in [
@@ -688,7 +695,7 @@ fn a_profile_names_the_store_too() {
         assert_eq!(listed(&machine).len(), 3, "{config}");
         machine.set("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "true");
         machine.set("AWS_ENDPOINT_URL", &store.url);
-        // Nobody is asked: not AWS either.
+        // No request leaves the machine, not even to AWS.
         machine.set("HTTPS_PROXY", "http://127.0.0.1:1");
         let doctor = machine.run(&["doctor"]);
         assert!(!doctor.stdout.contains(url), "{doctor:#?}");
@@ -697,15 +704,15 @@ fn a_profile_names_the_store_too() {
         machine.unset("HTTPS_PROXY");
         let doctor = machine.run(&["doctor"]);
         assert!(doctor.stdout.contains("from the AWS profile"), "{doctor:#?}");
-        // What is configured here wins.
+        // Our own settings take precedence.
         machine.set("B2_ENDPOINT", "http://127.0.0.1:1");
         assert_eq!(machine.run(&["list", "--remote"]).code, 6, "{config}");
     }
 }
 
 #[test]
-fn an_endpoint_of_a_profile_is_checked_as_any_other_and_never_repeated() {
-    let store = three();
+fn an_endpoint_from_a_profile_is_validated_and_never_echoed() {
+    let store = store_with_three_models();
     let keys = "aws_access_key_id = AKIA\naws_secret_access_key = secret\n";
     let at = store.url.trim_start_matches("http://");
     for wrong in [
@@ -717,12 +724,12 @@ fn an_endpoint_of_a_profile_is_checked_as_any_other_and_never_repeated() {
         let mut machine = with_profile(&store, &format!("[default]\n{keys}endpoint_url = {wrong}\n"));
         machine.unset("B2_ENDPOINT");
         for args in [&["list", "--remote"][..], &["doctor"], &["-vv", "pull", "org/x", "--dry-run"]] {
-            let ran = machine.run(args);
-            assert_eq!(ran.code, 2, "{wrong} {args:?}: {ran:#?}");
-            assert!(!format!("{ran:?}").contains("SEKRIT"), "{wrong} {args:?}: {ran:#?}");
+            let output = machine.run(args);
+            assert_eq!(output.code, 2, "{wrong} {args:?}: {output:#?}");
+            assert!(!format!("{output:?}").contains("SEKRIT"), "{wrong} {args:?}: {output:#?}");
         }
     }
-    // The bucket at its end is taken out, as from one that is configured here.
+    // A bucket at the end of the URL is removed, as in our own setting.
     let bucket = BUCKET;
     let mut machine = with_profile(&store, &format!("[default]\n{keys}endpoint_url = {}/{bucket}\n", store.url));
     machine.unset("B2_ENDPOINT");
@@ -731,9 +738,9 @@ fn an_endpoint_of_a_profile_is_checked_as_any_other_and_never_repeated() {
 
 #[cfg(unix)]
 #[test]
-fn a_credential_process_runs_once_and_its_failure_is_told() {
+fn a_credential_process_runs_once_and_its_error_is_shown() {
     use std::os::unix::fs::PermissionsExt;
-    let store = three();
+    let store = store_with_three_models();
     let machine = with_profile(&store, "");
     let script = machine.home().join("process");
     let runs = machine.home().join("runs");
@@ -746,7 +753,7 @@ fn a_credential_process_runs_once_and_its_failure_is_told() {
         )
         .unwrap();
     };
-    // Keys without an end, and with one that is near.
+    // Keys without an expiration date, and with one.
     for end in ["", ", \"Expiration\": \"2099-01-01T00:00:00Z\""] {
         let _ = fs::remove_file(&runs);
         write(format!("echo '{{\"Version\": 1, \"AccessKeyId\": \"a\", \"SecretAccessKey\": \"s\"{end}}}'"));
@@ -764,8 +771,8 @@ fn a_credential_process_runs_once_and_its_failure_is_told() {
 }
 
 #[test]
-fn why_the_aws_chain_has_no_keys_is_told() {
-    let store = three();
+fn missing_aws_credentials_are_explained() {
+    let store = store_with_three_models();
     let sso = "[default]\nsso_session = corp\nsso_account_id = 1\nsso_role_name = r\n[sso-session corp]\n\
                sso_region = us-east-1\nsso_start_url = https://corp.example/start\n";
     with_profile(&store, sso).run(&["list", "--remote"]).refused(3, &["aws sso login"]);
@@ -776,12 +783,12 @@ fn why_the_aws_chain_has_no_keys_is_told() {
     machine.set("AWS_WEB_IDENTITY_TOKEN_FILE", "/nowhere/token");
     machine.set("AWS_ROLE_ARN", "arn:aws:iam::1:role/r");
     machine.run(&["list", "--remote"]).refused(3, &["/nowhere/token"]);
-    // Nothing is wrong with a profile: there is none, or none with keys, and the metadata give no role.
+    // No profile was chosen: the default profile is missing or has no keys, and the metadata service offers no role.
     let export = "B2_APPLICATION_KEY_ID and B2_APPLICATION_KEY";
     let metadata = Scripted::new();
-    metadata.script(|asked, _| {
+    metadata.script(|request, _| {
         let token = Reply::new(200, "token").header("x-aws-ec2-metadata-token-ttl-seconds", "600");
-        Some(if asked.method == "PUT" { token } else { Reply::new(404, "") })
+        Some(if request.method == "PUT" { token } else { Reply::new(404, "") })
     });
     for (config, address) in [
         ("", None),
@@ -795,14 +802,14 @@ fn why_the_aws_chain_has_no_keys_is_told() {
             machine.unset("AWS_EC2_METADATA_DISABLED");
             machine.set("AWS_EC2_METADATA_SERVICE_ENDPOINT", address);
         }
-        let ran = machine.run(&["pull", "gpt2"]);
-        ran.refused(3, &["no credentials were found: looked in", export, "AWS_", "storage.access_key"]);
+        let output = machine.run(&["pull", "gpt2"]);
+        output.refused(3, &["no credentials were found: looked in", export, "AWS_", "storage.access_key"]);
         assert!(
-            !ran.stderr.contains("AWS_PROFILE") && !ran.stderr.contains("not enabled"),
-            "{config} {address:?}: {ran:#?}"
+            !output.stderr.contains("AWS_PROFILE") && !output.stderr.contains("not enabled"),
+            "{config} {address:?}: {output:#?}"
         );
     }
-    // Somebody chose one: it is not there, or it has no keys.
+    // A profile was chosen, but it does not exist or has no keys.
     for (name, config, words) in [
         ("nope", "", "there is no AWS profile 'nope'"),
         ("nope", "[default]\naws_access_key_id = a\naws_secret_access_key = s\n", "there is no AWS profile 'nope'"),
@@ -819,7 +826,7 @@ fn why_the_aws_chain_has_no_keys_is_told() {
     }
     let config = "[default]\nrole_arn = arn:aws:iam::1:role/r\nsource_profile = elsewhere\n";
     with_profile(&store, config).run(&["list", "--remote"]).refused(3, &["elsewhere"]);
-    // The words of whoever gives out the keys.
+    // The error message of the credential provider is shown.
     let refusal = "<ErrorResponse><Error><Code>AccessDenied</Code><Message>Not authorized to perform sts:AssumeRole</Message>\
                    </Error></ErrorResponse>";
     let service = Scripted::new();
@@ -834,18 +841,18 @@ fn why_the_aws_chain_has_no_keys_is_told() {
 }
 
 #[test]
-fn instance_metadata_are_asked_more_than_once() {
-    let store = three();
+fn instance_metadata_requests_are_retried() {
+    let store = store_with_three_models();
     let metadata = Scripted::new();
     let failures = std::sync::atomic::AtomicU32::new(0);
-    metadata.script(move |asked, _| {
-        // Every first answer of a kind is the one of a service under load.
+    metadata.script(move |request, _| {
+        // Every other response is an error, as from a service under load.
         if failures.fetch_add(1, std::sync::atomic::Ordering::Relaxed).is_multiple_of(2) {
             return Some(Reply::new(503, ""));
         }
         let keys = "{\"Code\":\"Success\",\"Type\":\"AWS-HMAC\",\"AccessKeyId\":\"a\",\"SecretAccessKey\":\"s\",\
                     \"Token\":\"t\",\"Expiration\":\"2099-01-01T00:00:00Z\",\"LastUpdated\":\"2020-01-01T00:00:00Z\"}";
-        Some(match asked.path.as_str() {
+        Some(match request.path.as_str() {
             "/latest/api/token" => Reply::new(200, "token").header("x-aws-ec2-metadata-token-ttl-seconds", "21600"),
             path if path.ends_with("/role") => Reply::new(200, keys),
             _ => Reply::new(200, "role"),
@@ -858,13 +865,13 @@ fn instance_metadata_are_asked_more_than_once() {
 }
 
 #[test]
-fn no_proxy_may_name_a_port() {
-    let store = three();
+fn no_proxy_can_contain_ports() {
+    let store = store_with_three_models();
     let proxy = Scripted::new();
-    // What is not asked again.
+    // An error that is not retried.
     proxy.script(|_, _| Some(Reply::new(403, "this is the proxy")));
     let port = store.url.rsplit(':').next().unwrap().to_string();
-    for (no_proxy, past) in [
+    for (no_proxy, bypassed) in [
         (format!("127.0.0.1:{port}"), true),
         (format!("x.example, 127.0.0.1:{port}"), true),
         ("127.0.0.1:1".into(), false),
@@ -877,19 +884,19 @@ fn no_proxy_may_name_a_port() {
         machine.set("http_proxy", &proxy.url);
         machine.set("NO_PROXY", &no_proxy);
         proxy.take_seen();
-        let ran = machine.run(&["list", "--remote"]);
-        assert_eq!((ran.code == 0, proxy.take_seen().is_empty()), (past, past), "{no_proxy} {ran:#?}");
+        let output = machine.run(&["list", "--remote"]);
+        assert_eq!((output.code == 0, proxy.take_seen().is_empty()), (bypassed, bypassed), "{no_proxy} {output:#?}");
     }
 }
 
 #[test]
-fn certificates_are_trusted_by_a_bundle_and_otherwise_refused_once() {
-    let store = three();
+fn certificates_are_trusted_only_with_a_bundle() {
+    let store = store_with_three_models();
     let port = tls_front(&store.url);
     let mut machine = store.machine();
     machine.set("B2_ENDPOINT", &format!("https://localhost:{port}"));
-    let ran = machine.run(&["list", "--remote"]);
-    ran.refused(6, &["certificate", "does not trust", "SSL_CERT_FILE"]);
+    let output = machine.run(&["list", "--remote"]);
+    output.refused(6, &["certificate", "does not trust", "SSL_CERT_FILE"]);
     let bundle = tls_file("cert.pem").display().to_string();
     for variable in ["AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"] {
         machine.set(variable, &bundle);
@@ -905,7 +912,7 @@ fn certificates_are_trusted_by_a_bundle_and_otherwise_refused_once() {
     machine.run(&["list", "--remote"]).refused(6, &["certificate", "another host"]);
 }
 
-/// TLS before a plain server, with a certificate for localhost that nobody knows; returns the port.
+/// Starts a TLS proxy in front of a plain server, with an untrusted certificate for localhost, and returns its port.
 fn tls_front(url: &str) -> u16 {
     use rustls::pki_types::pem::PemObject;
     use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -927,7 +934,7 @@ fn tls_front(url: &str) -> u16 {
     port
 }
 
-/// One request and its answer.
+/// Forwards one request and its response.
 fn relay(mut socket: std::net::TcpStream, config: std::sync::Arc<rustls::ServerConfig>, inner: &str) {
     let Ok(mut session) = rustls::ServerConnection::new(config) else { return };
     let mut tls = rustls::Stream::new(&mut session, &mut socket);
@@ -956,21 +963,21 @@ fn relay(mut socket: std::net::TcpStream, config: std::sync::Arc<rustls::ServerC
 }
 
 #[test]
-fn an_archived_blob_comes_from_the_hub_where_that_is_allowed() {
-    // Without the Hub it is said; the fallback itself is tested with a Hub in tests/it/fallback.rs.
-    let store = three();
-    store.script(|asked, _| {
-        let blob = asked.key.starts_with("blobs/") && asked.method == "GET";
+fn an_archived_blob_suggests_the_fallback() {
+    // Without the fallback, the error suggests it. The fallback itself is tested in tests/it/fallback.rs.
+    let store = store_with_three_models();
+    store.script(|request, _| {
+        let blob = request.key.starts_with("blobs/") && request.method == "GET";
         let text = "<Error><Code>InvalidObjectState</Code><StorageClass>DEEP_ARCHIVE</StorageClass></Error>";
         blob.then(|| Reply::new(403, text))
     });
-    let ran = store.machine().run(&["pull", "org/one"]);
-    assert_eq!(ran.code, 6, "{ran:#?}");
-    assert!(ran.stderr.contains("DEEP_ARCHIVE") && ran.stderr.contains("--fallback"), "{ran:#?}");
+    let output = store.machine().run(&["pull", "org/one"]);
+    assert_eq!(output.code, 6, "{output:#?}");
+    assert!(output.stderr.contains("DEEP_ARCHIVE") && output.stderr.contains("--fallback"), "{output:#?}");
 }
 
 #[test]
-fn what_a_store_wishes_is_on_every_request_that_it_concerns() {
+fn storage_options_are_sent_with_every_relevant_request() {
     let store = Scripted::new();
     let mut machine = store.machine();
     machine.set("B2_REGION", "us-east-1");
@@ -986,44 +993,50 @@ fn what_a_store_wishes_is_on_every_request_that_it_concerns() {
     machine.ok(&["pull", "org/name"]);
     machine.ok(&["doctor"]);
     let seen = store.take_seen();
-    for asked in &seen {
-        assert_eq!(asked.header("x-amz-request-payer"), "requester", "{} {}", asked.method, asked.key);
-        let signed = asked.header("authorization");
+    for request in &seen {
+        assert_eq!(request.header("x-amz-request-payer"), "requester", "{} {}", request.method, request.key);
+        let signed = request.header("authorization");
         assert!(signed.contains("x-amz-request-payer"), "{signed}");
-        let creates = asked.method == "PUT" && asked.parameter("partNumber").is_none()
-            || asked.method == "POST" && asked.parameter("uploads").is_some();
+        let creates = request.method == "PUT" && request.parameter("partNumber").is_none()
+            || request.method == "POST" && request.parameter("uploads").is_some();
         for (name, value) in [
             ("x-amz-server-side-encryption", "aws:kms"),
             ("x-amz-server-side-encryption-aws-kms-key-id", "key-1"),
             ("x-amz-storage-class", "STANDARD_IA"),
         ] {
-            assert_eq!(asked.header(name), if creates { value } else { "" }, "{name} {} {}", asked.method, asked.key);
+            assert_eq!(
+                request.header(name),
+                if creates { value } else { "" },
+                "{name} {} {}",
+                request.method,
+                request.key
+            );
         }
-        let uploads = asked.method == "PUT";
-        assert_eq!(!asked.header("x-amz-checksum-crc32").is_empty(), uploads, "{} {}", asked.method, asked.key);
-        let starts = asked.method == "POST" && asked.parameter("uploads").is_some();
-        assert_eq!(asked.header("x-amz-checksum-algorithm"), if starts { "CRC32" } else { "" });
+        let has_body = request.method == "PUT";
+        assert_eq!(!request.header("x-amz-checksum-crc32").is_empty(), has_body, "{} {}", request.method, request.key);
+        let starts = request.method == "POST" && request.parameter("uploads").is_some();
+        assert_eq!(request.header("x-amz-checksum-algorithm"), if starts { "CRC32" } else { "" });
     }
-    assert!(seen.iter().any(|asked| asked.parameter("partNumber").is_some()));
+    assert!(seen.iter().any(|request| request.parameter("partNumber").is_some()));
 }
 
 #[test]
 fn a_public_bucket_is_read_without_keys() {
-    let store = three();
+    let store = store_with_three_models();
     let mut machine = with_profile(&store, "");
     machine.set("HF_CACHE_SYNC_UNSIGNED", "true");
     assert_eq!(listed(&machine).len(), 3);
     machine.ok(&["pull", "org/one"]);
-    assert!(store.take_seen().iter().all(|asked| !asked.is_signed()));
-    store.script(|asked, _| (asked.method == "PUT").then(|| Reply::refusal(403, "AccessDenied", "Access Denied")));
+    assert!(store.take_seen().iter().all(|request| !request.is_signed()));
+    store.script(|request, _| (request.method == "PUT").then(|| Reply::refusal(403, "AccessDenied", "Access Denied")));
     Revision::model("org/new").lfs("x", "y").write(&machine.hub());
-    let ran = machine.run(&["push"]);
-    assert!(ran.code == 3 && ran.stderr.contains("storage.unsigned"), "{ran:#?}");
+    let output = machine.run(&["push"]);
+    assert!(output.code == 3 && output.stderr.contains("storage.unsigned"), "{output:#?}");
 }
 
 #[test]
-fn the_place_of_the_bucket_s_name_can_be_set() {
-    let store = three();
+fn the_addressing_style_can_be_set() {
+    let store = store_with_three_models();
     let mut machine = store.machine();
     machine.set("B2_ENDPOINT", "http://store.example/deep");
     machine.set("HTTP_PROXY", &store.url);
@@ -1033,15 +1046,15 @@ fn the_place_of_the_bucket_s_name_can_be_set() {
         machine.run(&["list", "--remote", "--addressing-style", style]);
         let seen = store.take_seen();
         assert!(!seen.is_empty());
-        for asked in seen {
-            assert_eq!((asked.header("host"), asked.path.as_str()), (host, path));
+        for request in seen {
+            assert_eq!((request.header("host"), request.path.as_str()), (host, path));
         }
     }
-    // Known to refuse path style.
+    // A store that is known not to support path style.
     machine.set("B2_ENDPOINT", "http://oss-eu-central-1.aliyuncs.com");
     machine.ok(&["list", "--remote"]);
-    assert!(store.take_seen().iter().all(|asked| asked.header("host").starts_with("team-cache.oss-")));
-    // AWS's own, by its rules.
+    assert!(store.take_seen().iter().all(|request| request.header("host").starts_with("team-cache.oss-")));
+    // AWS's own endpoints, by its rules.
     machine.unset("B2_ENDPOINT");
     machine.set("HTTPS_PROXY", &store.url);
     for (variable, host) in [
@@ -1052,7 +1065,7 @@ fn the_place_of_the_bucket_s_name_can_be_set() {
         machine.set(variable, "true");
         machine.run(&["list", "--remote"]);
         let seen = store.take_seen();
-        assert!(seen.iter().all(|asked| asked.method == "CONNECT" && asked.header("host") == host), "{seen:#?}");
+        assert!(seen.iter().all(|request| request.method == "CONNECT" && request.header("host") == host), "{seen:#?}");
         assert!(!seen.is_empty());
         machine.unset(variable);
     }

@@ -1,13 +1,14 @@
-//! `status`, `list`, `diff` and what needs no configuration, by the real binary against a real S3 server.
+//! `status`, `list`, `diff`, and the commands that need no configuration, with the real binary against a real S3
+//! server.
 
 mod json;
 mod world;
 
 use world::{World, blob, commit};
 
-use crate::harness::machine::Ran;
+use crate::harness::machine::Output;
 
-/// Three repos, two revisions of one of them, and a download in flight.
+/// Writes three repos, one of which has two revisions and another a download in flight.
 fn fill(world: &World) {
     let files = [("config.json", "{}"), ("onnx/model.onnx", "weights of the first"), ("same.txt", "{}")];
     world.snapshot("models--org--llm", 'a', &files, &["main", "v1.0"]);
@@ -32,7 +33,7 @@ fn requests(world: &World) -> Vec<String> {
 }
 
 #[test]
-fn local_views_need_no_bucket() {
+fn local_views_work_without_a_bucket() {
     let world = World::offline();
     fill(&world);
     std::fs::write(world.cache.path("models--gpt2/refs/broken"), "nothing").unwrap();
@@ -52,7 +53,7 @@ fn local_views_need_no_bucket() {
 }
 
 #[test]
-fn local_views_never_touch_the_network() {
+fn local_views_send_no_requests() {
     let world = World::online();
     fill(&world);
     let text = world.run(&["status"]).text();
@@ -62,7 +63,7 @@ fn local_views_never_touch_the_network() {
 }
 
 #[test]
-fn an_empty_cache_is_said() {
+fn an_empty_cache_is_reported() {
     let world = World::offline();
     insta::assert_snapshot!(world.run(&["list"]).text(), @r"
     exit 0
@@ -71,13 +72,13 @@ fn an_empty_cache_is_said() {
     No cached repos found in [DIR]/hub.
     ");
     world.remove("");
-    // One that is not there is another matter.
+    // A missing cache is an error.
     let run = world.run(&["status", "--json"]);
     assert_eq!((run.code, &run.json()["error"]["kind"]), (4, &"not-found".into()), "{}", run.text());
 }
 
 #[test]
-fn without_a_bucket_remote_views_say_what_to_do() {
+fn remote_views_explain_a_missing_bucket() {
     let world = World::offline();
     for args in [&["diff"][..], &["list", "--remote"]] {
         let run = world.run(args);
@@ -88,11 +89,11 @@ fn without_a_bucket_remote_views_say_what_to_do() {
 }
 
 #[test]
-fn a_listing_reads_only_ambiguous_manifests() {
+fn list_reads_only_ambiguous_manifests() {
     let world = World::online();
     fill(&world);
     assert_eq!(world.run(&["push", "-q"]).code, 0);
-    // As 0.1.0 and a stranger would leave them.
+    // Left behind by 0.1.0 and by another program.
     world.put_manifest("team__set", "team/set", "dataset", 'e');
     world.put_manifest("a___b", "a_/b", "model", 'f');
     world.store().put("manifests/notes.txt", "hello");
@@ -102,7 +103,8 @@ fn a_listing_reads_only_ambiguous_manifests() {
     let shared = |digit| format!("GET manifests/org__llm@{}.json", commit(digit));
     let odd = format!("GET manifests/a___b@{}.json", commit('f'));
     let lists = vec!["LIST".to_string(); 2];
-    // The id that a model and a dataset share: its manifests. What refs say, the ETags of the listing prove.
+    // A model and a dataset share an id, so their manifests are read. The ETags in the listing prove what the refs
+    // contain.
     let mut expected: Vec<String> = [odd, shared('a'), shared('b'), shared('d')].into_iter().chain(lists).collect();
     expected.sort();
     assert_eq!(requests(&world), expected);
@@ -110,7 +112,7 @@ fn a_listing_reads_only_ambiguous_manifests() {
 }
 
 #[test]
-fn many_plain_manifests_take_lists_alone() {
+fn unambiguous_manifests_are_not_read() {
     let world = World::online();
     for number in 0..1100 {
         world.put_manifest(&format!("org__m{number}"), &format!("org/m{number}"), "model", 'a');
@@ -121,7 +123,7 @@ fn many_plain_manifests_take_lists_alone() {
 }
 
 #[test]
-fn an_empty_bucket_is_said() {
+fn an_empty_bucket_is_reported() {
     let world = World::online();
     insta::assert_snapshot!(world.run(&["list", "--remote"]).text(), @r"
     exit 0
@@ -147,13 +149,14 @@ fn a_diff_after_a_push_is_clean() {
 }
 
 #[test]
-fn a_diff_tells_every_difference() {
+fn diff_shows_every_difference() {
     let world = World::online();
     fill(&world);
     world.snapshot("models--org--gone", 'e', &[("a.txt", "aaa")], &["main"]);
     world.snapshot("models--org--bad", 'f', &[("a.txt", "aaaa")], &["main"]);
     assert_eq!(world.run(&["push", "-q"]).code, 0);
-    // Only in the bucket; only here; other files on each side; a blob lost; a ref moved; a manifest spoilt.
+    // Missing here, missing in the bucket, different files on each side, a missing blob, a moved ref, an invalid
+    // manifest.
     world.remove("models--org--gone");
     world.snapshot("models--org--new", '1', &[("a.txt", "new")], &["main"]);
     world.snapshot("models--org--llm", 'a', &[("more.txt", "more")], &[]);
@@ -164,7 +167,7 @@ fn a_diff_tells_every_difference() {
     insta::assert_snapshot!("diff", world.run(&["diff"]).text());
     assert_eq!(world.run(&["diff", "--exit-code"]).code, 5);
 
-    // A push mends what can be mended.
+    // A push repairs what it can.
     assert_eq!(world.run(&["push", "-q"]).code, 0);
     let json = world.run(&["diff", "--exit-code", "--json"]).json();
     assert_eq!(json["counts"]["remote_only"], 1, "{json:#}");
@@ -174,9 +177,9 @@ fn a_diff_tells_every_difference() {
     assert_eq!(world.run(&["diff"]).code, 0);
 }
 
-/// What a push leaves out must not keep a CI job red for ever.
+/// A revision that is never pushed must not keep a CI job red forever.
 #[test]
-fn what_a_push_leaves_out_is_no_difference() {
+fn revisions_skipped_by_push_are_not_differences() {
     let world = World::online();
     fill(&world);
     world.snapshot("models--org--gated", 'd', &[("LICENSE", "you must accept this agreement")], &["main"]);
@@ -188,9 +191,9 @@ fn what_a_push_leaves_out_is_no_difference() {
     assert_eq!(world.run(&["diff", "--exit-code"]).code, 1);
 }
 
-/// What nobody here has can lack a blob, too.
+/// A revision that is not in the cache may also have missing blobs.
 #[test]
-fn a_deep_diff_reads_what_only_the_bucket_has() {
+fn a_deep_diff_reads_revisions_only_in_the_bucket() {
     let world = World::online();
     world.put_manifest("org__theirs", "org/theirs", "model", 'a');
     let row = |args: &[&str]| world.run(args).json()["revisions"][0].clone();
@@ -203,7 +206,7 @@ fn a_deep_diff_reads_what_only_the_bucket_has() {
 }
 
 #[test]
-fn a_dataset_that_0_1_0_pushed_is_no_difference() {
+fn a_dataset_pushed_by_0_1_0_is_not_a_difference() {
     let world = World::online();
     world.snapshot("datasets--team--set", 'e', &[("a.txt", "hi")], &["main"]);
     world.put_manifest("team__set", "team/set", "dataset", 'e');
@@ -215,7 +218,7 @@ fn a_dataset_that_0_1_0_pushed_is_no_difference() {
 }
 
 #[test]
-fn what_needs_no_configuration_works_beside_a_broken_one() {
+fn completions_and_man_work_with_a_broken_configuration() {
     let world = World::offline();
     std::fs::write(world.work(".hf-cache-sync.yaml"), "storage: [").unwrap();
     assert_eq!(world.run(&["status"]).code, 2);
@@ -234,7 +237,7 @@ fn what_needs_no_configuration_works_beside_a_broken_one() {
 }
 
 #[test]
-fn nothing_is_cut_or_coloured_in_a_pipe() {
+fn output_in_a_pipe_is_not_truncated_or_coloured() {
     let world = World::offline();
     let long = format!("models--org--{}", "x".repeat(90));
     world.snapshot(&long, 'a', &[("a", "a")], &["main"]);
@@ -248,10 +251,10 @@ fn nothing_is_cut_or_coloured_in_a_pipe() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_terminal_has_colours_unless_it_wants_none_and_tables_fit_it() {
+fn output_on_a_terminal_is_coloured_and_tables_fit() {
     let world = World::offline();
     world.snapshot(&format!("models--org--{}", "x".repeat(90)), 'a', &[("a", "a")], &["main"]);
-    let plain = |run: &Ran| console::strip_ansi_codes(&run.stdout).replace('\r', "");
+    let plain = |run: &Output| console::strip_ansi_codes(&run.stdout).replace('\r', "");
     let mut tables = Vec::new();
     for (variable, coloured) in [(("LANG", "C"), true), (("NO_COLOR", "1"), false), (("TERM", "dumb"), false)] {
         let run = world.run_on_terminal(60, variable, "list --no-progress");
@@ -262,7 +265,7 @@ fn a_terminal_has_colours_unless_it_wants_none_and_tables_fit_it() {
         let run = world.run_on_terminal(60, variable, "diff --no-progress");
         assert_eq!((run.code, run.stdout.contains('\u{1b}')), (2, coloured), "{variable:?}: {}", run.text());
         assert!(plain(&run).starts_with("error: no bucket is configured"), "{}", run.text());
-        // Each of the two streams by itself.
+        // Each stream is checked for a terminal separately.
         let run = world.run_on_terminal(60, variable, "list --no-progress | cat");
         assert!(run.stdout.contains(&"x".repeat(90)) && !run.stdout.contains('\u{1b}'), "{variable:?}: {}", run.text());
     }

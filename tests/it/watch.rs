@@ -1,6 +1,5 @@
-//! `watch` as a process of its own: the real binary, a real cache on disk, the embedded S3 server. Everything is
-//! awaited by looking at the bucket, at the requests or at the watch's own updates; nothing depends on how long it
-//! takes.
+//! `watch` as a separate process: the real binary, a real cache on disk, and the embedded S3 server. The tests wait for
+//! changes in the bucket, for requests, or for updates from the watch; nothing depends on timing.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -9,7 +8,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::harness::machine::{self, Machine, Ran, Running};
+use crate::harness::machine::{self, Machine, Output, Running};
 use crate::harness::s3::Action;
 use crate::harness::store::Store;
 use crate::harness::{sha256, wait_until};
@@ -35,7 +34,7 @@ impl Setup {
         self.machine.hub().join(format!("models--acme--{name}"))
     }
 
-    /// An object of the bucket.
+    /// Returns an object in the bucket.
     fn object(&self, key: &str) -> Option<Vec<u8>> {
         fs::read(self.store.path(key)).ok()
     }
@@ -44,7 +43,7 @@ impl Setup {
         Some(String::from_utf8(self.object(&format!("refs/acme__{repo}/{name}"))?).unwrap())
     }
 
-    /// The paths in a manifest.
+    /// Returns the paths in a manifest.
     fn paths(&self, repo: &str, commit: &str) -> Vec<String> {
         let bytes = self.object(&format!("manifests/acme__{repo}@{commit}.json")).unwrap_or_default();
         let manifest: Value = serde_json::from_slice(&bytes).unwrap_or_default();
@@ -70,29 +69,29 @@ impl Setup {
 struct Watch(Running);
 
 impl Watch {
-    /// The updates of this kind so far.
-    fn told(&self, event: &str) -> Vec<Value> {
-        updates(&self.0.stdout()).into_iter().filter(|update| update["event"] == event).collect()
+    /// Returns the updates of this kind so far.
+    fn updates(&self, event: &str) -> Vec<Value> {
+        parse_updates(&self.0.stdout()).into_iter().filter(|update| update["event"] == event).collect()
     }
 
     fn pushes(&self, count: usize) -> Vec<Value> {
-        wait_until(&format!("{count} pushes"), || self.told("pushed").len() >= count);
-        self.told("pushed")
+        wait_until(&format!("{count} pushes"), || self.updates("pushed").len() >= count);
+        self.updates("pushed")
     }
 
-    /// Sends it a signal and waits for its end.
-    fn end(self, signal: &str) -> Ran {
+    /// Sends a signal and waits for the watch to exit.
+    fn stop(self, signal: &str) -> Output {
         self.0.signal(signal);
         self.0.finish()
     }
 }
 
-/// What a watch tells, a line each.
-fn updates(stdout: &str) -> Vec<Value> {
+/// Parses the updates that a watch prints, one per line.
+fn parse_updates(stdout: &str) -> Vec<Value> {
     stdout.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
 }
 
-/// Puts a file into a snapshot as the client does: a temporary, a rename into `blobs/`, then a link.
+/// Adds a file to a snapshot as the client does: a temporary file, a rename into `blobs/`, then a link.
 fn add(repo: &Path, commit: &str, path: &str, content: &[u8]) -> String {
     let name = sha256(content);
     fs::create_dir_all(repo.join("blobs")).unwrap();
@@ -115,8 +114,8 @@ fn set_ref(repo: &Path, name: &str, commit: &str) {
     fs::rename(temporary, repo.join("refs").join(name)).unwrap();
 }
 
-/// A setup with one complete repo, pushed by a watch that is running.
-fn running(arguments: &[&str]) -> (Setup, Watch) {
+/// Returns a setup with a complete repo that a running watch has pushed.
+fn start_watch(arguments: &[&str]) -> (Setup, Watch) {
     let setup = Setup::new();
     add(&setup.repo("m"), ONE, "config.json", b"one");
     set_ref(&setup.repo("m"), "main", ONE);
@@ -127,10 +126,10 @@ fn running(arguments: &[&str]) -> (Setup, Watch) {
 }
 
 #[test]
-fn a_new_file_of_a_known_revision_and_a_new_revision_arrive() {
-    let (setup, _watch) = running(&[]);
+fn new_files_and_new_revisions_are_pushed() {
+    let (setup, _watch) = start_watch(&[]);
     add(&setup.repo("m"), ONE, "more.bin", b"more");
-    wait_until("the united manifest", || setup.paths("m", ONE) == ["config.json", "more.bin"]);
+    wait_until("the merged manifest", || setup.paths("m", ONE) == ["config.json", "more.bin"]);
     let blob = add(&setup.repo("m"), TWO, "config.json", b"two");
     set_ref(&setup.repo("m"), "main", TWO);
     wait_until("the new ref", || setup.reference("m", "main").as_deref() == Some(TWO));
@@ -138,19 +137,19 @@ fn a_new_file_of_a_known_revision_and_a_new_revision_arrive() {
 }
 
 #[test]
-fn a_ref_alone_arrives() {
-    let (setup, _watch) = running(&[]);
+fn a_new_ref_is_pushed() {
+    let (setup, _watch) = start_watch(&[]);
     for name in ["v1.0", "v2.0"] {
         set_ref(&setup.repo("m"), name, ONE);
         wait_until("the ref", || setup.reference("m", name).as_deref() == Some(ONE));
     }
 }
 
-/// Without a quiet time, a push follows at once on what is heard during another one: a watch that hears itself never
-/// comes to rest. The events of a change come after those of the pushes before it, and a signal lets a push that runs
-/// end; so all pushes have been told when the watch has ended.
+/// Without a debounce interval, events that arrive during a push start another push at once, so a watch that reacts to
+/// its own changes never becomes idle. The events of a change arrive after those of earlier pushes, and a signal lets a
+/// running push complete, so all pushes have been reported when the watch exits.
 #[test]
-fn a_push_is_no_news_to_itself() {
+fn a_watch_does_not_react_to_its_own_pushes() {
     let setup = Setup::new();
     let contents = ["one", "two", "three", "four"];
     add(&setup.repo("m"), ONE, contents[0], contents[0].as_bytes());
@@ -161,33 +160,33 @@ fn a_push_is_no_news_to_itself() {
     let watch = setup.watch(&["--debounce", "0"]);
     for (known, content) in contents.iter().enumerate() {
         if known > 0 {
-            // One event, unlike a rename.
+            // A single event, unlike a rename.
             link(&setup.repo("m"), ONE, content, &sha256(content.as_bytes()));
         }
         watch.pushes(known + 1);
     }
-    let ran = watch.end("-TERM");
-    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
-    let told = updates(&ran.stdout);
-    let kinds: Vec<&str> = told.iter().map(|update| update["event"].as_str().unwrap()).collect();
-    assert_eq!(kinds, ["started", "pushed", "pushed", "pushed", "pushed", "stopped"], "{told:#?}");
+    let output = watch.stop("-TERM");
+    assert_eq!((output.code, output.stderr.as_str()), (0, ""));
+    let updates = parse_updates(&output.stdout);
+    let kinds: Vec<&str> = updates.iter().map(|update| update["event"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["started", "pushed", "pushed", "pushed", "pushed", "stopped"], "{updates:#?}");
     assert!(
-        told[1..=contents.len()].iter().all(|push| push["manifests"] == 1 && push["uploaded"]["blobs"] == 1),
-        "each has its change: {told:#?}"
+        updates[1..=contents.len()].iter().all(|push| push["manifests"] == 1 && push["uploaded"]["blobs"] == 1),
+        "every push has its own change: {updates:#?}"
     );
-    assert_eq!(told.last().unwrap()["push_abandoned"], false);
+    assert_eq!(updates.last().unwrap()["push_abandoned"], false);
     assert_eq!(setup.paths("m", ONE), ["four", "one", "three", "two"]);
 }
 
 #[test]
-fn a_blob_that_is_a_link_into_the_shared_store_arrives() {
-    let (setup, _watch) = running(&[]);
+fn a_blob_in_the_shared_store_is_pushed() {
+    let (setup, _watch) = start_watch(&[]);
     let (blob, xet) = (sha256(b"shared"), "ab".repeat(32));
     let store = setup.machine.hub().join("blobs");
     fs::create_dir_all(store.join("ab")).unwrap();
     fs::write(store.join(".huggingface-shared-blobs"), "1\n").unwrap();
     fs::write(store.join("ab").join(&xet), b"shared").unwrap();
-    // The snapshot's link is there already, so that the link in blobs/ is the only news.
+    // The snapshot's link already exists, so the link in blobs/ is the only change.
     let blobs = setup.repo("m").join("blobs");
     link(&setup.repo("m"), ONE, "model.bin", &blob);
     let temporary = blobs.join(format!(".{blob}.0a1b2c3d.new"));
@@ -198,20 +197,20 @@ fn a_blob_that_is_a_link_into_the_shared_store_arrives() {
 }
 
 #[test]
-fn a_repo_that_did_not_exist_at_start_is_watched() {
-    let (setup, watch) = running(&[]);
+fn a_repo_created_later_is_watched() {
+    let (setup, watch) = start_watch(&[]);
     add(&setup.repo("new"), ONE, "a", b"a");
     set_ref(&setup.repo("new"), "main", ONE);
     wait_until("the repo", || setup.reference("new", "main").as_deref() == Some(ONE));
-    // And it stays watched: this comes after a push of the complete repo.
+    // The repo is still watched after a push of the complete repo.
     watch.pushes(2);
     add(&setup.repo("new"), ONE, "b", b"b");
     wait_until("the second file", || setup.paths("new", ONE) == ["a", "b"]);
 }
 
 #[test]
-fn what_is_in_flight_is_never_pushed() {
-    let (setup, _watch) = running(&[]);
+fn unfinished_downloads_are_never_pushed() {
+    let (setup, _watch) = start_watch(&[]);
     let (blobs, name) = (setup.repo("m").join("blobs"), sha256(b"whole"));
     let temporaries = [format!("{name}.incomplete"), format!("{name}.0a1b2c3d.incomplete"), "tmp_0b0e".into()];
     let swaps = [format!(".{name}.0a1b2c3d.shared"), format!(".{name}.0a1b2c3d.old")];
@@ -223,32 +222,36 @@ fn what_is_in_flight_is_never_pushed() {
     let known = [sha256(b"one")];
     for seen in setup.store.server.take_seen().into_iter().filter(|seen| seen.method == "PUT") {
         if let Some(blob) = seen.key.strip_prefix("blobs/") {
-            assert!(known.contains(&blob.to_string()), "{blob} was sent");
+            assert!(known.contains(&blob.to_string()), "{blob} was uploaded");
         }
     }
     assert!(temporaries.iter().chain(&swaps).all(|temporary| blobs.join(temporary).exists()));
 }
 
 #[test]
-fn a_store_that_refuses_everything_is_tried_again() {
+fn a_push_is_retried_if_the_store_refuses_everything() {
     let setup = Setup::new();
     setup.store.server.on_request(|_| Action::Refuse(403, "AccessDenied", "not today"));
     add(&setup.repo("m"), ONE, "config.json", b"one");
     set_ref(&setup.repo("m"), "main", ONE);
     let watch = setup.watch(&[]);
-    wait_until("two failed pushes", || watch.told("failed").len() >= 2);
-    let failed = watch.told("failed");
+    wait_until("two failed pushes", || watch.updates("failed").len() >= 2);
+    let failed = watch.updates("failed");
     assert_eq!((&failed[0]["attempt"], &failed[1]["attempt"]), (&Value::from(1), &Value::from(2)));
     assert!(failed[0]["retry_in"].as_f64().unwrap() > 0.0);
     setup.store.server.behave();
     wait_until("the ref", || setup.reference("m", "main").as_deref() == Some(ONE));
     watch.pushes(1);
-    let ran = watch.end("-TERM");
-    assert_eq!((ran.code, ran.stderr.matches("error:").count()), (0, 1), "said once: {ran:#?}");
+    let output = watch.stop("-TERM");
+    assert_eq!(
+        (output.code, output.stderr.matches("error:").count()),
+        (0, 1),
+        "the error is printed once: {output:#?}"
+    );
 }
 
 #[test]
-fn a_store_that_is_down_for_blobs_gets_them_later() {
+fn failed_blobs_are_pushed_later() {
     let setup = Setup::new();
     setup.store.server.on_request(|seen| match seen.method.as_str() {
         "PUT" if seen.key.starts_with("blobs/") => Action::Refuse(403, "AccessDenied", "not today"),
@@ -258,11 +261,11 @@ fn a_store_that_is_down_for_blobs_gets_them_later() {
     set_ref(&setup.repo("m"), "main", ONE);
     let watch = setup.watch(&[]);
     let pushes = watch.pushes(2);
-    for (push, said) in pushes.iter().zip([1, 0]) {
-        assert_eq!((&push["failed"], push["failures"].as_array().unwrap().len()), (&Value::from(1), said));
+    for (push, reported) in pushes.iter().zip([1, 0]) {
+        assert_eq!((&push["failed"], push["failures"].as_array().unwrap().len()), (&Value::from(1), reported));
         assert!(push["retry_in"].as_f64().unwrap() > 0.0);
     }
-    assert_eq!(setup.reference("m", "main"), None, "no ref before its blobs");
+    assert_eq!(setup.reference("m", "main"), None, "no ref may precede its blobs");
     setup.store.server.on_request(|seen| match seen.method.as_str() {
         "GET" if seen.query.contains("list-type") => Action::Refuse(503, "SlowDown", "later"),
         _ => Action::Pass,
@@ -278,7 +281,7 @@ fn a_store_that_is_down_for_blobs_gets_them_later() {
 }
 
 #[test]
-fn a_broken_blob_is_reported_once_and_does_not_stop_the_rest() {
+fn a_corrupt_blob_is_reported_once_and_does_not_stop_the_rest() {
     let setup = Setup::new();
     let blob = add(&setup.repo("broken"), ONE, "model.bin", b"good");
     fs::write(setup.repo("broken").join("blobs").join(blob), b"evil").unwrap();
@@ -290,17 +293,17 @@ fn a_broken_blob_is_reported_once_and_does_not_stop_the_rest() {
     assert_eq!(setup.reference("m", "main").as_deref(), Some(ONE));
     set_ref(&setup.repo("m"), "v1.0", ONE);
     let pushes = watch.pushes(2);
-    for (push, said) in pushes.iter().zip([1, 0]) {
-        assert_eq!((&push["failed"], push["failures"].as_array().unwrap().len()), (&Value::from(1), said));
-        assert_eq!(push["retry_in"], Value::Null, "another try would find the same blob");
+    for (push, reported) in pushes.iter().zip([1, 0]) {
+        assert_eq!((&push["failed"], push["failures"].as_array().unwrap().len()), (&Value::from(1), reported));
+        assert_eq!(push["retry_in"], Value::Null, "a retry would find the same blob");
     }
     assert_eq!(pushes[0]["failures"][0]["kind"], "integrity");
     assert_eq!(setup.reference("broken", "main"), None);
 }
 
 #[test]
-fn a_second_watch_is_refused_and_a_later_one_is_not() {
-    let (setup, watch) = running(&[]);
+fn only_one_watch_can_run_at_a_time() {
+    let (setup, watch) = start_watch(&[]);
     let second = machine::run(setup.command(&[]));
     assert_eq!(second.code, 1);
     assert!(second.stderr.contains("another `watch`"));
@@ -309,32 +312,32 @@ fn a_second_watch_is_refused_and_a_later_one_is_not() {
 }
 
 #[test]
-fn a_cache_that_vanishes_ends_the_watch_in_clear_words() {
+fn a_watch_exits_with_a_clear_error_if_the_cache_vanishes() {
     for arguments in [&[][..], &["--poll", "0.1"]] {
-        let (setup, watch) = running(arguments);
+        let (setup, watch) = start_watch(arguments);
         fs::rename(setup.machine.hub(), setup.machine.home().join("moved")).unwrap();
-        let ran = watch.0.finish();
-        assert_eq!(ran.code, 4, "{ran:#?}");
-        // The error is one line of JSON, too: this reader takes each line by itself.
-        assert_eq!(updates(&ran.stdout).last().unwrap()["error"]["kind"], "not-found");
-        assert!(ran.stderr.contains("is gone") && !ran.stderr.contains("panicked"), "{ran:#?}");
-        assert!(!setup.machine.hub().exists(), "it must not come back by itself");
+        let output = watch.0.finish();
+        assert_eq!(output.code, 4, "{output:#?}");
+        // The error is also a single line of JSON, since the updates are parsed line by line.
+        assert_eq!(parse_updates(&output.stdout).last().unwrap()["error"]["kind"], "not-found");
+        assert!(output.stderr.contains("is gone") && !output.stderr.contains("panicked"), "{output:#?}");
+        assert!(!setup.machine.hub().exists(), "the cache must not be recreated");
     }
 }
 
 #[test]
-fn signals_end_an_idle_watch_with_success() {
+fn an_idle_watch_exits_with_success_on_signals() {
     for signal in ["-TERM", "-INT"] {
-        let (_setup, watch) = running(&[]);
-        let ran = watch.end(signal);
-        assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
-        let last = updates(&ran.stdout).pop().unwrap();
+        let (_setup, watch) = start_watch(&[]);
+        let output = watch.stop(signal);
+        assert_eq!((output.code, output.stderr.as_str()), (0, ""));
+        let last = parse_updates(&output.stdout).pop().unwrap();
         assert_eq!((&last["event"], &last["push_abandoned"]), (&"stopped".into(), &false.into()));
     }
 }
 
 #[test]
-fn a_second_signal_abandons_a_push_at_once_and_the_next_watch_completes_it() {
+fn a_second_signal_aborts_a_push_and_the_next_watch_completes_it() {
     let setup = Setup::new();
     setup.store.server.on_request(|seen| match seen.method.as_str() {
         "PUT" => Action::Hang,
@@ -348,11 +351,11 @@ fn a_second_signal_abandons_a_push_at_once_and_the_next_watch_completes_it() {
         seen.extend(setup.store.server.take_seen());
         seen.iter().any(|request| request.method == "PUT")
     });
-    // Two signals of one kind at once may be merged into one.
+    // Two pending signals of the same kind may be merged.
     watch.0.signal("-TERM");
-    let ran = watch.end("-INT");
-    assert_eq!(ran.code, 0, "{ran:#?}");
-    let last = updates(&ran.stdout).pop().unwrap();
+    let output = watch.stop("-INT");
+    assert_eq!(output.code, 0, "{output:#?}");
+    let last = parse_updates(&output.stdout).pop().unwrap();
     assert_eq!((&last["event"], &last["push_abandoned"]), (&"stopped".into(), &true.into()));
     assert_eq!(setup.reference("m", "main"), None);
     setup.store.server.behave();
@@ -361,11 +364,11 @@ fn a_second_signal_abandons_a_push_at_once_and_the_next_watch_completes_it() {
 }
 
 #[test]
-fn polling_finds_the_same_changes() {
-    let (setup, watch) = running(&["--poll", "0.1"]);
-    assert_eq!(watch.told("started")[0]["how"], "poll");
+fn polling_detects_the_same_changes() {
+    let (setup, watch) = start_watch(&["--poll", "0.1"]);
+    assert_eq!(watch.updates("started")[0]["how"], "poll");
     add(&setup.repo("m"), ONE, "more.bin", b"more");
-    wait_until("the united manifest", || setup.paths("m", ONE) == ["config.json", "more.bin"]);
+    wait_until("the merged manifest", || setup.paths("m", ONE) == ["config.json", "more.bin"]);
     set_ref(&setup.repo("m"), "v1.0", ONE);
     wait_until("the ref", || setup.reference("m", "v1.0").as_deref() == Some(ONE));
     add(&setup.repo("new"), ONE, "a", b"a");
@@ -374,7 +377,7 @@ fn polling_finds_the_same_changes() {
 }
 
 #[test]
-fn what_can_never_work_ends_the_watch_at_once() {
+fn unrecoverable_errors_stop_the_watch() {
     let setup = Setup::new();
     let (none, file) = (setup.machine.home().join("none"), setup.machine.home().join("file"));
     fs::write(&file, "").unwrap();
@@ -389,9 +392,9 @@ fn what_can_never_work_ends_the_watch_at_once() {
     for (code, words, change) in cases {
         let mut command = setup.command(&[]);
         change(&mut command);
-        let ran = machine::run(command);
-        assert_eq!(ran.code, code, "{ran:#?}");
-        assert!(ran.stderr.contains(words), "{ran:#?}");
+        let output = machine::run(command);
+        assert_eq!(output.code, code, "{output:#?}");
+        assert!(output.stderr.contains(words), "{output:#?}");
     }
     assert!(!none.exists());
 }

@@ -1,17 +1,17 @@
-//! Settings: what is around a value is stripped, what is wrong with one is said with its place, no secret is ever
-//! repeated, and a cache that is not there is not found.
+//! Settings: surrounding white space and quotes are stripped, errors name the setting and its source, secrets are never
+//! echoed, and a missing cache is reported.
 
 use std::fs;
 
 use crate::harness::cache::Revision;
-use crate::harness::machine::{Machine, Ran};
+use crate::harness::machine::{Machine, Output};
 use crate::harness::s3::{ACCESS_KEY, SECRET_KEY};
 use crate::harness::store::{BUCKET, Store};
 use crate::harness::{listing, machine};
 
 const CANARY: &str = "canarYvalue7Kx";
 
-fn scene() -> (Store, Machine) {
+fn setup() -> (Store, Machine) {
     let (store, machine) = (Store::new(), Machine::unconfigured());
     Revision::model("org/name").write(&machine.hub());
     (store, machine)
@@ -25,7 +25,7 @@ fn yaml(store: &Store) -> String {
     )
 }
 
-fn run_with(machine: &Machine, line: &[&str], vars: &[(&str, &[u8])]) -> Ran {
+fn run_with(machine: &Machine, line: &[&str], vars: &[(&str, &[u8])]) -> Output {
     let mut command = machine.command(line);
     for (name, value) in vars {
         #[cfg(unix)]
@@ -37,26 +37,26 @@ fn run_with(machine: &Machine, line: &[&str], vars: &[(&str, &[u8])]) -> Ran {
     machine::run(command)
 }
 
-/// Mounted secrets and `.env` files end in a line break, and some are quoted.
+/// Mounted secrets and `.env` files end in a newline, and some values are quoted.
 #[test]
-fn what_surrounds_a_value_is_stripped() {
-    let (store, mut machine) = scene();
+fn surrounding_white_space_and_quotes_are_stripped() {
+    let (store, mut machine) = setup();
     machine.set("B2_ENDPOINT", &store.server.url);
     for (before, after) in
         [("", "\n"), (" ", "\r\n"), ("\u{feff}", "\t"), ("\u{a0}", "\u{a0}\n\n"), ("\"", "\"\n"), ("'", "'")]
     {
-        let around = |text: &str| format!("{before}{text}{after}");
+        let wrap = |text: &str| format!("{before}{text}{after}");
         for (id, key) in
             [("B2_APPLICATION_KEY_ID", "B2_APPLICATION_KEY"), ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")]
         {
             let mut command = machine.command(&["push"]);
-            command.env(id, around(ACCESS_KEY)).env(key, around(SECRET_KEY)).env("B2_BUCKET", around(BUCKET));
-            command.env("B2_ENDPOINT", around(&store.server.url)).env("AWS_REGION", around("test-region"));
-            command.env("HF_TOKEN", around("hf_x")).env("HF_HUB_CACHE", around(machine.hub().to_str().unwrap()));
-            let ran = machine::run(command);
-            assert_eq!(ran.code, 0, "{before:?} {after:?} {id}: {ran:#?}");
+            command.env(id, wrap(ACCESS_KEY)).env(key, wrap(SECRET_KEY)).env("B2_BUCKET", wrap(BUCKET));
+            command.env("B2_ENDPOINT", wrap(&store.server.url)).env("AWS_REGION", wrap("test-region"));
+            command.env("HF_TOKEN", wrap("hf_x")).env("HF_HUB_CACHE", wrap(machine.hub().to_str().unwrap()));
+            let output = machine::run(command);
+            assert_eq!(output.code, 0, "{before:?} {after:?} {id}: {output:#?}");
         }
-        let mut command = machine.command(&["push", "--region", &around("test-region"), "--bucket", &around(BUCKET)]);
+        let mut command = machine.command(&["push", "--region", &wrap("test-region"), "--bucket", &wrap(BUCKET)]);
         command.env("B2_APPLICATION_KEY_ID", ACCESS_KEY).env("B2_APPLICATION_KEY", SECRET_KEY);
         assert_eq!(machine::run(command).code, 0);
     }
@@ -67,10 +67,10 @@ fn what_surrounds_a_value_is_stripped() {
     assert_eq!(machine.run(&["push"]).code, 0);
 }
 
-/// What then still holds a control character is an error that names the place, and never the value.
+/// Any other control character is an error that names the setting, but never shows its value.
 #[test]
-fn a_control_character_inside_is_refused_by_name() {
-    let (store, machine) = scene();
+fn control_characters_inside_a_value_are_refused() {
+    let (store, machine) = setup();
     machine.configure(&yaml(&store));
     let bare = Machine::unconfigured();
     for name in [
@@ -97,42 +97,42 @@ fn a_control_character_inside_is_refused_by_name() {
             let value = format!("{CANARY}{inside}x");
             let is_used = !matches!(name, "AWS_REGION" | "AWS_ENDPOINT_URL");
             for line in [&["push"][..], &["config", "show"]] {
-                // What the file gives is not looked for in AWS's variables.
+                // AWS's variables are ignored if the file has the setting.
                 let machine = if is_used { &machine } else { &bare };
-                let ran = run_with(machine, line, &[(name, value.as_bytes())]);
-                assert_eq!(ran.code, 2, "{name} {inside:?}: {ran:#?}");
-                assert!(ran.stderr.contains(name), "{name} {inside:?}: {ran:#?}");
-                assert!(!format!("{ran:?}").contains(CANARY), "{name} {inside:?}: {ran:#?}");
-                ran.nothing_internal();
+                let output = run_with(machine, line, &[(name, value.as_bytes())]);
+                assert_eq!(output.code, 2, "{name} {inside:?}: {output:#?}");
+                assert!(output.stderr.contains(name), "{name} {inside:?}: {output:#?}");
+                assert!(!format!("{output:?}").contains(CANARY), "{name} {inside:?}: {output:#?}");
+                output.nothing_internal();
             }
         }
     }
     for flag in ["--region", "--bucket", "--endpoint", "--prefix", "--cache-dir", "--storage-class", "--sse-kms-key-id"]
     {
-        let ran = machine.run(&["push", flag, "a\u{1b}b"]);
-        ran.refused(2, &[flag]);
+        let output = machine.run(&["push", flag, "a\u{1b}b"]);
+        output.refused(2, &[flag]);
     }
-    // Letters that no key and no region has.
+    // Characters that no key or region contains.
     for (name, value) in
         [("B2_APPLICATION_KEY", "schlüssel"), ("AWS_SECRET_ACCESS_KEY", "a\u{200b}b"), ("AWS_REGION", "日本")]
     {
         let machine = if name == "AWS_REGION" { &bare } else { &machine };
-        let ran = run_with(machine, &["push"], &[(name, value.as_bytes())]);
-        assert_eq!(ran.code, 2, "{name}: {ran:#?}");
-        assert!(ran.stderr.contains(name), "{ran:#?}");
+        let output = run_with(machine, &["push"], &[(name, value.as_bytes())]);
+        assert_eq!(output.code, 2, "{name}: {output:#?}");
+        assert!(output.stderr.contains(name), "{output:#?}");
     }
     // Not UTF-8.
     #[cfg(unix)]
     for name in ["B2_APPLICATION_KEY", "HF_HOME", "B2_REGION", "HF_TOKEN"] {
-        let ran = run_with(&machine, &["push"], &[(name, b"a\xff\xfeb")]);
-        ran.refused(2, &[name, "UTF-8"]);
+        let output = run_with(&machine, &["push"], &[(name, b"a\xff\xfeb")]);
+        output.refused(2, &[name, "UTF-8"]);
     }
 }
 
-/// Whatever stands in the place of a secret, in whatever YAML, nothing of it is printed.
+/// The value of a secret is never printed, however broken the YAML is.
 #[test]
-fn a_broken_file_never_shows_what_is_in_it() {
-    let (store, machine) = scene();
+fn errors_in_a_broken_file_never_show_its_contents() {
+    let (store, machine) = setup();
     let place = |value: &str| yaml(&store).replace(SECRET_KEY, value);
     let whole = |text: &str| text.replace("CANARY", CANARY);
     for (broken, code) in [
@@ -182,20 +182,20 @@ fn a_broken_file_never_shows_what_is_in_it() {
         for line in
             [&["push"][..], &["-vv", "push"], &["--json", "push"], &["config", "show"], &["config", "show", "--json"]]
         {
-            let ran = machine.run(line);
-            assert!(!format!("{ran:?}").contains(CANARY), "{text:?} {line:?}: {ran:#?}");
-            assert!(ran.code == code || line.contains(&"show") || code == 3, "{text:?} {line:?}: {ran:#?}");
+            let output = machine.run(line);
+            assert!(!format!("{output:?}").contains(CANARY), "{text:?} {line:?}: {output:#?}");
+            assert!(output.code == code || line.contains(&"show") || code == 3, "{text:?} {line:?}: {output:#?}");
             if !line.contains(&"-vv") {
-                ran.nothing_internal();
+                output.nothing_internal();
             }
         }
     }
 }
 
-/// Each error names the line; a tab is called a tab, and a quoted number a text.
+/// Every error names the line, calls a tab a tab, and explains that a quoted number is text.
 #[test]
-fn an_error_in_the_file_names_its_line() {
-    let (_store, machine) = scene();
+fn errors_in_the_file_name_the_line() {
+    let (_store, machine) = setup();
     for (text, words) in [
         ("storage:\n  bucket: b\n\tregion: r\n", &["line 3", "tab"][..]),
         ("storage:\n\tbucket: b\n", &["line 2", "tab"]),
@@ -222,10 +222,10 @@ fn an_error_in_the_file_names_its_line() {
     machine.run(&["push"]).refused(2, &["UTF-16"]);
 }
 
-/// A bad value of each setting names the variable or the option, and what is allowed.
+/// Every error names the variable or option, and the allowed values.
 #[test]
-fn a_value_that_is_not_allowed_names_its_place() {
-    let (_store, machine) = scene();
+fn errors_in_values_name_the_setting() {
+    let (_store, machine) = setup();
     for (name, value, words) in [
         ("HF_CACHE_SYNC_ADDRESSING_STYLE", "dns", "auto, path or virtual"),
         ("HF_CACHE_SYNC_CHECKSUMS", "sha1", "auto, none, md5 or crc32"),
@@ -246,8 +246,8 @@ fn a_value_that_is_not_allowed_names_its_place() {
     for (flag, value) in
         [("--addressing-style", "dns"), ("--checksums", "sha1"), ("--sse", "rot13"), ("--storage-class", "a b")]
     {
-        let ran = machine.run(&["push", flag, value]);
-        assert!(ran.code == 2 && ran.stderr.contains(flag), "{ran:#?}");
+        let output = machine.run(&["push", flag, value]);
+        assert!(output.code == 2 && output.stderr.contains(flag), "{output:#?}");
     }
     let both = [("HF_CACHE_SYNC_FIPS", &b"true"[..]), ("B2_ENDPOINT", b"http://h")];
     run_with(&machine, &["status"], &both).refused(2, &["HF_CACHE_SYNC_FIPS", "B2_ENDPOINT"]);
@@ -257,10 +257,10 @@ fn a_value_that_is_not_allowed_names_its_place() {
     run_with(&machine, &["status"], &keys).refused(2, &["HF_CACHE_SYNC_SSE_KMS_KEY_ID", "AES256"]);
 }
 
-/// A bucket with its URL or path: the hint is the command line that works.
+/// For a bucket given as a URL or path, the hint is a command line that works.
 #[test]
-fn a_bucket_or_an_endpoint_that_is_more_than_that() {
-    let (_store, machine) = scene();
+fn a_url_in_place_of_a_bucket_gets_a_hint() {
+    let (_store, machine) = setup();
     let refused = |line: &[&str], words: &[&str]| machine.run(&[&["push"], line].concat()).refused(2, words);
     refused(&["--bucket", "s3://team/models/x"], &["--bucket team --prefix models/x"]);
     refused(&["--bucket", "s3://team"], &["--bucket team"]);
@@ -273,16 +273,16 @@ fn a_bucket_or_an_endpoint_that_is_more_than_that() {
     refused(&line, &["'other'", "'team'", &format!("--endpoint {b2}")]);
 }
 
-/// A bucket in front of a known host or at the end of the path is taken out, with a note; the host's region counts more
-/// than the variables that platforms set.
+/// A bucket that is part of the endpoint's host or path is removed, with a note. A region in the host takes precedence
+/// over variables that platforms set.
 #[test]
-fn an_endpoint_with_its_bucket_and_its_region() {
-    let (store, mut machine) = scene();
+fn bucket_and_region_are_taken_from_the_endpoint() {
+    let (store, mut machine) = setup();
     machine.set("AWS_REGION", "eu-north-1");
     let shown = |line: &[&str], vars: &[(&str, &[u8])]| {
-        let ran = run_with(&machine, &[line, &["config", "show", "--json"]].concat(), vars);
-        assert_eq!(ran.code, 0, "{ran:#?}");
-        let report = ran.json();
+        let output = run_with(&machine, &[line, &["config", "show", "--json"]].concat(), vars);
+        assert_eq!(output.code, 0, "{output:#?}");
+        let report = output.json();
         let value = |name: &str| {
             let row = report["settings"].as_array().unwrap().iter().find(|row| row["name"] == name).unwrap();
             row["value"].as_str().unwrap_or_default().to_string()
@@ -310,19 +310,19 @@ fn an_endpoint_with_its_bucket_and_its_region() {
     assert_eq!(region(&["--endpoint", b2, "--region", "r"], &[]), "r");
     assert_eq!(region(&["--endpoint", b2], &[("B2_REGION", b"r")]), "r");
     assert_eq!(region(&[], &[]), "eu-north-1");
-    // The real store, with its bucket in the path.
+    // The real store, with the bucket in the endpoint's path.
     machine.set("B2_APPLICATION_KEY_ID", ACCESS_KEY);
     machine.set("B2_APPLICATION_KEY", SECRET_KEY);
     let url = format!("{}/{BUCKET}", store.server.url.replace("http://", "HTTP://"));
-    let ran = machine.run(&["push", "--endpoint", &url]);
-    assert!(ran.code == 0 && ran.stderr.contains("from the endpoint"), "{ran:#?}");
+    let output = machine.run(&["push", "--endpoint", &url]);
+    assert!(output.code == 0 && output.stderr.contains("from the endpoint"), "{output:#?}");
     Revision::model("org/name").assert_published(&store);
 }
 
-/// A cache that is not there is not found, with where its path comes from; nothing is made.
+/// The error says where the path comes from, and nothing is created.
 #[cfg(unix)]
 #[test]
-fn a_cache_that_is_not_there() {
+fn a_missing_cache_is_not_found() {
     let store = Store::new();
     let mut machine = Machine::new(&store);
     let missing = machine.home().join("disk/hub");
@@ -361,7 +361,7 @@ fn a_cache_that_is_not_there() {
     for line in commands {
         machine.run(&[line, &["--cache-dir", "../file"]].concat()).refused(2, &["not a directory", "--cache-dir"]);
     }
-    // Only a pull makes one, and not when it only tells; an empty one is fine.
+    // Only a pull creates a cache, and not in a dry run. An empty cache is fine.
     Revision::model("org/name").publish(&store);
     for line in [&["pull", "org/name", "--dry-run"][..], &["pull-all", "--dry-run"], &["list", "--remote"], &["doctor"]]
     {
@@ -375,40 +375,40 @@ fn a_cache_that_is_not_there() {
     for line in commands.into_iter().filter(|line| line[0] != "watch") {
         machine.ok(&[line, &["--cache-dir", empty.to_str().unwrap()]].concat());
     }
-    // `~` in an option that the shell has left alone.
+    // `~` in an option that the shell has not expanded.
     assert!(machine.ok(&["status", "--cache-dir=~/empty"]).contains("/empty"));
 }
 
-/// Whatever happens, a fault is one line and exit 70, in JSON too, and holds no secret.
+/// A bug in the program is reported in one line with exit code 70, also with `--json`, and no secret is shown.
 #[cfg(debug_assertions)]
 #[test]
-fn a_fault_is_one_line_and_a_code_of_its_own() {
+fn a_panic_is_reported_in_one_line_with_its_own_exit_code() {
     let store = Store::new();
     let mut machine = Machine::new(&store);
     machine.set("B2_APPLICATION_KEY", CANARY);
     for place in ["main", "task", "blocking", "thread", "plain"] {
         machine.set("HF_CACHE_SYNC_TEST_PANIC", place);
-        let ran = machine.run(&["status"]);
-        ran.refused(70, &["internal error", "main.rs:", "please report", env!("CARGO_PKG_VERSION")]);
-        assert_eq!(ran.stderr.contains("plain words"), place == "plain", "{ran:#?}");
-        let ran = machine.run(&["--json", "status"]);
-        let report = ran.json();
-        assert_eq!((ran.code, &report["error"]["kind"]), (70, &"internal".into()), "{ran:#?}");
-        assert!(!format!("{ran:?}").contains(CANARY), "{ran:#?}");
+        let output = machine.run(&["status"]);
+        output.refused(70, &["internal error", "main.rs:", "please report", env!("CARGO_PKG_VERSION")]);
+        assert_eq!(output.stderr.contains("plain words"), place == "plain", "{output:#?}");
+        let output = machine.run(&["--json", "status"]);
+        let report = output.json();
+        assert_eq!((output.code, &report["error"]["kind"]), (70, &"internal".into()), "{output:#?}");
+        assert!(!format!("{output:?}").contains(CANARY), "{output:#?}");
     }
 }
 
-/// `config show` tells every value and its source, also of a configuration that cannot be used.
+/// `config show` shows every value with its source, even if the configuration is invalid.
 #[test]
-fn the_configuration_is_shown() {
-    let (store, mut machine) = scene();
+fn config_show_lists_values_and_sources() {
+    let (store, mut machine) = setup();
     let xdg = machine.home().join(".config/hf-cache-sync");
     fs::create_dir_all(&xdg).unwrap();
     fs::write(xdg.join("config.yaml"), yaml(&store)).unwrap();
     machine.set("B2_BUCKET", "from-env");
     machine.set("HTTPS_PROXY", &format!("http://user:{CANARY}@proxy:3128"));
     machine.set("HF_TOKEN", CANARY);
-    let said = machine.ok(&["config", "show", "--prefix", "p", "--no-sign-request"]);
+    let stdout = machine.ok(&["config", "show", "--prefix", "p", "--no-sign-request"]);
     for words in [
         ".config/hf-cache-sync/config.yaml",
         "from-env",
@@ -423,68 +423,68 @@ fn the_configuration_is_shown() {
         "…@proxy:3128",
         "cache.max_local_gb",
     ] {
-        assert!(said.contains(words), "{words}: {said}");
+        assert!(stdout.contains(words), "{words}: {stdout}");
     }
-    assert!(!said.contains(SECRET_KEY) && !said.contains(ACCESS_KEY) && !said.contains(CANARY), "{said}");
-    // The variable wins over the places that are searched, and an option over it.
+    assert!(!stdout.contains(SECRET_KEY) && !stdout.contains(ACCESS_KEY) && !stdout.contains(CANARY), "{stdout}");
+    // The variable takes precedence over the default locations, and the option over the variable.
     fs::write(machine.work().join("other.yaml"), "storage:\n  bucket: other\n  regoin: x\n  max_parts: many\n")
         .unwrap();
     machine.set("HF_CACHE_SYNC_CONFIG", "other.yaml");
     machine.unset("B2_BUCKET");
-    let ran = machine.run(&["config", "show", "--json"]);
-    let report = ran.json();
-    assert_eq!((ran.code, &report["file_source"]), (2, &"HF_CACHE_SYNC_CONFIG".into()), "{ran:#?}");
+    let output = machine.run(&["config", "show", "--json"]);
+    let report = output.json();
+    assert_eq!((output.code, &report["file_source"]), (2, &"HF_CACHE_SYNC_CONFIG".into()), "{output:#?}");
     assert!(report["failures"][0].to_string().contains("max_parts"), "{report}");
     assert!(report["warnings"][0].to_string().contains("regoin"), "{report}");
     let bucket = report["settings"].as_array().unwrap().iter().find(|row| row["name"] == "storage.bucket").unwrap();
-    assert_eq!(bucket["value"], "other", "what can be used is shown: {report}");
+    assert_eq!(bucket["value"], "other", "valid settings are still shown: {report}");
     machine.set("HF_CACHE_SYNC_CONFIG", "nowhere.yaml");
     machine.run(&["status"]).refused(2, &["nowhere.yaml", "HF_CACHE_SYNC_CONFIG"]);
     assert_eq!(machine.run(&["status", "--config", "../.config/hf-cache-sync/config.yaml"]).code, 0);
 }
 
-/// A secret in the id's place is suspected aloud.
+/// The hint appears if the secret is in the place of the key id.
 #[test]
-fn a_swapped_pair_is_suspected() {
-    let (store, mut machine) = scene();
+fn swapped_credentials_get_a_hint() {
+    let (store, mut machine) = setup();
     machine.set("B2_ENDPOINT", &store.server.url);
     machine.set("B2_BUCKET", BUCKET);
     machine.set("B2_APPLICATION_KEY_ID", "K005abcdefghijklmnopqrstuvwxyz0");
     machine.set("B2_APPLICATION_KEY", "0051a2b3c4d5e6f0000000001");
     machine.run(&["push"]).refused(3, &["look swapped"]);
-    let ran = machine.run(&["doctor"]);
-    assert!(ran.code == 3 && ran.stdout.contains("look swapped"), "{ran:#?}");
+    let output = machine.run(&["doctor"]);
+    assert!(output.code == 3 && output.stdout.contains("look swapped"), "{output:#?}");
 }
 
-/// A dataset that is asked for as a model, and the other way round.
+/// A dataset that is requested as a model, and vice versa.
 #[test]
-fn another_type_of_that_id_is_named() {
+fn an_id_of_another_type_gets_a_hint() {
     let store = Store::new();
     let machine = Machine::new(&store);
     Revision::new("dataset", "org/data").git("data.csv", "1\n").publish(&store);
     Revision::new("dataset", "org/here").git("data.csv", "2\n").write(&machine.hub());
     machine.run(&["pull", "model:org/data"]).refused(4, &["org/data", "is a dataset", "--repo-type dataset"]);
     machine.run(&["pull", "org/data", "--repo-type", "space"]).refused(4, &["is a dataset"]);
-    let ran = machine.run(&["pull", "org/data"]);
-    assert!(ran.code == 0 && ran.stderr.contains("org/data is a dataset"), "{ran:#?}");
+    let output = machine.run(&["pull", "org/data"]);
+    assert!(output.code == 0 && output.stderr.contains("org/data is a dataset"), "{output:#?}");
     machine.run(&["push", "model:org/here"]).refused(4, &["is a dataset", "dataset:org/here"]);
 }
 
-/// The version, and nothing else.
+/// Only the version is printed.
 #[test]
-fn the_version_is_one_line() {
-    let said = Machine::unconfigured().ok(&["--version"]);
-    let rest = said.strip_prefix(concat!("hf-cache-sync ", env!("CARGO_PKG_VERSION"))).unwrap().trim();
+fn the_version_is_one_line_with_an_optional_commit() {
+    let stdout = Machine::unconfigured().ok(&["--version"]);
+    let rest = stdout.strip_prefix(concat!("hf-cache-sync ", env!("CARGO_PKG_VERSION"))).unwrap().trim();
     let commit = rest.strip_prefix('(').and_then(|rest| rest.strip_suffix(')'));
     assert!(
         rest.is_empty() || commit.is_some_and(|text| text.len() == 9 && text.bytes().all(|b| b.is_ascii_hexdigit()))
     );
 }
 
-/// Keys of a profile are checked as those of the environment are.
+/// Keys from a profile are validated like those from the environment.
 #[test]
-fn a_profile_with_a_control_character() {
-    let (store, mut machine) = scene();
+fn profiles_with_control_characters_are_refused() {
+    let (store, mut machine) = setup();
     machine.set("B2_ENDPOINT", &store.server.url);
     machine.set("B2_BUCKET", BUCKET);
     fs::create_dir(machine.home().join(".aws")).unwrap();
@@ -492,17 +492,18 @@ fn a_profile_with_a_control_character() {
     let keys = format!("aws_access_key_id = {ACCESS_KEY}\naws_secret_access_key = {SECRET_KEY}\n");
     for inside in ["\u{1}", "\u{7f}", "\u{e9}"] {
         write(format!("[default]\naws_access_key_id = A{inside}B\naws_secret_access_key = {CANARY}{inside}x\n"));
-        let ran = machine.run(&["push", "--region", "r"]);
-        ran.refused(3, &["AWS profile"]);
-        assert!(!format!("{ran:?}").contains(CANARY), "{ran:#?}");
+        let output = machine.run(&["push", "--region", "r"]);
+        output.refused(3, &["AWS profile"]);
+        assert!(!format!("{output:?}").contains(CANARY), "{output:#?}");
         write(format!("[default]\nregion = a{inside}b\n{keys}"));
         machine.run(&["push"]).refused(2, &["region of the AWS profile"]);
     }
 }
 
-/// What libraries read by themselves is stripped too: a proxy with a line break at its end is used, and not passed by.
+/// Variables that libraries read themselves are stripped as well: a proxy with a trailing newline is used, not
+/// bypassed.
 #[test]
-fn what_libraries_read_is_stripped_too() {
+fn proxy_variables_are_stripped_too() {
     let store = Store::new();
     let mut machine = Machine::new(&store);
     Revision::model("org/name").write(&machine.hub());

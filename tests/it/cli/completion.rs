@@ -1,15 +1,15 @@
-//! Completion, asked for as the shells ask for it.
+//! Shell completion, requested as the shells request it.
 
 use std::fs;
 use std::path::Path;
 
 use crate::harness::cache::Revision;
-use crate::harness::machine::{BINARY, Machine, Ran, run};
+use crate::harness::machine::{BINARY, Machine, Output, run};
 use crate::harness::s3::Action;
 use crate::harness::store::Store;
 
-/// What bash would offer for the last of these words, split as bash splits them. With `set -u`, and without the
-/// bash-completion package.
+/// Returns what bash completes for the last of these words, which are split as bash splits them. Runs with `set -u` and
+/// without the bash-completion package.
 fn bash(machine: &Machine, words: &[&str]) -> Vec<String> {
     let quoted: Vec<String> = words.iter().map(|word| format!("'{word}'")).collect();
     let last = words.last().unwrap();
@@ -24,20 +24,20 @@ fn bash(machine: &Machine, words: &[&str]) -> Vec<String> {
         quoted.join(" "),
         words.len()
     );
-    let ran = shell(machine, Path::new("bash"), &["--noprofile", "--norc", "-c", &script]);
-    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{words:?}: {ran:#?}");
-    ran.stdout.lines().map(String::from).collect()
+    let output = shell(machine, Path::new("bash"), &["--noprofile", "--norc", "-c", &script]);
+    assert_eq!((output.code, output.stderr.as_str()), (0, ""), "{words:?}: {output:#?}");
+    output.stdout.lines().map(String::from).collect()
 }
 
-fn shell(machine: &Machine, shell: &Path, args: &[&str]) -> Ran {
-    // Without the binary's folder on the path.
+fn shell(machine: &Machine, shell: &Path, args: &[&str]) -> Output {
+    // The binary's folder is not on the PATH.
     let mut command = machine.program(shell, args);
     command.env("PATH", "/usr/local/bin:/usr/bin:/bin");
     run(command)
 }
 
-/// Two repos in the cache, and in the bucket a third, with refs.
-fn world(store: &Store) -> Machine {
+/// Two repos in the cache, and a third one with refs in the bucket.
+fn setup(store: &Store) -> Machine {
     let machine = Machine::new(store);
     Revision::model("org/far").refs(&["main", "v1.0", "refs/pr/1"]).write(&machine.hub());
     machine.ok(&["push"]);
@@ -58,7 +58,7 @@ fn bash_completes_commands_options_and_values() {
     assert_eq!(
         bash(&machine, &["pull", "org/name", "--fallback", "=", "h"]),
         ["hf-hub"],
-        "only what comes after the ="
+        "completes only the part after the ="
     );
     assert_eq!(bash(&machine, &["pull", "org/name", "--fallback", "="]), ["hf-hub"]);
     assert_eq!(bash(&machine, &["pull", "x", "--repo-type", "d"]), ["dataset"]);
@@ -68,16 +68,16 @@ fn bash_completes_commands_options_and_values() {
 #[test]
 fn bash_completes_repos_and_refs() {
     let store = Store::new();
-    let machine = world(&store);
+    let machine = setup(&store);
     assert_eq!(bash(&machine, &["push", "org/"]), ["org/near"]);
-    assert_eq!(bash(&machine, &["push", "dataset", ":", "org"]), ["org/set"], "only what comes after the :");
-    assert_eq!(bash(&machine, &["push", "dataset:o"]), ["dataset:org/set"], "bash may be told not to split at :");
+    assert_eq!(bash(&machine, &["push", "dataset", ":", "org"]), ["org/set"], "completes only the part after the :");
+    assert_eq!(bash(&machine, &["push", "dataset:o"]), ["dataset:org/set"], "bash can be configured not to split at :");
     assert_eq!(bash(&machine, &["pull", "org/"]), ["org/far", "org/near"]);
     assert_eq!(bash(&machine, &["pull", "org/far", "-r", "v"]), ["v1.0"]);
     assert_eq!(bash(&machine, &["pull", "org/near", "--revision", ""]), ["main", "v2.0"]);
     assert_eq!(bash(&machine, &["pull-all", "--include", "org/f"]), ["org/far"]);
     assert_eq!(bash(&machine, &["pull-all", "--exclude", "org/"]), ["org/\\*", "org/far", "org/near"]);
-    // A store that refuses, or does not answer, takes nothing from the rest.
+    // If the store refuses or does not respond, the other candidates are still offered.
     store.server.on_request(|_| Action::Refuse(403, "AccessDenied", "no"));
     assert_eq!(bash(&machine, &["pull", "org/"]), ["org/near"]);
     store.server.on_request(|_| Action::Hang);
@@ -94,11 +94,11 @@ fn a_broken_configuration_does_not_break_completion() {
     bash(&machine, &["pull", "org/"]);
 }
 
-/// Where these shells are not installed there is nothing that could be asked; CI has them.
+/// Shells that are not installed are skipped; CI has them all.
 #[test]
-fn zsh_and_fish_read_their_scripts() {
+fn zsh_and_fish_complete_with_their_scripts() {
     let store = Store::new();
-    let machine = world(&store);
+    let machine = setup(&store);
     for (name, script, wanted) in [
         (
             "zsh",
@@ -123,10 +123,10 @@ fn zsh_and_fish_read_their_scripts() {
             .map(|dir| Path::new(dir).join(name))
             .find(|path| path.exists());
         let Some(path) = found else { continue };
-        let ran = shell(&machine, &path, &["-c", &script]);
+        let output = shell(&machine, &path, &["-c", &script]);
         let lines: Vec<&str> =
-            ran.stdout.lines().map(|line| line.split(['\t', ':']).next().unwrap_or_default()).collect();
-        assert_eq!((ran.code, lines), (0, wanted.to_vec()), "{name}: {ran:#?}");
+            output.stdout.lines().map(|line| line.split(['\t', ':']).next().unwrap_or_default()).collect();
+        assert_eq!((output.code, lines), (0, wanted.to_vec()), "{name}: {output:#?}");
     }
     for shell in ["powershell", "elvish"] {
         assert!(machine.ok(&["completions", shell]).contains("HF_CACHE_SYNC_COMPLETE"), "{shell}");

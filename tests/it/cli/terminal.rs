@@ -1,33 +1,33 @@
-//! What reaches a terminal or a log: nothing from outside as it is, nothing at all with `-q` where all went well, requests
-//! with `-v`, and a line now and then while long work goes on.
+//! What reaches a terminal or a log: no unescaped text from outside, nothing at all with `-q` if all went well,
+//! requests with `-v`, and progress lines during long operations.
 
 use std::fs;
 
 use hf_cache_sync::internals::escape::{Keep, escape};
 
 use crate::harness::cache::{COMMIT, Revision};
-use crate::harness::machine::{Machine, Ran, run};
+use crate::harness::machine::{Machine, Output, run};
 use crate::harness::s3::{Action, Gate, SECRET_KEY};
 use crate::harness::store::Store;
 
-/// Sets a title, changes the colour, clears the screen by C1, turns and hides text, and says more in characters that
-/// nobody sees.
+/// Sets a title, changes the colour, clears the screen with a C1 code, reverses and hides text, and contains invisible
+/// characters.
 const EVIL: &str = "x\u{1b}]0;t\u{7}\u{1b}[35m\u{9b}2J\u{85}\r\u{202e}\u{2066}\u{200e}\u{61c}\u{200b}\u{200d}\u{2060}\u{feff}\u{ad}\u{2028}\
                     \u{e0041}\u{fe0f}\u{a0}\u{3000}y";
-/// What of that a ref may hold.
+/// The part of it that is allowed in a ref.
 const EVIL_REF: &str = "x\u{202e}\u{2066}\u{200e}\u{61c}\u{200b}\u{200d}\u{2060}\u{feff}\u{ad}\u{2028}\u{e0041}y";
 
 #[track_caller]
-fn harmless(line: &[&str], ran: &Ran) {
-    for text in [&ran.stdout, &ran.stderr] {
+fn assert_harmless(line: &[&str], output: &Output) {
+    for text in [&output.stdout, &output.stderr] {
         assert_eq!(escape(text, Keep::LinesAndColours), *text, "{line:?}");
         assert!(!text.contains("\u{1b}[35m"), "{line:?}: {text:?}");
     }
-    assert!(!ran.stderr.contains("panicked"), "{line:?}: {ran:#?}");
+    assert!(!output.stderr.contains("panicked"), "{line:?}: {output:#?}");
 }
 
 #[test]
-fn nothing_from_outside_reaches_the_terminal_as_it_is() {
+fn text_from_outside_is_escaped() {
     let store = Store::new();
     let mut machine = Machine::new(&store);
     Revision::model("org/name").git("caf\u{e9}\u{202e}漢字.txt", "1").refs(&["main", EVIL_REF]).write(&machine.hub());
@@ -74,20 +74,23 @@ fn nothing_from_outside_reaches_the_terminal_as_it_is() {
         vec!["man", "/dev/null/\u{1b}[35m\u{202e}"],
     ];
     let check = |machine: &Machine, line: &[&str]| {
-        harmless(line, &machine.run(line));
+        assert_harmless(line, &machine.run(line));
         let json = [line, &["--json"]].concat();
-        let ran = machine.run(&json);
-        harmless(&json, &ran);
-        assert!(ran.stdout.is_empty() || serde_json::from_str::<serde_json::Value>(&ran.stdout).is_ok(), "{ran:#?}");
+        let output = machine.run(&json);
+        assert_harmless(&json, &output);
+        assert!(
+            output.stdout.is_empty() || serde_json::from_str::<serde_json::Value>(&output.stdout).is_ok(),
+            "{output:#?}"
+        );
     };
     lines.iter().for_each(|line| check(&machine, line));
-    assert!(machine.ok(&["list"]).contains("\\u{202e}"), "shown, and not left out");
-    // With colours as on a terminal.
+    assert!(machine.ok(&["list"]).contains("\\u{202e}"), "escaped, but still shown");
+    // With colours, as on a terminal.
     machine.set("CLICOLOR_FORCE", "1");
     for line in lines.iter().take(12) {
-        harmless(line, &machine.run(line));
+        assert_harmless(line, &machine.run(line));
     }
-    // What a server says, and what a file or a variable holds.
+    // Text from a server, a file, or a variable.
     let evil = "no\u{202e}\u{200b}pe";
     store.server.on_request(move |_| Action::Refuse(403, "Odd\u{202e}Code", evil));
     [&["list", "--remote"][..], &["doctor"], &["push", "-v"]].iter().for_each(|line| check(&machine, line));
@@ -101,7 +104,7 @@ fn nothing_from_outside_reaches_the_terminal_as_it_is() {
 }
 
 #[test]
-fn a_path_for_a_program_keeps_its_bytes() {
+fn a_printed_path_is_not_escaped_in_a_pipe() {
     let store = Store::new();
     let machine = Machine::new(&store);
     let revision = Revision::model("org/name");
@@ -113,13 +116,13 @@ fn a_path_for_a_program_keeps_its_bytes() {
 }
 
 #[test]
-fn quiet_is_silent_unless_something_fails() {
+fn quiet_prints_nothing_unless_something_fails() {
     let store = Store::new();
     let mut machine = Machine::new(&store);
     Revision::model("org/name").refs(&["main"]).write(&machine.hub());
-    let silent = |machine: &Machine, line: &[&str]| {
-        let ran = machine.run(line);
-        assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.as_str()), (0, "", ""), "{line:?}");
+    let assert_silent = |machine: &Machine, line: &[&str]| {
+        let output = machine.run(line);
+        assert_eq!((output.code, output.stdout.as_str(), output.stderr.as_str()), (0, "", ""), "{line:?}");
     };
     let pages = machine.home().join("pages").display().to_string();
     for line in [
@@ -130,10 +133,10 @@ fn quiet_is_silent_unless_something_fails() {
         &["init", "-q"],
         &["man", "-q", &pages],
     ] {
-        silent(&machine, line);
+        assert_silent(&machine, line);
     }
     fs::remove_file(machine.work().join(".hf-cache-sync.yaml")).unwrap();
-    // What was asked for, and nothing beside it.
+    // Only what was asked for is printed.
     let rows = machine.run(&["list", "-q"]);
     assert!(
         rows.stdout.starts_with("org/name  ") && rows.stdout.lines().count() == 1 && rows.stderr.is_empty(),
@@ -153,48 +156,51 @@ fn quiet_is_silent_unless_something_fails() {
     let path = machine.run(&["pull", "-q", "org/name"]);
     assert!(path.stdout.ends_with(&format!("snapshots/{COMMIT}\n")) && path.stderr.is_empty(), "{path:#?}");
     fs::remove_dir_all(machine.hub()).unwrap();
-    silent(&machine, &["pull-all", "-q"]);
-    // What fails is said all the same.
+    assert_silent(&machine, &["pull-all", "-q"]);
+    // Errors are still reported.
     machine.set("B2_BUCKET", "another");
-    let ran = machine.run(&["doctor", "-q"]);
-    assert_eq!(ran.code, 4, "{ran:#?}");
-    assert!(ran.stdout.starts_with("FAIL  Bucket") && !ran.stdout.contains("ok  "), "{ran:#?}");
-    let ran = machine.run(&["push", "-q"]);
-    assert!(ran.code == 4 && ran.stdout.is_empty() && ran.stderr.starts_with("error: "), "{ran:#?}");
+    let output = machine.run(&["doctor", "-q"]);
+    assert_eq!(output.code, 4, "{output:#?}");
+    assert!(output.stdout.starts_with("FAIL  Bucket") && !output.stdout.contains("ok  "), "{output:#?}");
+    let output = machine.run(&["push", "-q"]);
+    assert!(output.code == 4 && output.stdout.is_empty() && output.stderr.starts_with("error: "), "{output:#?}");
 }
 
-/// "2026-09-21T14:13:20.123Z" or without the milliseconds.
+/// Whether the line starts like "2026-09-21T14:13:20.123Z"; the milliseconds are optional.
 fn has_time(line: &str) -> bool {
     let time = line.split(' ').next().unwrap_or_default();
     time.len() >= 20 && time.starts_with("20") && time.ends_with('Z') && time.as_bytes()[10] == b'T'
 }
 
 #[test]
-fn verbose_tells_requests_and_decisions_a_line_each() {
+fn verbose_logs_requests_and_decisions() {
     let store = Store::new();
     let machine = Machine::new(&store);
     Revision::model("org/name").refs(&["main"]).write(&machine.hub());
     let gated = Revision::new("model", "org/gated").git("LICENSE", "You must accept this").refs(&["main"]);
     gated.write(&machine.hub());
-    let ran = machine.run(&["push", "-v"]);
-    assert_eq!(ran.code, 0, "{ran:#?}");
-    let lines: Vec<&str> = ran.stderr.lines().collect();
-    assert!(lines.iter().all(|line| has_time(line)), "{ran:#?}");
-    let told = |words: &[&str]| lines.iter().any(|line| words.iter().all(|word| line.contains(word)));
-    assert!(told(&["GET http://", "list-type=2", " 200 ", " ms"]), "{ran:#?}");
-    assert!(told(&["PUT http://", "/blobs/", " 200 ", " ms"]), "{ran:#?}");
-    assert!(told(&["PUT http://", "/refs/org__name/main", " 200 "]), "{ran:#?}");
-    assert!(told(&["upload", "org/name", "missing"]), "{ran:#?}");
-    assert!(told(&["org/gated", "gated"]), "{ran:#?}");
-    let said = &ran.stderr;
-    assert!(!said.contains(SECRET_KEY) && !said.contains("Signature") && !said.contains("Credential"), "{said}");
-    // Its summary has a time as well, in a log.
-    assert!(has_time(ran.stdout.lines().last().unwrap()), "{ran:#?}");
+    let output = machine.run(&["push", "-v"]);
+    assert_eq!(output.code, 0, "{output:#?}");
+    let lines: Vec<&str> = output.stderr.lines().collect();
+    assert!(lines.iter().all(|line| has_time(line)), "{output:#?}");
+    let is_logged = |words: &[&str]| lines.iter().any(|line| words.iter().all(|word| line.contains(word)));
+    assert!(is_logged(&["GET http://", "list-type=2", " 200 ", " ms"]), "{output:#?}");
+    assert!(is_logged(&["PUT http://", "/blobs/", " 200 ", " ms"]), "{output:#?}");
+    assert!(is_logged(&["PUT http://", "/refs/org__name/main", " 200 "]), "{output:#?}");
+    assert!(is_logged(&["upload", "org/name", "missing"]), "{output:#?}");
+    assert!(is_logged(&["org/gated", "gated"]), "{output:#?}");
+    let stderr = &output.stderr;
+    assert!(
+        !stderr.contains(SECRET_KEY) && !stderr.contains("Signature") && !stderr.contains("Credential"),
+        "{stderr}"
+    );
+    // In a log, the summary has a timestamp, too.
+    assert!(has_time(output.stdout.lines().last().unwrap()), "{output:#?}");
     fs::remove_dir_all(machine.hub()).unwrap();
-    let ran = machine.run(&["pull", "org/name", "-v"]);
-    assert!(ran.stderr.contains("GET http://") && ran.stderr.contains("/blobs/"), "{ran:#?}");
-    assert!(ran.stderr.contains("fetch") && ran.stderr.contains("model.safetensors"), "{ran:#?}");
-    // A retry says why, and which.
+    let output = machine.run(&["pull", "org/name", "-v"]);
+    assert!(output.stderr.contains("GET http://") && output.stderr.contains("/blobs/"), "{output:#?}");
+    assert!(output.stderr.contains("fetch") && output.stderr.contains("model.safetensors"), "{output:#?}");
+    // A retry is logged with its reason and number.
     store.server.on_request(|seen| match seen.method.as_str() {
         "HEAD" => Action::Refuse(503, "SlowDown", "not so fast"),
         _ => Action::Pass,
@@ -205,13 +211,13 @@ fn verbose_tells_requests_and_decisions_a_line_each() {
 }
 
 #[test]
-fn without_a_terminal_long_work_tells_how_far_it_is() {
+fn long_operations_log_progress_without_a_terminal() {
     let store = Store::new();
     let mut machine = Machine::new(&store);
     machine.set("HF_CACHE_SYNC_PROGRESS_SECONDS", "0.05");
     Revision::model("org/name").refs(&["main"]).write(&machine.hub());
     Revision::model("org/other-name").refs(&["main"]).write(&machine.hub());
-    // The store does not answer the listing, then not the blobs.
+    // The store delays its response to the listing, then to the blobs.
     for json in [false, true] {
         let (lists, blobs) = (Gate::new(), Gate::new());
         let gates = (lists.clone(), blobs.clone());
@@ -226,13 +232,13 @@ fn without_a_terminal_long_work_tells_how_far_it_is() {
         lists.open();
         running.wait_for("0/3 blobs, repo 1/2: ");
         blobs.open();
-        let ran = running.finish();
-        assert_eq!(ran.code, 0, "{ran:#?}");
-        assert!(ran.stderr.lines().all(has_time), "{ran:#?}");
-        assert_eq!(serde_json::from_str::<serde_json::Value>(&ran.stdout).is_ok(), json);
+        let output = running.finish();
+        assert_eq!(output.code, 0, "{output:#?}");
+        assert!(output.stderr.lines().all(has_time), "{output:#?}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&output.stdout).is_ok(), json);
         fs::remove_dir_all(store.path("blobs")).unwrap();
     }
-    // It pushes back.
+    // The store throttles.
     store.server.on_request(|seen| match seen.is("PUT", "blobs/") {
         true => Action::Refuse(503, "SlowDown", "not so fast"),
         false => Action::Pass,
@@ -240,29 +246,29 @@ fn without_a_terminal_long_work_tells_how_far_it_is() {
     let running = machine.start(&["push"]);
     running.wait_for("waiting for the store (SlowDown: not so fast; try 2 of ");
     running.kill();
-    // Those who do not want to hear it do not.
+    // Progress can be turned off.
     let gate = Gate::new();
     let held = gate.clone();
     store.server.on_request(move |_| Action::Hold(held.clone()));
     for silent in ["-q", "--no-progress"] {
         store.server.take_seen();
         let running = machine.start(&["push", silent]);
-        store.server.wait_for("listing", |seen| !seen.is_empty());
+        store.server.wait_for("a listing", |seen| !seen.is_empty());
         running.interrupt();
-        let ran = running.finish();
-        assert!(ran.code == 130 && ran.stderr.starts_with("error: interrupted"), "{ran:#?}");
+        let output = running.finish();
+        assert!(output.code == 130 && output.stderr.starts_with("error: interrupted"), "{output:#?}");
     }
 }
 
 #[test]
-fn arguments_that_are_no_text_are_told_without_them() {
+fn invalid_utf8_in_arguments_is_not_echoed() {
     use std::os::unix::ffi::OsStrExt;
     let machine = Machine::unconfigured();
     for bytes in [&b"caf\xe9"[..], b"--caf\xe9\x1b[35m", b"\x1b[35m\xff"] {
         let mut command = machine.command(&["pull"]);
         command.arg(std::ffi::OsStr::from_bytes(bytes));
-        let ran = run(command);
-        harmless(&["pull"], &ran);
-        assert_eq!(ran.code, 2, "{ran:#?}");
+        let output = run(command);
+        assert_harmless(&["pull"], &output);
+        assert_eq!(output.code, 2, "{output:#?}");
     }
 }

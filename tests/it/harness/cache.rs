@@ -1,5 +1,5 @@
-//! Caches as huggingface_hub makes them, and buckets as hf-cache-sync 0.1.0 makes them. Built here from the
-//! documented layout alone, so that the program is not measured against itself.
+//! Caches as huggingface_hub writes them, and buckets as hf-cache-sync 0.1.0 writes them. Built here from the
+//! documented layout alone, so that the program is not checked against itself.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,41 +12,41 @@ use super::{git_sha1, sha256};
 
 /// A commit hash.
 pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
-/// Another one.
+/// Another commit hash.
 pub const OTHER: &str = "89abcdef0123456789abcdef0123456789abcdef";
 
-/// How a snapshot refers to its bytes.
+/// How a snapshot refers to its files' contents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Layout {
     /// Relative links to `blobs/`, as on Linux and macOS.
     Links,
-    /// The same, but LFS blobs are themselves links into the cache-wide store: two hops.
+    /// Like `Links`, but LFS blobs are themselves links into the shared store: two hops.
     Shared,
-    /// Real files in `snapshots/`, and none in `blobs/`: where links are impossible.
+    /// Regular files in `snapshots/` and an empty `blobs/`, for file systems without links.
     Real,
-    /// Real files that are hard links to `blobs/`.
+    /// Regular files that are hard links into `blobs/`.
     Hardlinks,
 }
 
 /// A file of a revision.
 #[derive(Debug, Clone)]
 pub struct Content {
-    /// Its path in the repo.
+    /// Path in the repo.
     pub path: String,
-    /// Its bytes.
+    /// Contents.
     pub bytes: Vec<u8>,
-    /// Whether the Hub keeps it in LFS or Xet.
+    /// Whether the Hub stores it in LFS or Xet.
     pub lfs: bool,
 }
 
 impl Content {
-    /// The name of its blob.
+    /// Returns the name of its blob.
     pub fn etag(&self) -> String {
         if self.lfs { sha256(&self.bytes) } else { git_sha1(&self.bytes) }
     }
 }
 
-/// A revision of a repo, to be put into a cache or a bucket, or compared with one.
+/// A revision of a repo, to write into a cache or a bucket, or to compare with one.
 #[derive(Debug, Clone)]
 pub struct Revision {
     /// `model`, `dataset`, `space` or `kernel`.
@@ -57,18 +57,18 @@ pub struct Revision {
     pub commit: String,
     /// All files of the commit.
     pub files: Vec<Content>,
-    /// Paths that were not downloaded.
+    /// Paths that have not been downloaded.
     pub absent: Vec<String>,
-    /// Its refs.
+    /// The refs that point to it.
     pub refs: Vec<String>,
-    /// Whether there is a tree.
+    /// Whether the cache has a tree file for it.
     pub tree: bool,
-    /// How its files refer to their bytes.
+    /// How its files refer to their contents.
     pub layout: Layout,
 }
 
 impl Revision {
-    /// A revision at [`COMMIT`], named by `main`, without any file.
+    /// Returns an empty revision at [`COMMIT`], with `main` pointing to it.
     pub fn new(kind: &str, id: &str) -> Self {
         Revision {
             kind: kind.into(),
@@ -82,65 +82,65 @@ impl Revision {
         }
     }
 
-    /// A model with a configuration and weights.
+    /// Returns a model with a configuration and weights.
     pub fn model(id: &str) -> Self {
         let weights = super::weights(id.len() as u64, 300_000);
         Revision::new("model", id).git("config.json", "{\"model_type\": \"bert\"}\n").lfs("model.safetensors", weights)
     }
 
-    /// Adds a file that is in git.
+    /// Adds a file that is stored in git.
     pub fn git(mut self, path: &str, bytes: impl AsRef<[u8]>) -> Self {
         self.files.push(Content { path: path.into(), bytes: bytes.as_ref().to_vec(), lfs: false });
         self
     }
 
-    /// Adds a file that is in LFS.
+    /// Adds a file that is stored in LFS.
     pub fn lfs(mut self, path: &str, bytes: impl AsRef<[u8]>) -> Self {
         self.files.push(Content { path: path.into(), bytes: bytes.as_ref().to_vec(), lfs: true });
         self
     }
 
-    /// At another commit.
+    /// Sets the commit.
     pub fn at(mut self, commit: &str) -> Self {
         self.commit = commit.into();
         self
     }
 
-    /// With these refs instead of `main`.
+    /// Sets the refs, which replace `main`.
     pub fn refs(mut self, refs: &[&str]) -> Self {
         self.refs = refs.iter().map(|name| name.to_string()).collect();
         self
     }
 
-    /// With a tree.
+    /// Adds the tree file.
     pub fn with_tree(mut self) -> Self {
         self.tree = true;
         self
     }
 
-    /// In another layout.
+    /// Sets the layout.
     pub fn layout(mut self, layout: Layout) -> Self {
         self.layout = layout;
         self
     }
 
-    /// Without these files.
+    /// Marks files as not downloaded.
     pub fn without(mut self, paths: &[&str]) -> Self {
         self.absent = paths.iter().map(|path| path.to_string()).collect();
         self
     }
 
-    /// The files that were downloaded.
+    /// Returns the files that have been downloaded.
     pub fn present(&self) -> impl Iterator<Item = &Content> {
         self.files.iter().filter(|file| !self.absent.contains(&file.path))
     }
 
-    /// The file of this path.
+    /// Returns the file with this path.
     pub fn file(&self, path: &str) -> &Content {
         self.files.iter().find(|file| file.path == path).unwrap()
     }
 
-    /// The blob's name of the file of this path.
+    /// Returns the name of a file's blob.
     pub fn etag(&self, path: &str) -> String {
         self.file(path).etag()
     }
@@ -150,22 +150,22 @@ impl Revision {
         format!("{}s--{}", self.kind, self.id.replace('/', "--"))
     }
 
-    /// Its folder in a cache.
+    /// Returns its folder in a cache.
     pub fn dir(&self, hub: &Path) -> PathBuf {
         hub.join(self.folder())
     }
 
-    /// Its snapshot in a cache.
+    /// Returns its snapshot folder in a cache.
     pub fn snapshot(&self, hub: &Path) -> PathBuf {
         self.dir(hub).join("snapshots").join(&self.commit)
     }
 
-    /// A blob in a cache, by its file's path.
+    /// Returns the path of a file's blob in a cache.
     pub fn blob(&self, hub: &Path, path: &str) -> PathBuf {
         self.dir(hub).join("blobs").join(self.etag(path))
     }
 
-    /// The tree of the commit, as the client writes it.
+    /// Returns the commit's tree as the client writes it.
     pub fn tree_json(&self) -> Vec<u8> {
         let mut files: Vec<&Content> = self.files.iter().collect();
         files.sort_by(|a, b| a.path.cmp(&b.path));
@@ -186,7 +186,7 @@ impl Revision {
         indented(&json!({"format_version": 1, "files": entries}), b" ")
     }
 
-    /// Puts it into a cache.
+    /// Writes it into a cache.
     pub fn write(&self, hub: &Path) {
         let (dir, snapshot) = (self.dir(hub), self.snapshot(hub));
         let blobs = dir.join("blobs");
@@ -226,7 +226,7 @@ impl Revision {
         }
     }
 
-    /// Makes everything in its folder look as if it had not been used for days, and as if nothing had come since.
+    /// Backdates everything in its folder by this many days, as if it had been idle since.
     pub fn age(&self, hub: &Path, days: u64) {
         let mut left = vec![self.dir(hub)];
         while let Some(path) = left.pop() {
@@ -256,7 +256,7 @@ impl Revision {
         }
     }
 
-    /// The id as it stands in keys.
+    /// Returns the repo id as it is encoded in keys.
     pub fn encoded(&self) -> String {
         self.id.replace('/', "__")
     }
@@ -271,7 +271,7 @@ impl Revision {
         format!("blobs/{}", self.etag(path))
     }
 
-    /// The manifest as a value, to be bent before it is published.
+    /// Returns the manifest, so that tests can alter it before they publish it.
     pub fn manifest(&self) -> Value {
         let mut files: Vec<&Content> = self.present().collect();
         files.sort_by(|a, b| a.path.cmp(&b.path));
@@ -282,7 +282,7 @@ impl Revision {
         json!({"repo": self.id, "revision": self.commit, "repo_type": self.kind, "files": files})
     }
 
-    /// The objects that 0.1.0 makes of it.
+    /// Returns the objects that 0.1.0 makes of it.
     pub fn objects(&self) -> Vec<(String, Vec<u8>)> {
         let blobs = self.present().map(|file| (format!("blobs/{}", file.etag()), file.bytes.clone()));
         let manifest = (self.manifest_key(), indented(&self.manifest(), b"  "));
@@ -290,15 +290,15 @@ impl Revision {
         blobs.chain([manifest]).chain(self.refs.iter().map(to_ref)).collect()
     }
 
-    /// Puts it into the bucket as 0.1.0 does.
+    /// Publishes it to the bucket as 0.1.0 does.
     pub fn publish(&self, store: &Store) {
         for (key, bytes) in self.objects() {
             store.put(&key, bytes);
         }
     }
 
-    /// The cache has all of it, byte by byte, in the client's layout: blobs under their names, relative links (on Windows
-    /// hard links), refs without a newline, the tree.
+    /// Asserts that the cache has all of it, byte for byte, in the client's layout: blobs under their names, relative
+    /// links (on Windows hard links), refs without a newline, the tree.
     #[track_caller]
     pub fn assert_pulled(&self, hub: &Path) {
         for file in self.present() {
@@ -310,7 +310,7 @@ impl Revision {
             } else {
                 assert!(super::is_same_file(&link, &self.blob(hub, &file.path)), "{}", file.path);
             }
-            assert!(fs::read(&link).unwrap() == file.bytes, "{} has other bytes", file.path);
+            assert!(fs::read(&link).unwrap() == file.bytes, "{} has different contents", file.path);
         }
         assert_eq!(count_files(&self.snapshot(hub)), self.present().count());
         for name in &self.refs {
@@ -322,11 +322,11 @@ impl Revision {
         }
     }
 
-    /// The bucket has all of it, byte by byte.
+    /// Asserts that the bucket has all of it, byte for byte.
     #[track_caller]
     pub fn assert_published(&self, store: &Store) {
         for file in self.present() {
-            assert!(store.get(&format!("blobs/{}", file.etag())) == file.bytes, "{} has other bytes", file.path);
+            assert!(store.get(&format!("blobs/{}", file.etag())) == file.bytes, "{} has different contents", file.path);
         }
         let manifest: Value = serde_json::from_slice(&store.get(&self.manifest_key())).unwrap();
         let expected = self.manifest();
@@ -336,13 +336,13 @@ impl Revision {
     }
 }
 
-/// Files and links below a folder.
+/// Counts the files and links below a folder.
 pub fn count_files(dir: &Path) -> usize {
     let entries = fs::read_dir(dir).unwrap().map(Result::unwrap);
     entries.map(|entry| if entry.file_type().unwrap().is_dir() { count_files(&entry.path()) } else { 1 }).sum()
 }
 
-/// JSON as Python's `json.dumps` writes it with this indent: what is not ASCII is escaped.
+/// Returns JSON as Python's `json.dumps` writes it with this indent: non-ASCII characters are escaped.
 pub fn indented(value: &Value, indent: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     let formatter = serde_json::ser::PrettyFormatter::with_indent(indent);

@@ -1,4 +1,4 @@
-//! A cache folder that is built file by file, as huggingface_hub leaves it, with times of one's choice.
+//! A cache folder that is built file by file, as huggingface_hub leaves it, with chosen timestamps.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, FileTimes};
@@ -8,54 +8,54 @@ use std::time::{Duration, SystemTime};
 use super::git_sha1;
 use super::machine::Machine;
 
-/// A machine with a cache in the folder `hub` of its home directory.
+/// A machine whose cache is the folder `hub` in its home directory.
 pub struct CacheDir {
-    /// The machine; no bucket is configured.
+    /// The machine, without a configured bucket.
     pub machine: Machine,
 }
 
-/// A day.
+/// Seconds in a day.
 pub const DAY: u64 = 24 * 3600;
 
 impl CacheDir {
-    /// An empty cache.
+    /// Creates an empty cache.
     pub fn new() -> CacheDir {
         let mut machine = Machine::unconfigured();
-        machine.keep_hub_in("hub");
+        machine.move_hub_to("hub");
         CacheDir { machine }
     }
 
-    /// The cache.
+    /// Returns the cache folder.
     pub fn root(&self) -> PathBuf {
         self.machine.hub()
     }
 
-    /// The folder in which the cache is.
+    /// Returns the folder that contains the cache.
     pub fn outside(&self) -> PathBuf {
         self.machine.home()
     }
 
-    /// Something in the cache.
+    /// Returns a path in the cache.
     pub fn path(&self, relative: &str) -> PathBuf {
         self.root().join(relative)
     }
 
-    /// Whether something is in the cache, be it a link that leads nowhere.
+    /// Whether the cache has this entry; a dangling link counts.
     pub fn exists(&self, relative: &str) -> bool {
         fs::symlink_metadata(self.path(relative)).is_ok()
     }
 
-    /// A file, with its folders.
+    /// Writes a file and the folders above it.
     pub fn write(&self, relative: &str, content: impl AsRef<[u8]>) -> PathBuf {
         let path = self.path(relative);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, content).unwrap();
-        self.settle(relative);
+        self.backdate_folders(relative);
         path
     }
 
-    /// Makes the folders of a repo as old as those of a cache in which nothing came or went for long.
-    pub fn settle(&self, relative: &str) {
+    /// Backdates the folders of a repo, as in a cache that has been idle for a long time.
+    pub fn backdate_folders(&self, relative: &str) {
         let repo = relative.split('/').next().unwrap();
         for folder in ["", "/blobs", "/snapshots", "/refs"].map(|part| self.path(&format!("{repo}{part}"))) {
             if repo.contains("--") && fs::symlink_metadata(&folder).is_ok_and(|meta| meta.is_dir()) {
@@ -64,7 +64,7 @@ impl CacheDir {
         }
     }
 
-    /// A blob of so many bytes, last used days ago. The number is its name.
+    /// Writes a blob of `size` bytes that was last used `days` ago. The number becomes its name.
     pub fn blob(&self, repo: &str, number: u64, size: usize, days: u64) -> String {
         let id = id(number);
         let path = self.write(&format!("{repo}/blobs/{id}"), vec![b'x'; size]);
@@ -72,7 +72,7 @@ impl CacheDir {
         id
     }
 
-    /// A blob of git with this content, last used days ago; returns its name.
+    /// Writes a git blob with this content that was last used `days` ago, and returns its name.
     pub fn blob_of(&self, repo: &str, content: &str, days: u64) -> String {
         let id = git_sha1(content.as_bytes());
         let path = self.write(&format!("{repo}/blobs/{id}"), content);
@@ -80,7 +80,7 @@ impl CacheDir {
         id
     }
 
-    /// A snapshot whose files are the client's links to blobs.
+    /// Writes a snapshot whose files link to blobs as the client's do.
     pub fn snapshot(&self, repo: &str, commit: &str, files: &[(&str, &str)]) {
         fs::create_dir_all(self.path(&format!("{repo}/snapshots/{commit}"))).unwrap();
         for (path, blob) in files {
@@ -89,15 +89,15 @@ impl CacheDir {
             let up = "../".repeat(path.split('/').count() + 1);
             super::link(&format!("{up}blobs/{blob}"), &link).unwrap();
         }
-        self.settle(repo);
+        self.backdate_folders(repo);
     }
 
-    /// A ref.
+    /// Writes a ref.
     pub fn reference(&self, repo: &str, name: &str, commit: &str) {
         self.write(&format!("{repo}/refs/{name}"), commit);
     }
 
-    /// A revision of one blob.
+    /// Writes a revision with a single blob, and returns its commit.
     pub fn revision(&self, repo: &str, number: u64, size: usize, days: u64) -> String {
         let commit = commit(number);
         let blob = self.blob(repo, number, size, days);
@@ -105,7 +105,7 @@ impl CacheDir {
         commit
     }
 
-    /// A payload of the cache-wide store; its list names the blobs that link to it.
+    /// Writes a payload of the shared store; its list names the blobs that link to it.
     pub fn payload(&self, number: u64, size: usize, days: u64, links: &[(&str, &str)]) -> PathBuf {
         self.write("blobs/.huggingface-shared-blobs", "1\n");
         let hash = format!("{number:064x}");
@@ -117,19 +117,19 @@ impl CacheDir {
             fs::create_dir_all(link.parent().unwrap()).unwrap();
             super::link(&format!("../../blobs/{}/{hash}", &hash[..2]), &link).unwrap();
             list += &format!("{repo}/blobs/{etag}\n");
-            self.settle(repo);
+            self.backdate_folders(repo);
         }
         self.write(&format!("blobs/{}/{hash}.refs", &hash[..2]), list);
         used(path.parent().unwrap(), days * DAY);
         path
     }
 
-    /// Of one repo, as [`Hub::contents`].
+    /// Returns [`CacheDir::contents`] of one repo.
     pub fn contents_of(&self, repo: &str) -> BTreeMap<String, Vec<u8>> {
         self.contents().into_iter().filter(|(name, _)| name.starts_with(repo)).collect()
     }
 
-    /// Every name below the cache with its content or link text, but for the tool's own state and lock files.
+    /// Returns every entry of the cache with its content or link target, except the tool's own state and lock files.
     pub fn contents(&self) -> BTreeMap<String, Vec<u8>> {
         let mut found = BTreeMap::new();
         collect(&self.root(), &self.root(), &mut found);
@@ -137,12 +137,12 @@ impl CacheDir {
     }
 }
 
-/// A blob name.
+/// Returns a blob name.
 pub fn id(number: u64) -> String {
     format!("{number:064x}")
 }
 
-/// A commit hash.
+/// Returns a commit hash.
 pub fn commit(number: u64) -> String {
     format!("{number:040x}")
 }
@@ -159,13 +159,13 @@ fn set_times(path: &Path, times: FileTimes) {
     file.unwrap().set_times(times).unwrap();
 }
 
-/// Sets access and modification time to so many seconds ago.
+/// Sets the access and modification times to this many seconds ago.
 pub fn used(path: &Path, seconds_ago: u64) {
     let then = SystemTime::now() - Duration::from_secs(seconds_ago);
     set_times(path, FileTimes::new().set_accessed(then).set_modified(then));
 }
 
-/// Bytes of all files below a folder whose path from there is `counted`, each inode once.
+/// Returns the total size of the files below a folder whose relative path is `counted`; each inode counts once.
 pub fn disk_usage(root: &Path, counted: impl Fn(&str) -> bool) -> u64 {
     let mut seen = BTreeMap::new();
     let mut folders = vec![root.to_path_buf()];
@@ -199,7 +199,7 @@ fn collect(root: &Path, folder: &Path, found: &mut BTreeMap<String, Vec<u8>>) {
         } else if !meta.is_file() {
             found.insert(name, Vec::new());
         } else {
-            // Looking must not count as use.
+            // Reading the file must not count as a use.
             let times = FileTimes::new().set_accessed(meta.accessed().unwrap());
             found.insert(name, fs::read(&path).unwrap());
             set_times(&path, times);

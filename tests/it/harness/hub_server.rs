@@ -1,5 +1,5 @@
-//! A small look-alike of the Hugging Face Hub on the loopback: revisions, trees, files with ranges. It can ask for a
-//! token, send other bytes than it has listed, break off, speak TLS, and answer by a script.
+//! A small imitation of the Hugging Face Hub on loopback: revisions, trees, and files with ranges. It can require a
+//! token, serve other bytes than it has listed, break off, speak TLS, and run a script.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -15,12 +15,12 @@ use serde_json::{Value, json};
 use crate::harness::cache::{Content, Revision};
 use crate::harness::{git_sha1, tls_file};
 
-/// The token that is accepted where one is required.
+/// The token it accepts where one is required.
 pub const TOKEN: &str = "hf_right";
 
 type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
-/// A running look-alike.
+/// A running server.
 pub struct Hub {
     /// `http://127.0.0.1:PORT`
     pub url: String,
@@ -31,15 +31,15 @@ pub struct Hub {
 #[derive(Default)]
 struct State {
     revisions: Vec<Revision>,
-    told: Mutex<Told>,
+    inner: Mutex<Inner>,
 }
 
-/// A request that came.
+/// A request as received.
 #[derive(Debug, Clone)]
-pub struct Asked {
-    /// Path and query.
+pub struct HubRequest {
+    /// The path and query.
     pub target: String,
-    /// The header `authorization`.
+    /// The `authorization` header.
     pub authorization: Option<String>,
 }
 
@@ -54,12 +54,12 @@ pub struct Reply {
 }
 
 impl Reply {
-    /// A JSON document.
+    /// Returns a JSON response.
     pub fn json(value: &Value) -> Reply {
         Reply { status: 200, headers: Vec::new(), body: value.to_string().into_bytes() }
     }
 
-    /// A status without more.
+    /// Returns an empty response with this status.
     pub fn status(status: u16) -> Reply {
         Reply { status, headers: Vec::new(), body: Vec::new() }
     }
@@ -71,28 +71,28 @@ impl Reply {
     }
 }
 
-type Script = Box<dyn FnMut(&Asked) -> Option<Reply> + Send>;
+type Script = Box<dyn FnMut(&HubRequest) -> Option<Reply> + Send>;
 
 #[derive(Default)]
-struct Told {
-    asked: Vec<Asked>,
+struct Inner {
+    requests: Vec<HubRequest>,
     script: Option<Script>,
-    seen: usize,
-    bodies: usize,
+    count: usize,
+    downloads: usize,
     sent: u64,
     token: bool,
-    lies: HashMap<String, Vec<u8>>,
-    /// Bodies of this file that begin at or after the offset end after so many bytes.
+    tampered: HashMap<String, Vec<u8>>,
+    /// Truncates bodies of this file that start at or after the offset to this many bytes.
     cut: Option<(String, u64, usize)>,
 }
 
 impl Hub {
-    /// Serves these revisions.
+    /// Starts a server with these revisions.
     pub fn start(revisions: &[Revision]) -> Hub {
         Hub::serve(revisions, None)
     }
 
-    /// The same over TLS, with a certificate of `tests/it/harness/tls`.
+    /// Starts a TLS server with a certificate from `tests/it/harness/tls`.
     pub fn start_tls(revisions: &[Revision], certificate: &str) -> Hub {
         use tokio_rustls::rustls::ServerConfig;
         use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
@@ -108,7 +108,7 @@ impl Hub {
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
         let scheme = if tls.is_some() { "https" } else { "http" };
         let url = format!("{scheme}://{}", listener.local_addr().unwrap());
-        let state = Arc::new(State { revisions: revisions.to_vec(), told: Mutex::default() });
+        let state = Arc::new(State { revisions: revisions.to_vec(), inner: Mutex::default() });
         let shared = state.clone();
         runtime.spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
@@ -133,72 +133,72 @@ impl Hub {
         Hub { url, state, _runtime: runtime }
     }
 
-    /// Asks the script first, about every request.
-    pub fn script(&self, script: impl FnMut(&Asked) -> Option<Reply> + Send + 'static) {
-        self.state.told.lock().unwrap().script = Some(Box::new(script));
+    /// Passes every request to the script first.
+    pub fn script(&self, script: impl FnMut(&HubRequest) -> Option<Reply> + Send + 'static) {
+        self.state.inner.lock().unwrap().script = Some(Box::new(script));
     }
 
-    /// The requests so far.
-    pub fn asked(&self) -> Vec<Asked> {
-        self.state.told.lock().unwrap().asked.clone()
+    /// Returns the requests so far.
+    pub fn requests(&self) -> Vec<HubRequest> {
+        self.state.inner.lock().unwrap().requests.clone()
     }
 
-    /// Requests so far.
-    pub fn seen(&self) -> usize {
-        self.state.told.lock().unwrap().seen
+    /// Returns the number of requests so far.
+    pub fn request_count(&self) -> usize {
+        self.state.inner.lock().unwrap().count
     }
 
-    /// Files asked for with GET so far, ranges included.
-    pub fn bodies(&self) -> usize {
-        self.state.told.lock().unwrap().bodies
+    /// Returns the number of file GETs so far, ranges included.
+    pub fn download_count(&self) -> usize {
+        self.state.inner.lock().unwrap().downloads
     }
 
-    /// Bytes of files sent since the last call.
-    pub fn take_sent(&self) -> u64 {
-        std::mem::take(&mut self.state.told.lock().unwrap().sent)
+    /// Returns the number of file bytes sent since the last call.
+    pub fn take_bytes_sent(&self) -> u64 {
+        std::mem::take(&mut self.state.inner.lock().unwrap().sent)
     }
 
-    /// Sends these bytes for a file from now on.
-    pub fn lie(&self, path: &str, bytes: Vec<u8>) {
-        self.state.told.lock().unwrap().lies.insert(path.to_string(), bytes);
+    /// Serves these bytes in place of a file from now on.
+    pub fn tamper_with(&self, path: &str, bytes: Vec<u8>) {
+        self.state.inner.lock().unwrap().tampered.insert(path.to_string(), bytes);
     }
 
-    /// Breaks off bodies of a file that begin at `from` or later, after so many bytes.
+    /// Truncates bodies of a file that start at `from` or later to `after` bytes.
     pub fn cut(&self, path: &str, from: u64, after: usize) {
-        self.state.told.lock().unwrap().cut = Some((path.to_string(), from, after));
+        self.state.inner.lock().unwrap().cut = Some((path.to_string(), from, after));
     }
 
-    /// Answers nobody without [`TOKEN`].
+    /// Rejects every request without [`TOKEN`].
     pub fn require_token(&self) {
-        self.state.told.lock().unwrap().token = true;
+        self.state.inner.lock().unwrap().token = true;
     }
 }
 
 impl State {
     fn answer(&self, request: &Request<Incoming>) -> Response<Body> {
-        let mut told = self.told.lock().unwrap();
-        told.seen += 1;
-        let asked = Asked {
+        let mut inner = self.inner.lock().unwrap();
+        inner.count += 1;
+        let received = HubRequest {
             target: request.uri().path_and_query().unwrap().to_string(),
             authorization: request.headers().get("authorization").map(|text| text.to_str().unwrap().to_string()),
         };
-        told.asked.push(asked.clone());
-        if let Some(reply) = told.script.as_mut().and_then(|script| script(&asked)) {
+        inner.requests.push(received.clone());
+        if let Some(reply) = inner.script.as_mut().and_then(|script| script(&received)) {
             let mut answer = Response::builder().status(reply.status);
             for (name, value) in reply.headers {
                 answer = answer.header(name, value);
             }
             return answer.body(full(reply.body.into())).unwrap();
         }
-        let given = request.headers().get("authorization").and_then(|text| text.to_str().ok());
-        match given {
-            None if told.token => return refusal(401, "GatedRepo", "Access is restricted, log in"),
-            Some(given) if given != format!("Bearer {TOKEN}") => {
+        let authorization = request.headers().get("authorization").and_then(|text| text.to_str().ok());
+        match authorization {
+            None if inner.token => return refusal(401, "GatedRepo", "Access is restricted, log in"),
+            Some(value) if value != format!("Bearer {TOKEN}") => {
                 return refusal(401, "", "Invalid credentials in Authorization header");
             }
             _ => {}
         }
-        let parts: Vec<String> = request.uri().path().trim_matches('/').split('/').map(unquoted).collect();
+        let parts: Vec<String> = request.uri().path().trim_matches('/').split('/').map(percent_decoded).collect();
         let mut parts: Vec<&str> = parts.iter().map(String::as_str).collect();
         let is_api = parts[0] == "api";
         if is_api {
@@ -226,19 +226,19 @@ impl State {
         match (is_api, parts[2]) {
             (true, "revision") => answer_json(&json!({"id": id, "sha": revision.commit})),
             (true, _) => answer_json(&revision.files.iter().map(entry).collect()),
-            (false, _) => told.file(request, revision, &parts[4..].join("/")),
+            (false, _) => inner.file(request, revision, &parts[4..].join("/")),
         }
     }
 }
 
-impl Told {
+impl Inner {
     fn file(&mut self, request: &Request<Incoming>, revision: &Revision, path: &str) -> Response<Body> {
         let Some(file) = revision.files.iter().find(|file| file.path == path) else {
             return refusal(404, "EntryNotFound", "Entry not found");
         };
-        let bytes = self.lies.get(path).unwrap_or(&file.bytes).clone();
-        let wanted = request.headers().get("range").map(|text| text.to_str().unwrap().to_string());
-        let range = wanted.map(|text| {
+        let bytes = self.tampered.get(path).unwrap_or(&file.bytes).clone();
+        let range = request.headers().get("range").map(|text| text.to_str().unwrap().to_string());
+        let range = range.map(|text| {
             let (from, to) = text.strip_prefix("bytes=").unwrap().split_once('-').unwrap();
             (from.parse::<usize>().unwrap(), (to.parse::<usize>().unwrap() + 1).min(bytes.len()))
         });
@@ -253,7 +253,7 @@ impl Told {
         if request.method() == Method::HEAD {
             return head.body(full(Bytes::new())).unwrap();
         }
-        self.bodies += 1;
+        self.downloads += 1;
         let cut = self.cut.as_ref().filter(|(name, at, _)| name == path && from as u64 >= *at);
         if let Some((_, _, after)) = cut {
             let frames = [Ok(Frame::data(part.slice(..*after))), Err(std::io::Error::other("cut"))];
@@ -264,7 +264,7 @@ impl Told {
     }
 }
 
-/// A file's entry in a listing.
+/// Returns a file's entry in a listing.
 pub fn entry(file: &Content) -> Value {
     let mut entry = json!({"type": "file", "path": file.path, "size": file.bytes.len(), "oid": git_sha1(&file.bytes)});
     if file.lfs {
@@ -287,7 +287,7 @@ fn refusal(status: u16, code: &str, message: &str) -> Response<Body> {
     answer.body(full(Bytes::new())).unwrap()
 }
 
-fn unquoted(segment: &str) -> String {
+fn percent_decoded(segment: &str) -> String {
     let bytes = segment.as_bytes();
     let (mut out, mut at) = (Vec::new(), 0);
     while at < bytes.len() {

@@ -1,5 +1,5 @@
-//! A machine: a home directory, a cache, an environment of its own, and the real binary. Every run has a time limit, so
-//! that a hang is a failure.
+//! A machine: a home directory, a cache, its own environment, and the real binary. Every run has a time limit, so that
+//! a hang is reported as a failure.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -21,40 +21,40 @@ use super::store::Store;
 /// The program under test.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_hf-cache-sync");
 
-/// Longest run of a command, and longest wait for what it is to do.
+/// Time limit for a command to exit, and for waiting until it does something.
 pub const LIMIT: Duration = Duration::from_secs(120);
 
-/// The user and group `nobody`, for whom permissions count.
+/// The user and group `nobody`, to whom permissions apply.
 #[cfg(unix)]
 const NOBODY: u32 = 65534;
 
-/// A machine.
+/// A machine with its own home directory, cache and environment.
 pub struct Machine {
     dir: tempfile::TempDir,
     hub: PathBuf,
     env: Vec<(String, String)>,
 }
 
-/// How a command ended.
+/// The result of a command.
 #[derive(Debug)]
-pub struct Ran {
-    /// Exit code; -1 when it was killed.
+pub struct Output {
+    /// Exit code; -1 if it was killed.
     pub code: i32,
-    /// What it printed as its result.
+    /// Its stdout.
     pub stdout: String,
-    /// What it said.
+    /// Its stderr.
     pub stderr: String,
 }
 
 impl Machine {
-    /// A machine that is set up for the store by its environment.
+    /// Returns a machine whose environment is configured for the store.
     pub fn new(store: &Store) -> Self {
         let mut machine = Machine::unconfigured();
         machine.connect(&store.server.url, &store.bucket, "test-region");
         machine
     }
 
-    /// A machine without any configuration.
+    /// Returns a machine without any configuration.
     pub fn unconfigured() -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("work")).unwrap();
@@ -64,14 +64,14 @@ impl Machine {
         machine.set("HOME", &home);
         if cfg!(windows) {
             machine.set("USERPROFILE", &home);
-            // Without it there are no sockets.
+            // Sockets do not work without it.
             machine.set("SystemRoot", &std::env::var("SystemRoot").unwrap());
         }
         machine.set("AWS_EC2_METADATA_DISABLED", "true");
         machine
     }
 
-    /// Sets it up for a bucket.
+    /// Configures a bucket.
     pub fn connect(&mut self, endpoint: &str, bucket: &str, region: &str) {
         self.set("B2_APPLICATION_KEY_ID", ACCESS_KEY);
         self.set("B2_APPLICATION_KEY", SECRET_KEY);
@@ -80,63 +80,63 @@ impl Machine {
         self.set("B2_REGION", region);
     }
 
-    /// Keeps the cache in a folder of the home directory, which is made.
-    pub fn keep_hub_in(&mut self, folder: &str) {
+    /// Moves the cache to a new folder in the home directory.
+    pub fn move_hub_to(&mut self, folder: &str) {
         self.hub = self.dir.path().join(folder);
         fs::create_dir(&self.hub).unwrap();
         self.set("HF_HUB_CACHE", &self.hub.display().to_string());
     }
 
-    /// Sets a variable.
+    /// Sets an environment variable.
     pub fn set(&mut self, name: &str, value: &str) {
         self.unset(name);
         self.env.push((name.to_string(), value.to_string()));
     }
 
-    /// Removes a variable.
+    /// Removes an environment variable.
     pub fn unset(&mut self, name: &str) {
         self.env.retain(|(known, _)| known != name);
     }
 
-    /// The home directory.
+    /// Returns the home directory.
     pub fn home(&self) -> PathBuf {
         self.dir.path().to_path_buf()
     }
 
-    /// The current directory of commands.
+    /// Returns the working directory of commands.
     pub fn work(&self) -> PathBuf {
         self.dir.path().join("work")
     }
 
-    /// The cache.
+    /// Returns the cache.
     pub fn hub(&self) -> PathBuf {
         self.hub.clone()
     }
 
-    /// Writes a configuration file into the current directory.
+    /// Writes a configuration file into the working directory.
     pub fn configure(&self, yaml: &str) {
         fs::write(self.work().join(".hf-cache-sync.yaml"), yaml).unwrap();
     }
 
-    /// A command on this machine.
+    /// Returns a command on this machine.
     pub fn command(&self, line: &[&str]) -> Command {
         self.program(BINARY, line)
     }
 
-    /// Another program on this machine: a shell, or a copy of the binary.
+    /// Returns another program on this machine: a shell, or a copy of the binary.
     pub fn program(&self, program: impl AsRef<OsStr>, args: &[&str]) -> Command {
         let mut command = Command::new(program);
         command.args(args).current_dir(self.work()).env_clear().envs(self.env.iter().cloned());
         command
     }
 
-    /// A script of sh in which `$0` is the binary.
+    /// Returns an sh script in which `$0` is the binary.
     pub fn script(&self, text: &str) -> Command {
         self.program("/bin/sh", &["-c", text, BINARY])
     }
 
-    /// A command on a terminal of its own, so many columns wide; all that is shown there is its stdout. The terminal is
-    /// that of script(1), from util-linux.
+    /// Returns a command on its own terminal of this width, provided by script(1) from util-linux. Everything shown on
+    /// the terminal goes to stdout.
     #[cfg(target_os = "linux")]
     pub fn on_terminal(&self, columns: u16, line: &str) -> Command {
         let line = format!("stty rows 24 cols {columns} && exec '{BINARY}' {line}");
@@ -145,26 +145,26 @@ impl Machine {
         command
     }
 
-    /// Runs a command to its end.
-    pub fn run(&self, line: &[&str]) -> Ran {
+    /// Runs a command to completion.
+    pub fn run(&self, line: &[&str]) -> Output {
         run(self.command(line))
     }
 
-    /// Runs a command that must succeed; returns its stdout.
+    /// Runs a command that must succeed, and returns its stdout.
     pub fn ok(&self, line: &[&str]) -> String {
-        let ran = self.run(line);
-        assert_eq!(ran.code, 0, "{line:?}: {ran:#?}");
-        ran.stdout
+        let output = self.run(line);
+        assert_eq!(output.code, 0, "{line:?}: {output:#?}");
+        output.stdout
     }
 
-    /// The same for a command whose result is JSON.
+    /// Runs a command that must succeed, and returns its result as JSON.
     pub fn ok_json(&self, line: &[&str]) -> Value {
-        let ran = self.run(line);
-        assert_eq!(ran.code, 0, "{line:?}: {ran:#?}");
-        ran.json()
+        let output = self.run(line);
+        assert_eq!(output.code, 0, "{line:?}: {output:#?}");
+        output.json()
     }
 
-    /// Starts a command and leaves it running.
+    /// Starts a command without waiting for it.
     pub fn start(&self, line: &[&str]) -> Running {
         Running::start(self.command(line))
     }
@@ -172,12 +172,12 @@ impl Machine {
 
 #[cfg(unix)]
 impl Machine {
-    /// Runs as a user who may read the cache and change nothing in it, also where the tests run as root.
-    pub fn run_read_only(&self, line: &[&str]) -> Ran {
+    /// Runs as a user who can read the cache but not change it, even if the tests run as root.
+    pub fn run_read_only(&self, line: &[&str]) -> Output {
         let chmod = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
         chmod(&self.home(), 0o755);
-        if self.is_of_root() {
-            return run(self.command_of_nobody(line));
+        if self.runs_as_root() {
+            return run(self.command_as_nobody(line));
         }
         let folders = |mode| {
             let found = super::listing(&self.home());
@@ -185,15 +185,15 @@ impl Machine {
             folders.rev().for_each(|(path, _)| chmod(&self.home().join(path), mode));
         };
         folders(0o555);
-        let ran = self.run(line);
+        let output = self.run(line);
         chmod(&self.home(), 0o755);
         folders(0o755);
-        ran
+        output
     }
 
-    /// Runs as a user for whom permissions count and who owns everything here, also where the tests run as root.
-    pub fn run_as_owner(&self, line: &[&str]) -> Ran {
-        if !self.is_of_root() {
+    /// Runs as an unprivileged user who owns everything here, even if the tests run as root.
+    pub fn run_as_owner(&self, line: &[&str]) -> Output {
+        if !self.runs_as_root() {
             return self.run(line);
         }
         let mut left = vec![self.home()];
@@ -206,12 +206,12 @@ impl Machine {
                 left.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
             }
         }
-        run(self.command_of_nobody(line))
+        run(self.command_as_nobody(line))
     }
 
-    /// Runs as a user for whom permissions count and who may write to every folder, also where the tests run as root.
-    pub fn run_in_shared(&self, line: &[&str]) -> Ran {
-        if !self.is_of_root() {
+    /// Runs as an unprivileged user who can write to every folder, even if the tests run as root.
+    pub fn run_in_shared(&self, line: &[&str]) -> Output {
+        if !self.runs_as_root() {
             return self.run(line);
         }
         let mut left = vec![self.home()];
@@ -223,7 +223,7 @@ impl Machine {
         self.run_read_only(line)
     }
 
-    fn is_of_root(&self) -> bool {
+    fn runs_as_root(&self) -> bool {
         fs::metadata(self.home()).unwrap().uid() == 0
     }
 
@@ -231,10 +231,11 @@ impl Machine {
         self.work().join("binary")
     }
 
-    /// A command of a user who need not reach the folder in which the binary was built.
-    fn command_of_nobody(&self, line: &[&str]) -> Command {
+    /// Returns a command of a user who may not have access to the folder in which the binary was built.
+    fn command_as_nobody(&self, line: &[&str]) -> Command {
         let binary = self.copy_of_binary();
-        // Another process copies: what this one has open for writing, its children have, too, and nobody can run.
+        // Copy in another process: our children would inherit a descriptor that is open for writing, and a binary that
+        // is open for writing cannot be executed.
         if !binary.exists() && fs::hard_link(BINARY, &binary).is_err() {
             assert!(Command::new("cp").arg(BINARY).arg(&binary).status().unwrap().success());
         }
@@ -244,40 +245,40 @@ impl Machine {
     }
 }
 
-/// Runs a command to its end.
-pub fn run(command: Command) -> Ran {
+/// Runs a command to completion.
+pub fn run(command: Command) -> Output {
     let output = assert_cmd::Command::from_std(command).timeout(LIMIT).output().unwrap();
-    Ran {
+    Output {
         code: output.status.code().unwrap_or(-1),
         stdout: String::from_utf8(output.stdout).unwrap(),
         stderr: String::from_utf8(output.stderr).unwrap(),
     }
 }
 
-/// What has come of a stream that is read while it comes.
+/// The output of a stream so far.
 #[derive(Default)]
-struct Heard {
+struct Captured {
     text: String,
     has_ended: bool,
 }
 
 #[derive(Clone, Default)]
-struct Stream(Arc<(Mutex<Heard>, Condvar)>);
+struct Stream(Arc<(Mutex<Captured>, Condvar)>);
 
 impl Stream {
-    fn read(stream: impl Read + Send + 'static) -> Stream {
-        let heard = Stream::default();
-        let hears = heard.clone();
+    fn read(input: impl Read + Send + 'static) -> Stream {
+        let stream = Stream::default();
+        let writer = stream.clone();
         std::thread::spawn(move || {
-            for line in BufReader::new(stream).lines().map_while(Result::ok) {
-                hears.update(|heard| heard.text += &(line + "\n"));
+            for line in BufReader::new(input).lines().map_while(Result::ok) {
+                writer.update(|captured| captured.text += &(line + "\n"));
             }
-            hears.update(|heard| heard.has_ended = true);
+            writer.update(|captured| captured.has_ended = true);
         });
-        heard
+        stream
     }
 
-    fn update(&self, change: impl FnOnce(&mut Heard)) {
+    fn update(&self, change: impl FnOnce(&mut Captured)) {
         change(&mut self.0.0.lock().unwrap());
         self.0.1.notify_all();
     }
@@ -286,15 +287,15 @@ impl Stream {
         self.0.0.lock().unwrap().text.clone()
     }
 
-    /// What has come by the time that it is as wanted.
+    /// Blocks until the output is as wanted, and returns it.
     #[track_caller]
-    fn wait(&self, what: &str, is_wanted: impl Fn(&Heard) -> bool) -> String {
-        let heard = self.0.0.lock().unwrap();
-        let (heard, waited) = self.0.1.wait_timeout_while(heard, LIMIT, |heard| !is_wanted(heard)).unwrap();
-        let text = heard.text.clone();
-        // Others may still use what a panic would poison.
-        drop(heard);
-        assert!(!waited.timed_out(), "waited in vain for {what}, heard only: {text}");
+    fn wait(&self, what: &str, is_wanted: impl Fn(&Captured) -> bool) -> String {
+        let captured = self.0.0.lock().unwrap();
+        let (captured, waited) = self.0.1.wait_timeout_while(captured, LIMIT, |captured| !is_wanted(captured)).unwrap();
+        let text = captured.text.clone();
+        // A panic while locked would poison the mutex for other users.
+        drop(captured);
+        assert!(!waited.timed_out(), "timed out waiting for {what}; got: {text}");
         text
     }
 }
@@ -314,47 +315,47 @@ impl Running {
         Running { child, stdout: Stream::read(stdout), stderr: Stream::read(stderr) }
     }
 
-    /// Waits for its end.
+    /// Waits for the command to exit.
     #[track_caller]
-    pub fn finish(mut self) -> Ran {
-        let [stdout, stderr] =
-            [&self.stdout, &self.stderr].map(|stream| stream.wait("the command's end", |heard| heard.has_ended));
-        Ran { code: self.child.wait().unwrap().code().unwrap_or(-1), stdout, stderr }
+    pub fn finish(mut self) -> Output {
+        let [stdout, stderr] = [&self.stdout, &self.stderr]
+            .map(|stream| stream.wait("the command to exit", |captured| captured.has_ended));
+        Output { code: self.child.wait().unwrap().code().unwrap_or(-1), stdout, stderr }
     }
 
-    /// kill -9
+    /// Kills the process (SIGKILL).
     pub fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    /// ctrl-c
+    /// Sends SIGINT, as Ctrl-C does.
     #[cfg(unix)]
     pub fn interrupt(&self) {
         self.signal("-INT");
     }
 
-    /// Sends a signal, by its name for kill(1).
+    /// Sends a signal, given as an option of kill(1).
     #[cfg(unix)]
     pub fn signal(&self, name: &str) {
         let id = self.child.id().to_string();
         assert!(Command::new("kill").args([name, &id]).status().unwrap().success());
     }
 
-    /// What it has printed so far.
+    /// Returns its stdout so far.
     pub fn stdout(&self) -> String {
         self.stdout.text()
     }
 
-    /// Whether it still runs.
+    /// Whether it is still running.
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
 
-    /// Waits until it says something on stderr.
+    /// Waits until stderr contains `words`.
     #[track_caller]
     pub fn wait_for(&self, words: &str) {
-        self.stderr.wait(&format!("'{words}'"), |heard| heard.text.contains(words));
+        self.stderr.wait(&format!("'{words}'"), |captured| captured.text.contains(words));
     }
 }
 
@@ -365,20 +366,20 @@ impl Drop for Running {
     }
 }
 
-impl Ran {
-    /// Everything that a person sees.
+impl Output {
+    /// Returns everything that a user sees.
     pub fn text(&self) -> String {
         format!("exit {}\n--- stdout\n{}--- stderr\n{}", self.code, self.stdout, self.stderr)
     }
 
-    /// The result as JSON.
+    /// Parses stdout as JSON.
     #[track_caller]
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {self:#?}"))
     }
 
-    /// The one clear error that this must be: its exit code, one to three lines on stderr that contain `words`, no
-    /// result, nothing internal and no secret.
+    /// Asserts that the command failed with one clear error: this exit code, one to three lines on stderr that contain
+    /// `words`, nothing on stdout, no internals and no secret.
     #[track_caller]
     pub fn refused(&self, code: i32, words: &[&str]) {
         assert_eq!(self.code, code, "{self:#?}");
@@ -386,7 +387,7 @@ impl Ran {
         self.clear_error(words);
     }
 
-    /// Of [`Ran::refused`] what concerns stderr.
+    /// Asserts that stderr is a clear error, as in [`Output::refused`].
     #[track_caller]
     pub fn clear_error(&self, words: &[&str]) {
         let lines = self.stderr.trim_end().lines().count();
@@ -397,10 +398,10 @@ impl Ran {
         self.nothing_internal();
     }
 
-    /// Nothing that belongs to the inside of the program, and no secret.
+    /// Asserts that the output contains neither internals of the program nor a secret.
     #[track_caller]
     pub fn nothing_internal(&self) {
-        let said = format!("{}{}", self.stdout, self.stderr);
+        let output = format!("{}{}", self.stdout, self.stderr);
         let internal = [
             "SdkError",
             "DispatchFailure",
@@ -417,7 +418,7 @@ impl Ran {
             "os error",
         ];
         for word in internal.into_iter().chain([SECRET_KEY, "wrong-secret"]) {
-            assert!(!said.contains(word), "'{word}' is in: {said}");
+            assert!(!output.contains(word), "'{word}' is in: {output}");
         }
     }
 }

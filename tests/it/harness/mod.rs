@@ -1,6 +1,6 @@
-//! What the integration tests share: a machine that runs the real binary ([`machine`]), its cache, as a revision in any
-//! layout that huggingface_hub makes ([`cache`]) or file by file ([`cache_dir`]), a bucket on an S3 server ([`store`],
-//! [`s3`]), a store that answers by a script ([`scripted`]), and a look-alike of the Hub (`hub_server`).
+//! Shared by the integration tests: a machine that runs the real binary ([`machine`]), its cache, built as a revision
+//! in any layout that huggingface_hub creates ([`cache`]) or file by file ([`cache_dir`]), a bucket on an S3 server
+//! ([`store`], [`s3`]), a scripted store ([`scripted`]), and an imitation of the Hub (`hub_server`).
 
 pub mod cache;
 pub mod cache_dir;
@@ -19,38 +19,38 @@ use std::time::{Duration, Instant};
 
 use sha2::Digest;
 
-/// Waits for what shows on the disk or in a bucket, and makes a failure of what never comes.
+/// Waits for a condition on the disk or in a bucket, and fails if it is never met.
 #[track_caller]
-pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+pub fn wait_until(what: &str, mut is_met: impl FnMut() -> bool) {
     let start = Instant::now();
-    while !is_so() {
-        assert!(start.elapsed() < machine::LIMIT, "waited in vain for {what}");
+    while !is_met() {
+        assert!(start.elapsed() < machine::LIMIT, "timed out waiting for {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
 
-/// A file of `tests/it/harness/tls`.
+/// Returns the path of a file in `tests/it/harness/tls`.
 pub fn tls_file(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/harness/tls").join(name)
 }
 
-/// Lower-case hexadecimal.
+/// Returns lower-case hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The sha256 of some bytes: the name of an LFS or Xet file's blob.
+/// Returns the sha256 of some bytes: the name of the blob of an LFS or Xet file.
 pub fn sha256(bytes: &[u8]) -> String {
     hex(&sha2::Sha256::digest(bytes))
 }
 
-/// git's blob hash of some bytes: the name of any other file's blob.
+/// Returns git's blob hash of some bytes: the name of the blob of any other file.
 pub fn git_sha1(bytes: &[u8]) -> String {
     let header = format!("blob {}\0", bytes.len());
     hex(&sha1::Sha1::new().chain_update(header).chain_update(bytes).finalize())
 }
 
-/// Bytes that look like weights: not compressible, not text, different for each seed.
+/// Returns bytes that resemble weights: incompressible, not text, different for each seed.
 pub fn weights(seed: u64, length: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut bytes = vec![0; length];
@@ -66,7 +66,7 @@ pub fn weights(seed: u64, length: usize) -> Vec<u8> {
     bytes
 }
 
-/// Makes the client's link, as text, to a file that is there: where links cannot be had, on Windows, a hard link.
+/// Creates a link with this target, as the client does, to an existing file; on Windows, a hard link.
 pub fn link(text: &str, at: &Path) -> io::Result<()> {
     #[cfg(unix)]
     return std::os::unix::fs::symlink(text, at);
@@ -74,17 +74,18 @@ pub fn link(text: &str, at: &Path) -> io::Result<()> {
     fs::hard_link(at.with_file_name(text), at)
 }
 
-/// Whether this folder can have symbolic links: on Windows only in developer mode, or with a privilege.
+/// Whether symbolic links can be created in this folder. Windows allows them only in developer mode or with a
+/// privilege.
 pub fn can_link(folder: &Path) -> bool {
-    let at = folder.join("can it link");
+    let at = folder.join("link probe");
     #[cfg(unix)]
-    let made = std::os::unix::fs::symlink("nowhere", &at);
+    let created = std::os::unix::fs::symlink("nowhere", &at);
     #[cfg(windows)]
-    let made = std::os::windows::fs::symlink_file("nowhere", &at);
-    made.and_then(|()| fs::remove_file(&at)).is_ok()
+    let created = std::os::windows::fs::symlink_file("nowhere", &at);
+    created.and_then(|()| fs::remove_file(&at)).is_ok()
 }
 
-/// Whether two names are those of one file. Links are not followed.
+/// Whether two names refer to the same file. Links are not followed.
 pub fn is_same_file(one: &Path, other: &Path) -> bool {
     let id = |path: &Path| {
         let meta = fs::symlink_metadata(path).ok()?;
@@ -103,23 +104,24 @@ fn mode(meta: &fs::Metadata) -> u32 {
     if meta.permissions().readonly() { 0o444 } else { 0o666 }
 }
 
-/// Everything below a folder: kind, mode, time of the last change, and content or link text. Nothing is followed.
+/// Returns every entry below a folder with its kind, mode, modification time, and content or link target. Links are not
+/// followed.
 pub fn listing(dir: &Path) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     list_into(dir, "", &mut found);
     found
 }
 
-/// The listing of a cache without `.locks`: what huggingface_hub and people look at.
+/// Returns the listing of a cache without `.locks`: everything that huggingface_hub and users see.
 pub fn visible(hub: &Path) -> BTreeMap<String, String> {
     let mut found = listing(hub);
     found.retain(|path, _| path != ".locks" && !path.starts_with(".locks/"));
-    // The root changes when `.locks` appears in it.
+    // The root changes when `.locks` is created in it.
     found.remove("");
     found
 }
 
-/// The files and links of a cache without `.locks` and without times.
+/// Returns the files and links of a cache without `.locks` and without timestamps.
 pub fn contents(hub: &Path) -> BTreeMap<String, String> {
     let mut found = visible(hub);
     found.retain(|_, what| !what.starts_with("dir"));
@@ -136,7 +138,7 @@ fn list_into(path: &Path, name: &str, found: &mut BTreeMap<String, String>) {
     } else if meta.is_dir() {
         format!("dir {stamp}")
     } else {
-        // Of another user, or as if.
+        // May belong to another user.
         let content = fs::read(path).map_or("unreadable".into(), |bytes| sha256(&bytes));
         format!("file {stamp} @ {} {content}", meta.len())
     };

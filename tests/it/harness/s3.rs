@@ -1,6 +1,6 @@
-//! An embedded S3 server: s3s-fs over a real socket on the loopback, with real signatures. It notes every request and
-//! can be told to misbehave. Shared by tests and examples.
-#![allow(dead_code)] // each user needs a part of it
+//! An embedded S3 server: s3s-fs on a real loopback socket, with real signatures. It records every request and can be
+//! made to misbehave. Shared by tests and examples.
+#![allow(dead_code)] // each user needs only a part of it
 
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
@@ -17,35 +17,35 @@ use s3s::Body;
 use s3s::auth::SimpleAuth;
 use s3s::service::{S3Service, S3ServiceBuilder};
 
-/// The key pair that the server accepts.
+/// The access key that the server accepts.
 pub const ACCESS_KEY: &str = "test-access-key";
-/// Its secret half.
+/// The secret key that the server accepts.
 pub const SECRET_KEY: &str = "test-secret-key";
 
-/// Longest wait for something that a test expects.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Time limit for waiting for a request that a test expects.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A request as it came in.
+/// A request as received.
 #[derive(Debug, Clone)]
-pub struct Seen {
+pub struct S3Request {
     /// GET, PUT, …
     pub method: String,
-    /// The key, decoded; empty for requests on the bucket.
+    /// The key, decoded; empty for requests to the bucket.
     pub key: String,
     /// The query.
     pub query: String,
     /// The user agent.
     pub agent: String,
-    /// The range header.
+    /// The `range` header.
     pub range: Option<String>,
     /// The session token header.
     pub token: Option<String>,
-    /// Whether it is a write under a condition.
+    /// Whether it is a conditional write.
     pub conditional: bool,
 }
 
-impl Seen {
-    /// Whether it is this method on a key that begins like this.
+impl S3Request {
+    /// Whether it has this method and a key with this prefix.
     pub fn is(&self, method: &str, key: &str) -> bool {
         self.method == method && self.key.starts_with(key)
     }
@@ -55,7 +55,7 @@ impl Seen {
         self.method == "GET" && self.query.contains("list-type=2")
     }
 
-    /// The number of the part that it sends.
+    /// Returns the number of the part that it uploads.
     pub fn part(&self) -> Option<u32> {
         if self.method != "PUT" {
             return None;
@@ -68,48 +68,48 @@ impl Seen {
     }
 }
 
-/// What to do with a request.
+/// How the server handles a request.
 #[derive(Debug, Clone)]
 pub enum Action {
-    /// Let it through.
+    /// Handle it normally.
     Pass,
-    /// Answer with this status, S3 code and message.
+    /// Respond with this status, S3 code and message.
     Refuse(u16, &'static str, &'static str),
-    /// Answer with this status and a page of HTML.
+    /// Respond with this status and an HTML page.
     Page(u16),
-    /// Refuse before the body has come, and break the connection.
-    Slam(u16, &'static str, &'static str),
-    /// Send a body that ends after so many bytes.
+    /// Refuse before the body has arrived, and close the connection.
+    RefuseEarly(u16, &'static str, &'static str),
+    /// Truncate the response body to this many bytes.
     Cut(usize),
-    /// Let it through, and answer by a clock that is so many seconds ahead.
-    Ahead(i64),
-    /// Let it through when the gate is opened.
+    /// Handle it, with a server clock that is this many seconds fast.
+    ClockAhead(i64),
+    /// Handle it once the gate is open.
     Hold(Gate),
-    /// Never answer.
+    /// Never respond.
     Hang,
-    /// Answer as if it had been done, and keep nothing of the object.
+    /// Report success, but discard the object.
     Swallow,
-    /// Answer as if it had been done, and keep so many bytes of the object.
-    Keep(u64),
-    /// Answer as if it had been done, and keep the object under another key.
+    /// Report success, but truncate the object to this many bytes.
+    Truncate(u64),
+    /// Report success, but store the object under another key.
     Misplace,
-    /// Answer with a body that has one wrong byte.
+    /// Respond with a body that has one corrupt byte.
     Flip,
-    /// Answer a listing without the objects whose keys contain this.
-    Overlook(&'static str),
+    /// Omit objects whose keys contain this from listings.
+    Omit(&'static str),
 }
 
-/// Holds requests back until a test opens it.
+/// Holds requests until a test opens it.
 #[derive(Debug, Clone)]
 pub struct Gate(Arc<tokio::sync::watch::Sender<bool>>);
 
 impl Gate {
-    /// A closed gate.
+    /// Returns a closed gate.
     pub fn new() -> Self {
         Gate(Arc::new(tokio::sync::watch::Sender::new(false)))
     }
 
-    /// Lets everything through from now on.
+    /// Lets all requests through from now on.
     pub fn open(&self) {
         self.0.send_replace(true);
     }
@@ -119,9 +119,9 @@ impl Gate {
     }
 }
 
-type Hook = Box<dyn Fn(&Seen) -> Action + Send + Sync>;
+type Hook = Box<dyn Fn(&S3Request) -> Action + Send + Sync>;
 
-/// A running server; it ends with the process or when it is dropped.
+/// A running server. It stops when it is dropped.
 pub struct Server {
     /// `http://127.0.0.1:PORT`
     pub url: String,
@@ -132,17 +132,17 @@ pub struct Server {
 #[derive(Default)]
 struct State {
     root: PathBuf,
-    seen: Mutex<Vec<Seen>>,
-    came: Condvar,
+    seen: Mutex<Vec<S3Request>>,
+    arrived: Condvar,
     hook: Mutex<Option<Hook>>,
     parts: Mutex<Parts>,
 }
 
-/// By upload id and number: ETag and size of each part.
+/// ETag and size of each part, by upload id and part number.
 type Parts = HashMap<String, BTreeMap<u32, (String, u64)>>;
 
 impl Server {
-    /// Serves the folder; each folder in it is a bucket.
+    /// Serves a folder, each of whose subfolders is a bucket.
     pub async fn start(root: &Path, port: u16, access_key: &str, secret_key: &str) -> Self {
         let files = s3s_fs::FileSystem::new(root).expect("the folder exists");
         let mut builder = S3ServiceBuilder::new(files);
@@ -155,53 +155,53 @@ impl Server {
         Server { url, state, task }
     }
 
-    /// The requests so far; forgets them.
-    pub fn take_seen(&self) -> Vec<Seen> {
+    /// Returns the requests since the last call.
+    pub fn take_seen(&self) -> Vec<S3Request> {
         std::mem::take(&mut self.state.seen.lock().unwrap())
     }
 
-    /// Blocks until the requests since the last [`Server::take_seen`] are as wanted.
-    pub fn wait_for(&self, what: &str, wanted: impl Fn(&[Seen]) -> bool) {
+    /// Blocks until the requests since the last [`Server::take_seen`] meet the condition.
+    pub fn wait_for(&self, what: &str, wanted: impl Fn(&[S3Request]) -> bool) {
         let seen = self.state.seen.lock().unwrap();
-        let (seen, waited) = self.state.came.wait_timeout_while(seen, PATIENCE, |seen| !wanted(seen)).unwrap();
+        let (seen, waited) = self.state.arrived.wait_timeout_while(seen, TIMEOUT, |seen| !wanted(seen)).unwrap();
         let requests: Vec<String> = seen.iter().map(|s| format!("{} {}?{}", s.method, s.key, s.query)).collect();
         drop(seen);
-        assert!(!waited.timed_out(), "no {what} came, only {requests:#?}");
+        assert!(!waited.timed_out(), "timed out waiting for {what}; got: {requests:#?}");
     }
 
-    /// Cleans up unfinished uploads, as a rule of the bucket does: parts and all.
+    /// Deletes unfinished uploads with their parts, as a lifecycle rule does.
     pub fn clean_up_uploads(&self) {
         self.state.parts.lock().unwrap().clear();
         for entry in std::fs::read_dir(&self.state.root).expect("the folder exists") {
             let path = entry.expect("readable").path();
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             if name.starts_with(".upload") {
-                std::fs::remove_file(&path).expect("it is there");
+                std::fs::remove_file(&path).expect("the file exists");
             }
         }
     }
 
-    /// Says of a part of every unfinished upload that it has another ETag.
+    /// Changes the ETag of this part in every unfinished upload.
     pub fn change_part(&self, number: u32) {
         for parts in self.state.parts.lock().unwrap().values_mut() {
             parts.entry(number).and_modify(|(etag, _)| *etag = format!("\"{}\"", "0".repeat(32)));
         }
     }
 
-    /// Misbehaves as told from now on.
-    pub fn on_request(&self, hook: impl Fn(&Seen) -> Action + Send + Sync + 'static) {
+    /// Handles requests as the hook says from now on.
+    pub fn on_request(&self, hook: impl Fn(&S3Request) -> Action + Send + Sync + 'static) {
         *self.state.hook.lock().unwrap() = Some(Box::new(hook));
     }
 
-    /// Holds the requests that this picks, until the gate opens.
-    pub fn hold(&self, picks: impl Fn(&Seen) -> bool + Send + Sync + 'static) -> Gate {
+    /// Holds the requests that `picks` selects until the gate opens.
+    pub fn hold(&self, picks: impl Fn(&S3Request) -> bool + Send + Sync + 'static) -> Gate {
         let gate = Gate::new();
         let held = gate.clone();
         self.on_request(move |request| if picks(request) { Action::Hold(held.clone()) } else { Action::Pass });
         gate
     }
 
-    /// Behaves again.
+    /// Handles all requests normally again.
     pub fn behave(&self) {
         *self.state.hook.lock().unwrap() = None;
     }
@@ -233,7 +233,7 @@ async fn answer(
     let header = |name: &str| request.headers().get(name).map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned());
     let (bucket, key) = request.uri().path().trim_start_matches('/').split_once('/').unwrap_or_default();
     let (bucket, key) = (bucket.to_string(), decoded(key));
-    let seen = Seen {
+    let seen = S3Request {
         method: request.method().to_string(),
         key,
         query: request.uri().query().unwrap_or_default().to_string(),
@@ -245,7 +245,7 @@ async fn answer(
     let size = header("content-length").and_then(|text| text.parse().ok()).unwrap_or_default();
     let action = state.hook.lock().unwrap().as_ref().map_or(Action::Pass, |hook| hook(&seen));
     state.seen.lock().unwrap().push(seen.clone());
-    state.came.notify_all();
+    state.arrived.notify_all();
     let (mut cut, mut ahead) = (None, None);
     match action.clone() {
         Action::Refuse(..) | Action::Page(_) => {
@@ -254,15 +254,15 @@ async fn answer(
             return Ok(match action {
                 Action::Refuse(status, code, message) => refusal(status, code, message),
                 Action::Page(status) => page(status),
-                _ => unreachable!("the two above"),
+                _ => unreachable!("matched above"),
             });
         }
-        Action::Slam(status, code, message) => return Ok(refusal(status, code, message)),
+        Action::RefuseEarly(status, code, message) => return Ok(refusal(status, code, message)),
         Action::Hang => std::future::pending().await,
         Action::Hold(gate) => gate.pass().await,
         Action::Cut(length) => cut = Some(length),
-        Action::Ahead(seconds) => ahead = Some(seconds),
-        Action::Pass | Action::Swallow | Action::Keep(_) | Action::Misplace | Action::Flip | Action::Overlook(_) => {}
+        Action::ClockAhead(seconds) => ahead = Some(seconds),
+        Action::Pass | Action::Swallow | Action::Truncate(_) | Action::Misplace | Action::Flip | Action::Omit(_) => {}
     }
     let upload = seen.parameter("uploadId").map(String::from);
     if let (Some(upload), "GET") = (&upload, seen.method.as_str())
@@ -277,7 +277,7 @@ async fn answer(
     if let Some(seconds) = ahead {
         let time = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(seconds);
         let date =
-            jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&time).expect("a year of ours");
+            jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&time).expect("a date in range");
         response.headers_mut().insert("date", date.parse().expect("ASCII"));
     }
     if let (Some(upload), Some(number), true) = (upload, seen.part(), response.status().is_success()) {
@@ -288,12 +288,12 @@ async fn answer(
     let object = state.root.join(&bucket).join(&seen.key);
     if response.status().is_success() && object.is_file() {
         match action {
-            Action::Swallow => std::fs::remove_file(object).expect("it is there"),
-            Action::Keep(length) => {
-                let file = std::fs::File::options().write(true).open(object).expect("it is there");
-                file.set_len(length).expect("it can be cut");
+            Action::Swallow => std::fs::remove_file(object).expect("the file exists"),
+            Action::Truncate(length) => {
+                let file = std::fs::File::options().write(true).open(object).expect("the file exists");
+                file.set_len(length).expect("the file can be truncated");
             }
-            Action::Misplace => std::fs::rename(&object, object.with_extension("elsewhere")).expect("it is there"),
+            Action::Misplace => std::fs::rename(&object, object.with_extension("elsewhere")).expect("the file exists"),
             _ => {}
         }
     }
@@ -305,7 +305,7 @@ async fn answer(
         bytes[middle] ^= 1;
         return Ok(Response::from_parts(head, Body::from(bytes::Bytes::from(bytes))));
     }
-    if let Action::Overlook(words) = action
+    if let Action::Omit(words) = action
         && seen.is_list()
     {
         return Ok(without(response, words).await);
@@ -319,12 +319,12 @@ async fn answer(
     })
 }
 
-/// Undoes percent-encoding.
+/// Decodes percent-encoding.
 pub fn decoded(text: &str) -> String {
     percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned()
 }
 
-/// s3s-fs lists parts without their ETags, which no real store does.
+/// s3s-fs lists parts without ETags, unlike any real store.
 fn listed_parts(parts: &BTreeMap<u32, (String, u64)>) -> Response<Body> {
     let parts: String = parts
         .iter()
@@ -337,7 +337,8 @@ fn listed_parts(parts: &BTreeMap<u32, (String, u64)>) -> Response<Body> {
     Response::new(Body::from(xml))
 }
 
-/// s3s-fs lists objects without their ETags, which no real store does. Large objects are left out: theirs are no MD5.
+/// s3s-fs lists objects without ETags, unlike any real store. Large objects are skipped, since the ETags of multipart
+/// uploads are not MD5s.
 async fn with_etags(response: Response<Body>, bucket: &Path) -> Response<Body> {
     use http_body_util::BodyExt;
     let (mut head, body) = response.into_parts();
@@ -362,13 +363,13 @@ async fn with_etags(response: Response<Body>, bucket: &Path) -> Response<Body> {
     Response::from_parts(head, Body::from(out))
 }
 
-/// A listing that lags behind.
+/// Returns a listing without the objects whose keys contain `words`, as of a store that is eventually consistent.
 async fn without(response: Response<Body>, words: &str) -> Response<Body> {
     use http_body_util::BodyExt;
     let (mut head, body) = response.into_parts();
     let bytes = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
     let xml = String::from_utf8_lossy(&bytes).into_owned();
-    // Its count would say how many are left out.
+    // The count would reveal that objects are missing.
     let xml = match (xml.split_once("<KeyCount>"), xml.split_once("</KeyCount>")) {
         (Some((before, _)), Some((_, after))) => format!("{before}{after}"),
         _ => xml,
@@ -399,7 +400,7 @@ fn refusal(status: u16, code: &str, message: &str) -> Response<Body> {
     response
 }
 
-/// The same headers, with their content length, but only the first bytes of the body.
+/// Keeps the headers, including the content length, but sends only the first bytes of the body.
 async fn cut_short(response: Response<Body>, length: usize) -> Response<Body> {
     use futures_util::{StreamExt, stream};
     use http_body_util::{BodyExt, StreamBody};
@@ -407,7 +408,7 @@ async fn cut_short(response: Response<Body>, length: usize) -> Response<Body> {
     let bytes = BodyExt::collect(body).await.map(|body| body.to_bytes()).unwrap_or_default();
     let first = bytes.slice(..length.min(bytes.len()));
     let frame = stream::once(std::future::ready(Ok(hyper::body::Frame::data(first))));
-    // The pause lets the first bytes leave before the connection breaks.
+    // Yield so that the first bytes are sent before the connection breaks.
     let broken = stream::once(async {
         tokio::task::yield_now().await;
         Err(std::io::Error::other("cut"))

@@ -1,5 +1,5 @@
-//! A store in memory that answers as a test tells it: raw HTTP on a loopback socket, nothing verified. Whatever the
-//! test has no answer for is answered as S3 would.
+//! An in-memory store whose responses a test can script: raw HTTP on a loopback socket, without signature checks.
+//! Requests that the script does not handle get the response that S3 would give.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -10,30 +10,30 @@ use super::machine::Machine;
 use super::s3::decoded;
 use super::store::BUCKET;
 
-/// A request as it came in.
+/// A request as received.
 #[derive(Debug, Clone)]
-pub struct Asked {
+pub struct Request {
     /// GET, PUT, …
     pub method: String,
-    /// The path, decoded.
+    /// The decoded path.
     pub path: String,
-    /// The key, decoded; empty for requests on the bucket.
+    /// The decoded key; empty for requests to the bucket.
     pub key: String,
-    /// The query as it stands in the URL.
+    /// The raw query of the URL.
     pub query: String,
-    /// Headers, names in lower case.
+    /// Headers, with lower-case names.
     pub headers: BTreeMap<String, String>,
     /// The body.
     pub body: Vec<u8>,
 }
 
-impl Asked {
-    /// A header, empty when there is none.
+impl Request {
+    /// Returns a header, or an empty string.
     pub fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", String::as_str)
     }
 
-    /// A parameter of the query, decoded.
+    /// Returns a decoded query parameter.
     pub fn parameter(&self, name: &str) -> Option<String> {
         let found = self.query.split('&').find_map(|pair| match pair.split_once('=') {
             Some((key, value)) if key == name => Some(value),
@@ -54,7 +54,7 @@ impl Asked {
     }
 }
 
-/// An answer.
+/// A response.
 #[derive(Debug, Clone, Default)]
 pub struct Reply {
     /// HTTP status.
@@ -63,17 +63,17 @@ pub struct Reply {
     pub headers: Vec<(String, String)>,
     /// Body.
     pub body: Vec<u8>,
-    /// Sent as it is instead of all of the above, and then the connection is closed.
+    /// Sent verbatim in place of all of the above; the connection is closed afterwards.
     pub raw: Option<Vec<u8>>,
 }
 
 impl Reply {
-    /// A status with a body.
+    /// Returns a response with a status and a body.
     pub fn new(status: u16, body: impl Into<Vec<u8>>) -> Reply {
         Reply { status, body: body.into(), ..Reply::default() }
     }
 
-    /// S3's form of a refusal.
+    /// Returns an error response as S3 sends it.
     pub fn refusal(status: u16, code: &str, message: &str) -> Reply {
         Reply::new(
             status,
@@ -82,27 +82,27 @@ impl Reply {
         .header("content-type", "application/xml")
     }
 
-    /// The same with a header.
+    /// Adds a header.
     pub fn header(mut self, name: &str, value: &str) -> Reply {
         self.headers.push((name.into(), value.into()));
         self
     }
 }
 
-/// The objects of a bucket.
+/// The objects of a bucket by key.
 pub type Objects = BTreeMap<String, Vec<u8>>;
 
-type Script = Box<dyn Fn(&Asked, &Objects) -> Option<Reply> + Send + Sync>;
+type Script = Box<dyn Fn(&Request, &Objects) -> Option<Reply> + Send + Sync>;
 
 #[derive(Default)]
 struct State {
     objects: Mutex<Objects>,
     parts: Mutex<BTreeMap<(String, u32), Vec<u8>>>,
-    seen: Mutex<Vec<Asked>>,
+    seen: Mutex<Vec<Request>>,
     script: Mutex<Option<Script>>,
 }
 
-/// A running store; its threads end with the process.
+/// A running store. Its threads end with the process.
 pub struct Scripted {
     /// `http://127.0.0.1:PORT`
     pub url: String,
@@ -110,7 +110,7 @@ pub struct Scripted {
 }
 
 impl Scripted {
-    /// A store that behaves.
+    /// Starts a store without a script.
     pub fn new() -> Scripted {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -125,27 +125,27 @@ impl Scripted {
         Scripted { url, state }
     }
 
-    /// Answers with what the script gives, where it gives something.
-    pub fn script(&self, script: impl Fn(&Asked, &Objects) -> Option<Reply> + Send + Sync + 'static) {
+    /// Responds with what the script returns, unless that is `None`.
+    pub fn script(&self, script: impl Fn(&Request, &Objects) -> Option<Reply> + Send + Sync + 'static) {
         *self.state.script.lock().unwrap() = Some(Box::new(script));
     }
 
-    /// The requests so far; forgets them.
-    pub fn take_seen(&self) -> Vec<Asked> {
+    /// Returns the requests since the last call.
+    pub fn take_seen(&self) -> Vec<Request> {
         std::mem::take(&mut self.state.seen.lock().unwrap())
     }
 
-    /// Puts an object in.
+    /// Stores an object.
     pub fn put(&self, key: &str, bytes: impl Into<Vec<u8>>) {
         self.state.objects.lock().unwrap().insert(key.into(), bytes.into());
     }
 
-    /// All objects.
+    /// Returns all objects.
     pub fn objects(&self) -> Objects {
         self.state.objects.lock().unwrap().clone()
     }
 
-    /// A machine that is set up for this store.
+    /// Returns a machine that is configured for this store.
     pub fn machine(&self) -> Machine {
         let mut machine = Machine::unconfigured();
         machine.connect(&self.url, BUCKET, "us-east-1");
@@ -156,13 +156,13 @@ impl Scripted {
 fn serve(socket: TcpStream, state: &State) {
     let Ok(mut out) = socket.try_clone() else { return };
     let mut input = BufReader::new(socket);
-    while let Some(asked) = read_request(&mut input, &mut out) {
-        state.seen.lock().unwrap().push(asked.clone());
+    while let Some(request) = read_request(&mut input, &mut out) {
+        state.seen.lock().unwrap().push(request.clone());
         let scripted = {
             let objects = state.objects.lock().unwrap();
-            state.script.lock().unwrap().as_ref().and_then(|script| script(&asked, &objects))
+            state.script.lock().unwrap().as_ref().and_then(|script| script(&request, &objects))
         };
-        let reply = scripted.unwrap_or_else(|| behave(&asked, state));
+        let reply = scripted.unwrap_or_else(|| respond(&request, state));
         if let Some(raw) = &reply.raw {
             let _ = out.write_all(raw);
             return;
@@ -171,19 +171,19 @@ fn serve(socket: TcpStream, state: &State) {
         for (name, value) in &reply.headers {
             head += &format!("{name}: {value}\r\n");
         }
-        let given = |name: &str| reply.headers.iter().any(|(given, _)| given.eq_ignore_ascii_case(name));
-        if !given("content-length") && !given("transfer-encoding") {
+        let has_header = |name: &str| reply.headers.iter().any(|(other, _)| other.eq_ignore_ascii_case(name));
+        if !has_header("content-length") && !has_header("transfer-encoding") {
             head += &format!("content-length: {}\r\n", reply.body.len());
         }
         head += "\r\n";
-        let body: &[u8] = if asked.method == "HEAD" { &[] } else { &reply.body };
+        let body: &[u8] = if request.method == "HEAD" { &[] } else { &reply.body };
         if out.write_all(head.as_bytes()).and_then(|()| out.write_all(body)).is_err() {
             return;
         }
     }
 }
 
-fn read_request(input: &mut BufReader<TcpStream>, out: &mut TcpStream) -> Option<Asked> {
+fn read_request(input: &mut BufReader<TcpStream>, out: &mut TcpStream) -> Option<Request> {
     let mut line = String::new();
     input.read_line(&mut line).ok().filter(|length| *length > 0)?;
     let mut words = line.split_whitespace();
@@ -203,7 +203,7 @@ fn read_request(input: &mut BufReader<TcpStream>, out: &mut TcpStream) -> Option
     let length = headers.get("content-length").and_then(|text| text.parse().ok()).unwrap_or(0);
     let mut body = vec![0; length];
     input.read_exact(&mut body).ok()?;
-    // A proxy is asked for a whole URL.
+    // Requests to a proxy contain the whole URL.
     let target = match target.split_once("://") {
         Some((_, rest)) => rest.find('/').map_or("/".to_string(), |at| rest[at..].to_string()),
         None => target,
@@ -213,51 +213,51 @@ fn read_request(input: &mut BufReader<TcpStream>, out: &mut TcpStream) -> Option
     let is_virtual = headers.get("host").is_some_and(|host| host.starts_with(&format!("{BUCKET}.")));
     let bare = path.trim_start_matches('/');
     let key = if is_virtual { bare } else { bare.split_once('/').map_or("", |(_, key)| key) };
-    Some(Asked { method, key: key.to_string(), query: query.to_string(), headers, body, path })
+    Some(Request { method, key: key.to_string(), query: query.to_string(), headers, body, path })
 }
 
-/// What a plain S3 store answers.
-fn behave(asked: &Asked, state: &State) -> Reply {
+/// Responds as a plain S3 store does.
+fn respond(request: &Request, state: &State) -> Reply {
     let mut objects = state.objects.lock().unwrap();
-    let upload = asked.parameter("uploadId");
-    match (asked.method.as_str(), &upload) {
-        _ if asked.is_list() => list(asked, &objects),
-        ("HEAD", _) if asked.key.is_empty() => Reply::new(200, ""),
+    let upload = request.parameter("uploadId");
+    match (request.method.as_str(), &upload) {
+        _ if request.is_list() => list(request, &objects),
+        ("HEAD", _) if request.key.is_empty() => Reply::new(200, ""),
         ("POST", None) => {
             Reply::new(200, "<InitiateMultipartUploadResult><UploadId>u1</UploadId></InitiateMultipartUploadResult>")
         }
         ("PUT", Some(upload)) => {
-            let number = asked.parameter("partNumber").unwrap().parse().unwrap();
-            state.parts.lock().unwrap().insert((upload.clone(), number), asked.body.clone());
-            Reply::new(200, "").header("etag", &format!("\"{}\"", md5(&asked.body)))
+            let number = request.parameter("partNumber").unwrap().parse().unwrap();
+            state.parts.lock().unwrap().insert((upload.clone(), number), request.body.clone());
+            Reply::new(200, "").header("etag", &format!("\"{}\"", md5(&request.body)))
         }
         ("POST", Some(upload)) => {
             let parts = state.parts.lock().unwrap();
             let of_upload = parts.iter().filter(|((id, _), _)| id == upload);
             let whole: Vec<u8> = of_upload.flat_map(|(_, bytes)| bytes.clone()).collect();
-            objects.insert(asked.key.clone(), whole);
+            objects.insert(request.key.clone(), whole);
             Reply::new(200, "<CompleteMultipartUploadResult><ETag>x</ETag></CompleteMultipartUploadResult>")
         }
         ("PUT", None) => {
-            objects.insert(asked.key.clone(), asked.body.clone());
-            Reply::new(200, "").header("etag", &format!("\"{}\"", md5(&asked.body)))
+            objects.insert(request.key.clone(), request.body.clone());
+            Reply::new(200, "").header("etag", &format!("\"{}\"", md5(&request.body)))
         }
         ("DELETE", _) => {
-            objects.remove(&asked.key);
+            objects.remove(&request.key);
             Reply::new(204, "")
         }
         ("GET", Some(_)) => Reply::new(200, "<ListPartsResult><IsTruncated>false</IsTruncated></ListPartsResult>"),
-        _ => match objects.get(&asked.key) {
+        _ => match objects.get(&request.key) {
             None => Reply::refusal(404, "NoSuchKey", "no such key"),
-            Some(bytes) => read(asked, bytes),
+            Some(bytes) => read(request, bytes),
         },
     }
 }
 
-/// An object, or the range of it that is asked for.
-pub fn read(asked: &Asked, bytes: &[u8]) -> Reply {
+/// Returns an object, or the requested range of it.
+pub fn read(request: &Request, bytes: &[u8]) -> Reply {
     let etag = format!("\"{}\"", md5(bytes));
-    let range = asked.header("range").strip_prefix("bytes=").and_then(|text| text.split_once('-'));
+    let range = request.header("range").strip_prefix("bytes=").and_then(|text| text.split_once('-'));
     let reply = match range.and_then(|(from, to)| Some((from.parse::<usize>().ok()?, to.parse::<usize>().ok()?))) {
         Some((from, to)) => {
             let to = to.min(bytes.len().saturating_sub(1));
@@ -268,9 +268,9 @@ pub fn read(asked: &Asked, bytes: &[u8]) -> Reply {
     reply.header("etag", &etag)
 }
 
-/// A listing in one page.
-pub fn list(asked: &Asked, objects: &Objects) -> Reply {
-    let prefix = asked.parameter("prefix").unwrap_or_default();
+/// Returns all matching objects as a single-page listing.
+pub fn list(request: &Request, objects: &Objects) -> Reply {
+    let prefix = request.parameter("prefix").unwrap_or_default();
     let entries: Vec<String> = objects
         .iter()
         .filter(|(key, _)| key.starts_with(&prefix))
@@ -279,7 +279,7 @@ pub fn list(asked: &Asked, objects: &Objects) -> Reply {
     Reply::new(200, listing(&entries, "<IsTruncated>false</IsTruncated>")).header("content-type", "application/xml")
 }
 
-/// A listed object.
+/// Returns the entry of an object in a listing.
 pub fn entry(key: &str, bytes: &[u8]) -> String {
     format!(
         "<Contents><Key>{key}</Key><LastModified>2026-01-02T03:04:05.000Z</LastModified><ETag>&quot;{}&quot;</ETag>\
@@ -289,7 +289,7 @@ pub fn entry(key: &str, bytes: &[u8]) -> String {
     )
 }
 
-/// A page of a listing.
+/// Returns a page of a listing.
 pub fn listing(entries: &[String], rest: &str) -> String {
     format!(
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<ListBucketResult><KeyCount>{}</KeyCount>{rest}{}</ListBucketResult>",

@@ -1,4 +1,4 @@
-//! A bucket on a server of its own. Its objects are files, so that a test can look at and change them directly.
+//! A bucket on its own server. Its objects are files, so that tests can inspect and change them directly.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,7 +12,7 @@ use hf_cache_sync::internals::progress::Silent;
 
 use super::s3::{ACCESS_KEY, SECRET_KEY, Server};
 
-/// The bucket's name.
+/// The default bucket name.
 pub const BUCKET: &str = "team-cache";
 
 /// A server with one bucket.
@@ -26,12 +26,12 @@ pub struct Store {
 }
 
 impl Store {
-    /// An empty bucket, called [`BUCKET`].
+    /// Creates an empty bucket named [`BUCKET`].
     pub fn new() -> Self {
         Store::named(BUCKET)
     }
 
-    /// An empty bucket of another name.
+    /// Creates an empty bucket with another name.
     pub fn named(bucket: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join(bucket)).unwrap();
@@ -40,7 +40,7 @@ impl Store {
         Store { server, bucket: bucket.into(), dir, _runtime: runtime }
     }
 
-    /// What a command in this process gets, with the cache in `hub` and the working directory `current`.
+    /// Returns the session of a command in this process, with the cache in `hub` and the working directory `current`.
     pub fn session(&self, hub: &Path, current: &Path) -> Session {
         let variable = |name: &str| match name {
             "B2_APPLICATION_KEY_ID" => Some(ACCESS_KEY.to_string()),
@@ -55,12 +55,12 @@ impl Store {
         Session { config, progress: Arc::new(Silent), now: SystemTime::now() }
     }
 
-    /// The file behind a key.
+    /// Returns the file that stores a key.
     pub fn path(&self, key: &str) -> PathBuf {
         self.dir.path().join(&self.bucket).join(key)
     }
 
-    /// Writes an object, without a request.
+    /// Writes an object without a request.
     pub fn put(&self, key: &str, bytes: impl AsRef<[u8]>) {
         let path = self.path(key);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -72,12 +72,12 @@ impl Store {
         fs::read(self.path(key)).unwrap_or_else(|error| panic!("{key}: {error}"))
     }
 
-    /// Reads a small object as text.
+    /// Reads an object as text.
     pub fn text(&self, key: &str) -> String {
         String::from_utf8(self.get(key)).unwrap()
     }
 
-    /// Whether the object is there.
+    /// Whether the object exists.
     pub fn has(&self, key: &str) -> bool {
         self.path(key).is_file()
     }
@@ -94,7 +94,7 @@ impl Store {
         fs::create_dir(bucket).unwrap();
     }
 
-    /// Makes `key` the newest or oldest object: sets its time of last change to so many seconds from now.
+    /// Makes `key` the newest or oldest object: sets its modification time to this many seconds from now.
     pub fn age(&self, key: &str, seconds: i64) {
         let offset = Duration::from_secs(seconds.unsigned_abs());
         let now = SystemTime::now();
@@ -102,7 +102,7 @@ impl Store {
         fs::File::options().write(true).open(self.path(key)).unwrap().set_modified(time).unwrap();
     }
 
-    /// Every key with the sha256 of its bytes.
+    /// Returns every key with the sha256 of its object.
     pub fn objects(&self) -> BTreeMap<String, String> {
         let mut found = super::listing(&self.dir.path().join(&self.bucket));
         found.retain(|_, what| what.starts_with("file"));
@@ -110,7 +110,7 @@ impl Store {
         found
     }
 
-    /// Every key.
+    /// Returns every key.
     pub fn keys(&self) -> Vec<String> {
         self.objects().into_keys().collect()
     }

@@ -1,4 +1,4 @@
-//! docs/json.md says what the reports look like: its examples have exactly the keys of real reports.
+//! docs/json.md documents the reports: its examples have exactly the keys of real reports.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::world::{World, blob, commit};
 use crate::harness::s3::Action;
 
-/// The keys of a JSON value, all elements of a list taken together.
+/// The keys of a JSON value. The elements of a list are merged.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 struct Shape {
     fields: BTreeMap<String, Shape>,
@@ -35,7 +35,7 @@ impl Shape {
         }
     }
 
-    /// `a`, `list[].b`: one line for each key.
+    /// Returns one line for each key: `a`, `list[].b`.
     fn lines(&self, prefix: &str) -> Vec<String> {
         let mut lines: Vec<String> = self
             .fields
@@ -51,14 +51,14 @@ impl Shape {
     }
 }
 
-/// The examples under each heading of the document.
+/// Returns the examples in each section of the document.
 fn documented() -> BTreeMap<String, Vec<Value>> {
     let text = include_str!("../../../docs/json.md");
     let mut found: BTreeMap<String, Vec<Value>> = BTreeMap::new();
     for section in text.split("\n## ").skip(1) {
         let name = section.lines().next().unwrap().trim().to_string();
         let blocks = section.split("```json\n").skip(1).map(|block| block.split("```").next().unwrap());
-        let parse = |block| serde_json::from_str(block).unwrap_or_else(|e| panic!("an example of {name}: {e}"));
+        let parse = |block| serde_json::from_str(block).unwrap_or_else(|e| panic!("example of {name}: {e}"));
         found.insert(name.clone(), blocks.map(parse).collect());
     }
     found
@@ -72,7 +72,7 @@ fn check(section: &str, reports: &[Value]) {
     let (documented, real) = (set(&documented), set(&real));
     let missing: Vec<_> = real.difference(&documented).collect();
     let wrong: Vec<_> = documented.difference(&real).collect();
-    assert!(missing.is_empty() && wrong.is_empty(), "{section}: not documented {missing:?}, not real {wrong:?}");
+    assert!(missing.is_empty() && wrong.is_empty(), "{section}: undocumented: {missing:?}, only documented: {wrong:?}");
 }
 
 #[test]
@@ -90,7 +90,7 @@ fn every_command_is_documented() {
 }
 
 #[test]
-fn small_reports_are_as_documented() {
+fn local_reports_match_the_documentation() {
     let world = World::offline();
     check("init", &[world.run(&["init", "--json"]).json()]);
     world.snapshot("models--gpt2", 'a', &[("vocab.txt", "words")], &["main"]);
@@ -105,13 +105,13 @@ fn small_reports_are_as_documented() {
 }
 
 #[test]
-fn prune_is_as_documented() {
+fn prune_reports_match_the_documentation() {
     let world = World::online();
     world.snapshot("models--acme--tiny", 'b', &[("a", "kept")], &["main"]);
     world.snapshot("datasets--acme--corpus", 'd', &[("d", "gone")], &[]);
     world.snapshot("models--acme--tiny", 'a', &[("a", "gone")], &[]);
     std::fs::write(world.cache.path("models--acme--tiny/refs/lost"), commit('c')).unwrap();
-    // Without a grace period: the snapshots were made just now.
+    // Without a grace period, since the snapshots are new.
     let line = ["prune", "--max-gb", "0", "--orphan-grace", "0", "--json"];
     let planned = world.run(&[&line[..], &["--dry-run"]].concat());
     let report = world.run(&line);
@@ -123,7 +123,7 @@ fn prune_is_as_documented() {
 }
 
 #[test]
-fn reports_of_remote_commands_are_as_documented() {
+fn remote_command_reports_match_the_documentation() {
     let world = World::online();
     world.snapshot("models--acme--tiny", 'a', &[("a", "one")], &["main"]);
     assert_eq!(world.run(&["push", "-q"]).code, 0);
@@ -138,14 +138,14 @@ fn missing_config(world: &World) -> Value {
 }
 
 #[test]
-fn remote_reports_are_as_documented() {
+fn remote_reports_match_the_documentation() {
     let world = World::online();
     let doctor = [world.run(&["doctor", "--json"]).json(), World::offline().run(&["doctor", "--json"]).json()];
     check("doctor", &doctor);
 
     world.snapshot("models--org--llm", 'a', &[("a.txt", "first"), ("b.txt", "second")], &["main"]);
     assert_eq!(world.run(&["push", "-q"]).code, 0);
-    // Everything that a diff can name: a file on one side only, another blob, a lost blob, a moved ref.
+    // Everything that a diff can report: a file on one side only, a different blob, a missing blob, a moved ref.
     let manifest = format!("manifests/org__llm@{}.json", commit('a'));
     let files = format!(
         "[{{\"path\": \"a.txt\", \"blob\": \"{}\", \"size\": 2}}, {{\"path\": \"c.txt\", \"blob\": \"{}\", \"size\": 2}}]",
@@ -164,7 +164,7 @@ fn remote_reports_are_as_documented() {
 }
 
 #[test]
-fn reports_of_transfers_are_as_documented() {
+fn transfer_reports_match_the_documentation() {
     let world = World::online();
     let repo = "models--org--llm";
     world.snapshot(repo, 'a', &[("a.txt", "first")], &["main"]);

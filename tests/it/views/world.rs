@@ -1,4 +1,4 @@
-//! A cache, and where it is wanted a bucket, for the tests of this folder.
+//! A cache, and optionally a bucket, for the tests in this folder.
 
 use std::fs;
 use std::path::PathBuf;
@@ -7,24 +7,24 @@ use std::process::Command;
 use hf_cache_sync::internals::model::ids::RepoName;
 
 use crate::harness::cache_dir::{CacheDir, DAY};
-use crate::harness::machine::{self, Ran};
+use crate::harness::machine::{self, Output};
 use crate::harness::store::Store;
 use crate::harness::{git_sha1, s3};
 
-/// Days since the last use of every blob that is written here.
+/// Days since the last use of every blob written here.
 const UNUSED_DAYS: u64 = 3;
 
-/// A commit of one digit.
+/// Returns a commit hash that repeats one digit.
 pub fn commit(digit: char) -> String {
     digit.to_string().repeat(40)
 }
 
-/// The name of the blob with this content, as git names it.
+/// Returns the name of a git blob with this content.
 pub fn blob(content: &str) -> String {
     git_sha1(content.as_bytes())
 }
 
-/// A cache, and the bucket `team`.
+/// A cache, and optionally a bucket named `team`.
 pub struct World {
     /// The cache.
     pub cache: CacheDir,
@@ -32,12 +32,12 @@ pub struct World {
 }
 
 impl World {
-    /// Without a bucket.
+    /// Creates a cache without a bucket.
     pub fn offline() -> World {
         World { cache: CacheDir::new(), store: None }
     }
 
-    /// With an empty bucket.
+    /// Creates a cache and an empty bucket.
     pub fn online() -> World {
         let mut world = World::offline();
         let store = Store::named("team");
@@ -46,24 +46,24 @@ impl World {
         world
     }
 
-    /// The bucket.
+    /// Returns the bucket.
     pub fn store(&self) -> &Store {
-        self.store.as_ref().expect("a world that is online")
+        self.store.as_ref().expect("only online worlds have a bucket")
     }
 
-    /// The server with the bucket.
+    /// Returns the server of the bucket.
     pub fn server(&self) -> &s3::Server {
         &self.store().server
     }
 
-    /// A file in the current directory of commands.
+    /// Returns a path in the working directory of commands.
     pub fn work(&self, name: &str) -> PathBuf {
         self.cache.machine.work().join(name)
     }
 
-    /// Adds a revision to the cache: files with their contents, and refs to it.
+    /// Adds a revision to the cache, with these files and refs.
     pub fn snapshot(&self, folder: &str, digit: char, files: &[(&str, &str)], refs: &[&str]) {
-        RepoName::from_folder(folder).expect("a repo folder's name");
+        RepoName::from_folder(folder).expect("a valid repo folder name");
         let blobs: Vec<String> =
             files.iter().map(|(_, content)| self.cache.blob_of(folder, content, UNUSED_DAYS)).collect();
         let files: Vec<(&str, &str)> =
@@ -74,18 +74,18 @@ impl World {
         }
     }
 
-    /// Removes a part of the cache.
+    /// Removes a file or folder from the cache.
     pub fn remove(&self, part: &str) {
         let path = self.cache.path(part);
         if path.is_dir() { fs::remove_dir_all(path).unwrap() } else { fs::remove_file(path).unwrap() }
     }
 
-    /// Makes an object so many days old.
+    /// Makes an object this many days old.
     pub fn age(&self, key: &str, days: i64) {
         self.store().age(key, -days * DAY as i64);
     }
 
-    /// A manifest as 0.1.0 writes it, with one file.
+    /// Stores a manifest with one file, as 0.1.0 writes it.
     pub fn put_manifest(&self, encoded: &str, repo: &str, kind: &str, digit: char) {
         let commit = commit(digit);
         let files = format!("[{{\"path\": \"a.txt\", \"blob\": \"{}\", \"size\": 2}}]", blob("hi"));
@@ -95,28 +95,28 @@ impl World {
         self.store().put(&format!("manifests/{encoded}@{commit}.json"), json);
     }
 
-    /// Runs the binary; in what it says, what differs from run to run is replaced.
-    pub fn run(&self, args: &[&str]) -> Ran {
-        self.stable(self.cache.machine.command(args))
+    /// Runs the binary, and normalizes everything in its output that differs between runs.
+    pub fn run(&self, args: &[&str]) -> Output {
+        self.run_normalized(self.cache.machine.command(args))
     }
 
-    /// Runs the binary on a terminal so many columns wide, with this variable as well.
+    /// Runs the binary on a terminal of this width, with an additional environment variable.
     #[cfg(target_os = "linux")]
-    pub fn run_on_terminal(&self, columns: u16, (name, value): (&str, &str), args: &str) -> Ran {
+    pub fn run_on_terminal(&self, columns: u16, (name, value): (&str, &str), args: &str) -> Output {
         let mut command = self.cache.machine.on_terminal(columns, args);
         command.env(name, value);
-        self.stable(command)
+        self.run_normalized(command)
     }
 
-    fn stable(&self, command: Command) -> Ran {
-        let mut ran = machine::run(command);
+    fn run_normalized(&self, command: Command) -> Output {
+        let mut output = machine::run(command);
         let home = self.cache.machine.home().display().to_string();
-        for text in [&mut ran.stdout, &mut ran.stderr] {
+        for text in [&mut output.stdout, &mut output.stderr] {
             *text = text.replace(&home, "[DIR]");
             if let Some(store) = &self.store {
                 *text = text.replace(&store.server.url, "[URL]");
             }
         }
-        ran
+        output
     }
 }
