@@ -1,6 +1,6 @@
-"""One request to the real huggingface_hub client, run by the interpreter of the client version under test.
+"""Calls the real huggingface_hub client. Run by the interpreter that has the client version under test.
 
-Usage: `python client.py ACTION ARGUMENTS`, the arguments as one JSON value; the answer is JSON on stdout.
+Usage: `python client.py ACTION ARGUMENTS`, with the arguments as one JSON value. Prints the result as JSON.
 The cache and the endpoint come from the environment (HF_HUB_CACHE, HF_ENDPOINT, HF_HUB_OFFLINE).
 """
 
@@ -13,32 +13,32 @@ from huggingface_hub import constants, hf_hub_download, scan_cache_dir, snapshot
 
 
 def download(requests):
-    """Download each requested snapshot or file; the answer is the list of local paths."""
-    return [_one(**request) for request in requests]
+    """Download each requested snapshot or file, and return the local paths."""
+    return [_download_one(**request) for request in requests]
 
 
-def _one(filename=None, xet=False, **request):
+def _download_one(filename=None, xet=False, **request):
     if xet:
         _replace_xet_transfer(request["repo_id"], request.get("repo_type"))
     return hf_hub_download(filename=filename, **request) if filename else snapshot_download(**request)
 
 
 def resolve(requests):
-    """Each snapshot's files and their sha256 as the client finds them offline, or the error's name."""
-    answers = []
+    """Return the files of each snapshot with their sha256 as the client finds them offline, or the error's name."""
+    results = []
     for request in requests:
         try:
             root = Path(snapshot_download(local_files_only=True, **request))
         except Exception as error:
-            answers.append(type(error).__name__)
+            results.append(type(error).__name__)
             continue
         files = [path for path in root.rglob("*") if not path.is_dir()]
-        answers.append({path.relative_to(root).as_posix(): _sha256(path) for path in files})
-    return answers
+        results.append({path.relative_to(root).as_posix(): _sha256(path) for path in files})
+    return results
 
 
 def scan(_):
-    """What `scan_cache_dir` sees: its warnings, and each repo's refs by commit."""
+    """Return the result of `scan_cache_dir`: its warnings, and the refs of each repo by commit."""
     info = scan_cache_dir()
     repos = {
         f"{repo.repo_type} {repo.repo_id}": {rev.commit_hash: sorted(rev.refs) for rev in repo.revisions}
@@ -52,7 +52,7 @@ def _sha256(path):
 
 
 def _replace_xet_transfer(repo_id, repo_type):
-    """Fetch Xet files over HTTP: the look-alike has no Xet store. All else, the shared store included, stays real."""
+    """Fetch Xet files over HTTP, since the fake Hub has no Xet store. All else is real, even the shared store."""
     from huggingface_hub import file_download, hf_hub_url
     from huggingface_hub.utils import get_session
 

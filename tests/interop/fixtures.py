@@ -1,4 +1,4 @@
-"""The repositories that the look-alike Hub offers, chosen so that each hard case of the cache occurs once."""
+"""The repositories on the fake Hub, chosen so that each hard case of the cache occurs once."""
 
 import base64
 import random
@@ -7,7 +7,7 @@ from hub import File, Repo
 
 
 def weights(seed, size):
-    """An LFS file of reproducible bytes that do not compress."""
+    """Return an LFS file with reproducible, incompressible bytes."""
     return File(random.Random(seed).randbytes(size), lfs=True)
 
 
@@ -16,7 +16,7 @@ def text(value):
 
 
 def _tiny(kind):
-    """Model, dataset, space and kernel of one name, each with its own content."""
+    """A model, dataset, space or kernel with the same name, each with its own content."""
     repo = Repo("acme/tiny", kind)
     repo.commit({"README.md": text(f"# a {kind}\n"), "data.bin": weights(kind, 200_000)}, "main")
     return repo
@@ -34,14 +34,14 @@ def _paths():
         "one/two/three/four/five/six/deep.txt": text("deep\n"),
         "模型/größe – naïve 🤗.txt": text("non-ASCII\n"),
         "with space/50% + #1 (x) & [y]?.txt": text("punctuation\n"),
-        "blobs/snapshots/refs/main": text("names of the cache's own folders\n"),
+        "blobs/snapshots/refs/main": text("the names of the cache's own folders\n"),
     }
     repo.commit(files, "main")
     return repo
 
 
 def _versions():
-    """Two commits that share a blob, reached by branches, a tag and a PR ref."""
+    """Commits that share a blob, with branches, a tag and a PR ref pointing to them."""
     repo = Repo("acme/versions")
     config = text('{"layers": 2}\n')
     repo.commit({"config.json": config, "model.safetensors": weights("v1", 300_000)}, "v1.0", "feature/old")
@@ -65,7 +65,7 @@ def _large():
 
 
 def _shared():
-    """Two repos whose large file is one Xet file, so that the client keeps it once in its cache-wide store."""
+    """Two repos with the same large Xet file, which the client keeps once in its shared store."""
     data = random.Random("shared").randbytes(2_000_000)
     repos = []
     for name in ("acme/shared", "acme/shared-finetune"):
@@ -76,7 +76,7 @@ def _shared():
 
 
 def _loadable_model():
-    """What `transformers` reads without PyTorch: a configuration and a tokenizer of three words; and some weights."""
+    """The files that `transformers` reads without PyTorch (a configuration and a three-word tokenizer), and weights."""
     repo = Repo("acme/loadable")
     vocabulary = '{"[UNK]": 0, "hello": 1, "world": 2}'
     files = {
@@ -103,7 +103,7 @@ def _loadable_pipeline():
     return repo
 
 
-# Three rows of `text` and `label`, written by pyarrow without compression, dictionary and statistics.
+# Three rows of `text` and `label`, written by pyarrow without compression, dictionary or statistics.
 _PARQUET = """
 UEFSMRUAFToVOiwVBhUAFQYVBhwAAAACAAAABgEDAAAAb25lAwAAAHR3bwUAAAB0aHJlZRUAFSQVJCwVBhUAFQYVBhwAAAACAAAABgEAAAAAAQAAAAAA
 AAAVBBk8NQAYBnNjaGVtYRUEABUMJQIYBHRleHQlAEwcAAAAFQIlAhgFbGFiZWwlHkysEwgRAAAAFgYZHBksJgAcFQwZJQYAGRgEdGV4dBUAFgYWYBZg
@@ -119,14 +119,14 @@ def _loadable_dataset():
     return repo
 
 
-# Each has one plain model id, or an id that no other id shares its bucket key with: 0.1.0 handles these.
+# Ids that share their bucket keys with no other id: 0.1.0 handles these.
 PLAIN = [_simple("gpt2"), _simple("acme/corpus", "dataset"), _versions(), _paths(), _large()]
 # Ids whose bucket keys collide or decode to another id.
 TWINS = [_tiny("model"), _tiny("dataset"), _tiny("space")]
 UNDERSCORES = [_simple("team__a/under__score"), _simple("a_/b"), _simple("a/_b")]
 KERNELS = [_tiny("kernel")]
 SHARED = _shared()
-# What the libraries above huggingface_hub can load.
+# Repos that the libraries built on huggingface_hub can load.
 LOADABLE_MODEL, LOADABLE_PIPELINE, LOADABLE_DATASET = _loadable_model(), _loadable_pipeline(), _loadable_dataset()
 LOADABLE = [LOADABLE_MODEL, LOADABLE_PIPELINE, LOADABLE_DATASET]
 EVERYDAY = PLAIN + TWINS + UNDERSCORES

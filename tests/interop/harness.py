@@ -1,4 +1,4 @@
-"""What every scenario shares: machines (a cache each, with the tools run on it) and the comparison of caches."""
+"""Shared by all scenarios: machines (each with its own cache, on which the tools run) and comparisons of caches."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ TIMEOUT = 300
 
 @dataclass
 class Tools:
-    """The programs under test, and the servers they talk to. Set once by `suite.py`."""
+    """The programs under test and the servers they use. Set once by `suite.py`."""
 
     ours: str
     python_v2: str
@@ -33,7 +33,7 @@ class Tools:
 
     @property
     def original(self):
-        """hf-cache-sync 0.1.0, installed beside the interpreter."""
+        """hf-cache-sync 0.1.0, installed next to the interpreter."""
         return str(Path(self.python_v2).parent / "hf-cache-sync")
 
 
@@ -68,7 +68,7 @@ class Machine:
             }
 
     def start(self, *command, **env):
-        """Start a command with this machine's environment; what still runs after the test is killed."""
+        """Start a command with this machine's environment. If it is still running after the test, it is killed."""
         process = subprocess.Popen(
             [str(part) for part in command],
             cwd=self.home,
@@ -82,7 +82,7 @@ class Machine:
         return process
 
     def run(self, *command, code=0, **env):
-        """Run a command to its end, demand its exit code (None: any), and return the finished process."""
+        """Run a command to completion, check its exit code (unless None), and return the finished process."""
         return finish(self.start(*command, **env), code)
 
     def ours(self, *arguments, code=0):
@@ -92,46 +92,46 @@ class Machine:
         return self.run(TOOLS.original, *arguments, code=code, COLUMNS="200")
 
     def pull(self, repo, revision):
-        """Pull by ours; the answer is the snapshot's path, which must be all that stdout holds."""
+        """Pull with ours, and return the snapshot's path, which must be the only line on stdout."""
         output = self.ours("pull", repo.id, "-r", revision, "--repo-type", repo.kind).stdout
         return Path(output.removesuffix("\n"))
 
     def client(self, action, value=None, *, python=None, **env):
-        """Ask the real huggingface_hub client (see `client.py`); offline unless it is to download."""
+        """Call the real huggingface_hub client (see `client.py`), offline unless it downloads."""
         if action != "download":
             env = {"HF_HUB_OFFLINE": "1"} | env
         command = [python or TOOLS.python_v2, HERE / "client.py", action, json.dumps(value)]
         return json.loads(self.run(*command, **env).stdout)
 
     def download(self, repos, *, python=None, **extra):
-        """Fill the cache by the real client: every ref of every repo."""
+        """Fill the cache with the real client: every ref of every repo."""
         self.client(
             "download", [request(repo, ref, **extra) for repo in repos for ref in repo.refs], python=python
         )
 
 
 def kill_started():
-    """Kill every started process that still runs."""
+    """Kill all started processes that are still running."""
     while STARTED:
         with STARTED.pop() as process:
             process.kill()
 
 
 def finish(process, code=0):
-    """Wait for a process, which must not hang, and demand its exit code (None: any)."""
+    """Wait for a process, with a time limit, and check its exit code (unless None)."""
     stdout, stderr = process.communicate(timeout=TIMEOUT)
     if code is not None and process.returncode != code:
-        raise AssertionError(f"{process.args} ended with {process.returncode}, not {code}\n{stdout}\n{stderr}")
+        raise AssertionError(f"{process.args} exited with {process.returncode}, not {code}\n{stdout}\n{stderr}")
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
 def request(repo, revision, **extra):
-    """The client's arguments for one revision of a repo."""
+    """Return the client's arguments for one revision of a repo."""
     return {"repo_id": repo.id, "repo_type": repo.kind, "revision": revision, **extra}
 
 
 def folder(repo):
-    """The repo's folder in a cache."""
+    """Return the name of the repo's folder in a cache."""
     return f"{repo.kind}s--{repo.id.replace('/', '--')}"
 
 
@@ -140,12 +140,12 @@ def sha256(path):
 
 
 def files(root):
-    """Every file and link below a folder, by its path from there."""
+    """Return all files and links below a folder by their relative paths."""
     return {path.relative_to(root).as_posix(): path for path in root.rglob("*") if path.is_symlink() or path.is_file()}
 
 
 def describe(cache, *, modes=True):
-    """All that a cache promises its readers: links, bytes, refs and trees of each repo, to be compared as a whole."""
+    """Return everything that readers of a cache rely on: the links, bytes, refs and trees of each repo."""
     described = {}
     for repo in sorted(path for path in cache.iterdir() if "--" in path.name):
         described[repo.name] = {
@@ -163,7 +163,7 @@ def describe(cache, *, modes=True):
 
 
 class Scenario(unittest.TestCase):
-    """A test with folders of its own and buckets of its own."""
+    """A test with its own folders and buckets."""
 
     maxDiff = None
     _buckets = 0
@@ -181,14 +181,14 @@ class Scenario(unittest.TestCase):
         return Bucket(server or TOOLS.seaweedfs, f"test-{Scenario._buckets}")
 
     def pull_all_refs(self, machine, repos):
-        """Pull every ref of every repo by ours, and check the path that each pull prints."""
+        """Pull every ref of every repo with ours, and check the path that each pull prints."""
         for repo in repos:
             for ref, commit in repo.refs.items():
                 snapshot = machine.cache / folder(repo) / "snapshots" / commit
                 self.assertEqual(machine.pull(repo, ref).resolve(), snapshot.resolve())
 
     def assert_resolves(self, machine, repos, *, python=None):
-        """The real client finds every ref of every repo offline, with the Hub's bytes, and nothing to warn of."""
+        """Assert that the real client finds every ref of every repo offline, with the Hub's bytes and no warnings."""
         requests = [request(repo, ref) for repo in repos for ref in repo.refs]
         expected = [
             {path: file.sha256 for path, file in repo.commits[commit].items()}

@@ -1,8 +1,8 @@
-"""A loopback look-alike of the Hugging Face Hub, standard library only.
+"""A fake Hugging Face Hub on loopback, written with the standard library only.
 
 It serves repositories defined in Python well enough for the real `huggingface_hub` client to fill real caches
-from it (`HF_ENDPOINT=http://127.0.0.1:PORT`): repo info, recursive trees, and `resolve` URLs with the headers the
-cache depends on. `Hub.hold` stops one file body half-way, `Hub.bodies` counts the file bodies sent so far.
+from it (`HF_ENDPOINT=http://127.0.0.1:PORT`): repo info, recursive trees, and `resolve` URLs with the headers that the
+cache depends on. `Hub.hold` pauses the body of a file halfway; `Hub.bodies` counts the file bodies sent so far.
 """
 
 import hashlib
@@ -14,13 +14,13 @@ from urllib.parse import unquote, urlsplit
 
 
 def git_oid(data):
-    """The name git gives these bytes, and the Hub's ETag of a file that is not in LFS."""
+    """Return git's blob hash of these bytes, which is the Hub's ETag of a file outside LFS."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 @dataclass(frozen=True)
 class File:
-    """One file's bytes; a Xet file is an LFS file that the Hub also offers under a Xet hash."""
+    """The contents of a file. A Xet file is an LFS file that the Hub also serves under a Xet hash."""
 
     data: bytes
     lfs: bool = False
@@ -32,12 +32,12 @@ class File:
 
     @property
     def etag(self):
-        """The blob's name in the cache."""
+        """The name of the blob in the cache."""
         return self.sha256 if self.lfs else git_oid(self.data)
 
     @property
     def xet_hash(self):
-        """Stands in for the real Xet hash, whose algorithm does not matter to the cache."""
+        """A stand-in for the real Xet hash, whose algorithm does not matter to the cache."""
         return hashlib.sha256(b"xet" + self.data).hexdigest() if self.xet else None
 
     def tree_entry(self, path):
@@ -54,7 +54,7 @@ class File:
 
 @dataclass
 class Repo:
-    """A repository: its commits (hash to files by path) and its refs (name to commit hash)."""
+    """A repository with its commits (files by path, by commit hash) and refs (commit hash by name)."""
 
     id: str
     kind: str = "model"
@@ -62,7 +62,7 @@ class Repo:
     refs: dict = field(default_factory=dict)
 
     def commit(self, files, *refs):
-        """Add a commit of exactly these files, point the refs at it, and return its hash."""
+        """Add a commit with exactly these files, point the refs at it, and return its hash."""
         listing = [self.kind, self.id, len(self.commits), sorted((path, file.etag) for path, file in files.items())]
         commit = hashlib.sha1(json.dumps(listing).encode()).hexdigest()
         self.commits[commit] = files
@@ -70,7 +70,7 @@ class Repo:
         return commit
 
     def resolve(self, revision):
-        """The commit that a ref, a full hash or a short hash names, or None."""
+        """Return the commit for a ref, a full hash or a short hash, or None."""
         if revision in self.refs:
             return self.refs[revision]
         found = [commit for commit in self.commits if len(revision) >= 7 and commit.startswith(revision)]
@@ -78,7 +78,7 @@ class Repo:
 
 
 class Gate:
-    """A file body held in flight: `reached` once half of it was sent, the rest follows after `release`."""
+    """Holds a file body in flight: `reached` is set once half of it has been sent; `release` lets the rest through."""
 
     def __init__(self):
         self.reached = threading.Event()
@@ -93,7 +93,7 @@ class Gate:
 
 
 class Hub:
-    """The server; a context manager that serves until its block ends."""
+    """The server, a context manager."""
 
     def __init__(self, repos):
         self.repos = {(repo.kind, repo.id): repo for repo in repos}
@@ -114,18 +114,18 @@ class Hub:
         self._server.server_close()
 
     def hold(self, file):
-        """Stop every body of this file half-way until the returned gate is released."""
+        """Pause every body of this file halfway until the returned gate is released."""
         return self._gates.setdefault(file.etag, Gate())
 
     def drop(self, file):
-        """Release the file's gate for good."""
+        """Release and remove the gate of a file."""
         self._gates.pop(file.etag).release()
 
     def gate(self, file):
         return self._gates.get(file.etag)
 
     def find(self, kind, parts):
-        """The repo that a URL path names, and the rest of the path: ids have one or two segments."""
+        """Return the repo that a URL path names, and the rest of the path. Ids have one or two segments."""
         for length in (2, 1):
             repo = self.repos.get((kind, "/".join(parts[:length])))
             if repo:
@@ -172,9 +172,9 @@ class _Handler(BaseHTTPRequestHandler):
         if file.xet:
             headers |= {"X-Xet-Hash": file.xet_hash, "X-Xet-Refresh-Route": f"{self.hub.endpoint}/xet-token"}
         status, start, end = 200, 0, size
-        wanted = self.headers.get("Range", "")
-        if wanted.startswith("bytes="):
-            first, _, last = wanted.removeprefix("bytes=").partition("-")
+        requested = self.headers.get("Range", "")
+        if requested.startswith("bytes="):
+            first, _, last = requested.removeprefix("bytes=").partition("-")
             status, start, end = 206, int(first), min(int(last) + 1, size) if last else size
             if start >= size:
                 return self._error(416, "RangeNotSatisfiable")
@@ -207,4 +207,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_):
-        """Quiet: the suite's own output is what matters."""
+        """Log nothing, to keep the output of the suite readable."""

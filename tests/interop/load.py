@@ -1,6 +1,7 @@
-"""Loads one repo offline through the library that its users use, run by the interpreter that has these libraries.
+"""Loads one repo offline with a library. Run by the interpreter that has the libraries.
 
-Usage: `python load.py LIBRARY NAME`, NAME a repo id or a folder; what was loaded is JSON on stdout, an error its class.
+Usage: `python load.py LIBRARY NAME`, where NAME is a repo id or a folder. Prints the result, or the class of the error,
+as JSON.
 """
 
 import json
@@ -8,14 +9,14 @@ import sys
 
 
 def datasets(name):
-    """The rows of the training split."""
+    """Return the rows of the training split."""
     from datasets import load_dataset
 
     return load_dataset(name, split="train").to_list()
 
 
 def transformers(name):
-    """What a model needs besides its weights (PyTorch is too large for a test), and where the weights are."""
+    """Return data from a model's configuration, tokenizer and weights file (PyTorch is too large for a test)."""
     from transformers import AutoConfig, AutoTokenizer
     from transformers.utils import cached_file
 
@@ -26,7 +27,7 @@ def transformers(name):
 
 
 def diffusers(name):
-    """The configuration of one part of a pipeline, by its folder."""
+    """Return a value from the configuration of one component of a pipeline."""
     from diffusers.configuration_utils import ConfigMixin
 
     class Scheduler(ConfigMixin):
@@ -38,7 +39,7 @@ def diffusers(name):
 if __name__ == "__main__":
     library = {"datasets": datasets, "diffusers": diffusers, "transformers": transformers}[sys.argv[1]]
     try:
-        answer = library(sys.argv[2])
+        result = library(sys.argv[2])
     except Exception as error:
-        answer = type(error).__name__
-    json.dump(answer, sys.stdout)
+        result = type(error).__name__
+    json.dump(result, sys.stdout)

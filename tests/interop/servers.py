@@ -1,4 +1,4 @@
-"""The two S3 servers of the suite, each on 127.0.0.1 and ended by its process id."""
+"""The two S3 servers of the suite. Each listens on 127.0.0.1 and is killed by its process id."""
 
 import json
 import random
@@ -38,7 +38,7 @@ class Server:
 
 
 class Bucket:
-    """A bucket of its own for one test."""
+    """A bucket for one test."""
 
     def __init__(self, server, name):
         self.server, self.name = server, name
@@ -53,13 +53,13 @@ class Bucket:
         return self._client.get_object(Bucket=self.name, Key=key)["Body"].read()
 
     def manifests(self):
-        """Every manifest, by key."""
+        """Return all manifests by key."""
         return {key: json.loads(self.get(key)) for key in self.keys() if key.startswith("manifests/")}
 
 
 @contextmanager
 def s3s_fs(binary, root):
-    """The project's s3s-fs example server."""
+    """Run the project's s3s-fs example server."""
     key, secret = READ_WRITE
     root.mkdir()
     command = [binary, "--root", root, "--bucket", "initial", "--access-key", key, "--secret-key", secret]
@@ -75,7 +75,7 @@ def s3s_fs(binary, root):
 
 @contextmanager
 def seaweedfs(weed, root):
-    """SeaweedFS with a read-write and a read-only identity."""
+    """Run SeaweedFS with a read-write and a read-only identity."""
     root.mkdir()
     config = root / "s3.json"
     identities = [
@@ -125,7 +125,7 @@ def _identity(name, pair, actions):
 
 
 def _becomes_writable(server, process, seconds=90):
-    """Whether it stores an object in time; it may also die, where another program took one of its ports."""
+    """Return whether it stores an object in time. It dies if another program has taken one of its ports."""
     client, deadline = server.client(), time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < deadline:
         try:
@@ -139,7 +139,7 @@ def _becomes_writable(server, process, seconds=90):
 
 
 def _free_ports(count):
-    """Distinct free ports whose neighbours 10000 higher are free too: SeaweedFS puts gRPC there."""
+    """Return distinct free ports for which the port 10000 higher is free too, since SeaweedFS uses it for gRPC."""
     found = set()
     while len(found) < count:
         port = random.randrange(12000, 22000)
@@ -158,14 +158,14 @@ def _is_free(port):
 
 
 def _remove_sockets(ports):
-    """SeaweedFS puts sockets of its ports in /tmp, wherever its data is, and a killed one leaves them there."""
+    """Remove the sockets that SeaweedFS creates in /tmp, wherever its data is, and leaves behind when it is killed."""
     for port in (*ports, *(port + 10000 for port in ports)):
         for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
             path.unlink(missing_ok=True)
 
 
 def _kill(process):
-    """SIGKILL, because SeaweedFS ignores SIGTERM at times."""
+    """Send SIGKILL, because SeaweedFS sometimes ignores SIGTERM."""
     process.kill()
     process.wait()
     if process.stdout:

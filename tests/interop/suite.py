@@ -1,6 +1,6 @@
-"""Runs every scenario against a look-alike Hub and both S3 servers, and ends with `N passed, M failed`.
+"""Runs all scenarios with a fake Hub and both S3 servers, and prints `N passed, M failed` at the end.
 
-The scenarios are shared out among processes, each with servers of its own: most of their time they wait.
+The scenarios mostly wait, so they are distributed over several processes, each with its own servers.
 """
 
 import os
@@ -36,7 +36,7 @@ def load(names):
 
 
 def run_share(names, share):
-    """Run every `PROCESSES`th test in this process; the exit code says whether all passed."""
+    """Run every `PROCESSES`th test in this process, and return 0 if all of them passed."""
     with ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hf-cache-sync-interop-")))
         stack.callback(kill_started)
@@ -69,7 +69,7 @@ def main(names):
             print(output, end="", flush=True)
             counts = re.search(r"^(\d+) passed, (\d+) failed$(?![\s\S]*\S)", output, re.MULTILINE)
             if counts is None:
-                print(f"these scenarios ended early, with exit code {code}", flush=True)
+                print(f"these scenarios did not complete: exit code {code}", flush=True)
             passed += int(counts[1]) if counts else 0
             failed += int(counts[2]) if counts else 1
     print(f"{passed} passed, {failed} failed", flush=True)
@@ -77,14 +77,14 @@ def main(names):
 
 
 def stop(process):
-    """End a share that still runs, which stops its servers on the way."""
+    """Terminate a share that is still running, which also stops its servers."""
     if process.poll() is None:
         process.terminate()
         process.wait()
 
 
 if __name__ == "__main__":
-    # A termination unwinds like ctrl-c, the one exception that unittest lets through: every process is stopped.
+    # Make SIGTERM unwind like Ctrl-C, the only exception that unittest lets through, so that all processes are stopped.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     arguments = sys.argv[1:]
     if arguments and arguments[0].startswith("--share="):

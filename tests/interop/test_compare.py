@@ -1,4 +1,4 @@
-"""The comparison of benches/compare runs: on a few bytes, so that it works when somebody wants its figures."""
+"""The benchmark in benches/compare runs. It uses a few bytes only, to make sure that it works when it is needed."""
 
 import json
 import subprocess
@@ -8,14 +8,14 @@ from harness import HERE, TIMEOUT, TOOLS, Scenario
 
 
 class Compare(Scenario):
-    def test_the_comparison_measures_every_tool(self):
+    def test_the_benchmark_measures_every_tool(self):
         figures = self.root / "figures.json"
         command = [sys.executable, HERE.parents[1] / "benches" / "compare" / "compare.py", "--bin", TOOLS.ours]
         command += ["--work", self.root / "work", "--json", figures]
         command += ["--set", "smoke", "--server", "seaweed", "--peers", "0.1.0", "--runs", "1"]
         with open(self.root / "log", "wb") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log)
-        # Terminated and not killed, so that it ends its own SeaweedFS.
+        # Terminated rather than killed, so that it stops its own SeaweedFS.
         self.addCleanup(process.wait)
         self.addCleanup(process.terminate)
         self.assertEqual(process.wait(timeout=TIMEOUT), 0, (self.root / "log").read_text())

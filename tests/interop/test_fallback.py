@@ -1,4 +1,4 @@
-"""(f): what the bucket does not give comes from the Hub, and the real client finds the cache that it makes itself."""
+"""Data missing from the bucket comes from the Hub, and the cache is as if the client had downloaded it."""
 
 import fixtures
 from harness import TOOLS, Scenario, describe, folder
@@ -14,38 +14,38 @@ class Fallback(Scenario):
         self.target = self.machine("target", self.shared_bucket)
 
     def pull(self, repo, ref):
-        """Pull by ours with the fallback; the path is all that stdout holds. Returns what stderr says."""
+        """Pull with ours and the fallback, check that stdout is only the path, and return stderr."""
         finished = self.target.ours("pull", repo.id, "-r", ref, "--repo-type", repo.kind, *HUB)
         snapshot = self.target.cache / folder(repo) / "snapshots" / repo.refs[ref]
         self.assertEqual(finished.stdout, f"{snapshot}\n")
         return finished.stderr
 
     def delete(self, prefix):
-        """Delete every object below a prefix of the bucket."""
+        """Delete every object with this prefix from the bucket."""
         for key in self.shared_bucket.keys():
             if key.startswith(prefix):
                 self.shared_bucket._client.delete_object(Bucket=self.shared_bucket.name, Key=key)
 
     def assert_as_downloaded(self, repos, pythons=(TOOLS.python_v2, TOOLS.python_v0)):
-        """The target's cache is that of a client which has downloaded these itself, and the clients find it whole."""
+        """Assert that the cache is as if a client had downloaded the repos, and that the clients can use it."""
         plain = self.machine("plain")
         plain.download(repos)
         self.assertEqual(describe(self.target.cache), describe(plain.cache))
         for python in pythons:
             self.assert_resolves(self.target, repos, python=python)
 
-    def test_f_every_repo_that_the_bucket_lacks_comes_from_the_hub(self):
+    def test_repos_missing_from_the_bucket_come_from_the_hub(self):
         for repo in fixtures.EVERYDAY:
             for ref in repo.refs:
                 self.assertIn("from the Hub", self.pull(repo, ref))
         self.assert_as_downloaded(fixtures.EVERYDAY)
 
-    def test_f_a_kernel_too(self):
+    def test_a_missing_kernel_comes_from_the_hub(self):
         self.pull(fixtures.KERNELS[0], "main")
-        # The 0.x client knows no kernels.
+        # The 0.x client does not support kernels.
         self.assert_as_downloaded(fixtures.KERNELS, [TOOLS.python_v2])
 
-    def test_f_the_next_push_finds_it(self):
+    def test_repos_from_the_hub_can_be_pushed(self):
         repos = [fixtures.by_id("acme/large"), fixtures.by_id("acme/corpus", "dataset")]
         for repo in repos:
             self.pull(repo, "main")
@@ -55,11 +55,11 @@ class Fallback(Scenario):
         self.assert_resolves(other, repos)
         self.assertEqual(describe(other.cache), describe(self.target.cache))
 
-    def test_f_without_a_type_the_only_one_that_the_hub_has_is_taken(self):
+    def test_without_a_type_the_only_type_on_the_hub_is_pulled(self):
         self.target.ours("pull", "acme/corpus", *HUB)
         self.assertEqual(list(describe(self.target.cache)), ["datasets--acme--corpus"])
 
-    def test_f_missing_and_corrupt_blobs_come_from_the_hub_and_the_rest_from_the_bucket(self):
+    def test_only_missing_and_corrupt_blobs_come_from_the_hub(self):
         repo = fixtures.by_id("acme/large")
         ((_, files),) = repo.commits.items()
         self.source.download([repo])
@@ -74,7 +74,7 @@ class Fallback(Scenario):
         self.assertEqual(TOOLS.hub.bodies - before, 2)
         self.assert_as_downloaded([repo])
 
-    def test_f_pull_all_takes_from_the_hub_what_the_bucket_fails_to_give(self):
+    def test_pull_all_replaces_missing_data_from_the_hub(self):
         repos = fixtures.TWINS[:2] + [fixtures.by_id("gpt2"), fixtures.by_id("acme/corpus", "dataset")]
         self.source.download(repos)
         self.source.ours("push")

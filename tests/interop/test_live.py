@@ -1,4 +1,4 @@
-"""(f), (g) and locks: read-only keys, and a client at work in the same cache at the same time."""
+"""Read-only keys, and a client that uses the same cache at the same time."""
 
 import hashlib
 import json
@@ -13,20 +13,20 @@ from servers import READ_ONLY
 
 
 class Doctor(Scenario):
-    def test_f_a_read_only_key_is_a_mode_and_no_failure(self):
+    def test_a_read_only_key_is_reported_but_not_an_error(self):
         report = self.machine("reader", self.bucket(), keys=READ_ONLY).ours("doctor")
         self.assertIn("read-only", report.stdout.lower())
 
-    def test_f_a_read_only_key_fails_where_writing_is_required(self):
+    def test_a_read_only_key_fails_if_writing_is_required(self):
         report = self.machine("reader", self.bucket(), keys=READ_ONLY).ours("doctor", "--require-write", code=None)
         self.assertNotIn(report.returncode, (0, 2))
 
-    def test_f_a_read_write_key_passes_and_leaves_no_probe(self):
+    def test_a_read_write_key_passes_and_leaves_no_probe(self):
         bucket = self.bucket()
         self.machine("writer", bucket).ours("doctor", "--require-write")
         self.assertEqual(bucket.keys(), [])
 
-    def test_f_a_read_only_key_pulls(self):
+    def test_a_read_only_key_can_pull(self):
         bucket, repo = self.bucket(), fixtures.by_id("gpt2")
         source, reader = self.machine("source", bucket), self.machine("reader", bucket, keys=READ_ONLY)
         source.download([repo])
@@ -35,7 +35,7 @@ class Doctor(Scenario):
         self.assertEqual(describe(reader.cache), describe(source.cache))
 
 
-class BesideARunningClient(Scenario):
+class WithARunningClient(Scenario):
     def setUp(self):
         super().setUp()
         self.shared_bucket = self.bucket()
@@ -44,7 +44,7 @@ class BesideARunningClient(Scenario):
         self.weights = self.files["model.safetensors"]
 
     def start_download(self, machine):
-        """A download in another process that the Hub holds half-way through its largest file."""
+        """Start a download in another process, which the Hub pauses halfway through its largest file."""
         gate = TOOLS.hub.hold(self.weights)
         self.addCleanup(TOOLS.hub.drop, self.weights)
         command = [TOOLS.python_v2, HERE / "client.py", "download", json.dumps([request(self.repo, "main")])]
@@ -53,7 +53,7 @@ class BesideARunningClient(Scenario):
         return gate, process
 
     def assert_bucket_is_sound(self):
-        """Every key is a finished object: blobs match their names, manifests name only blobs that are there."""
+        """Assert that all objects are complete: blobs match their names, and manifests only name existing blobs."""
         keys = self.shared_bucket.keys()
         for key in (key for key in keys if key.startswith("blobs/")):
             name, content = key.removeprefix("blobs/"), self.shared_bucket.get(key)
@@ -62,7 +62,7 @@ class BesideARunningClient(Scenario):
             for entry in manifest["files"]:
                 self.assertIn(f"blobs/{entry['blob']}", keys)
 
-    def test_g_a_push_beside_a_download_publishes_only_what_is_finished(self):
+    def test_a_push_during_a_download_publishes_only_complete_files(self):
         source = self.machine("source", self.shared_bucket)
         gate, download = self.start_download(source)
         in_flight = list((source.cache / folder(self.repo) / "blobs").glob("*.incomplete"))
@@ -71,7 +71,7 @@ class BesideARunningClient(Scenario):
         source.ours("push")
         self.assert_bucket_is_sound()
         self.assertNotIn(f"blobs/{self.weights.etag}", self.shared_bucket.keys())
-        self.assertTrue(in_flight[0].exists(), "push must leave the download alone")
+        self.assertTrue(in_flight[0].exists(), "push must not touch the download")
 
         gate.release()
         finish(download)

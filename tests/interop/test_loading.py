@@ -1,4 +1,4 @@
-"""After a pull, what loads offline: by id with transformers and diffusers, by the printed path with datasets."""
+"""Loading pulled repos offline: by id with transformers and diffusers, by the printed path with datasets."""
 
 import json
 
@@ -9,7 +9,7 @@ ROWS = [{"text": "one", "label": 0}, {"text": "two", "label": 1}, {"text": "thre
 
 
 class Loading(Scenario):
-    """What the README says under "What loads after a pull", claim by claim."""
+    """Checks every claim in the README's section "What loads after a pull"."""
 
     def setUp(self):
         super().setUp()
@@ -18,7 +18,7 @@ class Loading(Scenario):
         source.download(fixtures.LOADABLE)
         source.ours("push")
 
-    def pulled(self, repo):
+    def pull(self, repo):
         return str(self.target.pull(repo, "main"))
 
     def load(self, library, name):
@@ -27,23 +27,22 @@ class Loading(Scenario):
 
     def test_transformers_loads_by_id(self):
         repo = fixtures.LOADABLE_MODEL
-        snapshot = self.pulled(repo)
+        snapshot = self.pull(repo)
         expected = {"layers": 3, "tokens": [1, 2], "weights": 5000}
         self.assertEqual(self.load("transformers", repo.id), expected)
         self.assertEqual(self.load("transformers", snapshot), expected)
 
     def test_diffusers_loads_by_id(self):
         repo = fixtures.LOADABLE_PIPELINE
-        self.pulled(repo)
+        self.pull(repo)
         self.assertEqual(self.load("diffusers", repo.id), 7)
 
     def test_datasets_loads_by_the_printed_path(self):
-        snapshot = self.pulled(fixtures.LOADABLE_DATASET)
+        snapshot = self.pull(fixtures.LOADABLE_DATASET)
         self.assertEqual(self.load("datasets", snapshot), ROWS)
 
     def test_datasets_does_not_load_by_id(self):
         repo = fixtures.LOADABLE_DATASET
-        self.pulled(repo)
-        # Offline, `datasets` looks for the id in its own cache of prepared data alone. Should that change, the README
-        # can promise more.
+        self.pull(repo)
+        # Offline, `datasets` only looks in its own cache of prepared data. Update the README if this changes.
         self.assertEqual(self.load("datasets", repo.id), "ConnectionError")

@@ -1,4 +1,4 @@
-"""(e): snapshots of which machines have different parts."""
+"""Partial snapshots, of which machines have different files."""
 
 import fixtures
 from harness import Scenario, describe, request
@@ -15,13 +15,13 @@ class Partial(Scenario):
         ((self.commit, self.files),) = self.repo.commits.items()
 
     def pusher(self, name, **patterns):
-        """A machine that downloaded some files and pushed them."""
+        """Return a machine that has downloaded some files and pushed them."""
         machine = self.machine(name, self.shared_bucket)
         machine.client("download", [request(self.repo, "main", **patterns)])
         machine.ours("push")
         return machine
 
-    def assert_bucket_is_whole(self):
+    def assert_bucket_is_complete(self):
         (manifest,) = self.shared_bucket.manifests().values()
         listed = [(entry["path"], entry["blob"], entry["size"]) for entry in manifest["files"]]
         expected = [(path, file.etag, len(file.data)) for path, file in self.files.items()]
@@ -30,22 +30,22 @@ class Partial(Scenario):
         self.pull_all_refs(target, [self.repo])
         self.assert_resolves(target, [self.repo])
 
-    def test_e_partial_after_full_keeps_the_full_manifest(self):
+    def test_partial_after_full_keeps_the_full_manifest(self):
         self.pusher("full")
         self.pusher("partial", **SOME)
-        self.assert_bucket_is_whole()
+        self.assert_bucket_is_complete()
 
-    def test_e_full_after_partial_completes_the_manifest(self):
+    def test_full_after_partial_completes_the_manifest(self):
         self.pusher("partial", **SOME)
         self.pusher("full")
-        self.assert_bucket_is_whole()
+        self.assert_bucket_is_complete()
 
-    def test_e_two_disjoint_parts_make_the_whole(self):
+    def test_two_disjoint_parts_make_a_complete_revision(self):
         self.pusher("one", **SOME)
         self.pusher("other", **OTHERS)
-        self.assert_bucket_is_whole()
+        self.assert_bucket_is_complete()
 
-    def test_e_revisions_that_different_machines_have_add_up(self):
+    def test_revisions_from_different_machines_add_up(self):
         versions = fixtures.by_id("acme/versions")
         for ref in versions.refs:
             machine = self.machine(ref.replace("/", "-"), self.shared_bucket)
@@ -55,20 +55,20 @@ class Partial(Scenario):
         self.pull_all_refs(target, [versions])
         self.assert_resolves(target, [versions])
 
-    def test_e_pulling_completes_a_partial_snapshot(self):
+    def test_a_pull_completes_a_partial_snapshot(self):
         self.pusher("full")
         target = self.machine("target", self.shared_bucket)
         target.client("download", [request(self.repo, "main", **SOME)])
         self.pull_all_refs(target, [self.repo])
         self.assert_resolves(target, [self.repo])
 
-    def test_a_the_client_treats_a_pulled_partial_snapshot_as_the_source_does(self):
+    def test_the_client_treats_a_pulled_partial_snapshot_like_the_source(self):
         source = self.pusher("partial", **SOME)
         target = self.machine("target", self.shared_bucket)
         self.pull_all_refs(target, [self.repo])
         self.assertEqual(describe(target.cache), describe(source.cache))
         requests = [request(self.repo, "main"), request(self.repo, "main", **SOME)]
-        whole, part = target.client("resolve", requests)
-        self.assertEqual(source.client("resolve", requests), [whole, part])
-        self.assertEqual(whole, "IncompleteSnapshotError")
+        full, part = target.client("resolve", requests)
+        self.assertEqual(source.client("resolve", requests), [full, part])
+        self.assertEqual(full, "IncompleteSnapshotError")
         self.assertEqual(part, {"config.json": self.files["config.json"].sha256})

@@ -1,4 +1,4 @@
-"""`prune` on caches that the real client made: what is left, it finds without a warning and opens offline."""
+"""`prune` on caches of the real client, which can use the rest offline and without warnings."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import fixtures
 from harness import HERE, TOOLS, Scenario, describe, files, finish, folder, request
 
 DAY = 24 * 3600
-# A test's cache was filled moments ago; without this, its repos would be left alone as busy.
+# The caches were filled moments ago; without this, their repos would be skipped as busy.
 AT_ONCE = ("--orphan-grace", "0")
 
 
@@ -21,7 +21,7 @@ class Prune(Scenario):
         return json.loads(self.laptop.ours("prune", "--json", *arguments, code=code).stdout)
 
     def age(self, repo, days):
-        """Make all bytes of a repo look as if they had been used days ago."""
+        """Make all blobs of a repo look as if they had last been used `days` ago."""
         for path in files(self.laptop.cache / folder(repo) / "blobs").values():
             os.utime(path, (time.time() - days * DAY,) * 2)
 
@@ -29,7 +29,7 @@ class Prune(Scenario):
         self.laptop.client("download", [request(repo, revision, **extra) for revision in revisions])
 
     def assert_sound(self, repos):
-        """The client has nothing to warn of, and every revision that it lists opens offline as it was."""
+        """Assert that the client has no warnings, and can open every revision that it lists offline and unchanged."""
         scan = self.laptop.client("scan")
         self.assertEqual(scan["warnings"], [])
         self.assertEqual(sorted(scan["repos"]), sorted(f"{repo.kind} {repo.id}" for repo in repos))
@@ -42,14 +42,14 @@ class Prune(Scenario):
     def assert_gone(self, repo):
         self.assertFalse((self.laptop.cache / folder(repo)).exists())
 
-    def test_within_the_budget_a_cache_stays_as_it_is(self):
+    def test_a_cache_within_the_budget_does_not_change(self):
         self.laptop.download(fixtures.EVERYDAY)
         before = describe(self.laptop.cache)
         report = self.prune("--max-gb", "1")
         self.assertEqual((report["freed"], report["skipped"], report["failures"]), (0, [], []))
         self.assertEqual(describe(self.laptop.cache), before)
 
-    def test_without_a_budget_only_what_refs_name_is_left(self):
+    def test_with_a_zero_budget_only_referenced_revisions_are_kept(self):
         repo = fixtures.by_id("acme/versions")
         detached = fixtures.by_id("acme/corpus", "dataset")
         self.laptop.download([repo])
@@ -61,7 +61,7 @@ class Prune(Scenario):
         self.assert_sound([repo])
         self.assert_resolves(self.laptop, [repo])
 
-    def test_referenced_revisions_go_least_recently_used_first(self):
+    def test_referenced_revisions_are_evicted_least_recently_used_first(self):
         repos = [fixtures.by_id("gpt2"), fixtures.by_id("acme/large"), fixtures.by_id("a_/b")]
         self.laptop.download(repos)
         for repo, days in zip(repos, (1, 3, 2), strict=True):
@@ -74,7 +74,7 @@ class Prune(Scenario):
         self.assert_sound([repos[0]])
         self.assert_resolves(self.laptop, [repos[0]])
 
-    def test_one_revision_of_several_goes_and_the_others_open(self):
+    def test_the_other_revisions_of_a_repo_can_still_be_used(self):
         repo = fixtures.by_id("acme/versions")
         self.laptop.download([repo])
         old = repo.refs["v1.0"]
@@ -82,7 +82,7 @@ class Prune(Scenario):
         blob = self.laptop.cache / folder(repo) / "blobs" / weights.etag
         for path in files(self.laptop.cache / folder(repo) / "blobs").values():
             os.utime(path, (time.time() - DAY,) * 2)
-        # All of v1.0 is older than anything of main, but for the config that both have.
+        # Everything in v1.0 is older than main, including the config that they share.
         config = self.laptop.cache / folder(repo) / "blobs" / repo.commits[old]["config.json"].etag
         os.utime(config, (time.time() - 3 * DAY,) * 2)
         os.utime(blob, (time.time() - 2 * DAY,) * 2)
@@ -92,11 +92,11 @@ class Prune(Scenario):
         self.assertFalse(blob.exists())
         self.assertTrue(config.exists())
         self.assert_sound([repo])
-        # What went can be downloaded again.
+        # Evicted revisions can be downloaded again.
         self.laptop.download([repo])
         self.assert_resolves(self.laptop, [repo])
 
-    def test_a_shared_payload_stays_for_the_repo_that_needs_it_and_goes_with_the_last(self):
+    def test_a_shared_payload_is_deleted_with_the_last_repo_that_needs_it(self):
         first, second = fixtures.SHARED
         self.download(first, first.refs["main"], xet=True)
         self.download(second, "main", xet=True)
@@ -129,7 +129,7 @@ class Prune(Scenario):
         (contents,) = repo.commits.values()
         return contents["model.safetensors"].etag
 
-    def test_a_snapshot_without_links_goes_whole(self):
+    def test_a_snapshot_without_links_is_evicted(self):
         kept, gone = fixtures.by_id("gpt2"), fixtures.by_id("acme/corpus", "dataset")
         self.laptop.client("download", [request(kept, "main")], HF_HUB_DISABLE_SYMLINKS="1")
         self.laptop.client("download", [request(gone, gone.refs["main"])], HF_HUB_DISABLE_SYMLINKS="1")
@@ -139,14 +139,14 @@ class Prune(Scenario):
         self.assert_sound([kept])
         self.assert_resolves(self.laptop, [kept])
 
-    def test_a_download_in_another_process_loses_nothing(self):
+    def test_a_download_in_another_process_is_not_affected(self):
         repo, bystander = fixtures.by_id("acme/large"), fixtures.by_id("acme/corpus", "dataset")
         (commit,) = repo.commits
         self.download(bystander, bystander.refs["main"])
         weights = repo.commits[commit]["model.safetensors"]
         gate = TOOLS.hub.hold(weights)
         self.addCleanup(TOOLS.hub.drop, weights)
-        # By its commit, so that no ref protects what is here of it already.
+        # By commit, so that no ref protects the files that are already here.
         download = self.laptop.start(
             TOOLS.python_v2, HERE / "client.py", "download", json.dumps([request(repo, commit)])
         )
@@ -155,7 +155,7 @@ class Prune(Scenario):
         report = self.prune("--max-gb", "0", "--include-referenced", *AT_ONCE)
         self.assertEqual([one["repo"] for one in report["evicted"]], [bystander.id])
         self.assertEqual([skip["reason"] for skip in report["skipped"]], ["held", "in-flight"])
-        # However little is waited for, what is locked is left alone.
+        # Locked files are kept even without a grace period.
         report = self.prune("--max-gb", "0", "--include-referenced", *AT_ONCE, "--temporary-grace", "0")
         self.assertEqual([skip["reason"] for skip in report["skipped"]], ["held", "in-flight"])
         self.assertEqual(files(self.laptop.cache / folder(repo)), before)

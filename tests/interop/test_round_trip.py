@@ -1,11 +1,11 @@
-"""(a), (d), (e): ours pushes, ours pulls into an empty cache, and the real client finds the same cache there."""
+"""Ours pushes, ours pulls into an empty cache, and the real client finds the same cache there."""
 
 import fixtures
 from harness import TOOLS, Scenario, describe, folder, request
 
 
 class RoundTrip:
-    """The scenarios that hold on every server; `server` names the one to use."""
+    """The scenarios that run on every server; `server` is the name of the server."""
 
     server: str
 
@@ -18,7 +18,7 @@ class RoundTrip:
         self.source.ours("push")
         self.pull_all_refs(self.target, repos)
 
-    def test_a_cache_of_the_2x_client_comes_back_identical(self):
+    def test_a_cache_of_the_2x_client_is_pulled_identically(self):
         repos = fixtures.EVERYDAY
         self.source.download(repos)
         self.push_and_pull(repos)
@@ -26,7 +26,7 @@ class RoundTrip:
         for python in (TOOLS.python_v2, TOOLS.python_v0):
             self.assert_resolves(self.target, repos, python=python)
 
-    def test_a_cache_of_the_0x_client_comes_back_identical(self):
+    def test_a_cache_of_the_0x_client_is_pulled_identically(self):
         repos = fixtures.EVERYDAY
         self.source.download(repos, python=TOOLS.python_v0)
         self.push_and_pull(repos)
@@ -34,7 +34,7 @@ class RoundTrip:
         for python in (TOOLS.python_v2, TOOLS.python_v0):
             self.assert_resolves(self.target, repos, python=python)
 
-    def test_d_a_cache_with_the_shared_store_comes_back_with_regular_blobs(self):
+    def test_a_cache_with_the_shared_store_is_pulled_with_regular_blobs(self):
         repos = fixtures.SHARED + [fixtures.by_id("gpt2")]
         self.source.download(repos, xet=True)
         payloads = {self.blob(self.source, repo).resolve() for repo in fixtures.SHARED}
@@ -42,7 +42,7 @@ class RoundTrip:
         self.push_and_pull(repos)
         for repo in fixtures.SHARED:
             self.assertFalse(self.blob(self.target, repo).is_symlink())
-        # The store makes its payloads read-only; a blob outside it has the mode of any other file.
+        # The client makes payloads in the shared store read-only; other blobs have normal modes.
         self.assertEqual(describe(self.target.cache, modes=False), describe(self.source.cache, modes=False))
         for python in (TOOLS.python_v2, TOOLS.python_v0):
             self.assert_resolves(self.target, repos, python=python)
@@ -61,14 +61,14 @@ class OnSeaweedFS(RoundTrip, Scenario):
 
 
 class Revisions(Scenario):
-    """Ways to name a revision, repo types of today, and what the client makes of a pulled cache."""
+    """Ways to name a revision, all repo types, and how the client uses a pulled cache."""
 
     def setUp(self):
         super().setUp()
         bucket = self.bucket()
         self.source, self.target = self.machine("source", bucket), self.machine("target", bucket)
 
-    def test_e_a_full_commit_comes_back_without_a_ref(self):
+    def test_a_revision_without_a_ref_can_be_pulled_by_commit(self):
         repo = fixtures.by_id("acme/versions")
         commit = repo.refs["v1.0"]
         self.source.client("download", [request(repo, commit)])
@@ -77,14 +77,14 @@ class Revisions(Scenario):
         self.assertEqual(describe(self.target.cache), describe(self.source.cache))
         self.assertEqual(describe(self.target.cache)[folder(repo)]["refs"], {})
 
-    def test_e_a_short_commit_names_its_snapshot(self):
+    def test_a_revision_can_be_pulled_by_short_commit(self):
         repo = fixtures.by_id("acme/versions")
         commit = repo.refs["v1.0"]
         self.source.download([repo])
         self.source.ours("push")
         self.assertEqual(self.target.pull(repo, commit[:8]).name, commit)
 
-    def test_e_a_kernel_comes_back_as_a_kernel_beside_a_model_of_its_name(self):
+    def test_a_kernel_and_a_model_can_have_the_same_name(self):
         repos = [fixtures.by_id("acme/tiny", "kernel"), fixtures.by_id("acme/tiny")]
         self.source.download(repos)
         self.source.ours("push")
@@ -92,19 +92,19 @@ class Revisions(Scenario):
         self.assertEqual(describe(self.target.cache), describe(self.source.cache))
         self.assert_resolves(self.target, repos)
 
-    def test_e_without_a_type_the_model_is_meant(self):
+    def test_without_a_type_the_model_is_pulled(self):
         self.source.download(fixtures.TWINS)
         self.source.ours("push")
         self.target.ours("pull", "acme/tiny")
         self.assertEqual(list(describe(self.target.cache)), ["models--acme--tiny"])
 
-    def test_e_without_a_type_the_only_other_type_is_taken(self):
+    def test_without_a_type_the_only_other_type_is_pulled(self):
         self.source.download([fixtures.by_id("acme/corpus", "dataset")])
         self.source.ours("push")
         self.target.ours("pull", "acme/corpus")
         self.assertEqual(describe(self.target.cache), describe(self.source.cache))
 
-    def test_a_an_online_client_downloads_no_file_again(self):
+    def test_an_online_client_downloads_nothing_again(self):
         self.source.download(fixtures.EVERYDAY)
         self.source.ours("push")
         self.pull_all_refs(self.target, fixtures.EVERYDAY)

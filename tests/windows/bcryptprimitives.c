@@ -1,4 +1,4 @@
-/* bcryptprimitives.dll, of which Rust's standard library needs one function, and which wine 8 does not have. */
+/* A replacement for bcryptprimitives.dll, which wine 8 lacks. Rust's standard library needs this one function. */
 #include <windows.h>
 
 BOOLEAN NTAPI SystemFunction036(PVOID buffer, ULONG length); /* RtlGenRandom of advapi32.dll */

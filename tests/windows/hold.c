@@ -1,5 +1,4 @@
-/* hold.exe FILE...: has the files open, as a program does that lets others read them and no more; says so on stdout, and
-   ends with its stdin. */
+/* hold.exe FILE...: opens the files, sharing them for reading only, prints "held", and exits at the end of stdin. */
 #include <stdio.h>
 #include <windows.h>
 

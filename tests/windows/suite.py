@@ -1,4 +1,4 @@
-"""hf-cache-sync.exe under wine, against an S3 server on the loopback. Started by `run`."""
+"""Tests hf-cache-sync.exe under wine with an S3 server on loopback. Started by `run`."""
 
 import hashlib
 import json
@@ -17,13 +17,13 @@ HERE = Path(__file__).parent
 KEY, SECRET, BUCKET = "suite-key", "suite-secret", "team-cache"
 COMMIT, OTHER, THIRD = "0123456789abcdef0123456789abcdef01234567", "8" * 40, "9" * 40
 COMPILER = "x86_64-w64-mingw32-gcc"
-PATIENCE = 300
+TIMEOUT = 300
 NOBODY = 65534
 MIB = 1 << 20
 
 
 def data(seed, size):
-    """Bytes that look like weights, different for each seed."""
+    """Return bytes that resemble weights, different for each seed."""
     return hashlib.shake_256(str(seed).encode()).digest(size)
 
 
@@ -36,21 +36,21 @@ def git_sha1(content):
 
 
 def windows(path):
-    """How a Windows program names a file of this system: wine has the root as drive Z."""
+    """Return the Windows form of a path: wine maps the root to drive Z."""
     return "Z:" + str(path).replace("/", "\\")
 
 
 def wait_until(what, condition):
-    """Polls for something that another process does."""
-    deadline = time.monotonic() + PATIENCE
+    """Poll until another process has done something."""
+    deadline = time.monotonic() + TIMEOUT
     while not condition():
         if time.monotonic() > deadline:
-            raise AssertionError(f"{what}: did not happen in {PATIENCE} seconds")
+            raise AssertionError(f"timed out after {TIMEOUT} s waiting until {what}")
         time.sleep(0.02)
 
 
 class Wine:
-    """A wine prefix of its own, with the program in it. Its processes end with it."""
+    """A wine prefix that contains the program. Stopping it ends its processes."""
 
     def __init__(self, root, exe):
         self.root = root
@@ -58,20 +58,20 @@ class Wine:
         self.bin.mkdir()
         self.exe = self.bin / "hf-cache-sync.exe"
         shutil.copy(exe, self.exe)
-        self.put_library_into(self.bin)
+        self.add_library(self.bin)
         subprocess.run([COMPILER, "-municode", "-o", self.bin / "hold.exe", HERE / "hold.c"], check=True)
         self.env = {
             "PATH": os.environ["PATH"],
             "HOME": str(root),
             "WINEPREFIX": str(root / "prefix"),
             "WINEDEBUG": "-all",
-            # No window, no browser, no .NET: nothing asks, and nothing is downloaded.
+            # Disable windows, browsers and .NET, so that wine neither prompts nor downloads anything.
             "WINEDLLOVERRIDES": "mscoree,mshtml,winemenubuilder.exe=",
         }
 
     @staticmethod
-    def put_library_into(folder):
-        """Makes the library that wine lacks. A program finds it in its own folder."""
+    def add_library(folder):
+        """Build the library that wine lacks in a folder, where the programs in it find it."""
         library, source = folder / "bcryptprimitives.dll", HERE / "bcryptprimitives.c"
         subprocess.run([COMPILER, "-shared", "-o", library, source, "-ladvapi32"], check=True)
 
@@ -80,12 +80,12 @@ class Wine:
         self.tool("wine", "winecfg", "-v", "win10")
 
     def tool(self, *command):
-        subprocess.run(command, env=self.env, check=True, stdout=subprocess.DEVNULL, timeout=PATIENCE)
+        subprocess.run(command, env=self.env, check=True, stdout=subprocess.DEVNULL, timeout=TIMEOUT)
 
     def stop(self):
-        # The server of this prefix ends what runs in it.
-        subprocess.run(["wineserver", "-k"], env=self.env, timeout=PATIENCE, check=False)
-        subprocess.run(["wineserver", "-w"], env=self.env, timeout=PATIENCE, check=False)
+        # The wineserver of this prefix ends all processes in it.
+        subprocess.run(["wineserver", "-k"], env=self.env, timeout=TIMEOUT, check=False)
+        subprocess.run(["wineserver", "-w"], env=self.env, timeout=TIMEOUT, check=False)
 
 
 WINE = None
@@ -94,7 +94,7 @@ STARTED = []
 
 
 class Server:
-    """The project's S3 server, on Linux. Objects are files in its folder."""
+    """The project's S3 server, running on Linux. Objects are files in its folder."""
 
     def __init__(self, binary, root):
         self.root = root
@@ -110,7 +110,7 @@ class Server:
 
 
 class Repo:
-    """A revision of a model: its files by path, with the names of their blobs."""
+    """A revision of a model: its files by path."""
 
     def __init__(self, name, files, commit=COMMIT, refs=("main",)):
         self.name, self.files, self.commit, self.refs = name, files, commit, refs
@@ -121,11 +121,11 @@ class Repo:
         return git_sha1(content) if path.endswith((".json", ".txt", ".md")) else sha256(content)
 
     def size(self):
-        """Each blob once."""
+        """Return the total size; each blob counts once."""
         return sum({self.etag(path): len(content) for path, content in self.files.items()}.values())
 
     def write(self, hub, real=False, age=0):
-        """As huggingface_hub leaves it where links are not possible (real), or as this tool does (hard links)."""
+        """Write it as huggingface_hub does without links (real), or as this tool does (hard links)."""
         repo = hub / self.folder
         snapshot = repo / "snapshots" / self.commit
         (repo / "blobs").mkdir(parents=True, exist_ok=True)
@@ -148,7 +148,7 @@ class Repo:
                 os.utime(folder, (then, then))
 
     def publish(self, bucket, sizes=None):
-        """As 0.1.0 writes it. `sizes` are lies about files."""
+        """Publish it as 0.1.0 does. `sizes` are false sizes for some files."""
         for path, content in self.files.items():
             put(bucket, f"blobs/{self.etag(path)}", content)
         files = [
@@ -169,7 +169,7 @@ def put(bucket, key, content):
 
 
 class Case(unittest.TestCase):
-    """A bucket and a cache of its own for each test."""
+    """A test with its own bucket and cache."""
 
     def setUp(self):
         self.dir = Path(tempfile.mkdtemp(dir=WINE.root))
@@ -200,7 +200,7 @@ class Case(unittest.TestCase):
         return process
 
     def finish(self, process, code=0):
-        stdout, stderr = process.communicate(timeout=PATIENCE)
+        stdout, stderr = process.communicate(timeout=TIMEOUT)
         if code is not None:
             self.assertEqual(process.returncode, code, stdout + stderr)
         return stdout, stderr
@@ -211,8 +211,8 @@ class Case(unittest.TestCase):
     def json(self, *arguments, code=0, **env):
         return json.loads(self.run_tool(*arguments, "--json", code=code, **env)[0])
 
-    def refused(self, *arguments, code, words, **env):
-        """One clear error: its exit code, one to three lines."""
+    def assert_refused(self, *arguments, code, words, **env):
+        """Assert that a command fails with this exit code and one clear error of one to three lines."""
         stdout, stderr = self.run_tool(*arguments, code=code, **env)
         self.assertEqual(stdout, "")
         self.assertTrue(stderr.startswith("error: "), stderr)
@@ -223,7 +223,7 @@ class Case(unittest.TestCase):
             self.assertNotIn(word, stderr)
 
     def assert_pulled(self, repo, hub=None, linked=True):
-        """Every file byte by byte, as a hard link to its blob, or as a file of its own."""
+        """Assert that every file is complete, and is a hard link to its blob, or (not linked) has no blob."""
         folder = (hub or self.hub) / repo.folder
         snapshot = folder / "snapshots" / repo.commit
         found = {str(path.relative_to(snapshot)) for path in snapshot.rglob("*") if path.is_file()}
@@ -240,14 +240,14 @@ class Case(unittest.TestCase):
             self.assertEqual((folder / "refs" / ref).read_text(), repo.commit)
 
     def assert_tidy(self, hub=None):
-        """Nothing is left of what was under way."""
+        """Assert that there are no temporary files."""
         state = (hub or self.hub) / ".locks" / ".hf-cache-sync"
         for part in ("staging", "partial"):
             left = [path.name for path in (state / part).glob("*")] if (state / part).exists() else []
             self.assertEqual(left, [], part)
 
     def disk_usage(self, hub=None):
-        """Bytes of the repos, each file once, however many names it has."""
+        """Return the total size of the repos; a file with several names counts once."""
         files = {}
         for path in (hub or self.hub).glob("*--*/**/*"):
             if path.is_file() and path.parent.name != "refs":
@@ -280,7 +280,7 @@ class RoundTrip(Case):
         self.assertFalse(self.json("diff", "--exit-code")["differs"])
 
         pulled = self.dir / "pulled" / "hub"
-        # By HF_HOME and with a backslash, as people set it.
+        # Set with HF_HOME and with backslashes, as is usual on Windows.
         env = {"HF_HUB_CACHE": "", "HF_HOME": windows(pulled.parent)}
         stdout, _ = self.run_tool("pull", "org/model", **env)
         self.assertEqual(stdout, windows(pulled / MODEL.folder / "snapshots" / COMMIT) + "\n")
@@ -291,7 +291,7 @@ class RoundTrip(Case):
         self.assertEqual(again["snapshot"], stdout.strip())
         self.assertFalse(self.json("diff", "--exit-code", **env)["differs"])
 
-    def test_real_files_where_no_links_are_wanted(self):
+    def test_snapshots_have_regular_files_if_links_are_disabled(self):
         MODEL.publish(self.bucket)
         env = {"HF_HUB_DISABLE_SYMLINKS": "1"}
         self.run_tool("pull", "org/model", **env)
@@ -303,7 +303,7 @@ class RoundTrip(Case):
         self.assertEqual((again["downloaded"]["blobs"], again["source"]), (0, "cache"))
         self.assertEqual(self.json("status")["size"], self.disk_usage())
 
-    def test_verify_finds_and_mends_a_changed_file(self):
+    def test_verify_finds_and_repairs_a_changed_file(self):
         MODEL.publish(self.bucket)
         self.run_tool("pull", "org/model")
         blob = self.hub / MODEL.folder / "blobs" / MODEL.etag("deep/er/weights.bin")
@@ -316,7 +316,7 @@ class RoundTrip(Case):
         self.assertEqual(self.json("pull", "org/model", "--verify")["downloaded"]["blobs"], 0)
         self.assert_tidy()
 
-    def test_a_long_path(self):
+    def test_long_paths_are_supported(self):
         deep = "/".join(f"{letter * 40}" for letter in "abcdefgh") + "/model.bin"
         repo = Repo("org/deep", {deep: data("deep", 10_000), "config.json": b"{}\n"})
         self.assertGreater(len(windows(self.hub / repo.folder / deep)), 400)
@@ -329,7 +329,7 @@ class RoundTrip(Case):
         self.assertEqual(self.json("status")["size"], repo.size())
         self.json("prune", "--max-size", "0", "--include-referenced", "--yes", code=None)
 
-    def test_a_configuration_file(self):
+    def test_a_configuration_file_can_contain_windows_paths(self):
         self.run_tool("init")
         self.assertTrue((self.dir / ".hf-cache-sync.yaml").exists())
         (self.dir / ".hf-cache-sync.yaml").write_text(f"cache:\n  hf_cache_dir: {windows(self.hub)}\n")
@@ -365,17 +365,17 @@ class Sizes(Case):
         new.write(self.hub, age=10 * day)
         middle.write(self.hub, age=50 * day)
         real.write(self.hub, real=True, age=20 * day)
-        # What both revisions need was not used for longest.
+        # The shared file is the least recently used one.
         then = time.time() - 100 * day
         os.utime(self.hub / old.folder / "blobs" / old.etag("s.bin"), (then, then))
         before = self.disk_usage()
         self.assertEqual(before, 12 * MIB + 3)
-        # Nothing has to go while the budget is not missed.
+        # Within the budget, nothing is evicted.
         kept = self.json("prune", "--max-size", "13MiB", "--yes")
         self.assertEqual((kept["size_before"], kept["evicted"]), (before, []))
         self.assertEqual(self.disk_usage(), before)
 
-        # The two that were not used for longest.
+        # The two least recently used revisions are evicted.
         report = self.json("prune", "--max-size", "6MiB", "--yes")
         self.assertEqual([(gone["repo"], gone["revision"]) for gone in report["evicted"]],
                          [("org/a", OTHER), ("org/b", COMMIT)])
@@ -387,7 +387,7 @@ class Sizes(Case):
         self.assertEqual(self.json("status")["size"], after)
         self.assert_tidy()
 
-    def test_a_pull_of_what_is_there_is_a_use(self):
+    def test_pulling_a_cached_revision_counts_as_use(self):
         day = 24 * 3600
         repo = Repo("org/one", {"w.bin": data(1, 50_000)})
         repo.publish(self.bucket)
@@ -399,32 +399,32 @@ class Sizes(Case):
         self.assertEqual(blob.stat().st_mtime, before.st_mtime)
 
 
-class Together(Case):
-    def pull_together(self, count, **env):
+class Concurrent(Case):
+    def pull_concurrently(self, count, **env):
         runs = [self.start("pull", "org/model", **env) for _ in range(count)]
         paths = {self.finish(run)[0] for run in runs}
         self.assertEqual(paths, {windows(self.hub / MODEL.folder / "snapshots" / COMMIT) + "\n"})
         self.assert_tidy()
-        shown = self.json("status")
-        self.assertEqual((shown["size"], shown["problems"]), (self.disk_usage(), []))
+        status = self.json("status")
+        self.assertEqual((status["size"], status["problems"]), (self.disk_usage(), []))
 
-    def test_two_pulls_of_one_revision(self):
+    def test_two_concurrent_pulls(self):
         MODEL.publish(self.bucket)
         for _ in range(3):
-            self.pull_together(2)
+            self.pull_concurrently(2)
             self.assert_pulled(MODEL)
             shutil.rmtree(self.hub)
 
-    def test_four_pulls_of_one_revision(self):
+    def test_four_concurrent_pulls(self):
         MODEL.publish(self.bucket)
         for _ in range(3):
-            self.pull_together(4)
+            self.pull_concurrently(4)
             self.assert_pulled(MODEL)
             shutil.rmtree(self.hub)
 
-    def test_two_pulls_into_real_files(self):
+    def test_two_concurrent_pulls_without_links(self):
         MODEL.publish(self.bucket)
-        self.pull_together(2, HF_HUB_DISABLE_SYMLINKS="1")
+        self.pull_concurrently(2, HF_HUB_DISABLE_SYMLINKS="1")
         snapshot = self.hub / MODEL.folder / "snapshots" / COMMIT
         for path, content in MODEL.files.items():
             self.assertEqual((snapshot / path).read_bytes(), content, path)
@@ -433,86 +433,86 @@ class Together(Case):
 class Interrupted(Case):
     REPO = Repo("org/large", {"model.bin": data("large", 24 * MIB), "config.json": b"{}\n"})
 
-    def pull_partly(self):
-        """A pull that has moved some parts of the large file, and not all."""
+    def start_partial_pull(self):
+        """Start a pull, and wait until it has downloaded some, but not all parts of the large file."""
         self.REPO.publish(self.bucket)
         process = self.start("pull", "org/large", "--bwlimit", "8MiB/s", "--workers", "1")
         parts = self.hub / ".locks/.hf-cache-sync/partial" / f"{self.REPO.etag('model.bin')}.parts"
 
-        def some_came():
-            self.assertIsNone(process.poll(), "it ended too early")
+        def has_part():
+            self.assertIsNone(process.poll(), "the pull ended too early")
             return parts.exists() and b"\1" in parts.read_bytes()
 
-        wait_until("a part of the blob comes", some_came)
+        wait_until("a part has been downloaded", has_part)
         return process
 
-    def go_on(self):
+    def resume(self):
         report = self.json("pull", "org/large")
-        self.assertLess(report["downloaded"]["bytes"], self.REPO.size(), "it began anew")
+        self.assertLess(report["downloaded"]["bytes"], self.REPO.size(), "the pull did not resume")
         self.assert_pulled(self.REPO)
         self.assert_tidy()
 
-    def test_kill_and_pull_again(self):
-        process = self.pull_partly()
+    def test_a_killed_pull_resumes(self):
+        process = self.start_partial_pull()
         process.kill()
         self.finish(process, code=None)
         self.assertFalse((self.hub / self.REPO.folder / "refs").exists())
-        self.go_on()
+        self.resume()
 
-    def test_ctrl_c_and_pull_again(self):
-        process = self.pull_partly()
+    def test_an_interrupted_pull_resumes(self):
+        process = self.start_partial_pull()
         process.send_signal(signal.SIGINT)
         _, stderr = self.finish(process, code=130)
         self.assertIn("interrupted", stderr)
-        self.go_on()
+        self.resume()
 
     def test_prune_waits_for_a_download(self):
-        pull = self.pull_partly()
+        pull = self.start_partial_pull()
         prune = self.start("prune", "--max-size", "1B", "--yes", "--json")
         self.assertIn("another hf-cache-sync", prune.stderr.readline())
         self.assertIsNone(pull.poll())
         self.finish(pull)
         report = json.loads(self.finish(prune)[0])
-        # A ref keeps what came.
+        # The new ref keeps the revision.
         self.assertEqual((report["size"], report["freed"]), (self.REPO.size(), 0))
         self.assert_pulled(self.REPO)
 
 
 class Refused(Case):
-    def test_a_reserved_name(self):
+    def test_reserved_names_are_refused(self):
         for name in ("aux.txt", "d/COM1", "a:b.txt", "dot."):
             odd = Repo("org/odd", {name: b"bytes", "config.json": b"{}\n"})
             odd.publish(self.bucket)
             report = self.json("pull", "org/odd", code=1)
-            said = [f"{failure['what']}: {failure['why']}" for failure in report["failures"]]
-            self.assertEqual(said, [f"cannot pull '{name}' of org/odd: this system cannot store a file of that name"])
-            # All else is there, and nothing that looks complete.
+            errors = [f"{failure['what']}: {failure['why']}" for failure in report["failures"]]
+            self.assertEqual(errors, [f"cannot pull '{name}' of org/odd: this system cannot store a file of that name"])
+            # The other file is there, but the revision does not look complete.
             snapshot = self.hub / odd.folder / "snapshots" / COMMIT
             self.assertEqual([path.name for path in snapshot.iterdir()], ["config.json"])
             self.assertFalse((self.hub / odd.folder / "refs").exists())
             shutil.rmtree(self.hub)
 
-    def test_two_names_that_are_one_here(self):
+    def test_names_that_differ_only_in_case_are_refused(self):
         Repo("org/case", {"README.md": b"one\n", "readme.md": b"two\n"}).publish(self.bucket)
         report = self.json("pull", "org/case", code=1)
         self.assertEqual(len(report["failures"]), 1)
         self.assertIn("ignores case", report["failures"][0]["why"])
         self.assertFalse((self.hub / "models--org--case" / "refs").exists())
 
-    def test_more_than_the_disk_can_take(self):
+    def test_a_full_disk_is_detected_before_the_download(self):
         MODEL.publish(self.bucket, sizes={"model.safetensors": 1 << 46})
-        self.refused("pull", "org/model", code=1, words=["not enough disk space", "64.0 TiB"])
+        self.assert_refused("pull", "org/model", code=1, words=["not enough disk space", "64.0 TiB"])
         self.assertFalse((self.hub / MODEL.folder / "snapshots").exists())
         self.hub.mkdir()
         free = self.json("status")["free"]
         disk = os.statvfs(self.dir)
         self.assertLess(abs(free - disk.f_bavail * disk.f_frsize), 1 << 30)
 
-    def test_a_cache_that_must_not_be_written_to(self):
+    def test_a_read_only_cache_is_refused(self):
         MODEL.publish(self.bucket)
         self.hub.mkdir()
         self.hub.chmod(0o555)
-        self.refused("pull", "org/model", code=3, words=[windows(self.hub), "who may write there"])
+        self.assert_refused("pull", "org/model", code=3, words=[windows(self.hub), "who may write there"])
         self.hub.chmod(0o755)
         blobs = self.hub / MODEL.folder / "blobs"
         blobs.mkdir(parents=True)
@@ -524,93 +524,93 @@ class Refused(Case):
         self.assertFalse((blobs.parent / "refs").exists())
         blobs.chmod(0o755)
 
-    def test_a_missing_cache(self):
-        self.refused("push", code=4, words=[windows(self.hub)])
+    def test_a_missing_cache_is_refused(self):
+        self.assert_refused("push", code=4, words=[windows(self.hub)])
 
 
 class InUse(Case):
     @contextmanager
-    def held(self, *files):
+    def hold(self, *files):
         process = self.start(*map(windows, files), exe=WINE.bin / "hold.exe")
         self.assertEqual(process.stdout.readline().strip(), "held")
         yield
         process.stdin.close()
-        process.wait(timeout=PATIENCE)
+        process.wait(timeout=TIMEOUT)
         process.stdout.close()
         process.stderr.close()
 
-    def test_prune_leaves_what_a_program_has_open(self):
+    def test_prune_keeps_open_files(self):
         day = 24 * 3600
         one = Repo("org/one", {"w.bin": data(1, MIB)}, refs=())
         two = Repo("org/two", {"w.bin": data(2, MIB)}, refs=())
         for repo in (one, two):
             repo.write(self.hub, age=30 * day)
         file = self.hub / one.folder / "snapshots" / COMMIT / "w.bin"
-        with self.held(file):
+        with self.hold(file):
             report = self.json("prune", "--max-size", "1B", "--yes", code=1)
             self.assertEqual(len(report["failures"]), 1, report)
             self.assertIn("close the program", report["failures"][0]["hint"], report)
-            # The rest goes on.
+            # The other repo is evicted.
             self.assertFalse((self.hub / two.folder).exists())
-            # Windows keeps the folder of an open file where it is; wine moves it out of the cache. Nobody sees half of it.
+            # Windows does not move the folder of an open file; wine does. Either way it stays complete.
             self.assertIn(self.disk_usage(), (0, one.size()))
             self.assertEqual(report["size"], self.disk_usage())
         self.json("prune", "--max-size", "1B", "--yes", "--orphan-grace", "0s")
         self.assertEqual(self.disk_usage(), 0)
 
-    def test_pull_beside_a_program_that_has_the_files_open(self):
+    def test_pull_works_while_files_are_open(self):
         MODEL.publish(self.bucket)
         self.run_tool("pull", "org/model")
         snapshot = self.hub / MODEL.folder / "snapshots" / COMMIT
         (snapshot / "config.json").unlink()
-        with self.held(snapshot / "model.safetensors"):
+        with self.hold(snapshot / "model.safetensors"):
             self.run_tool("pull", "org/model")
             self.run_tool("pull", "org/model", "--verify")
         self.assert_pulled(MODEL)
 
-    def test_push_of_what_a_program_has_open(self):
+    def test_open_files_are_pushed(self):
         MODEL.write(self.hub)
-        with self.held(self.hub / MODEL.folder / "snapshots" / COMMIT / "model.safetensors"):
+        with self.hold(self.hub / MODEL.folder / "snapshots" / COMMIT / "model.safetensors"):
             self.assertEqual(self.json("push")["uploaded"]["blobs"], 4)
 
 
 class Watch(Case):
-    def test_what_appears_is_pushed(self):
+    def test_new_files_are_pushed(self):
         self.hub.mkdir()
         process = self.start("watch", "--debounce", "0.2", "--json")
         events = []
 
-        def until(name):
+        def read_until(name):
             for line in process.stdout:
                 events.append(json.loads(line))
                 if events[-1]["event"] == name:
                     return
-            raise AssertionError(f"no {name}: {events}, {process.stderr.read()}")
+            raise AssertionError(f"no '{name}' event: {events}, {process.stderr.read()}")
 
-        until("started")
+        read_until("started")
         MODEL.write(self.hub)
         wait_until("the ref is published", (self.bucket / "refs/org__model/main").exists)
         process.send_signal(signal.SIGINT)
-        stdout, stderr = process.communicate(timeout=PATIENCE)
+        stdout, stderr = process.communicate(timeout=TIMEOUT)
         self.assertIn(process.returncode, (0, 130), stdout + stderr)
         self.assertFalse(self.json("diff", "--exit-code")["differs"])
 
-    def test_a_second_watch_is_kept_out(self):
+    def test_a_second_watch_is_refused(self):
         self.hub.mkdir()
         process = self.start("watch", "--json")
         self.assertIn('"started"', process.stdout.readline())
-        self.refused("watch", code=1, words=["already running", windows(self.hub)])
+        self.assert_refused("watch", code=1, words=["already running", windows(self.hub)])
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=PATIENCE)
+        process.communicate(timeout=TIMEOUT)
 
 
 def run_rust_tests(words):
-    """Runs the integration tests that `run` has built. They start the program from where it was built."""
+    """Run the integration tests that `run` has built. They start the program in its build folder."""
     exe, tests = Path(os.environ["HF_CACHE_SYNC_EXE"]), Path(os.environ["HF_CACHE_SYNC_TESTS"])
     with tempfile.TemporaryDirectory(prefix="hf-cache-sync-windows-") as root, ExitStack() as stack:
         wine = Wine(Path(root), exe)
         for folder in (exe.parent, tests.parent):
-            wine.put_library_into(folder)
+            wine.add_library(folder)
         stack.callback(wine.stop)
         wine.start_prefix()
         command = ["wine", tests, "--test-threads", "2", *words]
@@ -619,14 +619,14 @@ def run_rust_tests(words):
 
 def main(words):
     global WINE, SERVER
-    # A termination unwinds like ctrl-c, the one exception that unittest lets through: every process is stopped.
+    # Make SIGTERM unwind like Ctrl-C, the only exception that unittest lets through, so that all processes are stopped.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hf-cache-sync-windows-")))
         WINE = Wine(root, os.environ["HF_CACHE_SYNC_EXE"])
         server = shutil.copy(os.environ["S3_SERVER_BIN"], root / "s3-server")
         if os.getuid() == 0:
-            # For root no folder is read-only.
+            # Read-only folders do not stop root.
             for path in [root, *root.rglob("*")]:
                 os.chown(path, NOBODY, NOBODY)
             os.setgroups([])
