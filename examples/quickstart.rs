@@ -48,7 +48,7 @@ async fn main() -> Outcome<()> {
         let cli = Cli::parse_from(line.chain(setup).chain(paths));
         match cli::run(&cli, &Ui::new(cli.global.style())).await? {
             None => Ok(()),
-            Some(kind) => Err(format!("ended with exit code {}", kind.exit_code()).into()),
+            Some(kind) => Err(format!("exited with code {}", kind.exit_code()).into()),
         }
     };
     run(&first, &["doctor"]).await?;
@@ -79,7 +79,7 @@ fn key_pair(file: &Path) -> Outcome<(String, String)> {
         current: std::env::current_dir()?,
     };
     let config = Config::load(&Overrides { file: Some(file.into()), ..Overrides::default() }, &env)?;
-    let pair = config.storage.credentials.pair().ok_or("the file has a key pair")?;
+    let pair = config.storage.credentials.pair().ok_or("the configuration has no key pair")?;
     Ok((pair.id.expose().into(), pair.secret.expose().into()))
 }
 

@@ -354,7 +354,7 @@ fn throttled_requests_are_retried() {
 }
 
 /// A cache of many small blobs, and a store that fails after this many uploads.
-fn fails_after(few: usize, action: Action) -> (Store, Machine) {
+fn fails_after(uploads: usize, action: Action) -> (Store, Machine) {
     let store = Store::new();
     let machine = Machine::new(&store);
     let mut revision = Revision::new("model", "org/many");
@@ -368,7 +368,7 @@ fn fails_after(few: usize, action: Action) -> (Store, Machine) {
             true => sent.fetch_add(1, Ordering::SeqCst),
             false => sent.load(Ordering::SeqCst),
         };
-        if count < few { Action::Pass } else { action.clone() }
+        if count < uploads { Action::Pass } else { action.clone() }
     });
     (store, machine)
 }

@@ -1,5 +1,4 @@
-//! Links, by the seam where their kind is chosen: what a cache without symbolic links, or without any, gets from a
-//! pull.
+//! Tests of the internals that choose the kind of link: pulls into caches without symbolic links, or without any links.
 
 use std::fs;
 use std::path::Path;
@@ -18,13 +17,14 @@ use hf_cache_sync::internals::engine::hydrate::{Planned, hydrate};
 use hf_cache_sync::internals::plan::pull as plan;
 use hf_cache_sync::internals::transfer::limit::Caps;
 
-/// Those that this system has everywhere.
+/// The kinds that every file system of this platform supports.
 #[cfg(unix)]
 const KINDS: [LinkKind; 3] = [LinkKind::Symlink, LinkKind::Hardlink, LinkKind::Real];
 #[cfg(windows)]
 const KINDS: [LinkKind; 2] = [LinkKind::Hardlink, LinkKind::Real];
 
-/// Pulls these one after the other, or together, into a cache that allows links of this kind.
+/// Pulls the revisions one after the other, or together, into a cache with links of this kind. Returns the number of
+/// downloaded blobs.
 fn pull(store: &Store, hub: &Path, kind: LinkKind, together: bool, revisions: &[&Revision]) -> u64 {
     let session = store.session(hub, hub.parent().unwrap());
     let layout = Layout::new(hub);
@@ -42,9 +42,9 @@ fn pull(store: &Store, hub: &Path, kind: LinkKind, together: bool, revisions: &[
                 let state = presence::inspect(&LocalState::unscanned(layout.clone()), &found, false);
                 plans.push(plan::plan(&layout, &found, &state));
             }
-            let lacking = |plan: &plan::Plan| plan.fetch.iter().map(|fetch| (fetch.blob, fetch.size)).collect();
-            let lacking: Vec<_> = plans.iter().map(|plan| (plan.manifest.repo(), lacking(plan))).collect();
-            let donors = donors::find(&LocalState::unscanned(layout.clone()), &lacking);
+            let missing = |plan: &plan::Plan| plan.fetch.iter().map(|fetch| (fetch.blob, fetch.size)).collect();
+            let missing: Vec<_> = plans.iter().map(|plan| (plan.manifest.repo(), missing(plan))).collect();
+            let donors = donors::find(&LocalState::unscanned(layout.clone()), &missing);
             plans.iter_mut().for_each(|plan| plan.use_donors(&layout, &donors));
             let planned = plans.into_iter().map(|plan| Planned { plan, from_hub: false }).collect();
             for outcome in hydrate(&context, &Fallback::none(), planned, kind, session.now).await {
@@ -69,7 +69,7 @@ fn assert_reads(revision: &Revision, hub: &Path, kind: LinkKind) {
         assert!(fs::read(&path).unwrap() == file.bytes, "{}", file.path);
         let meta = fs::symlink_metadata(&path).unwrap();
         assert_eq!(meta.is_symlink(), kind == LinkKind::Symlink, "{kind:?}");
-        // A real file is all that there is of its blob.
+        // A regular file has no blob.
         let is_blob = is_same_file(&path, &revision.blob(hub, &file.path));
         assert_eq!(is_blob, kind == LinkKind::Hardlink, "{kind:?}");
     }
@@ -77,7 +77,7 @@ fn assert_reads(revision: &Revision, hub: &Path, kind: LinkKind) {
 }
 
 #[test]
-fn every_kind_of_link_serves_two_revisions_that_share_a_blob() {
+fn revisions_can_share_a_blob_with_every_kind_of_link() {
     for kind in KINDS {
         for together in [false, true] {
             let store = Store::new();
@@ -85,15 +85,19 @@ fn every_kind_of_link_serves_two_revisions_that_share_a_blob() {
             revisions.iter().for_each(|revision| revision.publish(&store));
             let machine = Machine::new(&store);
             let all: Vec<&Revision> = revisions.iter().collect();
-            assert_eq!(pull(&store, &machine.hub(), kind, together, &all), 3, "{kind:?}: the shared one comes once");
+            assert_eq!(
+                pull(&store, &machine.hub(), kind, together, &all),
+                3,
+                "{kind:?}: the shared blob is downloaded once"
+            );
             revisions.iter().for_each(|revision| assert_reads(revision, &machine.hub(), kind));
-            // What is there is complete for every kind: nothing is fetched, nothing is written.
+            // The cache is complete, whatever the kind: nothing is downloaded or written.
             let before = visible(&machine.hub());
             assert_eq!(pull(&store, &machine.hub(), kind, together, &all), 0);
             machine.ok(&["pull", "org/name"]);
             machine.ok(&["pull", "org/name", "-r", "v2", "--verify"]);
             assert_eq!(visible(&machine.hub()), before, "{kind:?}");
-            // And the next push finds it.
+            // The next push accepts the cache.
             let empty = Store::new();
             let mut pusher = Machine::new(&empty);
             pusher.set("HF_HUB_CACHE", &machine.hub().display().to_string());
@@ -103,9 +107,9 @@ fn every_kind_of_link_serves_two_revisions_that_share_a_blob() {
     }
 }
 
-/// Two pulls at the same time have both found nothing, so that one of them finds every file in place when it links.
+/// Both pulls have found an empty cache, so the second one finds every file in place when it creates its links.
 #[test]
-fn every_kind_of_link_bears_a_second_pull_at_the_same_time() {
+fn concurrent_pulls_work_with_every_kind_of_link() {
     for kind in KINDS {
         for at_once in [false, true] {
             let store = Store::new();
@@ -157,16 +161,16 @@ fn every_kind_of_link_bears_a_second_pull_at_the_same_time() {
 }
 
 #[test]
-fn the_kind_is_chosen_by_what_the_cache_allows() {
+fn the_kind_of_link_depends_on_the_file_system() {
     let dir = tempfile::tempdir().unwrap();
     let best = LinkKind::probe(&Layout::new(dir.path().join("hub")), false).unwrap();
     assert_eq!(best == LinkKind::Symlink, can_link(dir.path()), "{best:?}");
     assert_eq!(LinkKind::probe(&Layout::new(dir.path().join("hub")), true).unwrap(), LinkKind::Real);
 }
 
-/// `HF_HUB_DISABLE_SYMLINKS`: the client moves what it has fetched into the snapshot and leaves `blobs/` empty.
+/// With `HF_HUB_DISABLE_SYMLINKS`, the client moves downloads into the snapshot and leaves `blobs/` empty.
 #[test]
-fn without_symlinks_a_snapshot_has_real_files_and_nothing_is_there_twice() {
+fn without_symlinks_snapshots_have_regular_files_and_no_blobs() {
     for command in [&["pull", "org/name"][..], &["pull-all"]] {
         for (value, real) in [("1", true), ("ON", true), ("yes", true), ("True", true), ("0", false), ("off", false)] {
             let store = Store::new();
@@ -191,7 +195,7 @@ fn without_symlinks_a_snapshot_has_real_files_and_nothing_is_there_twice() {
             }
             let blobs = fs::read_dir(revision.dir(&machine.hub()).join("blobs")).unwrap().count();
             assert_eq!(blobs, if real { 0 } else { 2 }, "{value}");
-            // It is complete, for a pull, a push and a prune.
+            // The revision is complete for pull, push and status.
             let before = visible(&machine.hub());
             store.server.take_seen();
             machine.ok(command);
@@ -208,7 +212,7 @@ fn without_symlinks_a_snapshot_has_real_files_and_nothing_is_there_twice() {
     }
 }
 
-/// A second revision takes what the first one has, and both have files of their own.
+/// The second revision copies from the first, and both have their own files.
 #[test]
 fn without_symlinks_a_second_revision_copies_from_the_first() {
     for tree in [true, false] {
@@ -231,7 +235,7 @@ fn without_symlinks_a_second_revision_copies_from_the_first() {
         store.server.take_seen();
         machine.ok(&["pull", "org/name", "-r", "v2"]);
         let fetched = store.server.take_seen().iter().filter(|seen| seen.is("GET", "blobs/")).count();
-        assert_eq!(fetched, 1, "the weights are here");
+        assert_eq!(fetched, 1, "the weights are already in the cache");
         let paths =
             revisions.each_ref().map(|revision| revision.snapshot(&machine.hub()).join(&revision.files[1].path));
         assert!(paths.iter().all(|path| fs::symlink_metadata(path).unwrap().is_file()));
@@ -241,8 +245,8 @@ fn without_symlinks_a_second_revision_copies_from_the_first() {
     }
 }
 
-/// A cache whose `config.json` is named by sha256, as mirrors do it, where the Hub's tree names it by git's sha1.
-fn mirrored(hub: &Path, tree: bool) -> (Revision, Revision) {
+/// A cache in which `config.json` is named by sha256, as mirrors do, while the Hub's tree names it by git's sha1.
+fn write_mirrored(hub: &Path, tree: bool) -> (Revision, Revision) {
     let bytes = "{\"from\": \"a mirror\"}\n";
     let weights = weights(3, 30_000);
     let by_hub = Revision::new("model", "org/name").git("config.json", bytes).lfs("model.bin", &weights);
@@ -256,12 +260,12 @@ fn mirrored(hub: &Path, tree: bool) -> (Revision, Revision) {
     (by_hub, by_mirror)
 }
 
-/// Both names are right: one file.
+/// Both names are valid for the same file.
 #[test]
-fn a_file_that_a_mirror_has_named_otherwise_is_pushed() {
+fn a_file_under_a_mirrors_name_is_pushed() {
     let store = Store::new();
     let machine = Machine::new(&store);
-    let (by_hub, by_mirror) = mirrored(&machine.hub(), true);
+    let (by_hub, by_mirror) = write_mirrored(&machine.hub(), true);
     machine.ok(&["push"]);
     by_hub.assert_published(&store);
     let before = store.objects();
@@ -269,47 +273,47 @@ fn a_file_that_a_mirror_has_named_otherwise_is_pushed() {
     assert_eq!(store.objects(), before);
     machine.ok(&["diff", "--exit-code"]);
     machine.ok(&["status"]);
-    // Nothing is fetched for it either.
+    // Nothing is downloaded again.
     store.server.take_seen();
     machine.ok(&["pull", "org/name"]);
     machine.ok(&["pull", "org/name", "--verify"]);
     assert!(!store.server.take_seen().iter().any(|seen| seen.is("GET", "blobs/")));
     assert!(by_mirror.blob(&machine.hub(), "config.json").is_file());
-    // Somebody else gets it by the Hub's names.
+    // Another machine gets it under the Hub's names.
     let other = Machine::new(&store);
     other.ok(&["pull", "org/name"]);
     by_hub.assert_pulled(&other.hub());
 }
 
 #[test]
-fn a_bucket_that_names_a_file_otherwise_is_the_same() {
-    for hub_is_there in [true, false] {
+fn a_different_blob_name_in_the_bucket_is_not_a_difference() {
+    for hub_is_published in [true, false] {
         for tree in [true, false] {
             let store = Store::new();
             let machine = Machine::new(&store);
-            let (by_hub, by_mirror) = match hub_is_there {
-                true => mirrored(&machine.hub(), tree),
+            let (by_hub, by_mirror) = match hub_is_published {
+                true => write_mirrored(&machine.hub(), tree),
                 false => {
-                    let (by_hub, by_mirror) = mirrored(&machine.home().join("elsewhere"), tree);
+                    let (by_hub, by_mirror) = write_mirrored(&machine.home().join("elsewhere"), tree);
                     let mut by_hub = by_hub;
                     by_hub.tree = tree;
                     by_hub.write(&machine.hub());
                     (by_hub, by_mirror)
                 }
             };
-            let there = if hub_is_there { &by_hub } else { &by_mirror };
-            there.publish(&store);
-            let what = format!("{hub_is_there} {tree}");
-            let ran = machine.run(&["diff"]);
-            assert_eq!(ran.code, 0, "{what}: {ran:#?}");
-            assert!(!ran.stdout.contains("config.json"), "{what}: {ran:#?}");
+            let published = if hub_is_published { &by_hub } else { &by_mirror };
+            published.publish(&store);
+            let what = format!("{hub_is_published} {tree}");
+            let output = machine.run(&["diff"]);
+            assert_eq!(output.code, 0, "{what}: {output:#?}");
+            assert!(!output.stdout.contains("config.json"), "{what}: {output:#?}");
             store.server.take_seen();
             let before = visible(&machine.hub());
             machine.ok(&["pull", "org/name"]);
             assert_eq!(visible(&machine.hub()), before, "{what}");
             assert!(!store.server.take_seen().iter().any(|seen| seen.is("GET", "blobs/")), "{what}");
-            let ran = machine.run(&["push"]);
-            assert_eq!(ran.code, 0, "{what}: {ran:#?}");
+            let output = machine.run(&["push"]);
+            assert_eq!(output.code, 0, "{what}: {output:#?}");
             let other = Machine::new(&store);
             other.ok(&["pull", "org/name"]);
             let config = by_hub.snapshot(&other.hub()).join("config.json");
@@ -318,39 +322,39 @@ fn a_bucket_that_names_a_file_otherwise_is_the_same() {
     }
 }
 
-/// A manifest that names a file by sha256 beside a tree that names it by sha1: the bytes decide.
+/// A manifest names a file by sha256, but its tree by sha1: the contents decide.
 #[test]
-fn a_manifest_and_its_tree_may_name_a_file_otherwise() {
-    for honest in [true, false] {
+fn a_manifest_and_its_tree_may_use_different_blob_names() {
+    for is_consistent in [true, false] {
         let store = Store::new();
         let machine = Machine::new(&store);
-        let (by_hub, by_mirror) = mirrored(&machine.home().join("elsewhere"), false);
+        let (by_hub, by_mirror) = write_mirrored(&machine.home().join("elsewhere"), false);
         by_mirror.publish(&store);
         let mut manifest = by_mirror.manifest();
         let mut tree: serde_json::Value = serde_json::from_slice(&by_hub.tree_json()).unwrap();
-        if !honest {
+        if !is_consistent {
             tree["files"]["config.json"]["blob_id"] = git_sha1(b"something else").into();
         }
         manifest["tree"] = tree;
         store.put(&by_mirror.manifest_key(), serde_json::to_vec(&manifest).unwrap());
-        let ran = machine.run(&["pull", "org/name"]);
-        assert_eq!(ran.code, if honest { 0 } else { 5 }, "{ran:#?}");
-        assert_eq!(by_hub.dir(&machine.hub()).join("refs/main").exists(), honest);
+        let output = machine.run(&["pull", "org/name"]);
+        assert_eq!(output.code, if is_consistent { 0 } else { 5 }, "{output:#?}");
+        assert_eq!(by_hub.dir(&machine.hub()).join("refs/main").exists(), is_consistent);
     }
 }
 
-/// The same size and other bytes: that is no other name.
+/// The same size with different contents is not just another name.
 #[test]
-fn a_changed_file_under_a_name_of_its_own_is_still_refused() {
+fn a_changed_file_under_another_name_is_refused() {
     let store = Store::new();
     let machine = Machine::new(&store);
-    let (by_hub, _) = mirrored(&machine.hub(), true);
+    let (by_hub, _) = write_mirrored(&machine.hub(), true);
     let changed = Revision::new("model", "org/name").lfs("config.json", "{\"from\": \"a tamper\"}\n");
     let link = by_hub.snapshot(&machine.hub()).join("config.json");
     fs::remove_file(&link).unwrap();
     changed.write(&machine.hub());
     assert_eq!(changed.files[0].bytes.len(), by_hub.file("config.json").bytes.len());
-    let ran = machine.run(&["push"]);
-    assert_eq!(ran.code, 5, "{ran:#?}");
+    let output = machine.run(&["push"]);
+    assert_eq!(output.code, 5, "{output:#?}");
     assert!(!store.has("refs/org__name/main"));
 }

@@ -1,4 +1,4 @@
-//! `prune` by the real binary, on cache folders of every layout.
+//! `prune` with the real binary, on caches in every layout.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::harness::cache_dir::{CacheDir, DAY, commit, disk_usage, id, used};
+use crate::harness::cache_dir::{CacheDir, DAY, commit, disk_usage, id, set_last_used};
 use crate::harness::machine::{self, Output};
 
 const A: &str = "models--org--a";
@@ -23,24 +23,24 @@ fn run(hub: &CacheDir, args: &[&str]) -> Output {
     hub.machine.run(&prune_line(args))
 }
 
-/// Runs as a user for whom permissions count.
+/// Runs as an unprivileged user.
 #[cfg(unix)]
 fn run_as_owner(hub: &CacheDir, args: &[&str]) -> Output {
     hub.machine.run_as_owner(&prune_line(args))
 }
 
-/// What was said, without the time that its first line has in a log.
-fn untimed(said: &str) -> String {
-    said.split_once("Z  ").map(|(_, rest)| rest.to_string()).unwrap_or_else(|| panic!("no time: {said}"))
+/// Returns the output without the timestamp that its first line has in a log.
+fn without_timestamp(text: &str) -> String {
+    text.split_once("Z  ").map(|(_, rest)| rest.to_string()).unwrap_or_else(|| panic!("no timestamp: {text}"))
 }
 
-/// Runs with a budget in bytes, demands success, and checks the report against the disk.
+/// Runs with a budget in bytes, asserts success, and checks the report against the disk.
 fn prune(hub: &CacheDir, budget: u64, args: &[&str]) -> Value {
     let before = disk_usage_of_blobs(hub);
     let budget = format!("{budget}B");
-    let ran = run(hub, &[&["--json", "--max-size", &budget], args].concat());
-    assert!(ran.code == 0, "{}{}", ran.stdout, ran.stderr);
-    let report = ran.json();
+    let output = run(hub, &[&["--json", "--max-size", &budget], args].concat());
+    assert!(output.code == 0, "{}{}", output.stdout, output.stderr);
+    let report = output.json();
     assert_eq!(report["size_before"], before, "{report:#}");
     if report["dry_run"] == false {
         assert_eq!(report["freed"], before - disk_usage_of_blobs(hub), "{report:#}");
@@ -48,7 +48,7 @@ fn prune(hub: &CacheDir, budget: u64, args: &[&str]) -> Value {
     report
 }
 
-/// All but refs, trees and lists, which no budget counts.
+/// Everything except refs, trees and lists, which do not count towards the budget.
 fn disk_usage_of_blobs(hub: &CacheDir) -> u64 {
     disk_usage(&hub.root(), |name| {
         let small = ["/refs/", "/trees/", ".refs", "/.huggingface-shared-blobs", ".metadata/"]
@@ -69,7 +69,7 @@ fn reasons(report: &Value) -> Vec<String> {
 }
 
 #[test]
-fn the_least_recently_used_detached_revision_goes_first_and_no_more_than_needed() {
+fn detached_revisions_are_evicted_least_recently_used_first() {
     let hub = CacheDir::new();
     let commits = [(1, 3), (2, 30), (3, 10)].map(|(number, days)| hub.revision(A, number, 100, days));
     let other = hub.revision(B, 4, 100, 20);
@@ -79,7 +79,7 @@ fn the_least_recently_used_detached_revision_goes_first_and_no_more_than_needed(
     assert_eq!((&report["size"], &report["over_budget"]), (&200.into(), &0.into()));
     assert!(hub.exists(&format!("{A}/snapshots/{}/model.bin", commits[2])));
     assert!(!hub.exists(&format!("{A}/snapshots/{}", commits[1])) && !hub.exists(&format!("{A}/blobs/{}", id(2))));
-    assert!(!hub.exists(B), "of that repo nothing is left");
+    assert!(!hub.exists(B), "nothing of that repo may remain");
 }
 
 #[test]
@@ -92,19 +92,19 @@ fn reading_counts_as_use() {
 }
 
 #[test]
-fn within_the_budget_nothing_happens() {
+fn a_cache_within_the_budget_does_not_change() {
     let hub = CacheDir::new();
     hub.revision(A, 1, 100, 30);
     let before = hub.contents();
-    let ran = run(&hub, &["--max-size", "100B", "-q"]);
-    assert!(ran.code == 0 && ran.stdout.is_empty() && ran.stderr.is_empty());
-    let ran = run(&hub, &["--max-gb", "0.001"]);
-    assert_eq!(untimed(&ran.stdout), "Freed 0 B: nothing to delete; 100 B of the 1.0 MiB budget used.\n");
+    let output = run(&hub, &["--max-size", "100B", "-q"]);
+    assert!(output.code == 0 && output.stdout.is_empty() && output.stderr.is_empty());
+    let output = run(&hub, &["--max-gb", "0.001"]);
+    assert_eq!(without_timestamp(&output.stdout), "Freed 0 B: nothing to delete; 100 B of the 1.0 MiB budget used.\n");
     assert_eq!(hub.contents(), before);
 }
 
 #[test]
-fn what_a_ref_names_is_kept_and_the_missed_budget_is_said() {
+fn referenced_revisions_are_kept_and_a_missed_budget_is_reported() {
     let hub = CacheDir::new();
     let main = hub.revision(A, 1, 3000, 30);
     let tag = hub.revision(A, 2, 100, 20);
@@ -115,56 +115,56 @@ fn what_a_ref_names_is_kept_and_the_missed_budget_is_said() {
     assert_eq!(evicted(&report), [detached]);
     assert_eq!((&report["size"], &report["over_budget"]), (&3100.into(), &3050.into()));
     assert_eq!(reasons(&report), ["referenced", "referenced"]);
-    let ran = run(&hub, &["--max-size", "50B"]);
-    assert_eq!(ran.code, 0, "{ran:#?}");
+    let output = run(&hub, &["--max-size", "50B"]);
+    assert_eq!(output.code, 0, "{output:#?}");
     assert_eq!(
-        untimed(&ran.stdout),
+        without_timestamp(&output.stdout),
         "Freed 0 B: nothing to delete; 3.0 KiB used.\n\
          Over the budget of 50 B by 3.0 KiB: 2 revisions (3.0 KiB) have refs; use --include-referenced to evict these too.\n"
     );
-    let ran = run(&hub, &["--max-size", "50B", "--fail-over-budget", "-q"]);
-    assert_eq!(ran.code, 1);
-    // Cron sends what is on either stream; a missed budget is no failure by itself, but never a secret.
+    let output = run(&hub, &["--max-size", "50B", "--fail-over-budget", "-q"]);
+    assert_eq!(output.code, 1);
+    // Cron mails the output of both streams. A missed budget is not an error by itself, but always a warning.
     for args in [&["-q"][..], &["-q", "--fail-over-budget"], &["--json"], &["-q", "--json"]] {
-        let ran = run(&hub, &[&["--max-size", "50B"], args].concat());
-        let said = "warning: over the budget of 50 B by 3.0 KiB: 2 revisions (3.0 KiB) have refs; \
+        let output = run(&hub, &[&["--max-size", "50B"], args].concat());
+        let warning = "warning: over the budget of 50 B by 3.0 KiB: 2 revisions (3.0 KiB) have refs; \
                     use --include-referenced to evict these too.\n";
-        assert_eq!(ran.stderr, said, "{args:?}");
-        assert_eq!(ran.stdout.is_empty(), !args.contains(&"--json"), "{args:?}");
+        assert_eq!(output.stderr, warning, "{args:?}");
+        assert_eq!(output.stdout.is_empty(), !args.contains(&"--json"), "{args:?}");
     }
-    let ran = run(&hub, &["--max-size", "5000B", "-q"]);
-    assert!(ran.stdout.is_empty() && ran.stderr.is_empty());
+    let output = run(&hub, &["--max-size", "5000B", "-q"]);
+    assert!(output.stdout.is_empty() && output.stderr.is_empty());
 }
 
-/// What keeps how much, the largest first, and what helps.
+/// The warning explains what is kept, the largest first, and what to do about it.
 #[test]
 fn a_missed_budget_is_explained() {
     let missed = |hub: &CacheDir| {
-        let ran = run(hub, &["--max-size", "10B", "-q", "--include-referenced"]);
-        assert_eq!(ran.code, 0, "{ran:#?}");
-        ran.stderr
+        let output = run(hub, &["--max-size", "10B", "-q", "--include-referenced"]);
+        assert_eq!(output.code, 0, "{output:#?}");
+        output.stderr
     };
     let hub = CacheDir::new();
     hub.revision(A, 1, 3000, 30);
     hub.blob(A, 2, 1000, 30);
     let file = hub.write(&format!("{A}/blobs/{}.part", id(3)), "half");
-    let said = missed(&hub);
+    let stderr = missed(&hub);
     assert!(
-        said.contains("kept possible downloads in flight (3.9 KiB)") && said.contains("no download is in progress")
+        stderr.contains("kept possible downloads in flight (3.9 KiB)") && stderr.contains("no download is in progress")
     );
     fs::remove_file(file).unwrap();
     let lock = File::create(hub.path(&format!("{A}/blobs/{}.lock", id(3)))).unwrap();
     lock.lock().unwrap();
-    let said = missed(&hub);
-    assert!(said.contains("kept items locked by another process (3.9 KiB)"), "{said}");
+    let stderr = missed(&hub);
+    assert!(stderr.contains("kept items locked by another process (3.9 KiB)"), "{stderr}");
     drop(lock);
     fs::hard_link(hub.path(&format!("{A}/blobs/{}", id(1))), hub.outside().join("mine")).unwrap();
-    let said = missed(&hub);
-    assert!(said.contains("2.9 KiB are hard-linked from outside the cache"), "{said}");
+    let stderr = missed(&hub);
+    assert!(stderr.contains("2.9 KiB are hard-linked from outside the cache"), "{stderr}");
 }
 
 #[test]
-fn referenced_revisions_go_with_their_refs_trees_and_absences() {
+fn referenced_revisions_are_evicted_with_their_refs_trees_and_markers() {
     let hub = CacheDir::new();
     let old = hub.revision(A, 1, 100, 30);
     let new = hub.revision(A, 2, 100, 20);
@@ -191,7 +191,7 @@ fn referenced_revisions_go_with_their_refs_trees_and_absences() {
 }
 
 #[test]
-fn blobs_of_kept_revisions_stay_and_do_not_count_as_freed() {
+fn blobs_of_kept_revisions_are_kept_and_not_counted_as_freed() {
     let hub = CacheDir::new();
     let (common, own, new) = (hub.blob(A, 1, 1000, 30), hub.blob(A, 2, 10, 30), hub.blob(A, 3, 20, 1));
     hub.snapshot(A, &commit(1), &[("weights", &common), ("config", &own)]);
@@ -206,7 +206,7 @@ fn blobs_of_kept_revisions_stay_and_do_not_count_as_freed() {
 }
 
 #[test]
-fn what_orphans_give_back_saves_a_revision() {
+fn orphans_are_deleted_before_revisions() {
     let hub = CacheDir::new();
     let kept = hub.revision(A, 1, 100, 30);
     hub.blob(A, 2, 100, 30);
@@ -214,9 +214,10 @@ fn what_orphans_give_back_saves_a_revision() {
     assert!(hub.exists(&format!("{A}/snapshots/{kept}/model.bin")));
 }
 
-/// 0.1.0 mixes the types: one blob name and one commit in a model and a dataset of one id are two files here.
+/// 0.1.0 mixes up the types. The same blob name and commit in a model and a dataset with the same id are two files
+/// here.
 #[test]
-fn a_model_and_a_dataset_of_one_name_are_two_repos() {
+fn a_model_and_a_dataset_with_the_same_name_are_two_repos() {
     let hub = CacheDir::new();
     let (model, dataset) = ("models--org--x", "datasets--org--x");
     let old = hub.revision(model, 1, 100, 30);
@@ -229,7 +230,7 @@ fn a_model_and_a_dataset_of_one_name_are_two_repos() {
 }
 
 #[test]
-fn revisions_that_only_together_hold_a_blob_free_it_together() {
+fn a_blob_is_freed_with_the_last_of_its_revisions() {
     let hub = CacheDir::new();
     let blob = hub.blob(A, 1, 1000, 30);
     for number in [1, 2] {
@@ -240,7 +241,7 @@ fn revisions_that_only_together_hold_a_blob_free_it_together() {
 }
 
 #[test]
-fn a_dry_run_says_what_a_run_does_and_changes_nothing() {
+fn a_dry_run_matches_a_real_run_and_changes_nothing() {
     let hub = CacheDir::new();
     hub.revision(A, 1, 100, 30);
     hub.reference(A, "main", &commit(1));
@@ -248,14 +249,17 @@ fn a_dry_run_says_what_a_run_does_and_changes_nothing() {
     hub.blob(A, 9, 50, 5);
     let before = hub.contents();
     let planned = prune(&hub, 150, &["--dry-run"]);
-    let said = run(&hub, &["--max-size", "150B", "--dry-run"]).stdout;
-    let rows: Vec<Vec<&str>> = said.lines().map(|line| line.split_whitespace().collect()).collect();
+    let stdout = run(&hub, &["--max-size", "150B", "--dry-run"]).stdout;
+    let rows: Vec<Vec<&str>> = stdout.lines().map(|line| line.split_whitespace().collect()).collect();
     let words = "org/a 000000000000 200 B 2 weeks ago no ref names it";
-    assert_eq!(rows[1].join(" "), words, "{said}");
-    assert_eq!(rows[2].join(" "), "org/a 1 blob 50 B - no revision uses it", "{said}");
-    assert!(rows[0].join(" ") == "Repo Revision Size Last used Why" && said.contains("\nWould free 250 B: "), "{said}");
+    assert_eq!(rows[1].join(" "), words, "{stdout}");
+    assert_eq!(rows[2].join(" "), "org/a 1 blob 50 B - no revision uses it", "{stdout}");
+    assert!(
+        rows[0].join(" ") == "Repo Revision Size Last used Why" && stdout.contains("\nWould free 250 B: "),
+        "{stdout}"
+    );
     assert_eq!(hub.contents(), before);
-    assert!(!hub.exists(".locks"), "not even a lock");
+    assert!(!hub.exists(".locks"), "a dry run must not create a lock");
     let done = prune(&hub, 150, &[]);
     for key in ["freed", "size", "evicted", "orphans", "over_budget", "skipped"] {
         assert_eq!(planned[key], done[key], "{key}");
@@ -263,10 +267,10 @@ fn a_dry_run_says_what_a_run_does_and_changes_nothing() {
     assert_eq!(done["freed"], 250);
 }
 
-/// 0.1.0 takes every blob that is a link for an orphan, and leaks its payload.
+/// 0.1.0 treats every blob that is a link as an orphan, and leaks its payload.
 #[cfg(unix)]
 #[test]
-fn a_cache_with_the_shared_store_within_its_budget_stays_as_it_is() {
+fn a_shared_store_within_the_budget_does_not_change() {
     let hub = CacheDir::new();
     hub.payload(7, 5000, 40, &[(A, &id(1)), (B, &id(1))]);
     for repo in [A, B] {
@@ -281,7 +285,7 @@ fn a_cache_with_the_shared_store_within_its_budget_stays_as_it_is() {
 
 #[cfg(unix)]
 #[test]
-fn a_payload_is_freed_with_its_last_link_and_its_list_follows() {
+fn a_payload_is_deleted_with_its_last_link() {
     let hub = CacheDir::new();
     let payload = hub.payload(7, 5000, 40, &[(A, &id(1)), (B, &id(1))]);
     let list = payload.with_extension("refs");
@@ -301,10 +305,10 @@ fn a_payload_is_freed_with_its_last_link_and_its_list_follows() {
     assert!(hub.exists("blobs/.huggingface-shared-blobs"));
 }
 
-/// A root that is written with `..` or reached through a link is the same cache.
+/// A root that contains `..` or is reached through a link is the same cache.
 #[cfg(unix)]
 #[test]
-fn the_shared_store_is_recognised_however_the_root_is_spelled() {
+fn the_shared_store_is_recognised_for_every_form_of_the_root() {
     let hub = CacheDir::new();
     hub.payload(7, 5000, 40, &[(A, &id(1))]);
     hub.snapshot(A, &commit(1), &[("weights", &id(1))]);
@@ -322,13 +326,13 @@ fn the_shared_store_is_recognised_however_the_root_is_spelled() {
 
 #[cfg(unix)]
 #[test]
-fn payloads_that_nobody_links_to_go_and_those_without_a_list_stay() {
+fn payloads_are_deleted_if_their_list_is_empty_but_not_if_it_is_missing() {
     let hub = CacheDir::new();
     let (unused, young, unlisted) =
         (hub.payload(1, 10, 2, &[]), hub.payload(2, 20, 0, &[]), hub.payload(3, 30, 2, &[]));
     fs::remove_file(unlisted.with_extension("refs")).unwrap();
-    assert_eq!(prune(&hub, 1000, &[])["freed"], 0, "something just came into its folder, or went");
-    used(unused.parent().unwrap(), 2 * DAY);
+    assert_eq!(prune(&hub, 1000, &[])["freed"], 0, "its folder has just changed");
+    set_last_used(unused.parent().unwrap(), 2 * DAY);
     let report = prune(&hub, 1000, &[]);
     assert_eq!((&report["freed"], &report["orphans"]["blobs"]), (&10.into(), &1.into()));
     assert_eq!(reasons(&report), ["young", "unlisted"]);
@@ -337,7 +341,7 @@ fn payloads_that_nobody_links_to_go_and_those_without_a_list_stay() {
 
 #[cfg(unix)]
 #[test]
-fn a_fresh_link_to_an_old_payload_is_young() {
+fn a_new_link_to_an_old_payload_is_young() {
     let hub = CacheDir::new();
     hub.payload(7, 5000, 40, &[(A, &id(1))]);
     let report = prune(&hub, 10_000, &[]);
@@ -347,7 +351,7 @@ fn a_fresh_link_to_an_old_payload_is_young() {
 }
 
 #[test]
-fn hard_links_count_once_and_come_back_with_the_last_name() {
+fn hard_links_count_once_and_are_freed_with_the_last_name() {
     let hub = CacheDir::new();
     hub.revision(A, 1, 1000, 30);
     fs::create_dir_all(hub.path(&format!("{B}/blobs"))).unwrap();
@@ -361,23 +365,23 @@ fn hard_links_count_once_and_come_back_with_the_last_name() {
 }
 
 #[test]
-fn a_name_outside_the_cache_keeps_the_bytes() {
+fn bytes_with_a_hard_link_outside_the_cache_are_not_freed() {
     let hub = CacheDir::new();
     hub.revision(A, 1, 1000, 30);
     fs::hard_link(hub.path(&format!("{A}/blobs/{}", id(1))), hub.outside().join("mine")).unwrap();
-    let ran = run(&hub, &["--json", "--max-size", "100B"]);
-    let report = ran.json();
+    let output = run(&hub, &["--json", "--max-size", "100B"]);
+    let report = output.json();
     assert_eq!((&report["freed"], reasons(&report)), (&0.into(), vec!["frees-nothing".to_string()]));
 }
 
 #[test]
-fn snapshots_of_real_files_are_evicted_whole() {
+fn snapshots_of_regular_files_are_evicted() {
     let hub = CacheDir::new();
     for (number, days) in [(1, 30), (2, 20)] {
         let file = hub.write(&format!("{A}/snapshots/{}/sub/model.bin", commit(number)), vec![b'r'; 100]);
-        used(&file, days * DAY);
+        set_last_used(&file, days * DAY);
     }
-    // A blob that the second one is a copy of, and one that it is a hard link to, are not orphans.
+    // A blob of which the second one has a copy, and one to which it has a hard link, are not orphans.
     hub.blob(A, 3, 100, 20);
     let blob = hub.blob(A, 4, 77, 20);
     let linked = hub.path(&format!("{A}/snapshots/{}/linked", commit(2)));
@@ -391,7 +395,7 @@ fn snapshots_of_real_files_are_evicted_whole() {
 }
 
 #[test]
-fn a_broken_link_keeps_its_repo_and_the_rest_goes_on() {
+fn a_broken_link_keeps_its_repo_but_not_others() {
     let hub = CacheDir::new();
     hub.revision(A, 1, 100, 30);
     hub.snapshot(A, &commit(2), &[("lost", &id(99))]);
@@ -404,9 +408,9 @@ fn a_broken_link_keeps_its_repo_and_the_rest_goes_on() {
     assert_eq!(hub.contents().into_keys().collect::<Vec<_>>(), before);
 }
 
-/// To the client, any folder in snapshots/ is a revision, and it may use any blob.
+/// To the client, any folder in snapshots/ is a revision that may use any blob.
 #[test]
-fn a_foreign_snapshot_folder_keeps_the_blobs_of_its_repo() {
+fn a_snapshot_folder_that_is_not_a_commit_keeps_all_blobs() {
     let hub = CacheDir::new();
     let blob = hub.blob(A, 1, 100, 30);
     hub.snapshot(A, "not-a-commit", &[("model.bin", &blob)]);
@@ -416,7 +420,7 @@ fn a_foreign_snapshot_folder_keeps_the_blobs_of_its_repo() {
 
 #[cfg(unix)]
 #[test]
-fn a_link_from_another_repo_keeps_the_blobs_of_this_one() {
+fn a_link_from_another_repo_keeps_the_blobs() {
     let hub = CacheDir::new();
     hub.revision(A, 1, 100, 30);
     let snapshot = hub.path(&format!("{B}/snapshots/{}", commit(2)));
@@ -430,10 +434,10 @@ fn a_link_from_another_repo_keeps_the_blobs_of_this_one() {
     assert!(snapshot.join("weights").exists());
 }
 
-/// By hand, to save space: a blob, or the folder of blobs, is a link into another repo.
+/// Users do this to save space: a blob, or the folder of blobs, is a link into another repo.
 #[cfg(unix)]
 #[test]
-fn a_repo_that_another_takes_its_blobs_from_is_left_alone() {
+fn a_repo_whose_blobs_another_repo_uses_is_kept() {
     for whole in [true, false] {
         let hub = CacheDir::new();
         hub.revision(A, 1, 100, 30);
@@ -446,64 +450,64 @@ fn a_repo_that_another_takes_its_blobs_from_is_left_alone() {
             symlink(format!("../../{A}/blobs/{}", id(2)), hub.path(&format!("{B}/blobs/{}", id(2)))).unwrap();
         }
         let before = hub.contents();
-        let ran = run(&hub, &["--max-size", "0B", "--include-referenced", "--json"]);
-        let report = ran.json();
+        let output = run(&hub, &["--max-size", "0B", "--include-referenced", "--json"]);
+        let report = output.json();
         assert!(reasons(&report).contains(&"needed-elsewhere".to_string()), "{report:#}");
         assert_eq!(hub.contents(), before);
     }
 }
 
 #[test]
-fn what_cannot_be_read_is_a_failure_and_keeps_its_repo() {
+fn an_unreadable_repo_is_an_error_and_is_kept() {
     let hub = CacheDir::new();
     hub.revision(A, 1, 100, 30);
     hub.write("models--org--file", "a file where a folder should be");
     hub.snapshot(B, &commit(2), &[]);
     hub.write(&format!("{B}/blobs"), "a file where a folder should be");
-    let ran = run(&hub, &["--max-size", "0B"]);
-    assert_eq!(ran.code, 1);
-    assert!(ran.stdout.contains("\norg/a  000000000000"), "{}", ran.stdout);
-    let errors = ran.stderr;
+    let output = run(&hub, &["--max-size", "0B"]);
+    assert_eq!(output.code, 1);
+    assert!(output.stdout.contains("\norg/a  000000000000"), "{}", output.stdout);
+    let errors = output.stderr;
     assert!(errors.contains("models--org--file") && errors.contains(&format!("{B}/blobs")), "{errors}");
     assert!(hub.exists("models--org--file") && hub.exists(&format!("{B}/snapshots/{}", commit(2))) && !hub.exists(A));
 }
 
 #[cfg(unix)]
 #[test]
-fn a_name_that_is_not_utf8_is_shown_in_json_too() {
+fn names_that_are_not_utf8_are_shown_in_json() {
     use std::os::unix::ffi::OsStrExt;
     let hub = CacheDir::new();
     hub.revision(A, 1, 100, 30);
     let stray = hub.path(A).join("snapshots").join(commit(1)).join(std::ffi::OsStr::from_bytes(b"caf\xe9"));
     fs::write(stray, "").unwrap();
-    let ran = run(&hub, &["--max-size", "0B", "--json"]);
-    let report = ran.json();
+    let output = run(&hub, &["--max-size", "0B", "--json"]);
+    let report = output.json();
     assert!(report.to_string().contains("caf\u{fffd}"), "{report:#}");
     assert!(hub.exists(&format!("{A}/blobs/{}", id(1))));
 }
 
 #[cfg(unix)]
 #[test]
-fn an_unreadable_folder_is_said_once() {
+fn an_unreadable_folder_is_reported_once() {
     use std::os::unix::fs::PermissionsExt;
     let hub = CacheDir::new();
     hub.revision(A, 1, 100, 30);
     hub.revision(B, 2, 100, 20);
     let folder = hub.path(A);
     fs::set_permissions(&folder, fs::Permissions::from_mode(0o000)).unwrap();
-    let ran = run_as_owner(&hub, &["--max-size", "0B"]);
+    let output = run_as_owner(&hub, &["--max-size", "0B"]);
     fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
-    assert_eq!(ran.code, 1);
-    let errors = ran.stderr;
+    assert_eq!(output.code, 1);
+    let errors = output.stderr;
     assert_eq!(errors.matches("error: ").count(), 1, "{errors}");
-    // It may hold a link to anything: what that keeps is said.
+    // It may contain links to anything, so the error says what it keeps.
     assert!(errors.contains("models--org--a (100 B): it cannot be read"), "{errors}");
     assert!(hub.exists(&format!("{A}/snapshots/{}/model.bin", commit(1))) && hub.exists(B));
 }
 
-/// `org/a` takes its weights from `good/b`, by a link that was made by hand, and none of b's revisions has a ref.
+/// `org/a` uses weights of `good/b` through a link that was created by hand, and no revision of b has a ref.
 #[cfg(unix)]
-fn borrowed(hub: &CacheDir) {
+fn write_borrowing_repo(hub: &CacheDir) {
     hub.revision(LENDER, 1, 100, 30);
     hub.blob(LENDER, 2, 50, 30);
     fs::create_dir_all(hub.path(&format!("{A}/blobs"))).unwrap();
@@ -513,10 +517,10 @@ fn borrowed(hub: &CacheDir) {
     hub.reference(A, "main", &commit(3));
 }
 
-/// Whatever part of a repo cannot be read may hold the link that needs the blob.
+/// Any unreadable part of a repo may contain the link to the blob.
 #[cfg(unix)]
 #[test]
-fn an_unreadable_place_anywhere_keeps_what_it_may_need() {
+fn an_unreadable_folder_keeps_everything_it_may_link_to() {
     use std::os::unix::fs::PermissionsExt;
     let snapshot = format!("{A}/snapshots/{}", commit(3));
     let places = [
@@ -528,31 +532,31 @@ fn an_unreadable_place_anywhere_keeps_what_it_may_need() {
         format!("{A}/blobs"),
     ];
     for place in &places {
-        // 0444: the names can be read, but not what they are.
+        // With 0444, the names can be read, but not their metadata.
         for mode in [0o000, 0o444, 0o111] {
             let hub = CacheDir::new();
-            borrowed(&hub);
+            write_borrowing_repo(&hub);
             let before = hub.contents();
             let folder = hub.path(place);
             fs::set_permissions(&folder, fs::Permissions::from_mode(mode)).unwrap();
-            let ran = run_as_owner(&hub, &["--max-size", "0B", "--include-referenced", "--orphan-grace", "0"]);
+            let output = run_as_owner(&hub, &["--max-size", "0B", "--include-referenced", "--orphan-grace", "0"]);
             fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
-            let said = format!("{place} {mode:o}: {}{}", ran.stdout, ran.stderr);
-            assert_eq!(hub.contents(), before, "{said}");
-            assert!(ran.code == 1 || mode == 0o444 || mode == 0o111, "{said}");
+            let text = format!("{place} {mode:o}: {}{}", output.stdout, output.stderr);
+            assert_eq!(hub.contents(), before, "{text}");
+            assert!(output.code == 1 || mode == 0o444 || mode == 0o111, "{text}");
         }
     }
 }
 
-/// The same where permissions do not bind: links that go in a circle, and other things in place of a folder.
+/// The same for failures other than permissions: link loops, dangling links, and other things in place of a folder.
 #[cfg(unix)]
 #[test]
-fn a_place_that_is_no_folder_any_more_keeps_what_it_may_have_needed() {
+fn a_broken_folder_keeps_everything_it_may_have_linked_to() {
     let snapshot = format!("{A}/snapshots/{}", commit(3));
     for place in [A.to_string(), format!("{A}/snapshots"), snapshot.clone(), format!("{A}/blobs")] {
         for kind in ["loop", "fifo", "unmounted", "gone"] {
             let hub = CacheDir::new();
-            borrowed(&hub);
+            write_borrowing_repo(&hub);
             let path = hub.path(&place);
             fs::rename(&path, hub.outside().join("aside")).unwrap();
             match kind {
@@ -562,16 +566,16 @@ fn a_place_that_is_no_folder_any_more_keeps_what_it_may_have_needed() {
                 _ => assert!(Command::new("mkfifo").arg(&path).status().unwrap().success()),
             }
             let before = hub.contents_of(LENDER);
-            let ran = run(&hub, &["--max-size", "0B", "--include-referenced", "--orphan-grace", "0"]);
-            let said = format!("{place} {kind}: {}{}", ran.stdout, ran.stderr);
-            assert_eq!(hub.contents_of(LENDER), before, "{said}");
+            let output = run(&hub, &["--max-size", "0B", "--include-referenced", "--orphan-grace", "0"]);
+            let text = format!("{place} {kind}: {}{}", output.stdout, output.stderr);
+            assert_eq!(hub.contents_of(LENDER), before, "{text}");
         }
     }
 }
 
 #[cfg(unix)]
 #[test]
-fn links_keep_a_repo_however_they_are_spelled_and_wherever_they_lie() {
+fn links_of_every_form_and_in_every_place_keep_a_repo() {
     let real = |hub: &CacheDir| hub.root().join(LENDER).join("blobs").join(id(2));
     let alias = |hub: &CacheDir| {
         symlink(hub.root(), hub.outside().join("alias")).unwrap();
@@ -605,20 +609,20 @@ fn links_keep_a_repo_however_they_are_spelled_and_wherever_they_lie() {
             fs::create_dir_all(link.parent().unwrap()).unwrap();
             symlink(target(&hub), &link).unwrap();
             let before = hub.contents();
-            let ran = run(&hub, &["--max-size", "0B", "--include-referenced", "--orphan-grace", "0"]);
-            let said = format!("{place} {number}: {}{}", ran.stdout, ran.stderr);
-            assert_eq!(hub.contents(), before, "{said}");
-            assert!(said.contains("a link elsewhere points into it"), "{said}");
+            let output = run(&hub, &["--max-size", "0B", "--include-referenced", "--orphan-grace", "0"]);
+            let text = format!("{place} {number}: {}{}", output.stdout, output.stderr);
+            assert_eq!(hub.contents(), before, "{text}");
+            assert!(text.contains("a link elsewhere points into it"), "{text}");
         }
     }
 }
 
-/// The snapshot lies on another disk, and a link stands for it.
+/// The snapshot is a link to a folder on another disk.
 #[cfg(unix)]
 #[test]
-fn a_snapshot_behind_a_link_keeps_what_its_files_lead_to() {
+fn a_snapshot_that_is_a_link_keeps_the_targets_of_its_files() {
     let hub = CacheDir::new();
-    borrowed(&hub);
+    write_borrowing_repo(&hub);
     let snapshot = hub.path(&format!("{A}/snapshots/{}", commit(3)));
     let outside = hub.outside().join("disk");
     fs::create_dir_all(outside.join("sub")).unwrap();
@@ -630,7 +634,7 @@ fn a_snapshot_behind_a_link_keeps_what_its_files_lead_to() {
     assert_eq!(hub.contents(), before);
 }
 
-/// A folder that its user may not write to cannot be moved.
+/// Nobody can move a folder without write permission to it.
 #[cfg(unix)]
 #[test]
 fn a_snapshot_that_cannot_be_deleted_keeps_its_refs() {
@@ -642,9 +646,9 @@ fn a_snapshot_that_cannot_be_deleted_keeps_its_refs() {
     let snapshot = hub.path(&format!("{A}/snapshots/{}", commit(1)));
     fs::set_permissions(&snapshot, fs::Permissions::from_mode(0o555)).unwrap();
     let before = hub.contents();
-    let ran = run_as_owner(&hub, &["--max-size", "0B", "--include-referenced"]);
-    assert_eq!(ran.code, 3, "{}", ran.stderr);
-    assert!(ran.stderr.contains("cannot delete"), "{}", ran.stderr);
+    let output = run_as_owner(&hub, &["--max-size", "0B", "--include-referenced"]);
+    assert_eq!(output.code, 3, "{}", output.stderr);
+    assert!(output.stderr.contains("cannot delete"), "{}", output.stderr);
     assert_eq!(hub.contents(), before);
     fs::set_permissions(&snapshot, fs::Permissions::from_mode(0o755)).unwrap();
     assert!(run_as_owner(&hub, &["--max-size", "0B", "--include-referenced"]).code == 0);
@@ -653,7 +657,7 @@ fn a_snapshot_that_cannot_be_deleted_keeps_its_refs() {
 
 /// 0.1.0 deletes downloads that are in flight.
 #[test]
-fn a_download_in_flight_is_left_alone_with_its_repo() {
+fn a_download_in_flight_keeps_its_repo() {
     let hub = CacheDir::new();
     hub.revision(A, 1, 100, 30);
     for name in [format!("{}.0a1b2c3d.incomplete", id(5)), format!("{}.incomplete", id(6)), "tmp_0b0e".into()] {
@@ -666,28 +670,28 @@ fn a_download_in_flight_is_left_alone_with_its_repo() {
     assert!(reasons(&report).iter().all(|reason| reason == "in-flight"));
 }
 
-/// What each client's unfinished download in a repo is called.
-fn unfinished(number: u64) -> Vec<String> {
+/// Returns the names of unfinished_downloads downloads of every client.
+fn unfinished_downloads(number: u64) -> Vec<String> {
     let ends = [".incomplete", ".0a1b2c3d.incomplete", ".part", "..part", ".sync.part", ".downloadInProgress"];
     ends.iter().map(|end| format!("{A}/blobs/{}{end}", id(number))).collect()
 }
 
-/// llama.cpp links its files only after all have arrived: until then, finished shards lie there unlinked.
+/// llama.cpp only links its files once all have arrived. Until then, finished shards are unlinked blobs.
 #[test]
-fn what_any_client_is_still_downloading_keeps_its_whole_repo() {
-    let mut names = unfinished(5);
+fn downloads_of_every_client_keep_their_repo_until_they_are_old() {
+    let mut names = unfinished_downloads(5);
     names.push(format!("{A}/snapshots/{}/model.gguf.downloadInProgress", commit(1)));
     names.push(format!("{A}/refs/main.0a1b2c3d.tmp"));
     for name in names {
         let hub = CacheDir::new();
         hub.revision(A, 1, 100, 30);
         hub.reference(A, "lost", &commit(9));
-        used(&hub.path(&format!("{A}/refs/lost")), 30 * DAY);
+        set_last_used(&hub.path(&format!("{A}/refs/lost")), 30 * DAY);
         let shard = hub.blob(A, 2, 200, 2);
         hub.revision(B, 3, 100, 30);
-        // A ref is no more than a name: it does not count.
+        // Refs do not count towards the size.
         let file = hub.write(&name, if name.contains("/refs/") { "" } else { "half" });
-        used(&file, 3600);
+        set_last_used(&file, 3600);
         for args in [&["--dry-run"][..], &[]] {
             let report = prune(&hub, 0, args);
             assert_eq!(evicted(&report), [commit(3)], "{name}: {report:#}");
@@ -695,16 +699,16 @@ fn what_any_client_is_still_downloading_keeps_its_whole_repo() {
             let kept = report["skipped"].as_array().unwrap().iter().find(|skip| skip["bytes"] == 300);
             assert_eq!(kept.map(|skip| &skip["reason"]), Some(&"in-flight".into()), "{name}: {report:#}");
         }
-        used(&file, 2 * DAY);
+        set_last_used(&file, 2 * DAY);
         let report = prune(&hub, 0, &[]);
         assert_eq!((&report["abandoned"]["blobs"], &report["size"]), (&1.into(), &0.into()), "{name}: {report:#}");
         assert!(!file.exists() && !hub.exists(A), "{name}");
     }
 }
 
-/// Old huggingface_hub and hf-hub 0.3 download at the root: nobody can tell for which repo.
+/// Old versions of huggingface_hub, and hf-hub 0.3, download to the root, so the repo is unknown.
 #[test]
-fn a_download_at_the_root_keeps_every_repo_until_it_is_old() {
+fn downloads_at_the_root_keep_every_repo_until_they_are_old() {
     for name in ["tmpa1b2c3d4", "tmp_x9_k2ab", "tmp/aB3dE5f"] {
         let hub = CacheDir::new();
         hub.revision(A, 1, 100, 30);
@@ -714,16 +718,16 @@ fn a_download_at_the_root_keeps_every_repo_until_it_is_old() {
         let report = prune(&hub, 0, &["--orphan-grace", "0"]);
         assert_eq!((hub.contents(), reasons(&report)), (before, vec!["in-flight".to_string()]), "{name}");
         assert_eq!(&report["skipped"][0]["bytes"], 200, "{name}");
-        used(&file, 2 * DAY);
+        set_last_used(&file, 2 * DAY);
         let report = prune(&hub, 0, &[]);
         assert_eq!((&report["abandoned"]["blobs"], &report["freed"]), (&1.into(), &204.into()), "{name}");
         assert!(!hub.exists(A) && !hub.exists(&format!("{B}/blobs/{}", id(2))) && !hub.exists(name));
     }
 }
 
-/// The client's symlink probe, and what is no download.
+/// The client's symlink probe, and files that are not downloads.
 #[test]
-fn other_things_called_tmp_stand_in_nobody_s_way() {
+fn other_files_named_tmp_keep_nothing() {
     let hub = CacheDir::new();
     hub.revision(A, 1, 100, 30);
     fs::create_dir_all(hub.path("tmpprobe01/x")).unwrap();
@@ -733,16 +737,16 @@ fn other_things_called_tmp_stand_in_nobody_s_way() {
     assert!(!hub.exists(A) && hub.exists("tmp-notes.txt") && hub.exists("tmp/notes.txt") && hub.exists("tmpprobe01/x"));
 }
 
-/// hf-hub 0.4 and 0.5 and old huggingface_hub have their locks in `blobs/`, swift-huggingface in a folder more.
+/// hf-hub 0.4 and 0.5 and old versions of huggingface_hub keep locks in `blobs/`, swift-huggingface in a subfolder.
 #[test]
-fn a_lock_of_any_client_keeps_its_repo_and_a_free_one_is_no_noise() {
+fn a_held_lock_of_any_client_keeps_its_repo() {
     for place in [format!("{A}/blobs"), format!(".locks/{A}/blobs"), format!(".locks/{A}")] {
         let hub = CacheDir::new();
         hub.revision(A, 1, 100, 30);
         hub.blob(A, 2, 10, 30);
         hub.write(&format!(".metadata/{A}/{}.json", commit(1)), "{}");
         let path = hub.write(&format!("{place}/{}.lock", id(2)), "");
-        used(&path, DAY);
+        set_last_used(&path, DAY);
         let lock = File::open(&path).unwrap();
         lock.lock().unwrap();
         let report = prune(&hub, 0, &[]);
@@ -754,9 +758,10 @@ fn a_lock_of_any_client_keeps_its_repo_and_a_free_one_is_no_noise() {
     }
 }
 
-/// hf-hub finds a pinned commit by a ref that is called like it. It goes with the commit, and keeps it no longer.
+/// hf-hub finds a pinned commit through a ref with the commit's own name. It does not keep the commit, and is deleted
+/// with it.
 #[test]
-fn a_ref_called_like_its_commit_does_not_keep_it() {
+fn a_ref_named_after_its_commit_does_not_keep_it() {
     let hub = CacheDir::new();
     for (number, days) in [(1, 30), (2, 20)] {
         hub.revision(A, number, 100, days);
@@ -764,7 +769,7 @@ fn a_ref_called_like_its_commit_does_not_keep_it() {
     }
     hub.reference(A, "main", &commit(2));
     hub.reference(A, &commit(9), &commit(9));
-    used(&hub.path(&format!("{A}/refs/{}", commit(9))), DAY);
+    set_last_used(&hub.path(&format!("{A}/refs/{}", commit(9))), DAY);
     let report = prune(&hub, 100, &[]);
     assert_eq!((evicted(&report), &report["evicted"][0]["reason"]), (vec![commit(1)], &"detached".into()));
     assert_eq!(report["refs_removed"][0]["name"], commit(9));
@@ -773,28 +778,28 @@ fn a_ref_called_like_its_commit_does_not_keep_it() {
 }
 
 #[test]
-fn abandoned_downloads_go_unless_their_lock_is_held() {
+fn abandoned_downloads_are_deleted_unless_their_lock_is_held() {
     let hub = CacheDir::new();
     hub.revision(A, 1, 100, 30);
     hub.reference(A, "main", &commit(1));
     let names = [format!("{}.0a1b2c3d.incomplete", id(5)), format!("{}.incomplete", id(6)), "tmp_0b0e".into()];
     for name in &names {
-        used(&hub.write(&format!("{A}/blobs/{name}"), "half"), 2 * DAY);
+        set_last_used(&hub.write(&format!("{A}/blobs/{name}"), "half"), 2 * DAY);
     }
-    used(&hub.write(&format!("{A}/refs/main.0a1b2c3d.tmp"), ""), 2 * DAY);
+    set_last_used(&hub.write(&format!("{A}/refs/main.0a1b2c3d.tmp"), ""), 2 * DAY);
     let lock = File::create(hub.write(&format!(".locks/{A}/{}.lock", id(6)), "")).unwrap();
     lock.lock().unwrap();
     let report = prune(&hub, 0, &["--include-referenced"]);
     assert_eq!((reasons(&report), &report["abandoned"]["blobs"]), (vec!["held".into(), "in-flight".into()], &3.into()));
-    assert_eq!(evicted(&report).len(), 0, "the client that holds the lock may need what is here");
-    let left: Vec<bool> = names.iter().map(|name| hub.exists(&format!("{A}/blobs/{name}"))).collect();
-    assert_eq!(left, [false, true, false]);
+    assert_eq!(evicted(&report).len(), 0, "the client that holds the lock may need the revision");
+    let remaining: Vec<bool> = names.iter().map(|name| hub.exists(&format!("{A}/blobs/{name}"))).collect();
+    assert_eq!(remaining, [false, true, false]);
     assert!(!hub.exists(&format!("{A}/refs/main.0a1b2c3d.tmp")));
-    assert!(!hub.exists(&format!(".locks/{A}/{}.lock", id(5))), "no lock file is left that was not there before");
+    assert!(!hub.exists(&format!(".locks/{A}/{}.lock", id(5))), "prune must not leave new lock files behind");
 }
 
 #[test]
-fn a_branch_called_like_a_temporary_is_a_ref() {
+fn a_branch_named_like_a_temporary_file_is_a_ref() {
     let hub = CacheDir::new();
     hub.revision(A, 1, 100, 30);
     hub.reference(A, "wip.tmp", &commit(1));
@@ -802,23 +807,23 @@ fn a_branch_called_like_a_temporary_is_a_ref() {
 }
 
 #[test]
-fn a_repo_that_a_client_downloaded_into_moments_ago_is_busy() {
+fn a_repo_with_a_recent_download_is_busy() {
     let hub = CacheDir::new();
     hub.revision(A, 1, 100, 0);
     let lock = hub.write(&format!(".locks/{A}/{}.lock", id(1)), "");
     assert_eq!(reasons(&prune(&hub, 0, &[])), ["busy"]);
-    // Some clients leave the lock's time as it is when they take it again; the blob's tells then.
-    used(&lock, DAY);
-    used(&hub.path(&format!("{A}/blobs/{}", id(1))), 1);
+    // Some clients do not update the timestamp of a lock that they take again. The blob's timestamp counts, too.
+    set_last_used(&lock, DAY);
+    set_last_used(&hub.path(&format!("{A}/blobs/{}", id(1))), 1);
     assert_eq!(reasons(&prune(&hub, 0, &[])), ["busy"]);
-    used(&hub.path(&format!("{A}/blobs/{}", id(1))), DAY);
+    set_last_used(&hub.path(&format!("{A}/blobs/{}", id(1))), DAY);
     assert_eq!(evicted(&prune(&hub, 0, &[])), [commit(1)]);
-    assert!(!hub.exists(&format!(".locks/{A}")), "the locks of a repo that is gone go too");
+    assert!(!hub.exists(&format!(".locks/{A}")), "the locks must be deleted with the repo");
 }
 
-/// Nobody has to wait after a download that has ended.
+/// Complete revisions need no grace period after their download.
 #[test]
-fn right_after_a_complete_download_what_is_over_the_budget_goes() {
+fn complete_revisions_can_be_evicted_right_after_their_download() {
     let hub = CacheDir::new();
     for (number, days) in [(1, 30), (2, 0), (3, 0)] {
         hub.revision(A, number, 100, days);
@@ -828,15 +833,15 @@ fn right_after_a_complete_download_what_is_over_the_budget_goes() {
         let tree = format!(r#"{{"format_version":1,"files":{{"model.bin":{entry}{other}}}}}"#);
         hub.write(&format!("{A}/trees/{}.json", commit(number)), tree);
     }
-    used(&hub.path(&format!("{A}/blobs/{}", id(2))), 60);
+    set_last_used(&hub.path(&format!("{A}/blobs/{}", id(2))), 60);
     let report = prune(&hub, 0, &[]);
     assert_eq!((evicted(&report), reasons(&report)), (vec![commit(1), commit(2)], vec!["busy".to_string()]));
-    // The one that lacks a file may be on its way.
+    // The revision with a missing file may still be in flight.
     assert!(hub.exists(&format!("{A}/snapshots/{}/model.bin", commit(3))));
 }
 
 #[test]
-fn orphans_go_when_they_are_old_enough_within_the_budget_too() {
+fn old_orphans_are_deleted_even_within_the_budget() {
     let hub = CacheDir::new();
     hub.revision(A, 1, 100, 30);
     hub.reference(A, "main", &commit(1));
@@ -847,9 +852,9 @@ fn orphans_go_when_they_are_old_enough_within_the_budget_too() {
     assert_eq!(prune(&hub, 1000, &["--orphan-grace", "0"])["freed"], 20);
 }
 
-/// `cp -a`, `rsync -a` and `tar` keep old times, and bring blobs before snapshots.
+/// `cp -a`, `rsync -a` and `tar` preserve old timestamps, and write blobs before snapshots.
 #[test]
-fn a_repo_that_is_being_copied_here_is_left_alone() {
+fn a_repo_that_is_being_copied_is_kept() {
     let hub = CacheDir::new();
     hub.blob(A, 1, 10, 30);
     hub.blob(A, 2, 20, 0);
@@ -859,9 +864,9 @@ fn a_repo_that_is_being_copied_here_is_left_alone() {
     assert_eq!(prune(&hub, 1000, &["--orphan-grace", "0"])["freed"], 20);
 }
 
-/// Blobs of one more revision come first, and nothing but the folders tells that something came.
+/// The blobs of another revision arrive first, and only the folders' timestamps show it.
 #[test]
-fn blobs_that_came_with_old_times_wait_for_their_snapshot() {
+fn new_blobs_with_old_timestamps_are_kept() {
     for (known, touched) in [(false, ""), (false, "blobs"), (true, ""), (true, "blobs"), (true, "snapshots")] {
         let hub = CacheDir::new();
         if known {
@@ -871,16 +876,16 @@ fn blobs_that_came_with_old_times_wait_for_their_snapshot() {
         hub.blob(A, 2, 20, 30);
         fs::create_dir_all(hub.path(&format!("{A}/snapshots"))).unwrap();
         hub.backdate_folders(A);
-        used(&hub.path(&format!("{A}/{touched}")), 60);
+        set_last_used(&hub.path(&format!("{A}/{touched}")), 60);
         assert_eq!(prune(&hub, 1000, &[])["freed"], 0, "{known} {touched}");
         hub.backdate_folders(A);
         assert_eq!(prune(&hub, 1000, &[])["freed"], 20, "{known} {touched}");
     }
 }
 
-/// Of `rsync`, `aria2c` and whoever else writes here.
+/// Temporary files of `rsync`, `aria2c` and other programs.
 #[test]
-fn what_any_program_is_still_writing_keeps_its_repo() {
+fn temporary_files_of_any_program_keep_their_repo() {
     let hash = id(7);
     let names = ["tmp", "tmp.123", "part.tmp", "aria2", "download", "partial", "INCOMPLETE"];
     let names = names.map(|end| format!("blobs/{hash}.{end}")).into_iter();
@@ -893,7 +898,7 @@ fn what_any_program_is_still_writing_keeps_its_repo() {
         let before = hub.contents();
         assert!(run(&hub, &["--max-size", "0B", "--include-referenced"]).code == 0);
         assert_eq!(hub.contents(), before, "{name}");
-        used(&file, 2 * DAY);
+        set_last_used(&file, 2 * DAY);
         assert!(run(&hub, &["--max-size", "0B"]).code == 0);
         assert!(!hub.exists(&format!("{A}/blobs/{}", id(1))) && !hub.exists(&format!("{A}/blobs/{}", id(2))), "{name}");
         assert!(file.exists() || !name.starts_with("blobs/"), "{name}");
@@ -901,20 +906,20 @@ fn what_any_program_is_still_writing_keeps_its_repo() {
 }
 
 #[test]
-fn files_of_people_at_the_root_stay() {
+fn unrelated_files_at_the_root_are_kept() {
     let hub = CacheDir::new();
     for name in ["tmpnotes", "tmpl", "tmp/abcdefg", "tmp/x", "tmpcheckout"] {
-        used(&hub.write(name, "mine"), 90 * DAY);
+        set_last_used(&hub.write(name, "mine"), 90 * DAY);
     }
     let before = hub.contents();
     assert!(run(&hub, &["--max-size", "0B"]).code == 0);
     assert_eq!(hub.contents(), before);
 }
 
-/// What the scan passes over may be somebody's view of a repo.
+/// Places that the scan ignores may contain links that someone uses to view a repo.
 #[cfg(unix)]
 #[test]
-fn links_in_places_that_mean_nothing_keep_their_repo() {
+fn links_in_ignored_places_keep_their_repo() {
     let snapshot = format!("{A}/snapshots/{}", commit(3));
     let places = [
         format!("{snapshot}/.DS_Store"),
@@ -948,10 +953,10 @@ fn links_in_places_that_mean_nothing_keep_their_repo() {
     }
 }
 
-/// Litter that nobody can look into may be a folder of the commit, or somebody's view.
+/// An unreadable folder with the name of litter may belong to the commit, or contain links to it.
 #[cfg(unix)]
 #[test]
-fn an_unreadable_place_called_like_litter_keeps_what_it_may_need() {
+fn an_unreadable_folder_named_like_litter_keeps_the_blobs() {
     use std::os::unix::fs::PermissionsExt;
     let snapshot = format!("{A}/snapshots/{}", commit(1));
     let places = [format!("{snapshot}/.sync"), format!("{A}/snapshots/@eaDir"), ".snapshot".into(), "tmpq".into()];
@@ -963,19 +968,19 @@ fn an_unreadable_place_called_like_litter_keeps_what_it_may_need() {
         fs::create_dir_all(hub.path(&place)).unwrap();
         hub.backdate_folders(A);
         fs::set_permissions(hub.path(&place), fs::Permissions::from_mode(0o000)).unwrap();
-        let ran = run_as_owner(&hub, &["--max-gb", "1"]);
+        let output = run_as_owner(&hub, &["--max-gb", "1"]);
         fs::set_permissions(hub.path(&place), fs::Permissions::from_mode(0o755)).unwrap();
-        assert_eq!(ran.code, if kept { 1 } else { 0 }, "{place}: {}", ran.stderr);
+        assert_eq!(output.code, if kept { 1 } else { 0 }, "{place}: {}", output.stderr);
         assert_eq!(hub.exists(&format!("{A}/blobs/{}", id(2))), kept, "{place}");
     }
 }
 
 #[test]
-fn a_blob_whose_lock_a_client_holds_is_left() {
+fn a_blob_with_a_held_lock_is_kept() {
     let hub = CacheDir::new();
     hub.blob(A, 2, 10, 1);
     let path = hub.write(&format!(".locks/{A}/{}.lock", id(2)), "");
-    used(&path, DAY);
+    set_last_used(&path, DAY);
     let lock = File::open(&path).unwrap();
     lock.lock().unwrap();
     let report = prune(&hub, 0, &[]);
@@ -985,15 +990,15 @@ fn a_blob_whose_lock_a_client_holds_is_left() {
     assert_eq!(prune(&hub, 0, &[])["freed"], 10);
 }
 
-/// huggingface_hub holds the lock of a blob that is there while it links it into a snapshot.
+/// huggingface_hub holds the lock of an existing blob while it links the blob into a snapshot.
 #[test]
-fn a_repo_in_which_a_client_holds_any_lock_keeps_its_revisions() {
+fn a_held_lock_keeps_all_revisions_of_its_repo() {
     let hub = CacheDir::new();
     hub.revision(A, 1, 100, 30);
     hub.revision(A, 2, 100, 20);
     hub.revision(B, 3, 100, 30);
     let path = hub.write(&format!(".locks/{A}/{}.lock", id(2)), "");
-    used(&path, DAY);
+    set_last_used(&path, DAY);
     let lock = File::open(&path).unwrap();
     lock.lock().unwrap();
     for args in [&["--dry-run"][..], &[]] {
@@ -1005,15 +1010,15 @@ fn a_repo_in_which_a_client_holds_any_lock_keeps_its_revisions() {
 }
 
 #[test]
-fn strangers_are_left_and_said() {
+fn unknown_files_are_kept_and_reported() {
     let hub = CacheDir::new();
     hub.revision(A, 1, 100, 30);
-    let strangers = ["notes.txt".to_string(), format!("{A}/README"), format!("{A}/blobs/README")];
-    strangers.iter().for_each(|name| used(&hub.write(name, "mine"), 2 * DAY));
-    let ran = run(&hub, &["--max-size", "0B"]);
-    assert_eq!(ran.code, 0, "{ran:#?}");
-    for name in &strangers {
-        assert!(hub.exists(name) && ran.stderr.contains("not part of a Hugging Face cache"), "{name}");
+    let unknown = ["notes.txt".to_string(), format!("{A}/README"), format!("{A}/blobs/README")];
+    unknown.iter().for_each(|name| set_last_used(&hub.write(name, "mine"), 2 * DAY));
+    let output = run(&hub, &["--max-size", "0B"]);
+    assert_eq!(output.code, 0, "{output:#?}");
+    for name in &unknown {
+        assert!(hub.exists(name) && output.stderr.contains("not part of a Hugging Face cache"), "{name}");
     }
     assert!(!hub.exists(&format!("{A}/snapshots/{}", commit(1))) && hub.exists(&format!("{A}/snapshots")));
 }
@@ -1026,7 +1031,7 @@ fn nothing_is_deleted_through_a_link() {
     elsewhere.revision("repo", 1, 100, 30);
     elsewhere.blob("repo", 2, 100, 30);
     symlink(elsewhere.path("repo"), hub.path(A)).unwrap();
-    // Another repo keeps only its blobs elsewhere, a third one blob.
+    // In another repo, only the blobs folder is a link, and in a third one only a blob.
     elsewhere.blob("repo3", 3, 100, 30);
     fs::create_dir_all(hub.path(B)).unwrap();
     symlink(elsewhere.path("repo3/blobs"), hub.path(&format!("{B}/blobs"))).unwrap();
@@ -1036,46 +1041,46 @@ fn nothing_is_deleted_through_a_link() {
     symlink(elsewhere.path(&format!("repo/blobs/{}", id(2))), hub.path(&format!("{third}/blobs/{}", id(2)))).unwrap();
     hub.snapshot(third, &commit(2), &[("weights", &id(2))]);
     let (before, outside) = (hub.contents(), elsewhere.contents());
-    let ran = run(&hub, &["--max-size", "0B", "--json", "--include-referenced"]);
-    let report = ran.json();
-    assert_eq!(ran.code, 0, "{ran:#?}");
+    let output = run(&hub, &["--max-size", "0B", "--json", "--include-referenced"]);
+    let report = output.json();
+    assert_eq!(output.code, 0, "{output:#?}");
     assert_eq!(reasons(&report), ["link", "link", "link"]);
     assert_eq!((hub.contents(), elsewhere.contents()), (before, outside));
 }
 
 #[test]
-fn what_the_tool_itself_left_goes_after_the_grace_period() {
+fn our_own_leftovers_are_deleted_after_the_grace_period() {
     let hub = CacheDir::new();
     let state = ".locks/.hf-cache-sync";
     let old = hub.write(&format!("{state}/partial/{}", id(1)), "half");
     let journal = hub.write(&format!("{state}/partial/{}.parts", id(1)), "1");
     let young = hub.write(&format!("{state}/partial/{}", id(2)), "half");
     let staged = hub.write(&format!("{state}/staging/0123/file"), "half");
-    // Of an upload that was interrupted and never taken up again: the store has the parts, or has dropped them.
-    let (upload, going_on) = (format!("{state}/uploads/{}.json", id(3)), format!("{state}/uploads/{}.json", id(4)));
-    let (upload, going_on) = (hub.write(&upload, "{}"), hub.write(&going_on, "{}"));
+    // The record of an interrupted upload that was never resumed. The store has kept or deleted its parts.
+    let (upload, recent) = (format!("{state}/uploads/{}.json", id(3)), format!("{state}/uploads/{}.json", id(4)));
+    let (upload, recent) = (hub.write(&upload, "{}"), hub.write(&recent, "{}"));
     for path in [&old, &journal, &staged, &staged.parent().unwrap().to_path_buf(), &upload] {
-        used(path, 2 * DAY);
+        set_last_used(path, 2 * DAY);
     }
     let report = prune(&hub, 1000, &[]);
     assert_eq!((&report["freed"], &report["abandoned"]["blobs"]), (&11.into(), &4.into()));
     assert!(!old.exists() && !journal.exists() && !staged.exists() && young.exists());
-    assert!(!upload.exists() && going_on.exists());
-    used(&going_on, DAY / 2);
-    used(&young, DAY / 2);
+    assert!(!upload.exists() && recent.exists());
+    set_last_used(&recent, DAY / 2);
+    set_last_used(&young, DAY / 2);
     assert_eq!(prune(&hub, 1000, &["--temporary-grace", "6h"])["abandoned"]["blobs"], 2);
 }
 
-/// Because of such a ref, `scan_cache_dir` drops the whole repo, with a warning.
+/// `scan_cache_dir` ignores a whole repo with such a ref, and warns.
 #[test]
-fn refs_to_what_is_not_here_go_when_it_has_not_come() {
+fn dangling_refs_are_deleted_after_the_grace_period() {
     let hub = CacheDir::new();
     hub.revision(A, 1, 100, 30);
     hub.reference(A, "main", &commit(1));
     hub.reference(A, "refs/pr/1", &commit(2));
     let pr = hub.path(&format!("{A}/refs/refs/pr/1"));
-    assert_eq!(prune(&hub, 1000, &[])["refs_removed"].as_array().unwrap().len(), 0, "a download may have just begun");
-    used(&pr, DAY);
+    assert_eq!(prune(&hub, 1000, &[])["refs_removed"].as_array().unwrap().len(), 0, "a download may just have started");
+    set_last_used(&pr, DAY);
     let planned = prune(&hub, 1000, &["--dry-run"]);
     assert!(pr.exists());
     let done = prune(&hub, 1000, &[]);
@@ -1085,25 +1090,25 @@ fn refs_to_what_is_not_here_go_when_it_has_not_come() {
     );
     assert!(!hub.exists(&format!("{A}/refs/refs")) && hub.exists(&format!("{A}/refs/main")));
     hub.reference(A, "main", &commit(3));
-    used(&hub.path(&format!("{A}/refs/main")), DAY);
-    let ran = run(&hub, &["--max-gb", "1"]);
-    let said = untimed(&ran.stdout);
-    assert!(said.starts_with("Freed 0 B: 1 dangling ref; 100 B of"), "{said}");
+    set_last_used(&hub.path(&format!("{A}/refs/main")), DAY);
+    let output = run(&hub, &["--max-gb", "1"]);
+    let stdout = without_timestamp(&output.stdout);
+    assert!(stdout.starts_with("Freed 0 B: 1 dangling ref; 100 B of"), "{stdout}");
 }
 
 #[test]
-fn empty_repo_folders_go_when_nobody_touched_them() {
+fn empty_repo_folders_are_deleted_after_the_grace_period() {
     let hub = CacheDir::new();
     hub.reference(A, "main", &commit(1));
     fs::create_dir_all(hub.path(&format!("{A}/blobs"))).unwrap();
     assert_eq!(prune(&hub, 1000, &[])["repos_removed"].as_array().unwrap().len(), 0);
-    assert!(hub.exists(&format!("{A}/refs/main")), "a download may have just begun");
+    assert!(hub.exists(&format!("{A}/refs/main")), "a download may just have started");
     assert_eq!(prune(&hub, 1000, &["--orphan-grace", "0"])["repos_removed"][0]["repo"], "org/a");
     assert!(!hub.exists(A));
 }
 
 #[test]
-fn a_root_that_is_not_there_is_not_found() {
+fn a_missing_root_is_not_found() {
     let hub = CacheDir::new();
     fs::remove_dir(hub.root()).unwrap();
     assert_eq!(run(&hub, &[]).code, 4);
@@ -1113,7 +1118,7 @@ fn a_root_that_is_not_there_is_not_found() {
 }
 
 #[test]
-fn absurd_budgets_and_ages_are_usage_errors() {
+fn invalid_budgets_and_ages_are_usage_errors() {
     let hub = CacheDir::new();
     for args in [
         ["--max-gb", "-1"],
@@ -1128,84 +1133,87 @@ fn absurd_budgets_and_ages_are_usage_errors() {
         ["--orphan-grace", "-1h"],
         ["--temporary-grace", "soon"],
     ] {
-        let ran = run(&hub, &args);
-        assert_eq!(ran.code, 2, "{args:?}");
-        assert!(ran.stderr.contains("expected"), "{}", ran.stderr);
+        let output = run(&hub, &args);
+        assert_eq!(output.code, 2, "{args:?}");
+        assert!(output.stderr.contains("expected"), "{}", output.stderr);
     }
     assert_eq!(run(&hub, &["--max-gb", "1", "--max-size", "1GB"]).code, 2);
     assert_eq!(run(&hub, &["--max-size", "1.5 TiB", "--orphan-grace", "2 days"]).code, 0);
 }
 
-/// On a terminal, with what a person types; all that is shown there.
+/// Runs on a terminal with this input. Returns everything that is shown there, and the exit code.
 #[cfg(target_os = "linux")]
 fn on_terminal(hub: &CacheDir, args: &str, typed: &[u8]) -> (String, Option<i32>) {
     let mut command = hub.machine.on_terminal(100, &format!("prune {args}"));
     command.env("NO_COLOR", "1").env("TERM", "dumb");
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
-    // A person reads the question first.
-    let (mut said, mut byte) = (Vec::new(), [0]);
+    // Answer only once the question has been shown.
+    let (mut shown, mut byte) = (Vec::new(), [0]);
     while stdout.read(&mut byte).unwrap() == 1 {
-        said.push(byte[0]);
-        if said.ends_with(b"[y/N] ") {
+        shown.push(byte[0]);
+        if shown.ends_with(b"[y/N] ") {
             stdin.write_all(typed).unwrap();
         }
     }
-    (String::from_utf8(said).unwrap().replace('\r', ""), child.wait().unwrap().code())
+    (String::from_utf8(shown).unwrap().replace('\r', ""), child.wait().unwrap().code())
 }
 
 #[cfg(unix)]
 #[cfg(target_os = "linux")]
 #[test]
-fn on_a_terminal_it_shows_what_goes_and_asks() {
+fn on_a_terminal_prune_shows_the_plan_and_asks() {
     let make = || {
         let hub = CacheDir::new();
         hub.revision(A, 1, 100, 30);
         hub.revision(B, 2, 5000, 20);
         hub
     };
-    // A no, nothing, something else, the end of the input.
+    // No, an empty line, another word, the end of input.
     for typed in ["n\n", "\n", "what\n", "\u{4}"] {
         let hub = make();
         let before = hub.contents();
-        let (said, code) = on_terminal(&hub, "--max-size 0B --no-progress --fail-over-budget", typed.as_bytes());
-        assert_eq!((hub.contents(), code), (before, Some(0)), "{typed:?}: {said}");
-        assert!(said.contains("Delete this? [y/N]") && said.contains("Nothing was deleted."), "{typed:?}: {said}");
+        let (shown, code) = on_terminal(&hub, "--max-size 0B --no-progress --fail-over-budget", typed.as_bytes());
+        assert_eq!((hub.contents(), code), (before, Some(0)), "{typed:?}: {shown}");
+        assert!(shown.contains("Delete this? [y/N]") && shown.contains("Nothing was deleted."), "{typed:?}: {shown}");
         // The largest first, with its type.
-        let rows: Vec<usize> = ["org/b", "org/a "].iter().map(|name| said.find(name).unwrap()).collect();
-        assert!(rows.is_sorted() && said.contains("4.9 KiB") && said.contains("no ref names it"), "{said}");
-        assert!(!hub.exists(".locks"), "nothing was locked meanwhile");
+        let rows: Vec<usize> = ["org/b", "org/a "].iter().map(|name| shown.find(name).unwrap()).collect();
+        assert!(rows.is_sorted() && shown.contains("4.9 KiB") && shown.contains("no ref names it"), "{shown}");
+        assert!(!hub.exists(".locks"), "no lock may be held during the question");
     }
     for typed in ["y\n", "YES\n"] {
         let hub = make();
-        let (said, code) = on_terminal(&hub, "--max-size 0B --no-progress", typed.as_bytes());
-        assert_eq!((hub.exists(A), hub.exists(B), code), (false, false, Some(0)), "{said}");
-        assert!(said.contains("Freed 5.0 KiB") && said.matches("no ref names it").count() == 2, "shown once: {said}");
+        let (shown, code) = on_terminal(&hub, "--max-size 0B --no-progress", typed.as_bytes());
+        assert_eq!((hub.exists(A), hub.exists(B), code), (false, false, Some(0)), "{shown}");
+        assert!(
+            shown.contains("Freed 5.0 KiB") && shown.matches("no ref names it").count() == 2,
+            "the plan is shown once: {shown}"
+        );
     }
-    // Nobody is asked without need.
+    // There is no question where none is needed.
     for args in
         ["--max-size 0B --yes --no-progress", "--max-size 0B -y --json", "--max-size 0B --no-progress < /dev/null"]
     {
         let hub = make();
-        let (said, code) = on_terminal(&hub, args, b"");
-        assert_eq!((hub.exists(A), code, said.contains("[y/N]")), (false, Some(0), false), "{args}: {said}");
+        let (shown, code) = on_terminal(&hub, args, b"");
+        assert_eq!((hub.exists(A), code, shown.contains("[y/N]")), (false, Some(0), false), "{args}: {shown}");
     }
     let hub = make();
     for args in ["--max-size 1GB --no-progress", "--max-size 0B --dry-run --no-progress"] {
-        let (said, code) = on_terminal(&hub, args, b"");
-        assert_eq!((hub.exists(A), code, said.contains("[y/N]")), (true, Some(0), false), "{args}: {said}");
+        let (shown, code) = on_terminal(&hub, args, b"");
+        assert_eq!((hub.exists(A), code, shown.contains("[y/N]")), (true, Some(0), false), "{args}: {shown}");
     }
-    // The question is on stderr, the result alone on stdout.
+    // The question is on stderr, and only the result on stdout.
     let (_, code) = on_terminal(&hub, "--max-size 0B --json > out.json", b"y\n");
     let report: Value = serde_json::from_slice(&fs::read(hub.machine.work().join("out.json")).unwrap()).unwrap();
     assert_eq!((code, &report["freed"], &report["declined"]), (Some(0), &5100.into(), &false.into()));
     let hub = make();
-    let (said, code) = on_terminal(&hub, "--max-size 0B --no-progress", b"\x03");
-    assert_eq!((hub.exists(A), code), (true, Some(130)), "{said}");
+    let (shown, code) = on_terminal(&hub, "--max-size 0B --no-progress", b"\x03");
+    assert_eq!((hub.exists(A), code), (true, Some(130)), "{shown}");
 }
 
 #[test]
-fn it_waits_for_another_hf_cache_sync_that_is_at_work() {
+fn prune_waits_for_another_running_hf_cache_sync() {
     let hub = CacheDir::new();
     hub.revision(A, 1, 100, 30);
     let lock = File::create(hub.write(".locks/.hf-cache-sync/lock", "")).unwrap();

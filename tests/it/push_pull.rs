@@ -1,4 +1,4 @@
-//! Caches in every layout go to the bucket and come back whole; what is there already is not moved again.
+//! Caches in every layout are pushed and pulled completely, and nothing is transferred twice.
 
 use std::fs;
 
@@ -9,8 +9,8 @@ use crate::harness::store::Store;
 use crate::harness::{contents, listing, sha256, visible, weights};
 use serde_json::Value;
 
-/// A revision with everything that a repo can have.
-fn rich(kind: &str, id: &str) -> Revision {
+/// A revision with everything that a repo can contain.
+fn full_revision(kind: &str, id: &str) -> Revision {
     Revision::new(kind, id)
         .git("config.json", "{}\n")
         .git("empty.txt", "")
@@ -22,14 +22,14 @@ fn rich(kind: &str, id: &str) -> Revision {
         .refs(&["main", "v1.0", "refs/pr/1", "feature/x"])
 }
 
-/// Pushes from a machine that has these, pulls each ref of each on another; returns the store and both machines.
+/// Pushes the revisions from one machine, and pulls each of their refs on another. Returns the store and both machines.
 fn round_trip(revisions: &[Revision]) -> (Store, Machine, Machine) {
     let store = Store::new();
     let (source, target) = (Machine::new(&store), Machine::new(&store));
     revisions.iter().for_each(|revision| revision.write(&source.hub()));
     let before = visible(&source.hub());
     source.ok(&["push"]);
-    assert_eq!(visible(&source.hub()), before, "a push changes nothing in the cache");
+    assert_eq!(visible(&source.hub()), before, "a push must not change the cache");
     for revision in revisions {
         revision.assert_published(&store);
         for name in &revision.refs {
@@ -42,10 +42,11 @@ fn round_trip(revisions: &[Revision]) -> (Store, Machine, Machine) {
 }
 
 #[test]
-fn every_type_of_repo_comes_back_as_itself() {
-    let revisions = ["model", "dataset", "space", "kernel"].map(|kind| rich(kind, "org/name").with_tree());
+fn repos_of_every_type_make_the_round_trip() {
+    let revisions = ["model", "dataset", "space", "kernel"].map(|kind| full_revision(kind, "org/name").with_tree());
     let (store, source, target) = round_trip(&revisions[..1]);
-    // One id in several types cannot share a commit in the bucket: each gets its own, as on the Hub.
+    // In the bucket, repos with the same id but different types cannot have the same commit. As on the Hub, each gets
+    // its own.
     drop((store, source, target));
     let revisions: Vec<Revision> =
         revisions.into_iter().enumerate().map(|(n, revision)| revision.at(&format!("{n}{}", &COMMIT[1..]))).collect();
@@ -53,43 +54,44 @@ fn every_type_of_repo_comes_back_as_itself() {
     let (mut before, mut after) = (contents(&source.hub()), contents(&target.hub()));
     before.remove("CACHEDIR.TAG");
     after.remove("CACHEDIR.TAG");
-    assert_eq!(after, before, "byte by byte, link by link");
+    assert_eq!(after, before, "both caches must be identical");
     // 0.1.0 would install a kernel as a model.
     assert!(!store.keys().iter().any(|key| key.starts_with("refs/") && store.text(key) == revisions[3].commit));
 }
 
-/// hf-hub before 1.0 finds a pinned commit offline by a ref that is called like it. Where a machine has one, it comes
-/// back with the commit, and is nobody's business otherwise.
+/// hf-hub before 1.0 finds a pinned commit offline through a ref with the commit's own name. Such a ref is pushed and
+/// pulled with the commit, and is not shown anywhere.
 #[test]
-fn a_ref_that_is_called_like_its_commit_comes_back_with_it() {
+fn a_ref_named_after_its_commit_makes_the_round_trip() {
     let store = Store::new();
     let (source, plain) = (Machine::new(&store), Machine::new(&store));
-    let (pinned, other) = (rich("model", "org/name").refs(&["main"]), rich("dataset", "org/data").at(OTHER).refs(&[]));
+    let (pinned, other) =
+        (full_revision("model", "org/name").refs(&["main"]), full_revision("dataset", "org/data").at(OTHER).refs(&[]));
     pinned.write(&source.hub());
     other.write(&source.hub());
     let pin = |machine: &Machine, revision: &Revision| revision.dir(&machine.hub()).join("refs").join(&revision.commit);
     fs::create_dir_all(pin(&source, &other).parent().unwrap()).unwrap();
     fs::write(pin(&source, &other), OTHER).unwrap();
     fs::write(pin(&source, &pinned), COMMIT).unwrap();
-    // One whose commit is not here is no news.
+    // A ref whose commit is not in the cache is ignored.
     fs::write(pin(&source, &pinned).with_file_name("ab".repeat(20)), "ab".repeat(20)).unwrap();
-    let said = source.ok(&["push"]);
-    assert!(!said.contains("skipped"), "{said}");
+    let stdout = source.ok(&["push"]);
+    assert!(!stdout.contains("skipped"), "{stdout}");
     assert_eq!(store.text(&format!("refs-v2/datasets--org--data/{OTHER}")), OTHER);
 
-    for (revision, asked) in [(&other, OTHER), (&pinned, COMMIT)] {
+    for (revision, commit) in [(&other, OTHER), (&pinned, COMMIT)] {
         let target = Machine::new(&store);
-        let line = ["pull", &revision.id, "--repo-type", &revision.kind, "-r", asked];
+        let line = ["pull", &revision.id, "--repo-type", &revision.kind, "-r", commit];
         target.ok(&line);
-        assert_eq!(fs::read_to_string(pin(&target, revision)).unwrap(), asked);
-        // And to a cache that has all the rest.
+        assert_eq!(fs::read_to_string(pin(&target, revision)).unwrap(), commit);
+        // The ref is also added to a cache that has everything else.
         fs::remove_file(pin(&target, revision)).unwrap();
         target.ok(&line);
-        assert_eq!(fs::read_to_string(pin(&target, revision)).unwrap(), asked);
+        assert_eq!(fs::read_to_string(pin(&target, revision)).unwrap(), commit);
     }
     source.ok(&["diff", "--exit-code"]);
-    // As huggingface_hub, where nobody wrote one.
-    let alone = rich("model", "org/alone").at(&format!("9{}", &COMMIT[1..])).refs(&[]);
+    // As in huggingface_hub, no such ref is created on its own.
+    let alone = full_revision("model", "org/alone").at(&format!("9{}", &COMMIT[1..])).refs(&[]);
     alone.write(&plain.hub());
     plain.ok(&["push"]);
     let target = Machine::new(&store);
@@ -101,17 +103,17 @@ fn a_ref_that_is_called_like_its_commit_comes_back_with_it() {
     for json in [listed, remote] {
         let repos = json["repos"].as_array().unwrap().iter();
         let rows: Vec<&Value> = repos.flat_map(|repo| repo["revisions"].as_array().unwrap()).collect();
-        let of = |commit: &str| rows.iter().find(|row| row["revision"] == commit).unwrap()["refs"].clone();
-        assert_eq!((of(COMMIT), of(OTHER)), (serde_json::json!(["main"]), serde_json::json!([])), "{json:#}");
+        let refs_of = |commit: &str| rows.iter().find(|row| row["revision"] == commit).unwrap()["refs"].clone();
+        assert_eq!((refs_of(COMMIT), refs_of(OTHER)), (serde_json::json!(["main"]), serde_json::json!([])), "{json:#}");
     }
 }
 
-/// What any client is still downloading, its locks and its own folders are neither sent nor spoken of.
+/// Unfinished downloads, locks and folders of other clients are neither pushed nor reported.
 #[test]
-fn traces_of_other_clients_are_no_noise() {
+fn files_of_other_clients_are_ignored() {
     let store = Store::new();
     let machine = Machine::new(&store);
-    let revision = rich("model", "org/name").refs(&["main"]);
+    let revision = full_revision("model", "org/name").refs(&["main"]);
     revision.write(&machine.hub());
     let (hub, blobs) = (machine.hub(), revision.dir(&machine.hub()).join("blobs"));
     let etag = "cd".repeat(32);
@@ -129,12 +131,12 @@ fn traces_of_other_clients_are_no_noise() {
         fs::write(path, "half").unwrap();
     }
     for line in [&["push"][..], &["list"], &["status"], &["diff", "--exit-code"]] {
-        let ran = machine.run(line);
-        let said = format!("{}{}", ran.stdout, ran.stderr);
-        assert_eq!(ran.code, 0, "{line:?}: {said}");
+        let output = machine.run(line);
+        let text = format!("{}{}", output.stdout, output.stderr);
+        assert_eq!(output.code, 0, "{line:?}: {text}");
         let names = traces.iter().map(|path| path.file_name().unwrap().to_str().unwrap());
         for word in names.chain(["1 problem", "warning", "not part of", "not a hash"]) {
-            assert!(!said.contains(word), "{line:?}: {word} in {said}");
+            assert!(!text.contains(word), "{line:?}: {word} in {text}");
         }
     }
     revision.assert_published(&store);
@@ -143,23 +145,24 @@ fn traces_of_other_clients_are_no_noise() {
 }
 
 #[test]
-fn every_layout_comes_back_as_links() {
+fn caches_in_every_layout_are_pulled_as_links() {
     for layout in [Layout::Links, Layout::Shared, Layout::Hardlinks] {
-        let revision = rich("model", "org/name").refs(&["main"]).layout(layout);
+        let revision = full_revision("model", "org/name").refs(&["main"]).layout(layout);
         round_trip(std::slice::from_ref(&revision));
         round_trip(&[revision.with_tree()]);
     }
-    // Without links, blobs and tree only the hash tells: text is taken for git's, bytes for LFS, as the Hub does it.
+    // Without links, blobs or a tree, the hash is guessed as the Hub decides: git's for text, sha256 (LFS) for binary
+    // files.
     let plain = |layout| {
         let revision = Revision::new("model", "org/name").git("config.json", "{}\n");
         revision.lfs("model.safetensors", weights(3, 400_000)).layout(layout)
     };
     round_trip(&[plain(Layout::Real)]);
-    round_trip(&[rich("model", "org/name").refs(&["main"]).layout(Layout::Real).with_tree()]);
+    round_trip(&[full_revision("model", "org/name").refs(&["main"]).layout(Layout::Real).with_tree()]);
 }
 
 #[test]
-fn ids_that_look_alike_as_keys_stay_apart() {
+fn ids_with_similar_keys_are_kept_apart() {
     let ids = ["a_/b", "a/_b", "team__a/under__score", "a__b", "gpt2", "a/b"];
     let revisions: Vec<Revision> = ids
         .iter()
@@ -167,7 +170,7 @@ fn ids_that_look_alike_as_keys_stay_apart() {
         .map(|(n, id)| Revision::model(id).git("id.txt", id).at(&format!("{n}{}", &COMMIT[1..])))
         .collect();
     let (store, ..) = round_trip(&revisions);
-    // Plain ids write 0.1.0's key alone.
+    // Simple ids use only the key of 0.1.0.
     assert_eq!(store.text("refs/a__b/main"), revisions[5].commit);
     assert_eq!(store.text("refs/gpt2/main"), revisions[4].commit);
     assert!(!store.has("refs-v2/models--gpt2/main") && !store.has("refs-v2/models--a--b/main"));
@@ -175,7 +178,7 @@ fn ids_that_look_alike_as_keys_stay_apart() {
 }
 
 #[test]
-fn a_dataset_takes_the_old_ref_key_only_while_it_is_free() {
+fn a_dataset_uses_the_old_ref_key_only_if_no_model_needs_it() {
     let store = Store::new();
     let machine = Machine::new(&store);
     let dataset = Revision::new("dataset", "org/name").git("data.csv", "1\n").at(OTHER);
@@ -188,7 +191,7 @@ fn a_dataset_takes_the_old_ref_key_only_while_it_is_free() {
     model.write(&machine.hub());
     machine.ok(&["push"]);
     machine.ok(&["push", "dataset:org/name"]);
-    assert_eq!(store.text("refs/org__name/main"), COMMIT, "a model's plain key is the model's");
+    assert_eq!(store.text("refs/org__name/main"), COMMIT, "the old key belongs to the model");
     let other = Machine::new(&store);
     other.ok(&["pull", "org/name"]);
     other.ok(&["pull", "dataset:org/name"]);
@@ -197,7 +200,7 @@ fn a_dataset_takes_the_old_ref_key_only_while_it_is_free() {
 }
 
 #[test]
-fn the_newest_ref_wins_whoever_wrote_it() {
+fn the_newest_ref_wins_whichever_version_wrote_it() {
     let store = Store::new();
     let old = Revision::new("dataset", "org/name").git("data.csv", "old\n");
     let new = Revision::new("dataset", "org/name").git("data.csv", "new\n").at(OTHER);
@@ -214,22 +217,22 @@ fn the_newest_ref_wins_whoever_wrote_it() {
 }
 
 #[test]
-fn without_a_type_the_model_is_meant_and_else_the_only_one() {
+fn without_a_type_the_only_other_type_is_pulled() {
     let store = Store::new();
     let dataset = Revision::new("dataset", "org/name").git("data.csv", "1\n");
     dataset.publish(&store);
     let machine = Machine::new(&store);
-    let ran = machine.run(&["pull", "org/name"]);
-    assert_eq!(ran.code, 0, "{ran:#?}");
-    assert!(ran.stderr.contains("note: org/name is a dataset"), "{ran:#?}");
+    let output = machine.run(&["pull", "org/name"]);
+    assert_eq!(output.code, 0, "{output:#?}");
+    assert!(output.stderr.contains("note: org/name is a dataset"), "{output:#?}");
     dataset.assert_pulled(&machine.hub());
 
     let space = Revision::new("space", "org/name").git("app.py", "1\n").at(OTHER).refs(&[]);
     space.publish(&store);
     store.put("refs-v2/datasets--org--name/main", COMMIT);
     store.put("refs-v2/spaces--org--name/main", OTHER);
-    let ran = Machine::new(&store).run(&["pull", "org/name"]);
-    ran.refused(2, &["ambiguous", "dataset", "space", "--repo-type"]);
+    let output = Machine::new(&store).run(&["pull", "org/name"]);
+    output.refused(2, &["ambiguous", "dataset", "space", "--repo-type"]);
 }
 
 #[test]
@@ -250,7 +253,7 @@ fn revisions_are_found_by_ref_commit_and_short_commit() {
         let printed = machine.ok(&["pull", "org/name", "-r", revision]);
         assert_eq!(printed.trim_end(), found.snapshot(&machine.hub()).display().to_string());
         found.clone().refs(&refs).assert_pulled(&machine.hub());
-        // Only the ref that was asked for.
+        // Only the requested ref is written.
         let there = found.dir(&machine.hub()).join("refs");
         assert_eq!(if there.exists() { count_files(&there) } else { 0 }, refs.len(), "{revision}");
     }
@@ -258,19 +261,19 @@ fn revisions_are_found_by_ref_commit_and_short_commit() {
 
 #[cfg(unix)]
 #[test]
-fn the_path_stands_alone_on_stdout() {
+fn only_the_path_is_printed_on_stdout() {
     let store = Store::new();
     Revision::model("org/name").publish(&store);
     let machine = Machine::new(&store);
     let line = "MODEL=$(\"$0\" pull org/name) && cat \"$MODEL/config.json\" && \"$0\" pull org/name 2>/dev/null";
     let shell = machine.script(line);
-    let ran = machine::run(shell);
+    let output = machine::run(shell);
     let snapshot = Revision::model("org/name").snapshot(&machine.hub());
-    assert_eq!(ran.stdout, format!("{{\"model_type\": \"bert\"}}\n{}\n", snapshot.display()));
+    assert_eq!(output.stdout, format!("{{\"model_type\": \"bert\"}}\n{}\n", snapshot.display()));
 }
 
 #[test]
-fn what_is_there_is_not_sent_again() {
+fn a_second_push_only_lists_the_bucket() {
     let store = Store::new();
     let machine = Machine::new(&store);
     for n in 0..20 {
@@ -280,15 +283,15 @@ fn what_is_there_is_not_sent_again() {
     machine.ok(&["push"]);
     let before = store.objects();
     store.server.take_seen();
-    let said = machine.ok(&["push"]);
+    let stdout = machine.ok(&["push"]);
     let seen = store.server.take_seen();
     assert!(seen.len() == 3 && seen.iter().all(|request| request.is_list()), "{seen:#?}");
     assert_eq!(store.objects(), before);
-    assert!(said.lines().last().is_some_and(|line| line.contains("Z  Uploaded 0 blobs")), "{said}");
+    assert!(stdout.lines().last().is_some_and(|line| line.contains("Z  Uploaded 0 blobs")), "{stdout}");
 }
 
 #[test]
-fn a_store_without_etags_costs_no_request_per_blob_either() {
+fn a_store_without_etags_needs_no_request_per_blob() {
     let store = Store::new();
     let machine = Machine::new(&store);
     let mut revision = Revision::model("org/name");
@@ -297,7 +300,7 @@ fn a_store_without_etags_costs_no_request_per_blob_either() {
     }
     revision.write(&machine.hub());
     machine.ok(&["push"]);
-    // An ETag that is no MD5, as of encrypted objects: content alone decides.
+    // An ETag that is not an MD5, as for encrypted objects, so only the content can be compared.
     store.put(&revision.manifest_key(), [store.get(&revision.manifest_key()).as_slice(), b"\n"].concat());
     store.server.take_seen();
     machine.ok(&["push"]);
@@ -306,10 +309,10 @@ fn a_store_without_etags_costs_no_request_per_blob_either() {
 }
 
 #[test]
-fn what_is_in_the_bucket_is_read_once() {
+fn every_object_is_read_at_most_once() {
     let store = Store::new();
     let [source, other, empty] = [(); 3].map(|()| Machine::new(&store));
-    // 0.1.0's keys of a dataset may be a model's: whose they are, the manifest tells that they lead to.
+    // 0.1.0's keys for a dataset may belong to a model; only the manifest that they lead to can tell.
     let old = Revision::new("dataset", "org/name").git("data.csv", "old\n").refs(&["main", "v1", "v2"]);
     old.write(&source.hub());
     old.at(OTHER).git("more.csv", "new\n").write(&other.hub());
@@ -331,7 +334,7 @@ fn what_is_in_the_bucket_is_read_once() {
 }
 
 #[test]
-fn every_request_says_who_asks() {
+fn every_request_has_the_user_agent() {
     let store = Store::new();
     let (source, target) = (Machine::new(&store), Machine::new(&store));
     Revision::model("org/name").lfs("large.bin", weights(5, 17 << 20)).write(&source.hub());
@@ -347,8 +350,8 @@ fn every_request_says_who_asks() {
 }
 
 #[test]
-fn a_partial_snapshot_and_a_full_one_become_one_manifest() {
-    let full = rich("model", "org/name").refs(&["main"]);
+fn partial_and_full_snapshots_are_merged_into_one_manifest() {
+    let full = full_revision("model", "org/name").refs(&["main"]);
     for first_is_partial in [true, false] {
         let store = Store::new();
         let (one, two) = (Machine::new(&store), Machine::new(&store));
@@ -366,13 +369,13 @@ fn a_partial_snapshot_and_a_full_one_become_one_manifest() {
 }
 
 #[test]
-fn two_machines_that_push_at_once_lose_nothing() {
+fn concurrent_pushes_lose_nothing() {
     let store = Store::new();
     let (one, two) = (Machine::new(&store), Machine::new(&store));
     let full = Revision::model("org/name").git("only-one.txt", "1").git("only-two.txt", "2");
     full.clone().without(&["only-two.txt"]).write(&one.hub());
     full.clone().without(&["only-one.txt"]).write(&two.hub());
-    // The first has read that there is no manifest, and is held when it writes its own; the second overtakes it.
+    // The first push has found no manifest, and is held while it writes its own; the second push overtakes it.
     let gate = Gate::new();
     let held = gate.clone();
     let first = std::sync::atomic::AtomicBool::new(true);
@@ -384,19 +387,19 @@ fn two_machines_that_push_at_once_lose_nothing() {
         }
     });
     let running = one.start(&["push"]);
-    store.server.wait_for("manifest", |seen| seen.iter().any(|request| request.is("PUT", "manifests/")));
+    store.server.wait_for("a manifest", |seen| seen.iter().any(|request| request.is("PUT", "manifests/")));
     two.ok(&["push"]);
     gate.open();
-    let ran = running.finish();
-    assert_eq!(ran.code, 0, "{ran:#?}");
-    // Its write was refused, since another manifest had come, or it overwrote that one: a store without conditional
-    // writes gives no better. This one has them.
+    let output = running.finish();
+    assert_eq!(output.code, 0, "{output:#?}");
+    // The write of the first push is refused, because the manifest exists by now. (It would be lost on a store without
+    // conditional writes, but this one has them.)
     full.assert_published(&store);
 }
 
-/// Stores without conditional writes refuse (B2) or ignore them; a push works all the same.
+/// Stores without conditional writes reject (B2) or ignore them. Pushes work nevertheless.
 #[test]
-fn a_store_without_conditional_writes() {
+fn a_store_without_conditional_writes_is_supported() {
     let store = Store::new();
     let machine = Machine::new(&store);
     let revision = Revision::model("org/name");
@@ -407,14 +410,14 @@ fn a_store_without_conditional_writes() {
     });
     machine.ok(&["push"]);
     revision.assert_published(&store);
-    // Extending an existing manifest as well.
+    // Extending an existing manifest works, too.
     revision.clone().git("more.txt", "more").write(&machine.hub());
     machine.ok(&["push"]);
     revision.git("more.txt", "more").assert_published(&store);
 }
 
 #[test]
-fn a_team_sees_only_its_prefix() {
+fn prefixes_keep_teams_apart() {
     let store = Store::new();
     let (one, two) = (Machine::new(&store), Machine::new(&store));
     let (ours, theirs) = (Revision::model("org/name").git("a", "1"), Revision::model("org/name").git("a", "2"));
@@ -434,13 +437,13 @@ fn a_team_sees_only_its_prefix() {
 }
 
 #[test]
-fn listings_of_many_pages_are_read_to_their_end() {
+fn all_pages_of_a_listing_are_read() {
     let store = Store::new();
     let machine = Machine::new(&store);
     let revision = Revision::model("org/name");
     revision.write(&machine.hub());
     machine.ok(&["push"]);
-    // Our blobs and manifest end up on the last pages.
+    // Make our blobs and manifest end up on the last pages.
     for n in 0..1100 {
         store.put(&format!("blobs/{}", sha256(format!("{n}").as_bytes())), "");
         store.put(&format!("manifests/aaa__x{n}@{COMMIT}.json"), "{}");
@@ -459,10 +462,10 @@ fn listings_of_many_pages_are_read_to_their_end() {
 
 #[cfg(unix)]
 #[test]
-fn a_complete_revision_is_pulled_from_a_cache_that_nobody_may_change() {
+fn a_complete_revision_can_be_pulled_in_a_read_only_cache() {
     let store = Store::new();
     let machine = Machine::new(&store);
-    let revision = rich("model", "org/name").with_tree();
+    let revision = full_revision("model", "org/name").with_tree();
     revision.publish(&store);
     let tree: Value = serde_json::from_slice(&revision.tree_json()).unwrap();
     let mut manifest = revision.manifest();
@@ -473,20 +476,20 @@ fn a_complete_revision_is_pulled_from_a_cache_that_nobody_may_change() {
     let before = listing(&machine.hub());
     store.server.take_seen();
     for line in [&["pull", "org/name"][..], &["pull", "org/name", "--verify"], &["pull", "org/name", "--dry-run"]] {
-        let ran = machine.run_read_only(line);
-        assert_eq!(ran.code, 0, "{ran:#?}");
-        assert_eq!(listing(&machine.hub()), before, "not one file, mode or time of change");
+        let output = machine.run_read_only(line);
+        assert_eq!(output.code, 0, "{output:#?}");
+        assert_eq!(listing(&machine.hub()), before, "no file, mode or timestamp may change");
     }
     let seen = store.server.take_seen();
     assert!(!seen.iter().any(|request| request.key.starts_with("blobs/")), "{seen:#?}");
 }
 
 #[test]
-fn a_complete_cache_in_any_layout_is_left_as_it_is() {
+fn a_pull_does_not_change_a_complete_cache() {
     for layout in [Layout::Links, Layout::Shared, Layout::Hardlinks, Layout::Real] {
         let store = Store::new();
         let machine = Machine::new(&store);
-        let revision = rich("model", "org/name").refs(&["main"]).with_tree().layout(layout);
+        let revision = full_revision("model", "org/name").refs(&["main"]).with_tree().layout(layout);
         revision.publish(&store);
         revision.write(&machine.hub());
         let before = visible(&machine.hub());
@@ -496,18 +499,18 @@ fn a_complete_cache_in_any_layout_is_left_as_it_is() {
         }
         assert!(!store.server.take_seen().iter().any(|seen| seen.key.starts_with("blobs/")), "{layout:?}");
 
-        // A file that is gone comes back, and nothing else moves.
+        // A missing file is restored, and nothing else is downloaded.
         fs::remove_file(revision.snapshot(&machine.hub()).join("config.json")).unwrap();
         machine.ok(&["pull", "org/name"]);
-        let back = fs::read(revision.snapshot(&machine.hub()).join("config.json")).unwrap();
-        assert_eq!(back, b"{}\n");
+        let restored = fs::read(revision.snapshot(&machine.hub()).join("config.json")).unwrap();
+        assert_eq!(restored, b"{}\n");
         let fetched = store.server.take_seen().iter().filter(|seen| seen.is("GET", "blobs/")).count();
         assert_eq!(fetched, usize::from(layout == Layout::Real), "{layout:?}");
     }
 }
 
 #[test]
-fn verify_repairs_in_any_layout() {
+fn verify_repairs_blobs_in_every_layout() {
     for layout in [Layout::Links, Layout::Shared, Layout::Hardlinks, Layout::Real] {
         let store = Store::new();
         let machine = Machine::new(&store);
@@ -525,13 +528,13 @@ fn verify_repairs_in_any_layout() {
     }
 }
 
-/// The cache may be reached through a link: a larger disk is often mounted so.
+/// Large disks are often used as a cache through a link.
 #[cfg(unix)]
 #[test]
-fn a_cache_behind_a_link() {
+fn a_cache_can_be_a_link_to_a_folder() {
     let store = Store::new();
     let (source, target) = (Machine::new(&store), Machine::new(&store));
-    let revision = rich("model", "org/name").refs(&["main"]);
+    let revision = full_revision("model", "org/name").refs(&["main"]);
     for machine in [&source, &target] {
         let disk = machine.home().join("disk");
         fs::create_dir(&disk).unwrap();
@@ -545,7 +548,7 @@ fn a_cache_behind_a_link() {
 }
 
 #[test]
-fn a_used_file_counts_as_used_now() {
+fn pulling_a_cached_revision_counts_as_use() {
     let store = Store::new();
     let machine = Machine::new(&store);
     let revision = Revision::model("org/name");
@@ -561,10 +564,10 @@ fn a_used_file_counts_as_used_now() {
     assert_eq!(meta.modified().unwrap(), long_ago);
 }
 
-/// A pull judges by the licence that is here already: the first one is never refused, and then none that has nothing to
-/// download.
+/// A pull only checks the licence that is already in the cache: the first pull is never refused, and neither is one
+/// that has nothing to download.
 #[test]
-fn a_gated_repo_comes_once_and_then_only_where_it_is_allowed() {
+fn a_gated_repo_is_updated_only_if_that_is_allowed() {
     let store = Store::new();
     let first = Revision::model("org/gated").git("LICENSE", "You must accept this agreement.\n");
     first.publish(&store);
@@ -581,7 +584,7 @@ fn a_gated_repo_comes_once_and_then_only_where_it_is_allowed() {
     store.server.take_seen();
     machine.run(&["pull", "org/gated"]).refused(1, &["org/gated", "LICENSE", "agreement", "team.allow_gated"]);
     assert!(!store.server.take_seen().iter().any(|request| request.is("GET", "blobs/")));
-    assert_eq!(visible(&machine.hub()), before, "neither files nor the ref");
+    assert_eq!(visible(&machine.hub()), before, "neither files nor the ref may change");
     assert_eq!(machine.ok(&["pull", "org/gated", "-r", COMMIT]), pulled);
     machine.configure("team:\n  allow_gated: true\n");
     machine.ok(&["pull", "org/gated"]);
@@ -589,7 +592,7 @@ fn a_gated_repo_comes_once_and_then_only_where_it_is_allowed() {
 }
 
 #[test]
-fn a_repo_is_named_as_people_type_it() {
+fn repos_can_be_given_in_every_common_form() {
     let store = Store::new();
     let source = Machine::new(&store);
     let revision = Revision::new("dataset", "org/name").git("a.txt", "a").refs(&["main", "refs/pr/1"]);
@@ -615,11 +618,11 @@ fn a_repo_is_named_as_people_type_it() {
         assert!(revision.blob(&machine.hub(), "a.txt").exists(), "{name}");
     }
     let mut machine = Machine::new(&store);
-    let ran = machine.run(&["pull", "ORG/name"]);
-    assert!(ran.code == 0 && ran.stderr.contains("ORG/name is org/name in bucket"), "{ran:#?}");
+    let output = machine.run(&["pull", "ORG/name"]);
+    assert!(output.code == 0 && output.stderr.contains("ORG/name is org/name in bucket"), "{output:#?}");
     machine.set("HF_ENDPOINT", "http://mirror.corp:8080/hf");
     machine.ok(&["pull", "http://mirror.corp:8080/hf/datasets/org/name"]);
-    // The same revision twice is one; two are not.
+    // The revision may be given twice if it is the same.
     machine.ok(&["pull", "org/name@main", "-r", "main"]);
     machine.run(&["pull", "org/name@main", "-r", "v1"]).refused(2, &["'main'", "'v1'"]);
     for name in
@@ -637,7 +640,7 @@ fn a_repo_is_named_as_people_type_it() {
 }
 
 #[test]
-fn push_takes_one_revision_and_any_case() {
+fn push_accepts_a_revision_and_ignores_case() {
     let store = Store::new();
     let source = Machine::new(&store);
     let other = format!("f{}", &COMMIT[1..]);
@@ -645,8 +648,8 @@ fn push_takes_one_revision_and_any_case() {
     let two = Revision::model("org/name").git("b.txt", "b").at(&other).refs(&["v2"]);
     [&one, &two].iter().for_each(|revision| revision.write(&source.hub()));
     source.run(&["push", "org/name@v3"]).refused(4, &["v3", "main", "v2"]);
-    let ran = source.run(&["push", "Org/Name@v2"]);
-    assert!(ran.code == 0 && ran.stderr.contains("Org/Name is org/name in this cache"), "{ran:#?}");
+    let output = source.run(&["push", "Org/Name@v2"]);
+    assert!(output.code == 0 && output.stderr.contains("Org/Name is org/name in this cache"), "{output:#?}");
     two.assert_published(&store);
     assert!(!store.keys().contains(&one.manifest_key()), "{:?}", store.keys());
     source.ok(&["push", "org/name@main", "org/name"]);
@@ -654,18 +657,18 @@ fn push_takes_one_revision_and_any_case() {
 }
 
 #[test]
-fn an_id_without_a_type_is_the_model_then_whatever_has_it() {
+fn an_id_without_a_type_prefers_the_model() {
     let at = |digit: &str| format!("{digit}{}", &COMMIT[1..]);
     let model = Revision::model("org/name").at(&at("a")).refs(&["main", "v1.0"]);
     let dataset = Revision::new("dataset", "org/name").git("d.csv", "d").at(&at("b")).refs(&["main", "v2.0"]);
-    let published = |line: &[&str]| {
+    let push = |line: &[&str]| {
         let store = Store::new();
         let source = Machine::new(&store);
         [&model, &dataset].iter().for_each(|revision| revision.write(&source.hub()));
-        let ran = source.run(line);
-        assert_eq!(ran.code, 0, "{line:?}: {ran:#?}");
+        let output = source.run(line);
+        assert_eq!(output.code, 0, "{line:?}: {output:#?}");
         let keys = store.keys();
-        ([&model, &dataset].map(|revision| keys.contains(&revision.manifest_key())), ran.stderr)
+        ([&model, &dataset].map(|revision| keys.contains(&revision.manifest_key())), output.stderr)
     };
     for (name, expected) in [
         ("org/name@v1.0", [true, false]),
@@ -679,13 +682,13 @@ fn an_id_without_a_type_is_the_model_then_whatever_has_it() {
         ("Org/Name@v2.0", [false, true]),
         ("dataset:org/name", [false, true]),
     ] {
-        assert_eq!(published(&["push", name]).0, expected, "{name}");
+        assert_eq!(push(&["push", name]).0, expected, "{name}");
     }
-    let (there, said) = published(&["push", "org/name"]);
-    assert_eq!(there, [true, false]);
-    assert!(said.contains("org/name is the model; this cache also has dataset:org/name"), "{said}");
-    assert_eq!(published(&["push", "org/name", "dataset:org/name"]).0, [true, true]);
-    assert_eq!(published(&["push"]).0, [true, true]);
+    let (published, stderr) = push(&["push", "org/name"]);
+    assert_eq!(published, [true, false]);
+    assert!(stderr.contains("org/name is the model; this cache also has dataset:org/name"), "{stderr}");
+    assert_eq!(push(&["push", "org/name", "dataset:org/name"]).0, [true, true]);
+    assert_eq!(push(&["push"]).0, [true, true]);
 
     let store = Store::new();
     let source = Machine::new(&store);
@@ -705,7 +708,7 @@ fn an_id_without_a_type_is_the_model_then_whatever_has_it() {
     }
 }
 
-/// The result says what the bucket does not have, and so does the error.
+/// Both the result and the error name the file.
 #[cfg(unix)]
 #[test]
 fn a_snapshot_with_a_broken_link_is_published_without_the_file() {
@@ -716,21 +719,21 @@ fn a_snapshot_with_a_broken_link_is_published_without_the_file() {
     fs::remove_file(revision.blob(&source.hub(), "config.json")).unwrap();
     let dry = source.run(&["push", "--dry-run"]);
     assert!(dry.code == 1 && dry.stdout.contains("would be published without 1 file"), "{dry:#?}");
-    let ran = source.run(&["push"]);
-    assert!(ran.code == 1 && ran.stdout.contains("published without 1 file"), "{ran:#?}");
-    assert!(ran.stderr.contains("config.json") && ran.stderr.contains("so it is not pushed"), "{ran:#?}");
+    let output = source.run(&["push"]);
+    assert!(output.code == 1 && output.stdout.contains("published without 1 file"), "{output:#?}");
+    assert!(output.stderr.contains("config.json") && output.stderr.contains("so it is not pushed"), "{output:#?}");
     assert!(!store.text(&revision.manifest_key()).contains("config.json"));
-    // Once another machine has pushed it, nothing is lacking there.
+    // Once another machine has pushed the file, it is no longer missing from the bucket.
     let other = Machine::new(&store);
     revision.write(&other.hub());
     other.ok(&["push"]);
-    let ran = source.run(&["push"]);
-    assert!(ran.code == 1 && !ran.stdout.contains("without 1 file"), "{ran:#?}");
+    let output = source.run(&["push"]);
+    assert!(output.code == 1 && !output.stdout.contains("without 1 file"), "{output:#?}");
     assert!(store.text(&revision.manifest_key()).contains("config.json"));
 }
 
 #[test]
-fn a_near_miss_of_the_command_line_is_told_the_right_form() {
+fn common_mistakes_on_the_command_line_get_a_hint() {
     let store = Store::new();
     let machine = Machine::new(&store);
     for (line, form) in [
@@ -747,7 +750,7 @@ fn a_near_miss_of_the_command_line_is_told_the_right_form() {
         (&["push", "org/name", "--repo-type", "dataset"], "hf-cache-sync push dataset:org/name"),
         (&["pull-all", "org/*"], "hf-cache-sync pull-all --include 'org/*'"),
     ] {
-        let ran = machine.run(line);
-        assert!(ran.code == 2 && ran.stderr.contains(form), "{line:?}: {ran:#?}");
+        let output = machine.run(line);
+        assert!(output.code == 2 && output.stderr.contains(form), "{line:?}: {output:#?}");
     }
 }

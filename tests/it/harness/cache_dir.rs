@@ -59,7 +59,7 @@ impl CacheDir {
         let repo = relative.split('/').next().unwrap();
         for folder in ["", "/blobs", "/snapshots", "/refs"].map(|part| self.path(&format!("{repo}{part}"))) {
             if repo.contains("--") && fs::symlink_metadata(&folder).is_ok_and(|meta| meta.is_dir()) {
-                used(&folder, 30 * DAY);
+                set_last_used(&folder, 30 * DAY);
             }
         }
     }
@@ -68,7 +68,7 @@ impl CacheDir {
     pub fn blob(&self, repo: &str, number: u64, size: usize, days: u64) -> String {
         let id = id(number);
         let path = self.write(&format!("{repo}/blobs/{id}"), vec![b'x'; size]);
-        used(&path, days * DAY);
+        set_last_used(&path, days * DAY);
         id
     }
 
@@ -76,7 +76,7 @@ impl CacheDir {
     pub fn blob_of(&self, repo: &str, content: &str, days: u64) -> String {
         let id = git_sha1(content.as_bytes());
         let path = self.write(&format!("{repo}/blobs/{id}"), content);
-        used(&path, days * DAY);
+        set_last_used(&path, days * DAY);
         id
     }
 
@@ -110,7 +110,7 @@ impl CacheDir {
         self.write("blobs/.huggingface-shared-blobs", "1\n");
         let hash = format!("{number:064x}");
         let path = self.write(&format!("blobs/{}/{hash}", &hash[..2]), vec![b's'; size]);
-        used(&path, days * DAY);
+        set_last_used(&path, days * DAY);
         let mut list = String::new();
         for (repo, etag) in links {
             let link = self.path(&format!("{repo}/blobs/{etag}"));
@@ -120,7 +120,7 @@ impl CacheDir {
             self.backdate_folders(repo);
         }
         self.write(&format!("blobs/{}/{hash}.refs", &hash[..2]), list);
-        used(path.parent().unwrap(), days * DAY);
+        set_last_used(path.parent().unwrap(), days * DAY);
         path
     }
 
@@ -160,7 +160,7 @@ fn set_times(path: &Path, times: FileTimes) {
 }
 
 /// Sets the access and modification times to this many seconds ago.
-pub fn used(path: &Path, seconds_ago: u64) {
+pub fn set_last_used(path: &Path, seconds_ago: u64) {
     let then = SystemTime::now() - Duration::from_secs(seconds_ago);
     set_times(path, FileTimes::new().set_accessed(then).set_modified(then));
 }
