@@ -285,7 +285,7 @@ fn an_incomplete_listing_of_anything_evicts_nothing() {
         let one = Revision::model("org/one");
         let (store, machine) = pushed(&[(&one, 30)]);
         store.server.on_request(move |seen| match seen.is_list() {
-            true => Action::Overlook(part),
+            true => Action::Omit(part),
             false => Action::Pass,
         });
         let report = prune_all(&machine);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::cache_dir::{DAY, used};
+use super::cache_dir::{DAY, set_last_used};
 use super::store::Store;
 use super::{git_sha1, sha256};
 
@@ -235,7 +235,7 @@ impl Revision {
                 left.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
             }
             if !meta.is_symlink() {
-                used(&path, days * DAY);
+                set_last_used(&path, days * DAY);
             }
         }
     }
