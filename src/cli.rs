@@ -11,7 +11,7 @@ use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, S
 
 use crate::cache::root;
 use crate::commands::{
-    completions, config, diff, doctor, init, list, man, prune, pull, pull_all, push, remote, status, watch,
+    completions, config, diff, doctor, init, list, man, prune, pull, pull_all, push, remote, status, verify, watch,
 };
 use crate::config::resolve::{Resolution, named_file};
 use crate::config::settings::{Form, SETTINGS, Setting};
@@ -146,6 +146,7 @@ pub enum Command {
     PullAll(pull_all::Args),
     Watch(watch::Args),
     Prune(prune::Args),
+    Verify(verify::Args),
     Status(status::Args),
     List(list::Args),
     Diff(diff::Args),
@@ -392,6 +393,7 @@ pub async fn run(cli: &Cli, ui: &Ui) -> Result<Option<Kind>> {
         }
         Command::Status(args) => ui.show(&status::execute(&session, args).await?),
         Command::List(args) => ui.show(&list::execute(&session, args).await?),
+        Command::Verify(args) => ui.show(&verify::execute(&session, args).await?),
         Command::Diff(args) => ui.show(&diff::execute(&session, args).await?),
         Command::Remote(args) => match &args.command {
             remote::Command::Du(_) => ui.show(&remote::du::execute(&session).await?),

@@ -49,6 +49,7 @@ fn tree() -> clap::Command {
     Cli::command()
         .mut_arg("cache-dir", |arg| arg.value_hint(ValueHint::DirPath))
         .mut_subcommand("push", |push| push.mut_arg("repos", |arg| add(arg, cached_repos)))
+        .mut_subcommand("verify", |verify| verify.mut_arg("repos", |arg| add(arg, all_repos)))
         .mut_subcommand("pull", |pull| {
             pull.mut_arg("repo", |arg| add(arg, all_repos)).mut_arg("revision", |arg| add(arg, refs))
         })

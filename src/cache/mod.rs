@@ -22,9 +22,12 @@
 //! - [`prune_facts`]: for `prune`, everything beyond the scan: locks, leftovers, payloads and client activity
 //! - [`incoming_links`]: for `prune`, repos that links from elsewhere lead into, and places that cannot be inspected
 //!
+//! - [`integrity`]: for `verify`, what every file should be, and which files prove it when hashed
+//!
 //! Changing:
 //! - [`lock`]: huggingface_hub's locks and our own
 //! - [`place`]: writes folders, links and small files, never through a link
+//! - [`quarantine`]: keeps what a repair replaces or takes out
 //! - [`repair`]: rewrites refs that have white space around their commit
 //! - [`remove`]: deletes files and folders
 //! - [`shared`]: the cache-wide blob store, and deleting from it
@@ -34,6 +37,7 @@ pub mod donors;
 pub mod gated;
 pub mod identify;
 pub mod incoming_links;
+pub mod integrity;
 pub mod junk;
 pub mod layout;
 mod licenses;
@@ -43,6 +47,7 @@ pub mod pointer;
 pub mod presence;
 pub mod prune_facts;
 pub mod pushable;
+pub mod quarantine;
 pub mod read;
 pub mod remove;
 pub mod repair;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::layout::{self, Layout};
 use super::scan::{Problem, ProblemKind};
-use super::{lock, read, remove};
+use super::{lock, quarantine, read, remove};
 use crate::error::{Error, Result, plain_io};
 use crate::platform::{self, Inode};
 
@@ -171,6 +171,25 @@ fn leads_to(layout: &Layout, link: &Path, payload: &Path) -> io::Result<bool> {
 /// # Errors
 /// If the lock cannot be taken, or the payload cannot be deleted.
 pub fn sweep(layout: &Layout, payload: &Path, known: &[PathBuf]) -> Result<SweepOutcome> {
+    remove_unused(layout, payload, known, || {
+        remove::delete_file(payload).map_err(|e| Error::io("cannot delete", payload, &e))
+    })
+}
+
+/// Moves a payload with wrong bytes into the quarantine if no link needs it any more. See [`sweep`].
+///
+/// # Errors
+/// If the lock cannot be taken, or the payload cannot be moved.
+pub fn quarantine(layout: &Layout, payload: &Path, known: &[PathBuf]) -> Result<SweepOutcome> {
+    remove_unused(layout, payload, known, || quarantine::set_aside(layout, payload).map(|_| 0))
+}
+
+fn remove_unused(
+    layout: &Layout,
+    payload: &Path,
+    known: &[PathBuf],
+    remove: impl FnOnce() -> Result<u64>,
+) -> Result<SweepOutcome> {
     let failed = |error: io::Error| Error::io("cannot delete", payload, &error);
     if !is_store(layout) || !is_payload(layout, payload) || !remove::is_inside(layout.root(), payload) {
         return Ok(SweepOutcome::Unknown);
@@ -190,7 +209,7 @@ pub fn sweep(layout: &Layout, payload: &Path, known: &[PathBuf]) -> Result<Sweep
     if !fs::symlink_metadata(payload).is_ok_and(|meta| meta.is_file()) {
         return Ok(SweepOutcome::Freed(0));
     }
-    let freed = remove::delete_file(payload).map_err(failed)?;
+    let freed = remove()?;
     remove::delete_file(&sibling(payload, ".refs")).map_err(failed)?;
     Ok(SweepOutcome::Freed(freed))
 }

@@ -16,6 +16,7 @@ pub mod push;
 pub mod remote;
 pub mod size;
 pub mod status;
+pub mod verify;
 pub mod watch;
 
 use crate::error::{Error, Kind};

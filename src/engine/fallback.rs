@@ -34,6 +34,11 @@ impl Fallback {
         Fallback(Some(Arc::new(inner)))
     }
 
+    /// Whether there is another source.
+    pub fn is_some(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// Whether the Hub is to be asked after this failure.
     pub fn covers(&self, failure: &Error) -> bool {
         self.0.is_some() && failure.cause.is_covered_by_fallback()

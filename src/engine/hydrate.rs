@@ -54,6 +54,11 @@ impl Outcome {
     pub fn lost(&self) -> usize {
         self.lost.len()
     }
+
+    /// Whether this blob could not be had.
+    pub fn has_lost(&self, blob: &BlobId) -> bool {
+        self.lost.contains(blob)
+    }
 }
 
 /// One blob and the plans that need it.

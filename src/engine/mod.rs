@@ -2,7 +2,8 @@
 //!
 //! [`survey`] looks at cache and bucket before a push or a comparison. [`publish`] carries out a push, and [`confirm`]
 //! asks the bucket in between whether the blobs are really there. [`pull`] takes revisions from being found to a filled
-//! cache, through [`hydrate`]. [`evict`] carries out a prune. [`fallback`] says when the Hub is asked.
+//! cache, through [`hydrate`]. [`evict`] carries out a prune. [`rehash`] hashes files of the cache, [`verify`] checks and repairs cache and
+//! bucket. [`fallback`] says when the Hub is asked.
 
 pub mod confirm;
 pub mod evict;
@@ -11,7 +12,9 @@ pub mod held;
 pub mod hydrate;
 pub mod publish;
 pub mod pull;
+pub mod rehash;
 pub mod session;
 pub mod survey;
+pub mod verify;
 
 pub use session::Session;

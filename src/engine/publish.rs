@@ -189,7 +189,7 @@ fn to_upload(action: &UploadAction) -> Upload {
 }
 
 /// Sends blobs; returns each with what it failed of.
-async fn send_all(context: &Context, blobs: Vec<Upload>) -> Vec<(Upload, Option<Error>)> {
+pub(super) async fn send_all(context: &Context, blobs: Vec<Upload>) -> Vec<(Upload, Option<Error>)> {
     let mut done = Vec::with_capacity(blobs.len());
     let context = &context.moving(blobs.iter().map(|blob| blob.size).sum());
     pool::run(

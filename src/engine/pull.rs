@@ -257,7 +257,7 @@ fn mark_used(plan: &Plan, now: SystemTime) {
 ///
 /// # Errors
 /// [`Cause::DiskFull`] with the numbers.
-fn check_space(layout: &Layout, plans: &[&Plan]) -> Result<Option<String>> {
+pub(super) fn check_space(layout: &Layout, plans: &[&Plan]) -> Result<Option<String>> {
     let mut blobs = BTreeMap::new();
     for plan in plans {
         blobs.extend(plan.downloads().map(|fetch| (fetch.blob, fetch.size)));

@@ -7,3 +7,4 @@ pub mod diff;
 pub mod prune;
 pub mod pull;
 pub mod push;
+pub mod verify;

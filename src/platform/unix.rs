@@ -158,6 +158,24 @@ pub fn lacks_access_times(path: &Path) -> bool {
     }
 }
 
+/// Whether the disk of `path` has to move its head to read somewhere else; `false` where the system does not tell.
+pub fn is_rotational(path: &Path) -> bool {
+    #[cfg(target_os = "linux")]
+    {
+        let Ok(meta) = std::fs::metadata(path) else { return false };
+        let (major, minor) = (rustix::fs::major(meta.dev()), rustix::fs::minor(meta.dev()));
+        let device = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
+        // A partition has its settings in the folder of the whole disk, which is above its own.
+        let settings = [device.join("queue/rotational"), device.join("../queue/rotational")];
+        settings.iter().find_map(|path| std::fs::read(path).ok()).is_some_and(|text| text.starts_with(b"1"))
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = path;
+        false
+    }
+}
+
 /// What these numbers of statvfs(3) tell. Block sizes are in the order in which they count.
 fn told(blocks: u64, free: u64, block_sizes: [u64; 2], is_fuse: impl Fn() -> bool) -> Option<u64> {
     let block_size = block_sizes.into_iter().find(|size| *size > 0)?;

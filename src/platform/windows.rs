@@ -177,6 +177,11 @@ pub fn preallocate(file: &File, size: u64) -> io::Result<()> {
     file.set_len(size)
 }
 
+/// Whether the disk of `path` has to move its head to read somewhere else; `false` where the system does not tell.
+pub fn is_rotational(_: &Path) -> bool {
+    false
+}
+
 /// Whether the file system keeps no access times: Windows does not tell of a volume.
 pub fn lacks_access_times(_path: &Path) -> bool {
     false

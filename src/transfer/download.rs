@@ -77,7 +77,7 @@ pub fn already_there(layout: &crate::cache::layout::Layout, blob: &BlobId, size:
 }
 
 /// Fetches a range of bytes, and goes on where a body has broken off. `each` gets every chunk with its offset.
-async fn fetch_range(
+pub(super) async fn fetch_range(
     context: &Context,
     blob: &Fetch,
     range: Range<u64>,

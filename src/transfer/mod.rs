@@ -9,6 +9,7 @@
 //! (`move_parts.rs`), and hashed in order (`hashing.rs`). Both directions share the same [`Limits`]. Memory is bounded by
 //! requests in flight times a read slice, whatever the size of the blobs.
 
+pub mod check;
 pub mod download;
 mod flush;
 mod hashing;

@@ -23,6 +23,8 @@ mod push_pull;
 mod remote;
 mod stores;
 #[cfg(unix)]
+mod verify;
+#[cfg(unix)]
 mod views;
 #[cfg(unix)]
 mod watch;

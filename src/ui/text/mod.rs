@@ -14,6 +14,7 @@ mod push;
 mod remote;
 mod status;
 pub mod time;
+mod verify;
 mod watch;
 
 use bytesize::ByteSize;

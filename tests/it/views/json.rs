@@ -203,3 +203,19 @@ fn transfer_reports_match_the_documentation() {
     reports.push(world.run(&["pull-all", "--json"]).json());
     check("pull-all", &reports);
 }
+
+#[test]
+fn verify_is_as_documented() {
+    let world = World::online();
+    world.snapshot("models--org--llm", 'a', &[("a.txt", "first"), ("b.txt", "second")], &["main"]);
+    assert_eq!(world.run(&["push", "-q"]).code, 0);
+    let blobs = world.cache.path("models--org--llm/blobs");
+    std::fs::write(blobs.join(blob("first")), "other").unwrap();
+    std::fs::write(blobs.join("5d41402abc4b2a76b9719d911017c592"), "old").unwrap();
+    std::fs::remove_file(blobs.join(blob("second"))).unwrap();
+    std::fs::remove_file(world.store().path(&format!("blobs/{}", blob("second")))).unwrap();
+    world.store().put(&format!("blobs/{}", blob("first")), "wrong");
+    let report = world.run(&["verify", "--repair", "--json"]);
+    assert_eq!(report.code, 5, "{}", report.text());
+    check("verify", &[report.json()]);
+}

@@ -1,0 +1,169 @@
+//! The quarantine: where a repair keeps what it takes out of the cache, since bad bytes are never deleted.
+//!
+//! `hub/.locks/.hf-cache-sync/quarantine/` has the layout of the cache itself, so that it shows where everything came
+//! from: `models--org--name/blobs/<etag>`. huggingface_hub does not look there, and no command of this tool deletes
+//! from it: what is there stays until somebody has looked at it.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::layout::Layout;
+use super::place::{Staging, ensure_dir};
+use super::{read, remove};
+use crate::error::{Error, Result};
+use crate::platform;
+
+/// Most entries of one name.
+const MAX_SAME: u32 = 10_000;
+
+/// An entry of the quarantine that is a second name, or a copy, of a file that is still in its place.
+#[derive(Debug)]
+pub struct Kept {
+    path: PathBuf,
+    is_new: bool,
+}
+
+impl Kept {
+    /// Returns its location.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Removes the second name, because the file stays in its place after all.
+    pub fn forget(self) {
+        if self.is_new {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Returns the folder.
+pub fn folder(layout: &Layout) -> PathBuf {
+    layout.state().join("quarantine")
+}
+
+/// Gives a file a second name in the quarantine, so that its bytes survive when it is replaced. Where there are no hard
+/// links, they are copied. `None` if there is no such file, or it is a link, whose target is not replaced with it.
+///
+/// # Errors
+/// If it cannot be kept. Then it must not be replaced.
+pub fn keep(layout: &Layout, file: &Path) -> Result<Option<Kept>> {
+    let failed = |error: &io::Error| Error::io("cannot quarantine", file, error);
+    let meta = match fs::symlink_metadata(file) {
+        Ok(meta) if meta.is_file() => meta,
+        Ok(_) => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(&error)),
+    };
+    let id = platform::inode(file, &meta).map(|inode| inode.id);
+    let is_same = |path: &Path| {
+        let there = fs::symlink_metadata(path).ok().and_then(|meta| platform::inode(path, &meta));
+        id.is_some() && there.map(|inode| inode.id) == id
+    };
+    let staging = Staging::new(layout)?;
+    let copy = staging.path().join("kept");
+    for path in names(layout, file)? {
+        // From an earlier run that was interrupted.
+        if is_same(&path) {
+            return Ok(Some(Kept { path, is_new: false }));
+        }
+        if fs::symlink_metadata(&path).is_ok() {
+            continue;
+        }
+        match platform::patiently(|| fs::hard_link(file, &path)) {
+            Ok(()) => return Ok(Some(Kept { path, is_new: true })),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+            Err(_) => {}
+        }
+        let copied = reflink_copy::reflink(file, &copy).or_else(|_| read::copy_quietly(file, &copy));
+        copied.and_then(|()| fs::rename(&copy, &path)).map_err(|e| failed(&e))?;
+        return Ok(Some(Kept { path, is_new: true }));
+    }
+    Err(full(file))
+}
+
+/// Moves a file or link out of the cache into the quarantine; `None` if it is not there.
+///
+/// # Errors
+/// If it cannot be moved. It stays where it is then.
+pub fn set_aside(layout: &Layout, file: &Path) -> Result<Option<PathBuf>> {
+    for path in names(layout, file)? {
+        if fs::symlink_metadata(&path).is_ok() {
+            continue;
+        }
+        return match platform::patiently(|| fs::rename(file, &path)) {
+            Ok(()) => Ok(Some(path)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            // The repo is a mount of its own.
+            Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+                let Some(kept) = keep(layout, file)? else { return Err(Error::io("cannot quarantine", file, &error)) };
+                fs::remove_file(file).map_err(|e| Error::io("cannot remove", file, &e))?;
+                Ok(Some(kept.path))
+            }
+            Err(error) => Err(Error::io("cannot quarantine", file, &error)),
+        };
+    }
+    Err(full(file))
+}
+
+/// Returns the names that a file of the cache may get, the plain one first. Their folder exists.
+fn names(layout: &Layout, file: &Path) -> Result<impl Iterator<Item = PathBuf> + use<>> {
+    let inside = file.strip_prefix(layout.root()).map_err(|_| {
+        Error::invalid(format!("refusing to quarantine {}", crate::error::shown(file)))
+            .because("it is outside the cache")
+    })?;
+    if !remove::is_inside(layout.root(), file) {
+        return Err(Error::failed(format!("refusing to quarantine {}", crate::error::shown(file)))
+            .because("a part of its path is a link"));
+    }
+    let plain = folder(layout).join(inside);
+    ensure_dir(layout.root(), plain.parent().unwrap_or(&plain))?;
+    let others = {
+        let plain = plain.clone();
+        (1..MAX_SAME).map(move |number| {
+            let mut name = plain.file_name().unwrap_or_default().to_os_string();
+            name.push(format!(".{number}"));
+            plain.with_file_name(name)
+        })
+    };
+    Ok(std::iter::once(plain).chain(others))
+}
+
+fn full(file: &Path) -> Error {
+    Error::failed(format!("cannot quarantine {}", crate::error::shown(file)))
+        .because("the quarantine has too many files of this name")
+        .hint("look at them, then delete those that nobody needs")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_stays_in_place_and_what_is_set_aside_does_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path().join("hub"));
+        let file = layout.root().join("models--a--b/blobs/x");
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        assert!(keep(&layout, &file).unwrap().is_none() && set_aside(&layout, &file).unwrap().is_none());
+
+        fs::write(&file, "one").unwrap();
+        let kept = keep(&layout, &file).unwrap().unwrap();
+        assert_eq!(kept.path(), folder(&layout).join("models--a--b/blobs/x"));
+        assert!(file.exists() && fs::read(kept.path()).unwrap() == b"one");
+        // An earlier run was interrupted: the same file is not kept twice.
+        let again = keep(&layout, &file).unwrap().unwrap();
+        assert_eq!(again.path(), kept.path());
+        again.forget();
+        assert!(kept.path().exists(), "only what a run has added is removed by it");
+        kept.forget();
+        assert!(file.exists() && !folder(&layout).join("models--a--b/blobs/x").exists());
+
+        assert!(set_aside(&layout, &file).unwrap().is_some() && !file.exists());
+        fs::write(&file, "two").unwrap();
+        let second = set_aside(&layout, &file).unwrap().unwrap();
+        assert_eq!((second.file_name().unwrap(), fs::read(&second).unwrap()), ("x.1".as_ref(), b"two".to_vec()));
+        assert!(set_aside(&layout, &dir.path().join("elsewhere")).is_err());
+    }
+}

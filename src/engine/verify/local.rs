@@ -1,0 +1,652 @@
+//! Checks the cache by hashing, and repairs it.
+//!
+//! A repair is a pull of exactly what is damaged: the same sources, locks and renames. Bad bytes get a second name in the
+//! quarantine before anything is renamed over them, so that no reader ever finds a file missing and nothing is lost.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::bucket::client::Bucket;
+use crate::bucket::keys;
+use crate::bucket::lookup;
+use crate::bucket::read::{self as remote, Stored};
+use crate::cache::donors::{self, Donor};
+use crate::cache::integrity::{Check, Facts};
+use crate::cache::layout::Layout;
+use crate::cache::place::{self, LinkKind, SnapshotWriter};
+use crate::cache::quarantine::{self, Kept};
+use crate::cache::scan;
+use crate::cache::shared::{self, SweepOutcome};
+use crate::cache::state::LocalState;
+use crate::cache::{layout, lock, read, repair};
+use crate::engine::Session;
+use crate::engine::fallback::Fallback;
+use crate::engine::hydrate::{self, Planned};
+use crate::engine::pull::check_space;
+use crate::engine::rehash;
+use crate::error::{Error, Result};
+use crate::model::amount::Amount;
+use crate::model::ids::{BlobId, Commit, RefName, RepoName, RepoPath, RepoQuery};
+use crate::model::manifest::{Manifest, ManifestFile};
+use crate::plan::pull::{FetchAction, FetchReason, LinkAction, Plan};
+use crate::plan::verify::{AffectedFile, Finding, Outcome, Place, Reason, Repair};
+use crate::progress::Event;
+use crate::task::blocking;
+use crate::transfer::limit::Caps;
+
+/// Hashes everything that the facts are about, and notes what came out.
+pub async fn hash(session: &Session, facts: Facts) -> Facts {
+    session.progress.event(Event::Step("looking at the files"));
+    let (mut facts, jobs) = blocking(move || {
+        let jobs = facts.jobs();
+        (facts, jobs)
+    })
+    .await;
+    let hashed = rehash::hash_all(&session.config.cache.root, jobs, &session.progress).await;
+    blocking(move || {
+        hashed.into_iter().for_each(|(job, hashed)| facts.record(&job, hashed));
+        facts
+    })
+    .await
+}
+
+/// How to repair.
+#[derive(Clone)]
+pub struct Options {
+    /// What the transfers may use.
+    pub caps: Caps,
+    /// Whether a blob is flushed to the disk before it becomes visible.
+    pub sync: bool,
+    /// Another source than the bucket.
+    pub fallback: Fallback,
+    /// Only find out what could be repaired.
+    pub dry_run: bool,
+}
+
+/// What a repair has done.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// Blobs downloaded.
+    pub downloaded: Amount,
+    /// The part of them that came from the Hub.
+    pub from_hub: Amount,
+    /// Blobs taken from elsewhere in this cache.
+    pub shared: Amount,
+    /// Files that are in the quarantine now.
+    pub quarantined: Amount,
+    /// Notes for the user.
+    pub notes: Vec<String>,
+    /// What failed.
+    pub failures: Vec<Error>,
+}
+
+/// Repairs what can be repaired, and notes the outcome of each finding.
+///
+/// # Errors
+/// When the cache cannot be written to at all.
+pub async fn repair(session: &Session, facts: &Facts, findings: &mut [Finding], options: Options) -> Result<Tally> {
+    let layout = session.layout();
+    let _lock = if options.dry_run { None } else { Some(session.lock_shared().await?) };
+    let needs_source = |finding: &Finding| {
+        let is_bad_ref = finding.reason == Reason::BadRef && finding.repair == Repair::Ref;
+        is_bad_ref || matches!(finding.repair, Repair::Fetch { .. } | Repair::LookUp | Repair::Tree)
+    };
+    let mut tally = Tally::default();
+    let bucket = match findings.iter().any(needs_source) {
+        false => None,
+        true => match session.bucket().await {
+            Ok(bucket) => Some(bucket),
+            Err(error) => {
+                tally.failures.push(error);
+                None
+            }
+        },
+    };
+    session.progress.event(Event::Step("looking for good copies"));
+    let mut run = Run { session, facts, layout, options, bucket, manifests: HashMap::new(), tally };
+    let mut wanted = Vec::new();
+    for (index, finding) in findings.iter_mut().enumerate() {
+        finding.outcome = Outcome::Left;
+        if !run.options.dry_run && is_gone(&run.layout, finding) {
+            finding.outcome = Outcome::Repaired;
+            finding.detail += "; another program has repaired or removed it meanwhile";
+            continue;
+        }
+        match run.prepare(finding).await {
+            Ok(Some(want)) => wanted.push((index, want)),
+            Ok(None) => {}
+            Err(error) => run.tally.failures.push(error),
+        }
+    }
+    run.find_donors(findings, &mut wanted).await;
+    if run.options.dry_run {
+        for (index, want) in &wanted {
+            if want.has_source() {
+                findings[*index].outcome = Outcome::Repairable;
+            }
+        }
+        return Ok(run.tally);
+    }
+    run.fetch(findings, wanted).await;
+    Ok(run.tally)
+}
+
+/// Returns whether nothing is left to repair: the client, or somebody else, was faster.
+fn is_gone(layout: &Layout, finding: &Finding) -> bool {
+    let Some(repo) = &finding.repo else { return false };
+    let is_file_there =
+        |file: &AffectedFile| fs::symlink_metadata(layout.snapshot_file(repo, &file.revision, &file.path)).is_ok();
+    if !finding.files.is_empty() && !finding.files.iter().any(is_file_there) {
+        return true;
+    }
+    let (Place::Path(path), Some(blob)) = (&finding.place, finding.blob) else { return false };
+    match finding.reason {
+        Reason::Corrupt => {
+            let meta = fs::metadata(path);
+            meta.map_or(true, |meta| read::matches_name(path, &blob, meta.len()))
+        }
+        Reason::Missing => fs::metadata(layout.blob(repo, &blob)).is_ok() && *path == layout.blob(repo, &blob),
+        _ => false,
+    }
+}
+
+/// A revision of a repo.
+type RevisionKey = (RepoName, Commit);
+
+/// A blob to fetch, or files to link.
+struct Want {
+    repo: RepoName,
+    revision: Commit,
+    file: ManifestFile,
+    /// Why the blob is fetched; `None` if it is here.
+    reason: Option<FetchReason>,
+    link: Vec<AffectedFile>,
+    donor: Option<Donor>,
+    /// Whether the bucket, or the fallback, is expected to have it.
+    is_available: bool,
+    /// Files whose bytes are kept before they are replaced.
+    keep: Vec<PathBuf>,
+}
+
+impl Want {
+    fn has_source(&self) -> bool {
+        self.reason.is_none() || self.donor.is_some() || self.is_available
+    }
+}
+
+struct Run<'a> {
+    session: &'a Session,
+    facts: &'a Facts,
+    layout: Layout,
+    options: Options,
+    bucket: Option<Bucket>,
+    /// Manifests that were read, from the bucket or else the Hub.
+    manifests: HashMap<RevisionKey, Option<Manifest>>,
+    tally: Tally,
+}
+
+impl Run<'_> {
+    /// Repairs what needs no download, and returns what does.
+    async fn prepare(&mut self, finding: &mut Finding) -> Result<Option<Want>> {
+        let (Some(repo), Place::Path(path)) = (finding.repo.clone(), finding.place.clone()) else { return Ok(None) };
+        match finding.repair.clone() {
+            Repair::None | Repair::Upload { .. } | Repair::Push => Ok(None),
+            Repair::Fetch { link, size } => self.want(finding, &repo, link, size).await,
+            Repair::LookUp => {
+                let Some(file) = finding.files.first().cloned() else { return Ok(None) };
+                let manifest = self.manifest(&repo, &file.revision).await?;
+                let listed = manifest.and_then(|manifest| {
+                    let listed = manifest.files().iter().find(|listed| listed.path == file.path);
+                    listed.map(|listed| (listed.blob, listed.size))
+                });
+                let Some((blob, size)) = listed else { return Ok(None) };
+                finding.blob = Some(blob);
+                self.want(finding, &repo, vec![file], Some(size)).await
+            }
+            Repair::Link => {
+                let (Some(blob), Some(file)) = (finding.blob, finding.files.first().cloned()) else { return Ok(None) };
+                let size = fs::metadata(self.layout.blob(&repo, &blob)).map_or(0, |meta| meta.len());
+                let (revision, link) = (file.revision.clone(), vec![file.clone()]);
+                let file = ManifestFile { path: file.path, blob, size };
+                let (reason, donor, is_available, keep) = (None, None, true, Vec::new());
+                Ok(Some(Want { repo, revision, file, reason, link, donor, is_available, keep }))
+            }
+            Repair::SetAside => self.act(finding, |run| run.set_aside_blob(&repo, &path)).map(|()| None),
+            Repair::TidyRef => {
+                let name = ref_name(&self.layout, &repo, &path);
+                self.act(finding, |run| match name {
+                    Some(name) => repair::repair_ref(&run.layout, &repo, &name),
+                    None => Ok(false),
+                })
+                .map(|()| None)
+            }
+            Repair::Ref => self.repair_ref(finding, &repo, &path).await.map(|()| None),
+            Repair::Tree => self.repair_tree(finding, &repo, &path).await.map(|()| None),
+        }
+    }
+
+    /// Repairs something, unless this is a dry run; `repair` returns whether it is repaired.
+    fn act(&mut self, finding: &mut Finding, repair: impl FnOnce(&mut Self) -> Result<bool>) -> Result<()> {
+        if self.options.dry_run {
+            finding.outcome = Outcome::Repairable;
+        } else if repair(self)? {
+            finding.outcome = Outcome::Repaired;
+        }
+        Ok(())
+    }
+
+    async fn want(
+        &mut self,
+        finding: &mut Finding,
+        repo: &RepoName,
+        link: Vec<AffectedFile>,
+        size: Option<u64>,
+    ) -> Result<Option<Want>> {
+        let (Some(blob), Some(first)) = (finding.blob, finding.files.first().cloned()) else { return Ok(None) };
+        let own = self.layout.blob(repo, &blob);
+        // Another repair, or the check, has proven that it is here: only the link is wrong.
+        let known = self.facts.repos.iter().find(|facts| facts.name == *repo).and_then(|facts| facts.blobs.get(&blob));
+        let is_here = known.is_some_and(|known| matches!(known.check, Check::Good));
+        let mut keep = Vec::new();
+        if finding.reason == Reason::Corrupt
+            && let Place::Path(path) = &finding.place
+        {
+            keep.push(path.clone());
+        }
+        if is_here {
+            let size = known.map_or(0, |known| known.size);
+            let file = ManifestFile { path: first.path, blob, size };
+            let (repo, revision) = (repo.clone(), first.revision);
+            let (reason, donor, is_available) = (None, None, true);
+            return Ok(Some(Want { repo, revision, file, reason, link, donor, is_available, keep }));
+        }
+        let there = match &self.bucket {
+            Some(bucket) => bucket.head(&keys::blob(&blob)).await.map_err(|failure| {
+                bucket.explain(failure, &format!("cannot look for blob {blob} ({repo}/{})", first.path))
+            }),
+            None => Ok(None),
+        };
+        let (there, failure) = match there {
+            Ok(there) => (there, None),
+            Err(error) => (None, Some(error)),
+        };
+        let mut size = size;
+        if size.is_none() && there.is_none() {
+            let listed = self.manifest(repo, &first.revision).await.ok().flatten();
+            size = listed.and_then(|manifest| manifest.blobs().get(&blob).copied());
+        }
+        let in_bucket = there.is_some_and(|there| size.is_none_or(|size| size == there));
+        let size = size.or(there);
+        let covered = failure.as_ref().is_none_or(|error| self.options.fallback.covers(error));
+        let is_available = in_bucket || (self.options.fallback.is_some() && covered && size.is_some());
+        if !is_available {
+            self.tally.failures.extend(failure);
+        }
+        // Without a size, only a copy in this cache can help: it is as large as it is.
+        let reason = if fs::symlink_metadata(&own).is_ok() { FetchReason::Corrupt } else { FetchReason::Missing };
+        let file = ManifestFile { path: first.path, blob, size: size.unwrap_or(0) };
+        let (repo, revision) = (repo.clone(), first.revision);
+        Ok(Some(Want { repo, revision, file, reason: Some(reason), link, donor: None, is_available, keep }))
+    }
+
+    /// Reads the manifest of a revision, from the bucket or else the Hub; `None` if neither has it.
+    async fn manifest(&mut self, repo: &RepoName, commit: &Commit) -> Result<Option<Manifest>> {
+        let key = (repo.clone(), commit.clone());
+        if let Some(known) = self.manifests.get(&key) {
+            return Ok(known.clone());
+        }
+        let Some(bucket) = &self.bucket else { return Ok(None) };
+        let stored = remote::manifest(bucket, &keys::manifest(&repo.id, commit)).await.and_then(Stored::checked);
+        let failure = match stored {
+            Ok(Some(manifest)) if manifest.repo() == repo => {
+                self.manifests.insert(key, Some(manifest.clone()));
+                return Ok(Some(manifest));
+            }
+            Ok(_) => Error::not_found(format!("{repo}@{} is not in bucket '{}'", commit.short(), bucket.name())),
+            Err(error) => error,
+        };
+        let is_missing = failure.cause.is_missing() || failure.cause.is_invalid();
+        let query = RepoQuery { kind: Some(repo.kind), id: repo.id.clone() };
+        let found = match self.options.fallback.find(&query, Some(commit.as_str()), failure).await {
+            Ok(found) => Some(found.manifest),
+            Err(_) if is_missing => None,
+            Err(error) => return Err(error),
+        };
+        self.manifests.insert(key, found.clone());
+        Ok(found)
+    }
+
+    /// Moves a bad blob that no snapshot uses into the quarantine.
+    fn set_aside_blob(&mut self, repo: &RepoName, path: &Path) -> Result<bool> {
+        let Some(blob) = path.file_name().and_then(|name| name.to_str()?.parse::<BlobId>().ok()) else {
+            return Ok(false);
+        };
+        let Some(_lock) = lock::try_client_lock(&self.layout, repo, &blob)? else { return Ok(false) };
+        let now = scan::scan_repo(&self.layout, repo);
+        let is_used = now.revisions.values().flat_map(|revision| revision.files.values());
+        if is_used.into_iter().any(|file| matches!(file, scan::SnapshotFile::Link(id) if *id == blob)) {
+            return Ok(false);
+        }
+        let size = fs::metadata(path).map_or(0, |meta| meta.len());
+        if quarantine::set_aside(&self.layout, path)?.is_some() {
+            self.tally.quarantined.add(size);
+        }
+        self.set_aside_payload(repo, &blob);
+        Ok(true)
+    }
+
+    /// Moves a bad payload of the cache-wide store into the quarantine once no blob links to it any more. The client
+    /// would give it to the next repo otherwise, since it looks at the size alone.
+    fn set_aside_payload(&mut self, repo: &RepoName, blob: &BlobId) {
+        let facts = self.facts.repos.iter().find(|facts| facts.name == *repo);
+        let place = facts.and_then(|facts| facts.blobs.get(blob)).map(|blob| blob.place.clone());
+        let Some(scan::Place::Shared(payload)) = place else { return };
+        let size = fs::metadata(&payload).map_or(0, |meta| meta.len());
+        match shared::quarantine(&self.layout, &payload, &links_to(&self.layout, &payload)) {
+            Ok(SweepOutcome::Freed(_)) => self.tally.quarantined.add(size),
+            Ok(SweepOutcome::Referenced(links)) => self.tally.notes.push(format!(
+                "{} is still linked from {links} other places of this cache: `verify --repair` without REPO_ID repairs \
+                 them all",
+                crate::error::shown(&payload)
+            )),
+            Ok(SweepOutcome::Unknown | SweepOutcome::Locked) => self.tally.notes.push(format!(
+                "{} has wrong bytes and stays, because nothing says who else needs it",
+                crate::error::shown(&payload)
+            )),
+            Err(error) => self.tally.failures.push(error),
+        }
+    }
+
+    /// Writes what the bucket says that a ref is. Otherwise, a ref that leads nowhere is taken out of the cache, since
+    /// huggingface_hub cannot list a repo with such a ref.
+    async fn repair_ref(&mut self, finding: &mut Finding, repo: &RepoName, path: &Path) -> Result<()> {
+        let Some(name) = ref_name(&self.layout, repo, path) else { return Ok(()) };
+        let mut commit = None;
+        if finding.reason == Reason::BadRef
+            && let Some(bucket) = &self.bucket
+        {
+            let query = RepoQuery { kind: Some(repo.kind), id: repo.id.clone() };
+            let found = lookup::find(bucket, &query, Some(name.as_str())).await.ok();
+            commit = found
+                .map(|found| found.manifest.revision().clone())
+                .filter(|commit| self.layout.snapshot(repo, commit).is_dir());
+        }
+        let (repo, path) = (repo.clone(), path.to_path_buf());
+        self.act(finding, |run| {
+            // Written again meanwhile.
+            let now = scan::scan_refs(&run.layout, &repo);
+            let pin = now.pins.iter().find(|commit| commit.as_str() == name.as_str());
+            if let Some(commit) = now.refs.get(&name).or(pin)
+                && run.layout.snapshot(&repo, commit).is_dir()
+            {
+                return Ok(true);
+            }
+            match &commit {
+                Some(commit) => {
+                    let kept = quarantine::keep(&run.layout, &path)?;
+                    place::write_ref(&run.layout, &repo, &name, commit, run.options.sync)?;
+                    run.count(kept);
+                }
+                None => {
+                    let size = fs::symlink_metadata(&path).map_or(0, |meta| meta.len());
+                    if quarantine::set_aside(&run.layout, &path)?.is_some() {
+                        run.tally.quarantined.add(size);
+                    }
+                }
+            }
+            Ok(true)
+        })
+    }
+
+    async fn repair_tree(&mut self, finding: &mut Finding, repo: &RepoName, path: &Path) -> Result<()> {
+        let commit = path.file_stem().and_then(|name| name.to_str()?.parse::<Commit>().ok());
+        let Some(commit) = commit else { return Ok(()) };
+        let manifest = self.manifest(repo, &commit).await?;
+        let Some(tree) = manifest.and_then(|manifest| Some(manifest.tree()?.to_json())) else { return Ok(()) };
+        let path = path.to_path_buf();
+        self.act(finding, |run| {
+            let kept = quarantine::keep(&run.layout, &path)?;
+            match place::write_small(&run.layout, &path, &tree, run.options.sync) {
+                Ok(()) => {
+                    run.count(kept);
+                    Ok(true)
+                }
+                Err(error) => {
+                    kept.into_iter().for_each(Kept::forget);
+                    Err(error)
+                }
+            }
+        })
+    }
+
+    fn count(&mut self, kept: Option<Kept>) {
+        if let Some(kept) = kept {
+            self.tally.quarantined.add(fs::metadata(kept.path()).map_or(0, |meta| meta.len()));
+        }
+    }
+
+    /// Finds other copies in this cache: those that were proven good by this run, or that look right and are hashed
+    /// before they are used.
+    async fn find_donors(&self, findings: &[Finding], wanted: &mut [(usize, Want)]) {
+        let mut missing: BTreeMap<&RepoName, Vec<(BlobId, u64)>> = BTreeMap::new();
+        for (index, want) in wanted.iter_mut().filter(|(_, want)| want.reason.is_some()) {
+            let good = self.facts.repos.iter().find_map(|repo| {
+                let blob = repo.blobs.get(&want.file.blob).filter(|blob| matches!(blob.check, Check::Good))?;
+                Some((Donor { repo: repo.name.clone(), file: blob.path.clone() }, blob.size))
+            });
+            match good {
+                Some((donor, size)) => {
+                    want.donor = Some(donor);
+                    want.file.size = size;
+                }
+                None => {
+                    let repo = findings[*index].repo.as_ref().expect("what is wanted belongs to a repo");
+                    missing.entry(repo).or_default().push((want.file.blob, want.file.size));
+                }
+            }
+        }
+        let layout = self.layout.clone();
+        let missing: Vec<_> = missing.into_iter().map(|(repo, blobs)| (repo.clone(), blobs)).collect();
+        let donors = blocking(move || {
+            let missing: Vec<_> = missing.iter().map(|(repo, blobs)| (repo, blobs.clone())).collect();
+            let mut donors = donors::find(&LocalState::unscanned(layout), &missing);
+            // What is damaged has the right name and often the right size.
+            donors.retain(|blob, donor| {
+                fs::metadata(&donor.file).is_ok_and(|meta| read::matches_name(&donor.file, blob, meta.len()))
+            });
+            donors
+        })
+        .await;
+        for (_, want) in wanted.iter_mut().filter(|(_, want)| want.reason.is_some() && want.donor.is_none()) {
+            want.donor = donors.get(&want.file.blob).cloned();
+        }
+    }
+
+    /// Fetches and links everything at once.
+    async fn fetch(&mut self, findings: &mut [Finding], wanted: Vec<(usize, Want)>) {
+        let wanted = wanted.into_iter().filter(|(_, want)| want.has_source());
+        let (wanted, here): (Vec<_>, Vec<_>) = wanted.partition(|(_, want)| want.reason.is_some());
+        self.link(findings, here).await;
+        let Some(bucket) = self.bucket.clone().filter(|_| !wanted.is_empty()) else { return };
+        let mut kept: HashMap<usize, Vec<Kept>> = HashMap::new();
+        let mut drafts: BTreeMap<RevisionKey, Draft> = BTreeMap::new();
+        let mut places: Vec<(usize, BlobId, HashSet<RevisionKey>)> = Vec::new();
+        for (index, want) in wanted {
+            let keep: Result<Vec<Option<Kept>>> =
+                want.keep.iter().map(|path| quarantine::keep(&self.layout, path)).collect();
+            match keep {
+                Ok(keep) => drop(kept.insert(index, keep.into_iter().flatten().collect())),
+                Err(error) => {
+                    self.tally.failures.push(error);
+                    continue;
+                }
+            }
+            let blob = want.file.blob;
+            let used = add(&mut drafts, want);
+            places.push((index, blob, used));
+        }
+        let plans: Result<BTreeMap<RevisionKey, Plan>> =
+            drafts.into_iter().map(|(key, draft)| Ok((key.clone(), draft.into_plan(&key)?))).collect();
+        let outcomes = match &plans {
+            Ok(plans) => self.hydrate(&bucket, plans).await,
+            Err(error) => Err(error.clone()),
+        };
+        let outcomes = match outcomes {
+            Ok(outcomes) => outcomes,
+            Err(error) => {
+                self.tally.failures.push(error);
+                kept.into_values().flatten().for_each(Kept::forget);
+                return;
+            }
+        };
+        let plans = plans.unwrap_or_default();
+        let by_place: HashMap<&RevisionKey, &hydrate::Outcome> = plans.keys().zip(&outcomes).collect();
+        for (index, blob, used) in places {
+            let outcomes: Vec<_> = used.iter().map(|place| by_place[place]).collect();
+            let is_repaired = outcomes.iter().all(|outcome| {
+                !outcome.has_lost(&blob) && (outcome.failures.is_empty() || outcome.lost() == outcome.failures.len())
+            });
+            let kept = kept.remove(&index).into_iter().flatten();
+            if !is_repaired {
+                kept.for_each(Kept::forget);
+                continue;
+            }
+            findings[index].outcome = Outcome::Repaired;
+            kept.for_each(|kept| self.count(Some(kept)));
+            if findings[index].reason == Reason::Corrupt
+                && let Some(repo) = findings[index].repo.clone()
+            {
+                self.set_aside_payload(&repo, &blob);
+            }
+        }
+        for outcome in outcomes {
+            self.tally.downloaded += outcome.downloaded;
+            self.tally.from_hub += outcome.from_hub;
+            self.tally.shared += outcome.shared;
+            self.tally.notes.extend(outcome.notes);
+            self.tally.failures.extend(outcome.failures);
+        }
+    }
+
+    /// Links files to blobs that are here.
+    async fn link(&mut self, findings: &mut [Finding], wanted: Vec<(usize, Want)>) {
+        for (index, want) in wanted {
+            let (layout, no_symlinks) = (self.layout.clone(), self.session.config.hub.no_symlinks);
+            let linked = blocking(move || {
+                let kept: Vec<Option<Kept>> =
+                    want.keep.iter().map(|path| quarantine::keep(&layout, path)).collect::<Result<_>>()?;
+                let kind = LinkKind::probe(&layout, no_symlinks)?;
+                let link = |file: &AffectedFile| {
+                    let (repo, commit, own) = (&want.repo, &file.revision, &HashSet::new());
+                    let writer = SnapshotWriter { layout: &layout, repo, commit, kind, own };
+                    writer.write(&[(&file.path, &want.file.blob)])
+                };
+                match want.link.iter().try_for_each(link) {
+                    Ok(()) => Ok(kept),
+                    Err(error) => {
+                        kept.into_iter().flatten().for_each(Kept::forget);
+                        Err(error)
+                    }
+                }
+            });
+            match linked.await {
+                Ok(kept) => {
+                    findings[index].outcome = Outcome::Repaired;
+                    kept.into_iter().for_each(|kept| self.count(kept));
+                }
+                Err(error) => self.tally.failures.push(error),
+            }
+        }
+    }
+
+    async fn hydrate(&self, bucket: &Bucket, plans: &BTreeMap<RevisionKey, Plan>) -> Result<Vec<hydrate::Outcome>> {
+        let room = check_space(&self.layout, &plans.values().collect::<Vec<_>>())?;
+        if let Some(note) = room {
+            self.session.progress.event(Event::Note(note));
+        }
+        let kind = LinkKind::probe(&self.layout, self.session.config.hub.no_symlinks)?;
+        let context = self.session.transfers(bucket, self.options.caps, self.options.sync);
+        let planned = plans.values().map(|plan| Planned { plan: plan.clone(), from_hub: false }).collect();
+        Ok(hydrate::hydrate(&context, &self.options.fallback, planned, kind, self.session.now).await)
+    }
+}
+
+/// What is to be done about one revision.
+#[derive(Default)]
+struct Draft {
+    files: Vec<ManifestFile>,
+    fetch: Vec<FetchAction>,
+    link: Vec<LinkAction>,
+}
+
+impl Draft {
+    fn add_file(&mut self, path: &RepoPath, file: &ManifestFile) {
+        if !self.files.iter().any(|known| known.path == *path) {
+            self.files.push(ManifestFile { path: path.clone(), ..file.clone() });
+        }
+    }
+
+    fn into_plan(self, (repo, commit): &RevisionKey) -> Result<Plan> {
+        let manifest = Manifest::new(repo.clone(), commit.clone(), self.files, None);
+        let manifest =
+            manifest.map_err(|why| Error::invalid(format!("cannot repair {repo}@{}", commit.short())).because(why))?;
+        Ok(Plan {
+            manifest,
+            fetch: self.fetch,
+            write_tree: false,
+            link: self.link,
+            write_ref: None,
+            unstorable: Vec::new(),
+            write_pin: false,
+            present: Amount::default(),
+            used: Vec::new(),
+        })
+    }
+}
+
+/// Adds what is wanted to the drafts of the revisions that it is about, and returns these.
+fn add(drafts: &mut BTreeMap<RevisionKey, Draft>, want: Want) -> HashSet<RevisionKey> {
+    let mut used = HashSet::new();
+    let file = &want.file;
+    let key = |commit: &Commit| (want.repo.clone(), commit.clone());
+    if let Some(reason) = want.reason {
+        let draft = drafts.entry(key(&want.revision)).or_default();
+        draft.add_file(&file.path, file);
+        if !draft.fetch.iter().any(|fetch| fetch.blob == file.blob) {
+            let (blob, size, path, donor) = (file.blob, file.size, file.path.clone(), want.donor.clone());
+            draft.fetch.push(FetchAction { blob, size, path, reason, donor });
+        }
+        used.insert(key(&want.revision));
+    }
+    for link in &want.link {
+        let draft = drafts.entry(key(&link.revision)).or_default();
+        draft.add_file(&link.path, file);
+        draft.link.push(LinkAction { path: link.path.clone(), blob: file.blob });
+        used.insert(key(&link.revision));
+    }
+    used
+}
+
+fn ref_name(layout: &Layout, repo: &RepoName, path: &Path) -> Option<RefName> {
+    let inside = path.strip_prefix(layout.repo(repo).join("refs")).ok()?;
+    let parts: Option<Vec<&str>> = inside.iter().map(|part| part.to_str()).collect();
+    parts?.join("/").parse().ok()
+}
+
+/// Returns every blob of any repo that links to this payload.
+fn links_to(layout: &Layout, payload: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for repo in fs::read_dir(layout.root()).into_iter().flatten().flatten() {
+        let blobs = repo.path().join("blobs");
+        for entry in fs::read_dir(&blobs).into_iter().flatten().flatten() {
+            let leads = fs::read_link(entry.path()).is_ok_and(|target| {
+                layout::shared_target(&layout.shared_store(), &blobs, &target).is_some_and(|target| target == payload)
+            });
+            if leads {
+                found.push(entry.path());
+            }
+        }
+    }
+    found
+}

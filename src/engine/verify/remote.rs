@@ -1,0 +1,494 @@
+//! Checks the bucket, and repairs it from the cache.
+//!
+//! One listing says which blobs, manifests and refs there are; every manifest and ref is read. What the listing lacks is
+//! looked at once more, since another machine may be pushing. A repair uploads what this cache has, by the same code as a
+//! push: every blob is hashed on its way, and nothing is deleted.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::bucket::client::Bucket;
+use crate::bucket::keys::{self, RefKey};
+use crate::bucket::read::Stored;
+use crate::bucket::state::{RemoteState, Scope};
+use crate::cache::scan::{self, Inventory, SnapshotFile};
+use crate::cache::{gated, pushable, root};
+use crate::engine::Session;
+use crate::engine::confirm::{self, Instead};
+use crate::engine::publish::{self, ListingSizes};
+use crate::engine::survey::{Survey, survey};
+use crate::error::{Error, Result};
+use crate::model::amount::Amount;
+use crate::model::ids::{BlobId, Commit, RefName, RepoId, RepoName, RepoSpec};
+use crate::model::manifest::Manifest;
+use crate::plan::push;
+use crate::plan::verify::remote::{BlobFault, Facts, RefFault};
+use crate::plan::verify::{Finding, Outcome, Place, Reason, Repair};
+use crate::progress::{Event, Job};
+use crate::suggest::nearest;
+use crate::task::blocking;
+use crate::transfer::limit::Caps;
+use crate::transfer::source::{Fetch, Source};
+use crate::transfer::upload::Upload;
+use crate::transfer::{check, pool};
+
+/// What was found in a bucket.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// The facts to judge.
+    pub facts: Facts,
+    /// Notes for the user.
+    pub notes: Vec<String>,
+    /// What could not be checked.
+    pub failures: Vec<Error>,
+}
+
+/// Lists the bucket, and reads what is selected. With `deep`, every blob is read as well.
+///
+/// # Errors
+/// When a listing fails, a manifest or ref cannot be read, or a requested repo or revision is not there.
+pub async fn check(session: &Session, bucket: &Bucket, only: &[RepoSpec], deep: Option<Caps>) -> Result<Found> {
+    session.progress.event(Event::Step("listing the bucket"));
+    let doing = format!("cannot list bucket '{}'", bucket.name());
+    let state = RemoteState::list(bucket, Scope::ALL).await.map_err(|failure| bucket.explain(failure, &doing))?;
+    session.progress.event(Event::Step("reading manifests and refs"));
+    let is_wanted = |encoded: &str| only.is_empty() || only.iter().any(|spec| keys::encoded(&spec.query.id) == encoded);
+    let groups = state.manifests().iter().filter(|(encoded, _)| is_wanted(encoded));
+    let manifests: Vec<String> =
+        groups.flat_map(|(encoded, commits)| commits.keys().map(|commit| keys::manifest_of(encoded, commit))).collect();
+    let refs = state.refs().iter().filter(|candidate| is_wanted(&candidate.encoded));
+    let refs: Vec<String> = refs.map(|candidate| candidate.object.key.clone()).collect();
+    state.read_manifests(bucket, manifests.iter().cloned()).await?;
+    state.read_refs(bucket, refs.iter().cloned()).await?;
+
+    let mut found = Found::default();
+    for key in manifests {
+        let manifest = match state.manifest(&key) {
+            Some(Stored::Valid(manifest)) => Ok(manifest),
+            Some(Stored::Invalid(error)) => Err(error.why.unwrap_or(error.what)),
+            // Deleted after it was listed.
+            Some(Stored::Absent) | None => continue,
+        };
+        found.facts.manifests.insert(key, manifest);
+    }
+    for key in refs {
+        let fault = match state.reference(&key) {
+            Some(Stored::Valid(commit)) => match dangles(bucket, &state, &key, &commit).await? {
+                true => RefFault::Dangling(commit),
+                false => continue,
+            },
+            Some(Stored::Invalid(error)) => RefFault::Bad(error.why.unwrap_or(error.what)),
+            Some(Stored::Absent) | None => continue,
+        };
+        found.facts.refs.insert(key, fault);
+    }
+    select(bucket, &state, only, &mut found.facts)?;
+    check_blobs(session, bucket, &state, deep, &mut found).await?;
+    let foreign = state.foreign().len();
+    if foreign > 0 && only.is_empty() {
+        found.notes.push(format!("{foreign} objects in the bucket are not part of the cache, and were not checked"));
+    }
+    Ok(found)
+}
+
+/// Returns whether there is no manifest where a ref leads. One that was pushed after the listing counts.
+async fn dangles(bucket: &Bucket, state: &RemoteState, key: &str, commit: &Commit) -> Result<bool> {
+    let Some(candidate) = state.listed_ref(key) else { return Ok(false) };
+    let manifest = keys::manifest_of(&candidate.encoded, commit);
+    if state.listed_manifest(&manifest).is_some() {
+        return Ok(false);
+    }
+    Ok(matches!(state.read_manifest(bucket, &manifest).await?, Stored::Absent))
+}
+
+/// Keeps what was requested. Several repos may share an encoded id.
+///
+/// # Errors
+/// [`crate::error::Cause::NotFound`] if there is nothing of a request.
+fn select(bucket: &Bucket, state: &RemoteState, only: &[RepoSpec], facts: &mut Facts) -> Result<()> {
+    if only.is_empty() {
+        return Ok(());
+    }
+    let mut kept: BTreeSet<String> = BTreeSet::new();
+    let mut kept_refs: BTreeSet<String> = BTreeSet::new();
+    for spec in only {
+        let encoded = keys::encoded(&spec.query.id);
+        let commits = spec.revision.as_ref().map(|text| commits_of(state, &encoded, text));
+        let may_be_asked = |key: &str| match (keys::parse_manifest(key), &commits) {
+            (Some((of, commit)), Some(commits)) => of == encoded && commits.contains(&commit),
+            (Some((of, _)), None) => of == encoded,
+            (None, _) => false,
+        };
+        let is_of = |manifest: &Result<Arc<Manifest>, String>| match manifest {
+            Ok(manifest) => spec.query.matches(manifest.repo()),
+            Err(_) => true,
+        };
+        let manifests = facts.manifests.iter().filter(|(key, manifest)| may_be_asked(key) && is_of(manifest));
+        let manifests: Vec<String> = manifests.map(|(key, _)| key.clone()).collect();
+        let refs = facts.refs.keys().filter(|key| match keys::parse_ref(key) {
+            Some(RefKey::Old(of, name)) => of == encoded && is_revision(spec, &name),
+            Some(RefKey::New(repo, name)) => spec.query.matches(&repo) && is_revision(spec, &name),
+            None => false,
+        });
+        let refs: Vec<String> = refs.cloned().collect();
+        if manifests.is_empty() && refs.is_empty() {
+            return Err(not_found(bucket, state, spec));
+        }
+        kept.extend(manifests);
+        kept_refs.extend(refs);
+    }
+    facts.manifests.retain(|key, _| kept.contains(key));
+    facts.refs.retain(|key, _| kept_refs.contains(key));
+    Ok(())
+}
+
+fn is_revision(spec: &RepoSpec, name: &RefName) -> bool {
+    spec.revision.as_ref().is_none_or(|text| text == name.as_str())
+}
+
+/// Returns the commits that a revision may mean: what refs of this name lead to, or what begins with the text.
+fn commits_of(state: &RemoteState, encoded: &str, text: &str) -> Vec<Commit> {
+    let refs = state.refs().iter().filter(|candidate| candidate.encoded == encoded && candidate.name.as_str() == text);
+    let named: Vec<Commit> = refs.filter_map(|candidate| state.reference(&candidate.object.key)?.valid()).collect();
+    if !named.is_empty() || text.len() < 4 {
+        return named;
+    }
+    let commits = state.manifests().get(encoded).into_iter().flat_map(BTreeMap::keys);
+    commits.filter(|commit| commit.as_str().starts_with(text)).cloned().collect()
+}
+
+fn not_found(bucket: &Bucket, state: &RemoteState, spec: &RepoSpec) -> Error {
+    let query = &spec.query;
+    if state.commits(&query.id).next().is_some()
+        && let Some(revision) = &spec.revision
+    {
+        let revision = crate::error::printable(revision, 100);
+        return Error::not_found(format!("revision '{revision}' of {query} is not in bucket '{}'", bucket.name()))
+            .hint("`hf-cache-sync list --remote --revisions` shows what is");
+    }
+    let ids: Vec<RepoId> = state.manifests().keys().filter_map(|encoded| keys::plain_id(encoded)).collect();
+    let close: Vec<&str> = nearest(query.id.as_str(), ids.iter().map(RepoId::as_str)).take(3).collect();
+    let error = Error::not_found(format!("{query} is not in bucket '{}'", bucket.name()));
+    match close.is_empty() {
+        true => error.hint("`hf-cache-sync list --remote` shows what is"),
+        false => error.hint(format!("did you mean {}?", close.join(", "))),
+    }
+}
+
+/// Compares the blobs of the manifests with the listing and, where `deep`, with their names.
+async fn check_blobs(
+    session: &Session,
+    bucket: &Bucket,
+    state: &RemoteState,
+    deep: Option<Caps>,
+    found: &mut Found,
+) -> Result<()> {
+    let mut files: BTreeMap<(BlobId, u64), (&Manifest, &crate::model::ids::RepoPath)> = BTreeMap::new();
+    for manifest in found.facts.manifests.values().flatten() {
+        for file in manifest.files() {
+            files.entry((file.blob, file.size)).or_insert((manifest, &file.path));
+        }
+    }
+    let label = |manifest: &Manifest, path: &crate::model::ids::RepoPath| format!("{}/{path}", manifest.repo());
+    let suspects = files.iter().filter(|((id, size), _)| !state.blobs().has(id, *size));
+    let suspects: Vec<Upload> = suspects
+        .map(|((id, size), (manifest, path))| Upload {
+            id: *id,
+            size: *size,
+            source: PathBuf::new(),
+            label: label(manifest, path),
+        })
+        .collect();
+    let mut faults = BTreeMap::new();
+    let mut unchecked = Vec::new();
+    if !suspects.is_empty() {
+        session.progress.event(Event::Step("looking again for what the listing lacks"));
+        for lacking in confirm::lacking(bucket, suspects, state.blobs().len()).await? {
+            let key = (lacking.blob.id, lacking.blob.size);
+            match lacking.instead {
+                Instead::Nothing => drop(faults.insert(key, BlobFault::Missing)),
+                Instead::Size(size) => drop(faults.insert(key, BlobFault::Size(size))),
+                Instead::Untold(failure) => {
+                    let doing = format!("cannot check blob {} ({})", lacking.blob.id, lacking.blob.label);
+                    found.failures.push(bucket.explain(failure, &doing));
+                    unchecked.push(key);
+                }
+            }
+        }
+    }
+    if let Some(caps) = deep {
+        let mut repos: HashMap<&RepoName, usize> = HashMap::new();
+        let left = files.iter().filter(|(key, _)| !faults.contains_key(*key) && !unchecked.contains(*key));
+        let mut jobs = Vec::new();
+        let fetches: Vec<Fetch> = left
+            .map(|((id, size), (manifest, path))| {
+                let next = repos.len();
+                jobs.push(Job { blob: *id, size: *size, repo: *repos.entry(manifest.repo()).or_insert(next) });
+                Fetch {
+                    id: *id,
+                    size: *size,
+                    repo: manifest.repo().clone(),
+                    commit: manifest.revision().clone(),
+                    path: (*path).clone(),
+                    source: Source::Bucket(bucket.clone()),
+                }
+            })
+            .collect();
+        let context = session.transfers(bucket, caps, false);
+        session.progress.event(Event::Planned(jobs));
+        let mut failures = Vec::new();
+        pool::run(
+            fetches,
+            &context.limits,
+            // Each is read by one request, however large it is.
+            |fetch: &Fetch| u64::from(context.cut().gets(fetch.size) > 0),
+            |fetch| {
+                let context = context.clone();
+                async move {
+                    let hashed = check::hash(&context, &fetch).await;
+                    (fetch, hashed)
+                }
+            },
+            |(fetch, hashed)| {
+                let key = (fetch.id, fetch.size);
+                match hashed {
+                    Ok(name) if name == fetch.id => {}
+                    Ok(name) => drop(faults.insert(key, BlobFault::Corrupt(name))),
+                    Err(error) if check::is_about_the_blob(&error) => drop(faults.insert(key, BlobFault::Missing)),
+                    Err(error) => {
+                        failures.push(error);
+                        unchecked.push(key);
+                    }
+                }
+            },
+        )
+        .await;
+        found.failures.extend(failures);
+    }
+    found.facts.blobs = faults;
+    found.facts.unchecked = unchecked;
+    Ok(())
+}
+
+/// What a repair of the bucket has done.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// Blobs uploaded.
+    pub uploaded: Amount,
+    /// Notes for the user.
+    pub notes: Vec<String>,
+    /// What failed.
+    pub failures: Vec<Error>,
+}
+
+/// Repairs what this cache has good copies of, and notes the outcome of each finding.
+///
+/// # Errors
+/// When the cache cannot be read at all.
+pub async fn repair(
+    session: &Session,
+    bucket: &Bucket,
+    caps: Caps,
+    findings: &mut [Finding],
+    dry_run: bool,
+) -> Result<Tally> {
+    let mut tally = Tally::default();
+    findings.iter_mut().for_each(|finding| finding.outcome = Outcome::Left);
+    if root::check(&session.config.cache.root, &session.config.cache.source).is_err() {
+        tally.notes.push("there is no cache here that could have good copies".into());
+        return Ok(tally);
+    }
+    session.progress.event(Event::Step("looking for good copies"));
+    let cache = session.config.cache.root.clone();
+    let inventory = blocking(move || scan::scan(&cache)).await?;
+    // A read-only cache can be a source without the lock: no prune can run on it.
+    let _lock = if dry_run { None } else { session.lock_shared().await.ok() };
+    upload_blobs(session, bucket, caps, &inventory, findings, dry_run, &mut tally).await?;
+    push_revisions(session, bucket, caps, &inventory, findings, dry_run, &mut tally).await?;
+    Ok(tally)
+}
+
+/// Uploads the blobs that are missing or bad, each from the first copy in this cache whose bytes are right.
+async fn upload_blobs(
+    session: &Session,
+    bucket: &Bucket,
+    caps: Caps,
+    inventory: &Inventory,
+    findings: &mut [Finding],
+    dry_run: bool,
+    tally: &mut Tally,
+) -> Result<()> {
+    let mut wanted: BTreeMap<(BlobId, u64), Vec<usize>> = BTreeMap::new();
+    for (index, finding) in findings.iter().enumerate() {
+        if let (Repair::Upload { size }, Some(blob)) = (&finding.repair, finding.blob) {
+            wanted.entry((blob, *size)).or_default().push(index);
+        }
+    }
+    let mut copies = find_copies(inventory, &wanted.keys().copied().collect());
+    if !session.config.team.allow_gated {
+        let gated = |repo: &RepoName| !matches!(gated::check_repo(&inventory.layout, repo), Ok(None));
+        let judged: HashMap<RepoName, bool> =
+            copies.values().flatten().map(|(repo, _)| (repo.clone(), gated(repo))).collect();
+        copies.values_mut().for_each(|copies| copies.retain(|(repo, _)| !judged[repo]));
+    }
+    let context = session.transfers(bucket, caps, false);
+    let mut unsure: Vec<(Upload, Vec<usize>)> = Vec::new();
+    let mut failures: HashMap<BlobId, Error> = HashMap::new();
+    for round in 0.. {
+        let mut uploads = Vec::new();
+        for ((id, size), indexes) in &wanted {
+            let copy = copies.get(&(*id, *size)).and_then(|copies| copies.get(round));
+            let is_open =
+                findings[indexes[0]].outcome == Outcome::Left && !unsure.iter().any(|(sent, _)| sent.id == *id);
+            let Some((repo, source)) = copy.filter(|_| is_open) else { continue };
+            if dry_run {
+                indexes.iter().for_each(|index| findings[*index].outcome = Outcome::Repairable);
+                continue;
+            }
+            let path = findings[indexes[0]].files.first().map(|file| file.path.to_string());
+            let label = format!("{repo}/{}", path.unwrap_or_default());
+            uploads.push(Upload { id: *id, size: *size, source: source.clone(), label });
+        }
+        if uploads.is_empty() {
+            break;
+        }
+        let jobs = uploads.iter().map(|upload| Job { blob: upload.id, size: upload.size, repo: 0 });
+        session.progress.event(Event::Planned(jobs.collect()));
+        for (upload, failure) in publish::send_all(&context, uploads).await {
+            match failure {
+                None => {
+                    let indexes = wanted[&(upload.id, upload.size)].clone();
+                    failures.remove(&upload.id);
+                    unsure.push((upload, indexes));
+                }
+                Some(error) => drop(failures.insert(upload.id, error)),
+            }
+        }
+    }
+    tally.failures.extend(failures.into_values());
+    let sent: Vec<Upload> = unsure.iter().map(|(upload, _)| upload.clone()).collect();
+    let lost = confirm::still_lacking(bucket, sent).await;
+    for (upload, indexes) in unsure {
+        match lost.iter().find(|(blob, _)| blob.id == upload.id) {
+            Some((_, error)) => tally.failures.push(error.clone()),
+            None => {
+                tally.uploaded.add(context.moved(&upload.id, upload.size));
+                indexes.into_iter().for_each(|index| findings[index].outcome = Outcome::Repaired);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Returns the files of this cache that should have the bytes of these blobs.
+fn find_copies(
+    inventory: &Inventory,
+    wanted: &BTreeSet<(BlobId, u64)>,
+) -> HashMap<(BlobId, u64), Vec<(RepoName, PathBuf)>> {
+    let mut copies: HashMap<(BlobId, u64), Vec<(RepoName, PathBuf)>> = HashMap::new();
+    let mut identifier = crate::cache::identify::Identifier::default();
+    for repo in &inventory.repos {
+        for (id, blob) in &repo.blobs {
+            if wanted.contains(&(*id, blob.size)) {
+                let path = inventory.layout.blob(&repo.name, id);
+                copies.entry((*id, blob.size)).or_default().push((repo.name.clone(), path));
+            }
+        }
+        for (commit, revision) in &repo.revisions {
+            let may_fit = |size: &u64| wanted.iter().any(|(_, wanted)| wanted == size);
+            let has_real =
+                revision.files.values().any(|file| matches!(file, SnapshotFile::Real { size, .. } if may_fit(size)));
+            if !has_real {
+                continue;
+            }
+            for local in identifier.files(&inventory.layout, repo, commit, None).files {
+                for name in [Some(local.file.blob), local.other].into_iter().flatten() {
+                    if wanted.contains(&(name, local.file.size)) {
+                        copies
+                            .entry((name, local.file.size))
+                            .or_default()
+                            .push((repo.name.clone(), local.source.clone()));
+                    }
+                }
+            }
+        }
+    }
+    copies
+}
+
+/// Pushes the revisions of this cache whose manifests are not valid or not there.
+async fn push_revisions(
+    session: &Session,
+    bucket: &Bucket,
+    caps: Caps,
+    inventory: &Inventory,
+    findings: &mut [Finding],
+    dry_run: bool,
+    tally: &mut Tally,
+) -> Result<()> {
+    let mut wanted: Vec<(usize, RepoName, Commit)> = Vec::new();
+    for (index, finding) in findings.iter().enumerate().filter(|(_, finding)| finding.repair == Repair::Push) {
+        let Place::Key(key) = &finding.place else { continue };
+        let manifest = keys::parse_manifest(key);
+        let reference = keys::parse_ref(key);
+        for repo in &inventory.repos {
+            let commit = match (&manifest, &reference) {
+                (Some((encoded, commit)), _) if *encoded == keys::encoded(&repo.name.id) => Some(commit),
+                (_, Some(RefKey::Old(encoded, name))) if *encoded == keys::encoded(&repo.name.id) => {
+                    repo.refs.get(name)
+                }
+                (_, Some(RefKey::New(named, name))) if *named == repo.name => repo.refs.get(name),
+                _ => None,
+            };
+            if let Some(commit) = commit.filter(|commit| repo.revisions.contains_key(*commit)) {
+                wanted.push((index, repo.name.clone(), commit.clone()));
+            }
+        }
+    }
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let specs = wanted.iter().filter_map(|(_, repo, commit)| {
+        format!("{}:{}@{commit}", repo.kind.word(), repo.id.as_str()).parse::<RepoSpec>().ok()
+    });
+    let options = pushable::Options {
+        selection: crate::model::selection::Selection::of(specs.collect()),
+        allow_gated: session.config.team.allow_gated,
+        sync_xet: session.config.cache.sync_xet,
+    };
+    let Survey { local, remote, .. } = survey(session, bucket, options).await?;
+    let plan = push::plan(&local, &remote);
+    if dry_run {
+        for (index, repo, commit) in &wanted {
+            if plan.revisions.iter().any(|revision| revision.repo == *repo && revision.commit == *commit) {
+                findings[*index].outcome = Outcome::Repairable;
+            }
+        }
+        return Ok(());
+    }
+    let listed = ListingSizes { blobs: remote.blobs().len(), refs: remote.refs().len() };
+    let context = session.transfers(bucket, caps, false);
+    let done = publish::publish(&context, &plan, listed).await;
+    tally.uploaded += done.uploaded;
+    tally.failures.extend(done.failures);
+    // What is there now decides, not what was sent.
+    let state = RemoteState::list(bucket, Scope::NAMES)
+        .await
+        .map_err(|failure| bucket.explain(failure, &format!("cannot list bucket '{}'", bucket.name())))?;
+    for (index, _, _) in &wanted {
+        let finding = &mut findings[*index];
+        let Place::Key(key) = finding.place.clone() else { continue };
+        let is_good = match finding.reason {
+            Reason::BadManifest => matches!(state.read_manifest(bucket, &key).await?, Stored::Valid(_)),
+            _ => match state.read_ref(bucket, &key).await? {
+                Stored::Valid(commit) => !dangles(bucket, &state, &key, &commit).await?,
+                Stored::Invalid(_) | Stored::Absent => false,
+            },
+        };
+        if is_good {
+            finding.outcome = Outcome::Repaired;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,354 @@
+//! Judges the cache.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use serde::Serialize;
+
+use super::{AffectedFile, Finding, Outcome, Place, Reason, Repair};
+use crate::cache::integrity::{Check, Facts, FileKind, RefFacts, RefFault, RepoFacts, RevisionFacts};
+use crate::cache::layout::Layout;
+use crate::cache::scan::{Problem, ProblemKind};
+use crate::cache::state::{Completeness, TreeFile};
+use crate::model::amount::Amount;
+use crate::model::ids::{BlobId, Commit, RepoName, RepoPath};
+
+/// A ref that was written this recently may be of a download that has just begun.
+const YOUNG: Duration = Duration::from_secs(3600);
+
+/// The judgement.
+#[derive(Debug, Default)]
+pub struct Judgement {
+    /// Every revision that was checked.
+    pub revisions: Vec<Row>,
+    /// What is not as it should be.
+    pub findings: Vec<Finding>,
+    /// What nothing proves right or wrong.
+    pub unverified: Vec<Unverified>,
+    /// Blobs and files whose bytes were proven right.
+    pub verified: Amount,
+    /// Blobs and files that another program was working on.
+    pub in_use: usize,
+}
+
+/// A revision.
+#[derive(Debug, Clone, Serialize)]
+pub struct Row {
+    /// The repo.
+    #[serde(flatten)]
+    pub repo: RepoName,
+    /// The revision.
+    pub revision: Commit,
+    /// How much of it is here, and whether it is intact.
+    pub status: Completeness,
+    /// Number of files in the snapshot, or in the bucket's manifest.
+    pub files: usize,
+    /// Number of the commit's files that are not there, if a tree tells.
+    pub absent: Option<usize>,
+}
+
+/// Something that nothing proves right or wrong.
+#[derive(Debug, Clone, Serialize)]
+pub struct Unverified {
+    /// The repo.
+    #[serde(flatten)]
+    pub repo: RepoName,
+    /// Where it is.
+    #[serde(serialize_with = "crate::lossy::path")]
+    pub path: PathBuf,
+    /// Why.
+    pub reason: UnverifiedReason,
+}
+
+/// Why something cannot be verified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UnverifiedReason {
+    /// Its name is not a hash, as old clients and some servers name blobs.
+    NoHash,
+    /// A real file, and no tree says what it should be.
+    NoTree,
+    /// A file that the commit's tree does not list, such as one that a library wrote into the snapshot.
+    Stray,
+    /// Its path cannot be a file of a commit, or not on every system.
+    Name,
+    /// A tree of a newer format.
+    UnknownTree,
+    /// A tree that only its owner can read.
+    PrivateTree,
+}
+
+/// Judges the facts. `now` is the time of the check.
+pub fn judge(facts: &Facts, now: SystemTime) -> Judgement {
+    let mut judgement = Judgement::default();
+    for repo in &facts.repos {
+        RepoJudge { layout: &facts.layout, repo, now, out: &mut judgement }.run();
+    }
+    judgement.findings.sort_by(|a, b| a.sort_key().cmp(&b.sort_key()));
+    judgement
+}
+
+struct RepoJudge<'a> {
+    layout: &'a Layout,
+    repo: &'a RepoFacts,
+    now: SystemTime,
+    out: &'a mut Judgement,
+}
+
+impl RepoJudge<'_> {
+    fn run(mut self) {
+        let first = self.out.findings.len();
+        self.blobs();
+        self.missing_blobs();
+        for (commit, revision) in &self.repo.revisions {
+            self.tree(commit, revision);
+            for path in revision.files.keys() {
+                self.file(commit, revision, path);
+            }
+            for problem in &revision.bad_paths {
+                match problem.kind {
+                    ProblemKind::BadName => self.cannot_verify(problem.path.clone(), UnverifiedReason::Name),
+                    _ => self.add_problem(problem),
+                }
+            }
+        }
+        for path in &self.repo.unnamed {
+            self.cannot_verify(path.clone(), UnverifiedReason::NoHash);
+        }
+        for problem in &self.repo.odd {
+            self.add_problem(problem);
+        }
+        for (path, reference) in &self.repo.refs {
+            self.reference(path, reference);
+        }
+        for (commit, revision) in &self.repo.revisions {
+            let damage = self.out.findings[first..].iter().filter(|finding| finding.reason.is_damage());
+            let files = damage.flat_map(|finding| &finding.files).filter(|file| file.revision == *commit);
+            let damaged: BTreeSet<String> = files.map(|file| file.path.to_string()).collect();
+            let row = self.row(commit, revision, damaged);
+            self.out.revisions.push(row);
+        }
+    }
+
+    fn add(
+        &mut self,
+        reason: Reason,
+        path: PathBuf,
+        blob: Option<BlobId>,
+        files: Vec<AffectedFile>,
+        detail: &str,
+        repair: Repair,
+    ) {
+        self.out.findings.push(Finding {
+            repo: Some(self.repo.name.clone()),
+            reason,
+            place: Place::Path(path),
+            blob,
+            files,
+            detail: detail.into(),
+            outcome: Outcome::Found,
+            repair,
+        });
+    }
+
+    fn add_problem(&mut self, problem: &Problem) {
+        let reason = if problem.kind == ProblemKind::ForeignLink { Reason::ForeignLink } else { Reason::NotAFile };
+        self.add(reason, problem.path.clone(), None, Vec::new(), &problem.detail, Repair::None);
+    }
+
+    fn cannot_verify(&mut self, path: PathBuf, reason: UnverifiedReason) {
+        self.out.unverified.push(Unverified { repo: self.repo.name.clone(), path, reason });
+    }
+
+    /// Returns the files of all revisions that are this blob. Hard links have to be made again when it is replaced.
+    fn users(&self, blob: &BlobId) -> (Vec<AffectedFile>, Vec<AffectedFile>) {
+        let (mut files, mut hard_links) = (Vec::new(), Vec::new());
+        for (commit, revision) in &self.repo.revisions {
+            for (path, file) in revision.files.iter().filter(|(_, file)| file.blob() == Some(*blob)) {
+                let affected = AffectedFile { revision: commit.clone(), path: path.clone() };
+                if matches!(file.kind, FileKind::Real { .. }) {
+                    hard_links.push(affected.clone());
+                }
+                files.push(affected);
+            }
+        }
+        (files, hard_links)
+    }
+
+    /// Returns the size that a tree says a blob has.
+    fn size_of(&self, blob: &BlobId) -> Option<u64> {
+        let trees = self.repo.revisions.values().filter_map(|revision| revision.tree());
+        let mut entries = trees.flat_map(|tree| tree.entries().values());
+        entries.find(|entry| entry.blob == *blob).map(|entry| entry.size)
+    }
+
+    fn blobs(&mut self) {
+        for (id, blob) in &self.repo.blobs {
+            match &blob.check {
+                Check::Good => self.out.verified.add(blob.size),
+                Check::InUse => self.out.in_use += 1,
+                Check::Unchecked | Check::Unreadable => {}
+                Check::Wrong { found, size } => {
+                    let (files, link) = self.users(id);
+                    let expected = self.size_of(id);
+                    let detail = wrong_bytes(found, *size, expected);
+                    // Nothing is lost when nobody uses it. The client would, for the next file of that name.
+                    let repair = match files.is_empty() && !self.repo.is_part {
+                        true => Repair::SetAside,
+                        false => Repair::Fetch { link, size: expected },
+                    };
+                    self.add(Reason::Corrupt, blob.path.clone(), Some(*id), files, &detail, repair);
+                }
+            }
+        }
+    }
+
+    /// One finding for each blob that is missing, whatever the number of links to it.
+    fn missing_blobs(&mut self) {
+        let mut missing: BTreeMap<BlobId, Vec<AffectedFile>> = BTreeMap::new();
+        for (commit, revision) in &self.repo.revisions {
+            for (path, file) in &revision.files {
+                if let FileKind::Broken(Some(blob)) = file.kind {
+                    missing
+                        .entry(blob)
+                        .or_default()
+                        .push(AffectedFile { revision: commit.clone(), path: path.clone() });
+                }
+            }
+        }
+        for (blob, files) in missing {
+            let path = self.layout.blob(&self.repo.name, &blob);
+            let repair = Repair::Fetch { link: Vec::new(), size: self.size_of(&blob) };
+            self.add(Reason::Missing, path, Some(blob), files, "the link leads to nothing", repair);
+        }
+    }
+
+    fn file(&mut self, commit: &Commit, revision: &RevisionFacts, path: &RepoPath) {
+        let file = &revision.files[path];
+        let at = self.layout.snapshot_file(&self.repo.name, commit, path);
+        let this = || vec![AffectedFile { revision: commit.clone(), path: path.clone() }];
+        let tree = revision.tree();
+        let listed = tree.and_then(|tree| tree.get(path));
+        let fetch = |size| Repair::Fetch { link: this(), size };
+        match &file.kind {
+            FileKind::Link { blob, is_absolute } => {
+                if let Some(entry) = listed.filter(|entry| entry.blob != *blob) {
+                    let is_twin = entry.blob.may_be_twin(blob) && matches!(file.twin, Check::Good);
+                    // When the linked blob is itself corrupt, that is what has to be repaired.
+                    let is_known = self.repo.blobs.get(blob).is_some_and(|blob| blob.check.is_wrong());
+                    if !is_twin && !is_known && !matches!(file.twin, Check::InUse | Check::Unreadable) {
+                        let detail = format!("it links to blob {blob}, but the commit's tree says {}", entry.blob);
+                        self.add(Reason::WrongBlob, at, Some(entry.blob), this(), &detail, fetch(Some(entry.size)));
+                        return;
+                    }
+                }
+                if *is_absolute {
+                    let detail = "its target is an absolute path, which breaks when the cache is moved";
+                    self.add(Reason::AbsoluteLink, at, Some(*blob), this(), detail, Repair::Link);
+                }
+            }
+            FileKind::Broken(Some(_)) => {}
+            FileKind::Broken(None) | FileKind::Foreign(_) => {
+                let detail = match &file.kind {
+                    FileKind::Foreign(target) => {
+                        format!("it links to {}, which is not a blob of this repo", crate::error::shown(target))
+                    }
+                    _ => "the link leads to nothing".into(),
+                };
+                let reason =
+                    if matches!(file.kind, FileKind::Foreign(_)) { Reason::ForeignLink } else { Reason::Missing };
+                match listed {
+                    Some(entry) => self.add(reason, at, Some(entry.blob), this(), &detail, fetch(Some(entry.size))),
+                    None => self.add(reason, at, None, this(), &detail, Repair::LookUp),
+                }
+            }
+            FileKind::Unnamed => self.cannot_verify(at, UnverifiedReason::NoHash),
+            FileKind::Real { size, hard_link, expected, check } => match (check, expected) {
+                // The finding about the blob covers it.
+                (_, None) if hard_link.is_some() => {}
+                (Check::Wrong { .. }, Some(blob)) if *hard_link == Some(*blob) => {}
+                (Check::Good, _) if hard_link.is_some() => {}
+                (Check::Good, _) => self.out.verified.add(*size),
+                (Check::InUse, _) => self.out.in_use += 1,
+                (Check::Wrong { found, size }, Some(blob)) => {
+                    let expected = listed.map(|entry| entry.size);
+                    let detail = wrong_bytes(found, *size, expected);
+                    self.add(Reason::Corrupt, at, Some(*blob), this(), &detail, fetch(expected));
+                }
+                (Check::Unreadable, _) => {}
+                (Check::Unchecked | Check::Wrong { .. }, _) => {
+                    let reason = if tree.is_some() { UnverifiedReason::Stray } else { UnverifiedReason::NoTree };
+                    self.cannot_verify(at, reason);
+                }
+            },
+        }
+    }
+
+    fn tree(&mut self, commit: &Commit, revision: &RevisionFacts) {
+        let path = self.layout.tree(&self.repo.name, commit);
+        match &revision.tree {
+            TreeFile::Absent if revision.has_unknown_tree => self.cannot_verify(path, UnverifiedReason::UnknownTree),
+            TreeFile::Absent | TreeFile::Valid(_) => {}
+            TreeFile::Private => self.cannot_verify(path, UnverifiedReason::PrivateTree),
+            TreeFile::Invalid(why) => {
+                self.add(Reason::BadTree, path, None, Vec::new(), why, Repair::Tree);
+            }
+        }
+    }
+
+    fn reference(&mut self, path: &Path, reference: &RefFacts) {
+        let is_young = reference.written.is_none_or(|time| self.now.duration_since(time).is_ok_and(|age| age < YOUNG));
+        let (reason, detail, repair) = match &reference.fault {
+            RefFault::Untidy => {
+                let detail = "it has white space around its commit, which huggingface_hub takes as part of it";
+                (Reason::UntidyRef, detail.to_string(), Repair::TidyRef)
+            }
+            // The client writes the ref before it downloads anything.
+            RefFault::Dangling(_) if self.repo.is_busy => {
+                self.out.in_use += 1;
+                return;
+            }
+            RefFault::Dangling(commit) => {
+                let detail = format!("it names {}, of which there is no snapshot", commit.short());
+                match is_young {
+                    true => {
+                        (Reason::DanglingRef, detail + "; it may be of a download that has just begun", Repair::None)
+                    }
+                    false => (Reason::DanglingRef, detail, Repair::Ref),
+                }
+            }
+            RefFault::Bad(detail) if reference.name.is_none() => (Reason::BadRef, detail.clone(), Repair::None),
+            RefFault::Bad(detail) => (Reason::BadRef, detail.clone(), Repair::Ref),
+        };
+        self.add(reason, path.to_path_buf(), None, Vec::new(), &detail, repair);
+    }
+
+    fn row(&self, commit: &Commit, revision: &RevisionFacts, damaged: BTreeSet<String>) -> Row {
+        let absent = revision.tree().map(|tree| {
+            let listed = tree.entries().keys().filter(|path| !revision.files.contains_key(*path)).count();
+            listed + tree.unportable_paths().count().saturating_sub(revision.bad_paths.len())
+        });
+        let status = completeness(damaged, absent);
+        let (repo, files) = (self.repo.name.clone(), revision.files.len());
+        Row { repo, revision: commit.clone(), status, files, absent }
+    }
+}
+
+/// Returns how much there is of a revision, given its damaged files and, if known, the number of files that are not there.
+pub(super) fn completeness(damaged: BTreeSet<String>, absent: Option<usize>) -> Completeness {
+    match (damaged.is_empty(), absent) {
+        (false, _) => Completeness::Damaged { files: damaged.into_iter().collect() },
+        (true, Some(0)) => Completeness::Complete,
+        (true, Some(missing)) => Completeness::Partial { missing },
+        (true, None) => Completeness::Unknown,
+    }
+}
+
+/// "it has 5 bytes instead of 6", or what its bytes hash to.
+fn wrong_bytes(found: &BlobId, size: u64, expected: Option<u64>) -> String {
+    match expected.filter(|expected| *expected != size) {
+        Some(expected) => format!("it has {size} bytes instead of {expected}"),
+        None => format!("its bytes hash to {found}"),
+    }
+}
