@@ -162,7 +162,7 @@ pub async fn hydrate(
                 let outcome: &mut Outcome = &mut outcomes[index];
                 match got {
                     Ok(Got::Downloaded(origin)) => {
-                        let moved = context.moved(&job.fetch.id, job.fetch.size);
+                        let moved = context.moved_bytes(&job.fetch.id, job.fetch.size);
                         outcome.downloaded.add(moved);
                         if !matches!(origin, Origin::Bucket) {
                             outcome.from_hub.add(moved);

@@ -96,7 +96,7 @@ async fn send_blobs(context: &Context, plan: &Plan, listed: ListingSizes, tally:
     for (blob, failure) in send_all(context, plan.uploads.iter().map(to_upload).collect()).await {
         match failure {
             None => {
-                tally.uploaded.add(context.moved(&blob.id, blob.size));
+                tally.uploaded.add(context.moved_bytes(&blob.id, blob.size));
                 sent.insert((blob.id, blob.size));
             }
             Some(error) => {
@@ -149,7 +149,7 @@ async fn send_again(context: &Context, lacking: Vec<Lacking>, tally: &mut Tally,
         context.progress.event(Event::Note(if number == 1 { note.replace("they were", "it was") } else { note }));
     }
     for blob in again.iter().filter(|blob| sent.contains(&(blob.id, blob.size))) {
-        context.restarted(blob.id);
+        context.report_restarted(blob.id);
     }
     let mut unsure = Vec::new();
     for (blob, failure) in send_all(context, again).await {

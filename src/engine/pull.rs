@@ -21,7 +21,7 @@ use crate::model::ids::{RefName, RepoName};
 use crate::plan::pull::{self as plan, FetchReason, Plan};
 use crate::progress::Event;
 use crate::task::blocking;
-use crate::transfer::download::already_there;
+use crate::transfer::download::allocated_bytes;
 use crate::transfer::limit::Caps;
 
 /// A revision that is to be pulled.
@@ -262,7 +262,7 @@ pub(super) fn check_space(layout: &Layout, plans: &[&Plan]) -> Result<Option<Str
     for plan in plans {
         blobs.extend(plan.downloads().map(|fetch| (fetch.blob, fetch.size)));
     }
-    let needed: u64 = blobs.iter().map(|(id, size)| size.saturating_sub(already_there(layout, id, *size))).sum();
+    let needed: u64 = blobs.iter().map(|(id, size)| size.saturating_sub(allocated_bytes(layout, id, *size))).sum();
     match space::available(layout.root()) {
         Some(free) if free < needed => Err(Error::new(Cause::DiskFull, "there is not enough disk space")
             .because(format!(

@@ -54,7 +54,7 @@ pub async fn download(context: &Context, blob: &Fetch) -> Result<PathBuf> {
     };
     context.progress.event(Event::Finished { blob: blob.id });
     if let Source::Bucket(bucket) = &blob.source {
-        context.limits.pushed_back(bucket.counts().1);
+        context.limits.report_push_backs(bucket.counts().1);
     }
     downloaded
 }
@@ -69,7 +69,7 @@ pub fn forget(layout: &crate::cache::layout::Layout, blob: &BlobId) {
 
 /// Returns the bytes already allocated for this blob by an earlier run, which need no more space. Small blobs are
 /// always downloaded from the start.
-pub fn already_there(layout: &crate::cache::layout::Layout, blob: &BlobId, size: u64) -> u64 {
+pub fn allocated_bytes(layout: &crate::cache::layout::Layout, blob: &BlobId, size: u64) -> u64 {
     if size <= SINGLE_GET {
         return 0;
     }
@@ -173,7 +173,7 @@ async fn try_in_one_request(context: &Context, blob: &Fetch) -> Result<Result<Pa
     let guard = RemoveOnDrop::new(&target.path);
     let mut meter = Meter::new(&context.progress, blob.id);
     let found = append_all(context, blob, &target, &mut meter).await?;
-    permit.moved(blob.size);
+    permit.count(blob.size);
     // The connection returns to the pool when its own task has its turn, and the next holder of the permit should find
     // it there.
     tokio::task::yield_now().await;
@@ -257,7 +257,7 @@ async fn in_parts(context: &Context, blob: &Fetch) -> Result<PathBuf> {
                 return synced.map_err(|e| Error::io("cannot flush", &target.path, &e)).map(|()| target.path);
             }
             Ok((found, unchanged)) => {
-                context.restarted(blob.id);
+                context.report_restarted(blob.id);
                 attempts += 1;
                 unchanged.iter().for_each(|unit| confirmed[*unit] = true);
                 let only_earlier = attempts == 1 && earlier.contains(&true);
@@ -301,7 +301,7 @@ async fn fetch_missing(
     let hash = OrderedHash::new(&context.hash_pool, blob.id, blob.size, &target.file, journal.unit, done);
     for unit in (0..journal.done.len()).filter(|unit| journal.done[*unit]) {
         let bytes = journal.bytes_of(unit);
-        context.found(blob.id, bytes.end - bytes.start);
+        context.report_found(blob.id, bytes.end - bytes.start);
     }
     let ranges = journal.missing(blob.source.range(context, blob.size));
     let unit = journal.unit;

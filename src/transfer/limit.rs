@@ -113,9 +113,9 @@ impl Limits {
     }
 
     /// Reports how often the store has pushed back so far, in total.
-    pub fn pushed_back(&self, total: u64) {
-        self.objects.pushed_back(total);
-        self.parts.pushed_back(total);
+    pub fn report_push_backs(&self, total: u64) {
+        self.objects.report_push_backs(total);
+        self.parts.report_push_backs(total);
     }
 }
 
@@ -140,7 +140,7 @@ struct Control {
     best: f64,
     /// The limit before it was raised at the end of the last window. The current window shows whether that helped.
     raised_from: Option<usize>,
-    pushed_back: u64,
+    push_backs: u64,
 }
 
 /// A permit for one request. Report what was moved, then drop it.
@@ -173,7 +173,7 @@ impl Limiter {
             window_score: 0,
             best: 0.0,
             raised_from: None,
-            pushed_back: 0,
+            push_backs: 0,
         };
         let permits = Arc::new(Semaphore::new(start));
         Arc::new(Limiter { permits, control: Mutex::new(control), sharers: 0.into(), together, room })
@@ -221,10 +221,10 @@ impl Limiter {
         Permit { limiter: self.clone(), permit: Some(permit), _together: together, _room: room, moved: 0 }
     }
 
-    fn pushed_back(&self, total: u64) {
+    fn report_push_backs(&self, total: u64) {
         let mut control = self.lock();
-        if total > control.pushed_back {
-            control.pushed_back = total;
+        if total > control.push_backs {
+            control.push_backs = total;
             control.shrink(Instant::now());
         }
     }
@@ -236,7 +236,7 @@ impl Limiter {
 
 impl Permit {
     /// Counts bytes that this request has moved.
-    pub fn moved(&mut self, bytes: u64) {
+    pub fn count(&mut self, bytes: u64) {
         self.moved += bytes;
     }
 }
@@ -245,7 +245,7 @@ impl Drop for Permit {
     fn drop(&mut self) {
         let mut control = self.limiter.lock();
         if self.moved > 0 {
-            control.done(self.moved, Instant::now());
+            control.record(self.moved, Instant::now());
         }
         let permit = self.permit.take().expect("taken only here");
         if control.issued > control.limit {
@@ -259,7 +259,7 @@ impl Drop for Permit {
 }
 
 impl Control {
-    fn done(&mut self, bytes: u64, now: Instant) {
+    fn record(&mut self, bytes: u64, now: Instant) {
         self.window_done += 1;
         self.window_score += bytes + OBJECT_COST;
         let spent = now.duration_since(self.window_start);
@@ -313,7 +313,7 @@ mod tests {
             let rate = (control.limit as f64 * object as f64 / latency.as_secs_f64()).min(most);
             for _ in 0..control.limit {
                 now += Duration::from_secs_f64(object as f64 / rate);
-                control.done(object, now);
+                control.record(object, now);
             }
         }
         control.limit
@@ -338,7 +338,7 @@ mod tests {
         let mut limits = vec![control.limit];
         for _ in 0..2 {
             now += Duration::from_secs_f64(8.4 / 5.0);
-            (0..control.limit).for_each(|_| control.done(8 << 20, now));
+            (0..control.limit).for_each(|_| control.record(8 << 20, now));
             limits.push(control.limit);
         }
         assert_eq!(limits, [4, 16, 64]);
@@ -349,7 +349,7 @@ mod tests {
         let mut now = Instant::now();
         for _ in 0..10 {
             now += Duration::from_secs_f64(8.4 * control.limit as f64 / 12.0);
-            (0..control.limit).for_each(|_| control.done(8 << 20, now));
+            (0..control.limit).for_each(|_| control.record(8 << 20, now));
         }
         assert_eq!(control.limit, 4);
     }
@@ -357,13 +357,13 @@ mod tests {
     #[test]
     fn back_pressure_halves_and_a_fixed_number_stays() {
         let limiter = Limiter::new(START, MOST, false, None, None);
-        limiter.pushed_back(1);
-        limiter.pushed_back(1);
+        limiter.report_push_backs(1);
+        limiter.report_push_backs(1);
         assert_eq!(limiter.lock().limit, START / 2);
-        (2..20).for_each(|n| limiter.pushed_back(n));
+        (2..20).for_each(|n| limiter.report_push_backs(n));
         assert_eq!(limiter.lock().limit, LEAST);
         let fixed = Limits::new(Caps { workers: Some(3), ..Caps::default() }, None);
-        fixed.pushed_back(1);
+        fixed.report_push_backs(1);
         assert_eq!(fixed.objects.ceiling(), 3);
         assert!(Arc::ptr_eq(&fixed.objects, &fixed.parts));
     }
@@ -400,7 +400,7 @@ mod tests {
         let fixed = Limits::new(Caps { workers: Some(8), memory: Some(3), rate: None }, None);
         assert_eq!(fixed.objects.ceiling(), 3);
         let one = capped(Some(1), None);
-        one.pushed_back(1);
+        one.report_push_backs(1);
         assert_eq!(one.parts.lock().limit, 1);
     }
 
@@ -450,7 +450,7 @@ mod tests {
         for _ in 0..START {
             held.push(limiter.permit(1).await);
         }
-        limiter.pushed_back(1);
+        limiter.report_push_backs(1);
         held.clear();
         assert_eq!(limiter.permits.available_permits(), START / 2);
     }

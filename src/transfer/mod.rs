@@ -58,14 +58,14 @@ pub struct Context {
     /// Whether a blob is flushed to the disk before it becomes visible.
     pub sync: bool,
     /// What was moved before this run.
-    pub earlier: Arc<Earlier>,
+    pub earlier: Arc<EarlierProgress>,
 }
 
 /// Bytes of blobs that an earlier run has moved, so that this run neither moves nor counts them.
 #[derive(Debug, Default)]
-pub struct Earlier(Mutex<HashMap<BlobId, u64>>);
+pub struct EarlierProgress(Mutex<HashMap<BlobId, u64>>);
 
-impl Earlier {
+impl EarlierProgress {
     fn lock(&self) -> MutexGuard<'_, HashMap<BlobId, u64>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -83,19 +83,19 @@ impl Context {
     }
 
     /// Records that an earlier run has moved these bytes of the blob.
-    pub(crate) fn found(&self, blob: BlobId, bytes: u64) {
+    pub(crate) fn report_found(&self, blob: BlobId, bytes: u64) {
         *self.earlier.lock().entry(blob).or_default() += bytes;
         self.progress.event(Event::Found { blob, bytes });
     }
 
     /// Records that the whole blob has to be moved again.
-    pub(crate) fn restarted(&self, blob: BlobId) {
+    pub(crate) fn report_restarted(&self, blob: BlobId) {
         self.earlier.lock().remove(&blob);
         self.progress.event(Event::Restarted { blob });
     }
 
     /// Returns how many bytes of a blob of this size were moved by this run, which has completed it.
-    pub fn moved(&self, blob: &BlobId, size: u64) -> u64 {
+    pub fn moved_bytes(&self, blob: &BlobId, size: u64) -> u64 {
         size.saturating_sub(self.earlier.lock().get(blob).copied().unwrap_or_default())
     }
 }

@@ -62,7 +62,7 @@ where
                     self.running.spawn(async move {
                         let mut permit = permit;
                         let moved = work.await?;
-                        permit.moved(bytes);
+                        permit.count(bytes);
                         Ok(moved)
                     });
                 }

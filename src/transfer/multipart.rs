@@ -250,7 +250,7 @@ pub(super) async fn find_parts(
             let (file, record, etag) = (file.clone(), record.clone(), part.etag.clone());
             let found = blocking(move || md5_of_part(&file, &record, number)).await;
             etags_are_md5s = md5_in(&etag) == Some(found.map_err(|e| blob.unreadable(&e))?);
-            context.restarted(blob.id);
+            context.report_restarted(blob.id);
             parts[wrong] = (part, Some(true));
         }
     }

@@ -30,7 +30,7 @@ pub struct Rate(Option<Arc<Limited>>);
 struct Limited {
     per_second: NonZeroU64,
     tokens: Mutex<Tokens>,
-    taken: AtomicU64,
+    total: AtomicU64,
 }
 
 /// The time when all bytes taken so far are paid for. Pure: it is told the time.
@@ -58,7 +58,7 @@ impl Rate {
     pub fn new(per_second: Option<NonZeroU64>) -> Self {
         Rate(per_second.map(|per_second| {
             let tokens = Mutex::new(Tokens::new(per_second, Instant::now()));
-            Arc::new(Limited { per_second, tokens, taken: AtomicU64::new(0) })
+            Arc::new(Limited { per_second, tokens, total: AtomicU64::new(0) })
         }))
     }
 
@@ -73,14 +73,14 @@ impl Rate {
     }
 
     /// Returns how many bytes have been moved within the limit; 0 if there is none.
-    pub fn taken(&self) -> u64 {
-        self.0.as_ref().map_or(0, |limited| limited.taken.load(Ordering::Relaxed))
+    pub fn total(&self) -> u64 {
+        self.0.as_ref().map_or(0, |limited| limited.total.load(Ordering::Relaxed))
     }
 
     /// Takes bytes, and returns when they may move, unless that is now.
     fn take(&self, bytes: u64) -> Option<Instant> {
         let limited = self.0.as_ref()?;
-        limited.taken.fetch_add(bytes, Ordering::Relaxed);
+        limited.total.fetch_add(bytes, Ordering::Relaxed);
         let now = Instant::now();
         let mut tokens = limited.tokens.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         Some(tokens.take(bytes, now)).filter(|when| *when > now)
@@ -216,7 +216,7 @@ mod tests {
         let rate = Rate::new(Some(per_second(1000)));
         assert!(waits(&rate, 1 << 40).await);
         assert!(waits(&rate.clone(), 1).await, "behind the others, through any clone");
-        assert_eq!(rate.taken(), (1 << 40) + 1);
+        assert_eq!(rate.total(), (1 << 40) + 1);
         assert!(!waits(&Rate::default(), 1 << 40).await);
     }
 }

@@ -46,8 +46,8 @@ pub async fn upload(context: &Context, blob: &Upload) -> Result<()> {
         Box::pin(in_parts(context, blob)).await
     };
     context.progress.event(Event::Finished { blob: blob.id });
-    let (_, pushed_back) = context.bucket.counts();
-    context.limits.pushed_back(pushed_back);
+    let (_, push_backs) = context.bucket.counts();
+    context.limits.report_push_backs(push_backs);
     sent
 }
 
@@ -67,7 +67,7 @@ async fn from_memory(context: &Context, blob: &Upload) -> Result<()> {
     let sent =
         context.bucket.put(&keys::blob(&blob.id), blob.size, Some(&blob.id), &|_| SdkBody::from(bytes.clone())).await;
     sent.map_err(|failure| context.bucket.explain(failure, &blob.doing()))?;
-    permit.moved(blob.size);
+    permit.count(blob.size);
     context.progress.event(Event::Moved { blob: blob.id, bytes: blob.size });
     Ok(())
 }
@@ -84,7 +84,7 @@ async fn streamed(context: &Context, blob: &Upload) -> Result<()> {
         return Err(error);
     }
     sent.map_err(|failure| context.bucket.explain(failure, &blob.doing()))?;
-    permit.moved(blob.size);
+    permit.count(blob.size);
     Ok(())
 }
 
@@ -120,7 +120,7 @@ async fn in_parts(context: &Context, blob: &Upload) -> Result<()> {
                 record = multipart::start(context, blob, &fresh, Some(record))
                     .await
                     .map_err(|_| context.bucket.explain(failure, &blob.doing()))?;
-                context.restarted(blob.id);
+                context.report_restarted(blob.id);
                 (sent, resumed, restarted) = (Vec::new(), false, true);
             }
             Stop::Local(error) => {
@@ -171,7 +171,7 @@ async fn send_missing(
 ) -> Result<(Vec<Part>, BlobId, bool), Stop> {
     let mut parts: Vec<Option<Part>> = vec![None; record.count() as usize];
     for part in sent {
-        context.found(blob.id, part.size);
+        context.report_found(blob.id, part.size);
         let at = part.number as usize - 1;
         parts[at] = Some(part);
     }
