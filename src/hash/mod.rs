@@ -16,7 +16,7 @@ use sha256::Sha256;
 const WORTHWHILE: f64 = 1.4;
 
 /// Returns whether this processor hashes several blobs in lockstep so much faster that it pays to read them back for it.
-/// Measured once per process, which takes less than a millisecond.
+/// Measured once per process, which takes about a millisecond.
 pub fn lockstep_pays() -> bool {
     static PAYS: OnceLock<bool> = OnceLock::new();
     *PAYS.get_or_init(|| {

@@ -21,7 +21,7 @@ pub async fn hash(context: &Context, blob: &Fetch) -> Result<BlobId> {
     let hashed = hash_until_sure(context, blob).await;
     context.progress.event(Event::Finished { blob: blob.id });
     if let Source::Bucket(bucket) = &blob.source {
-        context.limits.pushed_back(bucket.counts().1);
+        context.limits.report_push_backs(bucket.counts().1);
     }
     hashed
 }
@@ -33,7 +33,7 @@ async fn hash_until_sure(context: &Context, blob: &Fetch) -> Result<BlobId> {
         if found == blob.id || before == Some(found) {
             return Ok(found);
         }
-        tracing::debug!(blob = %blob.id, %found, "wrong bytes came");
+        tracing::debug!(blob = %blob.id, %found, "wrong bytes arrived");
         before = Some(found);
     }
     Err(blob.source.damaged(blob))
@@ -52,7 +52,7 @@ async fn hash_once(context: &Context, blob: &Fetch) -> Result<BlobId> {
         })
         .await?;
     }
-    permit.moved(blob.size);
+    permit.count(blob.size);
     let found = hasher.finish();
     if found == blob.id {
         meter.keep();

@@ -373,7 +373,7 @@ async fn upload_blobs(
         match lost.iter().find(|(blob, _)| blob.id == upload.id) {
             Some((_, error)) => tally.failures.push(error.clone()),
             None => {
-                tally.uploaded.add(context.moved(&upload.id, upload.size));
+                tally.uploaded.add(context.moved_bytes(&upload.id, upload.size));
                 indexes.into_iter().for_each(|index| findings[index].outcome = Outcome::Repaired);
             }
         }
