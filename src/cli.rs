@@ -264,6 +264,10 @@ fn with_correction(mut error: clap::Error, line: &[String]) -> clap::Error {
     let argument = text(ContextKind::InvalidArg);
     let tip = match (error.kind(), command, argument) {
         (ErrorKind::UnknownArgument, Some(command), Some(argument)) => correct_form(command, &argument, line),
+        (ErrorKind::ValueValidation, Some("pull"), _) => {
+            let value = text(ContextKind::InvalidValue).filter(|value| value.starts_with("refs/"));
+            value.and_then(|value| correct_form("pull", &value, line))
+        }
         (ErrorKind::MissingRequiredArgument, Some("pull"), _) => {
             let named = line.iter().find(|word| word.starts_with("--repo") || word.starts_with("--model"));
             named.and_then(|word| correct_form("pull", word.split('=').next().unwrap_or_default(), line)).or_else(
@@ -311,8 +315,7 @@ fn correct_form(command: &str, argument: &str, line: &[String]) -> Option<String
             form(format!("--include '{}'", value.unwrap_or_else(|| "org/*".into())))
         }
         "-r" | "--revision" | "--rev" | "--ref" | "--branch" | "--tag" | "--commit" => match command {
-            "pull" => form(format!("{repo} -r {}", value.unwrap_or_else(|| "main".into()))),
-            "push" => form(format!("{repo}@{}", value.unwrap_or_else(|| "main".into()))),
+            "pull" | "push" => form(format!("{repo} -r {}", value.unwrap_or_else(|| "main".into()))),
             "pull-all" => Some(format!(
                 "pull-all pulls the main revision of every repo; for another one, use `hf-cache-sync pull {repo} -r REVISION`"
             )),
@@ -326,10 +329,6 @@ fn correct_form(command: &str, argument: &str, line: &[String]) -> Option<String
         },
         word if !word.starts_with('-') => match command {
             // `refs/pr/1` is a revision; `org/name` and `dataset:name` hardly are.
-            "pull" if word.contains(['/', ':']) && !word.starts_with("refs/") => Some(format!(
-                "pull takes one repo at a time: `hf-cache-sync pull {repo}`, then `hf-cache-sync pull {}` (use -r for a revision)",
-                crate::error::printable(word, 80)
-            )),
             "pull" => form(format!("{repo} -r {}", crate::error::printable(word, 80))),
             "pull-all" => Some(format!(
                 "write `hf-cache-sync pull {0}`, or `hf-cache-sync pull-all --include '{0}'`",

@@ -48,10 +48,12 @@ fn tree() -> clap::Command {
         |arg: clap::Arg, completer: fn(&OsStr) -> Vec<CompletionCandidate>| arg.add(ArgValueCompleter::new(completer));
     Cli::command()
         .mut_arg("cache-dir", |arg| arg.value_hint(ValueHint::DirPath))
-        .mut_subcommand("push", |push| push.mut_arg("repos", |arg| add(arg, cached_repos)))
+        .mut_subcommand("push", |push| {
+            push.mut_arg("repos", |arg| add(arg, cached_repos)).mut_arg("revision", |arg| add(arg, cached_refs))
+        })
         .mut_subcommand("verify", |verify| verify.mut_arg("repos", |arg| add(arg, all_repos)))
         .mut_subcommand("pull", |pull| {
-            pull.mut_arg("repo", |arg| add(arg, all_repos)).mut_arg("revision", |arg| add(arg, refs))
+            pull.mut_arg("repos", |arg| add(arg, all_repos)).mut_arg("revision", |arg| add(arg, refs))
         })
         .mut_subcommand("pull-all", |pull_all| {
             pull_all.mut_arg("include", |arg| add(arg, patterns)).mut_arg("exclude", |arg| add(arg, patterns))
@@ -70,7 +72,8 @@ impl Line {
         let matches = Cli::command().ignore_errors(true).try_get_matches_from(words).ok();
         let matches = matches.as_ref().and_then(|matches| matches.subcommand()).map(|(_, inner)| inner);
         let global = matches.and_then(|matches| Global::from_arg_matches(matches).ok()).unwrap_or_default();
-        let repo = matches.and_then(|matches| matches.try_get_one::<RepoSpec>("repo").ok().flatten().cloned());
+        let repo =
+            matches.and_then(|matches| matches.try_get_many::<RepoSpec>("repos").ok().flatten()?.next().cloned());
         Line { global, repo: repo.map(|typed| typed.query) }
     }
 
@@ -107,13 +110,25 @@ fn known_repos(typed: &OsStr) -> BTreeSet<String> {
 fn refs(typed: &OsStr) -> Vec<CompletionCandidate> {
     let line = Line::read();
     let (Some(config), Some(query)) = (line.config(), line.repo) else { return Vec::new() };
+    let mut names = refs_in_cache(&config, &query);
+    names.extend(within_timeout(refs_in_bucket(&config, &query)).unwrap_or_default());
+    candidates(typed, names.into_iter())
+}
+
+/// Suggests the refs of this cache.
+fn cached_refs(typed: &OsStr) -> Vec<CompletionCandidate> {
+    let line = Line::read();
+    let (Some(config), Some(query)) = (line.config(), line.repo) else { return Vec::new() };
+    candidates(typed, refs_in_cache(&config, &query).into_iter())
+}
+
+fn refs_in_cache(config: &Config, query: &RepoQuery) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     for repo in repos_in_cache(&config.cache.root).iter().filter(|repo| query.matches(repo)) {
         let refs = Layout::new(&config.cache.root).repo(repo).join("refs");
         collect_refs(&refs, "", 0, &mut names);
     }
-    names.extend(within_timeout(refs_in_bucket(&config, &query)).unwrap_or_default());
-    candidates(typed, names.into_iter())
+    names
 }
 
 fn candidates(typed: &OsStr, values: impl Iterator<Item = String>) -> Vec<CompletionCandidate> {

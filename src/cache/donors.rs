@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::layout::Layout;
 use super::presence::{BlobState, look_at};
 use super::read;
 use super::state::LocalState;
@@ -48,6 +49,13 @@ pub fn find(state: &LocalState, missing: &[(&RepoName, Vec<(BlobId, u64)>)]) -> 
         find_in_repo(state, repo, blobs, &mut donors);
     }
     donors
+}
+
+/// Returns the payload of the cache-wide store that should be a blob, judging by its name and size.
+pub fn find_in_store(layout: &Layout, repo: &RepoName, size: u64, xet_hash: &BlobId) -> Option<Donor> {
+    let file = layout.payload(xet_hash);
+    let is_payload = fs::symlink_metadata(&file).is_ok_and(|meta| meta.is_file() && meta.len() == size);
+    is_payload.then(|| Donor { repo: repo.clone(), file })
 }
 
 /// Largest real file, in bytes, that is hashed to see whether it is a missing blob if its snapshot has no tree.

@@ -92,6 +92,12 @@ impl Layout {
         self.state().join("uploads").join(format!("{blob}.json"))
     }
 
+    /// A payload of the cache-wide blob store: `hub/blobs/<2 hex>/<xet hash>`
+    pub fn payload(&self, xet_hash: &BlobId) -> PathBuf {
+        let name = xet_hash.to_string();
+        self.shared_store().join(&name[..2]).join(&name)
+    }
+
     /// The cache-wide blob store, `hub/blobs`.
     pub fn shared_store(&self) -> PathBuf {
         self.root.join("blobs")

@@ -1,7 +1,7 @@
 //! The content of this cache that can be pushed: the files of each revision with their blobs, without anything that
 //! must stay here, such as gated repos and pointer files.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,10 +9,11 @@ use crate::cache::gated::Gated;
 use crate::cache::identify::{Identifier, LocalFile};
 use crate::cache::pointer;
 use crate::cache::read::{self, read_small};
-use crate::cache::scan::{Problem, ProblemKind, Repo};
-use crate::cache::select::select;
+use crate::cache::scan::{Inventory, Problem, ProblemKind, Repo};
+use crate::cache::select::{SelectedRepo, select};
 use crate::cache::state::{LocalState, TreeFile};
 use crate::error::{Cause, Error, Result, printable};
+use crate::model::filter::PathFilter;
 use crate::model::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
 use crate::model::manifest::{Manifest, Tree};
 use crate::model::selection::Selection;
@@ -20,7 +21,7 @@ use crate::model::selection::Selection;
 /// Limits what is gathered.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// The repos and revisions.
+    /// The repos, revisions and files.
     pub selection: Selection,
     /// Includes repos that look gated.
     pub allow_gated: bool,
@@ -117,15 +118,22 @@ pub fn gather(state: &LocalState, options: &Options) -> Result<Local> {
     let mut local = Local { notes: selected.notes, ..Local::default() };
     local.failures.extend(inventory.problems.iter().filter_map(failure_of));
     let mut identifier = Identifier::default();
+    let mut filtered = Filtered::default();
     let mut unreadable_trees = 0;
     for one in &selected.repos {
-        let mut found =
-            gather_repo(state, one.repo, options, &mut identifier, &mut unreadable_trees, &mut local.failures);
-        found.revisions.retain(|revision| one.includes(&revision.commit));
-        found.refs.retain(|_, commit| one.includes(commit));
+        let found = gather_repo(
+            state,
+            one,
+            options,
+            &mut identifier,
+            &mut filtered,
+            &mut unreadable_trees,
+            &mut local.failures,
+        );
         local.repos.push(found);
         local.notes.extend(untidy_refs_note(one.repo));
     }
+    local.notes.extend(filtered.notes(&options.selection.paths, inventory)?);
     if unreadable_trees > 0 {
         local.notes.push(format!(
             "{unreadable_trees} of the files in trees/ cannot be read by this user, because huggingface_hub makes them \
@@ -157,25 +165,77 @@ fn failure_of(problem: &Problem) -> Option<Error> {
     problem.kind.is_failure().then(|| Error::failed(path).because(problem.detail.clone()))
 }
 
+/// The effect of the path filter.
+#[derive(Debug, Default)]
+struct Filtered {
+    /// All files, with and without problems, before the filter.
+    paths: BTreeSet<RepoPath>,
+    selected: usize,
+    left_out: usize,
+}
+
+impl Filtered {
+    fn allows(&mut self, filter: &PathFilter, path: &RepoPath) -> bool {
+        if filter.is_empty() {
+            return true;
+        }
+        self.paths.insert(path.clone());
+        let is_selected = filter.allows(path);
+        *(if is_selected { &mut self.selected } else { &mut self.left_out }) += 1;
+        is_selected
+    }
+
+    /// Tells the user what was left out.
+    ///
+    /// # Errors
+    /// If everything was.
+    fn notes(&self, filter: &PathFilter, inventory: &Inventory) -> Result<Vec<String>> {
+        if self.left_out > 0 && self.selected == 0 {
+            return Err(Error::not_found(format!("no file in {} matches {filter}", inventory.layout.root().display()))
+                .because(format!("all {} files of the selected revisions were left out", self.left_out)));
+        }
+        let mut notes = Vec::new();
+        if self.left_out > 0 {
+            let files = if self.left_out == 1 { "1 file".into() } else { format!("{} files", self.left_out) };
+            notes.push(format!("{files} left out by --include and --exclude"));
+        }
+        let unmatched = filter.unmatched_includes(self.paths.iter());
+        notes.extend(unmatched.map(|pattern| format!("no file matches --include '{}'", printable(pattern, 100))));
+        Ok(notes)
+    }
+}
+
 fn gather_repo(
     state: &LocalState,
-    repo: &Repo,
+    selected: &SelectedRepo<'_>,
     options: &Options,
     identifier: &mut Identifier,
+    filtered: &mut Filtered,
     unreadable_trees: &mut usize,
     failures: &mut Vec<Error>,
 ) -> LocalRepo {
     let inventory = state.inventory();
+    let (repo, filter) = (selected.repo, &options.selection.paths);
+    let snapshots = inventory.layout.repo(&repo.name).join("snapshots");
+    let is_selected = |problem: &&Problem| {
+        let commit = problem.path.strip_prefix(&snapshots).ok().and_then(|path| path.iter().next()?.to_str());
+        commit.and_then(|name| name.parse().ok()).is_none_or(|commit| selected.includes(&commit))
+    };
     let trees = inventory.layout.repo(&repo.name).join("trees");
     let is_tree_folder = |problem: &Problem| problem.kind == ProblemKind::Unreadable && problem.path == trees;
     let (unreadable, mut problems): (Vec<&Problem>, Vec<&Problem>) =
-        repo.problems.iter().partition(|problem| is_tree_folder(problem));
+        repo.problems.iter().filter(is_selected).partition(|problem| is_tree_folder(problem));
     *unreadable_trees += unreadable.len();
     let mut found = LocalRepo {
         name: repo.name.clone(),
         gated: None,
         revisions: Vec::new(),
-        refs: repo.refs.clone(),
+        refs: repo
+            .refs
+            .iter()
+            .filter(|(_, commit)| selected.includes(commit))
+            .map(|(a, b)| (a.clone(), b.clone()))
+            .collect(),
         pins: repo.pins.iter().filter(|commit| repo.revisions.contains_key(*commit)).cloned().collect(),
         unused: 0,
     };
@@ -201,7 +261,7 @@ fn gather_repo(
     }
     let mut pointers = HashMap::new();
     let mut twins = TwinChecker::default();
-    for commit in repo.revisions.keys() {
+    for (commit, _) in selected.revisions() {
         let tree = match state.tree(&repo.name, commit) {
             TreeFile::Valid(tree) => Some(tree),
             TreeFile::Absent => None,
@@ -222,8 +282,12 @@ fn gather_repo(
         let identified = identifier.files(&inventory.layout, repo, commit, tree.as_deref());
         let snapshot = inventory.layout.snapshot(&repo.name, commit);
         let mut broken = BTreeSet::new();
+        let mut allows = |path: &str| path.parse().map_or(filter.is_empty(), |path| filtered.allows(filter, &path));
         for problem in &identified.problems {
             let left_out = path_in_snapshot(problem, &snapshot);
+            if left_out.as_deref().is_some_and(|path| !allows(path)) {
+                continue;
+            }
             failures
                 .extend(failure_of(problem).map(|error| if left_out.is_some() { as_left_out(error) } else { error }));
             broken.extend(left_out);
@@ -241,6 +305,7 @@ fn gather_repo(
             });
         }
         problems.retain(|problem| match path_in_snapshot(problem, &snapshot) {
+            Some(path) if !allows(&path) => false,
             Some(path) => {
                 broken.insert(path);
                 failures.extend(failure_of(problem).map(as_left_out));
@@ -248,6 +313,12 @@ fn gather_repo(
             }
             None => true,
         });
+        let before = files.len();
+        files.retain(|file| filtered.allows(filter, &file.file.path));
+        if files.is_empty() && broken.is_empty() && before > 0 {
+            found.refs.retain(|_, named| named != commit);
+            continue;
+        }
         let mut left_out_pointers = Vec::new();
         if !options.sync_xet {
             files.retain(|file| {
@@ -270,7 +341,10 @@ fn gather_repo(
         found.revisions.push(LocalRevision { pointers: left_out_pointers, stray_files, broken, ..revision });
     }
     failures.extend(problems.into_iter().filter_map(failure_of));
-    let used: std::collections::HashSet<BlobId> =
+    if selected.commits.is_some() || !filter.is_empty() {
+        return found;
+    }
+    let used: HashSet<BlobId> =
         found.revisions.iter().flat_map(|revision| revision.files.iter().map(|file| file.file.blob)).collect();
     found.unused = repo.blobs.keys().filter(|id| !used.contains(id) && !pointers.contains_key(*id)).count();
     found

@@ -33,7 +33,6 @@ impl SelectedRepo<'_> {
     }
 
     /// Returns the selected revisions.
-    #[allow(dead_code, reason = "for the commands that are about single revisions")]
     pub fn revisions(&self) -> impl Iterator<Item = (&Commit, &Revision)> {
         self.repo.revisions.iter().filter(|(commit, _)| self.includes(commit))
     }

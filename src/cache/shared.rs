@@ -1,5 +1,5 @@
-//! The cache-wide blob store of huggingface_hub, `hub/blobs`: listing its content, and deleting from it by the client's
-//! protocol.
+//! The cache-wide blob store of huggingface_hub, `hub/blobs`: listing its content, joining it, and deleting from it by the
+//! client's protocol.
 //!
 //! `<2 hex>/<xet hash>` is a payload, `<xet hash>.refs` beside it lists the `<repo folder>/blobs/<etag>` that link to
 //! it, and `<xet hash>.lock` guards both. The list is only a hint: a line counts as long as the link that it names
@@ -12,9 +12,11 @@ use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::layout::{self, Layout};
+use super::place::{ensure_dir, rename_over};
 use super::scan::{Problem, ProblemKind};
 use super::{lock, quarantine, read, remove};
 use crate::error::{Error, Result, plain_io};
+use crate::model::ids::{BlobId, RepoName};
 use crate::platform::{self, Inode};
 
 /// Largest list of references that is read, in bytes.
@@ -214,6 +216,108 @@ fn remove_unused(
     Ok(SweepOutcome::Freed(freed))
 }
 
+/// Makes `blobs/<etag>` a link to a payload that the store already has, as huggingface_hub does. Returns `false` if it has
+/// none that can be used: its bytes must be those of the blob, whatever its name says.
+///
+/// # Errors
+/// If the payload's lock cannot be taken, or the link cannot be created.
+pub fn link(layout: &Layout, repo: &RepoName, blob: &BlobId, size: u64, xet_hash: &BlobId) -> Result<bool> {
+    let payload = layout.payload(xet_hash);
+    // Hashing may take long, so it is done before anybody else has to wait for the lock.
+    let verified = usable(layout, &payload, size).filter(|_| read::matches_name(&payload, blob, size));
+    if verified.is_none() {
+        return Ok(false);
+    }
+    ensure_dir(layout.root(), &layout.blobs(repo))?;
+    let Some(_lock) = wait_for_lock(&payload)? else { return Ok(false) };
+    if usable(layout, &payload, size) != verified {
+        return Ok(false);
+    }
+    add_reference(layout, repo, blob, &payload).map_err(|e| Error::io("cannot link to", &payload, &e))?;
+    Ok(true)
+}
+
+/// Moves a blob into the store and leaves a link in its place, as huggingface_hub does after a download by Xet. The caller
+/// has verified the blob and holds huggingface_hub's lock on it. `xet_hash` must come from the Hub itself: other repos
+/// use the payload by this name alone. Returns `false`, and leaves the blob as it is, if the store cannot take it.
+///
+/// # Errors
+/// If the payload's lock cannot be taken, or the blob is lost between the two.
+pub fn publish(layout: &Layout, repo: &RepoName, blob: &BlobId, size: u64, xet_hash: &BlobId) -> Result<bool> {
+    let (file, payload) = (layout.blob(repo, blob), layout.payload(xet_hash));
+    let is_regular = fs::symlink_metadata(&file).is_ok_and(|meta| meta.is_file() && meta.len() == size);
+    if !is_store(layout) || !is_regular || fs::symlink_metadata(&payload).is_ok() {
+        return Ok(false);
+    }
+    let failed = |error: io::Error| Error::io("cannot move a blob to", &payload, &error);
+    let folder = payload.parent().unwrap_or(&payload);
+    ensure_dir(layout.root(), folder)?;
+    platform::copy_folder_mode(layout.root(), folder).map_err(failed)?;
+    let Some(_lock) = wait_for_lock(&payload)? else { return Ok(false) };
+    // The client may have published it meanwhile.
+    if fs::symlink_metadata(&payload).is_ok() {
+        return Ok(false);
+    }
+    platform::make_payload(layout.root(), folder, &file).map_err(failed)?;
+    append_reference(layout, repo, blob, &payload).map_err(failed)?;
+    fs::rename(&file, &payload).map_err(failed)?;
+    if let Err(error) = replace_by_link(layout, repo, blob, &payload) {
+        // Under the lock, so that no prune takes the payload first.
+        read::copy_quietly(&payload, &file).map_err(failed)?;
+        tracing::debug!(%error, "{} stays out of the cache-wide store", file.display());
+        return Ok(false);
+    }
+    Ok(true)
+}
+
+/// Identifies the file that was verified.
+#[derive(PartialEq, Eq)]
+struct FileIdentity {
+    size: u64,
+    modified: Option<SystemTime>,
+    inode: Option<(u64, u64)>,
+}
+
+/// Identifies a payload, if it is a readable regular file of this size.
+fn usable(layout: &Layout, payload: &Path, size: u64) -> Option<FileIdentity> {
+    let fits = |meta: &fs::Metadata| meta.is_file() && meta.len() == size;
+    let meta = fs::symlink_metadata(payload).ok().filter(fits)?;
+    let inside = is_store(layout) && is_payload(layout, payload) && remove::is_inside(layout.root(), payload);
+    let inode = platform::inode(payload, &meta).map(|inode| inode.id);
+    (inside && read::open_quietly(payload).is_ok()).then(|| FileIdentity {
+        size,
+        modified: meta.modified().ok(),
+        inode,
+    })
+}
+
+/// Lists `blobs/<etag>` as a reference, and then makes it a link. The other way round, a prune could miss the link.
+fn add_reference(layout: &Layout, repo: &RepoName, blob: &BlobId, payload: &Path) -> io::Result<()> {
+    append_reference(layout, repo, blob, payload)?;
+    replace_by_link(layout, repo, blob, payload)
+}
+
+fn append_reference(layout: &Layout, repo: &RepoName, blob: &BlobId, payload: &Path) -> io::Result<()> {
+    let list = sibling(payload, ".refs");
+    if fs::symlink_metadata(&list).is_ok_and(|meta| !meta.is_file()) {
+        return Err(io::Error::other("its list of references is not a file"));
+    }
+    debug_assert!(layout.blob(repo, blob).starts_with(layout.root()));
+    let mut file = File::options().append(true).create(true).open(&list)?;
+    // All users of a shared cache append to it.
+    let _ = platform::widen_mode(&file, 0o666);
+    file.write_all(format!("{}/blobs/{blob}\n", repo.folder()).as_bytes())?;
+    file.sync_all()
+}
+
+fn replace_by_link(layout: &Layout, repo: &RepoName, blob: &BlobId, payload: &Path) -> io::Result<()> {
+    let inside = payload.strip_prefix(layout.root()).map_err(io::Error::other)?;
+    let temporary = layout.blobs(repo).join(format!(".{blob}.{:08x}.shared", fastrand::u32(..)));
+    let target = Path::new("..").join("..").join(inside);
+    platform::symlink(&target.to_string_lossy(), &temporary)?;
+    rename_over(&temporary, &layout.blob(repo, blob)).inspect_err(|_| drop(fs::remove_file(&temporary)))
+}
+
 fn wait_for_lock(payload: &Path) -> Result<Option<lock::Lock>> {
     let path = sibling(payload, ".lock");
     let started = Instant::now();
@@ -331,6 +435,36 @@ mod tests {
         for store in [unlisted, linked_list, newer] {
             assert!(store.payload.exists());
         }
+    }
+
+    #[test]
+    fn a_published_blob_becomes_a_payload_with_a_reference() {
+        use std::os::unix::fs::PermissionsExt;
+        let store = store(&[], None);
+        let (layout, hash): (&Layout, BlobId) = (&store.layout, "cd".repeat(32).parse().unwrap());
+        let repo = RepoName::from_folder("models--a--b").unwrap();
+        let blob: BlobId = crate::hash::blob_id_of(&hash, b"bytes");
+        fs::create_dir_all(layout.blobs(&repo)).unwrap();
+        fs::write(layout.blob(&repo, &blob), b"bytes").unwrap();
+        assert!(publish(layout, &repo, &blob, 5, &hash).unwrap());
+        let payload = layout.payload(&hash);
+        assert_eq!(
+            fs::read_link(layout.blob(&repo, &blob)).unwrap(),
+            Path::new("../../blobs/cd").join("cd".repeat(32))
+        );
+        assert_eq!(fs::read(layout.blob(&repo, &blob)).unwrap(), b"bytes");
+        assert_eq!(fs::read_to_string(sibling(&payload, ".refs")).unwrap(), format!("models--a--b/blobs/{blob}\n"));
+        assert_eq!(fs::metadata(&payload).unwrap().permissions().mode() & 0o222, 0, "nobody writes to it");
+        assert_eq!(sweep(layout, &payload, &[]).unwrap(), SweepOutcome::Referenced(1));
+
+        // Another repo links to it. A blob with other bytes does not.
+        let other = RepoName::from_folder("models--c").unwrap();
+        assert!(link(layout, &other, &blob, 5, &hash).unwrap());
+        assert_eq!(fs::read(layout.blob(&other, &blob)).unwrap(), b"bytes");
+        let unlike = crate::hash::blob_id_of(&hash, b"BYTES");
+        assert!(!link(layout, &other, &unlike, 5, &hash).unwrap());
+        assert_eq!(sweep(layout, &payload, &[]).unwrap(), SweepOutcome::Referenced(2));
+        assert!(!publish(layout, &other, &unlike, 5, &hash).unwrap(), "there is nothing to publish");
     }
 
     #[test]

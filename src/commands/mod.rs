@@ -12,6 +12,7 @@ pub mod man;
 pub mod prune;
 pub mod pull;
 pub mod pull_all;
+pub mod pulled;
 pub mod push;
 pub mod remote;
 pub mod size;
@@ -19,9 +20,30 @@ pub mod status;
 pub mod verify;
 pub mod watch;
 
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, Result};
+use crate::model::filter::PathFilter;
 use crate::transfer::limit::Caps;
 use size::{ByteRate, Memory};
+
+/// Options of commands that can be limited to some files of each revision.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct PathArgs {
+    /// Only files whose path matches, such as '*.safetensors' or 'onnx/'; can be repeated. These patterns select files,
+    /// like allow_patterns of huggingface_hub
+    #[arg(long, value_name = "GLOB")]
+    pub include: Vec<String>,
+
+    /// Skip files whose path matches; can be repeated
+    #[arg(long, value_name = "GLOB")]
+    pub exclude: Vec<String>,
+}
+
+impl PathArgs {
+    /// Parses the patterns.
+    pub fn filter(&self) -> Result<PathFilter> {
+        PathFilter::new(&self.include, &self.exclude)
+    }
+}
 
 /// Options of commands that transfer blobs.
 #[derive(Debug, Clone, Default, clap::Args)]

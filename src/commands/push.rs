@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::{TransferArgs, kind_of};
+use super::{PathArgs, TransferArgs, kind_of};
 use crate::cache::pushable;
 use crate::engine::Session;
 use crate::engine::publish::{self, ListingSizes, Tally};
@@ -26,6 +26,8 @@ Examples:
   hf-cache-sync push --dry-run           show what would be uploaded
   hf-cache-sync push                     upload everything the bucket lacks
   hf-cache-sync push org/name dataset:org/name
+  hf-cache-sync push org/name -r v1.0    one revision, with its refs
+  hf-cache-sync push --exclude '*.bin' --exclude 'onnx/'   only other files
   hf-cache-sync push --workers 4 -q      few requests; silent unless it fails
   hf-cache-sync push --bwlimit 20MB/s    leave bandwidth to others";
 
@@ -37,6 +39,15 @@ pub struct Args {
     /// the model; if there is none, the other types with that id
     #[arg(value_name = "REPO_ID")]
     pub repos: Vec<RepoSpec>,
+
+    /// Only this revision of the repo: a ref, a commit or the beginning of one. With several repos, write
+    /// org/name@revision
+    #[arg(short, long, value_name = "REVISION")]
+    pub revision: Option<String>,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub paths: PathArgs,
 
     /// Compare with the bucket and show what would be uploaded, but upload nothing
     #[arg(long)]
@@ -148,7 +159,7 @@ fn rows(plan: &Plan) -> Vec<Row> {
         }
         if uploads.blobs > 0 || action.publishes() {
             let (repo, revision) = (action.repo.clone(), action.commit.clone());
-            rows.push(Row { repo, revision, uploads, manifest: action.manifest, missing_files: action.lacking });
+            rows.push(Row { repo, revision, uploads, manifest: action.manifest, missing_files: action.missing_files });
         }
     }
     rows.sort_by_key(|row| std::cmp::Reverse(row.uploads.bytes));
@@ -161,10 +172,12 @@ fn rows(plan: &Plan) -> Vec<Row> {
 /// When nothing can be pushed at all; individual failures are in the report.
 pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     let started = Instant::now();
+    let selection = Selection { paths: args.paths.filter()?, ..Selection::of(args.repos.clone()) };
+    let selection = selection.at_revision(args.revision.as_deref())?;
     session.need_cache()?;
     let bucket = session.bucket().await?;
     let options = pushable::Options {
-        selection: Selection::of(args.repos.clone()),
+        selection,
         allow_gated: session.config.team.allow_gated,
         sync_xet: session.config.cache.sync_xet,
     };

@@ -24,6 +24,8 @@ pub struct Hub {
     pub offline: Option<&'static str>,
     /// Whether snapshots get real files instead of links (`HF_HUB_DISABLE_SYMLINKS`).
     pub no_symlinks: bool,
+    /// Whether nothing joins the cache-wide blob store (`HF_HUB_DISABLE_SHARED_BLOBS`, `HF_HUB_DISABLE_XET`).
+    pub no_shared_blobs: bool,
 }
 
 impl Hub {
@@ -48,6 +50,7 @@ impl Hub {
             token_file: named.or_else(|| home.map(|home| home.join("token"))).map(|path| env.current.join(path)),
             offline: offline.filter(|name| is_set(name)),
             no_symlinks: is_set("HF_HUB_DISABLE_SYMLINKS"),
+            no_shared_blobs: is_set("HF_HUB_DISABLE_SHARED_BLOBS") || is_set("HF_HUB_DISABLE_XET"),
         };
         if is_set("HF_HUB_DISABLE_IMPLICIT_TOKEN") {
             (hub.token, hub.token_file) = (None, None);
@@ -107,6 +110,9 @@ mod tests {
         assert_eq!(read(&[("HF_TOKEN_PATH", "t")]).token_file.unwrap(), PathBuf::from("/now/t"));
         for (value, set) in [("1", true), ("on", true), ("Yes", true), ("TRUE", true), ("0", false), ("", false)] {
             assert_eq!(read(&[("HF_HUB_DISABLE_SYMLINKS", value)]).no_symlinks, set, "{value}");
+        }
+        for name in ["HF_HUB_DISABLE_SHARED_BLOBS", "HF_HUB_DISABLE_XET"] {
+            assert!(read(&[(name, "1")]).no_shared_blobs && !read(&[(name, "0")]).no_shared_blobs);
         }
         assert!(!read(&[("HF_HUB_DISABLE_SYMLINKS_WARNING", "1")]).no_symlinks, "another variable");
         for (vars, offline) in [

@@ -1,8 +1,8 @@
-//! Does the bucket really have what was sent to it? A store, or something in front of it, may answer 200 and keep
-//! nothing, less, or put it elsewhere; and what was there at the first listing may be gone when it is published.
+//! Confirms that the bucket has the blobs that were uploaded or relied on. A store, or a proxy in front of it, may answer 200
+//! and keep nothing or less; and a blob in the first listing may be gone by the time of publication.
 //!
-//! One listing tells, or HEADs where they are fewer. A listing may lag behind what a store has, so that a HEAD decides
-//! about what it lacks.
+//! Uses one listing, or HEADs if they take fewer requests. Since a listing may lag behind, a HEAD decides about blobs that
+//! it does not show.
 
 use std::time::Duration;
 
@@ -17,39 +17,40 @@ use crate::transfer::upload::Upload;
 
 /// Objects on a page of a listing.
 const PAGE: usize = 1000;
-/// HEADs at once.
-const AT_ONCE: usize = 32;
-/// How long a store gets, time after time, to show what it has taken twice.
+/// Maximum number of concurrent HEADs.
+const CONCURRENCY: usize = 32;
+/// Pauses before each check for an object that was written twice.
 pub const PATIENCE: [Duration; 3] = [Duration::ZERO, Duration::from_millis(300), Duration::from_secs(1)];
 
-/// A blob that the bucket does not have as it should.
-pub struct Lacking {
-    /// Which.
+/// A blob that the bucket does not have with its size.
+pub struct Unconfirmed {
+    /// The blob.
     pub blob: Upload,
-    /// What is there instead.
-    pub instead: Instead,
+    /// The result of the check.
+    pub status: BlobStatus,
 }
 
-/// What a bucket has under the name of a blob that is not there as it should be.
-pub enum Instead {
-    /// Nothing.
-    Nothing,
-    /// So many bytes, which are not as many as they should be.
-    Size(u64),
-    /// It does not tell.
-    Untold(Failure),
+/// What the bucket has instead of a blob.
+pub enum BlobStatus {
+    /// The bucket does not have it.
+    Missing,
+    /// The bucket has an object of this many bytes instead.
+    WrongSize(u64),
+    /// The check failed.
+    Unknown(Failure),
 }
 
-/// Whether a listing of about `listed` objects takes fewer requests than looking at so many of them one by one.
-pub fn prefers_listing(looks: usize, listed: usize) -> bool {
-    looks > listed.div_ceil(PAGE)
+/// Returns whether a listing of about `listed` objects takes fewer requests than this many single checks.
+pub fn prefers_listing(checks: usize, listed: usize) -> bool {
+    checks > listed.div_ceil(PAGE)
 }
 
-/// Those of the blobs that the bucket does not have with their sizes. `listed` is about how many objects a listing has.
+/// Returns the blobs that the bucket does not have with their sizes. `listed` is the approximate number of objects in a
+/// listing.
 ///
 /// # Errors
-/// When the listing fails.
-pub async fn lacking(bucket: &Bucket, blobs: Vec<Upload>, listed: usize) -> Result<Vec<Lacking>> {
+/// If the listing fails.
+pub async fn find_unconfirmed(bucket: &Bucket, blobs: Vec<Upload>, listed: usize) -> Result<Vec<Unconfirmed>> {
     let suspects = match prefers_listing(blobs.len(), listed) {
         false => blobs,
         true => {
@@ -59,46 +60,48 @@ pub async fn lacking(bucket: &Bucket, blobs: Vec<Upload>, listed: usize) -> Resu
             blobs.into_iter().filter(|blob| !state.blobs().has(&blob.id, blob.size)).collect()
         }
     };
-    let looks = stream::iter(suspects).map(async |blob| {
-        let instead = look(bucket, &blob).await?;
-        Some(Lacking { blob, instead })
+    let checks = stream::iter(suspects).map(async |blob| {
+        let status = check(bucket, &blob).await?;
+        Some(Unconfirmed { blob, status })
     });
-    Ok(looks.buffer_unordered(AT_ONCE).filter_map(std::future::ready).collect().await)
+    Ok(checks.buffer_unordered(CONCURRENCY).filter_map(std::future::ready).collect().await)
 }
 
-/// Those that were sent a second time and are still not there, each with its error.
-pub async fn still_lacking(bucket: &Bucket, blobs: Vec<Upload>) -> Vec<(Upload, Error)> {
-    let looks = stream::iter(blobs).map(async |blob| {
+/// Returns the blobs that are still missing after they were uploaded again, each with its error.
+pub async fn find_lost(bucket: &Bucket, blobs: Vec<Upload>) -> Vec<(Upload, Error)> {
+    let checks = stream::iter(blobs).map(async |blob| {
         let mut last = None;
         for pause in PATIENCE {
             tokio::time::sleep(pause).await;
-            last = Some(look(bucket, &blob).await?);
+            last = Some(check(bucket, &blob).await?);
         }
         let error = explain(bucket, &blob, last?);
         Some((blob, error))
     });
-    looks.buffer_unordered(AT_ONCE).filter_map(std::future::ready).collect().await
+    checks.buffer_unordered(CONCURRENCY).filter_map(std::future::ready).collect().await
 }
 
-/// What is wrong about the blob; nothing when it is there with its size.
-async fn look(bucket: &Bucket, blob: &Upload) -> Option<Instead> {
+/// Checks a blob; `None` if the bucket has it with its size.
+async fn check(bucket: &Bucket, blob: &Upload) -> Option<BlobStatus> {
     match bucket.head(&keys::blob(&blob.id)).await {
         Ok(Some(size)) if size == blob.size => None,
-        Ok(Some(size)) => Some(Instead::Size(size)),
-        Ok(None) => Some(Instead::Nothing),
-        Err(failure) => Some(Instead::Untold(failure)),
+        Ok(Some(size)) => Some(BlobStatus::WrongSize(size)),
+        Ok(None) => Some(BlobStatus::Missing),
+        Err(failure) => Some(BlobStatus::Unknown(failure)),
     }
 }
 
-/// The error for a blob that the store has taken and does not have.
-pub fn explain(bucket: &Bucket, blob: &Upload, instead: Instead) -> Error {
+/// Returns the error for a blob that the store accepted but does not have.
+pub fn explain(bucket: &Bucket, blob: &Upload, status: BlobStatus) -> Error {
     let what = format!("blob {} ({}) is not in the bucket as it was sent", blob.id, blob.label);
-    let why = match instead {
-        Instead::Untold(failure) if failure.cause.is_transient() => {
+    let why = match status {
+        BlobStatus::Unknown(failure) if failure.cause.is_transient() => {
             return bucket.explain(failure, &format!("cannot tell whether blob {} ({}) arrived", blob.id, blob.label));
         }
-        Instead::Size(size) => format!("the store took {} bytes without an error and has {size}", blob.size),
-        Instead::Nothing | Instead::Untold(_) => "the store took it without an error and does not have it".into(),
+        BlobStatus::WrongSize(size) => format!("the store took {} bytes without an error and has {size}", blob.size),
+        BlobStatus::Missing | BlobStatus::Unknown(_) => {
+            "the store took it without an error and does not have it".into()
+        }
     };
     Error::new(Cause::NotKept, what)
         .because(why)

@@ -1,4 +1,4 @@
-//! When the Hub is asked for what the bucket does not give.
+//! The Hub as a fallback for revisions and blobs that the bucket fails to provide.
 
 use std::sync::{Arc, Once, OnceLock};
 use std::time::Duration;
@@ -16,35 +16,35 @@ pub struct Fallback(Option<Arc<Inner>>);
 
 struct Inner {
     session: Session,
-    /// How long it may wait for the Hub's limit of requests.
+    /// Maximum time to wait for the Hub's rate limit.
     wait: Duration,
     hub: OnceLock<Result<Hub>>,
-    told: Once,
+    announced: Once,
 }
 
 impl Fallback {
-    /// The bucket alone.
+    /// Uses the bucket alone.
     pub fn none() -> Fallback {
         Fallback(None)
     }
 
-    /// The Hub. `wait` is how long a run may wait, at most, for its limit of requests.
+    /// Falls back to the Hub. `wait` is the maximum time that a run waits for the Hub's rate limit.
     pub fn to_hub(session: &Session, wait: Duration) -> Fallback {
-        let inner = Inner { session: session.clone(), wait, hub: OnceLock::new(), told: Once::new() };
+        let inner = Inner { session: session.clone(), wait, hub: OnceLock::new(), announced: Once::new() };
         Fallback(Some(Arc::new(inner)))
     }
 
-    /// Whether there is another source.
+    /// Returns whether there is a fallback.
     pub fn is_some(&self) -> bool {
         self.0.is_some()
     }
 
-    /// Whether the Hub is to be asked after this failure.
+    /// Returns whether the Hub may help after this failure.
     pub fn covers(&self, failure: &Error) -> bool {
         self.0.is_some() && failure.cause.is_covered_by_fallback()
     }
 
-    /// The Hub, where there is one; why not, when it cannot be used.
+    /// Connects to the Hub, if there is a fallback. An error says why it cannot be used.
     pub fn hub(&self) -> Option<Result<Hub>> {
         let inner = self.0.as_ref()?;
         let session = &inner.session;
@@ -53,34 +53,34 @@ impl Fallback {
         Some(inner.hub.get_or_init(connect).clone())
     }
 
-    /// Why the Hub could not be used, if it was needed.
+    /// Returns why the Hub could not be used, if it was needed.
     pub fn failure(&self) -> Option<Error> {
         self.0.as_ref()?.hub.get()?.as_ref().err().cloned()
     }
 
-    /// The revision on the Hub, after the bucket failed to give it for this reason. A note says so.
+    /// Finds a revision on the Hub after this failure of the bucket, and adds a note about it.
     ///
     /// # Errors
-    /// The bucket's failure, or both.
+    /// The bucket's failure, or both failures.
     pub async fn find(&self, query: &RepoQuery, revision: Option<&str>, failure: Error) -> Result<Found> {
         let Some(inner) = self.0.as_ref().filter(|_| self.covers(&failure)) else { return Err(failure) };
         inner.session.progress.event(Event::Step("asking the Hub"));
         let Some(hub) = self.hub() else { return Err(failure) };
         let mut found = hub?.find(query, revision).await.map_err(|second| both(&failure, second))?;
-        found.notes.push(taken(&failure));
+        found.notes.push(note_on(&failure));
         Ok(found)
     }
 
-    /// Says, once, that blobs come from the Hub now.
-    pub fn tell(&self) {
+    /// Announces, once per run, that blobs come from the Hub.
+    pub fn announce(&self) {
         if let Some(inner) = &self.0 {
             let step = Event::Step("asking the Hub for what the bucket does not give");
-            inner.told.call_once(|| inner.session.progress.event(step));
+            inner.announced.call_once(|| inner.session.progress.event(step));
         }
     }
 }
 
-/// The error when the Hub failed too.
+/// Combines the failures of the bucket and of the Hub.
 pub fn both(bucket: &Error, hub: Error) -> Error {
     let before = format!("before that: {}", one_line(bucket));
     let hint = match &hub.hint {
@@ -90,12 +90,12 @@ pub fn both(bucket: &Error, hub: Error) -> Error {
     hub.hint(hint)
 }
 
-/// The note on a failure of the bucket that the Hub has made up for.
-pub fn taken(failure: &Error) -> String {
+/// Returns the note on a failure of the bucket after which the Hub helped.
+pub fn note_on(failure: &Error) -> String {
     format!("{}; taken from the Hub", one_line(failure))
 }
 
-/// What failed and why, without the next step.
+/// Formats an error without its hint.
 fn one_line(error: &Error) -> String {
     match &error.why {
         Some(why) => format!("{}: {why}", error.what),
@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_failures_are_told_in_three_lines() {
+    fn both_failures_take_three_lines() {
         let bucket = Error::not_found("org/x is not in bucket 'b'").hint("push first");
         let hub = Error::new(crate::error::Cause::Unreachable, "cannot find org/x on the Hub")
             .because("no answer")

@@ -1,8 +1,8 @@
-//! Carrying out pulls: each blob once, then per revision tree, snapshot and ref.
+//! Executes the plans of pulls: first each blob once, and then the tree, the snapshot and the ref of each revision.
 //!
 //! A blob is fetched under huggingface_hub's own lock on it, so that the client and this tool never download the same
-//! blob side by side. A revision whose blobs are not all here gets what is here, but no ref: nothing that looks
-//! complete is left behind.
+//! blob at the same time. If some blobs of a revision could not be fetched, the others are linked, but no ref is written, so
+//! that the revision does not look complete.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -11,11 +11,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::fallback::{Fallback, both, taken};
+use super::fallback::{Fallback, both, note_on};
 use crate::cache::donors::Donor;
 use crate::cache::layout::Layout;
 use crate::cache::place::{self, LinkKind, SnapshotWriter, StagedSnapshot, ensure_dir};
-use crate::cache::{lock, read};
+use crate::cache::{lock, read, shared};
 use crate::engine::session::wait_for;
 use crate::error::{Cause, Error, Result};
 use crate::model::amount::Amount;
@@ -29,28 +29,29 @@ use crate::transfer::parts::SINGLE_GET;
 use crate::transfer::source::Source;
 use crate::transfer::{Context, pool};
 
-/// Up to this size fetching a blob twice costs less than a lock file, which would stay for ever.
+/// Maximum size, in bytes, of a blob that is fetched without creating a lock file, since lock files are never removed.
+/// Fetching such a blob twice costs less.
 const WITHOUT_LOCK_FILE: u64 = 1 << 20;
 
-/// What became of a plan.
+/// The outcome of a plan.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    /// Downloaded for it; a blob that several plans need counts for the first of them.
+    /// Blobs downloaded for it; a blob that several plans need counts for the first of them.
     pub downloaded: Amount,
-    /// What of that came from the Hub.
+    /// The part of `downloaded` that came from the Hub.
     pub from_hub: Amount,
-    /// Shared with another repo of this cache.
+    /// Blobs that this cache had elsewhere.
     pub shared: Amount,
-    /// What a user should know.
+    /// Notes for the user.
     pub notes: Vec<String>,
     /// What failed.
     pub failures: Vec<Error>,
-    /// Blobs that are not here after that.
+    /// Blobs that could not be fetched.
     lost: HashSet<BlobId>,
 }
 
 impl Outcome {
-    /// Blobs that could not be had.
+    /// Returns the number of blobs that could not be fetched.
     pub fn lost(&self) -> usize {
         self.lost.len()
     }
@@ -61,17 +62,21 @@ impl Outcome {
     }
 }
 
-/// One blob and the plans that need it.
+/// A blob and the plans that need it.
 #[derive(Debug, Clone)]
 struct Job {
     fetch: Fetch,
-    /// Index of the plan, and its repo.
+    /// The index and the repo of each plan that needs it.
     needs: Vec<(usize, RepoName)>,
-    /// A file of this cache that should be it.
+    /// Another file of this cache that should have its bytes.
     donor: Option<Donor>,
-    /// What stands there has the right size and the wrong bytes.
+    /// Its name in the cache-wide store, which it may join.
+    xet_hash: Option<BlobId>,
+    /// Whether the Hub itself gave that name, so that the blob may be published under it.
+    is_hubs_name: bool,
+    /// Whether the local file has the right size and the wrong bytes.
     replace: bool,
-    /// Something that is not this blob stands in its place.
+    /// Whether the local path is occupied by something other than this blob.
     occupied: bool,
 }
 
@@ -80,30 +85,31 @@ struct Job {
 enum Origin {
     Bucket,
     Hub,
-    /// From the Hub, since the bucket failed to give them.
+    /// From the Hub, after this failure of the bucket.
     HubAfter(Error),
 }
 
 /// How a repo got a blob.
 #[derive(Debug)]
-enum Got {
+enum Obtained {
     Downloaded(Origin),
+    /// From another place in this cache.
     Shared,
-    /// It came by another process, or for another plan of the same repo.
-    Here,
+    /// It was already there, from another process or another plan of the same repo.
+    Present,
 }
 
-/// A plan, and whether the Hub was what knew its revision: then its blobs come from there.
+/// A plan, and whether its revision was found on the Hub, so that its blobs come from there.
 #[derive(Debug, Clone)]
 pub struct Planned {
-    /// What is to be done.
+    /// The plan.
     pub plan: Plan,
     /// Whether the revision was found on the Hub.
     pub from_hub: bool,
 }
 
-/// Executes the plans, which may share blobs; `kind` is what this cache allows. Blobs that the bucket does not give come
-/// from the `fallback`. The outcomes are in the plans' order.
+/// Executes the plans, which may share blobs, and returns the outcomes in the same order. `kind` is the kind of links that
+/// this cache supports. Blobs that the bucket fails to provide come from the `fallback`.
 pub async fn hydrate(
     context: &Context,
     fallback: &Fallback,
@@ -114,7 +120,7 @@ pub async fn hydrate(
     let from_hub: Vec<bool> = planned.iter().map(|planned| planned.from_hub).collect();
     let plans: Vec<Plan> = planned.into_iter().map(|planned| planned.plan).collect();
     let mut outcomes: Vec<Outcome> = plans.iter().map(|plan| start(&context.layout, plan)).collect();
-    // By size as well: of two manifests that do not agree, one is wrong, and the other is not to suffer from it.
+    // The size is part of the key: if two manifests disagree about it, the wrong one must not affect the other.
     let mut jobs: BTreeMap<(BlobId, u64), Job> = BTreeMap::new();
     let bucket = Source::Bucket(context.bucket.clone());
     for (index, plan) in plans.iter().enumerate().filter(|(index, _)| outcomes[*index].failures.is_empty()) {
@@ -125,10 +131,23 @@ pub async fn hydrate(
             let (commit, path) = (plan.manifest.revision().clone(), action.path.clone());
             let source = source.clone();
             let fetch = Fetch { id: action.blob, size: action.size, repo: repo.clone(), commit, path, source };
-            let fresh = || Job { fetch, needs: Vec::new(), donor: None, replace: false, occupied: false };
-            let job = jobs.entry((action.blob, action.size)).or_insert_with(fresh);
+            let new_job = || Job {
+                fetch,
+                needs: Vec::new(),
+                donor: None,
+                xet_hash: None,
+                is_hubs_name: false,
+                replace: false,
+                occupied: false,
+            };
+            let job = jobs.entry((action.blob, action.size)).or_insert_with(new_job);
+            if let Some(xet_hash) = action.xet_hash.filter(|_| kind == LinkKind::Symlink)
+                && (job.xet_hash.is_none() || from_hub[index])
+            {
+                (job.xet_hash, job.is_hubs_name) = (Some(xet_hash), from_hub[index]);
+            }
             if !from_hub[index] {
-                // What one of the revisions has in the bucket need not come from the Hub for the other.
+                // If the bucket has the blob for one revision, it need not come from the Hub for another.
                 job.fetch.source = bucket.clone();
             }
             job.needs.push((index, repo.clone()));
@@ -137,9 +156,9 @@ pub async fn hydrate(
             job.occupied |= action.reason == FetchReason::WrongSize;
         }
     }
-    let wire = jobs.values().filter(|job| job.donor.is_none());
-    let context = &context.moving(wire.clone().map(|job| job.fetch.size).sum());
-    let planned = wire.map(|job| progress::Job { blob: job.fetch.id, size: job.fetch.size, repo: job.needs[0].0 });
+    let downloads = jobs.values().filter(|job| job.donor.is_none());
+    let context = &context.moving(downloads.clone().map(|job| job.fetch.size).sum());
+    let planned = downloads.map(|job| progress::Job { blob: job.fetch.id, size: job.fetch.size, repo: job.needs[0].0 });
     context.progress.event(Event::Planned(planned.collect()));
 
     // For threads of their own: the one that links beside the downloads, and those that complete each plan.
@@ -158,21 +177,21 @@ pub async fn hydrate(
         },
         |(job, fetched)| {
             context.progress.event(Event::Finished { blob: job.fetch.id });
-            for (index, got) in fetched {
+            for (index, obtained) in fetched {
                 let outcome: &mut Outcome = &mut outcomes[index];
-                match got {
-                    Ok(Got::Downloaded(origin)) => {
+                match obtained {
+                    Ok(Obtained::Downloaded(origin)) => {
                         let moved = context.moved_bytes(&job.fetch.id, job.fetch.size);
                         outcome.downloaded.add(moved);
                         if !matches!(origin, Origin::Bucket) {
                             outcome.from_hub.add(moved);
                         }
                         if let Origin::HubAfter(failure) = origin {
-                            outcome.notes.push(taken(&failure));
+                            outcome.notes.push(note_on(&failure));
                         }
                     }
-                    Ok(Got::Shared) => outcome.shared.add(job.fetch.size),
-                    Ok(Got::Here) => {}
+                    Ok(Obtained::Shared) => outcome.shared.add(job.fetch.size),
+                    Ok(Obtained::Present) => {}
                     Err(error) => {
                         outcome.lost.insert(job.fetch.id);
                         outcome.failures.push(error);
@@ -202,8 +221,8 @@ pub async fn hydrate(
     outcomes
 }
 
-/// Makes new snapshots beside the downloads, where their links can be made before the blobs are there. What cannot be
-/// made now is made, and its failure told, by [`assemble`].
+/// Prepares new snapshots during the downloads, since symbolic links can be created before their targets. Anything that
+/// cannot be prepared is left to [`assemble`], which also reports failures.
 fn stage(
     layout: &Layout,
     plans: &Arc<[Plan]>,
@@ -232,7 +251,7 @@ fn writer<'a>(layout: &'a Layout, plan: &'a Plan, kind: LinkKind, own: &'a HashS
     SnapshotWriter { layout, repo: plan.manifest.repo(), commit: plan.manifest.revision(), kind, own }
 }
 
-/// Blobs that this plan has brought and nobody else knows yet.
+/// Returns the blobs that this plan has added and that no other snapshot uses yet.
 fn own_blobs(plans: &[Plan], index: usize) -> HashSet<BlobId> {
     let plan = &plans[index];
     if plans.iter().filter(|other| other.manifest.repo() == plan.manifest.repo()).count() > 1 {
@@ -246,9 +265,9 @@ fn start(layout: &Layout, plan: &Plan) -> Outcome {
     Outcome { failures: checked.err().into_iter().collect(), ..Outcome::default() }
 }
 
-/// Checks, once, the folders that every blob of a repo goes through: none may be a link, and blobs must be welcome
-/// before hours are spent on fetching them. `blobs/` is made only when a blob is there to be put into it, since
-/// huggingface_hub does not like a repo folder without snapshots.
+/// Checks once, before a possibly long download, the folders that every blob of a repo goes through: none may be a link,
+/// and they must be writable. `blobs/` itself is created only for the first blob, since huggingface_hub warns about a repo
+/// folder without snapshots.
 fn check_dirs(layout: &Layout, repo: &RepoName) -> Result<()> {
     let locks = layout.root().join(".locks").join(repo.folder());
     let blobs = layout.blobs(repo);
@@ -258,25 +277,25 @@ fn check_dirs(layout: &Layout, repo: &RepoName) -> Result<()> {
     ensure_dir(layout.root(), &layout.state().join("partial"))
 }
 
-/// Gets the blob for every plan that needs it: over the wire once at the most.
-async fn fetch(context: &Context, fallback: &Fallback, job: &Job) -> Vec<(usize, Result<Got>)> {
+/// Obtains the blob for every plan that needs it, downloading it at most once.
+async fn fetch(context: &Context, fallback: &Fallback, job: &Job) -> Vec<(usize, Result<Obtained>)> {
     let mut done = Vec::new();
-    // Who has it for certain.
+    // A repo that has the verified blob.
     let mut source: Option<&RepoName> = None;
     let mut missing: Option<Error> = None;
     for (index, repo) in &job.needs {
-        let got = match (&missing, source) {
+        let obtained = match (&missing, source) {
             (Some(error), _) => Err(error.clone()),
-            (_, Some(source)) if source == repo => Ok(Got::Here),
+            (_, Some(source)) if source == repo => Ok(Obtained::Present),
             (_, source) => obtain(context, fallback, job, repo, source).await,
         };
-        match &got {
+        match &obtained {
             Ok(_) => source = Some(repo),
-            // One that cannot be had fails for all, without another try on the wire.
+            // If the download failed, it fails for all plans, without another attempt.
             Err(error) if source.is_none() => missing = Some(error.clone()),
             Err(_) => {}
         }
-        done.push((*index, got));
+        done.push((*index, obtained));
     }
     done
 }
@@ -287,23 +306,31 @@ async fn obtain(
     job: &Job,
     repo: &RepoName,
     source: Option<&RepoName>,
-) -> Result<Got> {
+) -> Result<Obtained> {
     let (blob, size, layout) = (&job.fetch.id, job.fetch.size, &context.layout);
     if job.occupied {
         place::check_replaceable(&layout.blob(repo, blob))?;
     }
-    // Who had to take the lock may find that the client has fetched the blob meanwhile.
+    // The client may have fetched the blob while this process waited for the lock.
     let client = client_lock(context, repo, job).await?;
-    if client.is_some() && is_there(layout, repo, job) {
-        return Ok(Got::Here);
+    if client.is_some() && is_present(layout, repo, job) {
+        return Ok(Obtained::Present);
+    }
+    if let Some(xet_hash) = job.xet_hash {
+        let (layout, repo, blob) = (layout.clone(), repo.clone(), *blob);
+        match blocking(move || shared::link(&layout, &repo, &blob, size, &xet_hash)).await {
+            Ok(true) => return Ok(Obtained::Shared),
+            Ok(false) => {}
+            Err(error) => tracing::debug!(%error, "the cache-wide store is not used"),
+        }
     }
     let fetched = source.map(|source| layout.blob(source, blob));
     if let Some(from) = fetched.as_ref().or(job.donor.as_ref().map(|donor| &donor.file)) {
-        // What this run has fetched was verified already.
+        // A blob that this run has fetched is already verified.
         let verify = source.is_none();
         let (layout, from, repo, blob) = (layout.clone(), from.clone(), repo.clone(), *blob);
         if blocking(move || share(&layout, &from, &repo, &blob, verify.then_some(size))).await? {
-            return Ok(Got::Shared);
+            return Ok(Obtained::Shared);
         }
     }
     let _partial = match size {
@@ -317,14 +344,19 @@ async fn obtain(
     let placed = put_in_place(layout, &path, repo, blob);
     match (&placed, size > SINGLE_GET) {
         (Ok(()), true) => forget(layout, blob),
-        // A large one stays as it is, all of it, for the next run.
+        // A large one is kept for the next run.
         (Err(_), false) => drop(fs::remove_file(&path)),
         _ => {}
     }
-    placed.map(|()| Got::Downloaded(origin))
+    placed?;
+    if let Some(xet_hash) = job.xet_hash.filter(|_| job.is_hubs_name) {
+        let (layout, repo, blob) = (layout.clone(), repo.clone(), *blob);
+        blocking(move || shared::publish(&layout, &repo, &blob, size, &xet_hash)).await?;
+    }
+    Ok(Obtained::Downloaded(origin))
 }
 
-/// Downloads a blob from its source and, where that fails in a way that is covered, from the fallback.
+/// Downloads a blob from its source or, after a failure that the fallback covers, from the fallback.
 async fn download_from_any(context: &Context, fallback: &Fallback, blob: &Fetch) -> Result<(PathBuf, Origin)> {
     let failure = match download(context, blob).await {
         Ok(path) if matches!(blob.source, Source::Hub(_)) => return Ok((path, Origin::Hub)),
@@ -335,7 +367,7 @@ async fn download_from_any(context: &Context, fallback: &Fallback, blob: &Fetch)
         return Err(failure);
     }
     let Some(Ok(hub)) = fallback.hub() else { return Err(failure) };
-    fallback.tell();
+    fallback.announce();
     let blob = Fetch { source: Source::Hub(hub), ..blob.clone() };
     match download(context, &blob).await {
         Ok(path) => Ok((path, Origin::HubAfter(failure))),
@@ -343,26 +375,27 @@ async fn download_from_any(context: &Context, fallback: &Fallback, blob: &Fetch)
     }
 }
 
-/// huggingface_hub's lock on the blob. For a small one no lock file is made: should the client begin to fetch it at the
-/// same time, both put the same bytes into place, by rename.
+/// Takes huggingface_hub's lock on the blob. For a small blob, no lock file is created: if the client fetches it at the same
+/// time, both rename the same bytes into place. A blob that may join the cache-wide store always needs the lock.
 async fn client_lock(context: &Context, repo: &RepoName, job: &Job) -> Result<Option<lock::Lock>> {
     let (layout, id) = (&context.layout, &job.fetch.id);
     if job.fetch.size <= WITHOUT_LOCK_FILE
-        && let Some(none_or_taken) = lock::try_client_lock_if_there(layout, repo, id)?
+        && job.xet_hash.is_none()
+        && let Some(lock) = lock::try_client_lock_if_there(layout, repo, id)?
     {
-        return Ok(none_or_taken);
+        return Ok(lock);
     }
     let note = format!("another process is downloading {}: waiting for it", job.fetch.label());
     wait_for(&*context.progress, &note, || lock::try_client_lock(layout, repo, id)).await.map(Some)
 }
 
-/// Whether nothing is to be done any more: the client may have fetched the blob while we waited for its lock.
-fn is_there(layout: &Layout, repo: &RepoName, job: &Job) -> bool {
+/// Returns whether the blob is present by now.
+fn is_present(layout: &Layout, repo: &RepoName, job: &Job) -> bool {
     let fits = |meta: fs::Metadata| meta.is_file() && meta.len() == job.fetch.size;
     !job.replace && fs::metadata(layout.blob(repo, &job.fetch.id)).is_ok_and(fits)
 }
 
-/// Renames a verified file to its blob's name: whatever stands there, a link included, is replaced, never followed.
+/// Renames a verified file to its blob's name. An existing file or link is replaced, never followed.
 fn put_in_place(layout: &Layout, file: &Path, repo: &RepoName, blob: &BlobId) -> Result<()> {
     let target = layout.blob(repo, blob);
     let mut moved = place::rename_over(file, &target);
@@ -373,9 +406,9 @@ fn put_in_place(layout: &Layout, file: &Path, repo: &RepoName, blob: &BlobId) ->
     match moved {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
-            // blobs/ is a mount of its own: copy beside the target under a name that the client ignores.
+            // blobs/ is a mount of its own: copy to a sibling whose name the client ignores.
             let beside = layout.blobs(repo).join(format!(".{blob}.{:08x}.new", fastrand::u32(..)));
-            // Windows flushes only what is open for writing.
+            // Windows can only flush a file that is open for writing.
             let flush = || place::flushed(fs::OpenOptions::new().write(true).open(&beside)?.sync_all());
             let moved = fs::copy(file, &beside)
                 .and_then(|_| flush())
@@ -386,20 +419,20 @@ fn put_in_place(layout: &Layout, file: &Path, repo: &RepoName, blob: &BlobId) ->
             Ok(())
         }
         Err(error) if place::is_refused(&error) => Err(Error::io("cannot move a blob to", &target, &error)
-            .hint("this file system cannot rename files, so that nothing can appear whole: use another --cache-dir")),
+            .hint("this file system cannot rename files, so no file can appear atomically: use another --cache-dir")),
         Err(error) => Err(Error::io("cannot move a blob to", &target, &error)),
     }
 }
 
-/// Gives a repo the blob that is elsewhere in this cache: a reflink, else a hard link, else a copy. With `verify`, the blob's size,
-/// its bytes are hashed first. `false` when they cannot be had from there.
+/// Gives a repo a blob that this cache has elsewhere, as a reflink, a hard link or a copy. With `verify`, the blob's size,
+/// its bytes are hashed first. Returns `false` if they cannot be used.
 fn share(layout: &Layout, source: &Path, to: &RepoName, blob: &BlobId, verify: Option<u64>) -> Result<bool> {
     let staging = place::Staging::new(layout)?;
     let staged = staging.path().join("blob");
     let is_in_snapshot = source.parent().is_none_or(|folder| !folder.ends_with("blobs"));
     let made = fs::canonicalize(source).and_then(|source| {
         let link = || match is_in_snapshot {
-            // Files of snapshots are people's to change, where they are no links.
+            // Users may edit real files in snapshots, so they are never hard-linked.
             true => Err(io::ErrorKind::Unsupported.into()),
             false => fs::hard_link(&source, &staged),
         };
@@ -416,18 +449,18 @@ fn share(layout: &Layout, source: &Path, to: &RepoName, blob: &BlobId, verify: O
     put_in_place(layout, &staged, to, blob).map(|()| true)
 }
 
-/// Writes the ref by which hf-hub finds a pinned commit, where that can be: a cache that is complete may be read-only,
-/// and who asks for the commit in another way does without.
+/// Writes the ref by which hf-hub finds a pinned commit. Best effort, since a complete cache may be read-only and no other
+/// client needs this ref.
 pub fn write_pin(layout: &Layout, plan: &Plan) {
     let (repo, commit) = (plan.manifest.repo(), plan.manifest.revision());
     if plan.write_pin
         && let Err(error) = place::write_ref(layout, repo, &RefName::of_commit(commit), commit, false)
     {
-        tracing::debug!(%error, "the ref of {repo} that is called like its commit is not written");
+        tracing::debug!(%error, "the ref of {repo} that is named after its commit was not written");
     }
 }
 
-/// Of files that the manifest and its tree name by different algorithms the bytes must have both names.
+/// Checks files to which the manifest and its tree give names by different algorithms: both must match the bytes.
 fn check_twins(manifest: &Manifest, layout: &Layout, lost: &HashSet<BlobId>) -> Result<()> {
     let Some(tree) = manifest.tree() else { return Ok(()) };
     let (repo, commit) = (manifest.repo(), manifest.revision());
@@ -436,14 +469,14 @@ fn check_twins(manifest: &Manifest, layout: &Layout, lost: &HashSet<BlobId>) -> 
         let known = tree.get(&file.path).expect("the tree knows the file").blob;
         if !read::matches_name(&layout.snapshot_file(repo, commit, &file.path), &known, file.size) {
             return Err(Error::invalid(format!("the manifest of {repo}@{} contradicts its tree", commit.short()))
-                .because(format!("'{}' is blob {} by the one and {known} by the other", file.path, file.blob))
+                .because(format!("'{}' is blob {} in the manifest and {known} in the tree", file.path, file.blob))
                 .hint("push the revision again from a machine that has it"));
         }
     }
     Ok(())
 }
 
-/// Puts tree, snapshot and ref in place; returns what a user should know.
+/// Puts the tree, the snapshot and the ref in place. May return a note for the user.
 fn assemble(
     plan: &Plan,
     writer: &SnapshotWriter<'_>,
@@ -462,7 +495,7 @@ fn assemble(
         let path = layout.tree(repo, commit);
         match place::write_small(layout, &path, &tree.to_json(), sync) {
             Ok(()) => {}
-            // Another user's, in a cache that several share. The files are all the same without it.
+            // It belongs to another user of a shared cache. The files are complete without it.
             Err(error) if error.cause == Cause::Permission || place::check_replaceable(&path).is_err() => {
                 note =
                     Some(format!("the list that proves {repo}@{} complete was not written: {error}", commit.short()));
@@ -478,7 +511,7 @@ fn assemble(
     }
     check_twins(manifest, layout, lost)?;
     let complete = plan.unstorable.is_empty() && !manifest.files().iter().any(|file| lost.contains(&file.blob));
-    // This tool's own deleter is kept out; the client's is not.
+    // The lock keeps this tool's prune out, but not the client's.
     if let Some(gone) = plan.used.iter().find(|path| fs::metadata(path).is_err()) {
         return Err(Error::failed(format!("{} was deleted while {repo} was pulled", gone.display()))
             .hint("run the same pull again"));

@@ -1,4 +1,4 @@
-//! Carrying out a push: blobs, then each manifest whose blobs are all there, then its refs.
+//! Executes the plan of a push: blobs, then each manifest whose blobs are all in the bucket, then its refs.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 
-use super::confirm::{self, Instead, Lacking};
+use super::confirm::{self, BlobStatus, Unconfirmed};
 use crate::bucket::client::{Bucket, Condition};
 use crate::bucket::error::Cause;
 use crate::bucket::keys;
@@ -23,12 +23,12 @@ use crate::transfer::parts::SINGLE_PUT;
 use crate::transfer::upload::{Upload, upload};
 use crate::transfer::{Context, pool};
 
-/// How often a manifest is written again because another machine wrote it at the same time.
-const MANIFEST_TRIES: u32 = 6;
-/// Revisions published at once.
-const AT_ONCE: usize = 16;
+/// Maximum number of attempts to write a manifest that other machines write at the same time.
+const MANIFEST_ATTEMPTS: u32 = 6;
+/// Maximum number of revisions that are published concurrently.
+const CONCURRENCY: usize = 16;
 
-/// About how many objects the bucket's listings have.
+/// The approximate number of objects in the bucket's listings.
 #[derive(Debug, Clone, Copy)]
 pub struct ListingSizes {
     /// Blobs.
@@ -40,12 +40,12 @@ pub struct ListingSizes {
 /// A blob, by its name and size.
 type Key = (BlobId, u64);
 
-/// What became of a plan.
+/// The outcome of a plan.
 #[derive(Debug, Default)]
 pub struct Tally {
-    /// Uploaded by this run.
+    /// Blobs uploaded by this run.
     pub uploaded: Amount,
-    /// In the bucket already.
+    /// Blobs that were already in the bucket.
     pub present: Amount,
     /// Manifests written.
     pub manifests: usize,
@@ -64,7 +64,7 @@ pub async fn publish(context: &Context, plan: &Plan, listed: ListingSizes) -> Ta
     context.progress.event(Event::Step("writing manifests and refs"));
     let mut published = stream::iter(&plan.revisions)
         .map(|revision| publish_revision(context, revision, &blobs))
-        .buffer_unordered(AT_ONCE);
+        .buffer_unordered(CONCURRENCY);
     let mut refs = Vec::new();
     while let Some(done) = published.next().await {
         tally.manifests += done.manifests;
@@ -82,8 +82,8 @@ pub async fn publish(context: &Context, plan: &Plan, listed: ListingSizes) -> Ta
     tally
 }
 
-/// Sends all blobs and makes sure that the bucket has them, and whatever else is relied on; returns those that are not
-/// in the bucket after that.
+/// Uploads all blobs, and confirms that the bucket has them and all others that the plan relies on. Returns the blobs that
+/// are not in the bucket afterwards.
 async fn send_blobs(context: &Context, plan: &Plan, listed: ListingSizes, tally: &mut Tally) -> HashSet<Key> {
     let mut repos = BTreeMap::new();
     let jobs = plan.uploads.iter().map(|upload| {
@@ -112,32 +112,37 @@ async fn send_blobs(context: &Context, plan: &Plan, listed: ListingSizes, tally:
     }
     context.progress.event(Event::Step("checking what arrived"));
     let objects = listed.blobs + sent.len();
-    let lacking = match confirm::lacking(&context.bucket, relied_on.clone(), objects).await {
-        Ok(lacking) => lacking,
+    let unconfirmed = match confirm::find_unconfirmed(&context.bucket, relied_on.clone(), objects).await {
+        Ok(unconfirmed) => unconfirmed,
         Err(error) => {
             tally.failures.push(error);
             lost.extend(relied_on.iter().map(|blob| (blob.id, blob.size)));
             return lost;
         }
     };
-    let gone = send_again(context, lacking, tally, &sent).await;
+    let gone = send_again(context, unconfirmed, tally, &sent).await;
     lost.extend(gone);
     lost
 }
 
-/// Sends once more what the bucket turned out not to have; returns what it does not have after that either.
-async fn send_again(context: &Context, lacking: Vec<Lacking>, tally: &mut Tally, sent: &HashSet<Key>) -> Vec<Key> {
-    if lacking.is_empty() {
+/// Uploads unconfirmed blobs once more. Returns the blobs that are not in the bucket afterwards.
+async fn send_again(
+    context: &Context,
+    unconfirmed: Vec<Unconfirmed>,
+    tally: &mut Tally,
+    sent: &HashSet<Key>,
+) -> Vec<Key> {
+    if unconfirmed.is_empty() {
         return Vec::new();
     }
     let mut gone = Vec::new();
     let mut again = Vec::new();
-    for Lacking { blob, instead } in lacking {
-        match instead {
-            // Nobody knows whether it is there, so that sending it again would tell nothing either.
-            Instead::Untold(failure) if failure.cause.is_transient() => {
+    for Unconfirmed { blob, status } in unconfirmed {
+        match status {
+            // After another upload, it would still be unknown whether the blob is there.
+            BlobStatus::Unknown(failure) if failure.cause.is_transient() => {
                 gone.push((blob.id, blob.size));
-                tally.failures.push(confirm::explain(&context.bucket, &blob, Instead::Untold(failure)));
+                tally.failures.push(confirm::explain(&context.bucket, &blob, BlobStatus::Unknown(failure)));
             }
             _ => again.push(blob),
         }
@@ -162,12 +167,12 @@ async fn send_again(context: &Context, lacking: Vec<Lacking>, tally: &mut Tally,
         }
     }
     let mut arrived: HashSet<Key> = unsure.iter().map(|blob| (blob.id, blob.size)).collect();
-    for (blob, error) in confirm::still_lacking(&context.bucket, unsure).await {
+    for (blob, error) in confirm::find_lost(&context.bucket, unsure).await {
         arrived.remove(&(blob.id, blob.size));
         gone.push((blob.id, blob.size));
         tally.failures.push(error);
     }
-    // What had been there by the first listing was sent now; what did not arrive was not.
+    // Blobs that the first listing had shown count as uploaded now, and lost blobs as neither.
     for (id, size) in &arrived {
         if !sent.contains(&(*id, *size)) {
             tally.present.take(*size);
@@ -188,7 +193,7 @@ fn to_upload(action: &UploadAction) -> Upload {
     }
 }
 
-/// Sends blobs; returns each with what it failed of.
+/// Uploads blobs. Returns each with its failure, if any.
 pub(super) async fn send_all(context: &Context, blobs: Vec<Upload>) -> Vec<(Upload, Option<Error>)> {
     let mut done = Vec::with_capacity(blobs.len());
     let context = &context.moving(blobs.iter().map(|blob| blob.size).sum());
@@ -212,7 +217,7 @@ pub(super) async fn send_all(context: &Context, blobs: Vec<Upload>) -> Vec<(Uplo
     done
 }
 
-/// Sends a blob. A large one only while no other push from this cache does, for whose end it waits.
+/// Uploads a blob. For a large one, waits until no other push from this cache is uploading it.
 async fn send(context: &Context, blob: &Upload) -> Result<()> {
     if blob.size <= SINGLE_PUT {
         return upload(context, blob).await;
@@ -220,7 +225,7 @@ async fn send(context: &Context, blob: &Upload) -> Result<()> {
     let attempt = || lock::try_upload_lock(&context.layout, &blob.id);
     let mut sent_by_other = false;
     let _lock = match attempt() {
-        // A cache that cannot be written to has no record of an upload either, which two could share.
+        // A read-only cache has no record of the upload that two pushes could share.
         Err(_) => return upload(context, blob).await,
         Ok(Some(lock)) => lock,
         Ok(None) => {
@@ -268,7 +273,7 @@ async fn publish_revision<'a>(context: &Context, revision: &'a RevisionAction, l
     done
 }
 
-/// Writes a ref, unless its key is one that another repo may use too and has taken since the listing.
+/// Writes a ref. Returns `false` if another repo has taken its key since the listing.
 async fn write_ref(context: &Context, revision: &RevisionAction, reference: &RefAction) -> Result<bool> {
     let (repo, key) = (&revision.repo, &reference.key);
     if keys::is_shared_ref(repo, key) && is_taken(&context.bucket, key, repo).await? {
@@ -277,7 +282,7 @@ async fn write_ref(context: &Context, revision: &RevisionAction, reference: &Ref
     put_ref(context, revision, reference).await.map(|()| true)
 }
 
-/// Whether another repo has this key, which several may use, by what it leads to at this moment.
+/// Returns whether a key that several repos may use leads to a manifest of another repo.
 async fn is_taken(bucket: &Bucket, key: &str, repo: &RepoName) -> Result<bool> {
     let Some(commit) = read::reference(bucket, key).await?.valid() else { return Ok(false) };
     let manifest = read::manifest(bucket, &keys::manifest(&repo.id, &commit)).await?.valid();
@@ -291,12 +296,12 @@ async fn put_ref(context: &Context, revision: &RevisionAction, reference: &RefAc
     written.map_err(|failure| context.bucket.explain(failure, &doing))
 }
 
-/// Whether the bucket has the refs that were written: one listing tells of many, and those that it does not prove are
-/// read.
+/// Checks that the bucket has the refs that were written: by one listing if there are many, and by reading those that the
+/// listing does not prove.
 async fn check_refs(context: &Context, refs: Vec<(&RevisionAction, &RefAction)>, listed: usize) -> Vec<Result<()>> {
     let bucket = &context.bucket;
     let there = match confirm::prefers_listing(refs.len(), listed + refs.len()) {
-        // Not having it costs more requests, and no more than that.
+        // Without the listing, each ref is read.
         true => RemoteState::list(bucket, Scope::REFS).await.unwrap_or_default(),
         false => RemoteState::default(),
     };
@@ -305,11 +310,11 @@ async fn check_refs(context: &Context, refs: Vec<(&RevisionAction, &RefAction)>,
             true => Ok(()),
             false => check_ref(context, revision, reference).await,
         });
-    checks.buffer_unordered(AT_ONCE).collect().await
+    checks.buffer_unordered(CONCURRENCY).collect().await
 }
 
-/// Reads a ref back. One that still says what it said before is written once more; one that says something new was moved
-/// by another machine meanwhile, which is as good.
+/// Reads a ref back. If it still has its old value, it is written once more. A new value other than ours is fine: another
+/// machine has moved the ref meanwhile.
 async fn check_ref(context: &Context, revision: &RevisionAction, reference: &RefAction) -> Result<()> {
     for (time, pause) in [Duration::ZERO].into_iter().chain(confirm::PATIENCE).enumerate() {
         if time == 1 {
@@ -327,17 +332,17 @@ async fn check_ref(context: &Context, revision: &RevisionAction, reference: &Ref
         .hint("check the store and what is between it and here, then run push again"))
 }
 
-/// Reads, unites, writes and reads back, until the bucket's manifest has all of ours: another machine may be
-/// writing the same one. The write is conditional on what was read, so that a store with real conditions loses nothing;
-/// on others, reading back finds that our own files are gone. A store that takes it and does not change what it shows is
-/// not asked more than twice.
+/// Merges our manifest into the bucket's: reads, merges, writes and reads back until it has all of our files, since another
+/// machine may be writing it, too. The write is conditional on the version that was read, so that nothing is lost on stores
+/// that honour conditions; on others, reading back reveals that our files are gone. If the store accepts a write and does
+/// not change its content, it is repeated only once.
 async fn write_manifest(context: &Context, revision: &RevisionAction) -> Result<()> {
     let ours = &*revision.ours;
     let bucket = &context.bucket;
     let key = keys::manifest(&ours.repo().id, ours.revision());
     let doing = format!("cannot write the manifest of {}@{}", ours.repo(), ours.revision().short());
     let mut swallowed = 0;
-    for _ in 0..MANIFEST_TRIES {
+    for _ in 0..MANIFEST_ATTEMPTS {
         let (before, wanted, condition) = match read::manifest_and_etag(bucket, &key).await? {
             Stored::Absent => (None, ours.clone(), Some(Condition::Absent)),
             Stored::Valid((stored, etag)) => {
@@ -347,7 +352,7 @@ async fn write_manifest(context: &Context, revision: &RevisionAction) -> Result<
                 }
                 (Some(stored), united, etag.map(Condition::Unchanged))
             }
-            // What is not valid is replaced, whatever it is.
+            // An invalid manifest is replaced.
             Stored::Invalid(_) => (None, ours.clone(), None),
         };
         if swallowed == 2 {

@@ -1,4 +1,4 @@
-//! What `pull` and `pull-all` share: from revisions that were found to plans, and from plans to a filled cache.
+//! The part that `pull` and `pull-all` share: it plans revisions that were found, and carries the plans out.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::cache::layout::Layout;
 use crate::cache::lock::Lock;
 use crate::cache::place::{self, LinkKind};
 use crate::cache::state::LocalState;
-use crate::cache::{donors, presence, space};
+use crate::cache::{donors, presence, shared, space};
 use crate::cache::{repair, scan};
 use crate::engine::Session;
 use crate::error::{Cause, Error, Result};
@@ -24,52 +24,52 @@ use crate::task::blocking;
 use crate::transfer::download::allocated_bytes;
 use crate::transfer::limit::Caps;
 
-/// A revision that is to be pulled.
+/// A revision to pull.
 #[derive(Debug, Clone)]
 pub struct Work {
-    /// What was found.
+    /// The result of the lookup.
     pub found: Found,
-    /// What is to be done.
+    /// Its plan.
     pub plan: Plan,
-    /// Whether the Hub was what knew it.
+    /// Whether it was found on the Hub.
     pub from_hub: bool,
 }
 
-/// What is to be done about a revision.
+/// The decision about a revision.
 #[derive(Debug)]
 pub enum Decision {
-    /// Nothing: the repo looks gated.
+    /// Skip it: the repo looks gated.
     Gated(Gated),
-    /// This.
+    /// Carry out this plan.
     Pull(Box<Plan>),
 }
 
 /// How to carry plans out.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options {
-    /// What the transfers may use.
+    /// Limits for the transfers.
     pub caps: Caps,
     /// Whether a blob is flushed to the disk before it becomes visible.
     pub sync: bool,
-    /// Whether blobs that are here are hashed.
+    /// Whether local blobs are hashed.
     pub verify: bool,
 }
 
-/// Pulling revisions into one cache: from the first look at it to the last file in place.
+/// A pull of one or more revisions into the cache.
 pub struct Pull<'a> {
     session: &'a Session,
     bucket: &'a Bucket,
     options: Options,
     fallback: Fallback,
-    /// Keeps `prune` out: what is found in the cache must stay. Not having it is an error only where something has to
-    /// be written, since a complete cache may be read-only.
+    /// Keeps `prune` from deleting files that the plans rely on. Failing to take it is an error only if something has to be
+    /// written, since a complete cache may be read-only.
     lock: Result<Option<Lock>>,
     local: Arc<LocalState>,
 }
 
 impl<'a> Pull<'a> {
-    /// Begins: takes the lock, unless this is a dry run. Nor is a first one made for a pull that may have nothing to
-    /// do: then [`carry_out`](Self::carry_out) takes it.
+    /// Takes the lock, unless this is a dry run. If no lock file exists yet, none is created for a pull that may have
+    /// nothing to do: then [`carry_out`](Self::carry_out) takes the lock.
     pub async fn begin(
         session: &'a Session,
         bucket: &'a Bucket,
@@ -83,11 +83,11 @@ impl<'a> Pull<'a> {
         Pull { session, bucket, options, fallback, lock, local }
     }
 
-    /// Looks at what is here and decides. What the Hub gives to this user is not judged again by its licence files, nor is
-    /// a revision of which nothing has to come.
+    /// Checks the local files and makes the plan. A revision that the Hub gives to this user is not judged by its licence
+    /// files, nor is one that needs no download.
     ///
     /// # Errors
-    /// When it cannot be told whether the repo is gated, or the system cannot hold any of the file names.
+    /// If it is unknown whether the repo is gated, or the system can store none of the file names.
     pub async fn decide(&self, found: &Found, from_hub: bool) -> Result<Decision> {
         let judge = !from_hub && !self.session.config.team.allow_gated;
         if !found.manifest.files().iter().any(|file| file.path.is_storable()) {
@@ -111,17 +111,23 @@ impl<'a> Pull<'a> {
         .await
     }
 
-    /// Lets the plans take blobs from repos of this cache that have them.
-    pub async fn borrow(&self, work: &mut [Work]) {
-        let plans = borrow(&self.local, work.iter().map(|work| work.plan.clone()).collect()).await;
+    /// Finds blobs that this cache has elsewhere, so that they are linked instead of downloaded.
+    pub async fn reuse_local(&self, work: &mut [Work]) {
+        let plans =
+            reuse_local(&self.local, self.uses_store(), work.iter().map(|work| work.plan.clone()).collect()).await;
         work.iter_mut().zip(plans).for_each(|(work, plan)| work.plan = plan);
     }
 
-    /// Carries the plans out together; the outcomes are in their order. What is complete is only marked as used, which a
-    /// read-only cache allows. Refs of these repos that huggingface_hub could not read are mended.
+    fn uses_store(&self) -> bool {
+        let hub = &self.session.config.hub;
+        !hub.no_symlinks && !hub.no_shared_blobs && shared::is_store(self.local.layout())
+    }
+
+    /// Carries the plans out together, and returns the outcomes in the same order. A complete revision is only marked as
+    /// used, which works in a read-only cache. Also repairs refs of these repos that huggingface_hub cannot read.
     ///
     /// # Errors
-    /// When there is not enough disk space, or the cache cannot be written to at all.
+    /// If there is not enough disk space, or the cache cannot be written to at all.
     pub async fn carry_out(self, work: &mut [Work]) -> Result<Vec<Outcome>> {
         let layout = self.session.layout();
         let mut outcomes = self.carry_out_plans(work).await?;
@@ -131,12 +137,13 @@ impl<'a> Pull<'a> {
                 Error::failed(format!("cannot pull '{path}' of {repo}"))
                     .because("this system cannot store a file of that name")
             }));
-            outcome.notes.extend(blocking(move || mend_refs(&layout, &repo)).await);
+            outcome.notes.extend(blocking(move || repair_refs(&layout, &repo)).await);
         }
         Ok(outcomes)
     }
 
     async fn carry_out_plans(self, work: &mut [Work]) -> Result<Vec<Outcome>> {
+        let uses_store = self.uses_store();
         let Pull { session, bucket, options, fallback, lock, .. } = self;
         let layout = session.layout();
         let (idle, busy): (Vec<usize>, Vec<usize>) = (0..work.len()).partition(|index| work[*index].plan.is_empty());
@@ -155,12 +162,12 @@ impl<'a> Pull<'a> {
         }
         let _lock = match lock {
             Some(lock) => lock,
-            // A `prune` may have been here between the look and the lock.
+            // A `prune` may have run between planning and locking.
             None => {
                 let was_used = layout.tool_lock().exists();
                 let lock = session.lock_shared().await?;
                 if was_used {
-                    let plans = plan_again(&layout, work, &busy, options.verify).await;
+                    let plans = plan_again(&layout, work, &busy, options.verify, uses_store).await;
                     busy.iter().zip(plans).for_each(|(index, plan)| work[*index].plan = plan);
                 }
                 lock
@@ -192,14 +199,14 @@ fn inspect_and_plan(local: &LocalState, found: &Found, verify: bool) -> Plan {
     Plan { unstorable, ..plan::plan(local.layout(), &found, &state) }
 }
 
-/// Tells each decision to the log.
-fn tell(plan: &Plan) {
+/// Logs each decision.
+fn log_plan(plan: &Plan) {
     let repo = plan.manifest.repo();
     for fetch in &plan.fetch {
         let why = match fetch.reason {
-            FetchReason::Missing => "not here",
-            FetchReason::WrongSize => "what is here has another size",
-            FetchReason::Corrupt => "what is here is corrupt",
+            FetchReason::Missing => "not in the cache",
+            FetchReason::WrongSize => "the local file has another size",
+            FetchReason::Corrupt => "the local file is corrupt",
         };
         let from = fetch.donor.as_ref().map_or(String::new(), |donor| format!(", shared from {}", donor.repo));
         tracing::debug!("fetch {} ({repo}/{}, {} B): {why}{from}", fetch.blob, fetch.path, fetch.size);
@@ -207,53 +214,64 @@ fn tell(plan: &Plan) {
     let (revision, reference) = (plan.manifest.revision().short(), plan.write_ref.as_ref().map(RefName::as_str));
     let reference = reference.map_or(String::new(), |name| format!(", writes ref {name}"));
     tracing::debug!(
-        "link {} files of {repo}@{revision}; {} blobs here{reference}",
+        "link {} files of {repo}@{revision}; {} blobs in the cache{reference}",
         plan.link.len(),
         plan.present.blobs
     );
 }
 
-/// Takes blobs from repos of this cache that have them.
-async fn borrow(local: &Arc<LocalState>, mut plans: Vec<Plan>) -> Vec<Plan> {
+/// Finds blobs that this cache has elsewhere.
+async fn reuse_local(local: &Arc<LocalState>, uses_store: bool, mut plans: Vec<Plan>) -> Vec<Plan> {
     let local = local.clone();
     blocking(move || {
-        let lacking = |plan: &Plan| plan.fetch.iter().map(|fetch| (fetch.blob, fetch.size)).collect();
-        let lacking: Vec<_> = plans.iter().map(|plan| (plan.manifest.repo(), lacking(plan))).collect();
-        let donors = donors::find(&local, &lacking);
-        plans.iter_mut().for_each(|plan| plan.use_donors(local.layout(), &donors));
-        plans.iter().for_each(tell);
+        let missing = |plan: &Plan| plan.fetch.iter().map(|fetch| (fetch.blob, fetch.size)).collect();
+        let missing: Vec<_> = plans.iter().map(|plan| (plan.manifest.repo(), missing(plan))).collect();
+        let donors = donors::find(&local, &missing);
+        for plan in &mut plans {
+            plan.use_donors(local.layout(), &donors);
+            if uses_store {
+                plan.use_store();
+            }
+            let repo = plan.manifest.repo().clone();
+            for fetch in plan.fetch.iter_mut().filter(|fetch| fetch.donor.is_none()) {
+                let in_store = |hash| donors::find_in_store(local.layout(), &repo, fetch.size, hash);
+                fetch.donor = fetch.xet_hash.as_ref().and_then(in_store);
+            }
+            log_plan(plan);
+        }
         plans
     })
     .await
 }
 
-/// Says what was mended, or could not be: no pull fails for that.
-fn mend_refs(layout: &Layout, repo: &RepoName) -> Vec<String> {
+/// Repairs refs, and returns notes on the outcome: a pull does not fail because of them.
+fn repair_refs(layout: &Layout, repo: &RepoName) -> Vec<String> {
     let untidy = scan::untidy_refs(layout, repo);
     let notes = untidy.iter().filter_map(|name| match repair::repair_ref(layout, repo, name) {
-        Ok(true) => Some(format!("mended refs/{name} of {repo}: it had white space around its commit")),
+        Ok(true) => Some(format!("repaired refs/{name} of {repo}: it had white space around its commit")),
         Ok(false) => None,
         Err(error) => Some(format!("refs/{name} of {repo} has white space around its commit: {error}")),
     });
     notes.collect()
 }
 
-/// Plans for these anew, since what is here may have changed.
-async fn plan_again(layout: &Layout, work: &[Work], indices: &[usize], verify: bool) -> Vec<Plan> {
+/// Makes the plans of these revisions again, since the cache may have changed.
+async fn plan_again(layout: &Layout, work: &[Work], indices: &[usize], verify: bool, uses_store: bool) -> Vec<Plan> {
     let local = Arc::new(LocalState::unscanned(layout.clone()));
     let mut plans = Vec::new();
     for index in indices {
         let (local, found) = (local.clone(), work[*index].found.clone());
         plans.push(blocking(move || inspect_and_plan(&local, &found, verify)).await);
     }
-    borrow(&local, plans).await
+    reuse_local(&local, uses_store, plans).await
 }
 
 fn mark_used(plan: &Plan, now: SystemTime) {
     plan.used.iter().for_each(|path| place::mark_used(path, now));
 }
 
-/// Makes sure that the disk can take everything, before the first byte. Where the system does not tell, a note says so.
+/// Checks that there is enough disk space for everything before the download starts. Returns a note if the free space is
+/// unknown.
 ///
 /// # Errors
 /// [`Cause::DiskFull`] with the numbers.
@@ -273,7 +291,7 @@ pub(super) fn check_space(layout: &Layout, plans: &[&Plan]) -> Result<Option<Str
             ))
             .hint("free some, for example with `hf-cache-sync prune`, or use another cache directory")),
         None if needed > 0 => Ok(Some(format!(
-            "the free space at {} is not known: going on without a check, {} are needed",
+            "the free space at {} is unknown, so it was not checked; {} are needed",
             layout.root().display(),
             bytesize::ByteSize(needed).display().iec()
         ))),

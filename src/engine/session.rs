@@ -1,4 +1,4 @@
-//! What every command works with: the configuration, and from it the cache, the bucket, transfers and locks.
+//! The context of a command: its configuration, and the cache, the bucket, transfers and locks that follow from it.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -13,40 +13,40 @@ use crate::progress::{Event, Progress, waiting};
 use crate::transfer::Context;
 use crate::transfer::limit::{Caps, Limits};
 
-/// What every command gets.
+/// The context of a command.
 #[derive(Clone)]
 pub struct Session {
     /// The configuration.
     pub config: Config,
-    /// Where progress goes.
+    /// The receiver of progress events.
     pub progress: Arc<dyn Progress>,
-    /// The time of the start.
+    /// The time when the command started.
     pub now: SystemTime,
 }
 
 impl Session {
-    /// The local cache.
+    /// Returns the paths of the local cache.
     pub fn layout(&self) -> Layout {
         Layout::new(&self.config.cache.root)
     }
 
-    /// Makes sure that there is a cache: only a pull makes one. A wrong path is more likely than an empty cache.
+    /// Checks that the cache exists, since only a pull creates one, and a wrong path is more likely than an empty cache.
     ///
     /// # Errors
-    /// [`crate::error::Cause::NotFound`] that says where the path comes from.
+    /// [`crate::error::Cause::NotFound`], with the source of the path.
     pub fn need_cache(&self) -> Result<()> {
         crate::cache::root::check(&self.config.cache.root, &self.config.cache.source)
     }
 
-    /// The bucket.
+    /// Connects to the bucket.
     ///
     /// # Errors
-    /// When it is not configured, or there are no credentials.
+    /// If it is not configured, or there are no credentials.
     pub async fn bucket(&self) -> Result<Bucket> {
         Bucket::connect(&self.config, self.progress.clone()).await
     }
 
-    /// What transfers need, within `caps`; `sync` flushes each blob to the disk.
+    /// Returns the context of transfers within `caps`. With `sync`, each blob is flushed to the disk.
     pub fn transfers(&self, bucket: &Bucket, caps: Caps, sync: bool) -> Context {
         Context {
             bucket: bucket.clone(),
@@ -62,10 +62,11 @@ impl Session {
         }
     }
 
-    /// Takes this tool's lock on the cache, waiting for a `prune` that is at work. Who is alone sweeps up first.
+    /// Takes this tool's shared lock on the cache, waiting for a running `prune`. If no other process holds it, leftovers are
+    /// removed first.
     ///
     /// # Errors
-    /// When the cache cannot be written to.
+    /// If the cache cannot be written to.
     pub async fn lock_shared(&self) -> Result<Lock> {
         if let Some(alone) = lock::try_tool_lock(&self.layout(), lock::Mode::Exclusive)?
             && alone.is_real()
@@ -77,7 +78,7 @@ impl Session {
     }
 }
 
-/// Tries until the lock is free. The first seconds pass without a word.
+/// Retries until the lock is free. The note is shown after a few seconds.
 pub(crate) async fn wait_for(
     progress: &dyn Progress,
     note: &str,
@@ -85,16 +86,16 @@ pub(crate) async fn wait_for(
 ) -> Result<Lock> {
     let mut pause = Duration::from_millis(20);
     let mut waited = Duration::ZERO;
-    let mut told = false;
+    let mut is_noted = false;
     // "another process is downloading org/name/file: waiting for it"
     let _waiting = waiting(note.trim_end_matches(": waiting for it").to_string());
     loop {
         if let Some(lock) = attempt()? {
             return Ok(lock);
         }
-        if waited > Duration::from_secs(3) && !told {
+        if waited > Duration::from_secs(3) && !is_noted {
             progress.event(Event::Note(note.to_string()));
-            told = true;
+            is_noted = true;
         }
         tokio::time::sleep(pause).await;
         waited += pause;

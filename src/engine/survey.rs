@@ -1,7 +1,7 @@
-//! Both sides at one moment: what this cache can offer, and what the bucket has of it. Whoever compares them starts here.
+//! The state of both sides, from which a comparison starts: the content that this cache can publish, and the bucket.
 //!
-//! The cache is scanned while the bucket is listed. Of the bucket's manifests and refs those are read that this cache
-//! has, too, where the listing does not prove that they are what it would write.
+//! The cache is scanned while the bucket is listed. A manifest or ref that both sides have is read from the bucket only if
+//! the listing does not prove that it is what this cache would write.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,22 +17,22 @@ use crate::error::Result;
 use crate::progress::Event;
 use crate::task::blocking;
 
-/// What was found.
+/// The state of both sides.
 #[derive(Debug)]
 pub struct Survey {
     /// The cache.
     pub state: LocalState,
-    /// What of it can be offered.
+    /// The content of the cache that can be published.
     pub local: Local,
-    /// The bucket. Every manifest and ref that the cache has, too, was read, as far as it is there.
+    /// The bucket. Every manifest and ref that the cache has as well is known, if it is in the bucket.
     pub remote: RemoteState,
 }
 
-/// Looks at both sides.
+/// Reads both sides.
 ///
 /// # Errors
-/// When the cache cannot be read at all, a repo was named that it does not have, or a request fails; what is there but
-/// not valid is part of the result.
+/// If the cache cannot be read at all, a requested repo is not in it, or a request fails. Invalid objects are part of the
+/// result.
 pub async fn survey(session: &Session, bucket: &Bucket, options: pushable::Options) -> Result<Survey> {
     session.progress.event(Event::Step("scanning the cache"));
     let root = session.config.cache.root.clone();
@@ -59,7 +59,7 @@ fn revisions(local: &Local) -> impl Iterator<Item = (&LocalRepo, &LocalRevision)
     local.repos.iter().flat_map(|repo| repo.revisions.iter().map(move |revision| (repo, revision)))
 }
 
-/// Reads what the bucket has under the keys of this cache's revisions and refs, and differs from what this cache would
+/// Reads the bucket's manifests and refs of this cache's revisions and refs, if they differ from what this cache would
 /// write.
 async fn read_counterparts(bucket: &Bucket, remote: &RemoteState, local: &Local) -> Result<()> {
     let manifests = revisions(local).filter_map(|(repo, revision)| {
@@ -84,7 +84,7 @@ async fn read_counterparts(bucket: &Bucket, remote: &RemoteState, local: &Local)
         }
     }
     remote.read_refs(bucket, differing).await?;
-    // Whose a ref is that may be another repo's, the manifest says that it leads to.
+    // If several repos may use a ref's key, the manifest that it leads to names its owner.
     let owners = of_others.into_iter().filter_map(|(id, key)| {
         let commit = remote.reference(&key)?.valid()?;
         Some(keys::manifest(id, &commit))
@@ -92,8 +92,8 @@ async fn read_counterparts(bucket: &Bucket, remote: &RemoteState, local: &Local)
     remote.read_manifests(bucket, owners).await
 }
 
-/// Finds out which files the bucket's manifests know by another name that is as right: mirrors name by sha256 what the
-/// Hub names by git's sha1. Reads the files that differ in no more than that.
+/// Finds files that the bucket's manifests know by another valid name: mirrors use the SHA-256 of files that the Hub names
+/// by git's SHA-1. Hashes only files that differ in nothing else.
 fn find_twins(local: &mut Local, remote: &RemoteState) {
     let mut twins = TwinChecker::default();
     for repo in &mut local.repos {

@@ -185,7 +185,7 @@ impl Cause {
         matches!(self, Cause::Invalid | Cause::TooLarge)
     }
 
-    /// Whether another source may have what this one does not give. A wrong set-up is to be mended, not papered over;
+    /// Whether another source may have what this one does not give. A wrong configuration must be fixed, not papered over;
     /// and no source helps a full disk.
     pub fn is_covered_by_fallback(self) -> bool {
         let is_bad = matches!(self, Cause::Corrupt | Cause::WrongSize | Cause::Damaged | Cause::NotKept);

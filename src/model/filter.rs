@@ -1,6 +1,8 @@
 //! The filters of `--include` and `--exclude`: [`RepoFilter`] for repos, [`PathFilter`] for the files of a revision. The
 //! patterns are those of [`super::glob`]. Pure.
 
+use std::fmt;
+
 use super::glob::Glob;
 use crate::error::{Error, Result, printable};
 use crate::model::ids::{RepoName, RepoPath, RepoType};
@@ -55,8 +57,15 @@ impl RepoPattern {
 /// `ignore_patterns`: each is compared with the whole path, and a trailing `/` stands for everything below a folder.
 #[derive(Debug, Clone, Default)]
 pub struct PathFilter {
-    include: Vec<Glob>,
-    exclude: Vec<Glob>,
+    include: Vec<PathPattern>,
+    exclude: Vec<PathPattern>,
+}
+
+/// A pattern for paths.
+#[derive(Debug, Clone)]
+struct PathPattern {
+    text: String,
+    glob: Glob,
 }
 
 impl PathFilter {
@@ -66,9 +75,9 @@ impl PathFilter {
     /// [`crate::error::Cause::Usage`] for a pattern that is not valid: an unclosed `[`, an empty range, or an empty
     /// pattern.
     pub fn new(include: &[String], exclude: &[String]) -> Result<Self> {
-        let parse_one = |text: &str| match text.ends_with('/') {
-            true => Glob::parse(&format!("{text}*")),
-            false => Glob::parse(text),
+        let parse_one = |text: &str| {
+            let glob = if text.ends_with('/') { Glob::parse(&format!("{text}*")) } else { Glob::parse(text) };
+            glob.map(|glob| PathPattern { text: text.to_string(), glob })
         };
         let hint = "patterns are like '*.safetensors', 'onnx/*', 'model-0000[1-4]*'";
         let parse = |flag, texts| parse_all(flag, texts, parse_one, hint);
@@ -82,8 +91,27 @@ impl PathFilter {
 
     /// Returns whether the file is included, or there are no include patterns, and is not excluded.
     pub fn allows(&self, path: &RepoPath) -> bool {
-        let any = |patterns: &[Glob]| patterns.iter().any(|pattern| pattern.matches(path.as_str()));
+        let any = |patterns: &[PathPattern]| patterns.iter().any(|pattern| pattern.glob.matches(path.as_str()));
         (self.include.is_empty() || any(&self.include)) && !any(&self.exclude)
+    }
+
+    /// Returns the include patterns that match none of these paths.
+    pub fn unmatched_includes<'a>(
+        &'a self,
+        paths: impl Iterator<Item = &'a RepoPath> + Clone,
+    ) -> impl Iterator<Item = &'a str> {
+        let matches = move |glob: &Glob| paths.clone().any(|path| glob.matches(path.as_str()));
+        self.include.iter().filter(move |pattern| !matches(&pattern.glob)).map(|pattern| pattern.text.as_str())
+    }
+}
+
+impl fmt::Display for PathFilter {
+    /// Shows the patterns as options: `--include '*.json' --exclude 'onnx/'`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let include = self.include.iter().map(|pattern| ("--include", pattern));
+        let all = include.chain(self.exclude.iter().map(|pattern| ("--exclude", pattern)));
+        let all: Vec<String> = all.map(|(flag, one)| format!("{flag} '{}'", printable(&one.text, 100))).collect();
+        f.write_str(&all.join(" "))
     }
 }
 

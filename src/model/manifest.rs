@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
+use crate::model::filter::PathFilter;
 use crate::model::ids::{BlobId, Commit, RepoId, RepoName, RepoPath, RepoType};
 
 /// A file of a revision.
@@ -197,9 +198,12 @@ impl Manifest {
         self.files.iter().map(|file| (file.blob, file.size)).collect()
     }
 
-    /// Returns how many files of the tree are missing from the manifest; 0 without a tree.
-    pub fn missing_from_tree(&self) -> usize {
-        self.tree.as_ref().map_or(0, |tree| tree.entries.len().saturating_sub(self.files.len()))
+    /// Returns how many files of the tree, as far as the filter allows them, are missing from the manifest; 0 without a
+    /// tree.
+    pub fn missing_from_tree(&self, filter: &PathFilter) -> usize {
+        let is_missing = |path: &&RepoPath| self.files.binary_search_by(|file| file.path.cmp(path)).is_err();
+        let listed = self.tree.iter().flat_map(|tree| tree.entries.keys());
+        listed.filter(|path| filter.allows(path)).filter(is_missing).count()
     }
 
     /// Returns how many files of the commit no manifest can contain, according to the tree.
@@ -303,6 +307,9 @@ pub struct TreeEntry {
     pub blob: BlobId,
     /// Size in bytes.
     pub size: u64,
+    /// The Xet hash, by which huggingface_hub names the file in its cache-wide store. It is the client's word: it cannot
+    /// be computed from the SHA-256.
+    pub xet_hash: Option<BlobId>,
 }
 
 impl Tree {
@@ -430,12 +437,14 @@ fn parse_tree_entry(entry: &Value) -> Result<TreeEntry, String> {
     let blob_id = hash("blob_id")?.ok_or("`blob_id` is missing")?;
     let size = number("size")?.ok_or("`size` is missing")?;
     let lfs = hash("lfs_sha256")?;
-    if is_sha256(&blob_id) || !lfs.iter().chain(hash("xet_hash")?.iter()).all(is_sha256) {
+    let xet_hash = hash("xet_hash")?;
+    if is_sha256(&blob_id) || !lfs.iter().chain(xet_hash.iter()).all(is_sha256) {
         return Err("a hash has the wrong length".into());
     }
     Ok(TreeEntry {
         blob: lfs.unwrap_or(blob_id),
         size: if lfs.is_some() { number("lfs_size")?.unwrap_or(size) } else { size },
+        xet_hash,
     })
 }
 
@@ -642,7 +651,7 @@ mod tests {
             assert!(written.get("tree").is_none() && written["unportable_tree"]["files"][odd].is_object());
             let read = Manifest::parse(&manifest.to_json()).unwrap();
             assert_eq!(read, manifest);
-            assert_eq!((read.unportable_count(), read.missing_from_tree()), (1, 0));
+            assert_eq!((read.unportable_count(), read.missing_from_tree(&PathFilter::default())), (1, 0));
             assert_eq!(plain.merge(&manifest).unwrap(), manifest);
         }
         for odd in ["../x", "..\\x", "/etc/x", "\\x", "a\\..\\..\\x", "n\0", "c:\\x\\..\\..\\y"] {

@@ -56,6 +56,9 @@ pub struct FetchAction {
     /// wrong.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub donor: Option<Donor>,
+    /// Its name in the cache-wide store, if this cache has one that the blob may join.
+    #[serde(skip)]
+    pub xet_hash: Option<BlobId>,
 }
 
 /// Why a blob is fetched.
@@ -88,6 +91,15 @@ impl Plan {
     /// Returns the blobs that have to be downloaded.
     pub fn downloads(&self) -> impl Iterator<Item = &FetchAction> {
         self.fetch.iter().filter(|fetch| fetch.donor.is_none())
+    }
+
+    /// Adds the names of blobs in the cache-wide store, from the commit's tree.
+    pub fn use_store(&mut self) {
+        let entries = self.manifest.tree().into_iter().flat_map(|tree| tree.entries().values());
+        let names: HashMap<BlobId, BlobId> = entries.filter_map(|entry| Some((entry.blob, entry.xet_hash?))).collect();
+        for fetch in &mut self.fetch {
+            fetch.xet_hash = names.get(&fetch.blob).copied();
+        }
     }
 
     /// Uses donors for blobs that this cache has elsewhere. A bad file under the blob's own name is not a donor.
@@ -131,6 +143,7 @@ pub fn plan(layout: &Layout, found: &Found, state: &State) -> Plan {
                         path: file.path.clone(),
                         reason,
                         donor: None,
+                        xet_hash: None,
                     });
                 }
                 None => {

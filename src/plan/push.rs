@@ -1,4 +1,4 @@
-//! The decision of a push. Pure: what this cache offers and what the bucket has in, ordered actions out.
+//! Plans a push. Pure: takes the pushable content of the cache and the state of the bucket, and returns ordered actions.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
@@ -17,31 +17,31 @@ use crate::model::amount::Amount;
 use crate::model::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
 use crate::model::manifest::{Manifest, ManifestFile, Tree};
 
-/// What to do, in this order.
+/// The plan, to be carried out in this order.
 #[derive(Debug, Default, Serialize)]
 pub struct Plan {
-    /// Blobs to send.
+    /// Blobs to upload.
     pub uploads: Vec<UploadAction>,
     /// Revisions to publish, once their blobs are in the bucket.
     pub revisions: Vec<RevisionAction>,
-    /// What is left out. (This and what follows is in the report itself.)
+    /// Items that are left out. The report has these and the following fields itself.
     #[serde(skip)]
     pub skips: Vec<Skip>,
-    /// What is wrong already now.
+    /// Problems that already exist.
     #[serde(skip)]
     pub failures: Vec<Error>,
-    /// What a user should know.
+    /// Notes for the user.
     #[serde(skip)]
     pub notes: Vec<String>,
-    /// Blobs that need not be sent.
+    /// Blobs that the bucket already has.
     #[serde(skip)]
     pub present: Amount,
-    /// Those of them that something to be published names: should one be gone by then, it can be sent after all.
+    /// Those of them that a new manifest or ref relies on. If one is gone before publication, it is uploaded after all.
     #[serde(skip)]
     pub relied_on: Vec<UploadAction>,
 }
 
-/// A blob to send.
+/// A blob to upload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct UploadAction {
     /// Its name.
@@ -51,16 +51,16 @@ pub struct UploadAction {
     /// A repo that has it.
     #[serde(flatten)]
     pub repo: RepoName,
-    /// A file that it is.
+    /// The path of a file with this content.
     pub path: RepoPath,
-    /// Where its bytes are.
+    /// The file with its bytes.
     #[serde(serialize_with = "crate::lossy::path")]
     pub source: PathBuf,
-    /// Why.
+    /// Why it is uploaded.
     pub reason: UploadReason,
 }
 
-/// Why a blob is sent.
+/// Why a blob is uploaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum UploadReason {
@@ -79,30 +79,31 @@ pub struct RevisionAction {
     /// The revision.
     #[serde(rename = "revision")]
     pub commit: Commit,
-    /// What to do about its manifest.
+    /// The action for its manifest.
     pub manifest: ManifestAction,
     /// Refs to write, once the manifest is there.
     pub refs: Vec<RefAction>,
-    /// Refs that are right already.
+    /// Number of refs that are up to date.
     pub refs_unchanged: usize,
-    /// Files of the snapshot that are broken here and that the bucket's manifest lacks.
+    /// Number of files that are broken here and missing from the bucket's manifest.
     #[serde(skip)]
-    pub lacking: usize,
-    /// What this machine knows of the revision.
+    pub missing_files: usize,
+    /// The manifest as this machine knows it.
     #[serde(skip)]
     pub ours: Arc<Manifest>,
-    /// Other names, as right, of files of it.
+    /// Other valid names of its files.
     #[serde(skip)]
     pub twins: HashMap<RepoPath, BlobId>,
 }
 
 impl RevisionAction {
-    /// Whether anything of it is to be written.
+    /// Returns whether a manifest or ref is written.
     pub fn publishes(&self) -> bool {
         self.manifest != ManifestAction::Keep || !self.refs.is_empty()
     }
 
-    /// Why it must not be published after all, when some of these blobs, by name and size, are not in the bucket.
+    /// Returns the skip of a revision that must not be published because it needs one of these blobs, which are not in the
+    /// bucket.
     pub fn withheld(&self, lost: &HashSet<(BlobId, u64)>) -> Option<Skip> {
         let files = self.ours.files().iter().filter(|file| lost.contains(&(file.blob, file.size))).count();
         (files > 0).then(|| Skip {
@@ -113,47 +114,47 @@ impl RevisionAction {
     }
 }
 
-/// What to do about a manifest.
+/// The action for a manifest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ManifestAction {
-    /// The bucket's has all that ours has.
+    /// The bucket's manifest has everything that ours has.
     Keep,
     /// The bucket has none.
     Create,
-    /// The bucket's lacks files or the tree: write both united.
+    /// The bucket's manifest lacks files or the tree, so it is merged with ours.
     Extend,
-    /// The bucket's is not valid.
+    /// The bucket's manifest is not valid.
     Replace,
 }
 
 /// A ref to write.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RefAction {
-    /// The key.
+    /// Its key.
     pub key: String,
     /// The ref.
     pub name: RefName,
-    /// What it says now, as far as that is a commit.
+    /// The commit that it names now, if it is valid.
     #[serde(skip)]
     pub before: Option<Commit>,
 }
 
-/// Something that is left out.
+/// An item that is left out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Skip {
     /// The repo.
     #[serde(flatten)]
     pub repo: RepoName,
-    /// The revision, when it is about one.
+    /// The revision, if it concerns one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub revision: Option<Commit>,
-    /// Why.
+    /// Why it is left out.
     #[serde(flatten)]
     pub reason: SkipReason,
 }
 
-/// Why something is left out.
+/// Why an item is left out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "reason", rename_all = "kebab-case")]
 pub enum SkipReason {
@@ -163,40 +164,40 @@ pub enum SkipReason {
         file: String,
         /// The keyword in it.
         keyword: &'static str,
-        /// The licence, where it is a well-known one.
+        /// The licence, if it is a well-known one.
         #[serde(skip_serializing_if = "Option::is_none")]
         license: Option<&'static str>,
     },
     /// An LFS/Xet pointer file.
     Pointer {
-        /// Which file.
+        /// Its path.
         path: RepoPath,
     },
-    /// A snapshot without any file to publish.
+    /// A snapshot without any files to publish.
     NoFiles,
     /// A ref to a revision that is not in this cache.
     NoSnapshot {
         /// The ref.
         name: RefName,
     },
-    /// A revision that was not published, because blobs of it could not be sent.
+    /// A revision that was not published because some of its blobs could not be uploaded.
     Withheld {
-        /// How many of its files.
+        /// Number of files with these blobs.
         files: usize,
     },
-    /// Files in a snapshot that are not the commit's: its tree does not list them.
+    /// Files in a snapshot that the commit's tree does not list.
     Unlisted {
-        /// Their paths, safe to print.
+        /// Their paths, escaped for printing.
         files: Vec<String>,
     },
-    /// Real files in a snapshot of links, of which nothing tells that they are the commit's.
+    /// Real files in a snapshot of links that are not known to be part of the commit.
     Unlinked {
-        /// Their paths, safe to print.
+        /// Their paths, escaped for printing.
         files: Vec<String>,
     },
     /// Complete blobs that no snapshot uses.
     Unused {
-        /// How many.
+        /// Number of blobs.
         blobs: usize,
     },
 }
@@ -227,18 +228,18 @@ pub fn beside(revision: &LocalRevision, stored: &Manifest) -> Result<Option<Arc<
     listed.with_blobs(name).map(|manifest| Some(Arc::new(manifest)))
 }
 
-/// The bucket's manifest of a revision; `None` when there is none.
+/// Returns the bucket's manifest of a revision; `None` if there is none.
 fn stored_manifest(remote: &RemoteState, repo: &LocalRepo, revision: &LocalRevision) -> Option<Stored<Arc<Manifest>>> {
     remote.manifest(&keys::manifest(&repo.name.id, &revision.commit))
 }
 
-/// Decides. What of the bucket's manifests and refs was not read counts as not there, which their publication puts right.
+/// Makes the plan. Manifests and refs that were not read count as missing; their publication merges them anyway.
 pub fn plan(local: &Local, remote: &RemoteState) -> Plan {
     let (failures, notes) = (local.failures.clone(), local.notes.clone());
     let mut plan = Plan { failures, notes, ..Plan::default() };
     let mut blobs: BTreeMap<(BlobId, u64), UploadAction> = BTreeMap::new();
     let mut claimed: HashSet<String> = HashSet::new();
-    // Repos for which a key of 0.1.0 is plainly theirs come first: the others take only what is left.
+    // Repos that clearly own their keys of 0.1.0 come first; the others only get free keys.
     let (plain, others): (Vec<_>, Vec<_>) = local.repos.iter().partition(|repo| keys::is_plain(&repo.name));
     for repo in plain.into_iter().chain(others) {
         plan_repo(repo, remote, &mut plan, &mut blobs, &mut claimed);
@@ -328,21 +329,21 @@ fn plan_repo(
                     plan.skips.push(Skip { repo, revision, reason: SkipReason::Unlisted { files: unlisted } });
                 }
                 let stored = stored_manifest(remote, repo, revision).and_then(Stored::valid);
-                plan.notes.extend(stored.and_then(|theirs| strangers_there(&theirs, &action.ours)));
+                plan.notes.extend(stored.and_then(|theirs| stray_files_note(&theirs, &action.ours)));
                 plan.revisions.push(action);
             }
         }
     }
 }
 
-/// Says when the bucket's manifest has files that are not the commit's, by our tree: it loses none, and gets no tree.
-fn strangers_there(theirs: &Manifest, ours: &Manifest) -> Option<String> {
+/// Returns a note if the bucket's manifest has files that our tree does not list. It keeps them, so it gets no tree.
+fn stray_files_note(theirs: &Manifest, ours: &Manifest) -> Option<String> {
     let tree = ours.tree()?;
-    let strangers = theirs.files().iter().filter(|file| tree.get(&file.path).is_none()).count();
-    (strangers > 0 && theirs.tree().is_none()).then(|| {
+    let strays = theirs.files().iter().filter(|file| tree.get(&file.path).is_none()).count();
+    (strays > 0 && theirs.tree().is_none()).then(|| {
         format!(
-            "the bucket's manifest of {}@{} has files that are not of the commit, by its tree ({strangers} of them): it \
-             keeps them, and gets no tree",
+            "the bucket's manifest of {}@{} has files that are not part of the commit, according to its tree ({strays} of \
+             them): it keeps them, and gets no tree",
             ours.repo(),
             ours.revision().short()
         )
@@ -383,21 +384,21 @@ fn plan_revision(
     let manifest = match &theirs {
         None if is_there => ManifestAction::Replace,
         None => ManifestAction::Create,
-        // The listing has proved it.
+        // The listing proves that they are equal.
         Some(theirs) if Arc::ptr_eq(theirs, &ours) => ManifestAction::Keep,
         Some(theirs) if unite(theirs, &ours, &twins)? == **theirs => ManifestAction::Keep,
         Some(_) => ManifestAction::Extend,
     };
     let has =
         |path: &str| theirs.as_ref().is_some_and(|theirs| theirs.files().iter().any(|file| file.path.as_str() == path));
-    let lacking = revision.broken.iter().filter(|path| !has(path)).count();
+    let missing_files = revision.broken.iter().filter(|path| !has(path)).count();
     let mut action = RevisionAction {
         repo: repo.name.clone(),
         commit: revision.commit.clone(),
         manifest,
         refs: Vec::new(),
         refs_unchanged: 0,
-        lacking,
+        missing_files,
         ours,
         twins,
     };
@@ -413,7 +414,7 @@ fn plan_revision(
             if before.as_ref() == Some(&revision.commit) {
                 action.refs_unchanged += 1;
             } else if is_there && shared && remote.owner(&repo.name.id, &key).as_ref() != Some(&repo.name) {
-                // Never taken from another repo.
+                // The key belongs to another repo.
             } else {
                 action.refs.push(RefAction { key, name: name.clone(), before });
             }
@@ -422,7 +423,7 @@ fn plan_revision(
     Ok(Some(action))
 }
 
-/// The names that are not in our manifest and are as right.
+/// Returns the valid names of files that are not in our manifest.
 fn twins(revision: &LocalRevision, ours: &Manifest) -> HashMap<RepoPath, BlobId> {
     let named: HashMap<&RepoPath, BlobId> = ours.files().iter().map(|file| (&file.path, file.blob)).collect();
     let unused = revision.files.iter().filter_map(|local| {

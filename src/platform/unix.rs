@@ -1,7 +1,7 @@
 //! Linux, macOS and their relatives.
 
 use std::ffi::OsStr;
-use std::fs::{File, Metadata, OpenOptions, Permissions};
+use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -50,6 +50,32 @@ pub fn widen_mode(file: &File, bits: u32) -> io::Result<()> {
         let _ = file.set_permissions(Permissions::from_mode((mode & 0o7777) | bits));
     }
     Ok(())
+}
+
+/// Gives a folder of the cache-wide store the mode of the cache root, as huggingface_hub does.
+pub fn copy_folder_mode(root: &Path, folder: &Path) -> io::Result<()> {
+    let mode = fs::metadata(root)?.permissions().mode() & 0o3777;
+    if fs::symlink_metadata(folder)?.permissions().mode() & 0o7777 != mode {
+        fs::set_permissions(folder, Permissions::from_mode(mode))?;
+    }
+    Ok(())
+}
+
+/// Makes a file a payload of the cache-wide store, as huggingface_hub does: read-only, readable by everybody who can enter
+/// the cache root, and of the group of its folder.
+pub fn make_payload(root: &Path, folder: &Path, file: &Path) -> io::Result<()> {
+    let root_mode = fs::metadata(root)?.permissions().mode();
+    let readers = if root_mode & 0o010 != 0 { 0o040 } else { 0 } | if root_mode & 0o001 != 0 { 0o004 } else { 0 };
+    fs::set_permissions(file, Permissions::from_mode(0o400 | readers))?;
+    let group = fs::metadata(folder)?.gid();
+    match fs::metadata(file)?.gid() == group {
+        true => Ok(()),
+        // With the wrong group, others may be unable to read it.
+        false => std::os::unix::fs::chown(file, None, Some(group)).or_else(|error| match readers {
+            0o040 => Err(error),
+            _ => Ok(()),
+        }),
+    }
 }
 
 /// Options to read a file without that counting as a use of it; what they open goes to [`keep_access_time`].

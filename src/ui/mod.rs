@@ -40,9 +40,10 @@ pub trait Report: Serialize {
     fn quiet_result(&self) -> String {
         self.result()
     }
-    /// Returns the path, if that is the whole result. Unless stdout is a terminal, it is written verbatim, for scripts.
-    fn path(&self) -> Option<&Path> {
-        None
+    /// Returns the paths, if they are the whole result. Unless stdout is a terminal, they are written verbatim, one a
+    /// line, for scripts.
+    fn paths(&self) -> Vec<&Path> {
+        Vec::new()
     }
     /// Returns what happened, for stderr. Not shown with `-q`.
     fn summary(&self) -> String {
@@ -89,8 +90,8 @@ impl Ui {
         self.bars.finish();
         let printed = match (self.style.json, self.style.quiet) {
             (true, _) => print_json(serde_json::to_string_pretty(report).expect("reports are plain data")),
-            _ if report.path().is_some() && !io::stdout().is_terminal() => {
-                print_path(report.path().expect("the guard checked this"))
+            _ if !report.paths().is_empty() && !io::stdout().is_terminal() => {
+                report.paths().into_iter().try_for_each(print_path)
             }
             (_, true) => print_result(&report.quiet_result()),
             _ => print_result(&report.result()),

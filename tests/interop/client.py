@@ -47,6 +47,11 @@ def scan(_):
     return {"warnings": [str(warning) for warning in info.warnings], "repos": repos}
 
 
+def delete(commits):
+    """Delete these revisions as `hf cache rm` does."""
+    scan_cache_dir().delete_revisions(*commits).execute()
+
+
 def _sha256(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -65,5 +70,5 @@ def _replace_xet_transfer(repo_id, repo_type):
 
 
 if __name__ == "__main__":
-    action = {"download": download, "resolve": resolve, "scan": scan}[sys.argv[1]]
+    action = {"download": download, "resolve": resolve, "scan": scan, "delete": delete}[sys.argv[1]]
     json.dump(action(json.loads(sys.argv[2])), sys.stdout)

@@ -1,5 +1,7 @@
 """Partial snapshots, of which machines have different files."""
 
+import json
+
 import fixtures
 from harness import Scenario, describe, request
 
@@ -72,3 +74,40 @@ class Partial(Scenario):
         self.assertEqual(source.client("resolve", requests), [full, part])
         self.assertEqual(full, "IncompleteSnapshotError")
         self.assertEqual(part, {"config.json": self.files["config.json"].sha256})
+
+    def test_a_pulled_part_equals_that_of_the_client(self):
+        """`pull --include` leaves what `snapshot_download(allow_patterns=…)` leaves, and a later pull completes it."""
+        self.pusher("full")
+        client = self.machine("client", self.shared_bucket)
+        client.client("download", [request(self.repo, "main", **SOME)])
+        target = self.machine("target", self.shared_bucket)
+        target.ours("pull", self.repo.id, "--include", "config.json")
+        self.assertEqual(describe(target.cache), describe(client.cache))
+
+        requests = [request(self.repo, "main"), request(self.repo, "main", **SOME)]
+        whole, part = target.client("resolve", requests)
+        self.assertEqual(whole, "IncompleteSnapshotError")
+        self.assertEqual(part, {"config.json": self.files["config.json"].sha256})
+        scanned = target.client("scan")
+        self.assertEqual(scanned["warnings"], [])
+        self.assertEqual(scanned["repos"], {f"model {self.repo.id}": {self.commit: ["main"]}})
+        (row,) = json.loads(target.ours("diff", "--json").stdout)["revisions"]
+        self.assertEqual(row["completeness"], "partial")
+
+        target.ours("pull", self.repo.id, "--exclude", "*.safetensors")
+        (two,) = target.client("resolve", [request(self.repo, "main", allow_patterns=["*.json", "*.bin"])])
+        self.assertEqual(two, {path: self.files[path].sha256 for path in ("config.json", "extra.bin")})
+        self.pull_all_refs(target, [self.repo])
+        self.assert_resolves(target, [self.repo])
+
+    def test_pushed_parts_add_up(self):
+        source = self.machine("source", self.shared_bucket)
+        source.client("download", [request(self.repo, "main")])
+        source.ours("push", "--include", "*.json")
+        # What 0.1.0 pulls is what was pushed.
+        old = self.machine("old", self.shared_bucket)
+        old.original("pull", self.repo.id)
+        (found,) = old.client("resolve", [request(self.repo, "main", **SOME)])
+        self.assertEqual(found, {"config.json": self.files["config.json"].sha256})
+        source.ours("push", self.repo.id, "-r", "main", "--exclude", "config.json")
+        self.assert_bucket_is_complete()

@@ -250,7 +250,6 @@ fn invalid_revisions_and_ids_are_refused() {
     for (line, words) in [
         (&["pull", "org/na\u{200b}me"][..], &["org/na\\u{200b}me", "it contains an invisible character (U+200B)"][..]),
         (&["push", "https://huggingface.co/org/na\u{feff}me"], &["it contains an invisible character (U+FEFF)"]),
-        (&["pull", "org/name", "rajpurkar/squad"], &["one repo at a time", "`hf-cache-sync pull rajpurkar/squad`"]),
         (&["pull", "org/name", "v1.0"], &["`hf-cache-sync pull org/name -r v1.0`"]),
         (&["pull", "org/name", "refs/pr/1"], &["`hf-cache-sync pull org/name -r refs/pr/1`"]),
         (&["prune", "--max-gb", "50GB"], &["`--max-size 50GB`"]),

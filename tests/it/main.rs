@@ -15,12 +15,16 @@ mod limits;
 mod links;
 #[cfg(unix)]
 mod odd_caches;
+#[cfg(unix)]
+mod partial;
 mod prune;
 mod prune_remote;
 mod pull_all;
 mod push_pull;
 #[cfg(unix)]
 mod remote;
+#[cfg(unix)]
+mod shared_store;
 mod stores;
 #[cfg(unix)]
 mod verify;

@@ -404,7 +404,7 @@ fn extra_files_in_the_bucket_are_kept() {
     let before = store.objects();
     let output = machine.run(&["push"]);
     assert_eq!(output.code, 0, "{output:#?}");
-    assert!(output.stderr.contains("not of the commit"), "{output:#?}");
+    assert!(output.stderr.contains("not part of the commit"), "{output:#?}");
     assert_eq!(store.objects(), before);
 }
 
@@ -575,7 +575,7 @@ fn refs_with_white_space_are_reported_pushed_and_repaired() {
                 assert_eq!(fs::read_to_string(refs.join("main")).unwrap(), content, "a dry run must not change it");
                 let pulled = machine.run(&["pull", "org/one"]);
                 assert_eq!(pulled.code, 0, "{pulled:#?}");
-                assert!(pulled.stderr.contains("mended refs/main of org/one"), "{pulled:#?}");
+                assert!(pulled.stderr.contains("repaired refs/main of org/one"), "{pulled:#?}");
             }
         }
         assert_eq!(fs::read_to_string(refs.join("main")).unwrap(), COMMIT);

@@ -744,9 +744,8 @@ fn common_mistakes_on_the_command_line_get_a_hint() {
         (&["pull", "org/name", "--revision="], "-r main"),
         (&["pull", "org/name", "--branch", "v1"], "hf-cache-sync pull org/name -r v1"),
         (&["push", "--repo", "org/name"], "hf-cache-sync push org/name"),
-        (&["push", "org/name", "-r", "v1"], "hf-cache-sync push org/name@v1"),
-        (&["push", "-r", "v1", "org/name"], "hf-cache-sync push org/name@v1"),
-        (&["push", "org/name", "--revision=v1"], "hf-cache-sync push org/name@v1"),
+        (&["push", "org/name", "--branch", "v1"], "hf-cache-sync push org/name -r v1"),
+        (&["push", "--tag=v1", "org/name"], "hf-cache-sync push org/name -r v1"),
         (&["push", "org/name", "--repo-type", "dataset"], "hf-cache-sync push dataset:org/name"),
         (&["pull-all", "org/*"], "hf-cache-sync pull-all --include 'org/*'"),
     ] {

@@ -615,7 +615,7 @@ fn add(drafts: &mut BTreeMap<RevisionKey, Draft>, want: Want) -> HashSet<Revisio
         draft.add_file(&file.path, file);
         if !draft.fetch.iter().any(|fetch| fetch.blob == file.blob) {
             let (blob, size, path, donor) = (file.blob, file.size, file.path.clone(), want.donor.clone());
-            draft.fetch.push(FetchAction { blob, size, path, reason, donor });
+            draft.fetch.push(FetchAction { blob, size, path, reason, donor, xet_hash: None });
         }
         used.insert(key(&want.revision));
     }

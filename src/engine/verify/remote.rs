@@ -15,7 +15,7 @@ use crate::bucket::state::{RemoteState, Scope};
 use crate::cache::scan::{self, Inventory, SnapshotFile};
 use crate::cache::{gated, pushable, root};
 use crate::engine::Session;
-use crate::engine::confirm::{self, Instead};
+use crate::engine::confirm::{self, BlobStatus};
 use crate::engine::publish::{self, ListingSizes};
 use crate::engine::survey::{Survey, survey};
 use crate::error::{Error, Result};
@@ -204,13 +204,13 @@ async fn check_blobs(
     let mut unchecked = Vec::new();
     if !suspects.is_empty() {
         session.progress.event(Event::Step("looking again for what the listing lacks"));
-        for lacking in confirm::lacking(bucket, suspects, state.blobs().len()).await? {
-            let key = (lacking.blob.id, lacking.blob.size);
-            match lacking.instead {
-                Instead::Nothing => drop(faults.insert(key, BlobFault::Missing)),
-                Instead::Size(size) => drop(faults.insert(key, BlobFault::Size(size))),
-                Instead::Untold(failure) => {
-                    let doing = format!("cannot check blob {} ({})", lacking.blob.id, lacking.blob.label);
+        for unconfirmed in confirm::find_unconfirmed(bucket, suspects, state.blobs().len()).await? {
+            let key = (unconfirmed.blob.id, unconfirmed.blob.size);
+            match unconfirmed.status {
+                BlobStatus::Missing => drop(faults.insert(key, BlobFault::Missing)),
+                BlobStatus::WrongSize(size) => drop(faults.insert(key, BlobFault::Size(size))),
+                BlobStatus::Unknown(failure) => {
+                    let doing = format!("cannot check blob {} ({})", unconfirmed.blob.id, unconfirmed.blob.label);
                     found.failures.push(bucket.explain(failure, &doing));
                     unchecked.push(key);
                 }
@@ -368,7 +368,7 @@ async fn upload_blobs(
     }
     tally.failures.extend(failures.into_values());
     let sent: Vec<Upload> = unsure.iter().map(|(upload, _)| upload.clone()).collect();
-    let lost = confirm::still_lacking(bucket, sent).await;
+    let lost = confirm::find_lost(bucket, sent).await;
     for (upload, indexes) in unsure {
         match lost.iter().find(|(blob, _)| blob.id == upload.id) {
             Some((_, error)) => tally.failures.push(error.clone()),

@@ -7,6 +7,7 @@ use super::local::{Row, completeness};
 use super::{AffectedFile, Finding, Outcome, Place, Reason, Repair};
 use crate::bucket::keys;
 use crate::model::amount::Amount;
+use crate::model::filter::PathFilter;
 use crate::model::ids::{BlobId, Commit, RepoName};
 use crate::model::manifest::Manifest;
 
@@ -114,7 +115,8 @@ fn finding(repo: Option<RepoName>, reason: Reason, key: String, detail: String, 
 fn row(manifest: &Manifest, facts: &Facts) -> Row {
     let damaged = manifest.files().iter().filter(|file| facts.blobs.contains_key(&(file.blob, file.size)));
     let damaged = damaged.map(|file| file.path.to_string()).collect();
-    let absent = manifest.tree().map(|_| manifest.missing_from_tree() + manifest.unportable_count());
+    let absent =
+        manifest.tree().map(|_| manifest.missing_from_tree(&PathFilter::default()) + manifest.unportable_count());
     let (repo, revision) = (manifest.repo().clone(), manifest.revision().clone());
     Row { repo, revision, status: completeness(damaged, absent), files: manifest.files().len(), absent }
 }

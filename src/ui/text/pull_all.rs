@@ -4,8 +4,7 @@ use std::fmt::Write;
 
 use super::time::{Stream, stamped};
 use super::{blobs, pace, plural, size};
-use crate::commands::pull::Source;
-use crate::commands::pull_all::{EmptyReason, Outcome, Report, Row};
+use crate::commands::pulled::{EmptyReason, Outcome, Report, Row, Source};
 use crate::error::{Error, Kind};
 use crate::ui;
 use crate::ui::table::{Cell, Column, Table, Tone};
@@ -61,27 +60,33 @@ impl ui::Report for Report {
 }
 
 fn result(row: &Row) -> Cell {
+    let (text, tone) = describe(row);
+    Cell::new(text, tone)
+}
+
+/// Describes the outcome for a repo.
+pub(super) fn describe(row: &Row) -> (String, Tone) {
     match row.result {
         Outcome::Pulled => match row.source {
-            Some(Source::Hub) => Cell::new("pulled from the Hub", Tone::Good),
-            Some(Source::Both) => Cell::new("pulled, partly from the Hub", Tone::Good),
-            _ => Cell::new("pulled", Tone::Good),
+            Some(Source::Hub) => ("pulled from the Hub".into(), Tone::Good),
+            Some(Source::Both) => ("pulled, partly from the Hub".into(), Tone::Good),
+            _ => ("pulled".into(), Tone::Good),
         },
-        Outcome::Present => Cell::new("already in the cache", Tone::Dim),
+        Outcome::Present => ("already in the cache".into(), Tone::Dim),
         Outcome::Planned => match row.downloaded.blobs {
-            0 => Cell::new("would link files", Tone::Attention),
-            _ => Cell::new(format!("would download {}", size(row.downloaded.bytes)), Tone::Attention),
+            0 => ("would link files".into(), Tone::Attention),
+            _ => (format!("would download {}", size(row.downloaded.bytes)), Tone::Attention),
         },
         Outcome::Skipped => {
             let why = row.gated.as_ref().map_or(String::new(), |gated| format!(": {}", gated.why()));
-            Cell::new(format!("skipped, looks gated{why}"), Tone::Attention)
+            (format!("skipped, looks gated{why}"), Tone::Attention)
         }
-        Outcome::Partial => Cell::new("incomplete", Tone::Bad),
-        Outcome::Failed => Cell::new("failed", Tone::Bad),
+        Outcome::Partial => ("incomplete".into(), Tone::Bad),
+        Outcome::Failed => ("failed".into(), Tone::Bad),
     }
 }
 
-fn totals(report: &Report) -> String {
+pub(super) fn totals(report: &Report) -> String {
     let count = |wanted: &[Outcome]| report.repos.iter().filter(|row| wanted.contains(&row.result)).count() as u64;
     let mut parts = Vec::new();
     let done = count(&[Outcome::Pulled]);

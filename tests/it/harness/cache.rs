@@ -44,6 +44,11 @@ impl Content {
     pub fn etag(&self) -> String {
         if self.lfs { sha256(&self.bytes) } else { git_sha1(&self.bytes) }
     }
+
+    /// Its name in the cache-wide store. Any 64 digits will do: nobody can compute it from the SHA-256.
+    pub fn xet_hash(&self) -> String {
+        sha256(format!("xet {}", self.etag()).as_bytes())
+    }
 }
 
 /// A revision of a repo, to write into a cache or a bucket, or to compare with one.
@@ -173,13 +178,16 @@ impl Revision {
             .into_iter()
             .map(|file| {
                 let size = file.bytes.len();
-                let entry = match file.lfs {
+                let mut entry = match file.lfs {
                     false => json!({"size": size, "blob_id": file.etag()}),
                     true => json!({
                         "size": size, "blob_id": git_sha1(file.etag().as_bytes()), "lfs_sha256": file.etag(),
                         "lfs_size": size,
                     }),
                 };
+                if file.lfs && self.layout == Layout::Shared {
+                    entry["xet_hash"] = file.xet_hash().into();
+                }
                 (file.path.clone(), entry)
             })
             .collect();
@@ -242,7 +250,7 @@ impl Revision {
 
     fn write_shared(&self, hub: &Path, file: &Content) {
         let store = hub.join("blobs");
-        let xet = sha256(format!("xet {}", file.etag()).as_bytes());
+        let xet = file.xet_hash();
         let payload = store.join(&xet[..2]).join(&xet);
         fs::create_dir_all(payload.parent().unwrap()).unwrap();
         fs::write(store.join(".huggingface-shared-blobs"), "1\n").unwrap();
