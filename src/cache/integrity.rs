@@ -4,7 +4,7 @@
 //! foreign links by path, and the state of refs. [`Facts::jobs`] lists every file to hash once, however many names
 //! claim its bytes; [`Facts::record`] notes what came out. The judgement is in [`crate::plan::verify`] (pure).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -236,11 +236,9 @@ impl Gather<'_> {
         found.revisions = selected.map(|commit| (commit.clone(), self.revision(commit, &by_inode))).collect();
         self.sort_problems(&folder, &mut found);
         self.read_refs(&mut found);
-        let is_used = |id: &BlobId| {
-            let files = found.revisions.values().flat_map(|revision| revision.files.values());
-            files.map(FileFacts::blob).any(|blob| blob == Some(*id))
-        };
-        let blobs = repo.blobs.iter().filter(|(id, _)| self.commits.is_none() || is_used(id));
+        let files = found.revisions.values().flat_map(|revision| revision.files.values());
+        let used: HashSet<BlobId> = files.filter_map(FileFacts::blob).collect();
+        let blobs = repo.blobs.iter().filter(|(id, _)| self.commits.is_none() || used.contains(id));
         let blobs = blobs.map(|(id, blob)| {
             let path = self.layout.blob(&repo.name, id);
             (*id, BlobFacts { path, place: blob.place.clone(), size: blob.size, check: Check::Unchecked })
@@ -468,8 +466,14 @@ impl Facts {
     pub fn jobs(&self) -> Vec<Job> {
         let mut jobs = Jobs::default();
         for (index, repo) in self.repos.iter().enumerate() {
+            let files = repo.revisions.values().flat_map(|revision| &revision.files);
+            let paths: HashMap<BlobId, &RepoPath> =
+                files.filter_map(|(path, file)| Some((file.blob()?, path))).collect();
             for (id, blob) in &repo.blobs {
-                let label = || label(repo, id);
+                let label = || match paths.get(id) {
+                    Some(path) => format!("{}/{path}", repo.name),
+                    None => format!("{}, blob {id}", repo.name),
+                };
                 jobs.add(&blob.path, index, *id, ClaimPlace::Blob, label);
             }
             for (commit, revision) in &repo.revisions {
@@ -541,15 +545,6 @@ impl Facts {
             Some(found) => Check::Wrong { found: *found, size },
             None => Check::Unchecked,
         }
-    }
-}
-
-/// Returns a name for a blob: one of its files, or else the blob itself.
-fn label(repo: &RepoFacts, id: &BlobId) -> String {
-    let mut files = repo.revisions.values().flat_map(|revision| &revision.files);
-    match files.find(|(_, file)| file.blob() == Some(*id)) {
-        Some((path, _)) => format!("{}/{path}", repo.name),
-        None => format!("{}, blob {id}", repo.name),
     }
 }
 

@@ -595,3 +595,20 @@ fn what_no_cache_has_is_left_and_nothing_is_sent() {
     assert_eq!((ran.code, outcomes(&ran.json())), (5, vec!["left"; 2]), "{}", ran.text());
     assert_eq!(world.store.objects(), before);
 }
+
+/// What neither this cache nor the bucket has comes from the Hub.
+#[cfg(feature = "fallback")]
+#[test]
+fn the_hub_helps_where_the_bucket_does_not() {
+    use crate::harness::hub_server::Hub;
+    let mut world = World::unpushed(Revision::model("org/llm"));
+    let hub = Hub::start(std::slice::from_ref(&world.revision));
+    world.machine.set("HF_ENDPOINT", &hub.url);
+    flip(&world.blob("model.safetensors"));
+    fs::remove_file(world.blob("config.json")).unwrap();
+    let ran = world.machine.run(&["verify", "--repair", "--json"]);
+    assert_eq!((ran.code, outcomes(&ran.json())), (5, vec!["left", "left"]), "{}", ran.text());
+    let report = world.repair(&["--fallback", "hf-hub"]);
+    assert_eq!((outcomes(&report), &report["from_hub"]["blobs"]), (vec!["repaired"; 2], &Value::from(2)));
+    world.revision.assert_pulled(&world.hub());
+}

@@ -144,7 +144,7 @@ fn is_gone(layout: &Layout, finding: &Finding) -> bool {
     match finding.reason {
         Reason::Corrupt => {
             let meta = fs::metadata(path);
-            meta.map_or(true, |meta| read::matches_name(path, &blob, meta.len()))
+            meta.map_or(finding.files.is_empty(), |meta| read::matches_name(path, &blob, meta.len()))
         }
         Reason::Missing => fs::metadata(layout.blob(repo, &blob)).is_ok() && *path == layout.blob(repo, &blob),
         _ => false,

@@ -352,3 +352,188 @@ fn wrong_bytes(found: &BlobId, size: u64, expected: Option<u64>) -> String {
         None => format!("its bytes hash to {found}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::integrity::{BlobFacts, FileFacts};
+    use crate::cache::scan::Place as BlobPlace;
+    use crate::model::ids::RefName;
+    use crate::model::manifest::Tree;
+    use std::sync::Arc;
+
+    const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+    fn id(digit: char) -> BlobId {
+        digit.to_string().repeat(40).parse().unwrap()
+    }
+
+    fn sha256(digit: char) -> BlobId {
+        digit.to_string().repeat(64).parse().unwrap()
+    }
+
+    fn now() -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000)
+    }
+
+    /// A repo with one revision, and a tree that lists these paths with the digits of their blobs, ten bytes each.
+    struct Repo(RepoFacts);
+
+    impl Repo {
+        fn new(tree: Option<&[(&str, char)]>) -> Repo {
+            let entry = |(path, digit): &(&str, char)| {
+                format!("\"{path}\": {{\"size\": 10, \"blob_id\": \"{}\"}}", digit.to_string().repeat(40))
+            };
+            let tree = match tree {
+                None => TreeFile::Absent,
+                Some(entries) => {
+                    let entries: Vec<String> = entries.iter().map(entry).collect();
+                    let text = format!("{{\"format_version\": 1, \"files\": {{{}}}}}", entries.join(", "));
+                    TreeFile::Valid(Arc::new(Tree::parse(text.as_bytes()).unwrap().unwrap()))
+                }
+            };
+            let revision =
+                RevisionFacts { files: BTreeMap::new(), bad_paths: Vec::new(), tree, has_unknown_tree: false };
+            Repo(RepoFacts {
+                name: RepoName::from_folder("models--org--name").unwrap(),
+                is_part: false,
+                blobs: BTreeMap::new(),
+                revisions: [(COMMIT.parse().unwrap(), revision)].into(),
+                refs: BTreeMap::new(),
+                unnamed: Vec::new(),
+                odd: Vec::new(),
+                is_busy: false,
+            })
+        }
+
+        fn blob(mut self, blob: BlobId, check: Check) -> Repo {
+            let path = format!("blobs/{blob}").into();
+            self.0.blobs.insert(blob, BlobFacts { path, place: BlobPlace::Blobs, size: 10, check });
+            self
+        }
+
+        fn file(self, path: &str, kind: FileKind) -> Repo {
+            self.file_with_twin(path, kind, Check::Unchecked)
+        }
+
+        fn file_with_twin(mut self, path: &str, kind: FileKind, twin: Check) -> Repo {
+            let revision = self.0.revisions.values_mut().next().unwrap();
+            revision.files.insert(path.parse().unwrap(), FileFacts { kind, twin });
+            self
+        }
+
+        fn reference(mut self, fault: RefFault, hours: u64) -> Repo {
+            let written = Some(now() - Duration::from_secs(3600 * hours));
+            let facts = RefFacts { name: Some(RefName::main()), fault, written };
+            self.0.refs.insert("refs/main".into(), facts);
+            self
+        }
+
+        fn judge(self) -> Judgement {
+            let facts = Facts { layout: Layout::new("/hub"), repos: vec![self.0], failures: Vec::new() };
+            judge(&facts, now())
+        }
+
+        /// Reasons with their repairs, and the status of the revision.
+        fn judged(self) -> (Vec<(Reason, Repair)>, String) {
+            let judged = self.judge();
+            let findings = judged.findings.into_iter().map(|finding| (finding.reason, finding.repair)).collect();
+            (findings, judged.revisions[0].status.word().to_string())
+        }
+    }
+
+    fn link(blob: BlobId) -> FileKind {
+        FileKind::Link { blob, is_absolute: false }
+    }
+
+    fn wrong() -> Check {
+        Check::Wrong { found: id('f'), size: 10 }
+    }
+
+    fn file(path: &str) -> AffectedFile {
+        AffectedFile { revision: COMMIT.parse().unwrap(), path: path.parse().unwrap() }
+    }
+
+    #[test]
+    fn good_files_are_complete_partial_or_unknown() {
+        let with = |tree| Repo::new(tree).blob(id('1'), Check::Good).file("a", link(id('1'))).judged();
+        assert_eq!(with(Some(&[("a", '1')])), (vec![], "complete".into()));
+        assert_eq!(with(Some(&[("a", '1'), ("b", '2')])), (vec![], "partial".into()));
+        assert_eq!(with(None), (vec![], "unknown".into()));
+    }
+
+    #[test]
+    fn wrong_bytes_are_fetched_and_an_unused_blob_is_set_aside() {
+        let fetch = |link, size| Repair::Fetch { link, size };
+        let used = Repo::new(None).blob(id('1'), wrong()).file("a", link(id('1'))).judged();
+        assert_eq!(used, (vec![(Reason::Corrupt, fetch(vec![], None))], "damaged".into()));
+        // A tree knows the size; a hard link has to be made again.
+        let hard = FileKind::Real { size: 10, hard_link: Some(id('1')), expected: Some(id('1')), check: wrong() };
+        let hard = Repo::new(Some(&[("a", '1')])).blob(id('1'), wrong()).file("a", hard).judged();
+        assert_eq!(hard, (vec![(Reason::Corrupt, fetch(vec![file("a")], Some(10)))], "damaged".into()));
+        let unused = Repo::new(None).blob(id('1'), wrong()).judged();
+        assert_eq!(unused, (vec![(Reason::Corrupt, Repair::SetAside)], "unknown".into()));
+        for check in [Check::InUse, Check::Unreadable, Check::Unchecked] {
+            let judged = Repo::new(None).blob(id('1'), check).file("a", link(id('1'))).judge();
+            assert!(judged.findings.is_empty() && judged.verified.blobs == 0);
+        }
+    }
+
+    #[test]
+    fn one_missing_blob_is_one_finding() {
+        let broken = || FileKind::Broken(Some(id('1')));
+        let judged = Repo::new(None).file("a", broken()).file("b", broken()).judge();
+        assert_eq!((judged.findings.len(), judged.findings[0].files.len()), (1, 2));
+        let unknown = Repo::new(None).file("a", FileKind::Broken(None)).judged();
+        assert_eq!(unknown.0, [(Reason::Missing, Repair::LookUp)]);
+        let foreign = FileKind::Foreign("/etc/passwd".into());
+        let listed = Repo::new(Some(&[("a", '1')])).file("a", foreign).judged();
+        let fetch = Repair::Fetch { link: vec![file("a")], size: Some(10) };
+        assert_eq!(listed, (vec![(Reason::ForeignLink, fetch)], "damaged".into()));
+    }
+
+    #[test]
+    fn a_link_may_contradict_the_tree_only_by_the_other_algorithm() {
+        let tree: &[(&str, char)] = &[("a", '1')];
+        let judged = |blob: BlobId, twin| {
+            Repo::new(Some(tree)).blob(blob, Check::Good).file_with_twin("a", link(blob), twin).judged()
+        };
+        assert_eq!(judged(sha256('2'), Check::Good), (vec![], "complete".into()));
+        for (blob, twin) in [(id('2'), Check::Unchecked), (sha256('2'), wrong())] {
+            assert_eq!(judged(blob, twin).0[0].0, Reason::WrongBlob);
+        }
+        // The blob itself is what has to be repaired.
+        let both = Repo::new(Some(tree)).blob(sha256('2'), wrong()).file_with_twin("a", link(sha256('2')), wrong());
+        assert_eq!(both.judged().0.iter().map(|(reason, _)| *reason).collect::<Vec<_>>(), [Reason::Corrupt]);
+    }
+
+    #[test]
+    fn an_absolute_link_is_no_damage() {
+        let absolute = FileKind::Link { blob: id('1'), is_absolute: true };
+        let judged = Repo::new(Some(&[("a", '1')])).blob(id('1'), Check::Good).file("a", absolute).judged();
+        assert_eq!(judged, (vec![(Reason::AbsoluteLink, Repair::Link)], "complete".into()));
+    }
+
+    #[test]
+    fn a_dangling_ref_is_left_alone_while_it_may_be_of_a_download() {
+        let dangling = || RefFault::Dangling("f".repeat(40).parse().unwrap());
+        assert_eq!(Repo::new(None).reference(dangling(), 2).judged().0, [(Reason::DanglingRef, Repair::Ref)]);
+        assert_eq!(Repo::new(None).reference(dangling(), 0).judged().0, [(Reason::DanglingRef, Repair::None)]);
+        let mut busy = Repo::new(None).reference(dangling(), 2);
+        busy.0.is_busy = true;
+        let judged = busy.judge();
+        assert_eq!((judged.findings.len(), judged.in_use), (0, 1));
+        assert_eq!(Repo::new(None).reference(RefFault::Untidy, 0).judged().0, [(Reason::UntidyRef, Repair::TidyRef)]);
+    }
+
+    #[test]
+    fn what_nothing_proves_is_said_and_is_no_damage() {
+        let real = || FileKind::Real { size: 1, hard_link: None, expected: None, check: Check::Unchecked };
+        for (tree, reason) in [(None, UnverifiedReason::NoTree), (Some(&[("b", '1')][..]), UnverifiedReason::Stray)] {
+            let judged = Repo::new(tree).file("a", real()).judge();
+            assert_eq!((judged.findings.len(), judged.unverified[0].reason), (0, reason));
+        }
+        let judged = Repo::new(None).file("a", FileKind::Unnamed).judge();
+        assert_eq!(judged.unverified[0].reason, UnverifiedReason::NoHash);
+    }
+}

@@ -120,3 +120,51 @@ fn row(manifest: &Manifest, facts: &Facts) -> Row {
     let (repo, revision) = (manifest.repo().clone(), manifest.revision().clone());
     Row { repo, revision, status: completeness(damaged, absent), files: manifest.files().len(), absent }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+    fn manifest(repo: &str, files: &[(&str, char)]) -> (String, Result<Arc<Manifest>, String>) {
+        let file = |(path, digit): &(&str, char)| {
+            format!("{{\"path\": \"{path}\", \"blob\": \"{}\", \"size\": 3}}", digit.to_string().repeat(40))
+        };
+        let files: Vec<String> = files.iter().map(file).collect();
+        let text = format!("{{\"repo\": \"{repo}\", \"revision\": \"{COMMIT}\", \"files\": [{}]}}", files.join(", "));
+        let manifest = Manifest::parse(text.as_bytes()).unwrap();
+        (keys::manifest(&manifest.repo().id, manifest.revision()), Ok(Arc::new(manifest)))
+    }
+
+    fn blob(digit: char) -> (BlobId, u64) {
+        (digit.to_string().repeat(40).parse().unwrap(), 3)
+    }
+
+    #[test]
+    fn each_repo_that_needs_a_bad_blob_is_named_and_a_good_one_counts_once() {
+        let manifests = [manifest("org/a", &[("x", '1'), ("y", '2')]), manifest("org/b", &[("z", '1'), ("w", '2')])];
+        let blobs = [(blob('1'), BlobFault::Size(2))].into();
+        let judged = judge(&Facts { manifests: manifests.into(), blobs, ..Facts::default() });
+        let found: Vec<_> = judged.findings.iter().map(|one| (one.reason, one.files[0].path.as_str())).collect();
+        assert_eq!(found, [(Reason::WrongSize, "x"), (Reason::WrongSize, "z")]);
+        assert!(judged.findings.iter().all(|one| one.repair == Repair::Upload { size: 3 }));
+        assert_eq!((judged.verified.blobs, judged.verified.bytes), (1, 3));
+        assert!(judged.revisions.iter().all(|row| row.status.word() == "damaged"));
+    }
+
+    #[test]
+    fn bad_manifests_and_refs_are_pushed_again() {
+        let mut facts = Facts { unchecked: vec![blob('1')], ..Facts::default() };
+        facts.manifests.extend([manifest("org/a", &[("x", '1')])]);
+        facts.manifests.insert("manifests/org__b@x.json".into(), Err("it is not JSON".into()));
+        facts.refs.insert("refs-v2/datasets--org--c/main".into(), RefFault::Dangling(COMMIT.parse().unwrap()));
+        let judged = judge(&facts);
+        let reasons: Vec<_> = judged.findings.iter().map(|one| one.reason).collect();
+        assert_eq!(reasons, [Reason::BadManifest, Reason::DanglingRef]);
+        assert!(judged.findings.iter().all(|one| one.repair == Repair::Push));
+        assert_eq!(judged.findings[1].repo.as_ref().unwrap().to_string(), "dataset:org/c");
+        // What could not be checked is neither good nor bad.
+        assert_eq!((judged.verified.blobs, judged.revisions[0].status.word()), (0, "unknown"));
+    }
+}
