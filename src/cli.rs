@@ -11,7 +11,7 @@ use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, S
 
 use crate::cache::root;
 use crate::commands::{
-    completions, config, diff, doctor, init, list, man, prune, pull, pull_all, push, remote, status, verify, watch,
+    completions, config, diff, doctor, init, list, man, prune, pull, pull_all, push, remote, rm, status, verify, watch,
 };
 use crate::config::resolve::{Resolution, named_file};
 use crate::config::settings::{Form, SETTINGS, Setting};
@@ -146,6 +146,7 @@ pub enum Command {
     PullAll(pull_all::Args),
     Watch(watch::Args),
     Prune(prune::Args),
+    Rm(rm::Args),
     Verify(verify::Args),
     Status(status::Args),
     List(list::Args),
@@ -302,7 +303,7 @@ fn correct_form(command: &str, argument: &str, line: &[String]) -> Option<String
     let repo =
         others.find(|word| Some(word.as_str()) != value.as_deref()).map(|word| crate::error::printable(word, 80));
     let repo = repo.unwrap_or_else(|| "org/name".into());
-    let takes_repo = matches!(command, "pull" | "push");
+    let takes_repo = matches!(command, "pull" | "push" | "rm");
     let form = |arguments: String| Some(format!("write `hf-cache-sync {command} {arguments}`"));
     match flag {
         "--repo" | "--repo-id" | "--repo_id" | "--id" | "--name" | "--model" if takes_repo => {
@@ -322,7 +323,7 @@ fn correct_form(command: &str, argument: &str, line: &[String]) -> Option<String
             _ => None,
         },
         "--repo-type" | "--repo_type" | "--type" | "-t" => match (command, value) {
-            ("push", Some(kind)) => form(format!("{kind}:{repo}")),
+            ("push" | "rm", Some(kind)) => form(format!("{kind}:{repo}")),
             ("pull", Some(kind)) => form(format!("{repo} --repo-type {kind}")),
             ("pull-all", Some(kind)) => form(format!("--include '{kind}:*'")),
             _ => None,
@@ -381,6 +382,16 @@ pub async fn run(cli: &Cli, ui: &Ui) -> Result<Option<Kind>> {
             let preview = prune::preview(&session, args).await?;
             match !preview.deletes() || ui.ask(&preview, "Delete this?").await {
                 true => ui.show(&prune::execute(&session, args, Some(&preview)).await?),
+                false => ui.show(&preview.into_declined()),
+            }
+        }
+        Command::Rm(args) if args.dry_run || args.yes || !ui.can_ask() => {
+            ui.show(&rm::execute(&session, args, None).await?)
+        }
+        Command::Rm(args) => {
+            let preview = rm::preview(&session, args).await?;
+            match !preview.deletes() || ui.ask(&preview, "Remove this?").await {
+                true => ui.show(&rm::execute(&session, args, Some(&preview)).await?),
                 false => ui.show(&preview.into_declined()),
             }
         }

@@ -51,6 +51,9 @@ fn tree() -> clap::Command {
         .mut_subcommand("push", |push| {
             push.mut_arg("repos", |arg| add(arg, cached_repos)).mut_arg("revision", |arg| add(arg, cached_refs))
         })
+        .mut_subcommand("rm", |rm| {
+            rm.mut_arg("repos", |arg| add(arg, cached_repos)).mut_arg("revision", |arg| add(arg, cached_refs))
+        })
         .mut_subcommand("verify", |verify| verify.mut_arg("repos", |arg| add(arg, all_repos)))
         .mut_subcommand("pull", |pull| {
             pull.mut_arg("repos", |arg| add(arg, all_repos)).mut_arg("revision", |arg| add(arg, refs))

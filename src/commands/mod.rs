@@ -15,6 +15,7 @@ pub mod pull_all;
 pub mod pulled;
 pub mod push;
 pub mod remote;
+pub mod rm;
 pub mod size;
 pub mod status;
 pub mod verify;

@@ -31,7 +31,7 @@ use crate::progress::Event;
 use crate::task::blocking;
 
 /// Minimum grace periods without locks, where age is the only sign that another process may be using something.
-const LOCKLESS_GRACE: Duration = Duration::from_secs(24 * 3600);
+pub(super) const LOCKLESS_GRACE: Duration = Duration::from_secs(24 * 3600);
 
 /// Evict the least recently used revisions until the cache is within its budget
 #[derive(Debug, Clone, clap::Args)]
@@ -157,16 +157,9 @@ pub struct Report {
     pub over_budget: u64,
     /// Bytes that no prune can free: hard links outside the cache use them, or it is unknown what needs them.
     pub pinned: u64,
-    /// Evicted revisions, in order.
-    pub evicted: Vec<EvictedRevision>,
-    /// Unused blobs and shared payloads.
-    pub orphans: Amount,
-    /// Abandoned unfinished files.
-    pub abandoned: Amount,
-    /// Refs to commits that are not in the cache, in repos that were kept.
-    pub refs_removed: Vec<RemovedRef>,
-    /// Repos that were removed entirely.
-    pub repos_removed: Vec<RepoName>,
+    /// What was deleted.
+    #[serde(flatten)]
+    pub deleted: Deletions,
     /// What was kept, and why.
     pub skipped: Vec<Skip>,
     /// Whether the file system keeps no access times, so that only modification times show the last use.
@@ -180,15 +173,30 @@ pub struct Report {
     /// The actions, for a dry run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub plan: Option<Plan>,
-    /// Everything deleted, as rows of the table, largest first.
-    #[serde(skip)]
-    pub rows: Vec<Row>,
     /// Whether the rows were already shown when asking for confirmation.
     #[serde(skip)]
     pub was_shown: bool,
     /// The time of the report.
     #[serde(skip)]
     pub now: SystemTime,
+}
+
+/// What was deleted, or would be.
+#[derive(Debug, Default, Serialize)]
+pub struct Deletions {
+    /// Evicted revisions, in order.
+    pub evicted: Vec<EvictedRevision>,
+    /// Unused blobs and shared payloads.
+    pub orphans: Amount,
+    /// Abandoned unfinished files.
+    pub abandoned: Amount,
+    /// Refs to commits that are not in the cache, in repos that were kept.
+    pub refs_removed: Vec<RemovedRef>,
+    /// Repos that were removed entirely.
+    pub repos_removed: Vec<RepoName>,
+    /// Everything, as rows of the table, largest first.
+    #[serde(skip)]
+    pub rows: Vec<Row>,
 }
 
 /// A row of the table.
@@ -257,7 +265,7 @@ impl Report {
 
     /// Whether anything is deleted.
     pub fn deletes(&self) -> bool {
-        !self.rows.is_empty() || !self.refs_removed.is_empty() || !self.repos_removed.is_empty()
+        !self.deleted.is_empty()
     }
 
     /// Converts a preview into the report of a declined prune: nothing was deleted, which is not a failure.
@@ -268,22 +276,16 @@ impl Report {
             size: self.size_before,
             freed: 0,
             over_budget: excess(self.size_before, self.budget),
-            evicted: Vec::new(),
-            orphans: Amount::default(),
-            abandoned: Amount::default(),
-            refs_removed: Vec::new(),
-            repos_removed: Vec::new(),
+            deleted: Deletions::default(),
             fail_over_budget: false,
             failures: Vec::new(),
             plan: None,
-            rows: Vec::new(),
             ..self
         }
     }
 
     fn new(args: &Args, options: &Options, plan: Plan, done: Option<Outcome>, noatime: bool) -> Self {
-        let all: BTreeSet<usize> = (0..plan.actions.len()).collect();
-        let (actions, freed) = done.as_ref().map_or((&all, plan.freed), |done| (&done.actions, done.freed));
+        let freed = done.as_ref().map_or(plan.freed, |done| done.freed);
         let size = plan.size.saturating_sub(freed);
         let mut report = Report {
             dry_run: done.is_none(),
@@ -296,21 +298,33 @@ impl Report {
             freed,
             over_budget: excess(size, options.budget),
             pinned: plan.pinned,
-            evicted: Vec::new(),
-            orphans: Amount::default(),
-            abandoned: Amount::default(),
-            refs_removed: Vec::new(),
-            repos_removed: Vec::new(),
+            deleted: Deletions::new(&plan, done.as_ref()),
             skipped: plan.skips.clone(),
             noatime,
             fail_over_budget: args.fail_over_budget,
             failures: plan.failures.clone(),
             seconds: 0.0,
             plan: None,
-            rows: Vec::new(),
             was_shown: false,
             now: SystemTime::UNIX_EPOCH,
         };
+        match done {
+            Some(done) => {
+                report.skipped.extend(done.skips);
+                report.failures.extend(done.failures);
+            }
+            None => report.plan = Some(plan),
+        }
+        report
+    }
+}
+
+impl Deletions {
+    /// Collects the actions of the plan that were carried out, or all of them if it was not executed.
+    pub fn new(plan: &Plan, done: Option<&Outcome>) -> Self {
+        let all: BTreeSet<usize> = (0..plan.actions.len()).collect();
+        let actions = done.map_or(&all, |done| &done.actions);
+        let mut report = Deletions::default();
         let mut orphans: BTreeMap<Option<RepoName>, Amount> = BTreeMap::new();
         let mut abandoned: BTreeMap<Option<RepoName>, Amount> = BTreeMap::new();
         for action in actions.iter().map(|index| &plan.actions[*index]) {
@@ -361,14 +375,12 @@ impl Report {
             orphans.into_iter().map(row(RowKind::Orphans)).chain(abandoned.into_iter().map(row(RowKind::Abandoned)));
         report.rows = revisions.chain(others).collect();
         report.rows.sort_by_key(|row| std::cmp::Reverse(row.bytes));
-        match done {
-            Some(done) => {
-                report.skipped.extend(done.skips);
-                report.failures.extend(done.failures);
-            }
-            None => report.plan = Some(plan),
-        }
         report
+    }
+
+    /// Returns whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty() && self.refs_removed.is_empty() && self.repos_removed.is_empty()
     }
 }
 
@@ -477,7 +489,7 @@ async fn examine(session: &Session) -> Result<(Bucket, Inventory, Held)> {
 }
 
 /// Carries out the plan. If the bucket has to hold what is evicted, it is asked again before each eviction.
-async fn carry_out(
+pub(super) async fn carry_out(
     facts: Facts,
     plan: Plan,
     bucket: Option<&Bucket>,

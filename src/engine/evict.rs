@@ -212,7 +212,7 @@ impl Run<'_> {
         if self.has_new_download(repo) {
             return changed(SkipReason::InFlight);
         }
-        if eviction.blobs.iter().any(|blob| is_locked(self.layout, repo, blob)) {
+        if self.has_held_lock(repo) {
             return changed(SkipReason::Held);
         }
         let now = scan::scan_refs(self.layout, repo);
@@ -284,7 +284,7 @@ impl Run<'_> {
         let has_snapshot = fs::symlink_metadata(self.layout.snapshot(repo, commit)).is_ok();
         let names =
             now.refs.get(name) == Some(commit) || (now.pins.contains(commit) && name.as_str() == commit.as_str());
-        if has_snapshot || !names || self.has_new_download(repo) {
+        if has_snapshot || !names || self.has_new_download(repo) || self.has_held_lock(repo) {
             return self.skip(SkipReason::Changed, Some(repo), &path, 0);
         }
         remove::delete_file(&path).map_err(|e| cannot_delete(&path, &e))?;
@@ -313,6 +313,14 @@ impl Run<'_> {
         is_new
     }
 
+    /// Returns whether another process holds a lock of the repo, so that it may be about to link any of its blobs.
+    fn has_held_lock(&self, repo: &RepoName) -> bool {
+        match self.facts.inventory.repo(repo) {
+            Some(known) => prune_facts::is_locked(self.layout, known),
+            None => true,
+        }
+    }
+
     fn known_in_flight(&self, repo: &RepoName) -> &[UnfinishedFile] {
         self.facts.inventory.repo(repo).map(|repo| repo.in_flight.as_slice()).unwrap_or_default()
     }
@@ -334,6 +342,11 @@ impl Run<'_> {
         // A download that started after the scan may have found one of these blobs, and may be about to link it.
         if has_new_files(&now.in_flight, self.known_in_flight(name)) {
             let skip = self.skip(SkipReason::InFlight, Some(name), &self.layout.blobs(name), 0);
+            self.record(skip);
+            return;
+        }
+        if prune_facts::is_locked(self.layout, &now) {
+            let skip = self.skip(SkipReason::Held, Some(name), &self.layout.blobs(name), 0);
             self.record(skip);
             return;
         }

@@ -23,6 +23,7 @@ mod pull_all;
 mod push_pull;
 #[cfg(unix)]
 mod remote;
+mod rm;
 #[cfg(unix)]
 mod shared_store;
 mod stores;

@@ -174,6 +174,8 @@ pub enum Reason {
     Detached,
     /// A ref names it, and such revisions may be evicted, too.
     Referenced,
+    /// The user named it.
+    Requested,
     /// It is empty.
     Empty,
     /// Its commit has been missing for longer than the grace period.
@@ -315,19 +317,31 @@ struct Barrier<'a> {
 
 /// Makes the plan.
 pub fn plan(facts: &Facts, options: &Options, now: SystemTime) -> Plan {
-    let ledger = Ledger::new(facts);
-    let mut plan = Plan { size: ledger.size(), pinned: ledger.pinned(), ..Plan::default() };
-    report_problems(facts, &mut plan);
-    let repos = facts.inventory.repos.iter();
-    let blocked =
-        repos.map(|repo| blocking_reason(&facts.inventory.layout, repo, facts.for_repo(&repo.name))).collect();
-    let mut planner = Planner { facts, options, now, plan, ledger, blocked, activity: Vec::new() };
-    planner.activity = facts.inventory.repos.iter().map(|repo| planner.activity_in(repo)).collect();
+    let mut planner = Planner::new(facts, options, now);
+    report_problems(facts, &mut planner.plan);
     let barriers = planner.barriers();
     planner.plan_cleanup();
     planner.plan_evictions();
-    planner.plan_empty_folders();
+    planner.plan_empty_folders(|_| true);
     planner.plan_dangling_refs();
+    let mut plan = planner.plan;
+    plan.apply_barriers(&barriers);
+    plan
+}
+
+/// The repos to remove, each with its revisions to remove; `None` removes all of it.
+pub type Removal = BTreeMap<RepoName, Option<BTreeSet<Commit>>>;
+
+/// Plans the removal of repos and revisions by the same rules, whatever the budget, their last use and refs to them.
+pub fn plan_removal(facts: &Facts, removal: &Removal, options: &Options, now: SystemTime) -> Plan {
+    let mut planner = Planner::new(facts, options, now);
+    let barriers = planner.barriers();
+    for (index, repo) in facts.inventory.repos.iter().enumerate() {
+        if let Some(commits) = removal.get(&repo.name) {
+            planner.plan_removal_of(index, repo, commits.as_ref());
+        }
+    }
+    planner.plan_empty_folders(|repo| removal.contains_key(repo));
     let mut plan = planner.plan;
     plan.apply_barriers(&barriers);
     plan
@@ -439,6 +453,17 @@ struct Planner<'a> {
 }
 
 impl<'a> Planner<'a> {
+    fn new(facts: &'a Facts, options: &'a Options, now: SystemTime) -> Planner<'a> {
+        let ledger = Ledger::new(facts);
+        let plan = Plan { size: ledger.size(), pinned: ledger.pinned(), ..Plan::default() };
+        let repos = facts.inventory.repos.iter();
+        let blocked =
+            repos.map(|repo| blocking_reason(&facts.inventory.layout, repo, facts.for_repo(&repo.name))).collect();
+        let mut planner = Planner { facts, options, now, plan, ledger, blocked, activity: Vec::new() };
+        planner.activity = facts.inventory.repos.iter().map(|repo| planner.activity_in(repo)).collect();
+        planner
+    }
+
     /// Returns whether the time is at least `grace` ago. An unknown time, or one in the future, is not.
     fn is_old(&self, time: Option<SystemTime>, grace: Duration) -> bool {
         time.and_then(|time| self.now.duration_since(time).ok()).is_some_and(|age| age >= grace)
@@ -730,32 +755,39 @@ impl<'a> Planner<'a> {
             if self.activity[index].is_some() {
                 continue;
             }
-            let about = self.facts.for_repo(&repo.name);
-            let arrivals: Vec<_> = repo.revisions.values().map(|revision| last_arrival(repo, revision)).collect();
-            let newest = arrivals.iter().max().copied().flatten();
-            let mut refs: BTreeMap<&Commit, Vec<RefName>> = BTreeMap::new();
-            for (name, commit) in &repo.refs {
-                refs.entry(commit).or_default().push(name.clone());
-            }
-            for ((commit, revision), arrival) in repo.revisions.iter().zip(arrivals) {
-                let last_use = last_use(repo, revision, self.now);
-                let mut refs = refs.remove(commit).unwrap_or_default();
-                let is_named = !refs.is_empty();
-                refs.extend(repo.pins.get(commit).map(RefName::of_commit));
-                let candidate = Candidate { index, repo: &repo.name, commit, refs, is_named, last_use };
-                // A file of it arrived recently while a client was active, so more may follow.
-                let is_fresh = arrival >= newest && self.is_recent(arrival) && self.has_recent_client(repo);
-                if !self.ledger.has_all(index, commit) {
-                    self.skip_revision(&candidate, SkipReason::Link, 0);
-                } else if is_fresh && !about.complete.contains(commit) {
-                    self.skip_revision(&candidate, SkipReason::Busy, 0);
-                } else {
-                    found.push(candidate);
-                }
-            }
+            found.extend(self.candidates_of(index, repo));
         }
         let refs_count = self.options.held.is_none();
         found.sort_by_key(|one| (refs_count && one.is_named, one.last_use, one.index, one.commit));
+        found
+    }
+
+    /// Returns the revisions of a repo that may be evicted. Reports the others as skipped.
+    fn candidates_of(&mut self, index: usize, repo: &'a Repo) -> Vec<Candidate<'a>> {
+        let mut found = Vec::new();
+        let about = self.facts.for_repo(&repo.name);
+        let arrivals: Vec<_> = repo.revisions.values().map(|revision| last_arrival(repo, revision)).collect();
+        let newest = arrivals.iter().max().copied().flatten();
+        let mut refs: BTreeMap<&Commit, Vec<RefName>> = BTreeMap::new();
+        for (name, commit) in &repo.refs {
+            refs.entry(commit).or_default().push(name.clone());
+        }
+        for ((commit, revision), arrival) in repo.revisions.iter().zip(arrivals) {
+            let last_use = last_use(repo, revision, self.now);
+            let mut refs = refs.remove(commit).unwrap_or_default();
+            let is_named = !refs.is_empty();
+            refs.extend(repo.pins.get(commit).map(RefName::of_commit));
+            let candidate = Candidate { index, repo: &repo.name, commit, refs, is_named, last_use };
+            // A file of it arrived recently while a client was active, so more may follow.
+            let is_fresh = arrival >= newest && self.is_recent(arrival) && self.has_recent_client(repo);
+            if !self.ledger.has_all(index, commit) {
+                self.skip_revision(&candidate, SkipReason::Link, 0);
+            } else if is_fresh && !about.complete.contains(commit) {
+                self.skip_revision(&candidate, SkipReason::Busy, 0);
+            } else {
+                found.push(candidate);
+            }
+        }
         found
     }
 
@@ -770,8 +802,40 @@ impl<'a> Planner<'a> {
         !self.is_old(time, RECENT.min(self.options.orphan_grace))
     }
 
-    /// Deletes folders that are empty after all other actions.
-    fn plan_empty_folders(&mut self) {
+    /// Removes revisions of a repo, or all of it.
+    fn plan_removal_of(&mut self, index: usize, repo: &'a Repo, commits: Option<&BTreeSet<Commit>>) {
+        let bad_ref = repo.problems.iter().find(|problem| problem.kind == ProblemKind::BadRef);
+        let bad_ref = bad_ref.map(|problem| (SkipReason::BadRef, Some(problem.path.clone())));
+        let activity = self.activity[index].map(|reason| (reason, None));
+        if let Some((reason, path)) = self.blocked[index].clone().or(activity).or(bad_ref) {
+            let mut trial = self.ledger.clone();
+            let bytes = repo.revisions.keys().map(|commit| trial.evict(index, commit).bytes).sum();
+            self.plan.add_skip(reason, Some(&repo.name), path, bytes);
+            return;
+        }
+        let is_wanted = |commit: &Commit| commits.is_none_or(|commits| commits.contains(commit));
+        for candidate in self.candidates_of(index, repo).into_iter().filter(|one| is_wanted(one.commit)) {
+            let lacks = self.options.held.as_ref().and_then(|held| held.lack(&repo.name, candidate.commit));
+            match lacks {
+                None => self.evict(&candidate, Reason::Requested),
+                lacks => {
+                    let (repo, revision) = (Some(repo.name.clone()), Some(candidate.commit.clone()));
+                    let reason = SkipReason::NotInBucket;
+                    self.plan.skips.push(Skip { repo, revision, path: None, reason, lacks, bytes: 0 });
+                }
+            }
+        }
+        // What was found to be in use is no reason to fail if it was not to be removed.
+        let is_about_wanted = |skip: &Skip| skip.revision.as_ref().is_none_or(is_wanted);
+        self.plan.skips.retain(|skip| skip.repo.as_ref() != Some(&repo.name) || is_about_wanted(skip));
+        if commits.is_none() {
+            self.plan_temporaries(repo);
+            self.plan_orphans(index, repo);
+        }
+    }
+
+    /// Deletes folders that are empty after all other actions, of repos that are wanted.
+    fn plan_empty_folders(&mut self, is_wanted: impl Fn(&RepoName) -> bool) {
         let evicted = |repo: &Repo| {
             let mut actions = self.plan.actions.iter();
             actions.any(|action| matches!(&action.target, Target::Revision(gone) if gone.repo == repo.name))
@@ -781,7 +845,8 @@ impl<'a> Planner<'a> {
             let about = self.facts.for_repo(&repo.name);
             let untouched = about.last_change.is_none() || self.is_old(about.last_change, self.options.orphan_grace);
             let busy = self.activity[index].is_some() || (self.has_recent_client(repo) && !evicted(repo));
-            if self.blocked[index].is_none() && repo.problems.is_empty() && untouched && !busy {
+            if is_wanted(&repo.name) && self.blocked[index].is_none() && repo.problems.is_empty() && untouched && !busy
+            {
                 let things = repo.revisions.len() + repo.blobs.len() + repo.in_flight.len() + repo.temporaries.len();
                 left.insert(&repo.name, things);
             }

@@ -12,6 +12,7 @@ mod pull;
 mod pull_all;
 mod push;
 mod remote;
+mod rm;
 mod status;
 pub mod time;
 mod verify;

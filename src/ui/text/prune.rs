@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use super::time::{Stream, ago, stamped};
 use super::{plural, size};
-use crate::commands::prune::{EvictedRevision, Report, Row, RowKind};
+use crate::commands::prune::{Deletions, EvictedRevision, Report, Row, RowKind};
 use crate::error::{Error, Kind, printable};
 use crate::model::ids::RepoName;
 use crate::plan::prune::held::Lack;
@@ -16,7 +16,7 @@ use crate::ui::table::{Cell, Column, Table, Tone};
 use crate::when::from_unix_seconds;
 
 /// Formats what was deleted, largest first.
-fn table(rows: &[Row], now: SystemTime) -> String {
+pub(super) fn table(rows: &[Row], now: SystemTime) -> String {
     let columns = [
         Column::Name("Repo"),
         Column::Fixed("Revision"),
@@ -47,26 +47,30 @@ fn table(rows: &[Row], now: SystemTime) -> String {
 
 fn eviction_reason(one: &EvictedRevision) -> String {
     match one.reason {
-        Reason::Referenced => {
-            // A ref named like the commit itself carries no information.
-            let refs = one.refs.iter().map(|name| name.as_str()).filter(|name| *name != one.revision.as_str());
-            format!("least recently used ({})", refs.collect::<Vec<_>>().join(", "))
-        }
+        Reason::Referenced => format!("least recently used ({})", refs_of(one)),
+        Reason::Requested => refs_of(one),
         _ => "no ref names it".into(),
     }
 }
 
+/// Lists the refs that named it, except one named like the commit itself, which carries no information.
+fn refs_of(one: &EvictedRevision) -> String {
+    let refs = one.refs.iter().map(|name| name.as_str()).filter(|name| *name != one.revision.as_str());
+    let refs: Vec<&str> = refs.collect();
+    if refs.is_empty() { "no ref".into() } else { refs.join(", ") }
+}
+
 /// "2 revisions, 1 orphaned blob and 3 abandoned files", omitting zero counts.
-fn counts(report: &Report) -> String {
+pub(super) fn counts(deleted: &Deletions, require_remote: bool) -> String {
     let all = [
-        (report.evicted.len() as u64, "revision"),
-        (report.orphans.blobs, "orphaned blob"),
-        (report.abandoned.blobs, "abandoned file"),
-        (report.refs_removed.len() as u64, "dangling ref"),
-        (report.repos_removed.len() as u64, "empty repo folder"),
+        (deleted.evicted.len() as u64, "revision"),
+        (deleted.orphans.blobs, "orphaned blob"),
+        (deleted.abandoned.blobs, "abandoned file"),
+        (deleted.refs_removed.len() as u64, "dangling ref"),
+        (deleted.repos_removed.len() as u64, "empty repo folder"),
     ];
     let mut some: Vec<String> = all.iter().filter(|(n, _)| *n > 0).map(|(n, word)| plural(*n, word)).collect();
-    if report.require_remote && !report.evicted.is_empty() {
+    if require_remote && !deleted.evicted.is_empty() {
         some[0].push_str(" that the bucket holds");
     }
     match some.split_last() {
@@ -179,7 +183,7 @@ fn kept_items(reason: SkipReason) -> &'static str {
     }
 }
 
-fn reason(reason: SkipReason) -> &'static str {
+pub(super) fn reason(reason: SkipReason) -> &'static str {
     match reason {
         SkipReason::Referenced => "a ref names it (use --include-referenced or --require-remote to evict it)",
         SkipReason::NotInBucket => "the bucket does not hold all of it",
@@ -203,8 +207,7 @@ fn reason(reason: SkipReason) -> &'static str {
 
 /// Formats a line for each repo and reason for keeping something. Items within the grace period are only mentioned if the
 /// budget is exceeded, since there are always some.
-fn skip_lines(report: &Report) -> String {
-    let mut groups: BTreeMap<(Option<&RepoName>, SkipReason), Vec<&Skip>> = BTreeMap::new();
+fn skip_lines_of(report: &Report) -> String {
     let is_shown = |reason| match reason {
         // The line about the budget has them.
         SkipReason::Referenced => report.budget.is_none(),
@@ -212,7 +215,13 @@ fn skip_lines(report: &Report) -> String {
         SkipReason::Young => report.over_budget > 0,
         _ => true,
     };
-    for skip in report.skipped.iter().filter(|skip| is_shown(skip.reason)) {
+    skip_lines(report.skipped.iter().filter(|skip| is_shown(skip.reason)), reason)
+}
+
+/// Formats a line for each repo and reason, in these words.
+pub(super) fn skip_lines<'a>(skips: impl Iterator<Item = &'a Skip>, reason: fn(SkipReason) -> &'static str) -> String {
+    let mut groups: BTreeMap<(Option<&RepoName>, SkipReason), Vec<&Skip>> = BTreeMap::new();
+    for skip in skips {
         groups.entry((skip.repo.as_ref(), skip.reason)).or_default().push(skip);
     }
     // What the bucket lacks differs from revision to revision.
@@ -284,15 +293,15 @@ impl ui::Report for Report {
         }
         let verb = if self.dry_run { "Would free" } else { "Freed" };
         let mut out = String::new();
-        if !self.rows.is_empty() && !self.was_shown {
-            out.push_str(&table(&self.rows, self.now));
+        if !self.deleted.rows.is_empty() && !self.was_shown {
+            out.push_str(&table(&self.deleted.rows, self.now));
         }
         let of = match self.budget {
             Some(budget) if self.over_budget == 0 => format!("{} of the {} budget", size(self.size), size(budget)),
             _ => size(self.size),
         };
         let of = if self.dry_run { format!("that leaves {of}") } else { format!("{of} used") };
-        let total = format!("{} {}: {}; {of}.", verb, size(self.freed), counts(self));
+        let total = format!("{} {}: {}; {of}.", verb, size(self.freed), counts(&self.deleted, self.require_remote));
         let total = if self.dry_run { total } else { stamped(&total, Stream::Out) };
         let _ = writeln!(out, "{total}");
         if self.over_budget > 0 {
@@ -312,8 +321,8 @@ impl ui::Report for Report {
     }
 
     fn summary(&self) -> String {
-        let mut out = skip_lines(self);
-        if self.noatime && (!self.evicted.is_empty() || self.over_budget > 0 || self.older_than.is_some()) {
+        let mut out = skip_lines_of(self);
+        if self.noatime && (!self.deleted.evicted.is_empty() || self.over_budget > 0 || self.older_than.is_some()) {
             let _ = writeln!(
                 out,
                 "note: this file system keeps no access times (noatime), so the last download or pull counts as the last use"

@@ -131,6 +131,19 @@ fn remote_command_reports_match_the_documentation() {
     check("remote du", &[world.run(&["remote", "du", "--json"]).json()]);
 }
 
+#[test]
+fn rm_is_as_documented() {
+    let world = World::offline();
+    world.snapshot("models--acme--tiny", 'a', &[("a", "gone")], &["main"]);
+    world.snapshot("models--acme--other", 'b', &[("b", "kept")], &["main"]);
+    std::fs::write(world.cache.path(&format!("models--acme--other/blobs/{}.incomplete", blob("x"))), "half").unwrap();
+    let line = ["rm", "acme/tiny", "acme/other", "--json"];
+    let planned = world.run(&[&line[..], &["--dry-run"]].concat());
+    let report = world.run(&line);
+    assert_eq!((planned.code, report.code), (1, 1), "{}", report.text());
+    check("rm", &[planned.json(), report.json()]);
+}
+
 fn missing_config(world: &World) -> Value {
     let run = world.run(&["--config", "nowhere.yaml", "status", "--json"]);
     assert_eq!(run.code, 2, "{}", run.text());
