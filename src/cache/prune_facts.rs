@@ -212,10 +212,22 @@ pub fn is_locked(layout: &Layout, repo: &Repo) -> bool {
     find_locks(layout, repo).is_none_or(|locks| locks.iter().any(|path| lock::is_held(path)))
 }
 
+/// Returns whether another process holds a lock of this repo now, whatever an earlier scan has found. Also true if that
+/// cannot be determined.
+pub fn is_locked_now(layout: &Layout, repo: &RepoName) -> bool {
+    let folders = vec![layout.root().join(".locks").join(repo.folder()), layout.blobs(repo)];
+    find_locks_below(folders).is_none_or(|locks| locks.iter().any(|path| lock::is_held(path)))
+}
+
 /// Finds the lock files of a repo wherever clients keep them; `None` if one of those folders cannot be read.
 fn find_locks(layout: &Layout, repo: &Repo) -> Option<Vec<PathBuf>> {
-    let mut found = repo.locks.clone();
-    let mut folders = vec![layout.root().join(".locks").join(repo.name.folder())];
+    let mut found = find_locks_below(vec![layout.root().join(".locks").join(repo.name.folder())])?;
+    found.extend(repo.locks.iter().cloned());
+    Some(found)
+}
+
+fn find_locks_below(mut folders: Vec<PathBuf>) -> Option<Vec<PathBuf>> {
+    let mut found = Vec::new();
     while let Some(folder) = folders.pop() {
         let entries = match fs::read_dir(&folder) {
             Ok(entries) => entries,

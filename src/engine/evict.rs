@@ -212,7 +212,8 @@ impl Run<'_> {
         if self.has_new_download(repo) {
             return changed(SkipReason::InFlight);
         }
-        if self.has_held_lock(repo) {
+        // Whoever holds a lock may be about to link any of the repo's blobs.
+        if prune_facts::is_locked_now(self.layout, repo) {
             return changed(SkipReason::Held);
         }
         let now = scan::scan_refs(self.layout, repo);
@@ -284,7 +285,7 @@ impl Run<'_> {
         let has_snapshot = fs::symlink_metadata(self.layout.snapshot(repo, commit)).is_ok();
         let names =
             now.refs.get(name) == Some(commit) || (now.pins.contains(commit) && name.as_str() == commit.as_str());
-        if has_snapshot || !names || self.has_new_download(repo) || self.has_held_lock(repo) {
+        if has_snapshot || !names || self.has_new_download(repo) || prune_facts::is_locked_now(self.layout, repo) {
             return self.skip(SkipReason::Changed, Some(repo), &path, 0);
         }
         remove::delete_file(&path).map_err(|e| cannot_delete(&path, &e))?;
@@ -313,14 +314,6 @@ impl Run<'_> {
         is_new
     }
 
-    /// Returns whether another process holds a lock of the repo, so that it may be about to link any of its blobs.
-    fn has_held_lock(&self, repo: &RepoName) -> bool {
-        match self.facts.inventory.repo(repo) {
-            Some(known) => prune_facts::is_locked(self.layout, known),
-            None => true,
-        }
-    }
-
     fn known_in_flight(&self, repo: &RepoName) -> &[UnfinishedFile] {
         self.facts.inventory.repo(repo).map(|repo| repo.in_flight.as_slice()).unwrap_or_default()
     }
@@ -345,7 +338,7 @@ impl Run<'_> {
             self.record(skip);
             return;
         }
-        if prune_facts::is_locked(self.layout, &now) {
+        if prune_facts::is_locked_now(self.layout, name) {
             let skip = self.skip(SkipReason::Held, Some(name), &self.layout.blobs(name), 0);
             self.record(skip);
             return;

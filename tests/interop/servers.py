@@ -52,6 +52,9 @@ class Bucket:
     def get(self, key):
         return self._client.get_object(Bucket=self.name, Key=key)["Body"].read()
 
+    def delete(self, key):
+        self._client.delete_object(Bucket=self.name, Key=key)
+
     def manifests(self):
         """Return all manifests by key."""
         return {key: json.loads(self.get(key)) for key in self.keys() if key.startswith("manifests/")}

@@ -12,10 +12,8 @@ DAY = 24 * 3600
 AT_ONCE = ("--orphan-grace", "0")
 
 
-class Prune(Scenario):
-    def setUp(self):
-        super().setUp()
-        self.laptop = self.machine("laptop")
+class OnLaptop(Scenario):
+    """A machine whose cache is pruned."""
 
     def prune(self, *arguments, code=0):
         return json.loads(self.laptop.ours("prune", "--json", *arguments, code=code).stdout)
@@ -41,6 +39,12 @@ class Prune(Scenario):
 
     def assert_gone(self, repo):
         self.assertFalse((self.laptop.cache / folder(repo)).exists())
+
+
+class Prune(OnLaptop):
+    def setUp(self):
+        super().setUp()
+        self.laptop = self.machine("laptop")
 
     def test_a_cache_within_the_budget_does_not_change(self):
         self.laptop.download(fixtures.EVERYDAY)
@@ -163,3 +167,74 @@ class Prune(Scenario):
         finish(download)
         self.assert_gone(bystander)
         self.assert_sound([repo])
+
+    def test_what_rm_leaves_opens_offline(self):
+        kept, gone, versions = fixtures.by_id("gpt2"), fixtures.by_id("acme/paths"), fixtures.by_id("acme/versions")
+        self.laptop.download([kept, gone, versions])
+        self.laptop.ours("rm", gone.id, f"{versions.id}@v1.0")
+        self.assert_gone(gone)
+        scan = self.laptop.client("scan")
+        self.assertNotIn(versions.refs["v1.0"], scan["repos"]["model acme/versions"])
+        self.assert_sound([kept, versions])
+        # What went can be downloaded again.
+        self.laptop.download([gone, versions])
+        self.assert_resolves(self.laptop, [kept, gone, versions])
+
+    def test_rm_of_a_shared_payload(self):
+        first, second = fixtures.SHARED
+        self.laptop.download(fixtures.SHARED, xet=True)
+        self.laptop.ours("rm", first.id)
+        self.assert_gone(first)
+        self.assert_sound([second])
+        self.assert_resolves(self.laptop, [second])
+
+
+class RequireRemote(OnLaptop):
+    """What `prune --require-remote` evicts, a pull brings back; what the bucket lacks, stays."""
+
+    REPOS = fixtures.EVERYDAY
+
+    def setUp(self):
+        super().setUp()
+        self.bucket_of_laptop = self.bucket()
+        self.laptop = self.machine("laptop", self.bucket_of_laptop)
+
+    def prune_all(self):
+        return self.prune("--max-gb", "0", "--require-remote", *AT_ONCE)
+
+    def test_everything_that_was_pushed_goes_and_comes_back(self):
+        self.laptop.download(self.REPOS)
+        before = describe(self.laptop.cache)
+        self.assertEqual(self.prune_all()["evicted"], [], "nothing is in the bucket yet")
+        self.assertEqual(describe(self.laptop.cache), before)
+        self.laptop.ours("push")
+        report = self.prune_all()
+        self.assertEqual((report["size"], report["skipped"]), (0, []))
+        self.assert_sound([])
+        self.pull_all_refs(self.laptop, self.REPOS)
+        self.assertEqual(describe(self.laptop.cache), before)
+        self.assert_resolves(self.laptop, self.REPOS)
+
+    def test_what_the_bucket_lost_stays_and_opens_offline(self):
+        kept, gone = fixtures.by_id("acme/versions"), fixtures.by_id("acme/corpus", "dataset")
+        self.laptop.download([kept, gone])
+        self.laptop.ours("push")
+        old, main = kept.refs["v1.0"], kept.refs["main"]
+        self.bucket_of_laptop.delete(f"blobs/{kept.commits[main]['model.safetensors'].etag}")
+        report = self.prune_all()
+        self.assertEqual([skip["lacks"]["what"] for skip in report["skipped"]], ["blobs"])
+        self.assertIn(old, [one["revision"] for one in report["evicted"]])
+        self.assert_gone(gone)
+        self.assert_sound([kept])
+        self.assertEqual(list(self.laptop.client("scan")["repos"]["model acme/versions"]), [main])
+        self.pull_all_refs(self.laptop, [gone])
+        self.laptop.pull(kept, "v1.0")
+        self.assert_sound([kept, gone])
+
+    def test_what_the_original_pushed_is_held(self):
+        self.laptop.download(fixtures.PLAIN)
+        self.laptop.original("push")
+        report = self.prune_all()
+        self.assertEqual((report["size"], report["skipped"]), (0, []))
+        self.pull_all_refs(self.laptop, fixtures.PLAIN)
+        self.assert_resolves(self.laptop, fixtures.PLAIN)

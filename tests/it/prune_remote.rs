@@ -254,7 +254,7 @@ fn without_a_bucket_nothing_is_evicted_and_the_exit_code_says_why() {
         (6, |_, machine| machine.set("B2_ENDPOINT", "http://127.0.0.1:9")),
         (6, |store, _| {
             store.server.on_request(|seen| match seen.is_list() {
-                true => Action::Cut(200),
+                true => Action::Page(200),
                 false => Action::Pass,
             })
         }),

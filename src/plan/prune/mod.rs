@@ -813,6 +813,11 @@ impl<'a> Planner<'a> {
             self.plan.add_skip(reason, Some(&repo.name), path, bytes);
             return;
         }
+        if commits.is_none() {
+            self.plan_temporaries(repo);
+            // Before the evictions, which take the blobs of their own with them.
+            self.plan_orphans(index, repo);
+        }
         let is_wanted = |commit: &Commit| commits.is_none_or(|commits| commits.contains(commit));
         for candidate in self.candidates_of(index, repo).into_iter().filter(|one| is_wanted(one.commit)) {
             let lacks = self.options.held.as_ref().and_then(|held| held.lack(&repo.name, candidate.commit));
@@ -828,10 +833,6 @@ impl<'a> Planner<'a> {
         // What was found to be in use is no reason to fail if it was not to be removed.
         let is_about_wanted = |skip: &Skip| skip.revision.as_ref().is_none_or(is_wanted);
         self.plan.skips.retain(|skip| skip.repo.as_ref() != Some(&repo.name) || is_about_wanted(skip));
-        if commits.is_none() {
-            self.plan_temporaries(repo);
-            self.plan_orphans(index, repo);
-        }
     }
 
     /// Deletes folders that are empty after all other actions, of repos that are wanted.

@@ -754,9 +754,11 @@ proptest! {
                 Target::Revision(one) => {
                     prop_assert!(commits.as_ref().is_none_or(|commits| commits.contains(&one.revision)));
                     gone.insert(one.revision.clone());
-                    gone_blobs.extend(one.blobs.iter().copied());
+                    for blob in &one.blobs {
+                        prop_assert!(gone_blobs.insert(*blob), "a blob goes once");
+                    }
                 }
-                Target::Blob { blob, .. } => drop(gone_blobs.insert(*blob)),
+                Target::Blob { blob, .. } => prop_assert!(gone_blobs.insert(*blob), "a blob goes once"),
                 _ => {}
             }
         }
