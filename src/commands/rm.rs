@@ -28,7 +28,7 @@ const EXAMPLES: &str = "\
 Examples:
   hf-cache-sync rm org/name --dry-run       show what would be removed
   hf-cache-sync rm org/name dataset:org/name
-  hf-cache-sync rm org/name -r v1.0         only this revision, with all its refs
+  hf-cache-sync rm org/name -r v1.0         only this revision, with its refs
   hf-cache-sync rm org/name --require-remote --yes
 
 Removes from this machine only; the bucket stays as it is. What other revisions,

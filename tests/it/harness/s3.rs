@@ -311,7 +311,7 @@ async fn answer(
         return Ok(without(response, words).await);
     }
     if seen.is_list() && response.status().is_success() {
-        return Ok(with_etags(response, &state.root.join(bucket)).await);
+        response = with_etags(response, &state.root.join(bucket)).await;
     }
     Ok(match cut {
         None => response,
