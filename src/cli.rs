@@ -10,6 +10,7 @@ use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::cache::root;
+use crate::commands::remote::deletion::{self, Deletion};
 use crate::commands::{
     completions, config, diff, doctor, init, list, man, prune, pull, pull_all, push, remote, rm, status, verify, watch,
 };
@@ -407,8 +408,45 @@ pub async fn run(cli: &Cli, ui: &Ui) -> Result<Option<Kind>> {
         Command::Diff(args) => ui.show(&diff::execute(&session, args).await?),
         Command::Remote(args) => match &args.command {
             remote::Command::Du(_) => ui.show(&remote::du::execute(&session).await?),
+            remote::Command::Rm(args) => {
+                let consent = Consent { command: "hf-cache-sync remote rm", dry_run: args.dry_run, yes: args.yes };
+                delete_from_bucket(&session, ui, &consent, remote::rm::prepare(&session, args)).await?
+            }
+            remote::Command::Gc(args) => {
+                let consent = Consent { command: "hf-cache-sync remote gc", dry_run: args.dry_run, yes: args.yes };
+                delete_from_bucket(&session, ui, &consent, remote::gc::prepare(&session, args)).await?
+            }
         },
     })
+}
+
+/// How far the user agrees to a deletion.
+struct Consent {
+    command: &'static str,
+    dry_run: bool,
+    yes: bool,
+}
+
+/// Shows what would be deleted from the bucket, asks unless that is agreed to, and deletes it.
+async fn delete_from_bucket(
+    session: &Session,
+    ui: &Ui,
+    consent: &Consent,
+    prepare: impl Future<Output = Result<Deletion>>,
+) -> Result<Option<Kind>> {
+    if !consent.dry_run && !consent.yes && !ui.can_ask() {
+        return Err(deletion::refuse_without_consent(consent.command));
+    }
+    let planned = prepare.await?;
+    let preview = planned.preview();
+    if consent.dry_run {
+        return Ok(ui.show(&preview));
+    }
+    let asks = !consent.yes && preview.deletes();
+    match !asks || ui.ask(&preview, "Delete this from the bucket?").await {
+        true => Ok(ui.show(&planned.execute(session, asks).await?)),
+        false => Ok(ui.show(&preview.into_declined())),
+    }
 }
 
 #[cfg(test)]

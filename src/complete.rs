@@ -61,6 +61,11 @@ fn tree() -> clap::Command {
         .mut_subcommand("pull-all", |pull_all| {
             pull_all.mut_arg("include", |arg| add(arg, patterns)).mut_arg("exclude", |arg| add(arg, patterns))
         })
+        .mut_subcommand("remote", |remote| {
+            remote.mut_subcommand("rm", |rm| {
+                rm.mut_arg("repos", |arg| add(arg, stored_repos)).mut_arg("revision", |arg| add(arg, stored_refs))
+            })
+        })
 }
 
 /// The relevant parts of the incomplete command line.
@@ -73,7 +78,10 @@ impl Line {
     fn read() -> Line {
         let words = std::env::args_os().skip_while(|word| word != "--").skip(1);
         let matches = Cli::command().ignore_errors(true).try_get_matches_from(words).ok();
-        let matches = matches.as_ref().and_then(|matches| matches.subcommand()).map(|(_, inner)| inner);
+        let mut matches = matches.as_ref().and_then(|matches| matches.subcommand()).map(|(_, inner)| inner);
+        while let Some((_, inner)) = matches.and_then(|matches| matches.subcommand()) {
+            matches = Some(inner);
+        }
         let global = matches.and_then(|matches| Global::from_arg_matches(matches).ok()).unwrap_or_default();
         let repo =
             matches.and_then(|matches| matches.try_get_many::<RepoSpec>("repos").ok().flatten()?.next().cloned());
@@ -93,6 +101,20 @@ fn cached_repos(typed: &OsStr) -> Vec<CompletionCandidate> {
 
 fn all_repos(typed: &OsStr) -> Vec<CompletionCandidate> {
     candidates(typed, known_repos(typed).into_iter())
+}
+
+/// Suggests repos that the bucket has.
+fn stored_repos(typed: &OsStr) -> Vec<CompletionCandidate> {
+    let Some(config) = Line::read().config() else { return Vec::new() };
+    let repos = within_timeout(repos_in_bucket(&config, &typed.to_string_lossy())).unwrap_or_default();
+    candidates(typed, repos.into_iter())
+}
+
+/// Suggests refs that the bucket has.
+fn stored_refs(typed: &OsStr) -> Vec<CompletionCandidate> {
+    let line = Line::read();
+    let (Some(config), Some(query)) = (line.config(), line.repo) else { return Vec::new() };
+    candidates(typed, within_timeout(refs_in_bucket(&config, &query)).unwrap_or_default().into_iter())
 }
 
 /// Suggests whole organisations first, since they are the main use of a pattern.

@@ -313,6 +313,14 @@ pub(super) fn is_versioned(body: &[u8]) -> Result<bool, ParseError> {
     Ok(root.text("Status").is_some_and(|status| status.eq_ignore_ascii_case("enabled")))
 }
 
+/// Reads when the parts on a page arrived, and the marker of the next page.
+pub(super) fn part_times(body: &[u8]) -> Result<(Vec<SystemTime>, Option<String>), ParseError> {
+    let (_, next) = parts(body)?;
+    let root = Element::expect(body, "ListPartsResult")?;
+    let times = root.children("Part").filter_map(|entry| entry.text("LastModified").and_then(time)).collect();
+    Ok((times, next))
+}
+
 /// A store's reason for refusing a request.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Refusal {

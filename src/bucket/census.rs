@@ -12,9 +12,11 @@ use serde_json::Value;
 
 use super::client::{Bucket, Object};
 use super::keys;
-use super::read::MAX_MANIFEST;
+use super::read::{MAX_MANIFEST, Stored};
+use super::refs::Candidate;
 use super::state::{Entry, RemoteState, Scope};
 use crate::error::{Error, Result, printable};
+use crate::hash::md5_hex;
 use crate::model::ids::{BlobId, Commit, RepoName};
 use crate::model::manifest::Manifest;
 
@@ -45,6 +47,8 @@ pub struct Census {
     pub state: RemoteState,
     /// By the key of the manifest.
     pub manifests: BTreeMap<String, Needs>,
+    /// What each ref says, by its key; `None` for what is not a commit.
+    pub refs: BTreeMap<String, Option<Commit>>,
     /// What keeps this from being complete, by key.
     pub problems: BTreeMap<String, Error>,
 }
@@ -81,8 +85,15 @@ impl Census {
                 None => {}
             }
         }
+        census.refs = read_refs(bucket, &state).await?;
         census.state = state;
         Ok(census)
+    }
+
+    /// The key of the manifest that a ref leads to, whether or not it is there.
+    pub fn target(&self, candidate: &Candidate) -> Option<String> {
+        let commit = self.refs.get(&candidate.object.key)?.as_ref()?;
+        Some(keys::manifest_of(&candidate.encoded, commit))
     }
 
     /// What a manifest needs, if it is the same as it was then.
@@ -101,6 +112,34 @@ impl Census {
         }
         users
     }
+}
+
+/// Finds out what each ref says. Where the listing proves that it is a commit that the repo has, it is not read.
+async fn read_refs(bucket: &Bucket, state: &RemoteState) -> Result<BTreeMap<String, Option<Commit>>> {
+    let mut found = BTreeMap::new();
+    let mut by_md5: HashMap<&str, HashMap<String, &Commit>> = HashMap::new();
+    for (encoded, commits) in state.manifests() {
+        by_md5.insert(encoded, commits.keys().map(|commit| (md5_hex(commit.as_str().as_bytes()), commit)).collect());
+    }
+    let mut unread = Vec::new();
+    for candidate in state.refs() {
+        let object = &candidate.object;
+        let proven = object.etag.as_ref().and_then(|etag| by_md5.get(candidate.encoded.as_str())?.get(etag));
+        match proven.filter(|commit| object.size == commit.as_str().len() as u64) {
+            Some(commit) => drop(found.insert(object.key.clone(), Some((*commit).clone()))),
+            None => unread.push(object.key.clone()),
+        }
+    }
+    state.read_refs(bucket, unread.iter().cloned()).await?;
+    for key in unread {
+        match state.reference(&key) {
+            Some(Stored::Valid(commit)) => drop(found.insert(key, Some(commit))),
+            Some(Stored::Invalid(_)) => drop(found.insert(key, None)),
+            // It was removed since it was listed.
+            Some(Stored::Absent) | None => {}
+        }
+    }
+    Ok(found)
 }
 
 /// Keys among manifests that may be manifests of a kind that this program does not know.

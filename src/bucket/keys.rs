@@ -98,6 +98,16 @@ pub fn parse_ref(key: &str) -> Option<RefKey<'_>> {
     Some(RefKey::Old(encoded, name.parse().ok()?))
 }
 
+/// Whether a ref key of 0.1.0's kind may be something else of a team whose prefix begins with `refs/`: such a prefix makes
+/// `refs/team/manifests/…` of a manifest. The Hub has no such refs.
+pub fn may_be_of_other_team(encoded: &str, name: &RefName) -> bool {
+    let folders = ["blobs", "manifests", "refs", "refs-v2"];
+    let is_folder = |part: &str| folders.contains(&part) || part == NOTICES.trim_end_matches('/');
+    let of_the_hub = ["refs/pr/", "refs/convert/"].iter().any(|start| name.as_str().starts_with(start));
+    let name = if of_the_hub { &name.as_str()["refs/".len()..] } else { name.as_str() };
+    is_folder(encoded) || name.split('/').any(is_folder)
+}
+
 /// Counts the occurrences of `__`, including overlapping ones: `a___b` has two.
 fn separators(encoded: &str) -> usize {
     encoded.as_bytes().windows(2).filter(|pair| pair == b"__").count()
@@ -173,6 +183,19 @@ mod tests {
         assert_eq!(plain_id("a___b"), None);
         let possible: Vec<String> = possible_ids("a___b").iter().map(|id| id.to_string()).collect();
         assert_eq!(possible, ["a/_b", "a_/b", "a___b"]);
+    }
+
+    #[test]
+    fn keys_below_a_prefix_that_looks_like_ours_are_another_teams() {
+        let other = |encoded, name: &str| may_be_of_other_team(encoded, &name.parse().unwrap());
+        for (encoded, name) in
+            [("refs", "a__b/main"), ("blobs", "x"), ("team", "refs/a__b/main"), ("a", "b/manifests/c")]
+        {
+            assert!(other(encoded, name), "{encoded} {name}");
+        }
+        for name in ["main", "refs/pr/1", "refs/convert/parquet", "feature/x"] {
+            assert!(!other("org__name", name), "{name}");
+        }
     }
 
     proptest! {

@@ -9,8 +9,6 @@
 //! Whichever wrote first is seen by the other, since a store shows in its listings what it has taken. The proof is in
 //! docs/bucket-format.md. A notice that a killed process has left expires, by the store's clock.
 
-#![expect(dead_code, reason = "for deletions")]
-
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -166,11 +164,6 @@ impl Notice {
     pub fn store_time(&self, listed: &[Listed]) -> Option<SystemTime> {
         let own = listed.iter().find(|notice| notice.key == self.key)?;
         own.modified?.checked_add(self.age())
-    }
-
-    /// Whether a listed notice is this one.
-    pub fn is(&self, listed: &Listed) -> bool {
-        listed.key == self.key
     }
 
     /// Removes it. A key that may not delete leaves it: it expires.

@@ -2,10 +2,13 @@
 //!
 //! [`survey`] looks at cache and bucket before a push or a comparison. [`publish`] carries out a push, and [`confirm`]
 //! asks the bucket in between whether the blobs are really there. [`pull`] takes revisions from being found to a filled
-//! cache, through [`hydrate`]. [`evict`] carries out a prune. [`rehash`] hashes files of the cache, [`verify`] checks and repairs cache and
-//! bucket. [`fallback`] says when the Hub is asked.
+//! cache, through [`hydrate`]. [`evict`] carries out a prune. [`delete`] deletes from a bucket, and [`announce`] keeps that
+//! and pushes apart. [`rehash`] hashes files of the cache, [`verify`] checks and repairs cache and bucket. [`fallback`] says
+//! when the Hub is asked.
 
+pub mod announce;
 pub mod confirm;
+pub mod delete;
 pub mod evict;
 pub mod fallback;
 pub mod held;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 
+use super::announce::Announcement;
 use super::confirm::{self, BlobStatus, Unconfirmed};
 use crate::bucket::client::{Bucket, Condition};
 use crate::bucket::error::Cause;
@@ -27,6 +28,8 @@ use crate::transfer::{Context, pool};
 const MANIFEST_ATTEMPTS: u32 = 6;
 /// Maximum number of revisions that are published concurrently.
 const CONCURRENCY: usize = 16;
+/// Maximum number of times that the blobs are confirmed, if uploading missing ones again takes long.
+const ROUNDS: u32 = 3;
 
 /// The approximate number of objects in the bucket's listings.
 #[derive(Debug, Clone, Copy)]
@@ -60,10 +63,10 @@ pub struct Tally {
 /// Executes the plan.
 pub async fn publish(context: &Context, plan: &Plan, listed: ListingSizes) -> Tally {
     let mut tally = Tally { present: plan.present, ..Tally::default() };
-    let blobs = send_blobs(context, plan, listed, &mut tally).await;
+    let (lost, announcement) = send_blobs(context, plan, listed, &mut tally).await;
     context.progress.event(Event::Step("writing manifests and refs"));
     let mut published = stream::iter(&plan.revisions)
-        .map(|revision| publish_revision(context, revision, &blobs))
+        .map(|revision| publish_revision(context, revision, &lost, announcement.as_ref()))
         .buffer_unordered(CONCURRENCY);
     let mut refs = Vec::new();
     while let Some(done) = published.next().await {
@@ -73,7 +76,13 @@ pub async fn publish(context: &Context, plan: &Plan, listed: ListingSizes) -> Ta
         tally.failures.extend(done.failures);
     }
     drop(published);
-    for checked in check_refs(context, refs, listed.refs).await {
+    let end = async {
+        if let Some(announcement) = announcement {
+            announcement.end(&context.bucket).await;
+        }
+    };
+    let (checked, ()) = tokio::join!(check_refs(context, refs, listed.refs), end);
+    for checked in checked {
         match checked {
             Ok(()) => tally.refs += 1,
             Err(error) => tally.failures.push(error),
@@ -83,8 +92,13 @@ pub async fn publish(context: &Context, plan: &Plan, listed: ListingSizes) -> Ta
 }
 
 /// Uploads all blobs, and confirms that the bucket has them and all others that the plan relies on. Returns the blobs that
-/// are not in the bucket afterwards.
-async fn send_blobs(context: &Context, plan: &Plan, listed: ListingSizes, tally: &mut Tally) -> HashSet<Key> {
+/// are not in the bucket afterwards. No deletion removes the others while the announcement counts.
+async fn send_blobs(
+    context: &Context,
+    plan: &Plan,
+    listed: ListingSizes,
+    tally: &mut Tally,
+) -> (HashSet<Key>, Option<Announcement>) {
     let mut repos = BTreeMap::new();
     let jobs = plan.uploads.iter().map(|upload| {
         let next = repos.len();
@@ -107,22 +121,55 @@ async fn send_blobs(context: &Context, plan: &Plan, listed: ListingSizes, tally:
     }
     let relied_on = plan.uploads.iter().filter(|action| sent.contains(&(action.blob, action.size)));
     let relied_on: Vec<Upload> = relied_on.chain(&plan.relied_on).map(to_upload).collect();
-    if relied_on.is_empty() {
-        return lost;
-    }
-    context.progress.event(Event::Step("checking what arrived"));
-    let objects = listed.blobs + sent.len();
-    let unconfirmed = match confirm::find_unconfirmed(&context.bucket, relied_on.clone(), objects).await {
-        Ok(unconfirmed) => unconfirmed,
+    let announced: Vec<&RevisionAction> =
+        plan.revisions.iter().filter(|revision| revision.publishes() && revision.withheld(&lost).is_none()).collect();
+    let announcement = match settle(context, &announced, &relied_on, listed.blobs, tally, &sent, &mut lost).await {
+        Ok(announcement) => announcement,
         Err(error) => {
             tally.failures.push(error);
             lost.extend(relied_on.iter().map(|blob| (blob.id, blob.size)));
-            return lost;
+            None
         }
     };
-    let gone = send_again(context, unconfirmed, tally, &sent).await;
-    lost.extend(gone);
-    lost
+    (lost, announcement)
+}
+
+/// Announces what is about to be published, and confirms that the bucket has the blobs that it relies on. Any of them may
+/// have been deleted since the listing; none is deleted afterwards.
+async fn settle(
+    context: &Context,
+    announced: &[&RevisionAction],
+    relied_on: &[Upload],
+    listed: usize,
+    tally: &mut Tally,
+    sent: &HashSet<Key>,
+    lost: &mut HashSet<Key>,
+) -> Result<Option<Announcement>> {
+    let bucket = &context.bucket;
+    let mut announcement = match announced {
+        [] => None,
+        _ => Some(Announcement::make(bucket, announced).await?),
+    };
+    for round in 1..=ROUNDS {
+        if let Some(announcement) = &mut announcement {
+            if round > 1 {
+                announcement.renew(bucket).await?;
+            }
+            announcement.wait_for_deletions(bucket, &*context.progress).await?;
+        }
+        let blobs: Vec<Upload> =
+            relied_on.iter().filter(|blob| !lost.contains(&(blob.id, blob.size))).cloned().collect();
+        if !blobs.is_empty() {
+            context.progress.event(Event::Step("checking what arrived"));
+            let unconfirmed = confirm::find_unconfirmed(bucket, blobs, listed + sent.len()).await?;
+            lost.extend(send_again(context, unconfirmed, tally, sent).await);
+        }
+        // Uploading again may have taken longer than the announcement counts.
+        if announcement.as_ref().is_none_or(Announcement::is_fresh) {
+            break;
+        }
+    }
+    Ok(announcement)
 }
 
 /// Uploads unconfirmed blobs once more. Returns the blobs that are not in the bucket afterwards.
@@ -249,18 +296,36 @@ struct Published<'a> {
     failures: Vec<Error>,
 }
 
-async fn publish_revision<'a>(context: &Context, revision: &'a RevisionAction, lost: &HashSet<Key>) -> Published<'a> {
+async fn publish_revision<'a>(
+    context: &Context,
+    revision: &'a RevisionAction,
+    lost: &HashSet<Key>,
+    announcement: Option<&Announcement>,
+) -> Published<'a> {
     let mut done = Published { skipped: revision.withheld(lost), ..Published::default() };
-    if done.skipped.is_some() {
+    if done.skipped.is_some() || !revision.publishes() {
         return done;
     }
-    if revision.manifest != ManifestAction::Keep {
-        match write_manifest(context, revision).await {
-            Ok(()) => done.manifests += 1,
-            Err(error) => {
-                done.failures.push(error);
-                return done;
-            }
+    match announcement {
+        Some(announcement) if announcement.is_valid() => {}
+        // Why there is none was said.
+        None => return done,
+        Some(_) => {
+            let what = format!("{}@{} was not published", revision.repo, revision.commit.short());
+            done.failures.push(
+                Error::new(Cause::Changed, what)
+                    .because("it took so long that other machines may have deleted what it needs")
+                    .hint("run push again: what was uploaded is kept"),
+            );
+            return done;
+        }
+    }
+    // A manifest that is to be kept may have been removed since it was listed, and a ref may not lead nowhere.
+    match write_manifest(context, revision).await {
+        Ok(written) => done.manifests += usize::from(written),
+        Err(error) => {
+            done.failures.push(error);
+            return done;
         }
     }
     for reference in &revision.refs {
@@ -335,20 +400,22 @@ async fn check_ref(context: &Context, revision: &RevisionAction, reference: &Ref
 /// Merges our manifest into the bucket's: reads, merges, writes and reads back until it has all of our files, since another
 /// machine may be writing it, too. The write is conditional on the version that was read, so that nothing is lost on stores
 /// that honour conditions; on others, reading back reveals that our files are gone. If the store accepts a write and does
-/// not change its content, it is repeated only once.
-async fn write_manifest(context: &Context, revision: &RevisionAction) -> Result<()> {
+/// not change its content, it is repeated only once. Returns whether it
+/// had to be written.
+async fn write_manifest(context: &Context, revision: &RevisionAction) -> Result<bool> {
     let ours = &*revision.ours;
     let bucket = &context.bucket;
     let key = keys::manifest(&ours.repo().id, ours.revision());
     let doing = format!("cannot write the manifest of {}@{}", ours.repo(), ours.revision().short());
     let mut swallowed = 0;
+    let mut has_written = false;
     for _ in 0..MANIFEST_ATTEMPTS {
         let (before, wanted, condition) = match read::manifest_and_etag(bucket, &key).await? {
             Stored::Absent => (None, ours.clone(), Some(Condition::Absent)),
             Stored::Valid((stored, etag)) => {
                 let united = unite(&stored, ours, &revision.twins)?;
                 if united == stored {
-                    return Ok(());
+                    return Ok(has_written || revision.manifest != ManifestAction::Keep);
                 }
                 (Some(stored), united, etag.map(Condition::Unchanged))
             }
@@ -364,7 +431,7 @@ async fn write_manifest(context: &Context, revision: &RevisionAction) -> Result<
             None => bucket.put_small(&key, bytes).await,
         };
         match written {
-            Ok(()) => {}
+            Ok(()) => has_written = true,
             Err(failure) if failure.cause == Cause::Changed => continue,
             Err(failure) => return Err(bucket.explain(failure, &doing)),
         }
@@ -372,7 +439,7 @@ async fn write_manifest(context: &Context, revision: &RevisionAction) -> Result<
         if let Some(stored) = &stored
             && unite(stored, ours, &revision.twins)? == *stored
         {
-            return Ok(());
+            return Ok(true);
         }
         if stored == before {
             tokio::time::sleep(confirm::PATIENCE[swallowed + 1]).await;

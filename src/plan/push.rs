@@ -411,9 +411,13 @@ fn plan_revision(
             let stored = remote.reference(&key);
             let is_there = stored.is_some();
             let before = stored.and_then(Stored::valid);
-            if before.as_ref() == Some(&revision.commit) {
+            let is_right = before.as_ref() == Some(&revision.commit);
+            let is_of_other = is_there && shared && remote.owner(&repo.name.id, &key).as_ref() != Some(&repo.name);
+            // A ref that led nowhere until now may be deleted as such before its manifest is written.
+            let is_dangling = matches!(manifest, ManifestAction::Create | ManifestAction::Replace);
+            if is_right && (is_of_other || !is_dangling) {
                 action.refs_unchanged += 1;
-            } else if is_there && shared && remote.owner(&repo.name.id, &key).as_ref() != Some(&repo.name) {
+            } else if is_of_other {
                 // The key belongs to another repo.
             } else {
                 action.refs.push(RefAction { key, name: name.clone(), before });
@@ -625,7 +629,9 @@ mod tests {
         let says = |digit| Stored::Valid(commit(digit));
         for (id, refs, manifests, written, before, unchanged) in [
             ("org/name", vec![], vec![], &[old][..], None, 0),
-            ("org/name", vec![(old, says('a'))], vec![], &[], None, 1),
+            ("org/name", vec![(old, says('a'))], vec![stored("org/name", 'a', "x=1", None)], &[], None, 1),
+            // It leads nowhere.
+            ("org/name", vec![(old, says('a'))], vec![], &[old], Some('a'), 0),
             // 0.1.0's key of a plain model is the model's, whatever it says.
             ("org/name", vec![(old, says('b'))], vec![earlier()], &[old], Some('b'), 0),
             ("org/name", vec![(old, invalid())], vec![], &[old], None, 0),

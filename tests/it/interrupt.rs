@@ -787,7 +787,11 @@ fn verification_takes_one_request() {
     revision.write(&machine.hub());
     machine.ok(&["push"]);
     let seen = store.server.take_seen();
-    assert_eq!(seen.iter().filter(|request| request.is_list()).count(), 4, "one more than the initial three");
+    assert_eq!(
+        seen.iter().filter(|request| request.is_list()).count(),
+        5,
+        "two more than the initial three: of notices, and to check"
+    );
     assert_eq!(seen.iter().filter(|request| request.method == "HEAD").count(), 0);
     machine.ok(&["push"]);
     let seen = store.server.take_seen();

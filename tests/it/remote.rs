@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use crate::harness::cache::{COMMIT, OTHER, Revision};
 use crate::harness::machine::{Machine, Output};
+use crate::harness::s3::Action;
 use crate::harness::scripted::{Reply, Scripted};
 use crate::harness::store::Store;
 
@@ -82,4 +83,611 @@ fn du_says_that_the_space_of_earlier_versions_comes_back_later() {
     });
     let report = machine.ok_json(&["remote", "du", "--json"]);
     assert_eq!((&report["unfinished_uploads"], &report["versioned"]), (&Value::Null, &Value::Null));
+}
+
+/// Older than every grace period that is used here.
+const OLD: i64 = -200_000;
+
+/// Makes every object old.
+fn age_all(store: &Store) {
+    store.keys().iter().for_each(|key| store.age(key, OLD));
+}
+
+fn nobodys(digit: char) -> String {
+    format!("blobs/{}", digit.to_string().repeat(64))
+}
+
+/// Every ref leads to a manifest, and every blob of every manifest is there.
+#[track_caller]
+fn assert_whole(store: &Store) {
+    let keys = store.keys();
+    for key in &keys {
+        if let Some(rest) = key.strip_prefix("refs/") {
+            let manifest = format!("manifests/{}@{}.json", rest.split_once('/').unwrap().0, store.text(key));
+            assert!(keys.contains(&manifest), "{key} leads to no manifest: {keys:#?}");
+        }
+        if key.starts_with("manifests/") && key.ends_with(".json") {
+            let manifest: Value = serde_json::from_slice(&store.get(key)).unwrap();
+            for file in manifest["files"].as_array().unwrap() {
+                let blob = format!("blobs/{}", file["blob"].as_str().unwrap());
+                assert!(keys.contains(&blob), "{key} needs {blob}: {keys:#?}");
+            }
+        }
+    }
+}
+
+/// Keys that were there before and are not now.
+fn gone(before: &[String], store: &Store) -> Vec<String> {
+    before.iter().filter(|key| !store.has(key)).cloned().collect()
+}
+
+#[test]
+fn gc_deletes_what_is_old_and_what_nothing_needs() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    shared_bucket(&store);
+    store.put(&nobodys('d'), "young");
+    store.put("refs/org__gone/main", COMMIT);
+    // Uploads of 0.1.0 that never finished, and files of others.
+    store.put("blobs/half.incomplete", [0; 20]);
+    store.put("manifests/notes.txt", "hello");
+    age_all(&store);
+    store.age(&nobodys('d'), -3600);
+    let before = store.keys();
+    let ran = machine.run(&["remote", "gc", "--dry-run"]);
+    insta::assert_snapshot!("gc_dry_run", shown(&ran, &store));
+    assert_eq!(store.keys(), before);
+    // Nobody agreed.
+    machine.run(&["remote", "gc"]).refused(2, &["no terminal to ask on", "--yes"]);
+    assert_eq!(store.keys(), before);
+
+    let ran = machine.run(&["remote", "gc", "--yes"]);
+    assert_eq!(ran.code, 0, "{ran:#?}");
+    assert!(ran.stdout.contains("Freed 500 B in bucket 'team-cache': 1 ref and 1 blob."), "{ran:#?}");
+    assert_eq!(gone(&before, &store), [nobodys('e'), "refs/org__gone/main".into()]);
+    assert_whole(&store);
+    // A shorter grace period, and nothing is left to do after it.
+    let report = machine.ok_json(&["remote", "gc", "--yes", "--grace", "30m", "--json"]);
+    assert_eq!((&report["blobs"]["blobs"], &report["kept"]), (&1.into(), &json!([])));
+    let report = machine.ok_json(&["remote", "gc", "--yes", "--json"]);
+    assert_eq!((&report["blobs"]["blobs"], &report["refs"]), (&0.into(), &0.into()));
+    assert!(!store.keys().iter().any(|key| key.starts_with("_hf_cache_sync_gc")), "{:?}", store.keys());
+    machine.ok(&["pull", "org/one"]);
+}
+
+#[test]
+fn a_clock_that_is_an_hour_off_makes_nothing_older() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    // The store's clock is an hour behind or ahead of this machine's: its answers and its listings say so.
+    for shift in [-3600, 3600] {
+        store.put(&nobodys('a'), "old");
+        store.put(&nobodys('b'), "young");
+        store.age(&nobodys('a'), -3000);
+        store.age(&nobodys('b'), -1000);
+        store.server.on_request(move |_| Action::Shift(shift));
+        machine.ok(&["remote", "gc", "--grace", "2000s", "--dry-run"]);
+        machine.ok(&["remote", "gc", "--grace", "2000s", "--yes"]);
+        assert!(!store.has(&nobodys('a')) && store.has(&nobodys('b')), "{shift}");
+        store.server.behave();
+    }
+}
+
+#[test]
+fn what_is_not_understood_keeps_everything() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let published = Revision::new("model", "org/one").git("a.txt", "one");
+    let with = |change: &dyn Fn(&mut Value)| {
+        let mut manifest = published.manifest();
+        change(&mut manifest);
+        manifest.to_string()
+    };
+    let later = with(&|manifest| manifest["format_version"] = 2.into());
+    let parts = with(&|manifest| manifest["files"][0]["parts"] = json!([]));
+    let kind = with(&|manifest| manifest["repo_type"] = "gadget".into());
+    let own = published.manifest_key();
+    for (key, content, words) in [
+        (own.clone(), "{".to_string(), "is not valid"),
+        (own.clone(), later, "is newer than this version"),
+        (own.clone(), parts, "is newer than this version"),
+        (own.clone(), kind, "is not valid"),
+        (format!("manifests/org__x@{OTHER}.json"), with(&|_| {}), "is not valid"),
+        ("manifests/org__one@main.json".into(), "{}".into(), "not a manifest that this version knows"),
+        (format!("manifests-v2/org__one/{COMMIT}"), "{}".into(), "not a manifest that this version knows"),
+    ] {
+        store.clear();
+        published.publish(&store);
+        store.put(&nobodys('e'), "old");
+        store.put(&key, content);
+        age_all(&store);
+        let before = store.objects();
+        machine.run(&["remote", "gc", "--yes"]).refused(5, &["nothing was deleted", words]);
+        machine.run(&["remote", "gc", "--dry-run"]).refused(5, &[words]);
+        assert_eq!(store.objects(), before, "{words}");
+    }
+}
+
+#[test]
+fn a_manifest_with_unknown_additions_keeps_the_blobs_that_it_mentions() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let published = Revision::new("model", "org/one").git("a.txt", "one");
+    published.publish(&store);
+    let mut manifest = published.manifest();
+    manifest["extra"] = json!({"previews": ["e".repeat(64)]});
+    store.put(&published.manifest_key(), manifest.to_string());
+    for digit in ['d', 'e'] {
+        store.put(&nobodys(digit), "old");
+    }
+    age_all(&store);
+    let before = store.keys();
+    machine.ok(&["remote", "gc", "--yes"]);
+    assert_eq!(gone(&before, &store), [nobodys('d')]);
+}
+
+#[test]
+fn keys_of_other_teams_are_never_touched() {
+    let store = Store::new();
+    let mut machine = Machine::new(&store);
+    let commit = "7".repeat(40);
+    let blob = "d".repeat(64);
+    // Whatever their prefixes are: some look like folders of ours.
+    let prefixes = ["", "team-a/", "team-a/b/", "blobs/", "manifests/", "refs/", "refs/team/", "refs-v2/x/"];
+    for prefix in prefixes {
+        store.put(&format!("{prefix}blobs/{blob}"), "old");
+        store.put(&format!("{prefix}refs/org__name/main"), &commit);
+        store.put(&format!("{prefix}refs-v2/datasets--org--name/main"), &commit);
+    }
+    age_all(&store);
+    let before = store.keys();
+    let mut expected: Vec<String> = Vec::new();
+    for prefix in ["", "team-a/"] {
+        machine.set("HF_CACHE_SYNC_PREFIX", prefix);
+        let names = [format!("blobs/{blob}"), "refs-v2/datasets--org--name/main".into(), "refs/org__name/main".into()];
+        expected.extend(names.iter().map(|name| format!("{prefix}{name}")));
+        machine.configure(&format!("team:\n  prefix: '{prefix}'\n"));
+        machine.ok(&["remote", "gc", "--yes"]);
+        expected.sort();
+        assert_eq!(gone(&before, &store), expected, "{prefix}");
+    }
+}
+
+#[test]
+fn rm_deletes_a_repo_and_the_blobs_that_no_other_needs() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    shared_bucket(&store);
+    age_all(&store);
+    let before = store.keys();
+    let ran = machine.run(&["remote", "rm", "org/one", "--dry-run"]);
+    insta::assert_snapshot!("rm_dry_run", shown(&ran, &store));
+    machine.run(&["remote", "rm", "org/one"]).refused(2, &["no terminal to ask on", "--yes"]);
+    assert_eq!(store.keys(), before);
+    let ran = machine.run(&["remote", "rm", "org/one", "--yes"]);
+    assert_eq!(ran.code, 0, "{ran:#?}");
+    let one = Revision::new("model", "org/one").git("a.txt", "one");
+    assert_eq!(gone(&before, &store), [one.blob_key("a.txt"), one.manifest_key(), "refs/org__one/main".into()]);
+    assert_whole(&store);
+    machine
+        .run(&["remote", "rm", "org/one", "--yes"])
+        .refused(4, &["org/one is not in bucket", "did you mean org/two?"]);
+}
+
+#[test]
+fn rm_of_young_blobs_leaves_them_to_gc() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let one = Revision::new("model", "org/one").git("a.txt", "one");
+    one.publish(&store);
+    let ran = machine.run(&["remote", "rm", "org/one", "--yes"]);
+    assert_eq!(ran.code, 0, "{ran:#?}");
+    assert!(
+        ran.stderr.contains("kept 1 blob (3 B): younger than the grace period; `hf-cache-sync remote gc`"),
+        "{ran:#?}"
+    );
+    assert_eq!(store.keys(), [one.blob_key("a.txt")]);
+    store.age(&one.blob_key("a.txt"), OLD);
+    machine.ok(&["remote", "gc", "--yes"]);
+    assert!(store.keys().is_empty());
+}
+
+#[test]
+fn rm_of_a_revision_takes_its_refs_and_leaves_the_others() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let first = Revision::new("model", "org/one").git("a.txt", "one").git("b.txt", "same").refs(&["v1.0", "old"]);
+    let second = Revision::new("model", "org/one").at(OTHER).git("a.txt", "two").git("b.txt", "same");
+    first.publish(&store);
+    second.publish(&store);
+    age_all(&store);
+    let before = store.keys();
+    machine.run(&["remote", "rm", "org/one", "-r", "v2", "--yes"]).refused(4, &["revision 'v2'", "main, old, v1.0"]);
+    machine.run(&["remote", "rm", "org/one", "org/two", "-r", "v1.0"]).refused(2, &["--yes"]);
+    machine.run(&["remote", "rm", "org/one", "org/two", "-r", "v1.0", "--yes"]).refused(2, &["org/name@revision"]);
+    let report = machine.ok_json(&["remote", "rm", "org/one", "-r", "v1.0", "--yes", "--json"]);
+    assert_eq!(report["revisions"][0]["refs"], json!(["old", "v1.0"]));
+    let expected =
+        [first.blob_key("a.txt"), first.manifest_key(), "refs/org__one/old".into(), "refs/org__one/v1.0".into()];
+    assert_eq!(gone(&before, &store), expected);
+    assert_whole(&store);
+    machine.ok(&["pull", "org/one"]);
+    // By the beginning of a commit, in the repo's name.
+    machine.ok(&["remote", "rm", &format!("org/one@{}", &OTHER[..7]), "--yes"]);
+    assert!(store.keys().is_empty(), "{:?}", store.keys());
+}
+
+#[test]
+fn rm_of_a_dataset_leaves_the_model_of_its_name() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    Revision::new("model", "org/one").git("a.txt", "model").write(&machine.hub());
+    Revision::new("dataset", "org/one").at(OTHER).git("a.txt", "dataset").write(&machine.hub());
+    machine.ok(&["push", "-q"]);
+    age_all(&store);
+    machine.ok(&["remote", "rm", "dataset:org/one", "--yes"]);
+    assert!(!store.keys().iter().any(|key| key.contains(OTHER) || key.contains("datasets")), "{:?}", store.keys());
+    assert_eq!(store.text("refs/org__one/main"), COMMIT);
+    assert_whole(&store);
+    machine.run(&["remote", "rm", "dataset:org/one", "--yes"]).refused(4, &["org/one is there", "type"]);
+}
+
+#[test]
+fn a_bad_manifest_elsewhere_keeps_blobs_and_one_of_the_repo_everything() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    shared_bucket(&store);
+    store.put(&format!("manifests/org__two@{OTHER}.json"), "{");
+    age_all(&store);
+    let before = store.objects();
+    machine.run(&["remote", "rm", "org/two", "--yes"]).refused(5, &["nothing of org/two was deleted", "is not valid"]);
+    assert_eq!(store.objects(), before);
+    let before = store.keys();
+    let ran = machine.run(&["remote", "rm", "org/one", "--yes"]);
+    assert_eq!(ran.code, 0, "{ran:#?}");
+    assert!(ran.stderr.contains("manifests that could not be read may need them"), "{ran:#?}");
+    assert_eq!(gone(&before, &store), [format!("manifests/org__one@{COMMIT}.json"), "refs/org__one/main".into()]);
+}
+
+#[test]
+fn a_key_that_may_not_write_or_not_delete_changes_nothing() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    shared_bucket(&store);
+    age_all(&store);
+    let before = store.objects();
+    store.server.on_request(|request| match request.method.as_str() {
+        "PUT" | "POST" | "DELETE" => Action::Refuse(403, "AccessDenied", "Access Denied"),
+        _ => Action::Pass,
+    });
+    for line in [&["remote", "gc", "--yes"][..], &["remote", "rm", "org/one", "--yes"]] {
+        machine.run(line).refused(3, &["not allowed"]);
+    }
+    assert_eq!(store.objects(), before);
+    // It may write; and here a retention rule is the reason.
+    for (message, words) in
+        [("Access Denied", "s3:DeleteObject"), ("Object is protected by object lock", "object lock")]
+    {
+        store.server.on_request(move |request| match request.method.as_str() {
+            "POST" | "DELETE" => Action::Refuse(403, "AccessDenied", message),
+            _ => Action::Pass,
+        });
+        let ran = machine.run(&["remote", "rm", "org/one", "--yes"]);
+        assert_eq!(ran.code, 3, "{ran:#?}");
+        assert!(ran.stderr.contains("cannot delete refs/org__one/main") && ran.stderr.contains(words), "{ran:#?}");
+        let mut after = store.objects();
+        after.retain(|key, _| !key.starts_with("_hf_cache_sync_gc"));
+        assert_eq!(after, before);
+    }
+}
+
+#[test]
+fn stores_without_multi_object_delete_are_asked_one_by_one() {
+    for (status, code) in [(501, "NotImplemented"), (405, "MethodNotAllowed"), (400, "InvalidRequest"), (404, "")] {
+        let store = Store::new();
+        let machine = Machine::new(&store);
+        for digit in ['a', 'b', 'c'] {
+            store.put(&nobodys(digit), "old");
+        }
+        age_all(&store);
+        store.server.on_request(move |request| match request.query.starts_with("delete") {
+            true => Action::Refuse(status, code, "no"),
+            false => Action::Pass,
+        });
+        let report = machine.ok_json(&["remote", "gc", "--yes", "--json"]);
+        assert_eq!((&report["blobs"]["blobs"], store.keys()), (&3.into(), Vec::new()), "{code}");
+    }
+}
+
+#[test]
+fn keys_that_a_store_refuses_to_delete_are_named_and_the_others_go() {
+    let store = Scripted::new();
+    let machine = store.machine();
+    let keys = ['a', 'b', 'c'].map(nobodys);
+    keys.iter().for_each(|key| store.put(key, "old"));
+    let refused = keys[1].clone();
+    store.script(move |asked, _| {
+        // Its listings have no times but this.
+        if asked.query.starts_with("delete") {
+            assert!(!asked.header("content-md5").is_empty());
+            let text = format!("<DeleteResult><Error><Key>{refused}</Key><Code>AccessDenied</Code><Message>WORM</Message></Error></DeleteResult>");
+            return Some(Reply::new(200, text));
+        }
+        None
+    });
+    let ran = machine.run(&["remote", "gc", "--grace", "0", "--yes", "--json"]);
+    assert_eq!(ran.code, 3, "{ran:#?}");
+    let report = ran.json();
+    assert_eq!(report["blobs"]["blobs"], 2, "{report:#}");
+    assert_eq!(report["failures"][0]["what"], format!("cannot delete {}", keys[1]));
+    // The answer did not mention the others: they were deleted one by one.
+    assert_eq!(store.objects().keys().filter(|key| key.starts_with("blobs/")).collect::<Vec<_>>(), [&keys[1]]);
+}
+
+#[test]
+fn an_odd_listing_deletes_nothing() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    shared_bucket(&store);
+    age_all(&store);
+    let before = store.objects();
+    for prefix in ["prefix=blobs", "prefix=manifests", "prefix=refs", "prefix=_hf_cache_sync_gc"] {
+        store.server.on_request(move |request| match request.is_list() && request.query.contains(prefix) {
+            true => Action::Page(200),
+            false => Action::Pass,
+        });
+        for line in [&["remote", "gc", "--yes"][..], &["remote", "rm", "org/one", "--yes"]] {
+            let ran = machine.run(line);
+            assert_eq!(ran.code, 6, "{prefix}: {ran:#?}");
+        }
+        store.server.behave();
+        assert_eq!(store.objects(), before, "{prefix}");
+    }
+}
+
+/// A revision that is in the cache of a machine, and one blob of it, old, in the bucket, where nothing names it.
+fn half_pushed(store: &Store) -> (Machine, Revision) {
+    let machine = Machine::new(store);
+    let revision = Revision::new("model", "org/one").git("a.txt", "one").lfs("b.bin", vec![9; 5000]);
+    revision.write(&machine.hub());
+    store.put(&revision.blob_key("b.bin"), &revision.file("b.bin").bytes);
+    store.age(&revision.blob_key("b.bin"), OLD);
+    (machine, revision)
+}
+
+/// Holds the requests of this method on keys, or of bucket requests with this query, that begin like this.
+fn hold(store: &Store, method: &'static str, start: &'static str) -> crate::harness::s3::Gate {
+    store.server.hold(move |request| {
+        let is_of_bucket = request.key.is_empty() && request.query.starts_with(start);
+        request.method == method && (is_of_bucket || (!request.key.is_empty() && request.key.starts_with(start)))
+    })
+}
+
+fn has_come(store: &Store, method: &'static str, start: &'static str) {
+    store.server.wait_for(start, |seen| {
+        seen.iter().any(|one| one.method == method && (one.key.starts_with(start) || one.query.starts_with(start)))
+    });
+}
+
+/// Makes the notices of deletions old enough to be no longer heeded. One that is still at work may remove its own.
+fn expire_deletions(store: &Store) {
+    let time = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
+    for key in store.keys().iter().filter(|key| key.contains("/deletion-")) {
+        if let Ok(file) = std::fs::File::options().write(true).open(store.path(key)) {
+            file.set_modified(time).unwrap();
+        }
+    }
+}
+
+#[test]
+fn what_gc_deletes_after_a_push_has_seen_it_is_sent_again() {
+    let store = Store::new();
+    let (machine, revision) = half_pushed(&store);
+    // The push has listed the bucket, and has not yet announced anything.
+    let gate = hold(&store, "PUT", "_hf_cache_sync_gc/push");
+    let push = machine.start(&["push"]);
+    has_come(&store, "PUT", "_hf_cache_sync_gc/push");
+    Machine::new(&store).ok(&["remote", "gc", "--yes"]);
+    assert!(!store.has(&revision.blob_key("b.bin")));
+    gate.open();
+    let ran = push.finish();
+    assert_eq!(ran.code, 0, "{ran:#?}");
+    revision.assert_published(&store);
+    assert_whole(&store);
+}
+
+#[test]
+fn what_a_push_has_announced_stays() {
+    let store = Store::new();
+    let (machine, revision) = half_pushed(&store);
+    // The push has checked that its blobs are there, and has published nothing.
+    let gate = hold(&store, "PUT", "manifests/");
+    let push = machine.start(&["push"]);
+    has_come(&store, "PUT", "manifests/");
+    let ran = Machine::new(&store).run(&["remote", "gc", "--grace", "0", "--yes"]);
+    assert_eq!(ran.code, 0, "{ran:#?}");
+    assert!(ran.stderr.contains("a push that is running needs them"), "{ran:#?}");
+    gate.open();
+    assert_eq!(push.finish().code, 0);
+    revision.assert_published(&store);
+    assert_whole(&store);
+}
+
+#[test]
+fn a_push_waits_for_a_deletion_of_what_it_needs() {
+    let store = Store::new();
+    let (machine, revision) = half_pushed(&store);
+    // A second object, so that both go in one request.
+    store.put(&nobodys('e'), "old");
+    store.age(&nobodys('e'), OLD);
+    let gate = hold(&store, "POST", "delete");
+    let cleaner = Machine::new(&store);
+    let gc = cleaner.start(&["remote", "gc", "--yes"]);
+    has_come(&store, "POST", "delete");
+    let push = machine.start(&["push"]);
+    push.wait_for("another machine is deleting something from the bucket that this push needs");
+    // Another push, which needs nothing of it, goes on.
+    let other = Machine::new(&store);
+    Revision::new("model", "org/other").git("c.txt", "other").write(&other.hub());
+    other.ok(&["push"]);
+    assert!(!store.has(&revision.manifest_key()));
+    gate.open();
+    assert_eq!(gc.finish().code, 0);
+    let ran = push.finish();
+    assert_eq!(ran.code, 0, "{ran:#?}");
+    revision.assert_published(&store);
+    assert_whole(&store);
+}
+
+#[test]
+fn the_notice_of_a_killed_deletion_expires_by_the_stores_clock() {
+    let store = Store::new();
+    let (machine, revision) = half_pushed(&store);
+    store.put(&nobodys('e'), "old");
+    store.age(&nobodys('e'), OLD);
+    let gate = hold(&store, "POST", "delete");
+    let cleaner = Machine::new(&store);
+    let gc = cleaner.start(&["remote", "gc", "--yes"]);
+    has_come(&store, "POST", "delete");
+    gc.kill();
+    store.server.behave();
+    let push = machine.start(&["push"]);
+    push.wait_for("another machine is deleting");
+    expire_deletions(&store);
+    assert_eq!(push.finish().code, 0);
+    gate.open();
+    revision.assert_published(&store);
+    // The next one sweeps it up.
+    machine.ok(&["remote", "gc", "--yes"]);
+    assert!(!store.keys().iter().any(|key| key.starts_with("_hf_cache_sync_gc")), "{:?}", store.keys());
+    assert_whole(&store);
+}
+
+#[test]
+fn what_somebody_needs_between_the_two_looks_of_gc_stays() {
+    let store = Store::new();
+    let (machine, revision) = half_pushed(&store);
+    store.put(&nobodys('e'), "old");
+    store.put(&nobodys('d'), "old");
+    store.age(&nobodys('e'), OLD);
+    store.age(&nobodys('d'), OLD);
+    let gate = hold(&store, "PUT", "_hf_cache_sync_gc/deletion");
+    let cleaner = Machine::new(&store);
+    let gc = cleaner.start(&["remote", "gc", "--yes", "--json"]);
+    has_come(&store, "PUT", "_hf_cache_sync_gc/deletion");
+    machine.ok(&["push"]);
+    // And what 0.1.0 writes again is young again.
+    store.age(&nobodys('d'), 0);
+    gate.open();
+    let ran = gc.finish();
+    assert_eq!(ran.code, 0, "{ran:#?}");
+    assert_eq!(ran.json()["blobs"]["blobs"], 1, "{ran:#?}");
+    assert!(store.has(&nobodys('d')) && !store.has(&nobodys('e')));
+    revision.assert_published(&store);
+    assert_whole(&store);
+}
+
+#[test]
+fn rm_leaves_a_revision_that_is_being_pushed() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let revision = Revision::new("model", "org/one").git("a.txt", "one").refs(&["main"]);
+    revision.publish(&store);
+    age_all(&store);
+    // Another ref of the same revision is about to be written.
+    revision.refs(&["main", "v1.0"]).write(&machine.hub());
+    let gate = hold(&store, "PUT", "refs/org__one/v1.0");
+    let push = machine.start(&["push"]);
+    has_come(&store, "PUT", "refs/org__one/v1.0");
+    let ran = Machine::new(&store).run(&["remote", "rm", "org/one", "--yes"]);
+    assert_eq!(ran.code, 1, "{ran:#?}");
+    assert!(ran.stderr.contains("it is being pushed; try again later"), "{ran:#?}");
+    gate.open();
+    assert_eq!(push.finish().code, 0);
+    assert_whole(&store);
+    assert!(store.has("refs/org__one/v1.0"));
+}
+
+#[test]
+fn a_push_that_finds_its_revision_removed_publishes_it_again() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let revision = Revision::new("model", "org/one").git("a.txt", "one").refs(&["main"]);
+    revision.publish(&store);
+    age_all(&store);
+    let revision = revision.refs(&["main", "v1.0"]);
+    revision.write(&machine.hub());
+    let gate = hold(&store, "PUT", "_hf_cache_sync_gc/push");
+    let push = machine.start(&["push"]);
+    has_come(&store, "PUT", "_hf_cache_sync_gc/push");
+    Machine::new(&store).ok(&["remote", "rm", "org/one", "--yes"]);
+    gate.open();
+    let ran = push.finish();
+    assert_eq!(ran.code, 0, "{ran:#?}");
+    revision.assert_published(&store);
+    assert_whole(&store);
+    assert!(store.has("refs/org__one/v1.0"));
+}
+
+/// Two deletions and four pushes at once, some of them killed: whatever happens, the bucket is whole, and pushing again
+/// completes it.
+#[test]
+fn deletions_and_pushes_at_once_lose_nothing() {
+    let store = Store::new();
+    let machines: Vec<(Machine, Vec<Revision>)> = (0..4)
+        .map(|number| {
+            let machine = Machine::new(&store);
+            let revisions = (0..3).map(|repo| {
+                // Blobs that all share, that two share, and their own.
+                Revision::new("model", &format!("org/m{}", (number + repo) % 4))
+                    .at(&format!("{:040x}", number * 10 + repo))
+                    .git("all.txt", "all")
+                    .lfs("pair.bin", vec![(number / 2) as u8; 2000])
+                    .git("own.txt", format!("{number} {repo}"))
+                    .refs(&[&format!("v{number}.{repo}")])
+            });
+            let revisions: Vec<Revision> = revisions.collect();
+            revisions.iter().for_each(|revision| revision.write(&machine.hub()));
+            (machine, revisions)
+        })
+        .collect();
+    let cleaner = Machine::new(&store);
+    for round in 0..6 {
+        store.clear();
+        // What earlier pushes have left: blobs of all of them, old, which nothing names.
+        for file in machines.iter().flat_map(|(_, revisions)| revisions).flat_map(Revision::present) {
+            store.put(&format!("blobs/{}", file.etag()), &file.bytes);
+        }
+        age_all(&store);
+        let mut pushes: Vec<_> = machines.iter().map(|(machine, _)| machine.start(&["push"])).collect();
+        let grace = if round % 2 == 0 { "24h" } else { "0" };
+        let mut deletions: Vec<_> =
+            (0..2).map(|_| cleaner.start(&["remote", "gc", "--yes", "--grace", grace])).collect();
+        if round >= 2 {
+            // After some requests, whatever they were.
+            let number = fastrand::usize(..80);
+            store.server.wait_for("requests", |seen| seen.len() >= number);
+            pushes.swap_remove(fastrand::usize(..4)).kill();
+            deletions.swap_remove(fastrand::usize(..2)).kill();
+            // What the killed one has left expires.
+            expire_deletions(&store);
+        }
+        store.server.take_seen();
+        for ran in pushes.into_iter().chain(deletions).map(crate::harness::machine::Running::finish) {
+            assert_eq!(ran.code, 0, "{ran:#?}");
+        }
+        assert_whole(&store);
+        for (machine, _) in &machines {
+            machine.ok(&["push", "-q"]);
+        }
+        assert_whole(&store);
+        for revision in machines.iter().flat_map(|(_, revisions)| revisions) {
+            revision.assert_published(&store);
+        }
+        cleaner.ok(&["remote", "gc", "--yes"]);
+        let reader = Machine::new(&store);
+        let revision = &machines[round % 4].1[0];
+        reader.ok(&["pull", &revision.id, "-r", &revision.refs[0]]);
+        revision.assert_pulled(&reader.hub());
+    }
 }

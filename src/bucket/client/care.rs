@@ -1,8 +1,6 @@
 //! What the care of a bucket asks of it: deleting many objects, finding uploads that were never finished, and whether
 //! earlier versions stay. Stores lack some of it: then objects are deleted one by one, and the rest is not known.
 
-#![expect(dead_code, reason = "for deletions")]
-
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
@@ -17,7 +15,9 @@ use crate::bucket::error::{Cause, Failure};
 use crate::bucket::wire::{ANSWER, Op, Payload, Request, base64, parse_failure, read_xml};
 
 /// Objects that S3 deletes in one request.
-pub const DELETE_BATCH: usize = 1000;
+const DELETE_BATCH: usize = 1000;
+/// Objects deleted at a time where each takes a request.
+const SINGLY: usize = 100;
 /// Requests at once where objects are deleted one by one.
 const AT_ONCE: usize = 16;
 /// Pages of unfinished uploads that are read.
@@ -42,6 +42,11 @@ impl Bucket {
             ahead @ 0.. => now.checked_add(Duration::from_secs(ahead.unsigned_abs())),
             behind => now.checked_sub(Duration::from_secs(behind.unsigned_abs())),
         }
+    }
+
+    /// How many objects to delete at a time.
+    pub fn delete_batch(&self) -> usize {
+        if self.shared.deletes_singly.load(Ordering::Relaxed) { SINGLY } else { DELETE_BATCH }
     }
 
     /// Deletes objects, up to [`DELETE_BATCH`] of them; returns why those that are left could not be deleted. An object that is
@@ -147,6 +152,36 @@ impl Bucket {
             }
         }
         Err(Failure::new(Cause::NotS3, "its listing of unfinished uploads has no end"))
+    }
+
+    /// When the last part of an unfinished upload arrived, or it was started, by the store's clock.
+    ///
+    /// # Errors
+    /// When the request fails for good.
+    pub async fn last_change(&self, upload: &Unfinished) -> Result<Option<SystemTime>, Failure> {
+        let full = self.key(&upload.key);
+        let mut last = upload.started;
+        let mut marker: Option<String> = None;
+        loop {
+            let mut request = Request::new(Op::ListParts, &full).query("uploadId", upload.id.clone());
+            if let Some(marker) = &marker {
+                request = request.query("part-number-marker", marker.clone());
+            }
+            let page = self.retried(Op::ListParts, || async {
+                let (body, who) = read_xml(self.wire.send(&request).await?, ANSWER).await?;
+                answer::part_times(&body).map_err(|why| parse_failure(why, &body, &who))
+            });
+            let (times, next) = match page.await {
+                Ok(page) => page,
+                Err(failure) if matches!(failure.cause, Cause::NoSuchUpload | Cause::NoSuchKey) => return Ok(last),
+                Err(failure) => return Err(failure),
+            };
+            last = last.max(times.into_iter().max());
+            match next {
+                Some(next) if marker.as_ref() != Some(&next) => marker = Some(next),
+                _ => return Ok(last),
+            }
+        }
     }
 
     /// Gives up a multipart upload; one that is not there is no error.

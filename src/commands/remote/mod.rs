@@ -1,6 +1,10 @@
-//! `remote`: the care of the bucket. `remote du` shows what takes space in it.
+//! `remote`: the care of the bucket. [`du`] shows what takes space in it, [`rm`] deletes what is named, [`gc`] what nothing
+//! needs any more.
 
+pub mod deletion;
 pub mod du;
+pub mod gc;
+pub mod rm;
 
 use crate::bucket::census::Census;
 use crate::bucket::client::Bucket;
@@ -8,9 +12,11 @@ use crate::error::Result;
 
 const EXAMPLES: &str = "\
 Examples:
-  hf-cache-sync remote du                what takes space in the bucket";
+  hf-cache-sync remote du                what takes space in the bucket
+  hf-cache-sync remote rm org/name       delete a repo from it
+  hf-cache-sync remote gc                delete what no revision needs any more";
 
-/// Show what takes space in the bucket
+/// Take care of the bucket: show what takes space in it, and delete from it
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = EXAMPLES, subcommand_required = true, arg_required_else_help = true)]
 pub struct Args {
@@ -24,6 +30,8 @@ pub struct Args {
 #[allow(missing_docs)] // documented on each command's Args
 pub enum Command {
     Du(du::Args),
+    Rm(rm::Args),
+    Gc(gc::Args),
 }
 
 /// Lists the bucket and reads its manifests.

@@ -53,6 +53,8 @@ fn bash_completes_commands_options_and_values() {
     assert_eq!(bash(&machine, &["pu"]), ["push", "pull", "pull-all"]);
     assert_eq!(bash(&machine, &["-q", "sta"]), ["status"]);
     assert_eq!(bash(&machine, &["push", "--dry"]), ["--dry-run"]);
+    assert_eq!(bash(&machine, &["remote", "d"]), ["du"]);
+    assert_eq!(bash(&machine, &["remote", "gc", "--gr"]), ["--grace"]);
     assert_eq!(bash(&machine, &["push", "--dry-run", "--wor"]), ["--workers"]);
     assert_eq!(bash(&machine, &["pull", "org/name", "--fallback", ""]), ["hf-hub"]);
     assert_eq!(
@@ -74,6 +76,8 @@ fn bash_completes_repos_and_refs() {
     assert_eq!(bash(&machine, &["push", "dataset:o"]), ["dataset:org/set"], "bash can be configured not to split at :");
     assert_eq!(bash(&machine, &["pull", "org/"]), ["org/far", "org/near"]);
     assert_eq!(bash(&machine, &["pull", "org/far", "-r", "v"]), ["v1.0"]);
+    assert_eq!(bash(&machine, &["remote", "rm", "org/"]), ["org/far"], "only what the bucket has");
+    assert_eq!(bash(&machine, &["remote", "rm", "org/far", "-r", "v"]), ["v1.0"]);
     assert_eq!(bash(&machine, &["pull", "org/near", "--revision", ""]), ["main", "v2.0"]);
     assert_eq!(bash(&machine, &["pull-all", "--include", "org/f"]), ["org/far"]);
     assert_eq!(bash(&machine, &["pull-all", "--exclude", "org/"]), ["org/\\*", "org/far", "org/near"]);

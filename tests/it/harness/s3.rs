@@ -83,6 +83,8 @@ pub enum Action {
     Cut(usize),
     /// Handle it, with a server clock that is this many seconds fast.
     ClockAhead(i64),
+    /// Handle it, with a server clock that is this many seconds fast, in listings, too.
+    Shift(i64),
     /// Handle it once the gate is open.
     Hold(Gate),
     /// Never respond.
@@ -261,7 +263,7 @@ async fn answer(
         Action::Hang => std::future::pending().await,
         Action::Hold(gate) => gate.pass().await,
         Action::Cut(length) => cut = Some(length),
-        Action::ClockAhead(seconds) => ahead = Some(seconds),
+        Action::ClockAhead(seconds) | Action::Shift(seconds) => ahead = Some(seconds),
         Action::Pass | Action::Swallow | Action::Truncate(_) | Action::Misplace | Action::Flip | Action::Omit(_) => {}
     }
     let upload = seen.parameter("uploadId").map(String::from);
@@ -279,6 +281,11 @@ async fn answer(
         let date =
             jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&time).expect("a date in range");
         response.headers_mut().insert("date", date.parse().expect("ASCII"));
+    }
+    if let Action::Shift(seconds) = action
+        && seen.is_list()
+    {
+        response = shifted(response, seconds).await;
     }
     if let (Some(upload), Some(number), true) = (upload, seen.part(), response.status().is_success()) {
         let etag = response.headers().get("etag").map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned());
@@ -357,6 +364,26 @@ async fn with_etags(response: Response<Body>, bucket: &Path) -> Response<Body> {
             out.push_str(&format!("<ETag>&quot;{md5}&quot;</ETag>"));
         }
         rest = tail;
+    }
+    out.push_str(rest);
+    head.headers.remove("content-length");
+    Response::from_parts(head, Body::from(out))
+}
+
+/// Returns a listing with all times moved by this many seconds.
+async fn shifted(response: Response<Body>, seconds: i64) -> Response<Body> {
+    use http_body_util::BodyExt;
+    let (mut head, body) = response.into_parts();
+    let bytes = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+    let xml = String::from_utf8_lossy(&bytes).into_owned();
+    let mut out = String::new();
+    let mut rest = xml.as_str();
+    while let Some((before, (time, after))) =
+        rest.split_once("<LastModified>").and_then(|(before, after)| Some((before, after.split_once('<')?)))
+    {
+        let time: jiff::Timestamp = time.parse().expect("a time");
+        out += &format!("{before}<LastModified>{}<", time + jiff::SignedDuration::from_secs(seconds));
+        rest = after;
     }
     out.push_str(rest);
     head.headers.remove("content-length");

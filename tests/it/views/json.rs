@@ -129,6 +129,19 @@ fn remote_command_reports_match_the_documentation() {
     assert_eq!(world.run(&["push", "-q"]).code, 0);
     world.store().put("manifests/a__b@main.json", "{");
     check("remote du", &[world.run(&["remote", "du", "--json"]).json()]);
+
+    world.store().remove("manifests/a__b@main.json");
+    world.snapshot("models--acme--tiny", 'b', &[("a", "two")], &["next"]);
+    assert_eq!(world.run(&["push", "-q"]).code, 0);
+    world.age(&format!("blobs/{}", blob("one")), 3);
+    let rm = world.run(&["remote", "rm", "acme/tiny", "--dry-run", "--json"]);
+    check("remote rm", &[rm.json()]);
+    world.store().put(&format!("blobs/{}", blob("x")), "x");
+    world.store().put(&format!("blobs/{}", blob("y")), "y");
+    world.age(&format!("blobs/{}", blob("x")), 3);
+    world.store().put("refs/acme__gone/main", commit('c'));
+    world.age("refs/acme__gone/main", 3);
+    check("remote gc", &[world.run(&["remote", "gc", "--dry-run", "--json"]).json()]);
 }
 
 #[test]

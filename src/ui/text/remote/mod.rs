@@ -1,5 +1,6 @@
 //! The output of the commands below `remote`.
 
+mod deletion;
 mod du;
 
 /// What a bucket with versioning means for whoever deletes from it.
