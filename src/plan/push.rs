@@ -627,6 +627,7 @@ mod tests {
         let theirs = || stored("org/name", 'b', "x=1", None);
         let earlier = || stored("dataset:org/name", 'b', "x=1", None);
         let says = |digit| Stored::Valid(commit(digit));
+        let both = || vec![(old, says('a')), (new, says('a'))];
         for (id, refs, manifests, written, before, unchanged) in [
             ("org/name", vec![], vec![], &[old][..], None, 0),
             ("org/name", vec![(old, says('a'))], vec![stored("org/name", 'a', "x=1", None)], &[], None, 1),
@@ -641,7 +642,8 @@ mod tests {
             // Whose it is cannot be told.
             ("dataset:org/name", vec![(old, says('b'))], vec![], &[new], None, 0),
             ("dataset:org/name", vec![(old, invalid())], vec![], &[new], None, 0),
-            ("dataset:org/name", vec![(old, says('a')), (new, says('a'))], vec![], &[], None, 2),
+            ("dataset:org/name", both(), vec![stored("dataset:org/name", 'a', "x=1", None)], &[], None, 2),
+            ("dataset:org/name", both(), vec![], &[new], Some('a'), 1),
             ("kernel:org/name", vec![], vec![], &["refs-v2/kernels--org--name/main"], None, 0),
         ] {
             let shown = format!("{id} {refs:?} {manifests:?}");
