@@ -7,14 +7,14 @@ use std::os::unix::fs::symlink;
 use serde_json::Value;
 
 use crate::harness::cache::Revision;
-use crate::harness::cache_dir::{CacheDir, commit, id, used};
-use crate::harness::machine::{Machine, Ran};
+use crate::harness::cache_dir::{CacheDir, commit, id, set_last_used};
+use crate::harness::machine::{Machine, Output};
 use crate::harness::store::Store;
 
 const A: &str = "models--org--a";
 const B: &str = "datasets--org--b";
 
-fn rm(hub: &CacheDir, args: &[&str]) -> Ran {
+fn rm(hub: &CacheDir, args: &[&str]) -> Output {
     hub.machine.run(&[&["rm", "--json"], args].concat())
 }
 
@@ -49,7 +49,7 @@ fn a_whole_repo_goes_with_everything_in_it() {
     let hub = everyday();
     hub.blob(A, 5, 50, 0);
     let half = hub.write(&format!("{A}/blobs/{}.incomplete", id(6)), "half");
-    used(&half, 600);
+    set_last_used(&half, 600);
     hub.write(&format!(".locks/{A}/{}.lock", id(1)), "");
     let other = hub.contents_of(B);
     let planned = removed(&hub, &["org/a", "--dry-run"]);
