@@ -37,12 +37,28 @@ pub fn find(state: &LocalState, missing: &[(&RepoName, Vec<(BlobId, u64)>)]) -> 
         let entries = fs::read_dir(dir).into_iter().flatten().flatten();
         entries.filter_map(|entry| entry.file_name().into_string().ok())
     };
+    let mut without_blobs = Vec::new();
     for repo in names(layout.root()).filter_map(|name| RepoName::from_folder(&name)) {
+        let mut has_blobs = false;
         for blob in names(&layout.blobs(&repo)).filter_map(|name| name.parse::<BlobId>().ok()) {
             let fits = |size: &u64| look_at(&layout.blob(&repo, &blob), &blob, *size, false) == BlobState::Present;
+            has_blobs = true;
             if !donors.contains_key(&blob) && wanted.get(&blob).is_some_and(fits) {
                 donors.insert(blob, Donor { file: layout.blob(&repo, &blob), repo: repo.clone() });
             }
+        }
+        // Where links are impossible, the files are in the snapshots.
+        if !has_blobs {
+            without_blobs.push(repo);
+        }
+    }
+    for repo in without_blobs.iter().filter(|name| !missing.iter().any(|(repo, _)| repo == name)) {
+        let missing: Vec<BlobId> = wanted.keys().filter(|blob| !donors.contains_key(*blob)).copied().collect();
+        if missing.is_empty() {
+            break;
+        }
+        for commit in snapshots(layout, repo) {
+            find_listed_files(state, repo, &commit, &missing, &mut donors);
         }
     }
     for (repo, blobs) in missing {
@@ -69,7 +85,7 @@ fn find_in_repo(state: &LocalState, repo: &RepoName, blobs: &[(BlobId, u64)], do
     if missing.is_empty() || fs::symlink_metadata(layout.repo(repo)).is_err() {
         return;
     }
-    let mut add = |blob: BlobId, file: PathBuf| drop(donors.insert(blob, Donor { repo: repo.clone(), file }));
+    let donor = |file: PathBuf| Donor { repo: repo.clone(), file };
     let mut twins: HashMap<u64, Vec<BlobId>> = HashMap::new();
     let entries = fs::read_dir(layout.blobs(repo)).into_iter().flatten().flatten();
     for id in entries.filter_map(|entry| entry.file_name().to_str()?.parse::<BlobId>().ok()) {
@@ -85,27 +101,44 @@ fn find_in_repo(state: &LocalState, repo: &RepoName, blobs: &[(BlobId, u64)], do
             .into_iter()
             .flatten()
             .find(|twin| twin.may_be_twin(blob) && read::matches_name(&layout.blob(repo, twin), blob, *size));
-        twin.into_iter().for_each(|twin| add(*blob, layout.blob(repo, twin)));
+        donors.extend(twin.map(|twin| (*blob, donor(layout.blob(repo, twin)))));
     }
-    let snapshots = fs::read_dir(layout.repo(repo).join("snapshots")).into_iter().flatten().flatten();
-    for commit in snapshots.filter_map(|entry| entry.file_name().to_str()?.parse::<Commit>().ok()) {
-        if let Some(tree) = state.tree(repo, &commit).valid() {
-            let by_blob: HashMap<BlobId, &RepoPath> =
-                tree.entries().iter().map(|(path, entry)| (entry.blob, path)).collect();
-            for (blob, _) in &missing {
-                let file = by_blob.get(blob).map(|path| layout.snapshot_file(repo, &commit, path));
-                let is_real = |file: &PathBuf| fs::symlink_metadata(file).is_ok_and(|meta| meta.is_file());
-                file.filter(is_real).into_iter().for_each(|file| add(*blob, file));
-            }
+    let ids: Vec<BlobId> = missing.iter().map(|(blob, _)| *blob).collect();
+    for commit in snapshots(layout, repo) {
+        if find_listed_files(state, repo, &commit, &ids, donors) {
             continue;
         }
         let mut real = Vec::new();
         collect_real_files(&layout.snapshot(repo, &commit), &mut real);
         for (blob, size) in missing.iter().filter(|(_, size)| *size <= MAX_HASHED_SIZE) {
             let fits = |(length, file): &&(u64, PathBuf)| length == size && read::matches_name(file, blob, *size);
-            real.iter().find(fits).into_iter().for_each(|(_, file)| add(*blob, file.clone()));
+            donors.extend(real.iter().find(fits).map(|(_, file)| (*blob, donor(file.clone()))));
         }
     }
+}
+
+/// Returns the commits of a repo's snapshots.
+fn snapshots(layout: &Layout, repo: &RepoName) -> impl Iterator<Item = Commit> {
+    let entries = fs::read_dir(layout.repo(repo).join("snapshots")).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+/// Searches the real files of a snapshot for blobs, by the commit's tree. Returns `false` if there is no tree.
+fn find_listed_files(
+    state: &LocalState,
+    repo: &RepoName,
+    commit: &Commit,
+    missing: &[BlobId],
+    donors: &mut HashMap<BlobId, Donor>,
+) -> bool {
+    let Some(tree) = state.tree(repo, commit).valid() else { return false };
+    let by_blob: HashMap<BlobId, &RepoPath> = tree.entries().iter().map(|(path, entry)| (entry.blob, path)).collect();
+    for blob in missing {
+        let file = by_blob.get(blob).map(|path| state.layout().snapshot_file(repo, commit, path));
+        let is_real = |file: &PathBuf| fs::symlink_metadata(file).is_ok_and(|meta| meta.is_file());
+        donors.extend(file.filter(is_real).map(|file| (*blob, Donor { repo: repo.clone(), file })));
+    }
+    true
 }
 
 /// Collects the regular files below a folder, with their sizes. Links are not followed.

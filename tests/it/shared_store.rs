@@ -1,4 +1,4 @@
-//! `pull` into a cache that has huggingface_hub's cache-wide blob store.
+//! `pull` into a cache that has the bytes elsewhere: in huggingface_hub's cache-wide blob store, or in another repo.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -103,5 +103,22 @@ fn what_switches_the_store_off_for_the_client_does_so_here() {
         let report = machine.ok_json(&["pull", "org/a", "--json"]);
         assert_eq!(report["shared"]["blobs"], 1, "from the other repo");
         assert!(!is_shared(&machine));
+    }
+}
+
+#[test]
+fn bytes_of_another_repo_are_reused_in_any_layout() {
+    for layout in [Layout::Links, Layout::Hardlinks, Layout::Real, Layout::Shared] {
+        let store = Store::new();
+        let model = Revision::new("model", "org/a").git("config.json", "{}").lfs("w.bin", BYTES);
+        model.publish(&store);
+        let machine = Machine::new(&store);
+        let dataset = Revision::new("dataset", "org/b").lfs("data/w.bin", BYTES).with_tree().layout(layout);
+        dataset.write(&machine.hub());
+        let report = machine.ok_json(&["pull", "org/a", "--json"]);
+        assert_eq!((&report["shared"]["blobs"], &report["downloaded"]["blobs"]), (&1.into(), &1.into()), "{layout:?}");
+        model.assert_pulled(&machine.hub());
+        let file = dataset.snapshot(&machine.hub()).join("data/w.bin");
+        assert!(fs::read(file).unwrap() == BYTES, "{layout:?}: the other repo keeps its file");
     }
 }
