@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -209,6 +210,14 @@ fn unreadable(problem: &Problem) -> Error {
     }
 }
 
+/// Returns whether there is certainly no snapshot of a commit. Nobody knows what is in a folder that cannot be read.
+pub fn lacks_snapshot(layout: &Layout, repo: &RepoName, commit: &Commit) -> bool {
+    match fs::metadata(layout.snapshot(repo, commit)) {
+        Ok(meta) => !meta.is_dir(),
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    }
+}
+
 struct Gather<'a> {
     state: &'a LocalState,
     layout: &'a Layout,
@@ -337,13 +346,27 @@ impl Gather<'_> {
             return;
         };
         let target = fs::read_link(&problem.path).ok();
-        let is_there = fs::metadata(&problem.path).is_ok();
+        let metadata = fs::metadata(&problem.path);
+        let is_there = metadata.is_ok();
+        let is_unknown = metadata.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
         let named = target.as_ref().and_then(|target| target.file_name()?.to_str()?.parse::<BlobId>().ok());
         let kind = match (problem.kind, target) {
             // Its download finished after the scan.
             (ProblemKind::BrokenLink, _) if is_there && named.is_some() => {
                 let Some(blob) = named else { return };
                 FileKind::Link { blob, is_absolute: false }
+            }
+            // Whether its blob is there cannot be told.
+            (ProblemKind::BrokenLink, _) if is_unknown => {
+                let blobs = self.layout.repo(&self.repo.name).join("blobs");
+                let is_known = |known: &Problem| is_unreadable(known) && known.path.starts_with(&blobs);
+                if !self.repo.problems.iter().any(is_known) {
+                    self.failures.push(unreadable(problem));
+                }
+                match named {
+                    Some(blob) => FileKind::Link { blob, is_absolute: false },
+                    None => return,
+                }
             }
             (ProblemKind::BrokenLink, _) => FileKind::Broken(named),
             (ProblemKind::ForeignLink, Some(target)) => FileKind::Foreign(target),
@@ -365,10 +388,10 @@ impl Gather<'_> {
                 continue;
             }
             let path = self.layout.reference(&repo.name, &name);
-            let has_snapshot = self.layout.snapshot(&repo.name, commit).is_dir();
             let fault = match repo.untidy_refs.contains(&name) {
                 true => RefFault::Untidy,
-                false if has_snapshot || fs::symlink_metadata(&path).is_err() => continue,
+                false if fs::symlink_metadata(&path).is_err() => continue,
+                false if !lacks_snapshot(self.layout, &repo.name, commit) => continue,
                 false => RefFault::Dangling(commit.clone()),
             };
             let written = written(&path);

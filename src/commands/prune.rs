@@ -13,6 +13,7 @@ use super::kind_of;
 use super::size::Size;
 use crate::bucket::client::Bucket;
 use crate::cache::lock::{self, Lock, Mode};
+use crate::cache::place;
 use crate::cache::prune_facts::{self, Facts};
 use crate::cache::scan::{self, Inventory};
 use crate::config::GigaBytes;
@@ -432,6 +433,8 @@ async fn run(session: &Session, args: &Args, agreement: Option<Agreement>) -> Re
     let lock = match args.dry_run || !layout.root().is_dir() {
         true => None,
         false => {
+            place::check_writable(layout.root())
+                .map_err(|error| error.hint("`prune --dry-run` shows what could be deleted"))?;
             let note = "another hf-cache-sync is using this cache: waiting for it";
             Some(wait_for(&*session.progress, note, || lock::try_tool_lock(&layout, Mode::Exclusive)).await?)
         }

@@ -185,6 +185,11 @@ impl Report {
 pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     let started = Instant::now();
     args.fallback.check()?;
+    if args.fallback.fallback.is_some() && (args.remote || !args.repair) {
+        return Err(Error::usage("--fallback is of no use here")
+            .because("the Hub is only a source for repairs of the cache")
+            .hint("use it with --repair and without --remote"));
+    }
     let mut report = match args.remote {
         true => check_bucket(session, args).await?,
         false => check_cache(session, args).await?,

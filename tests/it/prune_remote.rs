@@ -427,3 +427,17 @@ fn what_is_shown_says_that_the_bucket_has_it() {
     assert!(ran.stdout.contains("1 revision that the bucket holds"), "{ran:#?}");
     assert!(Path::new(&one.dir(&machine.hub())).exists());
 }
+
+/// One sentence, not one failure per revision; and nothing is deleted.
+#[cfg(unix)]
+#[test]
+fn a_cache_that_cannot_be_written_to_is_refused_at_once() {
+    let one = Revision::model("org/one");
+    let (_store, machine) = pushed(&[(&one, 30)]);
+    let before = visible(&machine.hub());
+    let line = ["prune", "--max-size", "0B", "--require-remote", "--yes"];
+    machine.run_read_only(&line).refused(3, &["cannot write to", "--dry-run"]);
+    let ran = machine.run_read_only(&["prune", "--max-size", "0B", "--require-remote", "--dry-run"]);
+    assert!(ran.code == 0 && ran.stdout.contains("Would free"), "{ran:#?}");
+    assert_eq!(visible(&machine.hub()), before);
+}

@@ -417,6 +417,26 @@ fn what_cannot_be_read_is_no_success() {
     assert!(ran.stdout.contains("model") && ran.json()["failures"][0]["kind"] == "permission");
 }
 
+/// Nobody knows what is in a folder that cannot be read: nothing in it is missing, and no ref leads nowhere.
+#[test]
+fn what_cannot_be_looked_at_is_not_missing() {
+    let chmod =
+        |path: &Path, mode| fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+    for (folder, mode) in [("snapshots", 0o000), ("snapshots", 0o444), ("blobs", 0o000), ("blobs", 0o444)] {
+        let world = World::new(Revision::model("org/llm").with_tree());
+        let (folder, reference) =
+            (world.revision.dir(&world.hub()).join(folder), world.revision.dir(&world.hub()).join("refs/main"));
+        set_last_used(&reference, 7200);
+        let before = visible(&world.hub());
+        chmod(&folder, mode);
+        let ran = world.machine.run_as_owner(&["verify", "--repair", "--json"]);
+        chmod(&folder, 0o755);
+        assert_eq!((ran.code, findings(&ran.json())), (3, vec![]), "{folder:?} {mode:o}: {}", ran.text());
+        assert_eq!(visible(&world.hub()), before, "{folder:?} {mode:o}");
+        world.finds(&[], &[]);
+    }
+}
+
 #[test]
 fn wrong_requests_are_refused() {
     let world = World::unpushed(Revision::model("org/llm"));
@@ -425,6 +445,9 @@ fn wrong_requests_are_refused() {
     for (line, needed) in [(["verify", "--deep"], "--remote"), (["verify", "--dry-run"], "--repair")] {
         let ran = world.machine.run(&line);
         assert!(ran.code == 2 && ran.stderr.contains(needed), "{}", ran.text());
+    }
+    for line in [&["verify", "--fallback", "hf-hub"][..], &["verify", "--remote", "--repair", "--fallback", "hf-hub"]] {
+        world.machine.run(line).refused(2, &["--fallback"]);
     }
     let nowhere = world.machine.home().join("nowhere");
     let line = ["verify", "--cache-dir", nowhere.to_str().unwrap()];
@@ -501,17 +524,35 @@ fn without_the_store_nothing_is_lost() {
     assert_eq!(visible(&world.hub()), before);
     let ran = world.machine.run(&["verify", "--remote"]);
     assert_eq!(ran.code, 6, "{}", ran.text());
+    // Nothing says what the ref should be: it is still there for a repair that can ask.
+    let world = World::new(Revision::model("org/llm").with_tree());
+    let reference = world.revision.dir(&world.hub()).join("refs/main");
+    fs::write(&reference, "nonsense").unwrap();
+    let mut unconnected = world.machine;
+    let store = world.store;
+    unconnected.connect("http://127.0.0.1:1", "team-cache", "test-region");
+    let ran = unconnected.run(&["verify", "--repair", "--json"]);
+    assert_eq!((ran.code, outcomes(&ran.json())), (5, vec!["left"]), "{}", ran.text());
+    assert_eq!(fs::read_to_string(&reference).unwrap(), "nonsense");
+    drop(store);
 }
 
 impl World {
     /// Repairs the bucket; then nothing is left to find in it.
     #[track_caller]
-    fn repair_remote(&self, line: &[&str]) -> Value {
+    fn repair_bucket(&self, line: &[&str]) -> Value {
         let ran = self.machine.run(&[&["verify", "--remote", "--repair", "--json"], line].concat());
         assert_eq!(ran.code, 0, "{}", ran.text());
         self.finds(&["--remote", "--deep"], &[]);
-        self.revision.assert_published(&self.store);
         ran.json()
+    }
+
+    /// Repairs the bucket; then it has the revision and its refs again.
+    #[track_caller]
+    fn repair_remote(&self, line: &[&str]) -> Value {
+        let report = self.repair_bucket(line);
+        self.revision.assert_published(&self.store);
+        report
     }
 }
 
@@ -581,6 +622,23 @@ fn bad_manifests_and_refs_come_from_the_cache() {
     world.store.remove(&manifest);
     world.finds(&["--remote"], &["dangling-ref: main", "dangling-ref: v1"]);
     world.repair_remote(&[]);
+}
+
+/// The commit that a ref names is here, but the ref names another one here: the bucket's ref does not go back to that.
+#[test]
+fn a_ref_keeps_its_commit_if_its_revision_is_here() {
+    let world = World::new(Revision::model("org/llm").with_tree());
+    let newer = Revision::model("org/llm").at(OTHER).git("new.txt", "new").refs(&["main"]);
+    newer.publish(&world.store);
+    Revision { refs: vec!["v2".into()], ..newer.clone() }.write(&world.hub());
+    world.store.remove(&newer.manifest_key());
+    world.finds(&["--remote"], &["dangling-ref: main"]);
+    world.repair_bucket(&[]);
+    assert_eq!(world.store.get("refs/org__llm/main"), OTHER.as_bytes());
+    // Nobody here has what it names: it gets what it names here.
+    world.store.put("refs/org__llm/main", "f".repeat(40));
+    world.repair_bucket(&[]);
+    assert_eq!(world.store.get("refs/org__llm/main"), COMMIT.as_bytes());
 }
 
 #[test]

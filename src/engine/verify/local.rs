@@ -12,7 +12,7 @@ use crate::bucket::keys;
 use crate::bucket::lookup;
 use crate::bucket::read::{self as remote, Stored};
 use crate::cache::donors::{self, Donor};
-use crate::cache::integrity::{Check, Facts};
+use crate::cache::integrity::{Check, Facts, lacks_snapshot};
 use crate::cache::layout::Layout;
 use crate::cache::place::{self, LinkKind, SnapshotWriter};
 use crate::cache::quarantine::{self, Kept};
@@ -191,7 +191,7 @@ impl Run<'_> {
     async fn prepare(&mut self, finding: &mut Finding) -> Result<Option<Want>> {
         let (Some(repo), Place::Path(path)) = (finding.repo.clone(), finding.place.clone()) else { return Ok(None) };
         match finding.repair.clone() {
-            Repair::None | Repair::Upload { .. } | Repair::Push => Ok(None),
+            Repair::None | Repair::Upload { .. } | Repair::Push { .. } => Ok(None),
             Repair::Fetch { link, size } => self.want(finding, &repo, link, size).await,
             Repair::LookUp => {
                 let Some(file) = finding.files.first().cloned() else { return Ok(None) };
@@ -367,10 +367,13 @@ impl Run<'_> {
             && let Some(bucket) = &self.bucket
         {
             let query = RepoQuery { kind: Some(repo.kind), id: repo.id.clone() };
-            let found = lookup::find(bucket, &query, Some(name.as_str())).await.ok();
-            commit = found
-                .map(|found| found.manifest.revision().clone())
-                .filter(|commit| self.layout.snapshot(repo, commit).is_dir());
+            // Only a bucket that answers can say that it does not know the ref.
+            let found = match lookup::find(bucket, &query, Some(name.as_str())).await {
+                Ok(found) => Some(found.manifest.revision().clone()),
+                Err(error) if error.cause.is_missing() || error.cause.is_invalid() => None,
+                Err(error) => return Err(error),
+            };
+            commit = found.filter(|commit| self.layout.snapshot(repo, commit).is_dir());
         }
         let (repo, path) = (repo.clone(), path.to_path_buf());
         self.act(finding, |run| {
@@ -378,7 +381,7 @@ impl Run<'_> {
             let now = scan::scan_refs(&run.layout, &repo);
             let pin = now.pins.iter().find(|commit| commit.as_str() == name.as_str());
             if let Some(commit) = now.refs.get(&name).or(pin)
-                && run.layout.snapshot(&repo, commit).is_dir()
+                && !lacks_snapshot(&run.layout, &repo, commit)
             {
                 return Ok(true);
             }

@@ -428,17 +428,19 @@ async fn push_revisions(
     tally: &mut Tally,
 ) -> Result<()> {
     let mut wanted: Vec<(usize, RepoName, Commit)> = Vec::new();
-    for (index, finding) in findings.iter().enumerate().filter(|(_, finding)| finding.repair == Repair::Push) {
-        let Place::Key(key) = &finding.place else { continue };
+    for (index, finding) in findings.iter().enumerate() {
+        let (Repair::Push { named }, Place::Key(key)) = (&finding.repair, &finding.place) else { continue };
         let manifest = keys::parse_manifest(key);
         let reference = keys::parse_ref(key);
         for repo in &inventory.repos {
+            // The commit that the bucket's ref names, or else the one that it names here.
+            let current = |name: &RefName| {
+                named.as_ref().filter(|commit| repo.revisions.contains_key(*commit)).or(repo.refs.get(name))
+            };
             let commit = match (&manifest, &reference) {
                 (Some((encoded, commit)), _) if *encoded == keys::encoded(&repo.name.id) => Some(commit),
-                (_, Some(RefKey::Old(encoded, name))) if *encoded == keys::encoded(&repo.name.id) => {
-                    repo.refs.get(name)
-                }
-                (_, Some(RefKey::New(named, name))) if *named == repo.name => repo.refs.get(name),
+                (_, Some(RefKey::Old(encoded, name))) if *encoded == keys::encoded(&repo.name.id) => current(name),
+                (_, Some(RefKey::New(of, name))) if *of == repo.name => current(name),
                 _ => None,
             };
             if let Some(commit) = commit.filter(|commit| repo.revisions.contains_key(*commit)) {

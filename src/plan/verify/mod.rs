@@ -144,5 +144,8 @@ pub enum Repair {
         size: u64,
     },
     /// Push the revision from this cache.
-    Push,
+    Push {
+        /// The commit that a ref of the bucket names; `None` for a manifest, and for a ref that names none.
+        named: Option<Commit>,
+    },
 }

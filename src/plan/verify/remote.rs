@@ -69,7 +69,10 @@ pub fn judge(facts: &Facts) -> Judgement {
                 }
                 out.revisions.push(row(manifest, facts));
             }
-            Err(why) => out.findings.push(finding(None, Reason::BadManifest, key.clone(), why.clone(), Repair::Push)),
+            Err(why) => {
+                let repair = Repair::Push { named: None };
+                out.findings.push(finding(None, Reason::BadManifest, key.clone(), why.clone(), repair));
+            }
         }
     }
     out.revisions.sort_by(|a, b| (&a.repo, &a.revision).cmp(&(&b.repo, &b.revision)));
@@ -92,17 +95,18 @@ pub fn judge(facts: &Facts) -> Judgement {
         }
     }
     for (key, fault) in &facts.refs {
-        let (reason, detail) = match fault {
-            RefFault::Bad(why) => (Reason::BadRef, why.clone()),
+        let (reason, detail, named) = match fault {
+            RefFault::Bad(why) => (Reason::BadRef, why.clone(), None),
             RefFault::Dangling(commit) => {
-                (Reason::DanglingRef, format!("it names {}, of which there is no manifest", commit.short()))
+                let detail = format!("it names {}, of which there is no manifest", commit.short());
+                (Reason::DanglingRef, detail, Some(commit.clone()))
             }
         };
         let repo = match keys::parse_ref(key) {
             Some(keys::RefKey::New(repo, _)) => Some(repo),
             _ => None,
         };
-        out.findings.push(finding(repo, reason, key.clone(), detail, Repair::Push));
+        out.findings.push(finding(repo, reason, key.clone(), detail, Repair::Push { named }));
     }
     out
 }
@@ -162,7 +166,8 @@ mod tests {
         let judged = judge(&facts);
         let reasons: Vec<_> = judged.findings.iter().map(|one| one.reason).collect();
         assert_eq!(reasons, [Reason::BadManifest, Reason::DanglingRef]);
-        assert!(judged.findings.iter().all(|one| one.repair == Repair::Push));
+        let repairs: Vec<_> = judged.findings.iter().map(|one| one.repair.clone()).collect();
+        assert_eq!(repairs, [None, COMMIT.parse().ok()].map(|named| Repair::Push { named }));
         assert_eq!(judged.findings[1].repo.as_ref().unwrap().to_string(), "dataset:org/c");
         // What could not be checked is neither good nor bad.
         assert_eq!((judged.verified.blobs, judged.revisions[0].status.word()), (0, "unknown"));

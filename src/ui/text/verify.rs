@@ -66,6 +66,14 @@ impl ui::Report for Report {
         for note in &self.notes {
             let _ = writeln!(out, "note: {note}");
         }
+        if !self.repair && self.left().next().is_some() {
+            let (line, what) = match self.scope {
+                Scope::Cache => ("verify", "fetches good copies from the bucket"),
+                Scope::Bucket => ("verify --remote", "uploads good copies from the cache"),
+                Scope::BucketDeep => ("verify --remote --deep", "uploads good copies from the cache"),
+            };
+            let _ = writeln!(out, "`hf-cache-sync {line} --repair` {what}; with --dry-run, it shows which.");
+        }
         out
     }
 
