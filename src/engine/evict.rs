@@ -231,11 +231,19 @@ impl Run<'_> {
         if !paths.iter().all(|path| remove::is_inside(self.layout.root(), path)) {
             return changed(SkipReason::Link);
         }
-        if let Some(asker) = self.asker
-            && !asker.still_holds(repo, commit)?
-        {
-            let (repo, revision) = (Some(repo.clone()), Some(commit.clone()));
-            let (reason, lacks) = (SkipReason::NotInBucket, Some(Lack::Changed));
+        let lacks = match self.asker.map(|asker| asker.still_holds(repo, commit)) {
+            None | Some(Ok(true)) => None,
+            Some(Ok(false)) => Some(Lack::Changed),
+            Some(Err(error)) => {
+                // The first failure answers all further questions, too.
+                if !self.outcome.failures.contains(&error) {
+                    self.outcome.failures.push(error);
+                }
+                Some(Lack::Unknown)
+            }
+        };
+        if lacks.is_some() {
+            let (repo, revision, reason) = (Some(repo.clone()), Some(commit.clone()), SkipReason::NotInBucket);
             return Ok(Some(Box::new(Skip { repo, revision, path: None, reason, lacks, bytes: 0 })));
         }
         let failed = |error: io::Error| cannot_delete(&snapshot, &error);

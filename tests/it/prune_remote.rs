@@ -363,7 +363,10 @@ fn a_store_that_fails_before_the_deletion_keeps_the_revision() {
     });
     let before = visible(&machine.hub());
     let ran = prune(&machine, &["--max-size", "0B", "--require-remote"]);
-    assert_eq!((ran.code, evicted(&ran.json())), (3, vec![]), "{ran:#?}");
+    let report = ran.json();
+    assert_eq!((ran.code, evicted(&report)), (3, vec![]), "{ran:#?}");
+    assert_eq!(lacks(&report), [("org/one", "unknown"), ("org/two", "unknown")]);
+    assert_eq!(report["failures"].as_array().unwrap().len(), 1, "{report:#}");
     assert_eq!(visible(&machine.hub()), before);
 }
 

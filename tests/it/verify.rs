@@ -186,7 +186,7 @@ fn without_a_source_nothing_changes() {
     assert_eq!(visible(&world.hub()), before);
     assert!(!world.quarantine().exists() || fs::read_dir(world.quarantine()).unwrap().count() == 0);
     let text = world.machine.run(&["verify", "--repair"]);
-    assert!(text.stdout.contains("not repaired"), "{}", text.text());
+    assert!(text.stdout.contains("no good copy was found -> not repaired"), "{}", text.text());
 }
 
 /// The bucket's own copy may be bad, too: it is not taken, and what is here stays.

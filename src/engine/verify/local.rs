@@ -120,6 +120,9 @@ pub async fn repair(session: &Session, facts: &Facts, findings: &mut [Finding], 
         }
     }
     run.find_donors(findings, &mut wanted).await;
+    for (index, _) in wanted.iter().filter(|(_, want)| !want.has_source()) {
+        findings[*index].detail += "; no good copy was found";
+    }
     if run.options.dry_run {
         for (index, want) in &wanted {
             if want.has_source() {

@@ -331,6 +331,9 @@ async fn upload_blobs(
         let judged: HashMap<RepoName, bool> =
             copies.values().flatten().map(|(repo, _)| (repo.clone(), gated(repo))).collect();
         copies.values_mut().for_each(|copies| copies.retain(|(repo, _)| !judged[repo]));
+        let left_out: BTreeSet<&RepoName> = judged.iter().filter(|(_, gated)| **gated).map(|(repo, _)| repo).collect();
+        let note = |repo: &&RepoName| format!("{repo} looks gated here, so its copies are not uploaded");
+        tally.notes.extend(left_out.iter().map(note));
     }
     let context = session.transfers(bucket, caps, false);
     let mut unsure: Vec<(Upload, Vec<usize>)> = Vec::new();
