@@ -237,6 +237,14 @@ impl OrderedHash {
         }
     }
 
+    /// Notes that the bytes from `offset` to `end`, which will be moved next, are in the file already. In lockstep they
+    /// can be hashed at once, so that no blob has to wait for others; inline, they are hashed while they are moved.
+    pub(super) fn announce(&self, offset: u64, end: u64) {
+        if !self.pool.hashes_inline() {
+            self.note(offset, end);
+        }
+    }
+
     /// Notes that the bytes from `offset` to `end` are in the file.
     pub(super) fn note(&self, offset: u64, end: u64) {
         self.note_in(&mut self.lock(), offset, end);

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | [`download`] | [`source`]: the bucket or the Hub | `partial_file.rs`: a file of our own on this disk |
 //! | [`upload`] | `local_file.rs`: a file of this cache | `multipart.rs`: the bucket |
+//! | [`check`] | [`source`]: the bucket or the Hub | none: the bytes are only hashed |
 //!
 //! Small blobs are moved in one request. The parts of large ones are moved in parallel by one loop for both directions
 //! (`move_parts.rs`), and hashed in order (`hashing.rs`). Both directions share the same [`Limits`]. Memory is bounded by

@@ -183,6 +183,7 @@ async fn send_missing(
         let (context, blob, file, record) = (context.clone(), blob.clone(), file.clone(), record.clone());
         let hash = hash.clone();
         async move {
+            hash.announce(range.start, range.end);
             let (number, check) = (record.number_of(range.start), Check::Part(hash.clone()));
             let part = send_part(&context, &blob, &file, &record, number, check).await?;
             // A store may have answered without reading all of the body.
