@@ -115,7 +115,7 @@ pub mod internals {
         pub use crate::escape::{Keep, escape};
     }
     pub mod hash {
-        pub use crate::hash::{BlobHasher, MAX_LANES, blob_id_of, md5_hex};
+        pub use crate::hash::{BlobHasher, MAX_LANES, blob_id_of, md5_hex, xet_hash};
     }
     pub mod hub {
         pub use crate::hub::Hub;

@@ -238,15 +238,31 @@ pub fn link(layout: &Layout, repo: &RepoName, blob: &BlobId, size: u64, xet_hash
 }
 
 /// Moves a blob into the store and leaves a link in its place, as huggingface_hub does after a download by Xet. The caller
-/// has verified the blob and holds huggingface_hub's lock on it. `xet_hash` must come from the Hub itself: other repos
-/// use the payload by this name alone. Returns `false`, and leaves the blob as it is, if the store cannot take it.
+/// has verified the blob and holds huggingface_hub's lock on it. Other repos use the payload by `xet_hash` alone, so the
+/// bytes must have that hash, unless it is trusted because the Hub itself gave it. Returns `false`, and leaves the blob as
+/// it is, if they do not, or the store cannot take it.
 ///
 /// # Errors
 /// If the payload's lock cannot be taken, or the blob is lost between the two.
-pub fn publish(layout: &Layout, repo: &RepoName, blob: &BlobId, size: u64, xet_hash: &BlobId) -> Result<bool> {
+pub fn publish(
+    layout: &Layout,
+    repo: &RepoName,
+    blob: &BlobId,
+    size: u64,
+    xet_hash: &BlobId,
+    is_trusted: bool,
+) -> Result<bool> {
     let (file, payload) = (layout.blob(repo, blob), layout.payload(xet_hash));
     let is_regular = fs::symlink_metadata(&file).is_ok_and(|meta| meta.is_file() && meta.len() == size);
     if !is_store(layout) || !is_regular || fs::symlink_metadata(&payload).is_ok() {
+        return Ok(false);
+    }
+    let has_hash = || read::open_quietly(&file).and_then(crate::hash::xet_hash).is_ok_and(|hash| hash == *xet_hash);
+    if !is_trusted && !has_hash() {
+        tracing::debug!(
+            "{} has another Xet hash than {xet_hash}, and stays out of the cache-wide store",
+            file.display()
+        );
         return Ok(false);
     }
     let failed = |error: io::Error| Error::io("cannot move a blob to", &payload, &error);
@@ -446,7 +462,7 @@ mod tests {
         let blob: BlobId = crate::hash::blob_id_of(&hash, b"bytes");
         fs::create_dir_all(layout.blobs(&repo)).unwrap();
         fs::write(layout.blob(&repo, &blob), b"bytes").unwrap();
-        assert!(publish(layout, &repo, &blob, 5, &hash).unwrap());
+        assert!(publish(layout, &repo, &blob, 5, &hash, true).unwrap());
         let payload = layout.payload(&hash);
         assert_eq!(
             fs::read_link(layout.blob(&repo, &blob)).unwrap(),
@@ -464,7 +480,7 @@ mod tests {
         let unlike = crate::hash::blob_id_of(&hash, b"BYTES");
         assert!(!link(layout, &other, &unlike, 5, &hash).unwrap());
         assert_eq!(sweep(layout, &payload, &[]).unwrap(), SweepOutcome::Referenced(2));
-        assert!(!publish(layout, &other, &unlike, 5, &hash).unwrap(), "there is nothing to publish");
+        assert!(!publish(layout, &other, &unlike, 5, &hash, true).unwrap(), "there is nothing to publish");
     }
 
     #[test]

@@ -72,7 +72,7 @@ struct Job {
     donor: Option<Donor>,
     /// Its name in the cache-wide store, which it may join.
     xet_hash: Option<BlobId>,
-    /// Whether the Hub itself gave that name, so that the blob may be published under it.
+    /// Whether the Hub itself gave that name. A name that comes from a bucket is checked before it is used.
     is_hubs_name: bool,
     /// Whether the local file has the right size and the wrong bytes.
     replace: bool,
@@ -349,9 +349,9 @@ async fn obtain(
         _ => {}
     }
     placed?;
-    if let Some(xet_hash) = job.xet_hash.filter(|_| job.is_hubs_name) {
-        let (layout, repo, blob) = (layout.clone(), repo.clone(), *blob);
-        blocking(move || shared::publish(&layout, &repo, &blob, size, &xet_hash)).await?;
+    if let Some(xet_hash) = job.xet_hash {
+        let (layout, repo, blob, is_trusted) = (layout.clone(), repo.clone(), *blob, job.is_hubs_name);
+        blocking(move || shared::publish(&layout, &repo, &blob, size, &xet_hash, is_trusted)).await?;
     }
     Ok(Obtained::Downloaded(origin))
 }

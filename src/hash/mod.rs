@@ -2,6 +2,7 @@
 
 mod lanes;
 mod sha256;
+mod xet;
 
 use std::sync::OnceLock;
 
@@ -10,6 +11,7 @@ use sha1::Digest;
 use crate::model::ids::BlobId;
 pub use lanes::MAX_LANES;
 use sha256::Sha256;
+pub use xet::xet_hash;
 
 /// The speed-up from which lockstep pays although blobs have to be read back for it. Reading back takes 0.1 to 0.2 of the
 /// time of hashing, and what is read is in no cache that it was in when it arrived.

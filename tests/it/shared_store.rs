@@ -86,13 +86,34 @@ fn a_payload_with_other_bytes_is_not_used() {
     assert_eq!(fs::read(payload(&machine.hub())).unwrap(), other, "it is left to its users");
 }
 
-#[test]
-fn a_name_from_the_bucket_adds_nothing_to_the_store() {
-    let (_store, machine, dataset) = scene();
+/// A machine with an empty store, and a bucket with the model.
+fn empty_scene(with_tree: impl Fn(String) -> String) -> (Store, Machine) {
+    let (store, machine, dataset) = scene();
     fs::remove_dir_all(dataset.dir(&machine.hub())).unwrap();
     fs::remove_file(payload(&machine.hub())).unwrap();
+    fs::remove_file(payload(&machine.hub()).with_extension("refs")).unwrap();
+    let manifest = model().manifest_key();
+    store.put(&manifest, with_tree(store.text(&manifest)).as_bytes());
+    (store, machine)
+}
+
+#[test]
+fn a_blob_from_the_bucket_becomes_a_payload() {
+    let (_store, machine) = empty_scene(|manifest| manifest);
+    machine.ok(&["pull", "org/a"]);
+    assert!(is_shared(&machine));
+    assert_eq!(fs::read(payload(&machine.hub())).unwrap(), BYTES);
+    assert_eq!(references(&machine.hub()), format!("{}/blobs/{}\n", model().folder(), model().etag("w.bin")));
+    model().assert_pulled(&machine.hub());
+}
+
+#[test]
+fn a_wrong_name_from_the_bucket_adds_nothing_to_the_store() {
+    let name = model().file("w.bin").xet_hash();
+    let (_store, machine) = empty_scene(|manifest| manifest.replace(&name, &"ab".repeat(32)));
     machine.ok(&["pull", "org/a"]);
     assert!(!is_shared(&machine) && !payload(&machine.hub()).exists());
+    assert!(!machine.hub().join("blobs/ab").exists());
 }
 
 #[test]

@@ -45,9 +45,9 @@ impl Content {
         if self.lfs { sha256(&self.bytes) } else { git_sha1(&self.bytes) }
     }
 
-    /// Its name in the cache-wide store. Any 64 digits will do: nobody can compute it from the SHA-256.
+    /// Its name in the cache-wide store.
     pub fn xet_hash(&self) -> String {
-        sha256(format!("xet {}", self.etag()).as_bytes())
+        hf_cache_sync::internals::hash::xet_hash(self.bytes.as_ref() as &[u8]).unwrap().to_string()
     }
 }
 
