@@ -76,13 +76,24 @@ impl Census {
             }
         }
         let mut reads = stream::iter(unread).map(|key| async move { read(bucket, &key).await.map(|read| (key, read)) });
+        let mut missing = Vec::new();
         let mut reads = std::pin::pin!(reads.by_ref().buffer_unordered(AT_ONCE));
         while let Some((key, read)) = reads.try_next().await? {
             match read {
                 Some(Ok(needs)) => drop(census.manifests.insert(key, needs)),
                 Some(Err(error)) => drop(census.problems.insert(key, error)),
-                // It was removed since it was listed.
-                None => {}
+                None => missing.push(key),
+            }
+        }
+        // Most were removed since they were listed. What a store still lists may come back, and its blobs are needed then.
+        for key in missing {
+            let (listed, _) =
+                bucket.list_page(&key, None, 1).await.map_err(|failure| bucket.explain(failure, &doing))?;
+            if listed.iter().any(|object| object.key == key) {
+                let error = Error::invalid(format!("the manifest {} cannot be read", printable(&key, 200)))
+                    .because("the store lists it, but says that it does not exist")
+                    .hint("if that does not pass, push the revision again, or delete this key with the store's tools");
+                census.problems.insert(key, error);
             }
         }
         census.refs = read_refs(bucket, &state).await?;

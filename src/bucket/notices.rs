@@ -19,7 +19,7 @@ use serde_json::Value;
 
 use super::client::{Bucket, Object};
 use super::keys;
-use crate::error::{Error, Result};
+use crate::error::{Cause, Error, Result};
 use crate::model::ids::BlobId;
 
 /// How long the notice of a push counts. A push publishes nothing with one that is older than half of this.
@@ -87,7 +87,25 @@ pub struct Notice {
     key: String,
     content: Bytes,
     /// Before the request that wrote it last.
-    written: Instant,
+    written: Moment,
+}
+
+/// A moment by both local clocks: one stands still while the machine sleeps, the other may be set.
+#[derive(Debug, Clone, Copy)]
+struct Moment {
+    monotonic: Instant,
+    wall: SystemTime,
+}
+
+impl Moment {
+    fn now() -> Moment {
+        Moment { monotonic: Instant::now(), wall: SystemTime::now() }
+    }
+
+    /// How long ago it was, or longer.
+    fn age(&self) -> Duration {
+        self.monotonic.elapsed().max(self.wall.elapsed().unwrap_or_default())
+    }
 }
 
 /// A notice in the bucket.
@@ -137,7 +155,7 @@ impl Notice {
         };
         let key = format!("{}{word}-{:032x}.json", keys::NOTICES, fastrand::u128(..));
         let content = serde_json::to_vec(subject).expect("a subject is plain data").into();
-        let mut notice = Notice { key, content, written: Instant::now() };
+        let mut notice = Notice { key, content, written: Moment::now() };
         notice.renew(bucket).await?;
         Ok(notice)
     }
@@ -147,7 +165,7 @@ impl Notice {
     /// # Errors
     /// When the request fails for good.
     pub async fn renew(&mut self, bucket: &Bucket) -> Result<()> {
-        let now = Instant::now();
+        let now = Moment::now();
         let written = bucket.put_small(&self.key, self.content.clone()).await;
         let doing = format!("cannot announce this run to others with the key {}", self.key);
         written.map_err(|failure| bucket.explain(failure, &doing))?;
@@ -157,7 +175,51 @@ impl Notice {
 
     /// How long ago it was written last.
     pub fn age(&self) -> Duration {
-        self.written.elapsed()
+        self.written.age()
+    }
+
+    /// Whether the notice of a deletion may have expired, so that pushes no longer heed it. This never ends.
+    pub fn has_lapsed(&self) -> bool {
+        self.age() >= DELETION_LIFE
+    }
+
+    /// Renews the notice of a deletion when it is time to.
+    ///
+    /// # Errors
+    /// When the request fails, or when the notice may have expired: a push may rely on anything by now.
+    pub async fn keep(&mut self, bucket: &Bucket) -> Result<()> {
+        let last = self.written;
+        if self.age() > RENEWAL && !self.has_lapsed() {
+            self.renew(bucket).await?;
+            if last.age() >= DELETION_LIFE {
+                self.written = last;
+            }
+        }
+        if self.has_lapsed() { Err(lapsed(bucket)) } else { Ok(()) }
+    }
+
+    /// Does some work that may take long, and keeps the notice of a deletion meanwhile.
+    ///
+    /// # Errors
+    /// Those of the work and of [`Notice::keep`].
+    pub async fn keep_during<T>(&mut self, bucket: &Bucket, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let mut work = std::pin::pin!(work);
+        loop {
+            let done = tokio::time::timeout(RENEWAL, &mut work).await;
+            self.keep(bucket).await?;
+            if let Ok(done) = done {
+                return done;
+            }
+        }
+    }
+
+    /// Makes sure that the notice of a deletion is still in the bucket.
+    ///
+    /// # Errors
+    /// When the listing fails, or does not show it: it had expired, and somebody has removed it.
+    pub async fn confirm(&self, bucket: &Bucket) -> Result<()> {
+        let is_there = list(bucket).await?.iter().any(|notice| notice.key == self.key);
+        if is_there { Ok(()) } else { Err(lapsed(bucket)) }
     }
 
     /// The store's time, by what a listing says of this notice; `None` when it does not show it.
@@ -172,6 +234,13 @@ impl Notice {
             tracing::debug!(key = self.key, reason = failure.detail, "a notice could not be removed");
         }
     }
+}
+
+/// The error for a deletion that pushes may have taken for over.
+pub fn lapsed(bucket: &Bucket) -> Error {
+    Error::new(Cause::Changed, format!("the deletion from bucket '{}' was stopped", bucket.name()))
+        .because("it was held up for so long that other machines may rely on what it would delete")
+        .hint("run it again")
 }
 
 /// Lists all notices.
@@ -227,6 +296,21 @@ mod tests {
         for key in ["_hf_cache_sync_gc/push-x.json", "_hf_cache_sync_gc/blobs/a", "blobs/push-0.json"] {
             assert_eq!(listed(key, 1), None, "{key}");
         }
+    }
+
+    #[test]
+    fn a_deletion_that_was_held_up_has_lapsed_by_whichever_clock() {
+        let ago = |monotonic, wall| Notice {
+            key: "_hf_cache_sync_gc/deletion-0.json".into(),
+            content: Bytes::new(),
+            written: Moment {
+                monotonic: Instant::now().checked_sub(Duration::from_secs(monotonic)).unwrap(),
+                wall: SystemTime::now() - Duration::from_secs(wall),
+            },
+        };
+        assert!(!ago(0, 0).has_lapsed() && !ago(200, 200).has_lapsed());
+        assert!(ago(300, 0).has_lapsed(), "the clock was set back");
+        assert!(ago(0, 300).has_lapsed(), "the machine slept");
     }
 
     #[test]

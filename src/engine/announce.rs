@@ -65,8 +65,9 @@ impl Announcement {
         let mut wait = None;
         loop {
             let listed = notices::list(bucket).await?;
-            // A store whose listing lags behind tells the time by its answers.
-            let now = self.notice.store_time(&listed).or_else(|| bucket.store_time()).unwrap_or_else(SystemTime::now);
+            // Both are the store's. Of two that differ, the earlier heeds more deletions.
+            let times = [self.notice.store_time(&listed), bucket.store_time()];
+            let now = times.into_iter().flatten().min().unwrap_or_else(SystemTime::now);
             let mut concerns = false;
             for notice in listed.iter().filter(|notice| notice.kind == Kind::Deletion && notice.is_live(now)) {
                 if !known.contains_key(&notice.key) {

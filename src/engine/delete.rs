@@ -3,6 +3,9 @@
 //! nothing: docs/bucket-format.md.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::Poll;
 use std::time::SystemTime;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -12,7 +15,7 @@ use crate::bucket::census::Census;
 use crate::bucket::client::{Bucket, Unfinished};
 use crate::bucket::error::Failure;
 use crate::bucket::keys;
-use crate::bucket::notices::{self, Kind, LONGEST_REQUEST, Listed, Notice, RENEWAL, Subject};
+use crate::bucket::notices::{self, Kind, LONGEST_REQUEST, Listed, Notice, Subject};
 use crate::error::{Cause, Error, Result};
 use crate::model::amount::Amount;
 use crate::plan::deletion::{self as plan, Facts, KeepReason, ManifestDeletion, Options, Plan};
@@ -138,7 +141,13 @@ impl Prepared {
         }
         session.progress.event(Event::Step("checking that nothing needs it"));
         let notice = Notice::write(&self.bucket, Kind::Deletion, &self.plan.subject()).await?;
-        let mut deletion = Deletion { bucket: &self.bucket, notice, outcome: Outcome::default(), is_unanswered: false };
+        let mut deletion = Deletion {
+            bucket: &self.bucket,
+            notice,
+            outcome: Outcome::default(),
+            is_unanswered: false,
+            is_stopped: false,
+        };
         let (_, lost_before) = self.bucket.counts();
         let done = self.look_again(session, &mut deletion).await;
         let Deletion { notice, outcome, is_unanswered, .. } = deletion;
@@ -163,11 +172,18 @@ impl Prepared {
         // Both are the store's. Of two that differ, the earlier makes fewer blobs old.
         let now = bucket.store_time().map_or(shown, |told| told.min(shown));
         let (announced, expired) = announced(bucket, &listed, now).await?;
-        let census = Census::take(bucket, Some(&self.census)).await?;
-        if self.options.everything {
-            refuse_problems(bucket, &census)?;
-        }
-        let uploads = if self.options.everything { unfinished(bucket, &self.options, now).await? } else { Vec::new() };
+        let look = async {
+            let census = Census::take(bucket, Some(&self.census)).await?;
+            if self.options.everything {
+                refuse_problems(bucket, &census)?;
+            }
+            let everything = self.options.everything;
+            let uploads = if everything { unfinished(bucket, &self.options, now).await? } else { Vec::new() };
+            Ok((census, uploads))
+        };
+        let (census, uploads) = deletion.notice.keep_during(bucket, look).await?;
+        // Pushes that did not heed it may have published since the census.
+        deletion.notice.confirm(bucket).await?;
         let facts = Facts { census: &census, announced: &announced, uploads: &uploads, now };
         let keep_blobs = !census.problems.is_empty();
         let mut options = Options { keep_blobs, ..self.options.clone() };
@@ -201,6 +217,8 @@ struct Deletion<'a> {
     outcome: Outcome,
     /// Whether a request was given up.
     is_unanswered: bool,
+    /// Whether pushes may have taken it for over.
+    is_stopped: bool,
 }
 
 impl Deletion<'_> {
@@ -243,15 +261,23 @@ impl Deletion<'_> {
         let mut gone = HashSet::new();
         let mut left = keys;
         while !left.is_empty() {
-            if self.notice.age() > RENEWAL
-                && let Err(error) = self.notice.renew(self.bucket).await
-            {
+            if self.is_stopped {
+                return gone;
+            }
+            if let Err(error) = self.notice.keep(self.bucket).await {
+                self.is_stopped = self.notice.has_lapsed();
                 self.outcome.failures.push(error);
                 return gone;
             }
             let (batch, others) = left.split_at(left.len().min(self.bucket.delete_batch()));
             left = others;
-            let Ok(failed) = tokio::time::timeout(LONGEST_REQUEST, self.bucket.delete_many(batch)).await else {
+            let mut request = pin!(tokio::time::timeout(LONGEST_REQUEST, self.bucket.delete_many(batch)));
+            // Timeouts stand still while the machine sleeps. After that, nothing may be tried again.
+            let answer = poll_fn(|context| match self.notice.has_lapsed() {
+                true => Poll::Ready(None),
+                false => request.as_mut().poll(context).map(Result::ok),
+            });
+            let Some(failed) = answer.await else {
                 self.is_unanswered = true;
                 let failure = Failure::new(Cause::Broken, "no answer in time");
                 self.outcome.failures.push(explain(self.bucket, failure, &format!("cannot delete {}", batch[0])));

@@ -212,6 +212,30 @@ fn what_is_not_understood_keeps_everything() {
 }
 
 #[test]
+fn a_manifest_that_is_listed_and_cannot_be_found_keeps_everything() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    shared_bucket(&store);
+    age_all(&store);
+    let before = store.objects();
+    store.server.on_request(|request| {
+        match request.method == "GET" && request.key.starts_with("manifests/org__one@") {
+            true => Action::Refuse(404, "NoSuchKey", "The specified key does not exist."),
+            false => Action::Pass,
+        }
+    });
+    let words = "the store lists it, but says that it does not exist";
+    machine.run(&["remote", "gc", "--yes"]).refused(5, &["nothing was deleted", words]);
+    // What it may share stays, and the other repo goes.
+    let ran = machine.run(&["remote", "rm", "org/two", "--yes"]);
+    assert_eq!(ran.code, 0, "{ran:#?}");
+    store.server.behave();
+    assert_whole(&store);
+    assert_eq!(store.keys().iter().filter(|key| key.starts_with("blobs/")).count(), 4);
+    assert!(before.len() > store.keys().len());
+}
+
+#[test]
 fn a_manifest_with_unknown_additions_keeps_the_blobs_that_it_mentions() {
     let store = Store::new();
     let machine = Machine::new(&store);
@@ -563,6 +587,34 @@ fn the_notice_of_a_killed_deletion_expires_by_the_stores_clock() {
     // The next one sweeps it up.
     machine.ok(&["remote", "gc", "--yes"]);
     assert!(!store.keys().iter().any(|key| key.starts_with("_hf_cache_sync_gc")), "{:?}", store.keys());
+    assert_whole(&store);
+}
+
+#[test]
+fn a_deletion_whose_notice_has_expired_deletes_nothing() {
+    let store = Store::new();
+    let (machine, revision) = half_pushed(&store);
+    let late = Revision::new("model", "org/late").git("late.txt", "late");
+    let held = late.manifest_key();
+    let gate = hold(&store, "PUT", "_hf_cache_sync_gc/deletion");
+    let cleaner = Machine::new(&store);
+    let gc = cleaner.start(&["remote", "gc", "--yes"]);
+    has_come(&store, "PUT", "_hf_cache_sync_gc/deletion");
+    // Its second look takes long: it has listed the bucket, and reads what is new there.
+    late.publish(&store);
+    let key = held.clone();
+    let second = store.server.hold(move |request| request.method == "GET" && request.key == key);
+    gate.open();
+    store.server.wait_for(&held, |seen| seen.iter().any(|one| one.method == "GET" && one.key == held));
+    // Its notice expires, and the next deletion sweeps it up. So a push does not wait.
+    expire_deletions(&store);
+    store.keys().iter().filter(|key| key.contains("/deletion-")).for_each(|key| store.remove(key));
+    machine.ok(&["push"]);
+    revision.assert_published(&store);
+    second.open();
+    let ran = gc.finish();
+    assert_eq!(ran.code, 6, "{ran:#?}");
+    assert!(ran.stderr.contains("other machines may rely on what it would delete"), "{ran:#?}");
     assert_whole(&store);
 }
 
