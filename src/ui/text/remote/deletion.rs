@@ -34,7 +34,8 @@ fn counts(report: &Report) -> String {
     ];
     let some: Vec<String> = all.iter().filter(|(n, _)| *n > 0).map(|(n, word)| plural(*n, word)).collect();
     match some.split_last() {
-        None => "nothing to delete".into(),
+        None if report.failures.is_empty() => "nothing to delete".into(),
+        None => "nothing was deleted".into(),
         Some((last, [])) => last.clone(),
         Some((last, others)) => format!("{} and {last}", others.join(", ")),
     }
