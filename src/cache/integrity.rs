@@ -76,6 +76,8 @@ pub struct RevisionFacts {
     pub tree: TreeFile,
     /// Whether there is a listing of a newer format than this program knows.
     pub has_unknown_tree: bool,
+    /// Whether a part of it cannot be read, so that nobody knows what is there.
+    pub is_unreadable: bool,
 }
 
 impl RevisionFacts {
@@ -285,18 +287,25 @@ impl Gather<'_> {
             (path.clone(), FileFacts { kind, twin: Check::Unchecked })
         });
         let files = files.collect();
-        RevisionFacts { files, bad_paths: Vec::new(), tree, has_unknown_tree }
+        RevisionFacts { files, bad_paths: Vec::new(), tree, has_unknown_tree, is_unreadable: false }
     }
 
     /// Gives each problem of the scan to the part of the repo that it is about.
     fn sort_problems(&mut self, folder: &Path, found: &mut RepoFacts) {
         let (blobs, snapshots, refs) = (folder.join("blobs"), folder.join("snapshots"), folder.join("refs"));
+        let mut outside = Vec::new();
         for problem in &self.repo.problems {
             let path = &problem.path;
             let in_blobs = path.starts_with(&blobs);
             match problem.kind {
                 ProblemKind::Unreadable if path.starts_with(folder.join("trees")) => {}
-                ProblemKind::Unreadable if self.concerns(&snapshots, path) => self.failures.push(unreadable(problem)),
+                ProblemKind::Unreadable if self.concerns(&snapshots, path) => {
+                    self.failures.push(unreadable(problem));
+                    let commit = commit_at(&snapshots, path);
+                    if let Some(revision) = commit.and_then(|commit| found.revisions.get_mut(&commit)) {
+                        revision.is_unreadable = true;
+                    }
+                }
                 ProblemKind::UnknownEntry if in_blobs && path.is_file() && self.commits.is_none() => {
                     found.unnamed.push(path.clone());
                 }
@@ -313,20 +322,17 @@ impl Gather<'_> {
                         found.refs.insert(path.clone(), RefFacts { name, fault, written });
                     }
                 }
-                ProblemKind::NotAFile | ProblemKind::ForeignLink | ProblemKind::BadName if self.commits.is_none() => {
-                    found.odd.push(problem.clone());
-                }
+                ProblemKind::NotAFile | ProblemKind::ForeignLink | ProblemKind::BadName => outside.push(problem),
                 _ => {}
             }
         }
+        outside.retain(|problem| self.commits.is_none() || is_used(found, blob_at(folder, &problem.path)));
+        found.odd.extend(outside.into_iter().cloned());
     }
 
     /// Returns whether a path is part of what is checked: outside of the snapshots, or in one of the selected ones.
     fn concerns(&self, snapshots: &Path, path: &Path) -> bool {
-        match path.strip_prefix(snapshots).ok().and_then(|inside| inside.iter().next()) {
-            Some(name) => name.to_str().and_then(|name| name.parse().ok()).is_none_or(|c| self.is_selected(&c)),
-            None => true,
-        }
+        commit_at(snapshots, path).is_none_or(|commit| self.is_selected(&commit))
     }
 
     fn add_to_revision(&mut self, snapshots: &Path, problem: &Problem, found: &mut RepoFacts) {
@@ -398,6 +404,23 @@ impl Gather<'_> {
             found.refs.insert(path, RefFacts { name: Some(name), fault, written });
         }
     }
+}
+
+/// Returns the commit of the snapshot that a path is in.
+fn commit_at(snapshots: &Path, path: &Path) -> Option<Commit> {
+    path.strip_prefix(snapshots).ok()?.iter().next()?.to_str()?.parse().ok()
+}
+
+/// Returns the blob of a repo whose place this is.
+pub fn blob_at(repo: &Path, path: &Path) -> Option<BlobId> {
+    let name = path.strip_prefix(repo.join("blobs")).ok()?;
+    name.to_str()?.parse().ok()
+}
+
+/// Returns whether a file of the selected revisions is this blob.
+fn is_used(found: &RepoFacts, blob: Option<BlobId>) -> bool {
+    let mut files = found.revisions.values().flat_map(|revision| revision.files.values());
+    blob.is_some() && files.any(|file| file.blob() == blob)
 }
 
 fn written(path: &Path) -> Option<SystemTime> {

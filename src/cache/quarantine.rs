@@ -22,6 +22,9 @@ const MAX_SAME: u32 = 10_000;
 pub struct Kept {
     path: PathBuf,
     is_new: bool,
+    /// The file, and what it was when it was kept.
+    file: PathBuf,
+    id: Option<(u64, u64)>,
 }
 
 impl Kept {
@@ -30,12 +33,18 @@ impl Kept {
         &self.path
     }
 
-    /// Removes the second name, because the file stays in its place after all.
+    /// Removes the second name, because the file stays in its place after all. If another program has replaced the file
+    /// meanwhile, these are the only bytes left, and they stay.
     pub fn forget(self) {
-        if self.is_new {
+        if self.is_new && self.id.is_some() && inode_of(&self.file) == self.id {
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+fn inode_of(path: &Path) -> Option<(u64, u64)> {
+    let meta = fs::symlink_metadata(path).ok()?;
+    platform::inode(path, &meta).map(|inode| inode.id)
 }
 
 /// Returns the folder.
@@ -57,28 +66,26 @@ pub fn keep(layout: &Layout, file: &Path) -> Result<Option<Kept>> {
         Err(error) => return Err(failed(&error)),
     };
     let id = platform::inode(file, &meta).map(|inode| inode.id);
-    let is_same = |path: &Path| {
-        let there = fs::symlink_metadata(path).ok().and_then(|meta| platform::inode(path, &meta));
-        id.is_some() && there.map(|inode| inode.id) == id
-    };
+    let is_same = |path: &Path| id.is_some() && inode_of(path) == id;
+    let kept = |path, is_new| Some(Kept { path, is_new, file: file.to_path_buf(), id });
     let staging = Staging::new(layout)?;
     let copy = staging.path().join("kept");
     for path in names(layout, file)? {
         // From an earlier run that was interrupted.
         if is_same(&path) {
-            return Ok(Some(Kept { path, is_new: false }));
+            return Ok(kept(path, false));
         }
         if fs::symlink_metadata(&path).is_ok() {
             continue;
         }
         match platform::patiently(|| fs::hard_link(file, &path)) {
-            Ok(()) => return Ok(Some(Kept { path, is_new: true })),
+            Ok(()) => return Ok(kept(path, true)),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
             Err(_) => {}
         }
         let copied = reflink_copy::reflink(file, &copy).or_else(|_| read::copy_quietly(file, &copy));
         copied.and_then(|()| fs::rename(&copy, &path)).map_err(|e| failed(&e))?;
-        return Ok(Some(Kept { path, is_new: true }));
+        return Ok(kept(path, true));
     }
     Err(full(file))
 }
@@ -159,6 +166,16 @@ mod tests {
         assert!(kept.path().exists(), "only what a run has added is removed by it");
         kept.forget();
         assert!(file.exists() && !folder(&layout).join("models--a--b/blobs/x").exists());
+
+        // Replaced meanwhile: nobody else has these bytes.
+        let kept = keep(&layout, &file).unwrap().unwrap();
+        let only = kept.path().to_path_buf();
+        fs::rename(&file, file.with_extension("old")).unwrap();
+        fs::write(&file, "new").unwrap();
+        kept.forget();
+        assert_eq!(fs::read(&only).unwrap(), b"one");
+        fs::remove_file(&only).unwrap();
+        fs::rename(file.with_extension("old"), &file).unwrap();
 
         assert!(set_aside(&layout, &file).unwrap().is_some() && !file.exists());
         fs::write(&file, "two").unwrap();

@@ -9,6 +9,7 @@ use serde_json::Value;
 use crate::harness::cache::{COMMIT, Layout, OTHER, Revision};
 use crate::harness::cache_dir::set_last_used;
 use crate::harness::machine::{Machine, Output};
+use crate::harness::s3::Action;
 use crate::harness::store::Store;
 use crate::harness::{git_sha1, sha256, visible, weights};
 
@@ -415,6 +416,38 @@ fn what_cannot_be_read_is_no_success() {
     let ran = world.machine.run_as_owner(&["verify", "--json"]);
     assert_eq!((ran.code, findings(&ran.json())), (3, vec![]), "{}", ran.text());
     assert!(ran.stdout.contains("model") && ran.json()["failures"][0]["kind"] == "permission");
+    assert_eq!(status(&ran.json()), "unknown");
+}
+
+/// The links to it lead somewhere, but no program can read a file there.
+#[test]
+fn a_blob_that_is_not_a_file_damages_its_revisions() {
+    let world = World::unpushed(Revision::model("org/llm").with_tree());
+    let blob = world.blob("model.safetensors");
+    fs::remove_file(&blob).unwrap();
+    fs::create_dir(&blob).unwrap();
+    for line in [&[][..], &["org/llm@main"]] {
+        let report = world.finds(line, &["not-a-file: model.safetensors"]);
+        assert_eq!(status(&report), "damaged");
+    }
+    fs::remove_dir(&blob).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&blob).status().unwrap().success());
+    let report = world.finds(&[], &["not-a-file: model.safetensors"]);
+    assert_eq!(status(&report), "damaged");
+}
+
+/// A blob of the bucket that `--deep` could not read is neither good nor bad.
+#[test]
+fn a_blob_that_deep_cannot_read_is_not_complete() {
+    let world = World::new(Revision::model("org/llm").with_tree());
+    let key = world.revision.blob_key("model.safetensors");
+    world.store.server.on_request(move |seen| match seen.is("GET", &key) {
+        true => Action::Refuse(403, "AccessDenied", "not for you"),
+        false => Action::Pass,
+    });
+    let ran = world.machine.run(&["verify", "--remote", "--deep", "--json"]);
+    assert_ne!(ran.code, 0, "{}", ran.text());
+    assert_eq!((findings(&ran.json()), status(&ran.json())), (vec![], "unknown"), "{}", ran.text());
 }
 
 /// Nobody knows what is in a folder that cannot be read: nothing in it is missing, and no ref leads nowhere.
@@ -509,6 +542,28 @@ fn a_killed_repair_is_ended_by_the_next() {
     assert_eq!(report["quarantined"]["blobs"], 1);
     world.revision.assert_pulled(&world.hub());
     assert_eq!(fs::read_dir(world.quarantine().join("models--org--llm/blobs")).unwrap().count(), 1);
+}
+
+/// Nothing is changed where no bucket could say what is right; what needs none is repaired.
+#[test]
+fn a_repair_that_needs_a_bucket_wants_one_to_be_configured() {
+    let machine = Machine::unconfigured();
+    let revision = Revision::model("org/llm").with_tree().refs(&["main", "v1"]);
+    revision.write(&machine.hub());
+    let reference = |name: &str| revision.dir(&machine.hub()).join("refs").join(name);
+    fs::write(reference("v1"), format!("{COMMIT}\n")).unwrap();
+    fs::write(reference("main"), "nonsense").unwrap();
+    let before = visible(&machine.hub());
+    for line in [&["verify", "--repair"][..], &["verify", "--repair", "--dry-run"]] {
+        machine.run(line).refused(2, &["bucket"]);
+        assert_eq!(visible(&machine.hub()), before);
+    }
+    assert!(!machine.hub().join(".locks").exists());
+    fs::write(reference("main"), COMMIT).unwrap();
+    let ran = machine.run(&["verify", "--repair", "--json"]);
+    assert_eq!((ran.code, outcomes(&ran.json())), (0, vec!["repaired"]), "{}", ran.text());
+    flip(&revision.blob(&machine.hub(), "config.json"));
+    machine.run(&["verify", "--repair"]).refused(2, &["bucket"]);
 }
 
 /// A bucket that cannot be reached is named, and the damage is what counts.

@@ -18,14 +18,15 @@ use crate::cache::place::{self, LinkKind, SnapshotWriter};
 use crate::cache::quarantine::{self, Kept};
 use crate::cache::scan;
 use crate::cache::shared::{self, SweepOutcome};
-use crate::cache::state::LocalState;
+use crate::cache::state::{LocalState, TreeFile};
 use crate::cache::{layout, lock, read, repair};
 use crate::engine::Session;
 use crate::engine::fallback::Fallback;
 use crate::engine::hydrate::{self, Planned};
 use crate::engine::pull::check_space;
 use crate::engine::rehash;
-use crate::error::{Error, Result};
+use crate::engine::session::wait_for;
+use crate::error::{Error, Kind, Result};
 use crate::model::amount::Amount;
 use crate::model::ids::{BlobId, Commit, RefName, RepoName, RepoPath, RepoQuery};
 use crate::model::manifest::{Manifest, ManifestFile};
@@ -84,24 +85,29 @@ pub struct Tally {
 /// Repairs what can be repaired, and notes the outcome of each finding.
 ///
 /// # Errors
-/// When the cache cannot be written to at all.
+/// When the cache cannot be written to at all, or a repair needs a bucket and none is configured.
 pub async fn repair(session: &Session, facts: &Facts, findings: &mut [Finding], options: Options) -> Result<Tally> {
     let layout = session.layout();
-    let _lock = if options.dry_run { None } else { Some(session.lock_shared().await?) };
-    let needs_source = |finding: &Finding| {
-        let is_bad_ref = finding.reason == Reason::BadRef && finding.repair == Repair::Ref;
-        is_bad_ref || matches!(finding.repair, Repair::Fetch { .. } | Repair::LookUp | Repair::Tree)
-    };
     let mut tally = Tally::default();
-    let bucket = match findings.iter().any(needs_source) {
+    let bucket = match findings.iter().any(|finding| needs_bucket(facts, finding)) {
         false => None,
         true => match session.bucket().await {
             Ok(bucket) => Some(bucket),
+            Err(error) if error.cause.kind() == Kind::Usage => return Err(error),
             Err(error) => {
                 tally.failures.push(error);
                 None
             }
         },
+    };
+    let _locks = match options.dry_run {
+        true => None,
+        false => {
+            // Before the other one, so that a `prune` that waits for it is not kept waiting by two repairs in a row.
+            let note = "another hf-cache-sync is repairing this cache: waiting for it";
+            let alone = wait_for(&*session.progress, note, || lock::try_repair_lock(&layout)).await?;
+            Some((alone, session.lock_shared().await?))
+        }
     };
     session.progress.event(Event::Step("looking for good copies"));
     let mut run = Run { session, facts, layout, options, bucket, manifests: HashMap::new(), tally };
@@ -135,6 +141,24 @@ pub async fn repair(session: &Session, facts: &Facts, findings: &mut [Finding], 
     Ok(run.tally)
 }
 
+/// Returns whether only the bucket, or a source that stands in for it, can tell what is right.
+fn needs_bucket(facts: &Facts, finding: &Finding) -> bool {
+    match finding.repair {
+        Repair::Ref => finding.reason == Reason::BadRef,
+        Repair::Fetch { .. } => {
+            let repo = facts.repos.iter().find(|repo| Some(&repo.name) == finding.repo.as_ref());
+            let blob = finding.blob.and_then(|blob| repo?.blobs.get(&blob));
+            !blob.is_some_and(|blob| matches!(blob.check, Check::Good))
+        }
+        Repair::LookUp | Repair::Tree => true,
+        _ => false,
+    }
+}
+
+fn is_good(path: &Path, blob: &BlobId) -> bool {
+    fs::metadata(path).is_ok_and(|meta| read::matches_name(path, blob, meta.len()))
+}
+
 /// Returns whether nothing is left to repair: the client, or somebody else, was faster.
 fn is_gone(layout: &Layout, finding: &Finding) -> bool {
     let Some(repo) = &finding.repo else { return false };
@@ -145,13 +169,42 @@ fn is_gone(layout: &Layout, finding: &Finding) -> bool {
     }
     let (Place::Path(path), Some(blob)) = (&finding.place, finding.blob) else { return false };
     match finding.reason {
-        Reason::Corrupt => {
-            let meta = fs::metadata(path);
-            meta.map_or(finding.files.is_empty(), |meta| read::matches_name(path, &blob, meta.len()))
-        }
+        Reason::Corrupt => is_good(path, &blob) || (finding.files.is_empty() && fs::metadata(path).is_err()),
         Reason::Missing => fs::metadata(layout.blob(repo, &blob)).is_ok() && *path == layout.blob(repo, &blob),
         _ => false,
     }
+}
+
+/// What became of a blob that was to be set aside.
+#[derive(Debug, PartialEq, Eq)]
+enum SetAside {
+    /// It is in the quarantine, with this many bytes.
+    Moved(u64),
+    /// It is not there any more.
+    Gone,
+    /// It was downloaded again, and is good.
+    Good,
+    /// It is being downloaded, or a snapshot uses it now.
+    InUse,
+}
+
+/// Moves a bad blob into the quarantine under its lock, unless it is good or in use by now.
+fn set_aside_unused(layout: &Layout, repo: &RepoName, blob: &BlobId, path: &Path) -> Result<SetAside> {
+    let Some(_lock) = lock::try_client_lock(layout, repo, blob)? else { return Ok(SetAside::InUse) };
+    // Whoever held the lock before may have downloaded it.
+    if is_good(path, blob) {
+        return Ok(SetAside::Good);
+    }
+    let now = scan::scan_repo(layout, repo);
+    let mut files = now.revisions.values().flat_map(|revision| revision.files.values());
+    if files.any(|file| matches!(file, scan::SnapshotFile::Link(id) if id == blob)) {
+        return Ok(SetAside::InUse);
+    }
+    let size = fs::metadata(path).map_or(0, |meta| meta.len());
+    Ok(match quarantine::set_aside(layout, path)? {
+        Some(_) => SetAside::Moved(size),
+        None => SetAside::Gone,
+    })
 }
 
 /// A revision of a repo.
@@ -325,15 +378,11 @@ impl Run<'_> {
         let Some(blob) = path.file_name().and_then(|name| name.to_str()?.parse::<BlobId>().ok()) else {
             return Ok(false);
         };
-        let Some(_lock) = lock::try_client_lock(&self.layout, repo, &blob)? else { return Ok(false) };
-        let now = scan::scan_repo(&self.layout, repo);
-        let is_used = now.revisions.values().flat_map(|revision| revision.files.values());
-        if is_used.into_iter().any(|file| matches!(file, scan::SnapshotFile::Link(id) if *id == blob)) {
-            return Ok(false);
-        }
-        let size = fs::metadata(path).map_or(0, |meta| meta.len());
-        if quarantine::set_aside(&self.layout, path)?.is_some() {
-            self.tally.quarantined.add(size);
+        match set_aside_unused(&self.layout, repo, &blob, path)? {
+            SetAside::Moved(size) => self.tally.quarantined.add(size),
+            SetAside::Gone => {}
+            SetAside::Good => return Ok(true),
+            SetAside::InUse => return Ok(false),
         }
         self.set_aside_payload(repo, &blob);
         Ok(true)
@@ -366,9 +415,9 @@ impl Run<'_> {
     async fn repair_ref(&mut self, finding: &mut Finding, repo: &RepoName, path: &Path) -> Result<()> {
         let Some(name) = ref_name(&self.layout, repo, path) else { return Ok(()) };
         let mut commit = None;
-        if finding.reason == Reason::BadRef
-            && let Some(bucket) = &self.bucket
-        {
+        if finding.reason == Reason::BadRef {
+            // Without the bucket, nothing says what it should be.
+            let Some(bucket) = &self.bucket else { return Ok(()) };
             let query = RepoQuery { kind: Some(repo.kind), id: repo.id.clone() };
             // Only a bucket that answers can say that it does not know the ref.
             let found = match lookup::find(bucket, &query, Some(name.as_str())).await {
@@ -411,7 +460,12 @@ impl Run<'_> {
         let manifest = self.manifest(repo, &commit).await?;
         let Some(tree) = manifest.and_then(|manifest| Some(manifest.tree()?.to_json())) else { return Ok(()) };
         let path = path.to_path_buf();
+        let (repo, layout) = (repo.clone(), self.layout.clone());
         self.act(finding, |run| {
+            // Written again meanwhile.
+            if matches!(LocalState::unscanned(layout).tree(&repo, &commit), TreeFile::Valid(_)) {
+                return Ok(true);
+            }
             let kept = quarantine::keep(&run.layout, &path)?;
             match place::write_small(&run.layout, &path, &tree, run.options.sync) {
                 Ok(()) => {
@@ -655,4 +709,31 @@ fn links_to(layout: &Layout, payload: &Path) -> Vec<PathBuf> {
         }
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The check found bad bytes, and the client has fetched good ones since then.
+    #[test]
+    fn a_blob_that_was_downloaded_again_is_not_set_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path().join("hub"));
+        let repo = RepoName::from_folder("models--org--name").unwrap();
+        // git's name of "hello\n".
+        let blob: BlobId = "ce013625030ba8dba906f756967f9e9ca394464a".parse().unwrap();
+        let path = layout.blob(&repo, &blob);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let set_aside = || set_aside_unused(&layout, &repo, &blob, &path).unwrap();
+        fs::write(&path, "hello\n").unwrap();
+        assert_eq!(set_aside(), SetAside::Good);
+        assert!(path.exists());
+        fs::write(&path, "other").unwrap();
+        let held = lock::try_client_lock(&layout, &repo, &blob).unwrap();
+        assert_eq!(set_aside(), SetAside::InUse);
+        drop(held);
+        assert_eq!(set_aside(), SetAside::Moved(5));
+        assert_eq!((path.exists(), set_aside()), (false, SetAside::Gone));
+    }
 }

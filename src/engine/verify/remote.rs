@@ -201,7 +201,7 @@ async fn check_blobs(
         })
         .collect();
     let mut faults = BTreeMap::new();
-    let mut unchecked = Vec::new();
+    let mut unchecked = BTreeSet::new();
     if !suspects.is_empty() {
         session.progress.event(Event::Step("looking again for what the listing lacks"));
         for unconfirmed in confirm::find_unconfirmed(bucket, suspects, state.blobs().len()).await? {
@@ -212,7 +212,7 @@ async fn check_blobs(
                 BlobStatus::Unknown(failure) => {
                     let doing = format!("cannot check blob {} ({})", unconfirmed.blob.id, unconfirmed.blob.label);
                     found.failures.push(bucket.explain(failure, &doing));
-                    unchecked.push(key);
+                    unchecked.insert(key);
                 }
             }
         }
@@ -258,7 +258,7 @@ async fn check_blobs(
                     Err(error) if check::is_about_the_blob(&error) => drop(faults.insert(key, BlobFault::Missing)),
                     Err(error) => {
                         failures.push(error);
-                        unchecked.push(key);
+                        unchecked.insert(key);
                     }
                 }
             },

@@ -7,12 +7,13 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 
 use super::{AffectedFile, Finding, Outcome, Place, Reason, Repair};
-use crate::cache::integrity::{Check, Facts, FileKind, RefFacts, RefFault, RepoFacts, RevisionFacts};
+use crate::cache::integrity::{Check, Facts, FileFacts, FileKind, RefFacts, RefFault, RepoFacts, RevisionFacts};
 use crate::cache::layout::Layout;
 use crate::cache::scan::{Problem, ProblemKind};
 use crate::cache::state::{Completeness, TreeFile};
 use crate::model::amount::Amount;
 use crate::model::ids::{BlobId, Commit, RepoName, RepoPath};
+use crate::model::manifest::Tree;
 
 /// A ref that was written this recently may be of a download that has just begun.
 const YOUNG: Duration = Duration::from_secs(3600);
@@ -154,7 +155,23 @@ impl RepoJudge<'_> {
 
     fn add_problem(&mut self, problem: &Problem) {
         let reason = if problem.kind == ProblemKind::ForeignLink { Reason::ForeignLink } else { Reason::NotAFile };
-        self.add(reason, problem.path.clone(), None, Vec::new(), &problem.detail, Repair::None);
+        let (blob, files) = self.affected(&problem.path);
+        self.add(reason, problem.path.clone(), blob, files, &problem.detail, Repair::None);
+    }
+
+    /// Returns the blob whose place this is, if it is one, and the files that cannot be used because of what is there.
+    fn affected(&self, path: &Path) -> (Option<BlobId>, Vec<AffectedFile>) {
+        let folder = self.layout.repo(&self.repo.name);
+        if let Some(blob) = crate::cache::integrity::blob_at(&folder, path) {
+            return (Some(blob), self.users(&blob).0);
+        }
+        let Ok(inside) = path.strip_prefix(folder.join("snapshots")) else { return (None, Vec::new()) };
+        let mut parts = inside.iter().map(|part| part.to_str());
+        let revision = parts.next().flatten().and_then(|name| name.parse::<Commit>().ok());
+        let parts: Option<Vec<&str>> = parts.collect();
+        let path = parts.and_then(|parts| parts.join("/").parse::<RepoPath>().ok());
+        let file = revision.zip(path).map(|(revision, path)| AffectedFile { revision, path });
+        (None, file.into_iter().collect())
     }
 
     fn cannot_verify(&mut self, path: PathBuf, reason: UnverifiedReason) {
@@ -329,15 +346,36 @@ impl RepoJudge<'_> {
             let listed = tree.entries().keys().filter(|path| !revision.files.contains_key(*path)).count();
             listed + tree.unportable_paths().count().saturating_sub(revision.bad_paths.len())
         });
-        let status = completeness(damaged, absent);
+        let is_unchecked = revision.is_unreadable
+            || revision.files.iter().any(|(path, file)| self.is_unchecked(revision.tree(), path, file));
+        let status = completeness(damaged, is_unchecked, absent);
         let (repo, files) = (self.repo.name.clone(), revision.files.len());
         Row { repo, revision: commit.clone(), status, files, absent }
     }
+
+    /// Returns whether nothing says if a file is good. One that the tree does not list takes nothing from its revision,
+    /// unless it is a blob that should have been checked.
+    fn is_unchecked(&self, tree: Option<&Tree>, path: &RepoPath, file: &FileFacts) -> bool {
+        let is_open = |check: &Check| matches!(check, Check::Unchecked | Check::Unreadable | Check::InUse);
+        let is_open_blob = |blob| self.repo.blobs.get(blob).is_none_or(|blob| is_open(&blob.check));
+        let listed = tree.and_then(|tree| tree.get(path));
+        match &file.kind {
+            FileKind::Link { blob, .. } => {
+                let is_twin = listed.is_some_and(|entry| entry.blob.may_be_twin(blob));
+                is_open_blob(blob) || (is_twin && is_open(&file.twin))
+            }
+            FileKind::Unnamed => listed.is_some(),
+            FileKind::Real { hard_link, expected: None, .. } => hard_link.as_ref().is_some_and(is_open_blob),
+            FileKind::Real { check, .. } => is_open(check),
+            FileKind::Broken(_) | FileKind::Foreign(_) => false,
+        }
+    }
 }
 
-/// Returns how much there is of a revision, given its damaged files and, if known, the number of files that are not there.
-pub(super) fn completeness(damaged: BTreeSet<String>, absent: Option<usize>) -> Completeness {
-    match (damaged.is_empty(), absent) {
+/// Returns how much there is of a revision, given its damaged files, whether any file could not be checked and, if known,
+/// the number of files that are not there.
+pub(super) fn completeness(damaged: BTreeSet<String>, is_unchecked: bool, absent: Option<usize>) -> Completeness {
+    match (damaged.is_empty(), absent.filter(|_| !is_unchecked)) {
         (false, _) => Completeness::Damaged { files: damaged.into_iter().collect() },
         (true, Some(0)) => Completeness::Complete,
         (true, Some(missing)) => Completeness::Partial { missing },
@@ -356,10 +394,9 @@ fn wrong_bytes(found: &BlobId, size: u64, expected: Option<u64>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::integrity::{BlobFacts, FileFacts};
+    use crate::cache::integrity::BlobFacts;
     use crate::cache::scan::Place as BlobPlace;
     use crate::model::ids::RefName;
-    use crate::model::manifest::Tree;
     use std::sync::Arc;
 
     const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
@@ -392,8 +429,13 @@ mod tests {
                     TreeFile::Valid(Arc::new(Tree::parse(text.as_bytes()).unwrap().unwrap()))
                 }
             };
-            let revision =
-                RevisionFacts { files: BTreeMap::new(), bad_paths: Vec::new(), tree, has_unknown_tree: false };
+            let revision = RevisionFacts {
+                files: BTreeMap::new(),
+                bad_paths: Vec::new(),
+                tree,
+                has_unknown_tree: false,
+                is_unreadable: false,
+            };
             Repo(RepoFacts {
                 name: RepoName::from_folder("models--org--name").unwrap(),
                 is_part: false,
@@ -474,9 +516,42 @@ mod tests {
         let unused = Repo::new(None).blob(id('1'), wrong()).judged();
         assert_eq!(unused, (vec![(Reason::Corrupt, Repair::SetAside)], "unknown".into()));
         for check in [Check::InUse, Check::Unreadable, Check::Unchecked] {
-            let judged = Repo::new(None).blob(id('1'), check).file("a", link(id('1'))).judge();
+            let judged = Repo::new(Some(&[("a", '1')])).blob(id('1'), check).file("a", link(id('1'))).judge();
             assert!(judged.findings.is_empty() && judged.verified.blobs == 0);
+            assert_eq!(judged.revisions[0].status.word(), "unknown");
         }
+    }
+
+    #[test]
+    fn what_could_not_be_checked_is_not_complete() {
+        let tree: &[(&str, char)] = &[("a", '1')];
+        let unread = |expected| FileKind::Real { size: 1, hard_link: None, expected, check: Check::Unreadable };
+        for kind in [link(id('1')), FileKind::Unnamed, unread(Some(id('1')))] {
+            assert_eq!(Repo::new(Some(tree)).file("a", kind).judged(), (vec![], "unknown".into()));
+        }
+        let good = || Repo::new(Some(tree)).blob(id('1'), Check::Good).file("a", link(id('1')));
+        // Files that are no part of the commit change nothing.
+        let stray = FileKind::Real { size: 1, hard_link: None, expected: None, check: Check::Unchecked };
+        assert_eq!(good().file("b", stray).file("c", FileKind::Unnamed).judged().1, "complete");
+        let mut unreadable = good();
+        unreadable.0.revisions.values_mut().for_each(|revision| revision.is_unreadable = true);
+        assert_eq!(unreadable.judged().1, "unknown");
+    }
+
+    #[test]
+    fn what_is_not_a_file_damages_the_files_that_need_it() {
+        let odd = |place: &str| Problem {
+            path: Path::new("/hub/models--org--name").join(place),
+            kind: ProblemKind::NotAFile,
+            detail: "is a folder".into(),
+        };
+        let mut repo = Repo::new(Some(&[("a", '1'), ("d/b", '2')])).file("a", link(id('1')));
+        repo.0.odd = vec![odd(&format!("blobs/{}", id('1'))), odd(&format!("snapshots/{COMMIT}/d/b")), odd("refs/x")];
+        let judged = repo.judge();
+        let files: Vec<_> = judged.findings.iter().map(|finding| finding.files.clone()).collect();
+        assert_eq!(files, [vec![], vec![file("a")], vec![file("d/b")]]);
+        assert_eq!(judged.findings[1].blob, Some(id('1')));
+        assert_eq!(judged.revisions[0].status.word(), "damaged");
     }
 
     #[test]

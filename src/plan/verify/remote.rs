@@ -1,6 +1,6 @@
 //! Judges the bucket.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::local::{Row, completeness};
@@ -21,7 +21,7 @@ pub struct Facts {
     /// Blobs, with the sizes that manifests say, that are not as they should be.
     pub blobs: BTreeMap<(BlobId, u64), BlobFault>,
     /// Blobs that could not be checked.
-    pub unchecked: Vec<(BlobId, u64)>,
+    pub unchecked: BTreeSet<(BlobId, u64)>,
 }
 
 /// What can be wrong about a ref.
@@ -119,10 +119,11 @@ fn finding(repo: Option<RepoName>, reason: Reason, key: String, detail: String, 
 fn row(manifest: &Manifest, facts: &Facts) -> Row {
     let damaged = manifest.files().iter().filter(|file| facts.blobs.contains_key(&(file.blob, file.size)));
     let damaged = damaged.map(|file| file.path.to_string()).collect();
+    let is_unchecked = manifest.files().iter().any(|file| facts.unchecked.contains(&(file.blob, file.size)));
     let absent =
         manifest.tree().map(|_| manifest.missing_from_tree(&PathFilter::default()) + manifest.unportable_count());
     let (repo, revision) = (manifest.repo().clone(), manifest.revision().clone());
-    Row { repo, revision, status: completeness(damaged, absent), files: manifest.files().len(), absent }
+    Row { repo, revision, status: completeness(damaged, is_unchecked, absent), files: manifest.files().len(), absent }
 }
 
 #[cfg(test)]
@@ -159,7 +160,7 @@ mod tests {
 
     #[test]
     fn bad_manifests_and_refs_are_pushed_again() {
-        let mut facts = Facts { unchecked: vec![blob('1')], ..Facts::default() };
+        let mut facts = Facts { unchecked: [blob('1')].into(), ..Facts::default() };
         facts.manifests.extend([manifest("org/a", &[("x", '1')])]);
         facts.manifests.insert("manifests/org__b@x.json".into(), Err("it is not JSON".into()));
         facts.refs.insert("refs-v2/datasets--org--c/main".into(), RefFault::Dangling(COMMIT.parse().unwrap()));
