@@ -725,3 +725,30 @@ fn the_hub_helps_where_the_bucket_does_not() {
     assert_eq!((outcomes(&report), &report["from_hub"]["blobs"]), (vec!["repaired"; 2], &Value::from(2)));
     world.revision.assert_pulled(&world.hub());
 }
+
+/// The second repair waits for the first, and finds that nothing is left to do.
+#[test]
+fn two_repairs_take_turns() {
+    let world = World::new(Revision::model("org/llm").with_tree());
+    let tree = world.revision.dir(&world.hub()).join(format!("trees/{COMMIT}.json"));
+    fs::write(&tree, "{\"format_version\": 1, \"files\"").unwrap();
+    flip(&world.blob("model.safetensors"));
+    let key = world.revision.manifest_key();
+    world.store.server.take_seen();
+    let gate = world.store.server.hold(move |seen| seen.is("GET", &key));
+    let first = world.machine.start(&["verify", "--repair", "--json"]);
+    world.store.server.wait_for("the repair", |seen| seen.iter().any(|one| one.is("GET", "manifests/")));
+    let second = world.machine.start(&["verify", "--repair", "--json"]);
+    second.wait_for("is repairing this cache: waiting for it");
+    gate.open();
+    for repair in [first, second] {
+        let ran = repair.finish();
+        assert_eq!((ran.code, outcomes(&ran.json())), (0, vec!["repaired"; 2]), "{}", ran.text());
+    }
+    world.revision.assert_pulled(&world.hub());
+    for folder in ["blobs", "trees"] {
+        let kept = world.quarantine().join("models--org--llm").join(folder);
+        assert_eq!(fs::read_dir(kept).unwrap().count(), 1, "{folder}");
+    }
+    world.finds(&[], &[]);
+}
