@@ -157,7 +157,7 @@ fn a_missed_budget_is_explained() {
     lock.lock().unwrap();
     let stderr = missed(&hub);
     assert!(stderr.contains("kept items locked by another process (3.9 KiB)"), "{stderr}");
-    drop(lock);
+    lock.unlock().unwrap();
     fs::hard_link(hub.path(&format!("{A}/blobs/{}", id(1))), hub.outside().join("mine")).unwrap();
     let stderr = missed(&hub);
     assert!(stderr.contains("2.9 KiB are hard-linked from outside the cache"), "{stderr}");
@@ -751,7 +751,7 @@ fn a_held_lock_of_any_client_keeps_its_repo() {
         lock.lock().unwrap();
         let report = prune(&hub, 0, &[]);
         assert_eq!((evicted(&report).len(), &report["freed"], reasons(&report)), (0, &0.into(), vec!["held".into()]));
-        drop(lock);
+        lock.unlock().unwrap();
         let report = prune(&hub, 0, &[]);
         assert_eq!((&report["freed"], reasons(&report)), (&110.into(), vec![]), "{place}");
         assert!(!hub.exists(A), "{place}");
@@ -986,7 +986,7 @@ fn a_blob_with_a_held_lock_is_kept() {
     let report = prune(&hub, 0, &[]);
     assert_eq!((&report["freed"], reasons(&report)), (&0.into(), vec!["held".to_string()]));
     assert!(hub.exists(&format!("{A}/blobs/{}", id(2))));
-    drop(lock);
+    lock.unlock().unwrap();
     assert_eq!(prune(&hub, 0, &[])["freed"], 10);
 }
 
@@ -1005,7 +1005,7 @@ fn a_held_lock_keeps_all_revisions_of_its_repo() {
         let report = prune(&hub, 0, args);
         assert_eq!((evicted(&report), reasons(&report)), (vec![commit(3)], vec!["held".to_string()]));
     }
-    drop(lock);
+    lock.unlock().unwrap();
     assert_eq!(prune(&hub, 0, &[])["size"], 0);
 }
 
@@ -1221,7 +1221,7 @@ fn prune_waits_for_another_running_hf_cache_sync() {
     let mut running = hub.machine.start(&["prune", "--max-size", "0B"]);
     running.wait_for("another hf-cache-sync is using this cache");
     assert!(hub.exists(A) && running.is_running());
-    drop(lock);
+    lock.unlock().unwrap();
     assert_eq!(running.finish().code, 0);
     assert!(!hub.exists(A));
 }

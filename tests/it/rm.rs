@@ -152,7 +152,7 @@ fn what_is_in_use_is_kept() {
     let ran = hub.machine.run(&["rm", "org/a", "dataset:org/b"]);
     assert!(ran.code == 1 && ran.stderr.contains("kept org/a") && ran.stderr.contains("holds the lock"), "{ran:#?}");
     assert!(hub.exists(A) && !hub.exists(B), "one that is in use does not keep the other");
-    drop(lock);
+    lock.unlock().unwrap();
     assert_eq!(hub.machine.run(&["rm", "org/a", "-q"]).text(), "exit 0\n--- stdout\n--- stderr\n");
 }
 

@@ -499,7 +499,7 @@ fn a_blob_that_is_being_downloaded_is_left_alone() {
     held.lock().unwrap();
     let report = world.finds(&["--repair"], &[]);
     assert_eq!(report["in_use"], 1);
-    drop(held);
+    held.unlock().unwrap();
     world.repair(&[]);
 }
 
