@@ -12,15 +12,12 @@ use serde::{Serialize, Serializer};
 use super::kind_of;
 use super::size::Size;
 use crate::bucket::client::Bucket;
-use crate::cache::lock::{self, Lock, Mode};
-use crate::cache::place;
 use crate::cache::prune_facts::{self, Facts};
 use crate::cache::scan::{self, Inventory};
 use crate::config::GigaBytes;
 use crate::engine::Session;
 use crate::engine::evict::{self, Outcome};
-use crate::engine::held::{self, Asker, Checker};
-use crate::engine::session::wait_for;
+use crate::engine::held;
 use crate::error::{Error, Kind, Result};
 use crate::model::amount::Amount;
 use crate::model::ids::{Commit, RefName, RepoName};
@@ -30,9 +27,6 @@ use crate::plan::prune::held::Held;
 use crate::plan::prune::{self as plan, Agreement, Options, Plan, Reason, Skip, SkipReason, Target};
 use crate::progress::Event;
 use crate::task::blocking;
-
-/// Minimum grace periods without locks, where age is the only sign that another process may be using something.
-pub(super) const LOCKLESS_GRACE: Duration = Duration::from_secs(24 * 3600);
 
 /// Evict the least recently used revisions until the cache is within its budget
 #[derive(Debug, Clone, clap::Args)]
@@ -430,21 +424,10 @@ async fn run(session: &Session, args: &Args, agreement: Option<Agreement>) -> Re
         // Even if it turns out not to be needed: a nightly prune should not start to fail on the day that it matters.
         config.storage.bucket()?;
     }
-    let lock = match args.dry_run || !layout.root().is_dir() {
+    let lock = match args.dry_run {
         true => None,
-        false => {
-            place::check_writable(layout.root())
-                .map_err(|error| error.hint("`prune --dry-run` shows what could be deleted"))?;
-            let note = "another hf-cache-sync is using this cache: waiting for it";
-            Some(wait_for(&*session.progress, note, || lock::try_tool_lock(&layout, Mode::Exclusive)).await?)
-        }
+        false => evict::lock(session, &mut options, "`prune --dry-run` shows what could be deleted").await?,
     };
-    if lock.as_ref().is_some_and(|lock| !lock.is_real()) {
-        let note = "this file system does not support locks: keeping unused blobs and unfinished downloads for a day";
-        session.progress.event(Event::Note(note.into()));
-        options.orphan_grace = options.orphan_grace.max(LOCKLESS_GRACE);
-        options.temporary_grace = options.temporary_grace.max(LOCKLESS_GRACE);
-    }
     session.progress.event(Event::Step("scanning the cache"));
     let mut facts = blocking(move || Ok::<_, Error>(prune_facts::gather(scan::scan(layout.root())?))).await?;
     let (mut checker, mut failure) = (None, None);
@@ -466,9 +449,8 @@ async fn run(session: &Session, args: &Args, agreement: Option<Agreement>) -> Re
     let mut report = match args.dry_run {
         true => Report::new(args, &options, plan, None, facts.noatime),
         false => {
-            session.progress.event(Event::Step("deleting"));
             let noatime = facts.noatime;
-            let (plan, done) = carry_out(facts, plan, checker.as_ref(), &options, lock).await;
+            let (plan, done) = evict::carry_out(session, facts, plan, checker.as_ref(), &options, lock).await;
             Report::new(args, &options, plan, Some(done), noatime)
         }
     };
@@ -489,33 +471,4 @@ async fn examine(session: &Session) -> Result<(Bucket, Inventory, Held)> {
     let bucket = session.bucket().await?;
     let (inventory, held) = held::examine(session, &bucket, Selection::default()).await?;
     Ok((bucket, inventory, held))
-}
-
-/// Carries out the plan. If the bucket has to hold what is evicted, it is asked again before each eviction.
-pub(super) async fn carry_out(
-    facts: Facts,
-    plan: Plan,
-    bucket: Option<&Bucket>,
-    options: &Options,
-    lock: Option<Lock>,
-) -> (Plan, Outcome) {
-    let (asker, questions) = Asker::new();
-    let evictions = plan.actions.iter().filter_map(|action| match &action.target {
-        Target::Revision(gone) => Some((&gone.repo, &gone.revision)),
-        _ => None,
-    });
-    let checker = bucket.zip(options.held.as_ref()).map(|(bucket, held)| Checker::new(bucket, held, evictions));
-    let must_ask = options.held.is_some();
-    let work = blocking(move || {
-        let done = evict::execute(&facts, &plan, must_ask.then_some(&asker));
-        // Held until the last deletion, even if the caller has stopped waiting.
-        drop(lock);
-        (plan, done)
-    });
-    let answers = async {
-        if let Some(checker) = checker {
-            checker.serve(questions).await;
-        }
-    };
-    tokio::join!(work, answers).0
 }

@@ -5,15 +5,13 @@ use std::time::{Duration, Instant, SystemTime};
 use serde::Serialize;
 
 use super::kind_of;
-use super::prune::{self, Deletions, LOCKLESS_GRACE};
-use crate::cache::lock::{self, Mode};
+use super::prune::Deletions;
 use crate::cache::prune_facts;
 use crate::cache::scan::{self, Inventory};
 use crate::cache::select::{self, Selected};
 use crate::engine::Session;
-use crate::engine::evict::Outcome;
+use crate::engine::evict::{self, Outcome};
 use crate::engine::held;
-use crate::engine::session::wait_for;
 use crate::error::{Error, Kind, Result};
 use crate::model::ids::{RepoName, RepoSpec};
 use crate::model::selection::Selection;
@@ -167,16 +165,8 @@ async fn run(session: &Session, args: &Args, agreement: Option<Agreement>) -> Re
     let mut options = Options { orphan_grace: Duration::ZERO, temporary_grace: ABANDONED, ..Options::default() };
     let lock = match args.dry_run {
         true => None,
-        false => {
-            let note = "another hf-cache-sync is using this cache: waiting for it";
-            Some(wait_for(&*session.progress, note, || lock::try_tool_lock(&layout, Mode::Exclusive)).await?)
-        }
+        false => evict::lock(session, &mut options, "`rm --dry-run` shows what could be removed").await?,
     };
-    if lock.as_ref().is_some_and(|lock| !lock.is_real()) {
-        let note = "this file system does not support locks: keeping unused blobs and unfinished downloads for a day";
-        session.progress.event(Event::Note(note.into()));
-        (options.orphan_grace, options.temporary_grace) = (LOCKLESS_GRACE, LOCKLESS_GRACE);
-    }
     session.progress.event(Event::Step("scanning the cache"));
     let mut inventory = blocking(move || scan::scan(layout.root())).await?;
     // Names that are wrong are reported before the bucket is asked.
@@ -195,8 +185,7 @@ async fn run(session: &Session, args: &Args, agreement: Option<Agreement>) -> Re
     let mut report = match args.dry_run {
         true => Report::new(&options, plan, None, notes),
         false => {
-            session.progress.event(Event::Step("deleting"));
-            let (plan, done) = prune::carry_out(facts, plan, bucket.as_ref(), &options, lock).await;
+            let (plan, done) = evict::carry_out(session, facts, plan, bucket.as_ref(), &options, lock).await;
             Report::new(&options, plan, Some(done), notes)
         }
     };

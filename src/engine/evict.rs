@@ -8,22 +8,31 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+use super::Session;
+use super::held::{Asker, Checker};
+use super::session::wait_for;
+use crate::bucket::client::Bucket;
 use crate::cache::clients::{self, BlobEntry};
 use crate::cache::junk::is_junk;
 use crate::cache::layout::Layout;
 use crate::cache::lock::{self, Lock};
+use crate::cache::place;
 use crate::cache::prune_facts::{self, Facts};
 use crate::cache::remove::{self, StagedRemoval};
 use crate::cache::scan::{self, Blob, Place, ProblemKind, Repo, Revision, SnapshotFile, UnfinishedFile};
 use crate::cache::shared::{self, SweepOutcome};
-use crate::engine::held::Asker;
 use crate::error::{Error, Result};
 use crate::model::ids::{BlobId, Commit, RefName, RepoName};
 use crate::plan::prune::held::Lack;
-use crate::plan::prune::{Eviction, Plan, Skip, SkipReason, Target, find_undecidable};
+use crate::plan::prune::{Eviction, Options, Plan, Skip, SkipReason, Target, find_undecidable};
 use crate::platform::{Inode, inode};
+use crate::progress::Event;
+use crate::task::blocking;
+
+/// Minimum grace periods without locks, where age is the only sign that another process may be using something.
+const LOCKLESS_GRACE: Duration = Duration::from_secs(24 * 3600);
 
 /// The outcome of a prune.
 #[derive(Debug, Default)]
@@ -36,6 +45,59 @@ pub struct Outcome {
     pub skips: Vec<Skip>,
     /// Failed deletions.
     pub failures: Vec<Error>,
+}
+
+/// Takes the tool's exclusive lock on the cache, unless there is none, waiting for other processes. If the file system has
+/// no locks, unused files are kept for longer. `hint` says what is possible in a read-only cache.
+///
+/// # Errors
+/// If the cache cannot be written to.
+pub async fn lock(session: &Session, options: &mut Options, hint: &str) -> Result<Option<Lock>> {
+    let layout = session.layout();
+    if !layout.root().is_dir() {
+        return Ok(None);
+    }
+    place::check_writable(layout.root()).map_err(|error| error.hint(hint))?;
+    let note = "another hf-cache-sync is using this cache: waiting for it";
+    let lock = wait_for(&*session.progress, note, || lock::try_tool_lock(&layout, lock::Mode::Exclusive)).await?;
+    if !lock.is_real() {
+        let note = "this file system does not support locks: keeping unused blobs and unfinished downloads for a day";
+        session.progress.event(Event::Note(note.into()));
+        options.orphan_grace = options.orphan_grace.max(LOCKLESS_GRACE);
+        options.temporary_grace = options.temporary_grace.max(LOCKLESS_GRACE);
+    }
+    Ok(Some(lock))
+}
+
+/// Carries out the plan. If the bucket has to hold what is evicted, it is asked again before each eviction. The lock is
+/// held until the last deletion, even if the caller has stopped waiting.
+pub async fn carry_out(
+    session: &Session,
+    facts: Facts,
+    plan: Plan,
+    bucket: Option<&Bucket>,
+    options: &Options,
+    lock: Option<Lock>,
+) -> (Plan, Outcome) {
+    session.progress.event(Event::Step("deleting"));
+    let (asker, questions) = Asker::new();
+    let evictions = plan.actions.iter().filter_map(|action| match &action.target {
+        Target::Revision(gone) => Some((&gone.repo, &gone.revision)),
+        _ => None,
+    });
+    let checker = bucket.zip(options.held.as_ref()).map(|(bucket, held)| Checker::new(bucket, held, evictions));
+    let must_ask = options.held.is_some();
+    let work = blocking(move || {
+        let done = execute(&facts, &plan, must_ask.then_some(&asker));
+        drop(lock);
+        (plan, done)
+    });
+    let answers = async {
+        if let Some(checker) = checker {
+            checker.serve(questions).await;
+        }
+    };
+    tokio::join!(work, answers).0
 }
 
 /// Executes the plan. If the bucket has to hold what is evicted, `asker` is asked about each revision right before it is
