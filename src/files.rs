@@ -48,6 +48,23 @@ pub fn open_flagged(options: &OpenOptions, flags: Flags, path: &Path) -> io::Res
     if meta.is_file() { Ok(file) } else { Err(io::Error::other(not_a_file(&meta))) }
 }
 
+/// Fills the buffer, unless the file ends before. Returns the number of bytes.
+///
+/// # Errors
+/// When reading fails.
+pub fn read_full(mut file: impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut length = 0;
+    while length < buffer.len() {
+        match file.read(&mut buffer[length..]) {
+            Ok(0) => break,
+            Ok(read) => length += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(length)
+}
+
 /// Replaces "No such device or address", the system's error for a socket, a device without a driver and a FIFO opened for
 /// writing.
 fn explain(error: io::Error, path: &Path) -> io::Error {

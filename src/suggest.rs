@@ -15,3 +15,9 @@ pub fn nearest<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> impl I
     scored.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(b.1)));
     scored.into_iter().map(|(_, name)| name)
 }
+
+/// Returns the question "did you mean ...?" with up to three similar names, or `None` if no name is similar.
+pub fn did_you_mean<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> Option<String> {
+    let close: Vec<&str> = nearest(wanted, names).take(3).collect();
+    (!close.is_empty()).then(|| format!("did you mean {}?", close.join(", ")))
+}

@@ -59,10 +59,9 @@ impl Census {
     /// # Errors
     /// When a request fails.
     pub async fn take(bucket: &Bucket, before: Option<&Census>) -> Result<Census> {
-        let doing = format!("cannot list bucket '{}'", bucket.name());
         let listed =
             tokio::try_join!(RemoteState::list(bucket, Scope::ALL), bucket.list_page(LATER_MANIFESTS, None, 1));
-        let (state, (later, _)) = listed.map_err(|failure| bucket.explain(failure, &doing))?;
+        let (state, (later, _)) = listed.map_err(|failure| bucket.explain_listing(failure))?;
         let mut census =
             Census { problems: unknown_manifests(state.foreign().iter().chain(&later)), ..Census::default() };
         let keys = state.manifests().iter().flat_map(|(encoded, commits)| {
@@ -87,8 +86,8 @@ impl Census {
         }
         // Most were removed since they were listed. What a store still lists may come back, and its blobs are needed then.
         for key in missing {
-            let (listed, _) =
-                bucket.list_page(&key, None, 1).await.map_err(|failure| bucket.explain(failure, &doing))?;
+            let page = bucket.list_page(&key, None, 1).await;
+            let (listed, _) = page.map_err(|failure| bucket.explain_listing(failure))?;
             if listed.iter().any(|object| object.key == key) {
                 let error = Error::invalid(format!("the manifest {} cannot be read", printable(&key, 200)))
                     .because("the store lists it, but says that it does not exist")
@@ -111,6 +110,13 @@ impl Census {
     fn unchanged(&self, key: &str, entry: &Entry) -> Option<&Needs> {
         let is_same = entry.etag.is_some() && self.state.listed_manifest(key) == Some(entry);
         self.manifests.get(key).filter(|_| is_same)
+    }
+
+    /// The error for a deletion that did not happen because of a problem; `more` is about further ones.
+    pub fn refusal(what: String, problem: &Error, more: &str) -> Error {
+        let why = problem.why.as_ref().map_or(String::new(), |why| format!(": {why}"));
+        let error = Error::new(problem.cause, what).because(format!("{}{why}{more}", problem.what));
+        Error { hint: problem.hint.clone(), ..error }
     }
 
     /// Which manifests need each blob, as indices into [`Census::manifests`] by order of key.

@@ -12,7 +12,7 @@ use crate::error::{Error, Result, printable};
 use crate::model::found::Found;
 use crate::model::ids::{Commit, RefName, RepoId, RepoQuery, RepoType};
 use crate::model::manifest::Manifest;
-use crate::suggest::nearest;
+use crate::suggest::did_you_mean;
 
 /// The hint when the bucket does not have a revision.
 const FALLBACK_HINT: &str = "`--fallback hf-hub` downloads from the Hub instead";
@@ -241,15 +241,14 @@ impl Search<'_> {
             encoded.map(|text| keys::plain_id(text).map_or_else(|| text.clone(), |id| id.to_string())).collect();
         names.sort();
         names.dedup();
-        let close: Vec<&str> = nearest(query.id.as_str(), names.iter().map(String::as_str)).take(3).collect();
-        match (close.is_empty(), names.len()) {
-            (_, 0) => error.hint(format!(
+        error.hint(match (did_you_mean(query.id.as_str(), names.iter().map(String::as_str)), names.len()) {
+            (Some(question), _) => format!("{question} {FALLBACK_HINT}"),
+            (None, 0) => format!(
                 "the bucket has no manifests under this prefix: push first, or check team.prefix; {FALLBACK_HINT}"
-            )),
-            (true, count) => {
-                error.hint(format!("repos in the bucket: {count}, see `hf-cache-sync list --remote`; {FALLBACK_HINT}"))
+            ),
+            (None, count) => {
+                format!("repos in the bucket: {count}, see `hf-cache-sync list --remote`; {FALLBACK_HINT}")
             }
-            (false, _) => error.hint(format!("did you mean {}? {FALLBACK_HINT}", close.join(", "))),
-        }
+        })
     }
 }

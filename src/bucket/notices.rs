@@ -45,6 +45,26 @@ pub enum Kind {
     Deletion,
 }
 
+impl Kind {
+    const ALL: [Kind; 2] = [Kind::Push, Kind::Deletion];
+
+    /// What its keys begin with.
+    fn word(self) -> &'static str {
+        match self {
+            Kind::Push => "push",
+            Kind::Deletion => "deletion",
+        }
+    }
+
+    /// How long a notice counts.
+    fn life(self) -> Duration {
+        match self {
+            Kind::Push => PUSH_LIFE,
+            Kind::Deletion => DELETION_LIFE,
+        }
+    }
+}
+
 /// What is about to be published or deleted, by key.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Subject {
@@ -123,23 +143,15 @@ impl Listed {
     fn of(object: &Object) -> Option<Listed> {
         let name = object.key.strip_prefix(keys::NOTICES)?.strip_suffix(".json")?;
         let (word, random) = name.split_once('-')?;
-        let kind = match word {
-            "push" => Kind::Push,
-            "deletion" => Kind::Deletion,
-            _ => return None,
-        };
+        let kind = Kind::ALL.into_iter().find(|kind| kind.word() == word)?;
         let is_ours = random.len() == 32 && random.bytes().all(|c| c.is_ascii_hexdigit());
         is_ours.then(|| Listed { key: object.key.clone(), kind, modified: object.modified })
     }
 
     /// Whether it still counts at `now`, by the store's clock. One of unknown age does.
     pub fn is_live(&self, now: SystemTime) -> bool {
-        let life = match self.kind {
-            Kind::Push => PUSH_LIFE,
-            Kind::Deletion => DELETION_LIFE,
-        };
         let age = self.modified.and_then(|modified| now.duration_since(modified).ok());
-        age.is_none_or(|age| age <= life)
+        age.is_none_or(|age| age <= self.kind.life())
     }
 }
 
@@ -149,11 +161,7 @@ impl Notice {
     /// # Errors
     /// When the request fails for good.
     pub async fn write(bucket: &Bucket, kind: Kind, subject: &Subject) -> Result<Notice> {
-        let word = match kind {
-            Kind::Push => "push",
-            Kind::Deletion => "deletion",
-        };
-        let key = format!("{}{word}-{:032x}.json", keys::NOTICES, fastrand::u128(..));
+        let key = format!("{}{}-{:032x}.json", keys::NOTICES, kind.word(), fastrand::u128(..));
         let content = serde_json::to_vec(subject).expect("a subject is plain data").into();
         let mut notice = Notice { key, content, written: Moment::now() };
         notice.renew(bucket).await?;
@@ -248,8 +256,8 @@ pub fn lapsed(bucket: &Bucket) -> Error {
 /// # Errors
 /// When the listing fails.
 pub async fn list(bucket: &Bucket) -> Result<Vec<Listed>> {
-    let doing = format!("cannot list bucket '{}'", bucket.name());
-    let objects: Vec<Object> = bucket.list(keys::NOTICES).await.map_err(|failure| bucket.explain(failure, &doing))?;
+    let listed: Result<Vec<Object>, _> = bucket.list(keys::NOTICES).await;
+    let objects = listed.map_err(|failure| bucket.explain_listing(failure))?;
     Ok(objects.iter().filter_map(Listed::of).collect())
 }
 

@@ -814,6 +814,15 @@ pub(super) fn parse_failure(why: ParseError, body: &[u8], description: &str) -> 
     }
 }
 
+/// Returns the failure for a response with a success status that could not be parsed. If it is an error after all, that
+/// counts like one with this `status`.
+pub(super) fn body_failure(why: ParseError, body: &[u8], description: &str, status: u16) -> Failure {
+    match answer::Element::parse(body) {
+        Ok(root) if root.name() == "Error" => Failure::refused(status, &Refusal::from_xml(&root)),
+        _ => parse_failure(why, body, description),
+    }
+}
+
 /// Reads the whole body of an XML response. Also returns a description of the response, for error messages.
 pub(super) async fn read_xml(mut response: HttpResponse, timeout: Duration) -> Result<(Bytes, String), Failure> {
     let description = describe(&response);

@@ -6,7 +6,7 @@ use super::scan::{Inventory, Repo, Revision};
 use crate::error::{Error, Result, printable};
 use crate::model::ids::{Commit, RefName, RepoName, RepoSpec, RepoType};
 use crate::model::selection::Selection;
-use crate::suggest::nearest;
+use crate::suggest::did_you_mean;
 
 /// The selected part of a cache.
 #[derive(Debug)]
@@ -141,11 +141,8 @@ fn not_cached(inventory: &Inventory, RepoSpec { query, .. }: &RepoSpec) -> Error
             query.id
         ));
     }
-    let close: Vec<&str> = nearest(&query.to_string(), names.iter().map(String::as_str)).take(3).collect();
-    match close.is_empty() {
-        true => error.hint("`hf-cache-sync list` shows what is"),
-        false => error.hint(format!("did you mean {}?", close.join(", "))),
-    }
+    let close = did_you_mean(&query.to_string(), names.iter().map(String::as_str));
+    error.hint(close.unwrap_or_else(|| "`hf-cache-sync list` shows what is".into()))
 }
 
 #[cfg(all(test, unix))]

@@ -85,11 +85,7 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     session.need_cache()?;
     let bucket = session.bucket().await?;
     // Gated repos are compared like any others; pointer files are skipped, as in a push.
-    let options = pushable::Options {
-        selection: Selection::default(),
-        allow_gated: true,
-        sync_xet: session.config.cache.sync_xet,
-    };
+    let options = pushable::Options { allow_gated: true, ..session.push_options(Selection::default()) };
     let Survey { state, local, remote } = survey(session, &bucket, options).await?;
     let allow_gated = session.config.team.allow_gated;
     let judged = blocking(move || {

@@ -10,7 +10,6 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::{PathArgs, TransferArgs, kind_of};
-use crate::cache::pushable;
 use crate::engine::Session;
 use crate::engine::publish::{self, ListingSizes, Tally};
 use crate::engine::survey::{Survey, survey};
@@ -176,11 +175,7 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     let selection = selection.at_revision(args.revision.as_deref())?;
     session.need_cache()?;
     let bucket = session.bucket().await?;
-    let options = pushable::Options {
-        selection,
-        allow_gated: session.config.team.allow_gated,
-        sync_xet: session.config.cache.sync_xet,
-    };
+    let options = session.push_options(selection);
     let Survey { local, remote, .. } = survey(session, &bucket, options).await?;
     let plan = plan::plan(&local, &remote);
     let listed = ListingSizes { blobs: remote.blobs().len(), refs: remote.refs().len() };

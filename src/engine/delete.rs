@@ -119,10 +119,7 @@ fn refuse_problems(bucket: &Bucket, census: &Census) -> Result<()> {
         0 => String::new(),
         more => format!(", and {more} more"),
     };
-    let why = first.why.as_ref().map_or(String::new(), |why| format!(": {why}"));
-    let error = Error::new(first.cause, format!("nothing was deleted from bucket '{}'", bucket.name()));
-    let error = error.because(format!("{}{why}{more}", first.what));
-    Err(Error { hint: first.hint.clone(), ..error })
+    Err(Census::refusal(format!("nothing was deleted from bucket '{}'", bucket.name()), first, &more))
 }
 
 impl Prepared {

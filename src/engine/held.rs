@@ -14,7 +14,7 @@ use crate::bucket::client::Bucket;
 use crate::bucket::keys;
 use crate::bucket::read::{self, Stored};
 use crate::bucket::state::RemoteState;
-use crate::cache::pushable::{self, Local};
+use crate::cache::pushable::Local;
 use crate::cache::scan::Inventory;
 use crate::error::{Error, Result};
 use crate::model::ids::{Commit, RepoName};
@@ -26,12 +26,7 @@ use crate::plan::prune::held::{Held, Lack, Proof, RefIndex};
 /// # Errors
 /// When the cache cannot be read at all, or a request to the bucket fails: nothing counts as held then.
 pub async fn examine(session: &Session, bucket: &Bucket, selection: Selection) -> Result<(Inventory, Held)> {
-    let options = pushable::Options {
-        selection,
-        allow_gated: session.config.team.allow_gated,
-        sync_xet: session.config.cache.sync_xet,
-    };
-    let Survey { state, local, remote } = survey(session, bucket, options).await?;
+    let Survey { state, local, remote } = survey(session, bucket, session.push_options(selection)).await?;
     read_refs(bucket, &local, &remote).await?;
     let mut held = Held::examine(&local, &remote);
     for repo in &local.repos {

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,7 +14,8 @@ use std::time::SystemTime;
 use crate::cache::integrity::{Hashed, Job};
 use crate::cache::read::{Buffer, open_quietly};
 use crate::error::Error;
-use crate::hash::{BlobHasher, MAX_LANES, lockstep_pays};
+use crate::files::read_full;
+use crate::hash::{self, BlobHasher};
 use crate::model::ids::BlobId;
 use crate::platform;
 use crate::progress::{self, Event, Progress};
@@ -52,9 +53,7 @@ impl Drop for StopOnDrop {
 
 fn run(jobs: &[Job], is_slow: bool, display: &Display, stop: &AtomicBool) -> Vec<Hashed> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    // With many cores, each file can have its own.
-    let lanes = (2 * MAX_LANES / cores).clamp(1, MAX_LANES);
-    let lanes = if !is_slow && lanes > 1 && lockstep_pays() { lanes } else { 1 };
+    let lanes = if is_slow { 1 } else { hash::lanes() };
     let threads = if is_slow { 1 } else { cores.min(jobs.len().div_ceil(lanes)).max(1) };
     let next = AtomicUsize::new(0);
     let results: Mutex<Vec<Hashed>> = Mutex::new(vec![Hashed::InUse; jobs.len()]);
@@ -184,20 +183,6 @@ impl<'a> Lane<'a> {
         }
         Err(Hashed::Names { sha1, sha256, size: self.size })
     }
-}
-
-/// Fills the buffer, unless the file ends before.
-fn read_full(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut length = 0;
-    while length < buffer.len() {
-        match file.read(&mut buffer[length..]) {
-            Ok(0) => break,
-            Ok(read) => length += read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(length)
 }
 
 /// Reports progress by blob. Several repos may have files of one name, which count as one there.

@@ -7,8 +7,10 @@ use crate::bucket::client::Bucket;
 use crate::cache::layout::Layout;
 use crate::cache::lock::{self, Lock};
 use crate::cache::place;
+use crate::cache::pushable;
 use crate::config::Config;
 use crate::error::Result;
+use crate::model::selection::Selection;
 use crate::progress::{Event, Progress, waiting};
 use crate::transfer::Context;
 use crate::transfer::limit::{Caps, Limits};
@@ -36,6 +38,12 @@ impl Session {
     /// [`crate::error::Cause::NotFound`], with the source of the path.
     pub fn need_cache(&self) -> Result<()> {
         crate::cache::root::check(&self.config.cache.root, &self.config.cache.source)
+    }
+
+    /// Returns the options for a push of this selection, as configured.
+    pub fn push_options(&self, selection: Selection) -> pushable::Options {
+        let config = &self.config;
+        pushable::Options { selection, allow_gated: config.team.allow_gated, sync_xet: config.cache.sync_xet }
     }
 
     /// Connects to the bucket.

@@ -43,8 +43,7 @@ pub async fn survey(session: &Session, bucket: &Bucket, options: pushable::Optio
     });
     let (scanned, listed) = tokio::join!(scanned, RemoteState::list(bucket, Scope::ALL));
     let (state, mut local) = scanned?;
-    let doing = format!("cannot list bucket '{}'", bucket.name());
-    let remote = listed.map_err(|failure| bucket.explain(failure, &doing))?;
+    let remote = listed.map_err(|failure| bucket.explain_listing(failure))?;
 
     session.progress.event(Event::Step("comparing with the bucket"));
     read_counterparts(bucket, &remote, &local).await?;

@@ -28,6 +28,14 @@ pub fn lockstep_pays() -> bool {
     })
 }
 
+/// Returns the number of blobs to hash in lockstep on this machine, at most [`MAX_LANES`]; 1 if it does not pay. With many
+/// cores, each blob can use its own.
+pub fn lanes() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let lanes = (2 * MAX_LANES / cores).clamp(1, MAX_LANES);
+    if lanes > 1 && lockstep_pays() { lanes } else { 1 }
+}
+
 /// Returns the MD5 in hexadecimal digits, which most stores use as the ETag of an object uploaded by a single PUT.
 pub fn md5_hex(content: &[u8]) -> String {
     md5::Md5::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()

@@ -5,6 +5,7 @@
 
 use std::io::{self, Read};
 
+use crate::files::read_full;
 use crate::model::ids::BlobId;
 
 /// Smallest and largest chunk in bytes. Only the last one may be smaller.
@@ -63,14 +64,7 @@ fn hash_chunks(mut reader: impl Read) -> io::Result<Vec<Node>> {
         if end - start < MAX_CHUNK {
             buffer.copy_within(start..end, 0);
             (start, end) = (0, end - start);
-            while end < buffer.len() {
-                match reader.read(&mut buffer[end..]) {
-                    Ok(0) => break,
-                    Ok(read) => end += read,
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Err(error) => return Err(error),
-                }
-            }
+            end += read_full(&mut reader, &mut buffer[end..])?;
         }
         if start == end {
             return Ok(chunks);

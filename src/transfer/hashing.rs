@@ -77,13 +77,6 @@ struct Work {
     end: u64,
 }
 
-/// Returns the number of blobs to hash in lockstep on this machine. With many cores, each blob can use its own.
-fn default_lanes() -> usize {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let lanes = (2 * MAX_LANES / cores).clamp(1, MAX_LANES);
-    if lanes > 1 && hash::lockstep_pays() { lanes } else { 1 }
-}
-
 impl HashPool {
     /// Creates a pool that hashes this many blobs in lockstep, or inline with 1, whatever suits the processor.
     pub fn with_lanes(lanes: usize) -> Self {
@@ -91,7 +84,7 @@ impl HashPool {
     }
 
     fn lanes(&self) -> usize {
-        *self.lanes.get_or_init(default_lanes)
+        *self.lanes.get_or_init(hash::lanes)
     }
 
     fn hashes_inline(&self) -> bool {

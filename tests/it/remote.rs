@@ -6,8 +6,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::harness::cache::{COMMIT, OTHER, Revision};
-use crate::harness::machine::{Machine, Output};
-use crate::harness::s3::Action;
+use crate::harness::machine::{Machine, Output, Running};
+use crate::harness::s3::{Action, Gate};
 use crate::harness::scripted::{Reply, Scripted};
 use crate::harness::store::Store;
 
@@ -483,11 +483,31 @@ fn half_pushed(store: &Store) -> (Machine, Revision) {
 }
 
 /// Holds the requests of this method on keys, or of bucket requests with this query, that begin like this.
-fn hold(store: &Store, method: &'static str, start: &'static str) -> crate::harness::s3::Gate {
+fn hold(store: &Store, method: &'static str, start: &'static str) -> Gate {
     store.server.hold(move |request| {
         let is_of_bucket = request.key.is_empty() && request.query.starts_with(start);
         request.method == method && (is_of_bucket || (!request.key.is_empty() && request.key.starts_with(start)))
     })
+}
+
+/// Starts the command, and waits until its first such request is held.
+fn start_and_hold(
+    machine: &Machine,
+    line: &[&str],
+    store: &Store,
+    method: &'static str,
+    start: &'static str,
+) -> (Running, Gate) {
+    let gate = hold(store, method, start);
+    let running = machine.start(line);
+    has_come(store, method, start);
+    (running, gate)
+}
+
+/// Puts an old blob into the bucket that nothing names.
+fn put_nobodys(store: &Store, digit: char) {
+    store.put(&nobodys(digit), "old");
+    store.age(&nobodys(digit), OLD);
 }
 
 fn has_come(store: &Store, method: &'static str, start: &'static str) {
@@ -511,9 +531,7 @@ fn what_gc_deletes_after_a_push_has_seen_it_is_sent_again() {
     let store = Store::new();
     let (machine, revision) = half_pushed(&store);
     // The push has listed the bucket, and has not yet announced anything.
-    let gate = hold(&store, "PUT", "_hf_cache_sync_gc/push");
-    let push = machine.start(&["push"]);
-    has_come(&store, "PUT", "_hf_cache_sync_gc/push");
+    let (push, gate) = start_and_hold(&machine, &["push"], &store, "PUT", "_hf_cache_sync_gc/push");
     Machine::new(&store).ok(&["remote", "gc", "--yes"]);
     assert!(!store.has(&revision.blob_key("b.bin")));
     gate.open();
@@ -528,9 +546,7 @@ fn what_a_push_has_announced_stays() {
     let store = Store::new();
     let (machine, revision) = half_pushed(&store);
     // The push has checked that its blobs are there, and has published nothing.
-    let gate = hold(&store, "PUT", "manifests/");
-    let push = machine.start(&["push"]);
-    has_come(&store, "PUT", "manifests/");
+    let (push, gate) = start_and_hold(&machine, &["push"], &store, "PUT", "manifests/");
     let ran = Machine::new(&store).run(&["remote", "gc", "--grace", "0", "--yes"]);
     assert_eq!(ran.code, 0, "{ran:#?}");
     assert!(ran.stderr.contains("a push that is running needs them"), "{ran:#?}");
@@ -545,12 +561,9 @@ fn a_push_waits_for_a_deletion_of_what_it_needs() {
     let store = Store::new();
     let (machine, revision) = half_pushed(&store);
     // A second object, so that both go in one request.
-    store.put(&nobodys('e'), "old");
-    store.age(&nobodys('e'), OLD);
-    let gate = hold(&store, "POST", "delete");
+    put_nobodys(&store, 'e');
     let cleaner = Machine::new(&store);
-    let gc = cleaner.start(&["remote", "gc", "--yes"]);
-    has_come(&store, "POST", "delete");
+    let (gc, gate) = start_and_hold(&cleaner, &["remote", "gc", "--yes"], &store, "POST", "delete");
     let push = machine.start(&["push"]);
     push.wait_for("another machine is deleting something from the bucket that this push needs");
     // Another push, which needs nothing of it, goes on.
@@ -570,12 +583,9 @@ fn a_push_waits_for_a_deletion_of_what_it_needs() {
 fn the_notice_of_a_killed_deletion_expires_by_the_stores_clock() {
     let store = Store::new();
     let (machine, revision) = half_pushed(&store);
-    store.put(&nobodys('e'), "old");
-    store.age(&nobodys('e'), OLD);
-    let gate = hold(&store, "POST", "delete");
+    put_nobodys(&store, 'e');
     let cleaner = Machine::new(&store);
-    let gc = cleaner.start(&["remote", "gc", "--yes"]);
-    has_come(&store, "POST", "delete");
+    let (gc, gate) = start_and_hold(&cleaner, &["remote", "gc", "--yes"], &store, "POST", "delete");
     gc.kill();
     store.server.behave();
     let push = machine.start(&["push"]);
@@ -596,10 +606,8 @@ fn a_deletion_whose_notice_has_expired_deletes_nothing() {
     let (machine, revision) = half_pushed(&store);
     let late = Revision::new("model", "org/late").git("late.txt", "late");
     let held = late.manifest_key();
-    let gate = hold(&store, "PUT", "_hf_cache_sync_gc/deletion");
     let cleaner = Machine::new(&store);
-    let gc = cleaner.start(&["remote", "gc", "--yes"]);
-    has_come(&store, "PUT", "_hf_cache_sync_gc/deletion");
+    let (gc, gate) = start_and_hold(&cleaner, &["remote", "gc", "--yes"], &store, "PUT", "_hf_cache_sync_gc/deletion");
     // Its second look takes long: it has listed the bucket, and reads what is new there.
     late.publish(&store);
     let key = held.clone();
@@ -622,14 +630,11 @@ fn a_deletion_whose_notice_has_expired_deletes_nothing() {
 fn what_somebody_needs_between_the_two_looks_of_gc_stays() {
     let store = Store::new();
     let (machine, revision) = half_pushed(&store);
-    store.put(&nobodys('e'), "old");
-    store.put(&nobodys('d'), "old");
-    store.age(&nobodys('e'), OLD);
-    store.age(&nobodys('d'), OLD);
-    let gate = hold(&store, "PUT", "_hf_cache_sync_gc/deletion");
+    put_nobodys(&store, 'e');
+    put_nobodys(&store, 'd');
     let cleaner = Machine::new(&store);
-    let gc = cleaner.start(&["remote", "gc", "--yes", "--json"]);
-    has_come(&store, "PUT", "_hf_cache_sync_gc/deletion");
+    let (gc, gate) =
+        start_and_hold(&cleaner, &["remote", "gc", "--yes", "--json"], &store, "PUT", "_hf_cache_sync_gc/deletion");
     machine.ok(&["push"]);
     // And what 0.1.0 writes again is young again.
     store.age(&nobodys('d'), 0);
@@ -651,9 +656,7 @@ fn rm_leaves_a_revision_that_is_being_pushed() {
     age_all(&store);
     // Another ref of the same revision is about to be written.
     revision.refs(&["main", "v1.0"]).write(&machine.hub());
-    let gate = hold(&store, "PUT", "refs/org__one/v1.0");
-    let push = machine.start(&["push"]);
-    has_come(&store, "PUT", "refs/org__one/v1.0");
+    let (push, gate) = start_and_hold(&machine, &["push"], &store, "PUT", "refs/org__one/v1.0");
     let ran = Machine::new(&store).run(&["remote", "rm", "org/one", "--yes"]);
     assert_eq!(ran.code, 1, "{ran:#?}");
     assert!(ran.stderr.contains("it is being pushed; try again later"), "{ran:#?}");
@@ -672,9 +675,7 @@ fn a_push_that_finds_its_revision_removed_publishes_it_again() {
     age_all(&store);
     let revision = revision.refs(&["main", "v1.0"]);
     revision.write(&machine.hub());
-    let gate = hold(&store, "PUT", "_hf_cache_sync_gc/push");
-    let push = machine.start(&["push"]);
-    has_come(&store, "PUT", "_hf_cache_sync_gc/push");
+    let (push, gate) = start_and_hold(&machine, &["push"], &store, "PUT", "_hf_cache_sync_gc/push");
     Machine::new(&store).ok(&["remote", "rm", "org/one", "--yes"]);
     gate.open();
     let ran = push.finish();
@@ -726,7 +727,7 @@ fn deletions_and_pushes_at_once_lose_nothing() {
         }
         let has_killed_deletions = round >= 4;
         if has_killed_deletions {
-            deletions.drain(..).for_each(crate::harness::machine::Running::kill);
+            deletions.drain(..).for_each(Running::kill);
         }
         store.server.take_seen();
         let is_over = AtomicBool::new(false);
@@ -741,7 +742,7 @@ fn deletions_and_pushes_at_once_lose_nothing() {
                     std::thread::sleep(Duration::from_millis(50));
                 }
             });
-            let outputs = pushes.into_iter().chain(deletions).map(crate::harness::machine::Running::finish);
+            let outputs = pushes.into_iter().chain(deletions).map(Running::finish);
             let outputs: Vec<_> = outputs.collect();
             is_over.store(true, Ordering::Relaxed);
             outputs.iter().for_each(|output| assert_eq!(output.code, 0, "{output:#?}"));

@@ -12,7 +12,7 @@ use md5::Digest;
 use super::Bucket;
 use crate::bucket::answer::{self, Deletions, Element, Refusal};
 use crate::bucket::error::{Cause, Failure};
-use crate::bucket::wire::{ANSWER, Op, Payload, Request, base64, parse_failure, read_xml};
+use crate::bucket::wire::{ANSWER, Op, Payload, Request, base64, body_failure, parse_failure, read_xml};
 
 /// Objects that S3 deletes in one request.
 const DELETE_BATCH: usize = 1000;
@@ -95,10 +95,7 @@ impl Bucket {
         let request = request.header("content-type", "application/xml").header("content-md5", md5);
         let request = request.payload(Payload::Bytes(body));
         let (body, who) = read_xml(self.wire.send(&request).await?, ANSWER).await?;
-        answer::deletions(&body).map_err(|why| match Element::parse(&body) {
-            Ok(root) if root.name() == "Error" => Failure::refused(400, &Refusal::from_xml(&root)),
-            _ => parse_failure(why, &body, &who),
-        })
+        answer::deletions(&body).map_err(|why| body_failure(why, &body, &who, 400))
     }
 
     async fn delete_singly(&self, keys: Vec<String>) -> BTreeMap<String, Failure> {
@@ -128,10 +125,9 @@ impl Bucket {
             let page = self.retried(Op::ListUploads, || async {
                 let (body, who) = read_xml(self.wire.send(&request).await?, ANSWER).await?;
                 answer::uploads(&body).map_err(|why| match Element::parse(&body) {
-                    Ok(root) if root.name() == "Error" => Failure::refused(400, &Refusal::from_xml(&root)),
                     // Stores that do not know the query list objects instead.
                     Ok(root) if root.name() == "ListBucketResult" => Failure::new(Cause::Unsupported, ""),
-                    _ => parse_failure(why, &body, &who),
+                    _ => body_failure(why, &body, &who, 400),
                 })
             });
             let page = match page.await {

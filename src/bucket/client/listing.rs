@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use super::{Bucket, Object, unquoted};
 use crate::bucket::answer::{self, Page};
 use crate::bucket::error::{Cause, Failure};
-use crate::bucket::wire::{ANSWER, Op, Request, parse_failure, read_xml};
+use crate::bucket::wire::{ANSWER, Op, Request, body_failure, read_xml};
 use crate::error::printable;
 
 /// Maximum number of consecutive pages without new keys. Stores send empty pages where many objects were deleted.
@@ -78,13 +78,7 @@ impl Bucket {
         }
         self.retried(Op::List, || async {
             let (body, description) = read_xml(self.wire.send(&request).await?, ANSWER).await?;
-            match answer::page(&body) {
-                Ok(page) => Ok(page),
-                Err(why) => match answer::Element::parse(&body) {
-                    Ok(root) if root.name() == "Error" => Err(Failure::refused(400, &answer::Refusal::from_xml(&root))),
-                    _ => Err(parse_failure(why, &body, &description)),
-                },
-            }
+            answer::page(&body).map_err(|why| body_failure(why, &body, &description, 400))
         })
         .await
     }

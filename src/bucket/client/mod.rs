@@ -200,6 +200,11 @@ impl Bucket {
         }
     }
 
+    /// Returns the error for a listing of the bucket that failed.
+    pub fn explain_listing(&self, failure: Failure) -> Error {
+        self.explain(failure, &format!("cannot list bucket '{}'", self.name))
+    }
+
     fn key(&self, key: &str) -> String {
         format!("{}{key}", self.prefix)
     }

@@ -3,10 +3,13 @@
 use bytes::Bytes;
 
 use super::{Bucket, MakeBody};
-use crate::bucket::answer::{self, Element, ParseError, Refusal};
+use crate::bucket::answer::{self, Element};
 use crate::bucket::error::{Cause, Failure};
-use crate::bucket::wire::{ANSWER, CRC32, Op, Payload, Request, parse_failure, read_xml};
+use crate::bucket::wire::{ANSWER, CRC32, Op, Payload, Request, body_failure, read_xml};
 use crate::error::Result;
+
+/// The status that an error in the body stands for: the store sent a status before it began to work.
+const STARTED: u16 = 500;
 
 /// An uploaded part of a multipart upload.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -78,7 +81,7 @@ impl Bucket {
             let listed = self
                 .retried(Op::ListParts, || async {
                     let (body, description) = read_xml(self.wire.send(&request).await?, ANSWER).await?;
-                    answer::parts(&body).map_err(|why| body_failure(why, &body, &description))
+                    answer::parts(&body).map_err(|why| body_failure(why, &body, &description, STARTED))
                 })
                 .await;
             let (page, next) = match listed {
@@ -135,15 +138,7 @@ impl Bucket {
 
 /// Parses the response to a request that may fail despite a success status.
 fn parse_success(body: &Bytes, root: &str, description: &str) -> Result<Element, Failure> {
-    Element::expect(body, root).map_err(|why| body_failure(why, body, description))
-}
-
-fn body_failure(why: ParseError, body: &Bytes, description: &str) -> Failure {
-    match Element::parse(body) {
-        // The store sent the status before it began to work, so the error is in the body.
-        Ok(root) if root.name() == "Error" => Failure::refused(500, &Refusal::from_xml(&root)),
-        _ => parse_failure(why, body, description),
-    }
+    Element::expect(body, root).map_err(|why| body_failure(why, body, description, STARTED))
 }
 
 fn completion(parts: &[Part]) -> Bytes {

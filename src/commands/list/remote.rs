@@ -89,9 +89,8 @@ pub struct RevisionRow {
 pub async fn report(session: &Session, args: &Args) -> Result<Report> {
     let bucket = session.bucket().await?;
     session.progress.event(Event::Step("listing the bucket"));
-    let doing = format!("cannot list bucket '{}'", bucket.name());
     let listed = RemoteState::list(&bucket, Scope::NAMES).await;
-    let state = listed.map_err(|failure| bucket.explain(failure, &doing))?;
+    let state = listed.map_err(|failure| bucket.explain_listing(failure))?;
     let options = Options { every_manifest: args.sizes, every_ref: args.sizes };
     let catalog = catalog::read(&bucket, &state, HashSet::new(), options).await?;
     Ok(Report {

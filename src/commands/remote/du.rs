@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::bucket::census::Census;
 use crate::bucket::keys;
 use crate::commands::kind_of;
 use crate::engine::Session;
@@ -93,7 +94,7 @@ pub async fn execute(session: &Session) -> Result<Report> {
     let bucket = session.bucket().await?;
     session.progress.event(Event::Step("reading the bucket's manifests"));
     let (census, uploads, versioned) =
-        tokio::join!(super::census(&bucket), bucket.unfinished_uploads(keys::BLOBS), bucket.is_versioned());
+        tokio::join!(Census::take(&bucket, None), bucket.unfinished_uploads(keys::BLOBS), bucket.is_versioned());
     let census = census?;
     let doing = format!("cannot list the unfinished uploads of bucket '{}'", bucket.name());
     let uploads = uploads.map_err(|failure| bucket.explain(failure, &doing))?;

@@ -6,10 +6,6 @@ pub mod du;
 pub mod gc;
 pub mod rm;
 
-use crate::bucket::census::Census;
-use crate::bucket::client::Bucket;
-use crate::error::Result;
-
 const EXAMPLES: &str = "\
 Examples:
   hf-cache-sync remote du                what takes space in the bucket
@@ -32,9 +28,4 @@ pub enum Command {
     Du(du::Args),
     Rm(rm::Args),
     Gc(gc::Args),
-}
-
-/// Lists the bucket and reads its manifests.
-async fn census(bucket: &Bucket) -> Result<Census> {
-    Census::take(bucket, None).await
 }

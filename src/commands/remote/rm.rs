@@ -11,12 +11,10 @@ use crate::engine::delete;
 use crate::error::{Error, Result, printable};
 use crate::model::ids::{RefName, RepoName, RepoQuery, RepoSpec, RepoType};
 use crate::plan::deletion::Options;
-use crate::suggest::nearest;
+use crate::suggest::did_you_mean;
 
 /// Blobs that are younger than this by the store's clock are left to `remote gc`.
 const GRACE: Duration = Duration::from_secs(24 * 3600);
-/// Names to suggest.
-const SUGGESTIONS: usize = 3;
 /// Revisions to name.
 const NAMED: usize = 12;
 
@@ -88,9 +86,8 @@ fn manifests_to_remove(
 ) -> Result<Vec<String>> {
     let start = keys::manifests_of(&query.id);
     if let Some((_, problem)) = census.problems.iter().find(|(key, _)| key.starts_with(&start)) {
-        let why = problem.why.as_ref().map_or(String::new(), |why| format!(": {why}"));
-        let error = Error::new(problem.cause, format!("nothing of {query} was deleted from bucket '{bucket}'"));
-        return Err(Error { hint: problem.hint.clone(), ..error.because(format!("{}{why}", problem.what)) });
+        let what = format!("nothing of {query} was deleted from bucket '{bucket}'");
+        return Err(Census::refusal(what, problem, ""));
     }
     let mut by_type: BTreeMap<RepoType, Vec<&String>> = BTreeMap::new();
     for (key, needs) in census.manifests.iter().filter(|(_, needs)| query.matches(&needs.repo)) {
@@ -159,11 +156,9 @@ fn not_there(census: &Census, bucket: &str, query: &RepoQuery) -> Error {
         return error.because(format!("{} is there", needs.repo)).hint("name it with its type");
     }
     let names: BTreeSet<String> = census.manifests.values().map(|needs| needs.repo.to_string()).collect();
-    let wanted = query.to_string();
-    let close: Vec<&str> = nearest(&wanted, names.iter().map(String::as_str)).take(SUGGESTIONS).collect();
-    match (close.is_empty(), names.len()) {
-        (_, 0) => error.hint("there are no repos under this prefix: check team.prefix"),
-        (true, count) => error.hint(format!("repos in the bucket: {count}, see `hf-cache-sync list --remote`")),
-        (false, _) => error.hint(format!("did you mean {}?", close.join(", "))),
-    }
+    let close = did_you_mean(&query.to_string(), names.iter().map(String::as_str));
+    error.hint(close.unwrap_or_else(|| match names.len() {
+        0 => "there are no repos under this prefix: check team.prefix".into(),
+        count => format!("repos in the bucket: {count}, see `hf-cache-sync list --remote`"),
+    }))
 }

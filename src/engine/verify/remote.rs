@@ -13,7 +13,7 @@ use crate::bucket::keys::{self, RefKey};
 use crate::bucket::read::Stored;
 use crate::bucket::state::{RemoteState, Scope};
 use crate::cache::scan::{self, Inventory, SnapshotFile};
-use crate::cache::{gated, pushable, root};
+use crate::cache::{gated, root};
 use crate::engine::Session;
 use crate::engine::confirm::{self, BlobStatus};
 use crate::engine::publish::{self, ListingSizes};
@@ -22,16 +22,17 @@ use crate::error::{Error, Result};
 use crate::model::amount::Amount;
 use crate::model::ids::{BlobId, Commit, RefName, RepoId, RepoName, RepoSpec};
 use crate::model::manifest::Manifest;
+use crate::model::selection::Selection;
 use crate::plan::push;
 use crate::plan::verify::remote::{BlobFault, Facts, RefFault};
 use crate::plan::verify::{Finding, Outcome, Place, Reason, Repair};
 use crate::progress::{Event, Job};
-use crate::suggest::nearest;
+use crate::suggest::did_you_mean;
 use crate::task::blocking;
 use crate::transfer::limit::Caps;
 use crate::transfer::source::{Fetch, Source};
 use crate::transfer::upload::Upload;
-use crate::transfer::{check, pool};
+use crate::transfer::{Context, check, pool};
 
 /// What was found in a bucket.
 #[derive(Debug, Default)]
@@ -50,8 +51,8 @@ pub struct Found {
 /// When a listing fails, a manifest or ref cannot be read, or a requested repo or revision is not there.
 pub async fn check(session: &Session, bucket: &Bucket, only: &[RepoSpec], deep: Option<Caps>) -> Result<Found> {
     session.progress.event(Event::Step("listing the bucket"));
-    let doing = format!("cannot list bucket '{}'", bucket.name());
-    let state = RemoteState::list(bucket, Scope::ALL).await.map_err(|failure| bucket.explain(failure, &doing))?;
+    let listed = RemoteState::list(bucket, Scope::ALL).await;
+    let state = listed.map_err(|failure| bucket.explain_listing(failure))?;
     session.progress.event(Event::Step("reading manifests and refs"));
     let is_wanted = |encoded: &str| only.is_empty() || only.iter().any(|spec| keys::encoded(&spec.query.id) == encoded);
     let groups = state.manifests().iter().filter(|(encoded, _)| is_wanted(encoded));
@@ -168,12 +169,9 @@ fn not_found(bucket: &Bucket, state: &RemoteState, spec: &RepoSpec) -> Error {
             .hint("`hf-cache-sync list --remote --revisions` shows what is");
     }
     let ids: Vec<RepoId> = state.manifests().keys().filter_map(|encoded| keys::plain_id(encoded)).collect();
-    let close: Vec<&str> = nearest(query.id.as_str(), ids.iter().map(RepoId::as_str)).take(3).collect();
+    let close = did_you_mean(query.id.as_str(), ids.iter().map(RepoId::as_str));
     let error = Error::not_found(format!("{query} is not in bucket '{}'", bucket.name()));
-    match close.is_empty() {
-        true => error.hint("`hf-cache-sync list --remote` shows what is"),
-        false => error.hint(format!("did you mean {}?", close.join(", "))),
-    }
+    error.hint(close.unwrap_or_else(|| "`hf-cache-sync list --remote` shows what is".into()))
 }
 
 /// Compares the blobs of the manifests with the listing and, where `deep`, with their names.
@@ -293,95 +291,167 @@ pub async fn repair(
     findings: &mut [Finding],
     dry_run: bool,
 ) -> Result<Tally> {
-    let mut tally = Tally::default();
     findings.iter_mut().for_each(|finding| finding.outcome = Outcome::Left);
     if root::check(&session.config.cache.root, &session.config.cache.source).is_err() {
-        tally.notes.push("there is no cache here that could have good copies".into());
-        return Ok(tally);
+        let notes = vec!["there is no cache here that could have good copies".into()];
+        return Ok(Tally { notes, ..Tally::default() });
     }
     session.progress.event(Event::Step("looking for good copies"));
     let cache = session.config.cache.root.clone();
     let inventory = blocking(move || scan::scan(&cache)).await?;
     // A read-only cache can be a source without the lock: no prune can run on it.
     let _lock = if dry_run { None } else { session.lock_shared().await.ok() };
-    upload_blobs(session, bucket, caps, &inventory, findings, dry_run, &mut tally).await?;
-    push_revisions(session, bucket, caps, &inventory, findings, dry_run, &mut tally).await?;
-    Ok(tally)
+    let context = session.transfers(bucket, caps, false);
+    let mut run = Run { session, bucket, context, inventory: &inventory, findings, dry_run, tally: Tally::default() };
+    run.upload_blobs().await?;
+    run.push_revisions().await?;
+    Ok(run.tally)
 }
 
-/// Uploads the blobs that are missing or bad, each from the first copy in this cache whose bytes are right.
-async fn upload_blobs(
-    session: &Session,
-    bucket: &Bucket,
-    caps: Caps,
-    inventory: &Inventory,
-    findings: &mut [Finding],
+/// A repair under way.
+struct Run<'a> {
+    session: &'a Session,
+    bucket: &'a Bucket,
+    context: Context,
+    inventory: &'a Inventory,
+    findings: &'a mut [Finding],
     dry_run: bool,
-    tally: &mut Tally,
-) -> Result<()> {
-    let mut wanted: BTreeMap<(BlobId, u64), Vec<usize>> = BTreeMap::new();
-    for (index, finding) in findings.iter().enumerate() {
-        if let (Repair::Upload { size }, Some(blob)) = (&finding.repair, finding.blob) {
-            wanted.entry((blob, *size)).or_default().push(index);
-        }
-    }
-    let mut copies = find_copies(inventory, &wanted.keys().copied().collect());
-    if !session.config.team.allow_gated {
-        let gated = |repo: &RepoName| !matches!(gated::check_repo(&inventory.layout, repo), Ok(None));
-        let judged: HashMap<RepoName, bool> =
-            copies.values().flatten().map(|(repo, _)| (repo.clone(), gated(repo))).collect();
-        copies.values_mut().for_each(|copies| copies.retain(|(repo, _)| !judged[repo]));
-        let left_out: BTreeSet<&RepoName> = judged.iter().filter(|(_, gated)| **gated).map(|(repo, _)| repo).collect();
-        let note = |repo: &&RepoName| format!("{repo} looks gated here, so its copies are not uploaded");
-        tally.notes.extend(left_out.iter().map(note));
-    }
-    let context = session.transfers(bucket, caps, false);
-    let mut unsure: Vec<(Upload, Vec<usize>)> = Vec::new();
-    let mut failures: HashMap<BlobId, Error> = HashMap::new();
-    for round in 0.. {
-        let mut uploads = Vec::new();
-        for ((id, size), indexes) in &wanted {
-            let copy = copies.get(&(*id, *size)).and_then(|copies| copies.get(round));
-            let is_open =
-                findings[indexes[0]].outcome == Outcome::Left && !unsure.iter().any(|(sent, _)| sent.id == *id);
-            let Some((repo, source)) = copy.filter(|_| is_open) else { continue };
-            if dry_run {
-                indexes.iter().for_each(|index| findings[*index].outcome = Outcome::Repairable);
-                continue;
+    tally: Tally,
+}
+
+impl Run<'_> {
+    /// Uploads the blobs that are missing or bad, each from the first copy in this cache whose bytes are right.
+    async fn upload_blobs(&mut self) -> Result<()> {
+        let Run { session, bucket, context, inventory, findings, dry_run, tally } = self;
+        let mut wanted: BTreeMap<(BlobId, u64), Vec<usize>> = BTreeMap::new();
+        for (index, finding) in findings.iter().enumerate() {
+            if let (Repair::Upload { size }, Some(blob)) = (&finding.repair, finding.blob) {
+                wanted.entry((blob, *size)).or_default().push(index);
             }
-            let path = findings[indexes[0]].files.first().map(|file| file.path.to_string());
-            let label = format!("{repo}/{}", path.unwrap_or_default());
-            uploads.push(Upload { id: *id, size: *size, source: source.clone(), label });
         }
-        if uploads.is_empty() {
-            break;
+        let mut copies = find_copies(inventory, &wanted.keys().copied().collect());
+        if !session.config.team.allow_gated {
+            let gated = |repo: &RepoName| !matches!(gated::check_repo(&inventory.layout, repo), Ok(None));
+            let judged: HashMap<RepoName, bool> =
+                copies.values().flatten().map(|(repo, _)| (repo.clone(), gated(repo))).collect();
+            copies.values_mut().for_each(|copies| copies.retain(|(repo, _)| !judged[repo]));
+            let left_out: BTreeSet<&RepoName> =
+                judged.iter().filter(|(_, gated)| **gated).map(|(repo, _)| repo).collect();
+            let note = |repo: &&RepoName| format!("{repo} looks gated here, so its copies are not uploaded");
+            tally.notes.extend(left_out.iter().map(note));
         }
-        let jobs = uploads.iter().map(|upload| Job { blob: upload.id, size: upload.size, repo: 0 });
-        session.progress.event(Event::Planned(jobs.collect()));
-        for (upload, failure) in publish::send_all(&context, uploads).await {
-            match failure {
-                None => {
-                    let indexes = wanted[&(upload.id, upload.size)].clone();
-                    failures.remove(&upload.id);
-                    unsure.push((upload, indexes));
+        let mut unsure: Vec<(Upload, Vec<usize>)> = Vec::new();
+        let mut failures: HashMap<BlobId, Error> = HashMap::new();
+        for round in 0.. {
+            let mut uploads = Vec::new();
+            for ((id, size), indexes) in &wanted {
+                let copy = copies.get(&(*id, *size)).and_then(|copies| copies.get(round));
+                let is_open =
+                    findings[indexes[0]].outcome == Outcome::Left && !unsure.iter().any(|(sent, _)| sent.id == *id);
+                let Some((repo, source)) = copy.filter(|_| is_open) else { continue };
+                if *dry_run {
+                    indexes.iter().for_each(|index| findings[*index].outcome = Outcome::Repairable);
+                    continue;
                 }
-                Some(error) => drop(failures.insert(upload.id, error)),
+                let path = findings[indexes[0]].files.first().map(|file| file.path.to_string());
+                let label = format!("{repo}/{}", path.unwrap_or_default());
+                uploads.push(Upload { id: *id, size: *size, source: source.clone(), label });
+            }
+            if uploads.is_empty() {
+                break;
+            }
+            let jobs = uploads.iter().map(|upload| Job { blob: upload.id, size: upload.size, repo: 0 });
+            session.progress.event(Event::Planned(jobs.collect()));
+            for (upload, failure) in publish::send_all(context, uploads).await {
+                match failure {
+                    None => {
+                        let indexes = wanted[&(upload.id, upload.size)].clone();
+                        failures.remove(&upload.id);
+                        unsure.push((upload, indexes));
+                    }
+                    Some(error) => drop(failures.insert(upload.id, error)),
+                }
             }
         }
-    }
-    tally.failures.extend(failures.into_values());
-    let sent: Vec<Upload> = unsure.iter().map(|(upload, _)| upload.clone()).collect();
-    let lost = confirm::find_lost(bucket, sent).await;
-    for (upload, indexes) in unsure {
-        match lost.iter().find(|(blob, _)| blob.id == upload.id) {
-            Some((_, error)) => tally.failures.push(error.clone()),
-            None => {
-                tally.uploaded.add(context.moved_bytes(&upload.id, upload.size));
-                indexes.into_iter().for_each(|index| findings[index].outcome = Outcome::Repaired);
+        tally.failures.extend(failures.into_values());
+        let sent: Vec<Upload> = unsure.iter().map(|(upload, _)| upload.clone()).collect();
+        let lost = confirm::find_lost(bucket, sent).await;
+        for (upload, indexes) in unsure {
+            match lost.iter().find(|(blob, _)| blob.id == upload.id) {
+                Some((_, error)) => tally.failures.push(error.clone()),
+                None => {
+                    tally.uploaded.add(context.moved_bytes(&upload.id, upload.size));
+                    indexes.into_iter().for_each(|index| findings[index].outcome = Outcome::Repaired);
+                }
             }
         }
+        Ok(())
     }
-    Ok(())
+
+    /// Pushes the revisions of this cache whose manifests are not valid or not there.
+    async fn push_revisions(&mut self) -> Result<()> {
+        let Run { session, bucket, context, inventory, findings, dry_run, tally } = self;
+        let mut wanted: Vec<(usize, RepoName, Commit)> = Vec::new();
+        for (index, finding) in findings.iter().enumerate() {
+            let (Repair::Push { named }, Place::Key(key)) = (&finding.repair, &finding.place) else { continue };
+            let manifest = keys::parse_manifest(key);
+            let reference = keys::parse_ref(key);
+            for repo in &inventory.repos {
+                // The commit that the bucket's ref names, or else the one that it names here.
+                let current = |name: &RefName| {
+                    named.as_ref().filter(|commit| repo.revisions.contains_key(*commit)).or(repo.refs.get(name))
+                };
+                let commit = match (&manifest, &reference) {
+                    (Some((encoded, commit)), _) if *encoded == keys::encoded(&repo.name.id) => Some(commit),
+                    (_, Some(RefKey::Old(encoded, name))) if *encoded == keys::encoded(&repo.name.id) => current(name),
+                    (_, Some(RefKey::New(of, name))) if *of == repo.name => current(name),
+                    _ => None,
+                };
+                if let Some(commit) = commit.filter(|commit| repo.revisions.contains_key(*commit)) {
+                    wanted.push((index, repo.name.clone(), commit.clone()));
+                }
+            }
+        }
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let specs = wanted.iter().filter_map(|(_, repo, commit)| {
+            format!("{}:{}@{commit}", repo.kind.word(), repo.id.as_str()).parse::<RepoSpec>().ok()
+        });
+        let options = session.push_options(Selection::of(specs.collect()));
+        let Survey { local, remote, .. } = survey(session, bucket, options).await?;
+        let plan = push::plan(&local, &remote);
+        if *dry_run {
+            for (index, repo, commit) in &wanted {
+                if plan.revisions.iter().any(|revision| revision.repo == *repo && revision.commit == *commit) {
+                    findings[*index].outcome = Outcome::Repairable;
+                }
+            }
+            return Ok(());
+        }
+        let listed = ListingSizes { blobs: remote.blobs().len(), refs: remote.refs().len() };
+        let done = publish::publish(context, &plan, listed).await;
+        tally.uploaded += done.uploaded;
+        tally.failures.extend(done.failures);
+        // What is there now decides, not what was sent.
+        let listed = RemoteState::list(bucket, Scope::NAMES).await;
+        let state = listed.map_err(|failure| bucket.explain_listing(failure))?;
+        for (index, _, _) in &wanted {
+            let finding = &mut findings[*index];
+            let Place::Key(key) = finding.place.clone() else { continue };
+            let is_good = match finding.reason {
+                Reason::BadManifest => matches!(state.read_manifest(bucket, &key).await?, Stored::Valid(_)),
+                _ => match state.read_ref(bucket, &key).await? {
+                    Stored::Valid(commit) => !dangles(bucket, &state, &key, &commit).await?,
+                    Stored::Invalid(_) | Stored::Absent => false,
+                },
+            };
+            if is_good {
+                finding.outcome = Outcome::Repaired;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Returns the files of this cache that should have the bytes of these blobs.
@@ -418,82 +488,4 @@ fn find_copies(
         }
     }
     copies
-}
-
-/// Pushes the revisions of this cache whose manifests are not valid or not there.
-async fn push_revisions(
-    session: &Session,
-    bucket: &Bucket,
-    caps: Caps,
-    inventory: &Inventory,
-    findings: &mut [Finding],
-    dry_run: bool,
-    tally: &mut Tally,
-) -> Result<()> {
-    let mut wanted: Vec<(usize, RepoName, Commit)> = Vec::new();
-    for (index, finding) in findings.iter().enumerate() {
-        let (Repair::Push { named }, Place::Key(key)) = (&finding.repair, &finding.place) else { continue };
-        let manifest = keys::parse_manifest(key);
-        let reference = keys::parse_ref(key);
-        for repo in &inventory.repos {
-            // The commit that the bucket's ref names, or else the one that it names here.
-            let current = |name: &RefName| {
-                named.as_ref().filter(|commit| repo.revisions.contains_key(*commit)).or(repo.refs.get(name))
-            };
-            let commit = match (&manifest, &reference) {
-                (Some((encoded, commit)), _) if *encoded == keys::encoded(&repo.name.id) => Some(commit),
-                (_, Some(RefKey::Old(encoded, name))) if *encoded == keys::encoded(&repo.name.id) => current(name),
-                (_, Some(RefKey::New(of, name))) if *of == repo.name => current(name),
-                _ => None,
-            };
-            if let Some(commit) = commit.filter(|commit| repo.revisions.contains_key(*commit)) {
-                wanted.push((index, repo.name.clone(), commit.clone()));
-            }
-        }
-    }
-    if wanted.is_empty() {
-        return Ok(());
-    }
-    let specs = wanted.iter().filter_map(|(_, repo, commit)| {
-        format!("{}:{}@{commit}", repo.kind.word(), repo.id.as_str()).parse::<RepoSpec>().ok()
-    });
-    let options = pushable::Options {
-        selection: crate::model::selection::Selection::of(specs.collect()),
-        allow_gated: session.config.team.allow_gated,
-        sync_xet: session.config.cache.sync_xet,
-    };
-    let Survey { local, remote, .. } = survey(session, bucket, options).await?;
-    let plan = push::plan(&local, &remote);
-    if dry_run {
-        for (index, repo, commit) in &wanted {
-            if plan.revisions.iter().any(|revision| revision.repo == *repo && revision.commit == *commit) {
-                findings[*index].outcome = Outcome::Repairable;
-            }
-        }
-        return Ok(());
-    }
-    let listed = ListingSizes { blobs: remote.blobs().len(), refs: remote.refs().len() };
-    let context = session.transfers(bucket, caps, false);
-    let done = publish::publish(&context, &plan, listed).await;
-    tally.uploaded += done.uploaded;
-    tally.failures.extend(done.failures);
-    // What is there now decides, not what was sent.
-    let state = RemoteState::list(bucket, Scope::NAMES)
-        .await
-        .map_err(|failure| bucket.explain(failure, &format!("cannot list bucket '{}'", bucket.name())))?;
-    for (index, _, _) in &wanted {
-        let finding = &mut findings[*index];
-        let Place::Key(key) = finding.place.clone() else { continue };
-        let is_good = match finding.reason {
-            Reason::BadManifest => matches!(state.read_manifest(bucket, &key).await?, Stored::Valid(_)),
-            _ => match state.read_ref(bucket, &key).await? {
-                Stored::Valid(commit) => !dangles(bucket, &state, &key, &commit).await?,
-                Stored::Invalid(_) | Stored::Absent => false,
-            },
-        };
-        if is_good {
-            finding.outcome = Outcome::Repaired;
-        }
-    }
-    Ok(())
 }
