@@ -34,7 +34,7 @@ impl Selection {
             }
             [..] => {
                 return Err(Error::usage("-r applies to one repo, but there are several")
-                    .hint("give each repo its own revision, as in org/name@v1.0"));
+                    .hint("give each repo its own revision as org/name@revision, such as org/name@v1.0"));
             }
         }
         Ok(self)

@@ -302,6 +302,19 @@ fn rm_deletes_a_repo_and_the_blobs_that_no_other_needs() {
 }
 
 #[test]
+fn rm_refuses_a_revision_that_could_mean_another() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    shared_bucket(&store);
+    let before = store.keys();
+    let rm = |line: &[&str]| machine.run(&[&["remote", "rm", "--yes"], line].concat());
+    rm(&["org/one@v1", "-r", "main"]).refused(2, &["the id says revision 'v1' but -r says 'main'"]);
+    rm(&["org/one", "org/two", "-r", "main"]).refused(2, &["-r applies to one repo", "org/name@v1.0"]);
+    rm(&["org/one", "-r", ""]).refused(2, &["-r is empty"]);
+    assert_eq!(store.keys(), before);
+}
+
+#[test]
 fn rm_of_young_blobs_leaves_them_to_gc() {
     let store = Store::new();
     let machine = Machine::new(&store);

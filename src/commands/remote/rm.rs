@@ -10,6 +10,7 @@ use crate::engine::Session;
 use crate::engine::delete;
 use crate::error::{Error, Result, printable};
 use crate::model::ids::{RefName, RepoName, RepoQuery, RepoSpec, RepoType};
+use crate::model::selection::Selection;
 use crate::plan::deletion::Options;
 use crate::suggest::did_you_mean;
 
@@ -60,17 +61,13 @@ pub struct Args {
 /// When a repo or revision is not there, a request fails, or a manifest of a repo cannot be read.
 pub async fn prepare(session: &Session, args: &Args) -> Result<Deletion> {
     let started = Instant::now();
-    if let (Some(revision), [_, _, ..]) = (&args.revision, args.repos.as_slice()) {
-        return Err(Error::usage(format!("-r {} is of one repo, and several are named", printable(revision, 80)))
-            .hint("write each as org/name@revision"));
-    }
+    let selection = Selection::of(args.repos.clone()).at_revision(args.revision.as_deref())?;
     let bucket = session.config.storage.bucket()?.to_string();
     let options = Options { grace: GRACE, ..Options::default() };
     let prepared = delete::prepare(session, options, |census| {
         let mut removed = BTreeSet::new();
-        for spec in &args.repos {
-            let revision = args.revision.as_deref().or(spec.revision.as_deref());
-            removed.extend(manifests_to_remove(census, &bucket, &spec.query, revision)?);
+        for spec in &selection.repos {
+            removed.extend(manifests_to_remove(census, &bucket, &spec.query, spec.revision.as_deref())?);
         }
         Ok(removed)
     });
