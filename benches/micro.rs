@@ -140,7 +140,13 @@ fn manifests(c: &mut Criterion) {
         group.bench_function(BenchmarkId::new("encode", files), |b| b.iter(|| manifest.to_json()));
         group.bench_function(BenchmarkId::new("decode", files), |b| b.iter(|| Manifest::parse(black_box(&bytes))));
 
-        let found = Found { manifest, reference: Some("main".parse().unwrap()), pinned: false, notes: Vec::new() };
+        let found = Found {
+            manifest,
+            reference: Some("main".parse().unwrap()),
+            pinned: false,
+            modified: None,
+            notes: Vec::new(),
+        };
         let state = |blob| presence::State {
             blobs: found.manifest.blobs().into_keys().map(|id| (id, blob)).collect::<BTreeMap<_, _>>(),
             in_place: vec![blob == presence::BlobState::Present; files],

@@ -12,7 +12,8 @@ use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, S
 use crate::cache::root;
 use crate::commands::remote::deletion::{self, Deletion};
 use crate::commands::{
-    completions, config, diff, doctor, init, list, man, prune, pull, pull_all, push, remote, rm, status, verify, watch,
+    completions, config, diff, doctor, init, list, man, prune, pull, pull_all, push, remote, rm, serve, status, verify,
+    watch,
 };
 use crate::config::resolve::{Resolution, named_file};
 use crate::config::settings::{Form, SETTINGS, Setting};
@@ -146,6 +147,7 @@ pub enum Command {
     Pull(pull::Args),
     PullAll(pull_all::Args),
     Watch(watch::Args),
+    Serve(serve::Args),
     Prune(prune::Args),
     Rm(rm::Args),
     Verify(verify::Args),
@@ -200,7 +202,7 @@ impl Global {
 impl Command {
     /// Whether this command normally runs until a signal, which it handles itself.
     pub fn runs_until_signal(&self) -> bool {
-        matches!(self, Command::Watch(_))
+        matches!(self, Command::Watch(_) | Command::Serve(_))
     }
 }
 
@@ -347,20 +349,51 @@ fn current_dir() -> Result<PathBuf> {
         .map_err(|e| Error::failed("cannot determine the current directory").because(crate::error::plain_io(&e)))
 }
 
-/// Runs a command. Returns the kind of failure if the command finished with failures in its report.
+/// How a command has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// Nothing failed.
+    Success,
+    /// It finished with failures in its report.
+    Failed(Kind),
+    /// It ran another program, whose exit code counts.
+    Code(u8),
+}
+
+impl Exit {
+    /// Returns the exit code of the process.
+    pub fn code(self) -> u8 {
+        match self {
+            Exit::Success => 0,
+            Exit::Failed(kind) => kind.exit_code(),
+            Exit::Code(code) => code,
+        }
+    }
+}
+
+impl From<Option<Kind>> for Exit {
+    fn from(failed: Option<Kind>) -> Exit {
+        failed.map_or(Exit::Success, Exit::Failed)
+    }
+}
+
+/// Runs a command.
 ///
 /// # Errors
 /// When the command could not finish.
-pub async fn run(cli: &Cli, ui: &Ui) -> Result<Option<Kind>> {
+pub async fn run(cli: &Cli, ui: &Ui) -> Result<Exit> {
     // These commands have to work even if the configuration is broken.
     match &cli.command {
         Command::Init(_) => {
             let named = cli.global.with_sources(named_file)?.map(|(path, _)| path);
-            return Ok(ui.show(&init::execute(&current_dir()?, named)?));
+            return Ok(ui.show(&init::execute(&current_dir()?, named)?).into());
         }
-        Command::Completions(args) => return Ok(ui.show(&completions::execute(args)?)),
-        Command::Man(args) => return Ok(ui.show(&man::execute(Cli::command(), args)?)),
-        Command::Config(_) => return Ok(ui.show(&config::execute(cli.global.with_sources(Resolution::gather)?))),
+        Command::Completions(args) => return Ok(ui.show(&completions::execute(args)?).into()),
+        Command::Man(args) => return Ok(ui.show(&man::execute(Cli::command(), args)?).into()),
+        Command::Config(_) => {
+            return Ok(ui.show(&config::execute(cli.global.with_sources(Resolution::gather)?)).into());
+        }
+        Command::Serve(args) if args.env => return Ok(ui.show(&args.environment()?).into()),
         _ => {}
     }
     let mut config = cli.global.load()?;
@@ -372,7 +405,7 @@ pub async fn run(cli: &Cli, ui: &Ui) -> Result<Option<Kind>> {
     let notes = std::mem::take(&mut config.notes);
     let session = Session { config, progress: Arc::new(ui.bars().clone()), now: SystemTime::now() };
     notes.into_iter().for_each(|note| session.progress.event(Event::Note(note)));
-    Ok(match &cli.command {
+    let failed = match &cli.command {
         Command::Init(_) | Command::Completions(_) | Command::Man(_) | Command::Config(_) => None,
         Command::Doctor(args) => ui.show(&doctor::execute(&session, args).await),
         Command::Push(args) => ui.show(&push::execute(&session, args).await?),
@@ -402,6 +435,10 @@ pub async fn run(cli: &Cli, ui: &Ui) -> Result<Option<Kind>> {
             watch::execute(&session, args, &|update| ui.show_line(&update)).await?;
             None
         }
+        Command::Serve(args) => {
+            let code = serve::execute(&session, args, &|update| ui.show_line(&update)).await?;
+            return Ok(code.map_or(Exit::Success, Exit::Code));
+        }
         Command::Status(args) => ui.show(&status::execute(&session, args).await?),
         Command::List(args) => ui.show(&list::execute(&session, args).await?),
         Command::Verify(args) => ui.show(&verify::execute(&session, args).await?),
@@ -417,7 +454,8 @@ pub async fn run(cli: &Cli, ui: &Ui) -> Result<Option<Kind>> {
                 delete_from_bucket(&session, ui, &consent, remote::gc::prepare(&session, args)).await?
             }
         },
-    })
+    };
+    Ok(failed.into())
 }
 
 /// How far the user agrees to a deletion.

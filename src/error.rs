@@ -55,6 +55,22 @@ impl Kind {
         }
     }
 
+    /// The word for it in reports.
+    pub fn word(self) -> &'static str {
+        match self {
+            Kind::Failed => "failed",
+            Kind::Usage => "usage",
+            Kind::Credentials => "credentials",
+            Kind::Permission => "permission",
+            Kind::NotFound => "not-found",
+            Kind::MissingBucket => "missing-bucket",
+            Kind::Integrity => "integrity",
+            Kind::Unavailable => "unavailable",
+            Kind::Internal => "internal",
+            Kind::Interrupted => "interrupted",
+        }
+    }
+
     /// The kind of a run in which several things failed: corrupt data is said before everything else, then a
     /// credential problem; "unavailable" and "usage" only where nothing else failed, since a retry or another setting
     /// then helps.

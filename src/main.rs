@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use hf_cache_sync::cli;
+use hf_cache_sync::cli::{self, Exit};
 use hf_cache_sync::complete;
 use hf_cache_sync::error::{Cause, Error, Kind};
 use hf_cache_sync::platform::{self, Interruption};
@@ -47,13 +47,13 @@ fn main() -> ExitCode {
             () = interruption.next() => Err(Error::interrupted()),
         }
     });
-    let kind = result.unwrap_or_else(|error| {
+    let exit = result.unwrap_or_else(|error| {
         ui.error(&error);
-        Some(error.kind())
+        Exit::Failed(error.kind())
     });
     // Do not wait for threads that are still hashing or reading. Their work can be abandoned safely, as after a kill.
     runtime.shutdown_background();
-    ExitCode::from(kind.map_or(0, Kind::exit_code))
+    ExitCode::from(exit.code())
 }
 
 /// Makes a panic in any thread or task end the process with a short request to report it. Unfinished work is safe, as

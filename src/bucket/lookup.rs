@@ -8,7 +8,7 @@ use super::keys;
 use super::read::{self, Stored};
 use super::refs::Candidate;
 use super::state::{RemoteState, Scope};
-use crate::error::{Error, Result, printable};
+use crate::error::{Cause, Error, Result, printable};
 use crate::model::found::Found;
 use crate::model::ids::{Commit, RefName, RepoId, RepoQuery, RepoType};
 use crate::model::manifest::Manifest;
@@ -143,7 +143,9 @@ impl Search<'_> {
         let pinned = self.state.refs().iter().any(|candidate| {
             candidate.name.as_str() == manifest.revision().as_str() && candidate.may_refer_to(manifest.repo())
         });
-        Found { manifest: Arc::unwrap_or_clone(manifest), reference, pinned, notes }
+        let listed = self.state.listed_manifest(&keys::manifest(&manifest.repo().id, manifest.revision()));
+        let modified = listed.and_then(|entry| entry.modified);
+        Found { manifest: Arc::unwrap_or_clone(manifest), reference, pinned, modified, notes }
     }
 
     /// Follows all keys of the ref.
@@ -230,7 +232,8 @@ impl Search<'_> {
                 }
                 false => format!("it has {}{more}", available.join(", ")),
             };
-            return Error::not_found(format!("revision '{shown}' of {query} is not in bucket '{}'", bucket.name()))
+            let what = format!("revision '{shown}' of {query} is not in bucket '{}'", bucket.name());
+            return Error::new(Cause::NoSuchRevision, what)
                 .because(why)
                 .hint(format!("choose one with -r, or push it from a machine that has it; {FALLBACK_HINT}"));
         }

@@ -114,7 +114,13 @@ async fn read_group(bucket: &Bucket, state: &RemoteState, group: Group<'_>) -> R
                 let manifest = Arc::unwrap_or_clone(manifest);
                 let repo = manifest.repo().clone();
                 let query = Some(RepoQuery { kind: Some(repo.kind), id: repo.id.clone() });
-                let found = Found { manifest, reference: Some(RefName::main()), pinned: false, notes: Vec::new() };
+                let found = Found {
+                    manifest,
+                    reference: Some(RefName::main()),
+                    pinned: false,
+                    modified: None,
+                    notes: Vec::new(),
+                };
                 let main = MainRevision { key: candidate.object.key.clone(), query: query.clone(), found: Ok(found) };
                 match newest.get(&repo) {
                     None => mains.push(main),

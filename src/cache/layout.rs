@@ -82,6 +82,11 @@ impl Layout {
         self.state().join("lock")
     }
 
+    /// Returns the path of the mark on a blob whose bytes were passed on before they were verified.
+    pub fn unverified(&self, blob: &BlobId) -> PathBuf {
+        self.state().join("unverified").join(blob.to_string())
+    }
+
     /// A partial download. It is content-addressed, so one file serves all repos.
     pub fn partial(&self, blob: &BlobId) -> PathBuf {
         self.state().join("partial").join(blob.to_string())

@@ -490,6 +490,26 @@ pub fn sync_dir(path: &Path) {
     let _ = platform::sync_dir(path);
 }
 
+/// Remembers that bytes of this blob are passed on before they are verified. Whoever has them may resume long after, even
+/// from another run of this program, and must not do so if they were wrong.
+///
+/// # Errors
+/// If the mark cannot be written.
+pub fn mark_unverified(layout: &Layout, blob: &BlobId) -> Result<()> {
+    let path = layout.unverified(blob);
+    with_folder(layout.root(), &path, "cannot write", || fs::write(&path, b""))
+}
+
+/// Returns whether [`mark_unverified`] was called for this blob, and not [`unmark_unverified`] since.
+pub fn is_marked_unverified(layout: &Layout, blob: &BlobId) -> bool {
+    fs::symlink_metadata(layout.unverified(blob)).is_ok()
+}
+
+/// Notes that what was passed on has been verified.
+pub fn unmark_unverified(layout: &Layout, blob: &BlobId) {
+    let _ = fs::remove_file(layout.unverified(blob));
+}
+
 /// Marks a file as used now by setting its access time, which also works on noatime mounts. Best effort: a read-only
 /// cache or another owner is not an error.
 pub fn mark_used(path: &Path, now: std::time::SystemTime) {

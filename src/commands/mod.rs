@@ -16,6 +16,7 @@ pub mod pulled;
 pub mod push;
 pub mod remote;
 pub mod rm;
+pub mod serve;
 pub mod size;
 pub mod status;
 pub mod verify;

@@ -99,6 +99,27 @@ pub struct Args {
     pub temporary_grace: Age,
 }
 
+impl Args {
+    /// Returns the arguments that keep a cache within a budget of this many bytes, without a question: only what the bucket
+    /// holds is evicted.
+    pub fn to_budget(bytes: u64) -> Args {
+        Args {
+            max_gb: None,
+            max_size: Some(Size(bytes)),
+            dry_run: false,
+            yes: true,
+            include_referenced: false,
+            require_remote: true,
+            no_require_remote: false,
+            older_than: None,
+            keep: Vec::new(),
+            fail_over_budget: false,
+            orphan_grace: Age(Duration::from_secs(3600)),
+            temporary_grace: Age(Duration::from_secs(24 * 3600)),
+        }
+    }
+}
+
 /// Parses a number of gigabytes. A value with a unit gets a hint about `--max-size`.
 fn gigabytes(text: &str) -> Result<GigaBytes, String> {
     text.parse().map_err(|why: String| match text.parse::<Size>() {

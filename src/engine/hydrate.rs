@@ -313,6 +313,9 @@ async fn obtain(
     }
     // The client may have fetched the blob while this process waited for the lock.
     let client = client_lock(context, repo, job).await?;
+    if let Some(arrival) = context.arrivals.as_ref().and_then(|arrivals| arrivals.get(blob)) {
+        arrival.note_begin();
+    }
     if client.is_some() && is_present(layout, repo, job) {
         return Ok(Obtained::Present);
     }
@@ -384,6 +387,10 @@ async fn client_lock(context: &Context, repo: &RepoName, job: &Job) -> Result<Op
         && let Some(lock) = lock::try_client_lock_if_there(layout, repo, id)?
     {
         return Ok(lock);
+    }
+    if context.arrivals.is_some() {
+        // Whoever holds it may be a client that waits for this very download.
+        return lock::try_client_lock(layout, repo, id);
     }
     let note = format!("another process is downloading {}: waiting for it", job.fetch.label());
     wait_for(&*context.progress, &note, || lock::try_client_lock(layout, repo, id)).await.map(Some)

@@ -21,6 +21,7 @@ use crate::model::ids::{RefName, RepoName};
 use crate::plan::pull::{self as plan, FetchReason, Plan};
 use crate::progress::Event;
 use crate::task::blocking;
+use crate::transfer::Context;
 use crate::transfer::download::allocated_bytes;
 use crate::transfer::limit::Caps;
 
@@ -65,6 +66,8 @@ pub struct Pull<'a> {
     /// written, since a complete cache may be read-only.
     lock: Result<Option<Lock>>,
     local: Arc<LocalState>,
+    /// The context of transfers that this pull shares with others.
+    shared: Option<Context>,
 }
 
 impl<'a> Pull<'a> {
@@ -80,7 +83,12 @@ impl<'a> Pull<'a> {
         let is_used = session.layout().tool_lock().exists();
         let lock = if dry_run || !is_used { Ok(None) } else { session.lock_shared().await.map(Some) };
         let local = Arc::new(LocalState::unscanned(session.layout()));
-        Pull { session, bucket, options, fallback, lock, local }
+        Pull { session, bucket, options, fallback, lock, local, shared: None }
+    }
+
+    /// Shares the limits of transfers, and whatever else is in their context, with other pulls.
+    pub fn sharing(self, context: &Context) -> Self {
+        Pull { shared: Some(context.clone()), ..self }
     }
 
     /// Checks the local files and makes the plan. A revision that the Hub gives to this user is not judged by its licence
@@ -144,7 +152,7 @@ impl<'a> Pull<'a> {
 
     async fn carry_out_plans(self, work: &mut [Work]) -> Result<Vec<Outcome>> {
         let uses_store = self.uses_store();
-        let Pull { session, bucket, options, fallback, lock, .. } = self;
+        let Pull { session, bucket, options, fallback, lock, shared, .. } = self;
         let layout = session.layout();
         let (idle, busy): (Vec<usize>, Vec<usize>) = (0..work.len()).partition(|index| work[*index].plan.is_empty());
         for index in idle {
@@ -174,7 +182,7 @@ impl<'a> Pull<'a> {
             }
         };
         let kind = LinkKind::probe(&layout, session.config.hub.no_symlinks)?;
-        let context = session.transfers(bucket, options.caps, options.sync);
+        let context = shared.unwrap_or_else(|| session.transfers(bucket, options.caps, options.sync));
         let planned =
             busy.iter().map(|index| Planned { plan: work[*index].plan.clone(), from_hub: work[*index].from_hub });
         let done = hydrate::hydrate(&context, &fallback, planned.collect(), kind, session.now).await;

@@ -67,6 +67,7 @@ impl Session {
             bytes: 0,
             sync,
             earlier: Arc::default(),
+            arrivals: None,
         }
     }
 

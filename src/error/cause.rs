@@ -8,8 +8,10 @@ pub enum Cause {
     // What is not there.
     /// No such key.
     NoSuchKey,
-    /// No such repo, revision, ref or cache.
+    /// No such repo, ref or cache.
     NotFound,
+    /// The repo is there, but not this revision of it.
+    NoSuchRevision,
     /// No such bucket.
     NoSuchBucket,
     /// No such multipart upload, or not with these parts: it was completed, or given up by somebody or by a rule of the
@@ -117,7 +119,7 @@ impl Cause {
     pub fn kind(self) -> Kind {
         use Cause::*;
         match self {
-            NoSuchKey | NotFound => Kind::NotFound,
+            NoSuchKey | NotFound | NoSuchRevision => Kind::NotFound,
             NoSuchBucket => Kind::MissingBucket,
             Invalid | TooLarge | Corrupt | WrongSize | Damaged | NotKept => Kind::Integrity,
             BadCredentials | Expired | Denied | Account | Locked => Kind::Credentials,
@@ -177,7 +179,7 @@ impl Cause {
 
     /// Whether it is not there.
     pub fn is_missing(self) -> bool {
-        matches!(self, Cause::NoSuchKey | Cause::NotFound)
+        matches!(self, Cause::NoSuchKey | Cause::NotFound | Cause::NoSuchRevision)
     }
 
     /// Whether something is stored and cannot be what its key says.
@@ -249,7 +251,7 @@ mod tests {
                 ],
             ),
             (3, &[BadCredentials, Expired, Denied, Account, Locked, Permission]),
-            (4, &[NoSuchKey, NotFound, NoSuchBucket]),
+            (4, &[NoSuchKey, NotFound, NoSuchRevision, NoSuchBucket]),
             (5, &[Invalid, TooLarge, Corrupt, WrongSize, Damaged, NotKept]),
             (
                 6,

@@ -79,7 +79,7 @@ impl Hub {
         })?;
         // A full or abbreviated commit hash is not a ref.
         let reference = Some(name).filter(|name| !commit.as_str().starts_with(name.as_str()));
-        Ok(Found { manifest, reference, pinned: false, notes: Vec::new() })
+        Ok(Found { manifest, reference, pinned: false, modified: None, notes: Vec::new() })
     }
 
     async fn choose(&self, query: &RepoQuery, name: &RefName) -> Result<Revision> {
@@ -91,7 +91,12 @@ impl Hub {
             Err(refusal) => refusal,
         };
         if query.kind.is_some() || refusal.failure.cause != Cause::NoSuchKey || refusal.code == "RevisionNotFound" {
-            return Err(self.explain(refusal.failure, &doing));
+            let is_revision = refusal.code == "RevisionNotFound";
+            let mut error = self.explain(refusal.failure, &doing);
+            if is_revision {
+                error.cause = Cause::NoSuchRevision;
+            }
+            return Err(error);
         }
         let others = RepoType::ALL.into_iter().filter(|kind| *kind != first);
         let tried = others.map(|kind| async move {

@@ -1,5 +1,7 @@
 //! The result of looking up a revision in the bucket or on the Hub.
 
+use std::time::SystemTime;
+
 use super::ids::RefName;
 use super::manifest::Manifest;
 
@@ -13,6 +15,8 @@ pub struct Found {
     /// Whether the machine that pushed it has a ref named after the commit, as hf-hub before 1.0 writes for a requested
     /// commit.
     pub pinned: bool,
+    /// When the manifest was last written, by the store's clock; `None` if unknown.
+    pub modified: Option<SystemTime>,
     /// Notes for the user.
     pub notes: Vec<String>,
 }

@@ -320,6 +320,26 @@ pub fn raise_file_limit() {
     }
 }
 
+/// Returns how many files this process may have open; `None` if that is not limited.
+pub fn file_limit() -> Option<usize> {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).current.map(|limit| limit as usize)
+}
+
+/// Returns the exit code of a process as shells do: for one that a signal has ended, 128 and the signal's number.
+pub fn exit_code(status: std::process::ExitStatus) -> u8 {
+    use std::os::unix::process::ExitStatusExt;
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
+    u8::try_from(code).unwrap_or(1)
+}
+
+/// Asks a child process to end, with SIGTERM.
+pub fn ask_to_end(id: u32) {
+    use rustix::process::{Pid, Signal, kill_process};
+    if let Some(id) = i32::try_from(id).ok().and_then(Pid::from_raw) {
+        let _ = kill_process(id, Signal::TERM);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

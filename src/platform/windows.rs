@@ -297,3 +297,16 @@ pub fn start_again(_: Vec<(&str, String)>) {}
 
 /// There is no limit to raise.
 pub fn raise_file_limit() {}
+
+/// Returns how many files this process may have open; `None` if that is not limited.
+pub fn file_limit() -> Option<usize> {
+    None
+}
+
+/// Returns the exit code of a process, as far as it fits.
+pub fn exit_code(status: std::process::ExitStatus) -> u8 {
+    status.code().map_or(1, |code| u8::try_from(code).unwrap_or(1))
+}
+
+/// A child process gets ctrl-c from the console itself.
+pub fn ask_to_end(_: u32) {}

@@ -10,11 +10,12 @@
 
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::Once;
+use std::sync::{Arc, Once};
 
 use bytes::Bytes;
 
 use super::Context;
+use super::arrival::Arrival;
 use super::hashing::OrderedHash;
 use super::move_parts::move_parts;
 use super::partial_file::{Comparison, Flusher, Journal, PartialFile, RemoveOnDrop, single_use_path};
@@ -22,7 +23,7 @@ use super::parts::{self, SINGLE_GET};
 pub use super::source::Fetch;
 use super::source::Source;
 use crate::bucket::error::{Cause, Failure};
-use crate::cache::place::flushed;
+use crate::cache::place::{self, flushed};
 use crate::cache::read::matches_name;
 use crate::error::{Error, Result};
 use crate::hash::BlobHasher;
@@ -258,6 +259,9 @@ async fn in_parts(context: &Context, blob: &Fetch) -> Result<PathBuf> {
             }
             Ok((found, unchanged)) => {
                 context.report_restarted(blob.id);
+                if let Some(arrival) = arrival_of(context, &blob.id) {
+                    arrival.retract();
+                }
                 attempts += 1;
                 unchanged.iter().for_each(|unit| confirmed[*unit] = true);
                 let only_earlier = attempts == 1 && earlier.contains(&true);
@@ -288,6 +292,11 @@ async fn in_parts(context: &Context, blob: &Fetch) -> Result<PathBuf> {
     }
 }
 
+/// Returns the arrival of a blob that others read meanwhile.
+fn arrival_of(context: &Context, blob: &BlobId) -> Option<Arc<Arrival>> {
+    context.arrivals.as_ref().and_then(|arrivals| arrivals.get(blob))
+}
+
 /// Fetches the missing units. Returns the name of the bytes in the file and, if they are fetched `again`, the units that
 /// came unchanged.
 async fn fetch_missing(
@@ -299,6 +308,12 @@ async fn fetch_missing(
 ) -> Result<(BlobId, Vec<usize>)> {
     let done = journal.done.iter().copied();
     let hash = OrderedHash::new(&context.hash_pool, blob.id, blob.size, &target.file, journal.unit, done);
+    if let Some(arrival) = arrival_of(context, &blob.id) {
+        // Before anybody can read.
+        place::mark_unverified(&context.layout, &blob.id)?;
+        arrival.offer(&target.file);
+        hash.report_to(arrival);
+    }
     for unit in (0..journal.done.len()).filter(|unit| journal.done[*unit]) {
         let bytes = journal.bytes_of(unit);
         context.report_found(blob.id, bytes.end - bytes.start);

@@ -13,6 +13,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, Weak};
 
 use tokio::sync::Notify;
 
+use super::arrival::Arrival;
 use crate::cache::read::Buffer;
 use crate::hash::{self, BlobHasher, MAX_LANES};
 use crate::model::ids::BlobId;
@@ -52,6 +53,8 @@ pub(super) struct OrderedHash {
     state: Mutex<State>,
     idle: Condvar,
     advanced: Notify,
+    /// Those who read the blob while it arrives.
+    arrival: OnceLock<Arc<Arrival>>,
 }
 
 struct State {
@@ -186,6 +189,7 @@ impl OrderedHash {
             state: Mutex::new(state),
             idle: Condvar::new(),
             advanced: Notify::new(),
+            arrival: OnceLock::new(),
         });
         let mut active = pool.lock();
         active.blobs.retain(|blob| blob.strong_count() > 0);
@@ -193,6 +197,12 @@ impl OrderedHash {
         drop(active);
         pool.start_thread();
         hash
+    }
+
+    /// Reports the frontier to those who read the blob while it arrives.
+    pub(super) fn report_to(&self, arrival: Arc<Arrival>) {
+        let state = self.lock();
+        self.arrival.get_or_init(|| arrival).advance(state.frontier);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -260,6 +270,10 @@ impl OrderedHash {
         state.frontier = frontier;
         if state.is_awaited {
             self.idle.notify_all();
+        }
+        // Under the lock, so that the frontier is never reported as an earlier one.
+        if let Some(arrival) = self.arrival.get() {
+            arrival.advance(frontier);
         }
         drop(state);
         self.advanced.notify_one();

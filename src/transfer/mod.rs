@@ -10,6 +10,7 @@
 //! (`move_parts.rs`), and hashed in order (`hashing.rs`). Both directions share the same [`Limits`]. Memory is bounded by
 //! requests in flight times a read slice, whatever the size of the blobs.
 
+pub mod arrival;
 pub mod check;
 pub mod download;
 mod flush;
@@ -32,6 +33,7 @@ use crate::bucket::client::Bucket;
 use crate::cache::layout::Layout;
 use crate::model::ids::BlobId;
 use crate::progress::{Event, Progress};
+use arrival::Arrivals;
 pub use flush::Flushes;
 pub use hashing::HashPool;
 use limit::Limits;
@@ -60,6 +62,8 @@ pub struct Context {
     pub sync: bool,
     /// What was moved before this run.
     pub earlier: Arc<EarlierProgress>,
+    /// Blobs that others read while they arrive; only in `serve`.
+    pub arrivals: Option<Arc<Arrivals>>,
 }
 
 /// Bytes of blobs that an earlier run has moved, so that this run neither moves nor counts them.

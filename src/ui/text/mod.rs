@@ -13,6 +13,7 @@ mod pull_all;
 mod push;
 mod remote;
 mod rm;
+mod serve;
 mod status;
 pub mod time;
 mod verify;

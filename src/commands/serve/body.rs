@@ -1,0 +1,182 @@
+//! The bytes of a file, as a client reads them: from the cache, or while they arrive.
+//!
+//! What arrives is read up to the frontier of its hash. The end of every response is held back until the hash of the whole
+//! blob has matched: no client ever has a complete response with bytes that were not verified. If the hash does not match,
+//! the connection breaks off. While the end is held back, a byte now and then keeps clients from giving up.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::Frame;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::activity::{Activity, InFlight, Origin};
+use crate::cache::read::{open_quietly, read_at};
+use crate::transfer::arrival::{Arrival, State};
+
+/// Number of bytes that are read at a time.
+const SLICE: u64 = 256 << 10;
+/// Number of bytes at the end of a response that are held back until the blob is verified.
+const HELD_BACK: u64 = 64 << 10;
+/// Interval at which one of them is sent. Clients give up after ten seconds without a byte.
+const HEARTBEAT: Duration = Duration::from_secs(4);
+
+/// The body of a response.
+pub type Body = UnsyncBoxBody<Bytes, io::Error>;
+
+/// Returns a body of these bytes.
+pub fn whole(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+}
+
+/// Returns an empty body that claims no length: the headers of an answer to HEAD tell that of the file.
+pub fn nothing() -> Body {
+    StreamBody::new(stream::empty::<io::Result<Frame<Bytes>>>()).boxed_unsync()
+}
+
+/// Returns the body of a range of a file in the cache.
+pub fn of_file(file: File, range: Range<u64>, activity: Arc<Activity>) -> Body {
+    body(Source::Present(Arc::new(file)), range, activity)
+}
+
+/// Returns the body of a range of a blob that is on its way.
+pub fn of_arrival(arrival: &Arc<Arrival>, range: Range<u64>, activity: Arc<Activity>) -> Body {
+    let state = arrival.watch();
+    let attempt = state.borrow().attempt;
+    // A single byte, with which clients only ask for the size, is not held back.
+    let held_back = if range == (0..1) { 0 } else { HELD_BACK.min(range.end - range.start) };
+    let held_from = range.end - held_back;
+    body(
+        Source::Arriving(Following { arrival: arrival.clone(), state, attempt, file: None, held_from }),
+        range,
+        activity,
+    )
+}
+
+fn body(source: Source, range: Range<u64>, activity: Arc<Activity>) -> Body {
+    let in_flight = InFlight::of_responses(&activity);
+    let reader = Reader { at: range.start, end: range.end, source, ahead: None, activity, _in_flight: in_flight };
+    let stream = stream::try_unfold(reader, |mut reader| async move {
+        if reader.at >= reader.end {
+            return Ok(None);
+        }
+        let slice = reader.next().await?;
+        Ok(Some((Frame::data(slice), reader)))
+    });
+    StreamBody::new(stream).boxed_unsync()
+}
+
+/// A response that is being sent.
+struct Reader {
+    at: u64,
+    end: u64,
+    source: Source,
+    /// The next slice, which is read while this one is sent, and where it starts.
+    ahead: Option<(u64, JoinHandle<io::Result<Bytes>>)>,
+    activity: Arc<Activity>,
+    _in_flight: InFlight,
+}
+
+/// Where its bytes come from.
+enum Source {
+    Present(Arc<File>),
+    Arriving(Following),
+}
+
+impl Reader {
+    async fn next(&mut self) -> io::Result<Bytes> {
+        let (at, end) = (self.at, self.end);
+        let slice = match &mut self.source {
+            Source::Present(file) => {
+                let file = file.clone();
+                let slice = self.read(&file, end).await?;
+                self.activity.count_bytes(Origin::Disk, slice.len() as u64);
+                slice
+            }
+            Source::Arriving(following) => {
+                let (file, until) = following.wait(at, end).await?;
+                self.read(&file, until).await?
+            }
+        };
+        self.activity.sent.fetch_add(slice.len() as u64, Ordering::Relaxed);
+        Ok(slice)
+    }
+
+    /// Reads the next slice, at most up to `end`, and starts to read the one after it.
+    async fn read(&mut self, file: &Arc<File>, end: u64) -> io::Result<Bytes> {
+        let read = |from: u64| {
+            let (file, length) = (file.clone(), (end - from).min(SLICE) as usize);
+            tokio::task::spawn_blocking(move || read_at(&file, length, from))
+        };
+        let running = match self.ahead.take() {
+            Some((from, running)) if from == self.at => running,
+            _ => read(self.at),
+        };
+        let slice = running.await.map_err(io::Error::other)??;
+        self.at += slice.len() as u64;
+        if self.at < end {
+            self.ahead = Some((self.at, read(self.at)));
+        }
+        Ok(slice)
+    }
+}
+
+/// A blob that is read while it arrives.
+struct Following {
+    arrival: Arc<Arrival>,
+    state: watch::Receiver<State>,
+    /// The attempt whose bytes are passed on.
+    attempt: u32,
+    file: Option<Arc<File>>,
+    /// Where the part of the response begins that is held back.
+    held_from: u64,
+}
+
+impl Following {
+    /// Waits until bytes from `at` on may be sent. Returns the file, and up to where.
+    async fn wait(&mut self, at: u64, end: u64) -> io::Result<(Arc<File>, u64)> {
+        loop {
+            let (frontier, is_verified) = {
+                let state = self.state.borrow_and_update();
+                if state.attempt != self.attempt {
+                    return Err(io::Error::other("wrong bytes have arrived"));
+                }
+                if let Some(file) = &state.file {
+                    self.file = Some(file.clone());
+                }
+                match &state.outcome {
+                    Some(Ok(())) => (end, true),
+                    Some(Err(error)) => return Err(io::Error::other(error.what.clone())),
+                    None => (state.frontier, false),
+                }
+            };
+            let until = if is_verified { end } else { frontier.min(self.held_from) };
+            // One byte always stays.
+            let may_beat = !is_verified && at < frontier && at + 1 < end;
+            if at < until {
+                return Ok((self.file()?, until));
+            }
+            tokio::select! {
+                changed = self.state.changed() => changed.map_err(io::Error::other)?,
+                () = tokio::time::sleep(HEARTBEAT), if may_beat => return Ok((self.file()?, at + 1)),
+            }
+        }
+    }
+
+    /// Returns the file that the bytes arrive in, or, if they could not be read meanwhile, the one in the cache.
+    fn file(&mut self) -> io::Result<Arc<File>> {
+        if self.file.is_none() {
+            self.file = Some(Arc::new(open_quietly(&self.arrival.path)?));
+        }
+        Ok(self.file.clone().expect("it was just opened"))
+    }
+}

@@ -1,0 +1,61 @@
+//! The command that a server runs for, with the variables set.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+
+use tokio::process::Command;
+
+use super::environment::{variables, with_no_proxy};
+use crate::error::{Cause, Error, Result, plain_io, printable};
+use crate::platform::{self, Interruption};
+
+/// Runs the command, and returns its exit code; for a command that a signal has ended, 128 and the signal's number, as
+/// shells do.
+///
+/// # Errors
+/// If it cannot be started.
+pub async fn run(
+    words: &[OsString],
+    listen: SocketAddr,
+    token: Option<&str>,
+    interruption: &mut Interruption,
+) -> Result<u8> {
+    let mut command = Command::new(&words[0]);
+    command.args(&words[1..]).kill_on_drop(true);
+    for variable in variables(listen) {
+        match variable.name {
+            "NO_PROXY" => {
+                // Some programs read only one of the two.
+                for name in ["NO_PROXY", "no_proxy"] {
+                    let set = std::env::var(name).ok();
+                    command.env(name, with_no_proxy(set.as_deref(), &variable.value));
+                }
+            }
+            name => drop(command.env(name, variable.value)),
+        }
+    }
+    if let Some(token) = token {
+        command.env("HF_TOKEN", token);
+    }
+    let mut child = command.spawn().map_err(|error| {
+        let name = printable(&words[0].to_string_lossy(), 200);
+        let cause = match error.kind() {
+            std::io::ErrorKind::NotFound => Cause::NotFound,
+            std::io::ErrorKind::PermissionDenied => Cause::Permission,
+            _ => Cause::Other,
+        };
+        Error::new(cause, format!("cannot run '{name}'")).because(plain_io(&error))
+    })?;
+    loop {
+        tokio::select! {
+            ended = child.wait() => {
+                let status = ended.map_err(|error| Error::failed("cannot wait for the command").because(plain_io(&error)))?;
+                return Ok(platform::exit_code(status));
+            }
+            // A terminal sends ctrl-c to both; other signals come here alone.
+            () = interruption.next() => if let Some(id) = child.id() {
+                platform::ask_to_end(id);
+            },
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! The status page: what is cached, what is coming, and what failed. It is complete without JavaScript, and live with it.
+
+use std::fmt::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytesize::ByteSize;
+use serde_json::{Value, json};
+
+use super::activity::{Done, Failure, Pull, Snapshot};
+use crate::cli::VERSION;
+
+/// What the page may load: nothing but its own style and script.
+pub const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; \
+                          img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
+
+const TEMPLATE: &str = include_str!("page.html");
+
+/// What the page says about the set-up.
+#[derive(Debug)]
+pub struct About {
+    /// The address of the server.
+    pub url: String,
+    /// The bucket; `None` for the cache alone.
+    pub bucket: Option<String>,
+    /// The cache folder.
+    pub cache: String,
+    /// The budget of the cache, in bytes.
+    pub max_size: Option<u64>,
+    /// Whether the Hub helps, and whether what comes from it is published.
+    pub fallback: Option<&'static str>,
+    /// Bytes in the cache when it was last measured; `u64::MAX` if it never was.
+    pub measured: AtomicU64,
+}
+
+impl About {
+    /// Returns the bytes in the cache, as far as known.
+    pub fn cache_bytes(&self) -> Option<u64> {
+        Some(self.measured.load(Ordering::Relaxed)).filter(|bytes| *bytes != u64::MAX)
+    }
+}
+
+/// Returns the page.
+pub fn html(about: &About, snapshot: &Snapshot) -> String {
+    TEMPLATE
+        .replace("{{version}}", &text(VERSION))
+        .replace("{{about}}", &facts(about))
+        .replace("{{numbers}}", &numbers(about, snapshot))
+        .replace("{{pulls}}", &rows(&snapshot.pulls, pull_row, "Nothing is on its way."))
+        .replace("{{failures}}", &rows(&snapshot.failures, failure_row, "Nothing has failed."))
+        .replace("{{recent}}", &rows(&snapshot.recent, done_row, "Nothing has arrived yet."))
+        .replace("{{notes}}", &snapshot.notes.iter().map(|note| format!("<li>{}</li>", text(note))).collect::<String>())
+}
+
+/// Returns the parts of the page that change, for its script.
+pub fn json(about: &About, snapshot: &Snapshot) -> Value {
+    json!({
+        "about": {
+            "url": about.url,
+            "bucket": about.bucket,
+            "cache": about.cache,
+            "max_size": about.max_size,
+            "fallback": about.fallback,
+            "cache_bytes": about.cache_bytes(),
+            "version": VERSION,
+        },
+        "status": snapshot,
+        "html": {
+            "numbers": numbers(about, snapshot),
+            "pulls": rows(&snapshot.pulls, pull_row, "Nothing is on its way."),
+            "failures": rows(&snapshot.failures, failure_row, "Nothing has failed."),
+            "recent": rows(&snapshot.recent, done_row, "Nothing has arrived yet."),
+        },
+    })
+}
+
+fn facts(about: &About) -> String {
+    let mut out = String::new();
+    let mut fact = |name: &str, value: &str| {
+        let _ = write!(out, "<dt>{}</dt><dd>{}</dd>", text(name), text(value));
+    };
+    fact("Address", &about.url);
+    fact("Bucket", about.bucket.as_deref().unwrap_or("none: offline"));
+    fact("Cache", &about.cache);
+    if let Some(fallback) = about.fallback {
+        fact("Fallback", fallback);
+    }
+    out
+}
+
+fn numbers(about: &About, snapshot: &Snapshot) -> String {
+    let mut out = String::new();
+    let mut number = |name: &str, value: String| {
+        let _ = write!(out, "<div><dt>{}</dt><dd>{}</dd></div>", text(name), text(&value));
+    };
+    let cache = match (about.cache_bytes(), about.max_size) {
+        (Some(bytes), Some(max)) => format!("{} of {}", size(bytes), size(max)),
+        (Some(bytes), None) => size(bytes),
+        (None, Some(max)) => format!("at most {}", size(max)),
+        (None, None) => "no budget".into(),
+    };
+    number("Cache", cache);
+    number("From the cache", format!("{} files", snapshot.hits));
+    number("Pulled for clients", format!("{} files", snapshot.misses));
+    number("Read from the bucket", size(snapshot.bytes["bucket"]));
+    number("Read from the Hub", size(snapshot.bytes["hub"]));
+    number("Sent", size(snapshot.sent));
+    number("Connections", snapshot.connections.to_string());
+    out
+}
+
+fn rows<T>(all: &[T], row: fn(&T) -> String, nothing: &str) -> String {
+    match all {
+        [] => format!("<tr><td class=\"none\" colspan=\"4\">{nothing}</td></tr>"),
+        all => all.iter().map(row).collect(),
+    }
+}
+
+fn pull_row(pull: &Pull) -> String {
+    let percent = (pull.arrived.min(pull.size) * 100).checked_div(pull.size).unwrap_or(100);
+    format!(
+        "<tr><td>{}</td><td>{}</td><td><progress max=\"100\" value=\"{percent}\">{percent} %</progress> {percent} %</td>\
+         <td>{} of {}</td></tr>",
+        text(&pull.file),
+        pull.origin.word(),
+        size(pull.arrived),
+        size(pull.size)
+    )
+}
+
+fn failure_row(failure: &Failure) -> String {
+    format!(
+        "<tr><td>{}</td><td>{}</td><td class=\"why\">{}</td></tr>",
+        text(&failure.time),
+        text(&failure.request),
+        text(&failure.error)
+    )
+}
+
+fn done_row(done: &Done) -> String {
+    format!(
+        "<tr><td>{}</td><td>{}</td><td>{}</td><td>{} in {:.1} s</td></tr>",
+        text(&done.time),
+        text(&done.file),
+        done.origin.word(),
+        size(done.size),
+        done.seconds
+    )
+}
+
+fn size(bytes: u64) -> String {
+    ByteSize(bytes).display().iec().to_string()
+}
+
+/// Escapes text for HTML, and shows what would control the display.
+fn text(text: &str) -> String {
+    let shown = crate::escape::escape(text, crate::escape::Keep::Lines);
+    let mut out = String::with_capacity(shown.len());
+    for c in shown.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            '\'' => out.push_str("&#39;"),
+            // Braces would be taken for a part of the template.
+            '{' => out.push_str("&#123;"),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::serve::activity::Activity;
+    use crate::error::Error;
+
+    #[test]
+    fn names_cannot_add_markup() {
+        let activity = Activity::new();
+        activity.fail("GET /<script>alert(1)</script>\u{202e}", &Error::failed("{{recent}} \"&'"));
+        let about = About {
+            url: "http://127.0.0.1:1".into(),
+            bucket: Some("<b>".into()),
+            cache: "/x".into(),
+            max_size: None,
+            fallback: None,
+            measured: AtomicU64::new(u64::MAX),
+        };
+        let page = html(&about, &activity.snapshot());
+        assert!(page.contains("&lt;script&gt;alert(1)&lt;/script&gt;\\u&#123;202e}"), "{page}");
+        assert!(page.contains("&#123;&#123;recent}} &quot;&amp;&#39;"));
+        assert!(page.contains("&lt;b&gt;") && !page.contains("{{"));
+        assert_eq!(page.matches("<script").count(), 1);
+    }
+}

@@ -1,0 +1,315 @@
+//! Brings blobs into the cache: each once, however many clients ask for it, and through the same engine as `pull`.
+//!
+//! A file is pulled as `pull --include` would: its blob, its place in a partial snapshot, the tree and the ref. So the cache
+//! stays one that every other command and client understands.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::sync::{Notify, RwLock};
+
+use super::activity::{Activity, Origin};
+use super::revisions::{Place, Revision, Revisions};
+use crate::bucket::client::Bucket;
+use crate::cache::layout::Layout;
+use crate::cache::{place, read};
+use crate::engine::Session;
+use crate::engine::fallback::Fallback;
+use crate::engine::pull::{Decision, Options, Pull, Work};
+use crate::error::{Cause, Error, Result};
+use crate::model::found::Found;
+use crate::model::ids::{BlobId, Commit, RepoName, RepoPath};
+use crate::task::blocking;
+use crate::transfer::Context;
+use crate::transfer::arrival::{Arrival, Arrivals};
+
+/// How long a failure that will not pass by itself is remembered, so that retries of clients do not fetch a corrupt blob
+/// again and again.
+const LASTING: Duration = Duration::from_secs(30);
+/// The same for one that may pass.
+const PASSING: Duration = Duration::from_secs(1);
+/// Interval at which a file that is served is marked as used.
+const MARK_USED: Duration = Duration::from_secs(60);
+
+/// Brings blobs into the cache.
+pub struct Puller {
+    session: Session,
+    bucket: Option<Bucket>,
+    fallback: Fallback,
+    options: Options,
+    /// What all pulls share: limits, hashing, arrivals.
+    context: Option<Context>,
+    arrivals: Arc<Arrivals>,
+    revisions: Arc<Revisions>,
+    activity: Arc<Activity>,
+    failures: Mutex<HashMap<BlobId, (Instant, Error)>>,
+    marked: Mutex<HashMap<BlobId, Instant>>,
+    /// Held for reading by pulls, and for writing while the cache is pruned.
+    pub gate: RwLock<()>,
+    /// Bytes that have been added to the cache since it was last measured.
+    pub added: AtomicU64,
+    /// Told when something has been added.
+    pub has_added: Notify,
+    /// Revisions from the Hub that are to be published; `None` without `--push`.
+    pub unpublished: Option<Mutex<HashMap<(RepoName, Commit), Instant>>>,
+}
+
+/// A file of a revision, as a client reads it.
+pub enum Opened {
+    /// It is in the cache.
+    Present(File),
+    /// It is on its way.
+    Arriving(Arc<Arrival>),
+}
+
+impl Puller {
+    /// Creates a puller. Without a bucket and a fallback it only knows the cache.
+    pub fn new(
+        session: &Session,
+        bucket: Option<Bucket>,
+        fallback: Fallback,
+        options: Options,
+        revisions: Arc<Revisions>,
+        activity: Arc<Activity>,
+        publishes: bool,
+    ) -> Arc<Puller> {
+        let arrivals: Arc<Arrivals> = Arc::default();
+        let context = bucket.as_ref().map(|bucket| Context {
+            arrivals: Some(arrivals.clone()),
+            ..session.transfers(bucket, options.caps, options.sync)
+        });
+        Arc::new(Puller {
+            session: session.clone(),
+            bucket,
+            fallback,
+            options,
+            context,
+            arrivals,
+            revisions,
+            activity,
+            failures: Mutex::default(),
+            marked: Mutex::default(),
+            gate: RwLock::new(()),
+            added: AtomicU64::new(0),
+            has_added: Notify::new(),
+            unpublished: publishes.then(Mutex::default),
+        })
+    }
+
+    fn layout(&self) -> Layout {
+        self.session.layout()
+    }
+
+    /// Returns whether whoever has a part of this blob may have wrong bytes, so that no download can be resumed.
+    pub async fn is_suspect(&self, blob: &BlobId) -> bool {
+        match self.arrivals.get(blob) {
+            Some(arrival) => arrival.may_have_passed_on_wrong_bytes(),
+            None => {
+                let (layout, blob) = (self.layout(), *blob);
+                blocking(move || place::is_marked_unverified(&layout, &blob)).await
+            }
+        }
+    }
+
+    /// Opens a file of a revision, and pulls it if it is not in the cache.
+    ///
+    /// # Errors
+    /// If it cannot be had, as far as that is known by now.
+    pub async fn open(self: &Arc<Self>, revision: &Arc<Revision>, path: &RepoPath) -> Result<Opened> {
+        let file = revision.listing.get(path).ok_or_else(|| Error::not_found(format!("no file '{path}'")))?;
+        let (blob, size) = (file.blob, file.size);
+        if let Some(arrival) = self.arrivals.get(&blob) {
+            self.link_after(&arrival, revision, path);
+            return Ok(Opened::Arriving(arrival));
+        }
+        if let Some(file) = self.open_present(revision, path, blob, size).await {
+            return Ok(Opened::Present(file));
+        }
+        self.pull(revision, path, blob, size).await.map(Opened::Arriving)
+    }
+
+    /// Starts to pull a file that is not in the cache, and waits until that has begun, so that a client which shares this
+    /// cache finds its lock taken.
+    pub async fn prepare(self: &Arc<Self>, revision: &Arc<Revision>, path: &RepoPath) {
+        if let Ok(Opened::Arriving(arrival)) = self.open(revision, path).await {
+            let mut state = arrival.watch();
+            let begun = state.wait_for(|state| state.has_begun || state.outcome.is_some());
+            let _ = tokio::time::timeout(Duration::from_secs(2), begun).await;
+        }
+    }
+
+    /// Opens the blob in the cache, marks it as used, and sees to it that the snapshot has the file.
+    async fn open_present(
+        self: &Arc<Self>,
+        revision: &Arc<Revision>,
+        path: &RepoPath,
+        blob: BlobId,
+        size: u64,
+    ) -> Option<File> {
+        let layout = self.layout();
+        let (repo, commit, name) = (revision.repo().clone(), revision.commit().clone(), path.clone());
+        let marks = self.is_to_be_marked(&blob);
+        let (file, is_linked) = blocking(move || {
+            let open = |path: &std::path::Path| {
+                let file = read::open_quietly(path).ok()?;
+                file.metadata().is_ok_and(|meta| meta.len() == size).then_some(file)
+            };
+            let in_snapshot = layout.snapshot_file(&repo, &commit, &name);
+            let is_linked = place::is_linked(&layout, &repo, &commit, &name, &blob, size);
+            let file = open(&layout.blob(&repo, &blob)).or_else(|| is_linked.then(|| open(&in_snapshot)).flatten())?;
+            if marks {
+                place::mark_used(&in_snapshot, SystemTime::now());
+            }
+            Some((file, is_linked))
+        })
+        .await?;
+        if !is_linked && revision.place != Place::Cache {
+            let (puller, revision, path) = (self.clone(), revision.clone(), path.clone());
+            tokio::spawn(async move {
+                let _ = puller.pull(&revision, &path, blob, size).await;
+            });
+        }
+        Some(file)
+    }
+
+    fn is_to_be_marked(&self, blob: &BlobId) -> bool {
+        let mut marked = self.marked.lock().unwrap_or_else(PoisonError::into_inner);
+        if marked.len() > 100_000 {
+            marked.clear();
+        }
+        let now = Instant::now();
+        match marked.get(blob) {
+            Some(last) if now.duration_since(*last) < MARK_USED => false,
+            _ => marked.insert(*blob, now).is_none_or(|_| true),
+        }
+    }
+
+    /// Starts to pull a blob, unless somebody has.
+    async fn pull(
+        self: &Arc<Self>,
+        revision: &Arc<Revision>,
+        path: &RepoPath,
+        blob: BlobId,
+        size: u64,
+    ) -> Result<Arc<Arrival>> {
+        if let Some(error) = self.known_failure(&blob) {
+            return Err(error);
+        }
+        let layout = self.layout();
+        let target = layout.blob(revision.repo(), &blob);
+        let is_suspect = blocking(move || place::is_marked_unverified(&layout, &blob)).await;
+        let (arrival, is_new) = self.arrivals.begin(blob, size, &target, is_suspect);
+        if !is_new {
+            self.link_after(&arrival, revision, path);
+            return Ok(arrival);
+        }
+        let (puller, revision, path) = (self.clone(), revision.clone(), path.clone());
+        tokio::spawn(async move {
+            let _gate = puller.gate.read().await;
+            let result = puller.pull_file(&revision, &path, blob, size).await;
+            puller.end(blob, size, result).await;
+        });
+        Ok(arrival)
+    }
+
+    async fn end(&self, blob: BlobId, size: u64, result: Result<()>) {
+        self.activity.end_pull(&blob, result.as_ref().err());
+        match &result {
+            Ok(()) => {
+                self.added.fetch_add(size, Ordering::Relaxed);
+                self.has_added.notify_one();
+                if self.arrivals.get(&blob).is_some_and(|arrival| !arrival.may_have_passed_on_wrong_bytes()) {
+                    let layout = self.layout();
+                    blocking(move || place::unmark_unverified(&layout, &blob)).await;
+                }
+            }
+            Err(error) => {
+                let lasting = if error.cause.may_pass() { PASSING } else { LASTING };
+                let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+                failures.retain(|_, (until, _)| *until > Instant::now());
+                failures.insert(blob, (Instant::now() + lasting, error.clone()));
+            }
+        }
+        self.arrivals.end(&blob, result);
+    }
+
+    fn known_failure(&self, blob: &BlobId) -> Option<Error> {
+        let failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        failures.get(blob).filter(|(until, _)| *until > Instant::now()).map(|(_, error)| error.clone())
+    }
+
+    /// Gives another file the blob that is on its way for one.
+    fn link_after(self: &Arc<Self>, arrival: &Arc<Arrival>, revision: &Arc<Revision>, path: &RepoPath) {
+        let mut state = arrival.watch();
+        let (puller, revision, path) = (self.clone(), revision.clone(), path.clone());
+        tokio::spawn(async move {
+            let arrived = state.wait_for(|state| state.outcome.is_some()).await;
+            let is_here = arrived.is_ok_and(|state| matches!(state.outcome, Some(Ok(()))));
+            if is_here && let Some(file) = revision.listing.get(&path) {
+                // Links it, if it has to be.
+                puller.open_present(&revision, &path, file.blob, file.size).await;
+            }
+        });
+    }
+
+    /// Pulls one file.
+    async fn pull_file(&self, revision: &Arc<Revision>, path: &RepoPath, blob: BlobId, size: u64) -> Result<()> {
+        let label = format!("{}/{path}", revision.repo());
+        let (found, from_hub) = self.find(revision, path, blob).await?;
+        let origin = if from_hub { Origin::Hub } else { Origin::Bucket };
+        self.activity.begin_pull(blob, label.clone(), size, origin);
+        let (Some(bucket), Some(context)) = (&self.bucket, &self.context) else {
+            return Err(Error::not_found(format!("{label} is not in the cache")).because("this server is offline"));
+        };
+        let session = Session { now: SystemTime::now(), ..self.session.clone() };
+        let pull = Pull::begin(&session, bucket, self.options, self.fallback.clone(), false).await.sharing(context);
+        let plan = match pull.decide(&found, from_hub).await? {
+            Decision::Gated(gated) => {
+                return Err(Error::new(Cause::Denied, format!("{label} is not served"))
+                    .because(format!("its repo looks gated, {}", gated.why()))
+                    .hint("set team.allow_gated: true if everybody who uses this server may use it"));
+            }
+            Decision::Pull(plan) => plan,
+        };
+        let mut work = [Work { found, plan: *plan, from_hub }];
+        pull.reuse_local(&mut work).await;
+        let outcome = pull.carry_out(&mut work).await?.remove(0);
+        let came_from_hub = outcome.from_hub.blobs > 0;
+        if let Some(failure) = outcome.failures.into_iter().next() {
+            return Err(failure);
+        }
+        if came_from_hub && let Some(unpublished) = &self.unpublished {
+            let key = (revision.repo().clone(), revision.commit().clone());
+            unpublished.lock().unwrap_or_else(PoisonError::into_inner).insert(key, Instant::now());
+        }
+        Ok(())
+    }
+
+    /// Returns the revision limited to this file, and whether it comes from the Hub.
+    async fn find(&self, revision: &Arc<Revision>, path: &RepoPath, blob: BlobId) -> Result<(Found, bool)> {
+        let limited = |revision: &Revision| {
+            let manifest = revision.found.manifest.filtered(|file| file.path == *path)?;
+            Some(Found {
+                manifest,
+                reference: self.revisions.reference(revision),
+                notes: Vec::new(),
+                ..revision.found.clone()
+            })
+        };
+        if let Some(found) = limited(revision) {
+            return Ok((found, revision.place == Place::Hub));
+        }
+        if let Some(on_hub) = self.revisions.find_on_hub(revision).await
+            && on_hub.listing.get(path).is_some_and(|file| file.blob == blob)
+            && let Some(found) = limited(&on_hub)
+        {
+            return Ok((Found { reference: self.revisions.reference(revision), ..found }, true));
+        }
+        Err(Error::new(Cause::NoSuchKey, format!("{}/{path} is not in the bucket", revision.repo()))
+            .because("the commit has it, but it was never pushed")
+            .hint("push it from a machine that has it, or run the server with --fallback hf-hub"))
+    }
+}

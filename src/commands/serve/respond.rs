@@ -1,0 +1,502 @@
+//! Answers requests.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+use serde_json::{Map, Value, json};
+
+use super::activity::Activity;
+use super::body::{self, Body};
+use super::documents::{self, Listing};
+use super::gatekeeper::{Gatekeeper, Verdict};
+use super::page;
+use super::puller::{Opened, Puller};
+use super::range::{self, Wanted};
+use super::revisions::{Revision, Revisions};
+use super::route::{self, Refusal, Route};
+use crate::error::{Cause, Error, printable};
+use crate::model::ids::{BlobId, RepoPath, RepoQuery};
+use crate::transfer::arrival::Arrival;
+
+/// How long a response waits for the first bytes of a blob. Clients wait for ten seconds.
+const FIRST_BYTES: Duration = Duration::from_secs(8);
+/// Longest body of a request, in bytes.
+const MAX_REQUEST_BODY: usize = 4 << 20;
+/// Longest README whose front matter is read, in bytes.
+const MAX_README: u64 = 4 << 20;
+/// Size in bytes above which huggingface_hub refuses plain HTTP.
+const MAX_PLAIN_HTTP: u64 = 50_000_000_000;
+
+const REPO_COMMIT: HeaderName = HeaderName::from_static("x-repo-commit");
+const LINKED_ETAG: HeaderName = HeaderName::from_static("x-linked-etag");
+const LINKED_SIZE: HeaderName = HeaderName::from_static("x-linked-size");
+const ERROR_CODE: HeaderName = HeaderName::from_static("x-error-code");
+const ERROR_MESSAGE: HeaderName = HeaderName::from_static("x-error-message");
+/// huggingface_hub sends it with requests that lead to a download.
+const DOWNLOAD_COUNTER: HeaderName = HeaderName::from_static("x-hf-download-counter");
+
+/// What answers need.
+pub struct Site {
+    /// Looks revisions up.
+    pub revisions: Arc<Revisions>,
+    /// Opens files.
+    pub puller: Arc<Puller>,
+    /// Counts.
+    pub activity: Arc<Activity>,
+    /// Decides who may ask.
+    pub gatekeeper: Gatekeeper,
+    /// Whether clients on this machine use the same cache.
+    pub shares_cache: bool,
+    /// What the status page says about the set-up.
+    pub about: page::About,
+}
+
+type Answer = Response<Body>;
+
+impl Site {
+    /// Answers a request.
+    pub async fn answer(&self, request: Request<Incoming>, is_local: bool) -> Answer {
+        let (method, uri) = (request.method().clone(), request.uri().clone());
+        let mut answer = match self.gatekeeper.judge(request.headers(), uri.path()) {
+            Verdict::Welcome => self.dispatch(request, is_local).await,
+            Verdict::WrongHost => text_error(
+                StatusCode::MISDIRECTED_REQUEST,
+                "this server does not answer for that host: use the address that it printed",
+            ),
+            Verdict::NoToken => {
+                let mut answer = text_error(StatusCode::UNAUTHORIZED, "Invalid credentials in Authorization header");
+                answer
+                    .headers_mut()
+                    .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"hf-cache-sync\""));
+                answer
+            }
+        };
+        if method == Method::HEAD {
+            let (parts, _) = answer.into_parts();
+            answer = Response::from_parts(parts, body::nothing());
+        }
+        self.activity.count_status(answer.status().as_u16());
+        answer
+    }
+
+    async fn dispatch(&self, request: Request<Incoming>, is_local: bool) -> Answer {
+        let (parts, incoming) = request.into_parts();
+        let is_read = matches!(parts.method, Method::GET | Method::HEAD);
+        let route = match route::parse(parts.uri.path(), parts.uri.query().unwrap_or("")) {
+            Ok(route) => route,
+            Err(Refusal::Malformed(why)) => return text_error(StatusCode::BAD_REQUEST, &why),
+            Err(Refusal::NoSuchRepo(why)) => return refusal(StatusCode::NOT_FOUND, "RepoNotFound", &why),
+        };
+        match route {
+            Route::PathsInfo { .. } if parts.method != Method::POST => method_not_allowed("POST"),
+            Route::PathsInfo { query, revision } => self.paths_info(&query, &revision, &parts.headers, incoming).await,
+            // Telemetry and the like.
+            Route::NotServed => text_error(StatusCode::NOT_FOUND, "hf-cache-sync does not serve this"),
+            _ if !is_read => method_not_allowed("GET, HEAD"),
+            Route::File { query, revision, path } => {
+                let is_head = parts.method == Method::HEAD;
+                self.file(&query, &revision, &path, &parts.headers, is_head, is_local).await
+            }
+            Route::Info { query, revision, with_blobs } => self.info(&query, &revision, with_blobs).await,
+            Route::Tree { query, revision, folder, is_recursive, is_expanded } => {
+                self.tree(&query, &revision, folder.as_ref(), is_recursive, is_expanded).await
+            }
+            Route::Refs { query, with_pull_requests } => match self.revisions.refs(&query).await {
+                Ok(refs) => json_answer(&documents::refs(&refs, with_pull_requests)),
+                Err(error) => self.failure(&query.to_string(), &error),
+            },
+            Route::AuthCheck { query } => match self.revisions.find(&query, "main").await {
+                Err(error) if error.cause == Cause::NotFound => self.failure(&query.to_string(), &error),
+                _ => json_answer(&json!({})),
+            },
+            Route::WhoAmI => json_answer(&json!({
+                "type": "user",
+                "id": "hf-cache-sync",
+                "name": "hf-cache-sync",
+                "fullname": "hf-cache-sync",
+                "canPay": false,
+                "isPro": false,
+                "orgs": [],
+                "auth": { "type": "access_token", "accessToken": { "displayName": "hf-cache-sync", "role": "read" } },
+            })),
+            Route::Health => plain("text/plain; charset=utf-8", "ok\n"),
+            Route::Metrics => {
+                plain("text/plain; version=0.0.4; charset=utf-8", self.activity.metrics(self.about.cache_bytes()))
+            }
+            Route::Page => plain("text/html; charset=utf-8", page::html(&self.about, &self.activity.snapshot())),
+            Route::Status => {
+                let mut answer = json_answer(&page::json(&self.about, &self.activity.snapshot()));
+                answer.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+                answer
+            }
+        }
+    }
+
+    async fn file(
+        &self,
+        query: &RepoQuery,
+        revision: &str,
+        path: &RepoPath,
+        headers: &HeaderMap,
+        is_head: bool,
+        is_local: bool,
+    ) -> Answer {
+        let label = format!("{query}@{revision}/{path}");
+        let revision = match self.revisions.find(query, revision).await {
+            Ok(revision) => revision,
+            Err(error) => return self.failure(&label, &error),
+        };
+        let revision = match self.with_file(&revision, path).await {
+            Ok(revision) => revision,
+            Err(answer) => return answer,
+        };
+        let file = revision.listing.get(path).expect("the revision has the file");
+        let head = Head { blob: file.blob, size: file.size, commit: revision.commit().as_str() };
+        let wanted = range::parse(headers.get(header::RANGE).and_then(|value| value.to_str().ok()), file.size);
+        if is_head {
+            if !self.is_available(&revision, path) {
+                return self.failure(&label, &never_pushed(&label));
+            }
+            if self.shares_cache && is_local && headers.contains_key(DOWNLOAD_COUNTER) {
+                self.puller.prepare(&revision, path).await;
+            }
+            let mut answer = head.answer(&wanted, body::nothing());
+            if file.size > MAX_PLAIN_HTTP && takes_files_without_size(headers) {
+                answer.headers_mut().remove(header::CONTENT_LENGTH);
+                answer.headers_mut().remove(LINKED_SIZE);
+            }
+            return answer;
+        }
+        if wanted == Wanted::Unsatisfiable {
+            return head.answer(&wanted, body::nothing());
+        }
+        let wanted = match wanted {
+            // Whoever resumes may have wrong bytes: start again, which clients do if they get everything.
+            Wanted::Part { is_rest: true, .. } if self.puller.is_suspect(&file.blob).await => Wanted::Whole,
+            wanted => wanted,
+        };
+        let bytes = match &wanted {
+            Wanted::Part { bytes, .. } => bytes.clone(),
+            _ => 0..file.size,
+        };
+        let opened = match self.puller.open(&revision, path).await {
+            Ok(opened) => opened,
+            Err(error) => return self.failure(&label, &error),
+        };
+        let is_hit = matches!(opened, Opened::Present(_));
+        let counter = if is_hit { &self.activity.hits } else { &self.activity.misses };
+        counter.fetch_add(1, Ordering::Relaxed);
+        let body = match opened {
+            Opened::Present(file) => body::of_file(file, bytes, self.activity.clone()),
+            Opened::Arriving(arrival) => {
+                if let Err(error) = first_bytes(&arrival).await {
+                    return self.failure(&label, &error);
+                }
+                body::of_arrival(&arrival, bytes, self.activity.clone())
+            }
+        };
+        head.answer(&wanted, body)
+    }
+
+    /// Returns the revision that has the file: this one, or the same commit on the Hub.
+    async fn with_file(&self, revision: &Arc<Revision>, path: &RepoPath) -> Result<Arc<Revision>, Answer> {
+        if revision.listing.get(path).is_some() {
+            return Ok(revision.clone());
+        }
+        if !revision.listing.is_complete
+            && let Some(on_hub) = self.revisions.find_on_hub(revision).await
+            && on_hub.listing.get(path).is_some()
+        {
+            return Ok(on_hub);
+        }
+        let name = printable(path.as_str(), 200);
+        let mut answer =
+            refusal(StatusCode::NOT_FOUND, "EntryNotFound", &format!("{}: no file '{name}'", revision.repo()));
+        // With the commit, Python remembers for ever that there is no such file.
+        if revision.listing.is_complete {
+            answer.headers_mut().insert(REPO_COMMIT, value(revision.commit().as_str()));
+        }
+        Err(answer)
+    }
+
+    /// Whether the blob of a file that is listed can be had, as far as the manifest tells.
+    fn is_available(&self, revision: &Revision, path: &RepoPath) -> bool {
+        let files = revision.found.manifest.files();
+        files.binary_search_by(|file| file.path.cmp(path)).is_ok() || self.revisions.has_fallback()
+    }
+
+    async fn info(&self, query: &RepoQuery, revision: &str, with_blobs: bool) -> Answer {
+        let revision = match self.revisions.find(query, revision).await {
+            Ok(revision) => revision,
+            Err(error) => return self.failure(&format!("{query}@{revision}"), &error),
+        };
+        let card = revision.card.get_or_init(|| self.read_card(&revision)).await;
+        json_answer(&documents::info(revision.repo(), &revision.last_commit(), &revision.listing, card, with_blobs))
+    }
+
+    /// Reads the front matter of the README, if that can be had in time.
+    async fn read_card(&self, revision: &Arc<Revision>) -> Map<String, Value> {
+        let path: RepoPath = "README.md".parse().expect("it is a valid path");
+        let Some(size) = revision.listing.get(&path).map(|file| file.size).filter(|size| *size <= MAX_README) else {
+            return Map::new();
+        };
+        if !self.is_available(revision, &path) {
+            return Map::new();
+        }
+        let read = async {
+            let body = match self.puller.open(revision, &path).await.ok()? {
+                Opened::Present(file) => body::of_file(file, 0..size, self.activity.clone()),
+                Opened::Arriving(arrival) => body::of_arrival(&arrival, 0..size, self.activity.clone()),
+            };
+            Some(body.collect().await.ok()?.to_bytes())
+        };
+        match tokio::time::timeout(FIRST_BYTES, read).await {
+            Ok(Some(bytes)) => documents::front_matter(&String::from_utf8_lossy(&bytes)),
+            _ => Map::new(),
+        }
+    }
+
+    async fn tree(
+        &self,
+        query: &RepoQuery,
+        revision: &str,
+        folder: Option<&RepoPath>,
+        is_recursive: bool,
+        is_expanded: bool,
+    ) -> Answer {
+        let revision = match self.revisions.find(query, revision).await {
+            Ok(revision) => revision,
+            Err(error) => return self.failure(&format!("{query}@{revision}"), &error),
+        };
+        let listing: &Listing = &revision.listing;
+        if let Some(folder) = folder
+            && !listing.has_folder(folder)
+        {
+            let name = printable(folder.as_str(), 200);
+            return refusal(
+                StatusCode::NOT_FOUND,
+                "EntryNotFound",
+                &format!("{}: no folder '{name}'", revision.repo()),
+            );
+        }
+        let commit = is_expanded.then(|| revision.last_commit());
+        json_answer(&Value::Array(listing.tree(folder, is_recursive, commit.as_ref())))
+    }
+
+    async fn paths_info(&self, query: &RepoQuery, revision: &str, headers: &HeaderMap, incoming: Incoming) -> Answer {
+        let content = match tokio::time::timeout(FIRST_BYTES, Limited::new(incoming, MAX_REQUEST_BODY).collect()).await
+        {
+            Ok(Ok(content)) => content.to_bytes(),
+            _ => return text_error(StatusCode::PAYLOAD_TOO_LARGE, "the body is too long, or does not arrive"),
+        };
+        let is_json =
+            headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/json"));
+        let Some((paths, is_expanded)) = requested_paths(&content, is_json) else {
+            return text_error(StatusCode::BAD_REQUEST, "the body names no paths");
+        };
+        let revision = match self.revisions.find(query, revision).await {
+            Ok(revision) => revision,
+            Err(error) => return self.failure(&format!("{query}@{revision}"), &error),
+        };
+        let commit = is_expanded.then(|| revision.last_commit());
+        let entries = paths.iter().filter_map(|path| revision.listing.entry(path.trim_matches('/'), commit.as_ref()));
+        json_answer(&Value::Array(entries.collect()))
+    }
+
+    /// Answers with an error, in the way that clients understand.
+    fn failure(&self, request: &str, error: &Error) -> Answer {
+        let (status, code) = match error.cause {
+            Cause::NotFound => (StatusCode::NOT_FOUND, "RepoNotFound"),
+            Cause::NoSuchRevision => (StatusCode::NOT_FOUND, "RevisionNotFound"),
+            Cause::Usage => (StatusCode::NOT_FOUND, "RevisionNotFound"),
+            Cause::Denied => (StatusCode::FORBIDDEN, "GatedRepo"),
+            cause if cause.may_pass() => (StatusCode::SERVICE_UNAVAILABLE, ""),
+            Cause::DiskFull => (StatusCode::INSUFFICIENT_STORAGE, ""),
+            // Retrying does not help, and clients do not.
+            _ => (StatusCode::FAILED_DEPENDENCY, ""),
+        };
+        if !error.cause.is_missing() {
+            self.activity.fail(request, error);
+            tracing::warn!(%request, "{error}");
+        }
+        let message = error.to_string().replace('\n', " ");
+        refusal(status, code, &message)
+    }
+}
+
+fn never_pushed(label: &str) -> Error {
+    Error::new(Cause::Corrupt, format!("{label} is not in the bucket"))
+        .because("the commit has it, but it was never pushed")
+        .hint("push it from a machine that has it, or run the server with --fallback hf-hub")
+}
+
+/// Waits until there is something to send, so that what fails at once fails with a clear answer.
+async fn first_bytes(arrival: &Arc<Arrival>) -> Result<(), Error> {
+    let mut state = arrival.watch();
+    let ready = state.wait_for(|state| state.outcome.is_some() || state.frontier > 0);
+    match tokio::time::timeout(FIRST_BYTES, ready).await {
+        Ok(Ok(state)) => state.outcome.clone().unwrap_or(Ok(())),
+        // It goes on in the body.
+        _ => Ok(()),
+    }
+}
+
+/// Returns the paths that the body of a request names, and whether the last commits are wanted. Python sends a form, the
+/// others JSON.
+fn requested_paths(content: &[u8], is_json: bool) -> Option<(Vec<String>, bool)> {
+    if is_json {
+        let value: Value = serde_json::from_slice(content).ok()?;
+        let paths = match &value["paths"] {
+            Value::Array(all) => all.iter().filter_map(|one| one.as_str().map(String::from)).collect(),
+            Value::String(one) => vec![one.clone()],
+            _ => return None,
+        };
+        return Some((paths, value["expand"].as_bool().unwrap_or(false)));
+    }
+    let text = std::str::from_utf8(content).ok()?;
+    let decode = |text: &str| {
+        percent_encoding::percent_decode_str(&text.replace('+', " ")).decode_utf8().ok().map(|text| text.into_owned())
+    };
+    let (mut paths, mut is_expanded) = (Vec::new(), false);
+    for pair in text.split('&') {
+        let (name, content) = pair.split_once('=')?;
+        match decode(name)?.as_str() {
+            "paths" => paths.push(decode(content)?),
+            "expand" => is_expanded = decode(content)?.eq_ignore_ascii_case("true"),
+            _ => {}
+        }
+    }
+    Some((paths, is_expanded))
+}
+
+/// Whether the client downloads a file of any size over plain HTTP if it is not told the size: huggingface_hub does from
+/// 1.33 on.
+fn takes_files_without_size(headers: &HeaderMap) -> bool {
+    let agent = headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
+    let version = agent.split("hf_hub/").nth(1).and_then(|rest| rest.split([';', ' ']).next());
+    let mut numbers = version.unwrap_or_default().split('.').map_while(|part| part.parse::<u32>().ok());
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (1, 33)
+}
+
+/// What the headers of a file tell.
+struct Head<'a> {
+    blob: BlobId,
+    size: u64,
+    commit: &'a str,
+}
+
+impl Head<'_> {
+    fn answer(&self, wanted: &Wanted, body: Body) -> Answer {
+        let mut answer = Response::new(body);
+        let (status, length, range) = match wanted {
+            Wanted::Whole => (StatusCode::OK, self.size, None),
+            Wanted::Empty => (StatusCode::OK, 0, Some("bytes */0".to_string())),
+            Wanted::Unsatisfiable => (StatusCode::RANGE_NOT_SATISFIABLE, 0, Some(format!("bytes */{}", self.size))),
+            Wanted::Part { bytes, .. } => {
+                let range = format!("bytes {}-{}/{}", bytes.start, bytes.end - 1, self.size);
+                (StatusCode::PARTIAL_CONTENT, bytes.end - bytes.start, Some(range))
+            }
+        };
+        *answer.status_mut() = status;
+        let etag = value(&format!("\"{}\"", self.blob));
+        let headers = answer.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+        headers.insert(header::CONTENT_LENGTH, length.into());
+        headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+        headers.insert(header::ETAG, etag.clone());
+        headers.insert(LINKED_ETAG, etag);
+        headers.insert(LINKED_SIZE, self.size.into());
+        headers.insert(REPO_COMMIT, value(self.commit));
+        if let Some(range) = range {
+            headers.insert(header::CONTENT_RANGE, value(&range));
+        }
+        answer
+    }
+}
+
+fn plain(kind: &'static str, text: impl Into<Bytes>) -> Answer {
+    let text = text.into();
+    let length = text.len();
+    let mut answer = Response::new(body::whole(text));
+    let headers = answer.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(header::CONTENT_LENGTH, length.into());
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if kind.starts_with("text/html") {
+        headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(page::POLICY));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    }
+    answer
+}
+
+fn json_answer(document: &Value) -> Answer {
+    plain("application/json; charset=utf-8", document.to_string())
+}
+
+/// Answers with an error that has no code of the Hub.
+fn text_error(status: StatusCode, message: &str) -> Answer {
+    refusal(status, "", message)
+}
+
+fn method_not_allowed(allowed: &'static str) -> Answer {
+    let mut answer = text_error(StatusCode::METHOD_NOT_ALLOWED, "hf-cache-sync only reads");
+    answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
+    answer
+}
+
+/// Answers with an error. Clients tell errors apart by the header alone.
+fn refusal(status: StatusCode, code: &'static str, message: &str) -> Answer {
+    let mut answer = json_answer(&json!({ "error": message }));
+    *answer.status_mut() = status;
+    if !code.is_empty() {
+        answer.headers_mut().insert(ERROR_CODE, HeaderValue::from_static(code));
+    }
+    // A header holds no control characters, and clients read it as Latin-1.
+    let message: String = message.chars().map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' }).collect();
+    answer.headers_mut().insert(ERROR_MESSAGE, value(&message));
+    answer
+}
+
+fn value(text: &str) -> HeaderValue {
+    HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_come_as_a_form_or_as_json() {
+        let of = |content: &str, is_json| requested_paths(content.as_bytes(), is_json);
+        let paths = |all: &[&str]| all.iter().map(|one| one.to_string()).collect::<Vec<_>>();
+        assert_eq!(of("paths=a%2Fb&paths=c+d&expand=True", false), Some((paths(&["a/b", "c d"]), true)));
+        assert_eq!(of(r#"{"paths": ["a"], "expand": true}"#, true), Some((paths(&["a"]), true)));
+        assert_eq!(of(r#"{"paths": "a"}"#, true), Some((paths(&["a"]), false)));
+        assert_eq!(of("[", true), None);
+        assert_eq!(of("", false), None);
+    }
+
+    #[test]
+    fn only_new_clients_take_files_without_a_size() {
+        let takes = |agent: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::USER_AGENT, agent.parse().unwrap());
+            takes_files_without_size(&headers)
+        };
+        assert!(takes("unknown/None; hf_hub/1.33.0; python/3.11") && takes("x; hf_hub/2.4.0.dev0; y"));
+        assert!(!takes("unknown/None; hf_hub/1.12.0; python/3.11") && !takes("hf_hub/0.36.2") && !takes("curl/8"));
+    }
+
+    #[test]
+    fn an_error_has_one_line_and_no_foreign_characters_in_its_header() {
+        let answer = refusal(StatusCode::NOT_FOUND, "RepoNotFound", "no 'é'\r\nX: y");
+        assert_eq!(answer.headers()[ERROR_MESSAGE], "no '?'??X: y");
+        assert_eq!(answer.headers()[ERROR_CODE], "RepoNotFound");
+    }
+}

@@ -1,0 +1,133 @@
+//! What a server does beside answering: keeps the cache within its budget, and publishes what came from the Hub.
+
+use std::sync::Arc;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::puller::Puller;
+use super::respond::Site;
+use crate::commands::size::Size;
+use crate::commands::{prune, push};
+use crate::engine::Session;
+use crate::error::{Error, Result};
+use crate::model::ids::{Commit, RepoName, RepoSpec};
+use crate::progress::{Event, Silent};
+
+/// How long nothing must come from the Hub for a revision before it is published.
+const QUIET: Duration = Duration::from_secs(5);
+/// Time for pulls to end before the cache is pruned. Meanwhile new ones wait, which clients bear for ten seconds.
+const LULL: Duration = Duration::from_secs(4);
+/// Interval between attempts while there is no such lull.
+const RETRY: Duration = Duration::from_secs(15);
+
+/// Does both until it is dropped.
+pub async fn run(session: &Session, puller: &Puller, site: &Site, max_size: Option<Size>) {
+    let budget = async {
+        match max_size {
+            Some(size) => keep_within(size.0, session, puller, site).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::join!(budget, publish(session, puller));
+}
+
+/// Prunes the cache at the start, and whenever pulls have brought it above its budget.
+async fn keep_within(max: u64, session: &Session, puller: &Puller, site: &Site) {
+    let mut known: Option<u64> = None;
+    loop {
+        let added = puller.added.load(Ordering::Relaxed);
+        let is_over = known.is_none_or(|known| known.saturating_add(added) > max);
+        if !is_over {
+            site.about.measured.store(known.unwrap_or_default().saturating_add(added), Ordering::Relaxed);
+            puller.has_added.notified().await;
+            continue;
+        }
+        // Without a lull, pulls go on: better a cache above its budget than clients that wait for hours.
+        let Ok(_gate) = tokio::time::timeout(LULL, puller.gate.write()).await else {
+            tokio::time::sleep(RETRY).await;
+            continue;
+        };
+        puller.added.store(0, Ordering::Relaxed);
+        match prune_to(max, session).await {
+            Ok(report) => {
+                known = Some(report.size);
+                site.about.measured.store(report.size, Ordering::Relaxed);
+                for failure in &report.failures {
+                    site.activity.fail("prune", failure);
+                }
+                if report.size > max {
+                    let over = bytesize::ByteSize(report.size - max).display().iec().to_string();
+                    let note = format!("the cache is {over} over its budget: the rest is in use, or not in the bucket");
+                    session.progress.event(Event::Note(note));
+                    // Until something is added, another attempt would do the same.
+                    drop(_gate);
+                    puller.has_added.notified().await;
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+            Err(error) => {
+                site.activity.fail("prune", &error);
+                tracing::warn!("the cache was not pruned: {error}");
+                drop(_gate);
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+}
+
+async fn prune_to(max: u64, session: &Session) -> Result<prune::Report> {
+    let session = Session { now: SystemTime::now(), progress: Arc::new(Silent), ..session.clone() };
+    prune::execute(&session, &prune::Args::to_budget(max), None).await
+}
+
+/// Publishes each revision from the Hub once nothing more of it comes for a while.
+async fn publish(session: &Session, puller: &Puller) {
+    let Some(unpublished) = &puller.unpublished else { return std::future::pending().await };
+    loop {
+        tokio::time::sleep(QUIET / 2).await;
+        let due: Vec<(RepoName, Commit)> = {
+            let waiting = unpublished.lock().unwrap_or_else(PoisonError::into_inner);
+            waiting.iter().filter(|(_, last)| last.elapsed() >= QUIET).map(|(key, _)| key.clone()).collect()
+        };
+        for (repo, commit) in due {
+            unpublished.lock().unwrap_or_else(PoisonError::into_inner).remove(&(repo.clone(), commit.clone()));
+            if let Err(error) = push_revision(session, &repo, &commit).await {
+                let note = format!("{repo}@{} was not published: {error}", commit.short());
+                session.progress.event(Event::Note(note));
+                if error.cause.may_pass() {
+                    let mut waiting = unpublished.lock().unwrap_or_else(PoisonError::into_inner);
+                    waiting.entry((repo, commit)).or_insert_with(Instant::now);
+                }
+            }
+        }
+    }
+}
+
+/// Publishes what is left when the server ends.
+pub async fn publish_rest(session: &Session, puller: &Puller) {
+    let Some(unpublished) = &puller.unpublished else { return };
+    let rest: Vec<(RepoName, Commit)> =
+        unpublished.lock().unwrap_or_else(PoisonError::into_inner).drain().map(|(key, _)| key).collect();
+    for (repo, commit) in rest {
+        if let Err(error) = push_revision(session, &repo, &commit).await {
+            tracing::warn!("{repo}@{} was not published: {error}", commit.short());
+        }
+    }
+}
+
+/// Pushes one revision, by the rules of `push`.
+async fn push_revision(session: &Session, repo: &RepoName, commit: &Commit) -> Result<()> {
+    let session = Session { now: SystemTime::now(), progress: Arc::new(Silent), ..session.clone() };
+    let spec: RepoSpec = repo
+        .to_string()
+        .parse()
+        .map_err(|why| Error::failed(format!("cannot push {repo}")).because(format!("{why}")))?;
+    let args = push::Args { repos: vec![spec], revision: Some(commit.to_string()), ..push::Args::default() };
+    let report = push::execute(&session, &args).await?;
+    for skip in &report.skipped {
+        tracing::info!(repo = %skip.repo, "not published: {}", serde_json::to_string(&skip.reason).unwrap_or_default());
+    }
+    tracing::info!(%repo, revision = commit.short(), blobs = report.uploaded.blobs, manifests = report.manifests, "published");
+    report.failures.into_iter().next().map_or(Ok(()), Err)
+}
