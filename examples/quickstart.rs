@@ -12,7 +12,7 @@ use std::fs;
 use std::path::Path;
 
 use clap::Parser;
-use hf_cache_sync::cli::{self, Cli};
+use hf_cache_sync::cli::{self, Cli, Exit};
 use hf_cache_sync::internals::cache::layout::{Layout, link_text};
 use hf_cache_sync::internals::config::{Config, Environment, Overrides};
 use hf_cache_sync::internals::hash::BlobHasher;
@@ -47,8 +47,8 @@ async fn main() -> Outcome<()> {
         let line = ["hf-cache-sync"].into_iter().chain(command.iter().copied()).map(String::from);
         let cli = Cli::parse_from(line.chain(setup).chain(paths));
         match cli::run(&cli, &Ui::new(cli.global.style())).await? {
-            None => Ok(()),
-            Some(kind) => Err(format!("exited with code {}", kind.exit_code()).into()),
+            Exit::Success => Ok(()),
+            exit => Err(format!("exited with code {}", exit.code()).into()),
         }
     };
     run(&first, &["doctor"]).await?;

@@ -359,7 +359,7 @@ mod tests {
         assert!(paths(Some("x"), true).is_empty());
         let lfs = listing.entry("a/d", None).unwrap();
         assert_eq!(lfs["lfs"]["oid"], sha256);
-        assert_eq!(lfs["lfs"]["pointerSize"], 122);
+        assert_eq!(lfs["lfs"]["pointerSize"], 126);
         assert_eq!(listing.entry("a", None).unwrap()["type"], "directory");
         assert!(listing.entry("x", None).is_none() && listing.entry("../e", None).is_none());
     }

@@ -4,7 +4,9 @@
 //! before cannot be looked up again, it is served as it was, with a note.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::hash::Hash;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::Mutex as AsyncMutex;
@@ -101,13 +103,17 @@ pub struct Revisions {
     activity: Arc<Activity>,
     /// How long a lookup is fresh.
     refresh: Duration,
-    known: Mutex<HashMap<Key, Arc<AsyncMutex<Option<Known<Arc<Revision>>>>>>>,
-    refs: Mutex<HashMap<String, Arc<AsyncMutex<Option<Known<Refs>>>>>>,
+    known: Slots<Key, Arc<Revision>>,
+    refs: Slots<String, Refs>,
     /// The ref by which a commit was last found: clients resolve it first and request files by commit.
     names: Mutex<HashMap<(RepoName, Commit), RefName>>,
-    /// Tells once that the bucket cannot be reached.
-    lost: OnceLock<()>,
+    /// Whether the bucket could not be reached the last time.
+    is_lost: AtomicBool,
 }
+
+/// What is known, by what was requested. A slot is locked during its lookup, so that there is only one.
+type Slots<K, T> = Mutex<HashMap<K, Slot<T>>>;
+type Slot<T> = Arc<AsyncMutex<Option<Known<T>>>>;
 
 /// The result of a lookup.
 struct Known<T> {
@@ -133,7 +139,7 @@ impl Revisions {
             known: Mutex::default(),
             refs: Mutex::default(),
             names: Mutex::default(),
-            lost: OnceLock::new(),
+            is_lost: AtomicBool::new(false),
         }
     }
 
@@ -192,17 +198,15 @@ impl Revisions {
         let failure = match &self.bucket {
             Some(bucket) => {
                 let found = tokio::time::timeout(PATIENCE, lookup::find(bucket, query, Some(revision))).await;
-                match found.unwrap_or_else(|_| Err(unanswered("the bucket"))) {
+                let found = found.unwrap_or_else(|_| Err(unanswered("the bucket")));
+                self.note_reach(found.as_ref().err());
+                match found {
                     Ok(found) => return Ok(Revision::new(found, Place::Bucket)),
                     Err(failure) => failure,
                 }
             }
             None => Error::not_found(format!("{query} is not in the cache")),
         };
-        if failure.cause.may_pass() && self.lost.set(()).is_ok() {
-            self.activity
-                .event(Event::Note(format!("the bucket cannot be reached, so the cache is served: {failure}")));
-        }
         let failure = match self.fallback.covers(&failure) {
             true => {
                 let found = self.fallback.find(query, Some(revision), failure);
@@ -220,6 +224,19 @@ impl Revisions {
         match self.find_in_cache(query, revision).await {
             Some(found) => Ok(Revision::new(found, Place::Cache)),
             None => Err(failure),
+        }
+    }
+
+    /// Tells when the bucket is out of reach, and when it is back.
+    fn note_reach(&self, failure: Option<&Error>) {
+        let failure = failure.filter(|failure| failure.cause.may_pass());
+        match (failure, self.is_lost.swap(failure.is_some(), Ordering::Relaxed)) {
+            (Some(failure), false) => {
+                let note = format!("the bucket cannot be reached, so the cache is served: {failure}");
+                self.activity.event(Event::Note(note));
+            }
+            (None, true) => self.activity.event(Event::Note("the bucket can be reached again".into())),
+            _ => {}
         }
     }
 
@@ -335,10 +352,7 @@ fn unanswered(by: &str) -> Error {
 }
 
 /// Returns the slot of a key, and forgets all others if there are too many.
-fn slot<K: std::hash::Hash + Eq, T>(
-    all: &Mutex<HashMap<K, Arc<AsyncMutex<Option<T>>>>>,
-    key: K,
-) -> Arc<AsyncMutex<Option<T>>> {
+fn slot<K: Hash + Eq, T>(all: &Slots<K, T>, key: K) -> Slot<T> {
     let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
     if all.len() >= MAX_REMEMBERED && !all.contains_key(&key) {
         all.clear();
