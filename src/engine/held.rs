@@ -2,10 +2,13 @@
 //!
 //! One listing is the basis of the proof. Until the deletion, somebody else may delete from the bucket: refs first, then
 //! manifests, and blobs only when no manifest names them any more. So it is enough to read the refs and the manifest of
-//! a revision again right before it is deleted here.
+//! a revision again right before it is deleted here. The reads for the next few revisions run at once, and what they
+//! found counts only for a moment.
 
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
+use futures_util::{StreamExt, stream};
 use tokio::sync::mpsc;
 
 use super::Session;
@@ -57,10 +60,24 @@ async fn read_refs(bucket: &Bucket, local: &Local, remote: &RemoteState) -> Resu
     remote.read_manifests(bucket, targets).await
 }
 
+/// Maximum number of revisions that are checked at once, each with one request at a time.
+const AT_ONCE: usize = 32;
+/// How long an answer of the bucket counts. A revision whose turn comes later is checked again.
+const FRESH: Duration = Duration::from_secs(1);
+
 /// Answers, from the bucket as it is now, whether it still holds a revision.
 pub struct Checker {
     bucket: Bucket,
-    proofs: HashMap<(RepoName, Commit), Proof>,
+    /// The revisions, in the order in which they are deleted.
+    revisions: Vec<(RepoName, Commit)>,
+    /// Their proofs; `None` if there is none.
+    proofs: Vec<Option<Proof>>,
+    /// What the last batch found out, and when, by index. An answer that was used is not here any more.
+    checks: HashMap<usize, (Instant, bool)>,
+    /// The number of revisions to check together.
+    batch: usize,
+    /// How many answers of the last batch were used.
+    used: usize,
 }
 
 /// A question to a [`Checker`] from another thread.
@@ -75,37 +92,74 @@ pub struct Question {
 pub struct Asker(mpsc::UnboundedSender<Question>);
 
 impl Checker {
-    /// Creates a checker for these revisions.
+    /// Creates a checker for these revisions, which are deleted in this order.
     pub fn new<'a>(bucket: &Bucket, held: &Held, all: impl IntoIterator<Item = (&'a RepoName, &'a Commit)>) -> Checker {
-        let proofs = all.into_iter().filter_map(|(repo, commit)| {
-            let proof = held.proof(repo, commit)?.clone();
-            Some(((repo.clone(), commit.clone()), proof))
-        });
-        Checker { bucket: bucket.clone(), proofs: proofs.collect() }
+        let revisions: Vec<_> = all.into_iter().map(|(repo, commit)| (repo.clone(), commit.clone())).collect();
+        let proofs = revisions.iter().map(|(repo, commit)| held.proof(repo, commit).cloned()).collect();
+        Checker { bucket: bucket.clone(), revisions, proofs, checks: HashMap::new(), batch: AT_ONCE, used: 0 }
     }
 
     /// Answers questions until nobody can ask any more.
-    pub async fn serve(self, mut questions: mpsc::UnboundedReceiver<Question>) {
+    pub async fn serve(mut self, mut questions: mpsc::UnboundedReceiver<Question>) {
+        let indexes: HashMap<_, _> = self.revisions.iter().cloned().zip(0..).collect();
         // A store that has stopped answering would keep every further question waiting just as long.
         let mut failure: Option<Error> = None;
         while let Some(Question { repo, commit, answer }) = questions.recv().await {
-            let result = match &failure {
-                Some(error) => Err(error.clone()),
-                None => self.holds(repo, commit).await,
+            let result = match indexes.get(&(repo, commit)) {
+                None => Ok(false),
+                Some(index) => self.answer(*index, &mut failure).await,
             };
-            failure = failure.or_else(|| result.as_ref().err().cloned());
             let _ = answer.send(result);
         }
     }
 
-    async fn holds(&self, repo: RepoName, commit: Commit) -> Result<bool> {
-        let Some(proof) = self.proofs.get(&(repo.clone(), commit.clone())) else { return Ok(false) };
+    /// Answers from a check that is fresh. If there is none, checks this revision and those that follow, unless a request
+    /// has failed before.
+    async fn answer(&mut self, index: usize, failure: &mut Option<Error>) -> Result<bool> {
+        match self.checks.remove(&index) {
+            Some((answered, holds)) if answered.elapsed() < FRESH => {
+                self.used += 1;
+                return Ok(holds);
+            }
+            // If deletions are slow, no more is asked than can be used.
+            Some(_) => self.batch = self.used.max(1),
+            None => self.batch = (2 * self.batch).min(AT_ONCE),
+        }
+        if failure.is_none() {
+            (self.checks, *failure) = self.check_from(index).await;
+        }
+        self.used = 1;
+        match (self.checks.remove(&index), failure) {
+            (Some((_, holds)), _) => Ok(holds),
+            (None, Some(error)) => Err(error.clone()),
+            (None, None) => Ok(false),
+        }
+    }
+
+    /// Checks a revision and those that follow, until a request fails.
+    async fn check_from(&self, first: usize) -> (HashMap<usize, (Instant, bool)>, Option<Error>) {
+        let indexes = first..self.revisions.len().min(first + self.batch);
+        let checks =
+            indexes.map(|index| async move { (index, self.holds(index).await.map(|holds| (Instant::now(), holds))) });
+        let mut checks = std::pin::pin!(stream::iter(checks).buffered(AT_ONCE));
+        let mut found = HashMap::new();
+        while let Some((index, check)) = checks.next().await {
+            match check {
+                Ok(check) => drop(found.insert(index, check)),
+                Err(error) => return (found, Some(error)),
+            }
+        }
+        (found, None)
+    }
+
+    async fn holds(&self, index: usize) -> Result<bool> {
+        let ((repo, commit), Some(proof)) = (&self.revisions[index], &self.proofs[index]) else { return Ok(false) };
         for key in &proof.refs {
-            if read::reference(&self.bucket, key).await?.valid().as_ref() != Some(&commit) {
+            if read::reference(&self.bucket, key).await?.valid().as_ref() != Some(commit) {
                 return Ok(false);
             }
         }
-        let now = read::manifest(&self.bucket, &keys::manifest(&repo.id, &commit)).await?;
+        let now = read::manifest(&self.bucket, &keys::manifest(&repo.id, commit)).await?;
         Ok(matches!(now, Stored::Valid(manifest) if manifest == *proof.manifest))
     }
 }

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::harness::cache::{COMMIT, Layout, OTHER, Revision};
 use crate::harness::machine::{Machine, Output};
-use crate::harness::s3::Action;
+use crate::harness::s3::{Action, S3Request};
 use crate::harness::store::Store;
 use crate::harness::{contents, visible, weights};
 
@@ -227,7 +227,10 @@ fn a_partial_snapshot_is_held_if_the_bucket_has_that_part() {
     let whole = Revision::model("org/one").with_tree();
     let partial = whole.clone().without(&["model.safetensors"]);
     let (store, machine) = pushed(&[(&partial, 30)]);
-    assert_eq!(evicted(&prune_all(&machine)), ["org/one"]);
+    let text = machine.run(&["prune", "--max-size", "0B", "--require-remote", "--dry-run"]).stdout;
+    assert!(text.contains("least recently used (main); partial"), "{text}");
+    let report = prune_all(&machine);
+    assert_eq!((evicted(&report), &report["evicted"][0]["status"]), (vec!["org/one"], &"partial".into()));
     machine.ok(&["pull", "org/one"]);
     assert_eq!(fs::read(partial.snapshot(&machine.hub()).join("config.json")).unwrap(), partial.files[0].bytes);
     // The other part, which only this machine has.
@@ -429,6 +432,58 @@ fn what_is_shown_says_that_the_bucket_has_it() {
     let ran = machine.run(&["prune", "--max-size", "0B", "--require-remote", "--dry-run"]);
     assert!(ran.stdout.contains("1 revision that the bucket holds"), "{ran:#?}");
     assert!(Path::new(&one.dir(&machine.hub())).exists());
+}
+
+/// Partial is not damaged: it goes like any other revision, and both reports say so.
+#[test]
+fn what_is_kept_shows_how_much_of_it_is_here() {
+    let partial = Revision::model("org/one").with_tree().without(&["model.safetensors"]);
+    let (store, machine) = pushed(&[(&partial, 30)]);
+    store.clear();
+    let report = prune_all(&machine);
+    assert_eq!((lacks(&report), &report["skipped"][0]["status"]), (vec![("org/one", "manifest")], &"partial".into()));
+    let ran = machine.run(&["prune", "--max-size", "0B", "--require-remote"]);
+    assert!(ran.stderr.contains("B, partial): the bucket has no manifest of it"), "{ran:#?}");
+    let removed = machine.ok_json(&["rm", "org/one", "--json"]);
+    assert_eq!(removed["evicted"][0]["status"], "partial", "{removed:#}");
+}
+
+/// The checks of the next revisions are under way while the first of them waits, and each is made once.
+#[test]
+fn the_bucket_is_asked_about_several_revisions_at_once() {
+    let names: Vec<String> = (0..6).map(|number| format!("org/name-{number}")).collect();
+    let revisions: Vec<Revision> = names.iter().map(|name| Revision::model(name)).collect();
+    let (store, machine) = pushed(&revisions.iter().map(|revision| (revision, 30)).collect::<Vec<_>>());
+    let gate = store.server.hold(|seen| seen.is("GET", "refs/"));
+    let prune = machine.start(&["prune", "--max-size", "0B", "--require-remote", "--json"]);
+    let refs = |seen: &[S3Request]| seen.iter().filter(|seen| seen.is("GET", "refs/")).count();
+    store.server.wait_for("one request for each revision", |seen| refs(seen) == revisions.len());
+    assert!(revisions.iter().all(|revision| is_here(&machine, revision)), "nothing goes before its answer");
+    gate.open();
+    let ran = prune.finish();
+    assert_eq!((ran.code, evicted(&ran.json()).len()), (0, 6), "{ran:#?}");
+    let seen = store.server.take_seen();
+    let manifests = seen.iter().filter(|seen| seen.is("GET", "manifests/")).count();
+    assert_eq!((refs(&seen), manifests), (6, 6));
+}
+
+/// What was proven before the failure goes, and nothing after it.
+#[test]
+fn a_store_that_fails_halfway_ends_the_eviction_there() {
+    let names = ["org/a", "org/b", "org/c", "org/d"];
+    let revisions = names.map(Revision::model);
+    let (store, machine) =
+        pushed(&[(&revisions[0], 40), (&revisions[1], 30), (&revisions[2], 20), (&revisions[3], 10)]);
+    store.server.on_request(|seen| match seen.is("GET", "refs/org__c/") {
+        true => Action::Refuse(403, "AccessDenied", "Access Denied"),
+        false => Action::Pass,
+    });
+    let ran = prune(&machine, &["--max-size", "0B", "--require-remote"]);
+    let report = ran.json();
+    assert_eq!((ran.code, evicted(&report)), (3, vec!["org/a", "org/b"]), "{ran:#?}");
+    assert_eq!(lacks(&report), [("org/c", "unknown"), ("org/d", "unknown")]);
+    assert_eq!(report["failures"].as_array().unwrap().len(), 1, "{report:#}");
+    assert!(is_here(&machine, &revisions[2]) && is_here(&machine, &revisions[3]));
 }
 
 /// One sentence, not one failure per revision; and nothing is deleted.
