@@ -1,7 +1,7 @@
 //! Other places in this cache that may hold the bytes of a missing blob: another repo, another name, or a real file in
 //! another snapshot.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -24,26 +24,70 @@ pub struct Donor {
     pub file: PathBuf,
 }
 
+/// Decides whether a file that should have a blob's bytes may be its donor.
+type Accept<'a> = &'a dyn Fn(&BlobId, &Path) -> bool;
+
 /// Finds one donor for each missing blob, if there is any. `missing` lists the blobs that each repo lacks, with their
 /// sizes in bytes.
 pub fn find(state: &LocalState, missing: &[(&RepoName, Vec<(BlobId, u64)>)]) -> HashMap<BlobId, Donor> {
+    find_accepted(state, missing, &|_, _| true)
+}
+
+/// Finds a donor whose bytes are right for each damaged or missing blob, if there is any, with its size in bytes.
+/// `wanted` lists the blobs of each repo, with their sizes as far as they are known. Files in `bad` are known to be
+/// wrong.
+pub fn find_proven(
+    state: &LocalState,
+    wanted: &[(RepoName, BlobId, Option<u64>)],
+    bad: &HashSet<PathBuf>,
+) -> HashMap<BlobId, (Donor, u64)> {
+    let layout = state.layout();
+    let size_of = |path: &Path| fs::metadata(path).ok().filter(fs::Metadata::is_file).map(|meta| meta.len());
+    let is_proven = |blob: &BlobId, path: &Path| {
+        !bad.contains(path) && size_of(path).is_some_and(|size| read::matches_name(path, blob, size))
+    };
+    let repos: Vec<RepoName> = names(layout.root()).filter_map(|name| RepoName::from_folder(&name)).collect();
+    let mut found = HashMap::new();
+    // Under its own name, a copy needs no size to be found.
+    for (_, blob, _) in wanted {
+        let copy = repos.iter().find(|repo| is_proven(blob, &layout.blob(repo, blob)));
+        found.extend(copy.map(|repo| (*blob, Donor { repo: repo.clone(), file: layout.blob(repo, blob) })));
+    }
+    let mut missing: Vec<(&RepoName, Vec<(BlobId, u64)>)> = Vec::new();
+    for (repo, blob, size) in wanted.iter().filter(|(_, blob, _)| !found.contains_key(blob)) {
+        missing.extend(size.map(|size| (repo, vec![(*blob, size)])));
+    }
+    found.extend(find_accepted(state, &missing, &is_proven));
+    let with_size = |(blob, donor): (BlobId, Donor)| size_of(&donor.file).map(|size| (blob, (donor, size)));
+    found.into_iter().filter_map(with_size).collect()
+}
+
+fn names(folder: &Path) -> impl Iterator<Item = String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().into_string().ok())
+}
+
+fn find_accepted(
+    state: &LocalState,
+    missing: &[(&RepoName, Vec<(BlobId, u64)>)],
+    accept: Accept<'_>,
+) -> HashMap<BlobId, Donor> {
     let layout = state.layout();
     let wanted: HashMap<BlobId, u64> = missing.iter().flat_map(|(_, blobs)| blobs).copied().collect();
     let mut donors = HashMap::new();
     if wanted.is_empty() {
         return donors;
     }
-    let names = |dir: &std::path::Path| {
-        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-        entries.filter_map(|entry| entry.file_name().into_string().ok())
-    };
     let mut without_blobs = Vec::new();
     for repo in names(layout.root()).filter_map(|name| RepoName::from_folder(&name)) {
         let mut has_blobs = false;
         for blob in names(&layout.blobs(&repo)).filter_map(|name| name.parse::<BlobId>().ok()) {
             let fits = |size: &u64| look_at(&layout.blob(&repo, &blob), &blob, *size, false) == BlobState::Present;
             has_blobs = true;
-            if !donors.contains_key(&blob) && wanted.get(&blob).is_some_and(fits) {
+            if !donors.contains_key(&blob)
+                && wanted.get(&blob).is_some_and(fits)
+                && accept(&blob, &layout.blob(&repo, &blob))
+            {
                 donors.insert(blob, Donor { file: layout.blob(&repo, &blob), repo: repo.clone() });
             }
         }
@@ -58,11 +102,11 @@ pub fn find(state: &LocalState, missing: &[(&RepoName, Vec<(BlobId, u64)>)]) -> 
             break;
         }
         for commit in snapshots(layout, repo) {
-            find_listed_files(state, repo, &commit, &missing, &mut donors);
+            find_listed_files(state, repo, &commit, &missing, accept, &mut donors);
         }
     }
     for (repo, blobs) in missing {
-        find_in_repo(state, repo, blobs, &mut donors);
+        find_in_repo(state, repo, blobs, accept, &mut donors);
     }
     donors
 }
@@ -79,7 +123,13 @@ const MAX_HASHED_SIZE: u64 = 64 << 20;
 
 /// Searches the repo itself for blobs that are not in its `blobs/` by name. They may be there under their name by the
 /// other hash algorithm, or as a real file of another snapshot. The bytes are verified later.
-fn find_in_repo(state: &LocalState, repo: &RepoName, blobs: &[(BlobId, u64)], donors: &mut HashMap<BlobId, Donor>) {
+fn find_in_repo(
+    state: &LocalState,
+    repo: &RepoName,
+    blobs: &[(BlobId, u64)],
+    accept: Accept<'_>,
+    donors: &mut HashMap<BlobId, Donor>,
+) {
     let layout = state.layout();
     let missing: Vec<(BlobId, u64)> = blobs.iter().filter(|(blob, _)| !donors.contains_key(blob)).copied().collect();
     if missing.is_empty() || fs::symlink_metadata(layout.repo(repo)).is_err() {
@@ -105,7 +155,7 @@ fn find_in_repo(state: &LocalState, repo: &RepoName, blobs: &[(BlobId, u64)], do
     }
     let ids: Vec<BlobId> = missing.iter().map(|(blob, _)| *blob).collect();
     for commit in snapshots(layout, repo) {
-        if find_listed_files(state, repo, &commit, &ids, donors) {
+        if find_listed_files(state, repo, &commit, &ids, accept, donors) {
             continue;
         }
         let mut real = Vec::new();
@@ -129,6 +179,7 @@ fn find_listed_files(
     repo: &RepoName,
     commit: &Commit,
     missing: &[BlobId],
+    accept: Accept<'_>,
     donors: &mut HashMap<BlobId, Donor>,
 ) -> bool {
     let Some(tree) = state.tree(repo, commit).valid() else { return false };
@@ -136,7 +187,10 @@ fn find_listed_files(
     for blob in missing {
         let file = by_blob.get(blob).map(|path| state.layout().snapshot_file(repo, commit, path));
         let is_real = |file: &PathBuf| fs::symlink_metadata(file).is_ok_and(|meta| meta.is_file());
-        donors.extend(file.filter(is_real).map(|file| (*blob, Donor { repo: repo.clone(), file })));
+        donors.extend(
+            file.filter(|file| is_real(file) && accept(blob, file))
+                .map(|file| (*blob, Donor { repo: repo.clone(), file })),
+        );
     }
     true
 }

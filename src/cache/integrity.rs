@@ -11,14 +11,14 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::layout::Layout;
+use super::lock;
 use super::prune_facts::{is_locked, lock_files};
 use super::scan::{Place, Problem, ProblemKind, Repo, SnapshotFile};
 use super::select::{Selected, SelectedRepo};
 use super::state::{LocalState, TreeFile};
-use super::{lock, read};
 use crate::error::Error;
 use crate::model::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
-use crate::model::manifest::Tree;
+use crate::model::manifest::{Manifest, Tree};
 
 /// Everything that the check of a cache is based on.
 #[derive(Debug)]
@@ -86,6 +86,22 @@ impl RevisionFacts {
         match &self.tree {
             TreeFile::Valid(tree) => Some(tree),
             TreeFile::Absent | TreeFile::Private | TreeFile::Invalid(_) => None,
+        }
+    }
+
+    /// Returns whether there are real files, and no tree that says what they should be.
+    pub fn has_unlisted_files(&self) -> bool {
+        let is_unlisted =
+            |file: &FileFacts| matches!(file.kind, FileKind::Real { expected: None, hard_link: None, .. });
+        self.tree().is_none() && self.files.values().any(is_unlisted)
+    }
+
+    /// Takes from a manifest of this revision what its real files should be.
+    pub fn expect(&mut self, manifest: &Manifest) {
+        for listed in manifest.files() {
+            if let Some(FileFacts { kind: FileKind::Real { expected, .. }, .. }) = self.files.get_mut(&listed.path) {
+                expected.get_or_insert(listed.blob);
+            }
         }
     }
 }
@@ -198,18 +214,9 @@ fn is_unreadable(problem: &Problem) -> bool {
     problem.kind == ProblemKind::Unreadable
 }
 
-/// Returns the failure for something that could not be read, with its cause.
+/// Returns the failure for something that could not be read.
 fn unreadable(problem: &Problem) -> Error {
-    let path = &problem.path;
-    let error = match fs::metadata(path) {
-        Ok(meta) if meta.is_dir() => fs::read_dir(path).err(),
-        Ok(_) => read::open_quietly(path).err(),
-        Err(error) => Some(error),
-    };
-    match error {
-        Some(error) => Error::io("cannot check", path, &error),
-        None => Error::failed(format!("cannot check {}", crate::error::shown(path))).because(problem.detail.clone()),
-    }
+    problem.to_error("cannot check")
 }
 
 /// Returns whether there is certainly no snapshot of a commit. Nobody knows what is in a folder that cannot be read.

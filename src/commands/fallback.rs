@@ -6,28 +6,25 @@ use crate::engine::Session;
 use crate::engine::fallback::Fallback;
 use crate::error::{Error, Result};
 
+/// How many seconds a run waits for the Hub's rate limit by default.
+const HUB_WAIT: u64 = 300;
+
 /// Options of commands that can fall back to another source.
-#[derive(Debug, Clone, Copy, clap::Args)]
+#[derive(Debug, Clone, Copy, Default, clap::Args)]
 pub struct FallbackArgs {
     /// Where to download from if the bucket lacks a repo, revision or blob, has a corrupt copy, or does not answer; never
     /// used if the bucket rejects the credentials
     #[arg(long, value_name = "SOURCE")]
     pub fallback: Option<FallbackSource>,
 
-    /// Maximum time to wait when the Hub's rate limit is reached (HTTP status 429)
-    #[arg(long, value_name = "SECONDS", default_value_t = 300, allow_negative_numbers = true, value_parser = seconds)]
-    pub hub_wait: u64,
+    /// Maximum time to wait when the Hub's rate limit is reached (HTTP status 429) [default: 300]
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = seconds)]
+    pub hub_wait: Option<u64>,
 }
 
 fn seconds(text: &str) -> Result<u64, String> {
     let text = text.trim();
     text.parse().map_err(|_| "expected a number of seconds, 0 or more".to_string())
-}
-
-impl Default for FallbackArgs {
-    fn default() -> Self {
-        FallbackArgs { fallback: None, hub_wait: 300 }
-    }
 }
 
 /// A fallback source.
@@ -54,7 +51,9 @@ impl FallbackArgs {
     /// Returns the engine's fallback. A dry run has none: it shows what the bucket has.
     pub fn resolve(&self, session: &Session, dry_run: bool) -> Fallback {
         match self.fallback.filter(|_| !dry_run) {
-            Some(FallbackSource::HfHub) => Fallback::to_hub(session, Duration::from_secs(self.hub_wait)),
+            Some(FallbackSource::HfHub) => {
+                Fallback::to_hub(session, Duration::from_secs(self.hub_wait.unwrap_or(HUB_WAIT)))
+            }
             None => Fallback::none(),
         }
     }

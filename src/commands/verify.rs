@@ -59,8 +59,8 @@ pub struct Args {
     #[arg(long, requires = "repair")]
     pub dry_run: bool,
 
-    /// Do not flush repaired blobs to disk before they become visible
-    #[arg(long)]
+    /// With --repair: do not flush repaired blobs to disk before they become visible
+    #[arg(long, requires = "repair", conflicts_with = "remote")]
     pub no_sync: bool,
 
     #[command(flatten)]
@@ -190,6 +190,11 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
             .because("the Hub is only a source for repairs of the cache")
             .hint("use it with --repair and without --remote"));
     }
+    if args.fallback.hub_wait.is_some() && args.fallback.fallback.is_none() {
+        return Err(Error::usage("--hub-wait is of no use here")
+            .because("only a repair from the Hub waits for its rate limit")
+            .hint("use it with --repair --fallback hf-hub"));
+    }
     let mut report = match args.remote {
         true => check_bucket(session, args).await?,
         false => check_cache(session, args).await?,
@@ -208,13 +213,19 @@ async fn check_cache(session: &Session, args: &Args) -> Result<Report> {
     }
     session.progress.event(Event::Step("scanning the cache"));
     let (root, repos) = (layout.root().to_path_buf(), args.repos.clone());
-    let (facts, notes) = blocking(move || {
+    let (mut facts, mut notes) = blocking(move || {
         let state = LocalState::scan(&root)?;
         let selected = select(state.inventory(), &Selection::of(repos))?;
         Ok::<_, Error>((integrity::gather(&state, &selected), selected.notes))
     })
     .await?;
+    // A check alone does not depend on the network.
+    let more_notes = match args.repair {
+        true => local::look_up_real_files(session, &mut facts).await,
+        false => Vec::new(),
+    };
     let mut facts = local::hash(session, facts).await;
+    notes.extend(more_notes);
     let judged = plan::local::judge(&facts, session.now);
     let mut report = Report::new(Scope::Cache, args);
     report.failures = std::mem::take(&mut facts.failures);

@@ -433,7 +433,7 @@ fn put_in_place(layout: &Layout, file: &Path, repo: &RepoName, blob: &BlobId) ->
 
 /// Gives a repo a blob that this cache has elsewhere, as a reflink, a hard link or a copy. With `verify`, the blob's size,
 /// its bytes are hashed first. Returns `false` if they cannot be used.
-fn share(layout: &Layout, source: &Path, to: &RepoName, blob: &BlobId, verify: Option<u64>) -> Result<bool> {
+pub(super) fn share(layout: &Layout, source: &Path, to: &RepoName, blob: &BlobId, verify: Option<u64>) -> Result<bool> {
     let staging = place::Staging::new(layout)?;
     let staged = staging.path().join("blob");
     let is_in_snapshot = source.parent().is_none_or(|folder| !folder.ends_with("blobs"));

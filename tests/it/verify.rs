@@ -310,6 +310,29 @@ fn real_files_are_compared_with_the_tree() {
     }
 }
 
+/// Without a tree, the bucket's manifest says what a real file should be.
+#[test]
+fn real_files_without_a_tree_are_compared_with_the_bucket() {
+    let world = World::new(Revision::model("org/llm").layout(Layout::Real));
+    let report = world.finds(&[], &[]);
+    assert_eq!((report["unverified"].as_array().unwrap().len(), &report["verified"]["blobs"]), (2, &0.into()));
+    let report = world.repair(&[]);
+    assert_eq!((&report["unverified"], &report["verified"]["blobs"]), (&serde_json::json!([]), &2.into()));
+    flip(&world.file("model.safetensors"));
+    let planned = world.machine.run(&["verify", "--repair", "--dry-run", "--json"]);
+    assert_eq!(findings(&planned.json()), ["corrupt: model.safetensors"], "{}", planned.text());
+    let report = world.repair(&[]);
+    assert_eq!((outcomes(&report), &report["quarantined"]["blobs"]), (vec!["repaired"], &1.into()));
+    assert!(fs::read(world.file("model.safetensors")).unwrap() == world.revision.file("model.safetensors").bytes);
+
+    // A bucket that cannot be asked takes nothing from the check.
+    let mut world = World::new(Revision::model("org/llm").layout(Layout::Real));
+    world.machine.connect("http://127.0.0.1:1", "team-cache", "test-region");
+    let ran = world.machine.run(&["verify", "--repair", "--json"]);
+    assert_eq!((ran.code, ran.json()["unverified"].as_array().unwrap().len()), (0, 2), "{}", ran.text());
+    assert!(ran.json()["notes"].to_string().contains("not compared with the bucket's manifests"), "{}", ran.text());
+}
+
 #[test]
 fn what_has_no_proof_is_named_and_is_no_damage() {
     let world = World::unpushed(Revision::model("org/llm"));
@@ -475,12 +498,20 @@ fn wrong_requests_are_refused() {
     let world = World::unpushed(Revision::model("org/llm"));
     world.machine.run(&["verify", "org/lln"]).refused(4, &["did you mean org/llm"]);
     world.machine.run(&["verify", "org/llm@v9"]).refused(4, &["v9", "main"]);
-    for (line, needed) in [(["verify", "--deep"], "--remote"), (["verify", "--dry-run"], "--repair")] {
-        let ran = world.machine.run(&line);
+    for (line, needed) in [
+        (&["verify", "--deep"][..], "--remote"),
+        (&["verify", "--dry-run"], "--repair"),
+        (&["verify", "--no-sync"], "--repair"),
+        (&["verify", "--no-sync", "--repair", "--remote"], "--remote"),
+    ] {
+        let ran = world.machine.run(line);
         assert!(ran.code == 2 && ran.stderr.contains(needed), "{}", ran.text());
     }
     for line in [&["verify", "--fallback", "hf-hub"][..], &["verify", "--remote", "--repair", "--fallback", "hf-hub"]] {
         world.machine.run(line).refused(2, &["--fallback"]);
+    }
+    for line in [&["verify", "--hub-wait", "9"][..], &["verify", "--repair", "--hub-wait", "9"]] {
+        world.machine.run(line).refused(2, &["--hub-wait", "--fallback hf-hub"]);
     }
     let nowhere = world.machine.home().join("nowhere");
     let line = ["verify", "--cache-dir", nowhere.to_str().unwrap()];
@@ -564,6 +595,89 @@ fn a_repair_that_needs_a_bucket_wants_one_to_be_configured() {
     assert_eq!((ran.code, outcomes(&ran.json())), (0, vec!["repaired"]), "{}", ran.text());
     flip(&revision.blob(&machine.hub(), "config.json"));
     machine.run(&["verify", "--repair"]).refused(2, &["bucket"]);
+}
+
+/// A good copy anywhere in the cache repairs a blob, and no bucket is needed for it.
+#[test]
+fn a_copy_in_this_cache_needs_no_bucket() {
+    let revision = Revision::model("org/llm").with_tree();
+    type Lend = fn(&Machine, &Revision);
+    let cases: [(&str, Lend); 6] = [
+        ("another repo", |machine, revision| {
+            Revision { id: "org/copy".into(), ..revision.clone() }.write(&machine.hub());
+        }),
+        ("another repo, which has no tree", |machine, revision| {
+            Revision { id: "org/copy".into(), tree: false, ..revision.clone() }.write(&machine.hub());
+        }),
+        ("a real file of another revision", |machine, revision| {
+            revision.clone().at(OTHER).refs(&[]).layout(Layout::Real).write(&machine.hub());
+        }),
+        ("the cache-wide store", |machine, revision| {
+            Revision { id: "org/copy".into(), ..revision.clone() }.layout(Layout::Shared).write(&machine.hub());
+        }),
+        ("a payload that no repo links to", |machine, revision| {
+            let copy = Revision { id: "org/copy".into(), ..revision.clone() }.layout(Layout::Shared);
+            copy.write(&machine.hub());
+            fs::remove_dir_all(copy.dir(&machine.hub())).unwrap();
+            let tree = revision.dir(&machine.hub()).join(format!("trees/{COMMIT}.json"));
+            fs::write(tree, copy.tree_json()).unwrap();
+        }),
+        ("the file is a real one itself", |machine, revision| {
+            fs::remove_dir_all(revision.dir(&machine.hub())).unwrap();
+            revision.clone().layout(Layout::Real).write(&machine.hub());
+            Revision { id: "org/copy".into(), ..revision.clone() }.write(&machine.hub());
+        }),
+    ];
+    for (what, lend) in cases {
+        // With a selection, the copy is outside of what is checked.
+        for line in [&[][..], &["org/llm@main"]] {
+            let machine = Machine::unconfigured();
+            revision.write(&machine.hub());
+            lend(&machine, &revision);
+            flip(&revision.snapshot(&machine.hub()).join("model.safetensors"));
+            let planned = machine.run(&[&["verify", "--repair", "--dry-run", "--json"], line].concat());
+            assert_eq!(
+                (planned.code, outcomes(&planned.json())),
+                (5, vec!["repairable"]),
+                "{what}: {}",
+                planned.text()
+            );
+            let report = succeeded(machine.run(&[&["verify", "--repair", "--json"], line].concat()));
+            assert_eq!((outcomes(&report), &report["shared"]["blobs"]), (vec!["repaired"], &1.into()), "{what}");
+            assert_eq!((&report["downloaded"]["blobs"], &report["quarantined"]["blobs"]), (&0.into(), &1.into()));
+            let bytes = fs::read(revision.snapshot(&machine.hub()).join("model.safetensors")).unwrap();
+            assert!(bytes == revision.file("model.safetensors").bytes, "{what}");
+            assert_eq!(findings(&succeeded(machine.run(&["verify", "--json"]))), Vec::<String>::new(), "{what}");
+        }
+    }
+}
+
+/// Without a tree, nothing says how large a missing blob is. The copy of it is as large as it is.
+#[test]
+fn a_missing_blob_comes_from_another_repo_without_a_bucket() {
+    let machine = Machine::unconfigured();
+    let revision = Revision::model("org/llm");
+    revision.write(&machine.hub());
+    Revision { id: "org/copy".into(), ..revision.clone() }.write(&machine.hub());
+    fs::remove_file(revision.blob(&machine.hub(), "model.safetensors")).unwrap();
+    let report = succeeded(machine.run(&["verify", "--repair", "--json"]));
+    assert_eq!((outcomes(&report), &report["shared"]["blobs"]), (vec!["repaired"], &1.into()));
+    revision.assert_pulled(&machine.hub());
+}
+
+/// What has a copy here is not even looked for in the bucket; what has none comes from it, in the same run.
+#[test]
+fn a_copy_and_the_bucket_repair_together() {
+    let world = World::new(Revision::model("org/llm").with_tree());
+    Revision::model("org/small").git("config.json", &world.revision.file("config.json").bytes).write(&world.hub());
+    world.store.server.take_seen();
+    flip(&world.blob("config.json"));
+    flip(&world.blob("model.safetensors"));
+    let report = world.repair(&[]);
+    assert_eq!((&report["downloaded"]["blobs"], &report["shared"]["blobs"]), (&Value::from(1), &Value::from(1)));
+    world.revision.assert_pulled(&world.hub());
+    let small = world.revision.blob_key("config.json");
+    assert!(world.store.server.take_seen().iter().all(|seen| !seen.key.ends_with(&small)));
 }
 
 /// A bucket that cannot be reached is named, and the damage is what counts.

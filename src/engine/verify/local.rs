@@ -1,11 +1,14 @@
 //! Checks the cache by hashing, and repairs it.
 //!
-//! A repair is a pull of exactly what is damaged: the same sources, locks and renames. Bad bytes get a second name in the
-//! quarantine before anything is renamed over them, so that no reader ever finds a file missing and nothing is lost.
+//! A repair is a pull of exactly what is damaged: the same sources, locks and renames. A good copy that is elsewhere in
+//! this cache is taken first, and only the rest needs a bucket. Bad bytes get a second name in the quarantine before
+//! anything is renamed over them, so that no reader ever finds a file missing and nothing is lost.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+
+use futures_util::{StreamExt, stream};
 
 use crate::bucket::client::Bucket;
 use crate::bucket::keys;
@@ -36,6 +39,9 @@ use crate::progress::Event;
 use crate::task::blocking;
 use crate::transfer::limit::Caps;
 
+/// Maximum number of requests for the sizes of blobs that are in flight.
+const AT_ONCE: usize = 32;
+
 /// Hashes everything that the facts are about, and notes what came out.
 pub async fn hash(session: &Session, facts: Facts) -> Facts {
     session.progress.event(Event::Step("looking at the files"));
@@ -50,6 +56,44 @@ pub async fn hash(session: &Session, facts: Facts) -> Facts {
         facts
     })
     .await
+}
+
+/// Asks the bucket what real files should be of which no tree here says it, and returns notes. Where the bucket does not
+/// know, they stay unverified.
+pub async fn look_up_real_files(session: &Session, facts: &mut Facts) -> Vec<String> {
+    let mut unlisted = Vec::new();
+    for repo in &facts.repos {
+        let revisions = repo.revisions.iter().filter(|(_, revision)| revision.has_unlisted_files());
+        unlisted.extend(revisions.map(|(commit, _)| (repo.name.clone(), commit.clone())));
+    }
+    if unlisted.is_empty() || session.config.storage.bucket.is_none() {
+        return Vec::new();
+    }
+    session.progress.event(Event::Step("reading manifests"));
+    let note = |error: &Error| vec![format!("some files were not compared with the bucket's manifests: {error}")];
+    let bucket = match session.bucket().await {
+        Ok(bucket) => bucket,
+        Err(error) => return note(&error),
+    };
+    let bucket = &bucket;
+    let reads = unlisted.into_iter().map(|(repo, commit)| async move {
+        let read = remote::manifest(bucket, &keys::manifest(&repo.id, &commit)).await;
+        (repo, commit, read)
+    });
+    let mut reads = std::pin::pin!(stream::iter(reads).buffered(AT_ONCE));
+    while let Some((repo, commit, read)) = reads.next().await {
+        let manifest = match read {
+            Ok(stored) => stored.valid().filter(|manifest| *manifest.repo() == repo),
+            // The others would fail for the same reason.
+            Err(error) => return note(&error),
+        };
+        let known = facts.repos.iter_mut().find(|facts| facts.name == repo);
+        let revision = known.and_then(|facts| facts.revisions.get_mut(&commit));
+        if let Some((manifest, revision)) = manifest.zip(revision) {
+            revision.expect(&manifest);
+        }
+    }
+    Vec::new()
 }
 
 /// How to repair.
@@ -89,7 +133,9 @@ pub struct Tally {
 pub async fn repair(session: &Session, facts: &Facts, findings: &mut [Finding], options: Options) -> Result<Tally> {
     let layout = session.layout();
     let mut tally = Tally::default();
-    let bucket = match findings.iter().any(|finding| needs_bucket(facts, finding)) {
+    session.progress.event(Event::Step("looking for good copies"));
+    let copies = find_copies(&layout, facts, findings.iter().filter_map(|finding| blob_to_find(facts, finding))).await;
+    let bucket = match findings.iter().any(|finding| needs_bucket(facts, finding, &copies)) {
         false => None,
         true => match session.bucket().await {
             Ok(bucket) => Some(bucket),
@@ -109,8 +155,18 @@ pub async fn repair(session: &Session, facts: &Facts, findings: &mut [Finding], 
             Some((alone, session.lock_shared().await?))
         }
     };
-    session.progress.event(Event::Step("looking for good copies"));
-    let mut run = Run { session, facts, layout, options, bucket, manifests: HashMap::new(), tally };
+    let mut run = Run {
+        session,
+        facts,
+        layout,
+        options,
+        bucket,
+        copies,
+        sizes: HashMap::new(),
+        manifests: HashMap::new(),
+        tally,
+    };
+    run.look_in_bucket(findings).await;
     let mut wanted = Vec::new();
     for (index, finding) in findings.iter_mut().enumerate() {
         finding.outcome = Outcome::Left;
@@ -125,7 +181,7 @@ pub async fn repair(session: &Session, facts: &Facts, findings: &mut [Finding], 
             Err(error) => run.tally.failures.push(error),
         }
     }
-    run.find_donors(findings, &mut wanted).await;
+    run.find_copies_of_looked_up(findings, &mut wanted).await;
     for (index, _) in wanted.iter().filter(|(_, want)| !want.has_source()) {
         findings[*index].detail += "; no good copy was found";
     }
@@ -142,17 +198,76 @@ pub async fn repair(session: &Session, facts: &Facts, findings: &mut [Finding], 
 }
 
 /// Returns whether only the bucket, or a source that stands in for it, can tell what is right.
-fn needs_bucket(facts: &Facts, finding: &Finding) -> bool {
+fn needs_bucket(facts: &Facts, finding: &Finding, copies: &Copies) -> bool {
     match finding.repair {
         Repair::Ref => finding.reason == Reason::BadRef,
-        Repair::Fetch { .. } => {
-            let repo = facts.repos.iter().find(|repo| Some(&repo.name) == finding.repo.as_ref());
-            let blob = finding.blob.and_then(|blob| repo?.blobs.get(&blob));
-            !blob.is_some_and(|blob| matches!(blob.check, Check::Good))
-        }
+        Repair::Fetch { .. } => blob_to_find(facts, finding).is_some_and(|(_, blob, _)| !copies.contains_key(&blob)),
         Repair::LookUp | Repair::Tree => true,
         _ => false,
     }
+}
+
+/// Good copies of blobs in this cache, each with its size in bytes.
+type Copies = HashMap<BlobId, (Donor, u64)>;
+
+/// Returns the blob that has to come from somewhere else in this cache or from a source, with its size if it is known.
+fn blob_to_find(facts: &Facts, finding: &Finding) -> Option<(RepoName, BlobId, Option<u64>)> {
+    let Repair::Fetch { size, .. } = finding.repair else { return None };
+    let (repo, blob) = (finding.repo.as_ref()?, finding.blob?);
+    let known = facts.repos.iter().find(|facts| facts.name == *repo).and_then(|facts| facts.blobs.get(&blob));
+    let is_here = known.is_some_and(|known| matches!(known.check, Check::Good));
+    (!is_here).then(|| (repo.clone(), blob, size))
+}
+
+/// Finds copies of blobs elsewhere in this cache: those that were proven good by this run, and others that are hashed
+/// now.
+async fn find_copies(
+    layout: &Layout,
+    facts: &Facts,
+    wanted: impl Iterator<Item = (RepoName, BlobId, Option<u64>)>,
+) -> Copies {
+    let mut copies = Copies::new();
+    let mut missing = Vec::new();
+    for (repo, blob, size) in wanted {
+        let good = facts.repos.iter().find_map(|repo| {
+            let known = repo.blobs.get(&blob).filter(|known| matches!(known.check, Check::Good))?;
+            Some((Donor { repo: repo.name.clone(), file: known.path.clone() }, known.size))
+        });
+        match good {
+            Some(good) => drop(copies.insert(blob, good)),
+            None => missing.push((repo, blob, size)),
+        }
+    }
+    if missing.is_empty() {
+        return copies;
+    }
+    let blobs = facts.repos.iter().flat_map(|repo| repo.blobs.values());
+    let bad: HashSet<PathBuf> = blobs.filter(|blob| blob.check.is_wrong()).map(|blob| blob.path.clone()).collect();
+    let names = xet_hashes(facts, missing.iter().map(|(_, blob, _)| *blob));
+    let layout = layout.clone();
+    let found = blocking(move || {
+        let mut found = donors::find_proven(&LocalState::unscanned(layout.clone()), &missing, &bad);
+        for (repo, blob, size) in missing {
+            let in_store = |hash| donors::find_in_store(&layout, &repo, size?, hash);
+            if !found.contains_key(&blob)
+                && let Some(donor) = names.get(&blob).and_then(in_store)
+                && is_good(&donor.file, &blob)
+            {
+                found.insert(blob, (donor, size.unwrap_or_default()));
+            }
+        }
+        found
+    });
+    copies.extend(found.await);
+    copies
+}
+
+/// Returns the names that these blobs have in the cache-wide store, as far as trees tell.
+fn xet_hashes(facts: &Facts, blobs: impl Iterator<Item = BlobId>) -> HashMap<BlobId, BlobId> {
+    let blobs: HashSet<BlobId> = blobs.collect();
+    let trees = facts.repos.iter().flat_map(|repo| repo.revisions.values()).filter_map(|revision| revision.tree());
+    let entries = trees.flat_map(|tree| tree.entries().values()).filter(|entry| blobs.contains(&entry.blob));
+    entries.filter_map(|entry| Some((entry.blob, entry.xet_hash?))).collect()
 }
 
 fn is_good(path: &Path, blob: &BlobId) -> bool {
@@ -218,6 +333,7 @@ struct Want {
     /// Why the blob is fetched; `None` if it is here.
     reason: Option<FetchReason>,
     link: Vec<AffectedFile>,
+    /// A copy elsewhere in this cache.
     donor: Option<Donor>,
     /// Whether the bucket, or the fallback, is expected to have it.
     is_available: bool,
@@ -237,12 +353,34 @@ struct Run<'a> {
     layout: Layout,
     options: Options,
     bucket: Option<Bucket>,
+    /// Copies of what is damaged.
+    copies: Copies,
+    /// The sizes of blobs in the bucket; `None` if it does not have one.
+    sizes: HashMap<BlobId, Result<Option<u64>>>,
     /// Manifests that were read, from the bucket or else the Hub.
     manifests: HashMap<RevisionKey, Option<Manifest>>,
     tally: Tally,
 }
 
 impl Run<'_> {
+    /// Looks in the bucket for everything that has no copy in this cache, with several requests at once.
+    async fn look_in_bucket(&mut self, findings: &[Finding]) {
+        let Some(bucket) = self.bucket.clone() else { return };
+        let mut blobs = BTreeMap::new();
+        for finding in findings {
+            if let Some((repo, blob, _)) = blob_to_find(self.facts, finding)
+                && !self.copies.contains_key(&blob)
+                && let Some(file) = finding.files.first()
+            {
+                blobs.entry(blob).or_insert_with(|| format!("{repo}/{}", file.path));
+            }
+        }
+        let bucket = &bucket;
+        let requests =
+            blobs.into_iter().map(|(blob, label)| async move { (blob, size_in(bucket, &blob, &label).await) });
+        self.sizes = stream::iter(requests).buffer_unordered(AT_ONCE).collect().await;
+    }
+
     /// Repairs what needs no download, and returns what does.
     async fn prepare(&mut self, finding: &mut Finding) -> Result<Option<Want>> {
         let (Some(repo), Place::Path(path)) = (finding.repo.clone(), finding.place.clone()) else { return Ok(None) };
@@ -317,11 +455,17 @@ impl Run<'_> {
             let (reason, donor, is_available) = (None, None, true);
             return Ok(Some(Want { repo, revision, file, reason, link, donor, is_available, keep }));
         }
-        let there = match &self.bucket {
-            Some(bucket) => bucket.head(&keys::blob(&blob)).await.map_err(|failure| {
-                bucket.explain(failure, &format!("cannot look for blob {blob} ({repo}/{})", first.path))
-            }),
-            None => Ok(None),
+        let reason = if fs::symlink_metadata(&own).is_ok() { FetchReason::Corrupt } else { FetchReason::Missing };
+        if let Some((donor, size)) = self.copies.get(&blob).cloned() {
+            let file = ManifestFile { path: first.path, blob, size };
+            let (repo, revision) = (repo.clone(), first.revision);
+            let (reason, donor, is_available) = (Some(reason), Some(donor), false);
+            return Ok(Some(Want { repo, revision, file, reason, link, donor, is_available, keep }));
+        }
+        let there = match (self.sizes.get(&blob), &self.bucket) {
+            (Some(known), _) => known.clone(),
+            (None, Some(bucket)) => size_in(bucket, &blob, &format!("{repo}/{}", first.path)).await,
+            (None, None) => Ok(None),
         };
         let (there, failure) = match there {
             Ok(there) => (there, None),
@@ -340,7 +484,6 @@ impl Run<'_> {
             self.tally.failures.extend(failure);
         }
         // Without a size, only a copy in this cache can help: it is as large as it is.
-        let reason = if fs::symlink_metadata(&own).is_ok() { FetchReason::Corrupt } else { FetchReason::Missing };
         let file = ManifestFile { path: first.path, blob, size: size.unwrap_or(0) };
         let (repo, revision) = (repo.clone(), first.revision);
         Ok(Some(Want { repo, revision, file, reason: Some(reason), link, donor: None, is_available, keep }))
@@ -486,48 +629,31 @@ impl Run<'_> {
         }
     }
 
-    /// Finds other copies in this cache: those that were proven good by this run, or that look right and are hashed
-    /// before they are used.
-    async fn find_donors(&self, findings: &[Finding], wanted: &mut [(usize, Want)]) {
-        let mut missing: BTreeMap<&RepoName, Vec<(BlobId, u64)>> = BTreeMap::new();
-        for (index, want) in wanted.iter_mut().filter(|(_, want)| want.reason.is_some()) {
-            let good = self.facts.repos.iter().find_map(|repo| {
-                let blob = repo.blobs.get(&want.file.blob).filter(|blob| matches!(blob.check, Check::Good))?;
-                Some((Donor { repo: repo.name.clone(), file: blob.path.clone() }, blob.size))
-            });
-            match good {
-                Some((donor, size)) => {
-                    want.donor = Some(donor);
-                    want.file.size = size;
-                }
-                None => {
-                    let repo = findings[*index].repo.as_ref().expect("what is wanted belongs to a repo");
-                    missing.entry(repo).or_default().push((want.file.blob, want.file.size));
-                }
+    /// Finds copies in this cache of the blobs that only the bucket could name.
+    async fn find_copies_of_looked_up(&self, findings: &[Finding], wanted: &mut [(usize, Want)]) {
+        let is_open = |(index, want): &&mut (usize, Want)| {
+            findings[*index].repair == Repair::LookUp && want.reason.is_some() && want.donor.is_none()
+        };
+        let mut open: Vec<&mut Want> = wanted.iter_mut().filter(is_open).map(|(_, want)| want).collect();
+        let blobs = open.iter().map(|want| (want.repo.clone(), want.file.blob, Some(want.file.size)));
+        let copies = find_copies(&self.layout, self.facts, blobs.collect::<Vec<_>>().into_iter()).await;
+        for want in &mut open {
+            if let Some((donor, size)) = copies.get(&want.file.blob).cloned() {
+                (want.donor, want.file.size) = (Some(donor), size);
             }
-        }
-        let layout = self.layout.clone();
-        let missing: Vec<_> = missing.into_iter().map(|(repo, blobs)| (repo.clone(), blobs)).collect();
-        let donors = blocking(move || {
-            let missing: Vec<_> = missing.iter().map(|(repo, blobs)| (repo, blobs.clone())).collect();
-            let mut donors = donors::find(&LocalState::unscanned(layout), &missing);
-            // What is damaged has the right name and often the right size.
-            donors.retain(|blob, donor| {
-                fs::metadata(&donor.file).is_ok_and(|meta| read::matches_name(&donor.file, blob, meta.len()))
-            });
-            donors
-        })
-        .await;
-        for (_, want) in wanted.iter_mut().filter(|(_, want)| want.reason.is_some() && want.donor.is_none()) {
-            want.donor = donors.get(&want.file.blob).cloned();
         }
     }
 
-    /// Fetches and links everything at once.
+    /// Links and copies what is in this cache, and fetches everything else at once.
     async fn fetch(&mut self, findings: &mut [Finding], wanted: Vec<(usize, Want)>) {
         let wanted = wanted.into_iter().filter(|(_, want)| want.has_source());
-        let (wanted, here): (Vec<_>, Vec<_>) = wanted.partition(|(_, want)| want.reason.is_some());
-        self.link(findings, here).await;
+        let (here, wanted): (Vec<_>, Vec<_>) =
+            wanted.partition(|(_, want)| want.reason.is_none() || want.donor.is_some());
+        for (index, want) in here {
+            if let Err(error) = self.put_in_place(&mut findings[index], want).await {
+                self.tally.failures.push(error);
+            }
+        }
         let Some(bucket) = self.bucket.clone().filter(|_| !wanted.is_empty()) else { return };
         let mut kept: HashMap<usize, Vec<Kept>> = HashMap::new();
         let mut drafts: BTreeMap<RevisionKey, Draft> = BTreeMap::new();
@@ -589,35 +715,42 @@ impl Run<'_> {
         }
     }
 
-    /// Links files to blobs that are here.
-    async fn link(&mut self, findings: &mut [Finding], wanted: Vec<(usize, Want)>) {
-        for (index, want) in wanted {
-            let (layout, no_symlinks) = (self.layout.clone(), self.session.config.hub.no_symlinks);
-            let linked = blocking(move || {
-                let kept: Vec<Option<Kept>> =
-                    want.keep.iter().map(|path| quarantine::keep(&layout, path)).collect::<Result<_>>()?;
-                let kind = LinkKind::probe(&layout, no_symlinks)?;
-                let link = |file: &AffectedFile| {
-                    let (repo, commit, own) = (&want.repo, &file.revision, &HashSet::new());
-                    let writer = SnapshotWriter { layout: &layout, repo, commit, kind, own };
-                    writer.write(&[(&file.path, &want.file.blob)])
-                };
-                match want.link.iter().try_for_each(link) {
-                    Ok(()) => Ok(kept),
-                    Err(error) => {
-                        kept.into_iter().flatten().for_each(Kept::forget);
-                        Err(error)
-                    }
+    /// Links files to a blob that is here, after it was taken from elsewhere in this cache if need be.
+    async fn put_in_place(&mut self, finding: &mut Finding, want: Want) -> Result<()> {
+        let (repo, blob, size, is_copied) = (want.repo.clone(), want.file.blob, want.file.size, want.donor.is_some());
+        let _client = match is_copied {
+            false => None,
+            true => {
+                let note = format!("another process is downloading {repo}/{}: waiting for it", want.file.path);
+                let lock = || lock::try_client_lock(&self.layout, &repo, &blob);
+                Some(wait_for(&*self.session.progress, &note, lock).await?)
+            }
+        };
+        let (layout, hub) = (self.layout.clone(), &self.session.config.hub);
+        let no_symlinks = hub.no_symlinks;
+        let is_store = !no_symlinks && !hub.no_shared_blobs && shared::is_store(&layout);
+        let xet_hash = xet_hashes(self.facts, [blob].into_iter()).remove(&blob).filter(|_| is_store);
+        let kept = blocking(move || {
+            let kept: Vec<Option<Kept>> =
+                want.keep.iter().map(|path| quarantine::keep(&layout, path)).collect::<Result<_>>()?;
+            let placed = copy_blob(&layout, &want, xet_hash).and_then(|()| link_files(&layout, &want, no_symlinks));
+            match placed {
+                Ok(()) => Ok(kept),
+                Err(error) => {
+                    kept.into_iter().flatten().for_each(Kept::forget);
+                    Err(error)
                 }
-            });
-            match linked.await {
-                Ok(kept) => {
-                    findings[index].outcome = Outcome::Repaired;
-                    kept.into_iter().for_each(|kept| self.count(kept));
-                }
-                Err(error) => self.tally.failures.push(error),
+            }
+        });
+        kept.await?.into_iter().for_each(|kept| self.count(kept));
+        finding.outcome = Outcome::Repaired;
+        if is_copied {
+            self.tally.shared.add(size);
+            if finding.reason == Reason::Corrupt {
+                self.set_aside_payload(&repo, &blob);
             }
         }
+        Ok(())
     }
 
     async fn hydrate(&self, bucket: &Bucket, plans: &BTreeMap<RevisionKey, Plan>) -> Result<Vec<hydrate::Outcome>> {
@@ -630,6 +763,45 @@ impl Run<'_> {
         let planned = plans.values().map(|plan| Planned { plan: plan.clone(), from_hub: false }).collect();
         Ok(hydrate::hydrate(&context, &self.options.fallback, planned, kind, self.session.now).await)
     }
+}
+
+/// Gives a repo the copy of a blob that was found, if there is one. The caller holds huggingface_hub's lock on the blob.
+/// `xet_hash` is its name in the cache-wide store.
+fn copy_blob(layout: &Layout, want: &Want, xet_hash: Option<BlobId>) -> Result<()> {
+    let Some(donor) = &want.donor else { return Ok(()) };
+    let (repo, blob, size) = (&want.repo, &want.file.blob, want.file.size);
+    // It is here, and was only not checked.
+    if donor.file == layout.blob(repo, blob) {
+        return Ok(());
+    }
+    if let Some(xet_hash) = xet_hash
+        && shared::link(layout, repo, blob, size, &xet_hash)?
+    {
+        return Ok(());
+    }
+    match hydrate::share(layout, &donor.file, repo, blob, Some(size))? {
+        true => Ok(()),
+        false => Err(Error::failed(format!("cannot copy {}", crate::error::shown(&donor.file)))
+            .because("it has changed since it was checked")
+            .hint("run the same repair again")),
+    }
+}
+
+fn link_files(layout: &Layout, want: &Want, no_symlinks: bool) -> Result<()> {
+    let kind = LinkKind::probe(layout, no_symlinks)?;
+    // Where files are real, a blob that was only added for them moves to its place.
+    let is_added = want.reason == Some(FetchReason::Missing) && want.link.len() == 1;
+    let own: HashSet<BlobId> = is_added.then_some(want.file.blob).into_iter().collect();
+    want.link.iter().try_for_each(|file| {
+        let writer = SnapshotWriter { layout, repo: &want.repo, commit: &file.revision, kind, own: &own };
+        writer.write(&[(&file.path, &want.file.blob)])
+    })
+}
+
+/// Returns the size of a blob in the bucket; `None` if it does not have it.
+async fn size_in(bucket: &Bucket, blob: &BlobId, label: &str) -> Result<Option<u64>> {
+    let found = bucket.head(&keys::blob(blob)).await;
+    found.map_err(|failure| bucket.explain(failure, &format!("cannot look for blob {blob} ({label})")))
 }
 
 /// What is to be done about one revision.
@@ -674,8 +846,8 @@ fn add(drafts: &mut BTreeMap<RevisionKey, Draft>, want: Want) -> HashSet<Revisio
         let draft = drafts.entry(key(&want.revision)).or_default();
         draft.add_file(&file.path, file);
         if !draft.fetch.iter().any(|fetch| fetch.blob == file.blob) {
-            let (blob, size, path, donor) = (file.blob, file.size, file.path.clone(), want.donor.clone());
-            draft.fetch.push(FetchAction { blob, size, path, reason, donor, xet_hash: None });
+            let (blob, size, path) = (file.blob, file.size, file.path.clone());
+            draft.fetch.push(FetchAction { blob, size, path, reason, donor: None, xet_hash: None });
         }
         used.insert(key(&want.revision));
     }
