@@ -156,12 +156,7 @@ impl Error {
 
     /// An I/O error on a path.
     pub fn io(what: &str, path: &Path, source: &io::Error) -> Self {
-        let cause = match source.kind() {
-            io::ErrorKind::PermissionDenied => Cause::Permission,
-            io::ErrorKind::StorageFull => Cause::DiskFull,
-            _ => Cause::Other,
-        };
-        let error = Self::new(cause, format!("{what} {}", shown(path))).because(plain_io(source));
+        let error = Self::new(Cause::of_io(source), format!("{what} {}", shown(path))).because(plain_io(source));
         match source.kind() {
             io::ErrorKind::StorageFull => error.hint("free some space, for example with `hf-cache-sync prune`"),
             io::ErrorKind::PermissionDenied => error.hint(platform::PERMISSION_HINT),

@@ -11,8 +11,7 @@ use std::path::{Path, PathBuf};
 
 use super::layout::Layout;
 use super::read::{Buffer, open_quietly};
-use super::scan::{Problem, ProblemKind, Repo, SnapshotFile};
-use crate::error::plain_io;
+use super::scan::{Problem, Repo, SnapshotFile};
 use crate::hash::BlobHasher;
 use crate::model::ids::{BlobId, Commit, RepoPath};
 use crate::model::manifest::{ManifestFile, Tree};
@@ -110,11 +109,7 @@ impl Identifier {
                             let file = ManifestFile { path: path.clone(), blob, size: *size };
                             files.push(LocalFile { file, source, other });
                         }
-                        Err(error) => problems.push(Problem {
-                            path: source,
-                            kind: ProblemKind::Unreadable,
-                            detail: format!("cannot be read: {}", plain_io(&error)),
-                        }),
+                        Err(error) => problems.push(Problem::unreadable(&source, &error)),
                     }
                 }
             }

@@ -13,6 +13,7 @@ use crate::cache::clients;
 use crate::cache::junk::is_junk;
 use crate::cache::layout::{self, Layout};
 use crate::cache::scan::{Inventory, Place, Problem, ProblemKind, Repo};
+use crate::error::Cause;
 use crate::model::ids::RepoName;
 use crate::platform;
 
@@ -24,8 +25,8 @@ const MAX_HOPS: usize = 40;
 pub struct IncomingLinks {
     /// Repos that a link from outside leads into, each with one such link.
     pub needed: BTreeMap<RepoName, PathBuf>,
-    /// Places that could not be inspected, in addition to those that the scan reported as unreadable.
-    pub hidden: BTreeSet<PathBuf>,
+    /// Places that could not be inspected, with the cause, in addition to those that the scan reported as unreadable.
+    pub hidden: BTreeMap<PathBuf, Cause>,
     /// Places that the scan reported as unreadable, but that cannot hold links: files in place of folders.
     pub harmless: BTreeSet<PathBuf>,
 }
@@ -96,7 +97,7 @@ impl<'a> LinkWalker<'a> {
         let meta = match fs::symlink_metadata(path) {
             Ok(meta) => meta,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return,
-            Err(_) => return self.mark_hidden(path),
+            Err(error) => return self.mark_hidden(path, Cause::of_io(&error)),
         };
         if meta.is_symlink() {
             return match is_snapshot(folder, path) {
@@ -113,7 +114,9 @@ impl<'a> LinkWalker<'a> {
             ProblemKind::UnknownEntry if meta.is_dir() => self.walk_folder(None, path),
             _ if meta.is_dir() => self.walk_folder(Some(&repo.name), path),
             // Something else in place of a snapshot folder: the snapshot may exist elsewhere.
-            ProblemKind::ForeignLink if !meta.is_file() && is_snapshot(folder, path) => self.mark_hidden(path),
+            ProblemKind::ForeignLink if !meta.is_file() && is_snapshot(folder, path) => {
+                self.mark_hidden(path, Cause::Other)
+            }
             _ => {}
         }
     }
@@ -153,21 +156,21 @@ impl<'a> LinkWalker<'a> {
         match fs::symlink_metadata(path) {
             Ok(meta) if meta.is_symlink() => self.follow_link(None, path, false),
             Ok(meta) if meta.is_dir() => self.walk_folder(None, path),
-            Err(error) if error.kind() != io::ErrorKind::NotFound => self.mark_hidden(path),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => self.mark_hidden(path, Cause::of_io(&error)),
             _ => {}
         }
     }
 
-    fn mark_hidden(&mut self, path: &Path) {
-        self.found.hidden.insert(path.to_path_buf());
+    fn mark_hidden(&mut self, path: &Path, cause: Cause) {
+        self.found.hidden.insert(path.to_path_buf(), cause);
     }
 
     /// Follows a link in place of a folder. One that is broken now, perhaps because a disk is not mounted, may lead to
     /// anything.
     fn follow_folder_link(&mut self, owner: &RepoName, link: &Path, through: bool) {
         self.follow_link(Some(owner), link, through);
-        if fs::metadata(link).is_err() {
-            self.mark_hidden(link);
+        if let Err(error) = fs::metadata(link) {
+            self.mark_hidden(link, Cause::of_io(&error));
         }
     }
 
@@ -178,7 +181,7 @@ impl<'a> LinkWalker<'a> {
             let target = match fs::read_link(&at) {
                 Ok(target) => target,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return,
-                Err(_) => return self.mark_hidden(link),
+                Err(error) => return self.mark_hidden(link, Cause::of_io(&error)),
             };
             let next = at.parent().unwrap_or(Path::new("")).join(target);
             let inside = self.record_target(owner, link, &next);
@@ -189,7 +192,7 @@ impl<'a> LinkWalker<'a> {
                 Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                     return self.record_by_name(owner, link, &next);
                 }
-                Err(_) => return self.mark_hidden(link),
+                Err(error) => return self.mark_hidden(link, Cause::of_io(&error)),
             }
         }
         // A loop has no target.
@@ -246,8 +249,8 @@ impl<'a> LinkWalker<'a> {
             let entries = match fs::read_dir(&folder) {
                 Ok(entries) => entries,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(_) => {
-                    self.mark_hidden(&folder);
+                Err(error) => {
+                    self.mark_hidden(&folder, Cause::of_io(&error));
                     continue;
                 }
             };
@@ -258,7 +261,7 @@ impl<'a> LinkWalker<'a> {
                     Ok((path, kind)) if kind.is_dir() => folders.push(path),
                     Ok(_) => {}
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                    Err(_) => self.mark_hidden(&folder),
+                    Err(error) => self.mark_hidden(&folder, Cause::of_io(&error)),
                 }
             }
         }

@@ -15,6 +15,7 @@ use crate::cache::lock;
 use crate::cache::scan::{self, Inventory, Problem, ProblemKind, Repo, UnfinishedFile};
 use crate::cache::shared::{self, Payload};
 use crate::cache::state::{Completeness, LocalState};
+use crate::error::Cause;
 use crate::model::ids::{BlobId, Commit, RefName, RepoName};
 use crate::platform;
 
@@ -34,8 +35,8 @@ pub struct Facts {
     pub leftovers: Vec<Leftover>,
     /// Unfinished downloads at the root, which may belong to any repo.
     pub root_temporaries: Vec<UnfinishedFile>,
-    /// Places that could not be inspected, in addition to those that the scan reports as unreadable.
-    pub hidden: BTreeSet<PathBuf>,
+    /// Places that could not be inspected, with the cause, in addition to those that the scan reports as unreadable.
+    pub hidden: BTreeMap<PathBuf, Cause>,
     /// Places that the scan reports as unreadable, but that cannot contain links.
     pub harmless: BTreeSet<PathBuf>,
     /// Facts about individual repos; a repo without an entry has the defaults.

@@ -161,8 +161,7 @@ fn failure_of(problem: &Problem) -> Option<Error> {
     if problem.kind == ProblemKind::UntidyRef {
         return None;
     }
-    let path = crate::error::printable(&problem.path.to_string_lossy(), 400);
-    problem.kind.is_failure().then(|| Error::failed(path).because(problem.detail.clone()))
+    problem.kind.is_failure().then(|| problem.to_error(""))
 }
 
 /// The effect of the path filter.
@@ -247,12 +246,9 @@ fn gather_repo(
                 failures.extend(problems.into_iter().filter_map(failure_of));
                 return found;
             }
-            Err(why) => {
+            Err(error) => {
                 failures.extend(problems.into_iter().filter_map(failure_of));
-                failures.push(
-                    Error::failed(format!("cannot tell whether {} is gated, so it is not pushed", repo.name))
-                        .because(why),
-                );
+                failures.push(Error { what: error.what + ", so it is not pushed", ..error });
                 // The refs do have a snapshot here, so nothing else needs reporting about them.
                 found.refs.clear();
                 return found;
@@ -361,7 +357,8 @@ fn path_in_snapshot(problem: &Problem, snapshot: &Path) -> Option<String> {
 /// Extends the error of a file that is left out by the consequence and a hint.
 fn as_left_out(error: Error) -> Error {
     let why = error.why.clone().unwrap_or_default();
-    error.because(format!("{why}, so it is not pushed")).hint("download it again, then push again")
+    let hint = error.hint.clone().unwrap_or_else(|| "download it again, then push again".into());
+    error.because(format!("{why}, so it is not pushed")).hint(hint)
 }
 
 /// Returns the name of a problematic file in a snapshot if the commit does not list it.

@@ -19,7 +19,7 @@ use super::clients::{self, BlobEntry};
 use super::junk::{is_copy, is_junk};
 use super::layout::{self, Layout};
 use super::read;
-use crate::error::{Error, Result, plain_io};
+use crate::error::{Cause, Error, Result, plain_io, shown};
 use crate::escape::{Keep, escape};
 use crate::files;
 use crate::model::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
@@ -161,6 +161,30 @@ pub struct Problem {
     pub kind: ProblemKind,
     /// The reason, for the user.
     pub detail: String,
+    /// The typed reason, which decides the exit code of a command that fails because of it.
+    #[serde(skip)]
+    pub cause: Cause,
+}
+
+impl Problem {
+    /// Creates a problem with what is there, as opposed to a failure to read it.
+    pub fn new(path: PathBuf, kind: ProblemKind, detail: impl Into<String>) -> Problem {
+        Problem { path, kind, detail: detail.into(), cause: Cause::Other }
+    }
+
+    /// Creates a problem for something that cannot be read.
+    pub fn unreadable(path: &Path, error: &io::Error) -> Problem {
+        let detail = format!("cannot be read: {}", plain_io(error));
+        Problem { cause: Cause::of_io(error), ..Problem::new(path.to_path_buf(), ProblemKind::Unreadable, detail) }
+    }
+
+    /// Returns the failure of a command that this problem is in the way of. `what` failed on the path; it may be empty.
+    pub fn to_error(&self, what: &str) -> Error {
+        let path = shown(&self.path);
+        let what = if what.is_empty() { path } else { format!("{what} {path}") };
+        let error = Error::new(self.cause, what).because(self.detail.clone());
+        if self.cause == Cause::Permission { error.hint(platform::PERMISSION_HINT) } else { error }
+    }
 }
 
 /// Kinds of problems.
@@ -194,7 +218,7 @@ impl ProblemKind {
 
 impl std::fmt::Display for Problem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {}", crate::error::shown(&self.path), escape(&self.detail, Keep::Nothing))
+        write!(f, "{}: {}", shown(&self.path), escape(&self.detail, Keep::Nothing))
     }
 }
 
@@ -232,7 +256,7 @@ pub fn scan(root: &Path) -> Result<Inventory> {
         let entry = match entry {
             Ok(entry) => entry,
             Err(error) => {
-                inventory.problems.push(unreadable(root, &error));
+                inventory.problems.push(Problem::unreadable(root, &error));
                 continue;
             }
         };
@@ -240,11 +264,10 @@ pub fn scan(root: &Path) -> Result<Inventory> {
             RootEntry::Repo(name) => folders.push((name, entry.path())),
             RootEntry::SharedStore => inventory.shared_store = super::shared::is_store(&inventory.layout),
             RootEntry::Known => {}
-            RootEntry::Unknown => inventory.problems.push(Problem {
-                path: entry.path(),
-                kind: ProblemKind::UnknownEntry,
-                detail: "not part of a Hugging Face cache".into(),
-            }),
+            RootEntry::Unknown => {
+                let detail = "not part of a Hugging Face cache";
+                inventory.problems.push(Problem::new(entry.path(), ProblemKind::UnknownEntry, detail));
+            }
         }
     }
     inventory.repos = scan_repos(&inventory.layout, &folders);
@@ -319,21 +342,13 @@ fn scan_repos(layout: &Layout, folders: &[(RepoName, PathBuf)]) -> Vec<Repo> {
     found.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-fn unreadable(path: &Path, error: &io::Error) -> Problem {
-    Problem {
-        path: path.to_path_buf(),
-        kind: ProblemKind::Unreadable,
-        detail: format!("cannot be read: {}", plain_io(error)),
-    }
-}
-
 /// The scan of one repo folder.
 struct RepoScan<'a> {
     layout: &'a Layout,
     path: &'a Path,
     blobs_dir: PathBuf,
     /// Broken links in `blobs/`, with the reason.
-    dangling: HashMap<BlobId, String>,
+    dangling: HashMap<BlobId, (String, Cause)>,
     repo: Repo,
 }
 
@@ -364,7 +379,11 @@ impl<'a> RepoScan<'a> {
     }
 
     fn add_problem(&mut self, path: PathBuf, kind: ProblemKind, detail: impl Into<String>) {
-        self.repo.problems.push(Problem { path, kind, detail: detail.into() });
+        self.repo.problems.push(Problem::new(path, kind, detail));
+    }
+
+    fn add_broken_link(&mut self, path: PathBuf, detail: String, cause: Cause) {
+        self.repo.problems.push(Problem { cause, ..Problem::new(path, ProblemKind::BrokenLink, detail) });
     }
 
     fn add_special_file(&mut self, path: PathBuf, meta: &Metadata) {
@@ -378,13 +397,13 @@ impl<'a> RepoScan<'a> {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return out,
             Err(error) => {
-                self.repo.problems.push(unreadable(dir, &error));
+                self.repo.problems.push(Problem::unreadable(dir, &error));
                 return out;
             }
         };
         for entry in entries {
             match entry {
-                Err(error) => self.repo.problems.push(unreadable(dir, &error)),
+                Err(error) => self.repo.problems.push(Problem::unreadable(dir, &error)),
                 Ok(entry) => match entry.file_name().into_string() {
                     Ok(name) => out.push((name, entry)),
                     Err(_) => self.add_problem(entry.path(), ProblemKind::BadName, "its name is not UTF-8"),
@@ -395,12 +414,15 @@ impl<'a> RepoScan<'a> {
     }
 
     fn scan_all(&mut self) {
-        if !fs::metadata(self.path).is_ok_and(|meta| meta.is_dir()) {
-            self.add_problem(
-                self.path.to_path_buf(),
-                ProblemKind::Unreadable,
-                "is named like a repo but is not a readable folder",
-            );
+        let cause = match fs::metadata(self.path) {
+            Ok(meta) if meta.is_dir() => None,
+            Ok(_) => Some(Cause::Other),
+            Err(error) => Some(Cause::of_io(&error)),
+        };
+        if let Some(cause) = cause {
+            let detail = "is named like a repo but is not a readable folder";
+            let problem = Problem::new(self.path.to_path_buf(), ProblemKind::Unreadable, detail);
+            self.repo.problems.push(Problem { cause, ..problem });
             return;
         }
         for (name, entry) in self.list_folder(self.path) {
@@ -430,7 +452,7 @@ impl<'a> RepoScan<'a> {
                 // Renamed or removed after the folder was read, because a download finished.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => {
-                    self.repo.problems.push(unreadable(&entry.path(), &error));
+                    self.repo.problems.push(Problem::unreadable(&entry.path(), &error));
                     continue;
                 }
             };
@@ -470,7 +492,7 @@ impl<'a> RepoScan<'a> {
         let target = match fs::read_link(&path) {
             Ok(target) => target,
             Err(error) => {
-                self.repo.problems.push(unreadable(&path, &error));
+                self.repo.problems.push(Problem::unreadable(&path, &error));
                 return;
             }
         };
@@ -485,8 +507,8 @@ impl<'a> RepoScan<'a> {
             Ok(_) => self.add_problem(path, ProblemKind::ForeignLink, "is a link to something that is not a file"),
             Err(error) => {
                 let detail = format!("its target {} cannot be read: {}", target.display(), plain_io(&error));
-                self.add_problem(path, ProblemKind::BrokenLink, detail.clone());
-                self.dangling.insert(id, detail);
+                self.add_broken_link(path, detail.clone(), Cause::of_io(&error));
+                self.dangling.insert(id, (detail, Cause::of_io(&error)));
             }
         }
     }
@@ -537,7 +559,7 @@ impl<'a> RepoScan<'a> {
             let kind = match entry.file_type() {
                 Ok(kind) => kind,
                 Err(error) => {
-                    self.repo.problems.push(unreadable(&entry.path(), &error));
+                    self.repo.problems.push(Problem::unreadable(&entry.path(), &error));
                     continue;
                 }
             };
@@ -596,7 +618,7 @@ impl<'a> RepoScan<'a> {
             Ok(target) => target,
             Err(_) if looks_like_junk => return None,
             Err(error) => {
-                self.repo.problems.push(unreadable(&dir.join(name), &error));
+                self.repo.problems.push(Problem::unreadable(&dir.join(name), &error));
                 return None;
             }
         };
@@ -619,11 +641,11 @@ impl<'a> RepoScan<'a> {
         if self.repo.blobs.contains_key(&id) || self.has_appeared(id) {
             return Some(SnapshotFile::Link(id));
         }
-        let detail = match self.dangling.get(&id) {
-            Some(why) => why.clone(),
-            None => format!("its blob {id} is missing"),
+        let (detail, cause) = match self.dangling.get(&id) {
+            Some(known) => known.clone(),
+            None => (format!("its blob {id} is missing"), Cause::Other),
         };
-        self.add_problem(dir.join(name), ProblemKind::BrokenLink, detail);
+        self.add_broken_link(dir.join(name), detail, cause);
         None
     }
 
@@ -671,7 +693,7 @@ impl<'a> RepoScan<'a> {
         match &found {
             Ok(meta) if meta.is_file() => {}
             Ok(meta) => self.add_special_file(entry.path(), meta),
-            Err(error) => self.repo.problems.push(unreadable(&entry.path(), error)),
+            Err(error) => self.repo.problems.push(Problem::unreadable(&entry.path(), error)),
         }
         real_file(&entry.path(), &found.ok()?)
     }
@@ -694,7 +716,7 @@ impl<'a> RepoScan<'a> {
                     let what = meta.map_or("is a ref but not a regular file".into(), |meta| files::not_a_file(&meta));
                     self.add_problem(path, ProblemKind::BadRef, what);
                 }
-                Err(error) => self.repo.problems.push(unreadable(&path, &error)),
+                Err(error) => self.repo.problems.push(Problem::unreadable(&path, &error)),
             }
         }
     }
@@ -706,7 +728,7 @@ impl<'a> RepoScan<'a> {
             Ok(content) => content,
             Err(_) if looks_like_junk => return,
             Err(error) => {
-                self.repo.problems.push(unreadable(&path, &error));
+                self.repo.problems.push(Problem::unreadable(&path, &error));
                 return;
             }
         };

@@ -13,9 +13,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::layout::{self, Layout};
 use super::place::{ensure_dir, rename_over};
-use super::scan::{Problem, ProblemKind};
+use super::scan::Problem;
 use super::{lock, quarantine, read, remove};
-use crate::error::{Error, Result, plain_io};
+use crate::error::{Error, Result};
 use crate::model::ids::{BlobId, RepoName};
 use crate::platform::{self, Inode};
 
@@ -69,14 +69,10 @@ pub fn payloads(layout: &Layout) -> (Vec<Payload>, Vec<Problem>) {
     if !is_store(layout) {
         return (found, problems);
     }
-    let mut unreadable = |path: &Path, error: &io::Error| {
-        let detail = format!("cannot be read: {}", plain_io(error));
-        problems.push(Problem { path: path.to_path_buf(), kind: ProblemKind::Unreadable, detail });
-    };
     let mut entries = |dir: &Path| -> Vec<fs::DirEntry> {
         let list = fs::read_dir(dir).and_then(|entries| entries.collect());
         list.unwrap_or_else(|error| {
-            unreadable(dir, &error);
+            problems.push(Problem::unreadable(dir, &error));
             Vec::new()
         })
     };

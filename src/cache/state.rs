@@ -12,7 +12,7 @@ use super::gated::{self, Gated};
 use super::layout::Layout;
 use super::read::{self, MAX_TREE};
 use super::scan::{self, Inventory, ProblemKind, Repo, Revision, SnapshotFile};
-use crate::error::{Result, plain_io, shown};
+use crate::error::{Cause, Error, Result, plain_io, shown};
 use crate::model::ids::{Commit, RepoName};
 use crate::model::manifest::Tree;
 
@@ -21,7 +21,7 @@ use crate::model::manifest::Tree;
 pub struct LocalState {
     inventory: Inventory,
     trees: Mutex<HashMap<(RepoName, Commit), TreeFile>>,
-    gated: Mutex<HashMap<RepoName, Result<Option<Gated>, String>>>,
+    gated: Mutex<HashMap<RepoName, Result<Option<Gated>>>>,
 }
 
 /// The file `trees/<commit>.json`.
@@ -133,14 +133,19 @@ impl LocalState {
     /// Checks whether any snapshot of the repo has a licence that looks gated.
     ///
     /// # Errors
-    /// The reason, if a licence cannot be read, so that the answer is unknown.
-    pub fn gated(&self, repo: &RepoName) -> Result<Option<Gated>, String> {
+    /// If a licence cannot be read, so that the answer is unknown.
+    pub fn gated(&self, repo: &RepoName) -> Result<Option<Gated>> {
         let known = || self.gated.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(gated) = known().get(repo) {
             return gated.clone();
         }
-        let gated = gated::check_repo(self.layout(), repo)
-            .map_err(|(path, error)| format!("{}: {}", shown(&path), plain_io(&error)));
+        let gated = gated::check_repo(self.layout(), repo).map_err(|(path, error)| {
+            Error::new(Cause::of_io(&error), format!("cannot tell whether {repo} is gated")).because(format!(
+                "{}: {}",
+                shown(&path),
+                plain_io(&error)
+            ))
+        });
         known().insert(repo.clone(), gated.clone());
         gated
     }

@@ -14,6 +14,7 @@ use super::size::Size;
 use crate::bucket::client::Bucket;
 use crate::cache::prune_facts::{self, Facts};
 use crate::cache::scan::{self, Inventory};
+use crate::cache::state::Completeness;
 use crate::config::GigaBytes;
 use crate::engine::Session;
 use crate::engine::evict::{self, Outcome};
@@ -249,6 +250,8 @@ pub struct EvictedRevision {
     pub reason: Reason,
     /// Refs that named it.
     pub refs: Vec<RefName>,
+    /// How much of the commit was here.
+    pub status: Completeness,
     /// Last use, in seconds since 1970.
     #[serde(rename = "last_used", serialize_with = "crate::when::serialize_seconds")]
     pub last_use: u64,
@@ -371,6 +374,7 @@ impl Deletions {
                     revision: evicted.revision.clone(),
                     reason: action.reason,
                     refs: evicted.refs.clone(),
+                    status: evicted.status.clone(),
                     last_use: evicted.last_use,
                     bytes: action.bytes,
                 }),
@@ -467,6 +471,7 @@ async fn run(session: &Session, args: &Args, agreement: Option<Agreement>) -> Re
     if let Some(agreement) = &agreement {
         plan.limit_to(agreement);
     }
+    let (facts, plan) = evict::add_statuses(facts, plan).await;
     let mut report = match args.dry_run {
         true => Report::new(args, &options, plan, None, facts.noatime),
         false => {

@@ -182,6 +182,7 @@ async fn run(session: &Session, args: &Args, agreement: Option<Agreement>) -> Re
     if let Some(agreement) = &agreement {
         plan.limit_to(agreement);
     }
+    let (facts, plan) = evict::add_statuses(facts, plan).await;
     let mut report = match args.dry_run {
         true => Report::new(&options, plan, None, notes),
         false => {

@@ -4,7 +4,7 @@
 //! by a rename, and its blobs only after scanning the repo again, each under huggingface_hub's own lock on it. Anything
 //! that has changed since the scan is left alone. An interruption leaves unused blobs for the next run.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -23,6 +23,7 @@ use crate::cache::prune_facts::{self, Facts};
 use crate::cache::remove::{self, StagedRemoval};
 use crate::cache::scan::{self, Blob, Place, ProblemKind, Repo, Revision, SnapshotFile, UnfinishedFile};
 use crate::cache::shared::{self, SweepOutcome};
+use crate::cache::state::{Completeness, LocalState};
 use crate::error::{Error, Result};
 use crate::model::ids::{BlobId, Commit, RefName, RepoName};
 use crate::plan::prune::held::Lack;
@@ -67,6 +68,20 @@ pub async fn lock(session: &Session, options: &mut Options, hint: &str) -> Resul
         options.temporary_grace = options.temporary_grace.max(LOCKLESS_GRACE);
     }
     Ok(Some(lock))
+}
+
+/// Adds to the plan how much there is of each revision that goes or stays.
+pub async fn add_statuses(facts: Facts, mut plan: Plan) -> (Facts, Plan) {
+    blocking(move || {
+        let state = LocalState::unscanned(facts.inventory.layout.clone());
+        let repos: HashMap<&RepoName, &Repo> = facts.inventory.repos.iter().map(|repo| (&repo.name, repo)).collect();
+        plan.add_statuses(|repo, commit| {
+            repos.get(repo).map_or(Completeness::Unknown, |repo| state.completeness(repo, commit))
+        });
+        drop(repos);
+        (facts, plan)
+    })
+    .await
 }
 
 /// Carries out the plan. If the bucket has to hold what is evicted, it is asked again before each eviction. The lock is
@@ -191,7 +206,7 @@ impl Run<'_> {
 
     fn skip(&self, reason: SkipReason, repo: Option<&RepoName>, path: &Path, bytes: u64) -> Attempt {
         let path = Some(path.to_path_buf());
-        Ok(Some(Box::new(Skip { repo: repo.cloned(), revision: None, path, reason, lacks: None, bytes })))
+        Ok(Some(Box::new(Skip { repo: repo.cloned(), revision: None, status: None, path, reason, lacks: None, bytes })))
     }
 
     fn delete_leftover(&mut self, path: &Path) -> Attempt {
@@ -264,10 +279,12 @@ impl Run<'_> {
     fn delete_revision(&mut self, eviction: &Eviction) -> Attempt {
         let (repo, commit) = (&eviction.repo, &eviction.revision);
         let snapshot = self.layout.snapshot(repo, commit);
-        let changed = |reason| {
+        let kept = |reason, lacks| {
             let (repo, revision) = (Some(repo.clone()), Some(commit.clone()));
-            Ok(Some(Box::new(Skip { repo, revision, path: None, reason, lacks: None, bytes: 0 })))
+            let status = Some(eviction.status.clone());
+            Ok(Some(Box::new(Skip { repo, revision, status, path: None, reason, lacks, bytes: 0 })))
         };
+        let changed = |reason| kept(reason, None);
         if !remove::is_inside(self.layout.root(), &snapshot) {
             return changed(SkipReason::Link);
         }
@@ -305,8 +322,7 @@ impl Run<'_> {
             }
         };
         if lacks.is_some() {
-            let (repo, revision, reason) = (Some(repo.clone()), Some(commit.clone()), SkipReason::NotInBucket);
-            return Ok(Some(Box::new(Skip { repo, revision, path: None, reason, lacks, bytes: 0 })));
+            return kept(SkipReason::NotInBucket, lacks);
         }
         let failed = |error: io::Error| cannot_delete(&snapshot, &error);
         let mut refs = Vec::new();

@@ -106,8 +106,7 @@ impl<'a> Pull<'a> {
         blocking(move || {
             let plan = inspect_and_plan(&local, &found, verify);
             let repo = found.manifest.repo();
-            let unknown =
-                |why| Error::failed(format!("cannot tell whether {repo} is gated, so it is not pulled")).because(why);
+            let unknown = |error: Error| Error { what: error.what + ", so it is not pulled", ..error };
             if judge
                 && !plan.fetch.is_empty()
                 && let Some(gated) = local.gated(repo).map_err(unknown)?

@@ -1,5 +1,7 @@
 //! What happened, as far as the program goes on differently for it.
 
+use std::io;
+
 use super::Kind;
 
 /// What happened. The program decides by this alone; scripts are told the [`Kind`] that follows from it.
@@ -115,6 +117,15 @@ pub enum Cause {
 }
 
 impl Cause {
+    /// Returns the cause of an I/O error on this machine.
+    pub fn of_io(error: &io::Error) -> Cause {
+        match error.kind() {
+            io::ErrorKind::PermissionDenied => Cause::Permission,
+            io::ErrorKind::StorageFull => Cause::DiskFull,
+            _ => Cause::Other,
+        }
+    }
+
     /// What scripts are told: the word in `--json`, and by it the exit code.
     pub fn kind(self) -> Kind {
         use Cause::*;

@@ -237,6 +237,24 @@ fn on_a_terminal_it_asks() {
     }
 }
 
+/// Whether in the repo itself or in another one, which may link to anything.
+#[cfg(unix)]
+#[test]
+fn an_unreadable_folder_is_a_permission_error() {
+    use std::os::unix::fs::PermissionsExt;
+    let chmod = |path: &std::path::Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    for place in [A.to_string(), format!("{A}/blobs"), format!("{A}/snapshots"), B.to_string()] {
+        let hub = everyday();
+        let before = hub.contents();
+        chmod(&hub.path(&place), 0o000);
+        let ran = hub.machine.run_as_owner(&["rm", "org/a"]);
+        chmod(&hub.path(&place), 0o755);
+        assert_eq!(ran.code, 3, "{place}: {ran:#?}");
+        assert_eq!(ran.stderr.matches("error: ").count(), 1, "{place}: {ran:#?}");
+        assert_eq!(hub.contents(), before, "{place}");
+    }
+}
+
 #[cfg(unix)]
 #[test]
 fn a_read_only_cache_is_a_permission_error() {

@@ -21,7 +21,8 @@ use crate::cache::clients;
 use crate::cache::layout::Layout;
 use crate::cache::prune_facts::{Facts, RepoFacts};
 use crate::cache::scan::{Place, Problem, ProblemKind, Repo, Revision, SnapshotFile, UnfinishedFile};
-use crate::error::{Error, shown};
+use crate::cache::state::Completeness;
+use crate::error::{Cause, Error, shown};
 use crate::model::ids::{BlobId, Commit, RefName, RepoName};
 use crate::model::pins::Pins;
 use held::{Held, Lack};
@@ -155,6 +156,8 @@ pub struct Eviction {
     pub revision: Commit,
     /// Refs that name it.
     pub refs: Vec<RefName>,
+    /// How much of the commit is here.
+    pub status: Completeness,
     /// Last use, in seconds since 1970.
     #[serde(rename = "last_used", serialize_with = "crate::when::serialize_seconds")]
     pub last_use: u64,
@@ -220,6 +223,9 @@ pub struct Skip {
     /// The revision, if it concerns one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub revision: Option<Commit>,
+    /// How much of that revision's commit is here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status: Option<Completeness>,
     /// The path, if it concerns a single file or folder.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "crate::lossy::optional")]
     pub path: Option<PathBuf>,
@@ -292,9 +298,21 @@ impl Plan {
                         }
                     };
                     let (reason, bytes) = (SkipReason::Changed, action.bytes);
-                    self.skips.push(Skip { repo, revision, path, reason, lacks: None, bytes });
+                    self.skips.push(Skip { repo, revision, status: None, path, reason, lacks: None, bytes });
                 }
             }
+        }
+    }
+
+    /// Adds to each revision that goes or stays how much of its commit is here. No decision depends on it.
+    pub fn add_statuses(&mut self, status: impl Fn(&RepoName, &Commit) -> Completeness) {
+        for action in &mut self.actions {
+            if let Target::Revision(gone) = &mut action.target {
+                gone.status = status(&gone.repo, &gone.revision);
+            }
+        }
+        for skip in &mut self.skips {
+            skip.status = skip.repo.as_ref().zip(skip.revision.as_ref()).map(|(repo, commit)| status(repo, commit));
         }
     }
 
@@ -304,7 +322,7 @@ impl Plan {
     }
 
     fn add_skip(&mut self, reason: SkipReason, repo: Option<&RepoName>, path: Option<PathBuf>, bytes: u64) {
-        self.skips.push(Skip { repo: repo.cloned(), revision: None, path, reason, lacks: None, bytes });
+        self.skips.push(Skip { repo: repo.cloned(), revision: None, status: None, path, reason, lacks: None, bytes });
     }
 }
 
@@ -313,6 +331,8 @@ struct Barrier<'a> {
     reason: SkipReason,
     repo: Option<&'a RepoName>,
     path: &'a Path,
+    /// Why it cannot be read, if that is the reason.
+    cause: Cause,
 }
 
 /// Makes the plan.
@@ -358,7 +378,7 @@ impl Plan {
         self.actions.retain(|action| !action.target.is_content());
         self.freed = self.actions.iter().map(|action| action.bytes).sum();
         let has_effect = self.actions.len() < before;
-        for Barrier { reason, repo, path } in barriers {
+        for Barrier { reason, repo, path, cause } in barriers {
             let is_this = |skip: &&mut Skip| skip.reason == *reason && skip.path.as_deref() == Some(*path);
             match self.skips.iter_mut().find(is_this) {
                 Some(reported) => reported.bytes += held,
@@ -368,7 +388,7 @@ impl Plan {
                 && has_effect
                 && !self.failures.iter().any(|failure| failure.what == shown(path))
             {
-                self.failures.push(Error::failed(shown(path)).because("cannot be inspected"));
+                self.failures.push(Error::new(*cause, shown(path)).because("cannot be inspected"));
             }
         }
     }
@@ -382,7 +402,7 @@ fn report_problems(facts: &Facts, plan: &mut Plan) {
     for (repo, problem) in of_root.chain(of_repos).filter(|(_, problem)| !is_harmless(problem)) {
         plan.add_skip(skip_reason(problem.kind), repo, Some(problem.path.clone()), 0);
         if problem.kind == ProblemKind::Unreadable {
-            plan.failures.push(Error::failed(shown(&problem.path)).because(problem.detail.clone()));
+            plan.failures.push(problem.to_error(""));
         }
     }
 }
@@ -496,19 +516,25 @@ impl<'a> Planner<'a> {
         let unreadable = |problem: &&'a Problem| {
             problem.kind == ProblemKind::Unreadable && !self.facts.harmless.contains(&problem.path)
         };
-        let of_root = inventory.problems.iter().filter(unreadable).map(|problem| (None, problem.path.as_path()));
+        let of_root = inventory.problems.iter().filter(unreadable);
+        let of_root = of_root.map(|problem| (None, problem.path.as_path(), problem.cause));
         let of_repos = inventory.repos.iter().flat_map(move |repo| {
             let folder = inventory.layout.repo(&repo.name);
             let problems = repo.problems.iter().filter(unreadable);
             let problems = problems.filter(move |problem| may_hide_links(&folder, &problem.path));
-            problems.map(|problem| (Some(&repo.name), problem.path.as_path()))
+            problems.map(|problem| (Some(&repo.name), problem.path.as_path(), problem.cause))
         });
-        let hidden = self.facts.hidden.iter().map(|path| (None, path.as_path()));
+        let hidden = self.facts.hidden.iter().map(|(path, cause)| (None, path.as_path(), *cause));
         let unreadable = of_root.chain(of_repos).chain(hidden);
         let young = self.facts.root_temporaries.iter().filter(|file| !self.is_abandoned(file));
         unreadable
-            .map(|(repo, path)| Barrier { reason: SkipReason::Unreadable, repo, path })
-            .chain(young.map(|file| Barrier { reason: SkipReason::InFlight, repo: None, path: &file.path }))
+            .map(|(repo, path, cause)| Barrier { reason: SkipReason::Unreadable, repo, path, cause })
+            .chain(young.map(|file| Barrier {
+                reason: SkipReason::InFlight,
+                repo: None,
+                path: &file.path,
+                cause: Cause::Other,
+            }))
             .collect()
     }
 
@@ -702,7 +728,7 @@ impl<'a> Planner<'a> {
             // There are always some that were used recently.
             if reason != SkipReason::Recent || is_over_budget {
                 let (repo, revision) = (Some(candidate.repo.clone()), Some(candidate.commit.clone()));
-                self.plan.skips.push(Skip { repo, revision, path: None, reason, lacks, bytes });
+                self.plan.skips.push(Skip { repo, revision, status: None, path: None, reason, lacks, bytes });
             }
         }
     }
@@ -713,6 +739,7 @@ impl<'a> Planner<'a> {
             repo: candidate.repo.clone(),
             revision: candidate.commit.clone(),
             refs: candidate.refs.clone(),
+            status: Completeness::Unknown,
             last_use: candidate.last_use.duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
             blobs: gone.blobs,
         });
@@ -738,7 +765,7 @@ impl<'a> Planner<'a> {
 
     fn skip_revision(&mut self, candidate: &Candidate<'_>, reason: SkipReason, bytes: u64) {
         let (repo, revision) = (Some(candidate.repo.clone()), Some(candidate.commit.clone()));
-        self.plan.skips.push(Skip { repo, revision, path: None, reason, lacks: None, bytes });
+        self.plan.skips.push(Skip { repo, revision, status: None, path: None, reason, lacks: None, bytes });
     }
 
     /// Returns the revisions that may be evicted: detached ones first unless the bucket has to hold all of them, then by
@@ -811,6 +838,8 @@ impl<'a> Planner<'a> {
             let mut trial = self.ledger.clone();
             let bytes = repo.revisions.keys().map(|commit| trial.evict(index, commit).bytes).sum();
             self.plan.add_skip(reason, Some(&repo.name), path, bytes);
+            let unreadable = repo.problems.iter().filter(|problem| problem.kind == ProblemKind::Unreadable);
+            self.plan.failures.extend(unreadable.map(|problem| problem.to_error("")));
             return;
         }
         if commits.is_none() {
@@ -826,7 +855,7 @@ impl<'a> Planner<'a> {
                 lacks => {
                     let (repo, revision) = (Some(repo.name.clone()), Some(candidate.commit.clone()));
                     let reason = SkipReason::NotInBucket;
-                    self.plan.skips.push(Skip { repo, revision, path: None, reason, lacks, bytes: 0 });
+                    self.plan.skips.push(Skip { repo, revision, status: None, path: None, reason, lacks, bytes: 0 });
                 }
             }
         }

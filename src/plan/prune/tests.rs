@@ -18,6 +18,7 @@ use crate::cache::scan::{
     Blob, Inventory, Place, Problem, ProblemKind, Repo, Revision, SnapshotFile, UnfinishedFile, scan,
 };
 use crate::cache::shared::Payload;
+use crate::error::Cause;
 use crate::model::ids::{BlobId, Commit, RefName, RepoName, RepoType};
 use crate::model::manifest::{Manifest, ManifestFile};
 use crate::model::pins::Pins;
@@ -87,7 +88,7 @@ fn facts(repos: Vec<Repo>) -> Facts {
         store_problems: Vec::new(),
         leftovers: Vec::new(),
         root_temporaries: Vec::new(),
-        hidden: BTreeSet::new(),
+        hidden: BTreeMap::new(),
         harmless: BTreeSet::new(),
         repos: BTreeMap::new(),
         noatime: false,
@@ -312,7 +313,7 @@ fn leftovers_are_deleted_by_age_even_within_the_budget() {
 fn with_problem(kind: ProblemKind, path: &str) -> Plan {
     let mut facts = everyday();
     facts.inventory.repos[0].blobs.insert(blob_id(6), blob(60, DAY));
-    facts.inventory.repos[0].problems.push(Problem { path: path.into(), kind, detail: "why".into() });
+    facts.inventory.repos[0].problems.push(Problem::new(path.into(), kind, "why"));
     plan(&facts, &options(0), now())
 }
 
@@ -340,7 +341,7 @@ fn problems_keep_everything_that_they_may_hide() {
     assert_eq!(reference.freed, 560, "orphans are deleted, but the ref may name any revision");
 
     let mut facts = everyday();
-    let problem = Problem { path: "/hub".into(), kind: ProblemKind::Unreadable, detail: "why".into() };
+    let problem = Problem::new("/hub".into(), ProblemKind::Unreadable, "why");
     facts.inventory.problems.push(problem);
     let blocked = plan(&facts, &options(0), now());
     assert_eq!((blocked.actions.len(), blocked.failures.len()), (0, 1));
@@ -350,15 +351,19 @@ fn problems_keep_everything_that_they_may_hide() {
 fn a_place_without_links_blocks_nothing_else() {
     let mut facts = everyday();
     let path = PathBuf::from("/hub/models--org--a/blobs");
-    let problem = Problem { path: path.clone(), kind: ProblemKind::Unreadable, detail: "why".into() };
+    let problem = Problem::new(path.clone(), ProblemKind::Unreadable, "why");
     facts.inventory.repos[0].problems.push(problem);
     assert_eq!(plan(&facts, &options(0), now()).freed, 0);
     facts.harmless.insert(path);
     assert_eq!(plan(&facts, &options(0), now()).freed, 500);
     // Hidden behind a link, or in a folder that is not part of a cache.
-    facts.hidden.insert("/elsewhere".into());
+    facts.hidden.insert("/elsewhere".into(), Cause::Permission);
     let blocked = plan(&facts, &options(0), now());
-    assert_eq!((blocked.actions.len(), blocked.failures.len()), (0, 2));
+    assert_eq!(blocked.actions.len(), 0);
+    assert_eq!(
+        blocked.failures.iter().map(|failure| failure.cause).collect::<Vec<_>>(),
+        [Cause::Other, Cause::Permission]
+    );
     // It is not a failure if nothing would be deleted anyway.
     assert_eq!(plan(&facts, &options(1 << 30), now()).failures.len(), 1);
 }

@@ -540,10 +540,9 @@ mod tests {
 
     #[test]
     fn what_is_not_a_file_damages_the_files_that_need_it() {
-        let odd = |place: &str| Problem {
-            path: Path::new("/hub/models--org--name").join(place),
-            kind: ProblemKind::NotAFile,
-            detail: "is a folder".into(),
+        let odd = |place: &str| {
+            let path = Path::new("/hub/models--org--name").join(place);
+            Problem::new(path, ProblemKind::NotAFile, "is a folder")
         };
         let mut repo = Repo::new(Some(&[("a", '1'), ("d/b", '2')])).file("a", link(id('1')));
         repo.0.odd = vec![odd(&format!("blobs/{}", id('1'))), odd(&format!("snapshots/{COMMIT}/d/b")), odd("refs/x")];

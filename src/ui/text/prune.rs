@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use super::time::{Stream, ago, stamped};
 use super::{plural, size};
+use crate::cache::state::Completeness;
 use crate::commands::prune::{Deletions, EvictedRevision, Report, Row, RowKind};
 use crate::error::{Error, Kind, printable};
 use crate::model::ids::RepoName;
@@ -29,7 +30,11 @@ pub(super) fn table(rows: &[Row], now: SystemTime) -> String {
         let repo = row.repo.as_ref().map_or("-".into(), ToString::to_string);
         let (what, used, why) = match &row.kind {
             RowKind::Revision(one) => {
-                (one.revision.short().to_string(), ago(from_unix_seconds(one.last_use), now), eviction_reason(one))
+                let why = match notable(&one.status) {
+                    Some(word) => format!("{}; {word}", eviction_reason(one)),
+                    None => eviction_reason(one),
+                };
+                (one.revision.short().to_string(), ago(from_unix_seconds(one.last_use), now), why)
             }
             RowKind::Orphans(count) => (plural(*count, "blob"), "-".into(), "no revision uses it".into()),
             RowKind::Abandoned(count) => (plural(*count, "file"), "-".into(), "never finished".into()),
@@ -51,6 +56,11 @@ fn eviction_reason(one: &EvictedRevision) -> String {
         Reason::Requested => refs_of(one),
         _ => "no ref names it".into(),
     }
+}
+
+/// Returns the word for how much of a commit is here, if it is not all of it or is unusable.
+fn notable(status: &Completeness) -> Option<&'static str> {
+    matches!(status, Completeness::Partial { .. } | Completeness::Damaged { .. }).then(|| status.word())
 }
 
 /// Lists the refs that named it, except one named like the commit itself, which carries no information.
@@ -240,12 +250,19 @@ pub(super) fn skip_lines<'a>(skips: impl Iterator<Item = &'a Skip>, reason: fn(S
         };
         let more = if skips.len() > 1 { format!(" and {} more", skips.len() - 1) } else { String::new() };
         let all = skips.iter().map(|skip| skip.bytes);
-        let bytes = match if covers_same_bytes(why) { all.max().unwrap_or_default() } else { all.sum() } {
-            0 => String::new(),
-            bytes => format!(" ({})", size(bytes)),
-        };
+        let bytes = if covers_same_bytes(why) { all.max().unwrap_or_default() } else { all.sum() };
+        let mut facts: Vec<String> = (bytes > 0).then(|| size(bytes)).into_iter().collect();
+        for word in ["partial", "damaged"] {
+            let statuses = skips.iter().filter_map(|skip| notable(skip.status.as_ref()?));
+            match (statuses.filter(|status| *status == word).count(), skips.len()) {
+                (0, _) => {}
+                (_, 1) => facts.push(word.into()),
+                (count, _) => facts.push(format!("{count} {word}")),
+            }
+        }
+        let facts = if facts.is_empty() { String::new() } else { format!(" ({})", facts.join(", ")) };
         let why = lacks.map_or_else(|| reason(why).to_string(), lack);
-        let _ = writeln!(out, "kept {first}{more}{bytes}: {why}");
+        let _ = writeln!(out, "kept {first}{more}{facts}: {why}");
     }
     out
 }
