@@ -91,7 +91,9 @@ mod tests {
     fn judge(token: Option<&str>, listen: &str, headers: &[(header::HeaderName, &str)]) -> Verdict {
         let keeper = Gatekeeper::new(token.map(String::from), listen.parse().unwrap());
         let mut map = HeaderMap::new();
-        headers.iter().for_each(|(name, text)| drop(map.append(name, text.parse().unwrap())));
+        for (name, text) in headers {
+            map.append(name, text.parse().unwrap());
+        }
         keeper.judge(&map, "/api/models/x")
     }
 
