@@ -58,5 +58,6 @@ class Page(Scenario):
             page.open(self.url)
             self.assertIn("acme/tiny/README.md", page.text("#recent"))
             self.assertIn("data.bin", page.text("#failures"))
+            self.assertIn("acme/tiny", page.text("#cached"))
             self.assertIn("test-", page.text(".about"))
             self.assertIn("as of when this page was loaded", page.text("#state"))

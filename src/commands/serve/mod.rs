@@ -15,6 +15,7 @@
 
 pub mod activity;
 pub mod body;
+pub mod cached;
 pub mod child;
 pub mod documents;
 pub mod environment;
@@ -49,6 +50,7 @@ use crate::error::{Error, Result, shown};
 use crate::files;
 use crate::platform::Interruption;
 use activity::Activity;
+use cached::Cached;
 use gatekeeper::Gatekeeper;
 use puller::Puller;
 use respond::Site;
@@ -221,6 +223,8 @@ pub async fn execute(session: &Session, args: &Args, report: &dyn Fn(Update)) ->
         gatekeeper: Gatekeeper::new(token.clone(), listen),
         shares_cache: args.max_size.is_none(),
         about,
+        layout: session.layout(),
+        cached: Cached::default(),
     });
     report(Update::now(UpdateKind::Started {
         url,

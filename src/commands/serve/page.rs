@@ -7,6 +7,7 @@ use bytesize::ByteSize;
 use serde_json::{Value, json};
 
 use super::activity::{Done, Failure, Pull, Snapshot};
+use super::cached::CachedRepo;
 use crate::cli::VERSION;
 
 /// What the page may load: nothing but its own style and script.
@@ -40,19 +41,20 @@ impl About {
 }
 
 /// Returns the page.
-pub fn html(about: &About, snapshot: &Snapshot) -> String {
+pub fn html(about: &About, snapshot: &Snapshot, cached: &[CachedRepo]) -> String {
     TEMPLATE
         .replace("{{version}}", &text(VERSION))
         .replace("{{about}}", &facts(about))
         .replace("{{numbers}}", &numbers(about, snapshot))
         .replace("{{pulls}}", &rows(&snapshot.pulls, pull_row, "Nothing is on its way."))
         .replace("{{failures}}", &rows(&snapshot.failures, failure_row, "Nothing has failed."))
+        .replace("{{cached}}", &rows(cached, cached_row, "The cache is empty."))
         .replace("{{recent}}", &rows(&snapshot.recent, done_row, "Nothing has arrived yet."))
         .replace("{{notes}}", &snapshot.notes.iter().map(|note| format!("<li>{}</li>", text(note))).collect::<String>())
 }
 
 /// Returns the parts of the page that change, for its script.
-pub fn json(about: &About, snapshot: &Snapshot) -> Value {
+pub fn json(about: &About, snapshot: &Snapshot, cached: &[CachedRepo]) -> Value {
     json!({
         "about": {
             "url": about.url,
@@ -64,10 +66,12 @@ pub fn json(about: &About, snapshot: &Snapshot) -> Value {
             "version": VERSION,
         },
         "status": snapshot,
+        "cached": cached,
         "html": {
             "numbers": numbers(about, snapshot),
             "pulls": rows(&snapshot.pulls, pull_row, "Nothing is on its way."),
             "failures": rows(&snapshot.failures, failure_row, "Nothing has failed."),
+            "cached": rows(cached, cached_row, "The cache is empty."),
             "recent": rows(&snapshot.recent, done_row, "Nothing has arrived yet."),
         },
     })
@@ -92,13 +96,10 @@ fn numbers(about: &About, snapshot: &Snapshot) -> String {
     let mut number = |name: &str, value: String| {
         let _ = write!(out, "<div><dt>{}</dt><dd>{}</dd></div>", text(name), text(&value));
     };
-    let cache = match (about.cache_bytes(), about.max_size) {
-        (Some(bytes), Some(max)) => format!("{} of {}", size(bytes), size(max)),
-        (Some(bytes), None) => size(bytes),
-        (None, Some(max)) => format!("at most {}", size(max)),
-        (None, None) => "no budget".into(),
-    };
-    number("Cache", cache);
+    if let Some(max) = about.max_size {
+        let now = about.cache_bytes().map_or(String::new(), |bytes| format!("{} of ", size(bytes)));
+        number("Budget of the cache", format!("{now}{}", size(max)));
+    }
     number("From the cache", format!("{} files", snapshot.hits));
     number("Pulled for clients", format!("{} files", snapshot.misses));
     number("Read from the bucket", size(snapshot.bytes["bucket"]));
@@ -147,6 +148,16 @@ fn done_row(done: &Done) -> String {
     )
 }
 
+fn cached_row(cached: &CachedRepo) -> String {
+    let revisions = if cached.revisions == 1 { "1 revision".into() } else { format!("{} revisions", cached.revisions) };
+    format!(
+        "<tr><td>{}</td><td>{}</td><td>{revisions}</td><td>{}</td></tr>",
+        text(&cached.repo),
+        text(&cached.refs.join(", ")),
+        size(cached.size)
+    )
+}
+
 fn size(bytes: u64) -> String {
     ByteSize(bytes).display().iec().to_string()
 }
@@ -188,7 +199,7 @@ mod tests {
             fallback: None,
             measured: AtomicU64::new(u64::MAX),
         };
-        let page = html(&about, &activity.snapshot());
+        let page = html(&about, &activity.snapshot(), &[]);
         assert!(page.contains("&lt;script&gt;alert(1)&lt;/script&gt;\\u&#123;202e}"), "{page}");
         assert!(page.contains("&#123;&#123;recent}} &quot;&amp;&#39;"));
         assert!(page.contains("&lt;b&gt;") && !page.contains("{{"));

@@ -13,6 +13,7 @@ use serde_json::{Map, Value, json};
 
 use super::activity::Activity;
 use super::body::{self, Body};
+use super::cached::Cached;
 use super::documents::{self, Listing};
 use super::gatekeeper::{Gatekeeper, Verdict};
 use super::page;
@@ -20,6 +21,7 @@ use super::puller::{Opened, Puller};
 use super::range::{self, Wanted};
 use super::revisions::{Revision, Revisions};
 use super::route::{self, Refusal, Route};
+use crate::cache::layout::Layout;
 use crate::error::{Cause, Error, printable};
 use crate::model::ids::{BlobId, RepoPath, RepoQuery};
 use crate::transfer::arrival::Arrival;
@@ -55,6 +57,10 @@ pub struct Site {
     pub shares_cache: bool,
     /// What the status page says about the set-up.
     pub about: page::About,
+    /// The paths of the cache.
+    pub layout: Layout,
+    /// What is in it.
+    pub cached: Cached,
 }
 
 type Answer = Response<Body>;
@@ -129,9 +135,13 @@ impl Site {
             Route::Metrics => {
                 plain("text/plain; version=0.0.4; charset=utf-8", self.activity.metrics(self.about.cache_bytes()))
             }
-            Route::Page => plain("text/html; charset=utf-8", page::html(&self.about, &self.activity.snapshot())),
+            Route::Page => {
+                let cached = self.cached.repos(&self.layout).await;
+                plain("text/html; charset=utf-8", page::html(&self.about, &self.activity.snapshot(), &cached))
+            }
             Route::Status => {
-                let mut answer = json_answer(&page::json(&self.about, &self.activity.snapshot()));
+                let cached = self.cached.repos(&self.layout).await;
+                let mut answer = json_answer(&page::json(&self.about, &self.activity.snapshot(), &cached));
                 answer.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
                 answer
             }
