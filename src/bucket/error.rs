@@ -83,6 +83,11 @@ impl Failure {
                 format!("the store's account cannot be used ({detail})"),
                 "the keys are not the reason: check the account, its billing and its caps at the provider",
             ),
+            Cause::BucketName => (
+                format!("{endpoint} does not accept '{}' as the name of a bucket ({detail})", place.bucket),
+                "check storage.bucket (B2_BUCKET or --bucket); most stores accept 3 to 63 lowercase letters, digits, '-' and \
+                 '.', AWS no capitals or '_'",
+            ),
             Cause::WrongRegion => (
                 format!("bucket '{}' is not in region '{}' ({detail})", place.bucket, place.region),
                 "set storage.region (B2_REGION) and storage.endpoint to the bucket's own",
@@ -284,6 +289,7 @@ fn cause_of_code(code: &str) -> Option<Cause> {
         }
         "VirtualHostDomainForbidden" | "ThirdLevelDomainForbidden" | "VirtualStyleNotSupported" => Cause::VirtualStyle,
         "InvalidStorageClass" => Cause::StorageClass,
+        "InvalidBucketName" => Cause::BucketName,
         "EntityTooLarge" | "EntityTooSmall" | "TooManyParts" | "KeyTooLong" | "KeyTooLongError"
         | "InvalidPartNumber" => Cause::Limit,
         "SlowDown"

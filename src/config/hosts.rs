@@ -211,6 +211,16 @@ pub fn region_of(host: &str) -> Option<String> {
     recognise(host)?.region.map(str::to_string)
 }
 
+/// Returns the minimum length of a bucket's name, for stores that document one.
+pub fn min_name_of(host: &str) -> usize {
+    match recognise(host).map(|host| host.provider) {
+        // Oracle accepts a single character.
+        None | Some(Provider::Other) => 1,
+        Some(Provider::Backblaze) => 6,
+        Some(_) => 3,
+    }
+}
+
 /// Returns the maximum number of parts in a multipart upload, for stores that allow fewer than S3.
 pub fn max_parts_of(host: &str) -> Option<u32> {
     (recognise(host)?.provider == Provider::Scaleway).then_some(SCALEWAY_PARTS)
@@ -322,6 +332,18 @@ mod tests {
             ("http://h:9000/b/p", None),
         ] {
             assert!(split_bucket(url, bucket).is_err(), "{url} {bucket:?}");
+        }
+    }
+
+    #[test]
+    fn short_bucket_names_are_possible_at_some_stores() {
+        for (host, length) in [
+            ("s3.amazonaws.com", 3),
+            ("s3.us-west-004.backblazeb2.com", 6),
+            ("ns.compat.objectstorage.eu-frankfurt-1.oraclecloud.com", 1),
+            ("minio.lan", 1),
+        ] {
+            assert_eq!(min_name_of(host), length, "{host}");
         }
     }
 

@@ -228,10 +228,13 @@ pub(super) fn bucket(text: &str) -> Result<String, String> {
             false => format!("give the name and the prefix separately: --bucket {name} --prefix {prefix}"),
         });
     }
-    let allowed = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
-    match text.chars().all(allowed) && text.len() <= 255 && !matches!(text, "." | "..") {
+    // What all stores together accept: several accept a single character, underscores and capitals, or two dots in a row.
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+    match text.chars().all(is_allowed) && text.len() <= 255 && !text.starts_with('.') {
         true => Ok(text.to_string()),
-        false => Err("a bucket name consists of letters, digits, '-', '.' and '_'".into()),
+        false => {
+            Err("a bucket name consists of letters, digits, '-', '.' and '_', and does not start with a '.'".into())
+        }
     }
 }
 
@@ -394,7 +397,8 @@ mod tests {
         assert!(bucket("s3://b/").unwrap_err().contains("--bucket b"));
         assert!(bucket("b/p").unwrap_err().contains("--prefix p"));
         assert!(bucket("https://h/b").unwrap_err().contains("endpoint"));
-        assert!(bucket("a b").is_err() && bucket("..").is_err());
+        assert!(["a b", ".", "..", ".team", "b\u{e9}"].into_iter().all(|name| bucket(name).is_err()));
+        assert!(["x", "Team_Cache", "a..b", "team.cache-1"].into_iter().all(|name| bucket(name).is_ok()));
         assert!(prefix("a/../b").is_err() && prefix("s3://b/x").is_err());
         assert_eq!(prefix("/a/b/").unwrap(), "a/b/");
         assert_eq!(prefix("/").unwrap(), "");

@@ -63,6 +63,8 @@ pub enum Cause {
     EncryptionKey,
     /// The store does not have the storage class.
     StorageClass,
+    /// The store does not accept such a name for a bucket.
+    BucketName,
     /// The bucket's name belongs in the host.
     PathStyle,
     /// The bucket's name belongs in the path.
@@ -134,8 +136,8 @@ impl Cause {
             NoSuchBucket => Kind::MissingBucket,
             Invalid | TooLarge | Corrupt | WrongSize | Damaged | NotKept => Kind::Integrity,
             BadCredentials | Expired | Denied | Account | Locked => Kind::Credentials,
-            Usage | WrongRegion | PayerNeeded | EncryptionNeeded | EncryptionKey | StorageClass | PathStyle
-            | VirtualStyle | ChecksumNeeded | HashNeeded | ClockSkew => Kind::Usage,
+            Usage | WrongRegion | PayerNeeded | EncryptionNeeded | EncryptionKey | StorageClass | BucketName
+            | PathStyle | VirtualStyle | ChecksumNeeded | HashNeeded | ClockSkew => Kind::Usage,
             // What is archived is as good as out of reach.
             Changed | Archived | Busy | RateLimited | Unreachable | Broken | Incomplete | NotS3 | Garbled
             | Certificate | NoTls | Tls | ProxyRefused => Kind::Unavailable,
@@ -223,6 +225,7 @@ impl Cause {
                     | EncryptionNeeded
                     | EncryptionKey
                     | StorageClass
+                    | BucketName
                     | PayerNeeded
                     | ClockSkew
             )
@@ -254,6 +257,7 @@ mod tests {
                     EncryptionNeeded,
                     EncryptionKey,
                     StorageClass,
+                    BucketName,
                     PathStyle,
                     VirtualStyle,
                     ChecksumNeeded,

@@ -91,8 +91,34 @@ fn tokens_in_urls_are_not_echoed() {
 #[test]
 fn invalid_bucket_names_are_refused() {
     let (store, machine) = setup();
-    for name in ["s3://team-cache", "team/cache", "team cache"] {
+    for name in ["s3://team-cache", "team/cache", "team cache", ".team"] {
         assert_unchanged(&store, &machine, &["push", "--bucket", name], 2, &[name]);
+    }
+}
+
+#[test]
+fn bucket_names_that_a_store_does_not_accept_are_explained() {
+    // Some stores accept a single character. This one does not.
+    let (store, mut machine) = setup();
+    for line in [&["push"][..], &["pull", "org/name"], &["remote", "gc", "--yes"], &["list", "--remote"]] {
+        let words = ["does not accept 'x' as the name of a bucket (InvalidBucketName", "storage.bucket", "3 to 63"];
+        assert_unchanged(&store, &machine, &[line, &["--bucket", "x"]].concat(), 2, &words);
+    }
+    // Known stores are not even asked.
+    for (endpoint, name, words) in [
+        (
+            "https://s3.us-west-004.backblazeb2.com",
+            "short",
+            "s3.us-west-004.backblazeb2.com have at least 6 characters",
+        ),
+        ("https://s3.eu-central-1.amazonaws.com", "xy", "have at least 3 characters"),
+        ("", "xy", "those of AWS have at least 3 characters"),
+    ] {
+        match endpoint {
+            "" => machine.unset("B2_ENDPOINT"),
+            endpoint => machine.set("B2_ENDPOINT", endpoint),
+        }
+        machine.run(&["list", "--remote", "--bucket", name]).refused(2, &[name, words, "--bucket"]);
     }
 }
 

@@ -124,6 +124,7 @@ impl Bucket {
             (None, Some(endpoint)) => Some(profile_endpoint(endpoint, &name)?),
             (None, None) => None,
         };
+        check_name(&name, endpoint.as_deref())?;
         // The rest of a profile applies only if the profile also provides the keys or the endpoint.
         let uses_profile = storage.endpoint.is_none() || storage.credentials == Credentials::AwsChain;
         let profile = if uses_profile { profile } else { Profile { region: profile.region, ..Profile::default() } };
@@ -390,6 +391,19 @@ impl Bucket {
         }
         Ok(self.wire.clock_offset())
     }
+}
+
+/// Rejects a bucket's name that is too short for the store.
+fn check_name(name: &str, endpoint: Option<&str>) -> Result<()> {
+    let host = endpoint.map_or("s3.amazonaws.com".to_string(), host_of);
+    let least = hosts::min_name_of(&host);
+    if name.len() >= least {
+        return Ok(());
+    }
+    let store = endpoint.map_or("AWS", |_| host.as_str());
+    Err(Error::usage(format!("'{name}' cannot be the name of a bucket"))
+        .because(format!("those of {store} have at least {least} characters"))
+        .hint("check storage.bucket (B2_BUCKET or --bucket)"))
 }
 
 /// Validates the endpoint in an AWS profile like one in our configuration. The error does not quote it, since it may
