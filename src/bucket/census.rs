@@ -1,7 +1,7 @@
-//! What every manifest of a bucket needs: the base of everything that deletes. Of a manifest no more is kept than that.
+//! What every manifest of a bucket needs: the basis of all deletions. Nothing else of a manifest is kept.
 //!
-//! Deletions are decided on a complete picture or not at all. So this reads every manifest, and knows as a
-//! [problem](Census::problems) what may need blobs in a way that this program does not understand.
+//! Deletions are decided on a complete picture or not at all. So this reads every manifest. Anything that may need blobs
+//! in a way that this program does not understand is a [problem](Census::problems).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -22,9 +22,9 @@ use crate::model::manifest::Manifest;
 
 /// Manifests read at once.
 const AT_ONCE: usize = 32;
-/// Top-level keys that would tell a later format. Manifests of this format have none of them, or a 1.
+/// Top-level keys that would indicate a later format. Manifests of this format have none of them, or a 1.
 const VERSIONS: [&str; 5] = ["format_version", "version", "format", "schema_version", "manifest_version"];
-/// What the keys of another kind of manifests would begin with.
+/// The beginning of the keys of manifests in a later format.
 const LATER_MANIFESTS: &str = "manifests-v";
 
 /// What a manifest needs.
@@ -36,28 +36,28 @@ pub struct Needs {
     pub commit: Commit,
     /// The blobs of its files, with their sizes in bytes.
     pub blobs: BTreeMap<BlobId, u64>,
-    /// Hashes elsewhere in it, which may be those of blobs.
+    /// Hashes elsewhere in it, which may name blobs.
     pub mentions: BTreeSet<BlobId>,
 }
 
-/// A bucket with what its manifests need.
+/// A bucket, and what its manifests need.
 #[derive(Debug, Default)]
 pub struct Census {
     /// The bucket, as it was listed.
     pub state: RemoteState,
-    /// By the key of the manifest.
+    /// What each manifest needs, by its key.
     pub manifests: BTreeMap<String, Needs>,
-    /// What each ref says, by its key; `None` for what is not a commit.
+    /// The commit that each ref names, by its key; `None` if its content is not a commit.
     pub refs: BTreeMap<String, Option<Commit>>,
-    /// What keeps this from being complete, by key.
+    /// What makes this incomplete, by key.
     pub problems: BTreeMap<String, Error>,
 }
 
 impl Census {
-    /// Lists the bucket and reads every manifest, unless the census `before` has it as it is listed now.
+    /// Lists the bucket and reads every manifest that is new or has changed since the census `before`.
     ///
     /// # Errors
-    /// When a request fails.
+    /// If a request fails.
     pub async fn take(bucket: &Bucket, before: Option<&Census>) -> Result<Census> {
         let listed =
             tokio::try_join!(RemoteState::list(bucket, Scope::ALL), bucket.list_page(LATER_MANIFESTS, None, 1));
@@ -84,7 +84,7 @@ impl Census {
                 None => missing.push(key),
             }
         }
-        // Most were removed since they were listed. What a store still lists may come back, and its blobs are needed then.
+        // Most have been removed since they were listed. One that is still listed may come back, and then needs its blobs.
         for key in missing {
             let page = bucket.list_page(&key, None, 1).await;
             let (listed, _) = page.map_err(|failure| bucket.explain_listing(failure))?;
@@ -100,26 +100,26 @@ impl Census {
         Ok(census)
     }
 
-    /// The key of the manifest that a ref leads to, whether or not it is there.
+    /// Returns the key of the manifest that a ref leads to, whether or not it exists.
     pub fn target(&self, candidate: &Candidate) -> Option<String> {
         let commit = self.refs.get(&candidate.object.key)?.as_ref()?;
         Some(keys::manifest_of(&candidate.encoded, commit))
     }
 
-    /// What a manifest needs, if it is the same as it was then.
+    /// Returns what a manifest needs if it is still the one that was read.
     fn unchanged(&self, key: &str, entry: &Entry) -> Option<&Needs> {
         let is_same = entry.etag.is_some() && self.state.listed_manifest(key) == Some(entry);
         self.manifests.get(key).filter(|_| is_same)
     }
 
-    /// The error for a deletion that did not happen because of a problem; `more` is about further ones.
+    /// Returns the error for a deletion that is refused because of a problem; `more` mentions further ones.
     pub fn refusal(what: String, problem: &Error, more: &str) -> Error {
         let why = problem.why.as_ref().map_or(String::new(), |why| format!(": {why}"));
         let error = Error::new(problem.cause, what).because(format!("{}{why}{more}", problem.what));
         Error { hint: problem.hint.clone(), ..error }
     }
 
-    /// Which manifests need each blob, as indices into [`Census::manifests`] by order of key.
+    /// Returns which manifests need each blob, as indices into [`Census::manifests`] in the order of their keys.
     pub fn users(&self) -> HashMap<BlobId, Vec<usize>> {
         let mut users: HashMap<BlobId, Vec<usize>> = HashMap::new();
         for (index, needs) in self.manifests.values().enumerate() {
@@ -131,7 +131,7 @@ impl Census {
     }
 }
 
-/// Finds out what each ref says. Where the listing proves that it is a commit that the repo has, it is not read.
+/// Returns the commit that each ref names. A ref is not read if the listing proves that it names a commit of its repo.
 async fn read_refs(bucket: &Bucket, state: &RemoteState) -> Result<BTreeMap<String, Option<Commit>>> {
     let mut found = BTreeMap::new();
     let mut by_md5: HashMap<&str, HashMap<String, &Commit>> = HashMap::new();
@@ -152,17 +152,17 @@ async fn read_refs(bucket: &Bucket, state: &RemoteState) -> Result<BTreeMap<Stri
         match state.reference(&key) {
             Some(Stored::Valid(commit)) => drop(found.insert(key, Some(commit))),
             Some(Stored::Invalid(_)) => drop(found.insert(key, None)),
-            // It was removed since it was listed.
+            // It has been removed since it was listed.
             Some(Stored::Absent) | None => {}
         }
     }
     Ok(found)
 }
 
-/// Keys among manifests that may be manifests of a kind that this program does not know.
+/// Returns the problem of each key that may be a manifest in a format that this program does not know.
 fn unknown_manifests<'a>(foreign: impl Iterator<Item = &'a Object>) -> BTreeMap<String, Error> {
     let is_manifest = |key: &str| match key.strip_prefix(keys::MANIFESTS) {
-        // What is deeper belongs to another team.
+        // Deeper keys belong to other teams.
         Some(name) => !name.contains('/') && (name.contains('@') || name.ends_with(".json")),
         None => key.starts_with(LATER_MANIFESTS),
     };
@@ -179,7 +179,7 @@ fn unknown_manifests<'a>(foreign: impl Iterator<Item = &'a Object>) -> BTreeMap<
     unknown.map(problem).collect()
 }
 
-/// Reads what a manifest needs; `None` when it is gone, an error inside when it cannot be understood.
+/// Reads what a manifest needs. Returns `None` if it is gone, and an error inside if it is not understood.
 async fn read(bucket: &Bucket, key: &str) -> Result<Option<Result<Needs>>> {
     let doing = format!("cannot read {key}");
     match bucket.get_small(key, MAX_MANIFEST).await.map_err(|failure| bucket.explain(failure, &doing)) {
@@ -189,10 +189,10 @@ async fn read(bucket: &Bucket, key: &str) -> Result<Option<Result<Needs>>> {
     }
 }
 
-/// What the manifest with this content needs.
+/// Returns what the manifest with this content needs.
 ///
 /// # Errors
-/// When it is not valid, or of a later format.
+/// If it is not valid, or in a later format.
 fn needs(key: &str, bytes: &[u8]) -> Result<Needs> {
     if let Some(why) = later_format(bytes) {
         return Err(Error::invalid(format!("the manifest {key} is newer than this version of hf-cache-sync"))
@@ -213,7 +213,7 @@ fn needs(key: &str, bytes: &[u8]) -> Result<Needs> {
     Ok(Needs { blobs: manifest.blobs(), repo: manifest.repo().clone(), commit: manifest.revision().clone(), mentions })
 }
 
-/// Says what shows that a manifest is of a later format than this program knows.
+/// Returns the evidence that a manifest is in a later format than this program knows; `None` if there is none.
 fn later_format(bytes: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
     struct Top {
@@ -222,7 +222,7 @@ fn later_format(bytes: &[u8]) -> Option<String> {
         #[serde(flatten)]
         others: HashMap<String, Value>,
     }
-    // What is not even of this shape is not valid, whatever its format.
+    // Without this structure, it is not valid in any format.
     let top: Top = serde_json::from_slice(bytes).ok()?;
     for name in VERSIONS {
         match top.others.get(name) {
@@ -236,7 +236,7 @@ fn later_format(bytes: &[u8]) -> Option<String> {
     Some(format!("its files have `{}`", printable(unknown, 40)))
 }
 
-/// Finds every text that is a hash, as a key or a value.
+/// Collects every text that is a hash, whether it is a key or a value.
 fn collect_hashes(value: &Value, found: &mut BTreeSet<BlobId>) {
     match value {
         Value::String(text) => found.extend(text.parse::<BlobId>()),
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn later_formats_are_told_apart_from_invalid_manifests() {
+    fn later_formats_are_distinguished_from_invalid_manifests() {
         for (more, file) in [
             (r#", "format_version": 2"#, ""),
             (r#", "version": "1.1""#, ""),
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_be_a_manifest_is_a_problem_and_the_rest_is_not() {
+    fn possible_manifests_are_problems_and_other_keys_are_not() {
         let object = |key: &str| Object { key: key.into(), size: 1, etag: None, modified: None };
         for (key, is_problem) in [
             ("manifests/a__b@main.json", true),

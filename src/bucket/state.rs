@@ -345,7 +345,7 @@ impl RemoteState {
         self.refs_read.keep(key, stored);
     }
 
-    /// ReadCache a manifest, listed or not, unless it is already known.
+    /// Reads a manifest, listed or not, unless it is already known.
     ///
     /// # Errors
     /// If the request fails.
@@ -353,7 +353,7 @@ impl RemoteState {
         self.manifests_read.read(key, async { Ok(read::manifest(bucket, key).await?.map(Arc::new)) }).await
     }
 
-    /// ReadCache a ref, listed or not, unless it is already known.
+    /// Reads a ref, listed or not, unless it is already known.
     ///
     /// # Errors
     /// If the request fails.
@@ -361,7 +361,7 @@ impl RemoteState {
         self.refs_read.read(key, read::reference(bucket, key)).await
     }
 
-    /// ReadCache manifests concurrently.
+    /// Reads manifests concurrently.
     ///
     /// # Errors
     /// If a request fails.
@@ -370,7 +370,7 @@ impl RemoteState {
         reads.buffer_unordered(CONCURRENT_READS).try_collect().await
     }
 
-    /// ReadCache refs concurrently.
+    /// Reads refs concurrently.
     ///
     /// # Errors
     /// If a request fails.

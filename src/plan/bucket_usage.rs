@@ -1,4 +1,4 @@
-//! How much of a bucket each repo takes. Pure: what the bucket has and what its manifests need in, bytes out.
+//! Computes how much space each repo takes in a bucket. Pure.
 
 use std::collections::BTreeMap;
 
@@ -6,18 +6,18 @@ use crate::bucket::census::Census;
 use crate::model::amount::Amount;
 use crate::model::ids::{BlobId, RepoName};
 
-/// What a repo takes.
+/// The space that a repo takes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct RepoUsage {
     /// Number of revisions.
     pub revisions: usize,
-    /// Its blobs that are in the bucket, each counted once.
+    /// Its blobs in the bucket, each counted once.
     pub all: Amount,
-    /// Those of them that no other repo needs.
+    /// Blobs that no other repo needs.
     pub unique: Amount,
-    /// Those of them that other repos need, too.
+    /// Blobs that other repos need, too.
     pub shared: Amount,
-    /// Blobs that it needs and the bucket lacks, or has with another size.
+    /// Blobs that it needs and that are missing from the bucket, or have another size there.
     pub missing: Amount,
 }
 
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn shared_bytes_are_told_apart_and_each_blob_counts_once() {
+    fn shared_blobs_are_distinguished_and_each_counts_once() {
         let object = |(digit, size)| Object { key: keys::blob(&blob(digit)), size, etag: None, modified: None };
         let state = RemoteState::new([('1', 10), ('2', 10), ('3', 10), ('4', 9), ('5', 10)].map(object));
         let manifests = [needs("org/a", 'a', "12"), needs("org/a", 'b', "13"), needs("org/b", 'c', "146")];

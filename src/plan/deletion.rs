@@ -1,7 +1,7 @@
-//! What may be deleted from a bucket. Pure: what the bucket has, what its manifests need and what running pushes have
-//! announced in, deletions with their reasons out.
+//! Plans what may be deleted from a bucket. Pure: takes what the bucket has, what its manifests need and what running pushes
+//! have announced, and returns deletions with their reasons.
 //!
-//! `remote gc` and `remote rm` differ in no more than the revisions that are removed, and in which blobs they look at.
+//! `remote gc` and `remote rm` only differ in the revisions that they remove, and in the blobs that they consider.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
@@ -23,16 +23,16 @@ pub struct Options {
     pub grace: Duration,
     /// Keys of the manifests to remove.
     pub removed: BTreeSet<String>,
-    /// Whether to look at everything; otherwise only at what the removed manifests need.
+    /// Whether to consider everything, and not only what the removed manifests need.
     pub everything: bool,
-    /// Whether manifests that could not be read may need any blob, so that all of them stay.
+    /// Whether all blobs stay, since manifests that could not be read may need any of them.
     pub keep_blobs: bool,
 }
 
-/// What the plan is made from.
+/// Everything that the plan is based on.
 #[derive(Debug)]
 pub struct Facts<'a> {
-    /// The bucket, completely.
+    /// The complete bucket.
     pub census: &'a Census,
     /// What running pushes have announced.
     pub announced: &'a Subject,
@@ -53,10 +53,10 @@ pub struct Plan {
     pub blobs: Vec<BlobDeletion>,
     /// Unfinished uploads to abort.
     pub uploads: Vec<UploadDeletion>,
-    /// What stays, and why. (This is in the report itself.)
+    /// What stays, and why. The report itself has this, too.
     #[serde(skip)]
     pub kept: BTreeMap<KeepReason, Amount>,
-    /// Revisions that stay although they were to be removed: a push is publishing them.
+    /// Revisions that were to be removed and stay, since a push is publishing them.
     #[serde(skip)]
     pub busy: Vec<ManifestDeletion>,
 }
@@ -68,7 +68,7 @@ pub struct RefDeletion {
     pub key: String,
     /// Its name.
     pub name: RefName,
-    /// What it says.
+    /// The commit that it names.
     pub commit: Commit,
     /// Why.
     pub reason: RefReason,
@@ -128,7 +128,7 @@ pub enum KeepReason {
     Young,
     /// A running push is about to publish it.
     Announced,
-    /// The store does not tell how old it is.
+    /// The store does not say how old it is.
     Undated,
     /// It changed in the meantime.
     Changed,
@@ -142,7 +142,7 @@ impl Plan {
         !(self.refs.is_empty() && self.manifests.is_empty() && self.blobs.is_empty() && self.uploads.is_empty())
     }
 
-    /// Everything in it, for others to know.
+    /// Returns everything in it, to be announced to others.
     pub fn subject(&self) -> Subject {
         Subject {
             refs: self.refs.iter().map(|one| one.key.clone()).collect(),
@@ -151,14 +151,14 @@ impl Plan {
         }
     }
 
-    /// Bytes and number of the blobs.
+    /// Returns the number of blobs, and their bytes.
     pub fn amount(&self) -> Amount {
         let mut amount = Amount::default();
         self.blobs.iter().for_each(|blob| add(&mut amount, blob.bytes));
         amount
     }
 
-    /// Takes out what is not in an earlier plan, or changed since.
+    /// Removes everything that is not in an earlier plan, or has changed since.
     pub fn limit_to(&mut self, earlier: &Plan) {
         let blobs: BTreeMap<BlobId, Option<SystemTime>> =
             earlier.blobs.iter().map(|one| (one.blob, one.modified)).collect();
@@ -183,7 +183,7 @@ fn add(amount: &mut Amount, bytes: u64) {
     *amount += Amount { blobs: 1, bytes };
 }
 
-/// Plans what to delete. With problems in the census, nothing may be: the caller sees to that.
+/// Plans what to delete. The caller makes sure that nothing is deleted in spite of problems in the census.
 pub fn plan(facts: &Facts<'_>, options: &Options) -> Plan {
     let Facts { census, announced, .. } = facts;
     let mut plan = Plan::default();
@@ -209,7 +209,7 @@ pub fn plan(facts: &Facts<'_>, options: &Options) -> Plan {
     plan
 }
 
-/// Whether something is older than the grace period for certain.
+/// Whether something is certainly older than the grace period.
 fn has_passed(grace: Duration, modified: Option<SystemTime>, now: SystemTime) -> bool {
     modified.and_then(|modified| now.duration_since(modified).ok()).is_some_and(|age| age >= grace)
 }
@@ -296,7 +296,7 @@ mod tests {
         Object { key, size: 10, etag: None, modified: modified.map(at) }
     }
 
-    /// A bucket of these blobs with their times, manifests with what they need, and refs with what they say and their times.
+    /// Returns a bucket with these blobs and their times, manifests and their blobs, and refs with their commits and times.
     fn census(blobs: &[(usize, Option<u64>)], manifests: &[(usize, &[usize])], refs: &[(&str, usize, u64)]) -> Census {
         let repo = RepoName::new(RepoType::Model, "org/name".parse().unwrap());
         let key = |number| keys::manifest(&repo.id, &commit(number));
@@ -347,10 +347,10 @@ mod tests {
         let refs = [("refs/org__name/main", 1, 0), ("refs/org__name/v1", 2, 0), ("refs/org__name/gone", 9, 0)];
         let census = census(&[(1, old), (2, old), (3, old)], &[(1, &[1, 2]), (2, &[2])], &refs);
         let plan = planned(&census, &Subject::default(), &[1], false);
-        assert_eq!(blobs_of(&plan), [blob(1)], "one is shared, and one is none of its own");
+        assert_eq!(blobs_of(&plan), [blob(1)], "one is shared, and one is not its own");
         assert_eq!(plan.refs.iter().map(|one| one.key.as_str()).collect::<Vec<_>>(), ["refs/org__name/main"]);
         assert_eq!(plan.manifests.len(), 1);
-        // One that a push is publishing stays, with all that it has.
+        // One that a push is publishing stays, with all its blobs.
         let announced = Subject { manifests: [plan.manifests[0].key.clone()].into(), ..Subject::default() };
         let busy = planned(&census, &announced, &[1], false);
         assert_eq!((busy.deletes(), busy.busy), (false, plan.manifests));
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn the_second_look_only_takes_away() {
+    fn the_second_plan_only_removes() {
         let first = census(&[(1, Some(0)), (2, Some(0)), (3, Some(0))], &[], &[]);
         let earlier = planned(&first, &Subject::default(), &[], true);
         let second = census(&[(1, Some(0)), (2, Some(1)), (4, Some(0))], &[], &[]);
@@ -390,7 +390,7 @@ mod tests {
     }
 
     proptest! {
-        /// Compares with the definition, blob by blob.
+        /// Compares the plan with the definition, blob by blob.
         #[test]
         fn no_blob_that_is_needed_young_or_announced_is_ever_deleted(
             times in prop::collection::vec(prop::option::of(NOW - 2 * GRACE..NOW + GRACE), 12),
@@ -429,7 +429,7 @@ mod tests {
         }
     }
 
-    /// Blobs of the bucket that manifests need which stay.
+    /// Returns the number of blobs that remaining manifests need.
     fn needed(census: &Census, plan: &Plan) -> u64 {
         let stays = |key: &String| !plan.manifests.iter().any(|one| one.key == *key);
         let needed: BTreeSet<_> = census

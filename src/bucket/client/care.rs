@@ -1,5 +1,5 @@
-//! What the care of a bucket asks of it: deleting many objects, finding uploads that were never finished, and whether
-//! earlier versions stay. Stores lack some of it: then objects are deleted one by one, and the rest is not known.
+//! Maintenance requests: deleting many objects, finding unfinished uploads, and finding out whether earlier versions are
+//! kept. Not all stores support them: then objects are deleted one by one, and the rest is unknown.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering;
@@ -16,11 +16,11 @@ use crate::bucket::wire::{ANSWER, Op, Payload, Request, base64, body_failure, pa
 
 /// Objects that S3 deletes in one request.
 const DELETE_BATCH: usize = 1000;
-/// Objects deleted at a time where each takes a request.
+/// Objects deleted per batch if each takes a request of its own.
 const SINGLY: usize = 100;
-/// Requests at once where objects are deleted one by one.
+/// Concurrent requests when objects are deleted one by one.
 const AT_ONCE: usize = 16;
-/// Pages of unfinished uploads that are read.
+/// Maximum number of pages of unfinished uploads.
 const MOST_PAGES: usize = 1000;
 
 /// An unfinished multipart upload.
@@ -35,7 +35,7 @@ pub struct Unfinished {
 }
 
 impl Bucket {
-    /// The time by the store's clock, or `None` before the store has told it.
+    /// Returns the time by the store's clock; `None` before its first response.
     pub fn store_time(&self) -> Option<SystemTime> {
         let now = SystemTime::now();
         match self.wire.clock_offset()? {
@@ -44,13 +44,13 @@ impl Bucket {
         }
     }
 
-    /// How many objects to delete at a time.
+    /// Returns how many objects to delete per batch.
     pub fn delete_batch(&self) -> usize {
         if self.shared.deletes_singly.load(Ordering::Relaxed) { SINGLY } else { DELETE_BATCH }
     }
 
-    /// Deletes objects, up to [`DELETE_BATCH`] of them; returns why those that are left could not be deleted. An object that is
-    /// not there counts as deleted.
+    /// Deletes up to [`DELETE_BATCH`] objects. Returns those that could not be deleted, with the reason. An object that does
+    /// not exist counts as deleted.
     pub async fn delete_many(&self, keys: &[String]) -> BTreeMap<String, Failure> {
         if keys.len() == 1 || self.shared.deletes_singly.load(Ordering::Relaxed) {
             return self.delete_singly(keys.to_vec()).await;
@@ -73,7 +73,7 @@ impl Bucket {
         }
         for (listed, refusal) in &deletions.refused {
             let failure = Failure::refused(refused_status(refusal), refusal);
-            // What may pass gets tries of its own.
+            // Transient failures are retried one by one.
             if failure.cause.is_transient() {
                 continue;
             }
@@ -83,7 +83,7 @@ impl Bucket {
                 left.insert(key.clone(), failure);
             }
         }
-        // An answer that does not mention a key says nothing about it.
+        // Keys that the response does not mention may not have been deleted.
         left.extend(self.delete_singly(unsure.into_values().cloned().collect()).await);
         left
     }
@@ -106,10 +106,11 @@ impl Bucket {
         deletions.buffer_unordered(AT_ONCE).filter_map(std::future::ready).collect().await
     }
 
-    /// The unfinished multipart uploads of keys that begin with `prefix`; `None` where the store does not tell them.
+    /// Returns the unfinished multipart uploads of keys that begin with `prefix`; `None` if the store does not list them, or
+    /// not for this key.
     ///
     /// # Errors
-    /// When the request fails for another reason than that the store, or the key's rights, lack it.
+    /// If the request fails for another reason.
     pub async fn unfinished_uploads(&self, prefix: &str) -> Result<Option<Vec<Unfinished>>, Failure> {
         let full = self.key(prefix);
         let mut found = Vec::new();
@@ -125,14 +126,14 @@ impl Bucket {
             let page = self.retried(Op::ListUploads, || async {
                 let (body, who) = read_xml(self.wire.send(&request).await?, ANSWER).await?;
                 answer::uploads(&body).map_err(|why| match Element::parse(&body) {
-                    // Stores that do not know the query list objects instead.
+                    // Stores that ignore the query parameter list objects instead.
                     Ok(root) if root.name() == "ListBucketResult" => Failure::new(Cause::Unsupported, ""),
                     _ => body_failure(why, &body, &who, 400),
                 })
             });
             let page = match page.await {
                 Ok(page) => page,
-                Err(failure) if is_untold(&failure) => return Ok(None),
+                Err(failure) if is_unavailable(&failure) => return Ok(None),
                 Err(failure) => return Err(failure),
             };
             for upload in page.uploads {
@@ -150,10 +151,10 @@ impl Bucket {
         Err(Failure::new(Cause::NotS3, "its listing of unfinished uploads has no end"))
     }
 
-    /// When the last part of an unfinished upload arrived, or it was started, by the store's clock.
+    /// Returns when the last part of an unfinished upload arrived, or when it was started, by the store's clock.
     ///
     /// # Errors
-    /// When the request fails for good.
+    /// If the request fails permanently.
     pub async fn last_change(&self, upload: &Unfinished) -> Result<Option<SystemTime>, Failure> {
         let full = self.key(&upload.key);
         let mut last = upload.started;
@@ -180,10 +181,10 @@ impl Bucket {
         }
     }
 
-    /// Gives up a multipart upload; one that is not there is no error.
+    /// Aborts a multipart upload. It is not an error if there is none.
     ///
     /// # Errors
-    /// When the request fails for good.
+    /// If the request fails permanently.
     pub async fn abort_upload(&self, upload: &Unfinished) -> Result<(), Failure> {
         let full = self.key(&upload.key);
         let request = Request::new(Op::AbortParts, &full).query("uploadId", upload.id.clone());
@@ -194,7 +195,7 @@ impl Bucket {
         }
     }
 
-    /// Whether the bucket keeps the earlier versions of its objects; `None` where the store does not tell.
+    /// Returns whether the bucket keeps earlier versions of its objects; `None` if the store does not say.
     pub async fn is_versioned(&self) -> Option<bool> {
         let request = Request::new(Op::Versioning, "").query("versioning", "");
         let (body, _) = read_xml(self.wire.send(&request).await.ok()?, ANSWER).await.ok()?;
@@ -202,17 +203,17 @@ impl Bucket {
     }
 }
 
-/// Whether a store does not know the request. Some have no word for that.
+/// Whether a store does not support the request. Some have no specific code for that.
 fn is_unknown(failure: &Failure) -> bool {
     matches!(failure.cause, Cause::Unsupported | Cause::Other | Cause::NoSuchKey | Cause::NotS3 | Cause::ChecksumNeeded)
 }
 
-/// Whether a store does not know the request, or does not answer it to this key.
-fn is_untold(failure: &Failure) -> bool {
+/// Whether a store does not support the request, or does not allow it to this key.
+fn is_unavailable(failure: &Failure) -> bool {
     is_unknown(failure) || failure.cause == Cause::Denied
 }
 
-/// The status that a refusal within an answer would have had by itself.
+/// Returns the status that a refusal within a response would have as a response of its own.
 fn refused_status(refusal: &Refusal) -> u16 {
     match refusal.code.as_deref() {
         Some("AccessDenied") => 403,
@@ -236,7 +237,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_to_delete_are_named_in_xml() {
+    fn keys_to_delete_are_escaped() {
         let text = String::from_utf8(deletion(["a & b/blobs/0".to_string()].into_iter()).to_vec()).unwrap();
         assert!(text.contains("<Object><Key>a &amp; b/blobs/0</Key></Object></Delete>"), "{text}");
     }

@@ -1,4 +1,4 @@
-//! What `remote rm` and `remote gc` have in common: both look at the bucket, show what they would delete, and delete it.
+//! What `remote rm` and `remote gc` have in common: both plan, show what they would delete, and delete it.
 
 use std::time::Instant;
 
@@ -35,7 +35,7 @@ pub struct Report {
     pub kept: Vec<Kept>,
     /// Revisions that stay because they are being pushed at the moment.
     pub busy: Vec<Removed>,
-    /// Whether the bucket keeps earlier versions of its objects; null where the store does not tell.
+    /// Whether the bucket keeps earlier versions of its objects; null if the store does not say.
     pub versioned: Option<bool>,
     /// What failed.
     pub failures: Vec<Error>,
@@ -61,7 +61,7 @@ pub struct Removed {
     pub refs: Vec<RefName>,
 }
 
-/// Blobs that stay.
+/// Blobs that are kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Kept {
     /// Why.
@@ -102,7 +102,7 @@ fn removed(plan: &Plan, manifests: &[ManifestDeletion]) -> Vec<Removed> {
         let refs = plan.refs.iter().filter(|reference| reference.target == one.key);
         let mut refs: Vec<RefName> = refs.map(|reference| reference.name.clone()).collect();
         refs.sort();
-        // It may have two keys.
+        // A ref may have two keys.
         refs.dedup();
         Removed { repo: one.repo.clone(), revision: one.revision.clone(), refs }
     };
@@ -113,7 +113,7 @@ fn kept(amounts: impl IntoIterator<Item = (KeepReason, Amount)>) -> Vec<Kept> {
     amounts.into_iter().map(|(reason, amount)| Kept { reason, amount }).collect()
 }
 
-/// A deletion that was planned, and is still to be agreed to.
+/// A planned deletion that the user has yet to confirm.
 pub struct Deletion {
     started: Instant,
     prefix: String,
@@ -121,7 +121,7 @@ pub struct Deletion {
 }
 
 impl Deletion {
-    /// Wraps what was planned since `started`.
+    /// Wraps a plan whose preparation began at `started`.
     pub fn new(session: &Session, prepared: Prepared, started: Instant) -> Deletion {
         Deletion { started, prefix: session.config.team.prefix.clone(), prepared }
     }
@@ -151,7 +151,7 @@ impl Deletion {
     /// Deletes what was planned.
     ///
     /// # Errors
-    /// When nothing could be deleted at all; individual failures are in the report.
+    /// If nothing could be deleted at all; individual failures are in the report.
     pub async fn execute(self, session: &Session, was_shown: bool) -> Result<Report> {
         let Outcome { refs, manifests, blobs, uploads, kept: left, busy, failures } =
             self.prepared.execute(session).await?;
@@ -173,11 +173,8 @@ impl Deletion {
     }
 }
 
-/// Refuses to delete without a question where nobody can be asked.
-///
-/// # Errors
-/// Always; the caller has found that out.
+/// Returns the error for a deletion that the user can neither be asked about nor has confirmed beforehand.
 pub fn refuse_without_consent(command: &str) -> Error {
     Error::usage(format!("`{command}` deletes from a bucket that others use, and there is no terminal to ask on"))
-        .hint(format!("look at `{command} --dry-run` first, then add --yes"))
+        .hint(format!("see what `{command} --dry-run` shows first, then add --yes"))
 }

@@ -1,4 +1,4 @@
-//! `remote du`: what takes space in the bucket, by repo. One listing, and every manifest.
+//! `remote du`: shows what takes space in the bucket, by repo, from one listing and all manifests.
 
 use serde::Serialize;
 
@@ -32,7 +32,7 @@ pub struct Report {
     pub bucket: String,
     /// Prefix of all keys; empty if there is none.
     pub prefix: String,
-    /// Those that take the most first.
+    /// The repos, the largest first.
     pub repos: Vec<Row>,
     /// All blobs.
     pub blobs: Amount,
@@ -40,17 +40,17 @@ pub struct Report {
     pub shared: Amount,
     /// Blobs that no manifest needs.
     pub unreferenced: Amount,
-    /// Keys in place of blobs, manifests and refs that are none of these.
+    /// Unknown keys among the blobs, manifests and refs.
     pub foreign: Foreign,
-    /// Multipart uploads that were never finished; null where the store does not tell.
+    /// Number of unfinished multipart uploads; null if the store does not list them.
     pub unfinished_uploads: Option<usize>,
-    /// Whether the bucket keeps earlier versions of its objects; null where the store does not tell.
+    /// Whether the bucket keeps earlier versions of its objects; null if the store does not say.
     pub versioned: Option<bool>,
-    /// Manifests that could not be read. What they need counts as unreferenced.
+    /// Manifests that could not be read. The blobs that they need count as unreferenced.
     pub failures: Vec<Error>,
 }
 
-/// Keys of unknown meaning.
+/// Keys that this tool does not know.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Foreign {
     /// How many.
@@ -75,7 +75,7 @@ pub struct Row {
     pub unique: u64,
     /// Bytes that other repos need, too.
     pub shared: u64,
-    /// Blobs that it needs and the bucket lacks, or has with another size.
+    /// Blobs that it needs and that are missing from the bucket, or have another size there.
     pub missing: Amount,
 }
 
@@ -89,7 +89,7 @@ impl Report {
 /// Runs the command.
 ///
 /// # Errors
-/// When no bucket is configured, or a request fails.
+/// If no bucket is configured, or if a request fails.
 pub async fn execute(session: &Session) -> Result<Report> {
     let bucket = session.bucket().await?;
     session.progress.event(Event::Step("reading the bucket's manifests"));

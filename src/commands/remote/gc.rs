@@ -44,10 +44,10 @@ pub struct Args {
     pub yes: bool,
 }
 
-/// Looks at the bucket and plans.
+/// Reads the bucket and plans.
 ///
 /// # Errors
-/// When a request fails, or something in the bucket is not understood: then nothing may be deleted.
+/// If a request fails, or if something in the bucket is not understood: then nothing may be deleted.
 pub async fn prepare(session: &Session, args: &Args) -> Result<Deletion> {
     let started = Instant::now();
     let options = Options { grace: args.grace.0, everything: true, ..Options::default() };

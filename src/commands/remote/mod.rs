@@ -1,5 +1,5 @@
-//! `remote`: the care of the bucket. [`du`] shows what takes space in it, [`rm`] deletes what is named, [`gc`] what nothing
-//! needs any more.
+//! `remote`: takes care of the bucket. [`du`] shows what takes space in it, [`rm`] deletes repos and revisions, [`gc`] deletes
+//! what nothing needs any more.
 
 pub mod deletion;
 pub mod du;

@@ -16,7 +16,7 @@ use crate::suggest::did_you_mean;
 
 /// Blobs that are younger than this by the store's clock are left to `remote gc`.
 const GRACE: Duration = Duration::from_secs(24 * 3600);
-/// Revisions to name.
+/// Maximum number of revisions that an error lists.
 const NAMED: usize = 12;
 
 const EXAMPLES: &str = "\
@@ -55,10 +55,10 @@ pub struct Args {
     pub yes: bool,
 }
 
-/// Looks at the bucket and plans.
+/// Reads the bucket and plans.
 ///
 /// # Errors
-/// When a repo or revision is not there, a request fails, or a manifest of a repo cannot be read.
+/// If a repo or revision does not exist, a request fails, or a manifest of a repo cannot be read.
 pub async fn prepare(session: &Session, args: &Args) -> Result<Deletion> {
     let started = Instant::now();
     let selection = Selection::of(args.repos.clone()).at_revision(args.revision.as_deref())?;
@@ -74,7 +74,7 @@ pub async fn prepare(session: &Session, args: &Args) -> Result<Deletion> {
     Ok(Deletion::new(session, prepared.await?, started))
 }
 
-/// The keys of the manifests of a repo, or of one revision of it.
+/// Returns the keys of the manifests of a repo, or of one revision of it.
 fn manifests_to_remove(
     census: &Census,
     bucket: &str,
@@ -91,7 +91,7 @@ fn manifests_to_remove(
         by_type.entry(needs.repo.kind).or_default().push(key);
     }
     let kind = match by_type.keys().copied().collect::<Vec<_>>().as_slice() {
-        [] => return Err(not_there(census, bucket, query)),
+        [] => return Err(missing_repo(census, bucket, query)),
         [only] => *only,
         kinds if kinds.contains(&RepoType::Model) => RepoType::Model,
         kinds => {
@@ -107,7 +107,7 @@ fn manifests_to_remove(
     Ok(vec![manifest_of(census, bucket, &repo, &all, revision)?])
 }
 
-/// The key of the manifest of a revision.
+/// Returns the key of the manifest of a revision.
 fn manifest_of(census: &Census, bucket: &str, repo: &RepoName, all: &[&String], revision: &str) -> Result<String> {
     let shown = printable(revision, 100);
     if let Ok(name) = revision.parse::<RefName>() {
@@ -145,8 +145,8 @@ fn manifest_of(census: &Census, bucket: &str, repo: &RepoName, all: &[&String], 
     }
 }
 
-/// The error for a repo that is not in the bucket, with the nearest names.
-fn not_there(census: &Census, bucket: &str, query: &RepoQuery) -> Error {
+/// Returns the error for a repo that is not in the bucket, with the nearest name.
+fn missing_repo(census: &Census, bucket: &str, query: &RepoQuery) -> Error {
     let error = Error::not_found(format!("{query} is not in bucket '{bucket}'"));
     let of_other_type = census.manifests.values().find(|needs| needs.repo.id == query.id);
     if let Some(needs) = of_other_type {
