@@ -1,13 +1,13 @@
-//! How pushes and deletions on different machines know of each other: each writes a notice into the bucket before it relies
-//! on anything, or deletes anything.
+//! Coordinates pushes and deletions on different machines: each writes a notice into the bucket before it relies on
+//! anything in it or deletes anything from it.
 //!
-//! - A push writes what it is about to publish, then reads the notices of deletions, and waits for those that concern it.
-//!   Only then it checks that its blobs are there.
-//! - A deletion writes what it is about to delete, then reads the notices of pushes and lists the bucket again, and spares
-//!   what they name. It removes its notice after the last request.
+//! - A push writes what it is about to publish, then reads the notices of deletions and waits for those that affect it.
+//!   Only then does it check that its blobs are there.
+//! - A deletion writes what it is about to delete, then reads the notices of pushes, lists the bucket again, and spares
+//!   what they name. It removes its notice after its last request.
 //!
-//! Whichever wrote first is seen by the other, since a store shows in its listings what it has taken. The proof is in
-//! docs/bucket-format.md. A notice that a killed process has left expires, by the store's clock.
+//! Whoever writes second sees the notice of the other, since a listing shows every completed write. The proof is in
+//! docs/bucket-format.md. The notice of a killed process expires, by the store's clock.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant, SystemTime};
@@ -22,10 +22,10 @@ use super::keys;
 use crate::error::{Cause, Error, Result};
 use crate::model::ids::BlobId;
 
-/// How long the notice of a push counts. A push publishes nothing with one that is older than half of this.
+/// How long the notice of a push is valid. A push publishes nothing with one that is older than half of this.
 pub const PUSH_LIFE: Duration = Duration::from_secs(3600);
-/// How long the notice of a deletion counts. It is renewed before it is older than [`RENEWAL`], and no request lasts
-/// longer than [`LONGEST_REQUEST`].
+/// How long the notice of a deletion is valid. It is renewed when it is older than [`RENEWAL`], and no request takes longer
+/// than [`LONGEST_REQUEST`].
 pub const DELETION_LIFE: Duration = Duration::from_secs(300);
 /// See [`DELETION_LIFE`].
 pub const RENEWAL: Duration = Duration::from_secs(60);
@@ -35,8 +35,11 @@ pub const LONGEST_REQUEST: Duration = Duration::from_secs(120);
 const AT_ONCE: usize = 16;
 /// Largest notice that is read, in bytes.
 const LARGEST: u64 = 256 << 20;
+/// What a key needs for a deletion, which starts with a notice.
+const DENIED_HINT: &str = "`remote rm` and `remote gc` write to the bucket and delete from it: this needs the capabilities writeFiles and \
+                           deleteFiles (B2) or the permissions s3:PutObject and s3:DeleteObject";
 
-/// Whose notice it is.
+/// What announces itself by a notice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A push, which is about to publish.
@@ -48,7 +51,7 @@ pub enum Kind {
 impl Kind {
     const ALL: [Kind; 2] = [Kind::Push, Kind::Deletion];
 
-    /// What its keys begin with.
+    /// Returns what the names of its notices begin with.
     fn word(self) -> &'static str {
         match self {
             Kind::Push => "push",
@@ -56,7 +59,7 @@ impl Kind {
         }
     }
 
-    /// How long a notice counts.
+    /// Returns how long a notice is valid.
     fn life(self) -> Duration {
         match self {
             Kind::Push => PUSH_LIFE,
@@ -65,7 +68,7 @@ impl Kind {
     }
 }
 
-/// What is about to be published or deleted, by key.
+/// What is about to be published or deleted.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Subject {
     /// Keys of refs.
@@ -77,18 +80,22 @@ pub struct Subject {
 }
 
 impl Subject {
-    /// Whether both name one thing.
+    /// Whether both name the same thing.
     pub fn overlaps(&self, other: &Subject) -> bool {
         !self.refs.is_disjoint(&other.refs)
             || !self.manifests.is_disjoint(&other.manifests)
             || !self.blobs.is_disjoint(&other.blobs)
     }
 
-    /// Adds what another one names.
+    /// Adds everything that another one names.
     pub fn extend(&mut self, other: Subject) {
         self.refs.extend(other.refs);
         self.manifests.extend(other.manifests);
         self.blobs.extend(other.blobs);
+    }
+
+    fn to_json(&self) -> Bytes {
+        serde_json::to_vec(self).expect("a subject is plain data").into()
     }
 
     fn parse(bytes: &[u8]) -> Option<Subject> {
@@ -104,13 +111,14 @@ impl Subject {
 /// A notice of this process.
 #[derive(Debug)]
 pub struct Notice {
+    kind: Kind,
     key: String,
     content: Bytes,
-    /// Before the request that wrote it last.
+    /// The moment before it was last written.
     written: Moment,
 }
 
-/// A moment by both local clocks: one stands still while the machine sleeps, the other may be set.
+/// A moment by both local clocks: one may stop while the machine sleeps, the other may be set.
 #[derive(Debug, Clone, Copy)]
 struct Moment {
     monotonic: Instant,
@@ -122,7 +130,7 @@ impl Moment {
         Moment { monotonic: Instant::now(), wall: SystemTime::now() }
     }
 
-    /// How long ago it was, or longer.
+    /// Returns how long ago it was, by the clock that says more.
     fn age(&self) -> Duration {
         self.monotonic.elapsed().max(self.wall.elapsed().unwrap_or_default())
     }
@@ -133,9 +141,9 @@ impl Moment {
 pub struct Listed {
     /// Its key.
     pub key: String,
-    /// Whose it is.
+    /// What wrote it.
     pub kind: Kind,
-    /// When it was written last, by the store's clock.
+    /// When it was last written, by the store's clock.
     pub modified: Option<SystemTime>,
 }
 
@@ -148,7 +156,7 @@ impl Listed {
         is_ours.then(|| Listed { key: object.key.clone(), kind, modified: object.modified })
     }
 
-    /// Whether it still counts at `now`, by the store's clock. One of unknown age does.
+    /// Whether it is still valid at `now`, by the store's clock. A notice of unknown age is.
     pub fn is_live(&self, now: SystemTime) -> bool {
         let age = self.modified.and_then(|modified| now.duration_since(modified).ok());
         age.is_none_or(|age| age <= self.kind.life())
@@ -159,11 +167,11 @@ impl Notice {
     /// Writes a notice.
     ///
     /// # Errors
-    /// When the request fails for good.
+    /// If the request fails permanently.
     pub async fn write(bucket: &Bucket, kind: Kind, subject: &Subject) -> Result<Notice> {
         let key = format!("{}{}-{:032x}.json", keys::NOTICES, kind.word(), fastrand::u128(..));
-        let content = serde_json::to_vec(subject).expect("a subject is plain data").into();
-        let mut notice = Notice { key, content, written: Moment::now() };
+        let content = subject.to_json();
+        let mut notice = Notice { kind, key, content, written: Moment::now() };
         notice.renew(bucket).await?;
         Ok(notice)
     }
@@ -171,30 +179,34 @@ impl Notice {
     /// Writes it again, so that it counts from now.
     ///
     /// # Errors
-    /// When the request fails for good.
+    /// If the request fails permanently.
     pub async fn renew(&mut self, bucket: &Bucket) -> Result<()> {
         let now = Moment::now();
         let written = bucket.put_small(&self.key, self.content.clone()).await;
-        let doing = format!("cannot announce this run to others with the key {}", self.key);
-        written.map_err(|failure| bucket.explain(failure, &doing))?;
+        written.map_err(|mut failure| {
+            if self.kind == Kind::Deletion && failure.cause == Cause::Denied && failure.hint.is_none() {
+                failure.hint = Some(DENIED_HINT.into());
+            }
+            bucket.explain(failure, &format!("cannot announce this run to other machines with the key {}", self.key))
+        })?;
         self.written = now;
         Ok(())
     }
 
-    /// How long ago it was written last.
+    /// Returns how long ago it was last written.
     pub fn age(&self) -> Duration {
         self.written.age()
     }
 
-    /// Whether the notice of a deletion may have expired, so that pushes no longer heed it. This never ends.
+    /// Whether the notice of a deletion may have expired, so that pushes no longer heed it. Once it has, it is not renewed.
     pub fn has_lapsed(&self) -> bool {
         self.age() >= DELETION_LIFE
     }
 
-    /// Renews the notice of a deletion when it is time to.
+    /// Renews the notice of a deletion when it is due.
     ///
     /// # Errors
-    /// When the request fails, or when the notice may have expired: a push may rely on anything by now.
+    /// If the request fails, or if the notice may have expired: by then, a push may rely on anything.
     pub async fn keep(&mut self, bucket: &Bucket) -> Result<()> {
         let last = self.written;
         if self.age() > RENEWAL && !self.has_lapsed() {
@@ -206,7 +218,7 @@ impl Notice {
         if self.has_lapsed() { Err(lapsed(bucket)) } else { Ok(()) }
     }
 
-    /// Does some work that may take long, and keeps the notice of a deletion meanwhile.
+    /// Does some work that may take long, and keeps the notice of a deletion valid meanwhile.
     ///
     /// # Errors
     /// Those of the work and of [`Notice::keep`].
@@ -221,30 +233,36 @@ impl Notice {
         }
     }
 
-    /// Makes sure that the notice of a deletion is still in the bucket.
+    /// Checks that the notice of a deletion is still in the bucket.
     ///
     /// # Errors
-    /// When the listing fails, or does not show it: it had expired, and somebody has removed it.
+    /// If the listing fails or does not show it: it had expired, and another deletion has removed it.
     pub async fn confirm(&self, bucket: &Bucket) -> Result<()> {
         let is_there = list(bucket).await?.iter().any(|notice| notice.key == self.key);
         if is_there { Ok(()) } else { Err(lapsed(bucket)) }
     }
 
-    /// The store's time, by what a listing says of this notice; `None` when it does not show it.
+    /// Returns the store's time, inferred from a listing of this notice; `None` if the listing does not show it.
     pub fn store_time(&self, listed: &[Listed]) -> Option<SystemTime> {
         let own = listed.iter().find(|notice| notice.key == self.key)?;
         own.modified?.checked_add(self.age())
     }
 
-    /// Removes it. A key that may not delete leaves it: it expires.
+    /// Removes it. A key that may not delete replaces it with a notice that names nothing, so that nobody heeds it until
+    /// it expires.
     pub async fn remove(self, bucket: &Bucket) {
-        if let Err(failure) = bucket.delete(&self.key).await {
-            tracing::debug!(key = self.key, reason = failure.detail, "a notice could not be removed");
+        let Err(failure) = bucket.delete(&self.key).await else { return };
+        tracing::debug!(key = self.key, reason = failure.detail, "a notice could not be removed");
+        if failure.cause.is_transient() {
+            return;
+        }
+        if let Err(failure) = bucket.put_small(&self.key, Subject::default().to_json()).await {
+            tracing::debug!(key = self.key, reason = failure.detail, "a notice could not be replaced");
         }
     }
 }
 
-/// The error for a deletion that pushes may have taken for over.
+/// Returns the error for a deletion that pushes may no longer wait for.
 pub fn lapsed(bucket: &Bucket) -> Error {
     Error::new(Cause::Changed, format!("the deletion from bucket '{}' was stopped", bucket.name()))
         .because("it was held up for so long that other machines may rely on what it would delete")
@@ -254,17 +272,17 @@ pub fn lapsed(bucket: &Bucket) -> Error {
 /// Lists all notices.
 ///
 /// # Errors
-/// When the listing fails.
+/// If the listing fails.
 pub async fn list(bucket: &Bucket) -> Result<Vec<Listed>> {
     let listed: Result<Vec<Object>, _> = bucket.list(keys::NOTICES).await;
     let objects = listed.map_err(|failure| bucket.explain_listing(failure))?;
     Ok(objects.iter().filter_map(Listed::of).collect())
 }
 
-/// Reads what notices name. One that is gone by now names nothing.
+/// Reads what notices name. A notice that has been removed since it was listed names nothing.
 ///
 /// # Errors
-/// When a request fails, or a notice is not valid: nobody knows what it names.
+/// If a request fails, or if a notice is not valid: what it names is unknown.
 pub async fn read<'a>(bucket: &Bucket, notices: impl IntoIterator<Item = &'a Listed>) -> Result<Vec<Subject>> {
     let reads = stream::iter(notices).map(async |notice| {
         let doing = format!("cannot read {}", notice.key);
@@ -289,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn notices_have_keys_of_their_own_and_expire() {
+    fn notices_are_recognised_by_their_keys_and_expire() {
         let hex = "0123456789abcdef0123456789abcdef";
         let push = listed(&format!("_hf_cache_sync_gc/push-{hex}.json"), 1000).unwrap();
         let deletion = listed(&format!("_hf_cache_sync_gc/deletion-{hex}.json"), 1000).unwrap();
@@ -299,7 +317,7 @@ mod tests {
             (deletion.kind, deletion.is_live(at(1300)), deletion.is_live(at(1301))),
             (Kind::Deletion, true, false)
         );
-        assert!(push.is_live(at(1)), "a clock that goes back makes nothing old");
+        assert!(push.is_live(at(1)), "nothing gets old when the clock goes back");
         assert!(Listed { modified: None, ..push }.is_live(at(99_999)));
         for key in ["_hf_cache_sync_gc/push-x.json", "_hf_cache_sync_gc/blobs/a", "blobs/push-0.json"] {
             assert_eq!(listed(key, 1), None, "{key}");
@@ -307,8 +325,9 @@ mod tests {
     }
 
     #[test]
-    fn a_deletion_that_was_held_up_has_lapsed_by_whichever_clock() {
+    fn a_delayed_deletion_lapses_by_either_clock() {
         let ago = |monotonic, wall| Notice {
+            kind: Kind::Deletion,
             key: "_hf_cache_sync_gc/deletion-0.json".into(),
             content: Bytes::new(),
             written: Moment {
@@ -322,15 +341,16 @@ mod tests {
     }
 
     #[test]
-    fn a_subject_survives_its_json_and_nothing_else_is_one() {
+    fn subjects_survive_json_and_anything_else_is_rejected() {
         let blob: BlobId = "a".repeat(64).parse().unwrap();
         let subject = Subject {
             refs: ["refs/a__b/main".to_string()].into(),
             manifests: ["manifests/x".to_string()].into(),
             blobs: [blob].into(),
         };
-        let json = serde_json::to_vec(&subject).unwrap();
-        assert_eq!(Subject::parse(&json), Some(subject.clone()));
+        for subject in [&subject, &Subject::default()] {
+            assert_eq!(Subject::parse(&subject.to_json()).as_ref(), Some(subject));
+        }
         for bad in
             ["", "{}", "[]", r#"{"refs":[],"manifests":[],"blobs":["x"]}"#, r#"{"refs":[1],"manifests":[],"blobs":[]}"#]
         {

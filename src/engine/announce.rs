@@ -1,7 +1,7 @@
-//! A push beside deletions: it announces what it is about to publish, and waits for those deletions that concern it. What
-//! is in the bucket after that stays there until it is published. Why: docs/bucket-format.md.
+//! Protects a push from deletions: it announces what it is about to publish, and waits for those deletions that affect it.
+//! Anything in the bucket after that stays there until it is published. The proof is in docs/bucket-format.md.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::time::{Duration, SystemTime};
 
 use crate::bucket::client::Bucket;
@@ -11,21 +11,21 @@ use crate::error::Result;
 use crate::plan::push::RevisionAction;
 use crate::progress::{Event, Progress, waiting};
 
-/// Pauses between looks at the deletions that are under way.
+/// Pauses between listings of the deletions in progress.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
-/// What other machines are told of a push.
+/// The announcement of a push to other machines.
 pub struct Announcement {
     notice: Notice,
     subject: Subject,
 }
 
 impl Announcement {
-    /// Tells other machines that these revisions are about to be published.
+    /// Announces that these revisions are about to be published.
     ///
     /// # Errors
-    /// When the bucket does not take it.
+    /// If the notice cannot be written.
     pub async fn make(bucket: &Bucket, revisions: &[&RevisionAction]) -> Result<Announcement> {
         let mut subject = Subject::default();
         for revision in revisions {
@@ -37,51 +37,55 @@ impl Announcement {
         Ok(Announcement { notice, subject })
     }
 
-    /// Makes it count from now.
+    /// Makes it valid from now.
     ///
     /// # Errors
-    /// When the bucket does not take it.
+    /// If the notice cannot be written.
     pub async fn renew(&mut self, bucket: &Bucket) -> Result<()> {
         self.notice.renew(bucket).await
     }
 
-    /// Whether it will count for long enough: what takes longer than this has to announce itself again.
+    /// Whether it will be valid for long enough; otherwise, it has to be renewed.
     pub fn is_fresh(&self) -> bool {
         self.notice.age() < PUSH_LIFE / 4
     }
 
-    /// Whether something may still be published by it.
+    /// Whether anything may still be published on the strength of it.
     pub fn is_valid(&self) -> bool {
         self.notice.age() < PUSH_LIFE / 2
     }
 
-    /// Waits until no deletion that concerns this push is under way. Those that begin later see the announcement.
+    /// Waits until no deletion that affects this push is in progress. Those that begin later see the announcement.
     ///
     /// # Errors
-    /// When a request fails.
+    /// If a request fails.
     pub async fn wait_for_deletions(&self, bucket: &Bucket, progress: &dyn Progress) -> Result<()> {
-        let mut known: HashMap<String, bool> = HashMap::new();
+        let mut unrelated: HashSet<String> = HashSet::new();
         let mut pause = FIRST_PAUSE;
         let mut wait = None;
         loop {
             let listed = notices::list(bucket).await?;
-            // Both are the store's. Of two that differ, the earlier heeds more deletions.
+            // Both are the store's. If they differ, more notices are valid at the earlier one.
             let times = [self.notice.store_time(&listed), bucket.store_time()];
             let now = times.into_iter().flatten().min().unwrap_or_else(SystemTime::now);
-            let mut concerns = false;
+            let mut is_affected = false;
             for notice in listed.iter().filter(|notice| notice.kind == Kind::Deletion && notice.is_live(now)) {
-                if !known.contains_key(&notice.key) {
-                    let overlaps = match notices::read(bucket, [notice]).await {
-                        Ok(subjects) => subjects.iter().any(|subject| subject.overlaps(&self.subject)),
-                        // What it deletes is not known.
-                        Err(error) if error.cause.is_invalid() => true,
-                        Err(error) => return Err(error),
-                    };
-                    known.insert(notice.key.clone(), overlaps);
+                if unrelated.contains(&notice.key) {
+                    continue;
                 }
-                concerns |= known[&notice.key];
+                // One that affects this push is read each time: if its key may not delete, its end is in its content.
+                let overlaps = match notices::read(bucket, [notice]).await {
+                    Ok(subjects) => subjects.iter().any(|subject| subject.overlaps(&self.subject)),
+                    // It may delete anything.
+                    Err(error) if error.cause.is_invalid() => true,
+                    Err(error) => return Err(error),
+                };
+                match overlaps {
+                    true => is_affected = true,
+                    false => drop(unrelated.insert(notice.key.clone())),
+                }
             }
-            if !concerns {
+            if !is_affected {
                 return Ok(());
             }
             if wait.is_none() {
@@ -94,7 +98,7 @@ impl Announcement {
         }
     }
 
-    /// Tells other machines that it is over.
+    /// Announces the end of the push.
     pub async fn end(self, bucket: &Bucket) {
         self.notice.remove(bucket).await;
     }

@@ -1,9 +1,9 @@
-//! Deleting from a bucket: looks, announces itself, looks again, and deletes what was planned both times. Refs go first,
-//! then manifests, then blobs, so that nothing in the bucket ever leads to what is gone. Why a push on another machine loses
-//! nothing: docs/bucket-format.md.
+//! Deletes from a bucket: plans, announces the deletion, plans again, and deletes what was planned both times. Refs go
+//! first, then manifests, then blobs, so that nothing in the bucket ever leads to something that is gone. Why a push on
+//! another machine loses nothing: docs/bucket-format.md.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::future::poll_fn;
+use std::future::{poll_fn, ready};
 use std::pin::pin;
 use std::task::Poll;
 use std::time::SystemTime;
@@ -23,20 +23,20 @@ use crate::progress::Event;
 
 /// Requests about uploads at once.
 const AT_ONCE: usize = 16;
-/// What a key needs to delete.
+/// What a key needs for deleting.
 const DENIED_HINT: &str = "deleting needs the capability deleteFiles (B2) or the permission s3:DeleteObject; an object lock \
                            may refuse like this, too";
 
-/// A bucket that was looked at, and what may be deleted from it.
+/// A bucket whose content is known, and what may be deleted from it.
 pub struct Prepared {
     bucket: Bucket,
     census: Census,
     options: Options,
-    /// Whether there are notices that nobody heeds any more.
+    /// Whether there are expired notices to remove.
     has_expired: bool,
     /// What would be deleted.
     pub plan: Plan,
-    /// Whether the bucket keeps earlier versions, as far as the store tells.
+    /// Whether the bucket keeps earlier versions; `None` if the store does not say.
     pub versioned: Option<bool>,
 }
 
@@ -51,7 +51,7 @@ pub struct Outcome {
     pub blobs: Amount,
     /// Number of aborted uploads.
     pub uploads: usize,
-    /// What stays although no manifest needs it.
+    /// Blobs that no manifest needs and that stay, by reason.
     pub kept: BTreeMap<KeepReason, Amount>,
     /// Revisions that stay because a push is publishing them.
     pub busy: Vec<ManifestDeletion>,
@@ -59,7 +59,7 @@ pub struct Outcome {
     pub failures: Vec<Error>,
 }
 
-/// What pushes have announced that still count, and notices that have expired.
+/// Returns what running pushes have announced, and the keys of notices that have expired.
 async fn announced(bucket: &Bucket, listed: &[Listed], now: SystemTime) -> Result<(Subject, Vec<String>)> {
     let (live, expired): (Vec<&Listed>, Vec<&Listed>) = listed.iter().partition(|notice| notice.is_live(now));
     let pushes = live.into_iter().filter(|notice| notice.kind == Kind::Push);
@@ -68,7 +68,7 @@ async fn announced(bucket: &Bucket, listed: &[Listed], now: SystemTime) -> Resul
     Ok((subject, expired.into_iter().map(|notice| notice.key.clone()).collect()))
 }
 
-/// The unfinished uploads of blobs, those that are old with the time of their last change.
+/// Returns the unfinished uploads of blobs that were started before the grace period, with the time of their last change.
 async fn unfinished(bucket: &Bucket, options: &Options, now: SystemTime) -> Result<Vec<Unfinished>> {
     let doing = format!("cannot list the unfinished uploads of bucket '{}'", bucket.name());
     let explain = |failure| bucket.explain(failure, &doing);
@@ -84,10 +84,10 @@ async fn unfinished(bucket: &Bucket, options: &Options, now: SystemTime) -> Resu
     stream::iter(old).buffer_unordered(AT_ONCE).try_collect().await.map_err(explain)
 }
 
-/// Looks at the bucket, and plans. `removed` picks the manifests to remove, by their keys.
+/// Reads the bucket and plans. `removed` returns the keys of the manifests to remove.
 ///
 /// # Errors
-/// When a request fails, or something in the bucket is not understood: then nothing may be deleted.
+/// If a request fails, or if something in the bucket is not understood: then nothing may be deleted.
 pub async fn prepare(
     session: &Session,
     mut options: Options,
@@ -95,7 +95,7 @@ pub async fn prepare(
 ) -> Result<Prepared> {
     let bucket = session.bucket().await?;
     session.progress.event(Event::Step("reading the bucket's manifests"));
-    // In this order: what a push has published since its notice was listed is in the census.
+    // The notices first: what a push publishes after they are listed is in the census.
     let listed = notices::list(&bucket).await?;
     let now = bucket.store_time().unwrap_or(session.now);
     let (announced, expired) = announced(&bucket, &listed, now).await?;
@@ -112,7 +112,7 @@ pub async fn prepare(
     Ok(Prepared { bucket, census, options, has_expired, plan, versioned })
 }
 
-/// Refuses to go on if the census is not complete.
+/// Returns an error if the census is incomplete.
 fn refuse_problems(bucket: &Bucket, census: &Census) -> Result<()> {
     let Some(first) = census.problems.values().next() else { return Ok(()) };
     let more = match census.problems.len() - 1 {
@@ -123,15 +123,15 @@ fn refuse_problems(bucket: &Bucket, census: &Census) -> Result<()> {
 }
 
 impl Prepared {
-    /// The bucket's name.
+    /// Returns the bucket's name.
     pub fn bucket(&self) -> &str {
         self.bucket.name()
     }
 
-    /// Deletes what was planned, as far as a second look confirms it.
+    /// Deletes what was planned, as far as a second reading of the bucket confirms it.
     ///
     /// # Errors
-    /// When nothing could be deleted at all; individual failures are part of the outcome.
+    /// If nothing could be deleted at all; individual failures are part of the outcome.
     pub async fn execute(&self, session: &Session) -> Result<Outcome> {
         if !self.plan.deletes() && !self.has_expired {
             return Ok(Outcome { kept: self.plan.kept.clone(), busy: self.plan.busy.clone(), ..Outcome::default() });
@@ -146,17 +146,17 @@ impl Prepared {
             is_stopped: false,
         };
         let (_, lost_before) = self.bucket.counts();
-        let done = self.look_again(session, &mut deletion).await;
+        let done = self.confirm_and_delete(session, &mut deletion).await;
         let Deletion { notice, outcome, is_unanswered, .. } = deletion;
         let (_, lost) = self.bucket.counts();
-        // A request without an answer may still delete something: then pushes wait until the notice has expired.
+        // A request without an answer may still delete something: then the notice stays, and pushes wait until it expires.
         if lost == lost_before && !is_unanswered {
             notice.remove(&self.bucket).await;
         }
         done.map(|()| outcome)
     }
 
-    async fn look_again(&self, session: &Session, deletion: &mut Deletion<'_>) -> Result<()> {
+    async fn confirm_and_delete(&self, session: &Session, deletion: &mut Deletion<'_>) -> Result<()> {
         let bucket = &self.bucket;
         let listed = notices::list(bucket).await?;
         let Some(shown) = deletion.notice.store_time(&listed) else {
@@ -166,10 +166,10 @@ impl Prepared {
                     "run it again; if it persists, the store's listings lag behind, and deleting is not safe there",
                 ));
         };
-        // Both are the store's. Of two that differ, the earlier makes fewer blobs old.
+        // Both are the store's. If they differ, fewer blobs are old at the earlier one.
         let now = bucket.store_time().map_or(shown, |told| told.min(shown));
         let (announced, expired) = announced(bucket, &listed, now).await?;
-        let look = async {
+        let reading = async {
             let census = Census::take(bucket, Some(&self.census)).await?;
             if self.options.everything {
                 refuse_problems(bucket, &census)?;
@@ -178,8 +178,8 @@ impl Prepared {
             let uploads = if everything { unfinished(bucket, &self.options, now).await? } else { Vec::new() };
             Ok((census, uploads))
         };
-        let (census, uploads) = deletion.notice.keep_during(bucket, look).await?;
-        // Pushes that did not heed it may have published since the census.
+        let (census, uploads) = deletion.notice.keep_during(bucket, reading).await?;
+        // If it had expired, pushes may have published something since the census.
         deletion.notice.confirm(bucket).await?;
         let facts = Facts { census: &census, announced: &announced, uploads: &uploads, now };
         let keep_blobs = !census.problems.is_empty();
@@ -198,7 +198,7 @@ impl Prepared {
         Ok(())
     }
 
-    /// The revisions to remove that somebody has pushed again since the first look.
+    /// Returns the manifests to remove that have been pushed again since the first reading.
     fn changed(&self, census: &Census, plan: &Plan) -> HashSet<String> {
         let known: HashSet<&str> = self.plan.refs.iter().map(|one| one.key.as_str()).collect();
         let new_refs = plan.refs.iter().filter(|one| !known.contains(one.key.as_str())).map(|one| one.target.clone());
@@ -207,14 +207,14 @@ impl Prepared {
     }
 }
 
-/// A deletion under way.
+/// A deletion in progress.
 struct Deletion<'a> {
     bucket: &'a Bucket,
     notice: Notice,
     outcome: Outcome,
-    /// Whether a request was given up.
+    /// Whether a request was abandoned without an answer.
     is_unanswered: bool,
-    /// Whether pushes may have taken it for over.
+    /// Whether nothing more may be deleted: the notice has expired, or the store does not answer any more.
     is_stopped: bool,
 }
 
@@ -223,7 +223,7 @@ impl Deletion<'_> {
         let refs: Vec<String> = plan.refs.iter().map(|one| one.key.clone()).collect();
         let gone = self.delete(&refs).await;
         self.outcome.refs = gone.len();
-        // A revision that a ref still names stays.
+        // A revision stays as long as a ref names it.
         let named: HashSet<&str> =
             plan.refs.iter().filter(|one| !gone.contains(&one.key)).map(|one| one.target.as_str()).collect();
         let manifests: Vec<String> =
@@ -241,6 +241,9 @@ impl Deletion<'_> {
         }
         self.outcome.kept = plan.kept;
         for upload in plan.uploads {
+            if self.is_stopped {
+                return;
+            }
             let unfinished = Unfinished { key: upload.key, id: upload.id, started: None };
             match self.bucket.abort_upload(&unfinished).await {
                 Ok(()) => self.outcome.uploads += 1,
@@ -252,15 +255,12 @@ impl Deletion<'_> {
         }
     }
 
-    /// Deletes objects; returns those that are gone. Stops when the store refuses all of a batch, and when other machines
-    /// could take this deletion for over.
+    /// Deletes objects, and returns those that are gone. Stops if the store refuses a whole batch or does not answer any
+    /// more, and if other machines may consider this deletion to be over.
     async fn delete(&mut self, keys: &[String]) -> HashSet<String> {
         let mut gone = HashSet::new();
         let mut left = keys;
-        while !left.is_empty() {
-            if self.is_stopped {
-                return gone;
-            }
+        while !left.is_empty() && !self.is_stopped {
             if let Err(error) = self.notice.keep(self.bucket).await {
                 self.is_stopped = self.notice.has_lapsed();
                 self.outcome.failures.push(error);
@@ -275,21 +275,68 @@ impl Deletion<'_> {
                 false => request.as_mut().poll(context).map(Result::ok),
             });
             let Some(failed) = answer.await else {
-                self.is_unanswered = true;
-                let failure = Failure::new(Cause::Broken, "no answer in time");
-                self.outcome.failures.push(explain(self.bucket, failure, &format!("cannot delete {}", batch[0])));
+                (self.is_unanswered, self.is_stopped) = (true, true);
+                self.report_unconfirmed(batch.iter(), Failure::new(Cause::Broken, "no answer in time"));
                 return gone;
             };
-            gone.extend(batch.iter().filter(|key| !failed.contains_key(*key)).cloned());
-            let is_refused = failed.len() == batch.len();
-            for (key, failure) in failed {
-                self.outcome.failures.push(explain(self.bucket, failure, &format!("cannot delete {key}")));
+            let (unanswered, refused): (BTreeMap<_, _>, BTreeMap<_, _>) =
+                failed.into_iter().partition(|(_, failure)| failure.shared || failure.cause.is_transient());
+            let unconfirmed = self.find_unconfirmed(unanswered.keys()).await;
+            gone.extend(batch.iter().filter(|key| !refused.contains_key(*key) && !unconfirmed.contains(*key)).cloned());
+            let has_failed_entirely = refused.len() + unconfirmed.len() == batch.len();
+            self.is_stopped =
+                unanswered.values().any(|failure| failure.shared) || (has_failed_entirely && !unconfirmed.is_empty());
+            if let Some(failure) = unanswered.into_values().next().filter(|_| !unconfirmed.is_empty()) {
+                self.report_unconfirmed(unconfirmed.iter(), failure);
             }
-            if is_refused {
+            self.report_refused(refused, batch.len());
+            if has_failed_entirely {
                 return gone;
             }
         }
         gone
+    }
+
+    /// Returns which of these objects the bucket still has, or may have. The store may have deleted some although its answer
+    /// did not arrive.
+    async fn find_unconfirmed(&self, keys: impl Iterator<Item = &String>) -> BTreeSet<String> {
+        let checks = stream::iter(keys).map(async |key| {
+            let is_gone = matches!(self.bucket.head(key).await, Ok(None));
+            (!is_gone).then(|| key.clone())
+        });
+        checks.buffer_unordered(AT_ONCE).filter_map(ready).collect().await
+    }
+
+    /// Reports once that the store did not answer, however many objects that affects.
+    fn report_unconfirmed<'k>(&mut self, keys: impl Iterator<Item = &'k String>, failure: Failure) {
+        let doing = format!("cannot confirm the deletion of {}", name_all(keys));
+        self.outcome.failures.push(explain(self.bucket, failure, &doing));
+    }
+
+    /// Reports the objects that the store refused to delete: once if it refused all of a batch for the same reason.
+    fn report_refused(&mut self, refused: BTreeMap<String, Failure>, batch: usize) {
+        let reasons: HashSet<_> = refused.values().map(|failure| (failure.cause, &failure.detail)).collect();
+        let is_one = refused.len() == batch && reasons.len() == 1;
+        let errors: Vec<(String, Failure)> = match is_one {
+            true => {
+                let names = name_all(refused.keys());
+                refused.into_values().next().map(|failure| (names, failure)).into_iter().collect()
+            }
+            false => refused.into_iter().collect(),
+        };
+        for (name, failure) in errors {
+            self.outcome.failures.push(explain(self.bucket, failure, &format!("cannot delete {name}")));
+        }
+    }
+}
+
+/// Returns the first key, and how many more there are.
+fn name_all<'k>(mut keys: impl Iterator<Item = &'k String>) -> String {
+    let first = keys.next().map_or("", String::as_str);
+    match keys.count() {
+        0 => first.to_string(),
+        1 => format!("{first} and 1 more object"),
+        more => format!("{first} and {more} more objects"),
     }
 }
 

@@ -76,8 +76,10 @@ pub async fn publish(context: &Context, plan: &Plan, listed: ListingSizes) -> Ta
         tally.failures.extend(done.failures);
     }
     drop(published);
+    // A write without an answer may still arrive: then the notice stays until it expires.
+    let is_answered = !tally.failures.iter().any(|failure| failure.cause.is_transient());
     let end = async {
-        if let Some(announcement) = announcement {
+        if let Some(announcement) = announcement.filter(|_| is_answered) {
             announcement.end(&context.bucket).await;
         }
     };

@@ -1,6 +1,8 @@
 """`remote rm` and `remote gc`: beside pushes, and on a bucket shared with the Python hf-cache-sync 0.1.0."""
 
+import hashlib
 import json
+import os
 import random
 import time
 
@@ -16,15 +18,18 @@ class Remote(Scenario):
         self.cleaner = self.machine("cleaner", self.team)
 
     def assert_whole(self):
-        """Every ref leads to a manifest, and every blob that a manifest names is there with its size."""
+        """Assert that every ref leads to a manifest, and that every blob that a manifest names has the right bytes."""
         keys = set(self.team.keys())
         for key in keys:
             if key.startswith("refs/"):
                 encoded = key.split("/")[1]
                 self.assertIn(f"manifests/{encoded}@{self.team.get(key).decode()}.json", keys, key)
         for key, manifest in self.team.manifests().items():
-            for file in manifest["files"]:
-                self.assertIn(f"blobs/{file['blob']}", keys, key)
+            for name in {file["blob"] for file in manifest["files"]}:
+                self.assertIn(f"blobs/{name}", keys, key)
+                content = self.team.get(f"blobs/{name}")
+                git = hashlib.sha1(b"blob %d\0" % len(content) + content)
+                self.assertEqual((git if len(name) == 40 else hashlib.sha256(content)).hexdigest(), name, key)
 
     def put(self, name, content):
         self.team._client.put_object(Bucket=self.team.name, Key=f"blobs/{name}", Body=content)
@@ -96,31 +101,55 @@ class Remote(Scenario):
             self.assertIn("not allowed", ended.stderr)
         self.assertEqual(self.team.keys(), before)
 
-    def test_two_deletions_and_four_pushes_killed_at_random_lose_nothing(self):
+    def expire(self, kind):
+        """Remove the notices of killed processes, as if the time for which they count had passed."""
+        # By then, the store has long since handled their last requests.
+        time.sleep(1)
+        for key in self.team.keys():
+            if key.startswith(f"_hf_cache_sync_gc/{kind}-"):
+                self.team.delete(key)
+
+    def test_deletions_and_pushes_killed_at_random_lose_nothing(self):
+        seed = int(os.environ.get("SEED") or random.randrange(2**32))
+        print(f"seed: {seed}")
+        chance = random.Random(seed)
         repos = [fixtures.by_id("gpt2"), fixtures.by_id("acme/versions"), fixtures.by_id("acme/paths")]
+        kept = fixtures.by_id("acme/corpus", "dataset")
+        keeper = self.machine("keeper", self.team)
+        keeper.download([kept])
+        keeper.ours("push")
         machines = [self.machine(f"m{number}", self.team) for number in range(4)]
         for number, machine in enumerate(machines):
             machine.download(repos[: 1 + number % 3])
-        machines[2].ours("push")
-        for turn in range(4):
-            # Nothing names the blobs any more; with no grace period, nothing but the notices protects them.
+        for turn in range(6):
+            # Nothing names the blobs any more; without a grace period, only the notices protect them.
+            machines[2].ours("push")
             for repo in repos:
-                self.cleaner.run(TOOLS.ours, "remote", "rm", repo.id, "--yes", code=None)
+                self.cleaner.ours("remote", "rm", repo.id, "--yes")
             pushes = [machine.start(TOOLS.ours, "push") for machine in machines]
             deletions = [
                 self.cleaner.start(TOOLS.ours, "remote", "gc", "--grace", "0", "--yes") for _ in range(2)
             ]
-            killed = []
-            if turn:
-                time.sleep(random.random() * 0.3)
-                killed = [random.choice(pushes)]
-                killed[0].kill()
-            for process in pushes + deletions:
+            removal = self.cleaner.start(TOOLS.ours, "remote", "rm", "acme/versions", "--yes")
+            running = [*pushes, *deletions, removal]
+            killed = [process for process in running if turn and chance.random() < 0.4]
+            for process in chance.sample(killed, len(killed)):
+                time.sleep(chance.random() * 0.2)
+                process.kill()
+            # Deletions wait for nobody: what they have left when all are over is left by killed ones.
+            for process in [*deletions, removal]:
+                finish(process, code=None if process in [*killed, removal] else 0)
+            if removal not in killed:
+                # It is there, or not yet, or a push is publishing it.
+                self.assertIn(removal.returncode, (0, 1, 4))
+            self.expire("deletion")
+            for process in pushes:
                 finish(process, code=None if process in killed else 0)
             self.assert_whole()
             for machine in machines:
                 machine.ours("push")
             self.assert_whole()
+            self.expire("push")
         reader = self.machine("reader", self.team)
-        self.pull_all_refs(reader, repos)
-        self.assert_resolves(reader, repos)
+        self.pull_all_refs(reader, [*repos, kept])
+        self.assert_resolves(reader, [*repos, kept])

@@ -793,6 +793,23 @@ fn bad_manifests_and_refs_come_from_the_cache() {
     world.repair_remote(&[]);
 }
 
+/// A ref of the dataset leads to the manifest of the model with the same id: nothing reads it.
+#[test]
+fn a_ref_that_leads_to_another_repo_is_written_again() {
+    let world = World::new(Revision::model("org/llm").with_tree());
+    let dataset = Revision::new("dataset", "org/llm").at(OTHER).git("a.csv", "a,b\n");
+    dataset.write(&world.hub());
+    world.machine.ok(&["push"]);
+    let key = "refs-v2/datasets--org--llm/main";
+    assert_eq!(world.store.text(key), OTHER);
+    world.store.put(key, COMMIT);
+    let report = world.finds(&["--remote"], &["dangling-ref: main"]);
+    assert_eq!(report["findings"][0]["key"], key);
+    assert!(report["findings"][0]["detail"].as_str().unwrap().contains("manifest is that of org/llm"), "{report}");
+    world.repair_bucket(&[]);
+    assert_eq!(world.store.text(key), OTHER);
+}
+
 /// The commit that a ref names is here, but the ref names another one here: the bucket's ref does not go back to that.
 #[test]
 fn a_ref_keeps_its_commit_if_its_revision_is_here() {

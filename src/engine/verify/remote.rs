@@ -1,7 +1,7 @@
 //! Checks the bucket, and repairs it from the cache.
 //!
-//! One listing says which blobs, manifests and refs there are; every manifest and ref is read. What the listing lacks is
-//! looked at once more, since another machine may be pushing. A repair uploads what this cache has, by the same code as a
+//! One listing says which blobs, manifests and refs there are; every manifest and ref is read. Whatever the listing lacks is
+//! checked once more, since another machine may be pushing. A repair uploads what this cache has, with the same code as a
 //! push: every blob is hashed on its way, and nothing is deleted.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -34,7 +34,7 @@ use crate::transfer::source::{Fetch, Source};
 use crate::transfer::upload::Upload;
 use crate::transfer::{Context, check, pool};
 
-/// What was found in a bucket.
+/// The result of a check.
 #[derive(Debug, Default)]
 pub struct Found {
     /// The facts to judge.
@@ -48,7 +48,7 @@ pub struct Found {
 /// Lists the bucket, and reads what is selected. With `deep`, every blob is read as well.
 ///
 /// # Errors
-/// When a listing fails, a manifest or ref cannot be read, or a requested repo or revision is not there.
+/// If a listing fails, a manifest or ref cannot be read, or a requested repo or revision does not exist.
 pub async fn check(session: &Session, bucket: &Bucket, only: &[RepoSpec], deep: Option<Caps>) -> Result<Found> {
     session.progress.event(Event::Step("listing the bucket"));
     let listed = RemoteState::list(bucket, Scope::ALL).await;
@@ -68,16 +68,16 @@ pub async fn check(session: &Session, bucket: &Bucket, only: &[RepoSpec], deep: 
         let manifest = match state.manifest(&key) {
             Some(Stored::Valid(manifest)) => Ok(manifest),
             Some(Stored::Invalid(error)) => Err(error.why.unwrap_or(error.what)),
-            // Deleted after it was listed.
+            // It has been deleted since it was listed.
             Some(Stored::Absent) | None => continue,
         };
         found.facts.manifests.insert(key, manifest);
     }
     for key in refs {
         let fault = match state.reference(&key) {
-            Some(Stored::Valid(commit)) => match dangles(bucket, &state, &key, &commit).await? {
-                true => RefFault::Dangling(commit),
-                false => continue,
+            Some(Stored::Valid(commit)) => match find_fault(bucket, &state, &key, &commit).await? {
+                Some(fault) => fault,
+                None => continue,
             },
             Some(Stored::Invalid(error)) => RefFault::Bad(error.why.unwrap_or(error.what)),
             Some(Stored::Absent) | None => continue,
@@ -93,20 +93,28 @@ pub async fn check(session: &Session, bucket: &Bucket, only: &[RepoSpec], deep: 
     Ok(found)
 }
 
-/// Returns whether there is no manifest where a ref leads. One that was pushed after the listing counts.
-async fn dangles(bucket: &Bucket, state: &RemoteState, key: &str, commit: &Commit) -> Result<bool> {
-    let Some(candidate) = state.listed_ref(key) else { return Ok(false) };
+/// Returns what is wrong with a ref that names this commit. A manifest that was pushed after the listing counts.
+async fn find_fault(bucket: &Bucket, state: &RemoteState, key: &str, commit: &Commit) -> Result<Option<RefFault>> {
+    let Some(candidate) = state.listed_ref(key) else { return Ok(None) };
     let manifest = keys::manifest_of(&candidate.encoded, commit);
-    if state.listed_manifest(&manifest).is_some() {
-        return Ok(false);
+    // A key of 0.1.0 does not say whose it is.
+    if candidate.repo.is_none() && state.listed_manifest(&manifest).is_some() {
+        return Ok(None);
     }
-    Ok(matches!(state.read_manifest(bucket, &manifest).await?, Stored::Absent))
+    Ok(match state.read_manifest(bucket, &manifest).await? {
+        Stored::Absent => Some(RefFault::Dangling(commit.clone())),
+        Stored::Valid(manifest) if !candidate.may_refer_to(manifest.repo()) => {
+            Some(RefFault::Foreign(commit.clone(), manifest.repo().clone()))
+        }
+        // A bad manifest is reported itself.
+        Stored::Valid(_) | Stored::Invalid(_) => None,
+    })
 }
 
-/// Keeps what was requested. Several repos may share an encoded id.
+/// Removes everything that was not requested. Several repos may share an encoded id.
 ///
 /// # Errors
-/// [`crate::error::Cause::NotFound`] if there is nothing of a request.
+/// [`crate::error::Cause::NotFound`] if nothing matches a request.
 fn select(bucket: &Bucket, state: &RemoteState, only: &[RepoSpec], facts: &mut Facts) -> Result<()> {
     if only.is_empty() {
         return Ok(());
@@ -116,7 +124,7 @@ fn select(bucket: &Bucket, state: &RemoteState, only: &[RepoSpec], facts: &mut F
     for spec in only {
         let encoded = keys::encoded(&spec.query.id);
         let commits = spec.revision.as_ref().map(|text| commits_of(state, &encoded, text));
-        let may_be_asked = |key: &str| match (keys::parse_manifest(key), &commits) {
+        let is_requested = |key: &str| match (keys::parse_manifest(key), &commits) {
             (Some((of, commit)), Some(commits)) => of == encoded && commits.contains(&commit),
             (Some((of, _)), None) => of == encoded,
             (None, _) => false,
@@ -125,7 +133,7 @@ fn select(bucket: &Bucket, state: &RemoteState, only: &[RepoSpec], facts: &mut F
             Ok(manifest) => spec.query.matches(manifest.repo()),
             Err(_) => true,
         };
-        let manifests = facts.manifests.iter().filter(|(key, manifest)| may_be_asked(key) && is_of(manifest));
+        let manifests = facts.manifests.iter().filter(|(key, manifest)| is_requested(key) && is_of(manifest));
         let manifests: Vec<String> = manifests.map(|(key, _)| key.clone()).collect();
         let refs = facts.refs.keys().filter(|key| match keys::parse_ref(key) {
             Some(RefKey::Old(of, name)) => of == encoded && is_revision(spec, &name),
@@ -148,7 +156,7 @@ fn is_revision(spec: &RepoSpec, name: &RefName) -> bool {
     spec.revision.as_ref().is_none_or(|text| text == name.as_str())
 }
 
-/// Returns the commits that a revision may mean: what refs of this name lead to, or what begins with the text.
+/// Returns the commits that a revision may mean: those that refs of this name name, or else those that begin with the text.
 fn commits_of(state: &RemoteState, encoded: &str, text: &str) -> Vec<Commit> {
     let refs = state.refs().iter().filter(|candidate| candidate.encoded == encoded && candidate.name.as_str() == text);
     let named: Vec<Commit> = refs.filter_map(|candidate| state.reference(&candidate.object.key)?.valid()).collect();
@@ -174,7 +182,7 @@ fn not_found(bucket: &Bucket, state: &RemoteState, spec: &RepoSpec) -> Error {
     error.hint(close.unwrap_or_else(|| "`hf-cache-sync list --remote` shows what is".into()))
 }
 
-/// Compares the blobs of the manifests with the listing and, where `deep`, with their names.
+/// Compares the blobs of the manifests with the listing and, with `deep`, their bytes with their names.
 async fn check_blobs(
     session: &Session,
     bucket: &Bucket,
@@ -201,7 +209,7 @@ async fn check_blobs(
     let mut faults = BTreeMap::new();
     let mut unchecked = BTreeSet::new();
     if !suspects.is_empty() {
-        session.progress.event(Event::Step("looking again for what the listing lacks"));
+        session.progress.event(Event::Step("checking what the listing lacks once more"));
         for unconfirmed in confirm::find_unconfirmed(bucket, suspects, state.blobs().len()).await? {
             let key = (unconfirmed.blob.id, unconfirmed.blob.size);
             match unconfirmed.status {
@@ -239,7 +247,7 @@ async fn check_blobs(
         pool::run(
             fetches,
             &context.limits,
-            // Each is read by one request, however large it is.
+            // Each is read in one request, however large it is.
             |fetch: &Fetch| u64::from(context.cut().gets(fetch.size) > 0),
             |fetch| {
                 let context = context.clone();
@@ -269,7 +277,7 @@ async fn check_blobs(
     Ok(())
 }
 
-/// What a repair of the bucket has done.
+/// The result of a repair of the bucket.
 #[derive(Debug, Default)]
 pub struct Tally {
     /// Blobs uploaded.
@@ -280,10 +288,10 @@ pub struct Tally {
     pub failures: Vec<Error>,
 }
 
-/// Repairs what this cache has good copies of, and notes the outcome of each finding.
+/// Repairs everything that this cache has good copies of, and records the outcome of each finding.
 ///
 /// # Errors
-/// When the cache cannot be read at all.
+/// If the cache cannot be read at all.
 pub async fn repair(
     session: &Session,
     bucket: &Bucket,
@@ -308,7 +316,7 @@ pub async fn repair(
     Ok(run.tally)
 }
 
-/// A repair under way.
+/// A repair in progress.
 struct Run<'a> {
     session: &'a Session,
     bucket: &'a Bucket,
@@ -320,7 +328,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Uploads the blobs that are missing or bad, each from the first copy in this cache whose bytes are right.
+    /// Uploads the blobs that are missing or bad, each from the first good copy in this cache.
     async fn upload_blobs(&mut self) -> Result<()> {
         let Run { session, bucket, context, inventory, findings, dry_run, tally } = self;
         let mut wanted: BTreeMap<(BlobId, u64), Vec<usize>> = BTreeMap::new();
@@ -388,7 +396,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Pushes the revisions of this cache whose manifests are not valid or not there.
+    /// Pushes the revisions of this cache whose manifests or refs are bad or missing.
     async fn push_revisions(&mut self) -> Result<()> {
         let Run { session, bucket, context, inventory, findings, dry_run, tally } = self;
         let mut wanted: Vec<(usize, RepoName, Commit)> = Vec::new();
@@ -433,7 +441,7 @@ impl Run<'_> {
         let done = publish::publish(context, &plan, listed).await;
         tally.uploaded += done.uploaded;
         tally.failures.extend(done.failures);
-        // What is there now decides, not what was sent.
+        // The outcome is what is there now, not what was sent.
         let listed = RemoteState::list(bucket, Scope::NAMES).await;
         let state = listed.map_err(|failure| bucket.explain_listing(failure))?;
         for (index, _, _) in &wanted {
@@ -442,7 +450,7 @@ impl Run<'_> {
             let is_good = match finding.reason {
                 Reason::BadManifest => matches!(state.read_manifest(bucket, &key).await?, Stored::Valid(_)),
                 _ => match state.read_ref(bucket, &key).await? {
-                    Stored::Valid(commit) => !dangles(bucket, &state, &key, &commit).await?,
+                    Stored::Valid(commit) => find_fault(bucket, &state, &key, &commit).await?.is_none(),
                     Stored::Invalid(_) | Stored::Absent => false,
                 },
             };

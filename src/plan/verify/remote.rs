@@ -1,4 +1,4 @@
-//! Judges the bucket.
+//! Judges the bucket. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -11,47 +11,49 @@ use crate::model::filter::PathFilter;
 use crate::model::ids::{BlobId, Commit, RepoName};
 use crate::model::manifest::Manifest;
 
-/// Everything that the check of a bucket is based on.
+/// Everything that the verdict on a bucket is based on.
 #[derive(Debug, Default)]
 pub struct Facts {
     /// Manifests by key; for one that is not valid, the reason.
     pub manifests: BTreeMap<String, Result<Arc<Manifest>, String>>,
-    /// Refs that are not as they should be, by key.
+    /// Faulty refs, by key.
     pub refs: BTreeMap<String, RefFault>,
-    /// Blobs, with the sizes that manifests say, that are not as they should be.
+    /// Faulty blobs, with their sizes according to the manifests.
     pub blobs: BTreeMap<(BlobId, u64), BlobFault>,
     /// Blobs that could not be checked.
     pub unchecked: BTreeSet<(BlobId, u64)>,
 }
 
-/// What can be wrong about a ref.
+/// What can be wrong with a ref.
 #[derive(Debug, Clone)]
 pub enum RefFault {
     /// Its content is not a commit.
     Bad(String),
     /// There is no manifest of the commit that it names.
     Dangling(Commit),
+    /// The manifest of the commit that it names is this other repo's, so that nothing reads the ref.
+    Foreign(Commit, RepoName),
 }
 
-/// What can be wrong about a blob.
+/// What can be wrong with a blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BlobFault {
-    /// It is not there.
+    /// It is missing.
     Missing,
-    /// It has this many bytes.
+    /// It has this many bytes instead.
     Size(u64),
-    /// Its bytes have another name.
+    /// Its bytes hash to another name.
     Corrupt(BlobId),
 }
 
-/// The judgement.
+/// The verdict on a bucket.
 #[derive(Debug, Default)]
 pub struct Judgement {
     /// Every revision that was checked.
     pub revisions: Vec<Row>,
-    /// What is not as it should be.
+    /// What is wrong.
     pub findings: Vec<Finding>,
-    /// Blobs that are as they should be, as far as was checked.
+    /// Blobs that are right, as far as they were checked.
     pub verified: Amount,
 }
 
@@ -98,7 +100,11 @@ pub fn judge(facts: &Facts) -> Judgement {
         let (reason, detail, named) = match fault {
             RefFault::Bad(why) => (Reason::BadRef, why.clone(), None),
             RefFault::Dangling(commit) => {
-                let detail = format!("it names {}, of which there is no manifest", commit.short());
+                let detail = format!("it names {}, which has no manifest", commit.short());
+                (Reason::DanglingRef, detail, Some(commit.clone()))
+            }
+            RefFault::Foreign(commit, owner) => {
+                let detail = format!("it names {}, whose manifest is that of {owner}", commit.short());
                 (Reason::DanglingRef, detail, Some(commit.clone()))
             }
         };

@@ -3,6 +3,8 @@
 
 use std::ffi::OsStr;
 use std::fs;
+#[cfg(target_os = "linux")]
+use std::io::Write;
 use std::io::{BufRead, BufReader, Read};
 #[cfg(unix)]
 use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown};
@@ -143,6 +145,24 @@ impl Machine {
         let mut command = self.program("script", &["--quiet", "--return", "--command", &line, "/dev/null"]);
         command.env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("TERM", "xterm");
         command
+    }
+
+    /// Runs a command on a terminal, and types what `answer` returns once the command has asked. Returns everything that
+    /// is shown there, and the exit code.
+    #[cfg(target_os = "linux")]
+    pub fn answer_on_terminal(&self, line: &str, answer: impl Fn() -> Vec<u8>) -> (String, Option<i32>) {
+        let mut command = self.on_terminal(100, &format!("{line} --no-progress"));
+        command.env("NO_COLOR", "1").env("TERM", "dumb");
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        let (mut shown, mut byte) = (Vec::new(), [0]);
+        while stdout.read(&mut byte).unwrap() == 1 {
+            shown.push(byte[0]);
+            if shown.ends_with(b"[y/N] ") {
+                stdin.write_all(&answer()).unwrap();
+            }
+        }
+        (String::from_utf8(shown).unwrap().replace('\r', ""), child.wait().unwrap().code())
     }
 
     /// Runs a command to completion.

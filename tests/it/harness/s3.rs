@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
@@ -138,6 +139,24 @@ struct State {
     arrived: Condvar,
     hook: Mutex<Option<Hook>>,
     parts: Mutex<Parts>,
+    /// Number of requests in flight that delete objects.
+    deletions: AtomicUsize,
+}
+
+/// Counts a request that deletes objects, even if its client closes the connection.
+struct InFlight(Arc<State>);
+
+impl InFlight {
+    fn new(state: &Arc<State>) -> Self {
+        state.deletions.fetch_add(1, Ordering::SeqCst);
+        InFlight(state.clone())
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.deletions.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// ETag and size of each part, by upload id and part number.
@@ -160,6 +179,16 @@ impl Server {
     /// Returns the requests since the last call.
     pub fn take_seen(&self) -> Vec<S3Request> {
         std::mem::take(&mut self.state.seen.lock().unwrap())
+    }
+
+    /// Returns the number of requests since the last [`Server::take_seen`].
+    pub fn seen(&self) -> usize {
+        self.state.seen.lock().unwrap().len()
+    }
+
+    /// Returns the number of requests in flight that delete objects.
+    pub fn deletions(&self) -> usize {
+        self.state.deletions.load(Ordering::SeqCst)
     }
 
     /// Blocks until the requests since the last [`Server::take_seen`] meet the condition.
@@ -248,6 +277,8 @@ async fn answer(
     let action = state.hook.lock().unwrap().as_ref().map_or(Action::Pass, |hook| hook(&seen));
     state.seen.lock().unwrap().push(seen.clone());
     state.arrived.notify_all();
+    let deletes = seen.method == "DELETE" || (seen.method == "POST" && seen.query.starts_with("delete"));
+    let _in_flight = deletes.then(|| InFlight::new(&state));
     let (mut cut, mut ahead) = (None, None);
     match action.clone() {
         Action::Refuse(..) | Action::Page(_) => {
