@@ -55,6 +55,8 @@ pub enum Cause {
     Archived,
     /// Who asks has to pay, and has not agreed to.
     PayerNeeded,
+    /// The repo looks gated, or the Hub does not give access to it.
+    Gated,
     /// A retention rule keeps the object.
     Locked,
     /// The store takes encrypted objects only.
@@ -135,7 +137,7 @@ impl Cause {
             NoSuchKey | NotFound | NoSuchRevision => Kind::NotFound,
             NoSuchBucket => Kind::MissingBucket,
             Invalid | TooLarge | Corrupt | WrongSize | Damaged | NotKept => Kind::Integrity,
-            BadCredentials | Expired | Denied | Account | Locked => Kind::Credentials,
+            BadCredentials | Expired | Denied | Account | Gated | Locked => Kind::Credentials,
             Usage | WrongRegion | PayerNeeded | EncryptionNeeded | EncryptionKey | StorageClass | BucketName
             | PathStyle | VirtualStyle | ChecksumNeeded | HashNeeded | ClockSkew => Kind::Usage,
             // What is archived is as good as out of reach.
@@ -265,7 +267,7 @@ mod tests {
                     ClockSkew,
                 ],
             ),
-            (3, &[BadCredentials, Expired, Denied, Account, Locked, Permission]),
+            (3, &[BadCredentials, Expired, Denied, Account, Gated, Locked, Permission]),
             (4, &[NoSuchKey, NotFound, NoSuchRevision, NoSuchBucket]),
             (5, &[Invalid, TooLarge, Corrupt, WrongSize, Damaged, NotKept]),
             (

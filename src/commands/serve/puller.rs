@@ -262,13 +262,14 @@ impl Puller {
         let origin = if from_hub { Origin::Hub } else { Origin::Bucket };
         self.activity.begin_pull(blob, label.clone(), size, origin);
         let (Some(bucket), Some(context)) = (&self.bucket, &self.context) else {
-            return Err(Error::not_found(format!("{label} is not in the cache")).because("this server is offline"));
+            let missing = Error::new(Cause::NoSuchKey, format!("{label} is not in the cache"));
+            return Err(missing.because("this server is offline"));
         };
         let session = Session { now: SystemTime::now(), ..self.session.clone() };
         let pull = Pull::begin(&session, bucket, self.options, self.fallback.clone(), false).await.sharing(context);
         let plan = match pull.decide(&found, from_hub).await? {
             Decision::Gated(gated) => {
-                return Err(Error::new(Cause::Denied, format!("{label} is not served"))
+                return Err(Error::new(Cause::Gated, format!("{label} is not served"))
                     .because(format!("its repo looks gated, {}", gated.why()))
                     .hint("set team.allow_gated: true if everybody who uses this server may use it"));
             }

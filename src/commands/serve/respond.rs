@@ -246,18 +246,21 @@ impl Site {
             Ok(revision) => revision,
             Err(error) => return self.failure(&format!("{query}@{revision}"), &error),
         };
-        let card = revision.card.get_or_init(|| self.read_card(&revision)).await;
+        // What cannot be read now may be there the next time.
+        let nothing = Map::new();
+        let card = revision.card.get_or_try_init(|| async { self.read_card(&revision).await.ok_or(()) }).await;
+        let card = card.unwrap_or(&nothing);
         json_answer(&documents::info(revision.repo(), &revision.last_commit(), &revision.listing, card, with_blobs))
     }
 
-    /// Reads the front matter of the README, if that can be had in time.
-    async fn read_card(&self, revision: &Arc<Revision>) -> Map<String, Value> {
+    /// Reads the front matter of the README; `None` if it cannot be had in time.
+    async fn read_card(&self, revision: &Arc<Revision>) -> Option<Map<String, Value>> {
         let path: RepoPath = "README.md".parse().expect("it is a valid path");
         let Some(size) = revision.listing.get(&path).map(|file| file.size).filter(|size| *size <= MAX_README) else {
-            return Map::new();
+            return Some(Map::new());
         };
         if !self.is_available(revision, &path) {
-            return Map::new();
+            return Some(Map::new());
         }
         let read = async {
             let body = match self.puller.open(revision, &path).await.ok()? {
@@ -266,10 +269,8 @@ impl Site {
             };
             Some(body.collect().await.ok()?.to_bytes())
         };
-        match tokio::time::timeout(FIRST_BYTES, read).await {
-            Ok(Some(bytes)) => documents::front_matter(&String::from_utf8_lossy(&bytes)),
-            _ => Map::new(),
-        }
+        let bytes = tokio::time::timeout(FIRST_BYTES, read).await.ok()??;
+        Some(documents::front_matter(&String::from_utf8_lossy(&bytes)))
     }
 
     async fn tree(
@@ -325,7 +326,7 @@ impl Site {
             Cause::NotFound => (StatusCode::NOT_FOUND, "RepoNotFound"),
             Cause::NoSuchRevision => (StatusCode::NOT_FOUND, "RevisionNotFound"),
             Cause::Usage => (StatusCode::NOT_FOUND, "RevisionNotFound"),
-            Cause::Denied => (StatusCode::FORBIDDEN, "GatedRepo"),
+            Cause::Gated => (StatusCode::FORBIDDEN, "GatedRepo"),
             cause if cause.may_pass() => (StatusCode::SERVICE_UNAVAILABLE, ""),
             Cause::DiskFull => (StatusCode::INSUFFICIENT_STORAGE, ""),
             // Retrying does not help, and clients do not.

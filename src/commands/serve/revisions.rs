@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::sync::Mutex as AsyncMutex;
+use serde_json::{Map, Value};
+use tokio::sync::{Mutex as AsyncMutex, OnceCell};
 
 use super::activity::Activity;
 use super::documents::{LastCommit, Listing};
@@ -55,9 +56,9 @@ pub struct Revision {
     /// All files of the commit, as far as they are known.
     pub listing: Listing,
     /// The same commit on the Hub, for files that the bucket lacks.
-    pub on_hub: tokio::sync::OnceCell<Option<Arc<Revision>>>,
+    pub on_hub: OnceCell<Arc<Revision>>,
     /// The front matter of its README.
-    pub card: tokio::sync::OnceCell<serde_json::Map<String, serde_json::Value>>,
+    pub card: OnceCell<Map<String, Value>>,
 }
 
 impl Revision {
@@ -149,8 +150,8 @@ impl Revisions {
     /// [`Cause::NotFound`] if nobody has the repo, [`Cause::NoSuchRevision`] if it lacks the revision, and all causes of
     /// failed requests.
     pub async fn find(&self, query: &RepoQuery, revision: &str) -> Result<Arc<Revision>> {
-        let slot = slot(&self.known, (query.to_string(), revision.to_string()));
-        let mut known = slot.lock().await;
+        let requested = slot(&self.known, (query.to_string(), revision.to_string()));
+        let mut known = requested.lock().await;
         if let Some(known) = known.as_ref().filter(|known| known.until > Instant::now()) {
             return known.result.clone();
         }
@@ -166,10 +167,16 @@ impl Revisions {
                 None => (Err(error), RETRY.min(self.refresh)),
             },
         };
-        *known = Some(Known { result: result.clone(), until: Instant::now() + lifetime });
+        let until = Instant::now() + lifetime;
+        *known = Some(Known { result: result.clone(), until });
         if let Ok(revision) = &result
             && let Some(name) = &revision.found.reference
         {
+            // Clients go on with the commit.
+            let by_commit = slot(&self.known, (query.to_string(), revision.commit().to_string()));
+            if let Ok(mut known) = by_commit.try_lock() {
+                *known = Some(Known { result: Ok(revision.clone()), until });
+            }
             let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
             if names.len() > MAX_REMEMBERED {
                 names.clear();
@@ -212,6 +219,7 @@ impl Revisions {
                 let found = self.fallback.find(query, Some(revision), failure);
                 match tokio::time::timeout(PATIENCE, found).await.unwrap_or_else(|_| Err(unanswered("the Hub"))) {
                     Ok(found) => return Ok(Revision::new(found, Place::Hub)),
+                    Err(failure) if failure.cause == Cause::Denied => Error { cause: Cause::Gated, ..failure },
                     Err(failure) => failure,
                 }
             }
@@ -250,19 +258,21 @@ impl Revisions {
         if revision.place == Place::Hub || !self.fallback.is_some() {
             return None;
         }
+        let repo = revision.repo();
         let look_up = async || {
-            let hub = self.fallback.hub()?.ok()?;
-            let repo = revision.repo();
+            let hub = self.fallback.hub().ok_or(())?.map_err(|_| ())?;
             let query = RepoQuery { kind: Some(repo.kind), id: repo.id.clone() };
-            match hub.find(&query, Some(revision.commit().as_str())).await {
-                Ok(found) => Some(Revision::new(found, Place::Hub)),
+            let found = tokio::time::timeout(PATIENCE, hub.find(&query, Some(revision.commit().as_str()))).await;
+            match found.unwrap_or_else(|_| Err(unanswered("the Hub"))) {
+                Ok(found) => Ok(Revision::new(found, Place::Hub)),
                 Err(error) => {
                     self.activity.fail(format!("{repo}@{}", revision.commit().short()), &error);
-                    None
+                    Err(())
                 }
             }
         };
-        revision.on_hub.get_or_init(look_up).await.clone()
+        // A failure may pass.
+        revision.on_hub.get_or_try_init(look_up).await.ok().cloned()
     }
 
     /// Finds a revision in this machine's cache.
