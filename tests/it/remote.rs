@@ -932,7 +932,10 @@ fn deletions_and_pushes_killed_at_random_lose_nothing() {
     let seed = std::env::var("SEED").map_or_else(|_| fastrand::u64(..), |seed| seed.parse().unwrap());
     println!("seed: {seed}");
     let mut random = fastrand::Rng::with_seed(seed);
-    for round in 0..6 {
+    // Some requests take longer, so that those of different processes come in any order.
+    let delay = || if fastrand::u8(..4) == 0 { fastrand::u64(..150) } else { 0 };
+    store.server.on_request(move |_| Action::Delay(Duration::from_millis(delay())));
+    for round in 0..8 {
         store.clear();
         // Blobs of earlier pushes, which nothing names.
         for file in machines.iter().flat_map(|(_, revisions)| revisions).flat_map(Revision::present) {

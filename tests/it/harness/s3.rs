@@ -88,6 +88,8 @@ pub enum Action {
     Shift(i64),
     /// Handle it once the gate is open.
     Hold(Gate),
+    /// Handle it after a pause.
+    Delay(Duration),
     /// Never respond.
     Hang,
     /// Report success, but discard the object.
@@ -293,6 +295,7 @@ async fn answer(
         Action::RefuseEarly(status, code, message) => return Ok(refusal(status, code, message)),
         Action::Hang => std::future::pending().await,
         Action::Hold(gate) => gate.pass().await,
+        Action::Delay(pause) => tokio::time::sleep(pause).await,
         Action::Cut(length) => cut = Some(length),
         Action::ClockAhead(seconds) | Action::Shift(seconds) => ahead = Some(seconds),
         Action::Pass | Action::Swallow | Action::Truncate(_) | Action::Misplace | Action::Flip | Action::Omit(_) => {}
