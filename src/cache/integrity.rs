@@ -27,7 +27,7 @@ pub struct Facts {
     pub layout: Layout,
     /// The repos that are checked.
     pub repos: Vec<RepoFacts>,
-    /// What could not be read, so that it cannot be judged.
+    /// Failures to read something, which therefore cannot be judged.
     pub failures: Vec<Error>,
 }
 
@@ -36,7 +36,7 @@ pub struct Facts {
 pub struct RepoFacts {
     /// The repo.
     pub name: RepoName,
-    /// Whether only some of its revisions are checked, so that nothing is said about the rest of the repo.
+    /// Whether only some of its revisions are checked. The rest of the repo is not judged then.
     pub is_part: bool,
     /// Blobs to check, by the name that they claim.
     pub blobs: BTreeMap<BlobId, BlobFacts>,
@@ -76,7 +76,7 @@ pub struct RevisionFacts {
     pub tree: TreeFile,
     /// Whether there is a listing of a newer format than this program knows.
     pub has_unknown_tree: bool,
-    /// Whether a part of it cannot be read, so that nobody knows what is there.
+    /// Whether a part of it cannot be read, so that its content is unknown.
     pub is_unreadable: bool,
 }
 
@@ -369,7 +369,7 @@ impl Gather<'_> {
                 let Some(blob) = named else { return };
                 FileKind::Link { blob, is_absolute: false }
             }
-            // Whether its blob is there cannot be told.
+            // It is unknown whether its blob is there.
             (ProblemKind::BrokenLink, _) if is_unknown => {
                 let blobs = self.layout.repo(&self.repo.name).join("blobs");
                 let is_known = |known: &Problem| is_unreadable(known) && known.path.starts_with(&blobs);

@@ -72,7 +72,7 @@ pub struct Checker {
     revisions: Vec<(RepoName, Commit)>,
     /// Their proofs; `None` if there is none.
     proofs: Vec<Option<Proof>>,
-    /// What the last batch found out, and when, by index. An answer that was used is not here any more.
+    /// The answers of the last batch that have not been used yet, by index, with their times.
     checks: HashMap<usize, (Instant, bool)>,
     /// The number of revisions to check together.
     batch: usize,

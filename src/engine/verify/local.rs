@@ -42,7 +42,7 @@ use crate::transfer::limit::Caps;
 /// Maximum number of requests for the sizes of blobs that are in flight.
 const AT_ONCE: usize = 32;
 
-/// Hashes everything that the facts are about, and notes what came out.
+/// Hashes everything that the facts are about, and records the results.
 pub async fn hash(session: &Session, facts: Facts) -> Facts {
     session.progress.event(Event::Step("looking at the files"));
     let (mut facts, jobs) = blocking(move || {
@@ -99,7 +99,7 @@ pub async fn look_up_real_files(session: &Session, facts: &mut Facts) -> Vec<Str
 /// How to repair.
 #[derive(Clone)]
 pub struct Options {
-    /// What the transfers may use.
+    /// Limits for the transfers.
     pub caps: Caps,
     /// Whether a blob is flushed to the disk before it becomes visible.
     pub sync: bool,
@@ -109,7 +109,7 @@ pub struct Options {
     pub dry_run: bool,
 }
 
-/// What a repair has done.
+/// The outcome of a repair.
 #[derive(Debug, Default)]
 pub struct Tally {
     /// Blobs downloaded.
@@ -122,7 +122,7 @@ pub struct Tally {
     pub quarantined: Amount,
     /// Notes for the user.
     pub notes: Vec<String>,
-    /// What failed.
+    /// Failures.
     pub failures: Vec<Error>,
 }
 
@@ -290,7 +290,7 @@ fn is_gone(layout: &Layout, finding: &Finding) -> bool {
     }
 }
 
-/// What became of a blob that was to be set aside.
+/// The outcome of setting a blob aside.
 #[derive(Debug, PartialEq, Eq)]
 enum SetAside {
     /// It is in the quarantine, with this many bytes.
@@ -553,7 +553,7 @@ impl Run<'_> {
         }
     }
 
-    /// Writes what the bucket says that a ref is. Otherwise, a ref that leads nowhere is taken out of the cache, since
+    /// Writes the commit that the bucket has for a ref. Otherwise, a ref that leads nowhere is taken out of the cache, since
     /// huggingface_hub cannot list a repo with such a ref.
     async fn repair_ref(&mut self, finding: &mut Finding, repo: &RepoName, path: &Path) -> Result<()> {
         let Some(name) = ref_name(&self.layout, repo, path) else { return Ok(()) };
@@ -804,7 +804,7 @@ async fn size_in(bucket: &Bucket, blob: &BlobId, label: &str) -> Result<Option<u
     found.map_err(|failure| bucket.explain(failure, &format!("cannot look for blob {blob} ({label})")))
 }
 
-/// What is to be done about one revision.
+/// The repairs of one revision.
 #[derive(Default)]
 struct Draft {
     files: Vec<ManifestFile>,
