@@ -61,7 +61,7 @@ impl Hub {
     /// the only other type that has this id.
     ///
     /// # Errors
-    /// [`Cause::NoSuchKey`], [`Cause::Denied`] for repos that need a token or access, [`Cause::Usage`] if several
+    /// [`Cause::NoSuchKey`], [`Cause::Gated`] and [`Cause::Denied`] for repos that need a token or access, [`Cause::Usage`] if several
     /// types have the id, [`Cause::Invalid`] if the listing is not valid, and all causes of failed requests.
     pub async fn find(&self, query: &RepoQuery, revision: Option<&str>) -> Result<Found> {
         let name: RefName = match revision {
@@ -211,7 +211,7 @@ impl Hub {
                 format!("the Hub does not accept the token ({})", failure.detail),
                 Some("check HF_TOKEN, or log in again with `hf auth login`"),
             ),
-            Cause::Denied => (
+            Cause::Denied | Cause::Gated => (
                 format!("the Hub does not give access ({})", failure.detail),
                 Some("ask for access on the repo's page, and set HF_TOKEN or log in with `hf auth login`"),
             ),

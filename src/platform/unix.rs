@@ -280,6 +280,11 @@ impl Interruption {
 
     /// Waits for the next one.
     pub async fn next(&mut self) {
+        self.next_is_terminate().await;
+    }
+
+    /// Waits for the next one, and returns whether it asks to end (SIGTERM) and is not ctrl-c.
+    pub async fn next_is_terminate(&mut self) -> bool {
         async fn wait(signal: &mut Option<Signal>) {
             let came = match signal {
                 Some(signal) => signal.recv().await,
@@ -291,8 +296,8 @@ impl Interruption {
         }
         let [interrupt, terminate] = &mut self.0;
         tokio::select! {
-            () = wait(interrupt) => {}
-            () = wait(terminate) => {}
+            () = wait(interrupt) => false,
+            () = wait(terminate) => true,
         }
     }
 }
@@ -332,11 +337,14 @@ pub fn exit_code(status: std::process::ExitStatus) -> u8 {
     u8::try_from(code).unwrap_or(1)
 }
 
-/// Asks a child process to end, with SIGTERM.
-pub fn ask_to_end(id: u32) {
+/// Passes a signal on to a child process: SIGTERM, or ctrl-c, which a terminal has sent to it already.
+pub fn pass_on(id: u32, is_terminate: bool) {
     use rustix::process::{Pid, Signal, kill_process};
+    if !is_terminate && std::io::IsTerminal::is_terminal(&std::io::stdin()) {
+        return;
+    }
     if let Some(id) = i32::try_from(id).ok().and_then(Pid::from_raw) {
-        let _ = kill_process(id, Signal::TERM);
+        let _ = kill_process(id, if is_terminate { Signal::TERM } else { Signal::INT });
     }
 }
 

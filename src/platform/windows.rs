@@ -270,6 +270,11 @@ impl Interruption {
 
     /// Waits for the next one.
     pub async fn next(&mut self) {
+        self.next_is_terminate().await;
+    }
+
+    /// Waits for the next one, and returns whether it is not ctrl-c.
+    pub async fn next_is_terminate(&mut self) -> bool {
         macro_rules! wait {
             ($signal:expr) => {
                 async {
@@ -284,10 +289,10 @@ impl Interruption {
             };
         }
         tokio::select! {
-            () = wait!(&mut self.interrupt) => {}
-            () = wait!(&mut self.terminate) => {}
-            () = wait!(&mut self.close) => {}
-            () = wait!(&mut self.shutdown) => {}
+            () = wait!(&mut self.interrupt) => false,
+            () = wait!(&mut self.terminate) => true,
+            () = wait!(&mut self.close) => true,
+            () = wait!(&mut self.shutdown) => true,
         }
     }
 }
@@ -309,4 +314,4 @@ pub fn exit_code(status: std::process::ExitStatus) -> u8 {
 }
 
 /// A child process gets ctrl-c from the console itself.
-pub fn ask_to_end(_: u32) {}
+pub fn pass_on(_: u32, _: bool) {}

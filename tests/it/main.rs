@@ -25,6 +25,8 @@ mod push_pull;
 mod remote;
 mod rm;
 #[cfg(unix)]
+mod serve;
+#[cfg(unix)]
 mod shared_store;
 mod stores;
 #[cfg(unix)]

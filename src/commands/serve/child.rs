@@ -52,9 +52,8 @@ pub async fn run(
                 let status = ended.map_err(|error| Error::failed("cannot wait for the command").because(plain_io(&error)))?;
                 return Ok(platform::exit_code(status));
             }
-            // A terminal sends ctrl-c to both; other signals come here alone.
-            () = interruption.next() => if let Some(id) = child.id() {
-                platform::ask_to_end(id);
+            is_terminate = interruption.next_is_terminate() => if let Some(id) = child.id() {
+                platform::pass_on(id, is_terminate);
             },
         }
     }

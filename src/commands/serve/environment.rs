@@ -37,6 +37,25 @@ pub fn url(listen: SocketAddr) -> String {
     format!("http://{}", SocketAddr::new(ip, listen.port()))
 }
 
+/// Returns whether a URL is the address of a server that listens there.
+pub fn is_own(url: &str, listen: SocketAddr) -> bool {
+    let Some(rest) = url.strip_prefix("http://") else { return false };
+    let authority = rest.split('/').next().unwrap_or_default();
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, port.parse().unwrap_or(0)),
+        _ => (authority, 80),
+    };
+    let is_here = match host.trim_matches(['[', ']']).parse::<IpAddr>() {
+        Ok(ip) => ip == listen.ip() || ((ip.is_loopback() || ip.is_unspecified()) && listens_on_loopback(listen.ip())),
+        Err(_) => host.eq_ignore_ascii_case("localhost") && listens_on_loopback(listen.ip()),
+    };
+    is_here && port == listen.port()
+}
+
+fn listens_on_loopback(ip: IpAddr) -> bool {
+    ip.is_loopback() || ip.is_unspecified()
+}
+
 /// Returns the variables that clients need: where the server is; that Xet's own protocol, by which clients would go around
 /// it, is off; and that no proxy is asked for it.
 pub fn variables(listen: SocketAddr) -> Vec<Variable> {
@@ -86,6 +105,13 @@ mod tests {
         assert!(of("0.0.0.0:1").starts_with("export HF_ENDPOINT=http://127.0.0.1:1\n"));
         assert!(of("[::]:1").contains("http://[::1]:1\n") && of("[::1]:1").ends_with(",}::1\"\n"));
         assert!(of("10.1.2.3:1").ends_with(",}10.1.2.3\"\n"));
+        let is_own = |url: &str| is_own(url, "127.0.0.1:8090".parse().unwrap());
+        assert!(["http://127.0.0.1:8090", "http://localhost:8090/", "http://[::1]:8090/x"].into_iter().all(is_own));
+        assert!(
+            !["https://127.0.0.1:8090", "http://127.0.0.1", "http://10.0.0.1:8090", "http://127.0.0.1:80", ""]
+                .into_iter()
+                .any(is_own)
+        );
         assert_eq!(with_no_proxy(Some("a.example"), "b"), "a.example,b");
         assert_eq!(with_no_proxy(Some(" "), "b"), "b");
     }

@@ -195,7 +195,7 @@ pub async fn execute(session: &Session, args: &Args, report: &dyn Fn(Update)) ->
     let listener = bind(listen).await?;
     let listen = listener.local_addr().map_err(|error| cannot_listen(listen, &error))?;
     let url = environment::url(listen);
-    if args.fallback.fallback.is_some() && session.config.hub.endpoint == url {
+    if args.fallback.fallback.is_some() && environment::is_own(&session.config.hub.endpoint, listen) {
         return Err(Error::usage("HF_ENDPOINT is the address of this very server, which would ask itself for files")
             .hint("unset HF_ENDPOINT for the server; only its clients need it"));
     }
@@ -257,7 +257,7 @@ pub async fn execute(session: &Session, args: &Args, report: &dyn Fn(Update)) ->
         () = finished => {}
         () = interruption.next() => {}
     }
-    report(Update::now(UpdateKind::Stopped));
+    report(Update::now(UpdateKind::Stopped { has_command: !args.command.is_empty() }));
     Ok(code)
 }
 

@@ -3,10 +3,10 @@
 //! A file is pulled as `pull --include` would: its blob, its place in a partial snapshot, the tree and the ref. So the cache
 //! stays one that every other command and client understands.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{Notify, RwLock};
@@ -47,6 +47,9 @@ pub struct Puller {
     activity: Arc<Activity>,
     failures: Mutex<HashMap<BlobId, (Instant, Error)>>,
     marked: Mutex<HashMap<BlobId, Instant>>,
+    /// Revisions that did not look gated when the first of their files was pulled. They are not judged again when their
+    /// licence has arrived: as with `pull`, all of a revision is served, or nothing.
+    admitted: Mutex<HashSet<(RepoName, Commit)>>,
     /// Held for reading by pulls, and for writing while the cache is pruned.
     pub gate: RwLock<()>,
     /// Bytes that have been added to the cache since it was last measured.
@@ -92,6 +95,7 @@ impl Puller {
             activity,
             failures: Mutex::default(),
             marked: Mutex::default(),
+            admitted: Mutex::default(),
             gate: RwLock::new(()),
             added: AtomicU64::new(0),
             has_added: Notify::new(),
@@ -241,6 +245,10 @@ impl Puller {
         failures.get(blob).filter(|(until, _)| *until > Instant::now()).map(|(_, error)| error.clone())
     }
 
+    fn admitted(&self) -> MutexGuard<'_, HashSet<(RepoName, Commit)>> {
+        self.admitted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Gives another file the blob that is on its way for one.
     fn link_after(self: &Arc<Self>, arrival: &Arc<Arrival>, revision: &Arc<Revision>, path: &RepoPath) {
         let mut state = arrival.watch();
@@ -265,7 +273,9 @@ impl Puller {
             let missing = Error::new(Cause::NoSuchKey, format!("{label} is not in the cache"));
             return Err(missing.because("this server is offline"));
         };
-        let session = Session { now: SystemTime::now(), ..self.session.clone() };
+        let key = (revision.repo().clone(), revision.commit().clone());
+        let mut session = Session { now: SystemTime::now(), ..self.session.clone() };
+        session.config.team.allow_gated |= self.admitted().contains(&key);
         let pull = Pull::begin(&session, bucket, self.options, self.fallback.clone(), false).await.sharing(context);
         let plan = match pull.decide(&found, from_hub).await? {
             Decision::Gated(gated) => {
@@ -275,6 +285,9 @@ impl Puller {
             }
             Decision::Pull(plan) => plan,
         };
+        if !plan.fetch.is_empty() {
+            self.admitted().insert(key.clone());
+        }
         let mut work = [Work { found, plan: *plan, from_hub }];
         pull.reuse_local(&mut work).await;
         let outcome = pull.carry_out(&mut work).await?.remove(0);
@@ -283,7 +296,6 @@ impl Puller {
             return Err(failure);
         }
         if came_from_hub && let Some(unpublished) = &self.unpublished {
-            let key = (revision.repo().clone(), revision.commit().clone());
             unpublished.lock().unwrap_or_else(PoisonError::into_inner).insert(key, Instant::now());
         }
         Ok(())

@@ -327,7 +327,7 @@ impl Site {
             Cause::NoSuchRevision => (StatusCode::NOT_FOUND, "RevisionNotFound"),
             Cause::Usage => (StatusCode::NOT_FOUND, "RevisionNotFound"),
             Cause::Gated => (StatusCode::FORBIDDEN, "GatedRepo"),
-            cause if cause.may_pass() => (StatusCode::SERVICE_UNAVAILABLE, ""),
+            cause if cause.may_pass() && !cause.is_denial() => (StatusCode::SERVICE_UNAVAILABLE, ""),
             Cause::DiskFull => (StatusCode::INSUFFICIENT_STORAGE, ""),
             // Retrying does not help, and clients do not.
             _ => (StatusCode::FAILED_DEPENDENCY, ""),

@@ -5,12 +5,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Map, Value};
-use tokio::sync::{Mutex as AsyncMutex, OnceCell};
+use tokio::sync::{OnceCell, watch};
 
 use super::activity::Activity;
 use super::documents::{LastCommit, Listing};
@@ -28,8 +27,18 @@ use crate::model::ids::{Commit, RefName, RepoName, RepoQuery, RepoType};
 use crate::progress::{Event, Progress};
 use crate::task::blocking;
 
-/// Longest time to wait for a lookup. Clients wait for ten seconds.
+/// Longest time that a lookup waits for the bucket.
 const PATIENCE: Duration = Duration::from_secs(8);
+/// The same while the bucket is out of reach, as far as is known.
+const PATIENCE_WITHOUT_HOPE: Duration = Duration::from_secs(2);
+/// Longest time that a request waits for a lookup, which goes on without it. Clients wait for ten seconds.
+const WAIT: Duration = Duration::from_millis(9_500);
+/// The same if the revision is known from before, and can be served as it was.
+const WAIT_IF_KNOWN: Duration = Duration::from_secs(3);
+/// Longest time that a lookup takes in all, with the Hub's rate limit.
+const LOOKUP: Duration = Duration::from_secs(120);
+/// Interval at which a bucket that is out of reach is tried again.
+const LOST: Duration = Duration::from_secs(5);
 /// Time after which a failed lookup is repeated.
 const RETRY: Duration = Duration::from_secs(2);
 /// Number of lookups that are remembered.
@@ -108,18 +117,82 @@ pub struct Revisions {
     refs: Slots<String, Refs>,
     /// The ref by which a commit was last found: clients resolve it first and request files by commit.
     names: Mutex<HashMap<(RepoName, Commit), RefName>>,
-    /// Whether the bucket could not be reached the last time.
-    is_lost: AtomicBool,
+    /// When and why the bucket could not be reached the last time it was asked.
+    lost: Mutex<Option<(Instant, Error)>>,
 }
 
-/// What is known, by what was requested. A slot is locked during its lookup, so that there is only one.
-type Slots<K, T> = Mutex<HashMap<K, Slot<T>>>;
-type Slot<T> = Arc<AsyncMutex<Option<Known<T>>>>;
+/// What is known, by what was requested.
+type Slots<K, T> = Mutex<HashMap<K, Arc<Slot<T>>>>;
+
+/// What is known about one thing, and the lookup that is running, of which there is at most one.
+struct Slot<T>(Mutex<State<T>>);
+
+struct State<T> {
+    known: Option<Known<T>>,
+    running: Option<Running>,
+}
+
+/// A lookup that is running.
+#[derive(Clone)]
+struct Running {
+    since: Instant,
+    /// Closed at its end.
+    end: watch::Receiver<()>,
+}
 
 /// The result of a lookup.
 struct Known<T> {
     result: Result<T>,
     until: Instant,
+}
+
+impl<T: Clone + Send + 'static> Slot<T> {
+    fn lock(&self) -> MutexGuard<'_, State<T>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns what is known, if it is fresh. Otherwise waits for the lookup, which is started if none is running, and which
+    /// goes on if the wait is too long or is given up. `look_up` gets what was known before.
+    async fn get<F>(self: &Arc<Self>, look_up: impl FnOnce(Option<T>) -> F) -> Result<T>
+    where
+        F: Future<Output = (Result<T>, Duration)> + Send + 'static,
+    {
+        let (mut running, is_known) = {
+            let mut state = self.lock();
+            if let Some(known) = state.known.as_ref().filter(|known| known.until > Instant::now()) {
+                return known.result.clone();
+            }
+            let before = state.known.as_ref().and_then(|known| known.result.as_ref().ok()).cloned();
+            let is_known = before.is_some();
+            let running = match state.running.clone() {
+                Some(running) => running,
+                None => {
+                    let (ended, end) = watch::channel(());
+                    let (slot, work) = (self.clone(), look_up(before));
+                    tokio::spawn(async move {
+                        let (result, lifetime) = tokio::time::timeout(LOOKUP, work)
+                            .await
+                            .unwrap_or_else(|_| (Err(unanswered("the bucket")), RETRY));
+                        let mut state = slot.lock();
+                        state.known = Some(Known { result, until: Instant::now() + lifetime });
+                        state.running = None;
+                        drop(ended);
+                    });
+                    let running = Running { since: Instant::now(), end };
+                    state.running = Some(running.clone());
+                    running
+                }
+            };
+            (running, is_known)
+        };
+        let wait = if is_known { WAIT_IF_KNOWN } else { WAIT };
+        let has_ended = tokio::time::timeout_at((running.since + wait).into(), running.end.changed()).await.is_ok();
+        let state = self.lock();
+        match &state.known {
+            Some(known) if has_ended || known.result.is_ok() => known.result.clone(),
+            _ => Err(unanswered("the bucket")),
+        }
+    }
 }
 
 impl Revisions {
@@ -140,7 +213,7 @@ impl Revisions {
             known: Mutex::default(),
             refs: Mutex::default(),
             names: Mutex::default(),
-            is_lost: AtomicBool::new(false),
+            lost: Mutex::default(),
         }
     }
 
@@ -149,41 +222,41 @@ impl Revisions {
     /// # Errors
     /// [`Cause::NotFound`] if nobody has the repo, [`Cause::NoSuchRevision`] if it lacks the revision, and all causes of
     /// failed requests.
-    pub async fn find(&self, query: &RepoQuery, revision: &str) -> Result<Arc<Revision>> {
-        let requested = slot(&self.known, (query.to_string(), revision.to_string()));
-        let mut known = requested.lock().await;
-        if let Some(known) = known.as_ref().filter(|known| known.until > Instant::now()) {
-            return known.result.clone();
-        }
-        let before = known.take().and_then(|known| known.result.ok());
-        let (result, lifetime) = match self.look_up(query, revision, before.is_some()).await {
-            Ok(found) => (Ok(self.keep_if_unchanged(before, found)), self.refresh),
+    pub async fn find(self: &Arc<Self>, query: &RepoQuery, revision: &str) -> Result<Arc<Revision>> {
+        let slot = slot(&self.known, (query.to_string(), revision.to_string()));
+        let (this, query, revision) = (self.clone(), query.clone(), revision.to_string());
+        slot.get(|before| async move { this.renew(&query, &revision, before).await }).await
+    }
+
+    /// Looks a revision up. Returns how long the result is fresh, too.
+    async fn renew(
+        &self,
+        query: &RepoQuery,
+        revision: &str,
+        before: Option<Arc<Revision>>,
+    ) -> (Result<Arc<Revision>>, Duration) {
+        let found = match self.look_up(query, revision, before.is_some()).await {
+            Ok(found) => self.keep_if_unchanged(before, found),
             Err(error) => match before.filter(|_| error.cause.may_pass()) {
                 Some(before) => {
                     let note = format!("{query}@{revision} is served as it was: {error}");
                     self.activity.event(Event::Note(note));
-                    (Ok(before), self.refresh.clamp(RETRY, PATIENCE))
+                    return (Ok(before), self.refresh.clamp(RETRY, LOST));
                 }
-                None => (Err(error), RETRY.min(self.refresh)),
+                None => return (Err(error), RETRY.min(self.refresh)),
             },
         };
-        let until = Instant::now() + lifetime;
-        *known = Some(Known { result: result.clone(), until });
-        if let Ok(revision) = &result
-            && let Some(name) = &revision.found.reference
-        {
+        if let Some(name) = &found.found.reference {
             // Clients go on with the commit.
-            let by_commit = slot(&self.known, (query.to_string(), revision.commit().to_string()));
-            if let Ok(mut known) = by_commit.try_lock() {
-                *known = Some(Known { result: Ok(revision.clone()), until });
-            }
+            let by_commit = slot(&self.known, (query.to_string(), found.commit().to_string()));
+            by_commit.lock().known = Some(Known { result: Ok(found.clone()), until: Instant::now() + self.refresh });
             let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
             if names.len() > MAX_REMEMBERED {
                 names.clear();
             }
-            names.insert((revision.repo().clone(), revision.commit().clone()), name.clone());
+            names.insert((found.repo().clone(), found.commit().clone()), name.clone());
         }
-        result
+        (Ok(found), self.refresh)
     }
 
     /// Returns the ref by which clients have found this revision.
@@ -203,26 +276,21 @@ impl Revisions {
 
     async fn look_up(&self, query: &RepoQuery, revision: &str, is_known: bool) -> Result<Arc<Revision>> {
         let failure = match &self.bucket {
-            Some(bucket) => {
-                let found = tokio::time::timeout(PATIENCE, lookup::find(bucket, query, Some(revision))).await;
-                let found = found.unwrap_or_else(|_| Err(unanswered("the bucket")));
-                self.note_reach(found.as_ref().err());
-                match found {
-                    Ok(found) => return Ok(Revision::new(found, Place::Bucket)),
-                    Err(failure) => failure,
-                }
-            }
+            Some(bucket) => match self.ask_bucket(lookup::find(bucket, query, Some(revision))).await {
+                Ok(found) => return Ok(Revision::new(found, Place::Bucket)),
+                Err(failure) => failure,
+            },
             None => Error::not_found(format!("{query} is not in the cache")),
         };
         let failure = match self.fallback.covers(&failure) {
-            true => {
-                let found = self.fallback.find(query, Some(revision), failure);
-                match tokio::time::timeout(PATIENCE, found).await.unwrap_or_else(|_| Err(unanswered("the Hub"))) {
-                    Ok(found) => return Ok(Revision::new(found, Place::Hub)),
-                    Err(failure) if failure.cause == Cause::Denied => Error { cause: Cause::Gated, ..failure },
-                    Err(failure) => failure,
-                }
-            }
+            true => match self.fallback.find(query, Some(revision), failure).await {
+                Ok(found) => return Ok(Revision::new(found, Place::Hub)),
+                Err(failure) => match failure.cause {
+                    Cause::Denied => Error { cause: Cause::Gated, ..failure },
+                    Cause::NoSuchKey => Error { cause: Cause::NotFound, ..failure },
+                    _ => failure,
+                },
+            },
             false => failure,
         };
         // What was served before is at least as good as what the cache knows.
@@ -230,22 +298,39 @@ impl Revisions {
             return Err(failure);
         }
         match self.find_in_cache(query, revision).await {
-            Some(found) => Ok(Revision::new(found, Place::Cache)),
-            None => Err(failure),
+            Ok(found) => Ok(Revision::new(found, Place::Cache)),
+            Err(InCache::NoRevision) if self.bucket.is_none() => {
+                Err(Error::new(Cause::NoSuchRevision, format!("revision '{revision}' of {query} is not in the cache")))
+            }
+            Err(_) => Err(failure),
         }
     }
 
-    /// Tells when the bucket is out of reach, and when it is back.
-    fn note_reach(&self, failure: Option<&Error>) {
-        let failure = failure.filter(|failure| failure.cause.may_pass());
-        match (failure, self.is_lost.swap(failure.is_some(), Ordering::Relaxed)) {
-            (Some(failure), false) => {
+    /// Asks the bucket. While it is out of reach, it is asked now and then only, so that what is in the cache is served without
+    /// delay.
+    async fn ask_bucket<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let lost = self.lost().clone();
+        if let Some((_, failure)) = lost.as_ref().filter(|(since, _)| since.elapsed() < LOST) {
+            return Err(failure.clone());
+        }
+        let patience = if lost.is_some() { PATIENCE_WITHOUT_HOPE } else { PATIENCE };
+        let found = tokio::time::timeout(patience, work).await.unwrap_or_else(|_| Err(unanswered("the bucket")));
+        let failure = found.as_ref().err().filter(|failure| failure.cause.may_pass());
+        // Locked for a moment only: the activity writes to the terminal.
+        let was_lost = std::mem::replace(&mut *self.lost(), failure.map(|failure| (Instant::now(), failure.clone())));
+        match (failure, was_lost) {
+            (Some(failure), None) => {
                 let note = format!("the bucket cannot be reached, so the cache is served: {failure}");
                 self.activity.event(Event::Note(note));
             }
-            (None, true) => self.activity.event(Event::Note("the bucket can be reached again".into())),
+            (None, Some(_)) => self.activity.event(Event::Note("the bucket can be reached again".into())),
             _ => {}
         }
+        found
+    }
+
+    fn lost(&self) -> MutexGuard<'_, Option<(Instant, Error)>> {
+        self.lost.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the Hub may help.
@@ -276,12 +361,14 @@ impl Revisions {
     }
 
     /// Finds a revision in this machine's cache.
-    async fn find_in_cache(&self, query: &RepoQuery, revision: &str) -> Option<Found> {
+    async fn find_in_cache(&self, query: &RepoQuery, revision: &str) -> Result<Found, InCache> {
         let repo = RepoName::new(query.kind.unwrap_or(RepoType::Model), query.id.clone());
-        let (layout, revision, allow_gated) =
-            (self.session.layout(), revision.to_string(), self.session.config.team.allow_gated);
+        let (layout, revision) = (self.session.layout(), revision.to_string());
         blocking(move || {
             let repo = scan_repo(&layout, &repo);
+            if repo.revisions.is_empty() {
+                return Err(InCache::Nothing);
+            }
             let reference = revision.parse::<RefName>().ok().filter(|name| repo.refs.contains_key(name));
             let commit = match &reference {
                 Some(name) => repo.refs.get(name).cloned(),
@@ -289,15 +376,18 @@ impl Revisions {
                     let mut commits = repo.revisions.keys().filter(|commit| commit.as_str().starts_with(&revision));
                     commits.next().filter(|_| revision.len() >= 4 && commits.next().is_none()).cloned()
                 }
-            }?;
+            };
+            let commit = commit.ok_or(InCache::NoRevision)?;
             let name = repo.name.clone();
             let inventory = Inventory { layout, repos: vec![repo], problems: Vec::new(), shared_store: false };
-            let options = pushable::Options { allow_gated, sync_xet: true, ..Default::default() };
-            let local = pushable::gather(&LocalState::new(inventory), &options).ok()?;
-            let local = local.repos.into_iter().find(|repo| repo.name == name)?;
-            let found = local.revisions.into_iter().find(|revision| revision.commit == commit)?;
-            let manifest = Arc::unwrap_or_clone(found.manifest?);
-            Some(Found { manifest, reference, pinned: false, modified: None, notes: Vec::new() })
+            // What is here already is served, whatever its licence: nothing is downloaded.
+            let options = pushable::Options { allow_gated: true, sync_xet: true, ..Default::default() };
+            let local = pushable::gather(&LocalState::new(inventory), &options).map_err(|_| InCache::Nothing)?;
+            let local = local.repos.into_iter().find(|repo| repo.name == name);
+            let mut revisions = local.into_iter().flat_map(|repo| repo.revisions);
+            let found = revisions.find(|revision| revision.commit == commit).and_then(|found| found.manifest);
+            let manifest = Arc::unwrap_or_clone(found.ok_or(InCache::NoRevision)?);
+            Ok(Found { manifest, reference, pinned: false, modified: None, notes: Vec::new() })
         })
         .await
     }
@@ -306,25 +396,28 @@ impl Revisions {
     ///
     /// # Errors
     /// As [`find`](Self::find).
-    pub async fn refs(&self, query: &RepoQuery) -> Result<Refs> {
+    pub async fn refs(self: &Arc<Self>, query: &RepoQuery) -> Result<Refs> {
         let slot = slot(&self.refs, query.to_string());
-        let mut known = slot.lock().await;
-        if let Some(known) = known.as_ref().filter(|known| known.until > Instant::now()) {
-            return known.result.clone();
-        }
-        let listed = tokio::time::timeout(PATIENCE, self.list_refs(query)).await;
-        let result = listed.unwrap_or_else(|_| Err(unanswered("the bucket")));
-        let lifetime = if result.is_ok() { self.refresh } else { RETRY.min(self.refresh) };
-        *known = Some(Known { result: result.clone(), until: Instant::now() + lifetime });
-        result
+        let (this, query) = (self.clone(), query.clone());
+        let renew = |before: Option<Refs>| async move {
+            match (this.list_refs(&query).await, before) {
+                (Ok(refs), _) => (Ok(refs), this.refresh),
+                (Err(error), Some(before)) if error.cause.may_pass() => (Ok(before), this.refresh.clamp(RETRY, LOST)),
+                (Err(error), _) => (Err(error), RETRY.min(this.refresh)),
+            }
+        };
+        slot.get(renew).await
     }
 
-    async fn list_refs(&self, query: &RepoQuery) -> Result<Refs> {
+    async fn list_refs(self: &Arc<Self>, query: &RepoQuery) -> Result<Refs> {
         let repo = RepoName::new(query.kind.unwrap_or(RepoType::Model), query.id.clone());
         let mut refs = BTreeMap::new();
         let listed = match &self.bucket {
             Some(bucket) => {
-                RemoteState::list_repo(bucket, query).await.map_err(|failure| bucket.explain_listing(failure))
+                let list = async {
+                    RemoteState::list_repo(bucket, query).await.map_err(|failure| bucket.explain_listing(failure))
+                };
+                self.ask_bucket(list).await
             }
             None => Ok(RemoteState::default()),
         };
@@ -357,15 +450,24 @@ impl Revisions {
     }
 }
 
+/// Why a revision was not found in the cache.
+enum InCache {
+    /// The cache has nothing of the repo.
+    Nothing,
+    /// It lacks the revision.
+    NoRevision,
+}
+
 fn unanswered(by: &str) -> Error {
     Error::new(Cause::Broken, format!("{by} does not answer in time"))
 }
 
 /// Returns the slot of a key, and forgets all others if there are too many.
-fn slot<K: Hash + Eq, T>(all: &Slots<K, T>, key: K) -> Slot<T> {
+fn slot<K: Hash + Eq, T>(all: &Slots<K, T>, key: K) -> Arc<Slot<T>> {
     let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
     if all.len() >= MAX_REMEMBERED && !all.contains_key(&key) {
         all.clear();
     }
-    all.entry(key).or_default().clone()
+    let new = || Arc::new(Slot(Mutex::new(State { known: None, running: None })));
+    all.entry(key).or_insert_with(new).clone()
 }

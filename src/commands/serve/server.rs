@@ -1,25 +1,33 @@
 //! The connections: accepts them, bounds them, and ends them.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use http_body_util::BodyExt;
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinSet;
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, Id, JoinSet};
 
 use super::activity::InFlight;
 use super::respond::Site;
 use crate::error::printable;
 
-/// Connections that are open at once, beyond which new ones wait.
+/// Connections that are open at once. Then each new one takes the place of the one that has been idle for longest.
 const MAX_CONNECTIONS: usize = 4096;
+/// Time after which a connection counts as idle, so that none is closed between two requests.
+const IDLE: Duration = Duration::from_secs(1);
+/// Time after which a client that takes nothing of its response has to make room, too.
+const STALLED: Duration = Duration::from_secs(60);
+/// Interval at which room is looked for while all connections are in use.
+const ROOM: Duration = Duration::from_millis(100);
 /// Time for a client to send the headers of a request, also of the next one on a connection.
 const HEADERS: Duration = Duration::from_secs(30);
 /// Number of headers of a request.
@@ -31,31 +39,29 @@ const GRACE: Duration = Duration::from_secs(10);
 
 /// Serves until `end` is told so, and returns once the responses in flight have been sent, or were given their time.
 pub async fn run(listener: TcpListener, site: Arc<Site>, mut end: watch::Receiver<bool>) {
-    let room = Arc::new(Semaphore::new(limit()));
+    let limit = limit();
     let mut connections = JoinSet::new();
+    let mut open: HashMap<Id, (Arc<Usage>, AbortHandle)> = HashMap::new();
     loop {
-        let permit = tokio::select! {
-            permit = room.clone().acquire_owned() => permit.expect("the semaphore is never closed"),
+        let has_room = open.len() < limit || close_one(&mut open);
+        tokio::select! {
             () = told(&mut end) => break,
-        };
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = told(&mut end) => break,
-            Some(_) = connections.join_next() => continue,
-        };
-        match accepted {
-            Ok((stream, peer)) => {
-                let (site, end) = (site.clone(), end.clone());
-                connections.spawn(async move {
-                    serve(stream, peer, site, end).await;
-                    drop(permit);
-                });
+            Some(ended) = connections.join_next_with_id() => {
+                open.remove(&ended.map_or_else(|error| error.id(), |(id, ())| id));
             }
-            // No more files, or the client is gone already.
-            Err(error) => {
-                tracing::debug!(%error, "a connection was not accepted");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
+            accepted = listener.accept(), if has_room => match accepted {
+                Ok((stream, peer)) => {
+                    let usage = Arc::new(Usage::new());
+                    let handle = connections.spawn(serve(stream, peer, site.clone(), usage.clone(), end.clone()));
+                    open.insert(handle.id(), (usage, handle));
+                }
+                // No more files, or the client is gone already.
+                Err(error) => {
+                    tracing::debug!(%error, "a connection was not accepted");
+                    tokio::time::sleep(ROOM).await;
+                }
+            },
+            () = tokio::time::sleep(ROOM), if !has_room => {}
         }
     }
     drop(listener);
@@ -68,20 +74,78 @@ async fn told(end: &mut watch::Receiver<bool>) {
     let _ = end.wait_for(|end| *end).await;
 }
 
-/// Returns how many connections may be open, leaving files for the transfers.
+/// Returns how many connections may be open, leaving files for what they read and for the transfers.
 fn limit() -> usize {
     match crate::platform::file_limit() {
-        Some(files) => (files / 2).clamp(16, MAX_CONNECTIONS),
+        Some(files) => (files / 3).clamp(16, MAX_CONNECTIONS),
         None => MAX_CONNECTIONS,
     }
 }
 
-async fn serve(stream: TcpStream, peer: SocketAddr, site: Arc<Site>, mut end: watch::Receiver<bool>) {
+/// Closes the connection that has been idle for longest. Returns whether there was one.
+fn close_one(open: &mut HashMap<Id, (Arc<Usage>, AbortHandle)>) -> bool {
+    let now = Instant::now();
+    let candidates = open.iter().filter_map(|(id, (usage, _))| Some((usage.removable_since(now)?, *id)));
+    let Some((_, id)) = candidates.min() else { return false };
+    if let Some((_, handle)) = open.remove(&id) {
+        handle.abort();
+    }
+    true
+}
+
+/// When a connection was last used.
+struct Usage(Mutex<(Instant, bool)>);
+
+impl Usage {
+    fn new() -> Usage {
+        Usage(Mutex::new((Instant::now(), false)))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, (Instant, bool)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that something was received or sent, and whether there is a response that is not complete.
+    fn note(&self, is_busy: bool) {
+        *self.lock() = (Instant::now(), is_busy);
+    }
+
+    /// Returns whether a response is not complete, and since when the connection has not been used, if it may be closed.
+    fn removable_since(&self, now: Instant) -> Option<(bool, Instant)> {
+        let (last, is_busy) = *self.lock();
+        let unused = now.saturating_duration_since(last);
+        (unused >= if is_busy { STALLED } else { IDLE }).then_some((is_busy, last))
+    }
+}
+
+/// A response that is made and sent.
+struct InUse(Arc<Usage>);
+
+impl InUse {
+    fn new(usage: &Arc<Usage>) -> InUse {
+        usage.note(true);
+        InUse(usage.clone())
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        self.0.note(false);
+    }
+}
+
+async fn serve(
+    stream: TcpStream,
+    peer: SocketAddr,
+    site: Arc<Site>,
+    usage: Arc<Usage>,
+    mut end: watch::Receiver<bool>,
+) {
     let _ = stream.set_nodelay(true);
     let _counted = InFlight::of_connections(&site.activity);
     let is_local = peer.ip().is_loopback();
     let service = service_fn(|request: Request<Incoming>| {
-        let site = site.clone();
+        let (site, in_use) = (site.clone(), InUse::new(&usage));
         async move {
             let started = Instant::now();
             let (method, target) = (request.method().clone(), printable(&request.uri().to_string(), 500));
@@ -95,7 +159,11 @@ async fn serve(stream: TcpStream, peer: SocketAddr, site: Arc<Site>, mut end: wa
                 peer = %peer.ip(),
                 "{method} {target}"
             );
-            Ok::<_, Infallible>(answer)
+            let noted = move |frame| {
+                in_use.0.note(true);
+                frame
+            };
+            Ok::<_, Infallible>(answer.map(|body| body.map_frame(noted)))
         }
     });
     let connection = http1::Builder::new()
@@ -115,5 +183,22 @@ async fn serve(stream: TcpStream, peer: SocketAddr, site: Arc<Site>, mut end: wa
     };
     if let Err(error) = ended {
         tracing::debug!(%peer, %error, "a connection broke off");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn idle_connections_go_before_stalled_ones_and_none_that_is_in_use() {
+        let start = Instant::now();
+        let of = |seconds, is_busy| Usage(Mutex::new((start + Duration::from_secs(seconds), is_busy)));
+        let now = start + Duration::from_secs(100);
+        let since = |usage: &Usage| usage.removable_since(now);
+        let (idle, stalled) = (of(90, false), of(1, true));
+        assert!(since(&idle) < since(&stalled) && since(&of(80, false)) < since(&idle));
+        assert!(since(&idle).is_some() && since(&stalled).is_some());
+        assert_eq!((since(&of(50, true)), since(&of(100, false))), (None, None));
     }
 }

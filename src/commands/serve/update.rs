@@ -38,7 +38,11 @@ pub enum UpdateKind {
         has_command: bool,
     },
     /// The server has ended.
-    Stopped,
+    Stopped {
+        /// Whether it ran a command, after which nothing is told.
+        #[serde(skip)]
+        has_command: bool,
+    },
 }
 
 impl Update {

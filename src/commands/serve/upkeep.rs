@@ -91,14 +91,21 @@ async fn publish(session: &Session, puller: &Puller) {
             waiting.iter().filter(|(_, last)| last.elapsed() >= QUIET).map(|(key, _)| key.clone()).collect()
         };
         for (repo, commit) in due {
-            unpublished.lock().unwrap_or_else(PoisonError::into_inner).remove(&(repo.clone(), commit.clone()));
-            if let Err(error) = push_revision(session, &repo, &commit).await {
+            let started = Instant::now();
+            let pushed = push_revision(session, &repo, &commit).await;
+            let is_retried = pushed.as_ref().is_err_and(|error| error.cause.may_pass());
+            if let Err(error) = pushed {
                 let note = format!("{repo}@{} was not published: {error}", commit.short());
                 session.progress.event(Event::Note(note));
-                if error.cause.may_pass() {
-                    let mut waiting = unpublished.lock().unwrap_or_else(PoisonError::into_inner);
-                    waiting.entry((repo, commit)).or_insert_with(Instant::now);
-                }
+            }
+            // Only now: a push that was cut short by the end of the server is repeated then.
+            let mut waiting = unpublished.lock().unwrap_or_else(PoisonError::into_inner);
+            let key = (repo, commit);
+            match waiting.get_mut(&key) {
+                Some(last) if is_retried => *last = Instant::now() + RETRY,
+                Some(last) if *last < started => drop(waiting.remove(&key)),
+                // More has come meanwhile.
+                _ => {}
             }
         }
     }

@@ -19,7 +19,7 @@ impl ui::Report for Update {
     fn result(&self) -> String {
         match &self.kind {
             // The command has stdout to itself.
-            UpdateKind::Started { has_command: true, .. } | UpdateKind::Stopped => String::new(),
+            UpdateKind::Started { has_command: true, .. } | UpdateKind::Stopped { .. } => String::new(),
             UpdateKind::Started { environment, .. } => shell_lines(environment),
         }
     }
@@ -30,7 +30,7 @@ impl ui::Report for Update {
 
     fn summary(&self) -> String {
         match &self.kind {
-            UpdateKind::Started { has_command: true, .. } => String::new(),
+            UpdateKind::Started { has_command: true, .. } | UpdateKind::Stopped { has_command: true } => String::new(),
             UpdateKind::Started { url, cache, bucket, .. } => {
                 let from = match bucket {
                     Some(bucket) => format!("bucket '{bucket}' through {}", shown(cache)),
@@ -38,7 +38,7 @@ impl ui::Report for Update {
                 };
                 format!("Serving {from} at {url}. Clients need the variables above; ctrl-c stops it.")
             }
-            UpdateKind::Stopped => "Stopped.".into(),
+            UpdateKind::Stopped { .. } => "Stopped.".into(),
         }
     }
 

@@ -211,6 +211,20 @@ impl Machine {
         output
     }
 
+    /// Starts a command as a user who can read the cache but not change it. As another user than root, that stays so.
+    pub fn start_read_only(&self, line: &[&str]) -> Running {
+        if self.runs_as_root() {
+            fs::set_permissions(self.home(), fs::Permissions::from_mode(0o755)).unwrap();
+            return Running::start(self.command_as_nobody(line));
+        }
+        for (path, what) in super::listing(&self.hub()).iter().rev() {
+            if what.starts_with("dir") {
+                fs::set_permissions(self.hub().join(path), fs::Permissions::from_mode(0o555)).unwrap();
+            }
+        }
+        self.start(line)
+    }
+
     /// Runs as an unprivileged user who owns everything here, even if the tests run as root.
     pub fn run_as_owner(&self, line: &[&str]) -> Output {
         if !self.runs_as_root() {
@@ -365,6 +379,11 @@ impl Running {
     /// Returns its stdout so far.
     pub fn stdout(&self) -> String {
         self.stdout.text()
+    }
+
+    /// Returns the id of the process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Whether it is still running.

@@ -90,6 +90,8 @@ pub enum Action {
     Hold(Gate),
     /// Handle it after a pause.
     Delay(Duration),
+    /// Refuse it once the gate is open.
+    HoldAndRefuse(Gate, u16, &'static str, &'static str),
     /// Never respond.
     Hang,
     /// Report success, but discard the object.
@@ -296,6 +298,10 @@ async fn answer(
         Action::Hang => std::future::pending().await,
         Action::Hold(gate) => gate.pass().await,
         Action::Delay(pause) => tokio::time::sleep(pause).await,
+        Action::HoldAndRefuse(gate, status, code, message) => {
+            gate.pass().await;
+            return Ok(refusal(status, code, message));
+        }
         Action::Cut(length) => cut = Some(length),
         Action::ClockAhead(seconds) | Action::Shift(seconds) => ahead = Some(seconds),
         Action::Pass | Action::Swallow | Action::Truncate(_) | Action::Misplace | Action::Flip | Action::Omit(_) => {}

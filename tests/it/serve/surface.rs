@@ -1,0 +1,420 @@
+//! What clients of the Hub request, and what they are told.
+
+use serde_json::{Value, json};
+
+use super::client::{self, Answer};
+use super::{Serve, file, push, setup};
+use crate::harness::cache::{COMMIT, Content, OTHER, Revision};
+use crate::harness::machine::Machine;
+use crate::harness::store::Store;
+use crate::harness::{git_sha1, weights};
+
+const TYPES: [&str; 4] = ["model", "dataset", "space", "kernel"];
+
+/// Returns a revision with all sorts of files.
+fn mixed(kind: &str, id: &str) -> Revision {
+    Revision::new(kind, id)
+        .git("README.md", "---\nlicense: mit\ntags: [one, two]\npipeline_tag: fill-mask\n---\n# Title\n")
+        .git("config.json", format!("{{\"kind\": \"{kind}\"}}\n"))
+        .git("empty.txt", "")
+        .git("ordner/größe #1?.txt", "x")
+        .lfs("ordner/model.safetensors", weights(id.len() as u64, 300_000))
+        .refs(&["main", "v1.0", "refs/pr/1", "refs/convert/parquet"])
+}
+
+/// Encodes a path as clients do.
+fn encoded(path: &str) -> String {
+    let encode = |part| percent_encoding::utf8_percent_encode(part, percent_encoding::NON_ALPHANUMERIC).to_string();
+    path.split('/').map(encode).collect::<Vec<_>>().join("/")
+}
+
+/// Asserts what clients rely on in the headers of a file.
+#[track_caller]
+fn assert_head(answer: &Answer, file: &Content, commit: &str) {
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let etag = format!("\"{}\"", file.etag());
+    let size = file.bytes.len().to_string();
+    let expected = [
+        ("etag", etag.as_str()),
+        ("x-linked-etag", &etag),
+        ("x-linked-size", &size),
+        ("content-length", &size),
+        ("x-repo-commit", commit),
+        ("accept-ranges", "bytes"),
+    ];
+    for (name, value) in expected {
+        assert_eq!(answer.header(name), value, "{name}: {answer:?}");
+    }
+    for name in ["location", "link", "x-xet-hash", "content-encoding", "transfer-encoding", "set-cookie"] {
+        assert!(!answer.headers.contains_key(name), "{name}: {answer:?}");
+    }
+}
+
+#[test]
+fn files_of_every_type_at_every_kind_of_revision() {
+    let revisions = TYPES.map(|kind| mixed(kind, &format!("org/a-{kind}")));
+    let (store, machine) = setup(&revisions[..3]);
+    // 0.1.0 knows no kernels.
+    push(&store, &revisions[3]);
+    let serve = Serve::start(&machine, &[]);
+    for revision in &revisions {
+        let prefixes = match revision.kind.as_str() {
+            "model" => vec!["".to_string(), "/models".into()],
+            kind => vec![format!("/{kind}s")],
+        };
+        let names = ["main", "HEAD", "v1.0", "refs/pr/1", "refs%2Fpr%2F1", "refs%2Fconvert%2Fparquet", COMMIT];
+        for name in names.into_iter().chain([&COMMIT[..8]]) {
+            for (prefix, file) in
+                prefixes.iter().flat_map(|prefix| revision.files.iter().map(move |file| (prefix, file)))
+            {
+                let path = format!("{prefix}/{}/resolve/{name}/{}", revision.id, encoded(&file.path));
+                let head = serve.head(&path);
+                assert_head(&head, file, COMMIT);
+                let get = serve.get(&format!("{path}?download=true"));
+                assert_head(&get, file, COMMIT);
+                assert!(get.body == file.bytes && head.body.is_empty(), "{path}");
+            }
+        }
+    }
+    // What was served is in the cache, as if it had been pulled.
+    drop(serve);
+    for revision in &revisions {
+        for file in &revision.files {
+            assert!(std::fs::read(revision.snapshot(&machine.hub()).join(&file.path)).unwrap() == file.bytes);
+        }
+    }
+}
+
+#[test]
+fn the_info_of_a_revision() {
+    for has_tree in [false, true] {
+        for kind in TYPES {
+            let store = Store::new();
+            let revision = mixed(kind, "org/name");
+            match has_tree {
+                true => push(&store, &revision.clone().with_tree()),
+                false if kind == "kernel" => push(&store, &revision),
+                false => revision.publish(&store),
+            }
+            let serve = Serve::start(&Machine::new(&store), &[]);
+            let mut paths: Vec<String> = revision.files.iter().map(|file| file.path.clone()).collect();
+            paths.sort();
+            for suffix in ["", "/revision/main", "/revision/refs%2Fpr%2F1", &format!("/revision/{COMMIT}")] {
+                let info = serve.json(&format!("/api/{kind}s/org/name{suffix}"));
+                let siblings = info["siblings"].as_array().unwrap();
+                let listed: Vec<&str> = siblings.iter().map(|one| one["rfilename"].as_str().unwrap()).collect();
+                assert_eq!(listed, paths, "{kind}{suffix}");
+                assert_eq!((&info["id"], &info["sha"]), (&json!("org/name"), &json!(COMMIT)));
+                assert_eq!(
+                    (&info["private"], &info["gated"], &info["disabled"]),
+                    (&json!(false), &json!(false), &json!(false))
+                );
+                assert_eq!(info["cardData"]["license"], "mit");
+                assert_eq!(info["tags"], json!(["one", "two", "fill-mask", "license:mit"]));
+                assert!(info["_id"].is_string() && info["lastModified"].as_str().unwrap().ends_with('Z'));
+                if kind == "model" {
+                    assert_eq!(info["pipeline_tag"], "fill-mask");
+                }
+                assert!(siblings[0].get("size").is_none());
+            }
+            let info = serve.json(&format!("/api/{kind}s/org/name?blobs=true"));
+            for sibling in info["siblings"].as_array().unwrap() {
+                let file = revision.file(sibling["rfilename"].as_str().unwrap());
+                assert_eq!(sibling["size"], file.bytes.len());
+                assert_oid(&sibling["blobId"], &sibling["lfs"], "sha256", file);
+            }
+        }
+    }
+}
+
+/// Asserts git's hash of a file, and what is told about it if it is in LFS.
+#[track_caller]
+fn assert_oid(oid: &Value, lfs: &Value, hash: &str, file: &Content) {
+    if file.lfs {
+        let (sha256, size) = (file.etag(), file.bytes.len());
+        let pointer = format!("version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n");
+        assert_eq!(*lfs, json!({ hash: sha256, "size": size, "pointerSize": pointer.len() }));
+        assert_eq!(*oid, git_sha1(pointer.as_bytes()));
+    } else {
+        assert_eq!((oid, lfs), (&json!(file.etag()), &Value::Null));
+    }
+}
+
+#[test]
+fn listings_of_folders() {
+    let revision = mixed("dataset", "org/name").git("ordner/tief/a.txt", "a");
+    let (_store, machine) = setup(std::slice::from_ref(&revision));
+    let serve = Serve::start(&machine, &[]);
+    let paths = |suffix: &str| {
+        let entries = serve.json(&format!("/api/datasets/org/name/tree/{suffix}"));
+        let entries = entries.as_array().unwrap().clone();
+        entries.iter().map(|entry| entry["path"].as_str().unwrap().to_string()).collect::<Vec<_>>()
+    };
+    let root = ["README.md", "config.json", "empty.txt", "ordner"];
+    for suffix in
+        ["main", "main/", "main?recursive=false", "main?recursive=False&expand=false", COMMIT, "refs%2Fpr%2F1"]
+    {
+        assert_eq!(paths(suffix), root, "{suffix}");
+    }
+    let inner = ["ordner/größe #1?.txt", "ordner/model.safetensors", "ordner/tief", "ordner/tief/a.txt"];
+    for word in ["true", "True", "1"] {
+        assert_eq!(paths(&format!("main?recursive={word}&expand=false")), [&root[..], &inner[..]].concat());
+    }
+    assert_eq!(paths("main/ordner"), inner[..3]);
+    assert_eq!(paths("main/ordner/tief?recursive=true"), inner[3..]);
+    let listed = serve.json("/api/datasets/org/name/tree/main?recursive=true&expand=true");
+    for entry in listed.as_array().unwrap() {
+        assert_eq!(entry["lastCommit"]["id"], COMMIT);
+        assert!(entry["lastCommit"]["date"].is_string() && entry["lastCommit"]["title"].is_string());
+        assert!(entry.get("xetHash").is_none());
+        match entry["type"].as_str().unwrap() {
+            "directory" => assert_eq!((&entry["size"], entry["oid"].as_str().unwrap().len()), (&json!(0), 40)),
+            "file" => {
+                let file = revision.file(entry["path"].as_str().unwrap());
+                assert_eq!(entry["size"], file.bytes.len());
+                assert_oid(&entry["oid"], &entry["lfs"], "oid", file);
+            }
+            other => panic!("{other}"),
+        }
+    }
+    serve.get("/api/datasets/org/name/tree/main/none").refused(404, "EntryNotFound");
+}
+
+#[test]
+fn paths_come_as_a_form_or_as_json() {
+    let revision = mixed("dataset", "org/name");
+    let (_store, machine) = setup(std::slice::from_ref(&revision));
+    let serve = Serve::start(&machine, &[]);
+    let form = (
+        "application/x-www-form-urlencoded",
+        "paths=config.json&paths=ordner&paths=none&paths=ordner%2Fmodel.safetensors&expand=True",
+    );
+    let document = (
+        "application/json",
+        r#"{"paths": ["config.json", "ordner", "none", "ordner/model.safetensors"], "expand": true}"#,
+    );
+    for (kind, body) in [form, document] {
+        let path = "/api/datasets/org/name/paths-info/main";
+        let answer =
+            client::open(serve.port, "POST", path, &[("content-type", kind)], body.as_bytes()).unwrap().finish();
+        let entries = answer.json();
+        let entries = entries.as_array().unwrap();
+        let paths: Vec<&str> = entries.iter().map(|entry| entry["path"].as_str().unwrap()).collect();
+        assert_eq!(paths, ["config.json", "ordner", "ordner/model.safetensors"], "{answer:?}");
+        assert_eq!(entries[1]["type"], "directory");
+        assert!(entries.iter().all(|entry| entry["lastCommit"]["id"] == COMMIT));
+        assert_oid(&entries[2]["oid"], &entries[2]["lfs"], "oid", revision.file("ordner/model.safetensors"));
+    }
+    for (kind, body) in [("application/json", "{"), ("application/json", "[]"), ("text/plain", "\u{e4}"), (form.0, "")]
+    {
+        let path = "/api/datasets/org/name/paths-info/main";
+        let answer =
+            client::open(serve.port, "POST", path, &[("content-type", kind)], body.as_bytes()).unwrap().finish();
+        assert_eq!(answer.status, 400, "{kind} {body}: {answer:?}");
+    }
+    assert_eq!(serve.get("/api/datasets/org/name/paths-info/main").status, 405);
+}
+
+#[test]
+fn refs_are_listed_by_kind() {
+    let (_store, machine) = setup(&[
+        mixed("model", "org/name"),
+        Revision::new("model", "org/name").git("a", "a").at(OTHER).refs(&["feature/x"]),
+    ]);
+    let serve = Serve::start(&machine, &[]);
+    let refs = serve.json("/api/models/org/name/refs");
+    let of = |list: &str, all: &Value| {
+        let list = all[list].as_array().unwrap_or_else(|| panic!("{list}: {all}")).clone();
+        list.iter()
+            .map(|one| format!("{} {}", one["ref"].as_str().unwrap(), one["targetCommit"].as_str().unwrap()))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(of("branches", &refs), [format!("refs/heads/feature/x {OTHER}"), format!("refs/heads/main {COMMIT}")]);
+    assert_eq!(of("tags", &refs), [format!("refs/tags/v1.0 {COMMIT}")]);
+    assert_eq!(of("converts", &refs), [format!("refs/convert/parquet {COMMIT}")]);
+    assert!(refs.get("pullRequests").is_none());
+    let refs = serve.json("/api/models/org/name/refs?include_prs=1");
+    assert_eq!(of("pullRequests", &refs), [format!("refs/pr/1 {COMMIT}")]);
+}
+
+#[test]
+fn what_does_not_exist_is_told_as_the_hub_does() {
+    let (_store, machine) = setup(&[mixed("model", "org/name")]);
+    let serve = Serve::start(&machine, &[]);
+    for path in [
+        "/org/none/resolve/main/a",
+        "/none/resolve/main/a",
+        "/datasets/org/name/resolve/main/config.json",
+        "/api/models/org/none",
+        "/api/models/org/none/tree/main",
+        "/api/models/org/none/refs",
+        "/api/models/org/none/auth-check",
+        "/a--b/resolve/main/a",
+    ] {
+        for method in ["GET", "HEAD"] {
+            let answer = serve.ask(method, path, &[]);
+            answer.refused(404, "RepoNotFound");
+            assert_eq!(answer.header("x-repo-commit"), "");
+        }
+    }
+    for path in [
+        "/org/name/resolve/none/a",
+        "/org/name/resolve/refs%2Fpr%2F9/a",
+        "/api/models/org/name/revision/none",
+        "/api/models/org/name/tree/none",
+        &format!("/org/name/resolve/{OTHER}/a"),
+    ] {
+        let answer = serve.get(path);
+        answer.refused(404, "RevisionNotFound");
+        assert_eq!(answer.header("x-repo-commit"), "");
+    }
+}
+
+/// With `X-Repo-Commit`, Python remembers for ever that there is no such file.
+#[test]
+fn only_a_tree_proves_that_a_file_does_not_exist() {
+    let whole = Revision::model("org/whole").with_tree();
+    let part = Revision::model("org/part").with_tree().git("absent.txt", "x").without(&["absent.txt"]);
+    let old = Revision::model("org/old").git("absent.txt", "x").without(&["absent.txt"]);
+    let store = Store::new();
+    push(&store, &whole);
+    push(&store, &part);
+    old.publish(&store);
+    let serve = Serve::start(&Machine::new(&store), &[]);
+    for (revision, commit) in [(&whole, COMMIT), (&part, COMMIT), (&old, "")] {
+        for method in ["HEAD", "GET"] {
+            let answer = serve.ask(method, &file(revision, "none.txt"), &[]);
+            answer.refused(404, "EntryNotFound");
+            assert_eq!(answer.header("x-repo-commit"), commit, "{}: {answer:?}", revision.id);
+        }
+    }
+    // The commit has it, but nobody has pushed it. That must not be remembered as absence, nor retried for long.
+    for method in ["HEAD", "GET"] {
+        let answer = serve.ask(method, &file(&part, "absent.txt"), &[]);
+        answer.refused(424, "");
+        assert_eq!(answer.header("x-repo-commit"), "");
+        assert!(answer.header("x-error-message").contains("never pushed"), "{answer:?}");
+    }
+    let listed = serve.json("/api/models/org/part/tree/main");
+    assert_eq!(listed.as_array().unwrap().len(), 3, "the whole commit is listed: {listed}");
+    let answer = serve.get(&file(&old, "absent.txt"));
+    answer.refused(404, "EntryNotFound");
+    assert_eq!(answer.header("x-repo-commit"), "");
+}
+
+#[test]
+fn ranges() {
+    let revision = Revision::new("model", "org/name").lfs("a.bin", weights(3, 200_000)).git("empty.txt", "");
+    let (_store, machine) = setup(std::slice::from_ref(&revision));
+    let serve = Serve::start(&machine, &[]);
+    let (path, bytes) = (file(&revision, "a.bin"), &revision.file("a.bin").bytes);
+    let size = bytes.len();
+    let parts = [
+        ("bytes=0-0", 0..1),
+        ("bytes=0-100000", 0..100_001),
+        ("bytes=150000-", 150_000..size),
+        ("bytes=0-", 0..size),
+        ("bytes=199999-199999", 199_999..size),
+        ("bytes=100-999999999", 100..size),
+        ("bytes=-10", size - 10..size),
+        ("bytes=-999999999", 0..size),
+    ];
+    for (range, part) in parts {
+        let content = format!("bytes {}-{}/{size}", part.start, part.end - 1);
+        for method in ["HEAD", "GET"] {
+            let answer = serve.ask(method, &path, &[("range", range)]);
+            assert_eq!((answer.status, answer.header("content-range")), (206, content.as_str()), "{range}: {answer:?}");
+            assert_eq!(answer.header("content-length"), part.len().to_string());
+            assert_eq!(answer.header("x-repo-commit"), COMMIT);
+            assert_eq!(answer.header("etag"), format!("\"{}\"", revision.etag("a.bin")));
+            if method == "GET" {
+                assert!(answer.is_complete && answer.body == bytes[part.clone()], "{range}");
+            }
+        }
+    }
+    for range in ["bytes=200000-", "bytes=200000-200001", "bytes=99999999999999999999999-", "bytes=-0"] {
+        let answer = serve.ask("GET", &path, &[("range", range)]);
+        assert_eq!((answer.status, answer.header("content-range")), (416, "bytes */200000"), "{range}: {answer:?}");
+        assert!(answer.body.is_empty());
+    }
+    for range in ["", "bytes", "bytes=", "bytes=-", "bytes=b-a", "bytes=5-1", "lines=0-1", "bytes=0-1,4-5"] {
+        let answer = serve.ask("GET", &path, &[("range", range)]);
+        assert!(answer.status == 200 && answer.body == *bytes, "{range}: {answer:?}");
+    }
+    for range in ["bytes=0-0", "bytes=0-", "bytes=5-"] {
+        let answer = serve.ask("GET", &file(&revision, "empty.txt"), &[("range", range)]);
+        assert_eq!((answer.status, answer.header("content-range"), answer.body.len()), (200, "bytes */0", 0));
+    }
+    // Several at once, as hf-hub does.
+    std::thread::scope(|scope| {
+        for at in (0..size).step_by(20_000) {
+            let (serve, path) = (&serve, &path);
+            scope.spawn(move || {
+                let answer = serve.ask("GET", path, &[("range", &format!("bytes={at}-{}", at + 19_999))]);
+                assert!(answer.status == 206 && answer.body == bytes[at..at + 20_000]);
+            });
+        }
+    });
+}
+
+#[test]
+fn several_requests_on_one_connection() {
+    use std::io::{BufReader, Write};
+    let revision = Revision::new("model", "org/name").git("config.json", "{}");
+    let (_store, machine) = setup(std::slice::from_ref(&revision));
+    let serve = Serve::start(&machine, &[]);
+    let mut stream = client::connect(serve.port).unwrap();
+    for (method, path, status) in [
+        ("HEAD", "/org/name/resolve/main/config.json", 200),
+        ("GET", "/org/name/resolve/main/none", 404),
+        ("HEAD", "/org/name/resolve/main/none", 404),
+        ("GET", "/org/name/resolve/main/config.json", 200),
+        ("HEAD", "/", 200),
+        ("GET", "/healthz", 200),
+    ] {
+        write!(stream, "{method} {path} HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
+        let reply = client::read_reply(BufReader::new(stream.try_clone().unwrap()), method).unwrap();
+        assert_eq!(reply.status, status, "{method} {path}");
+        assert!(reply.finish().is_complete);
+    }
+}
+
+#[test]
+fn what_is_not_served_is_refused_without_a_request_to_the_store() {
+    let (store, machine) = setup(&[Revision::model("org/name")]);
+    let serve = Serve::start(&machine, &[]);
+    store.server.take_seen();
+    for path in [
+        "/api/models/org/name/xet-read-token/main",
+        "/api/models/org/name/commits/main",
+        "/api/models/org/name/discussions",
+        "/api/models/org/name/discussions/1",
+        "/api/models/org/name/safetensors-metadata",
+        "/api/datasets/org/name/parquet",
+        "/api/datasets/org/name/jwt",
+        "/api/models",
+        "/api/datasets",
+        "/api/telemetry/x/y",
+        "/info",
+        "/parquet",
+        "/org/name",
+        "/org/name/blob/main/config.json",
+        "/favicon.ico",
+        "//",
+        "/api//org/name",
+    ] {
+        for method in ["GET", "HEAD", "POST"] {
+            let answer = serve.ask(method, path, &[]);
+            assert_eq!(answer.status, 404, "{method} {path}: {answer:?}");
+            assert_eq!(answer.header("x-error-code"), "", "{method} {path}");
+        }
+    }
+    for method in ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"] {
+        let answer = serve.ask(method, "/org/name/resolve/main/config.json", &[]);
+        assert_eq!((answer.status, answer.header("allow")), (405, "GET, HEAD"), "{method}");
+    }
+    let seen = store.server.take_seen();
+    assert!(seen.is_empty(), "{seen:?}");
+    assert_eq!(serve.json("/api/whoami-v2")["type"], "user");
+    assert_eq!(serve.json("/api/models/org/name/auth-check"), json!({}));
+}
