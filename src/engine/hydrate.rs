@@ -343,6 +343,10 @@ async fn obtain(
             Some(wait_for(&*context.progress, &note, || lock::try_partial_lock(layout, blob)).await?)
         }
     };
+    // Without the client's lock, only this one tells that another process has brought the blob.
+    if client.is_none() && context.arrivals.is_some() && is_present(layout, repo, job) {
+        return Ok(Obtained::Present);
+    }
     let (path, origin) = download_from_any(context, fallback, &job.fetch).await?;
     let placed = put_in_place(layout, &path, repo, blob);
     match (&placed, size > SINGLE_GET) {

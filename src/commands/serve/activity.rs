@@ -270,6 +270,11 @@ impl State {
     }
 }
 
+/// Formats an error, with what to do next, for a header or a line of the log.
+pub fn one_line(text: &impl ToString) -> String {
+    text.to_string().lines().map(str::trim).collect::<Vec<_>>().join("; ")
+}
+
 /// Adds the latest one, and forgets the oldest.
 fn push<T>(list: &mut VecDeque<T>, latest: T) {
     list.push_front(latest);
@@ -308,7 +313,7 @@ impl Progress for Activity {
                 }
             }
             Event::Note(note) => {
-                tracing::warn!("{note}");
+                tracing::warn!("{}", one_line(&note));
                 push(&mut state.notes, note);
             }
             Event::Step(_) | Event::Planned(_) | Event::Started { .. } | Event::Finished { .. } => {}

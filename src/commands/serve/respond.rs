@@ -11,7 +11,7 @@ use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::{Map, Value, json};
 
-use super::activity::Activity;
+use super::activity::{Activity, one_line};
 use super::body::{self, Body};
 use super::cached::Cached;
 use super::documents::{self, Listing};
@@ -334,9 +334,9 @@ impl Site {
         };
         if !error.cause.is_missing() {
             self.activity.fail(request, error);
-            tracing::warn!(%request, "{error}");
+            tracing::warn!(%request, "{}", one_line(error));
         }
-        let message = error.to_string().replace('\n', " ");
+        let message = one_line(error);
         refusal(status, code, &message)
     }
 }

@@ -317,7 +317,8 @@ impl Revisions {
         let found = tokio::time::timeout(patience, work).await.unwrap_or_else(|_| Err(unanswered("the bucket")));
         let failure = found.as_ref().err().filter(|failure| failure.cause.may_pass());
         // Locked for a moment only: the activity writes to the terminal.
-        let was_lost = std::mem::replace(&mut *self.lost(), failure.map(|failure| (Instant::now(), failure.clone())));
+        let lost = failure.map(|failure| (Instant::now(), out_of_reach(failure)));
+        let was_lost = std::mem::replace(&mut *self.lost(), lost);
         match (failure, was_lost) {
             (Some(failure), None) => {
                 let note = format!("the bucket cannot be reached, so the cache is served: {failure}");
@@ -448,6 +449,12 @@ impl Revisions {
         }
         Ok(Arc::new(refs))
     }
+}
+
+/// Returns the error for requests that are not even tried after this failure of another one.
+fn out_of_reach(failure: &Error) -> Error {
+    let why = failure.why.clone().unwrap_or_else(|| failure.what.clone());
+    Error { what: "the bucket cannot be reached".into(), why: Some(why), ..failure.clone() }
 }
 
 /// Why a revision was not found in the cache.

@@ -20,8 +20,10 @@ use super::activity::InFlight;
 use super::respond::Site;
 use crate::error::printable;
 
-/// Connections that are open at once. Then each new one takes the place of the one that has been idle for longest.
+/// Connections that are open at once. Then new ones take the places of those that have been idle for longest.
 const MAX_CONNECTIONS: usize = 4096;
+/// Part of them that is closed together, so that they are not searched for every new one.
+const BATCH: usize = 64;
 /// Time after which a connection counts as idle, so that none is closed between two requests.
 const IDLE: Duration = Duration::from_secs(1);
 /// Time after which a client that takes nothing of its response has to make room, too.
@@ -43,7 +45,7 @@ pub async fn run(listener: TcpListener, site: Arc<Site>, mut end: watch::Receive
     let mut connections = JoinSet::new();
     let mut open: HashMap<Id, (Arc<Usage>, AbortHandle)> = HashMap::new();
     loop {
-        let has_room = open.len() < limit || close_one(&mut open);
+        let has_room = open.len() < limit || close_some(&mut open, limit.div_ceil(BATCH));
         tokio::select! {
             () = told(&mut end) => break,
             Some(ended) = connections.join_next_with_id() => {
@@ -82,15 +84,18 @@ fn limit() -> usize {
     }
 }
 
-/// Closes the connection that has been idle for longest. Returns whether there was one.
-fn close_one(open: &mut HashMap<Id, (Arc<Usage>, AbortHandle)>) -> bool {
+/// Closes up to this many connections, those that have been idle for longest. Returns whether there was any.
+fn close_some(open: &mut HashMap<Id, (Arc<Usage>, AbortHandle)>, most: usize) -> bool {
     let now = Instant::now();
     let candidates = open.iter().filter_map(|(id, (usage, _))| Some((usage.removable_since(now)?, *id)));
-    let Some((_, id)) = candidates.min() else { return false };
-    if let Some((_, handle)) = open.remove(&id) {
-        handle.abort();
+    let mut candidates: Vec<_> = candidates.collect();
+    candidates.sort_unstable();
+    for (_, id) in candidates.iter().take(most) {
+        if let Some((_, handle)) = open.remove(id) {
+            handle.abort();
+        }
     }
-    true
+    !candidates.is_empty()
 }
 
 /// When a connection was last used.

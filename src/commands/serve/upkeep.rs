@@ -5,6 +5,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
+use super::activity::one_line;
 use super::puller::Puller;
 use super::respond::Site;
 use crate::commands::size::Size;
@@ -68,7 +69,7 @@ async fn keep_within(max: u64, session: &Session, puller: &Puller, site: &Site) 
             }
             Err(error) => {
                 site.activity.fail("prune", &error);
-                tracing::warn!("the cache was not pruned: {error}");
+                tracing::warn!("the cache was not pruned: {}", one_line(&error));
                 drop(_gate);
                 tokio::time::sleep(RETRY).await;
             }
@@ -118,7 +119,7 @@ pub async fn publish_rest(session: &Session, puller: &Puller) {
         unpublished.lock().unwrap_or_else(PoisonError::into_inner).drain().map(|(key, _)| key).collect();
     for (repo, commit) in rest {
         if let Err(error) = push_revision(session, &repo, &commit).await {
-            tracing::warn!("{repo}@{} was not published: {error}", commit.short());
+            tracing::warn!("{repo}@{} was not published: {}", commit.short(), one_line(&error));
         }
     }
 }

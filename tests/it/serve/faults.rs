@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use super::{Serve, assert_no_blob, file, push, setup};
+use super::{Serve, assert_no_blob, bytes_requested, file, gets, push, setup};
 use crate::harness::cache::{COMMIT, OTHER, Revision};
 use crate::harness::machine::Machine;
 use crate::harness::s3::Action;
@@ -33,6 +33,7 @@ fn without_the_bucket_the_cache_is_served() {
         assert_eq!(serve.json("/api/models/org/name/refs")["branches"][0]["targetCommit"], COMMIT);
         let answer = serve.get(&file(&absent, "config.json"));
         assert!(matches!(answer.status, 424 | 503) && answer.header("x-error-code").is_empty(), "{answer:?}");
+        assert!(!answer.header("x-error-message").contains("org/name"), "of this request: {answer:?}");
         let page = serve.get("/").text();
         assert!(page.contains("cannot be reached"), "the page says so: {page}");
         store.server.behave();
@@ -40,6 +41,7 @@ fn without_the_bucket_the_cache_is_served() {
         fs::remove_dir_all(absent.dir(&machine.hub())).unwrap();
         let output = serve.stop();
         assert!(output.stderr.contains("cannot be reached"), "{output:?}");
+        assert!(!output.stderr.contains("\\u{a}"), "{output:?}");
         output.nothing_internal();
     }
 }
@@ -304,4 +306,52 @@ fn what_the_bucket_lacks_stays_even_above_the_budget() {
     wait_until("the note", || serve.json("/status.json")["status"]["notes"].to_string().contains("over its budget"));
     wait_until("the eviction", || !revision.blob(&machine.hub(), "model.bin").exists());
     own.assert_pulled(&machine.hub());
+}
+
+#[test]
+fn a_store_that_goes_away_is_not_waited_for_again_and_again() {
+    let revision = Revision::model("org/name").git("more.txt", "more");
+    let (store, machine) = setup(std::slice::from_ref(&revision));
+    let serve = Serve::start(&machine, &["--refresh", "0"]);
+    for name in ["config.json", "model.safetensors"] {
+        assert_eq!(serve.get(&file(&revision, name)).status, 200);
+    }
+    drop(store);
+    for _ in 0..20 {
+        for name in ["config.json", "model.safetensors"] {
+            let answer = serve.get(&file(&revision, name));
+            assert!(answer.status == 200 && answer.body == revision.file(name).bytes, "{answer:?}");
+        }
+        assert_eq!(serve.json("/api/models/org/name")["sha"], COMMIT);
+        assert_eq!(serve.json("/api/models/org/name/refs")["branches"][0]["targetCommit"], COMMIT);
+    }
+    let answer = serve.get("/org/none/resolve/main/a");
+    assert_eq!((answer.status, answer.header("x-error-code")), (503, ""), "{answer:?}");
+    assert!(answer.header("x-error-message").contains("cannot be reached"), "{answer:?}");
+}
+
+#[test]
+fn two_servers_and_a_pull_share_a_cache() {
+    let revision = Revision::new("model", "org/name").git("config.json", "{}").lfs("model.bin", weights(6, 20 << 20));
+    let (store, machine) = setup(std::slice::from_ref(&revision));
+    let gate = store.server.hold(|request| request.is("GET", "blobs/") && request.range.is_some());
+    let servers = [Serve::start(&machine, &[]), Serve::start(&machine, &[])];
+    let bytes = &revision.file("model.bin").bytes;
+    std::thread::scope(|scope| {
+        for serve in servers.iter().chain(&servers) {
+            let path = file(&revision, "model.bin");
+            scope.spawn(move || {
+                let answer = serve.get(&path);
+                assert!(answer.is_complete && answer.body == *bytes, "{answer:?}");
+            });
+        }
+        store.server.wait_for("the first range", |seen| gets(seen, "blobs/") > 0);
+        wait_until("both servers", || servers.iter().all(|serve| serve.metric("pulls_in_flight") == 1));
+        let pull = machine.start(&["pull", "org/name"]);
+        gate.open();
+        assert_eq!(pull.finish().code, 0);
+    });
+    let sums = bytes_requested(&store.server.take_seen(), &store);
+    assert_eq!(sums[&revision.blob_key("model.bin")], bytes.len() as u64);
+    revision.assert_pulled(&machine.hub());
 }

@@ -418,3 +418,28 @@ fn what_is_not_served_is_refused_without_a_request_to_the_store() {
     assert_eq!(serve.json("/api/whoami-v2")["type"], "user");
     assert_eq!(serve.json("/api/models/org/name/auth-check"), json!({}));
 }
+
+/// huggingface_hub refuses more than 50 GB over plain HTTP, from 1.33 on only if it is told the size.
+#[test]
+fn the_size_of_a_huge_file_is_told_to_those_who_can_bear_it() {
+    let revision = Revision::model("org/name");
+    let store = Store::new();
+    revision.publish(&store);
+    let mut manifest = revision.manifest();
+    manifest["files"][1]["size"] = json!(60_000_000_000_u64);
+    store.put(&revision.manifest_key(), manifest.to_string());
+    let serve = Serve::start(&Machine::new(&store), &[]);
+    let path = file(&revision, "model.safetensors");
+    for (agent, size) in
+        [("unknown/None; hf_hub/0.36.2; python/3.11", "60000000000"), ("unknown/None; hf_hub/2.4.0; python/3.11", "")]
+    {
+        let answer = serve.ask("HEAD", &path, &[("user-agent", agent)]);
+        assert_eq!(
+            (answer.status, answer.header("content-length"), answer.header("x-linked-size")),
+            (200, size, size),
+            "{answer:?}"
+        );
+        assert_eq!(answer.header("etag"), format!("\"{}\"", revision.etag("model.safetensors")));
+    }
+    assert_eq!(serve.json("/api/models/org/name/tree/main")[1]["size"], 60_000_000_000_u64);
+}
