@@ -10,7 +10,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown};
 #[cfg(unix)]
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
@@ -194,35 +194,35 @@ impl Machine {
 impl Machine {
     /// Runs as a user who can read the cache but not change it, even if the tests run as root.
     pub fn run_read_only(&self, line: &[&str]) -> Output {
-        let chmod = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
-        chmod(&self.home(), 0o755);
-        if self.runs_as_root() {
-            return run(self.command_as_nobody(line));
-        }
-        let folders = |mode| {
-            let found = super::listing(&self.home());
-            let folders = found.iter().filter(|(_, what)| what.starts_with("dir"));
-            folders.rev().for_each(|(path, _)| chmod(&self.home().join(path), mode));
-        };
-        folders(0o555);
-        let output = self.run(line);
-        chmod(&self.home(), 0o755);
-        folders(0o755);
+        let output = self.start_read_only(line).finish();
+        self.make_writable();
         output
     }
 
-    /// Starts a command as a user who can read the cache but not change it. As another user than root, that stays so.
+    /// Starts a command as in [`Machine::run_read_only`]. Call [`Machine::make_writable`] at its end.
     pub fn start_read_only(&self, line: &[&str]) -> Running {
+        fs::set_permissions(self.home(), fs::Permissions::from_mode(0o755)).unwrap();
         if self.runs_as_root() {
-            fs::set_permissions(self.home(), fs::Permissions::from_mode(0o755)).unwrap();
             return Running::start(self.command_as_nobody(line));
         }
-        for (path, what) in super::listing(&self.hub()).iter().rev() {
-            if what.starts_with("dir") {
-                fs::set_permissions(self.hub().join(path), fs::Permissions::from_mode(0o555)).unwrap();
-            }
-        }
+        self.set_mode_of_folders(0o555);
         self.start(line)
+    }
+
+    /// Lets the owner of the home directory change everything in it.
+    pub fn make_writable(&self) {
+        fs::set_permissions(self.home(), fs::Permissions::from_mode(0o755)).unwrap();
+        if !self.runs_as_root() {
+            self.set_mode_of_folders(0o755);
+        }
+    }
+
+    fn set_mode_of_folders(&self, mode: u32) {
+        let found = super::listing(&self.home());
+        let folders = found.iter().filter(|(_, what)| what.starts_with("dir"));
+        let set =
+            |path: &String| fs::set_permissions(self.home().join(path), fs::Permissions::from_mode(mode)).unwrap();
+        folders.rev().for_each(|(path, _)| set(path));
     }
 
     /// Runs as an unprivileged user who owns everything here, even if the tests run as root.

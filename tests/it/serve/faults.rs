@@ -1,7 +1,6 @@
 //! What goes wrong around a server: the bucket, the disk, and other processes in its cache.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 
 use super::{Serve, assert_no_blob, bytes_requested, file, gets, push, setup};
 use crate::harness::cache::{COMMIT, OTHER, Revision};
@@ -163,7 +162,8 @@ fn a_cache_that_cannot_be_written_to_is_served() {
     answer.refused(424, "");
     assert!(answer.header("x-error-message").contains("ermission"), "{answer:?}");
     assert_eq!(listing(&machine.hub()), before);
-    fs::set_permissions(machine.home(), fs::Permissions::from_mode(0o755)).unwrap();
+    drop(serve);
+    machine.make_writable();
 }
 
 #[test]
