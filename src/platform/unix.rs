@@ -337,6 +337,9 @@ pub fn exit_code(status: std::process::ExitStatus) -> u8 {
     u8::try_from(code).unwrap_or(1)
 }
 
+/// Whether a server may listen where another one has just ended, while connections of that are still closing.
+pub const REUSES_ADDRESSES: bool = true;
+
 /// Passes a signal on to a child process: SIGTERM, or ctrl-c, which a terminal has sent to it already.
 pub fn pass_on(id: u32, is_terminate: bool) {
     use rustix::process::{Pid, Signal, kill_process};

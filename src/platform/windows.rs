@@ -313,5 +313,8 @@ pub fn exit_code(status: std::process::ExitStatus) -> u8 {
     status.code().map_or(1, |code| u8::try_from(code).unwrap_or(1))
 }
 
+/// Always so here; the option of that name would let two servers share a port.
+pub const REUSES_ADDRESSES: bool = false;
+
 /// A child process gets ctrl-c from the console itself.
 pub fn pass_on(_: u32, _: bool) {}

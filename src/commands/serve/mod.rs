@@ -37,7 +37,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
 
 use super::TransferArgs;
@@ -48,7 +48,7 @@ use crate::engine::Session;
 use crate::engine::pull::Options;
 use crate::error::{Error, Result, shown};
 use crate::files;
-use crate::platform::Interruption;
+use crate::platform::{self, Interruption};
 use activity::Activity;
 use cached::Cached;
 use gatekeeper::Gatekeeper;
@@ -59,6 +59,8 @@ use update::{Update, UpdateKind};
 
 /// Maximum size of a token file, in bytes.
 const MAX_TOKEN: u64 = 64 << 10;
+/// Connections that wait to be accepted. Many clients start at once, and beyond this, each waits for a second.
+const BACKLOG: u32 = 4096;
 /// The usual address.
 const LISTEN: &str = "127.0.0.1:8090";
 
@@ -192,7 +194,7 @@ pub async fn execute(session: &Session, args: &Args, report: &dyn Fn(Update)) ->
         true => None,
         false => Some(session.bucket().await?),
     };
-    let listener = bind(listen).await?;
+    let listener = bind(listen)?;
     let listen = listener.local_addr().map_err(|error| cannot_listen(listen, &error))?;
     let url = environment::url(listen);
     if args.fallback.fallback.is_some() && environment::is_own(&session.config.hub.endpoint, listen) {
@@ -261,8 +263,14 @@ pub async fn execute(session: &Session, args: &Args, report: &dyn Fn(Update)) ->
     Ok(code)
 }
 
-async fn bind(listen: SocketAddr) -> Result<TcpListener> {
-    TcpListener::bind(listen).await.map_err(|error| cannot_listen(listen, &error))
+fn bind(listen: SocketAddr) -> Result<TcpListener> {
+    let bound = || {
+        let socket = if listen.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        socket.set_reuseaddr(platform::REUSES_ADDRESSES)?;
+        socket.bind(listen)?;
+        socket.listen(BACKLOG)
+    };
+    bound().map_err(|error| cannot_listen(listen, &error))
 }
 
 fn cannot_listen(listen: SocketAddr, error: &std::io::Error) -> Error {
