@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::layout::Layout;
 use super::licenses;
-use crate::model::ids::RepoName;
+use crate::model::ids::{RepoName, RepoPath};
 
 /// 0.1.0's keywords. The last word is a prefix: "agreement" also matches "agreements", but not "disagreement", and
 /// "gated" does not match "aggregated".
@@ -350,6 +350,23 @@ fn is_license_file(name: &str) -> bool {
         || (ending && (NAME_WORDS[..2].contains(last) || phrase.ends_with("license agreement")))
 }
 
+/// Returns whether [`check_repo`] judges a repo by this file of a snapshot.
+pub fn is_judged_by(path: &RepoPath) -> bool {
+    match path.as_str().split_once('/') {
+        None => is_license_file(path.as_str()),
+        Some((folder, name)) => is_license_folder(folder) && !name.contains('/') && may_be_license(name),
+    }
+}
+
+fn is_license_folder(name: &str) -> bool {
+    FOLDERS.contains(&name.to_ascii_lowercase().as_str())
+}
+
+/// Returns whether a file of this name in a folder of licences is read.
+fn may_be_license(name: &str) -> bool {
+    !is_binary_name(&name.to_lowercase()) && !super::junk::is_junk(name)
+}
+
 /// Returns whether the extension is one of a repo's other files, which licence files never have.
 fn is_binary_name(name: &str) -> bool {
     let ending = name.rsplit_once('.').map_or("", |(_, ending)| ending);
@@ -409,10 +426,9 @@ fn decode(bytes: &[u8]) -> String {
 fn check_snapshot(snapshot: &Path) -> Result<Option<Gated>, ReadFailure> {
     let mut names: Vec<(String, PathBuf)> = Vec::new();
     for (name, path, is_folder) in list_folder(snapshot)? {
-        if is_folder && FOLDERS.contains(&name.to_ascii_lowercase().as_str()) {
-            let inside = list_folder(&path)?.into_iter().filter(|(inner, _, is_folder)| {
-                !is_folder && !is_binary_name(&inner.to_lowercase()) && !super::junk::is_junk(inner)
-            });
+        if is_folder && is_license_folder(&name) {
+            let inside =
+                list_folder(&path)?.into_iter().filter(|(inner, _, is_folder)| !is_folder && may_be_license(inner));
             names.extend(inside.map(|(inner, path, _)| (format!("{name}/{inner}"), path)));
         } else if is_license_file(&name) {
             names.push((name, path));
@@ -503,6 +519,13 @@ mod tests {
             Verdict::Gated(keyword, _) => Some(keyword),
             Verdict::Open(_) => None,
         }
+    }
+
+    #[test]
+    fn the_files_by_which_a_repo_is_judged() {
+        let is_judged_by = |path: &str| is_judged_by(&path.parse().unwrap());
+        assert!(["LICENSE", "use_policy.md", "licenses/llama", "LICENSES/x.txt"].into_iter().all(is_judged_by));
+        assert!(!["config.json", "a/LICENSE", "licenses/a/b", "licenses/x.json"].into_iter().any(is_judged_by));
     }
 
     #[test]

@@ -26,6 +26,8 @@ class Tools:
     python_v2: str
     python_v0: str
     python_libraries: str
+    python_v1: str
+    python_without_xet: str
     root: Path = None
     hub: object = None
     s3s_fs: object = None
@@ -37,7 +39,14 @@ class Tools:
         return str(Path(self.python_v2).parent / "hf-cache-sync")
 
 
-TOOLS = Tools(os.environ["HF_CACHE_SYNC_BIN"], sys.executable, os.environ["PYTHON_V0"], os.environ["PYTHON_LIBRARIES"])
+TOOLS = Tools(
+    os.environ["HF_CACHE_SYNC_BIN"],
+    sys.executable,
+    os.environ["PYTHON_V0"],
+    os.environ["PYTHON_LIBRARIES"],
+    os.environ["PYTHON_V1"],
+    os.environ["PYTHON_WITHOUT_XET"],
+)
 STARTED = []
 
 
@@ -67,17 +76,18 @@ class Machine:
                 "B2_REGION": REGION,
             }
 
-    def start(self, *command, **env):
+    def start(self, *command, stderr_to=None, **env):
         """Start a command with this machine's environment. If it is still running after the test, it is killed."""
-        process = subprocess.Popen(
-            [str(part) for part in command],
-            cwd=self.home,
-            env=self.env | env,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        with open(stderr_to or os.devnull, "a") as log:
+            process = subprocess.Popen(
+                [str(part) for part in command],
+                cwd=self.home,
+                env=self.env | env,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log if stderr_to else subprocess.PIPE,
+                text=True,
+            )
         STARTED.append(process)
         return process
 
@@ -97,8 +107,8 @@ class Machine:
         return Path(output.removesuffix("\n"))
 
     def client(self, action, value=None, *, python=None, **env):
-        """Call the real huggingface_hub client (see `client.py`), offline unless it downloads."""
-        if action != "download":
+        """Call the real huggingface_hub client (see `client.py`), offline if that is enough."""
+        if action in ("resolve", "scan", "delete"):
             env = {"HF_HUB_OFFLINE": "1"} | env
         command = [python or TOOLS.python_v2, HERE / "client.py", action, json.dumps(value)]
         return json.loads(self.run(*command, **env).stdout)

@@ -175,6 +175,18 @@ fn file_entry(path: &str, file: &File, commit: Option<&LastCommit>) -> Value {
     entry
 }
 
+/// Marks a listing that may lack files, for huggingface_hub, which keeps listings: it would take this one for all of the
+/// commit forever, and so would a push from its cache. With an invalid Xet hash in it, neither does.
+pub fn mark_as_partial(entries: &mut [Value]) {
+    let is_file = |entry: &&mut Value| entry["type"] == "file";
+    // Clients request only files in LFS from Xet, so it had better be another.
+    let (in_lfs, others): (Vec<_>, Vec<_>) =
+        entries.iter_mut().filter(is_file).partition(|entry| entry.get("lfs").is_some());
+    if let Some(entry) = others.into_iter().chain(in_lfs).next() {
+        entry["xetHash"] = "".into();
+    }
+}
+
 /// The last commit of a file, as expanded listings tell it. The history is not in the bucket, so it is that of the listing.
 #[derive(Debug, Clone)]
 pub struct LastCommit {
@@ -332,6 +344,19 @@ mod tests {
     /// The oid of `hello\n`, and of a folder with a file `hello.txt` of that content, according to git.
     const HELLO: &str = "ce013625030ba8dba906f756967f9e9ca394464a";
     const FOLDER_WITH_HELLO: &str = "aaa96ced2d9a1c8e72c56b253a0e2fe78393feb7";
+
+    #[test]
+    fn a_partial_listing_is_marked_at_a_file_outside_lfs() {
+        let sha256 = "b".repeat(64);
+        let marked = |files: &[(&str, &str, u64)]| {
+            let mut entries = listing(files).tree(None, true, None);
+            mark_as_partial(&mut entries);
+            let marked = entries.iter().filter(|entry| entry["xetHash"] == "");
+            marked.map(|entry| entry["path"].as_str().unwrap().to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(marked(&[("a/x", &sha256, 9), ("b", HELLO, 6), ("c", HELLO, 6)]), ["b"]);
+        assert_eq!(marked(&[("a/x", &sha256, 9)]), ["a/x"]);
+    }
 
     #[test]
     fn a_folder_has_gits_oid() {

@@ -15,16 +15,17 @@ use super::activity::{Activity, Origin};
 use super::revisions::{Place, Revision, Revisions};
 use crate::bucket::client::Bucket;
 use crate::cache::layout::Layout;
-use crate::cache::{place, read};
+use crate::cache::{gated, place, read};
 use crate::engine::Session;
 use crate::engine::fallback::Fallback;
 use crate::engine::pull::{Decision, Options, Pull, Work};
 use crate::error::{Cause, Error, Result};
 use crate::model::found::Found;
-use crate::model::ids::{BlobId, Commit, RepoName, RepoPath};
+use crate::model::ids::{BlobId, Commit, RefName, RepoName, RepoPath, RepoQuery};
 use crate::task::blocking;
 use crate::transfer::Context;
 use crate::transfer::arrival::{Arrival, Arrivals};
+use crate::transfer::parts::SINGLE_GET;
 
 /// How long a failure that will not pass by itself is remembered, so that retries of clients do not fetch a corrupt blob
 /// again and again.
@@ -50,6 +51,8 @@ pub struct Puller {
     /// Revisions that did not look gated when the first of their files was pulled. They are not judged again when their
     /// licence has arrived: as with `pull`, all of a revision is served, or nothing.
     admitted: Mutex<HashSet<(RepoName, Commit)>>,
+    /// The refs that have been written to the cache.
+    written: Mutex<HashMap<(RepoName, RefName), Commit>>,
     /// Held for reading by pulls, and for writing while the cache is pruned.
     pub gate: RwLock<()>,
     /// Bytes that have been added to the cache since it was last measured.
@@ -96,6 +99,7 @@ impl Puller {
             failures: Mutex::default(),
             marked: Mutex::default(),
             admitted: Mutex::default(),
+            written: Mutex::default(),
             gate: RwLock::new(()),
             added: AtomicU64::new(0),
             has_added: Notify::new(),
@@ -135,12 +139,13 @@ impl Puller {
         self.pull(revision, path, blob, size).await.map(Opened::Arriving)
     }
 
-    /// Starts to pull a file that is not in the cache, and waits until that has begun, so that a client which shares this
-    /// cache finds its lock taken.
+    /// Starts to pull a file that is not in the cache, and waits until a client which shares this cache need not download it:
+    /// until a small one is there, and until the lock of a large one is taken.
     pub async fn prepare(self: &Arc<Self>, revision: &Arc<Revision>, path: &RepoPath) {
         if let Ok(Opened::Arriving(arrival)) = self.open(revision, path).await {
             let mut state = arrival.watch();
-            let begun = state.wait_for(|state| state.has_begun || state.outcome.is_some());
+            let is_large = arrival.size > SINGLE_GET;
+            let begun = state.wait_for(|state| (state.has_begun && is_large) || state.outcome.is_some());
             let _ = tokio::time::timeout(Duration::from_secs(2), begun).await;
         }
     }
@@ -156,7 +161,8 @@ impl Puller {
         let layout = self.layout();
         let (repo, commit, name) = (revision.repo().clone(), revision.commit().clone(), path.clone());
         let marks = self.is_to_be_marked(&blob);
-        let (file, is_linked) = blocking(move || {
+        let (references, sync) = (self.references_to_write(revision), self.options.sync);
+        let (file, is_linked, references) = blocking(move || {
             let open = |path: &std::path::Path| {
                 let file = read::open_quietly(path).ok()?;
                 file.metadata().is_ok_and(|meta| meta.len() == size).then_some(file)
@@ -167,9 +173,17 @@ impl Puller {
             if marks {
                 place::mark_used(&in_snapshot, SystemTime::now());
             }
-            Some((file, is_linked))
+            for reference in references.iter().filter(|_| is_linked) {
+                if let Err(error) = place::write_ref(&layout, &repo, reference, &commit, sync) {
+                    tracing::debug!("{error}");
+                }
+            }
+            Some((file, is_linked, references))
         })
         .await?;
+        if is_linked && !references.is_empty() {
+            self.note_written(revision, references);
+        }
         if !is_linked && revision.place != Place::Cache {
             let (puller, revision, path) = (self.clone(), revision.clone(), path.clone());
             tokio::spawn(async move {
@@ -177,6 +191,23 @@ impl Puller {
             });
         }
         Some(file)
+    }
+
+    /// Returns the refs by which clients have found this revision, and which this cache may lack.
+    fn references_to_write(&self, revision: &Revision) -> Vec<RefName> {
+        let mut references = match revision.place {
+            Place::Cache => Vec::new(),
+            Place::Bucket | Place::Hub => self.revisions.references(revision),
+        };
+        let written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        references.retain(|name| written.get(&(revision.repo().clone(), name.clone())) != Some(revision.commit()));
+        references
+    }
+
+    fn note_written(&self, revision: &Revision, references: Vec<RefName>) {
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let keys = references.into_iter().map(|name| (revision.repo().clone(), name));
+        written.extend(keys.map(|key| (key, revision.commit().clone())));
     }
 
     fn is_to_be_marked(&self, blob: &BlobId) -> bool {
@@ -238,6 +269,22 @@ impl Puller {
             }
         }
         self.arrivals.end(&blob, result);
+    }
+
+    /// Brings those files of a revision into the cache by which a push judges whether its repo is gated: clients may have
+    /// requested only others.
+    ///
+    /// # Errors
+    /// If one of them cannot be had.
+    pub async fn pull_licenses(self: &Arc<Self>, repo: &RepoName, commit: &Commit) -> Result<()> {
+        let query = RepoQuery { kind: Some(repo.kind), id: repo.id.clone() };
+        let revision = self.revisions.find_complete(&query, commit.as_str()).await?;
+        for (path, file) in revision.listing.files().iter().filter(|(path, _)| gated::is_judged_by(path)) {
+            let mut state = self.pull(&revision, path, file.blob, file.size).await?.watch();
+            let ended = state.wait_for(|state| state.outcome.is_some()).await;
+            ended.ok().and_then(|state| state.outcome.clone()).unwrap_or(Ok(()))?;
+        }
+        Ok(())
     }
 
     fn known_failure(&self, blob: &BlobId) -> Option<Error> {

@@ -34,6 +34,10 @@ const MAX_REQUEST_BODY: usize = 4 << 20;
 const MAX_README: u64 = 4 << 20;
 /// Size in bytes above which huggingface_hub refuses plain HTTP.
 const MAX_PLAIN_HTTP: u64 = 50_000_000_000;
+/// The version of huggingface_hub from which on it downloads a file of any size over plain HTTP if it is not told the size.
+const TAKES_FILES_WITHOUT_SIZE: (u32, u32) = (1, 33);
+/// The version of huggingface_hub from which on it keeps listings.
+const KEEPS_LISTINGS: (u32, u32) = (1, 23);
 
 const REPO_COMMIT: HeaderName = HeaderName::from_static("x-repo-commit");
 const LINKED_ETAG: HeaderName = HeaderName::from_static("x-linked-etag");
@@ -111,7 +115,8 @@ impl Site {
             }
             Route::Info { query, revision, with_blobs } => self.info(&query, &revision, with_blobs).await,
             Route::Tree { query, revision, folder, is_recursive, is_expanded } => {
-                self.tree(&query, &revision, folder.as_ref(), is_recursive, is_expanded).await
+                let keeps_it = hub_version(&parts.headers) >= KEEPS_LISTINGS;
+                self.tree(&query, &revision, folder.as_ref(), is_recursive, is_expanded, keeps_it).await
             }
             Route::Refs { query, with_pull_requests } => match self.revisions.refs(&query).await {
                 Ok(refs) => json_answer(&documents::refs(&refs, with_pull_requests)),
@@ -170,14 +175,12 @@ impl Site {
         let head = Head { blob: file.blob, size: file.size, commit: revision.commit().as_str() };
         let wanted = range::parse(headers.get(header::RANGE).and_then(|value| value.to_str().ok()), file.size);
         if is_head {
-            if !self.is_available(&revision, path) {
-                return self.failure(&label, &never_pushed(&label));
-            }
+            // What was never pushed fails on GET: clients show why only there. To HEAD they say that they cannot connect.
             if self.shares_cache && is_local && headers.contains_key(DOWNLOAD_COUNTER) {
                 self.puller.prepare(&revision, path).await;
             }
             let mut answer = head.answer(&wanted, body::nothing());
-            if file.size > MAX_PLAIN_HTTP && takes_files_without_size(headers) {
+            if file.size > MAX_PLAIN_HTTP && hub_version(headers) >= TAKES_FILES_WITHOUT_SIZE {
                 answer.headers_mut().remove(header::CONTENT_LENGTH);
                 answer.headers_mut().remove(LINKED_SIZE);
             }
@@ -242,7 +245,7 @@ impl Site {
     }
 
     async fn info(&self, query: &RepoQuery, revision: &str, with_blobs: bool) -> Answer {
-        let revision = match self.revisions.find(query, revision).await {
+        let revision = match self.revisions.find_complete(query, revision).await {
             Ok(revision) => revision,
             Err(error) => return self.failure(&format!("{query}@{revision}"), &error),
         };
@@ -280,8 +283,9 @@ impl Site {
         folder: Option<&RepoPath>,
         is_recursive: bool,
         is_expanded: bool,
+        client_keeps_it: bool,
     ) -> Answer {
-        let revision = match self.revisions.find(query, revision).await {
+        let revision = match self.revisions.find_complete(query, revision).await {
             Ok(revision) => revision,
             Err(error) => return self.failure(&format!("{query}@{revision}"), &error),
         };
@@ -297,7 +301,11 @@ impl Site {
             );
         }
         let commit = is_expanded.then(|| revision.last_commit());
-        json_answer(&Value::Array(listing.tree(folder, is_recursive, commit.as_ref())))
+        let mut entries = listing.tree(folder, is_recursive, commit.as_ref());
+        if client_keeps_it && !listing.is_complete {
+            documents::mark_as_partial(&mut entries);
+        }
+        json_answer(&Value::Array(entries))
     }
 
     async fn paths_info(&self, query: &RepoQuery, revision: &str, headers: &HeaderMap, incoming: Incoming) -> Answer {
@@ -311,7 +319,7 @@ impl Site {
         let Some((paths, is_expanded)) = requested_paths(&content, is_json) else {
             return text_error(StatusCode::BAD_REQUEST, "the body names no paths");
         };
-        let revision = match self.revisions.find(query, revision).await {
+        let revision = match self.revisions.find_complete(query, revision).await {
             Ok(revision) => revision,
             Err(error) => return self.failure(&format!("{query}@{revision}"), &error),
         };
@@ -339,12 +347,6 @@ impl Site {
         let message = one_line(error);
         refusal(status, code, &message)
     }
-}
-
-fn never_pushed(label: &str) -> Error {
-    Error::new(Cause::Corrupt, format!("{label} is not in the bucket"))
-        .because("the commit has it, but it was never pushed")
-        .hint("push it from a machine that has it, or run the server with --fallback hf-hub")
 }
 
 /// Waits until there is something to send, so that what fails at once fails with a clear answer.
@@ -386,13 +388,12 @@ fn requested_paths(content: &[u8], is_json: bool) -> Option<(Vec<String>, bool)>
     Some((paths, is_expanded))
 }
 
-/// Whether the client downloads a file of any size over plain HTTP if it is not told the size: huggingface_hub does from
-/// 1.33 on.
-fn takes_files_without_size(headers: &HeaderMap) -> bool {
+/// Returns the version of huggingface_hub that sent a request; 0.0 if it was another client.
+fn hub_version(headers: &HeaderMap) -> (u32, u32) {
     let agent = headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
     let version = agent.split("hf_hub/").nth(1).and_then(|rest| rest.split([';', ' ']).next());
     let mut numbers = version.unwrap_or_default().split('.').map_while(|part| part.parse::<u32>().ok());
-    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (1, 33)
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
 /// What the headers of a file tell.
@@ -494,14 +495,17 @@ mod tests {
     }
 
     #[test]
-    fn only_new_clients_take_files_without_a_size() {
-        let takes = |agent: &str| {
+    fn the_version_of_huggingface_hub() {
+        let of = |agent: &str| {
             let mut headers = HeaderMap::new();
             headers.insert(header::USER_AGENT, agent.parse().unwrap());
-            takes_files_without_size(&headers)
+            hub_version(&headers)
         };
-        assert!(takes("unknown/None; hf_hub/1.33.0; python/3.11") && takes("x; hf_hub/2.4.0.dev0; y"));
-        assert!(!takes("unknown/None; hf_hub/1.12.0; python/3.11") && !takes("hf_hub/0.36.2") && !takes("curl/8"));
+        assert_eq!(of("unknown/None; hf_hub/1.33.0; python/3.11"), (1, 33));
+        assert_eq!(of("x; hf_hub/2.4.0.dev0; y"), (2, 4));
+        assert_eq!(of("hf_hub/0.36.2"), (0, 36));
+        assert_eq!(of("curl/8"), (0, 0));
+        assert!(of("hf_hub/2.0") > KEEPS_LISTINGS && of("hf_hub/1.9.0") < KEEPS_LISTINGS);
     }
 
     #[test]

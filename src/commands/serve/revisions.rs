@@ -115,8 +115,8 @@ pub struct Revisions {
     refresh: Duration,
     known: Slots<Key, Arc<Revision>>,
     refs: Slots<String, Refs>,
-    /// The ref by which a commit was last found: clients resolve it first and request files by commit.
-    names: Mutex<HashMap<(RepoName, Commit), RefName>>,
+    /// The commit that was last found by a ref: clients resolve it first and request files by commit.
+    names: Mutex<HashMap<(RepoName, RefName), Commit>>,
     /// When and why the bucket could not be reached the last time it was asked.
     lost: Mutex<Option<(Instant, Error)>>,
 }
@@ -254,22 +254,34 @@ impl Revisions {
             if names.len() > MAX_REMEMBERED {
                 names.clear();
             }
-            names.insert((found.repo().clone(), found.commit().clone()), name.clone());
+            names.insert((found.repo().clone(), name.clone()), found.commit().clone());
         }
         (Ok(found), self.refresh)
     }
 
-    /// Returns the ref by which clients have found this revision.
-    pub fn reference(&self, revision: &Revision) -> Option<RefName> {
-        let key = (revision.repo().clone(), revision.commit().clone());
+    /// Returns the refs by which clients have found this revision and that have not moved since.
+    pub fn references(&self, revision: &Revision) -> Vec<RefName> {
         let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
-        revision.found.reference.clone().or_else(|| names.get(&key).cloned())
+        let leads_here = |repo: &RepoName, commit: &Commit| repo == revision.repo() && commit == revision.commit();
+        names.iter().filter(|((repo, _), commit)| leads_here(repo, commit)).map(|((_, name), _)| name.clone()).collect()
+    }
+
+    /// Returns one of them.
+    pub fn reference(&self, revision: &Revision) -> Option<RefName> {
+        // Not that of `found`, which may have moved.
+        self.references(revision).pop()
     }
 
     /// Keeps what is known about a revision if the lookup has found the same again.
     fn keep_if_unchanged(&self, before: Option<Arc<Revision>>, found: Arc<Revision>) -> Arc<Revision> {
         match before {
-            Some(before) if before.place == found.place && before.found.manifest == found.found.manifest => before,
+            Some(before)
+                if before.place == found.place
+                    && before.found.manifest == found.found.manifest
+                    && before.found.reference == found.found.reference =>
+            {
+                before
+            }
             _ => found,
         }
     }
@@ -337,6 +349,18 @@ impl Revisions {
     /// Whether the Hub may help.
     pub fn has_fallback(&self) -> bool {
         self.fallback.is_some()
+    }
+
+    /// Returns a revision, from the Hub if only the Hub is known to have all of its files.
+    ///
+    /// # Errors
+    /// As [`find`](Self::find).
+    pub async fn find_complete(self: &Arc<Self>, query: &RepoQuery, revision: &str) -> Result<Arc<Revision>> {
+        let revision = self.find(query, revision).await?;
+        match revision.listing.is_complete {
+            true => Ok(revision),
+            false => Ok(self.find_on_hub(&revision).await.unwrap_or(revision)),
+        }
     }
 
     /// Finds the same commit on the Hub, for files that the bucket lacks.

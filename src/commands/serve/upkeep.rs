@@ -23,7 +23,7 @@ const LULL: Duration = Duration::from_secs(4);
 const RETRY: Duration = Duration::from_secs(15);
 
 /// Does both until it is dropped.
-pub async fn run(session: &Session, puller: &Puller, site: &Site, max_size: Option<Size>) {
+pub async fn run(session: &Session, puller: &Arc<Puller>, site: &Site, max_size: Option<Size>) {
     let budget = async {
         match max_size {
             Some(size) => keep_within(size.0, session, puller, site).await,
@@ -34,7 +34,7 @@ pub async fn run(session: &Session, puller: &Puller, site: &Site, max_size: Opti
 }
 
 /// Prunes the cache at the start, and whenever pulls have brought it above its budget.
-async fn keep_within(max: u64, session: &Session, puller: &Puller, site: &Site) {
+async fn keep_within(max: u64, session: &Session, puller: &Arc<Puller>, site: &Site) {
     let mut known: Option<u64> = None;
     loop {
         let added = puller.added.load(Ordering::Relaxed);
@@ -83,7 +83,7 @@ async fn prune_to(max: u64, session: &Session) -> Result<prune::Report> {
 }
 
 /// Publishes each revision from the Hub once nothing more of it comes for a while.
-async fn publish(session: &Session, puller: &Puller) {
+async fn publish(session: &Session, puller: &Arc<Puller>) {
     let Some(unpublished) = &puller.unpublished else { return std::future::pending().await };
     loop {
         tokio::time::sleep(QUIET / 2).await;
@@ -93,7 +93,7 @@ async fn publish(session: &Session, puller: &Puller) {
         };
         for (repo, commit) in due {
             let started = Instant::now();
-            let pushed = push_revision(session, &repo, &commit).await;
+            let pushed = push_revision(session, puller, &repo, &commit).await;
             let is_retried = pushed.as_ref().is_err_and(|error| error.cause.may_pass());
             if let Err(error) = pushed {
                 let note = format!("{repo}@{} was not published: {error}", commit.short());
@@ -113,19 +113,22 @@ async fn publish(session: &Session, puller: &Puller) {
 }
 
 /// Publishes what is left when the server ends.
-pub async fn publish_rest(session: &Session, puller: &Puller) {
+pub async fn publish_rest(session: &Session, puller: &Arc<Puller>) {
     let Some(unpublished) = &puller.unpublished else { return };
     let rest: Vec<(RepoName, Commit)> =
         unpublished.lock().unwrap_or_else(PoisonError::into_inner).drain().map(|(key, _)| key).collect();
     for (repo, commit) in rest {
-        if let Err(error) = push_revision(session, &repo, &commit).await {
+        if let Err(error) = push_revision(session, puller, &repo, &commit).await {
             tracing::warn!("{repo}@{} was not published: {}", commit.short(), one_line(&error));
         }
     }
 }
 
-/// Pushes one revision, by the rules of `push`.
-async fn push_revision(session: &Session, repo: &RepoName, commit: &Commit) -> Result<()> {
+/// Pushes one revision, by the rules of `push`, which leave gated repos out.
+async fn push_revision(session: &Session, puller: &Arc<Puller>, repo: &RepoName, commit: &Commit) -> Result<()> {
+    if !session.config.team.allow_gated {
+        puller.pull_licenses(repo, commit).await?;
+    }
     let session = Session { now: SystemTime::now(), progress: Arc::new(Silent), ..session.clone() };
     let spec: RepoSpec = repo
         .to_string()
