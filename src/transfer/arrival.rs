@@ -87,6 +87,11 @@ impl Arrival {
         self.state.subscribe()
     }
 
+    /// Returns the number of the current attempt.
+    pub fn attempt(&self) -> u32 {
+        self.state.borrow().attempt
+    }
+
     /// Returns whether whoever has bytes of this blob may have wrong ones, so that no download can be resumed.
     pub fn may_have_passed_on_wrong_bytes(&self) -> bool {
         let state = self.state.borrow();
@@ -111,12 +116,16 @@ impl Arrival {
         self.state.send_modify(|state| state.frontier = frontier);
     }
 
-    /// Notes that the bytes were wrong, so that those who have read some must start again.
+    /// Withdraws the file, if one was offered: its bytes were wrong, or it is given up for another file. Those who have read
+    /// some must start again.
     pub(super) fn retract(&self) {
-        self.state.send_modify(|state| {
-            state.attempt += 1;
-            state.file = None;
-            state.frontier = 0;
+        self.state.send_if_modified(|state| {
+            let was_offered = state.file.take().is_some();
+            if was_offered {
+                state.attempt += 1;
+                state.frontier = 0;
+            }
+            was_offered
         });
     }
 }
@@ -134,10 +143,14 @@ mod tests {
         assert!(is_new);
         assert!(!arrivals.begin(blob, 10, Path::new("blob"), false).1);
         let reader = arrivals.get(&blob).unwrap().watch();
+        first.retract();
+        assert_eq!(first.attempt(), 0, "nobody can have read anything");
+        first.offer(&Arc::new(tempfile::tempfile().unwrap()));
         first.advance(4);
         assert_eq!(reader.borrow().frontier, 4);
         first.retract();
-        assert_eq!((reader.borrow().attempt, reader.borrow().frontier), (1, 0));
+        assert_eq!((first.attempt(), reader.borrow().frontier), (1, 0));
+        assert!(reader.borrow().file.is_none() && first.may_have_passed_on_wrong_bytes());
         arrivals.end(&blob, Err(Error::corrupt("blob")));
         assert!(reader.borrow().outcome.as_ref().unwrap().is_err());
         assert!(arrivals.get(&blob).is_none());

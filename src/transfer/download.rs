@@ -199,6 +199,10 @@ async fn in_order(context: &Context, blob: &Fetch) -> Result<PathBuf> {
             format!("the file system of {folder} takes bytes only in order: large files come in one stream each");
         context.progress.event(Event::Note(note));
     });
+    // The file that others read from was given up.
+    if let Some(arrival) = arrival_of(context, &blob.id) {
+        arrival.retract();
+    }
     let _permit = context.limits.parts.permit(blob.size).await;
     let target = PartialFile::create(context, single_use_path(context, &blob.id))?;
     let guard = RemoveOnDrop::new(&target.path);

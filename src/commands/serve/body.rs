@@ -2,7 +2,8 @@
 //!
 //! What arrives is read up to the frontier of its hash. The end of every response is held back until the hash of the whole
 //! blob has matched: no client ever has a complete response with bytes that were not verified. If the hash does not match,
-//! the connection breaks off. While the end is held back, a byte now and then keeps clients from giving up.
+//! the connection breaks off. While the end is held back, or the store sends nothing, a byte now and then keeps clients from
+//! giving up.
 
 use std::fs::File;
 use std::io;
@@ -27,7 +28,9 @@ use crate::transfer::arrival::{Arrival, State};
 const SLICE: u64 = 256 << 10;
 /// Number of bytes at the end of a response that are held back until the blob is verified.
 const HELD_BACK: u64 = 64 << 10;
-/// Interval at which one of them is sent. Clients give up after ten seconds without a byte.
+/// Number of bytes that are kept for the time when no more arrive, since the store is slow.
+const RESERVE: u64 = 16;
+/// Interval at which one of those that are held back or kept is sent. Clients give up after ten seconds without a byte.
 const HEARTBEAT: Duration = Duration::from_secs(4);
 
 /// The body of a response.
@@ -48,10 +51,9 @@ pub fn of_file(file: File, range: Range<u64>, activity: Arc<Activity>) -> Body {
     body(Source::Present(Arc::new(file)), range, activity)
 }
 
-/// Returns the body of a range of a blob that is on its way.
-pub fn of_arrival(arrival: &Arc<Arrival>, range: Range<u64>, activity: Arc<Activity>) -> Body {
+/// Returns the body of a range of a blob that is on its way. It breaks off unless this attempt is the one that succeeds.
+pub fn of_arrival(arrival: &Arc<Arrival>, attempt: u32, range: Range<u64>, activity: Arc<Activity>) -> Body {
     let state = arrival.watch();
-    let attempt = state.borrow().attempt;
     // A single byte, with which clients only ask for the size, is not held back.
     let held_back = if range == (0..1) { 0 } else { HELD_BACK.min(range.end - range.start) };
     let held_from = range.end - held_back;
@@ -159,7 +161,7 @@ impl Following {
                     None => (state.frontier, false),
                 }
             };
-            let until = if is_verified { end } else { frontier.min(self.held_from) };
+            let until = if is_verified { end } else { frontier.saturating_sub(RESERVE).min(self.held_from) };
             // One byte always stays.
             let may_beat = !is_verified && at < frontier && at + 1 < end;
             if at < until {

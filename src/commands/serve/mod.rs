@@ -70,17 +70,16 @@ Examples:
   eval \"$(hf-cache-sync serve --env)\"        set the variables for clients
   hf-cache-sync serve -- python train.py     for one command, on a free port
   hf-cache-sync serve --fallback hf-hub --push
-                                             also from the Hub, and publish it
+                                             also from the Hub, and publish that
   hf-cache-sync serve --listen 0.0.0.0:8090 --token-file token --max-size 200GB
 
 Clients read from it with HF_ENDPOINT=http://127.0.0.1:8090 and
-HF_HUB_DISABLE_XET=1. Every blob is pulled once into the cache, and verified.";
+HF_HUB_DISABLE_XET=1. Every blob is pulled into the cache once, and verified.";
 
-/// Serve the bucket to clients of the Hub, which need not be changed
+/// Serve the bucket to unchanged clients of the Hub
 ///
-/// Answers the Hub's API on this machine, so that huggingface_hub, transformers, datasets, vLLM and all others that know
-/// HF_ENDPOINT load from the bucket, without a pull before. Blobs come through the cache. Ctrl-C and SIGTERM end it (exit
-/// code 0).
+/// Answers the Hub's API on this machine, so that huggingface_hub, transformers, datasets, vLLM and everything else that knows
+/// HF_ENDPOINT loads from the bucket, without a pull. Blobs come through the cache. Ctrl-C and SIGTERM end it (exit code 0).
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -92,8 +91,8 @@ pub struct Args {
     #[arg(long, value_name = "PATH")]
     pub token_file: Option<PathBuf>,
 
-    /// Keep the cache within this size, such as 200GB, by evicting what the bucket holds, oldest use first. For a cache that
-    /// the server has to itself
+    /// Keep the cache within this size, such as 200GB, by evicting what the bucket holds, least recently used first. Use
+    /// it with a cache of the server's own
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     pub max_size: Option<Size>,
 

@@ -112,10 +112,10 @@ impl Puller {
     }
 
     /// Returns whether whoever has a part of this blob may have wrong bytes, so that no download can be resumed.
-    pub async fn is_suspect(&self, blob: &BlobId) -> bool {
-        match self.arrivals.get(blob) {
-            Some(arrival) => arrival.may_have_passed_on_wrong_bytes(),
-            None => {
+    pub async fn is_suspect(&self, blob: &BlobId, opened: &Opened) -> bool {
+        match opened {
+            Opened::Arriving(arrival) => arrival.may_have_passed_on_wrong_bytes(),
+            Opened::Present(_) => {
                 let (layout, blob) = (self.layout(), *blob);
                 blocking(move || place::is_marked_unverified(&layout, &blob)).await
             }
@@ -304,8 +304,11 @@ impl Puller {
             let arrived = state.wait_for(|state| state.outcome.is_some()).await;
             let is_here = arrived.is_ok_and(|state| matches!(state.outcome, Some(Ok(()))));
             if is_here && let Some(file) = revision.listing.get(&path) {
-                // Links it, if it has to be.
-                puller.open_present(&revision, &path, file.blob, file.size).await;
+                // Links it, if it has to be. Another repo needs a file of its own.
+                let present = puller.open_present(&revision, &path, file.blob, file.size).await;
+                if present.is_none() && revision.place != Place::Cache {
+                    let _ = puller.pull(&revision, &path, file.blob, file.size).await;
+                }
             }
         });
     }

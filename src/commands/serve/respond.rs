@@ -189,15 +189,6 @@ impl Site {
         if wanted == Wanted::Unsatisfiable {
             return head.answer(&wanted, body::nothing());
         }
-        let wanted = match wanted {
-            // Whoever resumes may have wrong bytes: start again, which clients do if they get everything.
-            Wanted::Part { is_rest: true, .. } if self.puller.is_suspect(&file.blob).await => Wanted::Whole,
-            wanted => wanted,
-        };
-        let bytes = match &wanted {
-            Wanted::Part { bytes, .. } => bytes.clone(),
-            _ => 0..file.size,
-        };
         let opened = match self.puller.open(&revision, path).await {
             Ok(opened) => opened,
             Err(error) => return self.failure(&label, &error),
@@ -205,14 +196,28 @@ impl Site {
         let is_hit = matches!(opened, Opened::Present(_));
         let counter = if is_hit { &self.activity.hits } else { &self.activity.misses };
         counter.fetch_add(1, Ordering::Relaxed);
+        if let Opened::Arriving(arrival) = &opened
+            && let Err(error) = first_bytes(arrival).await
+        {
+            return self.failure(&label, &error);
+        }
+        // Before the check: if the bytes turn out to be wrong after it, the body of this attempt breaks off.
+        let attempt = match &opened {
+            Opened::Present(_) => 0,
+            Opened::Arriving(arrival) => arrival.attempt(),
+        };
+        let wanted = match wanted {
+            // Whoever resumes may have wrong bytes: start again, which clients do if they get everything.
+            Wanted::Part { is_rest: true, .. } if self.puller.is_suspect(&file.blob, &opened).await => Wanted::Whole,
+            wanted => wanted,
+        };
+        let bytes = match &wanted {
+            Wanted::Part { bytes, .. } => bytes.clone(),
+            _ => 0..file.size,
+        };
         let body = match opened {
             Opened::Present(file) => body::of_file(file, bytes, self.activity.clone()),
-            Opened::Arriving(arrival) => {
-                if let Err(error) = first_bytes(&arrival).await {
-                    return self.failure(&label, &error);
-                }
-                body::of_arrival(&arrival, bytes, self.activity.clone())
-            }
+            Opened::Arriving(arrival) => body::of_arrival(&arrival, attempt, bytes, self.activity.clone()),
         };
         head.answer(&wanted, body)
     }
@@ -268,7 +273,9 @@ impl Site {
         let read = async {
             let body = match self.puller.open(revision, &path).await.ok()? {
                 Opened::Present(file) => body::of_file(file, 0..size, self.activity.clone()),
-                Opened::Arriving(arrival) => body::of_arrival(&arrival, 0..size, self.activity.clone()),
+                Opened::Arriving(arrival) => {
+                    body::of_arrival(&arrival, arrival.attempt(), 0..size, self.activity.clone())
+                }
             };
             Some(body.collect().await.ok()?.to_bytes())
         };

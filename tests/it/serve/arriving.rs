@@ -282,6 +282,50 @@ fn two_files_with_one_blob_are_pulled_once_and_both_linked() {
 }
 
 #[test]
+fn two_repos_with_one_blob_are_pulled_once_and_both_get_it() {
+    let bytes = weights(5, 9 * MIB);
+    let revisions = ["org/one", "org/two"].map(|id| Revision::new("model", id).lfs("model.bin", &bytes));
+    let (store, machine) = setup(&revisions);
+    let gate = store.server.hold(|request| request.is("GET", "blobs/"));
+    let serve = Serve::start(&machine, &[]);
+    std::thread::scope(|scope| {
+        for (started, revision) in revisions.iter().enumerate() {
+            let (serve, bytes) = (&serve, &bytes);
+            scope.spawn(move || assert!(serve.get(&file(revision, "model.bin")).body == *bytes));
+            wait_until("the request", || serve.metric("misses_total") > started as u64);
+        }
+        gate.open();
+    });
+    let sums = bytes_requested(&store.server.take_seen(), &store);
+    assert_eq!(sums[&revisions[0].blob_key("model.bin")], bytes.len() as u64);
+    for revision in &revisions {
+        wait_until("the link", || {
+            fs::read(revision.snapshot(&machine.hub()).join("model.bin")).is_ok_and(|read| read == bytes)
+        });
+    }
+}
+
+#[test]
+fn two_servers_with_one_cache_pull_a_blob_once() {
+    let revision = large(20);
+    let bytes = &revision.file("model.bin").bytes;
+    let (store, machine) = setup(std::slice::from_ref(&revision));
+    let gate = store.server.hold(|request| request.is("GET", "blobs/"));
+    let servers = [(); 2].map(|()| Serve::start(&machine, &[]));
+    std::thread::scope(|scope| {
+        for serve in &servers {
+            let path = file(&revision, "model.bin");
+            scope.spawn(move || assert!(serve.get(&path).body == *bytes));
+            wait_until("the pull", || serve.metric("pulls_in_flight") == 1);
+        }
+        gate.open();
+    });
+    let sums = bytes_requested(&store.server.take_seen(), &store);
+    assert_eq!(sums[&revision.blob_key("model.bin")], bytes.len() as u64);
+    revision.assert_pulled(&machine.hub());
+}
+
+#[test]
 fn a_new_file_of_a_snapshot_in_the_cache_is_pulled_into_it() {
     let revision = Revision::model("org/name");
     let (store, _) = setup(std::slice::from_ref(&revision));
