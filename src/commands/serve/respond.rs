@@ -9,6 +9,7 @@ use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
+use percent_encoding::{AsciiSet, utf8_percent_encode};
 use serde_json::{Map, Value, json};
 
 use super::activity::{Activity, one_line};
@@ -23,7 +24,8 @@ use super::revisions::{Revision, Revisions};
 use super::route::{self, Refusal, Route};
 use crate::cache::layout::Layout;
 use crate::error::{Cause, Error, printable};
-use crate::model::ids::{BlobId, RepoPath, RepoQuery};
+use crate::model::ids::{BlobId, RepoPath, RepoQuery, RepoType};
+use crate::net::RESERVED;
 use crate::transfer::arrival::Arrival;
 
 /// How long a response waits for the first bytes of a blob. Clients wait for ten seconds.
@@ -38,6 +40,9 @@ const MAX_PLAIN_HTTP: u64 = 50_000_000_000;
 const TAKES_FILES_WITHOUT_SIZE: (u32, u32) = (1, 33);
 /// The version of huggingface_hub from which on it keeps listings.
 const KEEPS_LISTINGS: (u32, u32) = (1, 23);
+
+/// What is percent-encoded in the path of a file.
+const PATH: &AsciiSet = &RESERVED.remove(b'/');
 
 const REPO_COMMIT: HeaderName = HeaderName::from_static("x-repo-commit");
 const LINKED_ETAG: HeaderName = HeaderName::from_static("x-linked-etag");
@@ -163,7 +168,8 @@ impl Site {
         is_local: bool,
     ) -> Answer {
         let label = format!("{query}@{revision}/{path}");
-        let revision = match self.revisions.find(query, revision).await {
+        let name = revision;
+        let revision = match self.revisions.find(query, name).await {
             Ok(revision) => revision,
             Err(error) => return self.failure(&label, &error),
         };
@@ -176,6 +182,9 @@ impl Site {
         let wanted = range::parse(headers.get(header::RANGE).and_then(|value| value.to_str().ok()), file.size);
         if is_head {
             // What was never pushed fails on GET: clients show why only there. To HEAD they say that they cannot connect.
+            if name != revision.commit().as_str() && hub_version(headers) > (0, 0) {
+                return pinned(&revision, path);
+            }
             if self.shares_cache && is_local && headers.contains_key(DOWNLOAD_COUNTER) {
                 self.puller.prepare(&revision, path).await;
             }
@@ -401,6 +410,23 @@ fn hub_version(headers: &HeaderMap) -> (u32, u32) {
     let version = agent.split("hf_hub/").nth(1).and_then(|rest| rest.split([';', ' ']).next());
     let mut numbers = version.unwrap_or_default().split('.').map_while(|part| part.parse::<u32>().ok());
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+/// Redirects to the file at its commit, as the Hub does. huggingface_hub then downloads, and resumes, from there: with the
+/// name of a branch, it would go on with the bytes of another commit once the branch has moved.
+fn pinned(revision: &Revision, path: &RepoPath) -> Answer {
+    let (repo, commit) = (revision.repo(), revision.commit());
+    let kind = match repo.kind {
+        RepoType::Model => String::new(),
+        kind => format!("/{}s", kind.word()),
+    };
+    let path = utf8_percent_encode(path.as_str(), PATH);
+    let mut answer = Response::new(body::nothing());
+    *answer.status_mut() = StatusCode::TEMPORARY_REDIRECT;
+    let location = format!("{kind}/{}/resolve/{commit}/{path}", repo.id);
+    answer.headers_mut().insert(header::LOCATION, value(&location));
+    answer.headers_mut().insert(header::CONTENT_LENGTH, 0.into());
+    answer
 }
 
 /// What the headers of a file tell.

@@ -85,6 +85,33 @@ fn files_of_every_type_at_every_kind_of_revision() {
     }
 }
 
+/// Python resumes at the URL that a HEAD has led to. By the name of a branch, it would get the rest of another file.
+#[test]
+fn python_is_led_to_the_commit() {
+    let bytes = |seed: u8| vec![seed; 1000];
+    for kind in TYPES {
+        let revision = Revision::new(kind, "org/name").lfs("a b/ü#.bin", &bytes(1));
+        let store = Store::new();
+        push(&store, &revision);
+        let machine = Machine::new(&store);
+        let serve = Serve::start(&machine, &["--refresh", "0"]);
+        let agent = ("user-agent", "unknown/None; hf_hub/0.36.2; python/3.11");
+        let by_name = file(&revision, "a%20b/%C3%BC%23.bin");
+        let redirect = serve.ask("HEAD", &by_name, &[agent]);
+        let by_commit = by_name.replace("/main/", &format!("/{COMMIT}/"));
+        assert_eq!((redirect.status, redirect.header("location")), (307, by_commit.as_str()), "{redirect:?}");
+        assert_head(&serve.ask("HEAD", &by_commit, &[agent]), revision.file("a b/ü#.bin"), COMMIT);
+        assert_eq!(serve.head(&by_name).status, 200, "other clients get no redirect");
+        assert!(serve.ask("GET", &by_name, &[agent]).body == bytes(1));
+        // The branch moves.
+        let moved = Revision { commit: "f".repeat(40), ..revision.clone() };
+        push(&store, &moved.without(&["a b/ü#.bin"]).lfs("a b/ü#.bin", &bytes(2)));
+        assert!(serve.ask("GET", &by_name, &[agent, ("range", "bytes=500-")]).body == bytes(2)[500..]);
+        let rest = serve.ask("GET", &by_commit, &[agent, ("range", "bytes=500-")]);
+        assert!(rest.status == 206 && rest.body == bytes(1)[500..]);
+    }
+}
+
 #[test]
 fn the_info_of_a_revision() {
     for has_tree in [false, true] {
@@ -429,7 +456,7 @@ fn the_size_of_a_huge_file_is_told_to_those_who_can_bear_it() {
     manifest["files"][1]["size"] = json!(60_000_000_000_u64);
     store.put(&revision.manifest_key(), manifest.to_string());
     let serve = Serve::start(&Machine::new(&store), &[]);
-    let path = file(&revision, "model.safetensors");
+    let path = file(&revision, "model.safetensors").replace("/main/", &format!("/{COMMIT}/"));
     for (agent, size) in
         [("unknown/None; hf_hub/0.36.2; python/3.11", "60000000000"), ("unknown/None; hf_hub/2.4.0; python/3.11", "")]
     {
