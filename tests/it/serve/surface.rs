@@ -104,8 +104,8 @@ fn python_is_led_to_the_commit() {
         assert_eq!(serve.head(&by_name).status, 200, "other clients get no redirect");
         assert!(serve.ask("GET", &by_name, &[agent]).body == bytes(1));
         // The branch moves.
-        let moved = Revision { commit: "f".repeat(40), ..revision.clone() };
-        push(&store, &moved.without(&["a b/ü#.bin"]).lfs("a b/ü#.bin", &bytes(2)));
+        let moved = Revision::new(kind, "org/name").lfs("a b/ü#.bin", &bytes(2));
+        push(&store, &Revision { commit: "f".repeat(40), ..moved });
         assert!(serve.ask("GET", &by_name, &[agent, ("range", "bytes=500-")]).body == bytes(2)[500..]);
         let rest = serve.ask("GET", &by_commit, &[agent, ("range", "bytes=500-")]);
         assert!(rest.status == 206 && rest.body == bytes(1)[500..]);
