@@ -181,10 +181,10 @@ impl Site {
         let head = Head { blob: file.blob, size: file.size, commit: revision.commit().as_str() };
         let wanted = range::parse(headers.get(header::RANGE).and_then(|value| value.to_str().ok()), file.size);
         if is_head {
-            // What was never pushed fails on GET: clients show why only there. To HEAD they say that they cannot connect.
             if name != revision.commit().as_str() && hub_version(headers) > (0, 0) {
                 return pinned(&revision, path);
             }
+            // What was never pushed fails on GET: clients show why only there. To HEAD they say that they cannot connect.
             if self.shares_cache && is_local && headers.contains_key(DOWNLOAD_COUNTER) {
                 self.puller.prepare(&revision, path).await;
             }

@@ -90,7 +90,7 @@ fn files_of_every_type_at_every_kind_of_revision() {
 fn python_is_led_to_the_commit() {
     let bytes = |seed: u8| vec![seed; 1000];
     for kind in TYPES {
-        let revision = Revision::new(kind, "org/name").lfs("a b/ü#.bin", &bytes(1));
+        let revision = Revision::new(kind, "org/name").lfs("a b/ü#.bin", bytes(1));
         let store = Store::new();
         push(&store, &revision);
         let machine = Machine::new(&store);
@@ -104,7 +104,7 @@ fn python_is_led_to_the_commit() {
         assert_eq!(serve.head(&by_name).status, 200, "other clients get no redirect");
         assert!(serve.ask("GET", &by_name, &[agent]).body == bytes(1));
         // The branch moves.
-        let moved = Revision::new(kind, "org/name").lfs("a b/ü#.bin", &bytes(2));
+        let moved = Revision::new(kind, "org/name").lfs("a b/ü#.bin", bytes(2));
         push(&store, &Revision { commit: "f".repeat(40), ..moved });
         assert!(serve.ask("GET", &by_name, &[agent, ("range", "bytes=500-")]).body == bytes(2)[500..]);
         let rest = serve.ask("GET", &by_commit, &[agent, ("range", "bytes=500-")]);
