@@ -20,7 +20,7 @@ import tools
 from scratch import scratch_folder
 
 ROOT = Path(__file__).resolve().parents[2]
-LOCAL = ("startup", "scan")
+LOCAL = ("startup", "scan", "served")
 # Bytes of disk that must stay free.
 SPARE = 4 << 30
 
@@ -81,8 +81,8 @@ class Comparison:
 
     def compare(self, one, direction, server):
         """Measures one set in one direction at one store, with every tool in turn, and prints the table."""
-        synced = [tools.OursSynced(self.options.bin)] if direction == "pull" else []
-        everyone = [self.ours, *synced, *self.peers]
+        others = [tools.OursSynced, tools.OursServed] if direction == "pull" else []
+        everyone = [self.ours, *(other(self.options.bin) for other in others), *self.peers]
         title = f"{one.name} ({one.about}), {direction}, {server}"
         needed = self.disk(one, direction, server, len(everyone))
         if shutil.disk_usage(self.scratch).free < needed:
@@ -217,6 +217,8 @@ def main():
                 figures["startup_ms"] = local.startup(comparison.ours, peers, env, scratch)
             if "scan" in options.set:
                 figures["scan"] = local.scan(comparison.ours, peers, env, scratch, options.work, options.runs)
+            if "served" in options.set:
+                figures["served"] = local.served(comparison.ours, env, scratch, options.work, options.runs)
             for one in (data.SETS[name] for name in options.set if name in data.SETS):
                 for server in options.server:
                     for direction in options.direction:

@@ -1,14 +1,18 @@
-"""Measures what needs no store: how long a program takes to start, and to scan a large cache."""
+"""Measures what needs no store: how long a program takes to start, to scan a large cache, and to serve what is in it."""
 
 import os
 import statistics
+import sys
 import time
+from pathlib import Path
 
 import data
 import measure
 from report import table
 
 STARTS = 20
+# How often a file of 512 MiB is read.
+READS = 8
 
 
 def startup(ours, peers, env, scratch):
@@ -75,3 +79,28 @@ def scan(ours, peers, env, scratch, work, runs):
     title = f"scan: {data.SCAN_REPOS:,} repos of {data.SCAN_FILES} files"
     table(title, ["command", "wall s", "min..max", "x find", "CPU s", "RSS MB"], rows)
     return samples
+
+
+def served(ours, env, scratch, work, runs):
+    """Measures `serve` with a full cache, and clients that discard what they read."""
+    large, small = data.SETS["a"], data.SETS["b"]
+    url = f"$HF_ENDPOINT/{large.repo}/resolve/main/file-00000.bin"
+    gib = READS * large.size / 2**30
+    curl = ["sh", "-c", "curl -sf" + f' -o /dev/null "{url}"' * READS]
+    read = [sys.executable, Path(__file__).with_name("read.py"), small.repo]
+    clients = {f"curl, {gib:.0f} GiB on one connection": (large, curl), f"16 connections, {small.about}": (small, read)}
+    rows, figures = [], {}
+    for name, (one, client) in clients.items():
+        hub = data.make(one, work).hub
+        command = [ours.binary, "serve", "--offline", "--cache-dir", hub, "--", *client]
+        samples = [
+            measure.run(command, env=env, cwd=scratch, log=scratch / "log", timeout=600) for _ in range(runs)
+        ]
+        figures[name] = samples
+        walls = [sample.wall for sample in samples]
+        size = gib * 2**30 if client is curl else one.bytes
+        cpu = statistics.median(sample.cpu for sample in samples)
+        rate = size / statistics.median(walls) / 1e9
+        rows.append([name, f"{statistics.median(walls):.2f}", f"{min(walls):.2f}..{max(walls):.2f}", f"{rate:.2f}", f"{cpu:.2f}"])
+    table("serve, from the cache", ["client", "wall s", "min..max", "GB/s", "CPU s, both"], rows)
+    return figures

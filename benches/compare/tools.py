@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 import tarfile
 import zipfile
 from dataclasses import dataclass
@@ -84,6 +85,17 @@ class OursSynced(Ours):
 
     def pull(self, job):
         return super().pull(job)[:-1]
+
+
+class OursServed(Ours):
+    """A client that reads everything through `serve`, into an empty cache."""
+
+    name = "hf-cache-sync serve"
+    verifies = {"pull": "as pull; a client gets the end of a file once it is verified"}
+
+    def pull(self, job):
+        flags = ["--cache-dir", job.target, "--no-sync"]
+        return ["serve", *flags, "--", sys.executable, Path(__file__).with_name("read.py"), job.set.repo]
 
 
 class Original(Ours):

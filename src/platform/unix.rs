@@ -149,6 +149,21 @@ pub fn read_spare_at(file: &File, bytes: &mut Vec<u8>, offset: u64) -> io::Resul
     Ok(rustix::io::pread(file, rustix::buffer::spare_capacity(bytes), offset)?)
 }
 
+/// Reads from `offset` on what is in memory anyway, without waiting for the disk; `None` if nothing is.
+pub fn read_cached_at(file: &File, buffer: &mut [u8], offset: u64) -> Option<usize> {
+    #[cfg(target_os = "linux")]
+    {
+        let mut buffers = [std::io::IoSliceMut::new(buffer)];
+        let read = rustix::io::preadv2(file, &mut buffers, offset, rustix::io::ReadWriteFlags::NOWAIT);
+        read.ok().filter(|length| *length > 0)
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = (file, buffer, offset);
+        None
+    }
+}
+
 /// Writes all of `bytes` at `offset`, without moving any file position.
 pub fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
     file.write_all_at(bytes, offset)

@@ -173,6 +173,11 @@ pub fn read_spare_at(file: &File, bytes: &mut Vec<u8>, offset: u64) -> io::Resul
     read
 }
 
+/// Windows does not tell what is in memory.
+pub fn read_cached_at(_: &File, _: &mut [u8], _: u64) -> Option<usize> {
+    None
+}
+
 /// Writes all of `bytes` at `offset`. This moves the file position.
 pub fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
     let mut done = 0;

@@ -4,12 +4,15 @@
 //! blob has matched: no client ever has a complete response with bytes that were not verified. If the hash does not match,
 //! the connection breaks off. While the end is held back, or the store sends nothing, a byte now and then keeps clients from
 //! giving up.
+//!
+//! What a client has of a broken response may thus be wrong. Most clients start again when they are sent the whole blob
+//! instead of the rest that they asked for. Those that do not get nothing before the blob is verified; see [`Trust`].
 
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,7 +24,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::activity::{Activity, InFlight, Origin};
-use crate::cache::read::{open_quietly, read_at};
+use crate::cache::read::{Buffer, open_quietly};
+use crate::platform;
 use crate::transfer::arrival::{Arrival, State};
 
 /// Number of bytes that are read at a time.
@@ -51,22 +55,47 @@ pub fn of_file(file: File, range: Range<u64>, activity: Arc<Activity>) -> Body {
     body(Source::Present(Arc::new(file)), range, activity)
 }
 
+/// How much of a blob a client may have before it is verified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trust {
+    /// All but the end: it discards what it has if a download cannot be resumed.
+    AllButTheEnd,
+    /// Nothing, not even a byte that keeps it from giving up.
+    Nothing,
+}
+
 /// Returns the body of a range of a blob that is on its way. It breaks off unless this attempt is the one that succeeds.
-pub fn of_arrival(arrival: &Arc<Arrival>, attempt: u32, range: Range<u64>, activity: Arc<Activity>) -> Body {
+pub fn of_arrival(
+    arrival: &Arc<Arrival>,
+    attempt: u32,
+    range: Range<u64>,
+    trust: Trust,
+    activity: Arc<Activity>,
+) -> Body {
     let state = arrival.watch();
-    // A single byte, with which clients only ask for the size, is not held back.
-    let held_back = if range == (0..1) { 0 } else { HELD_BACK.min(range.end - range.start) };
-    let held_from = range.end - held_back;
-    body(
-        Source::Arriving(Following { arrival: arrival.clone(), state, attempt, file: None, held_from }),
-        range,
-        activity,
-    )
+    let length = range.end - range.start;
+    let held_back = match trust {
+        // A single byte, with which clients only ask for the size, is not held back.
+        _ if range == (0..1) => 0,
+        Trust::AllButTheEnd => HELD_BACK.min(length),
+        Trust::Nothing => length,
+    };
+    let following = Following {
+        arrival: arrival.clone(),
+        state,
+        attempt,
+        file: None,
+        held_from: range.end - held_back,
+        beats: trust == Trust::AllButTheEnd,
+    };
+    body(Source::Arriving(following), range, activity)
 }
 
 fn body(source: Source, range: Range<u64>, activity: Arc<Activity>) -> Body {
     let in_flight = InFlight::of_responses(&activity);
-    let reader = Reader { at: range.start, end: range.end, source, ahead: None, activity, _in_flight: in_flight };
+    let buffers = Arc::new(Buffers { size: (range.end - range.start).min(SLICE) as usize, free: Mutex::default() });
+    let reader =
+        Reader { at: range.start, end: range.end, source, ahead: None, buffers, activity, _in_flight: in_flight };
     let stream = stream::try_unfold(reader, |mut reader| async move {
         if reader.at >= reader.end {
             return Ok(None);
@@ -84,6 +113,7 @@ struct Reader {
     source: Source,
     /// The next slice, which is read while this one is sent, and where it starts.
     ahead: Option<(u64, JoinHandle<io::Result<Bytes>>)>,
+    buffers: Arc<Buffers>,
     activity: Arc<Activity>,
     _in_flight: InFlight,
 }
@@ -113,22 +143,74 @@ impl Reader {
         Ok(slice)
     }
 
-    /// Reads the next slice, at most up to `end`, and starts to read the one after it.
+    /// Reads the next slice, at most up to `end`. What is in memory is read at once: a hop to another thread takes as long as
+    /// reading. Otherwise the slice after it is read while this one is sent.
     async fn read(&mut self, file: &Arc<File>, end: u64) -> io::Result<Bytes> {
-        let read = |from: u64| {
+        let read = |from: u64, buffers: Arc<Buffers>| {
             let (file, length) = (file.clone(), (end - from).min(SLICE) as usize);
-            tokio::task::spawn_blocking(move || read_at(&file, length, from))
+            tokio::task::spawn_blocking(move || {
+                let mut slice = Slice::take(buffers, length);
+                platform::read_exact_at(&file, slice.bytes(), from)?;
+                Ok(Bytes::from_owner(slice))
+            })
         };
         let running = match self.ahead.take() {
             Some((from, running)) if from == self.at => running,
-            _ => read(self.at),
+            _ => {
+                let mut slice = Slice::take(self.buffers.clone(), (end - self.at).min(SLICE) as usize);
+                if let Some(length) = platform::read_cached_at(file, slice.bytes(), self.at) {
+                    slice.length = length;
+                    self.at += length as u64;
+                    return Ok(Bytes::from_owner(slice));
+                }
+                read(self.at, self.buffers.clone())
+            }
         };
         let slice = running.await.map_err(io::Error::other)??;
         self.at += slice.len() as u64;
         if self.at < end {
-            self.ahead = Some((self.at, read(self.at)));
+            self.ahead = Some((self.at, read(self.at, self.buffers.clone())));
         }
         Ok(slice)
+    }
+}
+
+/// The buffers of a response. Each is used again once what was in it has been sent, while it is in the CPU's cache.
+struct Buffers {
+    size: usize,
+    free: Mutex<Vec<Buffer>>,
+}
+
+/// The first bytes of a buffer.
+struct Slice {
+    /// `None` once it is dropped.
+    buffer: Option<Buffer>,
+    length: usize,
+    buffers: Arc<Buffers>,
+}
+
+impl Slice {
+    fn take(buffers: Arc<Buffers>, length: usize) -> Slice {
+        let free = buffers.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        Slice { buffer: Some(free.unwrap_or_else(|| Buffer::new(buffers.size))), length, buffers }
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        let buffer = self.buffer.as_mut().expect("it is not dropped");
+        &mut buffer[..self.length]
+    }
+}
+
+impl AsRef<[u8]> for Slice {
+    fn as_ref(&self) -> &[u8] {
+        &self.buffer.as_ref().expect("it is not dropped")[..self.length]
+    }
+}
+
+impl Drop for Slice {
+    fn drop(&mut self) {
+        let mut free = self.buffers.free.lock().unwrap_or_else(PoisonError::into_inner);
+        free.extend(self.buffer.take());
     }
 }
 
@@ -141,6 +223,8 @@ struct Following {
     file: Option<Arc<File>>,
     /// Where the part of the response begins that is held back.
     held_from: u64,
+    /// Whether a byte of that part is sent now and then.
+    beats: bool,
 }
 
 impl Following {
@@ -163,7 +247,7 @@ impl Following {
             };
             let until = if is_verified { end } else { frontier.saturating_sub(RESERVE).min(self.held_from) };
             // One byte always stays.
-            let may_beat = !is_verified && at < frontier && at + 1 < end;
+            let may_beat = self.beats && !is_verified && at < frontier && at + 1 < end;
             if at < until {
                 return Ok((self.file()?, until));
             }

@@ -141,8 +141,16 @@ fn git_oid(kind: &str, content: &[u8]) -> [u8; 20] {
     hasher.finalize().into()
 }
 
-/// Returns what git stores for a file in LFS.
-fn pointer(sha256: &BlobId, size: u64) -> String {
+/// Returns what git stores for a file in LFS, and its git oid. `None` if the file is not in LFS.
+pub fn pointer(file: &File) -> Option<(BlobId, String)> {
+    let text = match file.blob {
+        BlobId::Sha1(_) => return None,
+        BlobId::Sha256(_) => pointer_text(&file.blob, file.size),
+    };
+    Some((BlobId::Sha1(oid(file)), text))
+}
+
+fn pointer_text(sha256: &BlobId, size: u64) -> String {
     format!("version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n")
 }
 
@@ -150,14 +158,14 @@ fn pointer(sha256: &BlobId, size: u64) -> String {
 fn oid(file: &File) -> [u8; 20] {
     match file.blob {
         BlobId::Sha1(oid) => oid,
-        BlobId::Sha256(_) => git_oid("blob", pointer(&file.blob, file.size).as_bytes()),
+        BlobId::Sha256(_) => git_oid("blob", pointer_text(&file.blob, file.size).as_bytes()),
     }
 }
 
 /// Adds what the Hub tells about a file in LFS. `name` is the name of its hash, which differs between endpoints.
 fn add_lfs(entry: &mut Value, name: &str, file: &File) {
     if let BlobId::Sha256(_) = file.blob {
-        let pointer_size = pointer(&file.blob, file.size).len();
+        let pointer_size = pointer_text(&file.blob, file.size).len();
         let mut lfs = Map::new();
         lfs.insert(name.into(), file.blob.to_string().into());
         lfs.insert("size".into(), file.size.into());

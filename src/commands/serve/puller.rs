@@ -112,10 +112,16 @@ impl Puller {
     }
 
     /// Returns whether whoever has a part of this blob may have wrong bytes, so that no download can be resumed.
-    pub async fn is_suspect(&self, blob: &BlobId, opened: &Opened) -> bool {
-        match opened {
-            Opened::Arriving(arrival) => arrival.may_have_passed_on_wrong_bytes(),
-            Opened::Present(_) => {
+    /// `opened` is what the client is about to read, if it has been opened.
+    pub async fn is_suspect(&self, blob: &BlobId, opened: Option<&Opened>) -> bool {
+        let arriving = match opened {
+            Some(Opened::Arriving(arrival)) => Some(arrival.clone()),
+            Some(Opened::Present(_)) => None,
+            None => self.arrivals.get(blob),
+        };
+        match arriving {
+            Some(arrival) => arrival.may_have_passed_on_wrong_bytes(),
+            None => {
                 let (layout, blob) = (self.layout(), *blob);
                 blocking(move || place::is_marked_unverified(&layout, &blob)).await
             }

@@ -13,7 +13,7 @@ use percent_encoding::{AsciiSet, utf8_percent_encode};
 use serde_json::{Map, Value, json};
 
 use super::activity::{Activity, one_line};
-use super::body::{self, Body};
+use super::body::{self, Body, Trust};
 use super::cached::Cached;
 use super::documents::{self, Listing};
 use super::gatekeeper::{Gatekeeper, Verdict};
@@ -27,6 +27,7 @@ use crate::error::{Cause, Error, printable};
 use crate::model::ids::{BlobId, RepoPath, RepoQuery, RepoType};
 use crate::net::RESERVED;
 use crate::transfer::arrival::Arrival;
+use crate::transfer::parts::SINGLE_GET;
 
 /// How long a response waits for the first bytes of a blob. Clients wait for ten seconds.
 const FIRST_BYTES: Duration = Duration::from_secs(8);
@@ -118,6 +119,10 @@ impl Site {
                 let is_head = parts.method == Method::HEAD;
                 self.file(&query, &revision, &path, &parts.headers, is_head, is_local).await
             }
+            Route::Raw { query, revision, path } => {
+                let is_head = parts.method == Method::HEAD;
+                self.raw(&query, &revision, &path, &parts.headers, is_head, is_local).await
+            }
             Route::Info { query, revision, with_blobs } => self.info(&query, &revision, with_blobs).await,
             Route::Tree { query, revision, folder, is_recursive, is_expanded } => {
                 let keeps_it = hub_version(&parts.headers) >= KEEPS_LISTINGS;
@@ -179,16 +184,22 @@ impl Site {
         };
         let file = revision.listing.get(path).expect("the revision has the file");
         let head = Head { blob: file.blob, size: file.size, commit: revision.commit().as_str() };
-        let wanted = range::parse(headers.get(header::RANGE).and_then(|value| value.to_str().ok()), file.size);
+        let wanted = head.wanted(headers);
         if is_head {
-            if name != revision.commit().as_str() && hub_version(headers) > (0, 0) {
-                return pinned(&revision, path);
-            }
+            let is_by_name = name != revision.commit().as_str() && hub_version(headers) > (0, 0);
+            let location = if is_by_name { location(headers, &revision, path) } else { None };
             // What was never pushed fails on GET: clients show why only there. To HEAD they say that they cannot connect.
             if self.shares_cache && is_local && headers.contains_key(DOWNLOAD_COUNTER) {
                 self.puller.prepare(&revision, path).await;
             }
             let mut answer = head.answer(&wanted, body::nothing());
+            if let Some(location) = location {
+                answer.headers_mut().insert(header::LOCATION, location);
+            }
+            if file.size > SINGLE_GET && self.puller.is_suspect(&file.blob, None).await {
+                // llama.cpp then discards what it has. It would not accept the whole file in place of the rest.
+                answer.headers_mut().insert(header::ACCEPT_RANGES, HeaderValue::from_static("none"));
+            }
             if file.size > MAX_PLAIN_HTTP && hub_version(headers) >= TAKES_FILES_WITHOUT_SIZE {
                 answer.headers_mut().remove(header::CONTENT_LENGTH);
                 answer.headers_mut().remove(LINKED_SIZE);
@@ -198,6 +209,9 @@ impl Site {
         if wanted == Wanted::Unsatisfiable {
             return head.answer(&wanted, body::nothing());
         }
+        let appends_anything = appends_anything(headers);
+        let is_probe = matches!(&wanted, Wanted::Part { bytes, .. } if *bytes == (0..1));
+        let trust = if appends_anything && !is_probe { Trust::Nothing } else { Trust::AllButTheEnd };
         let opened = match self.puller.open(&revision, path).await {
             Ok(opened) => opened,
             Err(error) => return self.failure(&label, &error),
@@ -206,7 +220,7 @@ impl Site {
         let counter = if is_hit { &self.activity.hits } else { &self.activity.misses };
         counter.fetch_add(1, Ordering::Relaxed);
         if let Opened::Arriving(arrival) = &opened
-            && let Err(error) = first_bytes(arrival).await
+            && let Err(error) = first_bytes(arrival, trust).await
         {
             return self.failure(&label, &error);
         }
@@ -217,7 +231,11 @@ impl Site {
         };
         let wanted = match wanted {
             // Whoever resumes may have wrong bytes: start again, which clients do if they get everything.
-            Wanted::Part { is_rest: true, .. } if self.puller.is_suspect(&file.blob, &opened).await => Wanted::Whole,
+            Wanted::Part { is_rest: true, .. }
+                if !appends_anything && self.puller.is_suspect(&file.blob, Some(&opened)).await =>
+            {
+                Wanted::Whole
+            }
             wanted => wanted,
         };
         let bytes = match &wanted {
@@ -226,9 +244,41 @@ impl Site {
         };
         let body = match opened {
             Opened::Present(file) => body::of_file(file, bytes, self.activity.clone()),
-            Opened::Arriving(arrival) => body::of_arrival(&arrival, attempt, bytes, self.activity.clone()),
+            Opened::Arriving(arrival) => body::of_arrival(&arrival, attempt, bytes, trust, self.activity.clone()),
         };
         head.answer(&wanted, body)
+    }
+
+    /// Answers with what git stores for a file: for one in LFS, its pointer.
+    async fn raw(
+        &self,
+        query: &RepoQuery,
+        revision: &str,
+        path: &RepoPath,
+        headers: &HeaderMap,
+        is_head: bool,
+        is_local: bool,
+    ) -> Answer {
+        let found = match self.revisions.find(query, revision).await {
+            Ok(found) => found,
+            Err(error) => return self.failure(&format!("{query}@{revision}/{path}"), &error),
+        };
+        let found = match self.with_file(&found, path).await {
+            Ok(found) => found,
+            Err(answer) => return answer,
+        };
+        let file = found.listing.get(path).expect("the revision has the file");
+        let Some((oid, pointer)) = documents::pointer(file) else {
+            return self.file(query, revision, path, headers, is_head, is_local).await;
+        };
+        let head = Head { blob: oid, size: pointer.len() as u64, commit: found.commit().as_str() };
+        let wanted = head.wanted(headers);
+        let content = match &wanted {
+            Wanted::Part { bytes, .. } => pointer[bytes.start as usize..bytes.end as usize].to_string(),
+            Wanted::Unsatisfiable => String::new(),
+            _ => pointer,
+        };
+        head.answer(&wanted, body::whole(content))
     }
 
     /// Returns the revision that has the file: this one, or the same commit on the Hub.
@@ -283,7 +333,8 @@ impl Site {
             let body = match self.puller.open(revision, &path).await.ok()? {
                 Opened::Present(file) => body::of_file(file, 0..size, self.activity.clone()),
                 Opened::Arriving(arrival) => {
-                    body::of_arrival(&arrival, arrival.attempt(), 0..size, self.activity.clone())
+                    let attempt = arrival.attempt();
+                    body::of_arrival(&arrival, attempt, 0..size, Trust::Nothing, self.activity.clone())
                 }
             };
             Some(body.collect().await.ok()?.to_bytes())
@@ -366,9 +417,10 @@ impl Site {
 }
 
 /// Waits until there is something to send, so that what fails at once fails with a clear answer.
-async fn first_bytes(arrival: &Arc<Arrival>) -> Result<(), Error> {
+async fn first_bytes(arrival: &Arc<Arrival>, trust: Trust) -> Result<(), Error> {
     let mut state = arrival.watch();
-    let ready = state.wait_for(|state| state.outcome.is_some() || state.frontier > 0);
+    let may_begin = trust == Trust::AllButTheEnd;
+    let ready = state.wait_for(|state| state.outcome.is_some() || may_begin && state.frontier > 0);
     match tokio::time::timeout(FIRST_BYTES, ready).await {
         Ok(Ok(state)) => state.outcome.clone().unwrap_or(Ok(())),
         // It goes on in the body.
@@ -412,21 +464,24 @@ fn hub_version(headers: &HeaderMap) -> (u32, u32) {
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
-/// Redirects to the file at its commit, as the Hub does. huggingface_hub then downloads, and resumes, from there: with the
-/// name of a branch, it would go on with the bytes of another commit once the branch has moved.
-fn pinned(revision: &Revision, path: &RepoPath) -> Answer {
+/// Returns the URL of the file at its commit. huggingface_hub downloads, and resumes, from there: with the name of a branch, it
+/// would go on with the bytes of another commit once the branch has moved.
+fn location(headers: &HeaderMap, revision: &Revision, path: &RepoPath) -> Option<HeaderValue> {
+    let host = headers.get(header::HOST)?.to_str().ok()?;
     let (repo, commit) = (revision.repo(), revision.commit());
     let kind = match repo.kind {
         RepoType::Model => String::new(),
         kind => format!("/{}s", kind.word()),
     };
     let path = utf8_percent_encode(path.as_str(), PATH);
-    let mut answer = Response::new(body::nothing());
-    *answer.status_mut() = StatusCode::TEMPORARY_REDIRECT;
-    let location = format!("{kind}/{}/resolve/{commit}/{path}", repo.id);
-    answer.headers_mut().insert(header::LOCATION, value(&location));
-    answer.headers_mut().insert(header::CONTENT_LENGTH, 0.into());
-    answer
+    HeaderValue::from_str(&format!("http://{host}{kind}/{}/resolve/{commit}/{path}", repo.id.as_str())).ok()
+}
+
+/// Whether the client appends whatever it is sent to what it has: hf-hub up to 0.5, which resumes without a look at the
+/// status. It has no timeouts, so it can wait until the blob is verified, and what it has is always right.
+fn appends_anything(headers: &HeaderMap) -> bool {
+    let agent = headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
+    agent.contains("hf-hub/0.")
 }
 
 /// What the headers of a file tell.
@@ -437,6 +492,17 @@ struct Head<'a> {
 }
 
 impl Head<'_> {
+    fn etag(&self) -> HeaderValue {
+        value(&format!("\"{}\"", self.blob))
+    }
+
+    /// Returns what a request wants of the file. A range that is only wanted of another version is ignored.
+    fn wanted(&self, headers: &HeaderMap) -> Wanted {
+        let is_same = headers.get(header::IF_RANGE).is_none_or(|etag| *etag == self.etag());
+        let range = headers.get(header::RANGE).filter(|_| is_same).and_then(|value| value.to_str().ok());
+        range::parse(range, self.size)
+    }
+
     fn answer(&self, wanted: &Wanted, body: Body) -> Answer {
         let mut answer = Response::new(body);
         let (status, length, range) = match wanted {
@@ -449,7 +515,7 @@ impl Head<'_> {
             }
         };
         *answer.status_mut() = status;
-        let etag = value(&format!("\"{}\"", self.blob));
+        let etag = self.etag();
         let headers = answer.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
         headers.insert(header::CONTENT_LENGTH, length.into());
@@ -525,6 +591,34 @@ mod tests {
         assert_eq!(of(r#"{"paths": "a"}"#, true), Some((paths(&["a"]), false)));
         assert_eq!(of("[", true), None);
         assert_eq!(of("", false), None);
+    }
+
+    #[test]
+    fn hf_hub_for_rust_appends_anything_up_to_version_0_5() {
+        let appends = |agent: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::USER_AGENT, agent.parse().unwrap());
+            appends_anything(&headers)
+        };
+        assert!(appends("unknown/None; hf-hub/0.4.3; rust/unknown"));
+        assert!(!appends("hf-hub/1.0.0") && !appends("unknown/None; hf_hub/0.36.2; python/3.11") && !appends("node"));
+    }
+
+    #[test]
+    fn a_range_of_another_version_is_ignored() {
+        let head = Head { blob: "1".repeat(40).parse().unwrap(), size: 10, commit: "" };
+        let wanted = |of: Option<&str>| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::RANGE, "bytes=5-".parse().unwrap());
+            if let Some(etag) = of {
+                headers.insert(header::IF_RANGE, etag.parse().unwrap());
+            }
+            head.wanted(&headers)
+        };
+        let rest = Wanted::Part { bytes: 5..10, is_rest: true };
+        assert_eq!((wanted(None), wanted(Some(&format!("\"{}\"", "1".repeat(40))))), (rest.clone(), rest));
+        assert_eq!(wanted(Some("\"another\"")), Wanted::Whole);
+        assert_eq!(wanted(Some("Fri, 27 Nov 2026 00:00:00 GMT")), Wanted::Whole);
     }
 
     #[test]

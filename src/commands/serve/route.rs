@@ -23,6 +23,15 @@ pub enum Route {
         /// The file.
         path: RepoPath,
     },
+    /// A file as git stores it, which is a pointer for one in LFS: `/{id}/raw/{revision}/{path}`.
+    Raw {
+        /// The repo.
+        query: RepoQuery,
+        /// The revision.
+        revision: String,
+        /// The file.
+        path: RepoPath,
+    },
     /// A revision: `/api/models/{id}` and `/api/models/{id}/revision/{revision}`.
     Info {
         /// The repo.
@@ -125,8 +134,8 @@ pub fn parse(path: &str, query: &str) -> Result<Route, Refusal> {
             _ => Ok(Route::NotServed),
         },
         [first, rest @ ..] => match type_of(first) {
-            Some(kind) if resolve_at(rest).is_some() => parse_file(kind, rest),
-            _ if resolve_at(&words).is_some() => parse_file(RepoType::Model, &words),
+            Some(kind) if verb_at(rest).is_some() => parse_file(kind, rest),
+            _ if verb_at(&words).is_some() => parse_file(RepoType::Model, &words),
             _ => Ok(Route::NotServed),
         },
         [] => Ok(Route::NotServed),
@@ -196,15 +205,21 @@ fn parse_api(kind: RepoType, words: &[&str], options: &Options) -> Result<Route,
 }
 
 fn parse_file(kind: RepoType, words: &[&str]) -> Result<Route, Refusal> {
-    let Some(at) = resolve_at(words) else { return Ok(Route::NotServed) };
+    let Some(at) = verb_at(words) else { return Ok(Route::NotServed) };
     let query = query(kind, &words[..at])?;
     let (revision, path) = split_revision(&words[at + 1..])?;
-    Ok(Route::File { query, revision, path: repo_path(path)? })
+    let path = repo_path(path)?;
+    Ok(match words[at] {
+        "raw" => Route::Raw { query, revision, path },
+        _ => Route::File { query, revision, path },
+    })
 }
 
-/// Returns where `resolve` stands in the path of a file.
-fn resolve_at(words: &[&str]) -> Option<usize> {
-    [1, 2].into_iter().find(|at| words.len() > at + 2 && words[*at] == "resolve")
+/// Returns where `resolve` or `raw` stands in the path of a file. There may be a repo whose name is `raw`.
+fn verb_at(words: &[&str]) -> Option<usize> {
+    let is_at = |at: usize, verb: &str| words.len() > at + 2 && words[at] == verb;
+    let places = [(1, "resolve"), (2, "resolve"), (2, "raw"), (1, "raw")];
+    places.into_iter().find(|(at, verb)| is_at(*at, verb)).map(|(at, _)| at)
 }
 
 fn type_of(word: &str) -> Option<RepoType> {
@@ -274,6 +289,15 @@ mod tests {
         for (path, query, revision, name) in cases {
             assert_eq!(parse(path, ""), file(query, revision, name), "{path}");
         }
+        assert_eq!(parse("/org/raw/resolve/main/x", ""), file("model:org/raw", "main", "x"));
+        for (path, query) in [
+            ("/gpt2/raw/main/raw/x", "model:gpt2"),
+            ("/org/raw/raw/main/raw/x", "model:org/raw"),
+            ("/datasets/org/name/raw/main/raw/x", "dataset:org/name"),
+        ] {
+            let raw = Route::Raw { query: query_of(query), revision: "main".into(), path: "raw/x".parse().unwrap() };
+            assert_eq!(parse(path, ""), Ok(raw), "{path}");
+        }
     }
 
     #[test]
@@ -333,8 +357,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_that_is_requested_leaves_the_repo(path in "(/|[a-z]{1,3}|\\.\\.|%2[eEfF]|%5c|resolve|api|models|main|refs|%00|é){0,14}", query in "[a-z=&%0-9]{0,20}") {
-            if let Ok(Route::File { path, .. }) = parse(&path, &query) {
+        fn nothing_that_is_requested_leaves_the_repo(path in "(/|[a-z]{1,3}|\\.\\.|%2[eEfF]|%5c|resolve|raw|api|models|main|refs|%00|é){0,14}", query in "[a-z=&%0-9]{0,20}") {
+            if let Ok(Route::File { path, .. } | Route::Raw { path, .. }) = parse(&path, &query) {
                 prop_assert!(path.segments().all(|part| !part.is_empty() && part != ".." && !part.contains('\\')));
             }
         }

@@ -126,6 +126,46 @@ fn after_damage_on_the_way_a_download_starts_again() {
     assert_eq!((part.status, part.body.as_slice()), (206, &bytes[..10]));
 }
 
+/// hf-hub for Rust appends whatever it is sent to its partial file, and llama.cpp accepts nothing but the rest of a file.
+#[test]
+fn clients_that_do_not_start_again_have_no_wrong_bytes_or_are_told_to_discard_them() {
+    let revision = large(20);
+    let bytes = &revision.file("model.bin").bytes;
+    let (store, machine) = setup(std::slice::from_ref(&revision));
+    let damaged = AtomicUsize::new(0);
+    let last = bytes.len() - 2 * MIB;
+    let gate = crate::harness::s3::Gate::new();
+    let held = gate.clone();
+    store.server.on_request(move |request| {
+        let is_first = request.is("GET", "blobs/") && !reads_from(request, 1);
+        if is_first && damaged.fetch_add(1, Ordering::SeqCst) == 0 {
+            Action::Flip
+        } else if reads_from(request, last) {
+            Action::Hold(held.clone())
+        } else {
+            Action::Pass
+        }
+    });
+    let serve = Serve::start(&machine, &[]);
+    let path = file(&revision, "model.bin");
+    let agent = ("user-agent", "unknown/None; hf-hub/0.4.3; rust/unknown");
+    assert_eq!(serve.head(&path).header("accept-ranges"), "bytes");
+    std::thread::scope(|scope| {
+        let appends = scope.spawn(|| serve.ask("GET", &path, &[("range", "bytes=0-"), agent]));
+        let mut other = serve.open("GET", &path, &[]);
+        other.read(9 * MIB);
+        wait_until("both", || serve.metric("misses_total") == 2);
+        gate.open();
+        assert!(!other.finish().is_complete, "others are sent wrong bytes, and their connection breaks");
+        let appends = appends.join().unwrap();
+        assert!(appends.status == 206 && appends.is_complete && appends.body == *bytes, "{appends:?}");
+    });
+    // What it has is right, so it may resume.
+    let resumed = serve.ask("GET", &path, &[("range", "bytes=9437184-"), agent]);
+    assert!(resumed.status == 206 && resumed.body == bytes[9437184..], "{resumed:?}");
+    assert_eq!(serve.head(&path).header("accept-ranges"), "none");
+}
+
 #[test]
 fn a_corrupt_blob_is_given_to_nobody_and_not_fetched_for_every_retry() {
     for mib in [0, 20] {

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::client::{self, Answer};
-use super::{Serve, file, push, setup};
+use super::{Serve, file, gets, push, setup};
 use crate::harness::cache::{COMMIT, Content, OTHER, Revision};
 use crate::harness::machine::Machine;
 use crate::harness::store::Store;
@@ -97,11 +97,13 @@ fn python_is_led_to_the_commit() {
         let serve = Serve::start(&machine, &["--refresh", "0"]);
         let agent = ("user-agent", "unknown/None; hf_hub/0.36.2; python/3.11");
         let by_name = file(&revision, "a%20b/%C3%BC%23.bin");
-        let redirect = serve.ask("HEAD", &by_name, &[agent]);
+        let head = serve.ask("HEAD", &by_name, &[agent]);
         let by_commit = by_name.replace("/main/", &format!("/{COMMIT}/"));
-        assert_eq!((redirect.status, redirect.header("location")), (307, by_commit.as_str()), "{redirect:?}");
+        assert_head(&head, revision.file("a b/ü#.bin"), COMMIT);
+        assert!(head.header("location").starts_with("http://127.0.0.1:"), "{head:?}");
+        assert!(head.header("location").ends_with(&by_commit), "{head:?}");
         assert_head(&serve.ask("HEAD", &by_commit, &[agent]), revision.file("a b/ü#.bin"), COMMIT);
-        assert_eq!(serve.head(&by_name).status, 200, "other clients get no redirect");
+        assert_eq!(serve.head(&by_name).header("location"), "", "other clients are not led away");
         assert!(serve.ask("GET", &by_name, &[agent]).body == bytes(1));
         // The branch moves.
         let moved = Revision::new(kind, "org/name").lfs("a b/ü#.bin", bytes(2));
@@ -327,6 +329,29 @@ fn only_a_tree_proves_that_a_file_does_not_exist() {
     let answer = serve.get(&file(&old, "absent.txt"));
     answer.refused(404, "EntryNotFound");
     assert_eq!(answer.header("x-repo-commit"), "");
+}
+
+/// huggingface.js asks for these to learn whether a file exists.
+#[test]
+fn raw_files_are_pointers_if_they_are_in_lfs() {
+    let revision = Revision::new("model", "org/name").lfs("a.bin", weights(3, 200_000)).git("b.txt", "text");
+    let (store, machine) = setup(std::slice::from_ref(&revision));
+    let serve = Serve::start(&machine, &[]);
+    let raw = |path: &str| file(&revision, path).replace("/resolve/", "/raw/");
+    let etag = revision.etag("a.bin");
+    let pointer = format!("version https://git-lfs.github.com/spec/v1\noid sha256:{etag}\nsize 200000\n");
+    let oid = serve.json("/api/models/org/name/tree/main")[0]["oid"].as_str().unwrap().to_string();
+    for (method, content) in [("HEAD", ""), ("GET", pointer.as_str())] {
+        let answer = serve.ask(method, &raw("a.bin"), &[]);
+        assert_eq!((answer.status, answer.text().as_str()), (200, content), "{answer:?}");
+        assert_eq!(answer.header("content-length"), pointer.len().to_string());
+        assert_eq!(answer.header("etag"), format!("\"{oid}\""));
+    }
+    let part = serve.ask("GET", &raw("a.bin"), &[("range", "bytes=0-6")]);
+    assert_eq!((part.status, part.text().as_str()), (206, "version"));
+    assert_eq!(gets(&store.server.take_seen(), &revision.blob_key("a.bin")), 0);
+    assert_eq!(serve.get(&raw("b.txt")).text(), "text");
+    serve.get(&raw("c.txt")).refused(404, "EntryNotFound");
 }
 
 #[test]
