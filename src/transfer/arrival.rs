@@ -14,6 +14,10 @@ use tokio::sync::watch;
 use crate::error::Result;
 use crate::model::ids::BlobId;
 
+/// Readers are woken each time that the frontier passes a multiple of this: a wake-up costs more than the few bytes that a
+/// store sends at once.
+const STEP: u64 = 1 << 20;
+
 /// The blobs of a process that others may read while they arrive.
 #[derive(Debug, Default)]
 pub struct Arrivals(Mutex<HashMap<BlobId, Arc<Arrival>>>);
@@ -113,7 +117,11 @@ impl Arrival {
 
     /// Notes that the bytes up to the frontier are in the file and hashed.
     pub(super) fn advance(&self, frontier: u64) {
-        self.state.send_modify(|state| state.frontier = frontier);
+        self.state.send_if_modified(|state| {
+            let is_due = frontier / STEP > state.frontier / STEP || frontier == self.size;
+            state.frontier = frontier;
+            is_due
+        });
     }
 
     /// Withdraws the file, if one was offered: its bytes were wrong, or it is given up for another file. Those who have read

@@ -246,14 +246,16 @@ impl Following {
                 }
             };
             let until = if is_verified { end } else { frontier.saturating_sub(RESERVE).min(self.held_from) };
-            // One byte always stays.
-            let may_beat = self.beats && !is_verified && at < frontier && at + 1 < end;
-            if at < until {
+            // Many small pieces would cost more than what they save in time.
+            let is_enough = is_verified || until == self.held_from || until >= at + SLICE;
+            if at < until && is_enough {
                 return Ok((self.file()?, until));
             }
+            // One byte always stays.
+            let may_beat = self.beats && at < frontier && at + 1 < end;
             tokio::select! {
                 changed = self.state.changed() => changed.map_err(io::Error::other)?,
-                () = tokio::time::sleep(HEARTBEAT), if may_beat => return Ok((self.file()?, at + 1)),
+                () = tokio::time::sleep(HEARTBEAT), if may_beat => return Ok((self.file()?, until.max(at + 1))),
             }
         }
     }

@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{Notify, RwLock};
@@ -41,8 +41,9 @@ pub struct Puller {
     bucket: Option<Bucket>,
     fallback: Fallback,
     options: Options,
-    /// What all pulls share: limits, hashing, arrivals.
-    context: Option<Context>,
+    /// What all pulls share: limits, hashing, arrivals. Created for the first of them, since the limits depend on how far the
+    /// bucket is, which the first lookups show.
+    context: OnceLock<Context>,
     arrivals: Arc<Arrivals>,
     revisions: Arc<Revisions>,
     activity: Arc<Activity>,
@@ -83,16 +84,12 @@ impl Puller {
         publishes: bool,
     ) -> Arc<Puller> {
         let arrivals: Arc<Arrivals> = Arc::default();
-        let context = bucket.as_ref().map(|bucket| Context {
-            arrivals: Some(arrivals.clone()),
-            ..session.transfers(bucket, options.caps, options.sync)
-        });
         Arc::new(Puller {
             session: session.clone(),
             bucket,
             fallback,
             options,
-            context,
+            context: OnceLock::new(),
             arrivals,
             revisions,
             activity,
@@ -325,10 +322,14 @@ impl Puller {
         let (found, from_hub) = self.find(revision, path, blob).await?;
         let origin = if from_hub { Origin::Hub } else { Origin::Bucket };
         self.activity.begin_pull(blob, label.clone(), size, origin);
-        let (Some(bucket), Some(context)) = (&self.bucket, &self.context) else {
+        let Some(bucket) = &self.bucket else {
             let missing = Error::new(Cause::NoSuchKey, format!("{label} is not in the cache"));
             return Err(missing.because("this server is offline"));
         };
+        let context = self.context.get_or_init(|| Context {
+            arrivals: Some(self.arrivals.clone()),
+            ..self.session.transfers(bucket, self.options.caps, self.options.sync)
+        });
         let key = (revision.repo().clone(), revision.commit().clone());
         let mut session = Session { now: SystemTime::now(), ..self.session.clone() };
         session.config.team.allow_gated |= self.admitted().contains(&key);
