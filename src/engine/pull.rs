@@ -120,9 +120,12 @@ impl<'a> Pull<'a> {
 
     /// Finds blobs that this cache has elsewhere, so that they are linked instead of downloaded.
     pub async fn reuse_local(&self, work: &mut [Work]) {
-        let plans =
-            reuse_local(&self.local, self.uses_store(), work.iter().map(|work| work.plan.clone()).collect()).await;
+        let plans = reuse_local(&self.local, self.reach(), work.iter().map(|work| work.plan.clone()).collect()).await;
         work.iter_mut().zip(plans).for_each(|(work, plan)| work.plan = plan);
+    }
+
+    fn reach(&self) -> Reach {
+        Reach { uses_store: self.uses_store(), only_names: self.shared.is_some() }
     }
 
     fn uses_store(&self) -> bool {
@@ -150,7 +153,7 @@ impl<'a> Pull<'a> {
     }
 
     async fn carry_out_plans(self, work: &mut [Work]) -> Result<Vec<Outcome>> {
-        let uses_store = self.uses_store();
+        let reach = self.reach();
         let Pull { session, bucket, options, fallback, lock, shared, .. } = self;
         let layout = session.layout();
         let (idle, busy): (Vec<usize>, Vec<usize>) = (0..work.len()).partition(|index| work[*index].plan.is_empty());
@@ -174,7 +177,7 @@ impl<'a> Pull<'a> {
                 let was_used = layout.tool_lock().exists();
                 let lock = session.lock_shared().await?;
                 if was_used {
-                    let plans = plan_again(&layout, work, &busy, options.verify, uses_store).await;
+                    let plans = plan_again(&layout, work, &busy, options.verify, reach).await;
                     busy.iter().zip(plans).for_each(|(index, plan)| work[*index].plan = plan);
                 }
                 lock
@@ -227,16 +230,28 @@ fn log_plan(plan: &Plan) {
     );
 }
 
+/// Where to look for blobs that this cache has elsewhere.
+#[derive(Debug, Clone, Copy)]
+struct Reach {
+    /// Also in the cache-wide store.
+    uses_store: bool,
+    /// Only where blobs have their own names.
+    only_names: bool,
+}
+
 /// Finds blobs that this cache has elsewhere.
-async fn reuse_local(local: &Arc<LocalState>, uses_store: bool, mut plans: Vec<Plan>) -> Vec<Plan> {
+async fn reuse_local(local: &Arc<LocalState>, reach: Reach, mut plans: Vec<Plan>) -> Vec<Plan> {
     let local = local.clone();
     blocking(move || {
         let missing = |plan: &Plan| plan.fetch.iter().map(|fetch| (fetch.blob, fetch.size)).collect();
         let missing: Vec<_> = plans.iter().map(|plan| (plan.manifest.repo(), missing(plan))).collect();
-        let donors = donors::find(&local, &missing);
+        let donors = match reach.only_names {
+            true => donors::find_by_name(local.layout(), &missing),
+            false => donors::find(&local, &missing),
+        };
         for plan in &mut plans {
             plan.use_donors(local.layout(), &donors);
-            if uses_store {
+            if reach.uses_store {
                 plan.use_store();
             }
             let repo = plan.manifest.repo().clone();
@@ -263,14 +278,14 @@ fn repair_refs(layout: &Layout, repo: &RepoName) -> Vec<String> {
 }
 
 /// Makes the plans of these revisions again, since the cache may have changed.
-async fn plan_again(layout: &Layout, work: &[Work], indices: &[usize], verify: bool, uses_store: bool) -> Vec<Plan> {
+async fn plan_again(layout: &Layout, work: &[Work], indices: &[usize], verify: bool, reach: Reach) -> Vec<Plan> {
     let local = Arc::new(LocalState::unscanned(layout.clone()));
     let mut plans = Vec::new();
     for index in indices {
         let (local, found) = (local.clone(), work[*index].found.clone());
         plans.push(blocking(move || inspect_and_plan(&local, &found, verify)).await);
     }
-    reuse_local(&local, uses_store, plans).await
+    reuse_local(&local, reach, plans).await
 }
 
 fn mark_used(plan: &Plan, now: SystemTime) {

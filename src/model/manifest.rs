@@ -150,6 +150,11 @@ impl Manifest {
         &self.extra
     }
 
+    /// Returns the manifest without the listing of the commit.
+    pub fn without_tree(self) -> Manifest {
+        Manifest { tree: None, ..self }
+    }
+
     /// Returns the manifest with only those files that `keep` accepts; `None` if that is none of them.
     pub fn filtered(&self, keep: impl Fn(&ManifestFile) -> bool) -> Option<Manifest> {
         let files: Vec<_> = self.files.iter().filter(|file| keep(file)).cloned().collect();

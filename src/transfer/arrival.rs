@@ -102,6 +102,12 @@ impl Arrival {
         state.is_suspect || state.attempt > 0
     }
 
+    /// Returns whether this very arrival has passed on bytes, which have all turned out to be right. Another server on the same
+    /// cache may have passed on others.
+    pub fn has_passed_on_right_bytes(&self) -> bool {
+        self.state.borrow().file.is_some() && !self.may_have_passed_on_wrong_bytes()
+    }
+
     /// Notes that the pull has begun.
     pub fn note_begin(&self) {
         self.state.send_modify(|state| state.has_begun = true);

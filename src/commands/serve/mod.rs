@@ -232,6 +232,7 @@ pub async fn execute(session: &Session, args: &Args, report: &dyn Fn(Update)) ->
         cache: session.config.cache.root.clone(),
         bucket: bucket.map(|bucket| bucket.name().to_string()),
         environment: environment::variables(listen),
+        needs_token: token.is_some(),
         has_command: !args.command.is_empty(),
     }));
     let (end, ending) = watch::channel(false);

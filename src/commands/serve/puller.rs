@@ -15,7 +15,7 @@ use super::activity::{Activity, Origin};
 use super::revisions::{Place, Revision, Revisions};
 use crate::bucket::client::Bucket;
 use crate::cache::layout::Layout;
-use crate::cache::{gated, place, read};
+use crate::cache::{gated, place, read, shared};
 use crate::engine::Session;
 use crate::engine::fallback::Fallback;
 use crate::engine::pull::{Decision, Options, Pull, Work};
@@ -47,7 +47,7 @@ pub struct Puller {
     arrivals: Arc<Arrivals>,
     revisions: Arc<Revisions>,
     activity: Arc<Activity>,
-    failures: Mutex<HashMap<BlobId, (Instant, Error)>>,
+    failures: Mutex<HashMap<(RepoName, BlobId), (Instant, Error)>>,
     marked: Mutex<HashMap<BlobId, Instant>>,
     /// Revisions that did not look gated when the first of their files was pulled. They are not judged again when their
     /// licence has arrived: as with `pull`, all of a revision is served, or nothing.
@@ -233,7 +233,7 @@ impl Puller {
         blob: BlobId,
         size: u64,
     ) -> Result<Arc<Arrival>> {
-        if let Some(error) = self.known_failure(&blob) {
+        if let Some(error) = self.known_failure(revision.repo(), &blob) {
             return Err(error);
         }
         let layout = self.layout();
@@ -248,18 +248,18 @@ impl Puller {
         tokio::spawn(async move {
             let _gate = puller.gate.read().await;
             let result = puller.pull_file(&revision, &path, blob, size).await;
-            puller.end(blob, size, result).await;
+            puller.end(revision.repo(), blob, size, result).await;
         });
         Ok(arrival)
     }
 
-    async fn end(&self, blob: BlobId, size: u64, result: Result<()>) {
+    async fn end(&self, repo: &RepoName, blob: BlobId, size: u64, result: Result<()>) {
         self.activity.end_pull(&blob, result.as_ref().err());
         match &result {
             Ok(()) => {
                 self.added.fetch_add(size, Ordering::Relaxed);
                 self.has_added.notify_one();
-                if self.arrivals.get(&blob).is_some_and(|arrival| !arrival.may_have_passed_on_wrong_bytes()) {
+                if self.arrivals.get(&blob).is_some_and(|arrival| arrival.has_passed_on_right_bytes()) {
                     let layout = self.layout();
                     blocking(move || place::unmark_unverified(&layout, &blob)).await;
                 }
@@ -268,7 +268,7 @@ impl Puller {
                 let lasting = if error.cause.may_pass() { PASSING } else { LASTING };
                 let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
                 failures.retain(|_, (until, _)| *until > Instant::now());
-                failures.insert(blob, (Instant::now() + lasting, error.clone()));
+                failures.insert((repo.clone(), blob), (Instant::now() + lasting, error.clone()));
             }
         }
         self.arrivals.end(&blob, result);
@@ -290,9 +290,12 @@ impl Puller {
         Ok(())
     }
 
-    fn known_failure(&self, blob: &BlobId) -> Option<Error> {
+    fn known_failure(&self, repo: &RepoName, blob: &BlobId) -> Option<Error> {
         let failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        failures.get(blob).filter(|(until, _)| *until > Instant::now()).map(|(_, error)| error.clone())
+        failures
+            .get(&(repo.clone(), *blob))
+            .filter(|(until, _)| *until > Instant::now())
+            .map(|(_, error)| error.clone())
     }
 
     fn admitted(&self) -> MutexGuard<'_, HashSet<(RepoName, Commit)>> {
@@ -360,14 +363,15 @@ impl Puller {
 
     /// Returns the revision limited to this file, and whether it comes from the Hub.
     async fn find(&self, revision: &Arc<Revision>, path: &RepoPath, blob: BlobId) -> Result<(Found, bool)> {
+        let (layout, repo, commit) = (self.layout(), revision.repo().clone(), revision.commit().clone());
+        // The cache-wide store needs the Xet hashes in it.
+        let has_tree = blocking(move || !shared::is_store(&layout) && layout.tree(&repo, &commit).is_file()).await;
         let limited = |revision: &Revision| {
             let manifest = revision.found.manifest.filtered(|file| file.path == *path)?;
-            Some(Found {
-                manifest,
-                reference: self.revisions.reference(revision),
-                notes: Vec::new(),
-                ..revision.found.clone()
-            })
+            // To compare the tree again for each of thousands of files would take longer than to pull them.
+            let manifest = if has_tree { manifest.without_tree() } else { manifest };
+            let Found { pinned, modified, .. } = revision.found;
+            Some(Found { manifest, reference: self.revisions.reference(revision), pinned, modified, notes: Vec::new() })
         };
         if let Some(found) = limited(revision) {
             return Ok((found, revision.place == Place::Hub));

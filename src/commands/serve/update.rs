@@ -33,6 +33,9 @@ pub enum UpdateKind {
         bucket: Option<String>,
         /// The variables for clients.
         environment: Vec<Variable>,
+        /// Whether clients need a token.
+        #[serde(skip)]
+        needs_token: bool,
         /// Whether it runs a command, which has the variables already.
         #[serde(skip)]
         has_command: bool,

@@ -31,12 +31,13 @@ impl ui::Report for Update {
     fn summary(&self) -> String {
         match &self.kind {
             UpdateKind::Started { has_command: true, .. } | UpdateKind::Stopped { has_command: true } => String::new(),
-            UpdateKind::Started { url, cache, bucket, .. } => {
+            UpdateKind::Started { url, cache, bucket, needs_token, .. } => {
                 let from = match bucket {
                     Some(bucket) => format!("bucket '{bucket}' through {}", shown(cache)),
                     None => format!("{} alone", shown(cache)),
                 };
-                format!("Serving {from} at {url}. Clients need the variables above; ctrl-c stops it.")
+                let token = if *needs_token { ", and the token as HF_TOKEN" } else { "" };
+                format!("Serving {from} at {url}. Clients need the variables above{token}; ctrl-c stops it.")
             }
             UpdateKind::Stopped { .. } => "Stopped.".into(),
         }
