@@ -202,8 +202,14 @@ pub async fn execute(session: &Session, args: &Args, report: &dyn Fn(Update)) ->
     }
     let fallback = args.fallback.resolve(&session, false);
     let options = Options { caps: args.transfer.caps(), sync: !args.no_sync, verify: false };
-    let revisions =
-        Arc::new(Revisions::new(&session, bucket.clone(), fallback.clone(), activity.clone(), args.refresh));
+    let revisions = Arc::new(Revisions::new(
+        &session,
+        bucket.clone(),
+        fallback.clone(),
+        activity.clone(),
+        args.refresh,
+        listen.ip().is_loopback(),
+    ));
     let puller =
         Puller::new(&session, bucket.clone(), fallback, options, revisions.clone(), activity.clone(), args.push);
     let about = page::About {

@@ -113,6 +113,8 @@ pub struct Revisions {
     activity: Arc<Activity>,
     /// How long a lookup is fresh.
     refresh: Duration,
+    /// Whether only clients on this machine are served.
+    is_local: bool,
     known: Slots<Key, Arc<Revision>>,
     refs: Slots<String, Refs>,
     /// The commit that was last found by a ref: clients resolve it first and request files by commit.
@@ -203,6 +205,7 @@ impl Revisions {
         fallback: Fallback,
         activity: Arc<Activity>,
         refresh: Duration,
+        is_local: bool,
     ) -> Revisions {
         Revisions {
             session: session.clone(),
@@ -210,6 +213,7 @@ impl Revisions {
             fallback,
             activity,
             refresh,
+            is_local,
             known: Mutex::default(),
             refs: Mutex::default(),
             names: Mutex::default(),
@@ -388,6 +392,8 @@ impl Revisions {
     /// Finds a revision in this machine's cache.
     async fn find_in_cache(&self, query: &RepoQuery, revision: &str) -> Result<Found, InCache> {
         let repo = RepoName::new(query.kind.unwrap_or(RepoType::Model), query.id.clone());
+        // Who uses this machine can read what is in its cache. Others get nothing from it that looks gated.
+        let allow_gated = self.is_local || self.session.config.team.allow_gated;
         let (layout, revision) = (self.session.layout(), revision.to_string());
         blocking(move || {
             let repo = scan_repo(&layout, &repo);
@@ -405,8 +411,7 @@ impl Revisions {
             let commit = commit.ok_or(InCache::NoRevision)?;
             let name = repo.name.clone();
             let inventory = Inventory { layout, repos: vec![repo], problems: Vec::new(), shared_store: false };
-            // What is here already is served, whatever its licence: nothing is downloaded.
-            let options = pushable::Options { allow_gated: true, sync_xet: true, ..Default::default() };
+            let options = pushable::Options { allow_gated, sync_xet: true, ..Default::default() };
             let local = pushable::gather(&LocalState::new(inventory), &options).map_err(|_| InCache::Nothing)?;
             let local = local.repos.into_iter().find(|repo| repo.name == name);
             let mut revisions = local.into_iter().flat_map(|repo| repo.revisions);
