@@ -13,7 +13,8 @@ from http.client import HTTPConnection
 from urllib.parse import quote
 
 AT_ONCE = 16
-BUFFER = 1 << 20
+# More would not stay in the processor's cache.
+BUFFER = 64 << 10
 
 
 def main(repo, times=1):

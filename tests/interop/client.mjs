@@ -54,7 +54,7 @@ async function browse(request) {
     paths: byPath(paths, (entry) => entry.lastCommit.id),
     exists,
     user: (await hub.whoAmI({ hubUrl, accessToken: "hf_token" })).type,
-    lacks: await hub.repoExists({ repo: `${kind}s/no/such-repo`, hubUrl }),
+    lacks: await hub.repoExists({ repo: { type: kind, name: "no/such-repo" }, hubUrl }),
   };
 }
 
