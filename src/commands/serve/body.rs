@@ -28,8 +28,10 @@ use crate::cache::read::{Buffer, open_quietly};
 use crate::platform;
 use crate::transfer::arrival::{Arrival, State};
 
-/// Number of bytes that are read at a time.
-const SLICE: u64 = 256 << 10;
+/// Number of bytes that are read at a time: few enough to stay in the processor's cache until they are sent.
+const SLICE: u64 = 128 << 10;
+/// Buffers of this size that are kept while no response needs them.
+const SPARE_BUFFERS: usize = 32;
 /// Number of bytes at the end of a response that are held back until the blob is verified.
 const HELD_BACK: u64 = 64 << 10;
 /// Number of bytes that are kept for the time when no more arrive, since the store is slow.
@@ -93,9 +95,7 @@ pub fn of_arrival(
 
 fn body(source: Source, range: Range<u64>, activity: Arc<Activity>) -> Body {
     let in_flight = InFlight::of_responses(&activity);
-    let buffers = Arc::new(Buffers { size: (range.end - range.start).min(SLICE) as usize, free: Mutex::default() });
-    let reader =
-        Reader { at: range.start, end: range.end, source, ahead: None, buffers, activity, _in_flight: in_flight };
+    let reader = Reader { at: range.start, end: range.end, source, ahead: None, activity, _in_flight: in_flight };
     let stream = stream::try_unfold(reader, |mut reader| async move {
         if reader.at >= reader.end {
             return Ok(None);
@@ -113,7 +113,6 @@ struct Reader {
     source: Source,
     /// The next slice, which is read while this one is sent, and where it starts.
     ahead: Option<(u64, JoinHandle<io::Result<Bytes>>)>,
-    buffers: Arc<Buffers>,
     activity: Arc<Activity>,
     _in_flight: InFlight,
 }
@@ -146,10 +145,10 @@ impl Reader {
     /// Reads the next slice, at most up to `end`. What is in memory is read at once: a hop to another thread takes as long as
     /// reading. Otherwise the slice after it is read while this one is sent.
     async fn read(&mut self, file: &Arc<File>, end: u64) -> io::Result<Bytes> {
-        let read = |from: u64, buffers: Arc<Buffers>| {
+        let read = |from: u64| {
             let (file, length) = (file.clone(), (end - from).min(SLICE) as usize);
             tokio::task::spawn_blocking(move || {
-                let mut slice = Slice::take(buffers, length);
+                let mut slice = Slice::take(length);
                 platform::read_exact_at(&file, slice.bytes(), from)?;
                 Ok(Bytes::from_owner(slice))
             })
@@ -157,42 +156,41 @@ impl Reader {
         let running = match self.ahead.take() {
             Some((from, running)) if from == self.at => running,
             _ => {
-                let mut slice = Slice::take(self.buffers.clone(), (end - self.at).min(SLICE) as usize);
+                let mut slice = Slice::take((end - self.at).min(SLICE) as usize);
                 if let Some(length) = platform::read_cached_at(file, slice.bytes(), self.at) {
                     slice.length = length;
                     self.at += length as u64;
                     return Ok(Bytes::from_owner(slice));
                 }
-                read(self.at, self.buffers.clone())
+                read(self.at)
             }
         };
         let slice = running.await.map_err(io::Error::other)??;
         self.at += slice.len() as u64;
         if self.at < end {
-            self.ahead = Some((self.at, read(self.at, self.buffers.clone())));
+            self.ahead = Some((self.at, read(self.at)));
         }
         Ok(slice)
     }
 }
 
-/// The buffers of a response. Each is used again once what was in it has been sent, while it is in the CPU's cache.
-struct Buffers {
-    size: usize,
-    free: Mutex<Vec<Buffer>>,
-}
+/// Buffers that are not in use. The last one to be sent is the next to be filled, while it is in the processor's cache.
+static SPARE: Mutex<Vec<Buffer>> = Mutex::new(Vec::new());
 
 /// The first bytes of a buffer.
 struct Slice {
     /// `None` once it is dropped.
     buffer: Option<Buffer>,
     length: usize,
-    buffers: Arc<Buffers>,
 }
 
 impl Slice {
-    fn take(buffers: Arc<Buffers>, length: usize) -> Slice {
-        let free = buffers.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        Slice { buffer: Some(free.unwrap_or_else(|| Buffer::new(buffers.size))), length, buffers }
+    fn take(length: usize) -> Slice {
+        let spare = match length as u64 {
+            SLICE => SPARE.lock().unwrap_or_else(PoisonError::into_inner).pop(),
+            _ => None,
+        };
+        Slice { buffer: Some(spare.unwrap_or_else(|| Buffer::new(length))), length }
     }
 
     fn bytes(&mut self) -> &mut [u8] {
@@ -209,8 +207,11 @@ impl AsRef<[u8]> for Slice {
 
 impl Drop for Slice {
     fn drop(&mut self) {
-        let mut free = self.buffers.free.lock().unwrap_or_else(PoisonError::into_inner);
-        free.extend(self.buffer.take());
+        let Some(buffer) = self.buffer.take().filter(|buffer| buffer.len() as u64 == SLICE) else { return };
+        let mut spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner);
+        if spare.len() < SPARE_BUFFERS {
+            spare.push(buffer);
+        }
     }
 }
 
