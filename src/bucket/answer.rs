@@ -433,10 +433,14 @@ pub(super) fn key(listed: &str, encoded: bool, prefix: &str) -> Option<String> {
         return Some(decoded);
     }
     // The spaces in the prefix are encoded as `+`.
-    let with_spaces = percent_decoded(&listed.replace('+', "%20"))?;
-    let rest_length = with_spaces.len().checked_sub(prefix.len())?;
-    let rest = decoded.len().checked_sub(rest_length).and_then(|at| decoded.get(at..))?;
-    with_spaces.starts_with(prefix).then(|| format!("{prefix}{rest}"))
+    let with_spaces = percent_decoded(&listed.replace('+', "%20")).filter(|key| key.starts_with(prefix));
+    if let Some(with_spaces) = with_spaces {
+        let rest_length = with_spaces.len().checked_sub(prefix.len())?;
+        let rest = decoded.len().checked_sub(rest_length).and_then(|at| decoded.get(at..))?;
+        return Some(format!("{prefix}{rest}"));
+    }
+    // Some stores say that they encode, and do not.
+    listed.starts_with(prefix).then(|| listed.to_string())
 }
 
 fn has_encoded_separator(key: &str) -> bool {
@@ -560,6 +564,9 @@ mod tests {
             ("manifests%2Fo__n%40c.json", false, "manifests/", Some("manifests/o__n@c.json")),
             ("manifests/o__n%40c.json", false, "manifests/", Some("manifests/o__n@c.json")),
             ("refs/100%", false, "refs", Some("refs/100%")),
+            // They say that it is encoded, and it is not.
+            ("a+%41 100%/refs/x", true, "a+%41 100%/", Some("a+%41 100%/refs/x")),
+            ("a+%41/refs/v1+2", true, "a+%41/", Some("a+%41/refs/v1+2")),
             ("other/x", false, "refs", None),
             ("other/x", true, "refs", None),
         ] {

@@ -24,13 +24,15 @@ class Server:
 
     name: str
     endpoint: str
+    keys: tuple = READ_WRITE
+    region: str = REGION
 
     def client(self):
-        key, secret = READ_WRITE
+        key, secret = self.keys
         return boto3.client(
             "s3",
             endpoint_url=self.endpoint,
-            region_name=REGION,
+            region_name=self.region,
             aws_access_key_id=key,
             aws_secret_access_key=secret,
             config=Config(s3={"addressing_style": "path"}, proxies={}, retries={"max_attempts": 1}),
@@ -73,33 +75,28 @@ def s3s_fs(binary, root):
             raise RuntimeError(f"{binary} printed {endpoint!r} instead of its address")
         yield Server("s3s-fs", endpoint)
     finally:
-        _kill(process)
+        kill(process)
 
 
 @contextmanager
 def seaweedfs(weed, root):
     """Run SeaweedFS with a read-write and a read-only identity."""
     root.mkdir()
-    config = root / "s3.json"
-    identities = [
-        _identity("writer", READ_WRITE, ["Admin", "Read", "Write", "List", "Tagging"]),
-        _identity("reader", READ_ONLY, ["Read", "List"]),
-    ]
-    config.write_text(json.dumps({"identities": identities}))
+    config = write_identities(root / "s3.json")
     for attempt in range(1, 4):
         data, log = root / f"data-{attempt}", root / f"weed-{attempt}.log"
         data.mkdir()
-        ports = _free_ports(4)
+        ports = free_ports(4)
         with open(log, "wb") as output:
             process = subprocess.Popen(_weed_command(weed, data, config, *ports), stdout=output, stderr=output)
         try:
             server = Server("SeaweedFS", f"http://127.0.0.1:{ports[0]}")
-            if _becomes_writable(server, process):
+            if becomes_writable(server, process):
                 yield server
                 return
         finally:
-            _kill(process)
-            _remove_sockets(ports)
+            kill(process)
+            remove_sockets(ports)
     raise RuntimeError(f"SeaweedFS did not start:\n{log.read_text()[-2000:]}")
 
 
@@ -116,6 +113,7 @@ def _weed_command(weed, data, config, s3, master, volume, filer):
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
         f"-master.port={master}",
+        "-master.telemetry=false",
         f"-volume.port={volume}",
         f"-filer.port={filer}",
         "-volume.max=1000",
@@ -123,25 +121,36 @@ def _weed_command(weed, data, config, s3, master, volume, filer):
     ]
 
 
+def write_identities(path):
+    """Write SeaweedFS's configuration of a read-write and a read-only identity."""
+    identities = [
+        _identity("writer", READ_WRITE, ["Admin", "Read", "Write", "List", "Tagging"]),
+        _identity("reader", READ_ONLY, ["Read", "List"]),
+    ]
+    path.write_text(json.dumps({"identities": identities}))
+    return path
+
+
 def _identity(name, pair, actions):
     return {"name": name, "credentials": [{"accessKey": pair[0], "secretKey": pair[1]}], "actions": actions}
 
 
-def _becomes_writable(server, process, seconds=90):
+def becomes_writable(server, process, *, bucket="ready", seconds=90):
     """Return whether it stores an object in time. It dies if another program has taken one of its ports."""
     client, deadline = server.client(), time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < deadline:
         try:
-            with suppress(client.exceptions.BucketAlreadyExists, client.exceptions.BucketAlreadyOwnedByYou):
-                client.create_bucket(Bucket="ready")
-            client.put_object(Bucket="ready", Key="probe", Body=b"probe")
+            # It may exist, and then the key need not be allowed to create it.
+            with suppress(ClientError):
+                client.create_bucket(Bucket=bucket)
+            client.put_object(Bucket=bucket, Key="probe", Body=b"probe")
             return True
         except (BotoCoreError, ClientError):
             time.sleep(0.3)
     return False
 
 
-def _free_ports(count):
+def free_ports(count):
     """Return distinct free ports for which the port 10000 higher is free too, since SeaweedFS uses it for gRPC."""
     found = set()
     while len(found) < count:
@@ -160,14 +169,14 @@ def _is_free(port):
     return True
 
 
-def _remove_sockets(ports):
+def remove_sockets(ports):
     """Remove the sockets that SeaweedFS creates in /tmp, wherever its data is, and leaves behind when it is killed."""
     for port in (*ports, *(port + 10000 for port in ports)):
         for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
             path.unlink(missing_ok=True)
 
 
-def _kill(process):
+def kill(process):
     """Send SIGKILL, because SeaweedFS sometimes ignores SIGTERM."""
     process.kill()
     process.wait()

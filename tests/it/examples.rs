@@ -222,6 +222,34 @@ fn files_named_in_the_docs_exist() {
     assert!(seen >= 20 && missing.is_empty(), "{seen} names, missing: {}", missing.join("\n"));
 }
 
+/// A tag or a branch of an action may be moved to other code; a commit may not.
+#[test]
+fn workflows_pin_everything_that_they_download() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (mut actions, mut tools) = (0, 0);
+    for folder in [".github", "examples"] {
+        let is_yaml = |path: &Path| path.extension().is_some_and(|found| found == "yml" || found == "yaml");
+        for source in files(&root.join(folder), &is_yaml) {
+            let text = fs::read_to_string(&source).unwrap();
+            let place = source.display();
+            for line in text.lines().filter(|line| !line.trim_start().starts_with('#')) {
+                if let Some((_, action)) = line.split_once("uses: ") {
+                    let (name, pin) = action.split_once('@').unwrap_or_else(|| panic!("{place}: {line}"));
+                    let (commit, version) = pin.split_once(" # v").unwrap_or_else(|| panic!("{place}: {line}"));
+                    assert!(commit.len() == 40 && commit.bytes().all(|c| c.is_ascii_hexdigit()), "{place}: {line}");
+                    assert!(name.contains('/') && version.contains('.'), "{place}: {line}");
+                    actions += 1;
+                }
+                if let Some((_, tool)) = line.split_once("cargo install ") {
+                    assert!(tool.contains("--locked") && tool.contains('@'), "{place}: {line}");
+                    tools += 1;
+                }
+            }
+        }
+    }
+    assert!(actions >= 20 && tools >= 2, "{actions} actions, {tools} tools");
+}
+
 #[test]
 fn command_lines_are_found_in_every_format() {
     let line = |text: &str| commands(text).iter().map(|words| words.join(" ")).collect::<Vec<_>>();

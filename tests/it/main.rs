@@ -6,6 +6,7 @@ mod examples;
 mod bad_input;
 #[cfg(unix)]
 mod cli;
+mod contract;
 #[cfg(feature = "fallback")]
 mod fallback;
 mod faults;

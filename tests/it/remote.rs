@@ -649,6 +649,33 @@ fn objects_that_a_store_refuses_to_delete_are_named_and_the_others_are_deleted()
 }
 
 #[test]
+fn an_upload_whose_age_is_unknown_stays_and_the_rest_is_deleted() {
+    let upload = format!(
+        "<ListMultipartUploadsResult><Upload><Key>{}</Key><UploadId>u</UploadId>\
+         <Initiated>2020-01-01T00:00:00Z</Initiated></Upload></ListMultipartUploadsResult>",
+        nobodys('a')
+    );
+    // The store does not list parts, not to this key, or not as S3 does.
+    for reply in [
+        Reply::refusal(501, "NotImplemented", "no"),
+        Reply::refusal(403, "AccessDenied", "no"),
+        Reply::new(200, "<ListPartsResponse/>").header("content-type", "application/xml"),
+    ] {
+        let store = Scripted::new();
+        store.put(&nobodys('b'), "old");
+        let uploads = Reply::new(200, upload.as_str()).header("content-type", "application/xml");
+        store.script(move |asked, _| match asked.query.split(['=', '&']).next() {
+            Some("uploads") => Some(uploads.clone()),
+            Some("uploadId") => Some(reply.clone()),
+            _ => None,
+        });
+        let report = store.machine().ok_json(&["remote", "gc", "--grace", "0", "--yes", "--json"]);
+        assert_eq!((&report["blobs"]["blobs"], &report["uploads"]), (&1.into(), &0.into()), "{report:#}");
+        assert!(store.take_seen().iter().all(|asked| asked.method != "DELETE" || !asked.query.contains("uploadId")));
+    }
+}
+
+#[test]
 fn an_odd_listing_deletes_nothing() {
     let store = Store::new();
     let machine = Machine::new(&store);

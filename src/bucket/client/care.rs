@@ -151,7 +151,8 @@ impl Bucket {
         Err(Failure::new(Cause::NotS3, "its listing of unfinished uploads has no end"))
     }
 
-    /// Returns when the last part of an unfinished upload arrived, or when it was started, by the store's clock.
+    /// Returns when the last part of an unfinished upload arrived, or when it was started, by the store's clock; `None` if the
+    /// store does not tell, or not this key.
     ///
     /// # Errors
     /// If the request fails permanently.
@@ -171,6 +172,7 @@ impl Bucket {
             let (times, next) = match page.await {
                 Ok(page) => page,
                 Err(failure) if matches!(failure.cause, Cause::NoSuchUpload | Cause::NoSuchKey) => return Ok(last),
+                Err(failure) if is_unavailable(&failure) => return Ok(None),
                 Err(failure) => return Err(failure),
             };
             last = last.max(times.into_iter().max());
