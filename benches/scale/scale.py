@@ -1,0 +1,124 @@
+"""Measures commands on a cache and a bucket of two sizes; `run` builds the binary first."""
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "compare"))
+import bucket  # noqa: E402
+import measure  # noqa: E402
+from world import World  # noqa: E402
+
+TENTH, FULL = World(200, 100_000), World(2_000, 1_000_000)
+COMMANDS = {
+    "list": ["list"],
+    "diff": ["diff"],
+    "push, nothing to do": ["push"],
+    "list --remote": ["list", "--remote"],
+    "list --remote --sizes": ["list", "--remote", "--sizes"],
+    "pull-all --dry-run": ["pull-all", "--dry-run"],
+    "prune --dry-run": ["prune", "--dry-run", "--max-size", "1MB", "--include-referenced"],
+    "prune --require-remote --dry-run": ["prune", "--dry-run", "--max-size", "1MB", "--require-remote"],
+    "remote du": ["remote", "du"],
+    "remote gc --dry-run": ["remote", "gc", "--dry-run"],
+}
+# Limits at full size: MB (10^6 bytes), and how much of the work grows faster than the data.
+MAX_RSS = 250
+TOLERANCE = 1.2
+# Seconds of CPU time below which a tenth is too short to compare with.
+SHORTEST = 0.05
+
+
+def main():
+    options = parse()
+    measure.prepare()
+    samples = {name: [] for name in chosen(options.only)}
+    for world in (TENTH, FULL):
+        print(f"{world.title} ...", file=sys.stderr)
+        folder = options.work / str(world.repos)
+        world.write_cache(folder / "hub")
+        with bucket.start(world.objects()) as server:
+            environment = settings(server.endpoint, folder)
+            for name, taken in samples.items():
+                taken.append(run(options.bin, COMMANDS[name], environment, folder, server))
+                print(f"  {name}: {describe(taken[-1])}", file=sys.stderr)
+    print(f"{TENTH.title}, against {FULL.title}\n")
+    failures = report(samples)
+    if options.json:
+        rows = {name: [asdict(sample) for sample in taken] for name, taken in samples.items()}
+        options.json.write_text(json.dumps({"machine": measure.machine(options.work), "samples": rows}, indent=2))
+    for failure in failures:
+        print(failure, file=sys.stderr)
+    return 1 if failures else 0
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bin", type=Path, required=True, help="the hf-cache-sync binary")
+    parser.add_argument("--work", type=Path, required=True, help="where the caches are created, and stay")
+    parser.add_argument("--only", nargs="+", metavar="WORD", default=[], help="only commands with one of these words")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="writes every figure")
+    return parser.parse_args()
+
+
+def chosen(words):
+    names = [name for name in COMMANDS if not words or any(word in name for word in words)]
+    if not names:
+        sys.exit(f"no command has any of these words: {' '.join(words)}")
+    return names
+
+
+def settings(endpoint, folder):
+    home = folder / "home"
+    home.mkdir(exist_ok=True)
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": str(home),
+        "HF_HUB_CACHE": str(folder / "hub"),
+        "B2_APPLICATION_KEY_ID": "bench",
+        "B2_APPLICATION_KEY": "bench",
+        "B2_ENDPOINT": endpoint,
+        "B2_BUCKET": bucket.BUCKET,
+        "B2_REGION": "us-east-1",
+    }
+
+
+def run(binary, arguments, environment, folder, server):
+    """Runs a command twice, and returns the second sample, when the folders are in memory."""
+    command = [binary.resolve(), *arguments, "--no-progress"]
+    for _ in range(2):
+        server.take_requests()
+        sample = measure.run(command, env=environment, cwd=folder / "home", log=folder / "log", timeout=3600)
+        sample.requests = server.take_requests().total()
+    return sample
+
+
+def describe(sample):
+    return f"{sample.requests} requests, {sample.cpu:.2f} s CPU, {sample.wall:.2f} s, {sample.rss:.0f} MB"
+
+
+def report(samples):
+    """Prints the table, and returns what exceeds the limits."""
+    print("| command | requests | CPU s | x | wall s | peak memory, MB |")
+    print("|---|---|---|---|---|---|")
+    failures = []
+    for name, (tenth, full) in samples.items():
+        factor = full.cpu / max(tenth.cpu, 0.001)
+        print(
+            f"| `{name}` | {tenth.requests:,}, {full.requests:,} | {tenth.cpu:.2f}, {full.cpu:.2f} | {factor:.1f} "
+            f"| {tenth.wall:.2f}, {full.wall:.2f} | {tenth.rss:.0f}, {full.rss:.0f} |"
+        )
+        if full.rss > MAX_RSS:
+            failures.append(f"{name}: {full.rss:.0f} MB, more than {MAX_RSS}")
+        if full.cpu > 10 * TOLERANCE * max(tenth.cpu, SHORTEST):
+            failures.append(f"{name}: {factor:.1f} times the CPU time for 10 times the data")
+        if full.requests > 10 * tenth.requests:
+            failures.append(f"{name}: {full.requests} requests, more than 10 times {tenth.requests}")
+    return failures
+
+
+if __name__ == "__main__":
+    sys.exit(main())
