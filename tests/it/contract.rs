@@ -327,19 +327,13 @@ fn conditions_are_measured() {
     fact("`If-None-Match: *` of a PUT", condition(&put("there", b"two", "if-none-match", "*")));
     let wrong = format!("\"{}\"", "0".repeat(32));
     fact("`If-Match` of a PUT", condition(&put("there", b"three", "if-match", &wrong)));
-    // The condition of only one of them holds at a time.
+    // Of concurrent writers, at least one wins. On some stores, several do: they check first and write later.
     let winners = std::thread::scope(|scope| {
         let writers: Vec<_> =
             (0..8).map(|n| scope.spawn(move || put("new", &[n; 1000], "if-none-match", "*").status == 200)).collect();
         writers.into_iter().map(|writer| writer.join().unwrap()).filter(|won| *won).count()
     });
-    if condition(&put("there", b"four", "if-none-match", "*")) == "honoured" {
-        assert!(winners >= 1);
-        // A race need not show: only the opposite is certain.
-        if winners > 1 {
-            println!("{winners} of 8 concurrent writers won");
-        }
-    }
+    assert!(winners >= 1 || condition(&put("newer", b"x", "if-none-match", "*")).starts_with("refused"));
 }
 
 #[test]

@@ -8,8 +8,7 @@ import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from servers import Bucket
-from stores import wait
+from stores import servers, wait
 
 OURS = os.environ["HF_CACHE_SYNC_BIN"]
 MIB = 1 << 20
@@ -73,7 +72,7 @@ def survives_faults(store, folder):
     seed = int(os.environ.get("SEED") or random.randrange(2**32))
     print(f"faults: seed {seed}", flush=True)
     chance = random.Random(seed)
-    bucket = Bucket(store, BUCKET)
+    bucket = servers.Bucket(store, BUCKET)
     source, target = Machine(folder / "source", store), Machine(folder / "target", store)
     for number in range(6):
         sizes = [24 * MIB, *[MIB] * 8, *[2000] * 10]
