@@ -63,11 +63,15 @@ class Repo:
 
     def commit(self, files, *refs):
         """Add a commit with exactly these files, point the refs at it, and return its hash."""
-        listing = [self.kind, self.id, len(self.commits), sorted((path, file.etag) for path, file in files.items())]
-        commit = hashlib.sha1(json.dumps(listing).encode()).hexdigest()
+        commit = self.hash(files)
         self.commits[commit] = files
         self.refs.update(dict.fromkeys(refs, commit))
         return commit
+
+    def hash(self, files):
+        """Return the hash of the next commit, if it has these files."""
+        listing = [self.kind, self.id, len(self.commits), sorted((path, file.etag) for path, file in files.items())]
+        return hashlib.sha1(json.dumps(listing).encode()).hexdigest()
 
     def resolve(self, revision):
         """Return the commit for a ref, a full hash or a short hash, or None."""
