@@ -10,6 +10,7 @@ use futures_util::{StreamExt, stream};
 
 use super::client::Bucket;
 use super::keys;
+use super::read::Memory;
 use super::refs::Candidate;
 use super::state::{RemoteState, Scope};
 use crate::error::{Error, Result};
@@ -45,16 +46,28 @@ pub struct MainRevisions {
 /// # Errors
 /// If the bucket cannot be listed, or the credentials are not accepted. Problems with a single repo are in its
 /// [`MainRevision`].
-pub async fn find(bucket: &Bucket, allows: impl Fn(&RepoName) -> bool, limit: Option<usize>) -> Result<MainRevisions> {
-    let doing = format!("cannot list the refs in bucket '{}'", bucket.name());
-    let listed = RemoteState::list(bucket, Scope::REFS).await;
-    let state = &listed.map_err(|failure| bucket.explain(failure, &doing))?;
-    let groups = groups(state.refs());
+pub async fn find(
+    bucket: &Bucket,
+    memory: &dyn Memory,
+    allows: impl Fn(&RepoName) -> bool,
+    limit: Option<usize>,
+) -> Result<MainRevisions> {
     let limit = limit.unwrap_or(usize::MAX);
+    let list = async |what: &str, scope| {
+        let doing = format!("cannot list the {what} in bucket '{}'", bucket.name());
+        RemoteState::list(bucket, scope).await.map_err(|failure| bucket.explain(failure, &doing))
+    };
+    let mut state = list("refs", Scope::REFS).await?;
+    let wanted = groups(state.refs()).into_iter().filter(|group| group.may_have_any(&allows)).count().min(limit);
+    if prefers_listing(wanted, state.refs().len()) {
+        state = state.merge(list("manifests", Scope::MANIFESTS).await?);
+    }
+    let state = &state;
+    let groups = groups(state.refs());
     let mut mains = MainRevisions { all: Vec::new(), any: !groups.is_empty() };
     let wanted = groups.into_iter().filter(|group| group.may_have_any(&allows));
     let mut read = stream::iter(wanted)
-        .map(|group| read_group(bucket, state, group))
+        .map(|group| read_group(bucket, memory, state, group))
         .buffered(CONCURRENT_GROUPS.min(limit.max(1)));
     while mains.all.len() < limit
         && let Some(group) = read.next().await
@@ -67,6 +80,12 @@ pub async fn find(bucket: &Bucket, allows: impl Fn(&RepoName) -> bool, limit: Op
         }
     }
     Ok(mains)
+}
+
+/// Whether listing the manifests, which are probably a few times as many as the refs, takes fewer requests than reading
+/// this many refs and manifests.
+fn prefers_listing(wanted: usize, refs: usize) -> bool {
+    wanted * 2 > 4 * refs.div_ceil(1000)
 }
 
 /// Refs whose repos have the same encoded id.
@@ -104,12 +123,17 @@ impl Group<'_> {
     }
 }
 
-async fn read_group(bucket: &Bucket, state: &RemoteState, group: Group<'_>) -> Result<Vec<MainRevision>> {
+async fn read_group(
+    bucket: &Bucket,
+    memory: &dyn Memory,
+    state: &RemoteState,
+    group: Group<'_>,
+) -> Result<Vec<MainRevision>> {
     let mut mains: Vec<MainRevision> = Vec::new();
     let mut newest: HashMap<RepoName, &Candidate> = HashMap::new();
     let mut reported = HashSet::new();
     for candidate in group.refs {
-        match read(bucket, state, candidate).await {
+        match read(bucket, memory, state, candidate).await {
             Ok(Some(manifest)) => {
                 let manifest = Arc::unwrap_or_clone(manifest);
                 let repo = manifest.repo().clone();
@@ -153,11 +177,21 @@ async fn read_group(bucket: &Bucket, state: &RemoteState, group: Group<'_>) -> R
 }
 
 /// Reads the manifest that a ref leads to; `None` if the ref may not refer to the manifest's repo, or no longer exists.
-async fn read(bucket: &Bucket, state: &RemoteState, candidate: &Candidate) -> Result<Option<Arc<Manifest>>> {
-    let stored = state.read_ref(bucket, &candidate.object.key).await?;
-    let Some(commit) = stored.checked()? else { return Ok(None) };
+async fn read(
+    bucket: &Bucket,
+    memory: &dyn Memory,
+    state: &RemoteState,
+    candidate: &Candidate,
+) -> Result<Option<Arc<Manifest>>> {
+    let commit = match state.listed_target(candidate) {
+        Some(commit) => commit.clone(),
+        None => match state.read_ref(bucket, &candidate.object.key).await?.checked()? {
+            Some(commit) => commit,
+            None => return Ok(None),
+        },
+    };
     let key = keys::manifest_of(&candidate.encoded, &commit);
-    let Some(manifest) = state.read_manifest(bucket, &key).await?.checked()? else {
+    let Some(manifest) = state.recall_manifest(bucket, &key, memory).await?.checked()? else {
         return Err(Error::not_found(format!("the ref {} leads nowhere", candidate.object.key))
             .because(format!("the manifest {key} is not in the bucket"))
             .hint("push the revision again from a machine that has it"));

@@ -18,7 +18,7 @@ use tokio::sync::OnceCell;
 use super::client::{Bucket, Collect, Object};
 use super::error::Failure;
 use super::keys;
-use super::read::{self, Stored};
+use super::read::{self, Memory, Stored};
 use super::refs::Candidate;
 use crate::error::Result;
 use crate::hash::md5_hex;
@@ -234,7 +234,7 @@ impl RemoteState {
     }
 
     /// Merges another listing, which has no keys in common with this one.
-    fn merge(mut self, other: RemoteState) -> RemoteState {
+    pub(super) fn merge(mut self, other: RemoteState) -> RemoteState {
         match self.blobs.is_empty() {
             true => self.blobs = other.blobs,
             false => self.blobs.0.extend(other.blobs.0),
@@ -351,6 +351,43 @@ impl RemoteState {
     /// If the request fails.
     pub async fn read_manifest(&self, bucket: &Bucket, key: &str) -> Result<Stored<Arc<Manifest>>> {
         self.manifests_read.read(key, async { Ok(read::manifest(bucket, key).await?.map(Arc::new)) }).await
+    }
+
+    /// Like [`Self::read_manifest`]. A manifest whose listed MD5 and size are those of one that was read before is not
+    /// read again.
+    ///
+    /// # Errors
+    /// If the request fails.
+    pub async fn recall_manifest(
+        &self,
+        bucket: &Bucket,
+        key: &str,
+        memory: &dyn Memory,
+    ) -> Result<Stored<Arc<Manifest>>> {
+        let read = async {
+            let listed = self.listed_manifest(key);
+            let remembered = listed.and_then(|entry| match &entry.etag {
+                Some(md5 @ Etag::Md5(_)) => read::remembered_manifest(key, &md5.to_string(), entry.size, memory),
+                _ => None,
+            });
+            let stored = match remembered {
+                Some(manifest) => Stored::Valid(manifest),
+                None => read::manifest_to_remember(bucket, key, memory).await?,
+            };
+            Ok(stored.map(Arc::new))
+        };
+        self.manifests_read.read(key, read).await
+    }
+
+    /// Returns the commit that a ref points to, if the listing alone proves it: the manifest of that commit is listed, and
+    /// the ref's MD5 is that of its hash.
+    pub fn listed_target(&self, candidate: &Candidate) -> Option<&Commit> {
+        let md5 = candidate.object.etag.as_deref()?;
+        let mut commits = self.manifests.get(&candidate.encoded)?.keys();
+        commits.find(|commit| {
+            let content = commit.as_str().as_bytes();
+            candidate.object.size == content.len() as u64 && md5_hex(content) == md5
+        })
     }
 
     /// Reads a ref, listed or not, unless it is already known.

@@ -82,6 +82,11 @@ impl Layout {
         self.state().join("lock")
     }
 
+    /// The folder of the bucket's manifests that were read before, named by their MD5.
+    pub fn manifests(&self) -> PathBuf {
+        self.state().join("manifests")
+    }
+
     /// Returns the path of the mark on a blob whose bytes were passed on before they were verified.
     pub fn unverified(&self, blob: &BlobId) -> PathBuf {
         self.state().join("unverified").join(blob.to_string())

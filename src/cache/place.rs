@@ -174,8 +174,11 @@ impl Drop for Staging {
 /// Leftovers younger than this may be in use by a process that holds no lock.
 const LEFTOVER_AGE: std::time::Duration = std::time::Duration::from_secs(3600);
 
+/// How long a remembered manifest stays after its last use.
+pub const UNUSED_MANIFEST: std::time::Duration = std::time::Duration::from_secs(30 * 24 * 3600);
+
 /// Removes leftovers of killed runs that cannot be resumed: staging folders and small partial files. Partial files of
-/// large blobs stay for their next pull. Call this only while no other process uses the tool's state. Best effort.
+/// large blobs stay for their next pull. Also removes remembered manifests that have not been used for long. Call this only while no other process uses the tool's state. Best effort.
 pub fn remove_leftovers(layout: &Layout, now: std::time::SystemTime) {
     let entries = |dir: &str| {
         let path = layout.state().join(dir);
@@ -183,10 +186,14 @@ pub fn remove_leftovers(layout: &Layout, now: std::time::SystemTime) {
         let own = fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_dir());
         own.then(|| fs::read_dir(path)).into_iter().flatten().flatten().filter_map(io::Result::ok)
     };
-    let is_old = |entry: &fs::DirEntry| {
+    let is_older = |entry: &fs::DirEntry, limit| {
         let modified = entry.metadata().and_then(|meta| meta.modified());
-        modified.is_ok_and(|time| now.duration_since(time).is_ok_and(|age| age > LEFTOVER_AGE))
+        modified.is_ok_and(|time| now.duration_since(time).is_ok_and(|age| age > limit))
     };
+    let is_old = |entry: &fs::DirEntry| is_older(entry, LEFTOVER_AGE);
+    for file in entries("manifests").filter(|entry| is_older(entry, UNUSED_MANIFEST)) {
+        let _ = fs::remove_file(file.path());
+    }
     for folder in entries("staging").filter(is_old) {
         let _ = fs::remove_dir_all(folder.path());
     }

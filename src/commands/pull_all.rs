@@ -15,6 +15,7 @@ use crate::cache::presence;
 use crate::engine::Session;
 use crate::engine::fallback::Fallback;
 use crate::engine::pull::{Pull, Work};
+use crate::engine::remembered::Remembered;
 use crate::error::{Error, Result, printable};
 use crate::model::filter::RepoFilter;
 use crate::progress::Event;
@@ -71,7 +72,8 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     let layout = session.layout();
     presence::check_root(&layout)?;
     session.progress.event(Event::Step("looking up repos in the bucket"));
-    let mains = main_revisions::find(&bucket, |repo| filter.allows(repo), args.limit).await?;
+    let memory = Remembered::new(layout, args.dry_run);
+    let mains = main_revisions::find(&bucket, &memory, |repo| filter.allows(repo), args.limit).await?;
     let mut report = Report { dry_run: args.dry_run, bucket: bucket.name().to_string(), ..Report::default() };
     if mains.all.is_empty() {
         report.nothing = Some(if mains.any { EmptyReason::NoMatch } else { EmptyReason::Empty });

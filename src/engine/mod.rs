@@ -3,8 +3,8 @@
 //! [`survey`] looks at cache and bucket before a push or a comparison. [`publish`] carries out a push, and [`confirm`]
 //! asks the bucket in between whether the blobs are really there. [`pull`] takes revisions from being found to a filled
 //! cache, through [`hydrate`]. [`evict`] carries out a prune. [`delete`] deletes from a bucket, and [`announce`] keeps that
-//! and pushes apart. [`rehash`] hashes files of the cache, [`verify`] checks and repairs cache and bucket. [`fallback`] says
-//! when the Hub is asked.
+//! and pushes apart. [`rehash`] hashes files of the cache, [`verify`] checks and repairs cache and bucket. [`remembered`]
+//! spares `pull-all` from reading manifests again. [`fallback`] says when the Hub is asked.
 
 pub mod announce;
 pub mod confirm;
@@ -16,6 +16,7 @@ pub mod hydrate;
 pub mod publish;
 pub mod pull;
 pub mod rehash;
+pub mod remembered;
 pub mod session;
 pub mod survey;
 pub mod verify;

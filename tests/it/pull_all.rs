@@ -385,11 +385,87 @@ fn a_gated_repo_is_skipped_without_stopping_the_others() {
 fn refused_credentials_stop_the_run() {
     let store = Store::new();
     push_all(&store, &zoo());
-    store.server.on_request(|seen| match seen.key.starts_with("refs") {
-        true => Action::Refuse(403, "AccessDenied", "no"),
-        false => Action::Pass,
-    });
-    let output = Machine::new(&store).run(&["pull-all"]);
-    assert_eq!(output.code, 3, "{output:#?}");
-    assert_eq!(output.stdout, "");
+    // A single repo is looked up without a listing of the manifests, so its ref is read.
+    for (prefix, line) in [("manifests/", &["pull-all"][..]), ("refs", &["pull-all", "--limit", "1"])] {
+        store.server.on_request(move |seen| match seen.key.starts_with(prefix) {
+            true => Action::Refuse(403, "AccessDenied", "no"),
+            false => Action::Pass,
+        });
+        let output = Machine::new(&store).run(line);
+        assert_eq!(output.code, 3, "{output:#?}");
+        assert_eq!(output.stdout, "");
+    }
+}
+
+/// Returns the number of requests of a `pull-all` that succeeds: listings, and others.
+fn count_requests(store: &Store, machine: &Machine, line: &[&str]) -> (usize, usize) {
+    store.server.take_seen();
+    machine.ok(&[&["pull-all"], line].concat());
+    let seen = store.server.take_seen();
+    let lists = seen.iter().filter(|request| request.is_list()).count();
+    (lists, seen.len() - lists)
+}
+
+#[test]
+fn a_complete_cache_costs_only_listings() {
+    let numbered = |number: usize| {
+        let revision = Revision::model(&format!("org/repo-{:03}", number % 1000)).at(&format!("{number:040x}"));
+        revision.git("number.txt", number.to_string())
+    };
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    for count in [30, 60] {
+        for number in 0..count {
+            let revision = numbered(number);
+            if number % 3 == 0 { revision.with_tree() } else { revision }.publish(&store);
+        }
+        machine.ok(&["pull-all"]);
+        assert_eq!(count_requests(&store, &machine, &[]), (2, 0), "{count}");
+        assert_eq!(count_requests(&store, &machine, &["--dry-run"]), (2, 0), "{count}");
+    }
+    // A new cache reads each manifest, but no ref.
+    let fresh = Machine::new(&store);
+    store.server.take_seen();
+    fresh.ok(&["pull-all"]);
+    let seen = store.server.take_seen();
+    let of = |prefix: &str| seen.iter().filter(|request| request.is("GET", prefix)).count();
+    assert_eq!((of("manifests/"), of("refs/")), (60, 0));
+    // The repos that changed are read, and nothing else.
+    let changed = numbered(7).git("more.txt", "more");
+    changed.publish(&store);
+    let moved = numbered(1008);
+    moved.publish(&store);
+    assert_eq!(count_requests(&store, &machine, &["--dry-run"]), (2, 2));
+    machine.ok(&["pull-all"]);
+    changed.assert_pulled(&machine.hub());
+    moved.assert_pulled(&machine.hub());
+    assert_eq!(count_requests(&store, &machine, &[]), (2, 0));
+    // What was deleted here comes back.
+    std::fs::remove_dir_all(changed.dir(&machine.hub())).unwrap();
+    machine.ok(&["pull-all"]);
+    changed.assert_pulled(&machine.hub());
+}
+
+#[test]
+fn remembered_manifests_are_verified() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let revisions: Vec<Revision> =
+        (0..10).map(|number| numbered("model", &format!("org/repo-{number}"), number)).collect();
+    revisions.iter().for_each(|revision| revision.publish(&store));
+    machine.ok(&["pull-all"]);
+    let folder = machine.hub().join(".locks/.hf-cache-sync/manifests");
+    let files: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(files.len(), 10);
+    // One is the manifest of another revision, one is damaged, one is a folder.
+    std::fs::copy(&files[0], &files[1]).unwrap();
+    let mut bytes = std::fs::read(&files[2]).unwrap();
+    let at = bytes.iter().position(|byte| byte.is_ascii_digit()).unwrap();
+    bytes[at] = if bytes[at] == b'0' { b'1' } else { b'0' };
+    std::fs::write(&files[2], bytes).unwrap();
+    std::fs::remove_file(&files[3]).unwrap();
+    std::fs::create_dir(&files[3]).unwrap();
+    assert_eq!(count_requests(&store, &machine, &[]), (2, 3));
+    assert_eq!(count_requests(&store, &machine, &[]), (2, 1));
+    revisions.iter().for_each(|revision| revision.assert_pulled(&machine.hub()));
 }
