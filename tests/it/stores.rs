@@ -10,7 +10,7 @@ use crate::harness::cache::Revision;
 use crate::harness::machine::Machine;
 use crate::harness::scripted::{Objects, Reply, Request, Scripted, entry, list, listing, read};
 use crate::harness::store::BUCKET;
-use crate::harness::{tls_file, weights};
+use crate::harness::{tls_file, visible, weights};
 
 /// Publishes a revision.
 fn publish(store: &Scripted, revision: &Revision) {
@@ -157,6 +157,49 @@ fn listed_objects_need_a_size_but_no_valid_date() {
             format!("{}{size}{}", &text[..at], &text[end..])
         }));
         machine.run(&["list", "--remote"]).refused(6, &["without a size", "org__one"]);
+    }
+}
+
+/// An object of unknown size is neither absent nor held. Nothing is decided on such a listing.
+#[test]
+fn nothing_is_decided_on_a_listing_without_a_size() {
+    let store = Scripted::new();
+    let machine = store.machine();
+    let revision = Revision::model("org/one");
+    revision.write(&machine.hub());
+    machine.ok(&["push"]);
+    revision.age(&machine.hub(), 100);
+    let (objects, cache) = (store.objects(), visible(&machine.hub()));
+    for prefix in ["blobs/", "manifests/", "refs/"] {
+        for size in ["", "<Size>99999999999999999999</Size>"] {
+            store.script(alter_lists(move |_, text| {
+                let Some((before, after)) = text.split_once(&format!("<Key>{prefix}")) else { return text };
+                let (start, rest) = after.split_once("<Size>").unwrap();
+                let (_, rest) = rest.split_once("</Size>").unwrap();
+                format!("{before}<Key>{prefix}{start}{size}{rest}")
+            }));
+            let commands: [&[&str]; 8] = [
+                &["push"],
+                &["diff"],
+                &["verify", "--remote"],
+                &["remote", "du"],
+                &["remote", "gc", "--grace", "0", "--yes"],
+                &["remote", "rm", "org/one", "--yes"],
+                &["prune", "--max-size", "0B", "--require-remote", "--yes"],
+                &["pull-all"],
+            ];
+            for command in commands {
+                let ran = machine.run(command);
+                // A pull of a single repo lists only refs.
+                if command[0] == "pull-all" && prefix != "refs/" {
+                    assert_eq!(ran.code, 0, "{ran:#?}");
+                } else {
+                    assert_eq!(ran.code, 6, "{command:?} {prefix} {size}: {ran:#?}");
+                    assert!(ran.stderr.contains("without a size") && ran.stderr.contains(prefix), "{ran:#?}");
+                }
+            }
+            assert!(store.objects() == objects && visible(&machine.hub()) == cache, "{prefix} {size}");
+        }
     }
 }
 
