@@ -2,7 +2,8 @@
 //! anything in it or deletes anything from it.
 //!
 //! - A push writes what it is about to publish, then reads the notices of deletions and waits for those that affect it.
-//!   Only then does it check that its blobs are there.
+//!   Only then does it check that its blobs are there. Pushes that write the same manifest take turns: see
+//!   `engine::announce`.
 //! - A deletion writes what it is about to delete, then reads the notices of pushes, lists the bucket again, and spares
 //!   what they name. It removes its notice after its last request.
 //!
@@ -24,6 +25,8 @@ use crate::model::ids::BlobId;
 
 /// How long the notice of a push is valid. A push publishes nothing with one that is older than half of this.
 pub const PUSH_LIFE: Duration = Duration::from_secs(3600);
+/// How long other pushes of the same revisions wait for a push since it last wrote its notice.
+pub const TURN_LIFE: Duration = Duration::from_secs(12);
 /// How long the notice of a deletion is valid. It is renewed when it is older than [`RENEWAL`], and no request takes longer
 /// than [`LONGEST_REQUEST`].
 pub const DELETION_LIFE: Duration = Duration::from_secs(300);
@@ -77,6 +80,9 @@ pub struct Subject {
     pub manifests: BTreeSet<String>,
     /// Blobs.
     pub blobs: BTreeSet<BlobId>,
+    /// Whether the push lets others write the same manifests first.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub gives_way: bool,
 }
 
 impl Subject {
@@ -85,6 +91,11 @@ impl Subject {
         !self.refs.is_disjoint(&other.refs)
             || !self.manifests.is_disjoint(&other.manifests)
             || !self.blobs.is_disjoint(&other.blobs)
+    }
+
+    /// Whether both name a manifest that only one push may write at a time.
+    pub fn conflicts(&self, other: &Subject) -> bool {
+        !self.gives_way && !other.gives_way && !self.manifests.is_disjoint(&other.manifests)
     }
 
     /// Adds everything that another one names.
@@ -104,7 +115,8 @@ impl Subject {
             |name: &str| -> Option<Vec<&str>> { value.get(name)?.as_array()?.iter().map(Value::as_str).collect() };
         let keys = |name: &str| Some(texts(name)?.into_iter().map(String::from).collect());
         let blobs = texts("blobs")?.into_iter().map(|text| text.parse().ok()).collect::<Option<_>>()?;
-        Some(Subject { refs: keys("refs")?, manifests: keys("manifests")?, blobs })
+        let gives_way = value.get("gives_way") == Some(&Value::Bool(true));
+        Some(Subject { refs: keys("refs")?, manifests: keys("manifests")?, blobs, gives_way })
     }
 }
 
@@ -143,6 +155,8 @@ pub struct Listed {
     pub key: String,
     /// What wrote it.
     pub kind: Kind,
+    /// Size in bytes. It changes whenever the content does.
+    pub size: u64,
     /// When it was last written, by the store's clock.
     pub modified: Option<SystemTime>,
 }
@@ -153,13 +167,20 @@ impl Listed {
         let (word, random) = name.split_once('-')?;
         let kind = Kind::ALL.into_iter().find(|kind| kind.word() == word)?;
         let is_ours = random.len() == 32 && random.bytes().all(|c| c.is_ascii_hexdigit());
-        is_ours.then(|| Listed { key: object.key.clone(), kind, modified: object.modified })
+        is_ours.then(|| Listed { key: object.key.clone(), kind, size: object.size, modified: object.modified })
     }
 
     /// Whether it is still valid at `now`, by the store's clock. A notice of unknown age is.
     pub fn is_live(&self, now: SystemTime) -> bool {
         let age = self.modified.and_then(|modified| now.duration_since(modified).ok());
         age.is_none_or(|age| age <= self.kind.life())
+    }
+
+    /// Whether the push that wrote it may be publishing at `now`: it renews its notice while it does.
+    pub fn may_be_publishing(&self, now: SystemTime) -> bool {
+        let is_recent = |modified: SystemTime| now.duration_since(modified).unwrap_or_default() <= TURN_LIFE;
+        let names_something = self.size > Subject::default().to_json().len() as u64;
+        self.kind == Kind::Push && names_something && self.modified.is_some_and(is_recent)
     }
 }
 
@@ -169,7 +190,10 @@ impl Notice {
     /// # Errors
     /// If the request fails permanently.
     pub async fn write(bucket: &Bucket, kind: Kind, subject: &Subject) -> Result<Notice> {
-        let key = format!("{}{}-{:032x}.json", keys::NOTICES, kind.word(), fastrand::u128(..));
+        // Keys sort by age, so that pushes take turns in the order in which they came.
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
+        let random = fastrand::u128(..) >> 48;
+        let key = format!("{}{}-{:012x}{random:020x}.json", keys::NOTICES, kind.word(), now & 0xffff_ffff_ffff);
         let content = subject.to_json();
         let mut notice = Notice { kind, key, content, written: Moment::now() };
         notice.renew(bucket).await?;
@@ -191,6 +215,34 @@ impl Notice {
         })?;
         self.written = now;
         Ok(())
+    }
+
+    /// Writes it with another content.
+    ///
+    /// # Errors
+    /// If the request fails permanently.
+    pub async fn change(&mut self, bucket: &Bucket, subject: &Subject) -> Result<()> {
+        self.content = subject.to_json();
+        self.renew(bucket).await
+    }
+
+    /// Returns its key.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// Does some work that may take long, and writes the notice of a push again meanwhile. It does not become valid for
+    /// longer: what it protects was checked when it was [renewed](Notice::renew).
+    pub async fn repeat_during<T>(&self, bucket: &Bucket, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        loop {
+            if let Ok(done) = tokio::time::timeout(TURN_LIFE / 3, &mut work).await {
+                return done;
+            }
+            if let Err(failure) = bucket.put_small(&self.key, self.content.clone()).await {
+                tracing::debug!(key = self.key, reason = failure.detail, "a notice could not be written again");
+            }
+        }
     }
 
     /// Returns how long ago it was last written.
@@ -303,7 +355,7 @@ mod tests {
 
     fn listed(key: &str, second: u64) -> Option<Listed> {
         let modified = Some(SystemTime::UNIX_EPOCH + Duration::from_secs(second));
-        Listed::of(&Object { key: key.into(), size: 1, etag: None, modified })
+        Listed::of(&Object { key: key.into(), size: 100, etag: None, modified })
     }
 
     #[test]
@@ -318,7 +370,12 @@ mod tests {
             (Kind::Deletion, true, false)
         );
         assert!(push.is_live(at(1)), "nothing gets old when the clock goes back");
-        assert!(Listed { modified: None, ..push }.is_live(at(99_999)));
+        let turns = [1012, 1013, 1].map(|second| push.may_be_publishing(at(second)));
+        assert_eq!(turns, [true, false, true]);
+        assert!(!Listed { size: 37, ..push.clone() }.may_be_publishing(at(1000)), "it names nothing");
+        assert!(!deletion.may_be_publishing(at(1000)));
+        let ageless = Listed { modified: None, ..push };
+        assert!(ageless.is_live(at(99_999)) && !ageless.may_be_publishing(at(1000)));
         for key in ["_hf_cache_sync_gc/push-x.json", "_hf_cache_sync_gc/blobs/a", "blobs/push-0.json"] {
             assert_eq!(listed(key, 1), None, "{key}");
         }
@@ -347,8 +404,11 @@ mod tests {
             refs: ["refs/a__b/main".to_string()].into(),
             manifests: ["manifests/x".to_string()].into(),
             blobs: [blob].into(),
+            gives_way: false,
         };
-        for subject in [&subject, &Subject::default()] {
+        let waiting = Subject { gives_way: true, ..subject.clone() };
+        assert!(subject.conflicts(&subject) && !subject.conflicts(&waiting) && !waiting.conflicts(&subject));
+        for subject in [&subject, &waiting, &Subject::default()] {
             assert_eq!(Subject::parse(&subject.to_json()).as_ref(), Some(subject));
         }
         for bad in

@@ -5,20 +5,24 @@
 //! refs.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::time::Instant;
 
 use serde::Serialize;
 
 use super::{PathArgs, TransferArgs, kind_of};
+use crate::bucket::client::Bucket;
+use crate::cache::pushable::Options;
+use crate::cache::scan::Problem;
 use crate::engine::Session;
 use crate::engine::publish::{self, ListingSizes, Tally};
 use crate::engine::survey::{Survey, survey};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, printable};
 use crate::model::amount::Amount;
 use crate::model::ids::BlobId;
 use crate::model::ids::{Commit, RepoName, RepoSpec};
 use crate::model::selection::Selection;
-use crate::plan::push::{self as plan, ManifestAction, Plan, Skip};
+use crate::plan::push::{self as plan, ManifestAction, Plan, Skip, SkipReason};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -56,6 +60,9 @@ pub struct Args {
     #[allow(missing_docs)]
     pub transfer: TransferArgs,
 }
+
+/// Maximum number of times that the cache is looked at, if files disappear from it meanwhile.
+const ROUNDS: u32 = 3;
 
 /// The report of `push`.
 #[derive(Debug, Serialize)]
@@ -138,6 +145,28 @@ impl Report {
         report
     }
 
+    /// Adds what an earlier round of the same push has done, which this round has found done.
+    fn add_earlier(&mut self, earlier: Report) {
+        self.uploaded += earlier.uploaded;
+        self.present.blobs = self.present.blobs.saturating_sub(earlier.uploaded.blobs);
+        self.present.bytes = self.present.bytes.saturating_sub(earlier.uploaded.bytes);
+        self.manifests += earlier.manifests;
+        self.manifests_unchanged = self.manifests_unchanged.saturating_sub(earlier.manifests);
+        self.refs += earlier.refs;
+        self.refs_unchanged = self.refs_unchanged.saturating_sub(earlier.refs);
+        let is_done = |row: &Row| {
+            let is_same = |skip: &Skip| skip.repo == row.repo && skip.revision.as_ref() == Some(&row.revision);
+            let is_withheld = |skip: &Skip| matches!(skip.reason, SkipReason::Withheld { .. }) && is_same(skip);
+            let is_planned_again = self.rows.iter().any(|new| (&new.repo, &new.revision) == (&row.repo, &row.revision));
+            !is_planned_again && !earlier.skipped.iter().any(is_withheld)
+        };
+        let done: Vec<Row> = earlier.rows.iter().filter(|row| is_done(row)).cloned().collect();
+        self.rows.extend(done);
+        self.rows.sort_by_key(|row| std::cmp::Reverse(row.uploads.bytes));
+        let notes = earlier.notes.into_iter().filter(|note| !self.notes.contains(note)).collect::<Vec<_>>();
+        self.notes.extend(notes);
+    }
+
     /// Adds the outcome of the plan.
     fn record(&mut self, tally: Tally) {
         (self.uploaded, self.present) = (tally.uploaded, tally.present);
@@ -175,24 +204,80 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     let selection = selection.at_revision(args.revision.as_deref())?;
     session.need_cache()?;
     let bucket = session.bucket().await?;
+    // Taken first, so that no `prune` deletes what the plan relies on. A read-only cache can be pushed without the lock: no
+    // prune can run on it.
+    let _lock = if args.dry_run { None } else { session.lock_shared().await.ok() };
     let options = session.push_options(selection);
-    let Survey { local, remote, .. } = survey(session, &bucket, options).await?;
-    let plan = plan::plan(&local, &remote);
-    let listed = ListingSizes { blobs: remote.blobs().len(), refs: remote.refs().len() };
-    // Free the memory for the transfers.
-    drop((local, remote));
-    log_plan(&plan);
-    let mut report = Report::from_plan(&plan, args.dry_run);
-    if args.dry_run {
-        report.plan = Some(plan);
-    } else {
+    let mut report: Option<Report> = None;
+    for round in 1..=ROUNDS {
+        let Survey { local, remote, .. } = match survey_at_rest(session, &bucket, &options).await {
+            // All that was requested is gone.
+            Err(error)
+                if error.cause.is_missing()
+                    && let Some(earlier) = &mut report =>
+            {
+                earlier.skipped.retain(|skip| !matches!(skip.reason, SkipReason::Withheld { .. }));
+                break;
+            }
+            surveyed => surveyed?,
+        };
+        let plan = plan::plan(&local, &remote);
+        let listed = ListingSizes { blobs: remote.blobs().len(), refs: remote.refs().len() };
+        // Free the memory for the transfers.
+        drop((local, remote));
+        log_plan(&plan);
+        let mut current = Report::from_plan(&plan, args.dry_run);
+        if args.dry_run {
+            current.plan = Some(plan);
+            report = Some(current);
+            break;
+        }
         let context = session.transfers(&bucket, args.transfer.caps(), false);
-        // A read-only cache can be pushed without the lock: no prune can run on it.
-        let _lock = session.lock_shared().await.ok();
-        report.record(publish::publish(&context, &plan, listed).await);
+        let tally = publish::publish(&context, &plan, listed).await;
+        let vanished = tally.vanished.clone();
+        let has_failed = !tally.failures.is_empty();
+        current.record(tally);
+        if let Some(earlier) = report.take() {
+            current.add_earlier(earlier);
+        }
+        current.notes.extend(vanished_note(&vanished));
+        report = Some(current);
+        // What is still there was perhaps withheld for the sake of what is gone.
+        if vanished.is_empty() || has_failed || round == ROUNDS {
+            break;
+        }
     }
+    let mut report = report.expect("the first round makes one");
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)
+}
+
+/// Surveys both sides, again if files disappeared from the cache while it was scanned.
+async fn survey_at_rest(session: &Session, bucket: &Bucket, options: &Options) -> Result<Survey> {
+    let mut round = 1;
+    loop {
+        let surveyed = survey(session, bucket, options.clone()).await?;
+        let is_gone = |problem: &Problem| problem.kind.is_failure() && is_missing(&problem.path);
+        if round == ROUNDS || !surveyed.state.inventory().problems().any(is_gone) {
+            return Ok(surveyed);
+        }
+        round += 1;
+    }
+}
+
+fn is_missing(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+}
+
+/// Returns the note about files that were removed from the cache before they were uploaded.
+fn vanished_note(vanished: &[String]) -> Option<String> {
+    let first = printable(vanished.first()?, 400);
+    Some(match vanished.len() {
+        1 => format!("{first} was removed from the cache during the push, and was left out"),
+        many => {
+            format!("{many} files, such as {first}, were removed from the cache during the push, and were left out")
+        }
+    })
 }
 
 /// Logs each decision.

@@ -1,24 +1,38 @@
-//! Protects a push from deletions: it announces what it is about to publish, and waits for those deletions that affect it.
-//! Anything in the bucket after that stays there until it is published. The proof is in docs/bucket-format.md.
+//! Protects a push from deletions and from other pushes: it announces what it is about to publish, and waits for those that
+//! affect it. Anything in the bucket after that stays there until it is published, and nobody else writes its manifests
+//! meanwhile. The proofs are in docs/bucket-format.md.
 
-use std::collections::HashSet;
-use std::time::{Duration, SystemTime};
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::bucket::client::Bucket;
 use crate::bucket::keys;
-use crate::bucket::notices::{self, Kind, Notice, PUSH_LIFE, Subject};
+use crate::bucket::notices::{self, Kind, Listed, Notice, PUSH_LIFE, Subject, TURN_LIFE};
 use crate::error::Result;
 use crate::plan::push::RevisionAction;
 use crate::progress::{Event, Progress, waiting};
 
-/// Pauses between listings of the deletions in progress.
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
+/// Pauses between listings of what is in progress.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// How long to wait for another push before telling the user.
+const QUIET: Duration = Duration::from_secs(3);
+/// How long to wait for other pushes at all.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// The announcement of a push to other machines.
 pub struct Announcement {
     notice: Notice,
     subject: Subject,
+}
+
+/// What is known about the notices of others.
+#[derive(Default)]
+struct Known {
+    /// Deletions that do not affect this push.
+    unrelated: HashSet<String>,
+    /// Whether a push conflicts with this one, by key and size. A notice whose content changes also changes its size.
+    rivals: HashMap<(String, u64), bool>,
 }
 
 impl Announcement {
@@ -55,47 +69,120 @@ impl Announcement {
         self.notice.age() < PUSH_LIFE / 2
     }
 
-    /// Waits until no deletion that affects this push is in progress. Those that begin later see the announcement.
+    /// Waits until no deletion that affects this push is in progress, and no other push writes one of its manifests. Those
+    /// that begin later see the announcement.
     ///
     /// # Errors
     /// If a request fails.
-    pub async fn wait_for_deletions(&self, bucket: &Bucket, progress: &dyn Progress) -> Result<()> {
-        let mut unrelated: HashSet<String> = HashSet::new();
+    pub async fn wait_for_others(&mut self, bucket: &Bucket, progress: &dyn Progress) -> Result<()> {
+        let mut known = Known::default();
         let mut pause = FIRST_PAUSE;
         let mut wait = None;
+        let start = Instant::now();
         loop {
             let listed = notices::list(bucket).await?;
             // Both are the store's. If they differ, more notices are valid at the earlier one.
             let times = [self.notice.store_time(&listed), bucket.store_time()];
             let now = times.into_iter().flatten().min().unwrap_or_else(SystemTime::now);
-            let mut is_affected = false;
-            for notice in listed.iter().filter(|notice| notice.kind == Kind::Deletion && notice.is_live(now)) {
-                if unrelated.contains(&notice.key) {
+            let is_deleting = self.is_being_deleted(bucket, &listed, now, &mut known).await?;
+            let rivals = match start.elapsed() < PATIENCE {
+                true => self.rivals(bucket, &listed, now, &mut known).await?,
+                false => Vec::new(),
+            };
+            // The oldest goes first.
+            let is_next = rivals.iter().all(|key| *key > self.notice.key());
+            if is_next == self.subject.gives_way {
+                self.subject.gives_way = !is_next;
+                self.notice.change(bucket, &self.subject).await?;
+                if is_next {
                     continue;
                 }
-                // One that affects this push is read each time: if its key may not delete, its end is in its content.
-                let overlaps = match notices::read(bucket, [notice]).await {
-                    Ok(subjects) => subjects.iter().any(|subject| subject.overlaps(&self.subject)),
-                    // It may delete anything.
-                    Err(error) if error.cause.is_invalid() => true,
-                    Err(error) => return Err(error),
-                };
-                match overlaps {
-                    true => is_affected = true,
-                    false => drop(unrelated.insert(notice.key.clone())),
-                }
             }
-            if !is_affected {
+            // Others wait only for a recent notice.
+            if self.notice.age() > TURN_LIFE / 3 {
+                self.notice.renew(bucket).await?;
+                continue;
+            }
+            if !is_deleting && rivals.is_empty() {
                 return Ok(());
             }
-            if wait.is_none() {
+            if is_deleting && wait.is_none() {
                 let note = "another machine is deleting something from the bucket that this push needs: waiting for it";
                 progress.event(Event::Note(note.into()));
                 wait = Some(waiting("another machine that is deleting from the bucket".to_string()));
             }
+            if !rivals.is_empty() && wait.is_none() && start.elapsed() > QUIET {
+                let note = "another machine is publishing the same revision: waiting for it";
+                progress.event(Event::Note(note.into()));
+                wait = Some(waiting("another machine that is publishing the same revision".to_string()));
+            }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
+    }
+
+    /// Returns whether a deletion that affects this push is in progress.
+    async fn is_being_deleted(
+        &self,
+        bucket: &Bucket,
+        listed: &[Listed],
+        now: SystemTime,
+        known: &mut Known,
+    ) -> Result<bool> {
+        let mut is_affected = false;
+        for notice in listed.iter().filter(|notice| notice.kind == Kind::Deletion && notice.is_live(now)) {
+            if known.unrelated.contains(&notice.key) {
+                continue;
+            }
+            // One that affects this push is read each time: if its key may not delete, its end is in its content.
+            let overlaps = match notices::read(bucket, [notice]).await {
+                Ok(subjects) => subjects.iter().any(|subject| subject.overlaps(&self.subject)),
+                // It may delete anything.
+                Err(error) if error.cause.is_invalid() => true,
+                Err(error) => return Err(error),
+            };
+            match overlaps {
+                true => is_affected = true,
+                false => drop(known.unrelated.insert(notice.key.clone())),
+            }
+        }
+        Ok(is_affected)
+    }
+
+    /// Returns the keys of the notices of pushes that are publishing, or are about to publish, a revision of this one.
+    async fn rivals<'a>(
+        &self,
+        bucket: &Bucket,
+        listed: &'a [Listed],
+        now: SystemTime,
+        known: &mut Known,
+    ) -> Result<Vec<&'a str>> {
+        let ours = Subject { gives_way: false, ..self.subject.clone() };
+        let mut rivals = Vec::new();
+        for notice in listed.iter().filter(|notice| notice.may_be_publishing(now) && notice.key != self.notice.key()) {
+            let is_rival = match known.rivals.get(&(notice.key.clone(), notice.size)) {
+                Some(is_rival) => *is_rival,
+                None => {
+                    let is_rival = match notices::read(bucket, [notice]).await {
+                        Ok(subjects) => subjects.iter().any(|subject| subject.conflicts(&ours)),
+                        // A later version of this program may take turns in another way.
+                        Err(error) if error.cause.is_invalid() => false,
+                        Err(error) => return Err(error),
+                    };
+                    known.rivals.insert((notice.key.clone(), notice.size), is_rival);
+                    is_rival
+                }
+            };
+            if is_rival {
+                rivals.push(notice.key.as_str());
+            }
+        }
+        Ok(rivals)
+    }
+
+    /// Does some work during which other pushes of the same revisions wait.
+    pub async fn keep_during<T>(&self, bucket: &Bucket, work: impl Future<Output = T>) -> T {
+        self.notice.repeat_during(bucket, work).await
     }
 
     /// Announces the end of the push.

@@ -1,7 +1,7 @@
 //! Executes the plan of a push: blobs, then each manifest whose blobs are all in the bucket, then its refs.
 
 use std::collections::{BTreeMap, HashSet};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
@@ -58,6 +58,18 @@ pub struct Tally {
     pub skipped: Vec<Skip>,
     /// What failed.
     pub failures: Vec<Error>,
+    /// Files whose blobs were removed from the cache before they were uploaded, as shown to the user.
+    pub vanished: Vec<String>,
+}
+
+impl Tally {
+    /// Records why a blob was not uploaded. One that is no longer in the cache is not a failure.
+    fn record_lost(&mut self, blob: &Upload, error: Error) {
+        match error.cause {
+            Cause::Vanished => self.vanished.push(blob.label.clone()),
+            _ => self.failures.push(error),
+        }
+    }
 }
 
 /// Executes the plan.
@@ -65,17 +77,21 @@ pub async fn publish(context: &Context, plan: &Plan, listed: ListingSizes) -> Ta
     let mut tally = Tally { present: plan.present, ..Tally::default() };
     let (lost, announcement) = send_blobs(context, plan, listed, &mut tally).await;
     context.progress.event(Event::Step("writing manifests and refs"));
-    let mut published = stream::iter(&plan.revisions)
+    let published = stream::iter(&plan.revisions)
         .map(|revision| publish_revision(context, revision, &lost, announcement.as_ref()))
-        .buffer_unordered(CONCURRENCY);
+        .buffer_unordered(CONCURRENCY)
+        .collect::<Vec<_>>();
+    let published = match &announcement {
+        Some(announcement) => announcement.keep_during(&context.bucket, published).await,
+        None => published.await,
+    };
     let mut refs = Vec::new();
-    while let Some(done) = published.next().await {
+    for done in published {
         tally.manifests += done.manifests;
         refs.extend(done.refs);
         tally.skipped.extend(done.skipped);
         tally.failures.extend(done.failures);
     }
-    drop(published);
     // A write without an answer may still arrive: then the notice stays until it expires.
     let is_answered = !tally.failures.iter().any(|failure| failure.cause.is_transient());
     let end = async {
@@ -117,7 +133,7 @@ async fn send_blobs(
             }
             Some(error) => {
                 lost.insert((blob.id, blob.size));
-                tally.failures.push(error);
+                tally.record_lost(&blob, error);
             }
         }
     }
@@ -157,14 +173,21 @@ async fn settle(
             if round > 1 {
                 announcement.renew(bucket).await?;
             }
-            announcement.wait_for_deletions(bucket, &*context.progress).await?;
+            announcement.wait_for_others(bucket, &*context.progress).await?;
         }
         let blobs: Vec<Upload> =
             relied_on.iter().filter(|blob| !lost.contains(&(blob.id, blob.size))).cloned().collect();
         if !blobs.is_empty() {
             context.progress.event(Event::Step("checking what arrived"));
-            let unconfirmed = confirm::find_unconfirmed(bucket, blobs, listed + sent.len()).await?;
-            lost.extend(send_again(context, unconfirmed, tally, sent).await);
+            let confirm = async {
+                let unconfirmed = confirm::find_unconfirmed(bucket, blobs, listed + sent.len()).await?;
+                Ok(send_again(context, unconfirmed, tally, sent).await)
+            };
+            let gone = match &announcement {
+                Some(announcement) => announcement.keep_during(bucket, confirm).await?,
+                None => confirm.await?,
+            };
+            lost.extend(gone);
         }
         // Uploading again may have taken longer than the announcement counts.
         if announcement.as_ref().is_none_or(Announcement::is_fresh) {
@@ -211,7 +234,7 @@ async fn send_again(
             None => unsure.push(blob),
             Some(error) => {
                 gone.push((blob.id, blob.size));
-                tally.failures.push(error);
+                tally.record_lost(&blob, error);
             }
         }
     }
@@ -380,16 +403,19 @@ async fn check_refs(context: &Context, refs: Vec<(&RevisionAction, &RefAction)>,
     checks.buffer_unordered(CONCURRENCY).collect().await
 }
 
-/// Reads a ref back. If it still has its old value, it is written once more. A new value other than ours is fine: another
-/// machine has moved the ref meanwhile.
+/// Reads a ref back. If it still has its old value, it is written once more. A value other than ours that was written
+/// meanwhile is fine: another machine has moved the ref.
 async fn check_ref(context: &Context, revision: &RevisionAction, reference: &RefAction) -> Result<()> {
     for (time, pause) in [Duration::ZERO].into_iter().chain(confirm::PATIENCE).enumerate() {
         if time == 1 {
             put_ref(context, revision, reference).await?;
         }
         tokio::time::sleep(pause).await;
-        let stored = read::reference(&context.bucket, &reference.key).await?.valid();
-        if stored.as_ref() == Some(&revision.commit) || (stored.is_some() && stored != reference.before) {
+        let Some((stored, modified)) = read::reference_and_time(&context.bucket, &reference.key).await?.valid() else {
+            continue;
+        };
+        let is_later = modified.is_some() && seconds(modified) > seconds(reference.modified);
+        if stored == revision.commit || Some(&stored) != reference.before.as_ref() || is_later {
             return Ok(());
         }
     }
@@ -397,6 +423,11 @@ async fn check_ref(context: &Context, revision: &RevisionAction, reference: &Ref
     Err(Error::new(Cause::NotKept, what)
         .because(format!("the store took the key {} twice without an error and does not have it", reference.key))
         .hint("check the store and what is between it and here, then run push again"))
+}
+
+/// Returns a time in whole seconds, since headers have no more than that.
+fn seconds(time: Option<SystemTime>) -> Option<u64> {
+    Some(time?.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs())
 }
 
 /// Merges our manifest into the bucket's: reads, merges, writes and reads back until it has all of our files, since another

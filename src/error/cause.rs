@@ -109,6 +109,8 @@ pub enum Cause {
     Usage,
     /// The file system denies it.
     Permission,
+    /// A file of the cache was removed while it was needed.
+    Vanished,
     /// The disk is full.
     DiskFull,
     /// A signal.
@@ -146,7 +148,7 @@ impl Cause {
             Permission => Kind::Permission,
             Internal => Kind::Internal,
             Interrupted => Kind::Interrupted,
-            NoSuchUpload | Unsupported | Full | Limit | DiskFull | Other => Kind::Failed,
+            NoSuchUpload | Unsupported | Full | Limit | DiskFull | Vanished | Other => Kind::Failed,
         }
     }
 
@@ -249,7 +251,7 @@ mod tests {
     fn exit_codes_follow_from_causes() {
         use Cause::*;
         let cases: [(u8, &[Cause]); 8] = [
-            (1, &[Other, Full, DiskFull, Limit, Unsupported, NoSuchUpload]),
+            (1, &[Other, Full, DiskFull, Vanished, Limit, Unsupported, NoSuchUpload]),
             (
                 2,
                 &[

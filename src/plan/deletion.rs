@@ -148,6 +148,7 @@ impl Plan {
             refs: self.refs.iter().map(|one| one.key.clone()).collect(),
             manifests: self.manifests.iter().map(|one| one.key.clone()).collect(),
             blobs: self.blobs.iter().map(|one| one.blob).collect(),
+            gives_way: false,
         }
     }
 

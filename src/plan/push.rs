@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use serde::Serialize;
 
@@ -138,6 +139,9 @@ pub struct RefAction {
     /// The commit that it names now, if it is valid.
     #[serde(skip)]
     pub before: Option<Commit>,
+    /// When it was last written, by the store's clock.
+    #[serde(skip)]
+    pub modified: Option<SystemTime>,
 }
 
 /// An item that is left out.
@@ -420,7 +424,8 @@ fn plan_revision(
             } else if is_of_other {
                 // The key belongs to another repo.
             } else {
-                action.refs.push(RefAction { key, name: name.clone(), before });
+                let modified = remote.listed_ref(&key).and_then(|listed| listed.object.modified);
+                action.refs.push(RefAction { key, name: name.clone(), before, modified });
             }
         }
     }

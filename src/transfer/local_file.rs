@@ -14,7 +14,7 @@ use super::hashing::OrderedHash;
 use super::rate::Pace;
 use crate::bucket::client::Pulse;
 use crate::cache::read::read_at;
-use crate::error::{Error, Result};
+use crate::error::{Cause, Error, Result};
 use crate::hash::BlobHasher;
 use crate::model::ids::BlobId;
 use crate::progress::Meter;
@@ -53,7 +53,11 @@ impl Upload {
         if error.kind() == std::io::ErrorKind::UnexpectedEof {
             return Error::corrupt(format!("blob {} ({}) became shorter while it was read", self.id, self.label));
         }
-        Error::io("cannot read", &self.source, error)
+        let failure = Error::io("cannot read", &self.source, error);
+        match error.kind() {
+            std::io::ErrorKind::NotFound => Error { cause: Cause::Vanished, ..failure },
+            _ => failure,
+        }
     }
 }
 

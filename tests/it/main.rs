@@ -6,6 +6,8 @@ mod examples;
 mod bad_input;
 #[cfg(unix)]
 mod cli;
+#[cfg(unix)]
+mod concurrency;
 mod contract;
 #[cfg(feature = "fallback")]
 mod fallback;

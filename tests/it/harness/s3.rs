@@ -5,7 +5,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
@@ -145,6 +146,28 @@ struct State {
     parts: Mutex<Parts>,
     /// Number of requests in flight that delete objects.
     deletions: AtomicUsize,
+    ignores_conditions: Arc<AtomicBool>,
+}
+
+/// Drops the conditions of writes if the store ignores them. (Without these headers, the signature would be wrong.)
+struct Conditions(Arc<AtomicBool>);
+
+impl s3s::access::S3Access for Conditions {
+    // As the macro of the trait expands `async fn put_object(&self, request: &mut …)`.
+    fn put_object<'life0, 'life1, 'async_trait>(
+        &'life0 self,
+        request: &'life1 mut s3s::S3Request<s3s::dto::PutObjectInput>,
+    ) -> Pin<Box<dyn Future<Output = s3s::S3Result<()>> + Send + 'async_trait>>
+    where
+        'life0: 'async_trait,
+        'life1: 'async_trait,
+        Self: 'async_trait,
+    {
+        if self.0.load(Ordering::SeqCst) {
+            (request.input.if_match, request.input.if_none_match) = (None, None);
+        }
+        Box::pin(std::future::ready(Ok(())))
+    }
 }
 
 /// Counts a request that deletes objects, even if its client closes the connection.
@@ -172,10 +195,12 @@ impl Server {
         let files = s3s_fs::FileSystem::new(root).expect("the folder exists");
         let mut builder = S3ServiceBuilder::new(files);
         builder.set_auth(SimpleAuth::from_single(access_key, secret_key));
+        let ignores_conditions = Arc::<AtomicBool>::default();
+        builder.set_access(Conditions(ignores_conditions.clone()));
         let service = builder.build();
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await.expect("a free port");
         let url = format!("http://{}", listener.local_addr().expect("bound"));
-        let state = Arc::new(State { root: root.to_path_buf(), ..State::default() });
+        let state = Arc::new(State { root: root.to_path_buf(), ignores_conditions, ..State::default() });
         let task = tokio::spawn(accept(listener, service, state.clone()));
         Server { url, state, task }
     }
@@ -234,6 +259,11 @@ impl Server {
         let held = gate.clone();
         self.on_request(move |request| if picks(request) { Action::Hold(held.clone()) } else { Action::Pass });
         gate
+    }
+
+    /// Accepts the conditions of writes from now on, and does not honour them.
+    pub fn ignore_conditions(&self) {
+        self.state.ignores_conditions.store(true, Ordering::SeqCst);
     }
 
     /// Handles all requests normally again.
