@@ -80,6 +80,10 @@ impl Net {
             Err(error) => error,
         };
         let failure = failure(&error, tls);
+        if failure.cause == Cause::Tls && (self.has_answered.load(Ordering::Relaxed) || speaks_http(&host, port).await)
+        {
+            return Err(Failure::new(Cause::Broken, "the response is damaged"));
+        }
         let may_be_protocol = matches!(failure.cause, Cause::Unreachable | Cause::Broken) && !error.is_timeout();
         if self.has_answered.load(Ordering::Relaxed)
             || !may_be_protocol

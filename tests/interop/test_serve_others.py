@@ -89,9 +89,6 @@ class Reading(Others):
                     }
                     | {"no-such-file": None},
                 )
-                # It does not escape the slash of a branch when it lists files.
-                if "/" in ref and not ref.startswith("refs/"):
-                    continue
                 self.assertEqual(
                     self.node(client, "browse", repo, ref, files=paths),
                     {

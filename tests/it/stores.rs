@@ -690,6 +690,24 @@ fn a_wrong_scheme_gets_a_hint() {
     machine.run(&["list", "--remote"]).refused(6, &[&hint]);
 }
 
+/// Over plain HTTP, nothing protects a response on its way.
+#[test]
+fn a_damaged_status_line_is_retried() {
+    for damaged in ["first", "later"] {
+        let store = store_with_three_models();
+        let machine = store.machine();
+        let is_first = move |request: &Request| (damaged == "first") == request.is_list();
+        let done = AtomicBool::new(false);
+        store.script(move |request, _| {
+            (is_first(request) && !done.swap(true, Ordering::Relaxed)).then(|| Reply {
+                raw: Some(b"IUTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".to_vec()),
+                ..Reply::default()
+            })
+        });
+        machine.ok(&["pull-all"]);
+    }
+}
+
 #[test]
 fn a_completed_upload_is_verified() {
     for body in ["", "<CompleteMulti", "<html>"] {

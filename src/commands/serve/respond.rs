@@ -24,7 +24,7 @@ use super::revisions::{Revision, Revisions};
 use super::route::{self, Refusal, Route};
 use crate::cache::layout::Layout;
 use crate::error::{Cause, Error, printable};
-use crate::model::ids::{BlobId, RepoPath, RepoQuery, RepoType};
+use crate::model::ids::{BlobId, Commit, RepoPath, RepoQuery, RepoType};
 use crate::net::RESERVED;
 use crate::transfer::arrival::Arrival;
 use crate::transfer::parts::SINGLE_GET;
@@ -352,6 +352,21 @@ impl Site {
         is_expanded: bool,
         client_keeps_it: bool,
     ) -> Answer {
+        // The first part of the path may belong to the name of the ref. A commit has no slashes.
+        let longer = match folder {
+            Some(folder) if revision.parse::<Commit>().is_err() => match self.revisions.refs(query).await {
+                Ok(refs) if !refs.contains_key(revision) => {
+                    let names = refs.keys().map(String::as_str);
+                    route::longer_revision(names, revision, folder).map(|(name, rest)| (name.to_string(), rest))
+                }
+                _ => None,
+            },
+            _ => None,
+        };
+        let (revision, folder) = match &longer {
+            Some((name, rest)) => (name.as_str(), rest.as_ref()),
+            None => (revision, folder),
+        };
         let revision = match self.revisions.find_complete(query, revision).await {
             Ok(revision) => revision,
             Err(error) => return self.failure(&format!("{query}@{revision}"), &error),

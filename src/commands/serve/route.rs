@@ -185,7 +185,11 @@ fn parse_api(kind: RepoType, words: &[&str], options: &Options) -> Result<Route,
         [] => return Ok(Route::Info { query, revision: "main".into(), with_blobs: options.with_blobs }),
         ["refs"] => return Ok(Route::Refs { query, with_pull_requests: options.with_pull_requests }),
         ["auth-check"] => return Ok(Route::AuthCheck { query }),
-        ["revision" | "tree" | "paths-info", revision @ ..] if !revision.is_empty() => split_revision(revision)?,
+        ["tree", revision @ ..] if !revision.is_empty() => split_revision(revision)?,
+        // Nothing follows the revision, so slashes that are not escaped are its own.
+        ["revision" | "paths-info", revision @ ..] if !revision.is_empty() => {
+            (split_revision(&[revision.join("/").trim_end_matches('/')])?.0, &[][..])
+        }
         _ => return Ok(Route::NotServed),
     };
     // A trailing slash adds an empty part.
@@ -243,6 +247,24 @@ fn split_revision<'a, 'b>(words: &'a [&'b str]) -> Result<(String, &'a [&'b str]
         "HEAD" => Ok(("main".into(), rest)),
         _ => Ok((revision, rest)),
     }
+}
+
+/// Returns the ref that the start of a path belongs to, and the rest of the path. Some clients do not escape the slashes of
+/// a ref's name, so that all but its first part looks like a path. The Hub knows it by its refs, too.
+pub fn longer_revision<'a>(
+    refs: impl IntoIterator<Item = &'a str>,
+    revision: &str,
+    path: &RepoPath,
+) -> Option<(&'a str, Option<RepoPath>)> {
+    let rest_after = |name: &str| {
+        let name = name.strip_prefix(revision)?.strip_prefix('/')?;
+        match path.as_str().strip_prefix(name)? {
+            "" => Some(None),
+            rest => Some(Some(rest.strip_prefix('/')?.parse().ok()?)),
+        }
+    };
+    let fitting = refs.into_iter().filter_map(|name| Some((name, rest_after(name)?)));
+    fitting.max_by_key(|(name, _)| name.len())
 }
 
 fn repo_path(words: &[&str]) -> Result<RepoPath, Refusal> {
@@ -336,6 +358,23 @@ mod tests {
             ["/api/models", "/api/models/org/name/discussions", "/api/models/org/name/commits/main", "/x", "/a/b/c"]
         {
             assert_eq!(parse(path, ""), Ok(Route::NotServed), "{path}");
+        }
+    }
+
+    #[test]
+    fn slashes_of_a_ref_need_not_be_escaped() {
+        let longer = |path: &str| {
+            longer_revision(["main", "a/b", "a/b/c", "ab/c", "b/c"], "a", &path.parse().unwrap())
+                .map(|(name, rest)| (name, rest.map(|rest| rest.to_string())))
+        };
+        assert_eq!(longer("b"), Some(("a/b", None)));
+        assert_eq!(longer("b/d/x"), Some(("a/b", Some("d/x".into()))));
+        assert_eq!(longer("b/c/x"), Some(("a/b/c", Some("x".into()))));
+        assert_eq!(longer("bc/x"), None);
+        assert_eq!(longer("c"), None);
+        for (path, revision) in [("revision/a/b", "a/b"), ("revision/a/", "a"), ("revision/HEAD", "main")] {
+            let info = Route::Info { query: query_of("model:org/name"), revision: revision.into(), with_blobs: false };
+            assert_eq!(parse(&format!("/api/models/org/name/{path}"), ""), Ok(info), "{path}");
         }
     }
 

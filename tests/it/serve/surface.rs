@@ -266,6 +266,27 @@ fn refs_are_listed_by_kind() {
     assert_eq!(of("pullRequests", &refs), [format!("refs/pr/1 {COMMIT}")]);
 }
 
+/// huggingface.js does not escape them when it lists files.
+#[test]
+fn slashes_of_a_branch_need_not_be_escaped() {
+    let (_store, machine) = setup(&[
+        mixed("model", "org/name"),
+        Revision::new("model", "org/name").git("b/a", "a").at(OTHER).refs(&["feature/x"]),
+    ]);
+    let serve = Serve::start(&machine, &[]);
+    let listing = serve.json("/api/models/org/name/tree/feature%2Fx?recursive=true");
+    assert_eq!(serve.json("/api/models/org/name/tree/feature/x?recursive=true"), listing);
+    assert_eq!(serve.json("/api/models/org/name/tree/feature/x/b")[0]["path"], "b/a");
+    assert_eq!(serve.json("/api/models/org/name/revision/feature/x")["sha"], OTHER);
+    assert_eq!(
+        serve.json("/api/models/org/name/tree/v1.0/ordner"),
+        serve.json("/api/models/org/name/tree/main/ordner")
+    );
+    serve.get("/api/models/org/name/tree/main/none").refused(404, "EntryNotFound");
+    serve.get("/api/models/org/name/tree/feature/x/none").refused(404, "EntryNotFound");
+    serve.get("/api/models/org/name/tree/other/x").refused(404, "RevisionNotFound");
+}
+
 #[test]
 fn what_does_not_exist_is_told_as_the_hub_does() {
     let (_store, machine) = setup(&[mixed("model", "org/name")]);
