@@ -128,6 +128,20 @@ impl Address {
 }
 
 impl Route {
+    /// Whether requests are encrypted, and so protected from damage on their way.
+    pub(super) fn uses_tls(&self) -> bool {
+        target(&self.base).2
+    }
+
+    /// Whether bytes cross a network on which nothing protects them from damage but what this tool does.
+    pub(super) fn needs_checksums(&self) -> bool {
+        let (host, _, tls) = target(&self.base);
+        let host = host.trim_matches(['[', ']']);
+        let is_here = host.eq_ignore_ascii_case("localhost")
+            || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+        !tls && !is_here
+    }
+
     /// Returns the endpoint as shown in messages; empty for AWS.
     pub(super) fn shown(&self) -> String {
         self.address.endpoint.clone().unwrap_or_default()
@@ -310,6 +324,23 @@ mod tests {
         assert_eq!(redirected(&local, &none, Some("home"), None), is("http://127.0.0.1:9000", "home"));
         let port = refusal("", None, Some("127.0.0.1:9001"));
         assert_eq!(redirected(&local, &port, None, None), is("http://127.0.0.1:9001", "us-east-1"));
+    }
+
+    #[test]
+    fn only_plain_http_to_another_machine_needs_checksums() {
+        for (endpoint, needed) in [
+            (None, false),
+            (Some("https://minio.internal:9000"), false),
+            (Some("http://minio.internal:9000"), true),
+            (Some("http://10.0.0.1"), true),
+            (Some("http://[fd00::1]:9000"), true),
+            (Some("http://127.0.0.1:9000"), false),
+            (Some("http://[::1]:9000"), false),
+            (Some("http://localhost"), false),
+        ] {
+            let route = address(endpoint, "us-east-1", Style::Path).into_route().unwrap();
+            assert_eq!(route.needs_checksums(), needed, "{endpoint:?}");
+        }
     }
 
     #[test]

@@ -171,7 +171,7 @@ impl Failure {
                 "set HTTPS_PROXY to http://NAME:PASSWORD@HOST:PORT, or name the store's host in NO_PROXY",
             ),
             Cause::Damaged => (
-                format!("the store received damaged bytes ({detail})"),
+                format!("bytes were damaged on their way ({detail})"),
                 "run it again; if it persists, check this machine's memory and network",
             ),
             Cause::Unsupported => (format!("the store does not support this request ({detail})"), ""),

@@ -224,7 +224,11 @@ impl Wire {
         let keys = credentials.first.map(|keys| (keys, Instant::now()));
         let initial_route = Arc::new(address.into_route()?);
         Ok(Wire {
-            sends_checksums: AtomicBool::new(matches!(settings.checksums, Checksums::Md5 | Checksums::Crc32)),
+            sends_checksums: AtomicBool::new(match settings.checksums {
+                Checksums::Md5 | Checksums::Crc32 => true,
+                Checksums::Auto => initial_route.needs_checksums(),
+                Checksums::None => false,
+            }),
             net,
             settings,
             provider: credentials.provider,

@@ -191,7 +191,8 @@ pub static SETTINGS: &[Setting] = &[
         value_name: "KIND",
         default: "auto",
         doc: "checksum of each PUT and part: `md5` is the Content-MD5 header, `crc32` is \
-              `x-amz-checksum-crc32`; `auto` sends none unless the store requires one",
+              `x-amz-checksum-crc32`; `auto` sends none unless the store requires one, or is another machine that is \
+              reached over plain HTTP (then MD5)",
         template: Template::Comment("auto"),
         ..PLAIN
     },

@@ -12,14 +12,17 @@ mod contract;
 #[cfg(feature = "fallback")]
 mod fallback;
 mod faults;
+mod faulty_network;
 mod harness;
 mod interrupt;
+mod kills;
 mod limits;
 mod links;
 #[cfg(unix)]
 mod odd_caches;
 #[cfg(unix)]
 mod partial;
+mod promises;
 mod prune;
 mod prune_remote;
 mod pull_all;
@@ -27,6 +30,8 @@ mod push_pull;
 #[cfg(unix)]
 mod remote;
 mod rm;
+#[cfg(unix)]
+mod secrets;
 #[cfg(unix)]
 mod serve;
 #[cfg(unix)]

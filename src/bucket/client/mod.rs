@@ -14,7 +14,8 @@ mod listing;
 mod parts;
 mod retry;
 
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
@@ -37,6 +38,7 @@ use super::wire::{Op, Payload, Request, Settings, Wire};
 use super::{answer, connection};
 use crate::config::{Addressing, Config, Credentials, Storage, host_of, hosts, is_backblaze, values};
 use crate::error::{Error, Result};
+use crate::hash::md5_hex;
 use crate::model::ids::BlobId;
 use crate::progress::Progress;
 
@@ -217,6 +219,7 @@ impl Bucket {
     pub async fn get_small(&self, key: &str, limit: u64) -> Result<Option<Small>, Failure> {
         let full = self.key(key);
         let request = Request::new(Op::Read, &full);
+        let doubtful = Mutex::new(None);
         let read = || async {
             let mut response = self.wire.send(&request).await?;
             let modified = response.headers().get("last-modified").and_then(answer::time);
@@ -233,13 +236,37 @@ impl Bucket {
             if expected.is_some_and(|expected| expected != bytes.len() as u64) {
                 return Err(Failure::new(Cause::Broken, "the download ended early"));
             }
-            Ok(Small { bytes: bytes.into(), etag, modified })
+            let small = Small { bytes: bytes.into(), etag, modified };
+            match self.may_be_damaged(&small, &doubtful) {
+                true => Err(Failure::new(Cause::Damaged, "they do not match their ETag")),
+                false => Ok(small),
+            }
         };
         match self.retried(Op::Read, read).await {
             Ok(small) => Ok(Some(small)),
             Err(failure) if failure.cause == Cause::NoSuchKey => Ok(None),
             Err(failure) => Err(failure),
         }
+    }
+
+    /// Whether an object may have been damaged on its way, from which nothing but TLS protects it: its ETag looks like the
+    /// MD5 of other bytes. Stores that encrypt send such ETags, too. So `doubtful` keeps the bytes, and if the same ones come
+    /// again, ETags are not MD5s in this bucket.
+    fn may_be_damaged(&self, small: &Small, doubtful: &Mutex<Option<Bytes>>) -> bool {
+        if self.wire.route().uses_tls() || self.shared.has_other_etags.load(Ordering::Relaxed) {
+            return false;
+        }
+        let is_md5 = |etag: &&String| etag.len() == 32 && etag.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let Some(etag) = small.etag.as_ref().filter(is_md5) else { return false };
+        if md5_hex(&small.bytes).eq_ignore_ascii_case(etag) {
+            return false;
+        }
+        let before = doubtful.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).replace(small.bytes.clone());
+        let is_same = before.is_some_and(|before| before == small.bytes);
+        if is_same {
+            self.shared.has_other_etags.store(true, Ordering::Relaxed);
+        }
+        !is_same
     }
 
     /// Opens an object for reading: all of it, or the bytes from `range.0` to `range.1` (exclusive).

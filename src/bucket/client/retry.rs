@@ -40,6 +40,8 @@ pub(super) struct Shared {
     first_writes: Semaphore,
     /// Whether the store cannot delete many objects in one request.
     pub(super) deletes_singly: AtomicBool,
+    /// Whether ETags in this bucket look like MD5s and are something else.
+    pub(super) has_other_etags: AtomicBool,
 }
 
 /// The writes that the store has refused since it last accepted one.
@@ -94,6 +96,7 @@ impl Default for Shared {
             has_written: AtomicBool::default(),
             first_writes: Semaphore::new(FIRST_WRITES),
             deletes_singly: AtomicBool::default(),
+            has_other_etags: AtomicBool::default(),
         }
     }
 }

@@ -336,13 +336,17 @@ async fn answer(
         Action::ClockAhead(seconds) | Action::Shift(seconds) => ahead = Some(seconds),
         Action::Pass | Action::Swallow | Action::Truncate(_) | Action::Misplace | Action::Flip | Action::Omit(_) => {}
     }
+    let request = match with_content_md5(request).await {
+        Ok(request) => request,
+        Err(()) => return Ok(refusal(400, "BadDigest", "The Content-MD5 you specified did not match")),
+    };
     let upload = seen.parameter("uploadId").map(String::from);
     if let (Some(upload), "GET") = (&upload, seen.method.as_str())
         && let Some(parts) = state.parts.lock().unwrap().get(upload)
     {
         return Ok(listed_parts(parts));
     }
-    let mut response = match service.call(request.map(Body::from)).await {
+    let mut response = match service.call(request).await {
         Ok(response) => response,
         Err(_) => return Ok(refusal(500, "InternalError", "the embedded server failed")),
     };
@@ -394,6 +398,19 @@ async fn answer(
         None => response,
         Some(length) => cut_short(response, length).await,
     })
+}
+
+/// Checks a body against its Content-MD5, as stores do. s3s-fs ignores that of parts.
+async fn with_content_md5(request: Request<Incoming>) -> Result<Request<Body>, ()> {
+    use http_body_util::BodyExt;
+    let Some(expected) = request.headers().get("content-md5").cloned() else { return Ok(request.map(Body::from)) };
+    let (head, body) = request.into_parts();
+    let bytes = body.collect().await.map(|body| body.to_bytes()).map_err(drop)?;
+    let found = aws_smithy_types::base64::encode(md5::Md5::digest(&bytes));
+    if expected.as_bytes() != found.as_bytes() {
+        return Err(());
+    }
+    Ok(Request::from_parts(head, Body::from(bytes)))
 }
 
 /// Decodes percent-encoding.

@@ -1,0 +1,551 @@
+//! Every command behind a faulty network. Whatever happens, the result is right, or there is one clear error; nothing wrong
+//! is in the cache or in the bucket afterwards; and the same command completes once the network is whole again.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::harness::cache::{OTHER, Revision};
+use crate::harness::machine::{Machine, Output};
+use crate::harness::proxy::{Fault, Passing, Proxy, Response};
+use crate::harness::sound::{assert_sound_bucket, assert_sound_cache};
+use crate::harness::store::{BUCKET, Store};
+use crate::harness::{contents, sha256, weights};
+
+/// How old an object has to be to be deleted, and older.
+const OLD: i64 = -48 * 3600;
+
+/// A bucket behind a proxy, and a machine.
+struct World {
+    store: Store,
+    machine: Machine,
+    proxy: Proxy,
+    one: Revision,
+    two: Revision,
+}
+
+impl World {
+    fn new(command: &Command) -> World {
+        let store = Store::new();
+        let proxy = Proxy::to(&store.server.url);
+        let mut machine = Machine::unconfigured();
+        machine.connect(&proxy.url, BUCKET, "test-region");
+        machine.set("HF_CACHE_SYNC_CHECKSUMS", "md5");
+        let one = Revision::new("model", "org/one").git("config.json", "{\"model_type\": \"bert\"}\n");
+        let one = one.lfs("model.bin", weights(1, 40_000)).git("sub/vocab.txt", "a\nb\n");
+        let two = Revision::new("model", "org/two").at(OTHER).lfs("model.bin", weights(1, 40_000)).git("b.txt", "two");
+        let world = World { store, machine, proxy, one, two };
+        (command.prepare)(&world);
+        world.store.keys().iter().for_each(|key| world.store.age(key, OLD));
+        world
+    }
+
+    fn publish(&self) {
+        self.one.publish(&self.store);
+        self.two.publish(&self.store);
+    }
+
+    fn write(&self) {
+        for revision in [&self.one, &self.two] {
+            revision.write(&self.machine.hub());
+            revision.age(&self.machine.hub(), 30);
+        }
+    }
+
+    fn assert_published(&self) {
+        for revision in [&self.one, &self.two] {
+            revision.assert_published(&self.store);
+            let reference = self.store.text(&format!("refs/{}/main", revision.encoded()));
+            assert_eq!(reference, revision.commit);
+        }
+    }
+
+    #[track_caller]
+    fn assert_sound(&self, is_damaged: bool) {
+        if !is_damaged {
+            assert_sound_bucket(&self.store);
+        }
+        assert_sound_cache(&self.machine.hub());
+    }
+}
+
+/// A command, and what it is about.
+struct Command {
+    line: &'static [&'static str],
+    prepare: fn(&World),
+    /// Whether the bucket is not sound before.
+    is_damaged: bool,
+    /// Asserts that it has done its work.
+    is_done: fn(&World),
+}
+
+/// A blob that nothing needs.
+fn unused() -> (String, Vec<u8>) {
+    let bytes = weights(9, 500);
+    (format!("blobs/{}", sha256(&bytes)), bytes)
+}
+
+const COMMANDS: [Command; 9] = [
+    Command { line: &["push"], prepare: World::write, is_damaged: false, is_done: World::assert_published },
+    Command {
+        line: &["pull", "org/one"],
+        prepare: World::publish,
+        is_damaged: false,
+        is_done: |world| world.one.assert_pulled(&world.machine.hub()),
+    },
+    Command {
+        line: &["pull-all"],
+        prepare: World::publish,
+        is_damaged: false,
+        is_done: |world| {
+            world.one.assert_pulled(&world.machine.hub());
+            world.two.assert_pulled(&world.machine.hub());
+        },
+    },
+    Command {
+        line: &["prune", "--max-size", "0B", "--require-remote", "--yes"],
+        prepare: |world| {
+            world.publish();
+            world.write();
+        },
+        is_damaged: false,
+        is_done: |world| {
+            world.assert_published();
+            assert!(!world.one.snapshot(&world.machine.hub()).exists());
+            assert!(!world.two.snapshot(&world.machine.hub()).exists());
+        },
+    },
+    Command {
+        line: &["verify", "--remote", "--deep"],
+        prepare: World::publish,
+        is_damaged: false,
+        is_done: World::assert_published,
+    },
+    Command {
+        line: &["verify", "--remote", "--repair"],
+        prepare: |world| {
+            world.publish();
+            world.write();
+            world.store.remove(&world.one.blob_key("model.bin"));
+            world.store.remove(&world.two.manifest_key());
+        },
+        is_damaged: true,
+        is_done: World::assert_published,
+    },
+    Command {
+        line: &["remote", "gc", "--yes"],
+        prepare: |world| {
+            world.publish();
+            let (key, bytes) = unused();
+            world.store.put(&key, bytes);
+        },
+        is_damaged: false,
+        is_done: |world| {
+            world.assert_published();
+            assert!(!world.store.has(&unused().0));
+        },
+    },
+    Command {
+        line: &["remote", "rm", "org/two", "--yes"],
+        prepare: World::publish,
+        is_damaged: false,
+        is_done: |world| {
+            world.one.assert_published(&world.store);
+            assert!(!world.store.has(&world.two.manifest_key()) && !world.store.has(&world.two.blob_key("b.txt")));
+        },
+    },
+    Command {
+        line: &["rm", "org/one", "--require-remote", "--yes"],
+        prepare: |world| {
+            world.publish();
+            world.write();
+        },
+        is_damaged: false,
+        is_done: |world| {
+            world.assert_published();
+            assert!(!world.one.snapshot(&world.machine.hub()).exists());
+        },
+    },
+];
+
+/// Asserts that a command has succeeded, or that its error is clear.
+#[track_caller]
+fn assert_clear(ran: &Output, what: &str) {
+    ran.nothing_internal();
+    assert!([0, 1, 3, 4, 5, 6].contains(&ran.code), "{what}: {ran:#?}");
+    if ran.code != 0 {
+        let lines = ran.stderr.lines().count();
+        assert!((1..=16).contains(&lines) && ran.stderr.contains("error: "), "{what}: {ran:#?}");
+    }
+}
+
+/// Runs a command behind a fault and again without it, and asserts what the first lines of this file say.
+fn assert_survives(command: &Command, what: &str, rule: impl FnMut(&Passing) -> Fault + Send + 'static) -> Output {
+    let what = format!("{what}, {:?}", command.line);
+    let world = World::new(command);
+    world.proxy.fail(rule);
+    let ran = world.machine.run(command.line);
+    assert_clear(&ran, &what);
+    world.assert_sound(command.is_damaged && ran.code != 0);
+    if ran.code == 0 {
+        (command.is_done)(&world);
+    }
+    world.proxy.behave();
+    // Pushes would wait for the notice of a deletion that nobody could remove.
+    if ran.code != 0 {
+        forget_deletions(&world.store);
+    }
+    let again = world.machine.run(command.line);
+    // What has been removed cannot be removed again.
+    let is_gone = again.code == 4 && command.line.contains(&"rm");
+    assert!(again.code == 0 || is_gone, "{what}: after {ran:#?}: {again:#?}");
+    world.assert_sound(false);
+    (command.is_done)(&world);
+    ran
+}
+
+fn forget_deletions(store: &Store) {
+    let notices = store.keys().into_iter().filter(|key| key.starts_with("_hf_cache_sync_gc/"));
+    notices.for_each(|key| store.age(&key, -7200));
+}
+
+/// Returns how many requests a command makes without a fault.
+fn requests(command: &Command) -> usize {
+    let world = World::new(command);
+    world.proxy.fail(|_| Fault::None);
+    let ran = world.machine.run(command.line);
+    assert_eq!(ran.code, 0, "{:?}: {ran:#?}", command.line);
+    (command.is_done)(&world);
+    world.proxy.count()
+}
+
+type MakeFault = fn(&mut fastrand::Rng) -> Fault;
+
+/// What may happen to a single request or response.
+const ACCIDENTS: [(&str, MakeFault); 11] = [
+    ("reset before the server", |_| Fault::ResetBefore),
+    ("reset in the head", |random| Fault::ResetAfter(random.usize(..60))),
+    ("reset in the middle", |random| Fault::ResetAfter(random.usize(60..2000))),
+    ("closed in the body", |random| Fault::CloseAfter(random.usize(..300))),
+    ("a flipped bit in the status line", |random| Fault::FlipHead(random.usize(..15))),
+    ("a flipped bit in the head", |random| Fault::FlipHead(random.usize(..300))),
+    ("a flipped bit in the body", |random| Fault::FlipBody(random.usize(..))),
+    ("a flipped bit in the request", |random| Fault::FlipRequest(random.usize(..))),
+    ("500", |_| Fault::Refuse(500, "InternalError", "we are sorry")),
+    ("503", |_| Fault::Refuse(503, "SlowDown", "later")),
+    ("429", |_| Fault::Refuse(429, "", "")),
+];
+
+/// One accident in each run, at a random request. `SEED` repeats a run, and `FAULT_ROUNDS` is the number of accidents of each
+/// kind for each command (2 by default).
+#[test]
+#[expect(clippy::print_stdout, reason = "the output of a failed test has the seed")]
+fn an_accident_on_the_network_does_no_harm() {
+    let seed = std::env::var("SEED").map_or_else(|_| fastrand::u64(..), |seed| seed.parse().unwrap());
+    let rounds = std::env::var("FAULT_ROUNDS").map_or(2, |rounds| rounds.parse().unwrap());
+    println!("seed: {seed}");
+    std::thread::scope(|scope| {
+        for (number, command) in COMMANDS.iter().enumerate() {
+            scope.spawn(move || {
+                let mut random = fastrand::Rng::with_seed(seed.wrapping_add(number as u64));
+                let count = requests(command);
+                for (name, fault) in ACCIDENTS {
+                    for _ in 0..rounds {
+                        let (at, fault) = (random.usize(..count), fault(&mut random));
+                        let what = format!("seed {seed}, {name} at request {at}");
+                        assert_survives(command, &what, move |request| match request.number == at {
+                            true => fault.clone(),
+                            false => Fault::None,
+                        });
+                    }
+                }
+            });
+        }
+    });
+}
+
+/// A burst that hits every request of a moment is waited out.
+#[test]
+fn a_burst_of_refusals_is_waited_out() {
+    std::thread::scope(|scope| {
+        for command in &COMMANDS {
+            for (status, code) in [(500, "InternalError"), (503, "SlowDown")] {
+                scope.spawn(move || {
+                    let burst = AtomicUsize::new(0);
+                    let ran = assert_survives(command, "a burst", move |request| {
+                        match request.number >= 1 && burst.fetch_add(1, Ordering::SeqCst) < 3 {
+                            true => Fault::Refuse(status, code, "later"),
+                            false => Fault::None,
+                        }
+                    });
+                    assert_eq!(ran.code, 0, "{:?}: {ran:#?}", command.line);
+                });
+            }
+        }
+    });
+}
+
+/// A store that refuses or breaks everything from some request on.
+#[test]
+fn a_store_that_is_lost_in_the_middle_is_one_clear_error() {
+    let losses: [(&str, Fault, &[i32]); 4] = [
+        ("403", Fault::Refuse(403, "AccessDenied", "Access Denied"), &[3]),
+        ("expired credentials", Fault::Refuse(400, "ExpiredToken", "The provided token has expired."), &[3]),
+        ("503", Fault::Refuse(503, "SlowDown", "Please reduce your request rate."), &[6]),
+        ("resets", Fault::ResetBefore, &[6]),
+    ];
+    std::thread::scope(|scope| {
+        for command in &COMMANDS {
+            for (name, fault, codes) in losses.clone() {
+                scope.spawn(move || {
+                    let from = requests(command) / 2;
+                    let ran = assert_survives(command, name, move |request| match request.number >= from {
+                        true => fault.clone(),
+                        false => Fault::None,
+                    });
+                    // The last requests of a command may be dispensable.
+                    assert!(ran.code == 0 || codes.contains(&ran.code), "{name}, {:?}: {ran:#?}", command.line);
+                });
+            }
+        }
+    });
+}
+
+/// The server goes away and comes back, and refuses connections in the meantime.
+#[test]
+fn a_server_that_refuses_connections_is_one_clear_error() {
+    for command in &COMMANDS {
+        let world = World::new(command);
+        world.proxy.cut_off();
+        let ran = world.machine.run(command.line);
+        assert_eq!(ran.code, 6, "{:?}: {ran:#?}", command.line);
+        assert!(ran.stderr.contains("cannot connect to"), "{ran:#?}");
+        assert_clear(&ran, "refused");
+        world.assert_sound(command.is_damaged);
+        world.proxy.restore();
+        world.machine.ok(command.line);
+        world.assert_sound(false);
+        (command.is_done)(&world);
+    }
+}
+
+/// Changes the text of a listing.
+type Edit = fn(&str) -> String;
+
+/// Changes every listing of objects.
+fn listings(change: Edit) -> impl FnMut(&Passing) -> Fault + Send + 'static {
+    move |request| match request.is_list() {
+        true => Fault::edit(move |response: &mut Response| response.edit(change)),
+        false => Fault::None,
+    }
+}
+
+fn entries(xml: &str) -> Vec<String> {
+    let rest = xml.split("<Contents>").skip(1);
+    rest.map(|rest| format!("<Contents>{}</Contents>", rest.split("</Contents>").next().unwrap())).collect()
+}
+
+/// Returns a listing with these entries.
+fn with_entries(xml: &str, changed: &[String]) -> String {
+    let bare = entries(xml).iter().fold(xml.to_string(), |xml, entry| xml.replace(entry, ""));
+    let bare = match (bare.split_once("<KeyCount>"), bare.split_once("</KeyCount>")) {
+        (Some((before, _)), Some((_, after))) => format!("{before}{after}"),
+        _ => bare,
+    };
+    bare.replace("</ListBucketResult>", &format!("{}</ListBucketResult>", changed.concat()))
+}
+
+#[test]
+fn listings_out_of_order_or_with_repetitions_are_read_completely() {
+    let odd: [(&str, Edit); 2] = [
+        ("out of order", |xml| {
+            let mut all = entries(xml);
+            all.reverse();
+            with_entries(xml, &all)
+        }),
+        ("twice", |xml| with_entries(xml, &[entries(xml), entries(xml)].concat())),
+    ];
+    for (what, change) in odd {
+        for command in &COMMANDS {
+            let ran = assert_survives(command, what, listings(change));
+            assert_eq!(ran.code, 0, "{what}, {:?}: {ran:#?}", command.line);
+        }
+    }
+}
+
+#[test]
+fn listings_that_cannot_be_right_are_one_clear_error_and_nothing_is_done() {
+    let wrong: [(&str, Edit); 5] = [
+        ("a token that repeats for ever", |xml| {
+            let more = "<IsTruncated>true</IsTruncated><NextContinuationToken>again</NextContinuationToken>";
+            let xml = xml.replace("<IsTruncated>false</IsTruncated>", "");
+            xml.replace("</ListBucketResult>", &format!("{more}</ListBucketResult>"))
+        }),
+        ("a key outside the prefix", |xml| {
+            let entry = "<Contents><Key>elsewhere/x</Key><Size>1</Size></Contents>".to_string();
+            with_entries(xml, &[entries(xml), vec![entry]].concat())
+        }),
+        ("an error with status 200", |_| {
+            "<?xml version=\"1.0\"?><Error><Code>InternalError</Code><Message>sorry</Message></Error>".into()
+        }),
+        ("no end of the document", |xml| xml[..xml.len() / 2].into()),
+        ("another document", |_| "<html><body>log in</body></html>".into()),
+    ];
+    std::thread::scope(|scope| {
+        for (what, change) in wrong {
+            for command in &COMMANDS {
+                scope.spawn(move || {
+                    let world = World::new(command);
+                    let (bucket, cache) = (world.store.objects(), contents(&world.machine.hub()));
+                    world.proxy.fail(listings(change));
+                    let ran = world.machine.run(command.line);
+                    assert!([1, 6].contains(&ran.code), "{what}, {:?}: {ran:#?}", command.line);
+                    assert_clear(&ran, what);
+                    assert_eq!(world.store.objects(), bucket, "{what}, {:?}", command.line);
+                    assert_eq!(contents(&world.machine.hub()), cache, "{what}, {:?}", command.line);
+                    world.proxy.behave();
+                    world.machine.ok(command.line);
+                    (command.is_done)(&world);
+                });
+            }
+        }
+    });
+}
+
+/// Stores without conditional writes answer 501 to them, and some answer 200 with an error in the body.
+#[test]
+fn refused_conditions_and_errors_with_status_200_are_understood() {
+    for command in &COMMANDS {
+        let ran = assert_survives(command, "501", |request| match request.is_conditional() {
+            true => Fault::Refuse(501, "NotImplemented", "A header you provided implies functionality"),
+            false => Fault::None,
+        });
+        assert_eq!(ran.code, 0, "{:?}: {ran:#?}", command.line);
+        // Every answer to a write is such an error once.
+        let failed = std::sync::Mutex::new(std::collections::HashSet::new());
+        assert_survives(command, "200 with an error", move |request| {
+            let is_write = request.method == "PUT" || request.method == "POST";
+            match is_write && failed.lock().unwrap().insert((request.key.clone(), request.query.clone())) {
+                true => Fault::Refuse(200, "InternalError", "We encountered an internal error. Please try again."),
+                false => Fault::None,
+            }
+        });
+    }
+}
+
+/// A large blob, so that it is read in ranges.
+fn large() -> (Store, Proxy, Machine, Revision) {
+    let store = Store::new();
+    let proxy = Proxy::to(&store.server.url);
+    let mut machine = Machine::unconfigured();
+    machine.connect(&proxy.url, BUCKET, "test-region");
+    let revision = Revision::new("model", "org/large").lfs("model.bin", weights(4, 9 << 20));
+    (store, proxy, machine, revision)
+}
+
+#[test]
+fn ranges_that_a_store_ignores_or_lies_about_are_one_clear_error() {
+    let (store, proxy, machine, revision) = large();
+    revision.publish(&store);
+    let whole = revision.file("model.bin").bytes.clone();
+    let lies: [(&str, Fault); 4] = [
+        (
+            "ranges are ignored",
+            Fault::edit(move |response| {
+                response.head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}", whole.len());
+                response.body = whole.clone();
+            }),
+        ),
+        ("another start", Fault::edit(|response| response.set_header("content-range", "bytes 7-8/9437184"))),
+        ("another size", Fault::edit(|response| response.set_header("content-range", "bytes 0-8388607/77"))),
+        ("other bytes", Fault::edit(|response| response.body.iter_mut().for_each(|byte| *byte = byte.wrapping_add(1)))),
+    ];
+    for (what, lie) in lies {
+        let fault = lie.clone();
+        proxy.fail(move |request| if request.range().is_some() { fault.clone() } else { Fault::None });
+        let ran = machine.run(&["pull", "org/large"]);
+        assert!([1, 5].contains(&ran.code), "{what}: {ran:#?}");
+        assert_clear(&ran, what);
+        assert!(!revision.snapshot(&machine.hub()).exists(), "{what}");
+        assert_sound_cache(&machine.hub());
+        // Only once: the pull goes on.
+        let (told, fault) = (AtomicUsize::new(0), lie);
+        proxy.fail(move |request| match request.range().is_some() && told.fetch_add(1, Ordering::SeqCst) == 0 {
+            true => fault.clone(),
+            false => Fault::None,
+        });
+        let ran = machine.run(&["pull", "org/large"]);
+        assert_clear(&ran, what);
+        proxy.behave();
+        machine.ok(&["pull", "org/large"]);
+        revision.assert_pulled(&machine.hub());
+        std::fs::remove_dir_all(machine.hub()).unwrap();
+    }
+}
+
+/// Uploads in parts behind accidents: what arrives wrong is sent again, and no part twice without need.
+#[test]
+fn accidents_during_an_upload_in_parts_do_no_harm() {
+    for (what, fault) in [
+        ("reset", Fault::ResetBefore),
+        ("no answer", Fault::ResetAfter(0)),
+        ("a flipped bit", Fault::FlipRequest(77)),
+        ("503", Fault::Refuse(503, "SlowDown", "later")),
+    ] {
+        for start in ["partNumber=2&", "uploads", "uploadId="] {
+            let store = Store::new();
+            let proxy = Proxy::to(&store.server.url);
+            let mut machine = Machine::unconfigured();
+            machine.connect(&proxy.url, BUCKET, "test-region");
+            machine.set("HF_CACHE_SYNC_CHECKSUMS", "md5");
+            let revision = Revision::new("model", "org/large").lfs("model.bin", weights(4, 17 << 20));
+            revision.write(&machine.hub());
+            let (times, fault) = (AtomicUsize::new(0), fault.clone());
+            proxy.fail(move |request| {
+                let is_it = request.query.starts_with(start) && (start != "uploadId=" || request.method == "POST");
+                match is_it && times.fetch_add(1, Ordering::SeqCst) == 0 {
+                    true => fault.clone(),
+                    false => Fault::None,
+                }
+            });
+            let ran = machine.run(&["push"]);
+            assert_clear(&ran, what);
+            assert_sound_bucket(&store);
+            if ran.code == 0 {
+                revision.assert_published(&store);
+            }
+            proxy.behave();
+            machine.ok(&["push"]);
+            revision.assert_published(&store);
+            let sent = proxy.take_sent()[&revision.blob_key("model.bin")];
+            assert!(sent < 35 << 20, "{what} at {start}: {sent} bytes were sent");
+        }
+    }
+}
+
+/// Stored manifests that were damaged on their way must neither be believed nor blamed on the bucket. A flipped digit of a
+/// blob's name makes a blob look unused; a flipped letter of a path installs a file under another name.
+#[test]
+fn a_manifest_that_was_damaged_on_its_way_is_read_again() {
+    for (line, word) in [
+        (&["pull", "org/one"][..], "config"),
+        (&["pull-all"], "vocab"),
+        (&["remote", "gc", "--yes"], "\"blob\": \""),
+        (&["remote", "rm", "org/two", "--yes"], "\"blob\": \""),
+        (&["verify", "--remote"], "\"blob\": \""),
+        (&["prune", "--max-size", "0B", "--require-remote", "--yes"], "\"blob\": \""),
+    ] {
+        let command = COMMANDS.iter().find(|command| command.line.starts_with(&line[..1])).unwrap();
+        let command = COMMANDS.iter().find(|command| command.line == line).unwrap_or(command);
+        let world = World::new(command);
+        let manifest = world.one.manifest_key();
+        let text = world.store.text(&manifest);
+        let at = text.find(word).unwrap() + word.len();
+        let (times, key) = (AtomicUsize::new(0), manifest.clone());
+        world.proxy.fail(move |request| match request.is("GET", &key) && times.fetch_add(1, Ordering::SeqCst) == 0 {
+            true => Fault::FlipBody(at),
+            false => Fault::None,
+        });
+        world.machine.ok(line);
+        world.assert_sound(false);
+        (command.is_done)(&world);
+    }
+}

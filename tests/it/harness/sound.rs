@@ -1,0 +1,92 @@
+//! What holds for every cache and every bucket at any moment, whatever was interrupted, broken or killed.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::store::Store;
+use super::{git_sha1, sha256};
+
+/// Whether these bytes are those of the blob with this name.
+fn is_blob(name: &str, bytes: &[u8]) -> bool {
+    name == if name.len() == 64 { sha256(bytes) } else { git_sha1(bytes) }
+}
+
+/// Asserts that every blob in the bucket has the bytes of its name, that every blob of every manifest is there, and that
+/// every ref leads to a manifest.
+#[track_caller]
+pub fn assert_sound_bucket(store: &Store) {
+    let keys = store.keys();
+    for key in &keys {
+        let (start, rest) = key.split_once('/').unwrap();
+        let encoded = rest.split('/').next().unwrap();
+        let encoded = match start {
+            "refs" => Some(encoded.to_string()),
+            "refs-v2" => Some(encoded.split_once("--").unwrap().1.replace("--", "__")),
+            _ => None,
+        };
+        if let Some(encoded) = encoded {
+            let manifest = format!("manifests/{encoded}@{}.json", store.text(key));
+            assert!(keys.contains(&manifest), "{key} leads to no manifest: {keys:#?}");
+        }
+        if start == "manifests" && key.ends_with(".json") {
+            let manifest: Value = serde_json::from_slice(&store.get(key)).unwrap();
+            for file in manifest["files"].as_array().unwrap() {
+                let name = file["blob"].as_str().unwrap();
+                let blob = format!("blobs/{name}");
+                assert!(keys.contains(&blob), "{key} needs {blob}: {keys:#?}");
+                assert!(is_blob(name, &store.get(&blob)), "{key} needs {blob}, which has other bytes");
+            }
+        }
+    }
+}
+
+/// Asserts that every visible blob in the cache has the bytes of its name, that no link in a snapshot dangles, that every
+/// ref leads to a snapshot, and that there is nothing else that a client could take for a file.
+#[track_caller]
+pub fn assert_sound_cache(hub: &Path) {
+    let Ok(entries) = fs::read_dir(hub) else { return };
+    for entry in entries.map(|entry| entry.unwrap().path()) {
+        let name = entry.file_name().unwrap().to_str().unwrap().to_string();
+        match name.split_once("--") {
+            Some(("models" | "datasets" | "spaces" | "kernels", _)) => assert_sound_repo(&entry),
+            _ => assert!([".locks", "CACHEDIR.TAG", "blobs"].contains(&name.as_str()), "{name} is not a cache's"),
+        }
+    }
+}
+
+#[track_caller]
+fn assert_sound_repo(repo: &Path) {
+    let names = |folder: &str| -> BTreeSet<String> {
+        let entries = fs::read_dir(repo.join(folder)).into_iter().flatten();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    };
+    for name in names("blobs") {
+        let path = repo.join("blobs").join(&name);
+        let bytes = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        assert!(is_blob(&name, &bytes), "{} has other bytes", path.display());
+    }
+    let snapshots = names("snapshots");
+    let mut folders: Vec<_> = snapshots.iter().map(|name| repo.join("snapshots").join(name)).collect();
+    while let Some(folder) = folders.pop() {
+        for path in fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()) {
+            let meta = fs::metadata(&path).unwrap_or_else(|error| panic!("{} dangles: {error}", path.display()));
+            if meta.is_dir() {
+                folders.push(path);
+            }
+        }
+    }
+    let mut folders = vec![repo.join("refs")];
+    while let Some(folder) = folders.pop() {
+        for path in fs::read_dir(&folder).into_iter().flatten().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let commit = fs::read_to_string(&path).unwrap();
+            assert!(snapshots.contains(&commit), "{} names '{commit}', which is not here", path.display());
+        }
+    }
+}

@@ -1,0 +1,324 @@
+//! No secret leaves the program: every command, working and failing, at -vv and with RUST_LOG=trace. Everything that they
+//! print, write, log, serve and publish is searched for every secret that they know, and the list of processes, too.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use clap::CommandFactory;
+use hf_cache_sync::cli::Cli;
+use serde_json::Value;
+
+use crate::harness::cache::{OTHER, Revision};
+use crate::harness::machine::{Machine, Output};
+use crate::harness::proxy::{Fault, Proxy};
+use crate::harness::s3::{ACCESS_KEY, SECRET_KEY};
+use crate::harness::store::{BUCKET, Store};
+use crate::harness::{wait_until, weights};
+
+const SESSION_TOKEN: &str = "session-token-4711";
+const WRONG_KEY: &str = "mistyped-secret-key-23";
+const PROXY_PASSWORD: &str = "proxy-password-0815";
+const ENDPOINT_PASSWORD: &str = "endpoint-password-42";
+const HUB_TOKEN: &str = "hf_tokenOfTheHub99";
+const SERVE_TOKEN: &str = "serve-token-5678";
+
+/// All secrets, as they are and as they travel.
+fn secrets() -> Vec<String> {
+    let plain = [SECRET_KEY, SESSION_TOKEN, WRONG_KEY, PROXY_PASSWORD, ENDPOINT_PASSWORD, HUB_TOKEN, SERVE_TOKEN]
+        .map(String::from);
+    let encoded = [
+        format!("proxyuser:{PROXY_PASSWORD}"),
+        format!("user:{ENDPOINT_PASSWORD}"),
+        format!("user:{SERVE_TOKEN}"),
+        SECRET_KEY.to_string(),
+    ]
+    .map(|text| base64(text.as_bytes()));
+    plain.into_iter().chain(encoded).collect()
+}
+
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for chunk in bytes.chunks(3) {
+        let mut group = [0; 3];
+        group[..chunk.len()].copy_from_slice(chunk);
+        let number = u32::from_be_bytes([0, group[0], group[1], group[2]]);
+        for at in 0..=chunk.len() {
+            text.push(char::from(DIGITS[(number >> (18 - 6 * at)) as usize & 63]));
+        }
+    }
+    text + &"=".repeat((3 - bytes.len() % 3) % 3)
+}
+
+/// Asserts that a text has no secret.
+#[track_caller]
+fn assert_clean(text: &str, what: &str) {
+    for secret in secrets() {
+        if let Some(at) = text.find(&secret) {
+            let from = text[..at].rfind('\n').map_or(0, |at| at + 1);
+            let line: String = text[from..].lines().next().unwrap_or_default().chars().take(2000).collect();
+            panic!("{what}: '{secret}' is in: {line}");
+        }
+    }
+}
+
+/// Asserts that no file below a folder has a secret, except those that the test has written.
+#[track_caller]
+fn assert_clean_files(folder: &Path, inputs: &[PathBuf], what: &str) {
+    for entry in fs::read_dir(folder).into_iter().flatten().map(|entry| entry.unwrap()) {
+        let path = entry.path();
+        if entry.file_type().unwrap().is_dir() {
+            assert_clean_files(&path, inputs, what);
+        } else if entry.file_type().unwrap().is_file() && !inputs.contains(&path) {
+            let bytes = fs::read(&path).unwrap();
+            assert_clean(&String::from_utf8_lossy(&bytes), &format!("{what}: {}", path.display()));
+        }
+        assert_clean(&path.to_string_lossy(), what);
+    }
+}
+
+/// A way of working or failing.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Mode {
+    Works,
+    ThroughProxy,
+    NoProxyThere,
+    WrongKey,
+    Profile,
+    File,
+    Expired,
+    PasswordInEndpoint,
+}
+
+const MODES: [Mode; 8] = [
+    Mode::Works,
+    Mode::ThroughProxy,
+    Mode::NoProxyThere,
+    Mode::WrongKey,
+    Mode::Profile,
+    Mode::File,
+    Mode::Expired,
+    Mode::PasswordInEndpoint,
+];
+
+/// Every command line. The first word, or the first two, name the command.
+const LINES: [&[&str]; 32] = [
+    &["doctor"],
+    &["doctor", "--require-write"],
+    &["config", "show"],
+    &["status"],
+    &["list"],
+    &["push", "--dry-run"],
+    &["push"],
+    &["push", "org/none"],
+    &["list", "--remote", "--sizes"],
+    &["diff"],
+    &["pull", "org/bucket"],
+    &["pull", "org/none"],
+    &["pull", "org/hub", "--fallback", "hf-hub"],
+    &["pull", "org/none", "--fallback", "hf-hub"],
+    &["pull-all"],
+    &["verify"],
+    &["verify", "--repair", "--fallback", "hf-hub"],
+    &["verify", "--remote", "--deep"],
+    &["verify", "--remote", "--repair"],
+    &["prune", "--max-size", "0B", "--require-remote", "--yes"],
+    &["rm", "org/local", "--yes"],
+    &["remote", "du"],
+    &["remote", "gc", "--grace", "0", "--yes"],
+    &["remote", "rm", "org/none", "--yes"],
+    &["remote", "rm", "org/local", "--yes"],
+    &["serve", "--env"],
+    &["serve", "--no-such-option"],
+    &["init"],
+    &["completions", "bash"],
+    &["man"],
+    &["pull", "https://user:endpoint-password-42@huggingface.co/org/x"],
+    &["push", "--endpoint", "http://user:endpoint-password-42@127.0.0.1:1"],
+];
+
+/// A machine for a mode, and the files with secrets that it was given.
+fn machine(mode: Mode, proxy: &Proxy, hub: &str) -> (Machine, Vec<PathBuf>) {
+    let mut machine = Machine::unconfigured();
+    let mut inputs = Vec::new();
+    machine.set("B2_ENDPOINT", &proxy.url);
+    machine.set("B2_BUCKET", BUCKET);
+    machine.set("B2_REGION", "test-region");
+    machine.set("HF_ENDPOINT", hub);
+    machine.set("HF_TOKEN", HUB_TOKEN);
+    machine.set("RUST_LOG", "trace");
+    let through = |port: &str| format!("http://proxyuser:{PROXY_PASSWORD}@{port}");
+    let address = proxy.url.trim_start_matches("http://");
+    let via = through(if mode == Mode::NoProxyThere { "127.0.0.1:1" } else { address });
+    ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"].iter().for_each(|name| machine.set(name, &via));
+    if !matches!(mode, Mode::ThroughProxy | Mode::NoProxyThere) {
+        machine.set("NO_PROXY", "127.0.0.1");
+    }
+    let mut write = |path: PathBuf, text: &str| {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        inputs.push(path);
+    };
+    match mode {
+        Mode::Profile => write(
+            machine.home().join(".aws/credentials"),
+            &format!(
+                "[default]\naws_access_key_id = {ACCESS_KEY}\naws_secret_access_key = {SECRET_KEY}\n\
+                 aws_session_token = {SESSION_TOKEN}\n"
+            ),
+        ),
+        Mode::File => write(
+            machine.work().join(".hf-cache-sync.yaml"),
+            &format!("storage:\n  access_key: {ACCESS_KEY}\n  secret_key: {SECRET_KEY}\n"),
+        ),
+        _ => {
+            machine.set("AWS_ACCESS_KEY_ID", ACCESS_KEY);
+            machine.set("AWS_SECRET_ACCESS_KEY", if mode == Mode::WrongKey { WRONG_KEY } else { SECRET_KEY });
+            machine.set("AWS_SESSION_TOKEN", SESSION_TOKEN);
+        }
+    }
+    if mode == Mode::PasswordInEndpoint {
+        machine.set("B2_ENDPOINT", &format!("http://user:{ENDPOINT_PASSWORD}@{address}"));
+    }
+    write(machine.work().join("token"), SERVE_TOKEN);
+    Revision::model("org/local").write(&machine.hub());
+    (machine, inputs)
+}
+
+fn check(output: &Output, what: &str) {
+    assert_clean(&output.stdout, what);
+    assert_clean(&output.stderr, what);
+    assert!(!output.stderr.contains("panicked"), "{what}: {output:#?}");
+}
+
+fn run_mode(mode: Mode) {
+    let store = Store::new();
+    Revision::new("model", "org/bucket").at(OTHER).git("a.txt", "a").lfs("b.bin", weights(3, 9 << 20)).publish(&store);
+    let proxy = Proxy::to(&store.server.url);
+    if mode == Mode::Expired {
+        proxy.fail(|_| Fault::Refuse(400, "ExpiredToken", "The provided token has expired."));
+    }
+    #[cfg(feature = "fallback")]
+    let hub = crate::harness::hub_server::Hub::start(&[Revision::model("org/hub")]);
+    #[cfg(feature = "fallback")]
+    hub.script(|request| {
+        let is_right = request.authorization.as_deref() == Some(&*format!("Bearer {HUB_TOKEN}"));
+        (!is_right).then(|| crate::harness::hub_server::Reply::status(401))
+    });
+    #[cfg(feature = "fallback")]
+    let address = hub.url.clone();
+    #[cfg(not(feature = "fallback"))]
+    let address = "http://127.0.0.1:1".to_string();
+    let (machine, inputs) = machine(mode, &proxy, &address);
+    for line in LINES {
+        for more in [&["-vv"][..], &["-vv", "--json"]] {
+            let what = format!("{mode:?}, {line:?} {more:?}");
+            check(&machine.run(&[line, more].concat()), &what);
+        }
+    }
+    watch(mode, &machine);
+    serve(mode, &machine);
+    assert_clean_files(&machine.home(), &inputs, &format!("{mode:?}"));
+    for key in store.keys() {
+        assert_clean(&key, "the bucket");
+        assert_clean(&String::from_utf8_lossy(&store.get(&key)), &key);
+    }
+}
+
+fn watch(mode: Mode, machine: &Machine) {
+    let mut running = machine.start(&["-vv", "--json", "watch", "--debounce", "0.1"]);
+    wait_until("the watch", || {
+        let text = running.stdout();
+        text.contains("pushed") || text.contains("failed") || !running.is_running()
+    });
+    if running.is_running() {
+        running.signal("-TERM");
+    }
+    check(&running.finish(), &format!("{mode:?}, watch"));
+}
+
+/// The server, its access log, pages and counters, and the command that it runs, with the list of processes as that sees it.
+fn serve(mode: Mode, machine: &Machine) {
+    let what = format!("{mode:?}, serve");
+    let token = machine.work().join("token").display().to_string();
+    let arguments =
+        ["-vv", "--json", "serve", "--listen", "127.0.0.1:0", "--fallback", "hf-hub", "--token-file", &token];
+    let arguments =
+        if cfg!(feature = "fallback") { arguments.to_vec() } else { [&arguments[..5], &arguments[7..]].concat() };
+    let mut running = machine.start(&arguments);
+    wait_until("the server", || !running.stdout().is_empty() || !running.is_running());
+    let started = running.stdout().lines().next().and_then(|line| serde_json::from_str::<Value>(line).ok());
+    // Where it has failed, that is an error.
+    let url = started.and_then(|started| Some(started["url"].as_str()?.to_string()));
+    if let Some(url) = url.filter(|_| running.is_running()) {
+        let port: u16 = url.rsplit(':').next().unwrap().parse().unwrap();
+        let basic = format!("Basic {}", base64(format!("user:{SERVE_TOKEN}").as_bytes()));
+        let bearer = format!("Bearer {SERVE_TOKEN}");
+        for authorization in [bearer.as_str(), &basic, "Bearer mistyped-secret-key-23", ""] {
+            for path in [
+                "/org/bucket/resolve/main/a.txt",
+                "/org/hub/resolve/main/config.json",
+                "/org/none/resolve/main/a.txt",
+                "/api/models/org/bucket",
+                "/api/models/org/hub",
+                "/metrics",
+                "/status.json",
+                "/",
+            ] {
+                let answer = ask(port, path, authorization);
+                assert_clean(&answer, &format!("{what} {path}"));
+            }
+        }
+        let command_line = fs::read(format!("/proc/{}/cmdline", running.id())).unwrap_or_default();
+        assert_clean(&String::from_utf8_lossy(&command_line), &format!("{what}: the list of processes"));
+        running.signal("-TERM");
+    }
+    check(&running.finish(), &what);
+    // A command has the token in its environment, but nobody's command line has it.
+    let script = "for each in /proc/$$ /proc/$PPID; do tr '\\0' ' ' < $each/cmdline; echo; done";
+    let line = ["-vv", "serve", "--listen", "127.0.0.1:0", "--token-file", &token, "--", "/bin/sh", "-c", script];
+    check(&machine.run(&line), &format!("{what}: the list of processes"));
+}
+
+/// Returns the whole response.
+fn ask(port: u16, path: &str, authorization: &str) -> String {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_read_timeout(Some(crate::harness::machine::LIMIT)).unwrap();
+    let head = format!(
+        "GET {path} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\nauthorization: {authorization}\r\nconnection: close\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[test]
+fn no_secret_is_shown_logged_written_or_served() {
+    assert_eq!(base64(b"user:wrong"), "dXNlcjp3cm9uZw==");
+    std::thread::scope(|scope| MODES.iter().for_each(|mode| drop(scope.spawn(|| run_mode(*mode)))));
+}
+
+/// A new command has to be added to the lines above.
+#[test]
+fn the_search_for_secrets_covers_every_command() {
+    let mut covered: BTreeSet<String> = ["watch", "serve"].map(String::from).into();
+    for line in LINES {
+        covered.insert(line[0].to_string());
+        if let Some(second) = line.get(1) {
+            covered.insert(format!("{} {second}", line[0]));
+        }
+    }
+    for command in Cli::command().get_subcommands().filter(|command| !command.is_hide_set()) {
+        let name = command.get_name();
+        assert!(covered.contains(name), "{name}");
+        for inner in command.get_subcommands() {
+            let name = format!("{name} {}", inner.get_name());
+            assert!(covered.contains(&name), "{name}");
+        }
+    }
+}
