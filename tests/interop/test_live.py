@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import signal
 import subprocess
 
 from huggingface_hub.utils import WeakFileLock
@@ -95,3 +96,48 @@ class WithARunningClient(Scenario):
             self.assertFalse((target.cache / folder(self.repo) / "blobs" / self.weights.etag).exists())
         finish(pull)
         self.assertEqual(describe(target.cache), describe(source.cache))
+
+
+class EverythingAtOnce(Scenario):
+    def test_all_commands_beside_a_client_on_one_cache_and_bucket(self):
+        bucket = self.bucket()
+        machine, other = self.machine("machine", bucket), self.machine("other", bucket)
+        repos = [fixtures.by_id(name) for name in ("gpt2", "acme/versions", "acme/paths")]
+        repos.append(fixtures.by_id("acme/corpus", "dataset"))
+        other.download(repos[:2])
+        other.ours("push")
+        machine.cache.mkdir()
+        watch = machine.start(TOOLS.ours, "--json", "watch", "--debounce", "0.2")
+        downloads = json.dumps([request(repo, ref) for repo in repos for ref in repo.refs])
+        commands = [
+            ["push"],
+            ["push", "--workers", "1"],
+            ["pull", "gpt2"],
+            ["pull", "acme/versions", "-r", "v1.0"],
+            ["pull-all"],
+            ["prune", "--max-size", "0B", "--yes"],
+            ["prune", "--max-size", "0B", "--require-remote", "--yes"],
+            ["remote", "gc", "--grace", "0", "--yes"],
+        ]
+        for _ in range(3):
+            client = machine.start(TOOLS.python_v2, HERE / "client.py", "download", downloads)
+            running = [machine.start(TOOLS.ours, *command) for command in commands]
+            for process in [*running, client]:
+                finish(process)
+            for manifest in bucket.manifests().values():
+                for entry in manifest["files"]:
+                    content = bucket.get(f"blobs/{entry['blob']}")
+                    self.assertIn(entry["blob"], (hashlib.sha256(content).hexdigest(), git_oid(content)))
+        watch.send_signal(signal.SIGTERM)
+        updates = [json.loads(line) for line in finish(watch).stdout.splitlines()]
+        self.assertEqual({update.get("failed", 0) for update in updates}, {0})
+
+        # What was evicted comes back, and everything fits together.
+        machine.download(repos)
+        machine.ours("push")
+        machine.ours("verify")
+        machine.ours("verify", "--remote", "--deep")
+        self.assert_resolves(machine, repos)
+        target = self.machine("target", bucket)
+        self.pull_all_refs(target, repos)
+        self.assert_resolves(target, repos)
