@@ -80,6 +80,10 @@ impl Announcement {
         let mut wait = None;
         let start = Instant::now();
         loop {
+            // Others wait only for a recent notice.
+            if self.notice.age() > TURN_LIFE / 3 {
+                self.notice.renew(bucket).await?;
+            }
             let listed = notices::list(bucket).await?;
             // Both are the store's. If they differ, more notices are valid at the earlier one.
             let times = [self.notice.store_time(&listed), bucket.store_time()];
@@ -97,11 +101,6 @@ impl Announcement {
                 if is_next {
                     continue;
                 }
-            }
-            // Others wait only for a recent notice.
-            if self.notice.age() > TURN_LIFE / 3 {
-                self.notice.renew(bucket).await?;
-                continue;
             }
             if !is_deleting && rivals.is_empty() {
                 return Ok(());
