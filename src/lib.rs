@@ -39,6 +39,8 @@ mod engine;
 pub mod error;
 mod escape;
 mod files;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod hash;
 mod hub;
 mod lossy;

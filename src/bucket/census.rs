@@ -193,7 +193,7 @@ async fn read(bucket: &Bucket, key: &str) -> Result<Option<Result<Needs>>> {
 ///
 /// # Errors
 /// If it is not valid, or in a later format.
-fn needs(key: &str, bytes: &[u8]) -> Result<Needs> {
+pub(crate) fn needs(key: &str, bytes: &[u8]) -> Result<Needs> {
     if let Some(why) = later_format(bytes) {
         return Err(Error::invalid(format!("the manifest {key} is newer than this version of hf-cache-sync"))
             .because(why)

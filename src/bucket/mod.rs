@@ -27,3 +27,21 @@ pub mod read;
 pub mod refs;
 pub mod state;
 mod wire;
+
+/// Parses a response in every way that there is, and checks what comes of it.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn parse_any_answer(body: &[u8]) {
+    if let Ok(page) = answer::page(body) {
+        assert!(page.objects.iter().all(|object| !object.key.is_empty()));
+        assert_eq!(answer::page(body).as_ref(), Ok(&page), "the same again");
+    }
+    if let Ok((parts, _)) = answer::parts(body) {
+        assert!(parts.iter().all(|part| !part.etag.is_empty()));
+    }
+    let _ = answer::part_times(body);
+    let _ = answer::uploads(body);
+    let _ = answer::deletions(body);
+    let _ = answer::is_versioned(body);
+    let _ = answer::Refusal::parse(body);
+    let _ = answer::kind_if_not_xml(&String::from_utf8_lossy(body));
+}

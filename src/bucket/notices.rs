@@ -105,11 +105,11 @@ impl Subject {
         self.blobs.extend(other.blobs);
     }
 
-    fn to_json(&self) -> Bytes {
+    pub(crate) fn to_json(&self) -> Bytes {
         serde_json::to_vec(self).expect("a subject is plain data").into()
     }
 
-    fn parse(bytes: &[u8]) -> Option<Subject> {
+    pub(crate) fn parse(bytes: &[u8]) -> Option<Subject> {
         let value: Value = serde_json::from_slice(bytes).ok()?;
         let texts =
             |name: &str| -> Option<Vec<&str>> { value.get(name)?.as_array()?.iter().map(Value::as_str).collect() };

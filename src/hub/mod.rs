@@ -14,7 +14,7 @@ mod disabled;
 #[cfg(feature = "fallback")]
 mod http;
 #[cfg(feature = "fallback")]
-mod listing;
+pub(crate) mod listing;
 #[cfg(feature = "fallback")]
 mod rate_limit;
 

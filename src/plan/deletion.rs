@@ -430,6 +430,93 @@ mod tests {
         }
     }
 
+    /// Returns the refs that go, by definition: those of removed revisions, and old ones that lead nowhere.
+    fn expected_refs(census: &Census, announced: &Subject, removed: &[String], everything: bool) -> BTreeSet<String> {
+        let goes = |key: &&String| {
+            let commit = census.refs[*key].as_ref().unwrap();
+            let target = format!("manifests/org__name@{commit}.json");
+            let is_there = census.manifests.contains_key(&target);
+            let candidate = census.state.refs().iter().find(|one| one.object.key == **key).unwrap();
+            let is_old = candidate.object.modified.is_some_and(|time| time + Duration::from_secs(GRACE) <= at(NOW));
+            let is_removed = removed.contains(&target) && is_there && !announced.manifests.contains(&target);
+            is_removed || (everything && !is_there && is_old && !announced.refs.contains(*key))
+        };
+        census.refs.keys().filter(goes).cloned().collect()
+    }
+
+    proptest! {
+        /// Compares refs, mentions and uploads with the definition, whatever the bucket has.
+        #[test]
+        fn refs_mentions_and_uploads_follow_the_rules(
+            times in prop::collection::vec(NOW - 2 * GRACE..NOW + GRACE, 6),
+            targets in prop::collection::vec(0usize..6, 6),
+            needs in prop::collection::vec((prop::collection::vec(0usize..8, 0..4), prop::option::of(0usize..8)), 0..4),
+            announced_refs in prop::collection::btree_set(0usize..6, 0..3),
+            removed in prop::collection::btree_set(0usize..4, 0..3),
+            busy in prop::option::of(0usize..4),
+            uploads in prop::collection::vec((prop::option::of(NOW - 2 * GRACE..NOW + GRACE), any::<bool>()), 0..4),
+            everything: bool,
+            keep_blobs: bool,
+        ) {
+            let names: Vec<String> = (0..6).map(|number| format!("refs/org__name/ref-{number}")).collect();
+            let refs: Vec<(&str, usize, u64)> =
+                names.iter().zip(&targets).zip(&times).map(|((name, target), time)| (name.as_str(), *target, *time)).collect();
+            let blobs: Vec<_> = (0..8).map(|number| (number, Some(0))).collect();
+            let manifests: Vec<(usize, &[usize])> =
+                needs.iter().enumerate().map(|(number, (blobs, _))| (number, blobs.as_slice())).collect();
+            let mut census = census(&blobs, &manifests, &refs);
+            let id = "org/name".parse().unwrap();
+            for (number, mention) in needs.iter().enumerate().filter_map(|(number, (_, mention))| Some((number, (*mention)?))) {
+                let needs = census.manifests.get_mut(&keys::manifest(&id, &commit(number))).unwrap();
+                needs.mentions.insert(blob(mention));
+            }
+            let announced = Subject {
+                refs: announced_refs.iter().map(|number| names[*number].clone()).collect(),
+                manifests: busy.iter().map(|number| keys::manifest(&id, &commit(*number))).collect(),
+                ..Subject::default()
+            };
+            let removed: Vec<String> = removed.iter().map(|number| keys::manifest(&id, &commit(*number))).collect();
+            let unfinished: Vec<Unfinished> = uploads
+                .iter()
+                .enumerate()
+                .map(|(number, (time, is_blob))| Unfinished {
+                    key: if *is_blob { keys::blob(&blob(number)) } else { format!("blobs/other-{number}") },
+                    id: number.to_string(),
+                    started: time.map(at),
+                })
+                .collect();
+            let options = Options {
+                grace: Duration::from_secs(GRACE),
+                removed: removed.iter().cloned().collect(),
+                everything,
+                keep_blobs,
+            };
+            let plan = plan(&Facts { census: &census, announced: &announced, uploads: &unfinished, now: at(NOW) }, &options);
+            let gone: BTreeSet<String> = plan.refs.iter().map(|one| one.key.clone()).collect();
+            prop_assert_eq!(gone, expected_refs(&census, &announced, &removed, everything));
+            // A ref that stays never loses its manifest.
+            for one in &plan.manifests {
+                prop_assert!(removed.contains(&one.key) && !announced.manifests.contains(&one.key));
+            }
+            let stays = |key: &&String| !plan.manifests.iter().any(|one| one.key == **key);
+            for key in census.manifests.keys().filter(stays) {
+                let needs = &census.manifests[key];
+                for needed in needs.blobs.keys().chain(&needs.mentions) {
+                    prop_assert!(!blobs_of(&plan).contains(needed), "{key} needs {needed}");
+                }
+            }
+            prop_assert!(!keep_blobs || plan.blobs.is_empty());
+            let aborted: Vec<String> = plan.uploads.iter().map(|one| one.id.clone()).collect();
+            let old: Vec<String> = uploads
+                .iter()
+                .enumerate()
+                .filter(|(_, (time, is_blob))| everything && *is_blob && time.is_some_and(|time| time + GRACE <= NOW))
+                .map(|(number, _)| number.to_string())
+                .collect();
+            prop_assert_eq!(aborted, old);
+        }
+    }
+
     /// Returns the number of blobs that remaining manifests need.
     fn needed(census: &Census, plan: &Plan) -> u64 {
         let stays = |key: &String| !plan.manifests.iter().any(|one| one.key == *key);

@@ -1,6 +1,8 @@
 //! Tests of the plan with fixed dates and random caches, and of its execution when the cache has changed since the
 //! scan.
 
+mod reference;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::fs;
