@@ -19,6 +19,8 @@ mod kills;
 mod limits;
 mod links;
 #[cfg(unix)]
+mod model;
+#[cfg(unix)]
 mod odd_caches;
 #[cfg(unix)]
 mod partial;

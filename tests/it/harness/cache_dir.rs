@@ -161,8 +161,12 @@ fn set_times(path: &Path, times: FileTimes) {
 
 /// Sets the access and modification times to this many seconds ago.
 pub fn set_last_used(path: &Path, seconds_ago: u64) {
-    let then = SystemTime::now() - Duration::from_secs(seconds_ago);
-    set_times(path, FileTimes::new().set_accessed(then).set_modified(then));
+    set_times_to(path, SystemTime::now() - Duration::from_secs(seconds_ago));
+}
+
+/// Sets the access and modification times.
+pub fn set_times_to(path: &Path, time: SystemTime) {
+    set_times(path, FileTimes::new().set_accessed(time).set_modified(time));
 }
 
 /// Returns the total size of the files below a folder whose relative path is `counted`; each inode counts once.

@@ -144,7 +144,9 @@ struct State {
     arrived: Condvar,
     hook: Mutex<Option<Hook>>,
     parts: Mutex<Parts>,
-    /// Number of requests in flight that delete objects.
+    /// Number of requests in flight.
+    requests: AtomicUsize,
+    /// Number of those that delete objects.
     deletions: AtomicUsize,
     ignores_conditions: Arc<AtomicBool>,
 }
@@ -170,19 +172,24 @@ impl s3s::access::S3Access for Conditions {
     }
 }
 
-/// Counts a request that deletes objects, even if its client closes the connection.
-struct InFlight(Arc<State>);
+/// Counts a request, even if its client closes the connection.
+struct InFlight {
+    state: Arc<State>,
+    deletes: bool,
+}
 
 impl InFlight {
-    fn new(state: &Arc<State>) -> Self {
-        state.deletions.fetch_add(1, Ordering::SeqCst);
-        InFlight(state.clone())
+    fn new(state: &Arc<State>, deletes: bool) -> Self {
+        state.requests.fetch_add(1, Ordering::SeqCst);
+        state.deletions.fetch_add(usize::from(deletes), Ordering::SeqCst);
+        InFlight { state: state.clone(), deletes }
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.deletions.fetch_sub(1, Ordering::SeqCst);
+        self.state.deletions.fetch_sub(usize::from(self.deletes), Ordering::SeqCst);
+        self.state.requests.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -213,6 +220,11 @@ impl Server {
     /// Returns the number of requests since the last [`Server::take_seen`].
     pub fn seen(&self) -> usize {
         self.state.seen.lock().unwrap().len()
+    }
+
+    /// Returns the number of requests in flight.
+    pub fn in_flight(&self) -> usize {
+        self.state.requests.load(Ordering::SeqCst)
     }
 
     /// Returns the number of requests in flight that delete objects.
@@ -312,7 +324,7 @@ async fn answer(
     state.seen.lock().unwrap().push(seen.clone());
     state.arrived.notify_all();
     let deletes = seen.method == "DELETE" || (seen.method == "POST" && seen.query.starts_with("delete"));
-    let _in_flight = deletes.then(|| InFlight::new(&state));
+    let _in_flight = InFlight::new(&state, deletes);
     let (mut cut, mut ahead) = (None, None);
     match action.clone() {
         Action::Refuse(..) | Action::Page(_) => {

@@ -1,0 +1,617 @@
+//! The reference: what must and what may be there after a command, given what was there before. It knows the documented
+//! rules, and nothing of how the program follows them.
+
+use std::collections::BTreeSet;
+
+use super::state::{Fact, Health, REFS, State, Universe};
+use super::step::{Budget, Clock, Scope, Step};
+
+/// What may be there after a command.
+pub struct Allowed {
+    /// Everything that has to be there.
+    pub must: BTreeSet<Fact>,
+    /// Everything that may be there.
+    pub may: BTreeSet<Fact>,
+    /// The exit codes, unless it was killed.
+    pub codes: Vec<i32>,
+}
+
+/// Returns what may be there after a command.
+pub fn after(universe: &Universe, before: &State, step: &Step, was_killed: bool) -> Allowed {
+    let mut rules = Rules { universe, before, must: before.facts.clone(), may: before.facts.clone(), was_killed };
+    let codes = match step {
+        Step::Push { machine, .. } => rules.push(*machine),
+        Step::Pull { machine, revision, by_ref, .. } => rules.pull(*machine, *revision, *by_ref),
+        Step::PullAll { machine, .. } => rules.pull_all(*machine),
+        Step::Prune { machine, budget, scope, grace, busy, .. } => {
+            rules.prune(*machine, *budget, *scope, *grace, *busy);
+            vec![0]
+        }
+        Step::Rm { machine, revision, all, require_remote, busy } => {
+            rules.rm(*machine, *revision, *all, *require_remote, *busy)
+        }
+        Step::RemoteRm { revision, all, .. } => rules.remote_rm(*revision, *all),
+        Step::RemoteGc { clock, .. } => rules.remote_gc(*clock),
+        Step::Repair { machine } => rules.repair(*machine),
+        Step::RepairRemote { machine } => rules.repair_remote(*machine),
+        other => unreachable!("{other:?} is not a command"),
+    };
+    Allowed { must: rules.must, may: rules.may, codes }
+}
+
+struct Rules<'a> {
+    universe: &'a Universe,
+    before: &'a State,
+    must: BTreeSet<Fact>,
+    may: BTreeSet<Fact>,
+    was_killed: bool,
+}
+
+impl Rules<'_> {
+    fn revisions(&self) -> std::ops::Range<usize> {
+        0..self.universe.revisions.len()
+    }
+
+    fn etag(&self, revision: usize, path: &str) -> String {
+        self.universe.files(revision).find(|(known, _)| known == path).map(|(_, etag)| etag).unwrap()
+    }
+
+    fn etags(&self, revision: usize, paths: &BTreeSet<String>) -> BTreeSet<String> {
+        paths.iter().map(|path| self.etag(revision, path)).collect()
+    }
+
+    fn object(&self, etag: &str, health: Health) -> Fact {
+        Fact::Object { etag: etag.into(), health }
+    }
+
+    fn blob(&self, machine: usize, revision: usize, etag: &str, health: Health) -> Fact {
+        Fact::Blob { machine, repo: self.universe.repo(revision), etag: etag.into(), health }
+    }
+
+    /// Returns the refs of a machine that name a revision.
+    fn refs(&self, machine: usize, revision: usize) -> Vec<String> {
+        let fact = |name: &str| Fact::Ref { machine, repo: self.universe.repo(revision), name: name.into(), revision };
+        REFS.iter().filter(|name| self.before.facts.contains(&fact(name))).map(|name| name.to_string()).collect()
+    }
+
+    /// Returns the revision that a ref names in the bucket.
+    fn remote_ref(&self, repo: &str, name: &str) -> Option<usize> {
+        let fact = |revision| Fact::RemoteRef { repo: repo.into(), name: name.into(), revision };
+        self.revisions().find(|revision| self.before.facts.contains(&fact(*revision)))
+    }
+
+    /// Requires a fact.
+    fn require(&mut self, fact: Fact) {
+        self.must.insert(fact.clone());
+        self.may.insert(fact);
+    }
+
+    /// Allows that facts disappear.
+    fn release(&mut self, which: impl Fn(&Fact) -> bool) {
+        self.must.retain(|fact| !which(fact));
+    }
+
+    /// Requires that facts disappear.
+    fn forbid(&mut self, which: impl Fn(&Fact) -> bool) {
+        self.must.retain(|fact| !which(fact));
+        self.may.retain(|fact| !which(fact));
+    }
+
+    /// Whether every file of a revision on a machine has a good blob there, so that nothing keeps it from being pushed.
+    fn is_clean(&self, machine: usize, revision: usize) -> bool {
+        let paths = self.before.paths(machine, revision);
+        // One copy of a blob is sent for all repos of the cache, so a bad one anywhere may stand in the way.
+        let is_bad = |etag: &String| {
+            self.revisions().any(|other| {
+                let health = self.before.blob(machine, &self.universe.repo(other), etag);
+                health.is_some_and(|health| health != Health::Good)
+            })
+        };
+        let repo = self.universe.repo(revision);
+        let etags = self.etags(revision, &paths);
+        !etags.is_empty() && etags.iter().all(|etag| self.before.blob(machine, &repo, etag).is_some() && !is_bad(etag))
+    }
+
+    fn push(&mut self, machine: usize) -> Vec<i32> {
+        let mut is_certain = !self.was_killed;
+        for revision in self.revisions() {
+            let paths = self.before.paths(machine, revision);
+            let is_clean = self.is_clean(machine, revision);
+            is_certain &= is_clean || paths.is_empty();
+            let is_due = is_clean && !self.was_killed;
+            let repo = self.universe.repo(revision);
+            for path in &paths {
+                let etag = self.etag(revision, path);
+                let good = self.object(&etag, Health::Good);
+                self.may.insert(good.clone());
+                let truncated = self.object(&etag, Health::Truncated);
+                self.release(|fact| *fact == truncated);
+                let entry = Fact::Entry { revision, path: path.clone() };
+                self.may.insert(entry.clone());
+                if is_due {
+                    // A listing does not show that bytes are wrong if there are as many.
+                    if self.before.object(&etag) != Some(Health::Altered) {
+                        self.require(good);
+                        self.forbid(|fact| *fact == truncated);
+                    }
+                    self.require(entry);
+                }
+            }
+            for name in self.refs(machine, revision).iter().filter(|_| !paths.is_empty()) {
+                self.push_ref(&repo, name, revision, is_due);
+            }
+        }
+        self.sort_out_refs();
+        if is_certain { vec![0] } else { vec![0, 1, 5] }
+    }
+
+    fn push_ref(&mut self, repo: &str, name: &str, revision: usize, is_due: bool) {
+        let one = &self.universe.revisions[revision];
+        let own = Fact::RemoteRef { repo: repo.into(), name: name.into(), revision };
+        let others = |fact: &Fact| matches!(fact, Fact::RemoteRef { repo: r, name: n, .. } if r == repo && n == name);
+        self.release(|fact| others(fact) && *fact != own);
+        self.may.insert(own.clone());
+        if is_due {
+            self.forbid(|fact| others(fact) && *fact != own);
+            self.require(own);
+        }
+        // An id that a key of 0.1.0 does not identify has another one, which no other repo shares.
+        let (old, new) = (format!("refs/{}/{name}", one.encoded()), format!("refs-v2/{}/{name}", one.folder()));
+        let own_key = if one.kind == "model" { old.clone() } else { new.clone() };
+        for key in [old, new] {
+            let is_of_key = |fact: &Fact| matches!(fact, Fact::RefObject { key: k, .. } if *k == key);
+            let own = Fact::RefObject { key: key.clone(), revision };
+            if is_due && key == own_key {
+                self.forbid(is_of_key);
+                self.require(own);
+            } else {
+                self.release(is_of_key);
+                self.may.insert(own);
+            }
+        }
+    }
+
+    /// A ref that led nowhere counts again once its manifest is there, and one that another repo took over no longer counts.
+    fn sort_out_refs(&mut self) {
+        let objects: Vec<(String, usize)> = self
+            .may
+            .iter()
+            .filter_map(|fact| match fact {
+                Fact::RefObject { key, revision } => Some((key.clone(), *revision)),
+                _ => None,
+            })
+            .collect();
+        for (key, revision) in objects {
+            let repo = self.universe.repo(revision);
+            let name = key.rsplit('/').next().unwrap().to_string();
+            let has_one_key = self.universe.revisions[revision].kind == "model";
+            let is_due = self
+                .must
+                .iter()
+                .any(|fact| matches!(fact, Fact::RemoteRef { repo: r, name: n, .. } if *r == repo && *n == name));
+            if !is_due || !has_one_key {
+                self.may.insert(Fact::RemoteRef { repo, name, revision });
+            }
+        }
+    }
+
+    /// Whether a pull can get a blob: from its own folder, from another repo of the cache, or from the bucket.
+    fn is_obtainable(&self, machine: usize, revision: usize, etag: &str) -> bool {
+        let here = |repo: &str| self.before.blob(machine, repo, etag);
+        let own = here(&self.universe.repo(revision));
+        matches!(own, Some(Health::Good | Health::Altered))
+            || self.before.object(etag) == Some(Health::Good)
+            || self.revisions().any(|other| here(&self.universe.repo(other)) == Some(Health::Good))
+    }
+
+    /// Pulls a revision. Returns whether it certainly succeeds.
+    fn pull_revision(&mut self, machine: usize, revision: usize, name: Option<&str>) -> bool {
+        let paths = self.before.entries(revision);
+        let repo = self.universe.repo(revision);
+        let etags = self.etags(revision, &paths);
+        let is_due = !self.was_killed && etags.iter().all(|etag| self.is_obtainable(machine, revision, etag));
+        for etag in &etags {
+            let health = self.before.blob(machine, &repo, etag);
+            let good = self.blob(machine, revision, etag, Health::Good);
+            if health != Some(Health::Altered) {
+                let truncated = self.blob(machine, revision, etag, Health::Truncated);
+                self.release(|fact| *fact == truncated);
+                self.may.insert(good.clone());
+                if is_due {
+                    self.forbid(|fact| *fact == truncated);
+                    self.require(good);
+                }
+            }
+        }
+        for path in paths {
+            let fact = Fact::File { machine, revision, path };
+            match is_due {
+                true => self.require(fact),
+                false => _ = self.may.insert(fact),
+            }
+        }
+        if let Some(name) = name {
+            let own = Fact::Ref { machine, repo: repo.clone(), name: name.into(), revision };
+            let is_other = |fact: &Fact| {
+                matches!(fact, Fact::Ref { machine: m, repo: r, name: n, .. } if *m == machine && *r == repo && n == name)
+                    && *fact != own
+            };
+            if is_due {
+                self.forbid(is_other);
+                self.require(own);
+            } else if self.was_killed {
+                self.release(is_other);
+                self.may.insert(own);
+            }
+        }
+        is_due
+    }
+
+    fn pull(&mut self, machine: usize, revision: usize, by_ref: bool) -> Vec<i32> {
+        let target = match by_ref {
+            true => self.remote_ref(&self.universe.repo(revision), "main"),
+            false => Some(revision).filter(|revision| self.before.has_manifest(*revision)),
+        };
+        match target {
+            None => vec![4, 5],
+            Some(target) => match self.pull_revision(machine, target, by_ref.then_some("main")) {
+                true => vec![0],
+                false => vec![1, 4, 5],
+            },
+        }
+    }
+
+    fn pull_all(&mut self, machine: usize) -> Vec<i32> {
+        let mut is_certain = true;
+        let mut pulled = BTreeSet::new();
+        for revision in self.revisions() {
+            let repo = self.universe.repo(revision);
+            if pulled.insert(repo.clone())
+                && let Some(target) = self.remote_ref(&repo, "main")
+            {
+                is_certain &= self.pull_revision(machine, target, Some("main"));
+            }
+        }
+        let has_dangling = self
+            .before
+            .facts
+            .iter()
+            .any(|fact| matches!(fact, Fact::RefObject { revision, .. } if !self.before.has_manifest(*revision)));
+        match is_certain && !has_dangling && self.may.iter().any(|fact| matches!(fact, Fact::RefObject { .. })) {
+            true if self.revisions().any(|one| self.remote_ref(&self.universe.repo(one), "main").is_some()) => vec![0],
+            _ => vec![0, 1, 4, 5],
+        }
+    }
+
+    /// Whether the repo of a revision must be left alone, since a file of it is missing and nothing is known of what else
+    /// may be needed.
+    fn is_undecidable(&self, machine: usize, revision: usize) -> bool {
+        let repo = self.universe.repo(revision);
+        self.universe.siblings(revision).any(|one| {
+            let paths = self.before.paths(machine, one);
+            self.etags(one, &paths).iter().any(|etag| self.before.blob(machine, &repo, etag).is_none())
+        })
+    }
+
+    fn is_busy(&self, machine: usize, revision: usize, busy: Option<usize>) -> bool {
+        let repo = self.universe.repo(revision);
+        busy.is_some_and(|one| self.universe.repo(one) == repo) || self.before.in_flight.contains(&(machine, repo))
+    }
+
+    /// Whether the bucket certainly does not hold a revision as it is here.
+    fn is_surely_unheld(&self, machine: usize, revision: usize) -> bool {
+        let (paths, entries) = (self.before.paths(machine, revision), self.before.entries(revision));
+        let repo = self.universe.repo(revision);
+        let lacks_object = |etag: &String| !matches!(self.before.object(etag), Some(Health::Good | Health::Altered));
+        let is_cut = |etag: &String| self.before.blob(machine, &repo, etag) == Some(Health::Truncated);
+        !paths.is_subset(&entries)
+            || entries.is_empty()
+            || self.etags(revision, &entries).iter().any(lacks_object)
+            || self.etags(revision, &paths).iter().any(is_cut)
+            || self.refs(machine, revision).iter().any(|name| self.remote_ref(&repo, name) != Some(revision))
+    }
+
+    /// Whether the bucket certainly holds a revision as it is here.
+    fn is_surely_held(&self, machine: usize, revision: usize) -> bool {
+        let entries = self.before.entries(revision);
+        let is_good = |etag: &String| self.before.object(etag) == Some(Health::Good);
+        !self.is_surely_unheld(machine, revision)
+            && self.is_clean(machine, revision)
+            && self.etags(revision, &entries).iter().all(is_good)
+    }
+
+    /// Whether a fact is of a repo on a machine.
+    fn is_of(&self, fact: &Fact, machine: usize, repo: &str) -> bool {
+        match fact {
+            Fact::Blob { machine: m, repo: r, .. } | Fact::Ref { machine: m, repo: r, .. } => {
+                *m == machine && r == repo
+            }
+            Fact::File { machine: m, revision, .. } => *m == machine && self.universe.repo(*revision) == repo,
+            _ => false,
+        }
+    }
+
+    /// Releases everything of a repo but what these revisions need, and young unused blobs. A killed removal may be
+    /// anywhere in between.
+    fn release_all_but(&mut self, machine: usize, repo: &str, kept: &BTreeSet<usize>, keeps_young: bool) {
+        let mut needed = BTreeSet::new();
+        let mut used = BTreeSet::new();
+        for revision in self.revisions().filter(|one| self.universe.repo(*one) == repo) {
+            let etags = self.etags(revision, &self.before.paths(machine, revision));
+            used.extend(etags.iter().cloned());
+            if kept.contains(&revision) {
+                needed.extend(etags);
+            }
+        }
+        let is_kept = |fact: &Fact| match fact {
+            Fact::Blob { etag, .. } => {
+                let is_young = self.before.young_blobs.contains(&(machine, repo.to_string(), etag.clone()));
+                needed.contains(etag) || (keeps_young && is_young && !used.contains(etag))
+            }
+            // One that leads nowhere is of no use, and keeps `scan_cache_dir` from listing the repo.
+            Fact::Ref { revision, .. } if self.before.paths(machine, *revision).is_empty() => false,
+            Fact::Ref { revision, .. } | Fact::File { revision, .. } => kept.contains(revision),
+            _ => true,
+        };
+        let gone: BTreeSet<Fact> =
+            self.must.iter().filter(|fact| self.is_of(fact, machine, repo) && !is_kept(fact)).cloned().collect();
+        self.release(|fact| gone.contains(fact));
+    }
+
+    fn prune(&mut self, machine: usize, budget: Budget, scope: Scope, grace: bool, busy: Option<usize>) {
+        let mut everything_may_go = true;
+        let mut free = BTreeSet::new();
+        let repos: BTreeSet<String> = self.revisions().map(|one| self.universe.repo(one)).collect();
+        for repo in repos {
+            let siblings: Vec<usize> = self.revisions().filter(|one| self.universe.repo(*one) == repo).collect();
+            let first = siblings[0];
+            if self.is_busy(machine, first, busy) || self.is_undecidable(machine, first) {
+                everything_may_go = false;
+                continue;
+            }
+            let is_kept = |revision: &usize| match scope {
+                _ if budget == Budget::Everything => true,
+                Scope::Detached => !self.refs(machine, *revision).is_empty(),
+                Scope::All => false,
+                Scope::Held => self.is_surely_unheld(machine, *revision),
+            };
+            let kept: BTreeSet<usize> = siblings.iter().copied().filter(is_kept).collect();
+            let is_there = |revision: &usize| !self.before.paths(machine, *revision).is_empty();
+            let may_stay = |revision: &usize| {
+                is_there(revision)
+                    && (is_kept(revision) || (scope == Scope::Held && !self.is_surely_held(machine, *revision)))
+            };
+            everything_may_go &= !siblings.iter().any(may_stay);
+            self.release_all_but(machine, &repo, &kept, grace);
+            free.insert(repo);
+        }
+        let is_timely = !self.before.from_future.iter().any(|(one, _)| *one == machine);
+        // What no revision uses goes in any case.
+        if !grace && is_timely && !self.was_killed {
+            let mut used = BTreeSet::new();
+            for one in self.revisions() {
+                let etags = self.etags(one, &self.before.paths(machine, one));
+                used.extend(etags.into_iter().map(|etag| (self.universe.repo(one), etag)));
+            }
+            self.forbid(|fact| match fact {
+                Fact::Blob { machine: m, repo, etag, .. } => {
+                    *m == machine && free.contains(repo) && !used.contains(&(repo.clone(), etag.clone()))
+                }
+                _ => false,
+            });
+        }
+        // Nothing is in the way: then everything goes.
+        if everything_may_go && is_timely && budget == Budget::Nothing && !grace && !self.was_killed {
+            let gone: BTreeSet<Fact> = self
+                .may
+                .iter()
+                .filter(|fact| !matches!(fact, Fact::Ref { .. }))
+                .filter(|fact| free.iter().any(|repo| self.is_of(fact, machine, repo)))
+                .cloned()
+                .collect();
+            self.forbid(|fact| gone.contains(fact));
+        }
+    }
+
+    fn rm(
+        &mut self,
+        machine: usize,
+        revision: usize,
+        all: bool,
+        require_remote: bool,
+        busy: Option<usize>,
+    ) -> Vec<i32> {
+        let repo = self.universe.repo(revision);
+        let siblings: Vec<usize> = self.universe.siblings(revision).collect();
+        let is_wanted = |one: &usize| all || *one == revision;
+        let is_there = |one: &usize| !self.before.paths(machine, *one).is_empty();
+        let is_known = self.before.facts.iter().any(|fact| self.is_of(fact, machine, &repo));
+        let has_unfinished = self.before.unfinished.contains(&(machine, repo.clone()));
+        if !siblings.iter().any(|one| is_wanted(one) && is_there(one)) {
+            // A folder without a revision may count as a repo or not.
+            if all {
+                self.release_all_but(machine, &repo, &BTreeSet::new(), false);
+            }
+            return if is_known || has_unfinished { vec![0, 1, 4] } else { vec![0, 4] };
+        }
+        if busy.is_some_and(|one| self.universe.repo(one) == repo) || self.is_undecidable(machine, revision) {
+            return vec![1];
+        }
+        let is_kept = |one: &usize| !is_wanted(one) || (require_remote && self.is_surely_unheld(machine, *one));
+        let kept: BTreeSet<usize> = siblings.iter().copied().filter(is_kept).collect();
+        // What arrived within five minutes may be half a download.
+        let is_quiet = !self.before.active.contains(&(machine, repo.clone()));
+        let mut wanted = siblings.iter().filter(|one| is_wanted(one) && is_there(one));
+        let is_certain = is_quiet && wanted.all(|one| !require_remote || self.is_surely_held(machine, *one));
+        self.release_all_but(machine, &repo, &kept, false);
+        if !all {
+            // Unused blobs are not part of a revision.
+            let used: BTreeSet<String> =
+                siblings.iter().flat_map(|one| self.etags(*one, &self.before.paths(machine, *one))).collect();
+            let unused: Vec<Fact> = self
+                .before
+                .facts
+                .iter()
+                .filter(|fact| matches!(fact, Fact::Blob { machine: m, repo: r, etag, .. } if *m == machine && *r == repo && !used.contains(etag)))
+                .cloned()
+                .collect();
+            unused.into_iter().for_each(|fact| self.require(fact));
+        }
+        if is_certain && !has_unfinished {
+            let is_gone = |fact: &Fact| match fact {
+                Fact::File { machine: m, revision: one, .. } => {
+                    *m == machine && siblings.contains(one) && is_wanted(one)
+                }
+                Fact::Ref { machine: m, revision: one, .. } => {
+                    *m == machine && siblings.contains(one) && is_wanted(one) && is_there(one)
+                }
+                _ => false,
+            };
+            self.forbid(is_gone);
+        }
+        match (is_certain, has_unfinished) {
+            (true, false) => vec![0],
+            (false, _) if require_remote && kept.iter().any(|one| is_wanted(one) && is_there(one)) => vec![1],
+            _ => vec![0, 1],
+        }
+    }
+
+    /// Releases blobs in the bucket that are old and that no manifest but those of `removed` names, and allows refs to go
+    /// that are old and lead nowhere, or to one of those.
+    fn release_remote(&mut self, removed: &BTreeSet<usize>, everything: bool) {
+        let all: Vec<usize> = self.revisions().collect();
+        let needed: BTreeSet<String> = all
+            .iter()
+            .filter(|one| !removed.contains(one))
+            .flat_map(|one| self.etags(*one, &self.before.entries(*one)))
+            .collect();
+        let considered: BTreeSet<String> =
+            removed.iter().flat_map(|one| self.etags(*one, &self.before.entries(*one))).collect();
+        let before = self.before;
+        self.release(|fact| match fact {
+            Fact::Entry { revision, .. } => removed.contains(revision),
+            Fact::RemoteRef { revision, .. } => removed.contains(revision),
+            Fact::Object { etag, .. } => {
+                !needed.contains(etag)
+                    && !before.young_objects.contains(etag)
+                    && (everything || considered.contains(etag))
+            }
+            Fact::RefObject { key, revision } => {
+                let is_dangling = !before.has_manifest(*revision);
+                removed.contains(revision) || (everything && is_dangling && !before.young_refs.contains(key))
+            }
+            _ => false,
+        });
+    }
+
+    fn remote_rm(&mut self, revision: usize, all: bool) -> Vec<i32> {
+        let repo = self.universe.repo(revision);
+        let removed: BTreeSet<usize> = self
+            .revisions()
+            .filter(|one| self.universe.repo(*one) == repo && (all || *one == revision))
+            .filter(|one| self.before.has_manifest(*one))
+            .collect();
+        if removed.is_empty() {
+            return vec![4];
+        }
+        self.release_remote(&removed, false);
+        if !self.was_killed && !self.before.has_notices {
+            self.forbid_released();
+            // Another key of the ref may lead to a revision that stays.
+            self.sort_out_refs();
+            self.may.retain(|fact| !matches!(fact, Fact::RemoteRef { revision, .. } if removed.contains(revision)));
+            return vec![0];
+        }
+        self.sort_out_refs();
+        vec![0, 1]
+    }
+
+    fn remote_gc(&mut self, clock: Clock) -> Vec<i32> {
+        self.release_remote(&BTreeSet::new(), true);
+        // If the store's answers are dated too early, nothing may look old.
+        if !self.was_killed && !self.before.has_notices && !matches!(clock, Clock::Ahead(..0)) {
+            self.forbid_released();
+        }
+        vec![0]
+    }
+
+    /// Requires that everything goes that was there and may go.
+    fn forbid_released(&mut self) {
+        let released: BTreeSet<Fact> = self.before.facts.difference(&self.must).cloned().collect();
+        self.forbid(|fact| released.contains(fact));
+    }
+
+    fn repair(&mut self, machine: usize) -> Vec<i32> {
+        let before = self.before;
+        let mut is_certain = true;
+        for revision in self.revisions() {
+            let repo = self.universe.repo(revision);
+            let paths = self.before.paths(machine, revision);
+            for etag in self.etags(revision, &paths) {
+                let good = self.blob(machine, revision, &etag, Health::Good);
+                let is_good = before.blob(machine, &repo, &etag) == Some(Health::Good);
+                self.may.insert(good.clone());
+                let has_source = before.object(&etag) == Some(Health::Good)
+                    || self
+                        .revisions()
+                        .any(|one| before.blob(machine, &self.universe.repo(one), &etag) == Some(Health::Good));
+                match has_source && before.object(&etag) != Some(Health::Altered) {
+                    true => {
+                        self.release(|fact| matches!(fact, Fact::Blob { machine: m, repo: r, etag: e, .. } if *m == machine && *r == repo && *e == etag));
+                        self.require(good);
+                    }
+                    false => {
+                        is_certain &= is_good;
+                        if !is_good {
+                            self.release(|fact| matches!(fact, Fact::Blob { machine: m, repo: r, etag: e, .. } if *m == machine && *r == repo && *e == etag));
+                        }
+                    }
+                }
+            }
+        }
+        // A bad blob that nothing uses is taken out, and so is an old ref that leads nowhere, or it gets the bucket's commit.
+        self.release(|fact| match fact {
+            Fact::Blob { machine: m, health, .. } => *m == machine && *health != Health::Good,
+            Fact::Ref { machine: m, revision, .. } => *m == machine && before.paths(machine, *revision).is_empty(),
+            _ => false,
+        });
+        if is_certain { vec![0, 5] } else { vec![1, 4, 5] }
+    }
+
+    fn repair_remote(&mut self, machine: usize) -> Vec<i32> {
+        let before = self.before;
+        for revision in self.revisions() {
+            let repo = self.universe.repo(revision);
+            for etag in self.etags(revision, &self.before.entries(revision)) {
+                let good = self.object(&etag, Health::Good);
+                let has_copy = self
+                    .revisions()
+                    .any(|one| before.blob(machine, &self.universe.repo(one), &etag) == Some(Health::Good));
+                if has_copy {
+                    self.release(|fact| matches!(fact, Fact::Object { etag: e, .. } if *e == etag));
+                    self.may.insert(good);
+                }
+            }
+            // A manifest that a ref lacks is published again.
+            for path in before.paths(machine, revision) {
+                let etag = self.etag(revision, &path);
+                let good = self.object(&etag, Health::Good);
+                self.may.insert(good);
+                self.may.insert(Fact::Entry { revision, path });
+            }
+            for name in REFS {
+                let one = &self.universe.revisions[revision];
+                let keys = [format!("refs/{}/{name}", one.encoded()), format!("refs-v2/{}/{name}", one.folder())];
+                for key in keys {
+                    self.release(|fact| matches!(fact, Fact::RefObject { key: k, revision } if *k == key && !before.has_manifest(*revision)));
+                    if self.refs(machine, revision).contains(&name.to_string()) {
+                        self.may.insert(Fact::RefObject { key, revision });
+                    }
+                }
+                let _ = &repo;
+            }
+        }
+        self.sort_out_refs();
+        vec![0, 1, 5]
+    }
+}
