@@ -54,7 +54,7 @@ fn assert_sound(manifest: &Manifest) {
 fn assert_tree(tree: &Tree) {
     let again = Tree::parse(&tree.to_json()).expect("it is read back").expect("in the same format");
     assert_eq!(again, *tree);
-    tree.entries().keys().for_each(|path| assert_inside(path.as_str()));
+    tree.entries().for_each(|(path, _)| assert_inside(path.as_str()));
     if tree.is_harmless() {
         for path in tree.unportable_paths() {
             assert_inside(&path.replace('\\', "/").replace(|c: char| c.is_control(), "_"));
@@ -145,10 +145,10 @@ pub fn notice(data: &[u8]) {
 /// A listing of the Hub.
 #[cfg(feature = "fallback")]
 pub fn hub_listing(data: &[u8]) {
-    let Ok(Value::Array(entries)) = serde_json::from_slice(data) else { return };
+    let Ok(entries) = serde_json::from_slice(data) else { return };
     let repo = RepoName::new(crate::model::ids::RepoType::Model, "org/name".parse().expect("valid"));
-    let commit = "0123456789abcdef0123456789abcdef01234567".parse().expect("valid");
-    if let Ok(manifest) = crate::hub::listing::manifest(&repo, &commit, &entries) {
+    let commit: Commit = "0123456789abcdef0123456789abcdef01234567".parse().expect("valid");
+    if let Ok(manifest) = crate::hub::listing::manifest(repo.clone(), commit.clone(), entries) {
         assert_sound(&manifest);
         assert_eq!((manifest.repo(), manifest.revision()), (&repo, &commit));
     }

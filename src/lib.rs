@@ -46,6 +46,7 @@ mod hub;
 mod lossy;
 mod model;
 mod net;
+mod pace;
 mod plan;
 pub mod platform;
 mod progress;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::error::Cause;
+use crate::pace;
 
 /// What is tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +31,8 @@ impl Try {
             (_, cause) if !cause.is_transient() => 1,
             // What cuts answers mostly cuts all of them.
             (Try::Store { .. }, Cause::Incomplete) => 3,
+            // Each try has taken long.
+            (Try::Store { .. } | Try::Hub | Try::Body, Cause::Stalled) => 3,
             // About a minute.
             (Try::Store { known: true }, _) | (Try::Store { .. }, Cause::Busy) => 8,
             (Try::Store { known: false }, _) => 3,
@@ -45,6 +48,12 @@ impl Try {
     pub(crate) fn again(self, cause: Cause, tried: u32, asked: Option<Duration>, jitter: f64) -> Option<Duration> {
         (tried < self.most(cause)).then(|| pause(tried, jitter).max(asked.unwrap_or_default()))
     }
+}
+
+/// Returns whether a body that broke off after `moved` bytes has brought a part of `size` bytes further. Otherwise it counts
+/// as another failure in a row: a connection that is cut after each byte would be tried for hours.
+pub(crate) fn is_progress(moved: u64, size: u64) -> bool {
+    moved >= (size / 100).clamp(pace::MIN_BYTES, 64 << 10)
 }
 
 /// 0.25 s, doubling to 15 s, of which at least half is waited.
@@ -76,6 +85,22 @@ mod tests {
         assert_eq!(Try::Store { known: false }.most(Cause::Busy), 8, "that is an answer");
         assert_eq!(KNOWN.most(Cause::Incomplete), 3);
         assert_eq!(KNOWN.again(Cause::Busy, 8, None, 0.5), None);
+    }
+
+    #[test]
+    fn only_a_real_piece_of_a_part_is_progress() {
+        for (moved, size, expected) in [
+            (1, 8 << 20, false),
+            (64 << 10, 8 << 20, true),
+            ((64 << 10) - 1, 1 << 40, false),
+            (64 << 10, 1 << 40, true),
+            (4 << 10, 100 << 10, true),
+            (10, 20, false),
+            (9_999, 1_000_000, false),
+            (10_000, 1_000_000, true),
+        ] {
+            assert_eq!(is_progress(moved, size), expected, "{moved} of {size}");
+        }
     }
 
     #[test]

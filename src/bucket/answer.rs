@@ -4,6 +4,7 @@
 //! counts as a shorter response. Fields that this tool does not need, such as a malformed date, are no reason to reject
 //! it.
 
+use std::borrow::Cow;
 use std::time::SystemTime;
 
 use percent_encoding::percent_decode_str;
@@ -14,6 +15,8 @@ use super::client::Part;
 
 /// Maximum nesting of elements. S3's responses have three levels.
 const MAX_DEPTH: usize = 16;
+/// Maximum number of elements. A page of 1,000 objects has about 10,000, and each takes many times the memory of its text.
+const MAX_ELEMENTS: usize = 200_000;
 
 /// An XML element and its content.
 #[derive(Debug, Default)]
@@ -48,12 +51,19 @@ impl Element {
         reader.config_mut().allow_dangling_amp = true;
         let mut open: Vec<Element> = Vec::new();
         let mut root: Option<Element> = None;
+        let mut count = 0;
         loop {
             let event = match reader.read_event() {
                 Ok(event) => event,
                 Err(quick_xml::Error::Syntax(_)) => return Err(ParseError::Truncated),
                 Err(_) => return Err(ParseError::NotS3("malformed XML".into())),
             };
+            if matches!(event, Event::Start(_) | Event::Empty(_)) {
+                count += 1;
+                if count > MAX_ELEMENTS {
+                    return Err(ParseError::NotS3("too many XML elements".into()));
+                }
+            }
             match event {
                 Event::Start(tag) if root.is_none() && open.len() < MAX_DEPTH => {
                     open.push(Element { name: name_of(tag.local_name().as_ref()), ..Element::default() });
@@ -143,15 +153,15 @@ fn name_of(name: &[u8]) -> String {
 }
 
 /// Decodes UTF-8, or UTF-16 with a byte order mark.
-fn decode(body: &[u8]) -> String {
+fn decode(body: &[u8]) -> Cow<'_, str> {
     let wide = |bytes: &[u8], unit: fn([u8; 2]) -> u16| {
         let units: Vec<u16> = bytes.chunks_exact(2).map(|pair| unit([pair[0], pair[1]])).collect();
-        String::from_utf16_lossy(&units)
+        Cow::Owned(String::from_utf16_lossy(&units))
     };
     match body {
         [0xff, 0xfe, rest @ ..] => wide(rest, u16::from_le_bytes),
         [0xfe, 0xff, rest @ ..] => wide(rest, u16::from_be_bytes),
-        body => String::from_utf8_lossy(body).into_owned(),
+        body => String::from_utf8_lossy(body),
     }
 }
 

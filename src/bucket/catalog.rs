@@ -142,8 +142,7 @@ fn error<T>(stored: Stored<T>) -> Option<Error> {
 /// Assigns every manifest to its repo. `used` are the keys of the manifests that were read.
 fn revisions(state: &RemoteState, used: &HashSet<String>) -> Catalog {
     let in_new_refs = ids_in_new_refs(state);
-    let foreign = state.foreign().iter().filter(|object| !object.key.starts_with(keys::BLOBS)).count();
-    let mut catalog = Catalog { foreign, ..Catalog::default() };
+    let mut catalog = Catalog { foreign: state.foreign().beside_blobs, ..Catalog::default() };
     for (encoded, commits) in state.manifests() {
         let model = unambiguous_model(encoded, &in_new_refs).map(|id| RepoName::new(RepoType::Model, id));
         for (commit, entry) in commits {

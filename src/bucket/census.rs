@@ -3,14 +3,13 @@
 //! Deletions are decided on a complete picture or not at all. So this reads every manifest. Anything that may need blobs
 //! in a way that this program does not understand is a [problem](Census::problems).
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use serde::Deserialize;
-use serde::de::IgnoredAny;
-use serde_json::Value;
+use serde::de::{IgnoredAny, MapAccess};
 
-use super::client::{Bucket, Object};
+use super::client::Bucket;
 use super::keys;
 use super::read::{MAX_MANIFEST, Stored};
 use super::refs::Candidate;
@@ -18,14 +17,13 @@ use super::state::{Entry, RemoteState, Scope};
 use crate::error::{Error, Result, printable};
 use crate::hash::md5_hex;
 use crate::model::ids::{BlobId, Commit, RepoName};
+use crate::model::json::{self, Compact, Entries, List, Object};
 use crate::model::manifest::Manifest;
 
 /// Manifests read at once.
 const AT_ONCE: usize = 32;
 /// Top-level keys that would indicate a later format. Manifests of this format have none of them, or a 1.
 const VERSIONS: [&str; 5] = ["format_version", "version", "format", "schema_version", "manifest_version"];
-/// The beginning of the keys of manifests in a later format.
-const LATER_MANIFESTS: &str = "manifests-v";
 
 /// What a manifest needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,10 +58,10 @@ impl Census {
     /// If a request fails.
     pub async fn take(bucket: &Bucket, before: Option<&Census>) -> Result<Census> {
         let listed =
-            tokio::try_join!(RemoteState::list(bucket, Scope::ALL), bucket.list_page(LATER_MANIFESTS, None, 1));
+            tokio::try_join!(RemoteState::list(bucket, Scope::ALL), bucket.list_page(keys::LATER_MANIFESTS, None, 1));
         let (state, (later, _)) = listed.map_err(|failure| bucket.explain_listing(failure))?;
-        let mut census =
-            Census { problems: unknown_manifests(state.foreign().iter().chain(&later)), ..Census::default() };
+        let suspects = state.foreign().suspects.iter().chain(later.iter().map(|object| &object.key));
+        let mut census = Census { problems: unknown_manifests(suspects), ..Census::default() };
         let keys = state.manifests().iter().flat_map(|(encoded, commits)| {
             commits.iter().map(move |(commit, entry)| (keys::manifest_of(encoded, commit), entry))
         });
@@ -118,17 +116,6 @@ impl Census {
         let error = Error::new(problem.cause, what).because(format!("{}{why}{more}", problem.what));
         Error { hint: problem.hint.clone(), ..error }
     }
-
-    /// Returns which manifests need each blob, as indices into [`Census::manifests`] in the order of their keys.
-    pub fn users(&self) -> HashMap<BlobId, Vec<usize>> {
-        let mut users: HashMap<BlobId, Vec<usize>> = HashMap::new();
-        for (index, needs) in self.manifests.values().enumerate() {
-            for blob in needs.blobs.keys().chain(needs.mentions.iter().filter(|blob| !needs.blobs.contains_key(blob))) {
-                users.entry(*blob).or_default().push(index);
-            }
-        }
-        users
-    }
 }
 
 /// Returns the commit that each ref names. A ref is not read if the listing proves that it names a commit of its repo.
@@ -160,23 +147,14 @@ async fn read_refs(bucket: &Bucket, state: &RemoteState) -> Result<BTreeMap<Stri
 }
 
 /// Returns the problem of each key that may be a manifest in a format that this program does not know.
-fn unknown_manifests<'a>(foreign: impl Iterator<Item = &'a Object>) -> BTreeMap<String, Error> {
-    let is_manifest = |key: &str| match key.strip_prefix(keys::MANIFESTS) {
-        // Deeper keys belong to other teams.
-        Some(name) => !name.contains('/') && (name.contains('@') || name.ends_with(".json")),
-        None => key.starts_with(LATER_MANIFESTS),
+fn unknown_manifests<'a>(suspects: impl Iterator<Item = &'a String>) -> BTreeMap<String, Error> {
+    let problem = |key: &String| {
+        let error = Error::invalid(format!("{} is not a manifest that this version knows", printable(key, 200)))
+            .because("a newer version may have written it, and it may need any blob")
+            .hint("update hf-cache-sync; if the key is not one of its own, delete or rename it with the store's tools");
+        (key.clone(), error)
     };
-    let unknown = foreign.filter(|object| is_manifest(&object.key));
-    let problem = |object: &Object| {
-        let error = Error::invalid(format!(
-            "{} is not a manifest that this version knows",
-            printable(&object.key, 200)
-        ))
-        .because("a newer version may have written it, and it may need any blob")
-        .hint("update hf-cache-sync; if the key is not one of its own, delete or rename it with the store's tools");
-        (object.key.clone(), error)
-    };
-    unknown.map(problem).collect()
+    suspects.map(problem).collect()
 }
 
 /// Reads what a manifest needs. Returns `None` if it is gone, and an error inside if it is not understood.
@@ -208,46 +186,59 @@ pub(crate) fn needs(key: &str, bytes: &[u8]) -> Result<Needs> {
     if keys::manifest(&manifest.repo().id, manifest.revision()) != key {
         return Err(invalid(format!("it says that it is {}@{}", manifest.repo(), manifest.revision())));
     }
-    let mut mentions = BTreeSet::new();
-    manifest.extra().values().for_each(|value| collect_hashes(value, &mut mentions));
+    let mentions = manifest.mentioned_blobs();
     Ok(Needs { blobs: manifest.blobs(), repo: manifest.repo().clone(), commit: manifest.revision().clone(), mentions })
 }
 
 /// Returns the evidence that a manifest is in a later format than this program knows; `None` if there is none.
 fn later_format(bytes: &[u8]) -> Option<String> {
-    #[derive(Deserialize)]
-    struct Top {
-        #[serde(default)]
-        files: Vec<HashMap<String, IgnoredAny>>,
-        #[serde(flatten)]
-        others: HashMap<String, Value>,
-    }
     // Without this structure, it is not valid in any format.
-    let top: Top = serde_json::from_slice(bytes).ok()?;
-    for name in VERSIONS {
-        match top.others.get(name) {
-            None | Some(Value::Null) => {}
-            Some(Value::Number(number)) if number.as_u64() == Some(1) => {}
-            Some(value) => return Some(format!("its `{name}` is {}", printable(&value.to_string(), 40))),
-        }
-    }
-    let known = ["path", "blob", "size"];
-    let unknown = top.files.iter().flat_map(HashMap::keys).find(|name| !known.contains(&name.as_str()))?;
-    Some(format!("its files have `{}`", printable(unknown, 40)))
+    let evidence = json::parse(bytes, Object { entries: Evidence::default(), refusal: "" }).ok()?;
+    evidence.version.or(evidence.file)
 }
 
-/// Collects every text that is a hash, whether it is a key or a value.
-fn collect_hashes(value: &Value, found: &mut BTreeSet<BlobId>) {
-    match value {
-        Value::String(text) => found.extend(text.parse::<BlobId>()),
-        Value::Array(values) => values.iter().for_each(|value| collect_hashes(value, found)),
-        Value::Object(entries) => {
-            for (name, value) in entries {
-                found.extend(name.parse::<BlobId>());
-                collect_hashes(value, found);
+/// Evidence of a later format.
+#[derive(Default)]
+struct Evidence {
+    version: Option<String>,
+    file: Option<String>,
+}
+
+impl<'de> Entries<'de> for Evidence {
+    fn entry<A: MapAccess<'de>>(&mut self, key: Cow<'de, str>, map: &mut A) -> Result<(), A::Error> {
+        if VERSIONS.contains(&&*key) {
+            let mut text = Vec::new();
+            map.next_value_seed(Compact(&mut text))?;
+            if !matches!(&*text, b"null" | b"1") {
+                let value = printable(&String::from_utf8_lossy(&text), 40);
+                self.version.get_or_insert(format!("its `{key}` is {value}"));
             }
+        } else if key == "files" {
+            let element = || Object { entries: UnknownKey(None), refusal: "" };
+            let done = |UnknownKey(unknown)| {
+                if let Some(unknown) = unknown {
+                    self.file.get_or_insert(format!("its files have `{}`", printable(&unknown, 40)));
+                }
+                Ok(())
+            };
+            map.next_value_seed(List { element, done, refusal: "" })?;
+        } else {
+            map.next_value::<IgnoredAny>()?;
         }
-        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+        Ok(())
+    }
+}
+
+/// The first key of a file that this format does not have.
+struct UnknownKey(Option<String>);
+
+impl<'de> Entries<'de> for UnknownKey {
+    fn entry<A: MapAccess<'de>>(&mut self, key: Cow<'de, str>, map: &mut A) -> Result<(), A::Error> {
+        map.next_value::<IgnoredAny>()?;
+        if self.0.is_none() && !["path", "blob", "size"].contains(&&*key) {
+            self.0 = Some(key.into_owned());
+        }
+        Ok(())
     }
 }
 
@@ -292,21 +283,6 @@ mod tests {
         {
             let error = needs_of(text).unwrap_err();
             assert!(error.what.contains("not valid"), "{error}");
-        }
-    }
-
-    #[test]
-    fn possible_manifests_are_problems_and_other_keys_are_not() {
-        let object = |key: &str| Object { key: key.into(), size: 1, etag: None, modified: None };
-        for (key, is_problem) in [
-            ("manifests/a__b@main.json", true),
-            ("manifests/a__b.json", true),
-            ("manifests-v2/x", true),
-            ("manifests/.DS_Store", false),
-            ("manifests/manifests/a__b@0.json", false),
-            ("blobs/x.json", false),
-        ] {
-            assert_eq!(unknown_manifests([object(key)].iter()).len(), usize::from(is_problem), "{key}");
         }
     }
 }

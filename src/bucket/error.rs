@@ -144,7 +144,7 @@ impl Failure {
                 format!("cannot connect to {endpoint}{}", in_parentheses(detail)),
                 "check storage.endpoint, the network, and HTTPS_PROXY",
             ),
-            Cause::Broken => (
+            Cause::Broken | Cause::Stalled => (
                 format!("the connection to {endpoint} broke or stalled{}", in_parentheses(detail)),
                 "run it again: finished work is kept",
             ),

@@ -7,6 +7,10 @@ use crate::model::ids::{BlobId, Commit, RefName, RepoId, RepoName, RepoType};
 pub const BLOBS: &str = "blobs/";
 /// All manifests.
 pub const MANIFESTS: &str = "manifests/";
+/// The beginning of the keys of manifests in a later format.
+pub const LATER_MANIFESTS: &str = "manifests-v";
+/// Maximum length of an encoded id, in bytes.
+const MAX_ENCODED: usize = 2 * 96 + 2;
 /// All refs, both 0.1.0's and ours.
 pub const ALL_REFS: &str = "refs";
 /// Refs in 0.1.0's layout.
@@ -48,10 +52,19 @@ pub fn manifests_of(id: &RepoId) -> String {
 /// another team, whose prefix starts with `manifests/`.
 pub fn parse_manifest(key: &str) -> Option<(&str, Commit)> {
     let (encoded, rest) = key.strip_prefix(MANIFESTS)?.split_once('@')?;
-    if encoded.contains('/') {
+    if encoded.contains('/') || encoded.len() > MAX_ENCODED {
         return None;
     }
     Some((encoded, rest.strip_suffix(".json")?.parse().ok()?))
+}
+
+/// Whether a key that is no manifest's may be one's in a format that this program does not know. Deeper keys belong to other
+/// teams.
+pub fn may_be_manifest(key: &str) -> bool {
+    match key.strip_prefix(MANIFESTS) {
+        Some(name) => !name.contains('/') && (name.contains('@') || name.ends_with(".json")),
+        None => key.starts_with(LATER_MANIFESTS),
+    }
 }
 
 /// Like [`manifest`], for an encoded id.
@@ -95,6 +108,9 @@ pub fn parse_ref(key: &str) -> Option<RefKey<'_>> {
         return Some(RefKey::New(RepoName::from_folder(folder)?, name.parse().ok()?));
     }
     let (encoded, name) = key.strip_prefix(REFS)?.split_once('/')?;
+    if encoded.len() > MAX_ENCODED {
+        return None;
+    }
     Some(RefKey::Old(encoded, name.parse().ok()?))
 }
 
@@ -213,5 +229,22 @@ mod tests {
         fn parsing_never_panics(key in ".{0,60}") {
             let _ = (parse_ref(&key), parse_manifest(&key), parse_blob(&key));
         }
+    }
+
+    #[test]
+    fn possible_manifests_are_distinguished_from_other_keys() {
+        for (key, expected) in [
+            ("manifests/a__b@main.json", true),
+            ("manifests/a__b.json", true),
+            ("manifests-v2/x", true),
+            ("manifests/.DS_Store", false),
+            ("manifests/manifests/a__b@0.json", false),
+            ("blobs/x.json", false),
+        ] {
+            assert_eq!(may_be_manifest(key), expected, "{key}");
+        }
+        let long = format!("manifests/{}@{}.json", "a".repeat(300), "0".repeat(40));
+        assert!(parse_manifest(&long).is_none() && may_be_manifest(&long));
+        assert!(parse_ref(&format!("refs/{}/main", "a".repeat(300))).is_none());
     }
 }

@@ -6,10 +6,11 @@
 //! content. Objects with invalid content are part of the snapshot ([`Stored::Invalid`]); callers decide what to do about
 //! them.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use futures_util::future::try_join_all;
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -72,12 +73,77 @@ pub enum Etag {
     Other(Box<str>),
 }
 
-/// The blobs of a bucket. There may be millions, so their keys are not stored.
+/// What a listing says about a blob, apart from its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlobEntry {
+    /// Size in bytes.
+    pub size: u64,
+    /// When it was last modified, by the store's clock.
+    pub modified: Option<SystemTime>,
+}
+
+/// The blobs of a bucket. There may be millions, so neither their keys nor their ETags are stored.
 #[derive(Debug, Default)]
 pub struct Blobs(
     /// Sorted by name.
-    Vec<(BlobId, Entry)>,
+    Vec<Blob>,
 );
+
+/// A listed blob.
+#[derive(Debug, Clone, Copy)]
+struct Blob {
+    id: BlobId,
+    size: u64,
+    /// Nanoseconds since one before 1970.
+    modified: Option<NonZeroU64>,
+}
+
+impl Blob {
+    fn new(id: BlobId, object: &Object) -> Blob {
+        let since = object.modified.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
+        let nanos = since.and_then(|since| u64::try_from(since.as_nanos()).ok()?.checked_add(1));
+        Blob { id, size: object.size, modified: nanos.and_then(NonZeroU64::new) }
+    }
+
+    fn entry(&self) -> BlobEntry {
+        let time = |nanos: NonZeroU64| SystemTime::UNIX_EPOCH + Duration::from_nanos(nanos.get() - 1);
+        BlobEntry { size: self.size, modified: self.modified.map(time) }
+    }
+}
+
+/// Objects under this tool's prefixes whose keys it does not recognize. A stranger may have put millions there.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Foreign {
+    /// How many there are.
+    pub keys: usize,
+    /// How many of them are not under `blobs/`.
+    pub beside_blobs: usize,
+    /// Their total size in bytes.
+    pub bytes: u64,
+    /// Keys that may be those of manifests in a format that this program does not know, up to [`MAX_SUSPECTS`] of them.
+    pub suspects: Vec<String>,
+}
+
+/// Maximum number of [`Foreign::suspects`].
+const MAX_SUSPECTS: usize = 1_000;
+
+impl Foreign {
+    fn add(&mut self, object: Object) {
+        self.keys += 1;
+        self.beside_blobs += usize::from(!object.key.starts_with(keys::BLOBS));
+        self.bytes = self.bytes.saturating_add(object.size);
+        if keys::may_be_manifest(&object.key) && self.suspects.len() < MAX_SUSPECTS {
+            self.suspects.push(object.key);
+        }
+    }
+
+    fn merge(&mut self, other: Foreign) {
+        self.keys += other.keys;
+        self.beside_blobs += other.beside_blobs;
+        self.bytes = self.bytes.saturating_add(other.bytes);
+        self.suspects.extend(other.suspects);
+    }
+}
 
 /// A snapshot of a bucket.
 #[derive(Debug, Default)]
@@ -89,7 +155,7 @@ pub struct RemoteState {
     refs: Vec<Candidate>,
     /// Indexes into `refs`, by key.
     ref_indexes: HashMap<String, usize>,
-    foreign: Vec<Object>,
+    foreign: Foreign,
     manifests_read: ReadCache<Arc<Manifest>>,
     refs_read: ReadCache<Commit>,
 }
@@ -148,9 +214,9 @@ impl fmt::Debug for Etag {
 
 impl Blobs {
     /// Returns what the listing says about a blob; `None` if the bucket does not have it.
-    pub fn get(&self, id: &BlobId) -> Option<&Entry> {
-        let index = self.0.binary_search_by(|(known, _)| known.cmp(id)).ok()?;
-        Some(&self.0[index].1)
+    pub fn get(&self, id: &BlobId) -> Option<BlobEntry> {
+        let index = self.0.binary_search_by(|known| known.id.cmp(id)).ok()?;
+        Some(self.0[index].entry())
     }
 
     /// Whether the bucket has the blob with this size.
@@ -169,32 +235,31 @@ impl Blobs {
     }
 
     /// Returns all blobs, sorted by name.
-    pub fn iter(&self) -> impl Iterator<Item = (&BlobId, &Entry)> {
-        self.0.iter().map(|(id, entry)| (id, entry))
+    pub fn iter(&self) -> impl Iterator<Item = (&BlobId, BlobEntry)> {
+        self.0.iter().map(|blob| (&blob.id, blob.entry()))
     }
 }
 
 impl Collect for RemoteState {
     fn add(&mut self, object: Object) {
         if let Some(id) = keys::parse_blob(&object.key) {
-            self.blobs.0.push((id, object.into()));
+            self.blobs.0.push(Blob::new(id, &object));
         } else if let Some((encoded, commit)) = keys::parse_manifest(&object.key) {
             let encoded = encoded.to_string();
             self.manifests.entry(encoded).or_default().insert(commit, object.into());
         } else if keys::parse_ref(&object.key).is_none() {
-            self.foreign.push(object);
+            self.foreign.add(object);
         } else if let Some(candidate) = Candidate::of(object) {
             self.add_ref(candidate);
         }
     }
 
-    fn keys(&self) -> HashSet<String> {
-        let blobs = self.blobs.0.iter().map(|(id, _)| keys::blob(id));
+    fn keys(&self) -> impl Iterator<Item = String> {
+        let blobs = self.blobs.0.iter().map(|blob| keys::blob(&blob.id));
         let manifests = self.manifests.iter();
         let manifests =
             manifests.flat_map(|(id, commits)| commits.keys().map(move |commit| keys::manifest_of(id, commit)));
-        let others = self.ref_indexes.keys().chain(self.foreign.iter().map(|object| &object.key)).cloned();
-        blobs.chain(manifests).chain(others).collect()
+        blobs.chain(manifests).chain(self.ref_indexes.keys().cloned())
     }
 }
 
@@ -243,7 +308,7 @@ impl RemoteState {
             self.manifests.entry(encoded).or_default().extend(commits);
         }
         other.refs.into_iter().for_each(|candidate| self.add_ref(candidate));
-        self.foreign.extend(other.foreign);
+        self.foreign.merge(other.foreign);
         self
     }
 
@@ -253,7 +318,7 @@ impl RemoteState {
     }
 
     fn sorted(mut self) -> RemoteState {
-        self.blobs.0.sort_unstable_by_key(|(id, _)| *id);
+        self.blobs.0.sort_unstable_by_key(|blob| blob.id);
         self
     }
 
@@ -278,7 +343,7 @@ impl RemoteState {
     }
 
     /// Returns the objects under this tool's prefixes whose keys it does not recognize.
-    pub fn foreign(&self) -> &[Object] {
+    pub fn foreign(&self) -> &Foreign {
         &self.foreign
     }
 
@@ -456,7 +521,6 @@ impl<T: Clone> ReadCache<T> {
 mod tests {
     use super::*;
     use crate::error::Error;
-    use std::time::Duration;
 
     const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
@@ -489,6 +553,7 @@ mod tests {
             object(&format!("blobs/{COMMIT}.incomplete"), "1"),
             object(&key(), "{}"),
             object("manifests/notes.txt", "hello"),
+            object("manifests/a@b.json", "{}"),
             object("refs-v2/datasets--org--name/main", COMMIT),
             object("refs/org__name/main", COMMIT),
             object("refs.txt", "hello"),
@@ -503,16 +568,21 @@ mod tests {
         let refs: Vec<&str> = state.refs().iter().map(|candidate| candidate.object.key.as_str()).collect();
         assert_eq!(refs, ["refs-v2/datasets--org--name/main", "refs/org__name/main"]);
         assert_eq!(state.listed_ref("refs/org__name/main").unwrap().name.as_str(), "main");
-        let foreign: Vec<&str> = state.foreign().iter().map(|object| object.key.as_str()).collect();
-        assert_eq!(foreign, [&format!("blobs/{COMMIT}.incomplete"), "manifests/notes.txt", "refs.txt"]);
+        let foreign = Foreign { keys: 4, beside_blobs: 3, bytes: 13, suspects: vec!["manifests/a@b.json".into()] };
+        assert_eq!(*state.foreign(), foreign);
         // Unordered listings rely on this.
-        assert_eq!(state.keys().len(), 8);
-        assert!(state.keys().contains(&key()) && state.keys().contains(&format!("blobs/{sha256}")));
+        let keys: Vec<String> = state.keys().collect();
+        assert!(keys.len() == 5 && keys.contains(&key()) && keys.contains(&format!("blobs/{sha256}")), "{keys:?}");
     }
 
     #[test]
     fn a_blob_takes_little_memory() {
-        assert!(size_of::<(BlobId, Entry)>() <= 88, "{}", size_of::<(BlobId, Entry)>());
+        assert!(size_of::<Blob>() <= 56, "{}", size_of::<Blob>());
+        let id = COMMIT.parse().unwrap();
+        for modified in [None, Some(SystemTime::UNIX_EPOCH), Some(SystemTime::UNIX_EPOCH + Duration::new(1 << 33, 7))] {
+            let blob = Blob::new(id, &Object { key: String::new(), size: 1, etag: None, modified });
+            assert_eq!(blob.entry(), BlobEntry { size: 1, modified });
+        }
         let md5 = md5_hex(b"");
         assert!(matches!(Etag::from(md5.clone()), Etag::Md5(_)));
         for text in [&md5, &format!("{md5}-3"), &md5.to_uppercase(), &md5[1..], &format!("{md5}00"), "", "kms"] {

@@ -25,7 +25,7 @@ use bytes::Bytes;
 use sha2::Digest;
 
 use super::answer::{self, ParseError, Refusal};
-use super::client::body::{MakeBody, MemoryBody, Pulse, STALL};
+use super::client::body::{MakeBody, MemoryBody, Pulse};
 use super::connection::{Net, target};
 use super::credentials::{self, CredentialSource};
 use super::endpoint::{Address, Route, Style, encoded, resolve};
@@ -33,6 +33,7 @@ use super::error::{Cause, Failure};
 use crate::config::Checksums;
 use crate::error::{Result, printable};
 use crate::net::log::RequestLog;
+use crate::pace::Pace;
 use crate::progress::{Event, Progress};
 
 /// Response timeout for requests without a streamed body.
@@ -53,8 +54,9 @@ const MAX_REDIRECTS: usize = 5;
 pub(super) const CRC32: &str = "x-amz-checksum-crc32";
 /// Maximum number of bytes to read of an error response.
 const MAX_REFUSAL: usize = 64 << 10;
-/// Maximum size of an XML response in bytes.
-const MAX_XML: usize = 32 << 20;
+/// Maximum size of an XML response in bytes. A page of a listing has at most 1,000 keys of at most 1,024 bytes, which take
+/// three times as much if they are percent-encoded.
+const MAX_XML: usize = 8 << 20;
 
 /// What the configuration adds to requests.
 #[derive(Debug, Clone, Default)]
@@ -833,7 +835,7 @@ pub(super) async fn read_xml(mut response: HttpResponse, timeout: Duration) -> R
     let body = std::mem::replace(response.body_mut(), SdkBody::empty());
     let bytes = in_time(timeout, read(body, MAX_XML)).await?;
     if bytes.len() >= MAX_XML {
-        return Err(Failure::new(Cause::NotS3, format!("its response has no end, {description}")));
+        return Err(Failure::new(Cause::NotS3, format!("its response is larger than any of S3, {description}")));
     }
     Ok((bytes, description))
 }
@@ -842,12 +844,16 @@ pub(super) async fn read_xml(mut response: HttpResponse, timeout: Duration) -> R
 async fn read(body: SdkBody, limit: usize) -> Result<Bytes, Failure> {
     let mut stream = ByteStream::new(body);
     let mut bytes = Vec::new();
+    let mut pace = Pace::default();
     while bytes.len() < limit {
-        match tokio::time::timeout(STALL, stream.next()).await {
-            Err(_) => return Err(Failure::new(Cause::Broken, "the answer stalled")),
-            Ok(None) => break,
-            Ok(Some(Ok(piece))) => bytes.extend_from_slice(&piece),
-            Ok(Some(Err(_))) => return Err(Failure::new(Cause::Broken, "the answer ended early")),
+        match pace.wait(stream.next()).await {
+            None => return Err(Failure::new(Cause::Stalled, Pace::describe())),
+            Some(None) => break,
+            Some(Some(Ok(piece))) => {
+                pace.add(piece.len());
+                bytes.extend_from_slice(&piece);
+            }
+            Some(Some(Err(_))) => return Err(Failure::new(Cause::Broken, "the answer ended early")),
         }
     }
     Ok(bytes.into())

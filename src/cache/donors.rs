@@ -199,7 +199,7 @@ fn find_listed_files(
     donors: &mut HashMap<BlobId, Donor>,
 ) -> bool {
     let Some(tree) = state.tree(repo, commit).valid() else { return false };
-    let by_blob: HashMap<BlobId, &RepoPath> = tree.entries().iter().map(|(path, entry)| (entry.blob, path)).collect();
+    let by_blob: HashMap<BlobId, &RepoPath> = tree.entries().map(|(path, entry)| (entry.blob, path)).collect();
     for blob in missing {
         let file = by_blob.get(blob).map(|path| state.layout().snapshot_file(repo, commit, path));
         let is_real = |file: &PathBuf| fs::symlink_metadata(file).is_ok_and(|meta| meta.is_file());

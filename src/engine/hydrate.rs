@@ -157,7 +157,7 @@ pub async fn hydrate(
         }
     }
     let downloads = jobs.values().filter(|job| job.donor.is_none());
-    let context = &context.moving(downloads.clone().map(|job| job.fetch.size).sum());
+    let context = &context.moving(downloads.clone().fold(0, |sum, job| sum.saturating_add(job.fetch.size)));
     let planned = downloads.map(|job| progress::Job { blob: job.fetch.id, size: job.fetch.size, repo: job.needs[0].0 });
     context.progress.event(Event::Planned(planned.collect()));
 

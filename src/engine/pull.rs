@@ -302,7 +302,8 @@ pub(super) fn check_space(layout: &Layout, plans: &[&Plan]) -> Result<Option<Str
     for plan in plans {
         blobs.extend(plan.downloads().map(|fetch| (fetch.blob, fetch.size)));
     }
-    let needed: u64 = blobs.iter().map(|(id, size)| size.saturating_sub(allocated_bytes(layout, id, *size))).sum();
+    let missing = blobs.iter().map(|(id, size)| size.saturating_sub(allocated_bytes(layout, id, *size)));
+    let needed = missing.fold(0, u64::saturating_add);
     match space::available(layout.root()) {
         Some(free) if free < needed => Err(Error::new(Cause::DiskFull, "there is not enough disk space")
             .because(format!(

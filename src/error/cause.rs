@@ -23,7 +23,7 @@ pub enum Cause {
     // Bytes that are not what they should be.
     /// What is stored under a key, or listed by the Hub, is not valid.
     Invalid,
-    /// The object is larger than anything valid under its key.
+    /// It is larger than anything valid: an object for its key, or a listing.
     TooLarge,
     /// The bytes that are kept, here or in the bucket, are not those of their name.
     Corrupt,
@@ -89,6 +89,8 @@ pub enum Cause {
     Unreachable,
     /// Connected, but no answer in time, or the connection broke.
     Broken,
+    /// Too few bytes of an answer arrive in time.
+    Stalled,
     /// An answer that ends in the middle.
     Incomplete,
     /// What answers is no S3 store.
@@ -143,7 +145,7 @@ impl Cause {
             Usage | WrongRegion | PayerNeeded | EncryptionNeeded | EncryptionKey | StorageClass | BucketName
             | PathStyle | VirtualStyle | ChecksumNeeded | HashNeeded | ClockSkew => Kind::Usage,
             // What is archived is as good as out of reach.
-            Changed | Archived | Busy | RateLimited | Unreachable | Broken | Incomplete | NotS3 | Garbled
+            Changed | Archived | Busy | RateLimited | Unreachable | Broken | Stalled | Incomplete | NotS3 | Garbled
             | Certificate | NoTls | Tls | ProxyRefused => Kind::Unavailable,
             Permission => Kind::Permission,
             Internal => Kind::Internal,
@@ -154,7 +156,8 @@ impl Cause {
 
     /// Whether the same request may succeed later.
     pub fn is_transient(self) -> bool {
-        matches!(self, Cause::Busy | Cause::Unreachable | Cause::Broken | Cause::Damaged | Cause::Incomplete)
+        use Cause::*;
+        matches!(self, Busy | Unreachable | Broken | Stalled | Damaged | Incomplete)
     }
 
     /// Whether the credentials are not accepted, which may be so from one moment to the next.
@@ -184,6 +187,7 @@ impl Cause {
                 | RateLimited
                 | Unreachable
                 | Broken
+                | Stalled
                 | Incomplete
                 | NotS3
                 | Garbled
@@ -281,6 +285,7 @@ mod tests {
                     RateLimited,
                     Unreachable,
                     Broken,
+                    Stalled,
                     Incomplete,
                     NotS3,
                     Garbled,

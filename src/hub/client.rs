@@ -6,16 +6,18 @@ use std::time::Duration;
 
 use futures_util::future::try_join_all;
 use reqwest::Url;
-use serde_json::Value;
+use serde::Deserialize;
 
+use super::Body;
 use super::address::{LinkTarget, escape_segment, next_page};
 use super::http::{Http, Refusal};
-use super::{Body, listing};
+use super::listing::{self, Entry};
 use crate::bucket::error::{Cause, Failure};
 use crate::config;
 use crate::error::{Error, Result, printable};
 use crate::model::found::Found;
 use crate::model::ids::{Commit, RefName, RepoName, RepoPath, RepoQuery, RepoType};
+use crate::model::manifest::MAX_FILES;
 use crate::net::{self, Network};
 use crate::progress::Progress;
 
@@ -35,7 +37,21 @@ struct Revision {
     repo: RepoName,
     commit: Commit,
     /// The files that the Hub lists along with the commit. For a large repo, the list is incomplete.
-    files: Vec<String>,
+    files: Vec<Box<str>>,
+}
+
+/// What the Hub tells about a revision.
+#[derive(Deserialize)]
+struct Info {
+    #[serde(default)]
+    sha: String,
+    siblings: Option<Vec<Sibling>>,
+}
+
+/// A file of a revision.
+#[derive(Deserialize)]
+struct Sibling {
+    rfilename: Box<str>,
 }
 
 impl Hub {
@@ -74,7 +90,7 @@ impl Hub {
         let doing = format!("cannot list {repo} on the Hub");
         let entries =
             self.tree(&repo, &commit, &files).await.map_err(|refusal| self.explain(refusal.failure, &doing))?;
-        let manifest = listing::manifest(&repo, &commit, &entries).map_err(|why| {
+        let manifest = listing::manifest(repo.clone(), commit.clone(), entries).map_err(|why| {
             Error::invalid(format!("the Hub's listing of {repo}@{} cannot be used", commit.short())).because(why)
         })?;
         // A full or abbreviated commit hash is not a ref.
@@ -123,17 +139,17 @@ impl Hub {
     /// Looks up the commit of a ref or of an abbreviated commit hash.
     async fn revision(&self, repo: RepoName, name: &RefName) -> Result<Revision, Refusal> {
         let url = self.url(&format!("{}/revision/{}", api(&repo), escape_segment(name.as_str())))?;
-        let info: Value = self.http.json(&url).await?.0;
-        let sha = info["sha"].as_str().unwrap_or_default();
-        let commit =
-            sha.parse().map_err(|why| Failure::new(Cause::Garbled, format!("the commit in its response {why}")))?;
-        let files = info["siblings"].as_array().into_iter().flatten();
-        let files = files.filter_map(|file| file["rfilename"].as_str().map(String::from)).collect();
+        let info: Info = self.http.json(&url).await?.0;
+        let commit = info
+            .sha
+            .parse()
+            .map_err(|why| Failure::new(Cause::Garbled, format!("the commit in its response {why}")))?;
+        let files = info.siblings.unwrap_or_default().into_iter().map(|file| file.rfilename).collect();
         Ok(Revision { repo, commit, files })
     }
 
     /// Lists all entries of a commit, which must include these `files`. The listing is complete, or an error.
-    async fn tree(&self, repo: &RepoName, commit: &Commit, files: &[String]) -> Result<Vec<Value>, Refusal> {
+    async fn tree(&self, repo: &RepoName, commit: &Commit, files: &[Box<str>]) -> Result<Vec<Entry>, Refusal> {
         let broken = |why: String| Refusal::from(Failure::new(Cause::Garbled, why));
         let mut url = self.url(&format!("{}/tree/{commit}?recursive=true", api(repo)))?;
         let (mut entries, mut paths, mut asked) = (Vec::new(), HashSet::new(), HashSet::new());
@@ -142,17 +158,15 @@ impl Hub {
             if !asked.insert(url.clone()) {
                 return Err(broken("its listing repeats a page".into()));
             }
-            let (page, headers, from) = self.http.json(&url).await?;
-            let Value::Array(page) = page else {
-                return Err(broken("its listing is not a list".into()));
-            };
+            let (page, headers, from) = self.http.json::<Vec<Entry>>(&url).await?;
             let before = paths.len();
+            if before + page.len() > MAX_FILES {
+                let why = format!("its listing has more than {MAX_FILES} entries");
+                return Err(Failure::new(Cause::TooLarge, why).into());
+            }
             for entry in page {
-                let Some(path) = entry["path"].as_str() else {
-                    return Err(broken("its listing has an entry without a path".into()));
-                };
-                if !paths.insert(path.to_string()) {
-                    return Err(broken(format!("its listing has '{}' twice", printable(path, 200))));
+                if !paths.insert(entry.path.clone()) {
+                    return Err(broken(format!("its listing has '{}' twice", printable(&entry.path, 200))));
                 }
                 entries.push(entry);
             }
@@ -170,7 +184,7 @@ impl Hub {
                 Err(why) => return Err(broken(format!("its listing has no valid next page: {why}"))),
             };
         }
-        match files.iter().find(|file| !paths.contains(*file)) {
+        match files.iter().find(|file| !paths.contains(&***file)) {
             Some(missing) => {
                 Err(broken(format!("its listing lacks '{}', so it is truncated", printable(missing, 200))))
             }

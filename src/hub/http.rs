@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use reqwest::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, LOCATION, RANGE};
 use reqwest::{Response, StatusCode, Url};
-use serde_json::Value;
+use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use super::address::{Endpoint, LinkTarget};
@@ -18,17 +18,19 @@ use crate::config::{self, Secret};
 use crate::error::{Error, Result, printable};
 use crate::net::log::RequestLog;
 use crate::net::{self, Network, NoProxy};
+use crate::pace::Pace;
 use crate::progress::{Progress, waiting};
 use crate::retry::Try;
 
 /// Time limit for establishing a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Time limit for the response headers, and for each following chunk of the body.
+/// Time limit for the response headers. Of the body, some bytes must arrive in that time, and enough of them: see
+/// [`crate::pace`].
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// Most redirects that are followed for one request.
 const MAX_REDIRECTS: usize = 10;
 /// Largest response that is read into memory, in bytes.
-const MAX_JSON: usize = 64 << 20;
+const MAX_JSON: usize = 32 << 20;
 
 /// The HTTP client for the Hub.
 #[derive(Debug, Clone)]
@@ -58,6 +60,7 @@ impl From<Failure> for Refusal {
 /// The bytes of a file, or of a range of it.
 pub struct Body {
     response: Response,
+    pace: Pace,
     /// Bytes before the range that are discarded if the server sends the whole file.
     skip: u64,
     /// Remaining bytes of the range; `None` for a whole file.
@@ -106,7 +109,7 @@ impl Http {
     }
 
     /// Requests a JSON document, and returns it with the response headers and the final URL.
-    pub async fn json(&self, url: &Url) -> Result<(Value, HeaderMap, Url), Refusal> {
+    pub async fn json<T: DeserializeOwned>(&self, url: &Url) -> Result<(T, HeaderMap, Url), Refusal> {
         let mut tries = Tries::new();
         loop {
             self.rate_limiter.wait_for_turn().await?;
@@ -117,18 +120,28 @@ impl Http {
         }
     }
 
-    async fn json_once(&self, url: &Url) -> Result<(Value, HeaderMap, Url), Refusal> {
+    async fn json_once<T: DeserializeOwned>(&self, url: &Url) -> Result<(T, HeaderMap, Url), Refusal> {
         let mut response = self.send(url, None).await?;
         let (headers, from) = (response.headers().clone(), response.url().clone());
-        let mut body = Vec::new();
-        while let Some(bytes) = response.chunk().await.map_err(|e| from_http(&e))? {
+        let (mut body, mut pace) = (Vec::new(), Pace::default());
+        loop {
+            let next = pace.wait(response.chunk()).await;
+            let next = next.ok_or_else(|| Failure::new(Cause::Stalled, Pace::describe()))?;
+            let Some(bytes) = next.map_err(|e| from_http(&e))? else { break };
+            pace.add(bytes.len());
             if body.len() + bytes.len() > MAX_JSON {
-                return Err(Failure::new(Cause::Garbled, "its response is too large").into());
+                return Err(
+                    Failure::new(Cause::TooLarge, format!("its response has more than {MAX_JSON} bytes")).into()
+                );
             }
             body.extend_from_slice(&bytes);
         }
         match serde_json::from_slice(&body) {
             Ok(value) => Ok((value, headers, from)),
+            Err(error) if error.is_data() => {
+                let why = format!("its response has an unexpected form: {}", printable(&error.to_string(), 200));
+                Err(Failure::new(Cause::Garbled, why).into())
+            }
             Err(_) => Err(not_json(&headers, &body).into()),
         }
     }
@@ -151,7 +164,7 @@ impl Http {
         if is_page && range.is_some() && !url.path().to_ascii_lowercase().contains("htm") {
             return Err(Failure::new(Cause::Garbled, WEB_PAGE).into());
         }
-        let Some((from, to)) = range else { return Ok(Body { response, skip: 0, left: None }) };
+        let Some((from, to)) = range else { return Ok(Body { response, pace: Pace::default(), skip: 0, left: None }) };
         let mut skip = from;
         if response.status() == StatusCode::PARTIAL_CONTENT {
             let content_range = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
@@ -162,7 +175,7 @@ impl Http {
             }
             skip = 0;
         }
-        Ok(Body { response, skip, left: Some(to - from) })
+        Ok(Body { response, pace: Pace::default(), skip, left: Some(to - from) })
     }
 
     /// Sends one request, and follows its redirects.
@@ -270,22 +283,20 @@ impl Body {
     /// Returns the next chunk of the body; `None` at its end.
     ///
     /// # Errors
-    /// [`Cause::Broken`] if the connection breaks or stalls.
+    /// [`Cause::Broken`] if the connection breaks, [`Cause::Stalled`] if too few bytes arrive in time.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
         loop {
             if self.left == Some(0) {
                 return Ok(None);
             }
-            let next = tokio::time::timeout(STALL_TIMEOUT, self.response.chunk()).await;
-            let Some(mut bytes) = next.map_err(|_| Failure::new(Cause::Broken, "the download stalled"))?.map_err(
-                |e| match from_http(&e) {
-                    failure if failure.cause.is_transient() => failure,
-                    _ => Failure::new(Cause::Broken, "the download ended early"),
-                },
-            )?
-            else {
-                return Ok(None);
-            };
+            let next = self.pace.wait(self.response.chunk()).await;
+            let next = next.ok_or_else(|| Failure::new(Cause::Stalled, Pace::describe()))?;
+            let next = next.map_err(|e| match from_http(&e) {
+                failure if failure.cause.is_transient() => failure,
+                _ => Failure::new(Cause::Broken, "the download ended early"),
+            })?;
+            let Some(mut bytes) = next else { return Ok(None) };
+            self.pace.add(bytes.len());
             let dropped = self.skip.min(bytes.len() as u64);
             self.skip -= dropped;
             let _ = bytes.split_to(dropped as usize);

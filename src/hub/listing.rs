@@ -1,54 +1,89 @@
 //! Converts the Hub's listing of a commit to a manifest, with the tree that huggingface_hub would store. Pure.
 
-use serde_json::{Map, Value, json};
+use std::fmt::Write;
 
-use crate::model::ids::{Commit, RepoName};
-use crate::model::manifest::Manifest;
+use serde::Deserialize;
+use serde_json::json;
 
-/// Converts the entries of `/api/…/tree/<commit>?recursive=true`. Folders are ignored.
+use crate::model::ids::{BlobId, Commit, RepoName, RepoPath};
+use crate::model::manifest::{Manifest, ManifestFile, Tree};
+
+/// An entry of `/api/…/tree/<commit>?recursive=true`: a file or a folder.
+#[derive(Debug, Deserialize)]
+pub struct Entry {
+    /// Its path in the repo.
+    pub path: Box<str>,
+    #[serde(rename = "type", default)]
+    kind: Kind,
+    oid: Option<Box<str>>,
+    size: Option<u64>,
+    lfs: Option<Lfs>,
+    #[serde(rename = "xetHash")]
+    xet_hash: Option<Box<str>>,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Kind {
+    Directory,
+    #[default]
+    #[serde(other)]
+    File,
+}
+
+/// The pointer of an LFS file.
+#[derive(Debug, Deserialize)]
+struct Lfs {
+    oid: Option<Box<str>>,
+    size: Option<u64>,
+}
+
+/// Converts the listing of a commit. Folders are ignored.
 ///
 /// # Errors
 /// If the listing is not valid. It is checked like a manifest from a bucket.
-pub fn manifest(repo: &RepoName, commit: &Commit, entries: &[Value]) -> Result<Manifest, String> {
-    let mut files = Vec::new();
-    let mut tree: Vec<(&str, Value)> = Vec::new();
-    for entry in entries.iter().filter(|entry| entry["type"] != "directory") {
-        let path = entry["path"].as_str().ok_or("an entry has no path")?;
-        let lfs = entry.get("lfs").filter(|lfs| !lfs.is_null());
-        let (blob, size) = match lfs {
-            Some(lfs) => (&lfs["oid"], &lfs["size"]),
-            None => (&entry["oid"], &entry["size"]),
-        };
-        files.push(json!({"path": path, "blob": blob, "size": size}));
-        let mut tree_entry = json!({"size": entry["size"], "blob_id": entry["oid"]});
-        if let Some(lfs) = lfs {
-            tree_entry["lfs_sha256"] = lfs["oid"].clone();
-            tree_entry["lfs_size"] = lfs["size"].clone();
-        }
-        if let Some(xet) = entry.get("xetHash").filter(|xet| !xet.is_null()) {
-            tree_entry["xet_hash"] = xet.clone();
-        }
-        tree.push((path, tree_entry));
-    }
+pub fn manifest(repo: RepoName, commit: Commit, mut entries: Vec<Entry>) -> Result<Manifest, String> {
+    entries.retain(|entry| entry.kind != Kind::Directory);
     // huggingface_hub sorts by code points, which is the same as byte order.
-    tree.sort_by_key(|(path, _)| *path);
-    let tree: Map<String, Value> = tree.into_iter().map(|(path, entry)| (path.to_string(), entry)).collect();
-    let manifest = json!({
-        "repo": repo.id, "revision": commit, "repo_type": repo.kind, "files": files,
-        "tree": {"format_version": 1, "files": tree},
-    });
-    Manifest::parse(manifest.to_string().as_bytes())
+    entries.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+    let mut files = Vec::with_capacity(entries.len());
+    let mut tree = String::from("{\"format_version\":1,\"files\":{");
+    for (at, entry) in entries.into_iter().enumerate() {
+        let (oid, size) = match &entry.lfs {
+            Some(lfs) => (&lfs.oid, lfs.size),
+            None => (&entry.oid, entry.size),
+        };
+        let missing = |what: &str| format!("'{}' has no {what}", entry.path);
+        let path: RepoPath = entry.path.parse().map_err(|e| format!("{e}"))?;
+        let blob: BlobId =
+            oid.as_deref().ok_or_else(|| missing("hash"))?.parse().map_err(|e| format!("the blob of '{path}': {e}"))?;
+        files.push(ManifestFile { path, blob, size: size.ok_or_else(|| missing("size"))? });
+        let mut fields = json!({"size": entry.size, "blob_id": entry.oid});
+        if let Some(lfs) = &entry.lfs {
+            fields["lfs_sha256"] = json!(lfs.oid);
+            fields["lfs_size"] = json!(lfs.size);
+        }
+        if let Some(xet) = &entry.xet_hash {
+            fields["xet_hash"] = json!(xet);
+        }
+        let separator = if at > 0 { "," } else { "" };
+        let _ = write!(tree, "{separator}{}:{fields}", json!(entry.path));
+    }
+    tree.push_str("}}");
+    let tree = Tree::from_stranger(tree.into_bytes()).map_err(|e| format!("its tree is not valid: {e}"))?;
+    Manifest::new(repo, commit, files, tree.map(Into::into))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::model::ids::RepoType;
+    use serde_json::Value;
 
     fn read(entries: Value) -> Result<Manifest, String> {
         let repo = RepoName::new(RepoType::Dataset, "org/name".parse().unwrap());
         let commit = "0123456789abcdef0123456789abcdef01234567".parse().unwrap();
-        manifest(&repo, &commit, entries.as_array().unwrap())
+        manifest(repo, commit, serde_json::from_value(entries).unwrap())
     }
 
     #[test]

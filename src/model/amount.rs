@@ -12,10 +12,10 @@ pub struct Amount {
 }
 
 impl Amount {
-    /// Adds one blob.
+    /// Adds one blob. Sizes may come from strangers, so that a sum stops at its maximum.
     pub fn add(&mut self, bytes: u64) {
         self.blobs += 1;
-        self.bytes += bytes;
+        self.bytes = self.bytes.saturating_add(bytes);
     }
 
     /// Subtracts one blob.

@@ -205,29 +205,42 @@ fn is_lower_hex(text: &str) -> bool {
 }
 
 /// A full commit hash of 40 lowercase hexadecimal digits, which identifies a revision.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+///
+/// It is stored in place: a bucket may have a million of them.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Commit(String);
+pub struct Commit([u8; 40]);
 
 impl Commit {
     /// The hash as written.
     pub fn as_str(&self) -> &str {
-        &self.0
+        std::str::from_utf8(&self.0).expect("digits")
     }
 
     /// Returns the first 12 digits, for display.
     pub fn short(&self) -> &str {
-        &self.0[..12]
+        &self.as_str()[..12]
+    }
+}
+
+impl fmt::Display for Commit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl fmt::Debug for Commit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Commit").field(&self.as_str()).finish()
     }
 }
 
 impl FromStr for Commit {
     type Err = Invalid;
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        if text.len() == 40 && is_lower_hex(text) {
-            Ok(Commit(text.to_string()))
-        } else {
-            invalid(text, "is not a valid commit hash (40 lowercase hexadecimal digits)")
+        match text.as_bytes().try_into() {
+            Ok(digits) if is_lower_hex(text) => Ok(Commit(digits)),
+            _ => invalid(text, "is not a valid commit hash (40 lowercase hexadecimal digits)"),
         }
     }
 }
@@ -436,7 +449,7 @@ macro_rules! displays_as_written {
         }
     )*};
 }
-displays_as_written!(RepoId, Commit, RefName, RepoPath);
+displays_as_written!(RepoId, RefName, RepoPath);
 
 #[cfg(test)]
 mod tests {

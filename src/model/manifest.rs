@@ -3,17 +3,25 @@
 //! The JSON is that of hf-cache-sync 0.1.0 (`repo`, `revision`, `repo_type`, `files` of `path`, `blob`, `size`;
 //! 2-space indent, ASCII, no final newline), plus a top-level `tree`: the content of the cache's
 //! `trees/<commit>.json`, which 0.1.0 ignores. A parsed [`Manifest`] is valid: see [`Manifest::parse`].
+//!
+//! Manifests and trees come from strangers. What is not understood is kept as text, so that memory is a small multiple of
+//! the input whatever it contains.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::io;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::Arc;
 
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use crate::error::{Error, Result};
 use crate::model::filter::PathFilter;
 use crate::model::ids::{BlobId, Commit, RepoId, RepoName, RepoPath, RepoType};
+use crate::model::json::{self, Compact, Entries, List, Object, Python, Scalar};
+
+/// Maximum number of files in a manifest, and of entries in a tree.
+pub const MAX_FILES: usize = 1_000_000;
 
 /// A file of a revision.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -35,13 +43,10 @@ pub struct Manifest {
     /// Sorted by path.
     files: Vec<ManifestFile>,
     tree: Option<Arc<Tree>>,
-    /// Top-level keys that this version does not know. They are kept when a manifest is merged.
-    extra: Map<String, Value>,
+    /// Top-level keys that this version does not know, as the text of an object; empty without any. They are kept when a
+    /// manifest is merged.
+    extra: Vec<u8>,
 }
-
-/// The key of a tree with unportable paths. Under the key `tree`, it would make earlier versions reject the whole
-/// manifest.
-const UNPORTABLE_TREE_KEY: &str = "unportable_tree";
 
 impl Manifest {
     /// Creates a manifest. The files may be in any order.
@@ -54,8 +59,8 @@ impl Manifest {
         mut files: Vec<ManifestFile>,
         tree: Option<Arc<Tree>>,
     ) -> Result<Self, String> {
-        files.sort_by(|a, b| a.path.cmp(&b.path));
-        let manifest = Manifest { repo, revision, files, tree, extra: Map::new() };
+        files.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+        let manifest = Manifest { repo, revision, files, tree, extra: Vec::new() };
         manifest.check()?;
         Ok(manifest)
     }
@@ -67,30 +72,23 @@ impl Manifest {
     /// one file, paths that are safe, distinct and not each other's folders, blob names that are hashes, one size per
     /// blob, and a tree (if any) that is valid and agrees with the file list.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
-        let Value::Object(mut top) = serde_json::from_slice(bytes).map_err(|e| format!("it is not JSON: {e}"))? else {
-            return Err("it is not a JSON object".into());
-        };
-        let id: RepoId = take_text(&mut top, "repo")?.parse().map_err(|e| format!("`repo` {e}"))?;
-        let revision: Commit = take_text(&mut top, "revision")?.parse().map_err(|e| format!("`revision` {e}"))?;
-        let kind: RepoType = match top.shift_remove("repo_type") {
-            None | Some(Value::Null) => RepoType::Model,
-            Some(Value::String(word)) => word.parse().map_err(|e| format!("`repo_type` {e}"))?,
+        let top = Object { entries: Top::default(), refusal: "it is not a JSON object" };
+        let Top { repo, revision, kind, files, tree, unportable_tree, extra } = json::parse(bytes, top)?;
+        let id: RepoId = text_of(repo, "repo")?.parse().map_err(|e| format!("`repo` {e}"))?;
+        let revision: Commit = text_of(revision, "revision")?.parse().map_err(|e| format!("`revision` {e}"))?;
+        let kind: RepoType = match kind {
+            None | Some(Scalar::Null) => RepoType::Model,
+            Some(Scalar::Text(word)) => word.parse().map_err(|e| format!("`repo_type` {e}"))?,
             Some(_) => return Err("`repo_type` is not a text".into()),
         };
-        let Some(Value::Array(entries)) = top.shift_remove("files") else {
-            return Err("`files` is not a list".into());
-        };
-        let mut files = entries.into_iter().map(parse_file).collect::<Result<Vec<_>, String>>()?;
-        files.sort_by(|a, b| a.path.cmp(&b.path));
-        let tree = match top.shift_remove("tree") {
-            None | Some(Value::Null) => None,
-            Some(value) => Tree::from_value(value, false).map_err(|e| format!("its tree is not valid: {e}"))?,
-        };
-        let tree = tree.map(Arc::new);
+        let mut files = files.ok_or(NO_LIST)?;
+        files.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+        let tree = tree.map(Tree::from_stranger).transpose();
+        let tree = tree.map_err(|e| format!("its tree is not valid: {e}"))?.flatten().map(Arc::new);
         // An unportable tree is optional: one that is invalid, or contradicts the files, is ignored.
-        let beside = top.shift_remove(UNPORTABLE_TREE_KEY).filter(|_| tree.is_none());
-        let beside = beside.and_then(|value| Tree::from_value(value, true).ok().flatten()).filter(Tree::is_harmless);
-        let mut manifest = Manifest { repo: RepoName::new(kind, id), revision, files, tree, extra: top };
+        let beside = unportable_tree.filter(|_| tree.is_none());
+        let beside = beside.and_then(|text| Tree::from_text(text, true).ok().flatten()).filter(Tree::is_harmless);
+        let mut manifest = Manifest { repo: RepoName::new(kind, id), revision, files, tree, extra };
         manifest.check()?;
         if let Some(tree) = beside.filter(|tree| !tree.is_portable()) {
             manifest.tree = Some(Arc::new(tree));
@@ -105,11 +103,15 @@ impl Manifest {
         if self.files.is_empty() {
             return Err("it lists no files".into());
         }
+        check_count(self.files.len())?;
         check_paths(self.files.iter().map(|file| &file.path))?;
-        let mut sizes = HashMap::new();
-        for file in &self.files {
-            if *sizes.entry(file.blob).or_insert(file.size) != file.size {
-                return Err(format!("it gives blob {} two sizes", file.blob));
+        let mut by_blob: Vec<u32> = (0..self.files.len() as u32).collect();
+        let file = |index: u32| &self.files[index as usize];
+        by_blob.sort_unstable_by_key(|index| file(*index).blob);
+        for pair in by_blob.windows(2) {
+            let (one, other) = (file(pair[0]), file(pair[1]));
+            if one.blob == other.blob && one.size != other.size {
+                return Err(format!("it gives blob {} two sizes", one.blob));
             }
         }
         if self.files.iter().try_fold(0u64, |sum, file| sum.checked_add(file.size)).is_none() {
@@ -145,9 +147,14 @@ impl Manifest {
         self.tree.as_deref()
     }
 
-    /// Returns the top-level keys that this version does not know.
-    pub fn extra(&self) -> &Map<String, Value> {
-        &self.extra
+    /// Returns every hash in the top-level keys that this version does not know, whether it is a key or a value. It may name
+    /// a blob.
+    pub fn mentioned_blobs(&self) -> BTreeSet<BlobId> {
+        let mut found = BTreeSet::new();
+        if !self.extra.is_empty() {
+            json::parse(&self.extra, Mentions(&mut found)).expect("it was written as JSON");
+        }
+        found
     }
 
     /// Returns the manifest without the listing of the commit.
@@ -180,17 +187,27 @@ impl Manifest {
 
     /// Serialises the manifest like 0.1.0's `json.dumps(.., indent=2)`, followed by our additions.
     pub fn to_json(&self) -> Vec<u8> {
-        let mut top = Map::new();
-        top.insert("repo".into(), self.repo.id.as_str().into());
-        top.insert("revision".into(), self.revision.as_str().into());
-        top.insert("repo_type".into(), self.repo.kind.word().into());
-        top.insert("files".into(), serde_json::to_value(&self.files).expect("files are plain data"));
-        if let Some(tree) = &self.tree {
-            let key = if tree.is_portable() { "tree" } else { UNPORTABLE_TREE_KEY };
-            top.insert(key.into(), tree.raw.clone());
+        let tree = self.tree.as_deref();
+        let capacity = self.files.len() * 192 + tree.map_or(0, |tree| tree.text.len() * 2) + self.extra.len() + 256;
+        let mut out = Python::new("  ", capacity);
+        out.text("{\"repo\":");
+        out.value(&self.repo.id);
+        out.text(",\"revision\":");
+        out.value(&self.revision);
+        out.text(",\"repo_type\":");
+        out.value(&self.repo.kind);
+        out.text(",\"files\":");
+        out.value(&self.files);
+        if let Some(tree) = tree {
+            out.text(if tree.is_portable() { ",\"tree\":" } else { ",\"unportable_tree\":" });
+            out.text(text(&tree.text));
         }
-        top.extend(self.extra.clone());
-        python_json(&Value::Object(top), b"  ")
+        if let [b'{', entries @ .., b'}'] = &*self.extra {
+            out.text(",");
+            out.text(text(entries));
+        }
+        out.text("}");
+        out.finish()
     }
 
     /// Returns the total size of all files in bytes, with each blob counted once.
@@ -207,7 +224,7 @@ impl Manifest {
     /// tree.
     pub fn missing_from_tree(&self, filter: &PathFilter) -> usize {
         let is_missing = |path: &&RepoPath| self.files.binary_search_by(|file| file.path.cmp(path)).is_err();
-        let listed = self.tree.iter().flat_map(|tree| tree.entries.keys());
+        let listed = self.tree.iter().flat_map(|tree| tree.entries().map(|(path, _)| path));
         listed.filter(|path| filter.allows(path)).filter(is_missing).count()
     }
 
@@ -259,50 +276,206 @@ impl Manifest {
     }
 }
 
-fn take_text(object: &mut Map<String, Value>, key: &str) -> Result<String, String> {
-    match object.shift_remove(key) {
-        Some(Value::String(text)) => Ok(text),
+/// The key of a tree with unportable paths. Under the key `tree`, it would make earlier versions reject the whole
+/// manifest.
+const UNPORTABLE_TREE_KEY: &str = "unportable_tree";
+/// The reason to reject a manifest without a list of files.
+const NO_LIST: &str = "`files` is not a list";
+
+/// The top level of a manifest.
+#[derive(Default)]
+struct Top<'de> {
+    repo: Option<Scalar<'de>>,
+    revision: Option<Scalar<'de>>,
+    kind: Option<Scalar<'de>>,
+    files: Option<Vec<ManifestFile>>,
+    tree: Option<Vec<u8>>,
+    unportable_tree: Option<Vec<u8>>,
+    extra: Vec<u8>,
+}
+
+impl<'de> Entries<'de> for Top<'de> {
+    fn entry<A: MapAccess<'de>>(&mut self, key: Cow<'de, str>, map: &mut A) -> Result<(), A::Error> {
+        let text_of_value = |map: &mut A| {
+            let mut text = Vec::new();
+            map.next_value_seed(Compact(&mut text))?;
+            Ok((text != b"null").then_some(text))
+        };
+        match &*key {
+            "repo" => self.repo = Some(map.next_value()?),
+            "revision" => self.revision = Some(map.next_value()?),
+            "repo_type" => self.kind = Some(map.next_value()?),
+            "files" => {
+                let mut files = Vec::new();
+                let add = |entry: FileEntry<'de>| {
+                    check_count(files.len() + 1)?;
+                    files.push(entry.parse()?);
+                    Ok(())
+                };
+                let element =
+                    || Object { entries: FileEntry::default(), refusal: "an entry of `files` is not an object" };
+                map.next_value_seed(List { element, done: add, refusal: NO_LIST })?;
+                self.files = Some(files);
+            }
+            "tree" => self.tree = text_of_value(map)?,
+            UNPORTABLE_TREE_KEY => self.unportable_tree = text_of_value(map)?,
+            _ => {
+                self.extra.pop();
+                self.extra.push(if self.extra.is_empty() { b'{' } else { b',' });
+                serde_json::to_writer(&mut self.extra, &key).map_err(A::Error::custom)?;
+                self.extra.push(b':');
+                map.next_value_seed(Compact(&mut self.extra))?;
+                self.extra.push(b'}');
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An entry of `files`.
+#[derive(Default)]
+struct FileEntry<'de> {
+    path: Option<Scalar<'de>>,
+    blob: Option<Scalar<'de>>,
+    size: Option<Scalar<'de>>,
+}
+
+impl<'de> Entries<'de> for FileEntry<'de> {
+    fn entry<A: MapAccess<'de>>(&mut self, key: Cow<'de, str>, map: &mut A) -> Result<(), A::Error> {
+        match &*key {
+            "path" => self.path = Some(map.next_value()?),
+            "blob" => self.blob = Some(map.next_value()?),
+            "size" => self.size = Some(map.next_value()?),
+            _ => drop(map.next_value::<IgnoredAny>()?),
+        }
+        Ok(())
+    }
+}
+
+impl FileEntry<'_> {
+    fn parse(self) -> Result<ManifestFile, String> {
+        let path: RepoPath = text_of(self.path, "path")?.parse().map_err(|e| format!("{e}"))?;
+        let blob = text_of(self.blob, "blob")?.parse().map_err(|e| format!("the blob of '{path}': {e}"))?;
+        let Some(Scalar::Number(size)) = self.size else {
+            return Err(format!("the size of '{path}' is not a whole number of bytes"));
+        };
+        Ok(ManifestFile { path, blob, size })
+    }
+}
+
+fn text_of<'de>(value: Option<Scalar<'de>>, key: &str) -> Result<Cow<'de, str>, String> {
+    match value {
+        Some(Scalar::Text(text)) => Ok(text),
         Some(_) => Err(format!("`{key}` is not a text")),
         None => Err(format!("`{key}` is missing")),
     }
 }
 
-fn parse_file(entry: Value) -> Result<ManifestFile, String> {
-    let Value::Object(mut entry) = entry else {
-        return Err("an entry of `files` is not an object".into());
-    };
-    let path: RepoPath = take_text(&mut entry, "path")?.parse().map_err(|e| format!("{e}"))?;
-    let blob = take_text(&mut entry, "blob")?.parse().map_err(|e| format!("the blob of '{path}': {e}"))?;
-    let size = entry
-        .get("size")
-        .and_then(Value::as_u64)
-        .ok_or_else(|| format!("the size of '{path}' is not a whole number of bytes"))?;
-    Ok(ManifestFile { path, blob, size })
+/// Returns text that was made from valid UTF-8.
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).expect("it was written as JSON")
 }
 
-/// Checks that all paths are distinct, and that none is a folder of another.
-fn check_paths<'a>(paths: impl Iterator<Item = &'a RepoPath> + Clone) -> Result<(), String> {
-    let mut files = HashSet::new();
-    for path in paths.clone() {
-        if !files.insert(path.as_str()) {
+fn check_count(files: usize) -> Result<(), String> {
+    match files {
+        0..=MAX_FILES => Ok(()),
+        _ => Err(format!("it lists more than {MAX_FILES} files")),
+    }
+}
+
+/// Checks that all paths are distinct, and that none is a folder of another. They must be sorted.
+fn check_paths<'a>(paths: impl Iterator<Item = &'a RepoPath>) -> Result<(), String> {
+    // The earlier paths with which this one begins: each begins with the one before it. Sorted paths that begin with the
+    // same text are next to each other.
+    let mut beginnings: Vec<&str> = Vec::new();
+    for path in paths.map(RepoPath::as_str) {
+        while beginnings.last().is_some_and(|beginning| !path.starts_with(beginning)) {
+            beginnings.pop();
+        }
+        if beginnings.last() == Some(&path) {
             return Err(format!("it lists '{path}' twice"));
         }
-    }
-    for path in paths {
-        let mut folders = path.as_str().match_indices('/').map(|(end, _)| &path.as_str()[..end]);
-        if let Some(folder) = folders.find(|folder| files.contains(folder)) {
+        if let Some(folder) = beginnings.iter().find(|folder| path.as_bytes()[folder.len()] == b'/') {
             return Err(format!("'{folder}' is both a file and a folder"));
         }
+        beginnings.push(path);
     }
     Ok(())
+}
+
+/// Collects every text that is a hash.
+struct Mentions<'a>(&'a mut BTreeSet<BlobId>);
+
+impl<'de> DeserializeSeed<'de> for Mentions<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Mentions<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<(), E> {
+        self.0.extend(text.parse::<BlobId>());
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        while seq.next_element_seed(Mentions(self.0))?.is_some() {}
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while map.next_key_seed(Mentions(self.0))?.is_some() {
+            map.next_value_seed(Mentions(self.0))?;
+        }
+        Ok(())
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
 }
 
 /// The full listing of a commit, as huggingface_hub stores it in `trees/<commit>.json` (`format_version` 1).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Tree {
-    raw: Value,
-    entries: BTreeMap<RepoPath, TreeEntry>,
-    unsupported: Vec<String>,
+    /// The whole tree as compact JSON.
+    text: Vec<u8>,
+    /// Sorted by path.
+    entries: Vec<(RepoPath, TreeEntry)>,
+    /// The paths that no manifest can contain, sorted.
+    unsupported: Vec<Unportable>,
+}
+
+/// An entry whose path no manifest can contain.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Unportable {
+    path: String,
+    /// Whether the rest of the entry is valid.
+    is_valid: bool,
 }
 
 /// The entry of a file in a tree.
@@ -325,33 +498,33 @@ impl Tree {
     /// # Errors
     /// The reason, if the tree is invalid in any other way.
     pub fn parse(bytes: &[u8]) -> Result<Option<Self>, String> {
-        let value = serde_json::from_slice(bytes).map_err(|e| format!("it is not JSON: {e}"))?;
-        Self::from_value(value, true)
+        let mut text = Vec::new();
+        json::parse(bytes, Compact(&mut text))?;
+        Self::from_text(text, true)
     }
 
-    /// Parses a tree. From a bucket, no invalid entry is accepted, since huggingface_hub does not validate the paths
-    /// and hashes of a tree.
-    fn from_value(raw: Value, is_local: bool) -> Result<Option<Self>, String> {
-        let top = raw.as_object().ok_or("it is not a JSON object")?;
-        if top.get("format_version") != Some(&Value::from(1)) {
+    /// Parses a tree that does not come from this cache, from compact JSON. No invalid entry is accepted.
+    ///
+    /// # Errors
+    /// The reason, if it is not valid.
+    pub fn from_stranger(text: Vec<u8>) -> Result<Option<Self>, String> {
+        Self::from_text(text, false)
+    }
+
+    /// Parses a tree from compact JSON. From a bucket, no invalid entry is accepted, since huggingface_hub does not validate
+    /// the paths and hashes of a tree.
+    fn from_text(text: Vec<u8>, is_local: bool) -> Result<Option<Self>, String> {
+        let version = Object { entries: Version(None), refusal: "it is not a JSON object" };
+        if json::parse(&text, version)?.0 != Some(Scalar::Number(1)) {
             return Ok(None);
         }
-        let files = top.get("files").and_then(Value::as_object).ok_or("its `files` are not an object")?;
-        let (mut entries, mut unsupported) = (BTreeMap::new(), Vec::new());
-        for (path, entry) in files {
-            let path: RepoPath = match path.parse() {
-                Ok(path) => path,
-                Err(_) if is_local => {
-                    unsupported.push(path.clone());
-                    continue;
-                }
-                Err(why) => return Err(why.to_string()),
-            };
-            let parsed = parse_tree_entry(entry).map_err(|why| format!("'{path}': {why}"))?;
-            entries.insert(path, parsed);
-        }
-        check_paths(entries.keys())?;
-        Ok(Some(Tree { raw, entries, unsupported }))
+        let files = Object { entries: TreeFiles::new(is_local), refusal: "it is not a JSON object" };
+        let TreeFiles { list, .. } = json::parse(&text, files)?;
+        let TreeList { mut entries, mut unsupported, .. } = list.ok_or(NO_FILES)?;
+        entries.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        unsupported.sort_unstable();
+        check_paths(entries.iter().map(|(path, _)| path))?;
+        Ok(Some(Tree { text, entries, unsupported }))
     }
 
     /// Returns whether all of its paths can be in a manifest.
@@ -361,40 +534,40 @@ impl Tree {
 
     /// Returns the paths that no manifest can contain.
     pub fn unportable_paths(&self) -> impl Iterator<Item = &str> {
-        self.unsupported.iter().map(String::as_str)
+        self.unsupported.iter().map(|entry| entry.path.as_str())
     }
 
     /// Returns whether its unportable paths stay inside the snapshot on any system, and their hashes are valid, since
     /// huggingface_hub validates neither.
     pub fn is_harmless(&self) -> bool {
         let plain = |path: &String| path.replace('\\', "/").replace(|c: char| c.is_control(), "_");
-        self.unsupported.iter().all(|path| {
-            let entry = self.raw.get("files").and_then(|files| files.get(path));
-            !path.contains(['\0', ':'])
-                && plain(path).parse::<RepoPath>().is_ok()
-                && entry.is_some_and(|entry| parse_tree_entry(entry).is_ok())
+        self.unsupported.iter().all(|Unportable { path, is_valid }| {
+            *is_valid && !path.contains(['\0', ':']) && plain(path).parse::<RepoPath>().is_ok()
         })
     }
 
     /// Returns whether the commit has a file with this path, which may be unportable.
     pub fn lists(&self, path: &str) -> bool {
-        let valid = path.parse::<RepoPath>().is_ok_and(|path| self.entries.contains_key(&path));
-        valid || self.unsupported.iter().any(|known| known == path)
+        let valid = path.parse::<RepoPath>().is_ok_and(|path| self.get(&path).is_some());
+        valid || self.unsupported.binary_search_by(|known| known.path.as_str().cmp(path)).is_ok()
     }
 
     /// Returns the content of `trees/<commit>.json`, as `json.dump(.., indent=1)` writes it.
     pub fn to_json(&self) -> Vec<u8> {
-        python_json(&self.raw, b" ")
+        let mut out = Python::new(" ", self.text.len() * 2);
+        out.text(text(&self.text));
+        out.finish()
     }
 
     /// Returns the entry of this path.
     pub fn get(&self, path: &RepoPath) -> Option<&TreeEntry> {
-        self.entries.get(path)
+        let index = self.entries.binary_search_by(|(known, _)| known.cmp(path)).ok()?;
+        Some(&self.entries[index].1)
     }
 
-    /// Returns all portable files of the commit.
-    pub fn entries(&self) -> &BTreeMap<RepoPath, TreeEntry> {
-        &self.entries
+    /// Returns all portable files of the commit, sorted by path.
+    pub fn entries(&self) -> impl Iterator<Item = (&RepoPath, &TreeEntry)> {
+        self.entries.iter().map(|(path, entry)| (path, entry))
     }
 
     /// Returns whether the tree lists this file with the same size, but by a name of the other algorithm, so that both
@@ -427,77 +600,125 @@ impl Tree {
     }
 }
 
-fn parse_tree_entry(entry: &Value) -> Result<TreeEntry, String> {
-    let entry = entry.as_object().ok_or("its entry is not an object")?;
-    let number = |key: &str| match entry.get(key) {
-        None | Some(Value::Null) => Ok(None),
-        Some(value) => value.as_u64().map(Some).ok_or(format!("`{key}` is not a whole number")),
-    };
-    let hash = |key: &str| match entry.get(key) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) => text.parse::<BlobId>().map(Some).map_err(|e| format!("`{key}`: {e}")),
-        Some(_) => Err(format!("`{key}` is not a text")),
-    };
-    let is_sha256 = |id: &BlobId| matches!(id, BlobId::Sha256(_));
-    let blob_id = hash("blob_id")?.ok_or("`blob_id` is missing")?;
-    let size = number("size")?.ok_or("`size` is missing")?;
-    let lfs = hash("lfs_sha256")?;
-    let xet_hash = hash("xet_hash")?;
-    if is_sha256(&blob_id) || !lfs.iter().chain(xet_hash.iter()).all(is_sha256) {
-        return Err("a hash has the wrong length".into());
+/// The reason to reject a tree without files.
+const NO_FILES: &str = "its `files` are not an object";
+
+/// Finds the version of a tree.
+struct Version<'de>(Option<Scalar<'de>>);
+
+impl<'de> Entries<'de> for Version<'de> {
+    fn entry<A: MapAccess<'de>>(&mut self, key: Cow<'de, str>, map: &mut A) -> Result<(), A::Error> {
+        match &*key {
+            "format_version" => self.0 = Some(map.next_value()?),
+            _ => drop(map.next_value::<IgnoredAny>()?),
+        }
+        Ok(())
     }
-    Ok(TreeEntry {
-        blob: lfs.unwrap_or(blob_id),
-        size: if lfs.is_some() { number("lfs_size")?.unwrap_or(size) } else { size },
-        xet_hash,
-    })
 }
 
-/// Serialises JSON like Python's `json.dumps(value, indent=..)`: non-ASCII characters are escaped, and there is no
-/// final newline.
-fn python_json(value: &Value, indent: &[u8]) -> Vec<u8> {
-    struct Ascii<'a>(serde_json::ser::PrettyFormatter<'a>);
+/// Finds the files of a tree.
+struct TreeFiles {
+    is_local: bool,
+    list: Option<TreeList>,
+}
 
-    macro_rules! pretty {
-        ($($name:ident($($arg:ident: $type:ty),*)),*) => {$(
-            fn $name<W: ?Sized + io::Write>(&mut self, w: &mut W $(, $arg: $type)*) -> io::Result<()> {
-                self.0.$name(w $(, $arg)*)
-            }
-        )*};
+impl TreeFiles {
+    fn new(is_local: bool) -> TreeFiles {
+        TreeFiles { is_local, list: None }
     }
-    impl serde_json::ser::Formatter for Ascii<'_> {
-        pretty!(
-            begin_array(),
-            end_array(),
-            begin_array_value(first: bool),
-            end_array_value(),
-            begin_object(),
-            end_object(),
-            begin_object_key(first: bool),
-            begin_object_value(),
-            end_object_value()
-        );
+}
 
-        fn write_string_fragment<W: ?Sized + io::Write>(&mut self, w: &mut W, fragment: &str) -> io::Result<()> {
-            let mut rest = fragment;
-            while let Some(at) = rest.find(|c: char| !(' '..='~').contains(&c)) {
-                w.write_all(&rest.as_bytes()[..at])?;
-                let c = rest[at..].chars().next().expect("found above");
-                for unit in c.encode_utf16(&mut [0; 2]) {
-                    write!(w, "\\u{unit:04x}")?;
-                }
-                rest = &rest[at + c.len_utf8()..];
+impl<'de> Entries<'de> for TreeFiles {
+    fn entry<A: MapAccess<'de>>(&mut self, key: Cow<'de, str>, map: &mut A) -> Result<(), A::Error> {
+        match &*key {
+            "files" => {
+                let entries = TreeList { is_local: self.is_local, entries: Vec::new(), unsupported: Vec::new() };
+                self.list = Some(map.next_value_seed(Object { entries, refusal: NO_FILES })?);
             }
-            w.write_all(rest.as_bytes())
+            _ => drop(map.next_value::<IgnoredAny>()?),
         }
+        Ok(())
     }
+}
 
-    let mut out = Vec::new();
-    let formatter = Ascii(serde_json::ser::PrettyFormatter::with_indent(indent));
-    value
-        .serialize(&mut serde_json::Serializer::with_formatter(&mut out, formatter))
-        .expect("writing to memory cannot fail");
-    out
+/// The files of a tree.
+struct TreeList {
+    is_local: bool,
+    entries: Vec<(RepoPath, TreeEntry)>,
+    unsupported: Vec<Unportable>,
+}
+
+impl<'de> Entries<'de> for TreeList {
+    fn entry<A: MapAccess<'de>>(&mut self, key: Cow<'de, str>, map: &mut A) -> Result<(), A::Error> {
+        check_count(self.entries.len() + self.unsupported.len() + 1).map_err(A::Error::custom)?;
+        let fields = Object { entries: TreeFields::default(), refusal: "an entry of its `files` is not an object" };
+        match key.parse::<RepoPath>() {
+            Ok(path) => {
+                let entry = map.next_value_seed(fields)?.parse();
+                let entry = entry.map_err(|why| A::Error::custom(format!("'{path}': {why}")))?;
+                self.entries.push((path, entry));
+            }
+            Err(_) if self.is_local => {
+                let is_valid = map.next_value_seed(fields)?.parse().is_ok();
+                self.unsupported.push(Unportable { path: key.into_owned(), is_valid });
+            }
+            Err(why) => return Err(A::Error::custom(why)),
+        }
+        Ok(())
+    }
+}
+
+/// An entry of a tree.
+#[derive(Default)]
+struct TreeFields<'de> {
+    size: Option<Scalar<'de>>,
+    blob_id: Option<Scalar<'de>>,
+    lfs_sha256: Option<Scalar<'de>>,
+    lfs_size: Option<Scalar<'de>>,
+    xet_hash: Option<Scalar<'de>>,
+}
+
+impl<'de> Entries<'de> for TreeFields<'de> {
+    fn entry<A: MapAccess<'de>>(&mut self, key: Cow<'de, str>, map: &mut A) -> Result<(), A::Error> {
+        let field = match &*key {
+            "size" => &mut self.size,
+            "blob_id" => &mut self.blob_id,
+            "lfs_sha256" => &mut self.lfs_sha256,
+            "lfs_size" => &mut self.lfs_size,
+            "xet_hash" => &mut self.xet_hash,
+            _ => return map.next_value::<IgnoredAny>().map(drop),
+        };
+        *field = Some(map.next_value()?);
+        Ok(())
+    }
+}
+
+impl TreeFields<'_> {
+    fn parse(self) -> Result<TreeEntry, String> {
+        let number = |value: Option<Scalar<'_>>, key: &str| match value {
+            None | Some(Scalar::Null) => Ok(None),
+            Some(Scalar::Number(number)) => Ok(Some(number)),
+            Some(_) => Err(format!("`{key}` is not a whole number")),
+        };
+        let hash = |value: Option<Scalar<'_>>, key: &str| match value {
+            None | Some(Scalar::Null) => Ok(None),
+            Some(Scalar::Text(text)) => text.parse::<BlobId>().map(Some).map_err(|e| format!("`{key}`: {e}")),
+            Some(_) => Err(format!("`{key}` is not a text")),
+        };
+        let is_sha256 = |id: &BlobId| matches!(id, BlobId::Sha256(_));
+        let blob_id = hash(self.blob_id, "blob_id")?.ok_or("`blob_id` is missing")?;
+        let size = number(self.size, "size")?.ok_or("`size` is missing")?;
+        let lfs = hash(self.lfs_sha256, "lfs_sha256")?;
+        let xet_hash = hash(self.xet_hash, "xet_hash")?;
+        if is_sha256(&blob_id) || !lfs.iter().chain(xet_hash.iter()).all(is_sha256) {
+            return Err("a hash has the wrong length".into());
+        }
+        Ok(TreeEntry {
+            blob: lfs.unwrap_or(blob_id),
+            size: if lfs.is_some() { number(self.lfs_size, "lfs_size")?.unwrap_or(size) } else { size },
+            xet_hash,
+        })
+    }
 }
 
 #[cfg(test)]
@@ -505,6 +726,7 @@ mod tests {
     use super::*;
     use crate::error::Cause;
     use proptest::prelude::*;
+    use serde_json::{Map, Value};
 
     const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
     const SHA1: &str = "ce013625030ba8dba906f756967f9e9ca394464a";
@@ -518,6 +740,13 @@ mod tests {
         serde_json::json!({"repo": "org/name", "revision": COMMIT, "repo_type": "model", "files": files})
     }
 
+    /// Returns the value as it is written to a bucket.
+    fn written(value: &Value) -> String {
+        let mut out = Python::new("  ", 0);
+        out.text(&value.to_string());
+        String::from_utf8(out.finish()).unwrap()
+    }
+
     fn parse(value: &Value) -> Result<Manifest, String> {
         Manifest::parse(value.to_string().as_bytes())
     }
@@ -526,7 +755,7 @@ mod tests {
     fn output_equals_that_of_python() {
         let value = manifest(vec![file("ünï/😀.bin", SHA256, 6), file("b\u{7f}", SHA1, 0)]);
         // A control character is no valid path, but the writer must escape it all the same.
-        assert!(String::from_utf8(python_json(&value, b"  ")).unwrap().contains(r#""b\u007f""#));
+        assert!(written(&value).contains(r#""b\u007f""#));
         let parsed = parse(&manifest(vec![file("ünï/😀.bin", SHA256, 6)])).unwrap();
         let expected = format!(
             "{{\n  \"repo\": \"org/name\",\n  \"revision\": \"{COMMIT}\",\n  \"repo_type\": \"model\",\n  \"files\": [\n    \
@@ -638,7 +867,7 @@ mod tests {
         }
         let bytes = serde_json::json!({"format_version": 1, "files": files}).to_string();
         let tree = Tree::parse(bytes.as_bytes()).unwrap().unwrap();
-        assert_eq!(tree.entries().keys().map(|path| path.as_str()).collect::<Vec<_>>(), ["a", "a:b", "c/aux", "q?*"]);
+        assert_eq!(tree.entries().map(|(path, _)| path.as_str()).collect::<Vec<_>>(), ["a", "a:b", "c/aux", "q?*"]);
         assert!(tree.lists("sub\\k") && tree.lists("a:b") && !tree.lists("b") && !tree.is_portable());
     }
 
@@ -668,7 +897,7 @@ mod tests {
             "a": entry, "k\\l": {"size": 6, "blob_id": "../x"}}});
         assert_eq!(parse(&bad_hash).unwrap(), plain);
         let mut other = manifest(vec![file("b", SHA1, 6)]);
-        other["unportable_tree"] = tree("k\\l").unwrap().raw.clone();
+        other["unportable_tree"] = serde_json::from_slice(&tree("k\\l").unwrap().text).unwrap();
         assert_eq!(parse(&other).unwrap().tree, None, "it contradicts the files");
     }
 

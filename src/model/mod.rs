@@ -1,12 +1,13 @@
 //! The domain model, as types: names that cannot hold an invalid value ([`ids`]), the [`manifest`] of a revision, a
 //! revision that was looked up ([`found`]), what a command applies to ([`selection`]), include and exclude patterns
-//! ([`filter`], [`mod@glob`]), and totals ([`amount`]). No I/O.
+//! ([`filter`], [`mod@glob`]), totals ([`amount`]), and JSON from outside ([`json`]). No I/O.
 
 pub mod amount;
 pub mod filter;
 pub mod found;
 pub mod glob;
 pub mod ids;
+pub mod json;
 pub mod manifest;
 pub mod pins;
 pub mod selection;

@@ -1,6 +1,6 @@
 //! Computes how much space each repo takes in a bucket. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use crate::bucket::census::Census;
 use crate::model::amount::Amount;
@@ -37,35 +37,46 @@ pub struct Usage {
 /// Adds up what each repo takes. Sizes are those of the bucket's listing.
 pub fn usage(census: &Census) -> Usage {
     let mut usage = Usage::default();
-    let mut needed: BTreeMap<&RepoName, BTreeMap<BlobId, u64>> = BTreeMap::new();
     for needs in census.manifests.values() {
         usage.repos.entry(needs.repo.clone()).or_default().revisions += 1;
-        needed.entry(&needs.repo).or_default().extend(&needs.blobs);
     }
-    let users = census.users();
-    let mut repos_of: BTreeMap<BlobId, usize> = BTreeMap::new();
-    for blob in needed.values().flat_map(BTreeMap::keys) {
-        *repos_of.entry(*blob).or_default() += 1;
+    let repos: HashMap<&RepoName, u32> = usage.repos.keys().zip(0..).collect();
+    // A bucket may have millions of blobs: sorted lists take less memory than maps.
+    let mut needed: Vec<(BlobId, u32, u64)> = Vec::new();
+    let mut mentioned: Vec<BlobId> = Vec::new();
+    for needs in census.manifests.values() {
+        let repo = repos[&needs.repo];
+        needed.extend(needs.blobs.iter().map(|(blob, size)| (*blob, repo, *size)));
+        mentioned.extend(&needs.mentions);
     }
-    for (repo, blobs) in needed {
-        let Some(of_repo) = usage.repos.get_mut(repo) else { continue };
-        for (blob, size) in blobs {
-            match census.state.blobs().get(&blob) {
-                Some(entry) if entry.size == size => {
-                    add(&mut of_repo.all, size);
-                    add(if repos_of[&blob] > 1 { &mut of_repo.shared } else { &mut of_repo.unique }, size);
+    needed.sort_unstable();
+    needed.dedup_by_key(|(blob, repo, _)| (*blob, *repo));
+    mentioned.sort_unstable();
+
+    let mut of_repos = vec![RepoUsage::default(); repos.len()];
+    for users in needed.chunk_by(|(one, ..), (other, ..)| one == other) {
+        for (blob, repo, size) in users {
+            let of_repo = &mut of_repos[*repo as usize];
+            match census.state.blobs().get(blob) {
+                Some(entry) if entry.size == *size => {
+                    add(&mut of_repo.all, *size);
+                    add(if users.len() > 1 { &mut of_repo.shared } else { &mut of_repo.unique }, *size);
                 }
-                _ => add(&mut of_repo.missing, size),
+                _ => add(&mut of_repo.missing, *size),
             }
         }
     }
+    for (of_repo, added) in usage.repos.values_mut().zip(of_repos) {
+        *of_repo = RepoUsage { revisions: of_repo.revisions, ..added };
+    }
     for (blob, entry) in census.state.blobs().iter() {
         add(&mut usage.blobs, entry.size);
-        if repos_of.get(blob).is_some_and(|repos| *repos > 1) {
-            add(&mut usage.shared, entry.size);
-        }
-        if !users.contains_key(blob) {
-            add(&mut usage.unreferenced, entry.size);
+        let start = needed.partition_point(|(known, ..)| known < blob);
+        let users = needed[start..].iter().take(2).take_while(|(known, ..)| known == blob).count();
+        match users {
+            0 if mentioned.binary_search(blob).is_err() => add(&mut usage.unreferenced, entry.size),
+            0 | 1 => {}
+            _ => add(&mut usage.shared, entry.size),
         }
     }
     usage

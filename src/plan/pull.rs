@@ -95,7 +95,7 @@ impl Plan {
 
     /// Adds the names of blobs in the cache-wide store, from the commit's tree.
     pub fn use_store(&mut self) {
-        let entries = self.manifest.tree().into_iter().flat_map(|tree| tree.entries().values());
+        let entries = self.manifest.tree().into_iter().flat_map(|tree| tree.entries().map(|(_, entry)| entry));
         let names: HashMap<BlobId, BlobId> = entries.filter_map(|entry| Some((entry.blob, entry.xet_hash?))).collect();
         for fetch in &mut self.fetch {
             fetch.xet_hash = names.get(&fetch.blob).copied();

@@ -30,7 +30,7 @@ use crate::hash::BlobHasher;
 use crate::model::ids::BlobId;
 use crate::platform;
 use crate::progress::{Event, Meter};
-use crate::retry::Try;
+use crate::retry::{Try, is_progress};
 use crate::task::blocking;
 
 /// No store has larger objects. Space is allocated by the size in the manifest, which is not trusted beyond this.
@@ -125,7 +125,7 @@ pub(super) async fn fetch_range(
         if at == to {
             return Ok(());
         }
-        broken = if at > started { 1 } else { broken + 1 };
+        broken = if is_progress(at - started, to - range.start) { 1 } else { broken + 1 };
         let Some(pause) = Try::Body.again(failure.cause, broken, None, fastrand::f64()) else {
             return Err(blob.source.explain(blob, failure));
         };

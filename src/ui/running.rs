@@ -146,7 +146,8 @@ impl Transfer {
         for (_, repo) in unfinished.values_mut() {
             *repo = numbers.binary_search(repo).unwrap_or_default();
         }
-        let total = unfinished.values().map(|(size, _)| size).sum();
+        // Sizes may come from strangers.
+        let total = unfinished.values().fold(0, |sum: u64, (size, _)| sum.saturating_add(*size));
         let samples = VecDeque::from([(now, 0)]);
         Transfer {
             blobs: unfinished.len(),
@@ -183,7 +184,7 @@ impl Transfer {
             Event::Restarted { blob } => {
                 let mut again = 0;
                 self.update(&blob, |blob| again = std::mem::take(&mut blob.moved) + std::mem::take(&mut blob.resumed));
-                self.total += again;
+                self.total = self.total.saturating_add(again);
             }
             Event::Finished { blob } => {
                 let progress = self.numbers.remove(&blob).and_then(|number| self.in_flight.remove(&number));

@@ -4,6 +4,8 @@
 mod examples;
 
 mod bad_input;
+#[cfg(target_os = "linux")]
+mod bounds;
 #[cfg(unix)]
 mod cli;
 #[cfg(unix)]

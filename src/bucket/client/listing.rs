@@ -2,9 +2,12 @@
 
 use std::collections::HashSet;
 
+use md5::{Digest, Md5};
+
 use super::{Bucket, Object, unquoted};
 use crate::bucket::answer::{self, Page};
 use crate::bucket::error::{Cause, Failure};
+use crate::bucket::keys;
 use crate::bucket::wire::{ANSWER, Op, Request, body_failure, read_xml};
 use crate::error::printable;
 
@@ -17,6 +20,12 @@ const MAX_SPARSE_PAGES: usize = 2_000;
 const MIN_KEYS_PER_PAGE: usize = 10;
 /// Number of keys to request per page: S3's limit.
 const PAGE: u32 = 1000;
+/// Maximum number of blobs in a listing. Each takes about 60 bytes of memory.
+const MAX_BLOBS: usize = 10_000_000;
+/// Maximum number of other objects in a listing.
+const MAX_OTHERS: usize = 1_000_000;
+/// Maximum length of a key in bytes: S3's limit.
+const MAX_KEY: usize = 1024;
 
 /// Collects the objects of a listing, page by page. A collection that keeps only part of each object needs less memory.
 pub trait Collect {
@@ -24,7 +33,7 @@ pub trait Collect {
     fn add(&mut self, object: Object);
 
     /// Returns the keys of all collected objects. Needed only if a store does not list in order.
-    fn keys(&self) -> HashSet<String>;
+    fn keys(&self) -> impl Iterator<Item = String>;
 }
 
 impl Collect for Vec<Object> {
@@ -32,8 +41,8 @@ impl Collect for Vec<Object> {
         self.push(object);
     }
 
-    fn keys(&self) -> HashSet<String> {
-        self.iter().map(|object| object.key.clone()).collect()
+    fn keys(&self) -> impl Iterator<Item = String> {
+        self.iter().map(|object| object.key.clone())
     }
 }
 
@@ -41,9 +50,10 @@ impl Bucket {
     /// Lists all objects whose keys start with `prefix`.
     ///
     /// # Errors
-    /// If any page fails, or if the listing does not end.
+    /// If any page fails, if the listing does not end, or if it has more keys than this tool supports.
     pub async fn list<C: Collect + Default>(&self, prefix: &str) -> Result<C, Failure> {
-        let mut listing = Listing::<C>::default();
+        let max = if prefix == keys::BLOBS { MAX_BLOBS } else { MAX_OTHERS };
+        let mut listing = Listing::<C>::new(max);
         let mut token = None;
         loop {
             let page = self.page(prefix, token.as_deref(), PAGE).await?;
@@ -90,6 +100,10 @@ impl Bucket {
                 let detail = format!("it lists '{}', which was not requested", printable(&listed.key, 120));
                 return Err(Failure::new(Cause::NotS3, detail));
             };
+            if key.len() > MAX_KEY {
+                let detail = format!("it lists a key of {} bytes, '{}'", key.len(), printable(&key, 120));
+                return Err(Failure::new(Cause::NotS3, detail));
+            }
             let Some(size) = listed.size else {
                 let detail = format!("it lists '{}' without a size", printable(&key, 120));
                 return Err(Failure::new(Cause::NotS3, detail));
@@ -106,10 +120,13 @@ impl Bucket {
 }
 
 /// A listing in progress.
-#[derive(Default)]
 struct Listing<C> {
     collected: C,
     count: usize,
+    /// Maximum number of keys.
+    max: usize,
+    /// Digests of all keys so far, once the order is broken. Digests take less memory than keys.
+    known: Option<HashSet<[u8; 16]>>,
     /// The greatest key so far.
     highest: Option<String>,
     tokens: HashSet<String>,
@@ -117,17 +134,32 @@ struct Listing<C> {
     stale_pages: usize,
 }
 
-impl<C: Collect> Listing<C> {
+fn digest(key: &str) -> [u8; 16] {
+    Md5::digest(key).into()
+}
+
+impl<C: Collect + Default> Listing<C> {
+    fn new(max: usize) -> Listing<C> {
+        let (collected, tokens) = (C::default(), HashSet::new());
+        Listing { collected, count: 0, max, known: None, highest: None, tokens, stale_pages: 0 }
+    }
+
     /// Adds a page and returns the token of the next one.
     fn add(&mut self, mut objects: Vec<Object>, page: &Page) -> Result<Option<String>, Failure> {
         // In an ordered listing, no key can repeat. Check for duplicates only if the order is broken.
         let follows = objects.first().is_none_or(|first| self.highest.as_ref().is_none_or(|last| *last < first.key));
-        if !follows || !objects.is_sorted_by(|a, b| a.key < b.key) {
-            let mut known = self.collected.keys();
-            objects.retain(|object| known.insert(object.key.clone()));
+        if self.known.is_none() && (!follows || !objects.is_sorted_by(|a, b| a.key < b.key)) {
+            self.known = Some(self.collected.keys().map(|key| digest(&key)).collect());
+        }
+        if let Some(known) = &mut self.known {
+            objects.retain(|object| known.insert(digest(&object.key)));
         }
         let has_new_keys = !objects.is_empty();
         self.count += objects.len();
+        if self.count > self.max {
+            let detail = format!("the listing has more than {} keys, the most that are supported", self.max);
+            return Err(Failure::new(Cause::TooLarge, detail));
+        }
         self.highest = objects.iter().map(|object| &object.key).chain(&self.highest).max().cloned();
         objects.into_iter().for_each(|object| self.collected.add(object));
         let Some(next) = &page.next else { return Ok(None) };
@@ -160,9 +192,9 @@ mod tests {
             let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
             listing.add(objects(&keys), &page(Some(&at.to_string()), false))
         };
-        let mut endless = Listing::<Vec<Object>>::default();
+        let mut endless = Listing::<Vec<Object>>::new(100_000);
         assert!((0..MAX_SPARSE_PAGES + 10).any(|at| add(&mut endless, at, 1).is_err()));
-        let mut large = Listing::<Vec<Object>>::default();
+        let mut large = Listing::<Vec<Object>>::new(100_000);
         assert!((0..MAX_SPARSE_PAGES + 10).all(|at| add(&mut large, at, 20).is_ok()), "a store may send small pages");
     }
 
@@ -172,7 +204,7 @@ mod tests {
 
     #[test]
     fn pages_in_any_order_are_collected_without_duplicates() {
-        let mut listing = Listing::<Vec<Object>>::default();
+        let mut listing = Listing::<Vec<Object>>::new(100_000);
         assert_eq!(listing.add(objects(&["a", "c"]), &page(Some("1"), false)).unwrap().as_deref(), Some("1"));
         assert_eq!(listing.add(objects(&["b", "c", "d"]), &page(Some("2"), false)).unwrap().as_deref(), Some("2"));
         assert_eq!(listing.add(objects(&[]), &page(Some("3"), false)).unwrap().as_deref(), Some("3"));
@@ -181,7 +213,7 @@ mod tests {
         assert_eq!(keys, ["a", "c", "b", "d", "e"]);
 
         // A key may repeat two pages later.
-        let mut listing = Listing::<Vec<Object>>::default();
+        let mut listing = Listing::<Vec<Object>>::new(100_000);
         for (page_number, keys) in [&["a", "c"][..], &["b"], &["c", "d"]].into_iter().enumerate() {
             listing.add(objects(keys), &page(Some(&page_number.to_string()), false)).unwrap();
         }
@@ -190,9 +222,18 @@ mod tests {
     }
 
     #[test]
+    fn a_listing_has_a_maximum_number_of_keys() {
+        let mut listing = Listing::<Vec<Object>>::new(3);
+        assert!(listing.add(objects(&["a", "b"]), &page(Some("1"), false)).is_ok());
+        assert!(listing.add(objects(&["b", "c"]), &page(Some("2"), false)).is_ok());
+        let error = listing.add(objects(&["d"]), &page(Some("3"), false)).unwrap_err();
+        assert!(error.cause == Cause::TooLarge && error.detail.contains("more than 3 keys"), "{error:?}");
+    }
+
+    #[test]
     fn an_endless_listing_is_an_error() {
         for keys in [&["a"][..], &[]] {
-            let mut listing = Listing::<Vec<Object>>::default();
+            let mut listing = Listing::<Vec<Object>>::new(100_000);
             let mut ended = None;
             for round in 0..1000 {
                 if listing.add(objects(keys), &page(Some(&round.to_string()), false)).is_err() {
@@ -203,7 +244,7 @@ mod tests {
             assert!(ended.is_some());
         }
         // Alternating tokens, even with new keys.
-        let mut listing = Listing::<Vec<Object>>::default();
+        let mut listing = Listing::<Vec<Object>>::new(100_000);
         assert!(listing.add(objects(&["a"]), &page(Some("A"), false)).is_ok());
         assert!(listing.add(objects(&["b"]), &page(Some("B"), false)).is_ok());
         assert!(listing.add(objects(&["c"]), &page(Some("A"), false)).is_err());
@@ -211,7 +252,7 @@ mod tests {
 
     #[test]
     fn a_last_page_with_a_token_may_be_the_last() {
-        let mut listing = Listing::<Vec<Object>>::default();
+        let mut listing = Listing::<Vec<Object>>::new(100_000);
         assert_eq!(listing.add(objects(&["a"]), &page(Some("x"), true)).unwrap().as_deref(), Some("x"));
         assert_eq!(listing.add(objects(&["a"]), &page(Some("x"), true)).unwrap(), None);
         assert_eq!(listing.collected.len(), 1);

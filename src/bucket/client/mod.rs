@@ -28,7 +28,7 @@ pub use care::Unfinished;
 pub use listing::Collect;
 pub use parts::Part;
 
-use self::body::{MemoryBody, STALL};
+use self::body::MemoryBody;
 use self::retry::Shared;
 use super::connection::{Net, target};
 use super::credentials::{self, CredentialSource, Profile};
@@ -40,6 +40,7 @@ use crate::config::{Addressing, Config, Credentials, Storage, host_of, hosts, is
 use crate::error::{Error, Result};
 use crate::hash::md5_hex;
 use crate::model::ids::BlobId;
+use crate::pace::Pace;
 use crate::progress::Progress;
 
 /// One bucket, with the team prefix applied to every key.
@@ -90,6 +91,7 @@ pub struct Small {
 /// A response to a GET whose body is still to be read.
 pub struct Download {
     body: ByteStream,
+    pace: Pace,
     /// Size of the whole object in bytes, if the store sends it.
     pub object_size: Option<u64>,
     /// ETag, to make sure that later ranges belong to the same object.
@@ -100,13 +102,16 @@ impl Download {
     /// Returns the next piece of the body; `None` at its end.
     ///
     /// # Errors
-    /// [`Cause::Broken`] if the connection breaks, ends early or stalls.
+    /// [`Cause::Broken`] if the connection breaks or ends early, [`Cause::Stalled`] if too few bytes arrive in time.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
-        match tokio::time::timeout(STALL, self.body.next()).await {
-            Err(_) => Err(Failure::new(Cause::Broken, "the download stalled")),
-            Ok(None) => Ok(None),
-            Ok(Some(Ok(bytes))) => Ok(Some(bytes)),
-            Ok(Some(Err(_))) => Err(Failure::new(Cause::Broken, "the download ended early")),
+        match self.pace.wait(self.body.next()).await {
+            None => Err(Failure::new(Cause::Stalled, Pace::describe())),
+            Some(None) => Ok(None),
+            Some(Some(Ok(bytes))) => {
+                self.pace.add(bytes.len());
+                Ok(Some(bytes))
+            }
+            Some(Some(Err(_))) => Err(Failure::new(Cause::Broken, "the download ended early")),
         }
     }
 }
@@ -225,7 +230,7 @@ impl Bucket {
             let modified = response.headers().get("last-modified").and_then(answer::time);
             let (expected, etag) = (length(&response), etag(&response));
             let body = ByteStream::new(std::mem::replace(response.body_mut(), SdkBody::empty()));
-            let mut download = Download { body, object_size: None, etag: None };
+            let mut download = Download { body, pace: Pace::default(), object_size: None, etag: None };
             let mut bytes = Vec::new();
             while let Some(piece) = download.next().await? {
                 bytes.extend_from_slice(&piece);
@@ -299,7 +304,7 @@ impl Bucket {
         };
         let etag = etag(&response);
         let body = ByteStream::new(std::mem::replace(response.body_mut(), SdkBody::empty()));
-        Ok(Download { body, object_size, etag })
+        Ok(Download { body, pace: Pace::default(), object_size, etag })
     }
 
     /// Adds the storage class of an archived object to a failure that does not name it.

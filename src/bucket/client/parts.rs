@@ -120,7 +120,7 @@ impl Bucket {
         match finished {
             Ok(()) => Ok(()),
             Err(failure) => {
-                let size: u64 = parts.iter().map(|part| part.size).sum();
+                let size = parts.iter().fold(0, |sum: u64, part| sum.saturating_add(part.size));
                 if self.head(key).await.is_ok_and(|found| found == Some(size)) { Ok(()) } else { Err(failure) }
             }
         }

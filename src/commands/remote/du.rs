@@ -110,10 +110,7 @@ pub async fn execute(session: &Session) -> Result<Report> {
         blobs: usage.blobs,
         shared: usage.shared,
         unreferenced: usage.unreferenced,
-        foreign: Foreign {
-            keys: foreign.len(),
-            bytes: foreign.iter().fold(0, |sum, object| sum.saturating_add(object.size)),
-        },
+        foreign: Foreign { keys: foreign.keys, bytes: foreign.bytes },
         unfinished_uploads: uploads.map(|uploads| uploads.iter().filter(|upload| is_ours(upload)).count()),
         versioned,
         failures: census.problems.into_values().collect(),

@@ -266,7 +266,8 @@ async fn find_copies(
 fn xet_hashes(facts: &Facts, blobs: impl Iterator<Item = BlobId>) -> HashMap<BlobId, BlobId> {
     let blobs: HashSet<BlobId> = blobs.collect();
     let trees = facts.repos.iter().flat_map(|repo| repo.revisions.values()).filter_map(|revision| revision.tree());
-    let entries = trees.flat_map(|tree| tree.entries().values()).filter(|entry| blobs.contains(&entry.blob));
+    let entries =
+        trees.flat_map(|tree| tree.entries().map(|(_, entry)| entry)).filter(|entry| blobs.contains(&entry.blob));
     entries.filter_map(|entry| Some((entry.blob, entry.xet_hash?))).collect()
 }
 

@@ -86,7 +86,7 @@ pub async fn check(session: &Session, bucket: &Bucket, only: &[RepoSpec], deep: 
     }
     select(bucket, &state, only, &mut found.facts)?;
     check_blobs(session, bucket, &state, deep, &mut found).await?;
-    let foreign = state.foreign().len();
+    let foreign = state.foreign().keys;
     if foreign > 0 && only.is_empty() {
         found.notes.push(format!("{foreign} objects in the bucket are not part of the cache, and were not checked"));
     }

@@ -196,7 +196,7 @@ impl RepoJudge<'_> {
     /// Returns the size that a tree says a blob has.
     fn size_of(&self, blob: &BlobId) -> Option<u64> {
         let trees = self.repo.revisions.values().filter_map(|revision| revision.tree());
-        let mut entries = trees.flat_map(|tree| tree.entries().values());
+        let mut entries = trees.flat_map(|tree| tree.entries().map(|(_, entry)| entry));
         entries.find(|entry| entry.blob == *blob).map(|entry| entry.size)
     }
 
@@ -343,7 +343,7 @@ impl RepoJudge<'_> {
 
     fn row(&self, commit: &Commit, revision: &RevisionFacts, damaged: BTreeSet<String>) -> Row {
         let absent = revision.tree().map(|tree| {
-            let listed = tree.entries().keys().filter(|path| !revision.files.contains_key(*path)).count();
+            let listed = tree.entries().filter(|(path, _)| !revision.files.contains_key(*path)).count();
             listed + tree.unportable_paths().count().saturating_sub(revision.bad_paths.len())
         });
         let is_unchecked = revision.is_unreadable

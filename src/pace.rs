@@ -1,0 +1,71 @@
+//! The slowest body that is waited for. A connection that delivers a byte now and then is as good as broken, but would never
+//! count as stalled.
+
+use std::time::{Duration, Instant};
+
+/// The time in which [`MIN_BYTES`] must arrive.
+pub(crate) const WINDOW: Duration = Duration::from_secs(90);
+/// The least number of bytes of a body in every [`WINDOW`]. A connection of 20 kB/s that hundreds of requests share brings
+/// more for each.
+pub(crate) const MIN_BYTES: u64 = 4 << 10;
+
+/// Watches over one body. Only the time spent waiting for it counts, not that of the reader.
+#[derive(Debug, Default)]
+pub(crate) struct Pace {
+    waited: Duration,
+    bytes: u64,
+}
+
+impl Pace {
+    /// Waits for the next piece of the body; `None` if too few bytes have arrived in time.
+    pub(crate) async fn wait<T>(&mut self, next: impl Future<Output = T>) -> Option<T> {
+        let start = Instant::now();
+        let arrived = tokio::time::timeout(WINDOW.saturating_sub(self.waited), next).await.ok();
+        self.waited += start.elapsed();
+        arrived
+    }
+
+    /// Records the bytes of a piece.
+    pub(crate) fn add(&mut self, bytes: usize) {
+        self.bytes = self.bytes.saturating_add(bytes as u64);
+        if self.bytes >= MIN_BYTES {
+            *self = Pace::default();
+        }
+    }
+
+    /// Describes a body that was too slow.
+    pub(crate) fn describe() -> String {
+        format!("fewer than {MIN_BYTES} bytes arrived in {} s", WINDOW.as_secs())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::{pending, ready};
+
+    fn waited(mut pace: Pace, next: impl Future<Output = ()>) -> Option<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(pace.wait(next))
+    }
+
+    #[test]
+    fn a_body_has_a_window_in_all_and_not_for_each_piece() {
+        // A piece that is there is never refused.
+        let spent = || Pace { waited: WINDOW, bytes: 0 };
+        assert_eq!(waited(spent(), ready(())), Some(()));
+        assert_eq!(waited(spent(), pending()), None);
+        let mut slow = Pace { waited: WINDOW, bytes: MIN_BYTES - 2 };
+        slow.add(1);
+        assert_eq!(waited(slow, pending()), None, "a byte does not start a new window");
+    }
+
+    #[test]
+    fn enough_bytes_start_a_new_window() {
+        let mut pace = Pace { waited: WINDOW, bytes: MIN_BYTES - 1 };
+        pace.add(1);
+        assert_eq!((pace.waited, pace.bytes), (Duration::ZERO, 0));
+        pace.add(usize::MAX);
+        assert_eq!(pace.bytes, 0);
+    }
+}
