@@ -204,9 +204,7 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     let selection = selection.at_revision(args.revision.as_deref())?;
     session.need_cache()?;
     let bucket = session.bucket().await?;
-    // Taken first, so that no `prune` deletes what the plan relies on. A read-only cache can be pushed without the lock: no
-    // prune can run on it.
-    let _lock = if args.dry_run { None } else { session.lock_shared().await.ok() };
+    let mut lock = None;
     let options = session.push_options(selection);
     let mut report: Option<Report> = None;
     for round in 1..=ROUNDS {
@@ -232,6 +230,11 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
             report = Some(current);
             break;
         }
+        // Not before, so that what is refused changes nothing. What a `prune` deleted meanwhile is found to be gone. A read-only
+        // cache can be pushed without the lock: no prune can run on it.
+        if lock.is_none() {
+            lock = session.lock_shared().await.ok();
+        }
         let context = session.transfers(&bucket, args.transfer.caps(), false);
         let tally = publish::publish(&context, &plan, listed).await;
         let vanished = tally.vanished.clone();
@@ -247,6 +250,7 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
             break;
         }
     }
+    drop(lock);
     let mut report = report.expect("the first round makes one");
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)
