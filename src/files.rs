@@ -22,6 +22,11 @@ pub fn is_special(meta: &Metadata) -> bool {
     !meta.is_file() && !meta.is_dir() && !meta.is_symlink()
 }
 
+/// Whether nothing is at this path, not even a link.
+pub fn is_missing(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+}
+
 /// Opens a regular file. Links are followed unless the options forbid it.
 ///
 /// # Errors

@@ -178,7 +178,8 @@ const LEFTOVER_AGE: std::time::Duration = std::time::Duration::from_secs(3600);
 pub const UNUSED_MANIFEST: std::time::Duration = std::time::Duration::from_secs(30 * 24 * 3600);
 
 /// Removes leftovers of killed runs that cannot be resumed: staging folders and small partial files. Partial files of
-/// large blobs stay for their next pull. Also removes remembered manifests that have not been used for long. Call this only while no other process uses the tool's state. Best effort.
+/// large blobs stay for their next pull. Also removes remembered manifests that have not been used for long. Call this
+/// only while no other process uses the tool's state. Best effort.
 pub fn remove_leftovers(layout: &Layout, now: std::time::SystemTime) {
     let entries = |dir: &str| {
         let path = layout.state().join(dir);

@@ -331,7 +331,7 @@ fn scan_repos(layout: &Layout, folders: &[(RepoName, PathBuf)]) -> Vec<Repo> {
                 while let Some((name, path)) = folders.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let repo = RepoScan::run(layout, name, path);
                     // The repo was deleted after the root was read.
-                    if fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+                    if files::is_missing(path) {
                         continue;
                     }
                     found.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(repo);

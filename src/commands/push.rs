@@ -5,7 +5,6 @@
 //! refs.
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::time::Instant;
 
 use serde::Serialize;
@@ -18,6 +17,7 @@ use crate::engine::Session;
 use crate::engine::publish::{self, ListingSizes, Tally};
 use crate::engine::survey::{Survey, survey};
 use crate::error::{Error, Kind, Result, printable};
+use crate::files::is_missing;
 use crate::model::amount::Amount;
 use crate::model::ids::BlobId;
 use crate::model::ids::{Commit, RepoName, RepoSpec};
@@ -236,8 +236,8 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
             lock = session.lock_shared().await.ok();
         }
         let context = session.transfers(&bucket, args.transfer.caps(), false);
-        let tally = publish::publish(&context, &plan, listed).await;
-        let vanished = tally.vanished.clone();
+        let mut tally = publish::publish(&context, &plan, listed).await;
+        let vanished = std::mem::take(&mut tally.vanished);
         let has_failed = !tally.failures.is_empty();
         current.record(tally);
         if let Some(earlier) = report.take() {
@@ -267,10 +267,6 @@ async fn survey_at_rest(session: &Session, bucket: &Bucket, options: &Options) -
         }
         round += 1;
     }
-}
-
-fn is_missing(path: &Path) -> bool {
-    std::fs::symlink_metadata(path).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
 }
 
 /// Returns the note about files that were removed from the cache before they were uploaded.

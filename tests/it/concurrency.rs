@@ -62,6 +62,16 @@ fn parts(count: usize) -> (Revision, Vec<Revision>) {
     (full, parts)
 }
 
+/// Returns a machine for each part, which it has in its cache.
+fn machines_with(parts: &[Revision], store: &Store) -> Vec<Machine> {
+    let machine_with = |part: &Revision| {
+        let machine = Machine::new(store);
+        part.write(&machine.hub());
+        machine
+    };
+    parts.iter().map(machine_with).collect()
+}
+
 #[test]
 fn parts_pushed_at_the_same_moment_are_merged() {
     let mut random = random("parts_pushed_at_the_same_moment_are_merged");
@@ -73,8 +83,7 @@ fn parts_pushed_at_the_same_moment_are_merged() {
             if round % 2 == 1 {
                 full.clone().without(&["part-0.bin", "part-1.bin", "part-2.bin"]).publish(&store);
             }
-            let machines: Vec<Machine> = parts.iter().map(|_| Machine::new(&store)).collect();
-            parts.iter().zip(&machines).for_each(|(part, machine)| part.write(&machine.hub()));
+            let machines = machines_with(&parts, &store);
             let pushes: Vec<_> = machines.iter().map(|machine| machine.start(&["push"])).collect();
             for push in pushes {
                 let ran = push.finish();
@@ -106,8 +115,7 @@ fn a_push_waits_while_another_one_publishes_the_same_revision() {
     let store = Store::new();
     store.server.ignore_conditions();
     let (full, parts) = parts(2);
-    let machines: Vec<Machine> = parts.iter().map(|_| Machine::new(&store)).collect();
-    parts.iter().zip(&machines).for_each(|(part, machine)| part.write(&machine.hub()));
+    let machines = machines_with(&parts, &store);
     let gate = hold_first_manifest(&store);
     let first = machines[0].start(&["push"]);
     store.server.wait_for("a manifest", |seen| seen.iter().any(is_manifest_write));
@@ -132,8 +140,7 @@ fn a_push_waits_while_another_one_publishes_the_same_revision() {
 fn a_killed_push_holds_nobody_up_for_long() {
     let store = Store::new();
     let (full, parts) = parts(2);
-    let machines: Vec<Machine> = parts.iter().map(|_| Machine::new(&store)).collect();
-    parts.iter().zip(&machines).for_each(|(part, machine)| part.write(&machine.hub()));
+    let machines = machines_with(&parts, &store);
     let gate = hold_first_manifest(&store);
     let first = machines[0].start(&["push"]);
     store.server.wait_for("a manifest", |seen| seen.iter().any(is_manifest_write));

@@ -9,8 +9,9 @@ use crate::harness::cache::{COMMIT, OTHER, Revision};
 use crate::harness::machine::{Machine, Output, Running};
 use crate::harness::s3::{Action, Gate};
 use crate::harness::scripted::{Reply, Scripted};
+use crate::harness::sound::assert_sound_bucket;
 use crate::harness::store::Store;
-use crate::harness::{git_sha1, sha256, wait_until};
+use crate::harness::wait_until;
 
 /// Publishes two repos that share a file, and a blob that nothing needs.
 fn shared_bucket(store: &Store) {
@@ -101,36 +102,6 @@ fn nobodys(digit: char) -> String {
     format!("blobs/{}", digit.to_string().repeat(64))
 }
 
-/// Asserts that every ref leads to a manifest, and that every blob of every manifest is there with the right bytes.
-#[track_caller]
-fn assert_whole(store: &Store) {
-    let keys = store.keys();
-    for key in &keys {
-        let (start, rest) = key.split_once('/').unwrap();
-        let encoded = rest.split('/').next().unwrap();
-        let encoded = match start {
-            "refs" => Some(encoded.to_string()),
-            "refs-v2" => Some(encoded.split_once("--").unwrap().1.replace("--", "__")),
-            _ => None,
-        };
-        if let Some(encoded) = encoded {
-            let manifest = format!("manifests/{encoded}@{}.json", store.text(key));
-            assert!(keys.contains(&manifest), "{key} leads to no manifest: {keys:#?}");
-        }
-        if start == "manifests" && key.ends_with(".json") {
-            let manifest: Value = serde_json::from_slice(&store.get(key)).unwrap();
-            for file in manifest["files"].as_array().unwrap() {
-                let name = file["blob"].as_str().unwrap();
-                let blob = format!("blobs/{name}");
-                assert!(keys.contains(&blob), "{key} needs {blob}: {keys:#?}");
-                let bytes = store.get(&blob);
-                let found = if name.len() == 64 { sha256(&bytes) } else { git_sha1(&bytes) };
-                assert_eq!(found, name, "{key} needs {blob}, which has other bytes");
-            }
-        }
-    }
-}
-
 /// Returns the keys that have been deleted.
 fn gone(before: &[String], store: &Store) -> Vec<String> {
     before.iter().filter(|key| !store.has(key)).cloned().collect()
@@ -160,7 +131,7 @@ fn gc_deletes_old_objects_that_nothing_needs() {
     assert_eq!(ran.code, 0, "{ran:#?}");
     assert!(ran.stdout.contains("Freed 500 B in bucket 'team-cache': 1 ref and 1 blob."), "{ran:#?}");
     assert_eq!(gone(&before, &store), [nobodys('e'), "refs/org__gone/main".into()]);
-    assert_whole(&store);
+    assert_sound_bucket(&store);
     // With a shorter grace period, it deletes the rest. After that, there is nothing left to do.
     let report = machine.ok_json(&["remote", "gc", "--yes", "--grace", "30m", "--json"]);
     assert_eq!((&report["blobs"]["blobs"], &report["kept"]), (&1.into(), &json!([])));
@@ -242,7 +213,7 @@ fn a_manifest_that_is_listed_and_cannot_be_found_keeps_everything() {
     let ran = machine.run(&["remote", "rm", "org/two", "--yes"]);
     assert_eq!(ran.code, 0, "{ran:#?}");
     store.server.behave();
-    assert_whole(&store);
+    assert_sound_bucket(&store);
     assert_eq!(store.keys().iter().filter(|key| key.starts_with("blobs/")).count(), 4);
     assert!(before.len() > store.keys().len());
 }
@@ -307,7 +278,7 @@ fn rm_deletes_a_repo_and_the_blobs_that_no_other_needs() {
     assert_eq!(ran.code, 0, "{ran:#?}");
     let one = Revision::new("model", "org/one").git("a.txt", "one");
     assert_eq!(gone(&before, &store), [one.blob_key("a.txt"), one.manifest_key(), "refs/org__one/main".into()]);
-    assert_whole(&store);
+    assert_sound_bucket(&store);
     machine
         .run(&["remote", "rm", "org/one", "--yes"])
         .refused(4, &["org/one is not in bucket", "did you mean org/two?"]);
@@ -362,7 +333,7 @@ fn rm_of_a_revision_takes_its_refs_and_leaves_the_others() {
     let expected =
         [first.blob_key("a.txt"), first.manifest_key(), "refs/org__one/old".into(), "refs/org__one/v1.0".into()];
     assert_eq!(gone(&before, &store), expected);
-    assert_whole(&store);
+    assert_sound_bucket(&store);
     machine.ok(&["pull", "org/one"]);
     // The beginning of a commit, as part of the repo's name.
     machine.ok(&["remote", "rm", &format!("org/one@{}", &OTHER[..7]), "--yes"]);
@@ -380,7 +351,7 @@ fn rm_of_a_dataset_leaves_the_model_of_its_name() {
     machine.ok(&["remote", "rm", "dataset:org/one", "--yes"]);
     assert!(!store.keys().iter().any(|key| key.contains(OTHER) || key.contains("datasets")), "{:?}", store.keys());
     assert_eq!(store.text("refs/org__one/main"), COMMIT);
-    assert_whole(&store);
+    assert_sound_bucket(&store);
     machine.run(&["remote", "rm", "dataset:org/one", "--yes"]).refused(4, &["org/one is there", "type"]);
 }
 
@@ -762,7 +733,7 @@ fn blobs_that_gc_deletes_after_a_push_has_seen_them_are_sent_again() {
     let ran = push.finish();
     assert_eq!(ran.code, 0, "{ran:#?}");
     revision.assert_published(&store);
-    assert_whole(&store);
+    assert_sound_bucket(&store);
 }
 
 #[test]
@@ -777,7 +748,7 @@ fn blobs_that_a_push_has_announced_stay() {
     gate.open();
     assert_eq!(push.finish().code, 0);
     revision.assert_published(&store);
-    assert_whole(&store);
+    assert_sound_bucket(&store);
 }
 
 #[test]
@@ -800,7 +771,7 @@ fn a_push_waits_for_a_deletion_of_what_it_needs() {
     let ran = push.finish();
     assert_eq!(ran.code, 0, "{ran:#?}");
     revision.assert_published(&store);
-    assert_whole(&store);
+    assert_sound_bucket(&store);
 }
 
 #[test]
@@ -821,7 +792,7 @@ fn the_notice_of_a_killed_deletion_expires_by_the_stores_clock() {
     // The next one removes it.
     machine.ok(&["remote", "gc", "--yes"]);
     assert!(!store.keys().iter().any(|key| key.starts_with("_hf_cache_sync_gc")), "{:?}", store.keys());
-    assert_whole(&store);
+    assert_sound_bucket(&store);
 }
 
 #[test]
@@ -847,7 +818,7 @@ fn a_deletion_whose_notice_has_expired_deletes_nothing() {
     let ran = gc.finish();
     assert_eq!(ran.code, 6, "{ran:#?}");
     assert!(ran.stderr.contains("other machines may rely on what it would delete"), "{ran:#?}");
-    assert_whole(&store);
+    assert_sound_bucket(&store);
 }
 
 #[test]
@@ -868,7 +839,7 @@ fn blobs_that_become_needed_between_the_two_readings_of_gc_stay() {
     assert_eq!(ran.json()["blobs"]["blobs"], 1, "{ran:#?}");
     assert!(store.has(&nobodys('d')) && !store.has(&nobodys('e')));
     revision.assert_published(&store);
-    assert_whole(&store);
+    assert_sound_bucket(&store);
 }
 
 #[test]
@@ -886,7 +857,7 @@ fn rm_leaves_a_revision_that_is_being_pushed() {
     assert!(ran.stderr.contains("it is being pushed; try again later"), "{ran:#?}");
     gate.open();
     assert_eq!(push.finish().code, 0);
-    assert_whole(&store);
+    assert_sound_bucket(&store);
     assert!(store.has("refs/org__one/v1.0"));
 }
 
@@ -905,7 +876,7 @@ fn a_push_that_finds_its_revision_removed_publishes_it_again() {
     let ran = push.finish();
     assert_eq!(ran.code, 0, "{ran:#?}");
     revision.assert_published(&store);
-    assert_whole(&store);
+    assert_sound_bucket(&store);
     assert!(store.has("refs/org__one/v1.0"));
 }
 
@@ -1025,7 +996,7 @@ fn deletions_and_pushes_killed_at_random_lose_nothing() {
         expire_deletions(&store);
 
         let assert_kept = || {
-            assert_whole(&store);
+            assert_sound_bucket(&store);
             kept.assert_published(&store);
             assert_eq!(store.text("refs/org__kept/main"), kept.commit);
         };
