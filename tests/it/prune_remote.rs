@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 
@@ -365,6 +366,14 @@ fn a_store_that_fails_before_the_deletion_keeps_the_revision() {
         false => Action::Refuse(403, "AccessDenied", "Access Denied"),
     });
     let before = visible(&machine.hub());
+    // Reading the blobs counted as their last use.
+    for (revision, days) in [(&one, 30), (&two, 3)] {
+        for blob in fs::read_dir(revision.dir(&machine.hub()).join("blobs")).unwrap() {
+            let accessed = SystemTime::now() - Duration::from_secs(days * 24 * 3600);
+            let blob = fs::File::open(blob.unwrap().path()).unwrap();
+            blob.set_times(fs::FileTimes::new().set_accessed(accessed)).unwrap();
+        }
+    }
     let ran = prune(&machine, &["--max-size", "0B", "--require-remote"]);
     let report = ran.json();
     assert_eq!((ran.code, evicted(&report)), (3, vec![]), "{ran:#?}");
