@@ -176,6 +176,18 @@ impl Listed {
         age.is_none_or(|age| age <= self.kind.life())
     }
 
+    /// Whether it had this content when it was listed. It may have been written again before it was read.
+    pub fn had(&self, content: &Subject) -> bool {
+        content.to_json().len() as u64 == self.size
+    }
+
+    /// Whether the push that wrote it conflicted with `ours` when it was listed. The content that was `read` may be newer:
+    /// then its `gives_way` says nothing about that moment.
+    pub fn conflicts(&self, read: &Subject, ours: &Subject) -> bool {
+        let gives_way = read.gives_way && self.had(read);
+        Subject { gives_way, ..read.clone() }.conflicts(ours)
+    }
+
     /// Whether the push that wrote it may be publishing at `now`: it renews its notice while it does.
     pub fn may_be_publishing(&self, now: SystemTime) -> bool {
         let is_recent = |modified: SystemTime| now.duration_since(modified).unwrap_or_default() <= TURN_LIFE;
@@ -408,6 +420,18 @@ mod tests {
         };
         let waiting = Subject { gives_way: true, ..subject.clone() };
         assert!(subject.conflicts(&subject) && !subject.conflicts(&waiting) && !waiting.conflicts(&subject));
+        let listed_as = |content: &Subject| {
+            let key = format!("{}push-{:032x}.json", keys::NOTICES, 1);
+            let size = content.to_json().len() as u64;
+            Listed::of(&Object { key, size, etag: None, modified: None }).unwrap()
+        };
+        // A notice that was listed while its push published may be read when it gives way, and the other way round.
+        assert!(listed_as(&subject).conflicts(&waiting, &subject) && listed_as(&waiting).conflicts(&subject, &subject));
+        assert!(
+            listed_as(&subject).conflicts(&subject, &subject) && !listed_as(&waiting).conflicts(&waiting, &subject)
+        );
+        assert!(listed_as(&subject).had(&subject) && !listed_as(&subject).had(&waiting));
+        assert!(!listed_as(&subject).conflicts(&Subject::default(), &subject), "it has been removed");
         for subject in [&subject, &waiting, &Subject::default()] {
             assert_eq!(Subject::parse(&subject.to_json()).as_ref(), Some(subject));
         }

@@ -162,13 +162,18 @@ impl Announcement {
             let is_rival = match known.rivals.get(&(notice.key.clone(), notice.size)) {
                 Some(is_rival) => *is_rival,
                 None => {
-                    let is_rival = match notices::read(bucket, [notice]).await {
-                        Ok(subjects) => subjects.iter().any(|subject| subject.conflicts(&ours)),
+                    let (is_rival, is_final) = match notices::read(bucket, [notice]).await {
+                        Ok(subjects) => (
+                            subjects.iter().any(|subject| notice.conflicts(subject, &ours)),
+                            subjects.iter().all(|subject| notice.had(subject)),
+                        ),
                         // A later version of this program may take turns in another way.
-                        Err(error) if error.cause.is_invalid() => false,
+                        Err(error) if error.cause.is_invalid() => (false, true),
                         Err(error) => return Err(error),
                     };
-                    known.rivals.insert((notice.key.clone(), notice.size), is_rival);
+                    if is_final {
+                        known.rivals.insert((notice.key.clone(), notice.size), is_rival);
+                    }
                     is_rival
                 }
             };
