@@ -10,6 +10,7 @@ pub use spec::{RepoSpec, pattern, repo_type, trim};
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -350,10 +351,11 @@ impl FromStr for RefName {
     }
 }
 
-/// The path of a file in a repo: relative, `/`-separated, valid UTF-8, and safe to join to a snapshot folder.
+/// The path of a file in a repo: relative, `/`-separated, valid UTF-8, and safe to join to a snapshot folder. Copies share
+/// the text.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct RepoPath(String);
+pub struct RepoPath(Arc<str>);
 
 impl RepoPath {
     /// The path as written.
@@ -396,7 +398,7 @@ impl FromStr for RepoPath {
                 return invalid(text, "has a part of more than 255 bytes");
             }
         }
-        Ok(RepoPath(text.to_string()))
+        Ok(RepoPath(text.into()))
     }
 }
 

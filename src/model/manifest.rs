@@ -40,12 +40,12 @@ pub struct ManifestFile {
 pub struct Manifest {
     repo: RepoName,
     revision: Commit,
-    /// Sorted by path.
-    files: Vec<ManifestFile>,
+    /// Sorted by path. Shared by copies: there may be a million.
+    files: Arc<Vec<ManifestFile>>,
     tree: Option<Arc<Tree>>,
     /// Top-level keys that this version does not know, as the text of an object; empty without any. They are kept when a
     /// manifest is merged.
-    extra: Vec<u8>,
+    extra: Arc<Vec<u8>>,
 }
 
 impl Manifest {
@@ -60,7 +60,7 @@ impl Manifest {
         tree: Option<Arc<Tree>>,
     ) -> Result<Self, String> {
         files.sort_unstable_by(|a, b| a.path.cmp(&b.path));
-        let manifest = Manifest { repo, revision, files, tree, extra: Vec::new() };
+        let manifest = Manifest { repo, revision, files: Arc::new(files), tree, extra: Arc::default() };
         manifest.check()?;
         Ok(manifest)
     }
@@ -72,8 +72,8 @@ impl Manifest {
     /// one file, paths that are safe, distinct and not each other's folders, blob names that are hashes, one size per
     /// blob, and a tree (if any) that is valid and agrees with the file list.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
-        let top = Object { entries: Top::default(), refusal: "it is not a JSON object" };
-        let Top { repo, revision, kind, files, tree, unportable_tree, extra } = json::parse(bytes, top)?;
+        let top = Object { entries: Top { size: bytes.len(), ..Top::default() }, refusal: "it is not a JSON object" };
+        let Top { repo, revision, kind, files, tree, unportable_tree, extra, .. } = json::parse(bytes, top)?;
         let id: RepoId = text_of(repo, "repo")?.parse().map_err(|e| format!("`repo` {e}"))?;
         let revision: Commit = text_of(revision, "revision")?.parse().map_err(|e| format!("`revision` {e}"))?;
         let kind: RepoType = match kind {
@@ -88,7 +88,8 @@ impl Manifest {
         // An unportable tree is optional: one that is invalid, or contradicts the files, is ignored.
         let beside = unportable_tree.filter(|_| tree.is_none());
         let beside = beside.and_then(|text| Tree::from_text(text, true).ok().flatten()).filter(Tree::is_harmless);
-        let mut manifest = Manifest { repo: RepoName::new(kind, id), revision, files, tree, extra };
+        let (repo, files) = (RepoName::new(kind, id), Arc::new(files));
+        let mut manifest = Manifest { repo, revision, files, tree, extra: Arc::new(extra) };
         manifest.check()?;
         if let Some(tree) = beside.filter(|tree| !tree.is_portable()) {
             manifest.tree = Some(Arc::new(tree));
@@ -165,7 +166,7 @@ impl Manifest {
     /// Returns the manifest with only those files that `keep` accepts; `None` if that is none of them.
     pub fn filtered(&self, keep: impl Fn(&ManifestFile) -> bool) -> Option<Manifest> {
         let files: Vec<_> = self.files.iter().filter(|file| keep(file)).cloned().collect();
-        (!files.is_empty()).then(|| Manifest { files, ..self.without_files() })
+        (!files.is_empty()).then(|| Manifest { files: Arc::new(files), ..self.clone() })
     }
 
     /// Returns the manifest with the blobs that `blob` gives to its files.
@@ -173,16 +174,10 @@ impl Manifest {
     /// # Errors
     /// The reason, if it would not be valid.
     pub fn with_blobs(&self, blob: impl Fn(&ManifestFile) -> BlobId) -> Result<Manifest, String> {
-        let files = self.files.iter().map(|file| ManifestFile { blob: blob(file), ..file.clone() }).collect();
-        let manifest = Manifest { files, ..self.without_files() };
+        let files: Vec<_> = self.files.iter().map(|file| ManifestFile { blob: blob(file), ..file.clone() }).collect();
+        let manifest = Manifest { files: Arc::new(files), ..self.clone() };
         manifest.check()?;
         Ok(manifest)
-    }
-
-    fn without_files(&self) -> Manifest {
-        let Manifest { repo, revision, tree, extra, .. } = self;
-        let (repo, revision, tree, extra) = (repo.clone(), revision.clone(), tree.clone(), extra.clone());
-        Manifest { repo, revision, files: Vec::new(), tree, extra }
     }
 
     /// Serialises the manifest like 0.1.0's `json.dumps(.., indent=2)`, followed by our additions.
@@ -197,12 +192,12 @@ impl Manifest {
         out.text(",\"repo_type\":");
         out.value(&self.repo.kind);
         out.text(",\"files\":");
-        out.value(&self.files);
+        out.value(&*self.files);
         if let Some(tree) = tree {
             out.text(if tree.is_portable() { ",\"tree\":" } else { ",\"unportable_tree\":" });
             out.text(text(&tree.text));
         }
-        if let [b'{', entries @ .., b'}'] = &*self.extra {
+        if let [b'{', entries @ .., b'}'] = &**self.extra {
             out.text(",");
             out.text(text(entries));
         }
@@ -264,7 +259,7 @@ impl Manifest {
         let merged = Manifest {
             repo: self.repo.clone(),
             revision: self.revision.clone(),
-            files: files.into_values().cloned().collect(),
+            files: Arc::new(files.into_values().cloned().collect()),
             tree,
             extra: self.extra.clone(),
         };
@@ -285,6 +280,8 @@ const NO_LIST: &str = "`files` is not a list";
 /// The top level of a manifest.
 #[derive(Default)]
 struct Top<'de> {
+    /// Size of the document, which no text in it exceeds. A buffer that grows is copied, and then takes twice the memory.
+    size: usize,
     repo: Option<Scalar<'de>>,
     revision: Option<Scalar<'de>>,
     kind: Option<Scalar<'de>>,
@@ -296,8 +293,9 @@ struct Top<'de> {
 
 impl<'de> Entries<'de> for Top<'de> {
     fn entry<A: MapAccess<'de>>(&mut self, key: Cow<'de, str>, map: &mut A) -> Result<(), A::Error> {
+        let size = self.size;
         let text_of_value = |map: &mut A| {
-            let mut text = Vec::new();
+            let mut text = Vec::with_capacity(size);
             map.next_value_seed(Compact(&mut text))?;
             Ok((text != b"null").then_some(text))
         };
@@ -320,6 +318,7 @@ impl<'de> Entries<'de> for Top<'de> {
             "tree" => self.tree = text_of_value(map)?,
             UNPORTABLE_TREE_KEY => self.unportable_tree = text_of_value(map)?,
             _ => {
+                self.extra.reserve(size.saturating_sub(self.extra.len()));
                 self.extra.pop();
                 self.extra.push(if self.extra.is_empty() { b'{' } else { b',' });
                 serde_json::to_writer(&mut self.extra, &key).map_err(A::Error::custom)?;

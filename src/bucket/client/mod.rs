@@ -231,7 +231,8 @@ impl Bucket {
             let (expected, etag) = (length(&response), etag(&response));
             let body = ByteStream::new(std::mem::replace(response.body_mut(), SdkBody::empty()));
             let mut download = Download { body, pace: Pace::default(), object_size: None, etag: None };
-            let mut bytes = Vec::new();
+            // A buffer that grows is copied, and then takes twice the memory.
+            let mut bytes = Vec::with_capacity(expected.unwrap_or_default().min(limit) as usize);
             while let Some(piece) = download.next().await? {
                 bytes.extend_from_slice(&piece);
                 if bytes.len() as u64 > limit {
