@@ -103,6 +103,128 @@ fn text_from_outside_is_escaped() {
     check(&machine, &["status"]);
 }
 
+/// A text for places where control characters are refused: it reorders and hides what is around it.
+const HIDDEN: &str = "a\u{202e}\u{2066}\u{200b}\u{feff}\u{2028}\u{e0041}b";
+
+/// Runs every command that can meet what others have put into the cache and the bucket, in both forms.
+#[test]
+fn names_in_caches_and_buckets_are_escaped_by_every_command() {
+    let store = Store::new();
+    let mut machine = Machine::new(&store);
+    let path = format!("{HIDDEN}/{HIDDEN}.txt");
+    let published = Revision::new("dataset", "org/name").git(&path, "1").git("b.txt", "2").refs(&["main", EVIL_REF]);
+    published.publish(&store);
+    // One that no client has made, and two that nobody understands.
+    let mut odd = published.manifest();
+    odd["repo"] = format!("org/{EVIL}").into();
+    store.put(&format!("manifests/org__odd@{COMMIT}.json"), odd.to_string());
+    let mut bad = published.manifest();
+    bad["files"][0]["path"] = EVIL.into();
+    store.put(&format!("manifests/org__bad@{COMMIT}.json"), bad.to_string());
+    store.put("refs/org__bad/main", COMMIT);
+    store.put(&format!("refs/org__name/{HIDDEN}"), EVIL);
+    store.put(&format!("blobs/{HIDDEN}"), "1");
+    let check = |machine: &Machine, line: &[&str]| {
+        for line in [[line, &["--json"]].concat(), [line, &["-v"]].concat()] {
+            assert_harmless(&line, &machine.run(&line));
+        }
+    };
+    let first = machine.run(&["pull", "dataset:org/name"]);
+    assert_eq!(first.code, 0, "{first:#?}");
+    assert!(machine.hub().join("datasets--org--name/snapshots").join(COMMIT).join(&path).exists());
+    let dir = published.dir(&machine.hub());
+    fs::write(dir.join("blobs").join(published.etag(&path)), "x").unwrap();
+    fs::write(dir.join("refs").join(HIDDEN), EVIL).unwrap();
+    fs::write(dir.join("snapshots").join(COMMIT).join(format!("{HIDDEN}-stray")), "stray").unwrap();
+    fs::create_dir_all(dir.join("trees")).unwrap();
+    fs::write(dir.join("trees").join(format!("{COMMIT}.json")), EVIL).unwrap();
+    std::os::unix::fs::symlink(EVIL, dir.join("snapshots").join(COMMIT).join(format!("{HIDDEN}-link"))).unwrap();
+    let partial = machine.hub().join(".locks/.hf-cache-sync/partial");
+    fs::create_dir_all(&partial).unwrap();
+    fs::write(partial.join(EVIL), "1").unwrap();
+    let lines: Vec<Vec<&str>> = vec![
+        vec!["pull", "dataset:org/name"],
+        vec!["pull", "dataset:org/name", "org/bad", "org/odd"],
+        vec!["pull", "dataset:org/name", "--include", HIDDEN],
+        vec!["pull-all", "--include", EVIL],
+        vec!["pull-all"],
+        vec!["verify"],
+        vec!["verify", "--remote"],
+        vec!["verify", "--remote", "--deep"],
+        vec!["diff"],
+        vec!["push", "--dry-run"],
+        vec!["push"],
+        vec!["status"],
+        vec!["list", "--revisions", "--sizes"],
+        vec!["list", "--remote", "--revisions"],
+        vec!["doctor"],
+        vec!["config", "show"],
+        vec!["remote", "du"],
+        vec!["remote", "gc", "--dry-run"],
+        vec!["remote", "gc", "--yes"],
+        vec!["remote", "rm", "dataset:org/name", "--dry-run"],
+        vec!["remote", "rm", "org/bad", "--yes"],
+        vec!["remote", "rm", EVIL, "--yes"],
+        vec!["remote", "rm", "dataset:org/name", "-r", EVIL, "--yes"],
+        vec!["rm", "dataset:org/name", "--dry-run"],
+        vec!["rm", "dataset:org/name", "-r", HIDDEN, "--yes"],
+        vec!["rm", EVIL, "--yes"],
+        vec!["prune", "--dry-run", "--max-size", "0", "--orphan-grace", "0s", "--temporary-grace", "0s"],
+        vec!["prune", "--dry-run", "--max-size", "0", "--require-remote"],
+        vec!["prune", "--dry-run", "--keep", EVIL],
+        vec!["serve", "--listen", EVIL],
+        vec!["verify", "--repair"],
+        vec!["verify", "--remote", "--repair"],
+        vec!["rm", "dataset:org/name", "--yes"],
+    ];
+    lines.iter().for_each(|line| check(&machine, line));
+    machine.set("CLICOLOR_FORCE", "1");
+    lines.iter().take(20).for_each(|line| assert_harmless(line, &machine.run(line)));
+    // A store that has only such words to say.
+    for status in [403, 404] {
+        store.server.on_request(move |_| Action::Refuse(status, "a\u{202e}b\u{200b}", "no\u{2066}\u{feff}\u{e0041}pe"));
+        for line in [
+            vec!["pull", "org/name"],
+            vec!["pull-all"],
+            vec!["push"],
+            vec!["verify", "--remote"],
+            vec!["remote", "du"],
+            vec!["remote", "gc", "--yes"],
+            vec!["remote", "rm", "org/name", "--yes"],
+            vec!["prune", "--max-size", "0", "--require-remote", "--yes"],
+            vec!["rm", "org/name", "--require-remote", "--yes"],
+            vec!["diff"],
+        ] {
+            check(&machine, &line);
+        }
+    }
+}
+
+#[cfg(feature = "fallback")]
+#[test]
+fn what_the_hub_says_is_escaped() {
+    use crate::harness::hub_server::{Hub, Reply};
+    let store = Store::new();
+    let mut machine = Machine::new(&store);
+    let hub = Hub::start(&[]);
+    machine.set("HF_ENDPOINT", &hub.url);
+    for status in [400, 401, 403, 404, 418] {
+        hub.script(move |_| {
+            let reply = Reply { status, headers: Vec::new(), body: format!("{{\"error\": {EVIL:?}}}").into_bytes() };
+            Some(reply.with("x-error-message", HIDDEN).with("x-error-code", HIDDEN).with("location", HIDDEN))
+        });
+        let line = ["pull", "org/name", "--fallback", "hf-hub"];
+        for more in [&[][..], &["--json"], &["-v"]] {
+            let line = [&line[..], more].concat();
+            assert_harmless(&line, &machine.run(&line));
+        }
+    }
+    hub.script(|_| {
+        Some(Reply { status: 200, headers: Vec::new(), body: format!("{{\"sha\": {EVIL:?}}}").into_bytes() })
+    });
+    assert_harmless(&["pull"], &machine.run(&["pull", "org/name", "--fallback", "hf-hub"]));
+}
+
 #[test]
 fn a_printed_path_is_not_escaped_in_a_pipe() {
     let store = Store::new();
