@@ -158,7 +158,14 @@ impl Error {
     pub fn io(what: &str, path: &Path, source: &io::Error) -> Self {
         let error = Self::new(Cause::of_io(source), format!("{what} {}", shown(path))).because(plain_io(source));
         match source.kind() {
+            io::ErrorKind::StorageFull if platform::lacks_inodes(path) => error
+                .because("the file system has no inodes left, so it cannot hold more files")
+                .hint("delete files, for example with `hf-cache-sync prune`, or use another --cache-dir"),
             io::ErrorKind::StorageFull => error.hint("free some space, for example with `hf-cache-sync prune`"),
+            io::ErrorKind::QuotaExceeded => {
+                error.hint("your disk quota is used up: free some space, for example with `hf-cache-sync prune`")
+            }
+            io::ErrorKind::FileTooLarge => error.hint("raise the limit (ulimit -f), or use another --cache-dir"),
             io::ErrorKind::PermissionDenied => error.hint(platform::PERMISSION_HINT),
             io::ErrorKind::ReadOnlyFilesystem => error.hint("the cache is on a read-only mount: use --cache-dir"),
             _ if platform::is_in_use(source) => error.hint("close the program that has it open, and try again"),

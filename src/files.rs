@@ -49,6 +49,15 @@ pub fn open_flagged(options: &OpenOptions, flags: Flags, path: &Path) -> io::Res
         }
         Err(error) => return Err(explain(error, path)),
     };
+    check_regular(Ok(file), path)
+}
+
+/// Passes a file on if it is a regular one. If it is not, or could not be opened for that reason, the error says so.
+///
+/// # Errors
+/// When it is not a regular file, or could not be opened.
+pub fn check_regular(opened: io::Result<File>, path: &Path) -> io::Result<File> {
+    let file = opened.map_err(|error| explain(error, path))?;
     let meta = file.metadata()?;
     if meta.is_file() { Ok(file) } else { Err(io::Error::other(not_a_file(&meta))) }
 }

@@ -38,6 +38,7 @@ fn main() -> ExitCode {
     let result = runtime.block_on(async {
         #[cfg(debug_assertions)]
         panic_for_tests().await;
+        platform::survive_file_size_limit();
         if cli.command.runs_until_signal() {
             return cli::run(&cli, &ui).await;
         }

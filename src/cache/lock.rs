@@ -5,17 +5,18 @@
 //! huggingface_hub uses there, a file that is there or not, may be left by a process that was killed. What deletes asks
 //! [`Lock::is_real`] first.
 
+use std::ffi::OsStr;
 use std::fs::{File, FileTimes, OpenOptions, TryLockError};
 use std::io;
 use std::path::Path;
 use std::time::SystemTime;
 
+use super::inside;
 use super::layout::Layout;
-use super::place::{ensure_dir, is_refused};
+use super::place::is_refused;
 use crate::error::{Error, Result};
-use crate::files;
 use crate::model::ids::{BlobId, RepoName};
-use crate::platform;
+use crate::platform::{self, Folder, Opening};
 
 /// How often a lock file that is unlinked as soon as it is locked is opened anew.
 const TRIES: u32 = 1000;
@@ -59,7 +60,7 @@ pub fn try_client_lock_if_there(layout: &Layout, repo: &RepoName, blob: &BlobId)
     let path = layout.client_lock(repo, blob);
     match std::fs::symlink_metadata(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Some(None)),
-        _ => Ok(take(&path, Mode::Exclusive, 0o664)?.map(Some)),
+        _ => Ok(try_lock(layout.root(), &path, Mode::Exclusive)?.map(Some)),
     }
 }
 
@@ -119,8 +120,8 @@ pub fn try_partial_lock(layout: &Layout, blob: &BlobId) -> Result<Option<Lock>> 
 ///
 /// # Errors
 /// When the lock file cannot be created.
-pub fn try_store_lock(path: &Path) -> Result<Option<Lock>> {
-    let lock = take(path, Mode::Exclusive, 0o666)?;
+pub fn try_store_lock(root: &Path, path: &Path) -> Result<Option<Lock>> {
+    let lock = take(root, path, Mode::Exclusive, 0o666)?;
     Ok(lock.filter(Lock::is_real))
 }
 
@@ -134,10 +135,7 @@ pub fn try_upload_lock(layout: &Layout, blob: &BlobId) -> Result<Option<Lock>> {
 }
 
 fn try_lock(root: &Path, path: &Path, mode: Mode) -> Result<Option<Lock>> {
-    if let Some(parent) = path.parent() {
-        ensure_dir(root, parent)?;
-    }
-    take(path, mode, 0o664)
+    take(root, path, mode, 0o664)
 }
 
 /// Whether a lock file was made by this tool, and not by huggingface_hub; see `open`.
@@ -145,19 +143,25 @@ pub fn is_own(path: &Path) -> bool {
     std::fs::symlink_metadata(path).and_then(|meta| meta.modified()).is_ok_and(|time| time == SystemTime::UNIX_EPOCH)
 }
 
-fn take(path: &Path, mode: Mode, bits: u32) -> Result<Option<Lock>> {
-    take_with(path, bits, |file| match mode {
+fn take(root: &Path, path: &Path, mode: Mode, bits: u32) -> Result<Option<Lock>> {
+    take_with(root, path, bits, |file| match mode {
         Mode::Shared => file.try_lock_shared(),
         Mode::Exclusive => file.try_lock(),
     })
 }
 
-fn take_with(path: &Path, bits: u32, flock: impl Fn(&File) -> Result<(), TryLockError>) -> Result<Option<Lock>> {
+fn take_with(
+    root: &Path,
+    path: &Path,
+    bits: u32,
+    flock: impl Fn(&File) -> Result<(), TryLockError>,
+) -> Result<Option<Lock>> {
     let failed = |error: &io::Error| Error::io("cannot lock", path, error);
     let mut tried = 0;
     loop {
         tried += 1;
-        let (file, made) = platform::patiently(|| open(path, bits)).map_err(|e| failed(&e))?;
+        let open = |folder: &Folder, name: &OsStr| platform::patiently(|| open(folder, name, bits));
+        let (file, made) = inside::with_folder(root, path, "cannot lock", open)?;
         match flock(&file) {
             // Some file systems have no stable inode numbers: there the file can never be told to be the same.
             Ok(()) if platform::is_at(&file, path) || tried == TRIES => return Ok(Some(Lock { _file: Some(file) })),
@@ -168,7 +172,7 @@ fn take_with(path: &Path, bits: u32, flock: impl Fn(&File) -> Result<(), TryLock
                 tracing::debug!(path = %path.display(), "this file system has no flock: going on without a lock");
                 // There, huggingface_hub takes the mere file for a lock that is held, and would wait for ever.
                 if made {
-                    let _ = std::fs::remove_file(path);
+                    let _ = inside::remove_file(root, path);
                 }
                 return Ok(Some(Lock { _file: None }));
             }
@@ -185,19 +189,16 @@ fn has_no_flock(error: &io::Error) -> bool {
 /// Opens or creates the file, never through a link, with at least these mode bits (0664 is the client's for blobs).
 /// Says whether it was created. A new file gets the time 1970, which tells it from those of huggingface_hub: a `prune`
 /// takes their time for that of the last download.
-fn open(path: &Path, bits: u32) -> io::Result<(File, bool)> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).truncate(false);
-    platform::set_mode(&mut options, bits);
-    let open = |options: &OpenOptions| files::open_flagged(options, platform::NO_FOLLOW, path);
-    let (file, made) = match open(options.clone().create_new(true)) {
+fn open(folder: &Folder, name: &OsStr, bits: u32) -> io::Result<(File, bool)> {
+    let open = |opening| inside::open_in(folder, name, opening, bits);
+    let (file, made) = match open(Opening::New) {
         Ok(file) => (file, true),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            match open(options.create(true)) {
+            match open(Opening::Any) {
                 // Another user's, which is 0644 where the umask is 022, or on a mount that opens what is there for reading
                 // alone: for a lock, that is enough.
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied || is_refused(&error) => {
-                    (open(OpenOptions::new().read(true))?, false)
+                    (open(Opening::Existing)?, false)
                 }
                 opened => (opened?, false),
             }
@@ -207,8 +208,10 @@ fn open(path: &Path, bits: u32) -> io::Result<(File, bool)> {
     if made {
         let _ = file.set_times(FileTimes::new().set_modified(SystemTime::UNIX_EPOCH));
     }
-    // Another user's lock file works as it is.
-    platform::widen_mode(&file, bits)?;
+    // Another user's lock file works as it is, and a file with another name may not be a lock file at all.
+    if platform::links(&file).is_none_or(|links| links == 1) {
+        platform::widen_mode(&file, bits)?;
+    }
     Ok((file, made))
 }
 
@@ -235,15 +238,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.lock");
         let no_flock = |_: &File| Err(TryLockError::Error(io::ErrorKind::Unsupported.into()));
-        let lock = take_with(&path, 0o664, no_flock).unwrap().unwrap();
+        let lock = take_with(dir.path(), &path, 0o664, no_flock).unwrap().unwrap();
         assert!(!lock.is_real() && !path.exists());
         #[cfg(unix)]
         {
             let no_service = |_: &File| Err(TryLockError::Error(rustix::io::Errno::NOLCK.into()));
-            assert!(!take_with(&path, 0o664, no_service).unwrap().unwrap().is_real() && !path.exists());
+            assert!(!take_with(dir.path(), &path, 0o664, no_service).unwrap().unwrap().is_real() && !path.exists());
         }
         std::fs::write(&path, "somebody's").unwrap();
-        let lock = take_with(&path, 0o664, no_flock).unwrap().unwrap();
+        let lock = take_with(dir.path(), &path, 0o664, no_flock).unwrap().unwrap();
         assert!(!lock.is_real() && path.exists());
     }
 
@@ -253,9 +256,9 @@ mod tests {
         let (ours, theirs) = (dir.path().join("a.lock"), dir.path().join("b.lock"));
         std::fs::write(&theirs, "").unwrap();
         for path in [&ours, &theirs] {
-            assert!(take(path, Mode::Exclusive, 0o664).unwrap().is_some_and(|lock| lock.is_real()));
+            assert!(take(dir.path(), path, Mode::Exclusive, 0o664).unwrap().is_some_and(|lock| lock.is_real()));
         }
-        let held = take(&theirs, Mode::Exclusive, 0o664).unwrap();
+        let held = take(dir.path(), &theirs, Mode::Exclusive, 0o664).unwrap();
         assert!(is_held(&theirs) && !is_held(&ours) && !is_held(&dir.path().join("c.lock")));
         drop(held);
         assert!(!is_held(&theirs));
@@ -274,5 +277,23 @@ mod tests {
         std::os::unix::fs::symlink(dir.path().join("victim"), &path).unwrap();
         assert!(try_client_lock(&layout, &repo, &blob).is_err());
         assert!(!dir.path().join("victim").exists());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_file_with_another_name_keeps_its_mode() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let victim = dir.path().join("victim");
+        std::fs::write(&victim, "mine").unwrap();
+        std::fs::set_permissions(&victim, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let layout = Layout::new(dir.path().join("hub"));
+        std::fs::create_dir_all(layout.state()).unwrap();
+        std::fs::hard_link(&victim, layout.tool_lock()).unwrap();
+        assert!(try_tool_lock(&layout, Mode::Shared).unwrap().is_some());
+        let meta = std::fs::metadata(&victim).unwrap();
+        assert_eq!(meta.permissions().mode() & 0o777, 0o600);
+        assert_ne!(meta.modified().unwrap(), SystemTime::UNIX_EPOCH);
+        assert_eq!(std::fs::read(&victim).unwrap(), b"mine");
     }
 }

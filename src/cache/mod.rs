@@ -37,6 +37,7 @@ pub mod donors;
 pub mod gated;
 pub mod identify;
 pub mod incoming_links;
+pub mod inside;
 pub mod integrity;
 pub mod junk;
 pub mod layout;

@@ -4,68 +4,18 @@
 //! huggingface_hub reads. The last step is always a single rename. File modes follow the umask.
 
 use std::collections::HashSet;
-use std::fs::{self, File};
+use std::ffi::OsStr;
+use std::fs;
 use std::io::{self, Write};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
+use super::inside::{self, ensure_dir, open_dir, with_folder};
 use super::layout::{self, Layout};
 use super::read;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::model::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
-use crate::platform;
-
-/// Creates `dir`, at or below `root`, if it does not exist, and makes sure that no part below `root` is a link.
-///
-/// # Errors
-/// [`crate::error::Cause::Other`] if a part is a link or a file, or cannot be created.
-pub fn ensure_dir(root: &Path, dir: &Path) -> Result<()> {
-    let inside = dir.strip_prefix(root).map_err(|_| outside(dir))?;
-    if !root.is_dir() {
-        fs::create_dir_all(root).map_err(|e| Error::io("cannot create the cache directory", root, &e))?;
-    }
-    let mut path = root.to_path_buf();
-    for part in inside.components() {
-        let Component::Normal(part) = part else { return Err(outside(dir)) };
-        path.push(part);
-        // Checking first, since most folders exist. The client may create one concurrently, which is fine.
-        match fs::symlink_metadata(&path) {
-            Ok(meta) if meta.is_dir() => continue,
-            Ok(meta) => return Err(not_a_folder(&path, meta.is_symlink())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(Error::io("cannot look at", &path, &error)),
-        }
-        match fs::create_dir(&path) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                let meta = fs::symlink_metadata(&path).map_err(|e| Error::io("cannot look at", &path, &e))?;
-                if !meta.is_dir() {
-                    return Err(not_a_folder(&path, meta.is_symlink()));
-                }
-            }
-            Err(error) => return Err(Error::io("cannot create", &path, &error)),
-        }
-    }
-    Ok(())
-}
-
-/// Like [`ensure_dir`], but creates nothing: checks that the existing parts of `dir` are folders and not links.
-///
-/// # Errors
-/// [`crate::error::Cause::Other`] if a part is a link or a file.
-pub fn check_dir(root: &Path, dir: &Path) -> Result<()> {
-    let inside = dir.strip_prefix(root).map_err(|_| outside(dir))?;
-    let mut path = root.to_path_buf();
-    for part in inside.components() {
-        path.push(part);
-        match fs::symlink_metadata(&path) {
-            Ok(meta) if meta.is_dir() => {}
-            Ok(meta) => return Err(not_a_folder(&path, meta.is_symlink())),
-            Err(_) => break,
-        }
-    }
-    Ok(())
-}
+use crate::platform::{self, Folder, Opening};
 
 /// Checks that entries can be created in a folder, if it exists.
 ///
@@ -73,32 +23,6 @@ pub fn check_dir(root: &Path, dir: &Path) -> Result<()> {
 /// If this user may not write to it.
 pub fn check_writable(folder: &Path) -> Result<()> {
     platform::check_writable(folder).map_err(|e| Error::io("cannot write to", folder, &e))
-}
-
-/// Runs `attempt` on a file below `root`, and creates the file's folder only if the attempt finds it missing. This
-/// saves checking every part of the path in the usual case. Call [`ensure_dir`] first if this runs in a loop.
-///
-/// # Errors
-/// If the attempt fails. `what` describes it, such as "cannot create".
-pub fn with_folder<T>(root: &Path, path: &Path, what: &str, attempt: impl Fn() -> io::Result<T>) -> Result<T> {
-    match attempt() {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            ensure_dir(root, path.parent().unwrap_or(root))?;
-            attempt().map_err(|e| Error::io(what, path, &e))
-        }
-        result => result.map_err(|e| Error::io(what, path, &e)),
-    }
-}
-
-fn outside(path: &Path) -> Error {
-    Error::invalid(format!("refusing to write {}", path.display())).because("it is outside the cache")
-}
-
-fn not_a_folder(path: &Path, is_link: bool) -> Error {
-    let what = if is_link { "a symbolic link" } else { "not a folder" };
-    Error::failed(format!("refusing to write below {}", path.display()))
-        .because(format!("it is {what}"))
-        .hint("remove or rename it, or use another cache directory")
 }
 
 /// How a snapshot file refers to its blob, in order of preference. Chosen once per run by [`LinkKind::probe`].
@@ -121,18 +45,19 @@ impl LinkKind {
     /// # Errors
     /// If nothing can be written to the cache at all.
     pub fn probe(layout: &Layout, no_links: bool) -> Result<LinkKind> {
-        let state = layout.state();
-        ensure_dir(layout.root(), &state)?;
-        let dir = Staging::new(layout)?;
-        let file = dir.path().join("file");
-        fs::write(&file, b"probe").map_err(|e| Error::io("cannot write", &file, &e))?;
+        let staging = Staging::new(layout)?;
+        let folder = staging.folder()?;
+        let file = folder.path().join("file");
+        let written = inside::open_in(&folder, "file".as_ref(), Opening::NewToWrite, 0o666)
+            .and_then(|mut file| file.write_all(b"probe"));
+        written.map_err(|e| Error::io("cannot write", &file, &e))?;
         if no_links {
             return Ok(LinkKind::Real);
         }
-        if platform::symlink("file", &dir.path().join("link")).is_ok() && fs::read(dir.path().join("link")).is_ok() {
+        if folder.symlink("file", "link".as_ref()).is_ok() && fs::read(folder.path().join("link")).is_ok() {
             return Ok(LinkKind::Symlink);
         }
-        let hard = fs::hard_link(&file, dir.path().join("hard")).is_ok();
+        let hard = folder.hard_link(&file, "hard".as_ref()).is_ok();
         Ok(if hard { LinkKind::Hardlink } else { LinkKind::Real })
     }
 }
@@ -140,6 +65,7 @@ impl LinkKind {
 /// A temporary folder for unfinished files; removed on drop.
 #[derive(Debug)]
 pub struct Staging {
+    root: PathBuf,
     path: PathBuf,
 }
 
@@ -151,7 +77,15 @@ impl Staging {
     pub fn new(layout: &Layout) -> Result<Staging> {
         let path = layout.state().join("staging").join(format!("{:016x}", fastrand::u64(..)));
         ensure_dir(layout.root(), &path)?;
-        Ok(Staging { path })
+        Ok(Staging { root: layout.root().to_path_buf(), path })
+    }
+
+    /// Opens it.
+    ///
+    /// # Errors
+    /// If it is no longer there.
+    pub fn folder(&self) -> Result<Folder> {
+        open_dir(&self.root, &self.path)
     }
 
     /// Returns its location.
@@ -167,7 +101,7 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.path);
+        let _ = inside::delete_tree(&self.root, &self.path);
     }
 }
 
@@ -196,11 +130,11 @@ pub fn remove_leftovers(layout: &Layout, now: std::time::SystemTime) {
         let _ = fs::remove_file(file.path());
     }
     for folder in entries("staging").filter(is_old) {
-        let _ = fs::remove_dir_all(folder.path());
+        let _ = inside::delete_tree(layout.root(), &folder.path());
     }
     let is_small = |entry: &fs::DirEntry| entry.file_name().to_str().is_some_and(|name| name.ends_with(".small"));
     for file in entries("partial").filter(is_small).filter(is_old) {
-        let _ = fs::remove_file(file.path());
+        let _ = inside::remove_file(layout.root(), &file.path());
     }
 }
 
@@ -247,10 +181,10 @@ impl StagedSnapshot {
     /// # Errors
     /// If it cannot be moved into place.
     pub fn publish(self) -> Result<bool> {
-        ensure_dir(&self.root, self.snapshot.parent().unwrap_or(&self.root))?;
         let staged = self.staging.path().join("snapshot");
+        ensure_dir(&self.root, self.snapshot.parent().unwrap_or(&self.root))?;
         // Not again and again where it is there.
-        let publish = || match fs::rename(&staged, &self.snapshot) {
+        let publish = || match inside::rename(&self.root, &staged, &self.snapshot) {
             Err(_) if self.snapshot.is_dir() => Ok(false),
             renamed => renamed.map(|()| true),
         };
@@ -277,15 +211,14 @@ impl SnapshotWriter<'_> {
         }
         let staging = Staging::new(self.layout)?;
         let staged = staging.path().join("snapshot");
-        let mut last_folder = PathBuf::new();
+        let mut folder = staging.folder()?;
         for (path, blob) in files {
             let file = layout::join(staged.clone(), path);
-            let folder = file.parent().unwrap_or(&staged);
-            if folder != last_folder {
-                fs::create_dir_all(folder).map_err(|e| Error::io("cannot create", folder, &e))?;
-                last_folder = folder.to_path_buf();
+            let parent = file.parent().unwrap_or(&staged);
+            if parent != folder.path() {
+                folder = open_dir(self.layout.root(), parent)?;
             }
-            self.create_entry(path, blob, &file)?;
+            self.create_entry(path, blob, &folder, file.file_name().unwrap_or_default())?;
         }
         Ok(Some(StagedSnapshot { staging, root: self.layout.root().to_path_buf(), snapshot }))
     }
@@ -304,12 +237,13 @@ impl SnapshotWriter<'_> {
             return Ok(());
         }
         let staging = Staging::new(self.layout)?;
+        let folder = staging.folder()?;
         for (index, (path, blob)) in files.iter().enumerate() {
             let is_last = !files[index + 1..].iter().any(|(_, other)| other == blob);
             if self.kind == LinkKind::Real && is_last && self.own.contains(*blob) && self.move_blob(path, blob)? {
                 continue;
             }
-            self.replace_file(&staging.path().join(index.to_string()), path, blob)?;
+            self.replace_file(&folder, index.to_string().as_ref(), path, blob)?;
         }
         Ok(())
     }
@@ -322,48 +256,47 @@ impl SnapshotWriter<'_> {
             return Ok(false);
         }
         let file = self.layout.snapshot_file(self.repo, self.commit, path);
-        if let Some(folder) = file.parent() {
-            ensure_dir(self.layout.root(), folder)?;
-        }
-        Ok(rename_over(&source, &file).is_ok())
+        ensure_dir(self.layout.root(), file.parent().unwrap_or(&file))?;
+        Ok(rename_over(self.layout.root(), &source, &file).is_ok())
     }
 
-    /// Makes the file at `staged` first, a name that no other file had: a rename over a name of the same bytes succeeds and
-    /// leaves it there.
-    fn replace_file(&self, staged: &Path, path: &RepoPath, blob: &BlobId) -> Result<()> {
+    /// Makes the file in `staging` first, by a name that no other file had: a rename over a name of the same bytes succeeds
+    /// and leaves it there.
+    fn replace_file(&self, staging: &Folder, staged: &OsStr, path: &RepoPath, blob: &BlobId) -> Result<()> {
         let file = self.layout.snapshot_file(self.repo, self.commit, path);
-        if let Some(folder) = file.parent() {
-            ensure_dir(self.layout.root(), folder)?;
-        }
+        let folder = open_dir(self.layout.root(), file.parent().unwrap_or(&file))?;
+        let name = file.file_name().unwrap_or_default();
         check_replaceable(&file)?;
         // Another pull was faster. Where somebody has opened the file already, it could not be replaced on Windows.
         if self.kind == LinkKind::Hardlink && is_same_file(&self.layout.blob(self.repo, blob), &file) {
             return Ok(());
         }
         let failed = |error: io::Error| Error::io("cannot replace", &file, &error);
-        match self.create_entry(path, blob, staged) {
+        match self.create_entry(path, blob, staging, staged) {
             // Another pull was faster, and has moved the blob here.
             Err(_) if self.kind == LinkKind::Real && is_whole(&file, blob) => return Ok(()),
             made => made?,
         }
-        match rename_over(staged, &file) {
+        match rename_over_in(staging, staged, &folder, name) {
             Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
-                let _ = fs::remove_file(staged);
-                let beside = sibling_temporary(&file);
-                self.create_entry(path, blob, &beside)?;
-                rename_over(&beside, &file).inspect_err(|_| drop(fs::remove_file(&beside))).map_err(failed)
+                let _ = staging.remove_file(staged);
+                let beside = temporary_name(name);
+                self.create_entry(path, blob, &folder, &beside)?;
+                let renamed = rename_over_in(&folder, &beside, &folder, name);
+                renamed.inspect_err(|_| drop(folder.remove_file(&beside))).map_err(failed)
             }
             replaced => replaced.map_err(failed),
         }
     }
 
-    fn create_entry(&self, path: &RepoPath, blob: &BlobId, at: &Path) -> Result<()> {
+    fn create_entry(&self, path: &RepoPath, blob: &BlobId, folder: &Folder, name: &OsStr) -> Result<()> {
         let source = self.layout.blob(self.repo, blob);
         let make = || match self.kind {
-            LinkKind::Symlink => platform::symlink(&layout::link_text(path, blob), at),
-            LinkKind::Hardlink => fs::canonicalize(&source).and_then(|source| fs::hard_link(source, at)),
-            LinkKind::Real => fs::canonicalize(&source)
-                .and_then(|source| reflink_copy::reflink(&source, at).or_else(|_| read::copy_quietly(&source, at))),
+            LinkKind::Symlink => folder.symlink(&layout::link_text(path, blob), name),
+            LinkKind::Hardlink => fs::canonicalize(&source).and_then(|source| folder.hard_link(&source, name)),
+            LinkKind::Real => fs::canonicalize(&source).and_then(|source| {
+                folder.clone_file(&source, name).or_else(|_| read::copy_quietly(&source, folder, name))
+            }),
         };
         platform::patiently(make).map_err(|error| match error.kind() {
             // The folder is our own, so only another file of this revision can be in the way.
@@ -372,7 +305,7 @@ impl SnapshotWriter<'_> {
                     "this file system ignores case, and the revision has another file whose name differs only in case",
                 )
                 .hint("use a cache directory on a case-sensitive file system"),
-            _ => Error::io("cannot link", at, &error),
+            _ => Error::io("cannot link", &folder.path().join(name), &error),
         })
     }
 }
@@ -403,16 +336,25 @@ pub fn flushed(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// Renames a file, replacing an existing target. On file systems that cannot do that atomically, the target is removed
-/// first, so that for a moment neither exists.
-pub fn rename_over(from: &Path, to: &Path) -> io::Result<()> {
-    match platform::patiently(|| fs::rename(from, to)) {
+/// Renames an entry of the cache, replacing an existing target. On file systems that cannot do that atomically, the target
+/// is removed first, so that for a moment neither exists.
+///
+/// # Errors
+/// If it cannot be renamed, or one of the folders does not exist or is reached through a link.
+pub fn rename_over(root: &Path, from: &Path, to: &Path) -> io::Result<()> {
+    let ((source, name), (target, new)) = (inside::parent(root, from, false)?, inside::parent(root, to, false)?);
+    rename_over_in(&source, name, &target, new)
+}
+
+/// Like [`rename_over`], from one folder to another.
+pub fn rename_over_in(from: &Folder, name: &OsStr, to: &Folder, new: &OsStr) -> io::Result<()> {
+    match platform::patiently(|| from.rename(name, to, new)) {
         Err(error)
             if (is_refused(&error) || error.kind() == io::ErrorKind::AlreadyExists)
-                && fs::symlink_metadata(to).is_ok_and(|meta| !meta.is_dir()) =>
+                && fs::symlink_metadata(to.path().join(new)).is_ok_and(|meta| !meta.is_dir()) =>
         {
-            fs::remove_file(to)?;
-            fs::rename(from, to)
+            to.remove_file(new)?;
+            from.rename(name, to, new)
         }
         renamed => renamed,
     }
@@ -428,36 +370,30 @@ pub fn write_small(layout: &Layout, path: &Path, content: &[u8], sync: bool) -> 
         return Ok(());
     }
     check_replaceable(path)?;
-    if let Some(parent) = path.parent() {
-        ensure_dir(layout.root(), parent)?;
-    }
+    let folder = open_dir(layout.root(), path.parent().unwrap_or(path))?;
+    let name = path.file_name().unwrap_or_default();
     let staging = Staging::new(layout)?;
-    let write_by = |staged: &Path| -> io::Result<()> {
-        let mut file = File::create_new(staged)?;
-        file.write_all(content)?;
-        if sync {
-            flushed(file.sync_all())?;
-        }
+    let write_in = |staging: &Folder, staged: &OsStr| -> io::Result<()> {
+        let mut file = inside::open_in(staging, staged, Opening::NewToWrite, 0o666)?;
+        let written = file.write_all(content).and_then(|()| if sync { flushed(file.sync_all()) } else { Ok(()) });
         drop(file);
-        rename_over(staged, path).inspect_err(|_| drop(fs::remove_file(staged)))
+        let renamed = written.and_then(|()| rename_over_in(staging, staged, &folder, name));
+        renamed.inspect_err(|_| drop(staging.remove_file(staged)))
     };
-    let written = match write_by(&staging.path().join("file")) {
-        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => write_by(&sibling_temporary(path)),
+    let written = match write_in(&staging.folder()?, "file".as_ref()) {
+        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => write_in(&folder, &temporary_name(name)),
         written => written,
     };
     written.map_err(|e| Error::io("cannot write", path, &e))
 }
 
-/// Returns a temporary name in the same folder as the file, for folders on another file system than the tool's state.
-/// Its suffix is that of the client's own temporary files.
-fn sibling_temporary(path: &Path) -> PathBuf {
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
+/// Returns a temporary name for a file, for folders on another file system than the tool's state. Its suffix is that of the
+/// client's own temporary files.
+fn temporary_name(name: &OsStr) -> std::ffi::OsString {
     // The file's own name may already have the maximum length.
-    if name.len() > 200 {
-        name = "long".into();
-    }
-    name.push(format!(".{:08x}.tmp", fastrand::u32(..)));
-    path.with_file_name(name)
+    let mut temporary = if name.len() > 200 { "long".into() } else { name.to_os_string() };
+    temporary.push(format!(".{:08x}.tmp", fastrand::u32(..)));
+    temporary
 }
 
 /// Whether `file`, which is no link, is what `blob` leads to.
@@ -505,7 +441,9 @@ pub fn sync_dir(path: &Path) {
 /// If the mark cannot be written.
 pub fn mark_unverified(layout: &Layout, blob: &BlobId) -> Result<()> {
     let path = layout.unverified(blob);
-    with_folder(layout.root(), &path, "cannot write", || fs::write(&path, b""))
+    with_folder(layout.root(), &path, "cannot write", |folder, name| {
+        inside::open_in(folder, name, Opening::Any, 0o666).map(drop)
+    })
 }
 
 /// Returns whether [`mark_unverified`] was called for this blob, and not [`unmark_unverified`] since.
@@ -515,7 +453,7 @@ pub fn is_marked_unverified(layout: &Layout, blob: &BlobId) -> bool {
 
 /// Notes that what was passed on has been verified.
 pub fn unmark_unverified(layout: &Layout, blob: &BlobId) {
-    let _ = fs::remove_file(layout.unverified(blob));
+    let _ = inside::remove_file(layout.root(), &layout.unverified(blob));
 }
 
 /// Marks a file as used now by setting its access time, which also works on noatime mounts. Best effort: a read-only

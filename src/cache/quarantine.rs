@@ -8,8 +8,9 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::inside::{self, ensure_dir};
 use super::layout::Layout;
-use super::place::{Staging, ensure_dir};
+use super::place::Staging;
 use super::{read, remove};
 use crate::error::{Error, Result};
 use crate::platform;
@@ -20,6 +21,7 @@ const MAX_SAME: u32 = 10_000;
 /// An entry of the quarantine that is a second name, or a copy, of a file that is still in its place.
 #[derive(Debug)]
 pub struct Kept {
+    root: PathBuf,
     path: PathBuf,
     is_new: bool,
     /// The file, and what it was when it was kept.
@@ -37,7 +39,7 @@ impl Kept {
     /// meanwhile, these are the only bytes left, and they stay.
     pub fn forget(self) {
         if self.is_new && self.id.is_some() && inode_of(&self.file) == self.id {
-            let _ = fs::remove_file(&self.path);
+            let _ = inside::remove_file(&self.root, &self.path);
         }
     }
 }
@@ -67,9 +69,9 @@ pub fn keep(layout: &Layout, file: &Path) -> Result<Option<Kept>> {
     };
     let id = platform::inode(file, &meta).map(|inode| inode.id);
     let is_same = |path: &Path| id.is_some() && inode_of(path) == id;
-    let kept = |path, is_new| Some(Kept { path, is_new, file: file.to_path_buf(), id });
+    let root = layout.root();
+    let kept = |path, is_new| Some(Kept { root: root.to_path_buf(), path, is_new, file: file.to_path_buf(), id });
     let staging = Staging::new(layout)?;
-    let copy = staging.path().join("kept");
     for path in names(layout, file)? {
         // From an earlier run that was interrupted.
         if is_same(&path) {
@@ -78,13 +80,15 @@ pub fn keep(layout: &Layout, file: &Path) -> Result<Option<Kept>> {
         if fs::symlink_metadata(&path).is_ok() {
             continue;
         }
-        match platform::patiently(|| fs::hard_link(file, &path)) {
+        match platform::patiently(|| inside::hard_link(root, file, &path)) {
             Ok(()) => return Ok(kept(path, true)),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
             Err(_) => {}
         }
-        let copied = reflink_copy::reflink(file, &copy).or_else(|_| read::copy_quietly(file, &copy));
-        copied.and_then(|()| fs::rename(&copy, &path)).map_err(|e| failed(&e))?;
+        let (folder, copy) = (staging.folder()?, "kept".as_ref());
+        let copied = folder.clone_file(file, copy).or_else(|_| read::copy_quietly(file, &folder, copy));
+        let renamed = copied.and_then(|()| inside::rename(root, &staging.path().join(copy), &path));
+        renamed.map_err(|e| failed(&e))?;
         return Ok(kept(path, true));
     }
     Err(full(file))
@@ -99,13 +103,13 @@ pub fn set_aside(layout: &Layout, file: &Path) -> Result<Option<PathBuf>> {
         if fs::symlink_metadata(&path).is_ok() {
             continue;
         }
-        return match platform::patiently(|| fs::rename(file, &path)) {
+        return match platform::patiently(|| inside::rename(layout.root(), file, &path)) {
             Ok(()) => Ok(Some(path)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             // The repo is a mount of its own.
             Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
                 let Some(kept) = keep(layout, file)? else { return Err(Error::io("cannot quarantine", file, &error)) };
-                fs::remove_file(file).map_err(|e| Error::io("cannot remove", file, &e))?;
+                inside::remove_file(layout.root(), file).map_err(|e| Error::io("cannot remove", file, &e))?;
                 Ok(Some(kept.path))
             }
             Err(error) => Err(Error::io("cannot quarantine", file, &error)),

@@ -1,6 +1,7 @@
 //! Opens blobs for reading without marking them as used, and provides aligned buffers to read them into. Only regular
 //! files are opened: see [`crate::files`].
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::ops::{Deref, DerefMut};
@@ -11,7 +12,7 @@ use bytes::Bytes;
 use crate::files;
 use crate::hash::BlobHasher;
 use crate::model::ids::BlobId;
-use crate::platform;
+use crate::platform::{self, Folder, Opening};
 
 /// Largest `trees/<commit>.json` that is read, in bytes: the size limit of a manifest that contains a tree.
 pub const MAX_TREE: u64 = 256 << 20;
@@ -33,9 +34,10 @@ pub fn open_quietly(path: &Path) -> io::Result<File> {
 ///
 /// # Errors
 /// If the source cannot be read or the target cannot be written.
-pub fn copy_quietly(from: &Path, to: &Path) -> io::Result<()> {
+pub fn copy_quietly(from: &Path, folder: &Folder, name: &OsStr) -> io::Result<()> {
     let mut source = open_quietly(from)?;
-    io::copy(&mut source, &mut File::create_new(to)?).map(drop)
+    let mut target = super::inside::open_in(folder, name, Opening::NewToWrite, 0o666)?;
+    io::copy(&mut source, &mut target).map(drop).inspect_err(|_| drop(folder.remove_file(name)))
 }
 
 /// Returns whether the hash of the file's bytes is the blob's name.
@@ -160,10 +162,11 @@ mod tests {
         let times = FileTimes::new().set_accessed(then).set_modified(then);
         File::options().write(true).open(&from).unwrap().set_times(times).unwrap();
         fs::set_permissions(&from, fs::Permissions::from_mode(0o400)).unwrap();
-        copy_quietly(&from, &to).unwrap();
+        let folder = Folder::open(dir.path()).unwrap();
+        copy_quietly(&from, &folder, "to".as_ref()).unwrap();
         assert_eq!(fs::metadata(&from).unwrap().accessed().unwrap(), then);
         assert_eq!(fs::read(&to).unwrap(), b"bytes");
         assert_ne!(fs::metadata(&to).unwrap().permissions().mode() & 0o200, 0);
-        assert!(copy_quietly(&from, &to).is_err(), "nothing is overwritten");
+        assert!(copy_quietly(&from, &folder, "to".as_ref()).is_err() && to.exists(), "nothing is overwritten");
     }
 }

@@ -7,6 +7,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::inside;
 use super::layout::Layout;
 use super::place::Staging;
 use crate::platform;
@@ -22,42 +23,26 @@ pub fn is_inside(root: &Path, path: &Path) -> bool {
     })
 }
 
-/// Deletes one file or link, and returns the number of bytes freed, which is 0 while the file has other hard links. A
+/// Deletes one file or link below `root`, and returns the number of bytes freed, which is 0 while the file has other hard links. A
 /// missing file is not an error.
 ///
 /// # Errors
 /// If it cannot be deleted, or is a folder.
-pub fn delete_file(path: &Path) -> io::Result<u64> {
+pub fn delete_file(root: &Path, path: &Path) -> io::Result<u64> {
     let meta = match fs::symlink_metadata(path) {
         Ok(meta) => meta,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
         Err(error) => return Err(error),
     };
     let last = platform::inode(path, &meta).is_none_or(|inode| inode.links <= 1);
-    platform::patiently(|| fs::remove_file(path))?;
+    inside::remove_file(root, path)?;
     Ok(if meta.is_file() && last { meta.len() } else { 0 })
-}
-
-/// Deletes a folder with everything in it, and returns the number of bytes freed. Links are deleted, not followed.
-///
-/// # Errors
-/// The first entry that cannot be deleted. Earlier entries are gone.
-pub fn delete_tree(path: &Path) -> io::Result<u64> {
-    let mut freed = 0;
-    for entry in fs::read_dir(path)? {
-        let entry = entry?;
-        freed += match entry.file_type()?.is_dir() {
-            true => delete_tree(&entry.path())?,
-            false => delete_file(&entry.path())?,
-        };
-    }
-    fs::remove_dir(path)?;
-    Ok(freed)
 }
 
 /// A file or folder that was moved out of the cache by one rename, and that is deleted on drop.
 #[derive(Debug)]
 pub struct StagedRemoval {
+    root: PathBuf,
     from: PathBuf,
     path: PathBuf,
     staging: Staging,
@@ -72,8 +57,11 @@ impl StagedRemoval {
     pub fn move_out(layout: &Layout, from: &Path) -> io::Result<Option<StagedRemoval>> {
         let staging = Staging::new(layout).map_err(|error| io::Error::other(error.to_string()))?;
         let path = staging.path().join("removed");
-        match platform::patiently(|| fs::rename(from, &path)) {
-            Ok(()) => Ok(Some(StagedRemoval { from: from.to_path_buf(), path, staging })),
+        match platform::patiently(|| inside::rename(layout.root(), from, &path)) {
+            Ok(()) => {
+                let root = layout.root().to_path_buf();
+                Ok(Some(StagedRemoval { root, from: from.to_path_buf(), path, staging }))
+            }
             Err(error) if error.kind() == io::ErrorKind::CrossesDevices => Ok(None),
             Err(error) => Err(error),
         }
@@ -89,7 +77,7 @@ impl StagedRemoval {
     /// # Errors
     /// If something in it cannot be deleted. It stays out of the cache then.
     pub fn delete(self) -> io::Result<u64> {
-        delete_tree(&self.path)
+        inside::delete_tree(&self.root, &self.path)
     }
 
     /// Moves it back, merging it with anything that was created in its place meanwhile.
@@ -97,20 +85,20 @@ impl StagedRemoval {
     /// # Errors
     /// If some of it cannot be moved back. That part stays where it is.
     pub fn put_back(self) -> io::Result<()> {
-        merge_into(&self.path, &self.from).inspect_err(|_| self.staging.keep())
+        merge_into(&self.root, &self.path, &self.from).inspect_err(|_| self.staging.keep())
     }
 }
 
 /// Moves a file or folder, except for entries that already exist at `to`: newer entries win.
-fn merge_into(from: &Path, to: &Path) -> io::Result<()> {
+fn merge_into(root: &Path, from: &Path, to: &Path) -> io::Result<()> {
     let there = match fs::symlink_metadata(to) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return fs::rename(from, to),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return inside::rename(root, from, to),
         there => there?,
     };
     match (fs::symlink_metadata(from)?.is_dir(), there.is_dir()) {
         (true, true) => fs::read_dir(from)?.try_for_each(|entry| {
             let name = entry?.file_name();
-            merge_into(&from.join(&name), &to.join(&name))
+            merge_into(root, &from.join(&name), &to.join(&name))
         }),
         (false, false) => Ok(()),
         _ => Err(io::ErrorKind::AlreadyExists.into()),
@@ -124,7 +112,7 @@ fn merge_into(from: &Path, to: &Path) -> io::Result<()> {
 pub fn delete_folder(layout: &Layout, path: &Path) -> io::Result<u64> {
     match StagedRemoval::move_out(layout, path) {
         Ok(Some(removal)) => removal.delete(),
-        Ok(None) => delete_tree(path),
+        Ok(None) => inside::delete_tree(layout.root(), path),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
         Err(error) => Err(error),
     }
@@ -141,9 +129,9 @@ mod tests {
         let (one, two) = (dir.path().join("one"), dir.path().join("two"));
         fs::write(&one, b"12345").unwrap();
         fs::hard_link(&one, &two).unwrap();
-        assert_eq!(delete_file(&one).unwrap(), 0);
-        assert_eq!(delete_file(&two).unwrap(), 5);
-        assert_eq!(delete_file(&two).unwrap(), 0, "it is gone already");
+        assert_eq!(delete_file(dir.path(), &one).unwrap(), 0);
+        assert_eq!(delete_file(dir.path(), &two).unwrap(), 5);
+        assert_eq!(delete_file(dir.path(), &two).unwrap(), 0, "it is gone already");
     }
 
     #[test]

@@ -6,18 +6,19 @@
 //! leads to the payload. A payload without a readable list is never deleted, since it may be in use.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Write};
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
+use super::inside::{self, ensure_dir, open_dir};
 use super::layout::{self, Layout};
-use super::place::{ensure_dir, rename_over};
+use super::place::rename_over;
 use super::scan::Problem;
 use super::{lock, quarantine, read, remove};
 use crate::error::{Error, Result};
 use crate::model::ids::{BlobId, RepoName};
-use crate::platform::{self, Inode};
+use crate::platform::{self, Inode, Opening};
 
 /// Largest list of references that is read, in bytes.
 const MAX_REFS: u64 = 64 << 20;
@@ -170,7 +171,7 @@ fn leads_to(layout: &Layout, link: &Path, payload: &Path) -> io::Result<bool> {
 /// If the lock cannot be taken, or the payload cannot be deleted.
 pub fn sweep(layout: &Layout, payload: &Path, known: &[PathBuf]) -> Result<SweepOutcome> {
     remove_unused(layout, payload, known, || {
-        remove::delete_file(payload).map_err(|e| Error::io("cannot delete", payload, &e))
+        remove::delete_file(layout.root(), payload).map_err(|e| Error::io("cannot delete", payload, &e))
     })
 }
 
@@ -192,7 +193,7 @@ fn remove_unused(
     if !is_store(layout) || !is_payload(layout, payload) || !remove::is_inside(layout.root(), payload) {
         return Ok(SweepOutcome::Unknown);
     }
-    let Some(_lock) = wait_for_lock(payload)? else { return Ok(SweepOutcome::Locked) };
+    let Some(_lock) = wait_for_lock(layout, payload)? else { return Ok(SweepOutcome::Locked) };
     let Some(mut references) = read_references(layout, payload) else { return Ok(SweepOutcome::Unknown) };
     for link in known {
         if leads_to(layout, link, payload).map_err(failed)? {
@@ -208,7 +209,7 @@ fn remove_unused(
         return Ok(SweepOutcome::Freed(0));
     }
     let freed = remove()?;
-    remove::delete_file(&sibling(payload, ".refs")).map_err(failed)?;
+    remove::delete_file(layout.root(), &sibling(payload, ".refs")).map_err(failed)?;
     Ok(SweepOutcome::Freed(freed))
 }
 
@@ -225,7 +226,7 @@ pub fn link(layout: &Layout, repo: &RepoName, blob: &BlobId, size: u64, xet_hash
         return Ok(false);
     }
     ensure_dir(layout.root(), &layout.blobs(repo))?;
-    let Some(_lock) = wait_for_lock(&payload)? else { return Ok(false) };
+    let Some(_lock) = wait_for_lock(layout, &payload)? else { return Ok(false) };
     if usable(layout, &payload, size) != verified {
         return Ok(false);
     }
@@ -263,19 +264,22 @@ pub fn publish(
     }
     let failed = |error: io::Error| Error::io("cannot move a blob to", &payload, &error);
     let folder = payload.parent().unwrap_or(&payload);
-    ensure_dir(layout.root(), folder)?;
-    platform::copy_folder_mode(layout.root(), folder).map_err(failed)?;
-    let Some(_lock) = wait_for_lock(&payload)? else { return Ok(false) };
+    let folder = open_dir(layout.root(), folder)?;
+    platform::copy_folder_mode(layout.root(), &folder).map_err(failed)?;
+    let Some(_lock) = wait_for_lock(layout, &payload)? else { return Ok(false) };
     // The client may have published it meanwhile.
     if fs::symlink_metadata(&payload).is_ok() {
         return Ok(false);
     }
-    platform::make_payload(layout.root(), folder, &file).map_err(failed)?;
+    let opened = inside::open_file(layout.root(), &file, Opening::Existing, 0).map_err(failed)?;
+    platform::make_payload(layout.root(), &folder, &opened).map_err(failed)?;
+    drop(opened);
     append_reference(layout, repo, blob, &payload).map_err(failed)?;
-    fs::rename(&file, &payload).map_err(failed)?;
+    inside::rename(layout.root(), &file, &payload).map_err(failed)?;
     if let Err(error) = replace_by_link(layout, repo, blob, &payload) {
         // Under the lock, so that no prune takes the payload first.
-        read::copy_quietly(&payload, &file).map_err(failed)?;
+        let blobs = open_dir(layout.root(), &layout.blobs(repo))?;
+        read::copy_quietly(&payload, &blobs, blob.to_string().as_ref()).map_err(failed)?;
         tracing::debug!(%error, "{} stays out of the cache-wide store", file.display());
         return Ok(false);
     }
@@ -315,7 +319,7 @@ fn append_reference(layout: &Layout, repo: &RepoName, blob: &BlobId, payload: &P
         return Err(io::Error::other("its list of references is not a file"));
     }
     debug_assert!(layout.blob(repo, blob).starts_with(layout.root()));
-    let mut file = File::options().append(true).create(true).open(&list)?;
+    let mut file = inside::open_file(layout.root(), &list, Opening::Append, 0o666)?;
     // All users of a shared cache append to it.
     let _ = platform::widen_mode(&file, 0o666);
     file.write_all(format!("{}/blobs/{blob}\n", repo.folder()).as_bytes())?;
@@ -326,15 +330,17 @@ fn replace_by_link(layout: &Layout, repo: &RepoName, blob: &BlobId, payload: &Pa
     let inside = payload.strip_prefix(layout.root()).map_err(io::Error::other)?;
     let temporary = layout.blobs(repo).join(format!(".{blob}.{:08x}.shared", fastrand::u32(..)));
     let target = Path::new("..").join("..").join(inside);
-    platform::symlink(&target.to_string_lossy(), &temporary)?;
-    rename_over(&temporary, &layout.blob(repo, blob)).inspect_err(|_| drop(fs::remove_file(&temporary)))
+    let root = layout.root();
+    inside::symlink(root, &target.to_string_lossy(), &temporary)?;
+    let renamed = rename_over(root, &temporary, &layout.blob(repo, blob));
+    renamed.inspect_err(|_| drop(inside::remove_file(root, &temporary)))
 }
 
-fn wait_for_lock(payload: &Path) -> Result<Option<lock::Lock>> {
+fn wait_for_lock(layout: &Layout, payload: &Path) -> Result<Option<lock::Lock>> {
     let path = sibling(payload, ".lock");
     let started = Instant::now();
     loop {
-        match lock::try_store_lock(&path)? {
+        match lock::try_store_lock(layout.root(), &path)? {
             Some(lock) => return Ok(Some(lock)),
             None if started.elapsed() > LOCK_TIMEOUT => return Ok(None),
             None => std::thread::sleep(Duration::from_millis(50)),
@@ -351,14 +357,14 @@ fn rewrite_list(layout: &Layout, payload: &Path, references: &BTreeSet<PathBuf>)
     }
     let temporary = sibling(payload, &format!(".refs.{:08x}.tmp", fastrand::u32(..)));
     let write = || {
-        let mut file = File::create_new(&temporary)?;
+        let mut file = inside::open_file(layout.root(), &temporary, Opening::NewToWrite, 0o666)?;
         file.write_all(content.as_bytes())?;
         // All users of a shared cache append to it.
         platform::widen_mode(&file, 0o666)?;
         file.sync_all()?;
-        fs::rename(&temporary, sibling(payload, ".refs"))
+        inside::rename(layout.root(), &temporary, &sibling(payload, ".refs"))
     };
-    write().inspect_err(|_| drop(fs::remove_file(&temporary)))
+    write().inspect_err(|_| drop(inside::remove_file(layout.root(), &temporary)))
 }
 
 #[cfg(all(test, unix))]

@@ -15,6 +15,7 @@ use super::held::{Asker, Checker};
 use super::session::wait_for;
 use crate::bucket::client::Bucket;
 use crate::cache::clients::{self, BlobEntry};
+use crate::cache::inside;
 use crate::cache::junk::is_junk;
 use crate::cache::layout::Layout;
 use crate::cache::lock::{self, Lock};
@@ -222,7 +223,8 @@ impl Run<'_> {
         if meta.modified().ok() > known.and_then(|leftover| leftover.modified) {
             return self.skip(SkipReason::Changed, None, path, 0);
         }
-        let deleted = if meta.is_dir() { remove::delete_tree(path) } else { remove::delete_file(path) };
+        let root = self.layout.root();
+        let deleted = if meta.is_dir() { inside::delete_tree(root, path) } else { remove::delete_file(root, path) };
         deleted.map_err(|e| cannot_delete(path, &e))?;
         self.outcome.freed += known.map_or(0, |leftover| leftover.bytes);
         Ok(None)
@@ -254,7 +256,7 @@ impl Run<'_> {
             return Ok(Some(skip));
         }
         if let Some(folder) = path.parent().filter(|folder| *folder != self.layout.root()) {
-            let _ = fs::remove_dir(folder);
+            let _ = inside::remove_dir(self.layout.root(), folder);
         }
         Ok(None)
     }
@@ -270,7 +272,7 @@ impl Run<'_> {
         let Some(known) = known.filter(same) else {
             return self.skip(SkipReason::Changed, repo, path, scan::on_disk(&meta));
         };
-        remove::delete_file(path).map_err(|e| cannot_delete(path, &e))?;
+        remove::delete_file(self.layout.root(), path).map_err(|e| cannot_delete(path, &e))?;
         self.outcome.freed += known.on_disk;
         Ok(None)
     }
@@ -329,7 +331,7 @@ impl Run<'_> {
         let moved = paths.iter().try_for_each(|path| {
             match StagedRemoval::move_out(self.layout, path)? {
                 Some(removal) => refs.push(removal),
-                None => drop(remove::delete_file(path)?),
+                None => drop(remove::delete_file(self.layout.root(), path)?),
             }
             Ok(())
         });
@@ -339,14 +341,14 @@ impl Run<'_> {
         });
         let freed = match moved.map_err(failed)? {
             Some(removal) => removal.delete(),
-            None => remove::delete_tree(&snapshot),
+            None => inside::delete_tree(self.layout.root(), &snapshot),
         };
         drop(refs);
-        paths.iter().for_each(|path| remove_empty_parents(path, &self.layout.repo(repo).join("refs")));
+        paths.iter().for_each(|path| self.remove_empty_parents(path, repo));
         self.outcome.freed += freed.map_err(failed)?;
         let tree = self.layout.tree(repo, commit);
         if remove::is_inside(self.layout.root(), &tree) {
-            remove::delete_file(&tree).map_err(|e| cannot_delete(&tree, &e))?;
+            remove::delete_file(self.layout.root(), &tree).map_err(|e| cannot_delete(&tree, &e))?;
         }
         let absent = self.layout.repo(repo).join(".no_exist").join(commit.as_str());
         if remove::is_inside(self.layout.root(), &absent)
@@ -356,7 +358,7 @@ impl Run<'_> {
         }
         // Removes only empty folders.
         for file in [&tree, &absent] {
-            let _ = file.parent().map(fs::remove_dir);
+            let _ = file.parent().map(|folder| inside::remove_dir(self.layout.root(), folder));
         }
         Ok(None)
     }
@@ -374,8 +376,8 @@ impl Run<'_> {
         if has_snapshot || !names || self.has_new_download(repo) || prune_facts::is_locked_now(self.layout, repo) {
             return self.skip(SkipReason::Changed, Some(repo), &path, 0);
         }
-        remove::delete_file(&path).map_err(|e| cannot_delete(&path, &e))?;
-        remove_empty_parents(&path, &self.layout.repo(repo).join("refs"));
+        remove::delete_file(self.layout.root(), &path).map_err(|e| cannot_delete(&path, &e))?;
+        self.remove_empty_parents(&path, repo);
         Ok(None)
     }
 
@@ -460,7 +462,7 @@ impl Run<'_> {
         if !is_unchanged {
             return self.skip(SkipReason::Changed, Some(&now.name), &path, blob.size);
         }
-        self.outcome.freed += remove::delete_file(&path).map_err(|e| cannot_delete(&path, &e))?;
+        self.outcome.freed += remove::delete_file(self.layout.root(), &path).map_err(|e| cannot_delete(&path, &e))?;
         if let Place::Shared(payload) = &blob.place {
             self.payloads.entry(payload.clone()).or_default();
         }
@@ -503,7 +505,7 @@ impl Run<'_> {
                 return self.skip(SkipReason::Changed, Some(name), &path, 0);
             }
             None => {
-                remove::delete_tree(&path).map_err(failed)?;
+                inside::delete_tree(self.layout.root(), &path).map_err(failed)?;
             }
         }
         self.remove_locks(name);
@@ -537,10 +539,20 @@ impl Run<'_> {
                 && !self.layout.repo(name).exists()
                 && let Ok(Some(_lock)) = lock::try_client_lock(self.layout, name, &blob)
             {
-                let _ = fs::remove_file(entry.path());
+                let _ = inside::remove_file(self.layout.root(), &entry.path());
             }
         }
-        let _ = fs::remove_dir(&folder);
+        let _ = inside::remove_dir(self.layout.root(), &folder);
+    }
+
+    /// Removes the empty parent folders of a nested ref, up to but not including `refs` itself.
+    fn remove_empty_parents(&self, path: &Path, repo: &RepoName) {
+        let refs = self.layout.repo(repo).join("refs");
+        for folder in path.ancestors().skip(1).take_while(|folder| *folder != refs && folder.starts_with(&refs)) {
+            if inside::remove_dir(self.layout.root(), folder).is_err() {
+                return;
+            }
+        }
     }
 }
 
@@ -559,42 +571,34 @@ fn is_locked(layout: &Layout, repo: &RepoName, blob: &BlobId) -> bool {
 
 /// Holds huggingface_hub's lock on a blob. A lock file that did not exist before is removed on drop, so that it does
 /// not look like client activity.
-struct ClientLock {
+struct ClientLock<'a> {
     _lock: Lock,
+    root: &'a Path,
     created: Option<PathBuf>,
 }
 
-impl ClientLock {
-    fn acquire(layout: &Layout, repo: &RepoName, blob: &BlobId) -> Result<Option<Self>> {
+impl<'a> ClientLock<'a> {
+    fn acquire(layout: &'a Layout, repo: &RepoName, blob: &BlobId) -> Result<Option<Self>> {
         let path = layout.client_lock(repo, blob);
         let created = fs::symlink_metadata(&path).is_err().then_some(path);
         let lock = lock::try_client_lock(layout, repo, blob)?;
         // Without flock, the existence of the file means to huggingface_hub that the lock is held.
         let lock = lock.filter(|lock| lock.is_real() || created.is_some());
-        Ok(lock.map(|lock| ClientLock { _lock: lock, created }))
+        Ok(lock.map(|lock| ClientLock { _lock: lock, root: layout.root(), created }))
     }
 }
 
-impl Drop for ClientLock {
+impl Drop for ClientLock<'_> {
     fn drop(&mut self) {
         if let Some(path) = &self.created {
-            let _ = fs::remove_file(path);
-            let _ = path.parent().map(fs::remove_dir);
+            let _ = inside::remove_file(self.root, path);
+            let _ = path.parent().map(|folder| inside::remove_dir(self.root, folder));
         }
     }
 }
 
 fn cannot_delete(path: &Path, error: &io::Error) -> Error {
     Error::io("cannot delete", path, error)
-}
-
-/// Removes the empty parent folders of a nested ref, up to but not including `refs` itself.
-fn remove_empty_parents(path: &Path, refs: &Path) {
-    for folder in path.ancestors().skip(1).take_while(|folder| *folder != refs && folder.starts_with(refs)) {
-        if fs::remove_dir(folder).is_err() {
-            return;
-        }
-    }
 }
 
 /// Returns the blobs that a snapshot of the repo uses, by a link or a hard link.

@@ -13,15 +13,18 @@ use std::time::SystemTime;
 
 use super::fallback::{Fallback, both, note_on};
 use crate::cache::donors::Donor;
+use crate::cache::inside::{self, check_dir, ensure_dir, open_dir};
 use crate::cache::layout::Layout;
-use crate::cache::place::{self, LinkKind, SnapshotWriter, StagedSnapshot, ensure_dir};
+use crate::cache::place::{self, LinkKind, SnapshotWriter, StagedSnapshot};
 use crate::cache::{lock, read, shared};
 use crate::engine::session::wait_for;
 use crate::error::{Cause, Error, Result};
+use crate::files;
 use crate::model::amount::Amount;
 use crate::model::ids::{BlobId, RefName, RepoName};
 use crate::model::manifest::Manifest;
 use crate::plan::pull::{FetchReason, Plan};
+use crate::platform::Opening;
 use crate::progress::{self, Event};
 use crate::task::blocking;
 use crate::transfer::download::{Fetch, download, forget};
@@ -266,13 +269,16 @@ fn start(layout: &Layout, plan: &Plan) -> Outcome {
 }
 
 /// Checks once, before a possibly long download, the folders that every blob of a repo goes through: none may be a link,
-/// and they must be writable. `blobs/` itself is created only for the first blob, since huggingface_hub warns about a repo
-/// folder without snapshots.
+/// and they must be writable. A repo that is not there yet is created for the first blob; one that is there gets its
+/// `snapshots/` now, since huggingface_hub's scan complains about a repo without it.
 fn check_dirs(layout: &Layout, repo: &RepoName) -> Result<()> {
     let locks = layout.root().join(".locks").join(repo.folder());
     let blobs = layout.blobs(repo);
-    place::check_dir(layout.root(), &blobs)?;
+    check_dir(layout.root(), &blobs)?;
     place::check_writable(&blobs)?;
+    if layout.repo(repo).exists() {
+        ensure_dir(layout.root(), &layout.repo(repo).join("snapshots"))?;
+    }
     ensure_dir(layout.root(), &locks)?;
     ensure_dir(layout.root(), &layout.state().join("partial"))
 }
@@ -352,7 +358,7 @@ async fn obtain(
     match (&placed, size > SINGLE_GET) {
         (Ok(()), true) => forget(layout, blob),
         // A large one is kept for the next run.
-        (Err(_), false) => drop(fs::remove_file(&path)),
+        (Err(_), false) => drop(inside::remove_file(layout.root(), &path)),
         _ => {}
     }
     placed?;
@@ -408,30 +414,30 @@ fn is_present(layout: &Layout, repo: &RepoName, job: &Job) -> bool {
 
 /// Renames a verified file to its blob's name. An existing file or link is replaced, never followed.
 fn put_in_place(layout: &Layout, file: &Path, repo: &RepoName, blob: &BlobId) -> Result<()> {
-    let target = layout.blob(repo, blob);
-    let mut moved = place::rename_over(file, &target);
-    if moved.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
-        ensure_dir(layout.root(), &layout.blobs(repo))?;
-        moved = place::rename_over(file, &target);
-    }
-    match moved {
+    let (root, target) = (layout.root(), layout.blob(repo, blob));
+    let failed = |error: io::Error| Error::io("cannot move a blob to", &target, &error);
+    let blobs = open_dir(root, &layout.blobs(repo))?;
+    let (folder, name) = inside::parent(root, file, false).map_err(failed)?;
+    let new = blob.to_string();
+    match place::rename_over_in(&folder, name, &blobs, new.as_ref()) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
             // blobs/ is a mount of its own: copy to a sibling whose name the client ignores.
-            let beside = layout.blobs(repo).join(format!(".{blob}.{:08x}.new", fastrand::u32(..)));
-            // Windows can only flush a file that is open for writing.
-            let flush = || place::flushed(fs::OpenOptions::new().write(true).open(&beside)?.sync_all());
-            let moved = fs::copy(file, &beside)
-                .and_then(|_| flush())
-                .and_then(|()| place::rename_over(&beside, &target))
-                .inspect_err(|_| drop(fs::remove_file(&beside)));
-            moved.map_err(|e| Error::io("cannot move a blob to", &target, &e))?;
-            let _ = fs::remove_file(file);
+            let beside = format!(".{blob}.{:08x}.new", fastrand::u32(..));
+            let copy = || {
+                let mut copy = inside::open_in(&blobs, beside.as_ref(), Opening::NewToWrite, 0o666)?;
+                io::copy(&mut files::open(file)?, &mut copy)?;
+                place::flushed(copy.sync_all())?;
+                drop(copy);
+                place::rename_over_in(&blobs, beside.as_ref(), &blobs, new.as_ref())
+            };
+            copy().inspect_err(|_| drop(blobs.remove_file(beside.as_ref()))).map_err(failed)?;
+            let _ = folder.remove_file(name);
             Ok(())
         }
-        Err(error) if place::is_refused(&error) => Err(Error::io("cannot move a blob to", &target, &error)
+        Err(error) if place::is_refused(&error) => Err(failed(error)
             .hint("this file system cannot rename files, so no file can appear atomically: use another --cache-dir")),
-        Err(error) => Err(Error::io("cannot move a blob to", &target, &error)),
+        Err(error) => Err(failed(error)),
     }
 }
 
@@ -439,15 +445,17 @@ fn put_in_place(layout: &Layout, file: &Path, repo: &RepoName, blob: &BlobId) ->
 /// its bytes are hashed first. Returns `false` if they cannot be used.
 pub(super) fn share(layout: &Layout, source: &Path, to: &RepoName, blob: &BlobId, verify: Option<u64>) -> Result<bool> {
     let staging = place::Staging::new(layout)?;
-    let staged = staging.path().join("blob");
+    let (folder, name) = (staging.folder()?, "blob".as_ref());
+    let staged = staging.path().join(name);
     let is_in_snapshot = source.parent().is_none_or(|folder| !folder.ends_with("blobs"));
     let made = fs::canonicalize(source).and_then(|source| {
         let link = || match is_in_snapshot {
             // Users may edit real files in snapshots, so they are never hard-linked.
             true => Err(io::ErrorKind::Unsupported.into()),
-            false => fs::hard_link(&source, &staged),
+            false => folder.hard_link(&source, name),
         };
-        reflink_copy::reflink(&source, &staged).or_else(|_| link()).or_else(|_| read::copy_quietly(&source, &staged))
+        let cloned = folder.clone_file(&source, name).or_else(|_| link());
+        cloned.or_else(|_| read::copy_quietly(&source, &folder, name))
     });
     if let Err(error) = made {
         tracing::debug!(path = %source.display(), %error, "a blob of this cache cannot be shared");
@@ -522,8 +530,10 @@ fn assemble(
     }
     check_twins(manifest, layout, lost)?;
     let complete = plan.unstorable.is_empty() && !manifest.files().iter().any(|file| lost.contains(&file.blob));
-    // The lock keeps this tool's prune out, but not the client's.
-    if let Some(gone) = plan.used.iter().find(|path| fs::metadata(path).is_err()) {
+    // The lock keeps this tool's prune out, but neither the client's nor somebody who moves folders.
+    let fetched = manifest.files().iter().filter(|file| !lost.contains(&file.blob) && file.path.is_storable());
+    let fetched = fetched.map(|file| layout.snapshot_file(repo, commit, &file.path));
+    if let Some(gone) = plan.used.iter().cloned().chain(fetched).find(|path| fs::metadata(path).is_err()) {
         return Err(Error::failed(format!("{} was deleted while {repo} was pulled", gone.display()))
             .hint("run the same pull again"));
     }

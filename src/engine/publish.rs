@@ -309,7 +309,8 @@ async fn send(context: &Context, blob: &Upload) -> Result<()> {
         }
     };
     let sent = if sent_by_other { Ok(()) } else { upload(context, blob).await };
-    let _ = std::fs::remove_file(context.layout.upload(&blob.id).with_extension("lock"));
+    let record = context.layout.upload(&blob.id);
+    let _ = crate::cache::inside::remove_file(context.layout.root(), &record.with_extension("lock"));
     sent
 }
 

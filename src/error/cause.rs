@@ -129,7 +129,7 @@ impl Cause {
     pub fn of_io(error: &io::Error) -> Cause {
         match error.kind() {
             io::ErrorKind::PermissionDenied => Cause::Permission,
-            io::ErrorKind::StorageFull => Cause::DiskFull,
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Cause::DiskFull,
             _ => Cause::Other,
         }
     }

@@ -24,6 +24,21 @@ pub struct Inode {
     pub allocated: u64,
 }
 
+/// How a [`Folder`] opens a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Opening {
+    /// A file that must not exist, for writing and for reading back.
+    New,
+    /// A file that must not exist, for writing only.
+    NewToWrite,
+    /// A file for reading and writing, which is created if it is missing.
+    Any,
+    /// An existing file, for reading.
+    Existing,
+    /// A file for appending, which is created if it is missing.
+    Append,
+}
+
 /// The same options with these flags: [`NO_FOLLOW`], [`NO_WAIT`], [`NO_ACCESS_TIME`], or several of them.
 pub fn flagged(options: &OpenOptions, flags: Flags) -> OpenOptions {
     let mut options = options.clone();
@@ -80,6 +95,44 @@ mod tests {
         assert_eq!(read_spare_at(&file, &mut bytes, 10).unwrap(), 0);
         assert_eq!(bytes.len(), 7);
         assert_eq!(fs::metadata(&path).unwrap().len(), 10);
+    }
+
+    #[test]
+    fn a_folder_is_the_same_wherever_its_path_leads() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let root = Folder::open(dir.path()).unwrap();
+        root.create_folder("inner".as_ref()).unwrap();
+        fs::write(at("file"), "text").unwrap();
+        assert_eq!(root.folder("file".as_ref()).unwrap_err().kind(), std::io::ErrorKind::NotADirectory);
+        assert_eq!(root.folder("none".as_ref()).unwrap_err().kind(), std::io::ErrorKind::NotFound);
+        let inner = root.folder("inner".as_ref()).unwrap();
+        inner.open_file("one".as_ref(), Opening::New, 0o666).unwrap();
+        assert!(inner.open_file("one".as_ref(), Opening::New, 0o666).is_err());
+        assert_eq!(links(&inner.open_file("one".as_ref(), Opening::Any, 0o666).unwrap()), Some(1));
+        inner.hard_link(&at("file"), "two".as_ref()).unwrap();
+        assert_eq!(links(&inner.open_file("two".as_ref(), Opening::Existing, 0).unwrap()), Some(2));
+        inner.rename("two".as_ref(), &root, "three".as_ref()).unwrap();
+        assert_eq!(fs::read(at("three")).unwrap(), b"text");
+        inner.create_folder("deep".as_ref()).unwrap();
+        fs::write(at("inner/deep/x"), "12345").unwrap();
+        #[cfg(unix)]
+        {
+            // The path now leads elsewhere.
+            fs::rename(at("inner"), at("moved")).unwrap();
+            fs::create_dir(at("elsewhere")).unwrap();
+            std::os::unix::fs::symlink(at("elsewhere"), at("inner")).unwrap();
+            inner.symlink("text", "link".as_ref()).unwrap();
+            inner.open_file("more".as_ref(), Opening::Append, 0o666).unwrap();
+            inner.remove_file("one".as_ref()).unwrap();
+            assert_eq!(fs::read_dir(at("elsewhere")).unwrap().count(), 0);
+            assert!(inner.open_file("link".as_ref(), Opening::Any, 0o666).is_err(), "no link is followed");
+            assert_eq!(root.folder("inner".as_ref()).unwrap_err().kind(), std::io::ErrorKind::NotADirectory);
+            fs::remove_file(at("inner")).unwrap();
+            fs::rename(at("moved"), at("inner")).unwrap();
+        }
+        assert_eq!(root.delete_tree("inner".as_ref()).unwrap(), 5);
+        assert!(!at("inner").exists());
     }
 
     #[test]

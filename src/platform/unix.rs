@@ -3,17 +3,18 @@
 use std::ffi::OsStr;
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::OFlags;
-use rustix::io::Errno;
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
+use rustix::io::{Errno, retry_on_intr};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::Inode;
+use super::{Inode, Opening};
 
 /// Flags of open(2).
 pub type Flags = i32;
@@ -53,25 +54,26 @@ pub fn widen_mode(file: &File, bits: u32) -> io::Result<()> {
 }
 
 /// Gives a folder of the cache-wide store the mode of the cache root, as huggingface_hub does.
-pub fn copy_folder_mode(root: &Path, folder: &Path) -> io::Result<()> {
+pub fn copy_folder_mode(root: &Path, folder: &Folder) -> io::Result<()> {
     let mode = fs::metadata(root)?.permissions().mode() & 0o3777;
-    if fs::symlink_metadata(folder)?.permissions().mode() & 0o7777 != mode {
-        fs::set_permissions(folder, Permissions::from_mode(mode))?;
+    let folder = folder.listing()?;
+    if folder.metadata()?.permissions().mode() & 0o7777 != mode {
+        folder.set_permissions(Permissions::from_mode(mode))?;
     }
     Ok(())
 }
 
 /// Makes a file a payload of the cache-wide store, as huggingface_hub does: read-only, readable by everybody who can enter
 /// the cache root, and of the group of its folder.
-pub fn make_payload(root: &Path, folder: &Path, file: &Path) -> io::Result<()> {
+pub fn make_payload(root: &Path, folder: &Folder, file: &File) -> io::Result<()> {
     let root_mode = fs::metadata(root)?.permissions().mode();
     let readers = if root_mode & 0o010 != 0 { 0o040 } else { 0 } | if root_mode & 0o001 != 0 { 0o004 } else { 0 };
-    fs::set_permissions(file, Permissions::from_mode(0o400 | readers))?;
-    let group = fs::metadata(folder)?.gid();
-    match fs::metadata(file)?.gid() == group {
+    file.set_permissions(Permissions::from_mode(0o400 | readers))?;
+    let group = folder.listing()?.metadata()?.gid();
+    match file.metadata()?.gid() == group {
         true => Ok(()),
         // With the wrong group, others may be unable to read it.
-        false => std::os::unix::fs::chown(file, None, Some(group)).or_else(|error| match readers {
+        false => std::os::unix::fs::fchown(file, None, Some(group)).or_else(|error| match readers {
             0o040 => Err(error),
             _ => Ok(()),
         }),
@@ -89,6 +91,11 @@ pub fn keep_access_time(_: &File) {}
 /// The file behind a name, where the system tells; `meta` is that of `path`, or of what a link there leads to.
 pub fn inode(_: &Path, meta: &Metadata) -> Option<Inode> {
     Some(Inode { id: (meta.dev(), meta.ino()), links: meta.nlink(), allocated: allocated(meta) })
+}
+
+/// Returns the number of hard links to an open file, where the system tells.
+pub fn links(file: &File) -> Option<u64> {
+    file.metadata().ok().map(|meta| meta.nlink())
 }
 
 /// Whether `path` (no link) is still the name of this open file.
@@ -187,6 +194,13 @@ pub fn available(path: &Path) -> Option<u64> {
     told(stat.f_blocks, stat.f_bavail, [stat.f_frsize, stat.f_bsize], || is_fuse(path))
 }
 
+/// Whether the file system of `path`, which need not exist itself, cannot hold more files.
+pub fn lacks_inodes(path: &Path) -> bool {
+    let stat = path.ancestors().find_map(|path| rustix::fs::statvfs(path).ok());
+    // Without such a limit, all is zero.
+    stat.is_some_and(|stat| stat.f_files > 0 && stat.f_favail == 0)
+}
+
 /// Whether the file system of `path` keeps no access times (mounted with `noatime`), so that only changes tell when a
 /// file was used; `false` where the system does not tell.
 pub fn lacks_access_times(path: &Path) -> bool {
@@ -245,9 +259,162 @@ pub fn check_writable(folder: &Path) -> io::Result<()> {
     }
 }
 
-/// Makes a symbolic link to a file; `text` has slashes.
-pub fn symlink(text: &str, link: &Path) -> io::Result<()> {
-    std::os::unix::fs::symlink(text, link)
+/// A folder that is held open. Whatever is done through it happens in this very folder, wherever its path leads by then.
+#[derive(Debug)]
+pub struct Folder {
+    handle: OwnedFd,
+    path: PathBuf,
+}
+
+impl Folder {
+    /// To pass through a folder, the permission to list it is not needed.
+    #[cfg(target_os = "linux")]
+    const FLAGS: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+    #[cfg(not(target_os = "linux"))]
+    const FLAGS: OFlags = OFlags::DIRECTORY.union(OFlags::CLOEXEC);
+
+    /// Opens a folder by its path, through links.
+    pub fn open(path: &Path) -> io::Result<Folder> {
+        let handle = retry_on_intr(|| rustix::fs::openat(CWD, path, Self::FLAGS, Mode::empty()))?;
+        Ok(Folder { handle, path: path.to_path_buf() })
+    }
+
+    /// Returns the path by which it was opened, for messages and for reading.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Opens a folder in this one. If a link is in its place, the error is [`io::ErrorKind::NotADirectory`].
+    pub fn folder(&self, name: &OsStr) -> io::Result<Folder> {
+        let flags = Self::FLAGS | OFlags::NOFOLLOW;
+        let opened = retry_on_intr(|| rustix::fs::openat(&self.handle, name, flags, Mode::empty()));
+        let handle = opened.map_err(|error| if error == Errno::LOOP { Errno::NOTDIR } else { error })?;
+        Ok(Folder { handle, path: self.path.join(name) })
+    }
+
+    /// Opens the folder at a relative path below this one at once, if the system can do that without following links.
+    pub fn below(&self, path: &Path) -> Option<Folder> {
+        #[cfg(target_os = "linux")]
+        {
+            use rustix::fs::ResolveFlags;
+            let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+            let handle = rustix::fs::openat2(&self.handle, path, Self::FLAGS, Mode::empty(), resolve).ok()?;
+            Some(Folder { handle, path: self.path.join(path) })
+        }
+        #[cfg(not(target_os = "linux"))]
+        {
+            let _ = path;
+            None
+        }
+    }
+
+    /// Opens the folder for reading its entries and changing its mode.
+    fn listing(&self) -> io::Result<File> {
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(retry_on_intr(|| rustix::fs::openat(&self.handle, ".", flags, Mode::empty()))?.into())
+    }
+
+    /// Creates a folder in it.
+    pub fn create_folder(&self, name: &OsStr) -> io::Result<()> {
+        Ok(rustix::fs::mkdirat(&self.handle, name, Mode::from_raw_mode(0o777))?)
+    }
+
+    /// Opens a file in it, without following a link and without waiting for anybody. A new file gets this mode, which the
+    /// umask narrows.
+    pub fn open_file(&self, name: &OsStr, opening: Opening, mode: u32) -> io::Result<File> {
+        let flags = match opening {
+            Opening::New => OFlags::RDWR | OFlags::CREATE | OFlags::EXCL,
+            Opening::NewToWrite => OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL,
+            Opening::Any => OFlags::RDWR | OFlags::CREATE,
+            Opening::Existing => OFlags::RDONLY,
+            Opening::Append => OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE,
+        };
+        let flags = flags | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let mode = Mode::from_raw_mode(mode as rustix::fs::RawMode);
+        let open = |flags| retry_on_intr(|| rustix::fs::openat(&self.handle, name, flags, mode));
+        match open(flags | OFlags::NONBLOCK) {
+            // Leased to another process. Waiting is fine here: the lease is broken soon.
+            Err(Errno::AGAIN) if self.is_file(name) => Ok(open(flags)?.into()),
+            opened => Ok(opened?.into()),
+        }
+    }
+
+    fn is_file(&self, name: &OsStr) -> bool {
+        let stat = rustix::fs::statat(&self.handle, name, AtFlags::SYMLINK_NOFOLLOW);
+        stat.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile)
+    }
+
+    /// Renames an entry, replacing another one.
+    pub fn rename(&self, name: &OsStr, to: &Folder, new: &OsStr) -> io::Result<()> {
+        Ok(rustix::fs::renameat(&self.handle, name, &to.handle, new)?)
+    }
+
+    /// Makes a symbolic link to a file; `text` has slashes.
+    pub fn symlink(&self, text: &str, name: &OsStr) -> io::Result<()> {
+        Ok(rustix::fs::symlinkat(text, &self.handle, name)?)
+    }
+
+    /// Gives a file a second name here. A link is not followed.
+    pub fn hard_link(&self, source: &Path, name: &OsStr) -> io::Result<()> {
+        Ok(rustix::fs::linkat(CWD, source, &self.handle, name, AtFlags::empty())?)
+    }
+
+    /// Makes a new file that shares its blocks with `source`, on file systems that can do that.
+    pub fn clone_file(&self, source: &Path, name: &OsStr) -> io::Result<()> {
+        let mut options = OpenOptions::new();
+        set_flags(options.read(true), NO_WAIT);
+        let source = options.open(source)?;
+        #[cfg(target_os = "linux")]
+        {
+            let file = self.open_file(name, Opening::New, 0o666)?;
+            let cloned = rustix::fs::ioctl_ficlone(&file, &source);
+            Ok(cloned.inspect_err(|_| drop(self.remove_file(name)))?)
+        }
+        #[cfg(target_vendor = "apple")]
+        {
+            Ok(rustix::fs::fclonefileat(&source, &self.handle, name, rustix::fs::CloneFlags::empty())?)
+        }
+        #[cfg(not(any(target_os = "linux", target_vendor = "apple")))]
+        {
+            let _ = (source, name);
+            Err(io::ErrorKind::Unsupported.into())
+        }
+    }
+
+    /// Deletes a file or a link.
+    pub fn remove_file(&self, name: &OsStr) -> io::Result<()> {
+        Ok(rustix::fs::unlinkat(&self.handle, name, AtFlags::empty())?)
+    }
+
+    /// Deletes an empty folder.
+    pub fn remove_folder(&self, name: &OsStr) -> io::Result<()> {
+        Ok(rustix::fs::unlinkat(&self.handle, name, AtFlags::REMOVEDIR)?)
+    }
+
+    /// Deletes a folder with everything in it, and returns the number of bytes freed. Links are deleted, not followed.
+    pub fn delete_tree(&self, name: &OsStr) -> io::Result<u64> {
+        let folder = self.folder(name)?;
+        let mut freed = 0;
+        for entry in rustix::fs::Dir::read_from(folder.listing()?)? {
+            let entry = entry?;
+            let name = OsStr::from_bytes(entry.file_name().to_bytes());
+            if name == "." || name == ".." {
+                continue;
+            }
+            let stat = rustix::fs::statat(&folder.handle, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            match FileType::from_raw_mode(stat.st_mode) {
+                FileType::Directory => freed += folder.delete_tree(name)?,
+                kind => {
+                    folder.remove_file(name)?;
+                    if kind == FileType::RegularFile && stat.st_nlink <= 1 {
+                        freed += stat.st_size as u64;
+                    }
+                }
+            }
+        }
+        self.remove_folder(name)?;
+        Ok(freed)
+    }
 }
 
 /// Flushes a folder, so that a rename in it survives a power cut.
@@ -338,6 +505,13 @@ pub fn raise_file_limit() {
         limit.current = Some(limit.maximum.map_or(WANTED, |most| most.min(WANTED)));
         let _ = setrlimit(Resource::Nofile, limit);
     }
+}
+
+/// Makes a limit on the size of files (`ulimit -f`) an error of the write that exceeds it, instead of the end of the
+/// process. Call it within the runtime.
+pub fn survive_file_size_limit() {
+    // The handler stays.
+    let _ = signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()));
 }
 
 /// Returns how many files this process may have open; `None` if that is not limited.

@@ -5,7 +5,8 @@
 //! mode says.
 #![expect(unsafe_code, reason = "two calls that no crate in the tree wraps")]
 
-use std::fs::{File, Metadata, OpenOptions};
+use std::ffi::OsStr;
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
 use std::os::windows::ffi::OsStrExt;
 use std::os::windows::fs::{FileExt, OpenOptionsExt};
@@ -25,7 +26,7 @@ use windows_sys::Win32::Storage::FileSystem::{
     GetDiskFreeSpaceExW, SetFileTime,
 };
 
-use super::Inode;
+use super::{Inode, Opening};
 
 /// Flags of CreateFileW.
 pub type Flags = u32;
@@ -60,12 +61,12 @@ pub fn widen_mode(_: &File, _: u32) -> io::Result<()> {
 }
 
 /// Folders have the access list of their parent: nothing is changed.
-pub fn copy_folder_mode(_: &Path, _: &Path) -> io::Result<()> {
+pub fn copy_folder_mode(_: &Path, _: &Folder) -> io::Result<()> {
     Ok(())
 }
 
 /// Files have the access list of their folder: nothing is changed.
-pub fn make_payload(_: &Path, _: &Path, _: &Path) -> io::Result<()> {
+pub fn make_payload(_: &Path, _: &Folder, _: &File) -> io::Result<()> {
     Ok(())
 }
 
@@ -96,6 +97,11 @@ fn inode_of(file: &File) -> Option<Inode> {
     let known = winapi_util::file::information(file).ok()?;
     let id = (known.volume_serial_number(), known.file_index());
     Some(Inode { id, links: known.number_of_links(), allocated: known.file_size() })
+}
+
+/// Returns the number of hard links to an open file, where the system tells.
+pub fn links(file: &File) -> Option<u64> {
+    inode_of(file).map(|inode| inode.links)
 }
 
 /// Whether `path` (no link) is still the name of this open file.
@@ -197,6 +203,11 @@ pub fn is_rotational(_: &Path) -> bool {
     false
 }
 
+/// Whether the volume cannot hold more files: never before it is full.
+pub fn lacks_inodes(_: &Path) -> bool {
+    false
+}
+
 /// Whether the file system keeps no access times: Windows does not tell of a volume.
 pub fn lacks_access_times(_path: &Path) -> bool {
     false
@@ -225,9 +236,104 @@ pub fn check_writable(folder: &Path) -> io::Result<()> {
     }
 }
 
-/// Makes a symbolic link to a file; `text` has slashes. Needs developer mode or a privilege.
-pub fn symlink(text: &str, link: &Path) -> io::Result<()> {
-    std::os::windows::fs::symlink_file(text.replace('/', "\\"), link)
+/// A folder, by its path: only its entries are known not to be links when they are opened. Links need a privilege here.
+#[derive(Debug)]
+pub struct Folder(PathBuf);
+
+impl Folder {
+    /// Opens a folder by its path, through links.
+    pub fn open(path: &Path) -> io::Result<Folder> {
+        match fs::metadata(path)?.is_dir() {
+            true => Ok(Folder(path.to_path_buf())),
+            false => Err(io::ErrorKind::NotADirectory.into()),
+        }
+    }
+
+    /// Returns the path by which it was opened.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Opens a folder in this one. If a link is in its place, the error is [`io::ErrorKind::NotADirectory`].
+    pub fn folder(&self, name: &OsStr) -> io::Result<Folder> {
+        let path = self.0.join(name);
+        match fs::symlink_metadata(&path)?.is_dir() {
+            true => Ok(Folder(path)),
+            false => Err(io::ErrorKind::NotADirectory.into()),
+        }
+    }
+
+    /// Windows cannot do that at once without following links.
+    pub fn below(&self, _: &Path) -> Option<Folder> {
+        None
+    }
+
+    /// Creates a folder in it.
+    pub fn create_folder(&self, name: &OsStr) -> io::Result<()> {
+        fs::create_dir(self.0.join(name))
+    }
+
+    /// Opens a file in it, without following a link. It gets the access list of the folder.
+    pub fn open_file(&self, name: &OsStr, opening: Opening, _mode: u32) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        match opening {
+            Opening::New => options.read(true).write(true).create_new(true),
+            Opening::NewToWrite => options.write(true).create_new(true),
+            Opening::Any => options.read(true).write(true).create(true).truncate(false),
+            Opening::Existing => options.read(true),
+            Opening::Append => options.append(true).create(true),
+        };
+        options.custom_flags(NO_FOLLOW).open(self.0.join(name))
+    }
+
+    /// Renames an entry, replacing another one.
+    pub fn rename(&self, name: &OsStr, to: &Folder, new: &OsStr) -> io::Result<()> {
+        fs::rename(self.0.join(name), to.0.join(new))
+    }
+
+    /// Makes a symbolic link to a file; `text` has slashes. Needs developer mode or a privilege.
+    pub fn symlink(&self, text: &str, name: &OsStr) -> io::Result<()> {
+        std::os::windows::fs::symlink_file(text.replace('/', "\\"), self.0.join(name))
+    }
+
+    /// Gives a file a second name here.
+    pub fn hard_link(&self, source: &Path, name: &OsStr) -> io::Result<()> {
+        fs::hard_link(source, self.0.join(name))
+    }
+
+    /// Makes a new file that shares its blocks with `source`, on file systems that can do that.
+    pub fn clone_file(&self, source: &Path, name: &OsStr) -> io::Result<()> {
+        reflink_copy::reflink(source, self.0.join(name))
+    }
+
+    /// Deletes a file or a link.
+    pub fn remove_file(&self, name: &OsStr) -> io::Result<()> {
+        fs::remove_file(self.0.join(name))
+    }
+
+    /// Deletes an empty folder.
+    pub fn remove_folder(&self, name: &OsStr) -> io::Result<()> {
+        fs::remove_dir(self.0.join(name))
+    }
+
+    /// Deletes a folder with everything in it, and returns the number of bytes freed. Links are deleted, not followed.
+    pub fn delete_tree(&self, name: &OsStr) -> io::Result<u64> {
+        let folder = self.folder(name)?;
+        let mut freed = 0;
+        for entry in fs::read_dir(folder.path())? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                freed += folder.delete_tree(&entry.file_name())?;
+                continue;
+            }
+            let (path, meta) = (entry.path(), entry.metadata()?);
+            let is_last = inode(&path, &meta).is_none_or(|inode| inode.links <= 1);
+            patiently(|| fs::remove_file(&path))?;
+            freed += if meta.is_file() && is_last { meta.len() } else { 0 };
+        }
+        self.remove_folder(name)?;
+        Ok(freed)
+    }
 }
 
 /// Flushes a folder, so that a rename in it survives a power cut.
@@ -307,6 +413,9 @@ pub fn start_again(_: Vec<(&str, String)>) {}
 
 /// There is no limit to raise.
 pub fn raise_file_limit() {}
+
+/// There is no limit on the size of files.
+pub fn survive_file_size_limit() {}
 
 /// Returns how many files this process may have open; `None` if that is not limited.
 pub fn file_limit() -> Option<usize> {

@@ -23,6 +23,7 @@ use super::parts::{self, SINGLE_GET};
 pub use super::source::Fetch;
 use super::source::Source;
 use crate::bucket::error::{Cause, Failure};
+use crate::cache::inside;
 use crate::cache::place::{self, flushed};
 use crate::cache::read::matches_name;
 use crate::error::{Error, Result};
@@ -64,7 +65,7 @@ pub async fn download(context: &Context, blob: &Fetch) -> Result<PathBuf> {
 /// interrupted run can resume.
 pub fn forget(layout: &crate::cache::layout::Layout, blob: &BlobId) {
     for extension in ["parts", "lock"] {
-        let _ = std::fs::remove_file(layout.partial(blob).with_extension(extension));
+        let _ = inside::remove_file(layout.root(), &layout.partial(blob).with_extension(extension));
     }
 }
 
@@ -171,7 +172,7 @@ async fn in_one_request(context: &Context, blob: &Fetch) -> Result<PathBuf> {
 async fn try_in_one_request(context: &Context, blob: &Fetch) -> Result<Result<PathBuf, BlobId>> {
     let mut permit = context.limits.objects.permit(blob.size).await;
     let target = PartialFile::create(context, single_use_path(context, &blob.id))?;
-    let guard = RemoveOnDrop::new(&target.path);
+    let guard = RemoveOnDrop::new(&target);
     let mut meter = Meter::new(&context.progress, blob.id);
     let found = append_all(context, blob, &target, &mut meter).await?;
     permit.count(blob.size);
@@ -205,7 +206,7 @@ async fn in_order(context: &Context, blob: &Fetch) -> Result<PathBuf> {
     }
     let _permit = context.limits.parts.permit(blob.size).await;
     let target = PartialFile::create(context, single_use_path(context, &blob.id))?;
-    let guard = RemoveOnDrop::new(&target.path);
+    let guard = RemoveOnDrop::new(&target);
     let mut meter = Meter::new(&context.progress, blob.id);
     let found = append_all(context, blob, &target, &mut meter).await?;
     if found != blob.id {

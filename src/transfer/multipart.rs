@@ -110,7 +110,7 @@ pub(super) async fn abort(context: &Context, blob: &Upload, record: &Record) {
 
 /// Removes the record of an upload.
 pub(super) fn forget(context: &Context, blob: &Upload) {
-    let _ = std::fs::remove_file(context.layout.upload(&blob.id));
+    let _ = crate::cache::inside::remove_file(context.layout.root(), &context.layout.upload(&blob.id));
 }
 
 /// What it takes to resume an interrupted multipart upload.

@@ -3,7 +3,8 @@
 //! Parts are written to their offsets, in any order. How far the file is complete from its start is known by the hash
 //! (`hashing.rs`), and that it is the right blob when the hash has matched.
 
-use std::fs::{File, OpenOptions};
+use std::ffi::OsStr;
+use std::fs::File;
 use std::io::{self, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -14,17 +15,21 @@ use tokio::task::JoinHandle;
 
 use super::Context;
 use super::parts;
-use crate::cache::place::{flushed, is_refused, with_folder};
+use crate::cache::inside::{self, open_in, with_folder};
+use crate::cache::place::{flushed, is_refused};
 use crate::error::{Error, Result};
 use crate::model::ids::BlobId;
-use crate::platform;
+use crate::platform::{self, Folder, Opening};
 
+/// Mode of new files, which the umask narrows.
+const MODE: u32 = 0o666;
 /// Bytes after which a large blob starts to be flushed while more of it arrives.
 const FLUSH: u64 = 64 << 20;
 
 /// A file that a blob is written to.
 #[derive(Clone)]
 pub(super) struct PartialFile {
+    root: Arc<Path>,
     pub(super) path: PathBuf,
     pub(super) file: Arc<File>,
     /// Set once the file system has refused to write anywhere but at the end, or to read what was written.
@@ -34,42 +39,38 @@ pub(super) struct PartialFile {
 impl PartialFile {
     /// Creates a file that must not exist.
     pub(super) fn create(context: &Context, path: PathBuf) -> Result<Self> {
-        let file = with_folder(context.layout.root(), &path, "cannot write", || {
-            let mut options = OpenOptions::new();
-            options.write(true).create_new(true);
+        let file = with_folder(context.layout.root(), &path, "cannot write", |folder, name| {
             // Some file systems open files either for reading or for writing.
-            options.clone().read(true).open(&path).or_else(|error| match is_refused(&error) {
-                true => options.open(&path),
+            open_in(folder, name, Opening::New, MODE).or_else(|error| match is_refused(&error) {
+                true => open_in(folder, name, Opening::NewToWrite, MODE),
                 false => Err(error),
             })
         })?;
-        Ok(PartialFile { path, file: Arc::new(file), is_append_only: Arc::default() })
+        Ok(Self::new(context, path, file))
+    }
+
+    fn new(context: &Context, path: PathBuf, file: File) -> Self {
+        PartialFile { root: context.layout.root().into(), path, file: Arc::new(file), is_append_only: Arc::default() }
     }
 
     /// Opens a file that an earlier run may have left. Anything that is not a file, or cannot be opened, is removed:
-    /// nothing else should be there.
+    /// nothing else should be there. So is a file that has another name, under which it is not to be changed.
     pub(super) fn resume(context: &Context, path: PathBuf) -> Result<Self> {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false);
-        platform::set_flags(&mut options, platform::NO_FOLLOW | platform::NO_WAIT);
-        let file = with_folder(context.layout.root(), &path, "cannot write", || {
-            let opened = options.open(&path);
-            match opened {
-                Ok(file) if file.metadata()?.is_file() => Ok(file),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Err(error),
-                Err(error) if error.kind() == io::ErrorKind::StorageFull => Err(error),
-                opened => {
-                    // A folder only if it is empty, since this tool put nothing into it.
-                    let removed = std::fs::remove_file(&path).or_else(|_| std::fs::remove_dir(&path));
-                    match (removed, opened) {
-                        (Ok(()), _) => options.open(&path),
-                        (Err(_), Err(error)) => Err(error),
-                        (Err(error), Ok(_)) => Err(error),
-                    }
-                }
+        let open = |folder: &Folder, name: &OsStr| {
+            let opened = match open_in(folder, name, Opening::Any, MODE) {
+                Ok(file) if platform::links(&file).is_none_or(|links| links == 1) => return Ok(file),
+                Err(error) if error.kind() == io::ErrorKind::StorageFull => return Err(error),
+                opened => opened,
+            };
+            // A folder only if it is empty, since this tool put nothing into it.
+            let removed = folder.remove_file(name).or_else(|_| folder.remove_folder(name));
+            match (removed, opened) {
+                (Ok(()), _) => open_in(folder, name, Opening::New, MODE),
+                (Err(_), Err(error)) | (Err(error), Ok(_)) => Err(error),
             }
-        })?;
-        Ok(PartialFile { path, file: Arc::new(file), is_append_only: Arc::default() })
+        };
+        let file = with_folder(context.layout.root(), &path, "cannot write", open)?;
+        Ok(Self::new(context, path, file))
     }
 
     /// Writes a piece of the blob to its offset.
@@ -101,8 +102,8 @@ impl PartialFile {
 
     /// Removes the file and its journal.
     pub(super) fn discard(&self) {
-        let _ = std::fs::remove_file(self.journal_path());
-        let _ = std::fs::remove_file(&self.path);
+        let _ = inside::remove_file(&self.root, &self.journal_path());
+        let _ = inside::remove_file(&self.root, &self.path);
     }
 }
 
@@ -112,26 +113,29 @@ pub(super) fn single_use_path(context: &Context, blob: &BlobId) -> PathBuf {
 }
 
 /// Removes a file unless it is kept.
-pub(super) struct RemoveOnDrop(Option<PathBuf>);
+pub(super) struct RemoveOnDrop {
+    root: Arc<Path>,
+    path: Option<PathBuf>,
+}
 
 impl RemoveOnDrop {
-    pub(super) fn new(path: &Path) -> Self {
-        RemoveOnDrop(Some(path.to_path_buf()))
+    pub(super) fn new(file: &PartialFile) -> Self {
+        RemoveOnDrop { root: file.root.clone(), path: Some(file.path.clone()) }
     }
 
     pub(super) fn path(&self) -> &Path {
-        self.0.as_deref().unwrap_or(Path::new(""))
+        self.path.as_deref().unwrap_or(Path::new(""))
     }
 
     pub(super) fn keep(mut self) -> PathBuf {
-        self.0.take().expect("kept once")
+        self.path.take().expect("kept once")
     }
 }
 
 impl Drop for RemoveOnDrop {
     fn drop(&mut self) {
-        if let Some(path) = &self.0 {
-            let _ = std::fs::remove_file(path);
+        if let Some(path) = &self.path {
+            let _ = inside::remove_file(&self.root, path);
         }
     }
 }

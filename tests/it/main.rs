@@ -11,6 +11,8 @@ mod cli;
 #[cfg(unix)]
 mod concurrency;
 mod contract;
+#[cfg(target_os = "linux")]
+mod disk;
 #[cfg(feature = "fallback")]
 mod fallback;
 mod faults;
@@ -41,6 +43,8 @@ mod serve;
 #[cfg(unix)]
 mod shared_store;
 mod stores;
+#[cfg(target_os = "linux")]
+mod swaps;
 #[cfg(unix)]
 mod verify;
 #[cfg(unix)]

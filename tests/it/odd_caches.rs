@@ -158,6 +158,83 @@ fn sockets_and_devices_are_never_read() {
     }
 }
 
+/// Puts something that is not a file in place of one. Returns `false` if this user may not.
+pub fn plant(kind: &str, path: &Path, home: &Path) -> bool {
+    let _ = fs::remove_file(path);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    match kind {
+        "pipe" => make_pipe(path),
+        "socket" => {
+            // Socket paths must be short.
+            let near = home.join("s");
+            drop(UnixListener::bind(&near).unwrap());
+            fs::rename(near, path).unwrap();
+        }
+        // Reading from it would never end.
+        "device" => {
+            let made = std::process::Command::new("mknod").arg(path).args(["c", "1", "5"]).output().unwrap();
+            return made.status.success();
+        }
+        "loop" => symlink(path.file_name().unwrap(), path).unwrap(),
+        "folder" => {
+            let _ = fs::remove_dir(path);
+            fs::create_dir(path).unwrap();
+            fs::write(path.join("inner"), "mine").unwrap();
+        }
+        _ => unreachable!(),
+    }
+    true
+}
+
+/// Whatever is in whatever place: each command ends, says what is in the way if it fails, and leaves it there.
+#[test]
+fn no_command_opens_or_removes_what_is_not_a_file() {
+    let (_store, machine, one) = setup();
+    let kinds = ["socket", "device", "loop", "folder", "pipe"];
+    // Pipes come to each place, and each other kind to every second one.
+    let is_tried = |number: usize, kind: usize| kind == 4 || (number + kind).is_multiple_of(2);
+    let cases = (0..places(&machine, &one).len()).flat_map(|number| (0..kinds.len()).map(move |kind| (number, kind)));
+    for (number, kind) in cases.filter(|(number, kind)| is_tried(*number, *kind)) {
+        let kind = kinds[kind];
+        let (_store, machine, one) = setup();
+        let (path, _) = places(&machine, &one).swap_remove(number);
+        if path.is_dir() || !plant(kind, &path, &machine.home()) {
+            continue;
+        }
+        let kind_of = |path: &Path| fs::symlink_metadata(path).map(|meta| meta.file_type()).ok();
+        let (planted, name) = (kind_of(&path), path.strip_prefix(machine.hub()).unwrap().display().to_string());
+        for line in [
+            &["status"][..],
+            &["list"],
+            &["diff"],
+            &["verify"],
+            &["push", "--dry-run"],
+            &["pull", "org/one"],
+            &["verify", "--repair"],
+            &["prune", "--dry-run", "--max-gb", "0", "--include-referenced"],
+            &["rm", "org/one", "--dry-run"],
+            &["doctor"],
+            &["rm", "org/one", "--yes"],
+            &["prune", "--max-gb", "0", "--include-referenced", "--orphan-grace", "0", "--temporary-grace", "0"],
+        ] {
+            let output = machine.run(line);
+            let case = format!("{line:?} with a {kind} at {name}");
+            assert!((0..=6).contains(&output.code), "{case}: {output:#?}");
+            output.nothing_internal();
+            let is_removal = (line[0] == "rm" || line[0] == "prune") && !line.contains(&"--dry-run");
+            // What removes a repo takes its links along, and a pull replaces a link that leads nowhere.
+            let may_go = is_removal || kind == "loop";
+            assert!(may_go || kind_of(&path) == planted, "{case}: it is gone: {output:#?}");
+            if kind == "folder" && !is_removal {
+                // `refs/main/inner` is a damaged ref, which a repair sets aside.
+                let set_aside = machine.hub().join(".locks/.hf-cache-sync/quarantine").join(&name);
+                let kept = [path.join("inner"), set_aside.join("inner")].map(|file| fs::read(file).ok());
+                assert!(kept.contains(&Some(b"mine".to_vec())), "{case}: {output:#?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn named_pipes_do_not_stop_a_watch() {
     let (store, machine, one) = setup();

@@ -785,6 +785,199 @@ proptest! {
     }
 }
 
+/// Random caches on a real disk, with what other programs do in them: scanned, planned and carried out, and compared with
+/// what the documentation promises. Nothing here asks the planner.
+#[cfg(unix)]
+mod promises {
+    use super::*;
+    use crate::engine::evict::execute;
+    use std::collections::HashMap;
+    use std::os::unix::fs::symlink;
+    use std::path::Path;
+
+    /// What another program does in a repo, which protects all of it.
+    const IN_USE: [&str; 13] = [
+        "blobs/{}.incomplete",
+        "blobs/{}.0a1b2c3d.incomplete",
+        "blobs/{}.part",
+        "blobs/{}..part",
+        "blobs/{}.sync.part",
+        "blobs/{}.downloadInProgress",
+        "blobs/.{}.Xy12ab",
+        "tmpa1b2c3d4/x",
+        // Locks, which are held.
+        "lock .locks/{repo}/{}.lock",
+        "lock .locks/{repo}/blobs/{}.lock",
+        "lock {repo}/blobs/{}.lock",
+        "lock .locks/{repo}/another.lock",
+        "lock .locks/{repo}/refs/main.lock",
+    ];
+
+    /// What is left of a program that has ended, and protects nothing.
+    const LEFT: [&str; 3] = ["unlocked .locks/{repo}/{}.lock", "unlocked {repo}/blobs/{}.lock", "nothing"];
+
+    struct Random {
+        rng: fastrand::Rng,
+        root: PathBuf,
+        locks: Vec<fs::File>,
+        /// Repos that must stay as they are, and why.
+        protected: HashMap<String, String>,
+    }
+
+    fn backdate(path: &Path, seconds: u64) {
+        let then = SystemTime::now() - Duration::from_secs(seconds);
+        let times = fs::FileTimes::new().set_accessed(then).set_modified(then);
+        fs::File::open(path).unwrap().set_times(times).unwrap();
+    }
+
+    fn write(path: &Path, content: &str) {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+
+    impl Random {
+        fn repo(&mut self, folder: &str) {
+            let dir = self.root.join(folder);
+            let blobs = 1 + self.rng.u64(..5);
+            for number in 0..blobs {
+                let path = dir.join("blobs").join(blob_id(number).to_string());
+                write(&path, &"x".repeat(1 + number as usize));
+                backdate(&path, 9 * DAY + self.rng.u64(..9) * HOUR);
+            }
+            for number in 0..self.rng.u64(..4) {
+                let snapshot = dir.join("snapshots").join(commit(number).as_str());
+                fs::create_dir_all(&snapshot).unwrap();
+                for file in 0..self.rng.u64(..3) {
+                    let target = format!("../../blobs/{}", blob_id(self.rng.u64(..blobs)));
+                    symlink(target, snapshot.join(format!("file-{file}"))).unwrap();
+                }
+                if self.rng.bool() {
+                    write(&dir.join("refs").join(format!("ref-{number}")), commit(number).as_str());
+                }
+            }
+            if self.rng.u8(..4) == 0 {
+                let path = dir.join("refs/lost");
+                write(&path, commit(99).as_str());
+                backdate(&path, 9 * DAY);
+            }
+            // Of a blob that is there, or of another one.
+            let blob = blob_id(self.rng.u64(..7)).to_string();
+            let is_used = self.rng.bool();
+            let what =
+                if is_used { IN_USE[self.rng.usize(..IN_USE.len())] } else { LEFT[self.rng.usize(..LEFT.len())] };
+            let text = what.replace("{repo}", folder).replace("{}", &blob);
+            match text.split_once(' ') {
+                Some((kind, path)) => {
+                    let path = self.root.join(path);
+                    write(&path, "");
+                    let file = fs::File::open(&path).unwrap();
+                    backdate(&path, 9 * DAY);
+                    if kind == "lock" {
+                        file.lock().unwrap();
+                        self.locks.push(file);
+                    }
+                }
+                None if text == "nothing" => {}
+                None => write(&dir.join(&text), "half"),
+            }
+            if is_used {
+                self.protected.insert(folder.to_string(), text);
+            }
+            for part in ["", "blobs", "snapshots", "refs"].map(|part| dir.join(part)) {
+                if part.is_dir() {
+                    backdate(&part, 9 * DAY);
+                }
+            }
+        }
+    }
+
+    fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+        let mut found = BTreeMap::new();
+        let mut left = vec![dir.to_path_buf()];
+        while let Some(folder) = left.pop() {
+            for entry in fs::read_dir(folder).into_iter().flatten().map(Result::unwrap) {
+                let path = entry.path();
+                let kind = entry.file_type().unwrap();
+                if kind.is_dir() {
+                    left.push(path);
+                } else if kind.is_symlink() {
+                    found.insert(path.clone(), fs::read_link(path).unwrap().into_os_string().into_encoded_bytes());
+                } else {
+                    found.insert(path.clone(), fs::read(path).unwrap());
+                }
+            }
+        }
+        found
+    }
+
+    /// Returns whether anything was deleted.
+    fn check(seed: u64) -> bool {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path().join("hub"));
+        let mut random = Random {
+            rng: fastrand::Rng::with_seed(seed),
+            root: layout.root().to_path_buf(),
+            locks: Vec::new(),
+            protected: HashMap::new(),
+        };
+        let folders = ["models--org--a", "datasets--org--b", "models--c"];
+        folders.iter().for_each(|folder| random.repo(folder));
+        // An old client's download to the root, for an unknown repo.
+        let is_all_protected = random.rng.u8(..8) == 0;
+        if is_all_protected {
+            write(&layout.root().join(["tmpa1b2c3d4", "tmp/aB3dE5f"][random.rng.usize(..2)]), "half");
+        }
+        let before = contents(layout.root());
+        let options = Options {
+            budget: Some(random.rng.u64(..30) * u64::from(random.rng.bool())),
+            include_referenced: random.rng.bool(),
+            orphan_grace: Duration::from_secs(random.rng.u64(..3) * HOUR),
+            temporary_grace: Duration::from_secs((1 + random.rng.u64(..48)) * HOUR),
+            ..Options::default()
+        };
+        let facts = gather(scan(layout.root()).unwrap());
+        let removal = facts.inventory.repos.iter().map(|repo| (repo.name.clone(), None)).collect();
+        let now = SystemTime::now();
+        let planned = match random.rng.u8(..4) {
+            0 => plan_removal(&facts, &removal, &options, now),
+            _ => plan(&facts, &options, now),
+        };
+        let done = execute(&facts, &planned, None);
+        let explain = || format!("seed {seed}: {:?}\n{}\n{:?}", random.protected, describe(&planned), done.skips);
+        assert_eq!(done.failures, [], "{}", explain());
+        let after = contents(layout.root());
+        for (path, content) in &before {
+            let folder = path.strip_prefix(layout.root()).unwrap().iter().next().unwrap().to_str().unwrap();
+            if is_all_protected || random.protected.contains_key(folder) {
+                assert_eq!(after.get(path), Some(content), "{} is gone or changed\n{}", path.display(), explain());
+            }
+        }
+        // What stays can be read: no link leads nowhere, and no ref names a snapshot that has gone.
+        for path in after.keys().filter(|path| path.is_symlink()) {
+            assert!(path.exists(), "{} leads nowhere\n{}", path.display(), explain());
+        }
+        for (path, content) in after.iter().filter(|(path, _)| path.iter().any(|part| part == "refs")) {
+            let Some(repo) = path.ancestors().find(|folder| folder.ends_with("refs")).and_then(Path::parent) else {
+                continue;
+            };
+            let snapshot = |content: &[u8]| repo.join("snapshots").join(String::from_utf8_lossy(content).as_ref());
+            let was_there = before.keys().any(|path| path.starts_with(snapshot(content)));
+            assert!(!was_there || snapshot(content).exists(), "{} dangles\n{}", path.display(), explain());
+        }
+        after.len() < before.len()
+    }
+
+    #[test]
+    #[expect(clippy::print_stderr, reason = "the seed, to repeat a failure")]
+    fn a_repo_in_use_stays_as_it_is_in_random_caches() {
+        let first = std::env::var("PRUNE_SEED").map_or_else(|_| fastrand::u64(..1 << 40), |seed| seed.parse().unwrap());
+        let rounds = std::env::var("PRUNE_ROUNDS").map_or(400, |rounds| rounds.parse().unwrap());
+        eprintln!("PRUNE_SEED={first} PRUNE_ROUNDS={rounds}");
+        let deleting = (first..first + rounds).filter(|seed| check(*seed)).count() as u64;
+        assert!(deleting > rounds / 4, "only {deleting} prunes have deleted anything");
+    }
+}
+
 /// Tests with a real cache that changes between the plan and its execution. It has one old revision that is evicted.
 #[cfg(unix)]
 mod races {

@@ -227,8 +227,13 @@ impl Machine {
 
     /// Runs as an unprivileged user who owns everything here, even if the tests run as root.
     pub fn run_as_owner(&self, line: &[&str]) -> Output {
-        if !self.runs_as_root() {
-            return self.run(line);
+        self.start_as_owner(line).finish()
+    }
+
+    /// Starts a command as in [`Machine::run_as_owner`].
+    pub fn start_as_owner(&self, line: &[&str]) -> Running {
+        if !self.runs_as_root() && self.copy_of_binary().symlink_metadata().is_err() {
+            return self.start(line);
         }
         let mut left = vec![self.home()];
         while let Some(path) = left.pop() {
@@ -240,7 +245,7 @@ impl Machine {
                 left.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
             }
         }
-        run(self.command_as_nobody(line))
+        Running::start(self.command_as_nobody(line))
     }
 
     /// Runs as an unprivileged user who can write to every folder, even if the tests run as root.

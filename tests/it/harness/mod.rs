@@ -9,6 +9,8 @@ pub mod cache_dir;
 pub mod hub_server;
 pub mod machine;
 pub mod proxy;
+#[cfg(target_os = "linux")]
+pub mod mount;
 pub mod s3;
 pub mod scripted;
 pub mod sound;

@@ -209,36 +209,21 @@ fn a_blob_that_was_replaced_in_the_cache_is_not_served_under_its_name() {
     );
 }
 
-/// Mounts a small file system, if this user may.
-#[cfg(target_os = "linux")]
-struct Mount(std::path::PathBuf);
-
-#[cfg(target_os = "linux")]
-impl Mount {
-    fn new(at: std::path::PathBuf, size: &str) -> Option<Mount> {
-        fs::create_dir_all(&at).unwrap();
-        let mut mount = std::process::Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(&at);
-        mount.output().is_ok_and(|output| output.status.success()).then_some(Mount(at))
-    }
-}
-
-#[cfg(target_os = "linux")]
-impl Drop for Mount {
-    fn drop(&mut self) {
-        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
-    }
-}
-
 #[cfg(target_os = "linux")]
 #[test]
 fn a_full_disk_is_told_and_leaves_the_cache_clean() {
+    let name = "serve::faults::a_full_disk_is_told_and_leaves_the_cache_clean";
+    crate::harness::mount::with_mounts(name, fill_the_disk);
+}
+
+#[cfg(target_os = "linux")]
+fn fill_the_disk() {
     let revision = Revision::new("model", "org/name")
         .git("config.json", "{}")
         .lfs("small.bin", weights(4, 3 << 20))
         .lfs("model.bin", weights(4, 40 << 20));
     let (_store, machine) = setup(std::slice::from_ref(&revision));
-    let Some(_mount) = Mount::new(machine.hub(), "16m") else { return };
+    let _mount = crate::harness::mount::Mount::new(&machine.hub(), "size=16m");
     let serve = Serve::start(&machine, &[]);
     let answer = serve.get(&file(&revision, "model.bin"));
     answer.refused(507, "");
@@ -354,4 +339,34 @@ fn two_servers_and_a_pull_share_a_cache() {
     let sums = bytes_requested(&store.server.take_seen(), &store);
     assert_eq!(sums[&revision.blob_key("model.bin")], bytes.len() as u64);
     revision.assert_pulled(&machine.hub());
+}
+
+/// A client of `serve` gets an answer, whatever is in the place of the file.
+#[test]
+fn a_server_does_not_open_what_is_not_a_file() {
+    let one = Revision::model("org/one").with_tree();
+    for kind in ["pipe", "socket", "device", "loop", "folder"] {
+        for place in ["blob", "snapshot", "ref", "tree"] {
+            let (_store, machine) = setup(std::slice::from_ref(&one));
+            one.write(&machine.hub());
+            let path = match place {
+                "blob" => one.blob(&machine.hub(), "model.safetensors"),
+                "snapshot" => one.snapshot(&machine.hub()).join("model.safetensors"),
+                "ref" => one.dir(&machine.hub()).join("refs/main"),
+                _ => one.dir(&machine.hub()).join("trees").join(format!("{}.json", one.commit)),
+            };
+            if !crate::odd_caches::plant(kind, &path, &machine.home()) {
+                continue;
+            }
+            let serve = Serve::start(&machine, &[]);
+            for url in ["/org/one/resolve/main/model.safetensors", "/api/models/org/one/revision/main"] {
+                let answer = serve.get(url);
+                let case = format!("{url} with a {kind} in place of the {place}: {answer:?}");
+                assert!((200..600).contains(&answer.status), "{case}");
+                if url.contains("resolve") && answer.status == 200 && answer.is_complete {
+                    assert_eq!(answer.body, one.file("model.safetensors").bytes, "{case}");
+                }
+            }
+        }
+    }
 }
