@@ -127,7 +127,7 @@ pub fn remove_leftovers(layout: &Layout, now: std::time::SystemTime) {
     };
     let is_old = |entry: &fs::DirEntry| is_older(entry, LEFTOVER_AGE);
     for file in entries("manifests").filter(|entry| is_older(entry, UNUSED_MANIFEST)) {
-        let _ = fs::remove_file(file.path());
+        let _ = inside::remove_file(layout.root(), &file.path());
     }
     for folder in entries("staging").filter(is_old) {
         let _ = inside::delete_tree(layout.root(), &folder.path());

@@ -9,7 +9,7 @@ use crate::harness::cache::{OTHER, Revision};
 use crate::harness::machine::{Machine, Output};
 use crate::harness::mount::{Mount, with_mounts};
 use crate::harness::store::Store;
-use crate::harness::{git_sha1, listing, sha256, wait_until, weights};
+use crate::harness::{git_sha1, listing, sha256, weights};
 
 fn revision() -> Revision {
     Revision::new("model", "org/name")
@@ -198,49 +198,6 @@ fn a_folder_that_may_no_longer_be_written_to() {
         assert_eq!(output.code, 0, "{output:#?}");
         revision.assert_pulled(&hub);
     }
-}
-
-/// A prune that is stopped between two revisions: by a file system that turns read-only, or by one that has no room for
-/// what it moves out of the way.
-#[test]
-fn a_prune_that_cannot_go_on() {
-    with_mounts("disk::a_prune_that_cannot_go_on", || {
-        for fault in ["read-only", "full"] {
-            let (store, machine, one) = setup();
-            let hub = machine.hub();
-            let _mount = Mount::new(&hub, "size=64m,nr_inodes=300");
-            let two = Revision::new("model", "org/name").lfs("two.bin", weights(5, 50_000)).at(OTHER).refs(&["two"]);
-            two.write(&hub);
-            machine.ok(&["push"]);
-            machine.ok(&["pull", "org/name"]);
-            // The one that was used longer ago goes first. The bucket is asked about each right before.
-            two.age(&hub, 9);
-            let key = one.manifest_key();
-            let gate = store.server.hold(move |request| request.is("GET", &key));
-            let line = ["prune", "--max-gb", "0", "--require-remote", "--yes", "--orphan-grace", "0"];
-            let running = machine.start(&line);
-            wait_until("the first eviction", || !two.snapshot(&hub).exists());
-            let filler = hub.join(".locks/filler");
-            let read_only = match fault {
-                "read-only" => Some(Mount::read_only(&hub)),
-                _ => {
-                    take_inodes(&filler, 0);
-                    None
-                }
-            };
-            gate.open();
-            let output = running.finish();
-            drop(read_only);
-            let _ = fs::remove_dir_all(filler);
-            assert_clean(&output, &["ead-only", "inodes"], fault);
-            assert_sound(&hub, &one, fault);
-            store.server.behave();
-            machine.ok(&line);
-            assert!(!one.snapshot(&hub).exists() && !two.snapshot(&hub).exists());
-            machine.ok(&["pull", "org/name"]);
-            one.assert_pulled(&hub);
-        }
-    });
 }
 
 /// As `ulimit -f` sets it. Without care, the signal would end the process without a word.
