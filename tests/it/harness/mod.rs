@@ -8,9 +8,9 @@ pub mod cache_dir;
 #[cfg(feature = "fallback")]
 pub mod hub_server;
 pub mod machine;
-pub mod proxy;
 #[cfg(target_os = "linux")]
 pub mod mount;
+pub mod proxy;
 pub mod s3;
 pub mod scripted;
 pub mod sound;
