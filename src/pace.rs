@@ -3,24 +3,33 @@
 
 use std::time::{Duration, Instant};
 
-/// The time in which [`MIN_BYTES`] must arrive.
-pub(crate) const WINDOW: Duration = Duration::from_secs(90);
-/// The least number of bytes of a body in every [`WINDOW`]. A connection of 20 kB/s that hundreds of requests share brings
+/// The least number of bytes of a body in every [`window`]. A connection of 20 kB/s that hundreds of requests share brings
 /// more for each.
 pub(crate) const MIN_BYTES: u64 = 4 << 10;
 
+/// Returns how long a body may take to make progress, given the timeout for a response.
+pub(crate) fn window(timeout: Duration) -> Duration {
+    timeout * 3 / 2
+}
+
 /// Watches over one body. Only the time spent waiting for it counts, not that of the reader.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Pace {
+    window: Duration,
     waited: Duration,
     bytes: u64,
 }
 
 impl Pace {
+    /// Starts to watch a body of a server that has this long to respond.
+    pub(crate) fn new(timeout: Duration) -> Pace {
+        Pace { window: window(timeout), waited: Duration::ZERO, bytes: 0 }
+    }
+
     /// Waits for the next piece of the body; `None` if too few bytes have arrived in time.
     pub(crate) async fn wait<T>(&mut self, next: impl Future<Output = T>) -> Option<T> {
         let start = Instant::now();
-        let arrived = tokio::time::timeout(WINDOW.saturating_sub(self.waited), next).await.ok();
+        let arrived = tokio::time::timeout(self.window.saturating_sub(self.waited), next).await.ok();
         self.waited += start.elapsed();
         arrived
     }
@@ -29,13 +38,13 @@ impl Pace {
     pub(crate) fn add(&mut self, bytes: usize) {
         self.bytes = self.bytes.saturating_add(bytes as u64);
         if self.bytes >= MIN_BYTES {
-            *self = Pace::default();
+            (self.waited, self.bytes) = (Duration::ZERO, 0);
         }
     }
 
     /// Describes a body that was too slow.
-    pub(crate) fn describe() -> String {
-        format!("fewer than {MIN_BYTES} bytes arrived in {} s", WINDOW.as_secs())
+    pub(crate) fn describe(&self) -> String {
+        format!("fewer than {MIN_BYTES} bytes arrived in {} s", self.window.as_secs_f64())
     }
 }
 
@@ -43,6 +52,12 @@ impl Pace {
 mod tests {
     use super::*;
     use std::future::{pending, ready};
+
+    const WINDOW: Duration = Duration::from_secs(90);
+
+    fn pace(waited: Duration, bytes: u64) -> Pace {
+        Pace { waited, bytes, ..Pace::new(Duration::from_secs(60)) }
+    }
 
     fn waited(mut pace: Pace, next: impl Future<Output = ()>) -> Option<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
@@ -52,17 +67,17 @@ mod tests {
     #[test]
     fn a_body_has_a_window_in_all_and_not_for_each_piece() {
         // A piece that is there is never refused.
-        let spent = || Pace { waited: WINDOW, bytes: 0 };
+        let spent = || pace(WINDOW, 0);
         assert_eq!(waited(spent(), ready(())), Some(()));
         assert_eq!(waited(spent(), pending()), None);
-        let mut slow = Pace { waited: WINDOW, bytes: MIN_BYTES - 2 };
+        let mut slow = pace(WINDOW, MIN_BYTES - 2);
         slow.add(1);
         assert_eq!(waited(slow, pending()), None, "a byte does not start a new window");
     }
 
     #[test]
     fn enough_bytes_start_a_new_window() {
-        let mut pace = Pace { waited: WINDOW, bytes: MIN_BYTES - 1 };
+        let mut pace = pace(WINDOW, MIN_BYTES - 1);
         pace.add(1);
         assert_eq!((pace.waited, pace.bytes), (Duration::ZERO, 0));
         pace.add(usize::MAX);

@@ -33,11 +33,8 @@ use super::error::{Cause, Failure};
 use crate::config::Checksums;
 use crate::error::{Result, printable};
 use crate::net::log::RequestLog;
-use crate::pace::Pace;
 use crate::progress::{Event, Progress};
 
-/// Response timeout for requests without a streamed body.
-pub(super) const ANSWER: Duration = Duration::from_secs(60);
 /// Credentials that expire within this time are renewed.
 const RENEW_BEFORE_EXPIRY: Duration = Duration::from_secs(300);
 /// Minimum time between renewals: all of a provider's credentials may be short-lived, and each call may start a process.
@@ -70,6 +67,8 @@ pub(super) struct Settings {
     pub(super) may_change_style: bool,
     /// The checksums that uploads carry.
     pub(super) checksums: Checksums,
+    /// Response timeout.
+    pub(super) timeout: Duration,
 }
 
 /// Sends requests for one bucket.
@@ -177,13 +176,13 @@ pub(super) struct Request<'a> {
     pub(super) query: Vec<(&'static str, String)>,
     pub(super) headers: Vec<(&'static str, String)>,
     pub(super) payload: Payload<'a>,
-    /// Response timeout, unless the body is streamed.
-    pub(super) timeout: Duration,
+    /// Response timeout, unless the body is streamed; `None` for the usual one.
+    pub(super) timeout: Option<Duration>,
 }
 
 impl<'a> Request<'a> {
     pub(super) fn new(op: Op, key: &'a str) -> Self {
-        Request { op, key, query: Vec::new(), headers: Vec::new(), payload: Payload::Empty, timeout: ANSWER }
+        Request { op, key, query: Vec::new(), headers: Vec::new(), payload: Payload::Empty, timeout: None }
     }
 
     pub(super) fn query(mut self, name: &'static str, value: impl Into<String>) -> Self {
@@ -249,6 +248,11 @@ impl Wire {
         })
     }
 
+    /// Returns the response timeout.
+    pub(super) fn timeout(&self) -> Duration {
+        self.settings.timeout
+    }
+
     /// Returns the current route.
     pub(super) fn route(&self) -> Arc<Route> {
         self.route.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
@@ -290,7 +294,7 @@ impl Wire {
                 }
                 return self.check_success(request.op, response).await;
             }
-            let error = ErrorResponse::read(status, response).await;
+            let error = ErrorResponse::read(status, response, self.settings.timeout).await;
             if request.op.follows_redirects() && error.redirects_reads() {
                 return self.follow_redirect(&url, request, error).await;
             }
@@ -410,8 +414,8 @@ impl Wire {
         let log = RequestLog::start(op.method(), url);
         let call = self.net.call(sent);
         let response = match payload {
-            Payload::Stream { size, .. } => pulse.guard(*size, call).await,
-            _ => in_time(request.timeout, call).await,
+            Payload::Stream { size, .. } => pulse.guard(self.settings.timeout, *size, call).await,
+            _ => in_time(request.timeout.unwrap_or(self.settings.timeout), call).await,
         };
         if let Some(log) = log {
             log.finish(&response);
@@ -466,7 +470,7 @@ impl Wire {
         let description = describe(&response);
         let body = std::mem::replace(response.body_mut(), SdkBody::empty());
         // Best effort: a body that cannot be read is not needed.
-        let bytes = in_time(ANSWER, read(body, MAX_REFUSAL)).await.unwrap_or_default();
+        let bytes = read(body, MAX_REFUSAL, self.settings.timeout).await.unwrap_or_default();
         let text = String::from_utf8_lossy(&bytes);
         if answer::kind_if_not_xml(&text) == Some("an HTML page") {
             return Err(Failure::new(Cause::NotS3, format!("it answers with an HTML page, {description}")));
@@ -553,7 +557,8 @@ impl Wire {
             sent.headers_mut().try_insert("user-agent", self.settings.user_agent.clone()).map_err(unbuildable)?;
             tracing::debug!("the store redirects this read to {}", origin(&to));
             let log = RequestLog::start(request.op.method(), &to);
-            let answer = in_time(request.timeout, self.net.call(sent)).await;
+            let timeout = request.timeout.unwrap_or(self.settings.timeout);
+            let answer = in_time(timeout, self.net.call(sent)).await;
             if let Some(log) = log {
                 log.finish(&answer);
             }
@@ -569,7 +574,7 @@ impl Wire {
                 }
                 return self.check_success(Op::List, response).await;
             }
-            let error = ErrorResponse::read(status, response).await;
+            let error = ErrorResponse::read(status, response, self.settings.timeout).await;
             match error.location {
                 Some(location) if (300..=399).contains(&status) => (from, next) = (to, location),
                 _ => {
@@ -746,14 +751,14 @@ struct ErrorResponse {
 }
 
 impl ErrorResponse {
-    async fn read(status: u16, mut response: HttpResponse) -> ErrorResponse {
+    async fn read(status: u16, mut response: HttpResponse, timeout: Duration) -> ErrorResponse {
         let header = |name: &str| response.headers().get(name).map(|text| text.trim().to_string());
         let (region, location, retry) = (header("x-amz-bucket-region"), header("location"), header("retry-after"));
         let seconds = retry.and_then(|text| text.parse().ok());
         let description = describe(&response);
         let body = std::mem::replace(response.body_mut(), SdkBody::empty());
         // Best effort: without a body, the status has to do.
-        let bytes = in_time(ANSWER, read(body, MAX_REFUSAL)).await.unwrap_or_default();
+        let bytes = read(body, MAX_REFUSAL, timeout).await.unwrap_or_default();
         ErrorResponse {
             status,
             refusal: Refusal::parse(&bytes),
@@ -833,36 +838,34 @@ pub(super) fn body_failure(why: ParseError, body: &[u8], description: &str, stat
 pub(super) async fn read_xml(mut response: HttpResponse, timeout: Duration) -> Result<(Bytes, String), Failure> {
     let description = describe(&response);
     let body = std::mem::replace(response.body_mut(), SdkBody::empty());
-    let bytes = in_time(timeout, read(body, MAX_XML)).await?;
+    let bytes = read(body, MAX_XML, timeout).await?;
     if bytes.len() >= MAX_XML {
         return Err(Failure::new(Cause::NotS3, format!("its response is larger than any of S3, {description}")));
     }
     Ok((bytes, description))
 }
 
-/// Reads a body, up to about `limit` bytes of it.
-async fn read(body: SdkBody, limit: usize) -> Result<Bytes, Failure> {
-    let mut stream = ByteStream::new(body);
-    let mut bytes = Vec::new();
-    let mut pace = Pace::default();
-    while bytes.len() < limit {
-        match pace.wait(stream.next()).await {
-            None => return Err(Failure::new(Cause::Stalled, Pace::describe())),
-            Some(None) => break,
-            Some(Some(Ok(piece))) => {
-                pace.add(piece.len());
-                bytes.extend_from_slice(&piece);
+/// Reads a body, up to about `limit` bytes of it, in at most this time.
+async fn read(body: SdkBody, limit: usize, timeout: Duration) -> Result<Bytes, Failure> {
+    let read = async {
+        let mut stream = ByteStream::new(body);
+        let mut bytes = Vec::new();
+        while bytes.len() < limit {
+            match stream.next().await {
+                None => break,
+                Some(Ok(piece)) => bytes.extend_from_slice(&piece),
+                Some(Err(_)) => return Err(Failure::new(Cause::Broken, "the answer ended early")),
             }
-            Some(Some(Err(_))) => return Err(Failure::new(Cause::Broken, "the answer ended early")),
         }
-    }
-    Ok(bytes.into())
+        Ok(bytes.into())
+    };
+    in_time(timeout, read).await
 }
 
 async fn in_time<T>(limit: Duration, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     match tokio::time::timeout(limit, work).await {
         Ok(done) => done,
-        Err(_) => Err(Failure::new(Cause::Broken, "no answer in time")),
+        Err(_) => Err(Failure::new(Cause::Stalled, format!("no answer in {} s", limit.as_secs_f64()))),
     }
 }
 

@@ -26,6 +26,7 @@ pub use source::Source;
 pub use values::{Addressing, Checksums, Encryption, GigaBytes, host_of, is_backblaze};
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::model::pins::Pins;
@@ -86,6 +87,8 @@ pub struct Storage {
     pub unsigned: bool,
     /// Maximum number of parts in a multipart upload.
     pub max_parts: u32,
+    /// How long the store may take to respond.
+    pub timeout: Duration,
     /// Whether to use AWS's dual-stack endpoint, which is also reachable over IPv6. Never set together with `endpoint`.
     pub dual_stack: bool,
     /// Whether to use AWS's FIPS 140 endpoint. Never set together with `endpoint`.

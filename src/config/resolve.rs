@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::credentials::{Credentials, Halves, Secret};
 use super::environment::Environment;
@@ -348,6 +349,7 @@ impl Resolution {
         let parsed = |key: &str| self.text("storage", key).unwrap_or_default();
         let gigabytes = self.text("cache", "max_local_gb").and_then(|text| text.parse::<GigaBytes>().ok());
         let max_parts = self.text("storage", "max_parts").and_then(|text| text.parse().ok());
+        let timeout = self.text("storage", "timeout").and_then(|text| text.parse().ok());
         let host = self.text("storage", "endpoint").map(|url| values::host_of(&url));
         let parts_of_host = host.and_then(|host| hosts::max_parts_of(&host));
         Ok(Config {
@@ -363,6 +365,7 @@ impl Resolution {
                 requester_pays: self.is_on("storage", "requester_pays"),
                 unsigned: self.is_on("storage", "unsigned"),
                 max_parts: max_parts.or(parts_of_host).unwrap_or(values::MAX_PARTS),
+                timeout: Duration::from_secs(timeout.unwrap_or(values::TIMEOUT)),
                 dual_stack: self.is_on("storage", "dual_stack"),
                 fips: self.is_on("storage", "fips"),
             },

@@ -263,6 +263,16 @@ pub static SETTINGS: &[Setting] = &[
         ..PLAIN
     },
     Setting {
+        key: "timeout",
+        variables: &["HF_CACHE_SYNC_TIMEOUT"],
+        form: Form::Number,
+        check: values::timeout,
+        default: "60",
+        doc: "seconds in which the store has to respond. A transfer has half as long again to make progress",
+        template: Template::Comment("60"),
+        ..PLAIN
+    },
+    Setting {
         key: "dual_stack",
         variables: &["HF_CACHE_SYNC_DUAL_STACK"],
         fallbacks: &["AWS_USE_DUALSTACK_ENDPOINT"],

@@ -9,6 +9,10 @@ use crate::model::pins::Pins;
 pub const GIB: f64 = (1u64 << 30) as f64;
 /// Maximum number of parts in a multipart upload to S3.
 pub const MAX_PARTS: u32 = 10_000;
+/// Default number of seconds in which a store has to respond.
+pub const TIMEOUT: u64 = 60;
+/// Largest value for it.
+pub const MAX_TIMEOUT: u64 = 3600;
 
 /// Strips what files, editors and shells leave around a value: white space of any kind, a byte order mark, one pair of
 /// quotes.
@@ -158,6 +162,14 @@ pub(super) fn pins(text: &str) -> Result<String, String> {
 
 pub(super) fn gigabytes(text: &str) -> Result<String, String> {
     text.parse::<GigaBytes>().map(|_| text.trim().to_string())
+}
+
+/// Validates a number of seconds.
+pub(super) fn timeout(text: &str) -> Result<String, String> {
+    match text.parse::<u64>() {
+        Ok(seconds) if (1..=MAX_TIMEOUT).contains(&seconds) => Ok(seconds.to_string()),
+        _ => Err(format!("expected a whole number of seconds from 1 to {MAX_TIMEOUT}")),
+    }
 }
 
 pub(super) fn max_parts(text: &str) -> Result<String, String> {
@@ -408,6 +420,9 @@ mod tests {
     fn choices_and_numbers_are_validated() {
         assert_eq!(choice("Virtual", &["auto", "virtual"]).unwrap(), "virtual");
         assert_eq!(choice("x", &["auto", "path", "virtual"]).unwrap_err(), "expected auto, path or virtual");
+        assert!(
+            timeout("0").is_err() && timeout("3601").is_err() && timeout("1.5").is_err() && timeout("3600").is_ok()
+        );
         assert!(max_parts("0").is_err() && max_parts("10001").is_err() && max_parts("1.5").is_err());
         assert_eq!(requester_pays("requester").unwrap(), "true");
         assert!(gigabytes("inf").is_err() && gigabytes("NaN").is_err() && gigabytes("1e30").is_err());

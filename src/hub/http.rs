@@ -123,10 +123,10 @@ impl Http {
     async fn json_once<T: DeserializeOwned>(&self, url: &Url) -> Result<(T, HeaderMap, Url), Refusal> {
         let mut response = self.send(url, None).await?;
         let (headers, from) = (response.headers().clone(), response.url().clone());
-        let (mut body, mut pace) = (Vec::new(), Pace::default());
+        let (mut body, mut pace) = (Vec::new(), Pace::new(STALL_TIMEOUT));
         loop {
             let next = pace.wait(response.chunk()).await;
-            let next = next.ok_or_else(|| Failure::new(Cause::Stalled, Pace::describe()))?;
+            let next = next.ok_or_else(|| Failure::new(Cause::Stalled, pace.describe()))?;
             let Some(bytes) = next.map_err(|e| from_http(&e))? else { break };
             pace.add(bytes.len());
             if body.len() + bytes.len() > MAX_JSON {
@@ -164,7 +164,9 @@ impl Http {
         if is_page && range.is_some() && !url.path().to_ascii_lowercase().contains("htm") {
             return Err(Failure::new(Cause::Garbled, WEB_PAGE).into());
         }
-        let Some((from, to)) = range else { return Ok(Body { response, pace: Pace::default(), skip: 0, left: None }) };
+        let Some((from, to)) = range else {
+            return Ok(Body { response, pace: Pace::new(STALL_TIMEOUT), skip: 0, left: None });
+        };
         let mut skip = from;
         if response.status() == StatusCode::PARTIAL_CONTENT {
             let content_range = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
@@ -175,7 +177,7 @@ impl Http {
             }
             skip = 0;
         }
-        Ok(Body { response, pace: Pace::default(), skip, left: Some(to - from) })
+        Ok(Body { response, pace: Pace::new(STALL_TIMEOUT), skip, left: Some(to - from) })
     }
 
     /// Sends one request, and follows its redirects.
@@ -290,7 +292,7 @@ impl Body {
                 return Ok(None);
             }
             let next = self.pace.wait(self.response.chunk()).await;
-            let next = next.ok_or_else(|| Failure::new(Cause::Stalled, Pace::describe()))?;
+            let next = next.ok_or_else(|| Failure::new(Cause::Stalled, self.pace.describe()))?;
             let next = next.map_err(|e| match from_http(&e) {
                 failure if failure.cause.is_transient() => failure,
                 _ => Failure::new(Cause::Broken, "the download ended early"),

@@ -75,7 +75,7 @@ fn may_be_lost(failure: &Failure) -> bool {
 /// not part of the object.
 pub(super) async fn is_refused(context: &Context, record: &Record, stop: &Stop) -> bool {
     let Stop::Store { failure, is_known: false } = stop else { return false };
-    if !matches!(failure.cause, Cause::Broken | Cause::Unreachable) {
+    if !matches!(failure.cause, Cause::Broken | Cause::Stalled | Cause::Unreachable) {
         return false;
     }
     let number = (record.count() + 1).min(context.max_parts) as i32;

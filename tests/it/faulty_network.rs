@@ -1,12 +1,12 @@
 //! Every command behind a faulty network. Whatever happens, the result is right, or there is one clear error; nothing wrong
 //! is in the cache or in the bucket afterwards; and the same command completes once the network is whole again.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use crate::harness::cache::{OTHER, Revision};
 use crate::harness::machine::{Machine, Output};
-use crate::harness::proxy::{Fault, Passing, Proxy, Response};
+use crate::harness::proxy::{Fault, Passing, Place, Proxy, Response};
 use crate::harness::sound::{assert_sound_bucket, assert_sound_cache};
 use crate::harness::store::{BUCKET, Store};
 use crate::harness::{contents, sha256, weights};
@@ -179,9 +179,22 @@ fn assert_clear(ran: &Output, what: &str) {
 }
 
 /// Runs a command behind a fault and again without it, and asserts what the first lines of this file say.
-fn assert_survives(command: &Command, what: &str, mut rule: impl FnMut(&Passing) -> Fault + Send + 'static) -> Output {
+fn assert_survives(command: &Command, what: &str, rule: impl FnMut(&Passing) -> Fault + Send + 'static) -> Output {
+    assert_survives_within(None, command, what, rule)
+}
+
+/// The same, with a timeout in seconds while there is the fault.
+fn assert_survives_within(
+    timeout: Option<u32>,
+    command: &Command,
+    what: &str,
+    mut rule: impl FnMut(&Passing) -> Fault + Send + 'static,
+) -> Output {
     let what = format!("{what}, {:?}", command.line);
-    let world = World::new(command);
+    let mut world = World::new(command);
+    if let Some(seconds) = timeout {
+        world.machine.set("HF_CACHE_SYNC_TIMEOUT", &seconds.to_string());
+    }
     let is_listing_wrong = Arc::new(AtomicBool::new(false));
     let noted = is_listing_wrong.clone();
     world.proxy.fail(move |request| {
@@ -204,6 +217,7 @@ fn assert_survives(command: &Command, what: &str, mut rule: impl FnMut(&Passing)
     }
     world.assert_sound(command.is_damaged && (ran.code != 0 || is_listing_wrong.load(Ordering::SeqCst)));
     world.proxy.behave();
+    world.machine.unset("HF_CACHE_SYNC_TIMEOUT");
     // Pushes would wait for the notice of a deletion that nobody could remove.
     if ran.code != 0 {
         forget_deletions(&world.store);
@@ -222,14 +236,19 @@ fn forget_deletions(store: &Store) {
     notices.for_each(|key| store.age(&key, -7200));
 }
 
-/// Returns how many requests a command makes without a fault.
-fn requests(command: &Command) -> usize {
+/// Returns the requests that a command makes without a fault.
+fn requests(command: &Command) -> Vec<Passing> {
     let world = World::new(command);
-    world.proxy.fail(|_| Fault::None);
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let noted = seen.clone();
+    world.proxy.fail(move |request| {
+        noted.lock().unwrap().push(request.clone());
+        Fault::None
+    });
     let ran = world.machine.run(command.line);
     assert_eq!(ran.code, 0, "{:?}: {ran:#?}", command.line);
     (command.is_done)(&world);
-    world.proxy.count()
+    std::mem::take(&mut seen.lock().unwrap())
 }
 
 type MakeFault = fn(&mut fastrand::Rng) -> Fault;
@@ -261,7 +280,7 @@ fn an_accident_on_the_network_does_no_harm() {
         for (number, command) in COMMANDS.iter().enumerate() {
             scope.spawn(move || {
                 let mut random = fastrand::Rng::with_seed(seed.wrapping_add(number as u64));
-                let count = requests(command);
+                let count = requests(command).len();
                 for (name, fault) in ACCIDENTS {
                     for _ in 0..rounds {
                         let (at, fault) = (random.usize(..count), fault(&mut random));
@@ -271,6 +290,88 @@ fn an_accident_on_the_network_does_no_harm() {
                             false => Fault::None,
                         });
                     }
+                }
+            });
+        }
+    });
+}
+
+/// What keeps a connection open, and brings nothing or next to nothing.
+const STALLS: [(&str, Fault); 4] = [
+    ("a stall in a head", Fault::Stall(Place::Head)),
+    ("a stall in a body", Fault::Stall(Place::Body)),
+    ("a trickling body", Fault::Trickle(Place::Body)),
+    ("a stall in a request", Fault::StallRequest),
+];
+
+/// A single stall is noticed, and the request is sent again.
+#[test]
+#[expect(clippy::print_stdout, reason = "the output of a failed test has the seed")]
+fn a_connection_that_stalls_is_given_up_and_replaced() {
+    let seed = std::env::var("SEED").map_or_else(|_| fastrand::u64(..), |seed| seed.parse().unwrap());
+    println!("seed: {seed}");
+    std::thread::scope(|scope| {
+        for (number, command) in COMMANDS.iter().enumerate() {
+            scope.spawn(move || {
+                let mut random = fastrand::Rng::with_seed(seed.wrapping_add(number as u64));
+                let count = requests(command).len();
+                std::thread::scope(|scope| {
+                    for (name, fault) in STALLS {
+                        let at = random.usize(..count);
+                        scope.spawn(move || {
+                            let what = format!("seed {seed}, {name} at request {at}");
+                            let ran = assert_survives_within(Some(2), command, &what, move |request| {
+                                match request.number == at {
+                                    true => fault.clone(),
+                                    false => Fault::None,
+                                }
+                            });
+                            assert_eq!(ran.code, 0, "{what}, {:?}: {ran:#?}", command.line);
+                        });
+                    }
+                });
+            });
+        }
+    });
+}
+
+/// A stall that comes back with every try is an error after a few of them, each of which takes as long as the timeout.
+#[test]
+fn a_store_that_stalls_is_one_clear_error() {
+    type IsHit = fn(&Passing) -> bool;
+    let is_blob: IsHit = |request| request.is("GET", "blobs/");
+    // Those that take longest come first.
+    let stalls: [(&str, IsHit, Fault); 6] = [
+        ("every change stalls", |request| ["PUT", "POST", "DELETE"].contains(&&*request.method), Fault::StallRequest),
+        ("every blob stalls", is_blob, Fault::Stall(Place::Body)),
+        ("every blob trickles", is_blob, Fault::Trickle(Place::Body)),
+        ("every manifest stalls", |request| request.is("GET", "manifests/"), Fault::Stall(Place::Body)),
+        ("every head stalls", |_| true, Fault::Stall(Place::Head)),
+        ("every listing stalls", Passing::is_list, Fault::Stall(Place::Body)),
+    ];
+    let requests: Vec<Vec<Passing>> = std::thread::scope(|scope| {
+        let running: Vec<_> = COMMANDS.iter().map(|command| scope.spawn(|| requests(command))).collect();
+        running.into_iter().map(|running| running.join().unwrap()).collect()
+    });
+    let mut cases = Vec::new();
+    for stall in stalls {
+        let hit = COMMANDS.iter().zip(&requests).filter(|(_, requests)| requests.iter().any(stall.1));
+        cases.extend(hit.map(|(command, _)| (command, stall.clone())));
+    }
+    let next = Mutex::new(cases.into_iter());
+    std::thread::scope(|scope| {
+        // They mostly wait. With all of them at once, the machine would be too busy to respond within the timeout.
+        for _ in 0..20 {
+            scope.spawn(|| {
+                loop {
+                    let Some((command, (what, is_hit, fault))) = next.lock().unwrap().next() else { return };
+                    let ran = assert_survives_within(Some(1), command, what, move |request| match is_hit(request) {
+                        true => fault.clone(),
+                        false => Fault::None,
+                    });
+                    // Damage that could not be repaired takes precedence.
+                    let is_expected = ran.code == 6 || (command.is_damaged && ran.code == 5);
+                    assert!(is_expected && ran.stderr.contains("stalled"), "{what}, {:?}: {ran:#?}", command.line);
                 }
             });
         }
@@ -311,7 +412,7 @@ fn a_store_that_is_lost_in_the_middle_is_one_clear_error() {
         for command in &COMMANDS {
             for (name, fault, codes) in losses.clone() {
                 scope.spawn(move || {
-                    let from = requests(command) / 2;
+                    let from = requests(command).len() / 2;
                     let ran = assert_survives(command, name, move |request| match request.number >= from {
                         true => fault.clone(),
                         false => Fault::None,
@@ -435,7 +536,7 @@ fn refused_conditions_and_errors_with_status_200_are_understood() {
         });
         assert_eq!(ran.code, 0, "{:?}: {ran:#?}", command.line);
         // Every answer to a write is such an error once.
-        let failed = std::sync::Mutex::new(std::collections::HashSet::new());
+        let failed = Mutex::new(std::collections::HashSet::new());
         assert_survives(command, "200 with an error", move |request| {
             let is_write = request.method == "PUT" || request.method == "POST";
             match is_write && failed.lock().unwrap().insert((request.key.clone(), request.query.clone())) {
@@ -534,6 +635,47 @@ fn accidents_during_an_upload_in_parts_do_no_harm() {
             assert!(sent < 35 << 20, "{what} at {start}: {sent} bytes were sent");
         }
     }
+}
+
+/// Asserts that a command fails because of a stall, and completes without it.
+fn assert_resumes(machine: &mut Machine, proxy: &Proxy, line: &[&str], rule: fn(&Passing) -> Fault) {
+    machine.set("HF_CACHE_SYNC_TIMEOUT", "1");
+    proxy.fail(rule);
+    let ran = machine.run(line);
+    assert_eq!(ran.code, 6, "{ran:#?}");
+    assert!(ran.stderr.contains("stalled"), "{ran:#?}");
+    assert_clear(&ran, "a stall");
+    proxy.behave();
+    proxy.take_received();
+    machine.unset("HF_CACHE_SYNC_TIMEOUT");
+    machine.ok(line);
+}
+
+#[test]
+fn a_large_download_resumes_after_a_stall() {
+    let (store, proxy, mut machine, revision) = large();
+    revision.publish(&store);
+    assert_resumes(&mut machine, &proxy, &["pull", "org/large"], |request| match request.range() {
+        Some((first, _)) if first >= 5 << 20 => Fault::Stall(Place::Body),
+        _ => Fault::None,
+    });
+    revision.assert_pulled(&machine.hub());
+    let received = proxy.take_received();
+    assert!(received < 5 << 20, "{received} bytes were fetched again");
+}
+
+#[test]
+fn a_large_upload_resumes_after_a_stall() {
+    let (store, proxy, mut machine, _) = large();
+    let revision = Revision::new("model", "org/large").lfs("model.bin", weights(4, 17 << 20));
+    revision.write(&machine.hub());
+    assert_resumes(&mut machine, &proxy, &["push"], |request| match request.query.starts_with("partNumber=1&") {
+        true => Fault::StallRequest,
+        false => Fault::None,
+    });
+    revision.assert_published(&store);
+    let sent = proxy.take_sent()[&revision.blob_key("model.bin")];
+    assert!(sent < 18 << 20, "{sent} bytes were sent");
 }
 
 /// Stored manifests that were damaged on their way must neither be believed nor blamed on the bucket. A flipped digit of a

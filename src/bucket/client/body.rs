@@ -11,13 +11,12 @@ use aws_smithy_types::body::SdkBody;
 use bytes::Bytes;
 
 use crate::bucket::error::{Cause, Failure};
+use crate::pace;
 
-/// A body that makes no progress for this long has stalled.
-pub(crate) const STALL: Duration = Duration::from_secs(90);
 /// Bytes of an upload that may still be in buffers on this machine once its whole body has been read.
 const BUFFERED: u64 = 512 << 10;
-/// The slowest supported connection in bytes per second, for sending those buffers.
-const MIN_SPEED: u64 = 8 << 10;
+/// How many of those bytes the slowest supported connection sends within the timeout for a response.
+const SENT: u64 = 480 << 10;
 /// How many bytes of a body in memory to send at a time.
 const SLICE: usize = 64 << 10;
 
@@ -49,17 +48,19 @@ impl Pulse {
         self.poisoned.store(true, Ordering::Relaxed);
     }
 
-    /// Aborts an upload of `size` bytes once it has stalled.
+    /// Aborts an upload of `size` bytes once it has stalled. The store has `timeout` to respond.
     pub(crate) async fn guard<T>(
         &self,
+        timeout: Duration,
         size: u64,
         work: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, Failure> {
-        let limit = STALL + Duration::from_secs(size.min(BUFFERED) / MIN_SPEED);
+        let window = pace::window(timeout);
+        let limit = window + timeout.mul_f64(size.min(BUFFERED) as f64 / SENT as f64);
         self.beat();
         tokio::pin!(work);
         loop {
-            match tokio::time::timeout(STALL / 3, &mut work).await {
+            match tokio::time::timeout(window / 3, &mut work).await {
                 Ok(Err(_)) if self.poisoned.load(Ordering::Relaxed) => {
                     return Err(Failure::new(Cause::Other, "the local bytes cannot be sent"));
                 }
@@ -67,7 +68,7 @@ impl Pulse {
                 Err(_) => {
                     let idle = self.start.elapsed().as_millis() as u64 - self.last.load(Ordering::Relaxed);
                     if u128::from(idle) >= limit.as_millis() {
-                        return Err(Failure::new(Cause::Broken, "the upload stalled"));
+                        return Err(Failure::new(Cause::Stalled, "the upload stalled"));
                     }
                 }
             }

@@ -105,7 +105,7 @@ impl Download {
     /// [`Cause::Broken`] if the connection breaks or ends early, [`Cause::Stalled`] if too few bytes arrive in time.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
         match self.pace.wait(self.body.next()).await {
-            None => Err(Failure::new(Cause::Stalled, Pace::describe())),
+            None => Err(Failure::new(Cause::Stalled, self.pace.describe())),
             Some(None) => Ok(None),
             Some(Some(Ok(bytes))) => {
                 self.pace.add(bytes.len());
@@ -230,7 +230,7 @@ impl Bucket {
             let modified = response.headers().get("last-modified").and_then(answer::time);
             let (expected, etag) = (length(&response), etag(&response));
             let body = ByteStream::new(std::mem::replace(response.body_mut(), SdkBody::empty()));
-            let mut download = Download { body, pace: Pace::default(), object_size: None, etag: None };
+            let mut download = Download { body, pace: Pace::new(self.wire.timeout()), object_size: None, etag: None };
             // A buffer that grows is copied, and then takes twice the memory.
             let mut bytes = Vec::with_capacity(expected.unwrap_or_default().min(limit) as usize);
             while let Some(piece) = download.next().await? {
@@ -305,7 +305,7 @@ impl Bucket {
         };
         let etag = etag(&response);
         let body = ByteStream::new(std::mem::replace(response.body_mut(), SdkBody::empty()));
-        Ok(Download { body, pace: Pace::default(), object_size, etag })
+        Ok(Download { body, pace: Pace::new(self.wire.timeout()), object_size, etag })
     }
 
     /// Adds the storage class of an archived object to a failure that does not name it.
@@ -482,6 +482,7 @@ fn settings(storage: &Storage, addressing: Addressing, endpoint: Option<&str>) -
         creation_headers: creation_headers.into_iter().filter_map(|(name, value)| Some((name, value?))).collect(),
         may_change_style: addressing == Addressing::Auto,
         checksums: storage.checksums,
+        timeout: storage.timeout,
     }
 }
 

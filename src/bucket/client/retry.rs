@@ -226,7 +226,7 @@ impl Bucket {
             return;
         }
         let mut request = Request::new(Op::List, "");
-        request.timeout = CONNECT * 2;
+        request.timeout = Some(self.wire.timeout().min(CONNECT * 2));
         let request = request.query("list-type", "2").query("max-keys", "1").query("prefix", &*self.prefix);
         match self.wire.send(&request).await {
             Err(probe) if probe.cause.is_transient() || probe.cause.is_identity() || probe.cause.is_final() => {

@@ -4,7 +4,7 @@
 //! checked once more, since another machine may be pushing. A repair uploads what this cache has, with the same code as a
 //! push: every blob is hashed on its way, and nothing is deleted.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -354,8 +354,10 @@ impl Run<'_> {
             let mut uploads = Vec::new();
             for ((id, size), indexes) in &wanted {
                 let copy = copies.get(&(*id, *size)).and_then(|copies| copies.get(round));
-                let is_open =
-                    findings[indexes[0]].outcome == Outcome::Left && !unsure.iter().any(|(sent, _)| sent.id == *id);
+                // If the store fails, another copy fares no better.
+                let is_open = findings[indexes[0]].outcome == Outcome::Left
+                    && !unsure.iter().any(|(sent, _)| sent.id == *id)
+                    && !failures.get(id).is_some_and(|error| error.cause.may_pass());
                 let Some((repo, source)) = copy.filter(|_| is_open) else { continue };
                 if *dry_run {
                     indexes.iter().for_each(|index| findings[*index].outcome = Outcome::Repairable);
@@ -440,7 +442,9 @@ impl Run<'_> {
         let listed = ListingSizes { blobs: remote.blobs().len(), refs: remote.refs().len() };
         let done = publish::publish(context, &plan, listed).await;
         tally.uploaded += done.uploaded;
-        tally.failures.extend(done.failures);
+        // What could not be uploaded before has been tried again.
+        let known: HashSet<String> = tally.failures.iter().map(Error::to_string).collect();
+        tally.failures.extend(done.failures.into_iter().filter(|error| !known.contains(&error.to_string())));
         // The outcome is what is there now, not what was sent.
         let listed = RemoteState::list(bucket, Scope::NAMES).await;
         let state = listed.map_err(|failure| bucket.explain_listing(failure))?;

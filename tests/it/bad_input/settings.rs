@@ -236,6 +236,7 @@ fn errors_in_values_name_the_setting() {
         ("AWS_REQUEST_PAYER", "me", "true or false"),
         ("HF_CACHE_SYNC_UNSIGNED", "2", "true or false"),
         ("HF_CACHE_SYNC_MAX_PARTS", "0", "1 to 10000"),
+        ("HF_CACHE_SYNC_TIMEOUT", "1h", "seconds from 1 to 3600"),
         ("AWS_USE_DUALSTACK_ENDPOINT", "si", "true or false"),
         ("AWS_USE_FIPS_ENDPOINT", "si", "true or false"),
     ] {

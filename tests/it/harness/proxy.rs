@@ -1,6 +1,6 @@
 //! A faulty network: a proxy between the real binary and a server, which passes every request on until a test tells it
 //! otherwise. It works on bytes, so it can do what no server does: reset connections, break off in the middle of a body or
-//! a header, and flip bits. Its server can be cut off and come back, as after a crash.
+//! a header, flip bits, stall, and deliver a byte now and then. Its server can be cut off and come back, as after a crash.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -80,7 +80,20 @@ impl Response {
     }
 }
 
+/// How often a byte arrives if a response trickles: for a timeout of a second, what a byte every ten seconds is for the
+/// default of a minute.
+const TRICKLE: Duration = Duration::from_millis(170);
+
 type Change = Arc<dyn Fn(&mut Response) + Send + Sync>;
+
+/// A place in a response.
+#[derive(Debug, Clone, Copy)]
+pub enum Place {
+    /// In the status line.
+    Head,
+    /// In the body, near its start.
+    Body,
+}
 
 /// What happens to a request.
 #[derive(Clone)]
@@ -99,6 +112,12 @@ pub enum Fault {
     FlipBody(usize),
     /// One bit of the byte at this position of the request's body is flipped.
     FlipRequest(usize),
+    /// The server's response stops here, and the connection stays open.
+    Stall(Place),
+    /// From here on, the server's response arrives byte by byte, with a pause before each.
+    Trickle(Place),
+    /// The request's body is not read, and nothing is answered. The server gets nothing.
+    StallRequest,
     /// The client gets this status, S3 code and message in place of an answer. The server gets nothing.
     Refuse(u16, &'static str, &'static str),
     /// The client gets the server's response after this change.
@@ -256,7 +275,6 @@ impl Connection {
     async fn run(&mut self) -> Result<(), End> {
         loop {
             let head = read_head(&mut self.client_in).await?;
-            let mut body = read_body(&mut self.client_in, &head).await?;
             let passing = self.passing(&head);
             let fault = {
                 let mut rule = self.state.rule.lock().unwrap();
@@ -264,6 +282,10 @@ impl Connection {
                 rule.0 += 1;
                 rule.1.as_mut().map_or(Fault::None, |rule| rule(&passing))
             };
+            if matches!(fault, Fault::StallRequest) {
+                return std::future::pending().await;
+            }
+            let mut body = read_body(&mut self.client_in, &head).await?;
             *self.state.sent.lock().unwrap().entry(passing.key.clone()).or_default() += body.len() as u64;
             match &fault {
                 Fault::ResetBefore => return Err(End::Reset),
@@ -321,6 +343,22 @@ impl Connection {
                 let all = [head, body].concat();
                 self.client_out.write_all(&all[..*length.min(&all.len())]).await?;
                 return Err(End::Reset);
+            }
+            Fault::Stall(place) | Fault::Trickle(place) => {
+                let at = match place {
+                    Place::Head => 10,
+                    Place::Body => head.len() + body.len().min(200) / 2,
+                };
+                let all = [head, body].concat();
+                self.client_out.write_all(&all[..at]).await?;
+                if matches!(fault, Fault::Stall(_)) && at < all.len() {
+                    return std::future::pending().await;
+                }
+                for byte in &all[at..] {
+                    tokio::time::sleep(TRICKLE).await;
+                    self.client_out.write_all(&[*byte]).await?;
+                }
+                return Ok(());
             }
             Fault::CloseAfter(length) => {
                 self.client_out.write_all(&head).await?;
