@@ -386,15 +386,29 @@ fn cause_of_message(code: &str, message: &str) -> Option<Cause> {
         return Some(Cause::Limit);
     }
     if code == "authorizationheadermalformed" {
-        return Some(if message.contains("region") { Cause::WrongRegion } else { Cause::BadCredentials });
+        // The scope of a signature is its date, region and service, of which only the region can be wrong here.
+        return Some(if says(&["region", "unexpected scope"]) { Cause::WrongRegion } else { Cause::BadCredentials });
+    }
+    // Garage has no codes of their own for these.
+    if code == "accessdenied" && says(&["forbidden: invalid signature", "forbidden: no such key"]) {
+        return Some(Cause::BadCredentials);
+    }
+    if code == "accessdenied" && says(&["access key"]) && says(&["has expired"]) {
+        return Some(Cause::Expired);
     }
     (code == "authorizationqueryparameterserror").then_some(Cause::BadCredentials)
 }
 
 /// Whether a message, in lower case, says that the time of a request is too far off.
 fn says_clock(message: &str) -> bool {
-    let words =
-        ["signature expired", "not yet current", "too skewed", "request has expired", "difference between the request"];
+    let words = [
+        "signature expired",
+        "not yet current",
+        "too skewed",
+        "request has expired",
+        "difference between the request",
+        "date is too old",
+    ];
     words.iter().any(|word| message.contains(word))
 }
 
@@ -534,6 +548,19 @@ mod tests {
             (404, "NoSuchUpload", "", Cause::NoSuchUpload),
             (400, "AuthorizationHeaderMalformed", "the region 'x' is wrong", Cause::WrongRegion),
             (301, "PermanentRedirect", "", Cause::WrongRegion),
+            // Garage has one code for most of what it refuses.
+            (403, "AccessDenied", "Forbidden: Invalid signature", Cause::BadCredentials),
+            (403, "AccessDenied", "Forbidden: No such key: GK0123456789abcdef01234567", Cause::BadCredentials),
+            (403, "AccessDenied", "Forbidden: Access key GK0123456789abcdef01234567 has expired", Cause::Expired),
+            (403, "AccessDenied", "Forbidden: Operation is not allowed for this key.", Cause::Denied),
+            (400, "InvalidRequest", "Bad request: Date is too old", Cause::ClockSkew),
+            (
+                400,
+                "AuthorizationHeaderMalformed",
+                "Authorization header malformed, unexpected scope: '20260102/us-east-1/s3/aws4_request', expected: \
+                 '20260102/garage/s3/aws4_request'",
+                Cause::WrongRegion,
+            ),
             (412, "PreconditionFailed", "", Cause::Changed),
             (400, "XAmzContentSHA256Mismatch", "", Cause::Damaged),
             (501, "NotImplemented", "", Cause::Unsupported),

@@ -519,12 +519,13 @@ fn wrong_keys_and_buckets_are_told_apart() {
     let mut machine = team.machine();
     Revision::model("org/one").write(&machine.hub());
     machine.ok(&["push"]);
-    let wrong = (team.raw.keys.0.clone(), "wrong-secret".to_string());
-    let denied = team.machine_with(&wrong).run(&["pull", "org/one"]);
-    fact("signatures are verified", yes(denied.code != 0));
-    if denied.code != 0 {
-        denied.refused(3, &["credentials"]);
-    }
+    let (id, secret) = team.raw.keys.clone();
+    // An id of the same length: stores have rules for what an id looks like.
+    let other_id: String = id.chars().rev().collect();
+    let denied = [(id, "wrong-secret".into()), (other_id, secret)]
+        .map(|keys| team.machine_with(&keys).run(&["pull", "org/one"]));
+    fact("signatures are verified", yes(denied[0].code != 0));
+    denied.iter().filter(|output| output.code != 0).for_each(|output| output.refused(3, &["credentials"]));
     machine.set("B2_BUCKET", "no-such-bucket");
     for line in [&["pull", "org/one"][..], &["push"], &["list", "--remote"], &["remote", "gc", "--yes"]] {
         let output = machine.run(line);
@@ -532,6 +533,18 @@ fn wrong_keys_and_buckets_are_told_apart() {
         assert!(output.stderr.contains("no-such-bucket"), "{output:#?}");
         output.nothing_internal();
     }
+}
+
+#[test]
+fn another_region_is_corrected_where_it_matters() {
+    let team = Team::new();
+    let mut machine = team.machine();
+    machine.set("B2_REGION", "nowhere-1");
+    let revision = Revision::model("org/one");
+    revision.write(&machine.hub());
+    machine.ok(&["push"]);
+    machine.ok(&["doctor"]);
+    team.assert_has("", &revision);
 }
 
 #[test]
