@@ -1,15 +1,17 @@
 //! The bucket's manifests that this cache has read before, so that a `pull-all` with nothing to do reads none of them. Files
 //! are named by the MD5 of their content, which the listing shows for the object on most stores.
 
-use std::fs::{self, File, FileTimes};
+use std::fs::{self, FileTimes};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use crate::bucket::read::Memory;
+use crate::cache::inside;
 use crate::cache::layout::Layout;
 use crate::cache::place;
 use crate::cache::read::read_small;
 use crate::hash::md5_hex;
+use crate::platform::Opening;
 
 /// Size of the largest manifest to remember, in bytes.
 const LARGEST: u64 = 1 << 20;
@@ -44,7 +46,8 @@ impl Memory for Remembered {
         let is_old = modified.is_some_and(|time| time.elapsed().is_ok_and(|age| age > REFRESH));
         if is_old && !self.is_read_only {
             let times = FileTimes::new().set_modified(SystemTime::now());
-            let _ = File::options().write(true).open(&path).and_then(|file| file.set_times(times));
+            let file = inside::open_file(self.layout.root(), &path, Opening::Any, 0o666);
+            let _ = file.and_then(|file| file.set_times(times));
         }
         Some(bytes)
     }

@@ -213,7 +213,11 @@ fn a_blob_of_another_size_is_given_to_nobody() {
             store.put(&revision.blob_key("model.bin"), &wrong);
             let serve = Serve::start(&machine, &["--no-sync"]);
             let answer = serve.get(&file(&revision, "model.bin"));
-            answer.refused(424, "");
+            // On a slow machine the head is sent before the end is known.
+            match answer.status {
+                200 => assert!(answer.body.is_empty() && !answer.is_complete, "{answer:?}"),
+                _ => answer.refused(424, ""),
+            }
             assert_no_blob(&machine, &revision.etag("model.bin"));
         }
     }
