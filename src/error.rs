@@ -156,6 +156,11 @@ impl Error {
 
     /// An I/O error on a path.
     pub fn io(what: &str, path: &Path, source: &io::Error) -> Self {
+        // A step on the way has failed, and says itself what to do.
+        if let Some(step) = source.get_ref().and_then(|step| step.downcast_ref::<Error>()) {
+            let why = step.why.iter().fold(step.what.clone(), |what, why| format!("{what}: {why}"));
+            return Self { what: format!("{what} {}", shown(path)), why: Some(why), ..step.clone() };
+        }
         let error = Self::new(Cause::of_io(source), format!("{what} {}", shown(path))).because(plain_io(source));
         match source.kind() {
             io::ErrorKind::StorageFull if platform::lacks_inodes(path) => error

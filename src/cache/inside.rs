@@ -102,8 +102,7 @@ fn explain(folder: &Folder, name: &OsStr, error: io::Error) -> io::Error {
 /// Creates the folder of a repo together with its `snapshots/`, by one rename: huggingface_hub's scan complains about a
 /// repo without that folder, and would do so until a pull that was killed is run again.
 fn create_repo_folder(root: &Path, parent: &Folder, name: &OsStr) -> io::Result<()> {
-    let staging =
-        super::place::Staging::new(&layout::Layout::new(root)).map_err(|e| io::Error::other(e.to_string()))?;
+    let staging = super::place::Staging::new(&layout::Layout::new(root)).map_err(io::Error::other)?;
     let staged = walk(root, staging.path(), false)?;
     let new: &OsStr = "repo".as_ref();
     staged.create_folder(new)?;

@@ -75,9 +75,15 @@ impl Staging {
     /// # Errors
     /// If the cache is not writable.
     pub fn new(layout: &Layout) -> Result<Staging> {
-        let path = layout.state().join("staging").join(format!("{:016x}", fastrand::u64(..)));
-        ensure_dir(layout.root(), &path)?;
-        Ok(Staging { root: layout.root().to_path_buf(), path })
+        let staging = Staging::without_folder(layout);
+        ensure_dir(layout.root(), &staging.path)?;
+        Ok(staging)
+    }
+
+    /// Returns a place for one file or folder. It needs no space, but the tool's staging folder has to exist already.
+    pub fn without_folder(layout: &Layout) -> Staging {
+        let path = staging(layout).join(format!("{:016x}", fastrand::u64(..)));
+        Staging { root: layout.root().to_path_buf(), path }
     }
 
     /// Opens it.
@@ -101,19 +107,38 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        let _ = inside::delete_tree(&self.root, &self.path);
+        if inside::delete_tree(&self.root, &self.path).is_err() {
+            let _ = inside::remove_file(&self.root, &self.path);
+        }
     }
+}
+
+fn staging(layout: &Layout) -> PathBuf {
+    layout.state().join("staging")
+}
+
+/// Returns whether the folder exists in which things are staged.
+pub fn has_staging(layout: &Layout) -> bool {
+    fs::symlink_metadata(staging(layout)).is_ok_and(|meta| meta.is_dir())
+}
+
+/// Makes sure that deletions can move things out of the way even when the disk is full. Best effort.
+pub fn prepare_staging(layout: &Layout) {
+    let _ = ensure_dir(layout.root(), &staging(layout));
 }
 
 /// Leftovers younger than this may be in use by a process that holds no lock.
 const LEFTOVER_AGE: std::time::Duration = std::time::Duration::from_secs(3600);
 
+/// How long the mark of an unverified blob stays. By then, nobody resumes a download.
+const OLD_MARK: std::time::Duration = std::time::Duration::from_secs(30 * 24 * 3600);
+
 /// How long a remembered manifest stays after its last use.
 pub const UNUSED_MANIFEST: std::time::Duration = std::time::Duration::from_secs(30 * 24 * 3600);
 
 /// Removes leftovers of killed runs that cannot be resumed: staging folders and small partial files. Partial files of
-/// large blobs stay for their next pull. Also removes remembered manifests that have not been used for long. Call this
-/// only while no other process uses the tool's state. Best effort.
+/// large blobs stay for their next pull. Also removes remembered manifests that have not been used for long, and old marks
+/// of unverified blobs. Call this only while no other process uses the tool's state. Best effort.
 pub fn remove_leftovers(layout: &Layout, now: std::time::SystemTime) {
     let entries = |dir: &str| {
         let path = layout.state().join(dir);
@@ -128,6 +153,9 @@ pub fn remove_leftovers(layout: &Layout, now: std::time::SystemTime) {
     let is_old = |entry: &fs::DirEntry| is_older(entry, LEFTOVER_AGE);
     for file in entries("manifests").filter(|entry| is_older(entry, UNUSED_MANIFEST)) {
         let _ = inside::remove_file(layout.root(), &file.path());
+    }
+    for mark in entries("unverified").filter(|entry| is_older(entry, OLD_MARK)) {
+        let _ = inside::remove_file(layout.root(), &mark.path());
     }
     for folder in entries("staging").filter(is_old) {
         let _ = inside::delete_tree(layout.root(), &folder.path());
@@ -442,7 +470,10 @@ pub fn sync_dir(path: &Path) {
 pub fn mark_unverified(layout: &Layout, blob: &BlobId) -> Result<()> {
     let path = layout.unverified(blob);
     with_folder(layout.root(), &path, "cannot write", |folder, name| {
-        inside::open_in(folder, name, Opening::Any, 0o666).map(drop)
+        let file = inside::open_in(folder, name, Opening::Any, 0o666)?;
+        // It may be an earlier one, whose time counts from now. Best effort: it may be somebody else's.
+        let _ = file.set_modified(std::time::SystemTime::now());
+        Ok(())
     })
 }
 

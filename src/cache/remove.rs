@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 
 use super::inside;
 use super::layout::Layout;
-use super::place::Staging;
+use super::place::{Staging, has_staging};
+use crate::error::Cause;
 use crate::platform;
 
 /// Returns whether every parent of `path` below `root` is a real folder, so that nothing is reached through a link.
@@ -55,8 +56,19 @@ impl StagedRemoval {
     /// # Errors
     /// If it cannot be renamed.
     pub fn move_out(layout: &Layout, from: &Path) -> io::Result<Option<StagedRemoval>> {
-        let staging = Staging::new(layout).map_err(|error| io::Error::other(error.to_string()))?;
-        let path = staging.path().join("removed");
+        let (staging, path) = match Staging::new(layout) {
+            Ok(staging) => {
+                let path = staging.path().join("removed");
+                (staging, path)
+            }
+            // On a full disk, there is no room for a folder, but still for another name.
+            Err(error) if error.cause == Cause::DiskFull && has_staging(layout) => {
+                let staging = Staging::without_folder(layout);
+                let path = staging.path().to_path_buf();
+                (staging, path)
+            }
+            Err(error) => return Err(io::Error::other(error)),
+        };
         match platform::patiently(|| inside::rename(layout.root(), from, &path)) {
             Ok(()) => {
                 let root = layout.root().to_path_buf();

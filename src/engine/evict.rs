@@ -25,7 +25,7 @@ use crate::cache::remove::{self, StagedRemoval};
 use crate::cache::scan::{self, Blob, Place, ProblemKind, Repo, Revision, SnapshotFile, UnfinishedFile};
 use crate::cache::shared::{self, SweepOutcome};
 use crate::cache::state::{Completeness, LocalState};
-use crate::error::{Error, Result};
+use crate::error::{Cause, Error, Result};
 use crate::model::ids::{BlobId, Commit, RefName, RepoName};
 use crate::plan::prune::held::Lack;
 use crate::plan::prune::{Eviction, Options, Plan, Skip, SkipReason, Target, find_undecidable};
@@ -61,7 +61,12 @@ pub async fn lock(session: &Session, options: &mut Options, hint: &str) -> Resul
     }
     place::check_writable(layout.root()).map_err(|error| error.hint(hint))?;
     let note = "another hf-cache-sync is using this cache: waiting for it";
-    let lock = wait_for(&*session.progress, note, || lock::try_tool_lock(&layout, lock::Mode::Exclusive)).await?;
+    let lock = wait_for(&*session.progress, note, || lock::try_tool_lock(&layout, lock::Mode::Exclusive)).await;
+    let lock = lock.map_err(|error| match error.cause {
+        Cause::DiskFull => error.hint("delete some other file first: this needs a few kilobytes itself"),
+        _ => error,
+    })?;
+    place::prepare_staging(&layout);
     if !lock.is_real() {
         let note = "this file system does not support locks: keeping unused blobs and unfinished downloads for a day";
         session.progress.event(Event::Note(note.into()));
@@ -128,6 +133,7 @@ pub fn execute(facts: &Facts, plan: &Plan, asker: Option<&Asker>) -> Outcome {
         payloads: BTreeMap::new(),
         new_downloads: BTreeMap::new(),
         has_new_root_download: None,
+        failed: BTreeSet::new(),
     };
     for (index, action) in plan.actions.iter().enumerate() {
         let attempt = match &action.target {
@@ -139,6 +145,9 @@ pub fn execute(facts: &Facts, plan: &Plan, asker: Option<&Asker>) -> Outcome {
             // These are handled below, several at once.
             Target::Blob { .. } | Target::Payload { .. } | Target::Folder { .. } => continue,
         };
+        if let (Err(_), Some(repo)) = (&attempt, repo_of(&action.target)) {
+            run.failed.insert(repo);
+        }
         if run.record(attempt) {
             run.outcome.actions.insert(index);
         }
@@ -163,8 +172,9 @@ pub fn execute(facts: &Facts, plan: &Plan, asker: Option<&Asker>) -> Outcome {
         }
     }
     for (index, action) in plan.actions.iter().enumerate() {
-        // If anything in the repo was left alone, which has been reported, its folder is not empty.
+        // If anything in the repo was left alone or failed, which has been reported, its folder is not empty.
         if let Target::Folder { repo } = &action.target
+            && !run.failed.contains(repo)
             && !run.outcome.skips.iter().any(|skip| skip.repo.as_ref() == Some(repo))
         {
             let attempt = run.delete_folder(repo);
@@ -189,12 +199,14 @@ struct Run<'a> {
     new_downloads: BTreeMap<RepoName, bool>,
     /// The same for downloads at the root.
     has_new_root_download: Option<bool>,
+    /// Repos in which a deletion has failed.
+    failed: BTreeSet<&'a RepoName>,
 }
 
 /// The result of a deletion: `None` if done, or else why the entry was left alone.
 type Attempt = Result<Option<Box<Skip>>>;
 
-impl Run<'_> {
+impl<'a> Run<'a> {
     /// Records the result of an attempt, and returns whether it succeeded.
     fn record(&mut self, attempt: Attempt) -> bool {
         match attempt {
@@ -407,7 +419,7 @@ impl Run<'_> {
     }
 
     /// Deletes blobs of one repo, after scanning it again for uses.
-    fn delete_blobs(&mut self, name: &RepoName, blobs: &[(usize, BlobId)]) {
+    fn delete_blobs(&mut self, name: &'a RepoName, blobs: &[(usize, BlobId)]) {
         let now = scan::scan_repo(self.layout, name);
         let folder = self.layout.blobs(name);
         let reason = if now.is_link || !remove::is_inside(self.layout.root(), &folder.join("blob")) {
@@ -434,6 +446,9 @@ impl Run<'_> {
         let used = used_blobs(&now);
         for (index, id) in blobs {
             let attempt = self.delete_blob(&now, &used, id);
+            if attempt.is_err() {
+                self.failed.insert(name);
+            }
             if self.record(attempt) {
                 self.outcome.actions.insert(*index);
             }
@@ -572,7 +587,7 @@ fn is_locked(layout: &Layout, repo: &RepoName, blob: &BlobId) -> bool {
 /// Holds huggingface_hub's lock on a blob. A lock file that did not exist before is removed on drop, so that it does
 /// not look like client activity.
 struct ClientLock<'a> {
-    _lock: Lock,
+    _lock: Option<Lock>,
     root: &'a Path,
     created: Option<PathBuf>,
 }
@@ -581,10 +596,17 @@ impl<'a> ClientLock<'a> {
     fn acquire(layout: &'a Layout, repo: &RepoName, blob: &BlobId) -> Result<Option<Self>> {
         let path = layout.client_lock(repo, blob);
         let created = fs::symlink_metadata(&path).is_err().then_some(path);
-        let lock = lock::try_client_lock(layout, repo, blob)?;
+        let root = layout.root();
+        let lock = match lock::try_client_lock(layout, repo, blob) {
+            // On a full disk, nobody else can create it either.
+            Err(error) if error.cause == Cause::DiskFull && created.is_some() => {
+                return Ok(Some(ClientLock { _lock: None, root, created }));
+            }
+            lock => lock?,
+        };
         // Without flock, the existence of the file means to huggingface_hub that the lock is held.
         let lock = lock.filter(|lock| lock.is_real() || created.is_some());
-        Ok(lock.map(|lock| ClientLock { _lock: lock, root: layout.root(), created }))
+        Ok(lock.map(|lock| ClientLock { _lock: Some(lock), root, created }))
     }
 }
 
@@ -594,6 +616,15 @@ impl Drop for ClientLock<'_> {
             let _ = inside::remove_file(self.root, path);
             let _ = path.parent().map(|folder| inside::remove_dir(self.root, folder));
         }
+    }
+}
+
+/// Returns the repo of something that is deleted by itself.
+fn repo_of(target: &Target) -> Option<&RepoName> {
+    match target {
+        Target::Revision(eviction) => Some(&eviction.repo),
+        Target::Ref { repo, .. } | Target::Temporary { repo, .. } => Some(repo),
+        _ => None,
     }
 }
 

@@ -81,6 +81,7 @@ impl Session {
             && alone.is_real()
         {
             place::remove_leftovers(&self.layout(), self.now);
+            place::prepare_staging(&self.layout());
         }
         let note = "another hf-cache-sync is deleting from this cache: waiting for it";
         wait_for(&*self.progress, note, || lock::try_tool_lock(&self.layout(), lock::Mode::Shared)).await

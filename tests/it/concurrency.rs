@@ -355,7 +355,9 @@ fn everything_at_once_on_one_cache_and_bucket() {
     watch.signal("-TERM");
     let watched = watch.finish();
     assert!(watched.code == 0 && watched.stdout.contains("\"pushed\""), "{watched:#?}");
-    assert_eq!(watched.stdout.matches("\"pushed\"").count(), watched.stdout.matches("\"failed\":0,").count());
+    let (pushed, good) =
+        (watched.stdout.matches("\"pushed\"").count(), watched.stdout.matches("\"failed\":0,").count());
+    assert_eq!(pushed, good, "{watched:#?}");
     machine.ok(&["push"]);
     assert_complete(&store);
     machine.ok(&["verify"]);

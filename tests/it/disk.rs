@@ -210,3 +210,184 @@ fn a_limit_on_the_size_of_files() {
     assert!(!revision.blob(&machine.hub(), "large.bin").exists());
     assert_completes(&machine, &revision);
 }
+
+/// Whoever deletes something to free space must not need space for it.
+#[test]
+fn a_full_file_system_can_be_pruned() {
+    with_mounts("disk::a_full_file_system_can_be_pruned", || {
+        let lines: [&[&str]; 3] = [
+            &["prune", "--max-size", "0B", "--include-referenced", "--yes"],
+            &["prune", "--max-size", "0B", "--require-remote", "--yes"],
+            &["rm", "org/name", "--yes"],
+        ];
+        for line in lines {
+            for has_pulled in [true, false] {
+                let (_store, machine, revision) = setup();
+                let hub = machine.hub();
+                let _mount = Mount::new(&hub, "size=64m,nr_inodes=200");
+                if has_pulled {
+                    machine.ok(&["pull", "org/name"]);
+                } else {
+                    revision.write(&hub);
+                    machine.ok(&["push"]);
+                }
+                // A blob that nothing uses, without a lock file.
+                let unused = weights(7, 5000);
+                fs::write(revision.dir(&hub).join("blobs").join(sha256(&unused)), &unused).unwrap();
+                revision.age(&hub, 9);
+                take_inodes(&hub.join(".locks/filler"), 0);
+                let output = machine.run(line);
+                assert_eq!(output.code, 0, "{line:?}: {output:#?}");
+                let left: Vec<String> = listing(&hub).into_keys().filter(|path| path.starts_with("models--")).collect();
+                assert!(left.is_empty(), "{line:?}: {left:?}");
+                let left = listing(&hub.join(".locks/.hf-cache-sync/staging"));
+                assert!(left.keys().all(String::is_empty), "{line:?}: {left:?}");
+            }
+        }
+    });
+}
+
+/// Two repos of which each has one revision, in a cache and in a bucket.
+fn two_repos() -> (Store, Machine, [Revision; 2]) {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let one = Revision::new("model", "org/one").lfs("one.bin", weights(5, 50_000)).git("a.json", "{}").with_tree();
+    let two = Revision::new("model", "org/two").at(OTHER).lfs("two.bin", weights(6, 50_000)).git("b.json", "[]");
+    let all = [one.refs(&["main"]), two.refs(&["main", "v1.0"])];
+    all.iter().for_each(|revision| revision.write(&machine.hub()));
+    machine.ok(&["push"]);
+    all.iter().for_each(|revision| revision.age(&machine.hub(), 9));
+    (store, machine, all)
+}
+
+/// Runs a command until it reads this key, changes something, and lets it go on.
+fn run_with<T>(store: &Store, machine: &Machine, line: &[&str], key: &str, change: impl FnOnce() -> T) -> (Output, T) {
+    let gate = store.server.hold({
+        let key = key.to_string();
+        move |request| request.is("GET", &key)
+    });
+    let earlier = store.server.seen();
+    let running = machine.start_as_owner(line);
+    store.server.wait_for(key, |seen| seen[earlier..].iter().any(|request| request.is("GET", key)));
+    let changed = change();
+    gate.open();
+    let output = running.finish();
+    store.server.behave();
+    (output, changed)
+}
+
+/// A prune or `rm` that is stopped by the file system after it has decided what goes: nothing that should stay goes, what a
+/// client sees is sound, and the next run completes.
+#[test]
+fn deletions_that_the_file_system_refuses() {
+    with_mounts("disk::deletions_that_the_file_system_refuses", || {
+        let lines: [&[&str]; 2] = [
+            &["prune", "--max-size", "0B", "--require-remote", "--yes", "--orphan-grace", "0"],
+            &["rm", "org/one", "org/two", "--require-remote", "--yes"],
+        ];
+        for line in lines {
+            for fault in ["", "snapshots", "refs", "blobs", "snapshots/COMMIT", "trees", ".locks", "read-only"] {
+                let when = format!("{line:?}, {fault}");
+                let (store, machine, all) = two_repos();
+                let hub = machine.hub();
+                let [one, two] = &all;
+                let closed = match fault {
+                    ".locks" => hub.join(".locks/.hf-cache-sync/staging"),
+                    _ => one.dir(&hub).join(fault.replace("COMMIT", &one.commit)),
+                };
+                // The listing proves it for the plan, and it is read right before the deletion.
+                let key = "refs/org__two/v1.0";
+                let (output, mount) = run_with(&store, &machine, line, key, || match fault {
+                    "read-only" => Some(Mount::read_only(&hub)),
+                    _ => {
+                        fs::set_permissions(&closed, fs::Permissions::from_mode(0o500)).unwrap();
+                        None
+                    }
+                });
+                drop(mount);
+                for revision in &all {
+                    assert_sound(&hub, revision, &when);
+                    // It is whole, or gone.
+                    if revision.snapshot(&hub).exists() {
+                        let refs = revision.refs.iter().all(|name| revision.dir(&hub).join("refs").join(name).exists());
+                        assert!(refs || fault == "read-only", "{when}: refs are gone");
+                    }
+                }
+                if fault != "read-only" && fault != ".locks" {
+                    assert!(!two.dir(&hub).exists(), "{when}: {:#?}", listing(&hub));
+                }
+                if closed.exists() && fault != "read-only" {
+                    fs::set_permissions(&closed, fs::Permissions::from_mode(0o755)).unwrap();
+                }
+                assert_clean(&output, &["ermission denied", "ead-only"], &when);
+                assert_eq!(output.code, if fault == "read-only" { 1 } else { 3 }, "{when}: {output:#?}");
+                assert!(!output.stderr.contains("u{a}") && !output.stderr.contains("kept"), "{when}: {output:#?}");
+                let again = machine.run_as_owner(line);
+                assert!(again.code == 0 || (again.code == 4 && line[0] == "rm"), "{when}: {again:#?}");
+                if again.code == 0 {
+                    assert!(!one.dir(&hub).exists() && !two.dir(&hub).exists(), "{when}: {:#?}", listing(&hub));
+                }
+                for (id, revision) in ["org/one", "org/two"].iter().zip(&all) {
+                    for name in &revision.refs {
+                        let pulled = machine.run_as_owner(&["pull", id, "-r", name]);
+                        assert_eq!(pulled.code, 0, "{when}: {pulled:#?}");
+                    }
+                    revision.assert_pulled(&hub);
+                }
+            }
+        }
+    });
+}
+
+/// A repair that is stopped by the file system while it fetches a good blob: the bad one stays, or is in the quarantine.
+#[test]
+fn a_repair_that_the_file_system_refuses() {
+    with_mounts("disk::a_repair_that_the_file_system_refuses", || {
+        let line = ["verify", "--repair"];
+        for fault in ["full", "inodes", "read-only", "blobs"] {
+            let (store, machine, [one, _]) = two_repos();
+            let hub = machine.hub();
+            fs::remove_dir_all(&hub).unwrap();
+            let _mount = Mount::new(&hub, "size=8m,nr_inodes=100");
+            one.write(&hub);
+            machine.ok(&["push"]);
+            let blob = one.blob(&hub, "one.bin");
+            let bad = weights(8, 50_000);
+            fs::write(&blob, &bad).unwrap();
+            let filler = hub.join(".locks/filler");
+            let (output, mount) = run_with(&store, &machine, &line, &one.blob_key("one.bin"), || match fault {
+                "read-only" => Some(Mount::read_only(&hub)),
+                "blobs" => {
+                    fs::set_permissions(one.dir(&hub).join("blobs"), fs::Permissions::from_mode(0o500)).unwrap();
+                    None
+                }
+                "inodes" => {
+                    take_inodes(&filler, 0);
+                    None
+                }
+                _ => {
+                    let _ = fs::write(&filler, vec![1; 8 << 20]);
+                    None
+                }
+            });
+            drop(mount);
+            output.nothing_internal();
+            // The damage is still there, which takes precedence. No more files may be needed by then.
+            if fault != "inodes" || output.code != 0 {
+                assert_eq!(output.code, 5, "{fault}: {output:#?}");
+                let words = ["No space left", "inodes", "ead-only", "ermission denied"];
+                assert!(words.iter().any(|words| output.stderr.contains(words)), "{fault}: {output:#?}");
+                assert!(fs::read(&blob).unwrap() == bad, "{fault}: the bad bytes are not in their place");
+            }
+            fs::set_permissions(one.dir(&hub).join("blobs"), fs::Permissions::from_mode(0o755)).unwrap();
+            let _ = fs::remove_file(&filler);
+            let _ = fs::remove_dir_all(&filler);
+            let again = machine.run_as_owner(&line);
+            assert_eq!(again.code, 0, "{fault}: {again:#?}");
+            assert_eq!(fs::read(&blob).unwrap(), one.file("one.bin").bytes, "{fault}");
+            let quarantine = listing(&hub.join(".locks/.hf-cache-sync/quarantine"));
+            let kept = quarantine.iter().filter(|(_, what)| what.starts_with("file"));
+            assert_eq!(kept.count(), 1, "{fault}: {quarantine:#?}");
+        }
+    });
+}

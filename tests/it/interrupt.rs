@@ -242,6 +242,11 @@ fn old_leftovers_are_cleaned_up() {
             }
         }
     }
+    fs::create_dir_all(state.join("unverified")).unwrap();
+    for (name, days) in [("old", 31), ("young", 29)] {
+        let mark = fs::File::create(state.join("unverified").join(name)).unwrap();
+        mark.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(days * 24 * 3600)).unwrap();
+    }
     machine.ok(&["pull", "org/name"]);
     let names = |dir: &str| -> Vec<String> {
         let entries = fs::read_dir(state.join(dir)).unwrap();
@@ -251,6 +256,7 @@ fn old_leftovers_are_cleaned_up() {
     };
     assert_eq!(names("staging"), ["young"]);
     assert_eq!(names("partial"), [format!("{etag}.young.small"), format!("{etag}old"), format!("{etag}young")]);
+    assert_eq!(names("unverified"), ["young"]);
 }
 
 #[cfg(unix)]
