@@ -251,6 +251,8 @@ fn assert_printed(text: &str) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use proptest::prelude::*;
 
@@ -677,6 +679,38 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             settings(folder.path(), &data);
         }
+    }
+
+    /// What libFuzzer starts from, and what once made it fail.
+    #[test]
+    fn seeds_are_survived() {
+        type Target = fn(&[u8]);
+        let targets: [(&str, Target); 12] = [
+            ("answer", answer),
+            #[cfg(feature = "fallback")]
+            ("hub_listing", hub_listing),
+            #[cfg(not(feature = "fallback"))]
+            ("hub_listing", |_| ()),
+            ("key", key),
+            ("manifest", manifest),
+            ("notice", notice),
+            ("range", range),
+            ("reference", reference),
+            ("settings", |data| settings(tempfile::tempdir().unwrap().path(), data)),
+            ("spec", spec),
+            ("text", text),
+            ("tree", tree),
+            ("url", url),
+        ];
+        let mut remaining = BTreeMap::from(targets);
+        for folder in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds")).unwrap() {
+            let folder = folder.unwrap();
+            let target = remaining.remove(folder.file_name().to_str().unwrap()).expect("a target has this name");
+            let seeds: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|seed| seed.unwrap().path()).collect();
+            assert!(!seeds.is_empty(), "{folder:?}");
+            seeds.iter().for_each(|seed| target(&std::fs::read(seed).unwrap()));
+        }
+        assert!(remaining.is_empty(), "without seeds: {:?}", remaining.keys());
     }
 
     /// The generators make valid documents often enough to test what is beyond the parser.
