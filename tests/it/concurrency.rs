@@ -355,9 +355,9 @@ fn everything_at_once_on_one_cache_and_bucket() {
     watch.signal("-TERM");
     let watched = watch.finish();
     assert!(watched.code == 0 && watched.stdout.contains("\"pushed\""), "{watched:#?}");
-    let (pushed, good) =
-        (watched.stdout.matches("\"pushed\"").count(), watched.stdout.matches("\"failed\":0,").count());
-    assert_eq!(pushed, good, "{watched:#?}");
+    // A push that failed beside all the others is repeated.
+    let last = watched.stdout.lines().rfind(|line| line.contains("\"pushed\""));
+    assert!(last.is_some_and(|line| line.contains("\"failed\":0,")), "{last:?}");
     machine.ok(&["push"]);
     assert_complete(&store);
     machine.ok(&["verify"]);

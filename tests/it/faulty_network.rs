@@ -325,7 +325,7 @@ fn a_connection_that_stalls_is_given_up_and_replaced() {
                         let at = random.usize(..count);
                         scope.spawn(move || {
                             let what = format!("seed {seed}, {name} at request {at}");
-                            let ran = assert_survives_within(Some(2), command, &what, move |request| {
+                            let ran = assert_survives_within(Some(5), command, &what, move |request| {
                                 match request.number == at {
                                     true => fault.clone(),
                                     false => Fault::None,

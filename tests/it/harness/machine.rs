@@ -24,7 +24,7 @@ use super::store::Store;
 pub const BINARY: &str = env!("CARGO_BIN_EXE_hf-cache-sync");
 
 /// Time limit for a command to exit, and for waiting until it does something.
-pub const LIMIT: Duration = Duration::from_secs(120);
+pub const LIMIT: Duration = Duration::from_secs(300);
 
 /// The user and group `nobody`, to whom permissions apply.
 #[cfg(unix)]
