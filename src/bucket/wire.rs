@@ -137,6 +137,11 @@ impl Op {
         }
     }
 
+    /// Whether it may change something in the bucket.
+    pub(super) fn changes_bucket(self) -> bool {
+        !matches!(self.method(), "GET" | "HEAD")
+    }
+
     /// Whether it creates an object, or starts to.
     pub(super) fn creates_object(self) -> bool {
         matches!(self, Op::Put | Op::PutIf | Op::StartParts)

@@ -145,12 +145,11 @@ impl Prepared {
             is_unanswered: false,
             is_stopped: false,
         };
-        let (_, lost_before) = self.bucket.counts();
+        let lost_before = self.bucket.lost_changes();
         let done = self.confirm_and_delete(session, &mut deletion).await;
         let Deletion { notice, outcome, is_unanswered, .. } = deletion;
-        let (_, lost) = self.bucket.counts();
         // A request without an answer may still delete something: then the notice stays, and pushes wait until it expires.
-        if lost == lost_before && !is_unanswered {
+        if self.bucket.lost_changes() == lost_before && !is_unanswered {
             notice.remove(&self.bucket).await;
         }
         done.map(|()| outcome)

@@ -490,6 +490,26 @@ fn deletions_without_an_answer_are_counted_if_the_store_has_carried_them_out() {
     assert_eq!((&report["blobs"]["blobs"], &report["failures"]), (&3.into(), &json!([])));
 }
 
+/// Otherwise, pushes would wait for minutes until the notice expires.
+#[test]
+fn a_deletion_that_only_had_to_repeat_a_read_removes_its_notice() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    put_nobodys(&store, 'a');
+    let (has_announced, failures) = (AtomicBool::new(false), AtomicUsize::new(0));
+    store.server.on_request(move |request| {
+        has_announced.fetch_or(request.is("PUT", "_hf_cache_sync_gc/"), Ordering::SeqCst);
+        let is_read = request.method == "GET" && has_announced.load(Ordering::SeqCst);
+        match is_read && failures.fetch_add(1, Ordering::SeqCst) < 2 {
+            true => Action::Refuse(503, "SlowDown", "not so fast"),
+            false => Action::Pass,
+        }
+    });
+    let report = machine.ok_json(&["remote", "gc", "--yes", "--json"]);
+    assert_eq!(report["blobs"]["blobs"], 1);
+    assert_eq!(store.keys(), Vec::<String>::new());
+}
+
 #[test]
 fn a_store_that_dies_in_the_middle_is_reported_once() {
     let store = Scripted::new();

@@ -28,6 +28,8 @@ pub(super) struct Shared {
     has_answered: AtomicBool,
     requests: AtomicU64,
     transient_failures: AtomicU64,
+    /// How many of them may still change something in the bucket.
+    lost_changes: AtomicU64,
     /// Fastest response in microseconds; 0 before the first.
     fastest: AtomicU64,
     /// When a probe last found that the store works. The lock makes sure that only one request probes at a time.
@@ -89,6 +91,7 @@ impl Default for Shared {
             has_answered: AtomicBool::default(),
             requests: AtomicU64::default(),
             transient_failures: AtomicU64::default(),
+            lost_changes: AtomicU64::default(),
             fastest: AtomicU64::default(),
             last_probe: tokio::sync::Mutex::default(),
             lost: Mutex::default(),
@@ -139,6 +142,11 @@ impl Bucket {
     /// Returns the number of requests sent so far, and how many of them failed with a transient failure.
     pub fn counts(&self) -> (u64, u64) {
         (self.shared.requests.load(Ordering::Relaxed), self.shared.transient_failures.load(Ordering::Relaxed))
+    }
+
+    /// Returns how many requests that change something have got no answer, or one that leaves open whether they did.
+    pub fn lost_changes(&self) -> u64 {
+        self.shared.lost_changes.load(Ordering::Relaxed)
     }
 
     /// Returns the time of the fastest response so far: about one round trip to the store.
@@ -197,6 +205,9 @@ impl Bucket {
                 return Err(failure);
             }
             self.shared.transient_failures.fetch_add(1, Ordering::Relaxed);
+            if op.changes_bucket() {
+                self.shared.lost_changes.fetch_add(1, Ordering::Relaxed);
+            }
             let policy = Try::Store { known: self.shared.has_answered.load(Ordering::Relaxed) };
             let Some(pause) = policy.again(failure.cause, attempts, failure.retry_after, fastrand::f64()) else {
                 self.give_up_if_lost(&failure).await;
