@@ -646,7 +646,7 @@ fn accidents_during_an_upload_in_parts_do_no_harm() {
 
 /// Asserts that a command fails because of a stall, and completes without it.
 fn assert_resumes(machine: &mut Machine, proxy: &Proxy, line: &[&str], rule: fn(&Passing) -> Fault) {
-    machine.set("HF_CACHE_SYNC_TIMEOUT", "3");
+    machine.set("HF_CACHE_SYNC_TIMEOUT", "5");
     proxy.fail(rule);
     let ran = machine.run(line);
     assert_eq!(ran.code, 6, "{ran:#?}");
