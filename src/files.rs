@@ -40,16 +40,15 @@ pub fn open_with(options: &OpenOptions, path: &Path) -> io::Result<File> {
 /// # Errors
 /// When it cannot be opened, or is not a regular file.
 pub fn open_flagged(options: &OpenOptions, flags: Flags, path: &Path) -> io::Result<File> {
-    let file = match platform::flagged(options, flags | platform::NO_WAIT).open(path) {
-        Ok(file) => file,
+    let opened = match platform::flagged(options, flags | platform::NO_WAIT).open(path) {
         // Without waiting, opening a file that is leased to another process fails. Waiting is fine here: the lease is
         // broken soon.
         Err(error) if error.kind() == io::ErrorKind::WouldBlock && path.is_file() => {
-            platform::flagged(options, flags).open(path)?
+            platform::flagged(options, flags).open(path)
         }
-        Err(error) => return Err(explain(error, path)),
+        opened => opened,
     };
-    check_regular(Ok(file), path)
+    check_regular(opened, path)
 }
 
 /// Passes a file on if it is a regular one. If it is not, or could not be opened for that reason, the error says so.

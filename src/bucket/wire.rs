@@ -258,6 +258,23 @@ impl Wire {
         self.settings.timeout
     }
 
+    fn timeout_of(&self, request: &Request<'_>) -> Duration {
+        request.timeout.unwrap_or(self.settings.timeout)
+    }
+
+    /// Sends a request, and reads the whole body of the XML response. Also returns a description of the response, for error
+    /// messages.
+    pub(super) async fn send_for_xml(&self, request: &Request<'_>) -> Result<(Bytes, String), Failure> {
+        let mut response = self.send(request).await?;
+        let description = describe(&response);
+        let body = std::mem::replace(response.body_mut(), SdkBody::empty());
+        let bytes = read(body, MAX_XML, self.timeout_of(request)).await?;
+        if bytes.len() >= MAX_XML {
+            return Err(Failure::new(Cause::NotS3, format!("its response is larger than any of S3, {description}")));
+        }
+        Ok((bytes, description))
+    }
+
     /// Returns the current route.
     pub(super) fn route(&self) -> Arc<Route> {
         self.route.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
@@ -420,7 +437,7 @@ impl Wire {
         let call = self.net.call(sent);
         let response = match payload {
             Payload::Stream { size, .. } => pulse.guard(self.settings.timeout, *size, call).await,
-            _ => in_time(request.timeout.unwrap_or(self.settings.timeout), call).await,
+            _ => in_time(self.timeout_of(request), call).await,
         };
         if let Some(log) = log {
             log.finish(&response);
@@ -562,8 +579,7 @@ impl Wire {
             sent.headers_mut().try_insert("user-agent", self.settings.user_agent.clone()).map_err(unbuildable)?;
             tracing::debug!("the store redirects this read to {}", origin(&to));
             let log = RequestLog::start(request.op.method(), &to);
-            let timeout = request.timeout.unwrap_or(self.settings.timeout);
-            let answer = in_time(timeout, self.net.call(sent)).await;
+            let answer = in_time(self.timeout_of(request), self.net.call(sent)).await;
             if let Some(log) = log {
                 log.finish(&answer);
             }
@@ -837,17 +853,6 @@ pub(super) fn body_failure(why: ParseError, body: &[u8], description: &str, stat
         Ok(root) if root.name() == "Error" => Failure::refused(status, &Refusal::from_xml(&root)),
         _ => parse_failure(why, body, description),
     }
-}
-
-/// Reads the whole body of an XML response. Also returns a description of the response, for error messages.
-pub(super) async fn read_xml(mut response: HttpResponse, timeout: Duration) -> Result<(Bytes, String), Failure> {
-    let description = describe(&response);
-    let body = std::mem::replace(response.body_mut(), SdkBody::empty());
-    let bytes = read(body, MAX_XML, timeout).await?;
-    if bytes.len() >= MAX_XML {
-        return Err(Failure::new(Cause::NotS3, format!("its response is larger than any of S3, {description}")));
-    }
-    Ok((bytes, description))
 }
 
 /// Reads a body, up to about `limit` bytes of it, in at most this time.

@@ -13,6 +13,7 @@ use std::path::{Component, Path, PathBuf};
 use super::layout;
 use crate::error::{Error, Result};
 use crate::files;
+use crate::model::ids::RepoName;
 use crate::platform::{self, Folder, Opening};
 
 /// What is in place of a folder of the cache.
@@ -74,7 +75,8 @@ fn walk(root: &Path, dir: &Path, create: bool) -> io::Result<Folder> {
     for (depth, part) in inside.iter().enumerate() {
         folder = match folder.folder(part) {
             Err(error) if create && error.kind() == io::ErrorKind::NotFound => {
-                let created = match depth == 0 && layout::is_repo_folder(part) {
+                let is_repo = depth == 0 && part.to_str().and_then(RepoName::from_folder).is_some();
+                let created = match is_repo {
                     true => create_repo_folder(root, &folder, part),
                     false => folder.create_folder(part),
                 };

@@ -114,12 +114,6 @@ impl Layout {
     }
 }
 
-/// Returns whether this is the name of a repo's folder, `models--org--name`.
-pub fn is_repo_folder(name: &std::ffi::OsStr) -> bool {
-    let name = name.to_string_lossy();
-    name.split_once("--").is_some_and(|(kind, id)| !id.is_empty() && kind.bytes().all(|b| b.is_ascii_lowercase()))
-}
-
 /// Joins a folder and a path within a repo. They are joined as text, since `Path::join` on Windows would take a part
 /// such as `C:` for a path of its own.
 pub fn join(folder: PathBuf, path: &RepoPath) -> PathBuf {

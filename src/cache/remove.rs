@@ -24,8 +24,8 @@ pub fn is_inside(root: &Path, path: &Path) -> bool {
     })
 }
 
-/// Deletes one file or link below `root`, and returns the number of bytes freed, which is 0 while the file has other hard links. A
-/// missing file is not an error.
+/// Deletes one file or link below `root`, and returns the number of bytes freed, which is 0 while the file has other hard
+/// links. A missing file is not an error.
 ///
 /// # Errors
 /// If it cannot be deleted, or is a folder.

@@ -12,19 +12,11 @@ use crate::harness::cache::{OTHER, Revision};
 use crate::harness::machine::{Machine, Output, Running};
 use crate::harness::s3::{Action, Gate, S3Request};
 use crate::harness::store::Store;
-use crate::harness::{git_sha1, sha256, weights};
+use crate::harness::{git_sha1, seed, sha256, weights};
 
 /// Returns the number of rounds to run.
 fn rounds(usual: usize) -> usize {
     std::env::var("CONCURRENCY_ROUNDS").map_or(usual, |text| text.parse().unwrap())
-}
-
-/// Returns random numbers, and prints how to get them again.
-#[expect(clippy::print_stdout, reason = "the output of a failed test has the seed")]
-fn random(test: &str) -> fastrand::Rng {
-    let seed = std::env::var("SEED").map_or_else(|_| fastrand::u64(..), |text| text.parse().unwrap());
-    println!("{test}: SEED={seed}");
-    fastrand::Rng::with_seed(seed)
 }
 
 /// What a store does with conditional writes.
@@ -74,7 +66,7 @@ fn machines_with(parts: &[Revision], store: &Store) -> Vec<Machine> {
 
 #[test]
 fn parts_pushed_at_the_same_moment_are_merged() {
-    let mut random = random("parts_pushed_at_the_same_moment_are_merged");
+    let mut random = fastrand::Rng::with_seed(seed());
     for conditions in [Conditions::Honoured, Conditions::Refused, Conditions::Ignored] {
         for round in 0..rounds(4) {
             let machines = if round % 4 == 3 { 3 } else { 2 };
@@ -223,7 +215,7 @@ fn a_repo_that_disappears_during_a_push_is_left_out() {
 
 #[test]
 fn a_repo_that_disappears_during_the_scan_is_no_failure() {
-    let mut random = random("a_repo_that_disappears_during_the_scan_is_no_failure");
+    let mut random = fastrand::Rng::with_seed(seed());
     for _ in 0..rounds(10) {
         let store = Store::new();
         let machine = Machine::new(&store);
@@ -307,7 +299,7 @@ fn assert_complete(store: &Store) {
 #[test]
 fn everything_at_once_on_one_cache_and_bucket() {
     const REPOS: usize = 5;
-    let mut random = random("everything_at_once_on_one_cache_and_bucket");
+    let mut random = fastrand::Rng::with_seed(seed());
     let store = slow_store(Conditions::Ignored, random.fork(), 3);
     let machine = Machine::new(&store);
     for repo in 0..REPOS {

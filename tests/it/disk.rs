@@ -121,21 +121,13 @@ fn a_disk_that_becomes_full() {
             let hub = machine.hub();
             let _mount = Mount::new(&hub, "size=24m");
             let key = revision.blob_key(blob);
-            let gate = store.server.hold({
-                let key = key.clone();
-                move |request| request.is("GET", &key)
-            });
-            let running = machine.start(&["pull", "org/name"]);
-            store.server.wait_for("the blob", |seen| seen.iter().any(|request| request.is("GET", &key)));
             let filler = hub.join("filler");
-            let _ = fs::write(&filler, vec![1; 24 << 20]);
-            gate.open();
-            let output = running.finish();
+            let pull = || machine.start(&["pull", "org/name"]);
+            let (output, _) = store.change_during(pull, &key, || fs::write(&filler, vec![1; 24 << 20]));
             assert_sound(&hub, &revision, blob);
             assert_clean(&output, &["No space left"], blob);
             assert!(output.stderr.contains("free some space"), "{output:#?}");
             fs::remove_file(filler).unwrap();
-            store.server.behave();
             assert_completes(&machine, &revision);
         }
     });
@@ -150,19 +142,11 @@ fn a_disk_that_becomes_read_only() {
             let hub = machine.hub();
             fs::create_dir_all(&hub).unwrap();
             let key = revision.blob_key(blob);
-            let gate = store.server.hold({
-                let key = key.clone();
-                move |request| request.is("GET", &key)
-            });
-            let running = machine.start(&["pull", "org/name"]);
-            store.server.wait_for("the blob", |seen| seen.iter().any(|request| request.is("GET", &key)));
-            let read_only = Mount::read_only(&hub);
-            gate.open();
-            let output = running.finish();
+            let pull = || machine.start(&["pull", "org/name"]);
+            let (output, read_only) = store.change_during(pull, &key, || Mount::read_only(&hub));
             assert_clean(&output, &["ead-only"], blob);
             drop(read_only);
             assert_sound(&hub, &revision, blob);
-            store.server.behave();
             // Nothing could be cleaned up, but whatever can be resumed is.
             machine.ok(&["pull", "org/name"]);
             revision.assert_pulled(&hub);
@@ -180,20 +164,14 @@ fn a_folder_that_may_no_longer_be_written_to() {
         let other = Revision::new("model", "org/name").git("other.json", "{}").at(OTHER).refs(&["other"]);
         other.write(&hub);
         let key = revision.blob_key("medium.bin");
-        let gate = store.server.hold({
-            let key = key.clone();
-            move |request| request.is("GET", &key)
+        let pull = || machine.start_as_owner(&["pull", "org/name"]);
+        let (output, ()) = store.change_during(pull, &key, || {
+            fs::set_permissions(hub.join(folder), fs::Permissions::from_mode(0o555)).unwrap();
         });
-        let running = machine.start_as_owner(&["pull", "org/name"]);
-        store.server.wait_for("the blob", |seen| seen.iter().any(|request| request.is("GET", &key)));
-        fs::set_permissions(hub.join(folder), fs::Permissions::from_mode(0o555)).unwrap();
-        gate.open();
-        let output = running.finish();
         fs::set_permissions(hub.join(folder), fs::Permissions::from_mode(0o755)).unwrap();
         assert_clean(&output, &["ermission denied"], folder);
         assert_eq!(output.code, 3, "{output:#?}");
         assert_sound(&hub, &revision, folder);
-        store.server.behave();
         let output = machine.run_as_owner(&["pull", "org/name"]);
         assert_eq!(output.code, 0, "{output:#?}");
         revision.assert_pulled(&hub);
@@ -260,22 +238,6 @@ fn two_repos() -> (Store, Machine, [Revision; 2]) {
     (store, machine, all)
 }
 
-/// Runs a command until it reads this key, changes something, and lets it go on.
-fn run_with<T>(store: &Store, machine: &Machine, line: &[&str], key: &str, change: impl FnOnce() -> T) -> (Output, T) {
-    let gate = store.server.hold({
-        let key = key.to_string();
-        move |request| request.is("GET", &key)
-    });
-    let earlier = store.server.seen();
-    let running = machine.start_as_owner(line);
-    store.server.wait_for(key, |seen| seen[earlier..].iter().any(|request| request.is("GET", key)));
-    let changed = change();
-    gate.open();
-    let output = running.finish();
-    store.server.behave();
-    (output, changed)
-}
-
 /// A prune or `rm` that is stopped by the file system after it has decided what goes: nothing that should stay goes, what a
 /// client sees is sound, and the next run completes.
 #[test]
@@ -297,7 +259,8 @@ fn deletions_that_the_file_system_refuses() {
                 };
                 // The listing proves it for the plan, and it is read right before the deletion.
                 let key = "refs/org__two/v1.0";
-                let (output, mount) = run_with(&store, &machine, line, key, || match fault {
+                let delete = || machine.start_as_owner(line);
+                let (output, mount) = store.change_during(delete, key, || match fault {
                     "read-only" => Some(Mount::read_only(&hub)),
                     _ => {
                         fs::set_permissions(&closed, fs::Permissions::from_mode(0o500)).unwrap();
@@ -355,7 +318,8 @@ fn a_repair_that_the_file_system_refuses() {
             let bad = weights(8, 50_000);
             fs::write(&blob, &bad).unwrap();
             let filler = hub.join(".locks/filler");
-            let (output, mount) = run_with(&store, &machine, &line, &one.blob_key("one.bin"), || match fault {
+            let repair = || machine.start_as_owner(&line);
+            let (output, mount) = store.change_during(repair, &one.blob_key("one.bin"), || match fault {
                 "read-only" => Some(Mount::read_only(&hub)),
                 "blobs" => {
                     fs::set_permissions(one.dir(&hub).join("blobs"), fs::Permissions::from_mode(0o500)).unwrap();

@@ -9,7 +9,7 @@ use crate::harness::machine::{Machine, Output};
 use crate::harness::proxy::{Fault, Passing, Place, Proxy, Response};
 use crate::harness::sound::{assert_sound_bucket, assert_sound_cache};
 use crate::harness::store::{BUCKET, Store};
-use crate::harness::{contents, sha256, weights};
+use crate::harness::{contents, seed, sha256, weights};
 
 /// How old an object has to be to be deleted, and older.
 const OLD: i64 = -48 * 3600;
@@ -273,30 +273,34 @@ const ACCIDENTS: [(&str, MakeFault); 11] = [
     ("429", |_| Fault::Refuse(429, "", "")),
 ];
 
-/// One accident in each run, at a random request. `SEED` repeats a run, and `FAULT_ROUNDS` is the number of accidents of each
-/// kind for each command (2 by default).
-#[test]
-#[expect(clippy::print_stdout, reason = "the output of a failed test has the seed")]
-fn an_accident_on_the_network_does_no_harm() {
-    let seed = std::env::var("SEED").map_or_else(|_| fastrand::u64(..), |seed| seed.parse().unwrap());
-    let rounds = std::env::var("FAULT_ROUNDS").map_or(2, |rounds| rounds.parse().unwrap());
-    println!("seed: {seed}");
+/// Runs something for every command at once, with the random choices and the number of requests of each.
+fn with_every_command(test: impl Fn(u64, &'static Command, fastrand::Rng, usize) + Sync) {
+    let (seed, test) = (seed(), &test);
     std::thread::scope(|scope| {
         for (number, command) in COMMANDS.iter().enumerate() {
             scope.spawn(move || {
-                let mut random = fastrand::Rng::with_seed(seed.wrapping_add(number as u64));
-                let count = requests(command).len();
-                for (name, fault) in ACCIDENTS {
-                    for _ in 0..rounds {
-                        let (at, fault) = (random.usize(..count), fault(&mut random));
-                        let what = format!("seed {seed}, {name} at request {at}");
-                        assert_survives(command, &what, move |request| match request.number == at {
-                            true => fault.clone(),
-                            false => Fault::None,
-                        });
-                    }
-                }
+                let random = fastrand::Rng::with_seed(seed.wrapping_add(number as u64));
+                test(seed, command, random, requests(command).len());
             });
+        }
+    });
+}
+
+/// One accident in each run, at a random request. `SEED` repeats a run, and `FAULT_ROUNDS` is the number of accidents of each
+/// kind for each command (2 by default).
+#[test]
+fn an_accident_on_the_network_does_no_harm() {
+    let rounds = std::env::var("FAULT_ROUNDS").map_or(2, |rounds| rounds.parse().unwrap());
+    with_every_command(|seed, command, mut random, count| {
+        for (name, fault) in ACCIDENTS {
+            for _ in 0..rounds {
+                let (at, fault) = (random.usize(..count), fault(&mut random));
+                let what = format!("seed {seed}, {name} at request {at}");
+                assert_survives(command, &what, move |request| match request.number == at {
+                    true => fault.clone(),
+                    false => Fault::None,
+                });
+            }
         }
     });
 }
@@ -311,34 +315,24 @@ const STALLS: [(&str, Fault); 4] = [
 
 /// A single stall is noticed, and the request is sent again.
 #[test]
-#[expect(clippy::print_stdout, reason = "the output of a failed test has the seed")]
 fn a_connection_that_stalls_is_given_up_and_replaced() {
-    let seed = std::env::var("SEED").map_or_else(|_| fastrand::u64(..), |seed| seed.parse().unwrap());
-    println!("seed: {seed}");
-    std::thread::scope(|scope| {
-        for (number, command) in COMMANDS.iter().enumerate() {
-            scope.spawn(move || {
-                let mut random = fastrand::Rng::with_seed(seed.wrapping_add(number as u64));
-                let count = requests(command).len();
-                std::thread::scope(|scope| {
-                    for (name, fault) in STALLS {
-                        let at = random.usize(..count);
-                        scope.spawn(move || {
-                            let what = format!("seed {seed}, {name} at request {at}");
-                            let ran = assert_survives_within(Some(5), command, &what, move |request| {
-                                match request.number == at {
-                                    true => fault.clone(),
-                                    false => Fault::None,
-                                }
-                            });
-                            // A busy machine may stall once more.
-                            let is_expected = ran.code == 0 || ran.stderr.contains("stalled");
-                            assert!(is_expected, "{what}, {:?}: {ran:#?}", command.line);
+    with_every_command(|seed, command, mut random, count| {
+        std::thread::scope(|scope| {
+            for (name, fault) in STALLS {
+                let at = random.usize(..count);
+                scope.spawn(move || {
+                    let what = format!("seed {seed}, {name} at request {at}");
+                    let ran =
+                        assert_survives_within(Some(5), command, &what, move |request| match request.number == at {
+                            true => fault.clone(),
+                            false => Fault::None,
                         });
-                    }
+                    // A busy machine may stall once more.
+                    let is_expected = ran.code == 0 || ran.stderr.contains("stalled");
+                    assert!(is_expected, "{what}, {:?}: {ran:#?}", command.line);
                 });
-            });
-        }
+            }
+        });
     });
 }
 

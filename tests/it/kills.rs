@@ -20,7 +20,7 @@ use crate::harness::machine::{Machine, Output, Running};
 use crate::harness::proxy::{Fault, Passing, Proxy};
 use crate::harness::sound::{assert_sound_bucket, assert_sound_cache};
 use crate::harness::store::{BUCKET, Store};
-use crate::harness::{listing, sha256, wait_until, weights};
+use crate::harness::{listing, seed, sha256, wait_until, weights};
 
 /// Rounds of each scenario.
 const ROUNDS: usize = 8;
@@ -385,13 +385,6 @@ impl Parts {
 
 fn rounds(default: usize) -> usize {
     std::env::var("KILL_ROUNDS").map_or(default, |rounds| rounds.parse().unwrap())
-}
-
-#[expect(clippy::print_stdout, reason = "the output of a failed test has the seed")]
-fn seed() -> u64 {
-    let seed = std::env::var("SEED").map_or_else(|_| fastrand::u64(..), |seed| seed.parse().unwrap());
-    println!("seed: {seed}");
-    seed
 }
 
 /// Notices of killed deletions expire after five minutes by the store's clock, those of pushes after an hour.

@@ -11,7 +11,7 @@ use crate::harness::s3::{Action, Gate};
 use crate::harness::scripted::{Reply, Scripted};
 use crate::harness::sound::assert_sound_bucket;
 use crate::harness::store::Store;
-use crate::harness::wait_until;
+use crate::harness::{seed, wait_until};
 
 /// Publishes two repos that share a file, and a blob that nothing needs.
 fn shared_bucket(store: &Store) {
@@ -920,7 +920,6 @@ fn kill_after(requests: usize, mut running: Running, store: &Store) {
 /// whole and still has everything that `rm` does not name, and pushing again completes it. `SEED` repeats the choices of a
 /// failed run.
 #[test]
-#[expect(clippy::print_stdout, reason = "the output of a failed test has the seed")]
 fn deletions_and_pushes_killed_at_random_lose_nothing() {
     let store = Store::new();
     let machines: Vec<(Machine, Vec<Revision>)> = (0..4)
@@ -947,9 +946,7 @@ fn deletions_and_pushes_killed_at_random_lose_nothing() {
     };
     let (kept, gone) = (only_in_bucket("org/kept"), only_in_bucket("org/gone"));
     let cleaner = Machine::new(&store);
-    let seed = std::env::var("SEED").map_or_else(|_| fastrand::u64(..), |seed| seed.parse().unwrap());
-    println!("seed: {seed}");
-    let mut random = fastrand::Rng::with_seed(seed);
+    let mut random = fastrand::Rng::with_seed(seed());
     // Some requests take longer, so that those of different processes come in any order.
     let delay = || if fastrand::u8(..4) == 0 { fastrand::u64(..150) } else { 0 };
     store.server.on_request(move |_| Action::Delay(Duration::from_millis(delay())));

@@ -115,16 +115,8 @@ fn a_folder_swapped_for_a_link_during_a_download_is_not_written_through() {
         let (store, machine, [_, two]) = setup();
         let (hub, outside) = (machine.hub(), outside_of(&store, &machine));
         let key = two.blob_key(blob);
-        let gate = store.server.hold({
-            let key = key.clone();
-            move |request| request.is("GET", &key)
-        });
-        store.server.take_seen();
-        let running = machine.start(&["pull", "org/name", "-r", "v2"]);
-        store.server.wait_for("the blob", |seen| seen.iter().any(|request| request.is("GET", &key)));
-        let swap_back = swap(&hub, &outside.path, &folder);
-        gate.open();
-        let output = running.finish();
+        let pull = || machine.start(&["pull", "org/name", "-r", "v2"]);
+        let (output, swap_back) = store.change_during(pull, &key, || swap(&hub, &outside.path, &folder));
         outside.assert_untouched(&format!("{folder} during {blob}: {output:#?}"));
         swap_back();
         let case = format!("{folder} during {blob}: {output:#?}");
@@ -134,7 +126,6 @@ fn a_folder_swapped_for_a_link_during_a_download_is_not_written_through() {
         } else {
             assert!(output.stderr.contains("a symbolic link"), "{case}");
         }
-        store.server.behave();
         machine.ok(&["pull", "org/name", "-r", "v2"]);
         two.assert_pulled(&hub);
         one.assert_pulled(&hub);

@@ -12,7 +12,7 @@ use md5::Digest;
 use super::Bucket;
 use crate::bucket::answer::{self, Deletions, Element, Refusal};
 use crate::bucket::error::{Cause, Failure};
-use crate::bucket::wire::{Op, Payload, Request, base64, body_failure, parse_failure, read_xml};
+use crate::bucket::wire::{Op, Payload, Request, base64, body_failure, parse_failure};
 
 /// Objects that S3 deletes in one request.
 const DELETE_BATCH: usize = 1000;
@@ -94,7 +94,7 @@ impl Bucket {
         let request = Request::new(Op::DeleteMany, "").query("delete", "");
         let request = request.header("content-type", "application/xml").header("content-md5", md5);
         let request = request.payload(Payload::Bytes(body));
-        let (body, who) = read_xml(self.wire.send(&request).await?, self.wire.timeout()).await?;
+        let (body, who) = self.wire.send_for_xml(&request).await?;
         answer::deletions(&body).map_err(|why| body_failure(why, &body, &who, 400))
     }
 
@@ -124,7 +124,7 @@ impl Bucket {
                 }
             }
             let page = self.retried(Op::ListUploads, || async {
-                let (body, who) = read_xml(self.wire.send(&request).await?, self.wire.timeout()).await?;
+                let (body, who) = self.wire.send_for_xml(&request).await?;
                 answer::uploads(&body).map_err(|why| match Element::parse(&body) {
                     // Stores that ignore the query parameter list objects instead.
                     Ok(root) if root.name() == "ListBucketResult" => Failure::new(Cause::Unsupported, ""),
@@ -166,7 +166,7 @@ impl Bucket {
                 request = request.query("part-number-marker", marker.clone());
             }
             let page = self.retried(Op::ListParts, || async {
-                let (body, who) = read_xml(self.wire.send(&request).await?, self.wire.timeout()).await?;
+                let (body, who) = self.wire.send_for_xml(&request).await?;
                 answer::part_times(&body).map_err(|why| parse_failure(why, &body, &who))
             });
             let (times, next) = match page.await {
@@ -200,7 +200,7 @@ impl Bucket {
     /// Returns whether the bucket keeps earlier versions of its objects; `None` if the store does not say.
     pub async fn is_versioned(&self) -> Option<bool> {
         let request = Request::new(Op::Versioning, "").query("versioning", "");
-        let (body, _) = read_xml(self.wire.send(&request).await.ok()?, self.wire.timeout()).await.ok()?;
+        let (body, _) = self.wire.send_for_xml(&request).await.ok()?;
         answer::is_versioned(&body).ok()
     }
 }

@@ -8,7 +8,7 @@ use super::{Bucket, Object, unquoted};
 use crate::bucket::answer::{self, Page};
 use crate::bucket::error::{Cause, Failure};
 use crate::bucket::keys;
-use crate::bucket::wire::{Op, Request, body_failure, read_xml};
+use crate::bucket::wire::{Op, Request, body_failure};
 use crate::error::printable;
 
 /// Maximum number of consecutive pages without new keys. Stores send empty pages where many objects were deleted.
@@ -87,7 +87,7 @@ impl Bucket {
             request = request.query("continuation-token", token);
         }
         self.retried(Op::List, || async {
-            let (body, description) = read_xml(self.wire.send(&request).await?, self.wire.timeout()).await?;
+            let (body, description) = self.wire.send_for_xml(&request).await?;
             answer::page(&body).map_err(|why| body_failure(why, &body, &description, 400))
         })
         .await

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::{Bucket, MakeBody};
 use crate::bucket::answer::{self, Element};
 use crate::bucket::error::{Cause, Failure};
-use crate::bucket::wire::{CRC32, Op, Payload, Request, body_failure, read_xml};
+use crate::bucket::wire::{CRC32, Op, Payload, Request, body_failure};
 use crate::error::Result;
 
 /// The status that an error in the body stands for: the store sent a status before it began to work.
@@ -34,7 +34,7 @@ impl Bucket {
         let full = self.key(key);
         let request = Request::new(Op::StartParts, &full).query("uploads", "");
         self.retried(Op::StartParts, || async {
-            let (body, description) = read_xml(self.wire.send(&request).await?, self.wire.timeout()).await?;
+            let (body, description) = self.wire.send_for_xml(&request).await?;
             let root = parse_success(&body, "InitiateMultipartUploadResult", &description)?;
             let id = root.text("UploadId").map(String::from);
             id.ok_or_else(|| Failure::new(Cause::Other, "the store returned no upload id"))
@@ -80,7 +80,7 @@ impl Bucket {
             }
             let listed = self
                 .retried(Op::ListParts, || async {
-                    let (body, description) = read_xml(self.wire.send(&request).await?, self.wire.timeout()).await?;
+                    let (body, description) = self.wire.send_for_xml(&request).await?;
                     answer::parts(&body).map_err(|why| body_failure(why, &body, &description, STARTED))
                 })
                 .await;
@@ -110,11 +110,10 @@ impl Bucket {
         let mut request = Request::new(Op::FinishParts, &full).query("uploadId", upload);
         request = request.header("content-type", "application/xml").payload(Payload::Bytes(completion(parts)));
         // A store may need longer than for other requests to assemble the parts.
-        let timeout = self.wire.timeout() * 5;
-        request.timeout = Some(timeout);
+        request.timeout = Some(self.wire.timeout() * 5);
         let finished = self
             .retried(Op::FinishParts, || async {
-                let (body, description) = read_xml(self.wire.send(&request).await?, timeout).await?;
+                let (body, description) = self.wire.send_for_xml(&request).await?;
                 parse_success(&body, "CompleteMultipartUploadResult", &description).map(|_| ())
             })
             .await;

@@ -24,6 +24,14 @@ use std::time::{Duration, Instant};
 
 use sha2::Digest;
 
+/// Returns the seed of a test's random choices, and prints it: `SEED` repeats them.
+#[expect(clippy::print_stdout, reason = "the output of a failed test has the seed")]
+pub fn seed() -> u64 {
+    let seed = std::env::var("SEED").map_or_else(|_| fastrand::u64(..), |seed| seed.parse().unwrap());
+    println!("{}: SEED={seed}", std::thread::current().name().unwrap_or_default());
+    seed
+}
+
 /// Waits for a condition on the disk or in a bucket, and fails if it is never met.
 #[track_caller]
 pub fn wait_until(what: &str, mut is_met: impl FnMut() -> bool) {

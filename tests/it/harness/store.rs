@@ -10,6 +10,7 @@ use hf_cache_sync::internals::config::{Config, Environment, Overrides};
 use hf_cache_sync::internals::engine::Session;
 use hf_cache_sync::internals::progress::Silent;
 
+use super::machine::{Output, Running};
 use super::s3::{ACCESS_KEY, SECRET_KEY, Server};
 
 /// The default bucket name.
@@ -53,6 +54,28 @@ impl Store {
         let env = Environment { var: &variable, home: None, current: current.into() };
         let config = Config::load(&Overrides::default(), &env).unwrap();
         Session { config, progress: Arc::new(Silent), now: SystemTime::now() }
+    }
+
+    /// Starts a command, waits until it reads this key, changes something, and lets it go on. From then on, the server
+    /// behaves.
+    pub fn change_during<T>(
+        &self,
+        start: impl FnOnce() -> Running,
+        key: &str,
+        change: impl FnOnce() -> T,
+    ) -> (Output, T) {
+        let gate = self.server.hold({
+            let key = key.to_string();
+            move |request| request.is("GET", &key)
+        });
+        let earlier = self.server.seen();
+        let running = start();
+        self.server.wait_for(key, |seen| seen[earlier..].iter().any(|request| request.is("GET", key)));
+        let changed = change();
+        gate.open();
+        let output = running.finish();
+        self.server.behave();
+        (output, changed)
     }
 
     /// Returns the file that stores a key.
