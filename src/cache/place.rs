@@ -107,9 +107,14 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        if inside::delete_tree(&self.root, &self.path).is_err() {
-            let _ = inside::remove_file(&self.root, &self.path);
-        }
+        remove_staged(&self.root, &self.path);
+    }
+}
+
+/// Removes a staging folder, or what was moved to its place where there was no room for one. Best effort.
+fn remove_staged(root: &Path, path: &Path) {
+    if inside::delete_tree(root, path).is_err() {
+        let _ = inside::remove_file(root, path);
     }
 }
 
@@ -157,8 +162,8 @@ pub fn remove_leftovers(layout: &Layout, now: std::time::SystemTime) {
     for mark in entries("unverified").filter(|entry| is_older(entry, OLD_MARK)) {
         let _ = inside::remove_file(layout.root(), &mark.path());
     }
-    for folder in entries("staging").filter(is_old) {
-        let _ = inside::delete_tree(layout.root(), &folder.path());
+    for staged in entries("staging").filter(is_old) {
+        remove_staged(layout.root(), &staged.path());
     }
     let is_small = |entry: &fs::DirEntry| entry.file_name().to_str().is_some_and(|name| name.ends_with(".small"));
     for file in entries("partial").filter(is_small).filter(is_old) {

@@ -242,6 +242,9 @@ fn old_leftovers_are_cleaned_up() {
             }
         }
     }
+    // A ref that a killed prune had moved aside on a full disk, where there was no room for a folder.
+    let moved = fs::File::create(state.join("staging/moved")).unwrap();
+    moved.set_modified(long_ago).unwrap();
     fs::create_dir_all(state.join("unverified")).unwrap();
     for (name, days) in [("old", 31), ("young", 29)] {
         let mark = fs::File::create(state.join("unverified").join(name)).unwrap();
