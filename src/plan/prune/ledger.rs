@@ -4,8 +4,10 @@
 //! cache-wide store that several repos link to each count once, and are freed only with their last name. Names outside
 //! the cache count, too.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::cache::prune_facts::Facts;
 use crate::cache::scan::{Place, Repo, SnapshotFile};
@@ -13,13 +15,37 @@ use crate::model::ids::{BlobId, Commit};
 use crate::platform::Inode;
 
 /// Files by device and inode number.
-type Files = HashMap<(u64, u64), usize>;
+type Inodes = HashMap<(u64, u64), usize>;
+
+/// The ledger of one cache. Repos are identified by their index in the inventory. A copy, on which deletions are tried out,
+/// has its own counts.
+#[derive(Debug, Clone)]
+pub struct Ledger {
+    index: Arc<Index>,
+    /// Number of remaining names of each file.
+    names: Vec<u64>,
+    /// Number of revisions that need each blob.
+    uses: Vec<u32>,
+}
+
+/// What deletions do not change. Files and blobs are identified by their index.
+#[derive(Debug, Default)]
+struct Index {
+    files: Vec<Bytes>,
+    /// The blobs of one repo after the other, sorted by name.
+    blobs: Vec<NamedBlob>,
+    repos: Vec<RepoIndex>,
+    /// Files by path.
+    payloads: HashMap<PathBuf, usize>,
+    /// Bytes of everything else.
+    others: u64,
+}
 
 /// The bytes of one file on disk.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Bytes {
     size: u64,
-    /// Number of remaining names.
+    /// Number of names before any deletion.
     names: u64,
     /// Number of names found by the scan.
     found: u64,
@@ -27,23 +53,29 @@ struct Bytes {
     pinned: bool,
 }
 
-/// The blobs and files that a revision needs.
-#[derive(Debug, Clone, Default)]
-struct Needs {
-    blobs: BTreeSet<BlobId>,
-    /// Real files of the snapshot.
-    files: Vec<usize>,
+/// A blob of a repo.
+#[derive(Debug)]
+struct NamedBlob {
+    id: BlobId,
+    /// Its file; `None` if that is not in this cache.
+    file: Option<usize>,
 }
 
-/// The ledger of one cache. Repos are identified by their index in the inventory.
-#[derive(Debug, Clone)]
-pub struct Ledger {
-    bytes: Vec<Bytes>,
-    blobs: HashMap<(usize, BlobId), usize>,
-    uses: HashMap<(usize, BlobId), u32>,
-    needs: HashMap<(usize, Commit), Needs>,
-    payloads: HashMap<PathBuf, usize>,
-    others: u64,
+/// What a repo has.
+#[derive(Debug, Default)]
+struct RepoIndex {
+    blobs: Range<usize>,
+    revisions: BTreeMap<Commit, Needs>,
+}
+
+/// The blobs and files that a revision needs.
+#[derive(Debug, Default)]
+struct Needs {
+    blobs: Vec<usize>,
+    /// Real files of the snapshot.
+    files: Vec<usize>,
+    /// Whether the bytes of all these blobs are in this cache.
+    has_all: bool,
 }
 
 /// The effect of evicting a revision.
@@ -55,59 +87,23 @@ pub struct EvictionEffect {
     pub bytes: u64,
 }
 
-impl Ledger {
-    /// Creates the ledger from the scan. Repos that are links do not belong to this cache.
-    pub fn new(facts: &Facts) -> Self {
-        let mut ledger = Ledger {
-            bytes: Vec::new(),
-            blobs: HashMap::new(),
-            uses: HashMap::new(),
-            needs: HashMap::new(),
-            payloads: HashMap::new(),
+impl Index {
+    fn new(facts: &Facts) -> Self {
+        let mut index = Index {
             others: facts.leftovers.iter().map(|leftover| leftover.bytes).sum::<u64>()
                 + facts.root_temporaries.iter().map(|file| file.on_disk).sum::<u64>(),
+            ..Index::default()
         };
-        let mut files = Files::new();
-        ledger.add_payloads(facts, &mut files);
-        for (index, repo) in facts.inventory.repos.iter().enumerate().filter(|(_, repo)| !repo.is_link) {
-            ledger.others += repo.in_flight.iter().chain(&repo.temporaries).map(|file| file.on_disk).sum::<u64>();
-            for (id, blob) in &repo.blobs {
-                let file = match &blob.place {
-                    Place::Elsewhere => continue,
-                    Place::Blobs => ledger.register_name(&mut files, blob.size, blob.inode.as_ref()),
-                    Place::Shared(payload) => match ledger.payloads.get(payload) {
-                        Some(file) => *file,
-                        None => {
-                            let file = ledger.register_name(&mut files, blob.size, blob.inode.as_ref());
-                            ledger.bytes[file].pinned = true;
-                            file
-                        }
-                    },
-                };
-                ledger.blobs.insert((index, *id), file);
-            }
-            let sources = Sources::of(repo);
-            for (commit, revision) in &repo.revisions {
-                let mut needs = Needs::default();
-                for file in revision.files.values() {
-                    match file {
-                        SnapshotFile::Link(id) => drop(needs.blobs.insert(*id)),
-                        SnapshotFile::Real { size, inode, .. } => {
-                            needs.files.push(ledger.register_name(&mut files, *size, inode.as_ref()));
-                            needs.blobs.extend(sources.find(*size, inode.as_ref()));
-                        }
-                    }
-                }
-                for id in &needs.blobs {
-                    *ledger.uses.entry((index, *id)).or_default() += 1;
-                }
-                ledger.needs.insert((index, commit.clone()), needs);
-            }
+        let mut inodes = Inodes::new();
+        index.add_payloads(facts, &mut inodes);
+        for repo in &facts.inventory.repos {
+            let found = if repo.is_link { RepoIndex::default() } else { index.add_repo(repo, &mut inodes) };
+            index.repos.push(found);
         }
-        ledger
+        index
     }
 
-    fn add_payloads(&mut self, facts: &Facts, files: &mut Files) {
+    fn add_payloads(&mut self, facts: &Facts, inodes: &mut Inodes) {
         let mut links: HashMap<&Path, BTreeSet<PathBuf>> = HashMap::new();
         for repo in &facts.inventory.repos {
             for (id, blob) in &repo.blobs {
@@ -120,86 +116,150 @@ impl Ledger {
             let mut names = links.remove(payload.path.as_path()).unwrap_or_default();
             names.extend(payload.references.iter().flatten().cloned());
             let pinned = payload.references.is_none() || payload.inode.is_some_and(|inode| inode.links > 1);
-            let file = self.register_name(files, payload.size, payload.inode.as_ref());
+            let file = self.register_name(inodes, payload.size, payload.inode.as_ref());
             // A payload without links has only its own name.
             let names = names.len().max(1) as u64;
-            self.bytes[file] = Bytes { size: payload.size, names, found: names, pinned };
+            self.files[file] = Bytes { size: payload.size, names, found: names, pinned };
             self.payloads.insert(payload.path.clone(), file);
         }
     }
 
+    fn add_repo(&mut self, repo: &Repo, inodes: &mut Inodes) -> RepoIndex {
+        self.others += repo.in_flight.iter().chain(&repo.temporaries).map(|file| file.on_disk).sum::<u64>();
+        let first = self.blobs.len();
+        for (id, blob) in &repo.blobs {
+            let file = match &blob.place {
+                Place::Elsewhere => None,
+                Place::Blobs => Some(self.register_name(inodes, blob.size, blob.inode.as_ref())),
+                Place::Shared(payload) => Some(match self.payloads.get(payload) {
+                    Some(file) => *file,
+                    None => {
+                        let file = self.register_name(inodes, blob.size, blob.inode.as_ref());
+                        self.files[file].pinned = true;
+                        file
+                    }
+                }),
+            };
+            self.blobs.push(NamedBlob { id: *id, file });
+        }
+        let mut found = RepoIndex { blobs: first..self.blobs.len(), revisions: BTreeMap::new() };
+        let sources = Sources::of(repo);
+        for (commit, revision) in &repo.revisions {
+            let mut blobs = BTreeSet::new();
+            let mut needs = Needs::default();
+            for file in revision.files.values() {
+                match file {
+                    SnapshotFile::Link(id) => drop(blobs.insert(*id)),
+                    SnapshotFile::Real { size, inode, .. } => {
+                        needs.files.push(self.register_name(inodes, *size, inode.as_ref()));
+                        blobs.extend(sources.find(*size, inode.as_ref()));
+                    }
+                }
+            }
+            let known: Vec<usize> = blobs.iter().filter_map(|id| self.find_in(&found, id)).collect();
+            needs.has_all = known.len() == blobs.len() && known.iter().all(|blob| self.blobs[*blob].file.is_some());
+            needs.blobs = known;
+            found.revisions.insert(commit.clone(), needs);
+        }
+        found
+    }
+
     /// Registers a name, and returns the index of its file.
-    fn register_name(&mut self, files: &mut Files, size: u64, inode: Option<&Inode>) -> usize {
-        let new = self.bytes.len();
-        let file = inode.map_or(new, |inode| *files.entry(inode.id).or_insert(new));
+    fn register_name(&mut self, inodes: &mut Inodes, size: u64, inode: Option<&Inode>) -> usize {
+        let new = self.files.len();
+        let file = inode.map_or(new, |inode| *inodes.entry(inode.id).or_insert(new));
         if file == new {
-            self.bytes.push(Bytes { size, names: inode.map_or(1, |inode| inode.links), found: 0, pinned: false });
+            self.files.push(Bytes { size, names: inode.map_or(1, |inode| inode.links), found: 0, pinned: false });
         }
         // A link that was created during the scan may not be included in the link count.
-        let bytes = &mut self.bytes[file];
+        let bytes = &mut self.files[file];
         bytes.found += 1;
         bytes.names = bytes.names.max(bytes.found);
         file
     }
 
-    /// Returns the bytes on disk, with each file counted once.
+    fn find_in(&self, repo: &RepoIndex, id: &BlobId) -> Option<usize> {
+        let index = self.blobs[repo.blobs.clone()].binary_search_by_key(id, |blob| blob.id).ok()?;
+        Some(repo.blobs.start + index)
+    }
+
+    fn find(&self, repo: usize, id: &BlobId) -> Option<usize> {
+        self.find_in(&self.repos[repo], id)
+    }
+
+    fn needs(&self, repo: usize, commit: &Commit) -> Option<&Needs> {
+        self.repos[repo].revisions.get(commit)
+    }
+}
+
+impl Ledger {
+    /// Creates the ledger from the scan. Repos that are links do not belong to this cache.
+    pub fn new(facts: &Facts) -> Self {
+        let index = Index::new(facts);
+        let names = index.files.iter().map(|bytes| bytes.names).collect();
+        let mut uses = vec![0; index.blobs.len()];
+        for needs in index.repos.iter().flat_map(|repo| repo.revisions.values()) {
+            needs.blobs.iter().for_each(|blob| uses[*blob] += 1);
+        }
+        Ledger { index: Arc::new(index), names, uses }
+    }
+
+    /// Returns the bytes on disk before any deletion, with each file counted once.
     pub fn size(&self) -> u64 {
-        self.others + self.bytes.iter().map(|bytes| bytes.size).sum::<u64>()
+        self.index.others + self.index.files.iter().map(|bytes| bytes.size).sum::<u64>()
     }
 
     /// Returns the bytes that no plan can free: they have a name outside the cache, or may have unknown users.
     pub fn pinned(&self) -> u64 {
         let is_pinned = |bytes: &&Bytes| bytes.pinned || bytes.names > bytes.found;
-        self.bytes.iter().filter(is_pinned).map(|bytes| bytes.size).sum()
+        self.index.files.iter().filter(is_pinned).map(|bytes| bytes.size).sum()
     }
 
     /// Returns whether any revision needs the blob.
     pub fn is_used(&self, repo: usize, blob: &BlobId) -> bool {
-        self.uses.get(&(repo, *blob)).is_some_and(|uses| *uses > 0)
+        self.index.find(repo, blob).is_some_and(|blob| self.uses[blob] > 0)
     }
 
     /// Returns whether all blobs of the revision are in this cache.
     pub fn has_all(&self, repo: usize, commit: &Commit) -> bool {
-        self.needs(repo, commit).blobs.iter().all(|id| self.blobs.contains_key(&(repo, *id)))
+        self.index.needs(repo, commit).is_none_or(|needs| needs.has_all)
     }
 
     /// Removes the name of a blob, and returns the number of bytes freed.
     pub fn drop_blob(&mut self, repo: usize, blob: &BlobId) -> u64 {
-        self.blobs.get(&(repo, *blob)).copied().map_or(0, |file| self.drop_name(file))
+        let file = self.index.find(repo, blob).and_then(|blob| self.index.blobs[blob].file);
+        file.map_or(0, |file| self.drop_name(file))
     }
 
     /// Removes a payload without links, and returns the number of bytes freed.
     pub fn drop_payload(&mut self, payload: &Path) -> u64 {
-        self.payloads.get(payload).copied().map_or(0, |file| self.drop_name(file))
+        self.index.payloads.get(payload).copied().map_or(0, |file| self.drop_name(file))
     }
 
     fn drop_name(&mut self, file: usize) -> u64 {
-        let bytes = &mut self.bytes[file];
-        bytes.names = bytes.names.saturating_sub(1);
-        if bytes.names == 0 && !bytes.pinned { bytes.size } else { 0 }
+        let (names, bytes) = (&mut self.names[file], &self.index.files[file]);
+        *names = names.saturating_sub(1);
+        if *names == 0 && !bytes.pinned { bytes.size } else { 0 }
     }
 
     fn add_name(&mut self, file: usize) -> u64 {
-        let bytes = &mut self.bytes[file];
-        bytes.names += 1;
-        if bytes.names == 1 && !bytes.pinned { bytes.size } else { 0 }
-    }
-
-    fn needs(&self, repo: usize, commit: &Commit) -> Needs {
-        self.needs.get(&(repo, commit.clone())).cloned().unwrap_or_default()
+        let (names, bytes) = (&mut self.names[file], &self.index.files[file]);
+        *names += 1;
+        if *names == 1 && !bytes.pinned { bytes.size } else { 0 }
     }
 
     /// Removes a revision, and the blobs that only it needs.
     pub fn evict(&mut self, repo: usize, commit: &Commit) -> EvictionEffect {
-        let needs = self.needs(repo, commit);
+        let index = self.index.clone();
         let mut effect = EvictionEffect::default();
+        let Some(needs) = index.needs(repo, commit) else { return effect };
         effect.bytes += needs.files.iter().map(|file| self.drop_name(*file)).sum::<u64>();
-        for id in needs.blobs {
-            let uses = self.uses.entry((repo, id)).or_default();
-            *uses = uses.saturating_sub(1);
-            if *uses == 0 {
-                effect.bytes += self.drop_blob(repo, &id);
-                effect.blobs.push(id);
+        for blob in &needs.blobs {
+            self.uses[*blob] = self.uses[*blob].saturating_sub(1);
+            if self.uses[*blob] == 0 {
+                let NamedBlob { id, file } = &index.blobs[*blob];
+                effect.bytes += file.map_or(0, |file| self.drop_name(file));
+                effect.blobs.push(*id);
             }
         }
         effect
@@ -207,13 +267,13 @@ impl Ledger {
 
     /// Undoes [`Ledger::evict`], and returns the number of bytes that are not freed after all.
     pub fn restore(&mut self, repo: usize, commit: &Commit) -> u64 {
-        let needs = self.needs(repo, commit);
+        let index = self.index.clone();
+        let Some(needs) = index.needs(repo, commit) else { return 0 };
         let mut kept: u64 = needs.files.iter().map(|file| self.add_name(*file)).sum();
-        for id in needs.blobs {
-            let uses = self.uses.entry((repo, id)).or_default();
-            *uses += 1;
-            if *uses == 1
-                && let Some(file) = self.blobs.get(&(repo, id)).copied()
+        for blob in &needs.blobs {
+            self.uses[*blob] += 1;
+            if self.uses[*blob] == 1
+                && let Some(file) = index.blobs[*blob].file
             {
                 kept += self.add_name(file);
             }

@@ -866,15 +866,17 @@ impl<'a> Planner<'a> {
 
     /// Deletes folders that are empty after all other actions, of repos that are wanted.
     fn plan_empty_folders(&mut self, is_wanted: impl Fn(&RepoName) -> bool) {
-        let evicted = |repo: &Repo| {
-            let mut actions = self.plan.actions.iter();
-            actions.any(|action| matches!(&action.target, Target::Revision(gone) if gone.repo == repo.name))
-        };
+        let evictions = self.plan.actions.iter().filter_map(|action| match &action.target {
+            Target::Revision(gone) => Some(&gone.repo),
+            _ => None,
+        });
+        let evicted: HashSet<&RepoName> = evictions.collect();
         let mut left: BTreeMap<&RepoName, usize> = BTreeMap::new();
         for (index, repo) in self.facts.inventory.repos.iter().enumerate() {
             let about = self.facts.for_repo(&repo.name);
             let untouched = about.last_change.is_none() || self.is_old(about.last_change, self.options.orphan_grace);
-            let busy = self.activity[index].is_some() || (self.has_recent_client(repo) && !evicted(repo));
+            let busy =
+                self.activity[index].is_some() || (self.has_recent_client(repo) && !evicted.contains(&repo.name));
             if is_wanted(&repo.name) && self.blocked[index].is_none() && repo.problems.is_empty() && untouched && !busy
             {
                 let things = repo.revisions.len() + repo.blobs.len() + repo.in_flight.len() + repo.temporaries.len();
@@ -900,9 +902,13 @@ impl<'a> Planner<'a> {
 
     /// Deletes dangling refs in repos that stay. All others are deleted with their folder.
     fn plan_dangling_refs(&mut self) {
+        let folders = self.plan.actions.iter().filter_map(|action| match &action.target {
+            Target::Folder { repo } => Some(repo.clone()),
+            _ => None,
+        });
+        let going: HashSet<RepoName> = folders.collect();
         for (index, repo) in self.facts.inventory.repos.iter().enumerate() {
-            let is_going =
-                self.plan.actions.iter().any(|action| action.target == Target::Folder { repo: repo.name.clone() });
+            let is_going = going.contains(&repo.name);
             let about = self.facts.for_repo(&repo.name);
             let busy = self.activity[index].is_some() || self.has_recent_client(repo);
             if self.blocked[index].is_some() || repo.revisions.is_empty() || is_going || busy {
