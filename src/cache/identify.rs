@@ -13,7 +13,7 @@ use super::layout::Layout;
 use super::read::{Buffer, open_quietly};
 use super::scan::{Problem, Repo, SnapshotFile};
 use crate::hash::BlobHasher;
-use crate::model::ids::{BlobId, Commit, RepoPath};
+use crate::model::ids::{BlobId, Commit, RepoName, RepoPath};
 use crate::model::manifest::{ManifestFile, Tree};
 use crate::platform::Inode;
 
@@ -22,10 +22,29 @@ use crate::platform::Inode;
 pub struct LocalFile {
     /// Path, blob and size.
     pub file: ManifestFile,
-    /// Open this to read the bytes.
-    pub source: PathBuf,
+    /// The location of its bytes.
+    pub source: Source,
     /// The name of the same bytes by the other algorithm, if they were hashed. The Hub or the bucket may use either.
     pub other: Option<BlobId>,
+}
+
+/// The location of a file's bytes. There may be millions, so no paths are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// The snapshot itself.
+    Snapshot,
+    /// The entry in `blobs/` that the snapshot links to.
+    Blob(BlobId),
+}
+
+impl LocalFile {
+    /// Returns the path of the file with its bytes.
+    pub fn path(&self, layout: &Layout, repo: &RepoName, commit: &Commit) -> PathBuf {
+        match &self.source {
+            Source::Snapshot => layout.snapshot_file(repo, commit, &self.file.path),
+            Source::Blob(id) => layout.blob(repo, id),
+        }
+    }
 }
 
 /// The files of a revision.
@@ -61,6 +80,7 @@ impl Identifier {
         let mut found = Files::default();
         let Files { files, stray_files, problems } = &mut found;
         let Some(revision) = repo.revisions.get(commit) else { return found };
+        files.reserve_exact(revision.files.len());
         let among_links = revision.files.values().any(|file| matches!(file, SnapshotFile::Link(_)));
         let mut sizes: Option<HashSet<u64>> = None;
         let mut by_inode: Option<HashMap<(u64, u64), BlobId>> = None;
@@ -72,12 +92,8 @@ impl Identifier {
             match file {
                 SnapshotFile::Link(id) => {
                     let size = repo.blobs[id].size;
-                    let source = layout.blob(&repo.name, id);
-                    files.push(LocalFile {
-                        file: ManifestFile { path: path.clone(), blob: *id, size },
-                        source,
-                        other: None,
-                    });
+                    let file = ManifestFile { path: path.clone(), blob: *id, size };
+                    files.push(LocalFile { file, source: Source::Blob(*id), other: None });
                 }
                 SnapshotFile::Real { size, inode, .. } => {
                     let source = layout.snapshot_file(&repo.name, commit, path);
@@ -107,7 +123,7 @@ impl Identifier {
                         }
                         Ok((blob, other)) => {
                             let file = ManifestFile { path: path.clone(), blob, size: *size };
-                            files.push(LocalFile { file, source, other });
+                            files.push(LocalFile { file, source: Source::Snapshot, other });
                         }
                         Err(error) => problems.push(Problem::unreadable(&source, &error)),
                     }

@@ -14,7 +14,7 @@ pub const SHARED_MARKER_CONTENT: &str = "1\n";
 pub const MAX_REF: u64 = 256;
 
 /// The paths under one cache root.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Layout {
     root: PathBuf,
 }

@@ -2,11 +2,12 @@
 //! must stay here, such as gated repos and pointer files.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::cache::gated::Gated;
 use crate::cache::identify::{Identifier, LocalFile};
+use crate::cache::layout::Layout;
 use crate::cache::pointer;
 use crate::cache::read::{self, read_small};
 use crate::cache::scan::{Inventory, Problem, ProblemKind, Repo};
@@ -15,7 +16,7 @@ use crate::cache::state::{LocalState, TreeFile};
 use crate::error::{Cause, Error, Result, printable};
 use crate::model::filter::PathFilter;
 use crate::model::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
-use crate::model::manifest::{Manifest, Tree};
+use crate::model::manifest::{Manifest, ManifestFile, Tree};
 use crate::model::selection::Selection;
 
 /// Limits what is gathered.
@@ -32,6 +33,8 @@ pub struct Options {
 /// The pushable content of the cache.
 #[derive(Debug, Default)]
 pub struct Local {
+    /// The paths of the cache.
+    pub layout: Layout,
     /// The repos, in scan order.
     pub repos: Vec<LocalRepo>,
     /// Problems found by the scan and while reading.
@@ -115,7 +118,7 @@ impl LocalRepo {
 pub fn gather(state: &LocalState, options: &Options) -> Result<Local> {
     let inventory = state.inventory();
     let selected = select(inventory, &options.selection)?;
-    let mut local = Local { notes: selected.notes, ..Local::default() };
+    let mut local = Local { layout: inventory.layout.clone(), notes: selected.notes, ..Local::default() };
     local.failures.extend(inventory.problems.iter().filter_map(failure_of));
     let mut identifier = Identifier::default();
     let mut filtered = Filtered::default();
@@ -318,7 +321,8 @@ fn gather_repo(
         let mut left_out_pointers = Vec::new();
         if !options.sync_xet {
             files.retain(|file| {
-                let is_pointer = is_pointer(file, &mut pointers);
+                let path = || file.path(&inventory.layout, &repo.name, commit);
+                let is_pointer = is_pointer(file, path, &mut pointers);
                 if is_pointer {
                     left_out_pointers.push(file.file.path.clone());
                 }
@@ -328,7 +332,8 @@ fn gather_repo(
         if let Some(tree) = &tree {
             for file in files.iter_mut().filter(|file| tree.may_list_twin(&file.file)) {
                 let known = tree.get(&file.file.path).expect("it knows the file").blob;
-                if twins.is_twin(file, &known) {
+                let path = || file.path(&inventory.layout, &repo.name, commit);
+                if twins.is_twin(&file.file, path, &known) {
                     file.other = Some(std::mem::replace(&mut file.file.blob, known));
                 }
             }
@@ -376,20 +381,19 @@ fn stray_name(problem: &Problem, snapshot: &Path, tree: &Tree) -> Option<String>
 pub(crate) struct TwinChecker(HashMap<(BlobId, BlobId), bool>);
 
 impl TwinChecker {
-    /// Returns whether `name` is another name of the file's bytes.
-    pub(crate) fn is_twin(&mut self, file: &LocalFile, name: &BlobId) -> bool {
-        let (own, size) = (file.file.blob, file.file.size);
-        *self.0.entry((own, *name)).or_insert_with(|| read::matches_name(&file.source, name, size))
+    /// Returns whether `name` is another name of the bytes at `path`, which are those of the file.
+    pub(crate) fn is_twin(&mut self, file: &ManifestFile, path: impl Fn() -> PathBuf, name: &BlobId) -> bool {
+        *self.0.entry((file.blob, *name)).or_insert_with(|| read::matches_name(&path(), name, file.size))
     }
 }
 
 /// Returns whether the file is an LFS or Xet pointer. An unreadable file is not: its upload will report the reason.
-fn is_pointer(file: &LocalFile, known: &mut HashMap<BlobId, bool>) -> bool {
+fn is_pointer(file: &LocalFile, path: impl Fn() -> PathBuf, known: &mut HashMap<BlobId, bool>) -> bool {
     if file.file.size > pointer::MAX_SIZE {
         return false;
     }
     *known.entry(file.file.blob).or_insert_with(|| {
-        let content = read_small(&file.source, pointer::MAX_SIZE).ok().flatten();
+        let content = read_small(&path(), pointer::MAX_SIZE).ok().flatten();
         content.is_some_and(|content| pointer::is_pointer(&content))
     })
 }

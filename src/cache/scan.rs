@@ -230,7 +230,8 @@ impl Inventory {
 
     /// Returns the repo with this name.
     pub fn repo(&self, name: &RepoName) -> Option<&Repo> {
-        self.repos.iter().find(|repo| &repo.name == name)
+        let index = self.repos.binary_search_by(|repo| repo.name.cmp(name)).ok()?;
+        Some(&self.repos[index])
     }
 }
 
@@ -349,6 +350,8 @@ struct RepoScan<'a> {
     blobs_dir: PathBuf,
     /// Broken links in `blobs/`, with the reason.
     dangling: HashMap<BlobId, (String, Cause)>,
+    /// Paths in snapshots. Most are in several, which share the text.
+    paths: HashSet<RepoPath>,
     repo: Repo,
 }
 
@@ -368,7 +371,7 @@ impl<'a> RepoScan<'a> {
             problems: Vec::new(),
             is_link: fs::symlink_metadata(path).is_ok_and(|meta| meta.is_symlink()),
         };
-        RepoScan { layout, path, blobs_dir: path.join("blobs"), dangling: HashMap::new(), repo }
+        RepoScan { layout, path, blobs_dir: path.join("blobs"), dangling: HashMap::new(), paths: HashSet::new(), repo }
     }
 
     fn run(layout: &'a Layout, name: &RepoName, path: &'a Path) -> Repo {
@@ -595,7 +598,14 @@ impl<'a> RepoScan<'a> {
                     .filter(|file| commit_files.contains(self, &relative, file)),
             };
             if let Some(file) = file {
-                files.push((relative, file));
+                let path = match self.paths.get(&relative) {
+                    Some(known) => known.clone(),
+                    None => {
+                        self.paths.insert(relative.clone());
+                        relative
+                    }
+                };
+                files.push((path, file));
             }
         }
         // Problems in junk folders, such as an unreadable `lost+found`, do not concern the commit.
@@ -899,6 +909,7 @@ mod tests {
             path: &path,
             blobs_dir: path.join("blobs"),
             dangling: HashMap::new(),
+            paths: HashSet::new(),
             repo: RepoScan::run(&layout, &name, &path),
         };
         scan.scan_blobs();

@@ -12,6 +12,7 @@ use serde::{Serialize, Serializer};
 use super::kind_of;
 use super::size::Size;
 use crate::bucket::client::Bucket;
+use crate::cache::layout::Layout;
 use crate::cache::prune_facts::{self, Facts};
 use crate::cache::scan::{self, Inventory};
 use crate::cache::state::Completeness;
@@ -454,16 +455,20 @@ async fn run(session: &Session, args: &Args, agreement: Option<Agreement>) -> Re
         false => evict::lock(session, &mut options, "`prune --dry-run` shows what could be deleted").await?,
     };
     session.progress.event(Event::Step("scanning the cache"));
-    let mut facts = blocking(move || Ok::<_, Error>(prune_facts::gather(scan::scan(layout.root())?))).await?;
+    let mut facts = scan_cache(&layout).await?;
     let (mut checker, mut failure) = (None, None);
     if require_remote && evicts(&facts, &options, session.now) {
-        match examine(session).await {
+        match examine(session, facts.inventory).await {
             Ok((bucket, inventory, held)) => {
+                // Locks may have been taken meanwhile, and files may have arrived.
                 facts = blocking(move || prune_facts::gather(inventory)).await;
                 options.held = Some(held);
                 checker = Some(bucket);
             }
-            Err(error) => failure = Some(error),
+            Err(error) => {
+                facts = scan_cache(&layout).await?;
+                failure = Some(error);
+            }
         }
     }
     let mut plan = plan::plan(&facts, &options, session.now);
@@ -493,8 +498,13 @@ fn evicts(facts: &Facts, options: &Options, now: SystemTime) -> bool {
         || plan.skips.iter().any(|skip| skip.reason == SkipReason::FreesNothing)
 }
 
-async fn examine(session: &Session) -> Result<(Bucket, Inventory, Held)> {
+async fn scan_cache(layout: &Layout) -> Result<Facts> {
+    let layout = layout.clone();
+    blocking(move || Ok(prune_facts::gather(scan::scan(layout.root())?))).await
+}
+
+async fn examine(session: &Session, inventory: Inventory) -> Result<(Bucket, Inventory, Held)> {
     let bucket = session.bucket().await?;
-    let (inventory, held) = held::examine(session, &bucket, Selection::default()).await?;
+    let (inventory, held) = held::examine(session, &bucket, inventory, Selection::default()).await?;
     Ok((bucket, inventory, held))
 }

@@ -170,11 +170,10 @@ async fn run(session: &Session, args: &Args, agreement: Option<Agreement>) -> Re
     session.progress.event(Event::Step("scanning the cache"));
     let mut inventory = blocking(move || scan::scan(layout.root())).await?;
     // Names that are wrong are reported before the bucket is asked.
-    let (mut removal, mut notes) = resolve(&inventory, &selection)?;
+    let (removal, notes) = resolve(&inventory, &selection)?;
     if let Some(bucket) = &bucket {
-        let (examined, held) = held::examine(session, bucket, selection.clone()).await?;
+        let (examined, held) = held::examine(session, bucket, inventory, selection).await?;
         options.held = Some(held);
-        (removal, notes) = resolve(&examined, &selection)?;
         inventory = examined;
     }
     let facts = blocking(move || prune_facts::gather(inventory)).await;

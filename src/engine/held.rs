@@ -12,7 +12,7 @@ use futures_util::{StreamExt, stream};
 use tokio::sync::mpsc;
 
 use super::Session;
-use super::survey::{Survey, survey};
+use super::survey::{Survey, survey_scanned};
 use crate::bucket::client::Bucket;
 use crate::bucket::keys;
 use crate::bucket::read::{self, Stored};
@@ -24,12 +24,18 @@ use crate::model::ids::{Commit, RepoName};
 use crate::model::selection::Selection;
 use crate::plan::prune::held::{Held, Lack, Proof, RefIndex};
 
-/// Compares the cache with the bucket. Returns the cache as it was scanned, and which revisions the bucket holds.
+/// Compares the cache, which has been scanned, with the bucket. Returns the cache, and which revisions the bucket holds.
 ///
 /// # Errors
-/// When the cache cannot be read at all, or a request to the bucket fails: nothing counts as held then.
-pub async fn examine(session: &Session, bucket: &Bucket, selection: Selection) -> Result<(Inventory, Held)> {
-    let Survey { state, local, remote } = survey(session, bucket, session.push_options(selection)).await?;
+/// When a repo cannot be found in the cache, or a request to the bucket fails: nothing counts as held then.
+pub async fn examine(
+    session: &Session,
+    bucket: &Bucket,
+    inventory: Inventory,
+    selection: Selection,
+) -> Result<(Inventory, Held)> {
+    let options = session.push_options(selection);
+    let Survey { state, local, remote } = survey_scanned(session, bucket, options, inventory).await?;
     read_refs(bucket, &local, &remote).await?;
     let mut held = Held::examine(&local, &remote);
     for repo in &local.repos {

@@ -12,6 +12,7 @@ use crate::bucket::read::Stored;
 use crate::bucket::state::{RemoteState, Scope};
 use crate::bucket::{keys, refs};
 use crate::cache::pushable::{self, Local, LocalRepo, LocalRevision, TwinChecker};
+use crate::cache::scan::Inventory;
 use crate::cache::state::LocalState;
 use crate::error::Result;
 use crate::progress::Event;
@@ -36,8 +37,31 @@ pub struct Survey {
 pub async fn survey(session: &Session, bucket: &Bucket, options: pushable::Options) -> Result<Survey> {
     session.progress.event(Event::Step("scanning the cache"));
     let root = session.config.cache.root.clone();
+    compare(session, bucket, options, move || LocalState::scan(&root)).await
+}
+
+/// Reads both sides, of which the cache has been scanned already.
+///
+/// # Errors
+/// As [`survey`].
+pub async fn survey_scanned(
+    session: &Session,
+    bucket: &Bucket,
+    options: pushable::Options,
+    inventory: Inventory,
+) -> Result<Survey> {
+    session.progress.event(Event::Step("listing the bucket"));
+    compare(session, bucket, options, || Ok(LocalState::new(inventory))).await
+}
+
+async fn compare(
+    session: &Session,
+    bucket: &Bucket,
+    options: pushable::Options,
+    scan: impl FnOnce() -> Result<LocalState> + Send + 'static,
+) -> Result<Survey> {
     let scanned = blocking(move || {
-        let state = LocalState::scan(&root)?;
+        let state = scan()?;
         let local = pushable::gather(&state, &options)?;
         Ok((state, local))
     });
@@ -95,7 +119,8 @@ async fn read_counterparts(bucket: &Bucket, remote: &RemoteState, local: &Local)
 /// by git's SHA-1. Hashes only files that differ in nothing else.
 fn find_twins(local: &mut Local, remote: &RemoteState) {
     let mut twins = TwinChecker::default();
-    for repo in &mut local.repos {
+    let Local { layout, repos, .. } = local;
+    for repo in repos {
         for revision in &mut repo.revisions {
             let key = keys::manifest(&repo.name.id, &revision.commit);
             let Some(stored) = remote.manifest(&key).and_then(Stored::valid) else { continue };
@@ -111,7 +136,7 @@ fn find_twins(local: &mut Local, remote: &RemoteState) {
                 if let Some((blob, size)) = listed.or_else(in_tree)
                     && size == file.file.size
                     && blob.may_be_twin(&file.file.blob)
-                    && twins.is_twin(file, &blob)
+                    && twins.is_twin(&file.file, || file.path(layout, &repo.name, &revision.commit), &blob)
                 {
                     file.other = Some(blob);
                 }

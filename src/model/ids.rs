@@ -77,10 +77,10 @@ impl FromStr for RepoType {
     }
 }
 
-/// A repo id: `name` or `org/name`, following huggingface_hub's rules.
+/// A repo id: `name` or `org/name`, following huggingface_hub's rules. Copies share the text.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct RepoId(String);
+pub struct RepoId(Arc<str>);
 
 impl RepoId {
     /// The id as written.
@@ -114,7 +114,7 @@ impl FromStr for RepoId {
         if text.ends_with(".git") {
             return invalid(text, "is not a valid repo id: it cannot end with '.git'");
         }
-        Ok(RepoId(text.to_string()))
+        Ok(RepoId(text.into()))
     }
 }
 

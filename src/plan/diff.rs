@@ -1,5 +1,6 @@
 //! Compares this cache with the bucket. Pure: takes the pushable content and the bucket's catalog, and returns rows.
 
+use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use std::time::SystemTime;
@@ -145,20 +146,20 @@ pub fn compare_revisions(local: &Local, catalog: &Catalog, remote: &RemoteState,
             both.entry((name.clone(), commit.clone())).or_default().remote = Some((repo, revision));
         }
     }
-    let here: HashSet<BlobId> = local
-        .repos
-        .iter()
-        .flat_map(|repo| &repo.revisions)
-        .flat_map(|revision| revision.files.iter().map(|file| file.file.blob))
-        .collect();
+    // Usually, no blob is missing, and this is not needed.
+    let here = LazyCell::new(|| {
+        let revisions = local.repos.iter().flat_map(|repo| &repo.revisions);
+        revisions.flat_map(|revision| revision.files.iter().map(|file| file.file.blob)).collect::<HashSet<_>>()
+    });
     let rows = both.into_iter().map(|((repo, revision), sides)| {
         let mut row = sides.compare(repo, revision, remote);
         if let Some(detail) = details.get(&(row.repo.clone(), row.revision.clone())) {
             row.last_used = detail.last_used;
             row.completeness = Some(detail.completeness.clone());
         }
-        row.missing_blobs =
-            sides.manifest().map_or_else(Vec::new, |manifest| find_gaps(manifest, remote.blobs(), &here));
+        row.missing_blobs = sides
+            .manifest()
+            .map_or_else(Vec::new, |manifest| find_gaps(manifest, remote.blobs(), |blob| here.contains(blob)));
         row
     });
     rows.collect()
@@ -265,14 +266,14 @@ impl Files {
 }
 
 /// Finds blobs of a manifest that the bucket lacks, or has with a different size.
-fn find_gaps(manifest: &Manifest, blobs: &Blobs, here: &HashSet<BlobId>) -> Vec<Gap> {
+fn find_gaps(manifest: &Manifest, blobs: &Blobs, is_here: impl Fn(&BlobId) -> bool) -> Vec<Gap> {
     let mut seen = HashSet::new();
     let missing = manifest.files().iter().filter(|file| !blobs.has(&file.blob, file.size));
     let gaps = missing.filter(|file| seen.insert(file.blob)).map(|file| Gap {
         blob: file.blob,
         size: file.size,
         path: file.path.clone(),
-        here: here.contains(&file.blob),
+        here: is_here(&file.blob),
     });
     gaps.collect()
 }
@@ -320,7 +321,7 @@ mod tests {
 
     use crate::bucket::catalog::Ref;
     use crate::bucket::client::Object;
-    use crate::cache::identify::LocalFile;
+    use crate::cache::identify::{LocalFile, Source};
     use crate::error::Error;
     use crate::model::manifest::ManifestFile;
 
@@ -339,7 +340,7 @@ mod tests {
 
     fn local(repo: &RepoName, revisions: &[(char, &str)], refs: &[(&str, char)]) -> Local {
         let revision = |(digit, text): &(char, &str)| {
-            let files = files(text).into_iter().map(|file| LocalFile { file, source: "/x".into(), other: None });
+            let files = files(text).into_iter().map(|file| LocalFile { file, source: Source::Snapshot, other: None });
             LocalRevision::new(repo, commit(*digit), files.collect(), None)
         };
         let repo = LocalRepo {

@@ -12,6 +12,7 @@ use crate::bucket::state::RemoteState;
 use crate::bucket::{keys, refs};
 use crate::cache::gated::Gated;
 use crate::cache::identify::LocalFile;
+use crate::cache::layout::Layout;
 use crate::cache::pushable::{Local, LocalRepo, LocalRevision};
 use crate::error::{Error, printable};
 use crate::model::amount::Amount;
@@ -241,7 +242,7 @@ fn stored_manifest(remote: &RemoteState, repo: &LocalRepo, revision: &LocalRevis
 pub fn plan(local: &Local, remote: &RemoteState) -> Plan {
     let (failures, notes) = (local.failures.clone(), local.notes.clone());
     let mut plan = Plan { failures, notes, ..Plan::default() };
-    let mut blobs: BTreeMap<(BlobId, u64), UploadAction> = BTreeMap::new();
+    let mut blobs: BTreeMap<(BlobId, u64), Found<'_>> = BTreeMap::new();
     let mut claimed: HashSet<String> = HashSet::new();
     // Repos that clearly own their keys of 0.1.0 come first; the others only get free keys.
     let (plain, others): (Vec<_>, Vec<_>) = local.repos.iter().partition(|repo| keys::is_plain(&repo.name));
@@ -254,28 +255,42 @@ pub fn plan(local: &Local, remote: &RemoteState) -> Plan {
         .filter(|revision| revision.publishes())
         .flat_map(|revision| revision.ours.files().iter().map(|file| file.blob))
         .collect();
-    for ((id, size), upload) in blobs {
+    for ((id, size), found) in blobs {
+        let upload = |reason| found.upload(id, reason, &local.layout);
         match remote.blobs().get(&id) {
             Some(there) if there.size == size => {
                 plan.present.add(size);
                 if published.contains(&id) {
-                    plan.relied_on.push(upload);
+                    plan.relied_on.push(upload(UploadReason::Missing));
                 }
             }
-            there => {
-                let reason = if there.is_some() { UploadReason::WrongSize } else { UploadReason::Missing };
-                plan.uploads.push(UploadAction { reason, ..upload });
-            }
+            Some(_) => plan.uploads.push(upload(UploadReason::WrongSize)),
+            None => plan.uploads.push(upload(UploadReason::Missing)),
         }
     }
     plan
 }
 
-fn plan_repo(
-    repo: &LocalRepo,
+/// The first file with a blob.
+struct Found<'a> {
+    repo: &'a LocalRepo,
+    revision: &'a LocalRevision,
+    file: &'a LocalFile,
+}
+
+impl Found<'_> {
+    fn upload(&self, blob: BlobId, reason: UploadReason, layout: &Layout) -> UploadAction {
+        let (repo, ManifestFile { path, size, .. }) = (&self.repo.name, &self.file.file);
+        let source = self.file.path(layout, repo, &self.revision.commit);
+        UploadAction { blob, size: *size, repo: repo.clone(), path: path.clone(), source, reason }
+    }
+}
+
+fn plan_repo<'a>(
+    repo: &'a LocalRepo,
     remote: &RemoteState,
     plan: &mut Plan,
-    blobs: &mut BTreeMap<(BlobId, u64), UploadAction>,
+    blobs: &mut BTreeMap<(BlobId, u64), Found<'a>>,
     claimed: &mut HashSet<String>,
 ) {
     let mut skip = |revision: Option<&Commit>, reason| {
@@ -322,8 +337,7 @@ fn plan_repo(
                 for local in &revision.files {
                     match files.next_if(|file| file.path == local.file.path) {
                         Some(file) => {
-                            let upload = || upload(&repo.name, local, file.blob);
-                            blobs.entry((file.blob, file.size)).or_insert_with(upload);
+                            blobs.entry((file.blob, file.size)).or_insert(Found { repo, revision, file: local });
                         }
                         None => unlisted.push(printable(local.file.path.as_str(), 400)),
                     }
@@ -352,17 +366,6 @@ fn stray_files_note(theirs: &Manifest, ours: &Manifest) -> Option<String> {
             ours.revision().short()
         )
     })
-}
-
-fn upload(repo: &RepoName, local: &LocalFile, blob: BlobId) -> UploadAction {
-    UploadAction {
-        blob,
-        size: local.file.size,
-        repo: repo.clone(),
-        path: local.file.path.clone(),
-        source: local.source.clone(),
-        reason: UploadReason::Missing,
-    }
 }
 
 fn plan_revision(
@@ -470,6 +473,7 @@ pub fn unite(stored: &Manifest, ours: &Manifest, twins: &HashMap<RepoPath, BlobI
 mod tests {
     use super::*;
     use crate::bucket::client::Object;
+    use crate::cache::identify::Source;
     use crate::model::ids::{RepoQuery, RepoType};
     use crate::model::manifest::Tree;
 
@@ -508,7 +512,7 @@ mod tests {
     }
 
     fn revision(repo: &str, digit: char, text: &str) -> LocalRevision {
-        let files = files(text).into_iter().map(|file| LocalFile { file, source: "/x".into(), other: None });
+        let files = files(text).into_iter().map(|file| LocalFile { file, source: Source::Snapshot, other: None });
         LocalRevision::new(&name(repo), commit(digit), files.collect(), None)
     }
 

@@ -490,10 +490,8 @@ fn find_copies(
             for local in identifier.files(&inventory.layout, repo, commit, None).files {
                 for name in [Some(local.file.blob), local.other].into_iter().flatten() {
                     if wanted.contains(&(name, local.file.size)) {
-                        copies
-                            .entry((name, local.file.size))
-                            .or_default()
-                            .push((repo.name.clone(), local.source.clone()));
+                        let path = local.path(&inventory.layout, &repo.name, commit);
+                        copies.entry((name, local.file.size)).or_default().push((repo.name.clone(), path));
                     }
                 }
             }

@@ -245,6 +245,7 @@ fn check_ref(
 mod tests {
     use super::*;
     use crate::bucket::client::Object;
+    use crate::cache::identify::Source;
     use crate::model::ids::{RepoQuery, RepoType};
     use crate::model::manifest::ManifestFile;
     use proptest::prelude::*;
@@ -274,7 +275,8 @@ mod tests {
     }
 
     fn local(name: &RepoName, of: &[(u8, u8, u8)], refs: &[(&str, u8)]) -> Local {
-        let files = files(of).into_iter().map(|file| LocalFile { file, source: "/x".into(), other: None }).collect();
+        let files =
+            files(of).into_iter().map(|file| LocalFile { file, source: Source::Snapshot, other: None }).collect();
         let repo = LocalRepo {
             name: name.clone(),
             gated: None,
