@@ -213,7 +213,12 @@ impl Revision {
                     continue;
                 }
                 Layout::Shared if file.lfs => self.write_shared(hub, file),
-                _ => fs::write(&blob, &file.bytes).unwrap(),
+                // As the client does: a blob that is there may be a hard link to that of another repo.
+                _ => {
+                    let unfinished = blobs.join(format!("{}.incomplete", file.etag()));
+                    fs::write(&unfinished, &file.bytes).unwrap();
+                    fs::rename(unfinished, &blob).unwrap();
+                }
             }
             match self.layout {
                 Layout::Hardlinks => fs::hard_link(&blob, &link).unwrap(),
