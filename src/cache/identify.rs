@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use super::layout::Layout;
 use super::read::{Buffer, open_quietly};
-use super::scan::{Problem, Repo, SnapshotFile};
+use super::scan::{Problem, RealFile, Repo, SnapshotFile};
 use crate::hash::BlobHasher;
 use crate::model::ids::{BlobId, Commit, RepoName, RepoPath};
 use crate::model::manifest::{ManifestFile, Tree};
@@ -95,7 +95,8 @@ impl Identifier {
                     let file = ManifestFile { path: path.clone(), blob: *id, size };
                     files.push(LocalFile { file, source: Source::Blob(*id), other: None });
                 }
-                SnapshotFile::Real { size, inode, .. } => {
+                SnapshotFile::Real(real) => {
+                    let RealFile { size, inode, .. } = &**real;
                     let source = layout.snapshot_file(&repo.name, commit, path);
                     let in_tree = tree.and_then(|tree| tree.get(path)).map(|entry| (entry.blob, None));
                     let known = in_tree.or_else(|| {

@@ -284,9 +284,9 @@ impl Gather<'_> {
                     let text = fs::read_link(self.layout.snapshot_file(&repo.name, commit, path));
                     FileKind::Link { blob: *blob, is_absolute: text.is_ok_and(|text| text.is_absolute()) }
                 }
-                SnapshotFile::Real { size, inode, .. } => FileKind::Real {
-                    size: *size,
-                    hard_link: inode.as_ref().and_then(|inode| by_inode.get(&inode.id)).copied(),
+                SnapshotFile::Real(file) => FileKind::Real {
+                    size: file.size,
+                    hard_link: file.inode.as_ref().and_then(|inode| by_inode.get(&inode.id)).copied(),
                     expected: listed(path),
                     check: Check::Unchecked,
                 },

@@ -110,16 +110,20 @@ pub enum SnapshotFile {
     /// A link to a blob in `blobs/`.
     Link(BlobId),
     /// A real file, as on platforms without symbolic links. [`super::identify`] determines which blob it is.
-    Real {
-        /// Size in bytes.
-        size: u64,
-        /// Its inode, by which a hard link to a blob is recognised.
-        inode: Option<Inode>,
-        /// Last access.
-        accessed: Option<SystemTime>,
-        /// Last change.
-        modified: Option<SystemTime>,
-    },
+    Real(Box<RealFile>),
+}
+
+/// A real file in a snapshot.
+#[derive(Debug, Clone)]
+pub struct RealFile {
+    /// Size in bytes.
+    pub size: u64,
+    /// Its inode, by which a hard link to a blob is recognised.
+    pub inode: Option<Inode>,
+    /// Last access.
+    pub accessed: Option<SystemTime>,
+    /// Last change.
+    pub modified: Option<SystemTime>,
 }
 
 /// A temporary file: a download in flight, a leftover of one, or a file that is being written.
@@ -826,9 +830,9 @@ struct CommitFiles<'a> {
 
 impl CommitFiles<'_> {
     fn contains(&mut self, scan: &RepoScan<'_>, path: &RepoPath, file: &SnapshotFile) -> bool {
-        let SnapshotFile::Real { inode, .. } = file else { return true };
+        let SnapshotFile::Real(file) = file else { return true };
         let blobs = || scan.repo.blobs.values().filter_map(|blob| Some(blob.inode?.id)).collect();
-        if inode.is_some_and(|inode| self.inodes.get_or_insert_with(blobs).contains(&inode.id)) {
+        if file.inode.is_some_and(|inode| self.inodes.get_or_insert_with(blobs).contains(&inode.id)) {
             return true;
         }
         let read = || {
@@ -858,7 +862,8 @@ impl<'a> Links<'a> {
 
 fn real_file(path: &Path, meta: &Metadata) -> Option<SnapshotFile> {
     let (accessed, modified) = (meta.accessed().ok(), meta.modified().ok());
-    meta.is_file().then(|| SnapshotFile::Real { size: meta.len(), inode: inode(path, meta), accessed, modified })
+    let file = || RealFile { size: meta.len(), inode: inode(path, meta), accessed, modified };
+    meta.is_file().then(|| SnapshotFile::Real(Box::new(file())))
 }
 
 /// `meta` is that of the bytes behind `path`.

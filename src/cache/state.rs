@@ -191,7 +191,7 @@ fn compare(
                 let is_named = *id == entry.blob || id.may_be_twin(&entry.blob);
                 is_named && repo.blobs.get(id).is_some_and(|blob| blob.size == entry.size)
             }
-            Some(SnapshotFile::Real { size, .. }) => *size == entry.size,
+            Some(SnapshotFile::Real(file)) => file.size == entry.size,
             None if broken.contains(path.as_str()) => false,
             None => {
                 missing += 1;

@@ -15,10 +15,10 @@ pub fn unique_bytes<'a>(repos: impl IntoIterator<Item = &'a Repo>) -> u64 {
     for repo in repos {
         bytes += repo.blobs.values().filter(|blob| first(blob.inode.as_ref())).map(|blob| blob.size).sum::<u64>();
         for file in repo.revisions.values().flat_map(|revision| revision.files.values()) {
-            if let SnapshotFile::Real { size, inode, .. } = file
-                && first(inode.as_ref())
+            if let SnapshotFile::Real(file) = file
+                && first(file.inode.as_ref())
             {
-                bytes += size;
+                bytes += file.size;
             }
         }
     }
@@ -30,7 +30,7 @@ pub fn revision_bytes(repo: &Repo, revision: &Revision) -> u64 {
     let linked: u64 = linked_blobs(revision).iter().filter_map(|id| Some(repo.blobs.get(id)?.size)).sum();
     let mut seen = HashSet::new();
     let real = revision.files.values().map(|file| match file {
-        SnapshotFile::Real { size, inode, .. } if inode.is_none_or(|inode| seen.insert(inode.id)) => *size,
+        SnapshotFile::Real(file) if file.inode.is_none_or(|inode| seen.insert(inode.id)) => file.size,
         _ => 0,
     });
     linked + real.sum::<u64>()
@@ -40,7 +40,7 @@ pub fn revision_bytes(repo: &Repo, revision: &Revision) -> u64 {
 pub fn last_use(repo: &Repo, revision: &Revision) -> Option<SystemTime> {
     let linked = linked_blobs(revision).into_iter().filter_map(|id| last_use_of_blob(repo.blobs.get(&id)?)).max();
     let real = revision.files.values().filter_map(|file| match file {
-        SnapshotFile::Real { accessed, modified, .. } => (*accessed).max(*modified),
+        SnapshotFile::Real(file) => file.accessed.max(file.modified),
         SnapshotFile::Link(_) => None,
     });
     linked.max(real.max())
@@ -55,7 +55,7 @@ pub fn last_use_of_repo(repo: &Repo) -> Option<SystemTime> {
 fn linked_blobs(revision: &Revision) -> BTreeSet<BlobId> {
     let links = revision.files.values().filter_map(|file| match file {
         SnapshotFile::Link(id) => Some(*id),
-        SnapshotFile::Real { .. } => None,
+        SnapshotFile::Real(_) => None,
     });
     links.collect()
 }

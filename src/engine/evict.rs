@@ -640,7 +640,7 @@ fn used_blobs(repo: &Repo) -> HashSet<BlobId> {
     files
         .filter_map(|file| match file {
             SnapshotFile::Link(id) => Some(*id),
-            SnapshotFile::Real { inode, .. } => by_inode.get(&inode.as_ref()?.id).copied(),
+            SnapshotFile::Real(file) => by_inode.get(&file.inode.as_ref()?.id).copied(),
         })
         .collect()
 }
@@ -679,9 +679,8 @@ fn is_unchanged(layout: &Layout, repo: &RepoName, commit: &Commit, found: &Revis
         let target = || fs::read_link(&path).ok()?.file_name()?.to_str()?.parse::<BlobId>().ok();
         let same = match file {
             SnapshotFile::Link(id) => target() == Some(*id),
-            SnapshotFile::Real { inode: before, .. } => {
-                fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_file() && same_inode(&inode(&path, &meta), before))
-            }
+            SnapshotFile::Real(before) => fs::symlink_metadata(&path)
+                .is_ok_and(|meta| meta.is_file() && same_inode(&inode(&path, &meta), &before.inode)),
         };
         same && fs::metadata(&path).is_ok_and(|meta| !used_after(&meta, last_use))
     };

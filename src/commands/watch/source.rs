@@ -203,7 +203,7 @@ fn fingerprint(inventory: &Inventory) -> u64 {
                 path.hash(&mut hash);
                 match file {
                     SnapshotFile::Link(id) => id.hash(&mut hash),
-                    SnapshotFile::Real { size, modified, .. } => (size, modified).hash(&mut hash),
+                    SnapshotFile::Real(file) => (file.size, file.modified).hash(&mut hash),
                 }
             }
         }

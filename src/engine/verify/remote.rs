@@ -483,7 +483,7 @@ fn find_copies(
         for (commit, revision) in &repo.revisions {
             let may_fit = |size: &u64| wanted.iter().any(|(_, wanted)| wanted == size);
             let has_real =
-                revision.files.values().any(|file| matches!(file, SnapshotFile::Real { size, .. } if may_fit(size)));
+                revision.files.values().any(|file| matches!(file, SnapshotFile::Real(file) if may_fit(&file.size)));
             if !has_real {
                 continue;
             }

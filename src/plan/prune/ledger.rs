@@ -150,9 +150,9 @@ impl Index {
             for file in revision.files.values() {
                 match file {
                     SnapshotFile::Link(id) => drop(blobs.insert(*id)),
-                    SnapshotFile::Real { size, inode, .. } => {
-                        needs.files.push(self.register_name(inodes, *size, inode.as_ref()));
-                        blobs.extend(sources.find(*size, inode.as_ref()));
+                    SnapshotFile::Real(file) => {
+                        needs.files.push(self.register_name(inodes, file.size, file.inode.as_ref()));
+                        blobs.extend(sources.find(file.size, file.inode.as_ref()));
                     }
                 }
             }

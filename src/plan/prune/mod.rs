@@ -929,7 +929,7 @@ impl<'a> Planner<'a> {
 fn last_arrival(repo: &Repo, revision: &Revision) -> Option<SystemTime> {
     let times = revision.files.values().filter_map(|file| match file {
         SnapshotFile::Link(id) => repo.blobs.get(id).map(|blob| blob.modified.max(blob.placed)),
-        SnapshotFile::Real { modified, .. } => Some(*modified),
+        SnapshotFile::Real(file) => Some(file.modified),
     });
     times.max().flatten()
 }
@@ -939,7 +939,7 @@ fn last_arrival(repo: &Repo, revision: &Revision) -> Option<SystemTime> {
 fn last_use(repo: &Repo, revision: &Revision, now: SystemTime) -> SystemTime {
     let times = revision.files.values().filter_map(|file| match file {
         SnapshotFile::Link(id) => repo.blobs.get(id).map(|blob| [blob.accessed, blob.modified]),
-        SnapshotFile::Real { accessed, modified, .. } => Some([*accessed, *modified]),
+        SnapshotFile::Real(file) => Some([file.accessed, file.modified]),
     });
     times.flatten().map(|time| time.unwrap_or(now)).max().unwrap_or(now)
 }

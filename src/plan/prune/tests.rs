@@ -17,7 +17,7 @@ use super::{Agreement, Options, Plan, Reason, SkipReason, Target, plan, plan_rem
 use crate::cache::layout::Layout;
 use crate::cache::prune_facts::{DanglingRef, Facts, Leftover, RepoFacts, gather};
 use crate::cache::scan::{
-    Blob, Inventory, Place, Problem, ProblemKind, Repo, Revision, SnapshotFile, UnfinishedFile, scan,
+    Blob, Inventory, Place, Problem, ProblemKind, RealFile, Repo, Revision, SnapshotFile, UnfinishedFile, scan,
 };
 use crate::cache::shared::Payload;
 use crate::error::Cause;

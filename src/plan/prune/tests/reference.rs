@@ -149,7 +149,8 @@ impl Reference<'_> {
         for file in one.revisions[commit].files.values() {
             match file {
                 SnapshotFile::Link(id) => drop(needs.insert(*id)),
-                SnapshotFile::Real { size, inode, .. } => {
+                SnapshotFile::Real(file) => {
+                    let RealFile { size, inode, .. } = &**file;
                     let id = inode.map(|inode| inode.id);
                     let linked =
                         one.blobs.iter().rfind(|(_, blob)| id.is_some() && blob.inode.map(|inode| inode.id) == id);
@@ -213,7 +214,8 @@ impl Reference<'_> {
             }
             for (commit, revision) in &one.revisions {
                 for (path, file) in &revision.files {
-                    if let SnapshotFile::Real { size, inode, .. } = file {
+                    if let SnapshotFile::Real(file) = file {
+                        let RealFile { size, inode, .. } = &**file;
                         let key =
                             inode.map_or(format!("{repo} {commit} {path}"), |inode| format!("inode {:?}", inode.id));
                         let links = inode.map_or(1, |inode| inode.links as usize);
@@ -231,7 +233,7 @@ impl Reference<'_> {
         for (repo, commit) in evicted {
             let one = &self.repos()[*repo];
             for (path, file) in &one.revisions[commit].files {
-                if let SnapshotFile::Real { .. } = file {
+                if let SnapshotFile::Real(_) = file {
                     names.insert(Name::Real(*repo, commit.clone(), path.to_string()));
                 }
             }
@@ -259,7 +261,7 @@ impl Reference<'_> {
                 let blob = &self.repos()[repo].blobs[id];
                 [blob.accessed, blob.modified]
             }
-            SnapshotFile::Real { accessed, modified, .. } => [*accessed, *modified],
+            SnapshotFile::Real(file) => [file.accessed, file.modified],
         });
         times.map(|time| time.unwrap_or(now())).max().unwrap_or(now())
     }
@@ -270,7 +272,7 @@ impl Reference<'_> {
                 let blob = &self.repos()[repo].blobs[id];
                 blob.modified.max(blob.placed)
             }
-            SnapshotFile::Real { modified, .. } => *modified,
+            SnapshotFile::Real(file) => file.modified,
         });
         times.max().flatten()
     }
@@ -562,7 +564,7 @@ fn make_odd(facts: &mut Facts, index: usize, odd: &Oddities) {
         let inode = file.map(|file| Inode { id: (1, file), links: 3, allocated: 0 });
         let size = file.map_or(size, |file| 1000 * (file + 1));
         let time = ago(hours * HOUR);
-        let real = SnapshotFile::Real { size, inode, accessed: time, modified: time };
+        let real = SnapshotFile::Real(Box::new(RealFile { size, inode, accessed: time, modified: time }));
         revision.files.insert("real".parse().unwrap(), real);
     }
     repo.pins.extend(odd.pin.map(commit));
