@@ -4,7 +4,8 @@
 //! [`crate::engine::publish`] executes it in the order that is safe for concurrent readers: blobs, then manifests, then
 //! refs.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use serde::Serialize;
@@ -60,9 +61,6 @@ pub struct Args {
     #[allow(missing_docs)]
     pub transfer: TransferArgs,
 }
-
-/// Maximum number of times that the cache is looked at, if files disappear from it meanwhile.
-const ROUNDS: u32 = 3;
 
 /// The report of `push`.
 #[derive(Debug, Serialize)]
@@ -207,7 +205,8 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
     let mut lock = None;
     let options = session.push_options(selection);
     let mut report: Option<Report> = None;
-    for round in 1..=ROUNDS {
+    let mut vanished: BTreeMap<PathBuf, String> = BTreeMap::new();
+    loop {
         let Survey { local, remote, .. } = match survey_at_rest(session, &bucket, &options).await {
             // All that was requested is gone.
             Err(error)
@@ -237,41 +236,43 @@ pub async fn execute(session: &Session, args: &Args) -> Result<Report> {
         }
         let context = session.transfers(&bucket, args.transfer.caps(), false);
         let mut tally = publish::publish(&context, &plan, listed).await;
-        let vanished = std::mem::take(&mut tally.vanished);
+        let before = vanished.len();
+        vanished.extend(tally.vanished.drain(..).map(|blob| (blob.source, blob.label)));
         let has_failed = !tally.failures.is_empty();
         current.record(tally);
         if let Some(earlier) = report.take() {
             current.add_earlier(earlier);
         }
-        current.notes.extend(vanished_note(&vanished));
         report = Some(current);
-        // What is still there was perhaps withheld for the sake of what is gone.
-        if vanished.is_empty() || has_failed || round == ROUNDS {
+        // What is still there was perhaps withheld for the sake of what is gone. Each round loses other files, so this ends.
+        if vanished.len() == before || has_failed {
             break;
         }
     }
     drop(lock);
     let mut report = report.expect("the first round makes one");
+    report.notes.extend(vanished_note(&vanished));
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)
 }
 
 /// Surveys both sides, again if files disappeared from the cache while it was scanned.
 async fn survey_at_rest(session: &Session, bucket: &Bucket, options: &Options) -> Result<Survey> {
-    let mut round = 1;
+    let mut gone: HashSet<PathBuf> = HashSet::new();
     loop {
         let surveyed = survey(session, bucket, options.clone()).await?;
-        let is_gone = |problem: &Problem| problem.kind.is_failure() && is_missing(&problem.path);
-        if round == ROUNDS || !surveyed.state.inventory().problems().any(is_gone) {
+        let is_gone = |problem: &&Problem| problem.kind.is_failure() && is_missing(&problem.path);
+        let before = gone.len();
+        gone.extend(surveyed.state.inventory().problems().filter(is_gone).map(|problem| problem.path.clone()));
+        if gone.len() == before {
             return Ok(surveyed);
         }
-        round += 1;
     }
 }
 
 /// Returns the note about files that were removed from the cache before they were uploaded.
-fn vanished_note(vanished: &[String]) -> Option<String> {
-    let first = printable(vanished.first()?, 400);
+fn vanished_note(vanished: &BTreeMap<PathBuf, String>) -> Option<String> {
+    let first = printable(vanished.values().next()?, 400);
     Some(match vanished.len() {
         1 => format!("{first} was removed from the cache during the push, and was left out"),
         many => {

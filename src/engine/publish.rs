@@ -58,15 +58,15 @@ pub struct Tally {
     pub skipped: Vec<Skip>,
     /// What failed.
     pub failures: Vec<Error>,
-    /// Files whose blobs were removed from the cache before they were uploaded, as shown to the user.
-    pub vanished: Vec<String>,
+    /// Blobs that were removed from the cache before they were uploaded.
+    pub vanished: Vec<Upload>,
 }
 
 impl Tally {
     /// Records why a blob was not uploaded. One that is no longer in the cache is not a failure.
     fn record_lost(&mut self, blob: &Upload, error: Error) {
         match error.cause {
-            Cause::Vanished => self.vanished.push(blob.label.clone()),
+            Cause::Vanished => self.vanished.push(blob.clone()),
             _ => self.failures.push(error),
         }
     }

@@ -3,6 +3,7 @@
 //! `CONCURRENCY_ROUNDS=100 cargo test --test it concurrency::` runs many more rounds. Each test prints the seed of its random
 //! numbers; `SEED` sets it.
 
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -235,6 +236,35 @@ fn a_repo_that_disappears_during_the_scan_is_no_failure() {
         kept.assert_published(&store);
         machine.ok(&["verify", "--remote"]);
     }
+}
+
+#[test]
+fn a_repo_is_pushed_though_others_with_the_same_blobs_disappear_one_by_one() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let with_shared_files = |id: &str| {
+        (0..20)
+            .fold(Revision::model(id), |revision, number| revision.git(&format!("{number}.txt"), format!("{number}")))
+    };
+    let kept = with_shared_files("org/kept");
+    kept.write(&machine.hub());
+    let gone: Vec<PathBuf> = (0..8)
+        .map(|number| with_shared_files(&format!("org/gone-{number}")))
+        .inspect(|gone| gone.write(&machine.hub()))
+        .map(|gone| gone.dir(&machine.hub()))
+        .collect();
+    let rest = Mutex::new(gone.into_iter());
+    store.server.on_request(move |request| {
+        if request.is("PUT", "blobs/")
+            && let Some(next) = rest.lock().unwrap().next()
+        {
+            std::fs::remove_dir_all(next).unwrap();
+        }
+        Action::Pass
+    });
+    assert_left_out(&machine.run(&["push", "--json", "--workers", "1"]));
+    kept.assert_published(&store);
+    machine.ok(&["verify", "--remote"]);
 }
 
 #[test]
