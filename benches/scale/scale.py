@@ -4,8 +4,10 @@ import argparse
 import json
 import os
 import sys
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "compare"))
 import bucket  # noqa: E402
@@ -28,6 +30,8 @@ COMMANDS = {
 # Limits at full size: MB (10^6 bytes), and how much of the work grows faster than the data.
 MAX_RSS = 250
 TOLERANCE = 1.2
+# Runs at a tenth for each one at full size.
+SHORT_RUNS = 3
 # Seconds of CPU time below which a tenth is too short to compare with.
 SHORTEST = 0.05
 
@@ -35,17 +39,13 @@ SHORTEST = 0.05
 def main():
     options = parse()
     measure.prepare()
-    samples = {name: [] for name in chosen(options.only)}
-    for world in (TENTH, FULL):
-        print(f"{world.title} ...", file=sys.stderr)
-        folder = options.work / str(world.repos)
-        world.write_cache(folder / "hub")
-        with bucket.start(world.objects()) as server:
-            environment = settings(server.endpoint, folder)
-            for name, taken in samples.items():
-                runs = [run(options.bin, COMMANDS[name], environment, folder, server) for _ in range(options.runs)]
-                taken.append(best(runs))
-                print(f"  {name}: {describe(taken[-1])}", file=sys.stderr)
+    samples = {}
+    with ExitStack() as stack:
+        places = [stack.enter_context(place(options.work, world)) for world in (TENTH, FULL)]
+        for name in chosen(options.only):
+            samples[name] = compare(options, COMMANDS[name], *places)
+            for sample in samples[name]:
+                print(f"{name}: {describe(sample)}", file=sys.stderr)
     print(f"{TENTH.title}, against {FULL.title}\n")
     failures = report(samples)
     if options.json:
@@ -56,12 +56,31 @@ def main():
     return 1 if failures else 0
 
 
+@contextmanager
+def place(work, world):
+    """Creates the cache of a world, and starts its bucket. Returns the folder and the server."""
+    print(f"{world.title} ...", file=sys.stderr)
+    folder = work / str(world.repos)
+    world.write_cache(folder / "hub")
+    with bucket.start(world.objects()) as server:
+        yield folder, server
+
+
+def compare(options, arguments, tenth, full):
+    """Runs a command in both worlds. The runs alternate, so that what else the machine does slows down both."""
+    short, long = [], []
+    for _ in range(options.runs):
+        short += [run(options.bin, arguments, *tenth) for _ in range(SHORT_RUNS)]
+        long.append(run(options.bin, arguments, *full))
+    return middle(short), middle(long)
+
+
 def parse():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bin", type=Path, required=True, help="the hf-cache-sync binary")
     parser.add_argument("--work", type=Path, required=True, help="where the caches are created, and stay")
     parser.add_argument("--only", nargs="+", metavar="WORD", default=[], help="only commands with one of these words")
-    parser.add_argument("--runs", type=int, default=3, metavar="N", help="runs of each command, of which the best counts (3)")
+    parser.add_argument("--runs", type=int, default=3, metavar="N", help="runs of each command at full size (3)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="writes every figure")
     return parser.parse_args()
 
@@ -88,17 +107,17 @@ def settings(endpoint, folder):
     }
 
 
-def run(binary, arguments, environment, folder, server):
+def run(binary, arguments, folder, server):
     command = [binary.resolve(), *arguments, "--no-progress"]
     server.take_requests()
-    sample = measure.run(command, env=environment, cwd=folder / "home", log=folder / "log", timeout=3600)
+    sample = measure.run(command, env=settings(server.endpoint, folder), cwd=folder / "home", log=folder / "log", timeout=3600)
     sample.requests = server.take_requests().total()
     return sample
 
 
-def best(samples):
-    """Returns the times of the fastest run, since other work can only slow a run down, and the highest memory."""
-    cpu, wall = min(sample.cpu for sample in samples), min(sample.wall for sample in samples)
+def middle(samples):
+    """Returns the median times, and the highest memory."""
+    cpu, wall = median(sample.cpu for sample in samples), median(sample.wall for sample in samples)
     return measure.Sample(wall, cpu, max(sample.rss for sample in samples), max(sample.requests for sample in samples))
 
 
