@@ -3,11 +3,12 @@
 //! leaves nothing behind.
 //!
 //! `SEED` repeats the choices of a run, and `KILL_ROUNDS` is the number of rounds of each scenario, with up to five kills each
-//! (8 rounds by default, fewer of the large ones): `KILL_ROUNDS=300 cargo test --test it kills::`.
+//! (8 rounds by default, fewer of the large ones): `KILL_ROUNDS=300 cargo test --test it kills::`. `KILL_ONLY` is a part of
+//! the names of the scenarios to run.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -18,9 +19,10 @@ use crate::harness::cache::{OTHER, Revision};
 use crate::harness::hub_server::Hub;
 use crate::harness::machine::{Machine, Output, Running};
 use crate::harness::proxy::{Fault, Passing, Proxy};
-use crate::harness::sound::{assert_sound_bucket, assert_sound_cache};
+use crate::harness::server_process::ServerProcess;
+use crate::harness::sound::{assert_good_blobs, assert_sound_bucket_except, assert_sound_cache_except};
 use crate::harness::store::{BUCKET, Store};
-use crate::harness::{listing, seed, sha256, wait_until, weights};
+use crate::harness::{contents, listing, seed, sha256, wait_until, weights};
 
 /// Rounds of each scenario.
 const ROUNDS: usize = 8;
@@ -30,25 +32,85 @@ const LARGE_GET: usize = 10 << 20;
 /// How old an object has to be to be deleted, and older.
 const OLD: i64 = -48 * 3600;
 
+/// Notes the parts that the server has accepted, and those that are sent although it has accepted them before.
+#[derive(Clone, Default)]
+struct Parts(Arc<Mutex<(HashSet<String>, Vec<String>)>>);
+
+impl Parts {
+    fn watch(&self, proxy: &Proxy) {
+        let parts = self.clone();
+        proxy.fail(move |request: &Passing| {
+            if request.method != "PUT" || !request.query.contains("partNumber=") {
+                return Fault::None;
+            }
+            let mut noted = parts.0.lock().unwrap();
+            if noted.0.contains(&request.query) {
+                noted.1.push(request.query.clone());
+            }
+            drop(noted);
+            let (parts, query) = (parts.clone(), request.query.clone());
+            Fault::edit(move |response| {
+                if response.head.starts_with("HTTP/1.1 200") {
+                    parts.0.lock().unwrap().0.insert(query.clone());
+                }
+            })
+        });
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.lock().unwrap().0.is_empty()
+    }
+
+    #[track_caller]
+    fn assert_none_repeated(&self, what: &str) {
+        let repeated = &self.0.lock().unwrap().1;
+        assert!(repeated.is_empty(), "{what}: finished parts were sent again: {repeated:?}");
+    }
+}
+
 /// A bucket behind a proxy, and a machine.
 struct World {
     store: Store,
     proxy: Proxy,
+    parts: Parts,
     machine: Machine,
     revisions: Vec<Revision>,
+    damages: Vec<Damage>,
+    /// What was there before a repair, of which nothing may change but the damage.
+    before: Before,
     #[cfg(feature = "fallback")]
     hub: Option<Hub>,
 }
 
-/// What is not sound before a scenario, and may stay so until the end.
-#[derive(Clone, Copy, PartialEq)]
-enum Damaged {
-    Nothing,
-    Cache,
-    Bucket,
+/// Something that is damaged before a scenario. Until its end, it is as it was, or repaired.
+struct Damage {
+    place: Place,
+    /// The bytes that are wrong; `None` if it is missing.
+    bytes: Option<Vec<u8>>,
 }
 
+enum Place {
+    /// A blob in the cache.
+    Blob(PathBuf),
+    /// A key in the bucket.
+    Key(String),
+}
+
+impl Damage {
+    fn is_left(&self, world: &World) -> bool {
+        let found = match &self.place {
+            Place::Blob(path) => fs::read(path).ok(),
+            Place::Key(key) => world.store.has(key).then(|| world.store.get(key)),
+        };
+        found == self.bytes
+    }
+}
+
+/// What was in the cache and in the bucket, each with a hash.
+type Before = (BTreeMap<String, String>, BTreeMap<String, String>);
+
 /// A command that is killed, and what it is about.
+#[derive(Clone, Copy)]
 struct Scenario {
     name: &'static str,
     line: &'static [&'static str],
@@ -57,7 +119,6 @@ struct Scenario {
     is_done: fn(&World),
     /// Whether it moves a large blob. Such scenarios get fewer rounds.
     is_large: bool,
-    damaged: Damaged,
 }
 
 fn small() -> Vec<Revision> {
@@ -87,14 +148,40 @@ impl World {
         let mut world = World {
             store,
             proxy,
+            parts: Parts::default(),
             machine,
             revisions: small(),
+            damages: Vec::new(),
+            before: Before::default(),
             #[cfg(feature = "fallback")]
             hub: None,
         };
         (scenario.prepare)(&mut world);
         world.store.keys().iter().for_each(|key| world.store.age(key, OLD));
+        world.parts.watch(&world.proxy);
+        if !world.damages.is_empty() {
+            world.before = (contents(&world.machine.hub()), world.store.objects());
+        }
         world
+    }
+
+    /// Gives a blob in the cache wrong bytes, or removes it.
+    fn damage_blob(&mut self, revision: usize, path: &str, bytes: Option<Vec<u8>>) {
+        let blob = self.revisions[revision].blob(&self.machine.hub(), path);
+        match &bytes {
+            Some(bytes) => fs::write(&blob, bytes).unwrap(),
+            None => fs::remove_file(&blob).unwrap(),
+        }
+        self.damages.push(Damage { place: Place::Blob(blob), bytes });
+    }
+
+    /// Gives an object wrong bytes, or removes it.
+    fn damage_object(&mut self, key: &str, bytes: Option<&str>) {
+        match bytes {
+            Some(bytes) => self.store.put(key, bytes),
+            None => self.store.remove(key),
+        }
+        self.damages.push(Damage { place: Place::Key(key.to_string()), bytes: bytes.map(|bytes| bytes.into()) });
     }
 
     fn write(&mut self) {
@@ -108,6 +195,14 @@ impl World {
         self.revisions.iter().for_each(|revision| revision.publish(&self.store));
     }
 
+    /// Starts a Hub that has the revisions.
+    #[cfg(feature = "fallback")]
+    fn start_hub(&mut self) {
+        let hub = Hub::start(&self.revisions);
+        self.machine.set("HF_ENDPOINT", &hub.url);
+        self.hub = Some(hub);
+    }
+
     fn publish_and_write(&mut self) {
         self.publish();
         self.write();
@@ -115,6 +210,12 @@ impl World {
 
     fn assert_published(&self) {
         self.revisions.iter().for_each(|revision| revision.assert_published(&self.store));
+    }
+
+    /// Returns whether every ref is in the bucket.
+    fn has_all_refs(&self) -> bool {
+        let has = |revision: &Revision, name| self.store.has(&format!("refs/{}/{name}", revision.encoded()));
+        self.revisions.iter().all(|revision| revision.refs.iter().all(|name| has(revision, name)))
     }
 
     #[track_caller]
@@ -127,18 +228,74 @@ impl World {
         self.revisions.iter().for_each(|revision| assert!(!revision.snapshot(&self.machine.hub()).exists()));
     }
 
+    /// Asserts that everything is sound but damage that is not yet repaired, and that nothing else has changed.
     #[track_caller]
-    fn assert_sound(&self, damaged: Damaged) {
-        if damaged != Damaged::Bucket {
-            assert_sound_bucket(&self.store);
+    fn assert_sound(&self) {
+        let (mut blobs, mut keys) = (Vec::new(), Vec::new());
+        for damage in self.damages.iter().filter(|damage| damage.is_left(self)) {
+            match &damage.place {
+                Place::Blob(path) => blobs.push(path.clone()),
+                Place::Key(key) => keys.push(key.as_str()),
+            }
         }
-        if damaged != Damaged::Cache {
-            assert_sound_cache(&self.machine.hub());
+        assert_sound_bucket_except(&self.store, &keys);
+        assert_good_blobs(&self.store, &keys);
+        assert_sound_cache_except(&self.machine.hub(), &blobs);
+        let (in_cache, in_bucket) = (contents(&self.machine.hub()), self.store.objects());
+        for (path, what) in &self.before.0 {
+            let is_damaged = |damage: &Damage| matches!(&damage.place, Place::Blob(blob) if blob.ends_with(path));
+            assert!(in_cache.get(path) == Some(what) || self.damages.iter().any(is_damaged), "{path} has changed");
         }
+        for (key, what) in &self.before.1 {
+            let is_damaged = |damage: &Damage| matches!(&damage.place, Place::Key(damaged) if damaged == key);
+            assert!(in_bucket.get(key) == Some(what) || self.damages.iter().any(is_damaged), "{key} has changed");
+        }
+        self.damages.iter().for_each(|damage| self.assert_kept(damage));
+    }
+
+    /// Asserts that the wrong bytes of a blob in the cache are in their place or in the quarantine.
+    #[track_caller]
+    fn assert_kept(&self, damage: &Damage) {
+        let Damage { place: Place::Blob(path), bytes: Some(bytes) } = damage else { return };
+        let quarantine = self.state().join("quarantine");
+        let kept = quarantine.join(path.parent().unwrap().strip_prefix(self.machine.hub()).unwrap());
+        let mut kept = fs::read_dir(kept).into_iter().flatten().map(|entry| fs::read(entry.unwrap().path()).unwrap());
+        assert!(damage.is_left(self) || kept.any(|kept| kept == *bytes), "{} is lost", path.display());
+    }
+
+    /// Asserts that nothing is damaged any more.
+    #[track_caller]
+    fn assert_repaired(&self) {
+        assert!(!self.damages.iter().any(|damage| damage.is_left(self)));
+        self.assert_sound();
+    }
+
+    /// Returns the folder with the bucket, in which its server keeps what is unfinished.
+    fn root(&self) -> PathBuf {
+        self.store.path("").parent().unwrap().to_path_buf()
     }
 
     fn state(&self) -> PathBuf {
         self.machine.hub().join(".locks/.hf-cache-sync")
+    }
+
+    /// Returns how many bytes have been received from the bucket and the Hub since the last call.
+    fn take_received(&self) -> u64 {
+        #[cfg(feature = "fallback")]
+        let from_hub = self.hub.as_ref().map_or(0, Hub::take_bytes_sent);
+        #[cfg(not(feature = "fallback"))]
+        let from_hub = 0;
+        self.proxy.take_received() + from_hub
+    }
+
+    /// Asserts that no bytes of the large blob that had been recorded were received again since the last call of
+    /// [`World::take_received`].
+    #[track_caller]
+    fn assert_resumed(&self, recorded: u64, what: &str) {
+        let files = self.revisions.iter().flat_map(|revision| &revision.files);
+        let all: u64 = files.map(|file| file.bytes.len() as u64).sum();
+        let (received, rest) = (self.take_received(), all.saturating_sub(recorded));
+        assert!(received <= rest + 100_000, "{what}: {received} bytes were received, {recorded} had been recorded");
     }
 
     /// Returns how many bytes of the large blob a killed pull has recorded as complete.
@@ -163,7 +320,6 @@ const SCENARIOS: &[Scenario] = &[
         prepare: World::write,
         is_done: World::assert_published,
         is_large: false,
-        damaged: Damaged::Nothing,
     },
     Scenario {
         name: "push in parts",
@@ -174,7 +330,6 @@ const SCENARIOS: &[Scenario] = &[
         },
         is_done: World::assert_published,
         is_large: true,
-        damaged: Damaged::Nothing,
     },
     Scenario {
         name: "pull",
@@ -186,7 +341,6 @@ const SCENARIOS: &[Scenario] = &[
         },
         is_done: World::assert_pulled,
         is_large: false,
-        damaged: Damaged::Nothing,
     },
     Scenario {
         name: "pull in ranges",
@@ -197,7 +351,6 @@ const SCENARIOS: &[Scenario] = &[
         },
         is_done: World::assert_pulled,
         is_large: true,
-        damaged: Damaged::Nothing,
     },
     #[cfg(feature = "fallback")]
     Scenario {
@@ -206,13 +359,21 @@ const SCENARIOS: &[Scenario] = &[
         prepare: |world| {
             world.revisions.truncate(1);
             world.revisions[0].refs.truncate(1);
-            let hub = Hub::start(&world.revisions);
-            world.machine.set("HF_ENDPOINT", &hub.url);
-            world.hub = Some(hub);
+            world.start_hub();
         },
         is_done: World::assert_pulled,
         is_large: false,
-        damaged: Damaged::Nothing,
+    },
+    #[cfg(feature = "fallback")]
+    Scenario {
+        name: "pull from the Hub in ranges",
+        line: &["pull", "org/large", "--fallback", "hf-hub", "--workers", "1"],
+        prepare: |world| {
+            world.revisions = large(LARGE_GET);
+            world.start_hub();
+        },
+        is_done: World::assert_pulled,
+        is_large: true,
     },
     Scenario {
         name: "pull-all",
@@ -223,7 +384,16 @@ const SCENARIOS: &[Scenario] = &[
         },
         is_done: World::assert_pulled,
         is_large: false,
-        damaged: Damaged::Nothing,
+    },
+    Scenario {
+        name: "pull-all in ranges",
+        line: &["pull-all", "--workers", "1"],
+        prepare: |world| {
+            world.revisions = large(LARGE_GET);
+            world.publish();
+        },
+        is_done: World::assert_pulled,
+        is_large: true,
     },
     Scenario {
         name: "prune",
@@ -231,7 +401,6 @@ const SCENARIOS: &[Scenario] = &[
         prepare: World::write,
         is_done: World::assert_gone_here,
         is_large: false,
-        damaged: Damaged::Nothing,
     },
     Scenario {
         name: "prune --require-remote",
@@ -242,7 +411,6 @@ const SCENARIOS: &[Scenario] = &[
             world.assert_published();
         },
         is_large: false,
-        damaged: Damaged::Nothing,
     },
     Scenario {
         name: "rm",
@@ -253,7 +421,6 @@ const SCENARIOS: &[Scenario] = &[
         },
         is_done: World::assert_gone_here,
         is_large: false,
-        damaged: Damaged::Nothing,
     },
     Scenario {
         name: "remote rm",
@@ -265,7 +432,6 @@ const SCENARIOS: &[Scenario] = &[
             assert!(!world.store.keys().iter().any(|key| key.starts_with("refs/org__one")));
         },
         is_large: false,
-        damaged: Damaged::Nothing,
     },
     Scenario {
         name: "remote gc",
@@ -280,7 +446,6 @@ const SCENARIOS: &[Scenario] = &[
             assert!(!world.store.has(&unused().0));
         },
         is_large: false,
-        damaged: Damaged::Nothing,
     },
     Scenario {
         name: "verify --repair",
@@ -288,33 +453,62 @@ const SCENARIOS: &[Scenario] = &[
         prepare: |world| {
             world.revisions[0].refs.truncate(1);
             world.publish_and_write();
-            let hub = world.machine.hub();
-            fs::write(world.revisions[0].blob(&hub, "model.bin"), "damaged").unwrap();
-            fs::remove_file(world.revisions[1].blob(&hub, "b.txt")).unwrap();
+            world.damage_blob(0, "model.bin", Some("damaged".into()));
+            world.damage_blob(1, "b.txt", None);
         },
         is_done: |world| {
             world.assert_pulled();
-            let kept = world.state().join("quarantine/models--org--one/blobs");
-            let kept: Vec<_> =
-                fs::read_dir(kept).unwrap().map(|entry| fs::read(entry.unwrap().path()).unwrap()).collect();
-            assert!(kept.contains(&b"damaged".to_vec()), "bad bytes are kept");
+            world.assert_repaired();
         },
         is_large: false,
-        damaged: Damaged::Cache,
+    },
+    Scenario {
+        name: "verify --repair in ranges",
+        line: &["verify", "--repair", "--workers", "1"],
+        prepare: |world| {
+            world.revisions = large(LARGE_GET);
+            world.publish_and_write();
+            let mut bytes = world.revisions[0].file("model.bin").bytes.clone();
+            bytes[LARGE_GET / 2] ^= 1;
+            world.damage_blob(0, "model.bin", Some(bytes));
+        },
+        is_done: |world| {
+            world.assert_pulled();
+            world.assert_repaired();
+        },
+        is_large: true,
     },
     Scenario {
         name: "verify --remote --repair",
         line: &["verify", "--remote", "--repair"],
         prepare: |world| {
             world.publish_and_write();
-            world.store.remove(&world.revisions[0].manifest_key());
-            world.store.remove("refs/org__one/main");
-            world.store.remove("refs/org__one/v1.0");
-            world.store.put("refs/org__one/main", "not a commit");
+            let (manifest, blob) = (world.revisions[0].manifest_key(), world.revisions[1].blob_key("b.txt"));
+            world.damage_object(&manifest, None);
+            world.damage_object("refs/org__one/main", Some("not a commit"));
+            world.damage_object("refs/org__one/v1.0", None);
+            world.damage_object(&blob, Some("short"));
         },
-        is_done: World::assert_published,
+        is_done: |world| {
+            world.assert_published();
+            world.assert_repaired();
+        },
         is_large: false,
-        damaged: Damaged::Bucket,
+    },
+    Scenario {
+        name: "verify --remote --repair in parts",
+        line: &["verify", "--remote", "--repair", "--workers", "1"],
+        prepare: |world| {
+            world.revisions = large(LARGE_PUT);
+            world.publish_and_write();
+            let blob = world.revisions[0].blob_key("model.bin");
+            world.damage_object(&blob, Some("short"));
+        },
+        is_done: |world| {
+            world.assert_published();
+            world.assert_repaired();
+        },
+        is_large: true,
     },
 ];
 
@@ -325,6 +519,8 @@ enum Moment {
     Time(Duration),
     /// Once this many requests have been sent, and this time has passed.
     Request(usize, Duration),
+    /// Once a part of the large blob is finished, and this time has passed.
+    Part(Duration),
 }
 
 impl Moment {
@@ -336,50 +532,27 @@ impl Moment {
     }
 
     /// Waits for it, or until the process has ended.
-    fn wait(self, running: &mut Running, proxy: &Proxy) {
+    fn wait(self, running: &mut Running, world: &World) {
         let pause = match self {
             Moment::Time(pause) => pause,
             Moment::Request(requests, pause) => {
-                while running.is_running() && proxy.count() <= requests {
-                    std::thread::sleep(Duration::from_micros(200));
-                }
+                wait_while(running, || world.proxy.count() <= requests);
+                pause
+            }
+            Moment::Part(pause) => {
+                wait_while(running, || world.parts.is_empty() && world.recorded() == 0);
                 pause
             }
         };
         let start = Instant::now();
-        while running.is_running() && start.elapsed() < pause {
-            std::thread::sleep(Duration::from_micros(200));
-        }
+        wait_while(running, || start.elapsed() < pause);
     }
 }
 
-/// Notes the parts that the server has accepted, and those that are sent although it has accepted them before.
-#[derive(Clone, Default)]
-struct Parts(Arc<Mutex<(HashSet<String>, Vec<String>)>>);
-
-impl Parts {
-    fn watch(&self, proxy: &Proxy) {
-        let parts = self.clone();
-        proxy.fail(move |request: &Passing| {
-            if request.method != "PUT" || !request.query.contains("partNumber=") {
-                return Fault::None;
-            }
-            let mut noted = parts.0.lock().unwrap();
-            if noted.0.contains(&request.query) {
-                noted.1.push(request.query.clone());
-            }
-            drop(noted);
-            let (parts, query) = (parts.clone(), request.query.clone());
-            Fault::edit(move |response| {
-                if response.head.starts_with("HTTP/1.1 200") {
-                    parts.0.lock().unwrap().0.insert(query.clone());
-                }
-            })
-        });
-    }
-
-    fn repeated(&self) -> Vec<String> {
-        self.0.lock().unwrap().1.clone()
+/// Waits while this is so, and the process runs.
+fn wait_while(running: &mut Running, is_so: impl Fn() -> bool) {
+    while running.is_running() && is_so() {
+        std::thread::sleep(Duration::from_micros(200));
     }
 }
 
@@ -398,10 +571,15 @@ fn expire_notices(store: &Store) {
 fn complete(scenario: &Scenario, world: &World, what: &str) -> Output {
     expire_notices(&world.store);
     let ran = world.machine.run(scenario.line);
+    assert_completed(scenario, &ran, what);
+    ran
+}
+
+#[track_caller]
+fn assert_completed(scenario: &Scenario, ran: &Output, what: &str) {
     // What has been removed before the kill cannot be removed again.
     let is_gone = ran.code == 4 && scenario.line.contains(&"rm");
     assert!(ran.code == 0 || is_gone, "{what}: {ran:#?}");
-    ran
 }
 
 /// Asserts that nothing of killed processes is left once it is old: not in the cache, and not in the bucket.
@@ -432,10 +610,15 @@ fn assert_nothing_left(world: &World, what: &str) {
     assert!(left.is_empty(), "{what}: left in the cache: {left:?}");
     let left: Vec<String> = world.store.keys().into_iter().filter(|key| key.starts_with("_hf_cache_sync")).collect();
     assert!(left.is_empty(), "{what}: left in the bucket: {left:?}");
+}
+
+/// Asserts that no upload in parts was abandoned.
+#[track_caller]
+fn assert_no_upload_left(world: &World, what: &str) {
     // The server keeps unfinished uploads beside the buckets, and what it had received of other objects when the connection
     // broke (`.tmp.`). One that was killed right at its start has no parts, and is
     // left to `gc` or a lifecycle rule.
-    let beside = fs::read_dir(world.store.path("").parent().unwrap()).unwrap();
+    let beside = fs::read_dir(world.root()).unwrap();
     let unfinished = beside.map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let unfinished: Vec<String> =
         unfinished.filter(|name| name.contains(".part") && !name.starts_with(".tmp.")).collect();
@@ -446,41 +629,41 @@ fn run_scenario(scenario: &Scenario, seed: u64) {
     let mut random = fastrand::Rng::with_seed(seed);
     // How long it takes, and how many requests.
     let world = World::new(scenario);
-    world.proxy.fail(|_| Fault::None);
     let start = Instant::now();
     world.machine.ok(scenario.line);
     let (usual, requests) = (start.elapsed(), world.proxy.count());
     (scenario.is_done)(&world);
-    world.assert_sound(Damaged::Nothing);
+    world.assert_sound();
     drop(world);
 
-    for round in 0..rounds(if scenario.is_large { ROUNDS / 4 } else { ROUNDS }) {
+    for round in 0..rounds(if scenario.is_large { 1 } else { ROUNDS }) {
         let world = World::new(scenario);
-        let parts = Parts::default();
         for _ in 0..random.usize(2..=5) {
-            parts.watch(&world.proxy);
-            let moment = Moment::random(&mut random, usual, requests);
+            world.parts.watch(&world.proxy);
+            let moment = match scenario.is_large && random.bool() {
+                true => Moment::Part(Duration::from_micros(random.u64(..5000))),
+                false => Moment::random(&mut random, usual, requests),
+            };
             let what = format!("seed {seed}, {}, round {round}, {moment:?}", scenario.name);
             let mut running = world.machine.start(scenario.line);
-            moment.wait(&mut running, &world.proxy);
+            moment.wait(&mut running, &world);
             running.kill();
-            world.assert_sound(scenario.damaged);
-            assert_eq!(parts.repeated(), Vec::<String>::new(), "{what}: finished parts were sent again");
+            world.assert_sound();
+            world.parts.assert_none_repeated(&what);
         }
         let what = format!("seed {seed}, {}, round {round}", scenario.name);
         let recorded = world.recorded();
-        world.proxy.take_received();
-        parts.watch(&world.proxy);
+        world.take_received();
+        world.parts.watch(&world.proxy);
         complete(scenario, &world, &what);
         (scenario.is_done)(&world);
-        world.assert_sound(Damaged::Nothing);
-        assert_eq!(parts.repeated(), Vec::<String>::new(), "{what}: finished parts were sent again");
+        world.assert_sound();
+        world.parts.assert_none_repeated(&what);
         if recorded > 0 {
-            let fetched = world.proxy.take_received();
-            let most = LARGE_GET as u64 + 100_000 - recorded.min(LARGE_GET as u64);
-            assert!(fetched <= most, "{what}: {fetched} bytes were fetched, {recorded} had been recorded");
+            world.assert_resumed(recorded, &what);
         }
         assert_nothing_left(&world, &what);
+        assert_no_upload_left(&world, &what);
     }
 }
 
@@ -488,7 +671,8 @@ fn run_scenario(scenario: &Scenario, seed: u64) {
 fn every_command_that_writes_can_be_killed_at_any_moment() {
     let seed = seed();
     // Two at a time: the moments should be those of processes that run, not of processes that wait for the processor.
-    let next = Mutex::new(SCENARIOS.iter().enumerate());
+    let only = std::env::var("KILL_ONLY").unwrap_or_default();
+    let next = Mutex::new(SCENARIOS.iter().enumerate().filter(|(_, scenario)| scenario.name.contains(&only)));
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
@@ -508,16 +692,14 @@ fn the_server_can_go_away_at_any_moment() {
     let mut random = fastrand::Rng::with_seed(seed);
     for scenario in SCENARIOS.iter().filter(|scenario| !scenario.is_large) {
         let world = World::new(scenario);
-        world.proxy.fail(|_| Fault::None);
         world.machine.ok(scenario.line);
         let requests = world.proxy.count();
         // Without requests, there is nothing that a server could disturb.
         for round in 0..if requests == 0 { 0 } else { rounds(ROUNDS / 4) } {
             let world = World::new(scenario);
-            world.proxy.fail(|_| Fault::None);
             let mut running = world.machine.start(scenario.line);
             Moment::Request(random.usize(..requests), Duration::from_micros(random.u64(..2000)))
-                .wait(&mut running, &world.proxy);
+                .wait(&mut running, &world);
             world.proxy.cut_off();
             let what = format!("seed {seed}, {}, round {round}", scenario.name);
             if random.bool() {
@@ -529,10 +711,87 @@ fn the_server_can_go_away_at_any_moment() {
                 running.kill();
                 world.proxy.restore();
             }
-            world.assert_sound(scenario.damaged);
+            world.assert_sound();
             complete(scenario, &world, &what);
             (scenario.is_done)(&world);
-            world.assert_sound(Damaged::Nothing);
+            world.assert_sound();
+            assert_nothing_left(&world, &what);
+            assert_no_upload_left(&world, &what);
+        }
+    }
+}
+
+/// Whether the bucket's server or a command is in the middle of a blob, or has begun to delete.
+fn is_in_the_middle(world: &World, keys: usize) -> bool {
+    const MIDDLE: u64 = 64 << 10;
+    let lengths = |folder: &Path| -> Vec<(String, u64)> {
+        let entries = fs::read_dir(folder).into_iter().flatten().map(Result::unwrap);
+        entries
+            .filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.metadata().ok()?.len())))
+            .collect()
+    };
+    let is_sent = || lengths(&world.root()).iter().any(|(name, length)| name.starts_with(".tmp.") && *length > MIDDLE);
+    let is_fetched = || lengths(&world.state().join("partial")).iter().any(|(_, length)| *length > MIDDLE);
+    is_sent() || is_fetched() || world.store.keys().len() < keys
+}
+
+/// The server's process is killed at a random moment or in the middle of a body, and comes back. The command waits and
+/// completes, or is killed as well. At any moment, the bucket is sound.
+#[test]
+fn the_servers_process_can_be_killed_at_any_moment() {
+    let seed = seed();
+    let mut random = fastrand::Rng::with_seed(seed);
+    let named = |name: &str, line| Scenario { line, ..*SCENARIOS.iter().find(|known| known.name == name).unwrap() };
+    let scenarios = [
+        named("push", &["push"]),
+        named("push in parts", &["push", "--workers", "1", "--bwlimit", "30MB/s"]),
+        named("pull", &["pull", "org/one"]),
+        named("pull in ranges", &["pull", "org/large", "--workers", "1", "--bwlimit", "30MB/s"]),
+        named("remote rm", &["remote", "rm", "org/one", "--yes"]),
+        named("remote gc", &["remote", "gc", "--yes"]),
+    ];
+    for scenario in &scenarios {
+        let mut usual = Duration::ZERO;
+        for round in 0..rounds(if scenario.is_large { 1 } else { ROUNDS / 4 }) {
+            let what = format!("seed {seed}, {}, round {round}", scenario.name);
+            let mut world = World::new(scenario);
+            let mut server = ServerProcess::start(&world.root());
+            world.machine.connect(&server.url, BUCKET, "test-region");
+            if usual.is_zero() {
+                let start = Instant::now();
+                world.machine.ok(scenario.line);
+                usual = start.elapsed();
+                world = World::new(scenario);
+                server = ServerProcess::start(&world.root());
+                world.machine.connect(&server.url, BUCKET, "test-region");
+            }
+            let keys = world.store.keys().len();
+            for number in 0..random.usize(1..=3) {
+                let mut running = world.machine.start(scenario.line);
+                if number == 0 || random.bool() {
+                    wait_while(&mut running, || !is_in_the_middle(&world, keys));
+                } else {
+                    Moment::Time(usual.mul_f64(random.f64())).wait(&mut running, &world);
+                }
+                server.kill();
+                if scenario.is_large && number == 0 {
+                    assert!(running.is_running() && is_in_the_middle(&world, keys), "{what}: no body was interrupted");
+                }
+                assert_sound_bucket_except(&world.store, &[]);
+                assert_good_blobs(&world.store, &[]);
+                if random.bool() {
+                    server.restart();
+                    assert_completed(scenario, &running.finish(), &what);
+                } else {
+                    running.kill();
+                    server.restart();
+                }
+                world.assert_sound();
+                expire_notices(&world.store);
+            }
+            complete(scenario, &world, &what);
+            (scenario.is_done)(&world);
+            world.assert_sound();
             assert_nothing_left(&world, &what);
         }
     }
@@ -550,23 +809,16 @@ fn wait_for_start(running: &Running, moment: Duration) {
 fn a_watch_can_be_killed_at_any_moment() {
     let seed = seed();
     let mut random = fastrand::Rng::with_seed(seed);
-    let scenario = Scenario {
-        name: "watch",
-        line: &["push"],
-        prepare: |_| {},
-        is_done: World::assert_published,
-        is_large: false,
-        damaged: Damaged::Nothing,
-    };
+    let scenario =
+        Scenario { name: "watch", line: &["push"], prepare: |_| {}, is_done: World::assert_published, is_large: false };
     for round in 0..rounds(ROUNDS / 2) {
         let mut world = World::new(&scenario);
-        world.proxy.fail(|_| Fault::None);
         let mut running = world.machine.start(&["--json", "watch", "--debounce", "0.05"]);
         wait_for_start(&running, Duration::from_secs(20));
         world.write();
-        Moment::random(&mut random, Duration::from_millis(400), 20).wait(&mut running, &world.proxy);
+        Moment::random(&mut random, Duration::from_millis(400), 20).wait(&mut running, &world);
         running.kill();
-        world.assert_sound(Damaged::Nothing);
+        world.assert_sound();
         let what = format!("seed {seed}, watch, round {round}");
         complete(&scenario, &world, &what);
         (scenario.is_done)(&world);
@@ -575,7 +827,33 @@ fn a_watch_can_be_killed_at_any_moment() {
         wait_until("the watch to push", || running.stdout().contains("\"pushed\""));
         running.kill();
         assert_nothing_left(&world, &what);
+        assert_no_upload_left(&world, &what);
     }
+}
+
+/// Starts `serve`, and returns its port.
+fn start_server(world: &World, arguments: &[&str]) -> (Running, u16) {
+    let running = world.machine.start(&[&["--json", "serve", "--listen", "127.0.0.1:0"], arguments].concat());
+    wait_until("the server", || !running.stdout().is_empty());
+    let line: Value = serde_json::from_str(running.stdout().lines().next().unwrap()).unwrap();
+    let port = line["url"].as_str().unwrap().rsplit(':').next().unwrap().parse().unwrap();
+    (running, port)
+}
+
+/// Reads every file as a client does. Returns whether all responses were complete, and asserts that those were right.
+#[track_caller]
+fn read_all(port: u16, revisions: &[Revision]) -> bool {
+    let mut is_complete = true;
+    for revision in revisions {
+        let kind = if revision.kind == "model" { String::new() } else { format!("/{}s", revision.kind) };
+        for file in &revision.files {
+            match get(port, &format!("{kind}/{}/resolve/main/{}", revision.id, file.path)) {
+                Some(bytes) => assert!(bytes == file.bytes, "a complete response for {} has wrong bytes", file.path),
+                None => is_complete = false,
+            }
+        }
+    }
+    is_complete
 }
 
 /// A server with a client that reads. After the kill, the next one serves the right bytes, and fetches no finished part again.
@@ -592,42 +870,161 @@ fn serve_can_be_killed_at_any_moment() {
         },
         is_done: World::assert_pulled,
         is_large: true,
-        damaged: Damaged::Nothing,
-    };
-    let start = |world: &World| {
-        let running = world.machine.start(&["--json", "serve", "--listen", "127.0.0.1:0"]);
-        wait_until("the server", || !running.stdout().is_empty());
-        let line: Value = serde_json::from_str(running.stdout().lines().next().unwrap()).unwrap();
-        let port: u16 = line["url"].as_str().unwrap().rsplit(':').next().unwrap().parse().unwrap();
-        (running, port)
     };
     for round in 0..rounds(ROUNDS / 4) {
         let what = format!("seed {seed}, serve, round {round}");
         let world = World::new(&scenario);
-        let expected = &world.revisions[0].file("model.bin").bytes;
-        world.proxy.fail(|_| Fault::None);
-        let (mut running, port) = start(&world);
-        let client = std::thread::spawn(move || get(port, "/org/large/resolve/main/model.bin"));
-        let moment = Moment::random(&mut random, Duration::from_millis(500), 8);
-        moment.wait(&mut running, &world.proxy);
-        running.kill();
-        if let Some(bytes) = client.join().unwrap() {
-            assert!(bytes == *expected, "{what}: a client got wrong bytes in a complete response");
-        }
-        world.assert_sound(Damaged::Nothing);
+        let (mut running, port) = start_server(&world, &[]);
+        std::thread::scope(|scope| {
+            scope.spawn(|| read_all(port, &world.revisions));
+            Moment::random(&mut random, Duration::from_millis(500), 8).wait(&mut running, &world);
+            running.kill();
+        });
+        world.assert_sound();
         let recorded = world.recorded();
-        world.proxy.take_received();
-        let (running, port) = start(&world);
-        let bytes = get(port, "/org/large/resolve/main/model.bin");
-        assert!(bytes.as_ref() == Some(expected), "{what}: {:?} bytes", bytes.map(|bytes| bytes.len()));
-        let fetched = world.proxy.take_received();
-        let most = LARGE_GET as u64 + 100_000 - recorded.min(LARGE_GET as u64);
-        assert!(fetched <= most, "{what}: {fetched} bytes were fetched, {recorded} had been recorded");
+        world.take_received();
+        let (running, port) = start_server(&world, &[]);
+        assert!(read_all(port, &world.revisions), "{what}");
+        world.assert_resumed(recorded, &what);
         running.kill();
         complete(&scenario, &world, &what);
         (scenario.is_done)(&world);
-        world.assert_sound(Damaged::Nothing);
+        world.assert_sound();
         assert_nothing_left(&world, &what);
+        assert_no_upload_left(&world, &what);
+    }
+}
+
+/// A server that publishes what comes from the Hub, killed while a client reads, while it publishes since nothing more
+/// comes, and while it publishes the rest at its end. The next one publishes everything.
+#[cfg(all(unix, feature = "fallback"))]
+#[test]
+fn a_server_that_publishes_can_be_killed_at_any_moment() {
+    const PUBLISHED: &[&str] = &["--fallback", "hf-hub", "--push", "--workers", "1"];
+    let seed = seed();
+    let mut random = fastrand::Rng::with_seed(seed);
+    let scenario = Scenario {
+        name: "serve --push",
+        line: &["push"],
+        prepare: |world| {
+            world.revisions = small();
+            world.revisions[0].refs.truncate(1);
+            world.revisions.extend(large(LARGE_PUT));
+            world.start_hub();
+        },
+        is_done: |world| {
+            world.assert_pulled();
+            world.assert_published();
+            assert!(world.has_all_refs());
+        },
+        is_large: true,
+    };
+    for round in 0..rounds(ROUNDS / 4) {
+        let what = format!("seed {seed}, serve --push, round {round}");
+        let world = World::new(&scenario);
+        for _ in 0..random.usize(1..=3) {
+            world.parts.watch(&world.proxy);
+            let (mut running, port) = start_server(&world, PUBLISHED);
+            std::thread::scope(|scope| {
+                let client = scope.spawn(|| read_all(port, &world.revisions));
+                if random.bool() {
+                    // While the client reads.
+                    Moment::Time(Duration::from_secs(1).mul_f64(random.f64())).wait(&mut running, &world);
+                } else {
+                    assert!(client.join().unwrap(), "{what}");
+                    // At the end of the server, or once nothing has come for a while.
+                    if random.usize(..3) > 0 {
+                        running.signal("-TERM");
+                    }
+                    world.parts.watch(&world.proxy);
+                    let requests = random.usize(..20);
+                    wait_while(&mut running, || world.proxy.count() <= requests && !world.has_all_refs());
+                    Moment::Time(Duration::from_micros(random.u64(..20_000))).wait(&mut running, &world);
+                }
+                running.kill();
+            });
+            world.assert_sound();
+            world.parts.assert_none_repeated(&what);
+        }
+        expire_notices(&world.store);
+        let recorded = world.recorded();
+        world.take_received();
+        let (running, port) = start_server(&world, PUBLISHED);
+        assert!(read_all(port, &world.revisions), "{what}");
+        world.assert_resumed(recorded, &what);
+        running.signal("-TERM");
+        let ran = running.finish();
+        assert_eq!(ran.code, 0, "{what}: {ran:#?}");
+        (scenario.is_done)(&world);
+        world.assert_sound();
+        world.parts.assert_none_repeated(&what);
+        assert_nothing_left(&world, &what);
+        assert_no_upload_left(&world, &what);
+    }
+}
+
+/// A server that keeps its cache within a budget, killed at random and when it has begun to evict. Nothing that a client
+/// sees is broken, and the next one serves everything and comes back to the budget.
+#[test]
+fn a_server_with_a_budget_can_be_killed_at_any_moment() {
+    const BUDGET: u64 = 1 << 20;
+    let seed = seed();
+    let mut random = fastrand::Rng::with_seed(seed);
+    let scenario = Scenario {
+        name: "serve --max-size",
+        line: &["pull-all"],
+        prepare: |world| {
+            let revision = |number: u64| {
+                let revision = Revision::new("model", &format!("org/{number}")).at(&format!("{number}").repeat(40));
+                revision.git("config.json", "{}\n").lfs("model.bin", weights(number, 400_000))
+            };
+            world.revisions = (1..=5).map(revision).collect();
+            world.publish();
+            for revision in &world.revisions[..2] {
+                revision.write(&world.machine.hub());
+                revision.age(&world.machine.hub(), 30);
+            }
+        },
+        is_done: World::assert_pulled,
+        is_large: false,
+    };
+    let is_here = |world: &World, revision: &Revision| revision.blob(&world.machine.hub(), "model.bin").exists();
+    let count = |world: &World| world.revisions.iter().filter(|revision| is_here(world, revision)).count() as u64;
+    let is_within = |world: &World| count(world) * 400_000 <= BUDGET;
+    let start = |world: &World| start_server(world, &["--max-size", &BUDGET.to_string()]);
+    for round in 0..rounds(ROUNDS / 2) {
+        let what = format!("seed {seed}, serve --max-size, round {round}");
+        let world = World::new(&scenario);
+        for _ in 0..random.usize(1..=3) {
+            let (mut running, port) = start(&world);
+            std::thread::scope(|scope| {
+                let client = scope.spawn(|| read_all(port, &world.revisions));
+                if random.bool() {
+                    Moment::Time(Duration::from_millis(random.u64(..800))).wait(&mut running, &world);
+                } else {
+                    let most = std::cell::Cell::new(0);
+                    wait_while(&mut running, || {
+                        let now = count(&world);
+                        most.set(now.max(most.get()));
+                        now == most.get() && !(client.is_finished() && is_within(&world))
+                    });
+                    Moment::Time(Duration::from_micros(random.u64(..3000))).wait(&mut running, &world);
+                }
+                running.kill();
+            });
+            world.assert_sound();
+            world.assert_published();
+        }
+        let (running, port) = start(&world);
+        assert!(read_all(port, &world.revisions), "{what}");
+        wait_until("the budget", || is_within(&world));
+        running.kill();
+        world.assert_sound();
+        world.assert_published();
+        complete(&scenario, &world, &what);
+        (scenario.is_done)(&world);
+        assert_nothing_left(&world, &what);
+        assert_no_upload_left(&world, &what);
     }
 }
 

@@ -60,8 +60,24 @@ pub struct Puller {
     pub added: AtomicU64,
     /// Told when something has been added.
     pub has_added: Notify,
-    /// Revisions from the Hub that are to be published; `None` without `--push`.
-    pub unpublished: Option<Mutex<HashMap<(RepoName, Commit), Instant>>>,
+    /// Revisions that are to be published; `None` without `--push`.
+    pub unpublished: Option<Mutex<Unpublished>>,
+}
+
+/// Revisions from the Hub that are to be published.
+#[derive(Default)]
+pub struct Unpublished {
+    /// When the last file of each came.
+    pub waiting: HashMap<(RepoName, Commit), Instant>,
+    /// All that have ever waited.
+    seen: HashSet<(RepoName, Commit)>,
+}
+
+impl Unpublished {
+    fn add(&mut self, key: (RepoName, Commit)) {
+        self.seen.insert(key.clone());
+        self.waiting.insert(key, Instant::now());
+    }
 }
 
 /// A file of a revision, as a client reads it.
@@ -184,6 +200,7 @@ impl Puller {
             Some((file, is_linked, references))
         })
         .await?;
+        self.note_unpublished(revision, path);
         if is_linked && !references.is_empty() {
             self.note_written(revision, references);
         }
@@ -194,6 +211,22 @@ impl Puller {
             });
         }
         Some(file)
+    }
+
+    /// Notes that the revision of a file in the cache is to be published, if the bucket lacks that file: a server that was
+    /// killed may have brought it from the Hub. One push publishes all of the revision that is here, so once is enough.
+    fn note_unpublished(&self, revision: &Revision, path: &RepoPath) {
+        let Some(unpublished) = &self.unpublished else { return };
+        let is_lacking = match revision.place {
+            Place::Hub => true,
+            Place::Bucket => revision.found.manifest.files().binary_search_by(|file| file.path.cmp(path)).is_err(),
+            Place::Cache => false,
+        };
+        let key = (revision.repo().clone(), revision.commit().clone());
+        let mut unpublished = unpublished.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_lacking && !unpublished.seen.contains(&key) {
+            unpublished.add(key);
+        }
     }
 
     /// Returns the refs by which clients have found this revision, and which this cache may lack.
@@ -356,7 +389,7 @@ impl Puller {
             return Err(failure);
         }
         if came_from_hub && let Some(unpublished) = &self.unpublished {
-            unpublished.lock().unwrap_or_else(PoisonError::into_inner).insert(key, Instant::now());
+            unpublished.lock().unwrap_or_else(PoisonError::into_inner).add(key);
         }
         Ok(())
     }

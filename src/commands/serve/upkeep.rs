@@ -88,8 +88,8 @@ async fn publish(session: &Session, puller: &Arc<Puller>) {
     loop {
         tokio::time::sleep(QUIET / 2).await;
         let due: Vec<(RepoName, Commit)> = {
-            let waiting = unpublished.lock().unwrap_or_else(PoisonError::into_inner);
-            waiting.iter().filter(|(_, last)| last.elapsed() >= QUIET).map(|(key, _)| key.clone()).collect()
+            let unpublished = unpublished.lock().unwrap_or_else(PoisonError::into_inner);
+            unpublished.waiting.iter().filter(|(_, last)| last.elapsed() >= QUIET).map(|(key, _)| key.clone()).collect()
         };
         for (repo, commit) in due {
             let started = Instant::now();
@@ -100,7 +100,7 @@ async fn publish(session: &Session, puller: &Arc<Puller>) {
                 session.progress.event(Event::Note(note));
             }
             // Only now: a push that was cut short by the end of the server is repeated then.
-            let mut waiting = unpublished.lock().unwrap_or_else(PoisonError::into_inner);
+            let waiting = &mut unpublished.lock().unwrap_or_else(PoisonError::into_inner).waiting;
             let key = (repo, commit);
             match waiting.get_mut(&key) {
                 Some(last) if is_retried => *last = Instant::now() + RETRY,
@@ -116,7 +116,7 @@ async fn publish(session: &Session, puller: &Arc<Puller>) {
 pub async fn publish_rest(session: &Session, puller: &Arc<Puller>) {
     let Some(unpublished) = &puller.unpublished else { return };
     let rest: Vec<(RepoName, Commit)> =
-        unpublished.lock().unwrap_or_else(PoisonError::into_inner).drain().map(|(key, _)| key).collect();
+        unpublished.lock().unwrap_or_else(PoisonError::into_inner).waiting.drain().map(|(key, _)| key).collect();
     for (repo, commit) in rest {
         if let Err(error) = push_revision(session, puller, &repo, &commit).await {
             tracing::warn!("{repo}@{} was not published: {}", commit.short(), one_line(&error));

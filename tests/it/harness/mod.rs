@@ -1,6 +1,6 @@
 //! Shared by the integration tests: a machine that runs the real binary ([`machine`]), its cache, built as a revision
 //! in any layout that huggingface_hub creates ([`cache`]) or file by file ([`cache_dir`]), a bucket on an S3 server
-//! ([`store`], [`s3`]), a scripted store ([`scripted`]), a faulty network ([`proxy`]), an imitation of the Hub
+//! ([`store`], [`s3`], [`server_process`]), a scripted store ([`scripted`]), a faulty network ([`proxy`]), an imitation of the Hub
 //! (`hub_server`), and what holds for every cache and bucket ([`sound`]).
 
 pub mod cache;
@@ -13,6 +13,7 @@ pub mod mount;
 pub mod proxy;
 pub mod s3;
 pub mod scripted;
+pub mod server_process;
 pub mod sound;
 pub mod store;
 

@@ -353,10 +353,13 @@ async fn answer(
         Err(()) => return Ok(refusal(400, "BadDigest", "The Content-MD5 you specified did not match")),
     };
     let upload = seen.parameter("uploadId").map(String::from);
-    if let (Some(upload), "GET") = (&upload, seen.method.as_str())
-        && let Some(parts) = state.parts.lock().unwrap().get(upload)
-    {
-        return Ok(listed_parts(parts));
+    if let (Some(upload), "GET") = (&upload, seen.method.as_str()) {
+        let mut known = state.parts.lock().unwrap();
+        // The parts of an earlier process are on the disk alone.
+        let parts = known.entry(upload.clone()).or_insert_with(|| stored_parts(&state.root, upload));
+        if !parts.is_empty() {
+            return Ok(listed_parts(parts));
+        }
     }
     let mut response = match service.call(request).await {
         Ok(response) => response,
@@ -428,6 +431,19 @@ async fn with_content_md5(request: Request<Incoming>) -> Result<Request<Body>, (
 /// Decodes percent-encoding.
 pub fn decoded(text: &str) -> String {
     percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned()
+}
+
+/// Reads the parts of an upload that s3s-fs has stored.
+fn stored_parts(root: &Path, upload: &str) -> BTreeMap<u32, (String, u64)> {
+    let start = format!(".upload_id-{upload}.part-");
+    let entries = std::fs::read_dir(root).into_iter().flatten().flatten();
+    let stored = entries.filter_map(|entry| {
+        let number = entry.file_name().to_str()?.strip_prefix(&start)?.parse().ok()?;
+        let bytes = std::fs::read(entry.path()).ok()?;
+        let md5: String = md5::Md5::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        Some((number, (format!("\"{md5}\""), bytes.len() as u64)))
+    });
+    stored.collect()
 }
 
 /// s3s-fs lists parts without ETags, unlike any real store.

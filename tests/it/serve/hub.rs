@@ -94,6 +94,29 @@ fn what_is_left_is_published_at_the_end() {
 }
 
 #[test]
+fn what_a_killed_server_has_not_published_is_published_by_the_next() {
+    let revision = Revision::model("org/name").git("more.txt", "more");
+    for in_bucket in [None, Some(revision.clone().without(&["more.txt"]))] {
+        let (store, hub, machine) = setup(std::slice::from_ref(&revision));
+        in_bucket.iter().for_each(|part| part.publish(&store));
+        let serve = Serve::start(&machine, &PUBLISHED);
+        for content in &revision.files {
+            assert_eq!(serve.get(&file(&revision, &content.path)).status, 200);
+        }
+        serve.running.kill();
+        hub.take_bytes_sent();
+        let serve = Serve::start(&machine, &PUBLISHED);
+        for content in &revision.files {
+            assert_eq!(serve.get(&file(&revision, &content.path)).status, 200);
+        }
+        assert_eq!(hub.take_bytes_sent(), 0, "everything is in the cache");
+        assert_eq!(serve.stop().code, 0);
+        revision.assert_published(&store);
+        assert!(store.has("refs/org__name/main"));
+    }
+}
+
+#[test]
 fn files_that_the_bucket_lacks_are_fetched_from_the_same_commit_on_the_hub() {
     let revision = Revision::model("org/name").git("more.txt", "more").with_tree();
     let (store, hub, machine) = setup(std::slice::from_ref(&revision));
