@@ -331,6 +331,13 @@ pub(super) fn part_times(body: &[u8]) -> Result<(Vec<SystemTime>, Option<String>
     Ok((times, next))
 }
 
+/// Returns the refusal in a body that was sent with a success status; `None` if it is something else.
+pub(super) fn find_refusal(body: &[u8]) -> Option<Refusal> {
+    let is_xml = body.trim_ascii_start().starts_with(b"<");
+    let root = is_xml.then(|| Element::parse(body).ok()).flatten()?;
+    (root.name() == "Error").then(|| Refusal::from_xml(&root))
+}
+
 /// A store's reason for refusing a request.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Refusal {

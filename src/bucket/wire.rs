@@ -474,10 +474,20 @@ impl Wire {
                         compression off for the store";
             return Err(Failure::new(Cause::NotS3, detail).hint(hint));
         }
-        let is_page = header("content-type").to_ascii_lowercase().starts_with("text/html");
+        let kind = header("content-type").to_ascii_lowercase();
+        let is_page = kind.starts_with("text/html");
+        let length = header("content-length").parse();
         match op {
             Op::Read | Op::Head | Op::HeadBucket if is_page && header("etag").is_empty() => {
                 Err(Failure::new(Cause::NotS3, format!("it answers with an HTML page, {}", describe(&response))))
+            }
+            // Every object has an ETag.
+            Op::Read
+                if kind.contains("xml")
+                    && header("etag").is_empty()
+                    && length.is_ok_and(|length: usize| length <= MAX_REFUSAL) =>
+            {
+                self.check_read_body(response).await
             }
             // The response to a successful upload has no body.
             Op::Put | Op::PutIf | Op::PutPart if is_page || header("content-length") != "0" => {
@@ -485,6 +495,17 @@ impl Wire {
             }
             _ => Ok(response),
         }
+    }
+
+    /// Checks a small response to a read, which may be an error in place of an object.
+    async fn check_read_body(&self, mut response: HttpResponse) -> Result<HttpResponse, Failure> {
+        let body = std::mem::replace(response.body_mut(), SdkBody::empty());
+        let bytes = read(body, MAX_REFUSAL, self.settings.timeout).await?;
+        if let Some(refusal) = answer::find_refusal(&bytes) {
+            return Err(Failure::refused(400, &refusal));
+        }
+        *response.body_mut() = SdkBody::from(bytes);
+        Ok(response)
     }
 
     /// Checks a response to an upload that has a body, which may be an error or an HTML page.
@@ -497,9 +518,9 @@ impl Wire {
         if answer::kind_if_not_xml(&text) == Some("an HTML page") {
             return Err(Failure::new(Cause::NotS3, format!("it answers with an HTML page, {description}")));
         }
-        match answer::Element::parse(&bytes) {
-            Ok(root) if root.name() == "Error" => Err(Failure::refused(400, &Refusal::from_xml(&root))),
-            _ => Ok(response),
+        match answer::find_refusal(&bytes) {
+            Some(refusal) => Err(Failure::refused(400, &refusal)),
+            None => Ok(response),
         }
     }
 

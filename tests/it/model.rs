@@ -9,6 +9,8 @@ mod state;
 mod step;
 mod world;
 
+use std::collections::BTreeSet;
+
 use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 
@@ -85,6 +87,28 @@ fn check(universe: &Universe, before: &State, step: &Step, ran: &world::Ran, aft
     let mut note = |word: &str, facts: Vec<&Fact>| wrong.extend(facts.iter().map(|fact| format!("{word} {fact:?}")));
     note("lost:", allowed.must.difference(&after.facts).collect());
     note("not allowed:", after.facts.difference(&allowed.may).collect());
+    if let Some((machine, most)) = allowed.size {
+        let sizes = after.inodes.iter().filter(|((m, _, _), _)| *m == machine).map(|(_, inode)| *inode);
+        let size: u64 = sizes.collect::<BTreeSet<_>>().into_iter().map(|(_, size)| size).sum();
+        if size > most {
+            wrong.push(format!("{size} bytes are left, and not {most}"));
+        }
+    }
+    for (machine, bytes) in &before.quarantine {
+        if !after.quarantine.contains(&(*machine, bytes.clone())) {
+            wrong.push(format!("lost from the quarantine of {machine}: {bytes:?}"));
+        }
+    }
+    if matches!(step, Step::Repair { .. }) {
+        for bad in &before.bad_bytes {
+            if !after.bad_bytes.contains(bad) && !after.quarantine.contains(bad) {
+                wrong.push(format!("neither in its place nor in the quarantine: {bad:?}"));
+            }
+        }
+    }
+    if !ran.was_killed {
+        wrong.extend(after.leftovers.difference(&before.leftovers).map(|left| format!("left behind: {left:?}")));
+    }
     let (old, new) = (before.violations(universe), after.violations(universe));
     wrong.extend(new.difference(&old).map(|violation| format!("new violation: {violation}")));
     if !ran.was_killed && !allowed.codes.contains(&ran.code) {
@@ -109,7 +133,7 @@ fn a_difference_is_found() {
     assert!(world.apply(&download).is_none());
     let before = State::observe(&universe, &world);
     assert!(before.facts.len() > 4, "{before:?}");
-    let push = Step::Push { machine: 0, kill: None };
+    let push = Step::Push { machine: 0, clock: step::Clock::Right, kill: None };
     let ran = world.apply(&push).unwrap();
     let after = State::observe(&universe, &world);
     check(&universe, &before, &push, &ran, &after).unwrap();

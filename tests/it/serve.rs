@@ -23,7 +23,7 @@ use crate::harness::{listing, wait_until};
 use client::{Answer, Reply};
 
 /// A running server.
-struct Serve {
+pub struct Serve {
     running: Running,
     port: u16,
 }
@@ -31,7 +31,7 @@ struct Serve {
 impl Serve {
     /// Starts a server on a free port.
     #[track_caller]
-    fn start(machine: &Machine, arguments: &[&str]) -> Serve {
+    pub fn start(machine: &Machine, arguments: &[&str]) -> Serve {
         Serve::of(Running::start(
             machine.command(&[&["--json", "serve", "--listen", "127.0.0.1:0"], arguments].concat()),
         ))
@@ -52,7 +52,7 @@ impl Serve {
         }
     }
 
-    fn get(&self, path: &str) -> Answer {
+    pub fn get(&self, path: &str) -> Answer {
         self.ask("GET", path, &[])
     }
 
@@ -60,7 +60,7 @@ impl Serve {
         self.ask("HEAD", path, &[])
     }
 
-    fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
+    pub fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
         self.open(method, path, headers).finish()
     }
 

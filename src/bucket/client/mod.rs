@@ -242,6 +242,10 @@ impl Bucket {
             if expected.is_some_and(|expected| expected != bytes.len() as u64) {
                 return Err(Failure::new(Cause::Broken, "the download ended early"));
             }
+            // Nothing that is read here is such a document. If it counted as an invalid manifest, a push would replace it.
+            if let Some(refusal) = answer::find_refusal(&bytes) {
+                return Err(Failure::refused(400, &refusal));
+            }
             let small = Small { bytes: bytes.into(), etag, modified };
             match self.may_be_damaged(&small, &doubtful) {
                 true => Err(Failure::new(Cause::Damaged, "they do not match their ETag")),

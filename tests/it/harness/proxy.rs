@@ -129,6 +129,15 @@ impl Fault {
     pub fn edit(change: impl Fn(&mut Response) + Send + Sync + 'static) -> Fault {
         Fault::Edit(Arc::new(change))
     }
+
+    /// Whether the client may get a complete response that is not true. All others are failures that anyone can see.
+    pub fn may_mislead(&self) -> bool {
+        match self {
+            Fault::FlipHead(_) | Fault::FlipBody(_) | Fault::FlipRequest(_) | Fault::Edit(_) => true,
+            Fault::Refuse(status, ..) => *status < 429,
+            _ => false,
+        }
+    }
 }
 
 type Rule = Box<dyn FnMut(&Passing) -> Fault + Send>;

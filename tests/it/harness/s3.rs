@@ -148,13 +148,19 @@ struct State {
     requests: AtomicUsize,
     /// Number of those that delete objects.
     deletions: AtomicUsize,
-    ignores_conditions: Arc<AtomicBool>,
+    access: Access,
 }
 
-/// Drops the conditions of writes if the store ignores them. (Without these headers, the signature would be wrong.)
-struct Conditions(Arc<AtomicBool>);
+/// Changes requests once their signatures have been checked.
+#[derive(Clone, Default)]
+struct Access {
+    /// Whether the conditions of writes are dropped.
+    ignores_conditions: Arc<AtomicBool>,
+    /// Maximum number of keys on a page of a listing; 0 if the request decides.
+    page_size: Arc<AtomicUsize>,
+}
 
-impl s3s::access::S3Access for Conditions {
+impl s3s::access::S3Access for Access {
     // As the macro of the trait expands `async fn put_object(&self, request: &mut …)`.
     fn put_object<'life0, 'life1, 'async_trait>(
         &'life0 self,
@@ -165,8 +171,24 @@ impl s3s::access::S3Access for Conditions {
         'life1: 'async_trait,
         Self: 'async_trait,
     {
-        if self.0.load(Ordering::SeqCst) {
+        if self.ignores_conditions.load(Ordering::SeqCst) {
             (request.input.if_match, request.input.if_none_match) = (None, None);
+        }
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn list_objects_v2<'life0, 'life1, 'async_trait>(
+        &'life0 self,
+        request: &'life1 mut s3s::S3Request<s3s::dto::ListObjectsV2Input>,
+    ) -> Pin<Box<dyn Future<Output = s3s::S3Result<()>> + Send + 'async_trait>>
+    where
+        'life0: 'async_trait,
+        'life1: 'async_trait,
+        Self: 'async_trait,
+    {
+        match self.page_size.load(Ordering::SeqCst) {
+            0 => {}
+            size => request.input.max_keys = Some(size as i32),
         }
         Box::pin(std::future::ready(Ok(())))
     }
@@ -202,12 +224,12 @@ impl Server {
         let files = s3s_fs::FileSystem::new(root).expect("the folder exists");
         let mut builder = S3ServiceBuilder::new(files);
         builder.set_auth(SimpleAuth::from_single(access_key, secret_key));
-        let ignores_conditions = Arc::<AtomicBool>::default();
-        builder.set_access(Conditions(ignores_conditions.clone()));
+        let access = Access::default();
+        builder.set_access(access.clone());
         let service = builder.build();
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await.expect("a free port");
         let url = format!("http://{}", listener.local_addr().expect("bound"));
-        let state = Arc::new(State { root: root.to_path_buf(), ignores_conditions, ..State::default() });
+        let state = Arc::new(State { root: root.to_path_buf(), access, ..State::default() });
         let task = tokio::spawn(accept(listener, service, state.clone()));
         Server { url, state, task }
     }
@@ -275,7 +297,12 @@ impl Server {
 
     /// Accepts the conditions of writes from now on, and does not honour them.
     pub fn ignore_conditions(&self) {
-        self.state.ignores_conditions.store(true, Ordering::SeqCst);
+        self.state.access.ignores_conditions.store(true, Ordering::SeqCst);
+    }
+
+    /// Lists at most this many keys on a page from now on.
+    pub fn set_page_size(&self, size: usize) {
+        self.state.access.page_size.store(size, Ordering::SeqCst);
     }
 
     /// Handles all requests normally again.

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::state::{Fact, Health, REFS, State, Universe};
-use super::step::{Budget, Clock, Scope, Step};
+use super::step::{Budget, Clock, Prune, Scope, Step};
 
 /// What may be there after a command.
 pub struct Allowed {
@@ -14,29 +14,32 @@ pub struct Allowed {
     pub may: BTreeSet<Fact>,
     /// The exit codes, unless it was killed.
     pub codes: Vec<i32>,
+    /// How many bytes the blobs of a machine may take.
+    pub size: Option<(usize, u64)>,
 }
 
 /// Returns what may be there after a command.
 pub fn after(universe: &Universe, before: &State, step: &Step, was_killed: bool) -> Allowed {
-    let mut rules = Rules { universe, before, must: before.facts.clone(), may: before.facts.clone(), was_killed };
+    let facts = &before.facts;
+    let mut rules = Rules { universe, before, must: facts.clone(), may: facts.clone(), size: None, was_killed };
     let codes = match step {
         Step::Push { machine, .. } => rules.push(*machine),
-        Step::Pull { machine, revision, by_ref, .. } => rules.pull(*machine, *revision, *by_ref),
-        Step::PullAll { machine, .. } => rules.pull_all(*machine),
-        Step::Prune { machine, budget, scope, grace, busy, .. } => {
-            rules.prune(*machine, *budget, *scope, *grace, *busy);
+        Step::Pull { machine, revision, by_ref, include, .. } => rules.pull(*machine, *revision, *by_ref, *include),
+        Step::PullAll { machine, only, .. } => rules.pull_all(*machine, *only),
+        Step::Prune { machine, options, .. } => {
+            rules.prune(*machine, options);
             vec![0]
         }
-        Step::Rm { machine, revision, all, require_remote, busy } => {
+        Step::Rm { machine, revision, all, require_remote, busy, .. } => {
             rules.rm(*machine, *revision, *all, *require_remote, *busy)
         }
         Step::RemoteRm { revision, all, .. } => rules.remote_rm(*revision, *all),
         Step::RemoteGc { clock, .. } => rules.remote_gc(*clock),
-        Step::Repair { machine } => rules.repair(*machine),
-        Step::RepairRemote { machine } => rules.repair_remote(*machine),
+        Step::Repair { machine, .. } => rules.repair(*machine),
+        Step::RepairRemote { machine, .. } => rules.repair_remote(*machine),
         other => unreachable!("{other:?} is not a command"),
     };
-    Allowed { must: rules.must, may: rules.may, codes }
+    Allowed { must: rules.must, may: rules.may, codes, size: rules.size }
 }
 
 struct Rules<'a> {
@@ -44,6 +47,7 @@ struct Rules<'a> {
     before: &'a State,
     must: BTreeSet<Fact>,
     may: BTreeSet<Fact>,
+    size: Option<(usize, u64)>,
     was_killed: bool,
 }
 
@@ -80,6 +84,31 @@ impl Rules<'_> {
         self.revisions().find(|revision| self.before.facts.contains(&fact(*revision)))
     }
 
+    fn has(&self, which: impl Fn(&Fact) -> bool) -> bool {
+        self.before.facts.iter().any(which)
+    }
+
+    /// Whether the bucket has a manifest that cannot be read.
+    fn has_bad_manifest(&self) -> bool {
+        self.has(|fact| matches!(fact, Fact::BadManifest { .. }))
+    }
+
+    /// Whether the bucket has anything that cannot be read.
+    fn has_bad_object(&self) -> bool {
+        self.has_bad_manifest() || self.has(|fact| matches!(fact, Fact::BadRef { .. }))
+    }
+
+    /// Whether refs of a repo in the bucket may be bad, or lead to a bad manifest. Which commit they name is not certain.
+    fn has_doubtful_refs(&self, revision: usize) -> bool {
+        let id = &self.universe.revisions[revision].id;
+        let keys: Vec<String> = REFS.iter().flat_map(|name| self.universe.ref_keys(revision, name)).collect();
+        self.has(|fact| match fact {
+            Fact::BadManifest { revision } => self.universe.revisions[*revision].id == *id,
+            Fact::BadRef { key } => keys.contains(key),
+            _ => false,
+        })
+    }
+
     /// Requires a fact.
     fn require(&mut self, fact: Fact) {
         self.must.insert(fact.clone());
@@ -113,13 +142,20 @@ impl Rules<'_> {
     }
 
     fn push(&mut self, machine: usize) -> Vec<i32> {
-        let mut is_certain = !self.was_killed;
+        let mut is_certain = !self.was_killed && !self.has_bad_object();
         for revision in self.revisions() {
             let paths = self.before.paths(machine, revision);
             let is_clean = self.is_clean(machine, revision);
             is_certain &= is_clean || paths.is_empty();
             let is_due = is_clean && !self.was_killed;
             let repo = self.universe.repo(revision);
+            // A bad manifest is replaced.
+            if !paths.is_empty() {
+                self.release(|fact| *fact == Fact::BadManifest { revision });
+            }
+            if is_due {
+                self.forbid(|fact| *fact == Fact::BadManifest { revision });
+            }
             for path in &paths {
                 let etag = self.etag(revision, path);
                 let good = self.object(&etag, Health::Good);
@@ -156,10 +192,11 @@ impl Rules<'_> {
             self.require(own);
         }
         // An id that a key of 0.1.0 does not identify has another one, which no other repo shares.
-        let (old, new) = (format!("refs/{}/{name}", one.encoded()), format!("refs-v2/{}/{name}", one.folder()));
+        let [old, new] = self.universe.ref_keys(revision, name);
         let own_key = if one.kind == "model" { old.clone() } else { new.clone() };
         for key in [old, new] {
-            let is_of_key = |fact: &Fact| matches!(fact, Fact::RefObject { key: k, .. } if *k == key);
+            let is_of_key =
+                |fact: &Fact| matches!(fact, Fact::RefObject { key: k, .. } | Fact::BadRef { key: k } if *k == key);
             let own = Fact::RefObject { key: key.clone(), revision };
             if is_due && key == own_key {
                 self.forbid(is_of_key);
@@ -204,12 +241,20 @@ impl Rules<'_> {
             || self.revisions().any(|other| here(&self.universe.repo(other)) == Some(Health::Good))
     }
 
-    /// Pulls a revision. Returns whether it certainly succeeds.
-    fn pull_revision(&mut self, machine: usize, revision: usize, name: Option<&str>) -> bool {
-        let paths = self.before.entries(revision);
+    /// Pulls these paths of a revision. Returns whether it certainly succeeds.
+    fn pull_revision(
+        &mut self,
+        machine: usize,
+        revision: usize,
+        paths: BTreeSet<String>,
+        name: Option<&str>,
+        is_sure: bool,
+    ) -> bool {
         let repo = self.universe.repo(revision);
         let etags = self.etags(revision, &paths);
-        let is_due = !self.was_killed && etags.iter().all(|etag| self.is_obtainable(machine, revision, etag));
+        let is_due =
+            is_sure && !self.was_killed && etags.iter().all(|etag| self.is_obtainable(machine, revision, etag));
+        self.release(|fact| *fact == Fact::BadTree { machine, revision });
         for etag in &etags {
             let health = self.before.blob(machine, &repo, etag);
             let good = self.blob(machine, revision, etag, Health::Good);
@@ -239,7 +284,7 @@ impl Rules<'_> {
             if is_due {
                 self.forbid(is_other);
                 self.require(own);
-            } else if self.was_killed {
+            } else if self.was_killed || !is_sure {
                 self.release(is_other);
                 self.may.insert(own);
             }
@@ -247,40 +292,63 @@ impl Rules<'_> {
         is_due
     }
 
-    fn pull(&mut self, machine: usize, revision: usize, by_ref: bool) -> Vec<i32> {
+    fn pull(&mut self, machine: usize, revision: usize, by_ref: bool, include: Option<usize>) -> Vec<i32> {
+        let include = include.map(|file| self.universe.path(revision, file));
+        if by_ref && self.has_doubtful_refs(revision) {
+            for one in self.universe.siblings(revision).collect::<Vec<_>>() {
+                let paths = self.paths_to_pull(one, &include);
+                if !paths.is_empty() {
+                    self.pull_revision(machine, one, paths, Some("main"), false);
+                }
+            }
+            return vec![0, 1, 4, 5];
+        }
         let target = match by_ref {
             true => self.remote_ref(&self.universe.repo(revision), "main"),
             false => Some(revision).filter(|revision| self.before.has_manifest(*revision)),
         };
-        match target {
-            None => vec![4, 5],
-            Some(target) => match self.pull_revision(machine, target, by_ref.then_some("main")) {
-                true => vec![0],
-                false => vec![1, 4, 5],
-            },
+        let Some(target) = target else { return vec![4, 5] };
+        let paths = self.paths_to_pull(target, &include);
+        if paths.is_empty() {
+            return vec![4];
+        }
+        match self.pull_revision(machine, target, paths, by_ref.then_some("main"), true) {
+            true => vec![0],
+            false => vec![1, 4, 5],
         }
     }
 
-    fn pull_all(&mut self, machine: usize) -> Vec<i32> {
-        let mut is_certain = true;
+    /// Returns the paths of a manifest, or only this one.
+    fn paths_to_pull(&self, revision: usize, include: &Option<String>) -> BTreeSet<String> {
+        let mut paths = self.before.entries(revision);
+        paths.retain(|path| include.as_ref().is_none_or(|include| include == path));
+        paths
+    }
+
+    fn pull_all(&mut self, machine: usize, only: Option<usize>) -> Vec<i32> {
+        let only = only.map(|revision| self.universe.repo(revision));
+        let mut is_certain = !self.has_bad_object();
         let mut pulled = BTreeSet::new();
+        let mut found = false;
         for revision in self.revisions() {
             let repo = self.universe.repo(revision);
-            if pulled.insert(repo.clone())
-                && let Some(target) = self.remote_ref(&repo, "main")
-            {
-                is_certain &= self.pull_revision(machine, target, Some("main"));
+            if only.as_ref().is_some_and(|only| *only != repo) || !pulled.insert(repo.clone()) {
+                continue;
+            }
+            if self.has_doubtful_refs(revision) {
+                for one in self.universe.siblings(revision).collect::<Vec<_>>() {
+                    if self.before.has_manifest(one) {
+                        self.pull_revision(machine, one, self.before.entries(one), Some("main"), false);
+                    }
+                }
+            } else if let Some(target) = self.remote_ref(&repo, "main") {
+                found = true;
+                is_certain &= self.pull_revision(machine, target, self.before.entries(target), Some("main"), true);
             }
         }
-        let has_dangling = self
-            .before
-            .facts
-            .iter()
-            .any(|fact| matches!(fact, Fact::RefObject { revision, .. } if !self.before.has_manifest(*revision)));
-        match is_certain && !has_dangling && self.may.iter().any(|fact| matches!(fact, Fact::RefObject { .. })) {
-            true if self.revisions().any(|one| self.remote_ref(&self.universe.repo(one), "main").is_some()) => vec![0],
-            _ => vec![0, 1, 4, 5],
-        }
+        let has_dangling =
+            self.has(|fact| matches!(fact, Fact::RefObject { revision, .. } if !self.before.has_manifest(*revision)));
+        if is_certain && !has_dangling && found { vec![0] } else { vec![0, 1, 4, 5] }
     }
 
     /// Whether the repo of a revision must be left alone, since a file of it is missing and nothing is known of what else
@@ -316,6 +384,7 @@ impl Rules<'_> {
         let entries = self.before.entries(revision);
         let is_good = |etag: &String| self.before.object(etag) == Some(Health::Good);
         !self.is_surely_unheld(machine, revision)
+            && !self.has_doubtful_refs(revision)
             && self.is_clean(machine, revision)
             && self.etags(revision, &entries).iter().all(is_good)
     }
@@ -358,19 +427,26 @@ impl Rules<'_> {
         self.release(|fact| gone.contains(fact));
     }
 
-    fn prune(&mut self, machine: usize, budget: Budget, scope: Scope, grace: bool, busy: Option<usize>) {
+    fn prune(&mut self, machine: usize, options: &Prune) {
+        let Prune { budget, scope, grace, keep, older_than, busy } = *options;
         let mut everything_may_go = true;
         let mut free = BTreeSet::new();
+        // Blobs that may stay, by repo and name.
+        let mut staying: BTreeSet<(String, String)> = BTreeSet::new();
         let repos: BTreeSet<String> = self.revisions().map(|one| self.universe.repo(one)).collect();
         for repo in repos {
             let siblings: Vec<usize> = self.revisions().filter(|one| self.universe.repo(*one) == repo).collect();
             let first = siblings[0];
             if self.is_busy(machine, first, busy) || self.is_undecidable(machine, first) {
                 everything_may_go = false;
+                let all = self.before.inodes.keys().filter(|(m, r, _)| *m == machine && *r == repo);
+                staying.extend(all.map(|(_, repo, etag)| (repo.clone(), etag.clone())));
                 continue;
             }
+            let is_pinned = keep.is_some_and(|keep| self.universe.repo(keep) == repo);
             let is_kept = |revision: &usize| match scope {
-                _ if budget == Budget::Everything => true,
+                _ if budget == Budget::Everything || is_pinned => true,
+                _ if older_than && self.before.recent.contains(&(machine, *revision)) => true,
                 Scope::Detached => !self.refs(machine, *revision).is_empty(),
                 Scope::All => false,
                 Scope::Held => self.is_surely_unheld(machine, *revision),
@@ -381,7 +457,11 @@ impl Rules<'_> {
                 is_there(revision)
                     && (is_kept(revision) || (scope == Scope::Held && !self.is_surely_held(machine, *revision)))
             };
-            everything_may_go &= !siblings.iter().any(may_stay);
+            for one in siblings.iter().filter(|one| may_stay(one)) {
+                everything_may_go = false;
+                let etags = self.etags(*one, &self.before.paths(machine, *one));
+                staying.extend(etags.into_iter().map(|etag| (repo.clone(), etag)));
+            }
             self.release_all_but(machine, &repo, &kept, grace);
             free.insert(repo);
         }
@@ -399,6 +479,17 @@ impl Rules<'_> {
                 }
                 _ => false,
             });
+        }
+        // What may go does go, as far as the budget requires it.
+        if !grace && is_timely && !self.was_killed && budget != Budget::Everything {
+            let sizes = self
+                .before
+                .inodes
+                .iter()
+                .filter(|((m, repo, etag), _)| *m == machine && staying.contains(&(repo.clone(), etag.clone())));
+            let sizes: BTreeSet<(u64, u64)> = sizes.map(|(_, inode)| *inode).collect();
+            let least = sizes.iter().map(|(_, size)| size).sum();
+            self.size = Some((machine, budget.bytes().max(least)));
         }
         // Nothing is in the way: then everything goes.
         if everything_may_go && is_timely && budget == Budget::Nothing && !grace && !self.was_killed {
@@ -457,7 +548,7 @@ impl Rules<'_> {
                 .collect();
             unused.into_iter().for_each(|fact| self.require(fact));
         }
-        if is_certain && !has_unfinished {
+        if is_certain && !has_unfinished && !self.was_killed {
             let is_gone = |fact: &Fact| match fact {
                 Fact::File { machine: m, revision: one, .. } => {
                     *m == machine && siblings.contains(one) && is_wanted(one)
@@ -488,11 +579,14 @@ impl Rules<'_> {
         let considered: BTreeSet<String> =
             removed.iter().flat_map(|one| self.etags(*one, &self.before.entries(*one))).collect();
         let before = self.before;
+        // A manifest that cannot be read may need any blob.
+        let is_decidable = !self.has_bad_manifest();
         self.release(|fact| match fact {
             Fact::Entry { revision, .. } => removed.contains(revision),
             Fact::RemoteRef { revision, .. } => removed.contains(revision),
             Fact::Object { etag, .. } => {
-                !needed.contains(etag)
+                is_decidable
+                    && !needed.contains(etag)
                     && !before.young_objects.contains(etag)
                     && (everything || considered.contains(etag))
             }
@@ -512,9 +606,15 @@ impl Rules<'_> {
             .filter(|one| self.before.has_manifest(*one))
             .collect();
         if removed.is_empty() {
-            return vec![4];
+            return if self.has_bad_object() { vec![0, 1, 4, 5] } else { vec![4] };
         }
         self.release_remote(&removed, false);
+        if self.has_bad_object() {
+            let keys: Vec<String> = REFS.iter().flat_map(|name| self.universe.ref_keys(revision, name)).collect();
+            self.release(|fact| matches!(fact, Fact::BadRef { key } if keys.contains(key)));
+            self.sort_out_refs();
+            return vec![0, 1, 5];
+        }
         if !self.was_killed && !self.before.has_notices {
             self.forbid_released();
             // Another key of the ref may lead to a revision that stays.
@@ -527,6 +627,14 @@ impl Rules<'_> {
     }
 
     fn remote_gc(&mut self, clock: Clock) -> Vec<i32> {
+        // Nothing goes unless everything is understood.
+        if self.has_bad_manifest() {
+            return vec![5];
+        }
+        if self.has_bad_object() {
+            self.release_remote(&BTreeSet::new(), true);
+            return vec![0, 5];
+        }
         self.release_remote(&BTreeSet::new(), true);
         // If the store's answers are dated too early, nothing may look old.
         if !self.was_killed && !self.before.has_notices && !matches!(clock, Clock::Ahead(..0)) {
@@ -557,8 +665,12 @@ impl Rules<'_> {
                         .any(|one| before.blob(machine, &self.universe.repo(one), &etag) == Some(Health::Good));
                 match has_source && before.object(&etag) != Some(Health::Altered) {
                     true => {
-                        self.release(|fact| matches!(fact, Fact::Blob { machine: m, repo: r, etag: e, .. } if *m == machine && *r == repo && *e == etag));
-                        self.require(good);
+                        let is_blob = |fact: &Fact| matches!(fact, Fact::Blob { machine: m, repo: r, etag: e, .. } if *m == machine && *r == repo && *e == etag);
+                        self.release(is_blob);
+                        if !self.was_killed {
+                            self.forbid(is_blob);
+                            self.require(good);
+                        }
                     }
                     false => {
                         is_certain &= is_good;
@@ -573,45 +685,82 @@ impl Rules<'_> {
         self.release(|fact| match fact {
             Fact::Blob { machine: m, health, .. } => *m == machine && *health != Health::Good,
             Fact::Ref { machine: m, revision, .. } => *m == machine && before.paths(machine, *revision).is_empty(),
+            Fact::BadTree { machine: m, .. } => *m == machine,
             _ => false,
         });
-        if is_certain { vec![0, 5] } else { vec![1, 4, 5] }
+        let is_doubtful = self.has_bad_object() || self.has(|fact| matches!(fact, Fact::BadTree { .. }));
+        match is_certain {
+            true if is_doubtful => vec![0, 1, 4, 5],
+            true => vec![0, 5],
+            false => vec![1, 4, 5],
+        }
     }
 
     fn repair_remote(&mut self, machine: usize) -> Vec<i32> {
         let before = self.before;
         for revision in self.revisions() {
-            let repo = self.universe.repo(revision);
+            // A good copy here replaces whatever the bucket has.
             for etag in self.etags(revision, &self.before.entries(revision)) {
-                let good = self.object(&etag, Health::Good);
                 let has_copy = self
                     .revisions()
                     .any(|one| before.blob(machine, &self.universe.repo(one), &etag) == Some(Health::Good));
                 if has_copy {
-                    self.release(|fact| matches!(fact, Fact::Object { etag: e, .. } if *e == etag));
-                    self.may.insert(good);
+                    self.repair_object(&etag);
                 }
             }
-            // A manifest that a ref lacks is published again.
-            for path in before.paths(machine, revision) {
+            // A bad manifest, or one that a ref lacks, is published again.
+            let paths = before.paths(machine, revision);
+            let is_bad = before.facts.contains(&Fact::BadManifest { revision });
+            let is_lacking = self.has(|fact| matches!(fact, Fact::RefObject { revision: r, .. } if *r == revision))
+                && !before.has_manifest(revision);
+            let is_due = (is_bad || is_lacking) && self.is_clean(machine, revision) && !self.was_killed;
+            if !paths.is_empty() {
+                self.release(|fact| *fact == Fact::BadManifest { revision });
+            }
+            if is_due {
+                self.forbid(|fact| *fact == Fact::BadManifest { revision });
+            }
+            for path in paths {
                 let etag = self.etag(revision, &path);
-                let good = self.object(&etag, Health::Good);
-                self.may.insert(good);
-                self.may.insert(Fact::Entry { revision, path });
+                let entry = Fact::Entry { revision, path };
+                if is_due {
+                    self.require(entry);
+                    // A push does not read what has the right size.
+                    if before.object(&etag) != Some(Health::Altered) {
+                        self.repair_object(&etag);
+                    }
+                } else {
+                    self.may.insert(self.object(&etag, Health::Good));
+                    self.may.insert(entry);
+                }
             }
             for name in REFS {
-                let one = &self.universe.revisions[revision];
-                let keys = [format!("refs/{}/{name}", one.encoded()), format!("refs-v2/{}/{name}", one.folder())];
-                for key in keys {
-                    self.release(|fact| matches!(fact, Fact::RefObject { key: k, revision } if *k == key && !before.has_manifest(*revision)));
+                for key in self.universe.ref_keys(revision, name) {
+                    self.release(|fact| match fact {
+                        Fact::RefObject { key: k, revision } => *k == key && !before.has_manifest(*revision),
+                        Fact::BadRef { key: k } => *k == key,
+                        _ => false,
+                    });
                     if self.refs(machine, revision).contains(&name.to_string()) {
                         self.may.insert(Fact::RefObject { key, revision });
                     }
                 }
-                let _ = &repo;
             }
         }
         self.sort_out_refs();
         vec![0, 1, 5]
+    }
+
+    /// Requires that an object is good, unless the command was killed.
+    fn repair_object(&mut self, etag: &str) {
+        let is_it = |fact: &Fact| matches!(fact, Fact::Object { etag: e, .. } if *e == etag);
+        let good = self.object(etag, Health::Good);
+        self.release(is_it);
+        if self.was_killed {
+            self.may.insert(good);
+        } else {
+            self.forbid(is_it);
+            self.require(good);
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
@@ -57,6 +57,24 @@ impl Universe {
         self.revisions[revision].files.iter().map(|file| (file.path.clone(), file.etag()))
     }
 
+    /// Returns the path of a file of a revision.
+    pub fn path(&self, revision: usize, file: usize) -> String {
+        let files = &self.revisions[revision].files;
+        files[file % files.len()].path.clone()
+    }
+
+    /// Returns the keys of a ref in the bucket: that of 0.1.0, and that of ids that it does not identify.
+    pub fn ref_keys(&self, revision: usize, name: &str) -> [String; 2] {
+        let one = &self.revisions[revision];
+        [format!("refs/{}/{name}", one.encoded()), format!("refs-v2/{}/{name}", one.folder())]
+    }
+
+    /// Returns the file with the tree of a revision.
+    pub fn tree(&self, hub: &Path, revision: usize) -> PathBuf {
+        let one = &self.revisions[revision];
+        one.dir(hub).join("trees").join(format!("{}.json", one.commit))
+    }
+
     fn health(&self, etag: &str, bytes: &[u8]) -> Health {
         let good = &self.blobs[etag];
         match bytes {
@@ -99,6 +117,12 @@ pub enum Fact {
     RemoteRef { repo: String, name: String, revision: usize },
     /// A ref object in the bucket, whether or not it counts.
     RefObject { key: String, revision: usize },
+    /// A manifest in the bucket that is not JSON.
+    BadManifest { revision: usize },
+    /// A ref object in the bucket whose content is not a commit.
+    BadRef { key: String },
+    /// A tree file in a cache that is not JSON.
+    BadTree { machine: usize, revision: usize },
     /// Something that neither a client nor this program has a reason to leave there.
     Odd { place: String },
 }
@@ -122,6 +146,16 @@ pub struct State {
     pub from_future: BTreeSet<(usize, String)>,
     /// Repos in which a client was active within the last five minutes, by machine.
     pub active: BTreeSet<(usize, String)>,
+    /// Revisions of which a file was used within the last day, by machine.
+    pub recent: BTreeSet<(usize, usize)>,
+    /// Inode and size of every blob in a cache, by machine, repo and name. Repos may share an inode.
+    pub inodes: BTreeMap<(usize, String, String), (u64, u64)>,
+    /// The bytes of bad blobs, by machine.
+    pub bad_bytes: BTreeSet<(usize, Vec<u8>)>,
+    /// What is in the quarantine, by machine.
+    pub quarantine: BTreeSet<(usize, Vec<u8>)>,
+    /// Unfinished work of this program that only a killed command may leave, by machine.
+    pub leftovers: BTreeSet<(usize, String)>,
     /// Whether a killed command has left a notice in the bucket.
     pub has_notices: bool,
 }
@@ -129,6 +163,17 @@ pub struct State {
 /// Returns whether the time is certainly or possibly within this many seconds. A time in the future counts.
 fn is_within(time: SystemTime, seconds: u64) -> bool {
     time.elapsed().map_or(true, |age| age < Duration::from_secs(seconds))
+}
+
+/// Reads a file without a trace, since its last use decides what a prune evicts.
+fn read(path: &Path) -> Vec<u8> {
+    let mut options = fs::File::options();
+    #[cfg(target_os = "linux")]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, 0o1_000_000); // O_NOATIME
+    let mut bytes = Vec::new();
+    let mut file = options.read(true).open(path).unwrap();
+    std::io::Read::read_to_end(&mut file, &mut bytes).unwrap();
+    bytes
 }
 
 fn modified(path: &Path) -> SystemTime {
@@ -162,21 +207,44 @@ impl State {
                 self.from_future.insert((machine, repo.clone()));
             }
         }
+        // Blobs that were used within the last day, by repo and name.
+        let mut used_blobs = BTreeSet::new();
         for path in files_below(hub) {
             let relative = path.strip_prefix(hub).unwrap().to_str().unwrap().to_string();
             let parts: Vec<&str> = relative.split('/').collect();
             match parts.as_slice() {
-                [".locks", repo, _] if repos.contains(*repo) => {
+                [".locks", ".hf-cache-sync", inside @ ..] => match inside {
+                    ["lock" | "repair.lock"] | ["manifests", ..] => {}
+                    ["quarantine", ..] => _ = self.quarantine.insert((machine, read(&path))),
+                    _ => _ = self.leftovers.insert((machine, relative)),
+                },
+                [".locks", repo, name]
+                    if repos.contains(*repo)
+                        && name.strip_suffix(".lock").is_some_and(|etag| universe.blobs.contains_key(etag)) =>
+                {
                     if is_within(modified(&path), 300) {
                         self.active.insert((machine, repo.to_string()));
                     }
                 }
-                [".locks", ..] | ["CACHEDIR.TAG"] => {}
+                ["CACHEDIR.TAG"] => {}
                 [repo, ..] if !repos.contains(*repo) => self.odd(relative),
                 [repo, "blobs", name] => match universe.blobs.contains_key(*name) {
                     true => {
-                        let health = universe.health(name, &fs::read(&path).unwrap());
+                        let bytes = read(&path);
+                        let health = universe.health(name, &bytes);
                         let (repo, etag) = (repo.to_string(), name.to_string());
+                        let meta = fs::metadata(&path).unwrap();
+                        self.inodes.insert(
+                            (machine, repo.clone(), etag.clone()),
+                            (std::os::unix::fs::MetadataExt::ino(&meta), meta.len()),
+                        );
+                        if health != Health::Good {
+                            self.bad_bytes.insert((machine, bytes));
+                        }
+                        let used = meta.modified().unwrap().max(meta.accessed().unwrap());
+                        if is_within(used, 24 * 3600) {
+                            used_blobs.insert((repo.clone(), etag.clone()));
+                        }
                         if is_within(modified(&path), 300) {
                             self.active.insert((machine, repo.clone()));
                         }
@@ -217,9 +285,23 @@ impl State {
                         _ => self.odd(relative),
                     }
                 }
-                [_, "trees", name] if universe.revisions.iter().any(|one| format!("{}.json", one.commit) == **name) => {
+                [repo, "trees", name] => {
+                    let commit = name.strip_suffix(".json").unwrap_or_default();
+                    match universe.revision_at(commit).filter(|one| universe.repo(*one) == **repo) {
+                        None => self.odd(relative),
+                        Some(_) if is_json(&read(&path)) => {}
+                        Some(revision) => _ = self.facts.insert(Fact::BadTree { machine, revision }),
+                    }
                 }
                 _ => self.odd(relative),
+            }
+        }
+        for revision in 0..universe.revisions.len() {
+            let repo = universe.repo(revision);
+            let paths = self.paths(machine, revision);
+            let mut etags = universe.files(revision).filter(|(path, _)| paths.contains(path)).map(|(_, etag)| etag);
+            if etags.any(|etag| used_blobs.contains(&(repo.clone(), etag))) {
+                self.recent.insert((machine, revision));
             }
         }
     }
@@ -239,7 +321,12 @@ impl State {
                 }
                 Some(("manifests", _)) => match entries(universe, &key, &store.get(&key)) {
                     Some(entries) => self.facts.extend(entries),
-                    None => self.odd(key),
+                    None => match universe.revisions.iter().position(|one| one.manifest_key() == key) {
+                        Some(revision) if !is_json(&store.get(&key)) => {
+                            self.facts.insert(Fact::BadManifest { revision });
+                        }
+                        _ => self.odd(key),
+                    },
                 },
                 Some(("refs" | "refs-v2", _)) => match universe.revision_at(&store.text(&key)) {
                     Some(revision) => {
@@ -249,7 +336,7 @@ impl State {
                         refs.push((key.clone(), revision, modified(&store.path(&key))));
                         self.facts.insert(Fact::RefObject { key, revision });
                     }
-                    None => self.odd(key),
+                    None => _ = self.facts.insert(Fact::BadRef { key }),
                 },
                 Some(("_hf_cache_sync_gc", _)) => {
                     // One that names nothing has ended.
@@ -260,10 +347,10 @@ impl State {
             }
         }
         // Of the keys that lead to a manifest of the repo, the newest counts.
-        for (number, one) in universe.revisions.iter().enumerate() {
+        for number in 0..universe.revisions.len() {
             let repo = universe.repo(number);
             for name in REFS {
-                let keys = [format!("refs/{}/{name}", one.encoded()), format!("refs-v2/{}/{name}", one.folder())];
+                let keys = universe.ref_keys(number, name);
                 let candidates = refs.iter().filter(|(key, revision, _)| {
                     keys.contains(key) && universe.repo(*revision) == repo && self.has_manifest(*revision)
                 });
@@ -328,7 +415,7 @@ impl State {
                 }
                 Fact::RefObject { revision, .. } => !self.has_manifest(*revision),
                 Fact::RemoteRef { .. } => false,
-                Fact::Odd { .. } => true,
+                Fact::BadManifest { .. } | Fact::BadRef { .. } | Fact::BadTree { .. } | Fact::Odd { .. } => true,
             };
             if broken {
                 found.insert(format!("{fact:?}"));
@@ -339,6 +426,10 @@ impl State {
 }
 
 const HEALTHS: [Health; 3] = [Health::Good, Health::Altered, Health::Truncated];
+
+fn is_json(bytes: &[u8]) -> bool {
+    serde_json::from_slice::<Value>(bytes).is_ok()
+}
 
 /// Returns the entries of a manifest; `None` unless it says exactly what is true of its commit.
 fn entries(universe: &Universe, key: &str, bytes: &[u8]) -> Option<Vec<Fact>> {

@@ -10,23 +10,23 @@ pub enum Step {
     /// A client is killed in the middle of a download: a ref, a lock file and an unfinished file remain.
     BreakOff { machine: usize, revision: usize },
     /// `push`
-    Push { machine: usize, kill: Option<u64> },
-    /// `pull`, by `main` or by commit.
-    Pull { machine: usize, revision: usize, by_ref: bool, kill: Option<u64> },
-    /// `pull-all`
-    PullAll { machine: usize, kill: Option<u64> },
-    /// `prune`; `busy` is a revision in whose repo a client holds a lock meanwhile.
-    Prune { machine: usize, budget: Budget, scope: Scope, grace: bool, busy: Option<usize>, kill: Option<u64> },
+    Push { machine: usize, clock: Clock, kill: Option<u64> },
+    /// `pull`, by `main` or by commit; `include` is the file of the revision whose path is the only one to pull.
+    Pull { machine: usize, revision: usize, by_ref: bool, include: Option<usize>, kill: Option<u64> },
+    /// `pull-all`; `only` is a revision whose repo is the only one to pull.
+    PullAll { machine: usize, only: Option<usize>, kill: Option<u64> },
+    /// `prune`
+    Prune { machine: usize, options: Prune, clock: Clock, kill: Option<u64> },
     /// `rm` of a repo, or of one revision.
-    Rm { machine: usize, revision: usize, all: bool, require_remote: bool, busy: Option<usize> },
+    Rm { machine: usize, revision: usize, all: bool, require_remote: bool, busy: Option<usize>, kill: Option<u64> },
     /// `remote rm` of a repo, or of one revision.
     RemoteRm { machine: usize, revision: usize, all: bool, kill: Option<u64> },
     /// `remote gc`
     RemoteGc { machine: usize, clock: Clock, kill: Option<u64> },
     /// `verify --repair`
-    Repair { machine: usize },
+    Repair { machine: usize, kill: Option<u64> },
     /// `verify --remote --deep --repair`
-    RepairRemote { machine: usize },
+    RepairRemote { machine: usize, kill: Option<u64> },
     /// A user deletes a blob.
     DeleteBlob { machine: usize, revision: usize, file: usize },
     /// A user deletes a snapshot.
@@ -43,10 +43,33 @@ pub enum Step {
     DeleteManifest { revision: usize },
     /// An object rots in the bucket.
     CorruptObject { revision: usize, file: usize, cut: bool },
+    /// A manifest in the bucket is truncated.
+    CorruptManifest { revision: usize },
+    /// The ref objects of this name, for a repo, are truncated.
+    CorruptRef { revision: usize, name: usize },
+    /// A tree file on disk is truncated.
+    CorruptTree { machine: usize, revision: usize },
     /// Everything in a cache becomes this many days older, or newer than now.
     Age { machine: usize, days: i64 },
     /// Everything in the bucket becomes this many days older.
     AgeBucket { days: u64 },
+}
+
+/// The options of a prune.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Prune {
+    /// `--max-size`
+    pub budget: Budget,
+    /// What may be evicted.
+    pub scope: Scope,
+    /// Whether unused blobs have an hour of grace.
+    pub grace: bool,
+    /// `--keep`, with the repo of this revision.
+    pub keep: Option<usize>,
+    /// `--older-than 1d`
+    pub older_than: bool,
+    /// A revision in whose repo a client holds a lock meanwhile.
+    pub busy: Option<usize>,
 }
 
 /// How much a prune has to free.
@@ -58,6 +81,17 @@ pub enum Budget {
     Some,
     /// The cache is within its budget.
     Everything,
+}
+
+impl Budget {
+    /// Returns the budget in bytes.
+    pub fn bytes(self) -> u64 {
+        match self {
+            Budget::Nothing => 0,
+            Budget::Some => 20,
+            Budget::Everything => 1_000_000_000,
+        }
+    }
 }
 
 /// What a prune may evict.
@@ -115,32 +149,46 @@ fn step() -> impl Strategy<Value = Step> {
     let busy = || prop::option::weighted(0.2, revision());
     let budget = prop::sample::select(vec![Budget::Nothing, Budget::Nothing, Budget::Some, Budget::Everything]);
     let scope = prop::sample::select(vec![Scope::Detached, Scope::All, Scope::Held]);
+    let days = 86_400;
     let clock = prop::sample::select(vec![
         Clock::Right,
         Clock::Right,
         Clock::Shifted(3600),
         Clock::Shifted(-3600),
-        Clock::Ahead(3 * 86_400),
-        Clock::Ahead(-3 * 86_400),
+        Clock::Ahead(3 * days),
+        Clock::Ahead(-3 * days),
     ]);
+    // Mostly right, since a push is the beginning of everything else.
+    let moved = || {
+        let moved = prop::sample::select(vec![Clock::Shifted(3600), Clock::Shifted(-2 * days), Clock::Ahead(3 * days)]);
+        prop_oneof![5 => Just(Clock::Right), 1 => moved]
+    };
+    let keep = prop::option::weighted(0.2, revision());
+    let prune = (budget, scope, any::<bool>(), keep, prop::bool::weighted(0.25), busy()).prop_map(
+        |(budget, scope, grace, keep, older_than, busy)| Prune { budget, scope, grace, keep, older_than, busy },
+    );
+    let include = prop::option::weighted(0.2, 0usize..3);
     prop_oneof![
         10 => download(),
         2 => (machine(), revision()).prop_map(|(machine, revision)| Step::BreakOff { machine, revision }),
-        10 => (machine(), kill()).prop_map(|(machine, kill)| Step::Push { machine, kill }),
-        8 => (machine(), revision(), any::<bool>(), kill())
-            .prop_map(|(machine, revision, by_ref, kill)| Step::Pull { machine, revision, by_ref, kill }),
-        4 => (machine(), kill()).prop_map(|(machine, kill)| Step::PullAll { machine, kill }),
-        9 => (machine(), budget, scope, any::<bool>(), busy(), kill()).prop_map(
-            |(machine, budget, scope, grace, busy, kill)| Step::Prune { machine, budget, scope, grace, busy, kill }
+        10 => (machine(), moved(), kill()).prop_map(|(machine, clock, kill)| Step::Push { machine, clock, kill }),
+        8 => (machine(), revision(), any::<bool>(), include, kill()).prop_map(
+            |(machine, revision, by_ref, include, kill)| Step::Pull { machine, revision, by_ref, include, kill }
         ),
-        4 => (machine(), revision(), any::<bool>(), any::<bool>(), busy()).prop_map(
-            |(machine, revision, all, require_remote, busy)| Step::Rm { machine, revision, all, require_remote, busy }
+        4 => (machine(), prop::option::weighted(0.3, revision()), kill())
+            .prop_map(|(machine, only, kill)| Step::PullAll { machine, only, kill }),
+        10 => (machine(), prune, moved(), kill())
+            .prop_map(|(machine, options, clock, kill)| Step::Prune { machine, options, clock, kill }),
+        4 => (machine(), revision(), any::<bool>(), any::<bool>(), busy(), kill()).prop_map(
+            |(machine, revision, all, require_remote, busy, kill)| {
+                Step::Rm { machine, revision, all, require_remote, busy, kill }
+            }
         ),
         3 => (machine(), revision(), any::<bool>(), kill())
             .prop_map(|(machine, revision, all, kill)| Step::RemoteRm { machine, revision, all, kill }),
         5 => (machine(), clock, kill()).prop_map(|(machine, clock, kill)| Step::RemoteGc { machine, clock, kill }),
-        2 => machine().prop_map(|machine| Step::Repair { machine }),
-        2 => machine().prop_map(|machine| Step::RepairRemote { machine }),
+        3 => (machine(), kill()).prop_map(|(machine, kill)| Step::Repair { machine, kill }),
+        3 => (machine(), kill()).prop_map(|(machine, kill)| Step::RepairRemote { machine, kill }),
         2 => (machine(), revision(), 0usize..3)
             .prop_map(|(machine, revision, file)| Step::DeleteBlob { machine, revision, file }),
         1 => (machine(), revision()).prop_map(|(machine, revision)| Step::DeleteSnapshot { machine, revision }),
@@ -153,6 +201,9 @@ fn step() -> impl Strategy<Value = Step> {
         1 => revision().prop_map(|revision| Step::DeleteManifest { revision }),
         2 => (revision(), 0usize..3, any::<bool>())
             .prop_map(|(revision, file, cut)| Step::CorruptObject { revision, file, cut }),
+        1 => revision().prop_map(|revision| Step::CorruptManifest { revision }),
+        1 => (revision(), 0usize..2).prop_map(|(revision, name)| Step::CorruptRef { revision, name }),
+        1 => (machine(), revision()).prop_map(|(machine, revision)| Step::CorruptTree { machine, revision }),
         4 => (machine(), prop::sample::select(vec![3i64, 3, -2]))
             .prop_map(|(machine, days)| Step::Age { machine, days }),
         3 => Just(Step::AgeBucket { days: 2 }),

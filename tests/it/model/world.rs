@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::state::{MACHINES, REFS, Universe};
-use super::step::{Budget, Clock, Scope, Step};
+use super::step::{Clock, Scope, Step};
 use crate::harness::cache_dir::set_times_to;
 use crate::harness::machine::{LIMIT, Machine};
 use crate::harness::s3::{Action, S3Request};
@@ -72,32 +72,40 @@ impl<'a> World<'a> {
                 self.download(*machine, *revision, *files, *reference, *tree);
             }
             Step::BreakOff { machine, revision } => self.break_off(*machine, *revision),
-            Step::Push { machine, kill } => return run(*machine, &["push"], *kill),
-            Step::Pull { machine, revision, by_ref, kill } => {
+            Step::Push { machine, clock, kill } => return Some(self.run(*machine, &["push"], *clock, *kill)),
+            Step::Pull { machine, revision, by_ref, include, kill } => {
                 let (spec, commit) = (spec(*revision), commit(*revision));
-                let line = ["pull", &spec, "-r", if *by_ref { "main" } else { &commit }];
+                let mut line = vec!["pull", &spec, "-r", if *by_ref { "main" } else { &commit }];
+                let include = include.map(|file| self.universe.path(*revision, file));
+                line.extend(include.iter().flat_map(|path| ["--include", path]));
                 return run(*machine, &line, *kill);
             }
-            Step::PullAll { machine, kill } => return run(*machine, &["pull-all"], *kill),
-            Step::Prune { machine, budget, scope, grace, busy, kill } => {
-                let size = match budget {
-                    Budget::Nothing => "0",
-                    Budget::Some => "20B",
-                    Budget::Everything => "1GB",
-                };
-                let mut line = vec!["prune", "--yes", "--max-size", size];
-                match scope {
+            Step::PullAll { machine, only, kill } => {
+                let mut line = vec!["pull-all"];
+                let only = only.map(spec);
+                line.extend(only.iter().flat_map(|spec| ["--include", spec]));
+                return run(*machine, &line, *kill);
+            }
+            Step::Prune { machine, options, clock, kill } => {
+                let size = format!("{}B", options.budget.bytes());
+                let mut line = vec!["prune", "--yes", "--max-size", &size];
+                match options.scope {
                     Scope::Detached => {}
                     Scope::All => line.push("--include-referenced"),
                     Scope::Held => line.push("--require-remote"),
                 }
-                if !grace {
+                if !options.grace {
                     line.extend(["--orphan-grace", "0s"]);
                 }
-                let _lock = busy.map(|revision| self.lock(*machine, revision));
-                return run(*machine, &line, *kill);
+                if options.older_than {
+                    line.extend(["--older-than", "1d"]);
+                }
+                let keep = options.keep.map(spec);
+                line.extend(keep.iter().flat_map(|spec| ["--keep", spec]));
+                let _lock = options.busy.map(|revision| self.lock(*machine, revision));
+                return Some(self.run(*machine, &line, *clock, *kill));
             }
-            Step::Rm { machine, revision, all, require_remote, busy } => {
+            Step::Rm { machine, revision, all, require_remote, busy, kill } => {
                 let (spec, commit) = (spec(*revision), commit(*revision));
                 let mut line = vec!["rm", "--yes", &spec];
                 if !all {
@@ -107,7 +115,7 @@ impl<'a> World<'a> {
                     line.push("--require-remote");
                 }
                 let _lock = busy.map(|revision| self.lock(*machine, revision));
-                return run(*machine, &line, None);
+                return run(*machine, &line, *kill);
             }
             Step::RemoteRm { machine, revision, all, kill } => {
                 let (spec, commit) = (spec(*revision), commit(*revision));
@@ -120,9 +128,9 @@ impl<'a> World<'a> {
             Step::RemoteGc { machine, clock, kill } => {
                 return Some(self.run(*machine, &["remote", "gc", "--yes"], *clock, *kill));
             }
-            Step::Repair { machine } => return run(*machine, &["verify", "--repair"], None),
-            Step::RepairRemote { machine } => {
-                return run(*machine, &["verify", "--remote", "--deep", "--repair"], None);
+            Step::Repair { machine, kill } => return run(*machine, &["verify", "--repair"], *kill),
+            Step::RepairRemote { machine, kill } => {
+                return run(*machine, &["verify", "--remote", "--deep", "--repair"], *kill);
             }
             Step::DeleteBlob { machine, revision, file } => {
                 let _ = fs::remove_file(self.blob(*machine, *revision, *file));
@@ -150,6 +158,17 @@ impl<'a> World<'a> {
             }
             Step::DeleteManifest { revision } => {
                 let _ = fs::remove_file(self.store.path(&self.universe.revisions[*revision].manifest_key()));
+            }
+            Step::CorruptManifest { revision } => {
+                damage(&self.store.path(&self.universe.revisions[*revision].manifest_key()), Damage::Cut(2));
+            }
+            Step::CorruptRef { revision, name } => {
+                for key in self.universe.ref_keys(*revision, REFS[*name]) {
+                    damage(&self.store.path(&key), Damage::Cut(1));
+                }
+            }
+            Step::CorruptTree { machine, revision } => {
+                damage(&self.universe.tree(&self.hub(*machine), *revision), Damage::Cut(2));
             }
             Step::Age { machine, days } => age(&self.hub(*machine), *days),
             Step::AgeBucket { days } => {
@@ -257,7 +276,7 @@ impl<'a> World<'a> {
         let started = Instant::now();
         let mut running = self.machines[machine].start(line);
         let is_due = || match requests.load(Ordering::SeqCst) {
-            0 => line[0] == "prune" && started.elapsed() > Duration::from_millis(10 * kill),
+            0 => ["prune", "rm", "verify"].contains(&line[0]) && started.elapsed() > Duration::from_millis(10 * kill),
             count => count > kill,
         };
         let mut was_killed = true;
