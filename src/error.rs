@@ -253,6 +253,22 @@ mod tests {
         assert_eq!(error.to_string(), "cannot read /x/y: No such file or directory");
     }
 
+    #[cfg(unix)]
+    #[test]
+    fn a_full_file_system_and_a_used_up_quota_have_different_hints() {
+        for (error, why, hint) in [
+            (rustix::io::Errno::DQUOT, "quota exceeded", "your disk quota is used up: free some space"),
+            (rustix::io::Errno::NOSPC, "No space left on device", "free some space"),
+        ] {
+            let error = io::Error::from_raw_os_error(error.raw_os_error());
+            let shown = Error::io("cannot write", Path::new("/x"), &error);
+            let line = format!("cannot write /x: {}", shown.why.as_deref().unwrap());
+            assert!(line.to_lowercase().contains(&why.to_lowercase()), "{line}");
+            assert_eq!(shown.to_string(), format!("{line}\n  {hint}, for example with `hf-cache-sync prune`"));
+            assert_eq!(shown.kind(), Kind::Failed);
+        }
+    }
+
     #[test]
     fn printable_disarms_escape_sequences() {
         assert_eq!(printable("a\u{1b}[31mb", 20), "a\\u{1b}[31mb");

@@ -103,7 +103,7 @@ pub mod internals {
         }
     }
     pub mod config {
-        pub use crate::config::{Config, Environment, Overrides};
+        pub use crate::config::{Config, Environment, Overrides, Secret};
     }
     pub mod engine {
         pub use crate::engine::Session;

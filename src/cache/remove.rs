@@ -50,8 +50,8 @@ pub struct StagedRemoval {
 }
 
 impl StagedRemoval {
-    /// Moves a file or folder out of the cache; `None` if a rename cannot do that (another file system, or a folder in
-    /// a lower layer of an overlay).
+    /// Moves a file or folder out of the cache; `None` if a rename cannot do that: to another file system, from a lower
+    /// layer of an overlay, or where even a new name needs space and there is none, as on btrfs.
     ///
     /// # Errors
     /// If it cannot be renamed.
@@ -62,7 +62,10 @@ impl StagedRemoval {
                 (staging, path)
             }
             // On a full disk, there is no room for a folder, but still for another name.
-            Err(error) if error.cause == Cause::DiskFull && has_staging(layout) => {
+            Err(error) if error.cause == Cause::DiskFull => {
+                if !has_staging(layout) {
+                    return Ok(None);
+                }
                 let staging = Staging::without_folder(layout);
                 let path = staging.path().to_path_buf();
                 (staging, path)
@@ -75,6 +78,7 @@ impl StagedRemoval {
                 Ok(Some(StagedRemoval { root, from: from.to_path_buf(), path, staging }))
             }
             Err(error) if error.kind() == io::ErrorKind::CrossesDevices => Ok(None),
+            Err(error) if Cause::of_io(&error) == Cause::DiskFull => Ok(None),
             Err(error) => Err(error),
         }
     }

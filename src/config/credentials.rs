@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// A secret string that `Debug` does not reveal.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Secret(String);
 
 impl Secret {

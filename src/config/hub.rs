@@ -14,8 +14,8 @@ const MAX_TOKEN: u64 = 64 << 10;
 /// The Hugging Face Hub, for `--fallback hf-hub`.
 #[derive(Debug, Clone, Default)]
 pub struct Hub {
-    /// URL without a trailing slash (`HF_ENDPOINT`).
-    pub endpoint: String,
+    /// URL without a trailing slash (`HF_ENDPOINT`). It may contain a password.
+    pub endpoint: Secret,
     /// The token (`HF_TOKEN`, `HUGGING_FACE_HUB_TOKEN`).
     pub token: Option<Secret>,
     /// The file in which `hf auth login` stores the token (`HF_TOKEN_PATH`, `HF_HOME/token`).
@@ -44,8 +44,9 @@ impl Hub {
             (None, None) => env.home.as_ref().map(|home| home.join(".cache/huggingface")),
         };
         let named = env.get("HF_TOKEN_PATH").map(|path| env.expand(&path));
+        let endpoint = text("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.into());
         let mut hub = Hub {
-            endpoint: text("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.into()).trim_end_matches('/').to_string(),
+            endpoint: Secret::new(endpoint.trim_end_matches('/').to_string()),
             token: text("HF_TOKEN").or_else(|| text("HUGGING_FACE_HUB_TOKEN")).map(Secret::new),
             token_file: named.or_else(|| home.map(|home| home.join("token"))).map(|path| env.current.join(path)),
             offline: offline.filter(|name| is_set(name)),
@@ -102,10 +103,10 @@ mod tests {
     #[test]
     fn the_environment_is_read_as_huggingface_hub_does() {
         let hub = read(&[]);
-        assert_eq!((hub.endpoint.as_str(), hub.offline, hub.find_token()), ("https://huggingface.co", None, None));
+        assert_eq!((hub.endpoint.expose(), hub.offline, hub.find_token()), ("https://huggingface.co", None, None));
         assert_eq!(hub.token_file.unwrap(), PathBuf::from("/home/u/.cache/huggingface/token"));
         let hub = read(&[("HF_ENDPOINT", "http://127.0.0.1:1/"), ("HF_TOKEN", " hf_x\n"), ("HF_HOME", "~/h")]);
-        assert_eq!((hub.endpoint.as_str(), hub.find_token().unwrap().expose()), ("http://127.0.0.1:1", "hf_x"));
+        assert_eq!((hub.endpoint.expose(), hub.find_token().unwrap().expose()), ("http://127.0.0.1:1", "hf_x"));
         assert_eq!(hub.token_file.unwrap(), PathBuf::from("/home/u/h/token"));
         assert_eq!(read(&[("HF_TOKEN_PATH", "t")]).token_file.unwrap(), PathBuf::from("/now/t"));
         for (value, set) in [("1", true), ("on", true), ("Yes", true), ("TRUE", true), ("0", false), ("", false)] {

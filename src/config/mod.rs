@@ -186,6 +186,35 @@ mod tests {
     }
 
     #[test]
+    fn debug_output_has_no_secrets() {
+        let yaml =
+            "storage:\n  bucket: b\n  endpoint: http://store:1\n  access_key: f-SEKRIT\n  secret_key: g-SEKRIT\n";
+        let vars = [
+            ("B2_APPLICATION_KEY_ID", "a-SEKRIT"),
+            ("B2_APPLICATION_KEY", "b-SEKRIT"),
+            ("AWS_ACCESS_KEY_ID", "c-SEKRIT"),
+            ("AWS_SECRET_ACCESS_KEY", "d-SEKRIT"),
+            ("AWS_SESSION_TOKEN", "e-SEKRIT"),
+            ("HF_TOKEN", "hf_SEKRIT"),
+            ("HF_ENDPOINT", "http://user:SEKRIT@hub"),
+            ("HTTPS_PROXY", "http://user:SEKRIT@proxy:1"),
+        ];
+        // Each time, the first pair is left out.
+        for left_out in [0, 2, 5] {
+            let config = load(Some(yaml), &vars[left_out..], Overrides::default()).unwrap();
+            assert!(!format!("{config:?}").contains("SEKRIT"), "{config:?}");
+        }
+        let var = |name: &str| Some(vars.iter().find(|(known, _)| *known == name)?.1.to_string());
+        let env = Environment { var: &var, home: None, current: "/now".into() };
+        // An endpoint with a password is refused.
+        let endpoint = Overrides::default().with("endpoint", "http://user:SEKRIT@store");
+        for overrides in [Overrides::default(), endpoint] {
+            let found = Resolution::gather(&overrides, &env);
+            assert!(!format!("{found:?}").contains("SEKRIT"), "{found:?}");
+        }
+    }
+
+    #[test]
     fn flags_win_over_environment_over_yaml() {
         let env = [("B2_BUCKET", "eb"), ("B2_REGION", "er"), ("AWS_ENDPOINT_URL", "http://x:1")];
         let config = load(Some(YAML), &env, Overrides::default().with("bucket", "fb")).unwrap();

@@ -19,7 +19,7 @@ use crate::model::pins::Pins;
 use crate::net::Network;
 
 /// Values from the command line, which take precedence over all others.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct Overrides {
     /// `--config`
     pub file: Option<PathBuf>,

@@ -7,6 +7,7 @@ use percent_encoding::{percent_decode_str, utf8_percent_encode};
 use reqwest::Url;
 use reqwest::header::{HeaderMap, LINK};
 
+use crate::config::Secret;
 use crate::error::printable;
 use crate::net::RESERVED;
 
@@ -19,7 +20,7 @@ pub struct Endpoint {
     /// Without user, password, query, fragment and trailing slash.
     base: Url,
     /// User and password from the URL, for mirrors that require them.
-    pub login: Option<(String, String)>,
+    pub login: Option<(String, Secret)>,
 }
 
 /// The target of a link.
@@ -45,7 +46,7 @@ impl Endpoint {
         let mut base = Url::parse(text).map_err(|e| format!("it is not a URL: {e}"))?;
         let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
         let login = (!base.username().is_empty())
-            .then(|| (decoded(base.username()), decoded(base.password().unwrap_or_default())));
+            .then(|| (decoded(base.username()), Secret::new(decoded(base.password().unwrap_or_default()))));
         strip_userinfo(&mut base);
         base.set_query(None);
         let path = base.path().trim_end_matches('/').to_string();
@@ -225,7 +226,8 @@ mod tests {
     fn endpoints_are_urls_and_never_show_their_login() {
         let endpoint = Endpoint::parse("HTTPS://me:p%40ss@Mirror.Corp:443/hf/?x#y").unwrap();
         assert_eq!(endpoint.shown(), "https://mirror.corp/hf");
-        assert_eq!(endpoint.login, Some(("me".into(), "p@ss".into())));
+        assert_eq!(endpoint.login, Some(("me".into(), Secret::new("p@ss".into()))));
+        assert!(!format!("{endpoint:?}").contains("p@ss"));
         assert_eq!(endpoint.url("/api/x").unwrap().as_str(), "https://mirror.corp/hf/api/x");
         for text in ["http://huggingface.co", "https://hf.co/", "https://WWW.huggingface.co:443"] {
             assert_eq!(Endpoint::parse(text).unwrap().shown(), "https://huggingface.co");

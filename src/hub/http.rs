@@ -73,8 +73,9 @@ impl Http {
     /// # Errors
     /// [`crate::error::Cause::Usage`] if the endpoint, the token or a certificate bundle cannot be used.
     pub fn new(settings: &config::Hub, network: &Network, progress: Arc<dyn Progress>, wait: Duration) -> Result<Http> {
-        let endpoint = Endpoint::parse(&settings.endpoint).map_err(|why| {
-            let shown = printable(settings.endpoint.rsplit('@').next().unwrap_or_default(), 200);
+        let url = settings.endpoint.expose();
+        let endpoint = Endpoint::parse(url).map_err(|why| {
+            let shown = printable(url.rsplit('@').next().unwrap_or_default(), 200);
             Error::usage(format!("cannot use the Hub at {shown}")).because(why).hint("check HF_ENDPOINT")
         })?;
         let token = settings.find_token();
@@ -123,6 +124,10 @@ impl Http {
     async fn json_once<T: DeserializeOwned>(&self, url: &Url) -> Result<(T, HeaderMap, Url), Refusal> {
         let mut response = self.send(url, None).await?;
         let (headers, from) = (response.headers().clone(), response.url().clone());
+        let too_large = || Failure::new(Cause::TooLarge, format!("its response is larger than {} MiB", MAX_JSON >> 20));
+        if response.content_length().is_some_and(|length| length > MAX_JSON as u64) {
+            return Err(too_large().into());
+        }
         let (mut body, mut pace) = (Vec::new(), Pace::new(STALL_TIMEOUT));
         loop {
             let next = pace.wait(response.chunk()).await;
@@ -130,9 +135,7 @@ impl Http {
             let Some(bytes) = next.map_err(|e| from_http(&e))? else { break };
             pace.add(bytes.len());
             if body.len() + bytes.len() > MAX_JSON {
-                return Err(
-                    Failure::new(Cause::TooLarge, format!("its response has more than {MAX_JSON} bytes")).into()
-                );
+                return Err(too_large().into());
             }
             body.extend_from_slice(&bytes);
         }
@@ -232,7 +235,7 @@ impl Http {
         if may_send_token && self.endpoint.is_home(url) {
             request = match (&self.token, &self.endpoint.login) {
                 (Some(token), _) => request.bearer_auth(token.expose()),
-                (None, Some((user, password))) => request.basic_auth(user, Some(password)),
+                (None, Some((user, password))) => request.basic_auth(user, Some(password.expose())),
                 (None, None) => request,
             };
         }

@@ -131,6 +131,138 @@ fn sizes_near_the_maximum_do_not_overflow() {
     assert_eq!(usage["blobs"]["bytes"].as_u64(), Some(u64::MAX), "{usage}");
 }
 
+/// Answers requests for an object with zeros, as many MiB, and lists it with this size.
+fn put_bomb(store: &Scripted, key: &str, mib: usize, headers: &'static [(&str, &str)]) {
+    let bomb = key.to_string();
+    store.script(move |request, objects| {
+        if request.key == bomb {
+            let is_chunked = headers.iter().any(|(_, value)| *value == "chunked");
+            let piece = vec![b' '; MIB];
+            let piece = if is_chunked { [b"100000\r\n", &piece[..], b"\r\n"].concat() } else { piece };
+            let reply = headers.iter().fold(Reply::new(200, piece), |reply, (name, value)| reply.header(name, value));
+            return Some(reply.times(mib));
+        }
+        let prefix = request.parameter("prefix").filter(|_| request.is_list())?;
+        let size = |key: &String, bytes: &[u8]| if *key == bomb { mib << 20 } else { bytes.len() };
+        let found = objects.iter().filter(|(key, _)| key.starts_with(&prefix));
+        let entries: Vec<String> = found
+            .map(|(key, bytes)| {
+                let entry = entry(key, bytes);
+                let at = entry.find("<Size>").unwrap();
+                format!("{}<Size>{}</Size></Contents>", &entry[..at], size(key, bytes))
+            })
+            .collect();
+        Some(Reply::new(200, listing(&entries, "<IsTruncated>false</IsTruncated>")))
+    });
+}
+
+/// What reads manifests and refs from the bucket.
+const READING_COMMANDS: [&[&str]; 8] = [
+    &["pull", "org/name"],
+    &["pull-all"],
+    &["push"],
+    &["diff"],
+    &["list", "--remote", "--sizes"],
+    &["verify", "--remote"],
+    &["remote", "du"],
+    &["remote", "gc", "--dry-run"],
+];
+
+#[test]
+fn an_object_that_is_too_large_is_refused_without_being_read() {
+    let revision = Revision::model("org/name").git("config.json", "{}").refs(&["main"]);
+    for (key, limit) in [(revision.manifest_key(), "256 MiB"), ("refs/org__name/main".to_string(), "256 bytes")] {
+        let (store, machine) = store_with(&manifest(&file("a"), ""));
+        revision.write(&machine.hub());
+        put_bomb(&store, &key, 1024, &[]);
+        for line in READING_COMMANDS {
+            store.take_sent();
+            let output = run_within(&machine, BASE, line);
+            assert!([0, 1, 5].contains(&output.code), "{line:?}: {output:#?}");
+            output.nothing_internal();
+            // Buffers of the two sockets.
+            let sent = store.take_sent();
+            assert!(sent < 64 << 20, "{line:?} had {sent} bytes sent");
+            if line[0] == "pull" {
+                output.refused(5, &[&key, "larger than", limit]);
+            }
+        }
+    }
+}
+
+#[test]
+fn an_object_of_unknown_size_is_read_up_to_its_limit() {
+    let revision = Revision::model("org/name").git("config.json", "{}").refs(&["main"]);
+    for (key, limit) in [(revision.manifest_key(), 256 * MIB), ("refs/org__name/main".to_string(), 256)] {
+        let (store, machine) = store_with(&manifest(&file("a"), ""));
+        put_bomb(&store, &key, 1024, &[("transfer-encoding", "chunked")]);
+        let output = run_within(&machine, BASE + 2 * limit, &["pull", "org/name"]);
+        output.refused(5, &[&key, "larger than"]);
+        let sent = store.take_sent();
+        assert!(sent < limit as u64 + (64 << 20), "{sent} bytes of {key} were sent");
+    }
+}
+
+#[test]
+fn a_manifest_with_too_many_files_is_refused() {
+    let entry = file("a") + ",";
+    let text = manifest(entry.repeat(1_000_001).trim_end_matches(','), "");
+    let (_store, machine) = store_with(&text);
+    assert_refused(&machine, BASE + 4 * text.len(), &["pull", "org/name"], 5, &["more than 1000000 files"]);
+}
+
+/// Returns a machine that finds nothing in its bucket, and asks this Hub.
+#[cfg(feature = "fallback")]
+fn asking(hub: &crate::harness::hub_server::Hub) -> (Scripted, Machine) {
+    let store = Scripted::new();
+    let mut machine = store.machine();
+    machine.set("HF_ENDPOINT", &hub.url);
+    (store, machine)
+}
+
+#[cfg(feature = "fallback")]
+#[test]
+fn a_document_of_the_hub_has_a_size() {
+    use crate::harness::hub_server::{Hub, Reply};
+    let line = ["pull", "model:org/name", "--fallback", "hf-hub"];
+    for header in ["x-nothing", "transfer-encoding"] {
+        for path in ["/revision/", "/tree/"] {
+            let hub = Hub::start(&[Revision::model("org/name")]);
+            let (_store, machine) = asking(&hub);
+            let body = vec![b' '; 40 * MIB];
+            hub.script(move |request| {
+                let reply = Reply { status: 200, headers: Vec::new(), body: body.clone() };
+                request.target.contains(path).then(|| reply.with(header, "chunked"))
+            });
+            assert_refused(&machine, BASE + 64 * MIB, &line, 5, &["response is larger than 32 MiB"]);
+        }
+    }
+}
+
+#[cfg(feature = "fallback")]
+#[test]
+fn a_listing_of_the_hub_has_a_length() {
+    use crate::harness::hub_server::{Hub, Reply};
+    const PER_PAGE: usize = 260_000;
+    let hub = Hub::start(&[Revision::model("org/name")]);
+    let (_store, machine) = asking(&hub);
+    hub.script(|request| {
+        let (path, query) = request.target.split_once('?').unwrap_or_default();
+        path.contains("/tree/").then_some(())?;
+        let page: usize = query.rsplit_once("page=").map_or(0, |(_, page)| page.parse().unwrap());
+        let mut body = String::from("[");
+        for number in page * PER_PAGE..(page + 1) * PER_PAGE {
+            body += &format!(r#"{{"type":"directory","path":"{number:x}"}},"#);
+        }
+        let body = (body.trim_end_matches(',').to_string() + "]").into_bytes();
+        let reply = Reply { status: 200, headers: Vec::new(), body };
+        Some(reply.with("link", format!("<{path}?page={}>; rel=\"next\"", page + 1)))
+    });
+    let line = ["pull", "model:org/name", "--fallback", "hf-hub"];
+    assert_refused(&machine, BASE + 256 * MIB, &line, 5, &["its listing has more than 1000000 entries"]);
+    assert_eq!(hub.requests().iter().filter(|request| request.target.contains("/tree/")).count(), 4);
+}
+
 /// Responds to every listing with this body.
 fn list_with(store: &Scripted, body: impl Into<Vec<u8>>) {
     let body = Arc::new(body.into());

@@ -2,8 +2,10 @@
 //! says so, nothing torn is visible, and the next run completes the work.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Command;
 
 use crate::harness::cache::{OTHER, Revision};
 use crate::harness::machine::{Machine, Output};
@@ -189,40 +191,105 @@ fn a_limit_on_the_size_of_files() {
     assert_completes(&machine, &revision);
 }
 
+/// Writes a file until the file system has no room for another byte.
+fn take_blocks(file: &Path) {
+    let mut file = fs::File::create(file).unwrap();
+    for size in [1 << 20, 4096, 1] {
+        while file.write_all(&vec![1; size]).is_ok() {}
+    }
+}
+
+/// Fills the file system at `hub`.
+fn fill(hub: &Path, with: &str) {
+    fs::create_dir_all(hub.join(".locks")).unwrap();
+    match with {
+        "inodes" => take_inodes(&hub.join(".locks/filler"), 0),
+        _ => take_blocks(&hub.join(".locks/filler")),
+    }
+}
+
 /// Whoever deletes something to free space must not need space for it.
 #[test]
 fn a_full_file_system_can_be_pruned() {
     with_mounts("disk::a_full_file_system_can_be_pruned", || {
-        let lines: [&[&str]; 3] = [
+        let lines: [&[&str]; 4] = [
             &["prune", "--max-size", "0B", "--include-referenced", "--yes"],
             &["prune", "--max-size", "0B", "--require-remote", "--yes"],
             &["rm", "org/name", "--yes"],
+            &["rm", "org/name", "--require-remote", "--yes"],
         ];
-        for line in lines {
-            for has_pulled in [true, false] {
-                let (_store, machine, revision) = setup();
-                let hub = machine.hub();
-                let _mount = Mount::new(&hub, "size=64m,nr_inodes=200");
-                if has_pulled {
-                    machine.ok(&["pull", "org/name"]);
-                } else {
-                    revision.write(&hub);
-                    machine.ok(&["push"]);
-                }
-                // A blob that nothing uses, without a lock file.
-                let unused = weights(7, 5000);
-                fs::write(revision.dir(&hub).join("blobs").join(sha256(&unused)), &unused).unwrap();
-                revision.age(&hub, 9);
-                take_inodes(&hub.join(".locks/filler"), 0);
-                let output = machine.run(line);
-                assert_eq!(output.code, 0, "{line:?}: {output:#?}");
-                let left: Vec<String> = listing(&hub).into_keys().filter(|path| path.starts_with("models--")).collect();
-                assert!(left.is_empty(), "{line:?}: {left:?}");
-                let left = listing(&hub.join(".locks/.hf-cache-sync/staging"));
-                assert!(left.keys().all(String::is_empty), "{line:?}: {left:?}");
+        let cases = lines.into_iter().flat_map(|line| ["inodes", "blocks"].map(|with| (line, with)));
+        for ((line, with), has_pulled) in cases.flat_map(|case| [(case, true), (case, false)]) {
+            let (store, machine, revision) = setup();
+            let hub = machine.hub();
+            let _mount = Mount::new(&hub, "size=16m,nr_inodes=200");
+            if has_pulled {
+                machine.ok(&["pull", "org/name"]);
+            } else {
+                revision.write(&hub);
+                machine.ok(&["push"]);
             }
+            // A blob that nothing uses, without a lock file.
+            let unused = weights(7, 5000);
+            fs::write(revision.dir(&hub).join("blobs").join(sha256(&unused)), &unused).unwrap();
+            revision.age(&hub, 9);
+            // Before the command, or once it has decided, right before its first deletion.
+            let output = if line.contains(&"--require-remote") && has_pulled {
+                let (delete, key) = (|| machine.start(line), "refs/org__name/main");
+                store.change_during(delete, key, || fill(&hub, with)).0
+            } else {
+                fill(&hub, with);
+                machine.run(line)
+            };
+            assert_eq!(output.code, 0, "{line:?} without {with}: {output:#?}");
+            let left: Vec<String> = listing(&hub).into_keys().filter(|path| path.starts_with("models--")).collect();
+            assert!(left.is_empty(), "{line:?} without {with}: {left:?}");
+            let left = listing(&hub.join(".locks/.hf-cache-sync/staging"));
+            assert!(left.keys().all(String::is_empty), "{line:?} without {with}: {left:?}");
         }
     });
+}
+
+/// Needs root, loop devices and btrfs-progs, and is skipped without them. The messages have a test that always runs.
+#[test]
+#[expect(clippy::print_stderr, reason = "a skipped test must not look like one that passed")]
+fn a_quota_that_is_used_up() {
+    let (store, machine, revision) = setup();
+    let hub = machine.hub();
+    let Some(_mount) = Mount::image(hub.parent().unwrap(), "btrfs", 256) else {
+        return eprintln!("SKIPPED disk::a_quota_that_is_used_up: no btrfs can be mounted");
+    };
+    let btrfs = |line: &[&str]| {
+        let output = Command::new("btrfs").args(line).arg(&hub).output().unwrap();
+        assert!(output.status.success(), "{line:?}: {output:?}");
+    };
+    btrfs(&["subvolume", "create"]);
+    btrfs(&["quota", "enable"]);
+    // Its own metadata counts as well.
+    for (quota, blob) in [("2M", "large.bin"), ("24M", "large.bin"), ("24M", "medium.bin")] {
+        btrfs(&["qgroup", "limit", quota]);
+        let output = match quota {
+            "2M" => machine.run(&["pull", "org/name"]),
+            _ => {
+                let fill = || take_blocks(&hub.join("filler"));
+                store.change_during(|| machine.start(&["pull", "org/name"]), &revision.blob_key(blob), fill).0
+            }
+        };
+        assert_clean(&output, &["quota exceeded", "Quota exceeded"], blob);
+        assert!(output.stderr.contains("your disk quota is used up: free some space"), "{output:#?}");
+        assert_sound(&hub, &revision, blob);
+        btrfs(&["qgroup", "limit", "none"]);
+        let _ = fs::remove_file(hub.join("filler"));
+        assert_completes(&machine, &revision);
+        // What uses up a quota can be pruned.
+        revision.age(&hub, 9);
+        let used = hub.join("filler");
+        btrfs(&["qgroup", "limit", "12M"]);
+        take_blocks(&used);
+        machine.ok(&["prune", "--max-size", "0B", "--include-referenced", "--yes"]);
+        assert!(!revision.dir(&hub).exists());
+        fs::remove_file(used).unwrap();
+    }
 }
 
 /// Two repos of which each has one revision, in a cache and in a bucket.

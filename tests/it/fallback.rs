@@ -9,6 +9,7 @@ use crate::harness::machine::{Machine, Output};
 use crate::harness::s3::Action;
 use crate::harness::store::{BUCKET, Store};
 use crate::harness::{listing, tls_file, weights};
+use hf_cache_sync::internals::config::Secret;
 use hf_cache_sync::internals::hub::Hub as Client;
 use hf_cache_sync::internals::transfer::download::{Fetch, download};
 use hf_cache_sync::internals::transfer::limit::Caps;
@@ -495,7 +496,7 @@ fn throttling_by_the_store_does_not_slow_hub_downloads() {
     let revision = Revision::model("org/name").git("one.txt", "1");
     let (store, hub, machine) = setup(std::slice::from_ref(&revision));
     let mut session = store.session(&machine.hub(), &machine.work());
-    session.config.hub.endpoint = hub.url.clone();
+    session.config.hub.endpoint = Secret::new(hub.url.clone());
     let refused = std::sync::atomic::AtomicBool::new(false);
     store.server.on_request(move |_| match refused.swap(true, std::sync::atomic::Ordering::Relaxed) {
         true => Action::Pass,

@@ -173,6 +173,9 @@ pub fn plant(kind: &str, path: &Path, home: &Path) -> bool {
         // Reading from it would never end.
         "device" => {
             let made = std::process::Command::new("mknod").arg(path).args(["c", "1", "5"]).output().unwrap();
+            if !made.status.success() {
+                crate::harness::skip("a device in a cache", "this user may not create one");
+            }
             return made.status.success();
         }
         "loop" => symlink(path.file_name().unwrap(), path).unwrap(),

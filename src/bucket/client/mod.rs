@@ -229,15 +229,22 @@ impl Bucket {
             let mut response = self.wire.send(&request).await?;
             let modified = response.headers().get("last-modified").and_then(answer::time);
             let (expected, etag) = (length(&response), etag(&response));
+            let too_large = || {
+                let most = if limit < 1 << 20 { format!("{limit} bytes") } else { format!("{} MiB", limit >> 20) };
+                Failure::new(Cause::TooLarge, format!("it is larger than {most}"))
+            };
+            if expected.is_some_and(|expected| expected > limit) {
+                return Err(too_large());
+            }
             let body = ByteStream::new(std::mem::replace(response.body_mut(), SdkBody::empty()));
             let mut download = Download { body, pace: Pace::new(self.wire.timeout()), object_size: None, etag: None };
             // A buffer that grows is copied, and then takes twice the memory.
-            let mut bytes = Vec::with_capacity(expected.unwrap_or_default().min(limit) as usize);
+            let mut bytes = Vec::with_capacity(expected.unwrap_or_default() as usize);
             while let Some(piece) = download.next().await? {
-                bytes.extend_from_slice(&piece);
-                if bytes.len() as u64 > limit {
-                    return Err(Failure::new(Cause::TooLarge, format!("it is larger than {limit} bytes")));
+                if bytes.len() as u64 + piece.len() as u64 > limit {
+                    return Err(too_large());
                 }
+                bytes.extend_from_slice(&piece);
             }
             if expected.is_some_and(|expected| expected != bytes.len() as u64) {
                 return Err(Failure::new(Cause::Broken, "the download ended early"));

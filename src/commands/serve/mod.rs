@@ -196,7 +196,7 @@ pub async fn execute(session: &Session, args: &Args, report: &dyn Fn(Update)) ->
     let listener = bind(listen)?;
     let listen = listener.local_addr().map_err(|error| cannot_listen(listen, &error))?;
     let url = environment::url(listen);
-    if args.fallback.fallback.is_some() && environment::is_own(&session.config.hub.endpoint, listen) {
+    if args.fallback.fallback.is_some() && environment::is_own(session.config.hub.endpoint.expose(), listen) {
         return Err(Error::usage("HF_ENDPOINT is the address of this very server, which would ask itself for files")
             .hint("unset HF_ENDPOINT for the server; only its clients need it"));
     }

@@ -9,6 +9,7 @@ use crate::harness::cache::{COMMIT, Revision};
 use crate::harness::machine::{Machine, Output, run};
 use crate::harness::s3::{Action, Gate, SECRET_KEY};
 use crate::harness::store::Store;
+use crate::harness::wait_until;
 
 /// Sets a title, changes the colour, clears the screen with a C1 code, reverses and hides text, and contains invisible
 /// characters.
@@ -106,11 +107,10 @@ fn text_from_outside_is_escaped() {
 /// A text for places where control characters are refused: it reorders and hides what is around it.
 const HIDDEN: &str = "a\u{202e}\u{2066}\u{200b}\u{feff}\u{2028}\u{e0041}b";
 
-/// Runs every command that can meet what others have put into the cache and the bucket, in both forms.
-#[test]
-fn names_in_caches_and_buckets_are_escaped_by_every_command() {
+/// What others have put into a cache and its bucket: names and contents that only escaping makes harmless.
+fn hostile_names() -> (Store, Machine, Revision) {
     let store = Store::new();
-    let mut machine = Machine::new(&store);
+    let machine = Machine::new(&store);
     let path = format!("{HIDDEN}/{HIDDEN}.txt");
     let published = Revision::new("dataset", "org/name").git(&path, "1").git("b.txt", "2").refs(&["main", EVIL_REF]);
     published.publish(&store);
@@ -124,11 +124,6 @@ fn names_in_caches_and_buckets_are_escaped_by_every_command() {
     store.put("refs/org__bad/main", COMMIT);
     store.put(&format!("refs/org__name/{HIDDEN}"), EVIL);
     store.put(&format!("blobs/{HIDDEN}"), "1");
-    let check = |machine: &Machine, line: &[&str]| {
-        for line in [[line, &["--json"]].concat(), [line, &["-v"]].concat()] {
-            assert_harmless(&line, &machine.run(&line));
-        }
-    };
     let first = machine.run(&["pull", "dataset:org/name"]);
     assert_eq!(first.code, 0, "{first:#?}");
     assert!(machine.hub().join("datasets--org--name/snapshots").join(COMMIT).join(&path).exists());
@@ -142,6 +137,18 @@ fn names_in_caches_and_buckets_are_escaped_by_every_command() {
     let partial = machine.hub().join(".locks/.hf-cache-sync/partial");
     fs::create_dir_all(&partial).unwrap();
     fs::write(partial.join(EVIL), "1").unwrap();
+    (store, machine, published)
+}
+
+/// Runs every command that can meet what others have put into the cache and the bucket, in both forms.
+#[test]
+fn names_in_caches_and_buckets_are_escaped_by_every_command() {
+    let (store, mut machine, _) = hostile_names();
+    let check = |machine: &Machine, line: &[&str]| {
+        for line in [[line, &["--json"]].concat(), [line, &["-vv"]].concat()] {
+            assert_harmless(&line, &machine.run(&line));
+        }
+    };
     let lines: Vec<Vec<&str>> = vec![
         vec!["pull", "dataset:org/name"],
         vec!["pull", "dataset:org/name", "org/bad", "org/odd"],
@@ -200,6 +207,89 @@ fn names_in_caches_and_buckets_are_escaped_by_every_command() {
     }
 }
 
+#[test]
+fn a_watch_escapes_the_names_that_it_meets() {
+    for more in [&["-vv"][..], &["--json", "-vv"], &["--poll", "0.1"]] {
+        let (store, machine, published) = hostile_names();
+        let line = [&["watch", "--debounce", "0.1"], more].concat();
+        let watch = machine.start(&line);
+        let snapshots = published.snapshot(&machine.hub());
+        // What it finds at its start, and what comes while it runs.
+        for name in ["config.json", "later.json"] {
+            let added = Revision::model(&format!("org/{name}")).git(&format!("{HIDDEN}.txt"), name).refs(&[EVIL_REF]);
+            added.write(&machine.hub());
+            fs::write(snapshots.join(format!("{HIDDEN}-{name}")), EVIL).unwrap();
+            wait_until("the push", || store.has(&added.manifest_key()));
+        }
+        store.server.on_request(|_| Action::Refuse(403, "a\u{202e}b\u{200b}", "no\u{2066}\u{feff}\u{e0041}pe"));
+        Revision::model("org/last").write(&machine.hub());
+        watch.wait_for("a\\u{202e}b");
+        watch.interrupt();
+        let output = watch.finish();
+        assert_harmless(&line, &output);
+        assert!(format!("{output:?}").contains("u{202e}"), "{output:#?}");
+    }
+}
+
+#[test]
+fn a_server_escapes_the_names_that_it_meets() {
+    use std::io::{Read, Write};
+    let percent = |text: &str| text.bytes().map(|byte| format!("%{byte:02X}")).collect::<String>();
+    let (evil, hidden) = (percent(EVIL), percent(HIDDEN));
+    for more in [&["-vv"][..], &["--json", "-vv"], &["-vv", "--offline"]] {
+        let (store, machine, _) = hostile_names();
+        let line = [&["serve", "--listen", "127.0.0.1:0"], more].concat();
+        let mut serve = machine.start(&line);
+        let mut port = None;
+        wait_until("the server", || {
+            let shown = serve.stdout();
+            let rest = shown.split_once("127.0.0.1:").map(|(_, rest)| rest.split(|c: char| !c.is_ascii_digit()));
+            port = rest.and_then(|mut parts| parts.next()?.parse::<u16>().ok());
+            port.is_some() || !serve.is_running()
+        });
+        let ask = |path: &str, agent: &str| {
+            let mut stream = std::net::TcpStream::connect(("127.0.0.1", port.unwrap())).unwrap();
+            let head =
+                format!("GET {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nuser-agent: {agent}\r\nconnection: close\r\n\r\n");
+            stream.write_all(head.as_bytes()).unwrap();
+            let mut answer = Vec::new();
+            let _ = stream.read_to_end(&mut answer);
+            let answer = String::from_utf8_lossy(&answer).into_owned();
+            // Clients print headers.
+            let head = answer.split("\r\n\r\n").next().unwrap_or_default().replace("\r\n", "\n");
+            assert_eq!(escape(&head, Keep::Lines), *head, "{path}");
+            assert!(head.starts_with("HTTP/1.1 "), "{path}: {answer:?}");
+        };
+        let ask_for_all = || {
+            for path in [
+                format!("/datasets/org/name/resolve/main/{hidden}/{hidden}.txt"),
+                format!("/datasets/org/name/resolve/main/{evil}"),
+                format!("/datasets/org/name/resolve/{evil}/b.txt"),
+                format!("/datasets/org/name/resolve/{hidden}/b.txt"),
+                format!("/org/{evil}/resolve/main/b.txt"),
+                format!("/{evil}?{evil}"),
+                format!("/api/models/org/{evil}"),
+                "/api/datasets/org/name".to_string(),
+                "/api/datasets/org/name/refs".to_string(),
+                format!("/api/datasets/org/name/tree/main/{hidden}"),
+                "/org/bad/resolve/main/a".to_string(),
+                "/org/odd/resolve/main/a".to_string(),
+                "/metrics".to_string(),
+            ] {
+                ask(&path, HIDDEN);
+            }
+        };
+        ask_for_all();
+        store.server.on_request(|_| Action::Refuse(403, "a\u{202e}b\u{200b}", "no\u{2066}\u{feff}\u{e0041}pe"));
+        ask_for_all();
+        serve.signal("-TERM");
+        let output = serve.finish();
+        assert_harmless(&line, &output);
+        let asks_bucket = !line.contains(&"--offline");
+        assert_eq!(output.stderr.contains("\\u{202e}"), asks_bucket, "{line:?}: {output:#?}");
+    }
+}
+
 #[cfg(feature = "fallback")]
 #[test]
 fn what_the_hub_says_is_escaped() {
@@ -214,7 +304,7 @@ fn what_the_hub_says_is_escaped() {
             Some(reply.with("x-error-message", HIDDEN).with("x-error-code", HIDDEN).with("location", HIDDEN))
         });
         let line = ["pull", "org/name", "--fallback", "hf-hub"];
-        for more in [&[][..], &["--json"], &["-v"]] {
+        for more in [&[][..], &["--json"], &["-vv"]] {
             let line = [&line[..], more].concat();
             assert_harmless(&line, &machine.run(&line));
         }

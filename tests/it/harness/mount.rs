@@ -15,6 +15,19 @@ impl Mount {
         Mount(at.to_path_buf())
     }
 
+    /// Mounts a new file system of this type and size from a file, with a loop device. Only root can do that, if the system
+    /// has the tools; `None` otherwise.
+    pub fn image(at: &Path, kind: &str, mib: u64) -> Option<Mount> {
+        std::fs::create_dir_all(at).unwrap();
+        // It exists as long as it is mounted.
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(mib << 20).unwrap();
+        let is_done = |command: &mut Command| command.output().is_ok_and(|output| output.status.success());
+        let is_made = is_done(Command::new(format!("mkfs.{kind}")).arg("-q").arg(file.path()));
+        let is_mounted = is_made && is_done(Command::new("mount").args(["-o", "loop"]).arg(file.path()).arg(at));
+        is_mounted.then(|| Mount(at.to_path_buf()))
+    }
+
     /// Covers a folder with a read-only view of itself, as after a disk error. Files that are open stay writable.
     #[track_caller]
     pub fn read_only(at: &Path) -> Mount {
@@ -43,7 +56,6 @@ impl Drop for Mount {
 
 /// Runs a test that mounts file systems. A user who may not mount runs it in a namespace of its own, in another process of
 /// this test binary. If that is impossible as well, the test is skipped, and says so.
-#[expect(clippy::print_stderr, reason = "a skipped test must not look like one that passed")]
 pub fn with_mounts(name: &str, test: impl FnOnce()) {
     const INSIDE: &str = "HF_CACHE_SYNC_TEST_IN_NAMESPACE";
     let probe = tempfile::tempdir().unwrap();
@@ -54,8 +66,7 @@ pub fn with_mounts(name: &str, test: impl FnOnce()) {
     }
     assert!(std::env::var_os(INSIDE).is_none(), "mounting fails even in a namespace");
     if !Command::new("unshare").args(["-rm", "true"]).status().is_ok_and(|status| status.success()) {
-        eprintln!("SKIPPED {name}: this user may neither mount a file system nor create a namespace");
-        return;
+        return super::skip(name, "this user may neither mount a file system nor create a namespace");
     }
     let mut again = Command::new("unshare");
     again.arg("-rm").arg(std::env::current_exe().unwrap()).args(["--exact", name, "--nocapture"]).env(INSIDE, "1");

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::machine::Machine;
@@ -63,6 +64,8 @@ pub struct Reply {
     pub headers: Vec<(String, String)>,
     /// Body.
     pub body: Vec<u8>,
+    /// Sends the body this many times more.
+    pub repeats: usize,
     /// Sent verbatim in place of all of the above; the connection is closed afterwards.
     pub raw: Option<Vec<u8>>,
 }
@@ -87,6 +90,11 @@ impl Reply {
         self.headers.push((name.into(), value.into()));
         self
     }
+
+    /// Sends the body this many times in all.
+    pub fn times(self, count: usize) -> Reply {
+        Reply { repeats: count - 1, ..self }
+    }
 }
 
 /// The objects of a bucket by key.
@@ -99,6 +107,7 @@ struct State {
     objects: Mutex<Objects>,
     parts: Mutex<BTreeMap<(String, u32), Vec<u8>>>,
     seen: Mutex<Vec<Request>>,
+    sent: AtomicU64,
     script: Mutex<Option<Script>>,
 }
 
@@ -133,6 +142,11 @@ impl Scripted {
     /// Returns the requests since the last call.
     pub fn take_seen(&self) -> Vec<Request> {
         std::mem::take(&mut self.state.seen.lock().unwrap())
+    }
+
+    /// Returns the number of bytes of bodies that were sent since the last call.
+    pub fn take_sent(&self) -> u64 {
+        self.state.sent.swap(0, Ordering::SeqCst)
     }
 
     /// Stores an object.
@@ -173,12 +187,18 @@ fn serve(socket: TcpStream, state: &State) {
         }
         let has_header = |name: &str| reply.headers.iter().any(|(other, _)| other.eq_ignore_ascii_case(name));
         if !has_header("content-length") && !has_header("transfer-encoding") {
-            head += &format!("content-length: {}\r\n", reply.body.len());
+            head += &format!("content-length: {}\r\n", reply.body.len() * (reply.repeats + 1));
         }
         head += "\r\n";
-        let body: &[u8] = if request.method == "HEAD" { &[] } else { &reply.body };
-        if out.write_all(head.as_bytes()).and_then(|()| out.write_all(body)).is_err() {
+        if out.write_all(head.as_bytes()).is_err() {
             return;
+        }
+        let copies = if request.method == "HEAD" { 0 } else { reply.repeats + 1 };
+        for _ in 0..copies {
+            if out.write_all(&reply.body).is_err() {
+                return;
+            }
+            state.sent.fetch_add(reply.body.len() as u64, Ordering::SeqCst);
         }
     }
 }

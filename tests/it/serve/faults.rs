@@ -370,3 +370,51 @@ fn a_server_does_not_open_what_is_not_a_file() {
         }
     }
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_folder_swapped_for_a_link_during_a_pull_is_not_written_through() {
+    use crate::swaps::{Outside, swap};
+    let revision = Revision::new("model", "org/name").git("config.json", "{}").lfs("large.bin", weights(1, 3 << 20));
+    let revision = revision.refs(&["main"]);
+    let in_repo = ["", "/blobs", "/snapshots"].map(|part| format!("{}{part}", revision.folder()));
+    let state = ["", "/partial", "/staging", "/unverified"].map(|part| format!(".locks/.hf-cache-sync{part}"));
+    let folders: Vec<String> = in_repo.into_iter().chain(state).collect();
+    let (store, other) = setup(std::slice::from_ref(&revision));
+    other.ok(&["pull", "org/name"]);
+    folders.iter().for_each(|folder| fs::create_dir_all(other.hub().join(folder)).unwrap());
+    let outside = Outside::imitating(&other.hub(), other.home().join("outside"));
+    for folder in &folders {
+        let machine = Machine::new(&store);
+        let hub = machine.hub();
+        folders.iter().for_each(|folder| fs::create_dir_all(hub.join(folder)).unwrap());
+        let serve = Serve::start(&machine, &[]);
+        let (path, bytes) = (file(&revision, "large.bin"), &revision.file("large.bin").bytes);
+        let key = revision.blob_key("large.bin");
+        store.server.take_seen();
+        let gate = store.server.hold({
+            let key = key.clone();
+            move |request| request.is("GET", &key)
+        });
+        std::thread::scope(|scope| {
+            let asked = scope.spawn(|| serve.get(&path));
+            store.server.wait_for(&key, |seen| gets(seen, &key) > 0);
+            let swap_back = swap(&hub, &outside.path, folder);
+            gate.open();
+            let answer = asked.join().unwrap();
+            outside.assert_untouched(&format!("{folder}: {answer:?}"));
+            swap_back();
+            let is_good = answer.status == 200 && answer.body == *bytes;
+            assert!(is_good || answer.status >= 400 || !answer.is_complete, "{folder}: {answer:?}");
+        });
+        store.server.behave();
+        serve.stop().nothing_internal();
+        let serve = Serve::start(&machine, &[]);
+        let answer = serve.get(&path);
+        assert!(answer.status == 200 && answer.body == *bytes, "{folder}: {answer:?}");
+        serve.stop().nothing_internal();
+        outside.assert_untouched(folder);
+        machine.ok(&["pull", "org/name"]);
+        revision.assert_pulled(&hub);
+    }
+}
