@@ -19,9 +19,19 @@ pub const REFS: &str = "refs/";
 pub const REFS_V2: &str = "refs-v2/";
 /// Where `doctor` writes its probes.
 pub const PROBES: &str = "_hf_cache_sync_doctor/";
-
 /// Where running pushes and deletions announce themselves to each other.
 pub const NOTICES: &str = "_hf_cache_sync_gc/";
+
+/// Returns a key for a probe of `doctor`.
+pub fn new_probe() -> String {
+    format!("{PROBES}probe-{:016x}", fastrand::u64(..))
+}
+
+/// Returns whether `doctor` may have written this key.
+pub fn is_probe(key: &str) -> bool {
+    let random = key.strip_prefix(PROBES).and_then(|name| name.strip_prefix("probe-"));
+    random.is_some_and(|random| random.len() == 16 && random.bytes().all(|c| c.is_ascii_hexdigit()))
+}
 
 /// `blobs/<etag>`
 pub fn blob(id: &BlobId) -> String {

@@ -15,8 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use serde::Serialize;
-use serde_json::Value;
+use serde::{Deserialize, Serialize};
 
 use super::client::{Bucket, Object};
 use super::keys;
@@ -72,7 +71,7 @@ impl Kind {
 }
 
 /// What is about to be published or deleted.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Subject {
     /// Keys of refs.
     pub refs: BTreeSet<String>,
@@ -81,7 +80,7 @@ pub struct Subject {
     /// Blobs.
     pub blobs: BTreeSet<BlobId>,
     /// Whether the push lets others write the same manifests first.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub gives_way: bool,
 }
 
@@ -110,13 +109,11 @@ impl Subject {
     }
 
     pub(crate) fn parse(bytes: &[u8]) -> Option<Subject> {
-        let value: Value = serde_json::from_slice(bytes).ok()?;
-        let texts =
-            |name: &str| -> Option<Vec<&str>> { value.get(name)?.as_array()?.iter().map(Value::as_str).collect() };
-        let keys = |name: &str| Some(texts(name)?.into_iter().map(String::from).collect());
-        let blobs = texts("blobs")?.into_iter().map(|text| text.parse().ok()).collect::<Option<_>>()?;
-        let gives_way = value.get("gives_way") == Some(&Value::Bool(true));
-        Some(Subject { refs: keys("refs")?, manifests: keys("manifests")?, blobs, gives_way })
+        let subject: Subject = serde_json::from_slice(bytes).ok()?;
+        let all_begin_with = |keys: &BTreeSet<String>, start: &str| keys.iter().all(|key| key.starts_with(start));
+        let manifests = keys::MANIFESTS.trim_end_matches('/');
+        let is_valid = all_begin_with(&subject.refs, keys::ALL_REFS) && all_begin_with(&subject.manifests, manifests);
+        is_valid.then_some(subject)
     }
 }
 
@@ -435,11 +432,19 @@ mod tests {
         for subject in [&subject, &waiting, &Subject::default()] {
             assert_eq!(Subject::parse(&subject.to_json()).as_ref(), Some(subject));
         }
-        for bad in
-            ["", "{}", "[]", r#"{"refs":[],"manifests":[],"blobs":["x"]}"#, r#"{"refs":[1],"manifests":[],"blobs":[]}"#]
-        {
+        for bad in [
+            "",
+            "{}",
+            "[]",
+            r#"{"refs":[],"manifests":[],"blobs":["x"]}"#,
+            r#"{"refs":[1],"manifests":[],"blobs":[]}"#,
+            r#"{"refs":["a"],"manifests":[],"blobs":[]}"#,
+            r#"{"refs":[],"manifests":["refs/a"],"blobs":[]}"#,
+        ] {
             assert_eq!(Subject::parse(bad.as_bytes()), None, "{bad}");
         }
+        let more = r#"{"refs":[],"x":[1,{"y":2}],"manifests":[],"blobs":[]}"#;
+        assert_eq!(Subject::parse(more.as_bytes()), Some(Subject::default()));
         let only = |blobs| Subject { blobs, ..Subject::default() };
         assert!(subject.overlaps(&only([blob].into())) && !subject.overlaps(&only(BTreeSet::new())));
     }

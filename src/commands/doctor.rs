@@ -366,7 +366,7 @@ fn failed_request(name: &'static str, bucket: &Bucket, failure: Failure, what: &
 
 async fn write(bucket: &Bucket, required: bool) -> Check {
     const NAME: &str = "Write permission";
-    let key = format!("{}probe-{:016x}", keys::PROBES, fastrand::u64(..));
+    let key = keys::new_probe();
     let content = Bytes::from_static(b"hf-cache-sync doctor probe");
     if let Err(failure) = bucket.put_small(&key, content.clone()).await {
         let denied = failure.cause == Cause::Denied;

@@ -1,13 +1,14 @@
 //! `init`: writes a configuration template.
 
-use std::io::Write;
+use std::fs::OpenOptions;
+use std::io::{self, ErrorKind, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use crate::config::{FILE_NAME, settings};
 use crate::error::{Error, Result, shown};
-use crate::platform;
+use crate::{files, platform};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -45,14 +46,33 @@ pub fn execute(current: &Path, named: Option<PathBuf>) -> Result<Report> {
             .because("it is a directory")
             .hint("name a file inside it, such as team.yaml"));
     }
-    let mut options = std::fs::OpenOptions::new();
-    options.write(true).create_new(true);
-    platform::set_mode(&mut options, 0o600);
-    match options.open(&path).and_then(|mut file| file.write_all(settings::template().as_bytes())) {
-        Ok(()) => Ok(report(path, true)),
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(report(path, false)),
+    match write_template(&path, settings::template().as_bytes()) {
+        Ok(created) => Ok(report(path, created)),
         Err(error) => Err(Error::io("cannot write", &path, &error)),
     }
+}
+
+/// Creates the file, or completes it if an earlier run was interrupted. Returns false if there is another file.
+fn write_template(path: &Path, template: &[u8]) -> io::Result<bool> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true);
+    platform::set_mode(&mut options, 0o600);
+    let (mut file, written) = match options.open(path) {
+        Ok(file) => (file, 0),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            let start = files::open(path).and_then(|mut file| files::read_rest(&mut file, template.len() as u64 - 1));
+            match start {
+                Ok(Some(start)) if template.starts_with(&start) => {
+                    (files::open_with(OpenOptions::new().write(true), path)?, start.len())
+                }
+                _ => return Ok(false),
+            }
+        }
+        Err(error) => return Err(error),
+    };
+    file.seek(SeekFrom::Start(written as u64))?;
+    file.write_all(&template[written..])?;
+    Ok(true)
 }
 
 #[cfg(test)]
@@ -69,5 +89,21 @@ mod tests {
         let config = Config::load(&Overrides::default(), &env).unwrap();
         assert_eq!(config.storage.bucket.as_deref(), Some("my-hf-cache"));
         assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+    }
+
+    #[test]
+    fn an_interrupted_template_is_completed_and_other_files_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE_NAME);
+        let template = settings::template();
+        let shorter = (0..template.len()).step_by(97).map(|length| (&template[..length], true));
+        for (content, created) in
+            shorter.chain([("storage:\n", false), (&*template, false), (&format!("{template}#"), false)])
+        {
+            std::fs::write(&path, content).unwrap();
+            assert_eq!(execute(dir.path(), None).unwrap().created, created, "{content:?}");
+            let expected = if created { &*template } else { content };
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), expected);
+        }
     }
 }

@@ -6,13 +6,13 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::future::{poll_fn, ready};
 use std::pin::pin;
 use std::task::Poll;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::Session;
 use crate::bucket::census::Census;
-use crate::bucket::client::{Bucket, Unfinished};
+use crate::bucket::client::{Bucket, Object, Unfinished};
 use crate::bucket::error::Failure;
 use crate::bucket::keys;
 use crate::bucket::notices::{self, Kind, LONGEST_REQUEST, Listed, Notice, Subject};
@@ -23,6 +23,8 @@ use crate::progress::Event;
 
 /// Requests about uploads at once.
 const AT_ONCE: usize = 16;
+/// How old a probe of `doctor` is when it counts as left behind.
+const PROBE_LIFE: Duration = Duration::from_secs(3600);
 /// What a key needs for deleting.
 const DENIED_HINT: &str = "deleting needs the capability deleteFiles (B2) or the permission s3:DeleteObject; an object lock \
                            may refuse like this, too";
@@ -32,6 +34,8 @@ pub struct Prepared {
     bucket: Bucket,
     census: Census,
     options: Options,
+    /// Probes of `doctor` that it could not remove.
+    probes: Vec<String>,
     /// Whether there are expired notices to remove.
     has_expired: bool,
     /// What would be deleted.
@@ -66,6 +70,17 @@ async fn announced(bucket: &Bucket, listed: &[Listed], now: SystemTime) -> Resul
     let mut subject = Subject::default();
     notices::read(bucket, pushes).await?.into_iter().for_each(|one| subject.extend(one));
     Ok((subject, expired.into_iter().map(|notice| notice.key.clone()).collect()))
+}
+
+/// Returns the keys of old probes of `doctor`: it was killed, or its key may not delete.
+async fn old_probes(bucket: &Bucket, now: SystemTime) -> Result<Vec<String>> {
+    let listed: Result<Vec<Object>, _> = bucket.list(keys::PROBES).await;
+    let objects = listed.map_err(|failure| bucket.explain_listing(failure))?;
+    let is_old = |object: &Object| {
+        let age = object.modified.and_then(|modified| now.duration_since(modified).ok());
+        keys::is_probe(&object.key) && age.is_some_and(|age| age >= PROBE_LIFE)
+    };
+    Ok(objects.into_iter().filter(is_old).map(|object| object.key).collect())
 }
 
 /// Returns the unfinished uploads of blobs that were started before the grace period, with the time of their last change.
@@ -108,8 +123,9 @@ pub async fn prepare(
     options.removed = removed(&census)?;
     let uploads = if options.everything { unfinished(&bucket, &options, now).await? } else { Vec::new() };
     let plan = plan::plan(&Facts { census: &census, announced: &announced, uploads: &uploads, now }, &options);
+    let probes = if options.everything { old_probes(&bucket, now).await? } else { Vec::new() };
     let has_expired = options.everything && !expired.is_empty();
-    Ok(Prepared { bucket, census, options, has_expired, plan, versioned })
+    Ok(Prepared { bucket, census, options, probes, has_expired, plan, versioned })
 }
 
 /// Returns an error if the census is incomplete.
@@ -133,7 +149,7 @@ impl Prepared {
     /// # Errors
     /// If nothing could be deleted at all; individual failures are part of the outcome.
     pub async fn execute(&self, session: &Session) -> Result<Outcome> {
-        if !self.plan.deletes() && !self.has_expired {
+        if !self.plan.deletes() && !self.has_expired && self.probes.is_empty() {
             return Ok(Outcome { kept: self.plan.kept.clone(), busy: self.plan.busy.clone(), ..Outcome::default() });
         }
         session.progress.event(Event::Step("checking that nothing needs it"));
@@ -192,7 +208,7 @@ impl Prepared {
         session.progress.event(Event::Step("deleting"));
         deletion.carry_out(plan, &census).await;
         if self.options.everything && deletion.outcome.failures.is_empty() {
-            deletion.delete(&expired).await;
+            deletion.delete(&[expired, self.probes.clone()].concat()).await;
         }
         Ok(())
     }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crate::harness::cache::{COMMIT, OTHER, Revision};
 use crate::harness::machine::{Machine, Output, run};
 use crate::harness::scripted::{Reply, Request, Scripted, entry, listing, read};
+use crate::harness::store::Store;
 use crate::harness::{listing as files, weights};
 
 const MIB: usize = 1 << 20;
@@ -71,6 +72,45 @@ fn memory_is_a_small_multiple_of_a_manifest_with_many_files() {
         let (_store, machine) = store_with(&text);
         let output = run_within(&machine, BASE + 4 * text.len(), &["pull", "org/name", "--dry-run"]);
         assert_eq!(output.code, 0, "{output:#?}");
+    }
+}
+
+#[test]
+fn memory_is_a_small_multiple_of_a_notice() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    Revision::model("org/name").write(&machine.hub());
+    machine.ok(&["push"]);
+    Revision::model("org/other").write(&machine.hub());
+    let notice = format!(r#"{{"refs":[],"manifests":[],"blobs":[],"x":[1{}]}}"#, ",1".repeat(2 * MIB));
+    for (kind, line) in [("deletion", &["push"][..]), ("push", &["remote", "gc", "--yes"])] {
+        let key = format!("_hf_cache_sync_gc/{kind}-{:032x}.json", 1);
+        store.put(&key, &notice);
+        let output = run_within(&machine, BASE + 4 * notice.len(), line);
+        assert_eq!(output.code, 0, "{line:?}: {output:#?}");
+        store.remove(&key);
+    }
+}
+
+#[test]
+fn large_manifests_are_not_all_read_at_once() {
+    const SIZE: usize = 8 * MIB;
+    let store = Scripted::new();
+    for number in 0..30 {
+        store.put(&Revision::model(&format!("org/name-{number}")).manifest_key(), "!".repeat(SIZE));
+    }
+    // A proxy may leave out the size.
+    for has_size in [true, false] {
+        if !has_size {
+            store.script(|request, objects| {
+                let is_manifest = request.method == "GET" && request.key.starts_with("manifests/");
+                let bytes = objects.get(&request.key).filter(|_| is_manifest)?;
+                let chunk = [format!("{:x}\r\n", bytes.len()).as_bytes(), bytes, b"\r\n0\r\n\r\n"].concat();
+                Some(Reply::new(200, chunk).header("transfer-encoding", "chunked"))
+            });
+        }
+        let output = run_within(&store.machine(), BASE + 10 * SIZE, &["remote", "gc", "--dry-run"]);
+        output.refused(5, &["and 29 more", "not JSON"]);
     }
 }
 

@@ -1038,3 +1038,20 @@ fn deletions_and_pushes_killed_at_random_lose_nothing() {
         revision.assert_pulled(&reader.hub());
     }
 }
+
+#[test]
+fn gc_removes_probes_that_doctor_left_behind() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let [old, fresh] = [1, 2].map(|number| format!("_hf_cache_sync_doctor/probe-{number:016x}"));
+    let other = "_hf_cache_sync_doctor/notes.txt".to_string();
+    for key in [&old, &fresh, &other] {
+        store.put(key, "hf-cache-sync doctor probe");
+    }
+    store.age(&old, -7200);
+    store.age(&other, -7200);
+    machine.ok(&["remote", "gc", "--dry-run"]);
+    assert!(store.has(&old));
+    machine.ok(&["remote", "gc", "--yes"]);
+    assert_eq!(store.keys(), [other, fresh]);
+}

@@ -13,9 +13,9 @@ mod care;
 mod listing;
 mod parts;
 mod retry;
+mod small;
 
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
@@ -27,18 +27,18 @@ pub use body::{MakeBody, Pulse};
 pub use care::Unfinished;
 pub use listing::Collect;
 pub use parts::Part;
+pub use small::Small;
 
 use self::body::MemoryBody;
 use self::retry::Shared;
+use super::connection;
 use super::connection::{Net, target};
 use super::credentials::{self, CredentialSource, Profile};
 use super::endpoint::{Address, Style, refuses_path_style};
 use super::error::{Cause, Failure, Place};
 use super::wire::{Op, Payload, Request, Settings, Wire};
-use super::{answer, connection};
 use crate::config::{Addressing, Config, Credentials, Storage, host_of, hosts, is_backblaze, values};
 use crate::error::{Error, Result};
-use crate::hash::md5_hex;
 use crate::model::ids::BlobId;
 use crate::pace::Pace;
 use crate::progress::Progress;
@@ -75,17 +75,6 @@ pub enum Condition {
     Absent,
     /// The object has this ETag.
     Unchanged(String),
-}
-
-/// A small object with its whole content.
-#[derive(Debug, Clone)]
-pub struct Small {
-    /// Content.
-    pub bytes: Bytes,
-    /// ETag without quotes.
-    pub etag: Option<String>,
-    /// When it was last modified, by the store's clock.
-    pub modified: Option<SystemTime>,
 }
 
 /// A response to a GET whose body is still to be read.
@@ -215,75 +204,6 @@ impl Bucket {
 
     fn key(&self, key: &str) -> String {
         format!("{}{key}", self.prefix)
-    }
-
-    /// Reads a small object; `None` if there is no such key.
-    ///
-    /// # Errors
-    /// [`Cause::TooLarge`] if it is larger than `limit` bytes, or if the request fails permanently.
-    pub async fn get_small(&self, key: &str, limit: u64) -> Result<Option<Small>, Failure> {
-        let full = self.key(key);
-        let request = Request::new(Op::Read, &full);
-        let doubtful = Mutex::new(None);
-        let read = || async {
-            let mut response = self.wire.send(&request).await?;
-            let modified = response.headers().get("last-modified").and_then(answer::time);
-            let (expected, etag) = (length(&response), etag(&response));
-            let too_large = || {
-                let most = if limit < 1 << 20 { format!("{limit} bytes") } else { format!("{} MiB", limit >> 20) };
-                Failure::new(Cause::TooLarge, format!("it is larger than {most}"))
-            };
-            if expected.is_some_and(|expected| expected > limit) {
-                return Err(too_large());
-            }
-            let body = ByteStream::new(std::mem::replace(response.body_mut(), SdkBody::empty()));
-            let mut download = Download { body, pace: Pace::new(self.wire.timeout()), object_size: None, etag: None };
-            // A buffer that grows is copied, and then takes twice the memory.
-            let mut bytes = Vec::with_capacity(expected.unwrap_or_default() as usize);
-            while let Some(piece) = download.next().await? {
-                if bytes.len() as u64 + piece.len() as u64 > limit {
-                    return Err(too_large());
-                }
-                bytes.extend_from_slice(&piece);
-            }
-            if expected.is_some_and(|expected| expected != bytes.len() as u64) {
-                return Err(Failure::new(Cause::Broken, "the download ended early"));
-            }
-            // Nothing that is read here is such a document. If it counted as an invalid manifest, a push would replace it.
-            if let Some(refusal) = answer::find_refusal(&bytes) {
-                return Err(Failure::refused(400, &refusal));
-            }
-            let small = Small { bytes: bytes.into(), etag, modified };
-            match self.may_be_damaged(&small, &doubtful) {
-                true => Err(Failure::new(Cause::Damaged, "they do not match their ETag")),
-                false => Ok(small),
-            }
-        };
-        match self.retried(Op::Read, read).await {
-            Ok(small) => Ok(Some(small)),
-            Err(failure) if failure.cause == Cause::NoSuchKey => Ok(None),
-            Err(failure) => Err(failure),
-        }
-    }
-
-    /// Whether an object may have been damaged on its way, from which nothing but TLS protects it: its ETag looks like the
-    /// MD5 of other bytes. Stores that encrypt send such ETags, too. So `doubtful` keeps the bytes, and if the same ones come
-    /// again, ETags are not MD5s in this bucket.
-    fn may_be_damaged(&self, small: &Small, doubtful: &Mutex<Option<Bytes>>) -> bool {
-        if self.wire.route().uses_tls() || self.shared.has_other_etags.load(Ordering::Relaxed) {
-            return false;
-        }
-        let is_md5 = |etag: &&String| etag.len() == 32 && etag.bytes().all(|byte| byte.is_ascii_hexdigit());
-        let Some(etag) = small.etag.as_ref().filter(is_md5) else { return false };
-        if md5_hex(&small.bytes).eq_ignore_ascii_case(etag) {
-            return false;
-        }
-        let before = doubtful.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).replace(small.bytes.clone());
-        let is_same = before.is_some_and(|before| before == small.bytes);
-        if is_same {
-            self.shared.has_other_etags.store(true, Ordering::Relaxed);
-        }
-        !is_same
     }
 
     /// Opens an object for reading: all of it, or the bytes from `range.0` to `range.1` (exclusive).

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::Bucket;
+use super::small::Room;
 use crate::bucket::connection::CONNECT;
 use crate::bucket::error::{Cause, Failure};
 use crate::bucket::wire::{Op, Request};
@@ -44,6 +45,8 @@ pub(super) struct Shared {
     pub(super) deletes_singly: AtomicBool,
     /// Whether ETags in this bucket look like MD5s and are something else.
     pub(super) has_other_etags: AtomicBool,
+    /// The memory for objects that are read whole.
+    pub(super) room: Room,
 }
 
 /// The writes that the store has refused since it last accepted one.
@@ -100,6 +103,7 @@ impl Default for Shared {
             first_writes: Semaphore::new(FIRST_WRITES),
             deletes_singly: AtomicBool::default(),
             has_other_etags: AtomicBool::default(),
+            room: Room::new(),
         }
     }
 }

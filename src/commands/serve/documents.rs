@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Map, Value, json};
 use sha1::{Digest, Sha1};
 
+use super::card;
 use crate::model::ids::{BlobId, Commit, RepoName, RepoPath, RepoType};
 use crate::model::manifest::Manifest;
 
@@ -243,7 +244,7 @@ pub fn info(
         "disabled": false,
         "downloads": 0,
         "likes": 0,
-        "tags": tags(card),
+        "tags": card::tags(card),
         "siblings": siblings,
         "cardData": card,
     });
@@ -268,40 +269,6 @@ pub fn info(
         RepoType::Dataset | RepoType::Kernel => {}
     }
     info
-}
-
-/// Returns the tags that follow from the card.
-fn tags(card: &Map<String, Value>) -> Vec<String> {
-    let texts = |key: &str| match card.get(key) {
-        Some(Value::String(text)) => vec![text.clone()],
-        Some(Value::Array(all)) => all.iter().filter_map(|one| one.as_str().map(String::from)).collect(),
-        _ => Vec::new(),
-    };
-    let mut tags = texts("tags");
-    tags.extend(texts("library_name"));
-    tags.extend(texts("pipeline_tag"));
-    tags.extend(texts("language"));
-    tags.extend(texts("license").into_iter().map(|license| format!("license:{license}")));
-    let mut seen = BTreeSet::new();
-    tags.retain(|tag| seen.insert(tag.clone()));
-    tags
-}
-
-/// Returns the front matter of a README: the YAML between two lines of dashes at its start. What is not valid is left out.
-pub fn front_matter(readme: &str) -> Map<String, Value> {
-    let text = readme.strip_prefix('\u{feff}').unwrap_or(readme).replace("\r\n", "\n");
-    let yaml = text.strip_prefix("---\n").and_then(|rest| {
-        let end = if rest.starts_with("---\n") {
-            0
-        } else {
-            rest.find("\n---\n").or_else(|| rest.strip_suffix("\n---").map(str::len))?
-        };
-        Some(rest[..end].to_string())
-    });
-    match yaml.map(|yaml| yaml_serde::from_str::<Value>(&yaml)) {
-        Some(Ok(Value::Object(card))) => card,
-        _ => Map::new(),
-    }
 }
 
 /// Returns the document about the refs of a repo.
@@ -395,17 +362,6 @@ mod tests {
         assert_eq!(lfs["lfs"]["pointerSize"], 126);
         assert_eq!(listing.entry("a", None).unwrap()["type"], "directory");
         assert!(listing.entry("x", None).is_none() && listing.entry("../e", None).is_none());
-    }
-
-    #[test]
-    fn the_card_is_the_front_matter() {
-        let card = front_matter("---\r\nlicense: mit\ntags: [a, b]\n---\n# Title\n---\n");
-        assert_eq!(Value::Object(card.clone()), json!({ "license": "mit", "tags": ["a", "b"] }));
-        assert_eq!(tags(&card), ["a", "b", "license:mit"]);
-        for text in ["", "# Title", "---\nno end", "---\n---\n", "---\n[1]\n---\n", "---\n: :\n---\n"] {
-            assert!(front_matter(text).is_empty(), "{text:?}");
-        }
-        assert_eq!(front_matter("---\na: 1\n---").len(), 1);
     }
 
     #[test]

@@ -16,6 +16,7 @@
 pub mod activity;
 pub mod body;
 pub mod cached;
+pub mod card;
 pub mod child;
 pub mod documents;
 pub mod environment;

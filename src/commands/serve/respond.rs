@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 use super::activity::{Activity, one_line};
 use super::body::{self, Body, Trust};
 use super::cached::Cached;
+use super::card;
 use super::documents::{self, Listing};
 use super::gatekeeper::{Gatekeeper, Verdict};
 use super::page;
@@ -340,7 +341,7 @@ impl Site {
             Some(body.collect().await.ok()?.to_bytes())
         };
         let bytes = tokio::time::timeout(FIRST_BYTES, read).await.ok()??;
-        Some(documents::front_matter(&String::from_utf8_lossy(&bytes)))
+        Some(card::front_matter(&String::from_utf8_lossy(&bytes)))
     }
 
     async fn tree(

@@ -4,7 +4,7 @@ use std::fs;
 
 use super::{Serve, assert_no_blob, bytes_requested, file, gets, push, setup};
 use crate::harness::cache::{COMMIT, OTHER, Revision};
-use crate::harness::machine::Machine;
+use crate::harness::machine::{Machine, Running};
 use crate::harness::s3::Action;
 use crate::harness::store::Store;
 use crate::harness::{listing, wait_until, weights};
@@ -417,4 +417,29 @@ fn a_folder_swapped_for_a_link_during_a_pull_is_not_written_through() {
         machine.ok(&["pull", "org/name"]);
         revision.assert_pulled(&hub);
     }
+}
+
+/// Unix only: Windows has no `ulimit`.
+#[cfg(unix)]
+#[test]
+fn a_readme_cannot_take_more_memory_than_a_multiple_of_its_size() {
+    let readme = |yaml: String| format!("---\n{yaml}\n---\n# Title\n");
+    let repos: Vec<Revision> = [
+        readme("tags: [one]".into()),
+        readme(format!("a: &a {}\nb: [{}]", "x".repeat(500_000), "*a,".repeat(150_000))),
+        readme(format!("a: [{}]", "1,".repeat(500_000))),
+        readme(format!("a: {}{}", "[".repeat(400_000), "]".repeat(400_000))),
+    ]
+    .into_iter()
+    .enumerate()
+    .map(|(number, readme)| Revision::model(&format!("org/name-{number}")).git("README.md", readme))
+    .collect();
+    let (_store, machine) = setup(&repos);
+    let mut limited = machine.script("ulimit -d 300000 && exec \"$0\" --json serve --listen 127.0.0.1:0");
+    limited.env("TOKIO_WORKER_THREADS", "2");
+    let serve = Serve::of(Running::start(limited));
+    let tags: Vec<String> =
+        (0..4).map(|number| serve.json(&format!("/api/models/org/name-{number}"))["tags"].to_string()).collect();
+    assert_eq!(tags, [r#"["one"]"#, "[]", "[]", "[]"]);
+    serve.stop().nothing_internal();
 }
