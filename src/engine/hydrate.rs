@@ -342,15 +342,15 @@ async fn obtain(
             return Ok(Obtained::Shared);
         }
     }
-    let _partial = match size {
+    let partial = match size {
         0..=SINGLE_GET => None,
         _ => {
             let note = format!("another hf-cache-sync is downloading {}: waiting for it", job.fetch.label());
             Some(wait_for(&*context.progress, &note, || lock::try_partial_lock(layout, blob)).await?)
         }
     };
-    // Without the client's lock, only this one tells that another process has brought the blob.
-    if client.is_none() && context.arrivals.is_some() && is_present(layout, repo, job) {
+    // A server that did not get the client's lock may have brought the blob under this one.
+    if (partial.is_some() || context.arrivals.is_some()) && is_present(layout, repo, job) {
         return Ok(Obtained::Present);
     }
     let (path, origin) = download_from_any(context, fallback, &job.fetch).await?;

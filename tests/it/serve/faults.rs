@@ -341,6 +341,32 @@ fn two_servers_and_a_pull_share_a_cache() {
     revision.assert_pulled(&machine.hub());
 }
 
+/// A server does not wait for the client's lock, so that a pull may have it while the server brings the blob.
+#[test]
+fn a_pull_that_waits_for_a_server_without_the_clients_lock_downloads_nothing() {
+    let revision = Revision::new("model", "org/name").git("config.json", "{}").lfs("model.bin", weights(6, 20 << 20));
+    let (store, machine) = setup(std::slice::from_ref(&revision));
+    let gate = store.server.hold(|request| request.is("GET", "blobs/") && request.range.is_some());
+    let locks = machine.hub().join(".locks").join(revision.folder());
+    fs::create_dir_all(&locks).unwrap();
+    let lock = fs::File::create(locks.join(format!("{}.lock", revision.etag("model.bin")))).unwrap();
+    lock.lock().unwrap();
+    let serve = Serve::start(&machine, &[]);
+    std::thread::scope(|scope| {
+        scope.spawn(|| assert!(serve.get(&file(&revision, "model.bin")).is_complete));
+        store.server.wait_for("the first range", |seen| gets(seen, "blobs/") > 0);
+        let pull = machine.start(&["pull", "org/name"]);
+        pull.wait_for("another process is downloading");
+        lock.unlock().unwrap();
+        pull.wait_for("another hf-cache-sync is downloading");
+        gate.open();
+        assert_eq!(pull.finish().code, 0);
+    });
+    let sums = bytes_requested(&store.server.take_seen(), &store);
+    assert_eq!(sums[&revision.blob_key("model.bin")], 20 << 20);
+    revision.assert_pulled(&machine.hub());
+}
+
 /// A client of `serve` gets an answer, whatever is in the place of the file.
 #[test]
 fn a_server_does_not_open_what_is_not_a_file() {
