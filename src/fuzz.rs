@@ -142,6 +142,13 @@ pub fn notice(data: &[u8]) {
     assert_eq!(bucket::notices::Subject::parse(&subject.to_json()), Some(subject));
 }
 
+/// The front matter of a README.
+pub fn card(data: &[u8]) {
+    let card = crate::commands::serve::card::front_matter(&format!("---\n{}\n---\n", String::from_utf8_lossy(data)));
+    let text = serde_json::to_vec(&card).expect("a card is plain data");
+    assert!(text.len() <= 64 * (data.len() + 64), "{} bytes became {}", data.len(), text.len());
+}
+
 /// A listing of the Hub.
 #[cfg(feature = "fallback")]
 pub fn hub_listing(data: &[u8]) {
@@ -685,8 +692,9 @@ mod tests {
     #[test]
     fn seeds_are_survived() {
         type Target = fn(&[u8]);
-        let targets: [(&str, Target); 12] = [
+        let targets: [(&str, Target); 13] = [
             ("answer", answer),
+            ("card", card),
             #[cfg(feature = "fallback")]
             ("hub_listing", hub_listing),
             #[cfg(not(feature = "fallback"))]
