@@ -36,6 +36,9 @@ use crate::task::blocking;
 /// Minimum grace periods without locks, where age is the only sign that another process may be using something.
 const LOCKLESS_GRACE: Duration = Duration::from_secs(24 * 3600);
 
+/// The coarsest timestamps of a file system.
+const TIMESTAMPS: Duration = Duration::from_secs(2);
+
 /// The outcome of a prune.
 #[derive(Debug, Default)]
 pub struct Outcome {
@@ -420,7 +423,7 @@ impl<'a> Run<'a> {
 
     /// Deletes blobs of one repo, after scanning it again for uses.
     fn delete_blobs(&mut self, name: &'a RepoName, blobs: &[(usize, BlobId)]) {
-        let now = scan::scan_repo(self.layout, name);
+        let (mut uses, now) = Uses::find(self.layout, name);
         let folder = self.layout.blobs(name);
         let reason = if now.is_link || !remove::is_inside(self.layout.root(), &folder.join("blob")) {
             Some((SkipReason::Link, folder))
@@ -443,9 +446,8 @@ impl<'a> Run<'a> {
             self.record(skip);
             return;
         }
-        let used = used_blobs(&now);
         for (index, id) in blobs {
-            let attempt = self.delete_blob(&now, &used, id);
+            let attempt = self.delete_blob(&now, &mut uses, id);
             if attempt.is_err() {
                 self.failed.insert(name);
             }
@@ -455,11 +457,11 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn delete_blob(&mut self, now: &Repo, used: &HashSet<BlobId>, id: &BlobId) -> Attempt {
+    fn delete_blob(&mut self, now: &Repo, uses: &mut Uses<'_>, id: &BlobId) -> Attempt {
         let path = self.layout.blob(&now.name, id);
         let Some(blob) = now.blobs.get(id) else { return Ok(None) };
         let before = self.facts.inventory.repo(&now.name).and_then(|repo| repo.blobs.get(id));
-        if used.contains(id) || !before.is_some_and(|before| is_same(before, blob)) {
+        if uses.blobs.contains(id) || !before.is_some_and(|before| is_same(before, blob)) {
             return self.skip(SkipReason::Changed, Some(&now.name), &path, blob.size);
         }
         if is_locked(self.layout, &now.name, id) {
@@ -474,7 +476,8 @@ impl<'a> Run<'a> {
             Place::Shared(_) => meta.is_symlink() && meta.modified().ok() == blob.placed,
             Place::Elsewhere => false,
         });
-        if !is_unchanged {
+        // Under the lock, no client can link it.
+        if !is_unchanged || uses.has_now(id) {
             return self.skip(SkipReason::Changed, Some(&now.name), &path, blob.size);
         }
         self.outcome.freed += remove::delete_file(self.layout.root(), &path).map_err(|e| cannot_delete(&path, &e))?;
@@ -632,6 +635,65 @@ fn cannot_delete(path: &Path, error: &io::Error) -> Error {
     Error::io("cannot delete", path, error)
 }
 
+/// The blobs that the snapshots of a repo use.
+struct Uses<'a> {
+    layout: &'a Layout,
+    repo: &'a RepoName,
+    blobs: HashSet<BlobId>,
+    /// Whether something was found of which nobody can tell what it uses.
+    is_undecidable: bool,
+    /// When the snapshots were looked at, and the last change of each folder in them until then: a new link changes one.
+    looked: SystemTime,
+    folders: Vec<(PathBuf, Option<SystemTime>)>,
+}
+
+impl<'a> Uses<'a> {
+    /// Scans the repo for uses.
+    fn find(layout: &'a Layout, repo: &'a RepoName) -> (Uses<'a>, Repo) {
+        // Before the scan, so that nothing comes between.
+        let (looked, folders) = (SystemTime::now(), snapshot_folders(layout, repo));
+        let now = scan::scan_repo(layout, repo);
+        let is_undecidable = find_undecidable(layout, &now).is_some();
+        (Uses { layout, repo, blobs: used_blobs(&now), is_undecidable, looked, folders }, now)
+    }
+
+    /// Returns whether a snapshot uses the blob now, or may use it. Scans the repo again if anything may have changed.
+    fn has_now(&mut self, id: &BlobId) -> bool {
+        if self.may_have_changed() {
+            *self = Uses::find(self.layout, self.repo).0;
+        }
+        self.is_undecidable || self.blobs.contains(id)
+    }
+
+    fn may_have_changed(&self) -> bool {
+        self.folders.iter().any(|(path, modified)| {
+            // Two changes at almost the same time cannot be told apart.
+            let is_fresh = modified.is_some_and(|modified| {
+                let apart = self.looked.duration_since(modified).unwrap_or_else(|error| error.duration());
+                apart < TIMESTAMPS
+            });
+            is_fresh || modified_at(path) != *modified
+        })
+    }
+}
+
+fn modified_at(path: &Path) -> Option<SystemTime> {
+    fs::symlink_metadata(path).ok()?.modified().ok()
+}
+
+/// Returns the folder of all snapshots of a repo, and all folders in it, each with the time of its last change.
+fn snapshot_folders(layout: &Layout, repo: &RepoName) -> Vec<(PathBuf, Option<SystemTime>)> {
+    let mut left = vec![layout.repo(repo).join("snapshots")];
+    let mut found = Vec::new();
+    while let Some(folder) = left.pop() {
+        found.push((folder.clone(), modified_at(&folder)));
+        let entries = fs::read_dir(&folder).into_iter().flatten().flatten();
+        let folders = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        left.extend(folders.map(|entry| entry.path()));
+    }
+    found
+}
+
 /// Returns the blobs that a snapshot of the repo uses, by a link or a hard link.
 fn used_blobs(repo: &Repo) -> HashSet<BlobId> {
     let by_inode: BTreeMap<(u64, u64), BlobId> =
@@ -700,4 +762,42 @@ fn used_after(meta: &fs::Metadata, last_use: u64) -> bool {
     let times = [meta.accessed().ok(), meta.modified().ok()];
     let seconds = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs());
     times.into_iter().flatten().any(|time| seconds(time) > last_use)
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use crate::model::ids::RepoType;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn a_blob_that_is_linked_after_the_scan_is_in_use() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path().join("hub"));
+        let repo = RepoName::new(RepoType::Model, "org/name".parse().unwrap());
+        let name = "a".repeat(40);
+        let (commit, blob): (Commit, BlobId) = ("c".repeat(40).parse().unwrap(), name.parse().unwrap());
+        fs::create_dir_all(layout.blobs(&repo)).unwrap();
+        fs::write(layout.blob(&repo, &blob), "1").unwrap();
+        let old = SystemTime::now() - Duration::from_secs(60);
+        let snapshots = layout.repo(&repo).join("snapshots");
+        // In a new snapshot, in a new folder of an old one, and in an old folder, whether or not it was fresh at the scan.
+        for (is_there, is_fresh) in [("", false), ("old", false), ("old/sub", false), ("old/sub", true)] {
+            let _ = fs::remove_dir_all(&snapshots);
+            let there = is_there.replace("old", commit.as_str());
+            fs::create_dir_all(snapshots.join(&there)).unwrap();
+            if !is_fresh {
+                for folder in snapshots.join(&there).ancestors().take_while(|folder| folder.starts_with(&snapshots)) {
+                    fs::File::open(folder).unwrap().set_modified(old).unwrap();
+                }
+            }
+            let (mut uses, _) = Uses::find(&layout, &repo);
+            assert!(!uses.has_now(&blob), "{is_there}");
+            assert_eq!(uses.may_have_changed(), is_fresh, "{is_there}");
+            let sub = snapshots.join(commit.as_str()).join("sub");
+            fs::create_dir_all(&sub).unwrap();
+            symlink(format!("../../../blobs/{name}"), sub.join("file")).unwrap();
+            assert!(uses.has_now(&blob), "{is_there}");
+        }
+    }
 }

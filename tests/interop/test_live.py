@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import random
 import signal
 import subprocess
 
@@ -11,6 +13,8 @@ import fixtures
 from harness import HERE, TOOLS, Scenario, describe, finish, folder, request
 from hub import git_oid
 from servers import READ_ONLY
+
+ROUNDS = int(os.environ.get("CONCURRENCY_ROUNDS", "3"))
 
 
 class Doctor(Scenario):
@@ -111,16 +115,23 @@ class EverythingAtOnce(Scenario):
         downloads = json.dumps([request(repo, ref) for repo in repos for ref in repo.refs])
         commands = [
             ["push"],
+            ["push"],
             ["push", "--workers", "1"],
+            ["push", "--workers", "2"],
             ["pull", "gpt2"],
             ["pull", "acme/versions", "-r", "v1.0"],
             ["pull-all"],
+            ["pull-all", "--workers", "1"],
             ["prune", "--max-size", "0B", "--yes"],
             ["prune", "--max-size", "0B", "--require-remote", "--yes"],
             ["remote", "gc", "--grace", "0", "--yes"],
         ]
-        for _ in range(3):
+        seed = int(os.environ.get("SEED", random.randrange(1 << 32)))
+        print(f"SEED={seed}")
+        order = random.Random(seed)
+        for _ in range(ROUNDS):
             client = machine.start(TOOLS.python_v2, HERE / "client.py", "download", downloads)
+            order.shuffle(commands)
             running = [machine.start(TOOLS.ours, *command) for command in commands]
             for process in [*running, client]:
                 finish(process)

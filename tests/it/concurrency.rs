@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use crate::harness::cache::{OTHER, Revision};
 use crate::harness::machine::{Machine, Output, Running};
 use crate::harness::s3::{Action, Gate, S3Request};
+use crate::harness::sound::assert_sound_cache;
 use crate::harness::store::Store;
 use crate::harness::{git_sha1, seed, sha256, weights};
 
@@ -326,25 +327,26 @@ fn assert_complete(store: &Store) {
     }
 }
 
+/// Commands of all kinds on one cache and bucket, on stores of every kind, while a client downloads into the cache.
 #[test]
 fn everything_at_once_on_one_cache_and_bucket() {
-    const REPOS: usize = 5;
     let mut random = fastrand::Rng::with_seed(seed());
-    let store = slow_store(Conditions::Ignored, random.fork(), 3);
+    for conditions in [Conditions::Ignored, Conditions::Honoured, Conditions::Refused] {
+        everything_at_once(conditions, &mut random);
+    }
+}
+
+fn everything_at_once(conditions: Conditions, random: &mut fastrand::Rng) {
+    const REPOS: usize = 5;
+    let store = slow_store(conditions, random.fork(), 3);
     let machine = Machine::new(&store);
     for repo in 0..REPOS {
         of_round(repo, 0).write(&machine.hub());
     }
     machine.ok(&["push"]);
     let watch = machine.start(&["--json", "watch", "--debounce", "0.1"]);
-    for round in 1..=rounds(3) {
-        // A client downloads new revisions of some repos, the earlier revisions get old.
-        for repo in 0..REPOS {
-            of_round(repo, round - 1).age(&machine.hub(), 40);
-            if random.bool() {
-                of_round(repo, round).write(&machine.hub());
-            }
-        }
+    for round in 1..=rounds(1) {
+        (0..REPOS).for_each(|repo| of_round(repo, round - 1).age(&machine.hub(), 40));
         let mut name = || format!("org/repo-{}", random.usize(..REPOS));
         let (one, two, three) = (name(), name(), name());
         let mut lines: Vec<Vec<&str>> = vec![
@@ -361,17 +363,29 @@ fn everything_at_once_on_one_cache_and_bucket() {
             vec!["remote", "gc", "--grace", "0", "--yes"],
         ];
         random.shuffle(&mut lines);
-        let mut running = Vec::new();
-        for line in lines {
-            std::thread::sleep(Duration::from_millis(random.u64(..30)));
-            running.push((line.clone(), machine.start(&line)));
-        }
-        for (line, running) in running {
-            let ran = running.finish();
-            // A prune may have evicted all of the repo before the push began.
-            let is_gone = line.len() == 2 && line[0] == "push" && ran.stderr.contains("is not in the cache");
-            assert!(ran.code == 0 || is_gone, "round {round}, {line:?}: {ran:#?}");
-        }
+        // New revisions of some repos.
+        let downloads: Vec<usize> = (0..REPOS).filter(|_| random.bool()).collect();
+        let mut pauses = random.fork();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for repo in downloads {
+                    of_round(repo, round).download(&machine.hub(), || {
+                        std::thread::sleep(Duration::from_millis(pauses.u64(..30)));
+                    });
+                }
+            });
+            let mut running = Vec::new();
+            for line in lines {
+                std::thread::sleep(Duration::from_millis(random.u64(..30)));
+                running.push((line.clone(), machine.start(&line)));
+            }
+            for (line, running) in running {
+                let ran = running.finish();
+                // A prune may have evicted all of the repo before the push began.
+                let is_gone = line.len() == 2 && line[0] == "push" && ran.stderr.contains("is not in the cache");
+                assert!(ran.code == 0 || is_gone, "{conditions:?}, round {round}, {line:?}: {ran:#?}");
+            }
+        });
         assert_complete(&store);
     }
     watch.signal("-TERM");
@@ -380,6 +394,7 @@ fn everything_at_once_on_one_cache_and_bucket() {
     // A push that failed beside all the others is repeated.
     let last = watched.stdout.lines().rfind(|line| line.contains("\"pushed\""));
     assert!(last.is_some_and(|line| line.contains("\"failed\":0,")), "{last:?}");
+    assert_sound_cache(&machine.hub());
     machine.ok(&["push"]);
     assert_complete(&store);
     machine.ok(&["verify"]);

@@ -486,7 +486,7 @@ const SCENARIOS: &[Scenario] = &[
             let (manifest, blob) = (world.revisions[0].manifest_key(), world.revisions[1].blob_key("b.txt"));
             world.damage_object(&manifest, None);
             world.damage_object("refs/org__one/main", Some("not a commit"));
-            world.damage_object("refs/org__one/v1.0", None);
+            world.damage_object("refs/org__one/v1.0", Some("not one, either"));
             world.damage_object(&blob, Some("short"));
         },
         is_done: |world| {

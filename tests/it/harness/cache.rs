@@ -2,6 +2,7 @@
 //! documented layout alone, so that the program is not checked against itself.
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
@@ -236,6 +237,49 @@ impl Revision {
         if self.tree {
             fs::create_dir_all(dir.join("trees")).unwrap();
             fs::write(dir.join("trees").join(format!("{}.json", self.commit)), self.tree_json()).unwrap();
+        }
+    }
+
+    /// Downloads it as the client does, with a pause after each step: the folders and the ref, then each file under its lock,
+    /// which is linked if its blob is there, and otherwise written to an unfinished file that gets the blob's name.
+    pub fn download(&self, hub: &Path, mut pause: impl FnMut()) {
+        let (dir, locks) = (self.dir(hub), hub.join(".locks").join(self.folder()));
+        for file in self.present() {
+            let (blob, link) = (dir.join("blobs").join(file.etag()), self.snapshot(hub).join(&file.path));
+            fs::create_dir_all(blob.parent().unwrap()).unwrap();
+            fs::create_dir_all(link.parent().unwrap()).unwrap();
+            for name in &self.refs {
+                let path = dir.join("refs").join(name);
+                if fs::read_to_string(&path).ok().as_ref() != Some(&self.commit) {
+                    fs::create_dir_all(path.parent().unwrap()).unwrap();
+                    let unfinished =
+                        path.with_file_name(format!("{}.0123abcd.tmp", path.file_name().unwrap().display()));
+                    fs::write(&unfinished, &self.commit).unwrap();
+                    fs::rename(unfinished, path).unwrap();
+                }
+            }
+            pause();
+            if link.exists() {
+                continue;
+            }
+            fs::create_dir_all(&locks).unwrap();
+            let lock = fs::File::create(locks.join(format!("{}.lock", file.etag()))).unwrap();
+            lock.lock().unwrap();
+            if !blob.exists() {
+                let unfinished = blob.with_file_name(format!("{}.0123abcd.incomplete", file.etag()));
+                let mut out = fs::File::create(&unfinished).unwrap();
+                for chunk in file.bytes.chunks(10_000) {
+                    out.write_all(chunk).unwrap();
+                    pause();
+                }
+                drop(out);
+                fs::rename(unfinished, &blob).unwrap();
+                pause();
+            }
+            let up = "../".repeat(file.path.matches('/').count() + 2);
+            // Another program may have linked it in the meantime.
+            let linked = super::link(&format!("{up}blobs/{}", file.etag()), &link);
+            assert!(linked.is_ok() || link.exists(), "{}: {linked:?}", link.display());
         }
     }
 
