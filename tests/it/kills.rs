@@ -3,7 +3,7 @@
 //! leaves nothing behind.
 //!
 //! `SEED` repeats the choices of a run, and `KILL_ROUNDS` is the number of rounds of each scenario, with up to five kills each
-//! (8 rounds by default, fewer of the large ones): `KILL_ROUNDS=300 cargo test --test it kills::`. `KILL_ONLY` is a part of
+//! (6 rounds by default, fewer of the large ones): `KILL_ROUNDS=300 cargo test --test it kills::`. `KILL_ONLY` is a part of
 //! the names of the scenarios to run.
 
 use std::collections::{BTreeMap, HashSet};
@@ -25,7 +25,7 @@ use crate::harness::store::{BUCKET, Store};
 use crate::harness::{contents, listing, seed, sha256, wait_until, weights};
 
 /// Rounds of each scenario.
-const ROUNDS: usize = 8;
+const ROUNDS: usize = 6;
 /// A large blob is sent in parts above 16 MiB, and fetched in ranges above 8 MiB.
 const LARGE_PUT: usize = 17 << 20;
 const LARGE_GET: usize = 10 << 20;
@@ -695,7 +695,7 @@ fn the_server_can_go_away_at_any_moment() {
         world.machine.ok(scenario.line);
         let requests = world.proxy.count();
         // Without requests, there is nothing that a server could disturb.
-        for round in 0..if requests == 0 { 0 } else { rounds(ROUNDS / 4) } {
+        for round in 0..if requests == 0 { 0 } else { rounds(ROUNDS / 3) } {
             let world = World::new(scenario);
             let mut running = world.machine.start(scenario.line);
             Moment::Request(random.usize(..requests), Duration::from_micros(random.u64(..2000)))
@@ -752,7 +752,7 @@ fn the_servers_process_can_be_killed_at_any_moment() {
     ];
     for scenario in &scenarios {
         let mut usual = Duration::ZERO;
-        for round in 0..rounds(if scenario.is_large { 1 } else { ROUNDS / 4 }) {
+        for round in 0..rounds(if scenario.is_large { 1 } else { ROUNDS / 3 }) {
             let what = format!("seed {seed}, {}, round {round}", scenario.name);
             let mut world = World::new(scenario);
             let mut server = ServerProcess::start(&world.root());
@@ -871,7 +871,7 @@ fn serve_can_be_killed_at_any_moment() {
         is_done: World::assert_pulled,
         is_large: true,
     };
-    for round in 0..rounds(ROUNDS / 4) {
+    for round in 0..rounds(ROUNDS / 3) {
         let what = format!("seed {seed}, serve, round {round}");
         let world = World::new(&scenario);
         let (mut running, port) = start_server(&world, &[]);
@@ -919,7 +919,7 @@ fn a_server_that_publishes_can_be_killed_at_any_moment() {
         },
         is_large: true,
     };
-    for round in 0..rounds(ROUNDS / 4) {
+    for round in 0..rounds(ROUNDS / 3) {
         let what = format!("seed {seed}, serve --push, round {round}");
         let world = World::new(&scenario);
         for _ in 0..random.usize(1..=3) {
