@@ -142,7 +142,9 @@ impl Rules<'_> {
     }
 
     fn push(&mut self, machine: usize) -> Vec<i32> {
-        let mut is_certain = !self.was_killed && !self.has_bad_object();
+        // A bad tree is reported, and everything is pushed without it.
+        let has_bad_tree = self.has(|fact| matches!(fact, Fact::BadTree { machine: m, .. } if *m == machine));
+        let mut is_certain = !self.was_killed && !self.has_bad_object() && !has_bad_tree;
         for revision in self.revisions() {
             let paths = self.before.paths(machine, revision);
             let is_clean = self.is_clean(machine, revision);

@@ -116,14 +116,27 @@ pub enum Clock {
     Ahead(i64),
 }
 
-/// Generates sequences of up to `length` steps, in which something is there to begin with.
+/// Generates sequences of up to `length` steps, in which something is there to begin with. Some end with a repair of the
+/// bucket that has something to do, which is rare otherwise.
 pub fn sequence(length: usize) -> impl Strategy<Value = Vec<Step>> {
-    (prop::collection::vec(download(), 0..3), prop::collection::vec(step(), 1..=length)).prop_map(
-        |(mut downloads, steps)| {
-            downloads.extend(steps);
-            downloads
-        },
-    )
+    let downloads = prop::collection::vec(download(), 0..3);
+    let steps = prop::collection::vec(step(), 1..=length);
+    (downloads, steps, prop::option::weighted(0.2, repair_of_bucket())).prop_map(|(downloads, steps, repair)| {
+        downloads.into_iter().chain(steps).chain(repair.into_iter().flatten()).collect()
+    })
+}
+
+/// Pushes, damages an object, and repairs it.
+fn repair_of_bucket() -> impl Strategy<Value = Vec<Step>> {
+    let damage = (revision(), 0usize..3, 0..3).prop_map(|(revision, file, how)| match how {
+        0 => Step::DeleteObject { revision, file },
+        how => Step::CorruptObject { revision, file, cut: how == 1 },
+    });
+    (machine(), prop::collection::vec(damage, 1..4)).prop_map(|(machine, damage)| {
+        let push = Step::Push { machine, clock: Clock::Right, kill: None };
+        let repair = Step::RepairRemote { machine, kill: None };
+        [vec![push], damage, vec![repair]].concat()
+    })
 }
 
 fn machine() -> impl Strategy<Value = usize> {
