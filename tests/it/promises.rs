@@ -11,12 +11,20 @@ const COMMANDS: [&str; 11] =
 fn files(module: &[&str]) -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let path = module.join("/");
-    let names = [format!("tests/it/{path}.rs"), format!("src/{path}.rs"), format!("src/{path}/mod.rs")];
+    let names = [
+        format!("tests/it/{path}.rs"),
+        format!("src/{path}.rs"),
+        format!("src/{path}/mod.rs"),
+        format!("tests/{path}.py"),
+    ];
     names.iter().map(|name| root.join(name)).filter(|path| path.is_file()).collect()
 }
 
-/// Whether a source file has a test of this name, which is not left out.
+/// Whether a source file has a test of this name, which is not left out. In Python, only the name counts.
 fn has_test(source: &str, name: &str) -> bool {
+    if source.lines().any(|line| line.trim_start().starts_with(&format!("def {name}("))) {
+        return true;
+    }
     let lines: Vec<&str> = source.lines().map(str::trim).collect();
     let at = lines.iter().position(|line| line.starts_with(&format!("fn {name}(")));
     let attributes = at.map(|at| lines[..at].iter().rev().take_while(|line| line.starts_with(['#', '/'])));

@@ -14,6 +14,7 @@ use crate::harness::cache::{OTHER, Revision};
 use crate::harness::machine::{Machine, Output};
 use crate::harness::proxy::{Fault, Proxy};
 use crate::harness::s3::{ACCESS_KEY, SECRET_KEY};
+use crate::harness::scripted::{Reply, Scripted};
 use crate::harness::store::{BUCKET, Store};
 use crate::harness::{wait_until, weights};
 
@@ -21,13 +22,26 @@ const SESSION_TOKEN: &str = "session-token-4711";
 const WRONG_KEY: &str = "mistyped-secret-key-23";
 const PROXY_PASSWORD: &str = "proxy-password-0815";
 const ENDPOINT_PASSWORD: &str = "endpoint-password-42";
-const HUB_TOKEN: &str = "hf_tokenOfTheHub99";
+/// The one that the imitation of the Hub accepts.
+const HUB_TOKEN: &str = "hf_right";
 const SERVE_TOKEN: &str = "serve-token-5678";
+const CONTAINER_TOKEN: &str = "container-token-1357";
+const IDENTITY_TOKEN: &str = "identity-token-2468";
 
 /// All secrets, as they are and as they travel.
 fn secrets() -> Vec<String> {
-    let plain = [SECRET_KEY, SESSION_TOKEN, WRONG_KEY, PROXY_PASSWORD, ENDPOINT_PASSWORD, HUB_TOKEN, SERVE_TOKEN]
-        .map(String::from);
+    let plain = [
+        SECRET_KEY,
+        SESSION_TOKEN,
+        WRONG_KEY,
+        PROXY_PASSWORD,
+        ENDPOINT_PASSWORD,
+        HUB_TOKEN,
+        SERVE_TOKEN,
+        CONTAINER_TOKEN,
+        IDENTITY_TOKEN,
+    ]
+    .map(String::from);
     let encoded = [
         format!("proxyuser:{PROXY_PASSWORD}"),
         format!("user:{ENDPOINT_PASSWORD}"),
@@ -90,9 +104,12 @@ enum Mode {
     File,
     Expired,
     PasswordInEndpoint,
+    Process,
+    Container,
+    WebIdentity,
 }
 
-const MODES: [Mode; 8] = [
+const MODES: [Mode; 11] = [
     Mode::Works,
     Mode::ThroughProxy,
     Mode::NoProxyThere,
@@ -101,6 +118,9 @@ const MODES: [Mode; 8] = [
     Mode::File,
     Mode::Expired,
     Mode::PasswordInEndpoint,
+    Mode::Process,
+    Mode::Container,
+    Mode::WebIdentity,
 ];
 
 /// Every command line. The first word, or the first two, name the command.
@@ -139,8 +159,62 @@ const LINES: [&[&str]; 32] = [
     &["push", "--endpoint", "http://user:endpoint-password-42@127.0.0.1:1"],
 ];
 
+impl Mode {
+    /// Whether the keys come from somebody who has to be asked for them.
+    fn asks_for_keys(self) -> bool {
+        matches!(self, Mode::Process | Mode::Container | Mode::WebIdentity)
+    }
+
+    /// The command lines to run. Where the keys come from matters only to a few.
+    fn lines(self) -> Vec<&'static [&'static str]> {
+        let needs_keys =
+            |line: &&[&str]| matches!(line[..], ["doctor" | "push"] | ["config", _] | ["pull", "org/hub", ..]);
+        LINES.into_iter().filter(|line| !self.asks_for_keys() || needs_keys(line)).collect()
+    }
+}
+
+/// Returns what hands out keys to whoever has the token for it: to containers, and in exchange for a web identity.
+fn key_service() -> Scripted {
+    let service = Scripted::new();
+    service.script(|request, _| {
+        let is_container = request.header("authorization") == CONTAINER_TOKEN;
+        let is_identity = String::from_utf8_lossy(&request.body).contains(IDENTITY_TOKEN);
+        Some(match (is_container, is_identity) {
+            (true, _) => Reply::new(200, json_keys("Token")),
+            (_, true) => Reply::new(
+                200,
+                format!(
+                    "<AssumeRoleWithWebIdentityResponse><AssumeRoleWithWebIdentityResult><Credentials>\
+                     <AccessKeyId>{ACCESS_KEY}</AccessKeyId><SecretAccessKey>{SECRET_KEY}</SecretAccessKey>\
+                     <SessionToken>{SESSION_TOKEN}</SessionToken><Expiration>2099-01-01T00:00:00Z</Expiration>\
+                     </Credentials></AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>"
+                ),
+            )
+            .header("content-type", "text/xml"),
+            _ => Reply::new(403, ""),
+        })
+    });
+    service
+}
+
+/// Returns keys as a JSON object, with the session token under this name.
+fn json_keys(token: &str) -> String {
+    format!(
+        "{{\"Version\": 1, \"AccessKeyId\": \"{ACCESS_KEY}\", \"SecretAccessKey\": \"{SECRET_KEY}\", \
+         \"{token}\": \"{SESSION_TOKEN}\", \"Expiration\": \"2099-01-01T00:00:00Z\"}}"
+    )
+}
+
+/// A `credential_process` that writes the command lines of who runs it into the file `processes`, and prints this text.
+fn credential_process(text: &str) -> String {
+    format!(
+        "#!/bin/sh\nparent=$(cut -d ' ' -f 4 /proc/$PPID/stat)\nfor each in $PPID $parent; do\n\
+         tr '\\0' ' ' < /proc/$each/cmdline >> ~/processes; echo >> ~/processes; done\necho '{text}'\n"
+    )
+}
+
 /// A machine for a mode, and the files with secrets that it was given.
-fn machine(mode: Mode, proxy: &Proxy, hub: &str) -> (Machine, Vec<PathBuf>) {
+fn machine(mode: Mode, proxy: &Proxy, hub: &str, keys: &str) -> (Machine, Vec<PathBuf>) {
     let mut machine = Machine::unconfigured();
     let mut inputs = Vec::new();
     machine.set("B2_ENDPOINT", &proxy.url);
@@ -170,6 +244,24 @@ fn machine(mode: Mode, proxy: &Proxy, hub: &str) -> (Machine, Vec<PathBuf>) {
                  aws_session_token = {SESSION_TOKEN}\n"
             ),
         ),
+        Mode::Process => {
+            let script = machine.home().join("process");
+            write(script.clone(), &credential_process(&json_keys("SessionToken")));
+            fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+            let profile = format!("[default]\ncredential_process = {}\n", script.display());
+            write(machine.home().join(".aws/config"), &profile);
+        }
+        Mode::Container => {
+            machine.set("AWS_CONTAINER_CREDENTIALS_FULL_URI", &format!("{keys}/credentials"));
+            machine.set("AWS_CONTAINER_AUTHORIZATION_TOKEN", CONTAINER_TOKEN);
+        }
+        Mode::WebIdentity => {
+            let token = machine.home().join("identity");
+            write(token.clone(), IDENTITY_TOKEN);
+            machine.set("AWS_WEB_IDENTITY_TOKEN_FILE", &token.display().to_string());
+            machine.set("AWS_ROLE_ARN", "arn:aws:iam::1:role/r");
+            machine.set("AWS_ENDPOINT_URL_STS", keys);
+        }
         Mode::File => write(
             machine.work().join(".hf-cache-sync.yaml"),
             &format!("storage:\n  access_key: {ACCESS_KEY}\n  secret_key: {SECRET_KEY}\n"),
@@ -182,6 +274,11 @@ fn machine(mode: Mode, proxy: &Proxy, hub: &str) -> (Machine, Vec<PathBuf>) {
     }
     if mode == Mode::PasswordInEndpoint {
         machine.set("B2_ENDPOINT", &format!("http://user:{ENDPOINT_PASSWORD}@{address}"));
+    }
+    // Where `hf auth login` puts it.
+    if matches!(mode, Mode::Profile | Mode::File) {
+        write(machine.home().join(".cache/huggingface/token"), HUB_TOKEN);
+        machine.unset("HF_TOKEN");
     }
     write(machine.work().join("token"), SERVE_TOKEN);
     Revision::model("org/local").write(&machine.hub());
@@ -212,19 +309,53 @@ fn run_mode(mode: Mode) {
     let address = hub.url.clone();
     #[cfg(not(feature = "fallback"))]
     let address = "http://127.0.0.1:1".to_string();
-    let (machine, inputs) = machine(mode, &proxy, &address);
-    for line in LINES {
+    let keys = key_service();
+    let (machine, inputs) = machine(mode, &proxy, &address, &keys.url);
+    for line in mode.lines() {
         for more in [&["-vv"][..], &["-vv", "--json"]] {
             let what = format!("{mode:?}, {line:?} {more:?}");
-            check(&machine.run(&[line, more].concat()), &what);
+            let output = machine.run(&[line, more].concat());
+            check(&output, &what);
+            assert!(output.code == 0 || !mode.asks_for_keys(), "{what}: {output:#?}");
         }
     }
+    #[cfg(feature = "fallback")]
+    if mode.asks_for_keys() || matches!(mode, Mode::Works | Mode::Profile | Mode::File) {
+        assert!(hub.requests().iter().any(|request| request.authorization.is_some()), "{mode:?}: no token was sent");
+    }
     watch(mode, &machine);
-    serve(mode, &machine);
+    if mode == Mode::Process {
+        no_keys_of_a_process(&machine);
+    }
+    if !mode.asks_for_keys() {
+        serve(mode, &machine);
+    }
     assert_clean_files(&machine.home(), &inputs, &format!("{mode:?}"));
     for key in store.keys() {
         assert_clean(&key, "the bucket");
         assert_clean(&String::from_utf8_lossy(&store.get(&key)), &key);
+    }
+}
+
+/// What it prints that cannot be understood, and the list of processes.
+fn no_keys_of_a_process(machine: &Machine) {
+    let processes = fs::read_to_string(machine.home().join("processes")).unwrap();
+    for command in ["push", "doctor", "watch"] {
+        assert!(processes.contains(&format!(" {command} ")), "{processes}");
+    }
+    let keys = json_keys("SessionToken");
+    for text in [
+        format!("not JSON {SECRET_KEY}"),
+        keys.trim_end_matches('}').to_string(),
+        keys.replace("\"Version\": 1", "\"Version\": 2"),
+        keys.replace("2099-01-01T00:00:00Z", SECRET_KEY),
+        keys.replace("AccessKeyId", SECRET_KEY),
+        keys.replace(SECRET_KEY, &format!("{SECRET_KEY}\u{e9}")),
+    ] {
+        fs::write(machine.home().join("process"), credential_process(&text)).unwrap();
+        let output = machine.run(&["push", "-vv"]);
+        check(&output, &text);
+        assert_eq!(output.code, 3, "{text}: {output:#?}");
     }
 }
 
