@@ -89,7 +89,7 @@ impl Census {
             if listed.iter().any(|object| object.key == key) {
                 let error = Error::invalid(format!("the manifest {} cannot be read", printable(&key, 200)))
                     .because("the store lists it, but says that it does not exist")
-                    .hint("if that does not pass, push the revision again, or delete this key with the store's tools");
+                    .hint("if that does not pass, push the revision again from a machine that has it");
                 census.problems.insert(key, error);
             }
         }
@@ -178,9 +178,10 @@ pub(crate) fn needs(key: &str, bytes: &[u8]) -> Result<Needs> {
             .hint("update hf-cache-sync"));
     }
     let invalid = |why: String| {
-        Error::invalid(format!("the manifest {key} is not valid"))
-            .because(why)
-            .hint("push the revision again from a machine that has it, or delete this key with the store's tools")
+        Error::invalid(format!("the manifest {key} is not valid")).because(why).hint(
+            "push the revision again from a machine that has it; if none does, delete this key with the store's tools, \
+                   after which `remote gc` deletes its blobs",
+        )
     };
     let manifest = Manifest::parse(bytes).map_err(invalid)?;
     if keys::manifest(&manifest.repo().id, manifest.revision()) != key {

@@ -45,7 +45,10 @@ impl Upload {
     pub(super) fn wrong_bytes(&self, found: &BlobId) -> Error {
         Error::corrupt(format!("blob {} ({}) is corrupt in this cache and was not pushed", self.id, self.label))
             .because(format!("its bytes hash to {found}"))
-            .hint(format!("delete {} and download it again", self.source.display()))
+            .hint(format!(
+                "`hf-cache-sync verify --repair` replaces it and keeps the bad bytes; or delete {} and download it again",
+                self.source.display()
+            ))
     }
 
     /// Returns the error for a file that cannot be read.

@@ -127,9 +127,9 @@ impl Source {
             ))
             .because(format!("its bytes hash to {found}"))
             .hint(format!(
-                "pull it once more, best on another machine; if it persists, delete the key {} and push it again \
-                         from one that has it",
-                keys::blob(&blob.id)
+                "try again, preferably on another machine; if it persists, run `hf-cache-sync verify --remote --deep \
+                 --repair {}` on a machine that has a good copy",
+                blob.repo
             )),
         }
     }

@@ -298,6 +298,24 @@ fn rm_refuses_a_revision_that_could_mean_another() {
 }
 
 #[test]
+fn rm_refuses_the_beginning_of_several_commits() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let commits = ["a", "b"].map(|digit| format!("01234567{}", digit.repeat(32)));
+    for commit in &commits {
+        Revision::model("org/name").at(commit).refs(&[]).publish(&store);
+    }
+    let before = store.keys();
+    machine
+        .run(&["remote", "rm", "org/name", "-r", "01234567", "--yes"])
+        .refused(2, &["ambiguous", &commits[0], &commits[1]]);
+    assert_eq!(store.keys(), before);
+    machine.ok(&["remote", "rm", "org/name", "-r", &commits[0][..9], "--yes"]);
+    assert!(!store.has(&format!("manifests/org__name@{}.json", commits[0])));
+    assert!(store.has(&format!("manifests/org__name@{}.json", commits[1])));
+}
+
+#[test]
 fn rm_of_young_blobs_leaves_them_to_gc() {
     let store = Store::new();
     let machine = Machine::new(&store);

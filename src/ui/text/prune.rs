@@ -165,7 +165,7 @@ fn advice(reason: SkipReason) -> Option<&'static str> {
         SkipReason::Link | SkipReason::NeededElsewhere => Some("remove the links, or free space at their targets"),
         SkipReason::Unreadable => Some("make it readable, or run prune as a user who can read it"),
         SkipReason::Undecidable | SkipReason::BadRef => {
-            Some("run prune without -q to see which; `hf-cache-sync doctor` may help")
+            Some("stderr names them, unless -q is given; `hf-cache-sync doctor` may help")
         }
     }
 }

@@ -146,6 +146,10 @@ fn verdict(report: &Report) -> String {
     let what = if report.scope == Scope::Cache { "the cache" } else { "the bucket" };
     let repaired = if repaired > 0 { format!("{} repaired", plural(repaired, "fault")) } else { String::new() };
     match (left, report.failures.is_empty(), repaired.is_empty()) {
+        (0, true, true) if report.scope == Scope::Bucket => {
+            let text = "No damage found in the bucket. The bytes of blobs were not read: --deep does that.";
+            style(text.to_string()).green().to_string()
+        }
         (0, true, true) => style(format!("No damage found in {what}.")).green().to_string(),
         (0, true, false) => style(format!("{repaired}; no damage is left in {what}.")).green().to_string(),
         (0, false, _) => {
