@@ -176,6 +176,22 @@ enum Target {
 
 type ReposByEncodedId<'a> = HashMap<String, Vec<&'a RepoName>>;
 
+type EtagsByRepo<'a> = HashMap<&'a RepoName, HashMap<String, &'a Commit>>;
+
+/// The commits of the repos with one encoded id, by the ETag of a ref that names them. Refs are listed repo by repo, so one is
+/// enough.
+#[derive(Default)]
+struct CommitsByEtag<'a>(Option<(String, EtagsByRepo<'a>)>);
+
+impl<'a> CommitsByEtag<'a> {
+    fn of(&mut self, encoded: &str, find: impl FnOnce() -> EtagsByRepo<'a>) -> &EtagsByRepo<'a> {
+        if self.0.as_ref().is_none_or(|(known, _)| known != encoded) {
+            self.0 = Some((encoded.to_string(), find()));
+        }
+        &self.0.as_ref().expect("it was just set").1
+    }
+}
+
 impl Catalog {
     /// Groups repos by encoded id: those of a group share 0.1.0's keys.
     fn repos_by_encoded_id(&self) -> ReposByEncodedId<'_> {
@@ -189,21 +205,28 @@ impl Catalog {
     /// Returns the keys of the refs to read.
     fn refs_to_read(&self, state: &RemoteState, options: Options) -> Vec<String> {
         let repos = self.repos_by_encoded_id();
-        let to_read = state.refs().iter().filter(|candidate| match self.listed_target(candidate, &repos) {
-            Target::Unknown => true,
-            Target::Repo(_, commit) => commit.is_none() && options.every_ref,
-            Target::Nothing => false,
-        });
+        let mut commits = CommitsByEtag::default();
+        let to_read =
+            state.refs().iter().filter(|candidate| match self.listed_target(candidate, &repos, &mut commits) {
+                Target::Unknown => true,
+                Target::Repo(_, commit) => commit.is_none() && options.every_ref,
+                Target::Nothing => false,
+            });
         to_read.map(|candidate| candidate.object.key.clone()).collect()
     }
 
-    fn listed_target(&self, candidate: &Candidate, repos: &ReposByEncodedId<'_>) -> Target {
-        let commit_by_etag = |name: &RepoName| {
-            let etag = candidate.object.etag.as_deref()?;
-            self.repos.get(name)?.revisions.keys().find(|commit| md5_hex(commit.as_str().as_bytes()) == etag)
-        };
+    fn listed_target<'a>(
+        &'a self,
+        candidate: &Candidate,
+        repos: &ReposByEncodedId<'a>,
+        commits: &mut CommitsByEtag<'a>,
+    ) -> Target {
         let possible: Vec<&RepoName> = possible_repos(candidate, repos).collect();
-        let found = possible.iter().find_map(|repo| Some((*repo, commit_by_etag(repo)?.clone())));
+        let etag = candidate.object.etag.as_deref();
+        let found = etag.and_then(|etag| {
+            let commits = commits.of(&candidate.encoded, || self.commits_by_etag(&candidate.encoded, repos));
+            possible.iter().find_map(|repo| Some((*repo, (*commits.get(*repo)?.get(etag)?).clone())))
+        });
         match (found, possible.as_slice()) {
             (Some((repo, commit)), _) => Target::Repo(repo.clone(), Some(commit)),
             (None, []) => Target::Nothing,
@@ -212,10 +235,21 @@ impl Catalog {
         }
     }
 
+    /// Returns the commits of the repos with this encoded id, by the ETag of a ref that names them.
+    fn commits_by_etag<'a>(&'a self, encoded: &str, repos: &ReposByEncodedId<'a>) -> EtagsByRepo<'a> {
+        let repos = repos.get(encoded).into_iter().flatten();
+        let etags = repos.map(|repo| {
+            let commits = self.repos[*repo].revisions.keys();
+            (*repo, commits.map(|commit| (md5_hex(commit.as_str().as_bytes()), commit)).collect())
+        });
+        etags.collect()
+    }
+
     /// Adds every ref that leads to a revision of its repo. `read` are the keys of the refs that were read.
     fn add_refs(&mut self, state: &RemoteState, read: &[String]) {
         let repos = self.repos_by_encoded_id();
         let read: HashSet<&str> = read.iter().map(String::as_str).collect();
+        let mut commits = CommitsByEtag::default();
         let mut newest: BTreeMap<(RepoName, &RefName), (&Candidate, Option<Commit>)> = BTreeMap::new();
         for candidate in state.refs() {
             let key = candidate.object.key.as_str();
@@ -224,7 +258,7 @@ impl Catalog {
                     let has = |repo: &&RepoName| self.repos[*repo].revisions.contains_key(&commit);
                     possible_repos(candidate, &repos).find(has).map(|repo| (repo.clone(), Some(commit.clone())))
                 }),
-                false => match self.listed_target(candidate, &repos) {
+                false => match self.listed_target(candidate, &repos, &mut commits) {
                     Target::Repo(repo, commit) => Some((repo, commit)),
                     Target::Unknown | Target::Nothing => None,
                 },

@@ -8,6 +8,7 @@ mod spec;
 
 pub use spec::{RepoSpec, pattern, repo_type, trim};
 
+use std::borrow::Borrow;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -356,6 +357,13 @@ impl FromStr for RefName {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct RepoPath(Arc<str>);
+
+/// Paths are ordered as their texts are.
+impl Borrow<str> for RepoPath {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
 
 impl RepoPath {
     /// The path as written.

@@ -3,7 +3,9 @@
 //! A manifest knows the git oid of each small file, and the SHA-256 of each file in LFS. What else the Hub tells follows from
 //! these: the pointer file of a file in LFS, and with it its oid, and the oid of a folder.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
+use std::sync::OnceLock;
 
 use serde_json::{Map, Value, json};
 use sha1::{Digest, Sha1};
@@ -21,13 +23,24 @@ pub struct File {
     pub size: u64,
 }
 
+/// Maximum size of the paths of all folders of a commit, in bytes. A path of 4 kB may name 2,000 folders.
+const MAX_FOLDERS: usize = 64 << 20;
+
 /// All files of a commit, as far as they are known.
 #[derive(Debug, Clone, Default)]
 pub struct Listing {
     files: BTreeMap<RepoPath, File>,
     /// Whether these are all of them, which only the commit's tree proves.
     pub is_complete: bool,
+    /// Whether the paths of all folders fit into [`MAX_FOLDERS`].
+    has_sane_folders: bool,
+    /// The git oid of each folder, once one is needed.
+    folders: OnceLock<HashMap<String, [u8; 20]>>,
 }
+
+/// The folders of a commit are too many, and too deep, to be listed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TooDeep;
 
 impl Listing {
     /// Lists the files of the tree, and those of the manifest.
@@ -39,7 +52,14 @@ impl Listing {
         for file in manifest.files() {
             files.insert(file.path.clone(), File { blob: file.blob, size: file.size });
         }
-        Listing { files, is_complete: tree.is_some_and(|tree| tree.is_portable()) }
+        let mut bytes = 0;
+        let mut before = "";
+        for path in files.keys() {
+            bytes += new_folders(before, path.as_str()).map(str::len).sum::<usize>();
+            before = path.as_str();
+        }
+        let is_complete = tree.is_some_and(|tree| tree.is_portable());
+        Listing { files, is_complete, has_sane_folders: bytes <= MAX_FOLDERS, folders: OnceLock::new() }
     }
 
     /// Returns the file of this path.
@@ -54,83 +74,141 @@ impl Listing {
 
     /// Whether there is a folder of this path.
     pub fn has_folder(&self, path: &RepoPath) -> bool {
-        !self.under(path.as_str()).is_empty()
+        self.under(Some(path)).next().is_some()
     }
 
-    /// Returns the files in a folder and in its folders, with their paths in it.
-    fn under(&self, folder: &str) -> Vec<(&str, &File)> {
-        self.files
-            .iter()
-            .filter_map(|(path, file)| match folder {
-                "" => Some((path.as_str(), file)),
-                _ => Some((path.as_str().strip_prefix(folder)?.strip_prefix('/')?, file)),
-            })
-            .collect()
+    /// Returns the files in a folder (`None` for the root) and in its folders, sorted by path.
+    fn under(&self, folder: Option<&RepoPath>) -> impl Iterator<Item = (&RepoPath, &File)> {
+        let prefix = folder.map_or(String::new(), |folder| format!("{folder}/"));
+        let from = self.files.range::<str, _>((Bound::Included(prefix.as_str()), Bound::Unbounded));
+        from.take_while(move |(path, _)| path.as_str().starts_with(&prefix))
     }
 
-    /// Returns the listing of a folder (`None` for the root), as the tree endpoint gives it. `commit` is told if it is given.
-    pub fn tree(&self, folder: Option<&RepoPath>, is_recursive: bool, commit: Option<&LastCommit>) -> Vec<Value> {
-        let folder = folder.map_or("", RepoPath::as_str);
-        let prefix = if folder.is_empty() { String::new() } else { format!("{folder}/") };
-        let mut folders = BTreeSet::new();
-        let mut entries: BTreeMap<String, Value> = BTreeMap::new();
+    /// Tells each entry of a folder (`None` for the root), as the tree endpoint lists it. `commit` is told if it is given.
+    ///
+    /// If the listing `is_marked`, it may lack files, and huggingface_hub, which keeps listings, would take it for all of the
+    /// commit forever, and so would a push from its cache. With an invalid Xet hash in it, neither does.
+    ///
+    /// # Errors
+    /// If the folders cannot be listed. Nothing has been told then.
+    pub fn tree(
+        &self,
+        folder: Option<&RepoPath>,
+        is_recursive: bool,
+        commit: Option<&LastCommit>,
+        is_marked: bool,
+        mut tell: impl FnMut(Value),
+    ) -> Result<(), TooDeep> {
+        let oids = self.folder_oids()?;
+        let start = folder.map_or(0, |folder| folder.as_str().len() + 1);
+        let is_listed = |path: &RepoPath| is_recursive || !path.as_str()[start..].contains('/');
+        let marked = is_marked.then(|| self.find_to_mark(folder, is_listed)).flatten();
+        let mut before = "";
         for (path, file) in self.under(folder) {
-            let depths = path.match_indices('/').map(|(end, _)| &path[..end]);
-            match is_recursive {
-                true => folders.extend(depths),
-                false => folders.extend(depths.take(1)),
+            let text = path.as_str();
+            for inside in new_folders(before, text).filter(|inside| inside.len() >= start) {
+                if is_recursive || !inside[start..].contains('/') {
+                    tell(folder_entry(inside, oids, commit));
+                }
             }
-            if is_recursive || !path.contains('/') {
-                entries.insert(format!("{prefix}{path}"), file_entry(&format!("{prefix}{path}"), file, commit));
+            if is_listed(path) {
+                let mut entry = file_entry(text, file, commit);
+                if marked == Some(path) {
+                    entry["xetHash"] = "".into();
+                }
+                tell(entry);
             }
+            before = text;
         }
-        for inside in folders {
-            let path = format!("{prefix}{inside}");
-            entries.insert(path.clone(), self.folder_entry(&path, commit));
-        }
-        entries.into_values().collect()
+        Ok(())
+    }
+
+    /// Returns the file to mark in a listing that may lack files. Clients request only files in LFS from Xet, so it had better
+    /// be another.
+    fn find_to_mark(&self, folder: Option<&RepoPath>, is_listed: impl Fn(&RepoPath) -> bool) -> Option<&RepoPath> {
+        let listed = || self.under(folder).filter(|(path, _)| is_listed(path));
+        let other = listed().find(|(_, file)| matches!(file.blob, BlobId::Sha1(_)));
+        other.or_else(|| listed().next()).map(|(path, _)| path)
     }
 
     /// Returns the entry of a path, which may be a folder, as the endpoint `paths-info` gives it.
-    pub fn entry(&self, path: &str, commit: Option<&LastCommit>) -> Option<Value> {
-        let path = path.parse::<RepoPath>().ok()?;
-        match self.get(&path) {
+    ///
+    /// # Errors
+    /// If it is a folder, and the folders cannot be listed.
+    pub fn entry(&self, path: &str, commit: Option<&LastCommit>) -> Result<Option<Value>, TooDeep> {
+        let Ok(path) = path.parse::<RepoPath>() else { return Ok(None) };
+        Ok(match self.get(&path) {
             Some(file) => Some(file_entry(path.as_str(), file, commit)),
-            None => self.has_folder(&path).then(|| self.folder_entry(path.as_str(), commit)),
-        }
+            None if self.has_folder(&path) => Some(folder_entry(path.as_str(), self.folder_oids()?, commit)),
+            None => None,
+        })
     }
 
-    fn folder_entry(&self, path: &str, commit: Option<&LastCommit>) -> Value {
-        let mut entry = json!({ "type": "directory", "oid": self.folder_oid(path), "size": 0, "path": path });
-        if let Some(commit) = commit {
-            entry["lastCommit"] = commit.to_json();
+    fn folder_oids(&self) -> Result<&HashMap<String, [u8; 20]>, TooDeep> {
+        if !self.has_sane_folders {
+            return Err(TooDeep);
         }
-        entry
-    }
-
-    /// Returns a stable oid for a folder. It is git's, unless a file in it is executable, which a manifest does not know.
-    fn folder_oid(&self, folder: &str) -> String {
-        hex(&tree_oid(&self.under(folder)))
+        Ok(self.folders.get_or_init(|| find_folder_oids(&self.files)))
     }
 }
 
-/// Returns the id of git's tree object for these files.
-fn tree_oid(files: &[(&str, &File)]) -> [u8; 20] {
-    let mut folders: BTreeMap<&str, Vec<(&str, &File)>> = BTreeMap::new();
-    // git sorts a folder as if its name ended with a slash.
-    let mut entries: BTreeMap<String, Vec<u8>> = BTreeMap::new();
-    let entry = |mode: &str, name: &str, oid: &[u8]| [mode.as_bytes(), b" ", name.as_bytes(), b"\0", oid].concat();
-    for (path, file) in files {
-        match path.split_once('/') {
-            Some((folder, rest)) => folders.entry(folder).or_default().push((rest, file)),
-            None => drop(entries.insert((*path).into(), entry("100644", path, &oid(file)))),
+/// Returns the folders of a path that the path before it, in sorted order, is not in, the outermost first.
+fn new_folders<'a>(before: &str, path: &'a str) -> impl Iterator<Item = &'a str> {
+    let shared = before.bytes().zip(path.bytes()).take_while(|(a, b)| a == b).count();
+    path.match_indices('/').filter(move |(end, _)| *end >= shared).map(|(end, _)| &path[..end])
+}
+
+/// Returns an oid for each folder. It is git's, unless a file in it is executable, which a manifest does not know.
+fn find_folder_oids(files: &BTreeMap<RepoPath, File>) -> HashMap<String, [u8; 20]> {
+    /// A folder whose files are being read.
+    struct Open<'a> {
+        path: &'a str,
+        entries: BTreeMap<String, Vec<u8>>,
+    }
+    impl Open<'_> {
+        fn add(&mut self, key: String, mode: &str, name: &str, oid: &[u8; 20]) {
+            // git sorts a folder as if its name ended with a slash.
+            self.entries.insert(key, [mode.as_bytes(), b" ", name.as_bytes(), b"\0", oid].concat());
         }
     }
-    for (name, files) in folders {
-        entries.insert(format!("{name}/"), entry("40000", name, &tree_oid(&files)));
+    let name = |path: &str| path.rsplit('/').next().unwrap_or_default().to_string();
+    let mut oids = HashMap::new();
+    let mut open: Vec<Open<'_>> = Vec::new();
+    let mut close = |open: &mut Vec<Open<'_>>| {
+        let Some(done) = open.pop() else { return };
+        let content: Vec<u8> = done.entries.into_values().flatten().collect();
+        let oid = git_oid("tree", &content);
+        if let Some(parent) = open.last_mut() {
+            let name = name(done.path);
+            parent.add(format!("{name}/"), "40000", &name, &oid);
+        }
+        oids.insert(done.path.to_string(), oid);
+    };
+    for (path, file) in files {
+        let text = path.as_str();
+        while open.last().is_some_and(|last| text.strip_prefix(last.path).is_none_or(|rest| !rest.starts_with('/'))) {
+            close(&mut open);
+        }
+        let known = open.last().map_or("", |last| last.path);
+        let deeper: Vec<&str> = new_folders(known, text).filter(|folder| folder.len() > known.len()).collect();
+        open.extend(deeper.into_iter().map(|path| Open { path, entries: BTreeMap::new() }));
+        if let Some(folder) = open.last_mut() {
+            let name = name(text);
+            folder.add(name.clone(), "100644", &name, &oid(file));
+        }
     }
-    let content: Vec<u8> = entries.into_values().flatten().collect();
-    git_oid("tree", &content)
+    while !open.is_empty() {
+        close(&mut open);
+    }
+    oids
+}
+
+fn folder_entry(path: &str, oids: &HashMap<String, [u8; 20]>, commit: Option<&LastCommit>) -> Value {
+    let mut entry = json!({ "type": "directory", "oid": hex(&oids[path]), "size": 0, "path": path });
+    if let Some(commit) = commit {
+        entry["lastCommit"] = commit.to_json();
+    }
+    entry
 }
 
 fn hex(oid: &[u8; 20]) -> String {
@@ -182,18 +260,6 @@ fn file_entry(path: &str, file: &File, commit: Option<&LastCommit>) -> Value {
         entry["lastCommit"] = commit.to_json();
     }
     entry
-}
-
-/// Marks a listing that may lack files, for huggingface_hub, which keeps listings: it would take this one for all of the
-/// commit forever, and so would a push from its cache. With an invalid Xet hash in it, neither does.
-pub fn mark_as_partial(entries: &mut [Value]) {
-    let is_file = |entry: &&mut Value| entry["type"] == "file";
-    // Clients request only files in LFS from Xet, so it had better be another.
-    let (in_lfs, others): (Vec<_>, Vec<_>) =
-        entries.iter_mut().filter(is_file).partition(|entry| entry.get("lfs").is_some());
-    if let Some(entry) = others.into_iter().chain(in_lfs).next() {
-        entry["xetHash"] = "".into();
-    }
 }
 
 /// The last commit of a file, as expanded listings tell it. The history is not in the bucket, so it is that of the listing.
@@ -320,12 +386,23 @@ mod tests {
     const HELLO: &str = "ce013625030ba8dba906f756967f9e9ca394464a";
     const FOLDER_WITH_HELLO: &str = "aaa96ced2d9a1c8e72c56b253a0e2fe78393feb7";
 
+    fn entries(listing: &Listing, folder: Option<&str>, is_recursive: bool, is_marked: bool) -> Vec<Value> {
+        let folder = folder.map(|folder| folder.parse().unwrap());
+        let mut entries = Vec::new();
+        listing.tree(folder.as_ref(), is_recursive, None, is_marked, |entry| entries.push(entry)).unwrap();
+        entries
+    }
+
+    /// What `git write-tree` makes of the folders in `folders_are_told_apart_from_files_with_similar_names`.
+    const GIT_A: &str = "2a3f4373e0849787bceea0f606f0333ae777a433";
+    const GIT_C: &str = "435927d2fe872add393f6b83553075ffeb232cba";
+    const GIT_E: &str = "213c715f39380deb21cc1cd70bb87f6fe4caf96b";
+
     #[test]
     fn a_partial_listing_is_marked_at_a_file_outside_lfs() {
         let sha256 = "b".repeat(64);
         let marked = |files: &[(&str, &str, u64)]| {
-            let mut entries = listing(files).tree(None, true, None);
-            mark_as_partial(&mut entries);
+            let entries = entries(&listing(files), None, true, true);
             let marked = entries.iter().filter(|entry| entry["xetHash"] == "");
             marked.map(|entry| entry["path"].as_str().unwrap().to_string()).collect::<Vec<_>>()
         };
@@ -336,7 +413,7 @@ mod tests {
     #[test]
     fn a_folder_has_gits_oid() {
         let listing = listing(&[("a/hello.txt", HELLO, 6)]);
-        let entries = listing.tree(None, false, None);
+        let entries = entries(&listing, None, false, false);
         assert_eq!(entries.len(), 1);
         assert_eq!(entries[0]["type"], "directory");
         assert_eq!(entries[0]["path"], "a");
@@ -348,8 +425,7 @@ mod tests {
         let sha256 = "a".repeat(64);
         let listing = listing(&[("a/b/c", HELLO, 6), ("a/d", &sha256, 9), ("e", HELLO, 6)]);
         let paths = |folder: Option<&str>, is_recursive| {
-            let folder = folder.map(|folder| folder.parse().unwrap());
-            let entries = listing.tree(folder.as_ref(), is_recursive, None);
+            let entries = entries(&listing, folder, is_recursive, false);
             entries.iter().map(|entry| entry["path"].as_str().unwrap().to_string()).collect::<Vec<_>>()
         };
         assert_eq!(paths(None, false), ["a", "e"]);
@@ -357,11 +433,43 @@ mod tests {
         assert_eq!(paths(Some("a"), false), ["a/b", "a/d"]);
         assert_eq!(paths(Some("a"), true), ["a/b", "a/b/c", "a/d"]);
         assert!(paths(Some("x"), true).is_empty());
-        let lfs = listing.entry("a/d", None).unwrap();
+        let lfs = listing.entry("a/d", None).unwrap().unwrap();
         assert_eq!(lfs["lfs"]["oid"], sha256);
         assert_eq!(lfs["lfs"]["pointerSize"], 126);
-        assert_eq!(listing.entry("a", None).unwrap()["type"], "directory");
-        assert!(listing.entry("x", None).is_none() && listing.entry("../e", None).is_none());
+        assert_eq!(listing.entry("a", None).unwrap().unwrap()["type"], "directory");
+        assert_eq!((listing.entry("x", None), listing.entry("../e", None)), (Ok(None), Ok(None)));
+    }
+
+    #[test]
+    fn folders_are_told_apart_from_files_with_similar_names() {
+        let files = ["a-b", "a.txt", "a/b/c", "a/b-c", "a/b.d/e", "ab/c"].map(|path| (path, HELLO, 6));
+        let listing = listing(&files);
+        let all = entries(&listing, None, true, false);
+        let paths: Vec<&str> = all.iter().map(|entry| entry["path"].as_str().unwrap()).collect();
+        let expected = ["a-b", "a.txt", "a", "a/b-c", "a/b.d", "a/b.d/e", "a/b", "a/b/c", "ab", "ab/c"];
+        assert_eq!(paths, expected);
+        let oid = |path: &str| listing.entry(path, None).unwrap().unwrap()["oid"].as_str().unwrap().to_string();
+        assert_eq!(["a", "a/b", "a/b.d", "ab"].map(oid), [GIT_A, GIT_C, GIT_E, GIT_C]);
+        assert_eq!(entries(&listing, Some("a"), false, false).len(), 3);
+    }
+
+    /// This takes minutes if all files are searched for each folder.
+    #[test]
+    fn many_folders_are_listed_and_absurdly_deep_ones_refused() {
+        let blob = |number: usize| format!("{number:040x}");
+        let many: Vec<(String, String)> = (0..20_000).map(|number| (format!("{number}/x"), blob(number))).collect();
+        let of = |files: &[(String, String)]| {
+            listing(&files.iter().map(|(path, blob)| (path.as_str(), blob.as_str(), 1)).collect::<Vec<_>>())
+        };
+        let listing = of(&many);
+        assert_eq!(entries(&listing, None, false, false).len(), 20_000);
+        assert!(many.iter().all(|(path, _)| listing.entry(&path[..path.len() - 2], None).unwrap().is_some()));
+        let deep: Vec<(String, String)> =
+            (0..40).map(|number| (format!("{number}/{}x", "a/".repeat(1_900)), blob(number))).collect();
+        let deep = of(&deep);
+        assert_eq!(deep.tree(None, true, None, false, |_| panic!("nothing is told")), Err(TooDeep));
+        assert_eq!(deep.entry("0/a", None), Err(TooDeep));
+        assert!(deep.entry("0", None).is_err() && deep.entry("y", None) == Ok(None));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use super::activity::{Activity, one_line};
 use super::body::{self, Body, Trust};
 use super::cached::Cached;
 use super::card;
-use super::documents::{self, Listing};
+use super::documents::{self, Listing, TooDeep};
 use super::gatekeeper::{Gatekeeper, Verdict};
 use super::page;
 use super::puller::{Opened, Puller};
@@ -27,6 +27,7 @@ use crate::cache::layout::Layout;
 use crate::error::{Cause, Error, printable};
 use crate::model::ids::{BlobId, Commit, RepoPath, RepoQuery, RepoType};
 use crate::net::RESERVED;
+use crate::task::blocking;
 use crate::transfer::arrival::Arrival;
 use crate::transfer::parts::SINGLE_GET;
 
@@ -34,6 +35,8 @@ use crate::transfer::parts::SINGLE_GET;
 const FIRST_BYTES: Duration = Duration::from_secs(8);
 /// Longest body of a request, in bytes.
 const MAX_REQUEST_BODY: usize = 4 << 20;
+/// Maximum number of paths in such a request.
+const MAX_PATHS: usize = 100_000;
 /// Longest README whose front matter is read, in bytes.
 const MAX_README: u64 = 4 << 20;
 /// Size in bytes above which huggingface_hub refuses plain HTTP.
@@ -383,12 +386,16 @@ impl Site {
                 &format!("{}: no folder '{name}'", revision.repo()),
             );
         }
-        let commit = is_expanded.then(|| revision.last_commit());
-        let mut entries = listing.tree(folder, is_recursive, commit.as_ref());
-        if client_keeps_it && !listing.is_complete {
-            documents::mark_as_partial(&mut entries);
-        }
-        json_answer(&Value::Array(entries))
+        let is_marked = client_keeps_it && !listing.is_complete;
+        let (found, folder) = (revision.clone(), folder.cloned());
+        let list = move || {
+            let commit = is_expanded.then(|| found.last_commit());
+            let mut list = JsonList::new();
+            let told =
+                found.listing.tree(folder.as_ref(), is_recursive, commit.as_ref(), is_marked, |one| list.add(&one));
+            told.map(|()| list)
+        };
+        list_answer(blocking(list).await, &revision)
     }
 
     async fn paths_info(&self, query: &RepoQuery, revision: &str, headers: &HeaderMap, incoming: Incoming) -> Answer {
@@ -406,9 +413,19 @@ impl Site {
             Ok(revision) => revision,
             Err(error) => return self.failure(&format!("{query}@{revision}"), &error),
         };
-        let commit = is_expanded.then(|| revision.last_commit());
-        let entries = paths.iter().filter_map(|path| revision.listing.entry(path.trim_matches('/'), commit.as_ref()));
-        json_answer(&Value::Array(entries.collect()))
+        if paths.len() > MAX_PATHS {
+            return text_error(StatusCode::PAYLOAD_TOO_LARGE, &format!("the body names more than {MAX_PATHS} paths"));
+        }
+        let found = revision.clone();
+        let list = move || {
+            let commit = is_expanded.then(|| found.last_commit());
+            let mut list = JsonList::new();
+            for path in paths {
+                found.listing.entry(path.trim_matches('/'), commit.as_ref())?.iter().for_each(|entry| list.add(entry));
+            }
+            Ok(list)
+        };
+        list_answer(blocking(list).await, &revision)
     }
 
     /// Answers with an error, in the way that clients understand.
@@ -560,6 +577,32 @@ fn plain(kind: &'static str, text: impl Into<Bytes>) -> Answer {
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     }
     answer
+}
+
+/// The text of a JSON list. The values take many times its memory.
+struct JsonList(String);
+
+impl JsonList {
+    fn new() -> JsonList {
+        JsonList("[".into())
+    }
+
+    fn add(&mut self, value: &Value) {
+        if self.0.len() > 1 {
+            self.0.push(',');
+        }
+        self.0 += &value.to_string();
+    }
+}
+
+fn list_answer(list: Result<JsonList, TooDeep>, revision: &Revision) -> Answer {
+    match list {
+        Ok(JsonList(text)) => plain("application/json; charset=utf-8", text + "]"),
+        Err(TooDeep) => text_error(
+            StatusCode::FAILED_DEPENDENCY,
+            &format!("{}: its folders are too many, and too deep, to be listed", revision.repo()),
+        ),
+    }
 }
 
 fn json_answer(document: &Value) -> Answer {
