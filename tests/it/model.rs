@@ -19,7 +19,7 @@ use step::Step;
 use world::World;
 
 /// Number of sequences that `cargo test` runs.
-const CASES: u32 = 100;
+const CASES: u32 = 70;
 /// Maximum number of steps in a sequence.
 const STEPS: usize = 16;
 

@@ -380,9 +380,11 @@ async fn answer(
         Err(()) => return Ok(refusal(400, "BadDigest", "The Content-MD5 you specified did not match")),
     };
     let upload = seen.parameter("uploadId").map(String::from);
-    // s3s-fs forgets an upload before it has put the object together, and would deny access to it then.
-    let is_known = |upload: &String| state.root.join(format!(".upload-{upload}.json")).exists();
-    if upload.as_ref().is_some_and(|upload| !is_known(upload)) {
+    // s3s-fs forgets an upload before it has put the object together. If it was killed then, it would deny access to the parts.
+    let is_lost = |upload: &String| {
+        !state.root.join(format!(".upload-{upload}.json")).exists() && !stored_parts(&state.root, upload).is_empty()
+    };
+    if upload.as_ref().is_some_and(is_lost) {
         return Ok(refusal(404, "NoSuchUpload", "The specified upload does not exist."));
     }
     if let (Some(upload), "GET") = (&upload, seen.method.as_str()) {
