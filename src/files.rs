@@ -4,6 +4,7 @@
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read};
 use std::path::Path;
+use std::time::SystemTime;
 
 use crate::platform::{self, Flags};
 
@@ -25,6 +26,11 @@ pub fn is_special(meta: &Metadata) -> bool {
 /// Whether nothing is at this path, not even a link.
 pub fn is_missing(path: &Path) -> bool {
     std::fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+}
+
+/// Returns when a file, a folder or a link itself was last modified; `None` if that cannot be told.
+pub fn modified(path: &Path) -> Option<SystemTime> {
+    std::fs::symlink_metadata(path).and_then(|meta| meta.modified()).ok()
 }
 
 /// Opens a regular file. Links are followed unless the options forbid it.

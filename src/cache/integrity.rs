@@ -17,6 +17,7 @@ use super::scan::{Place, Problem, ProblemKind, Repo, SnapshotFile};
 use super::select::{Selected, SelectedRepo};
 use super::state::{LocalState, TreeFile};
 use crate::error::Error;
+use crate::files;
 use crate::model::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
 use crate::model::manifest::{Manifest, Tree};
 
@@ -323,7 +324,7 @@ impl Gather<'_> {
                 }
                 ProblemKind::BadRef if path.starts_with(&refs) => {
                     let name = name_of_ref(&refs, path);
-                    let written = written(path);
+                    let written = files::modified(path);
                     let fault = RefFault::Bad(problem.detail.clone());
                     if self.commits.is_none() {
                         found.refs.insert(path.clone(), RefFacts { name, fault, written });
@@ -407,7 +408,7 @@ impl Gather<'_> {
                 false if !lacks_snapshot(self.layout, &repo.name, commit) => continue,
                 false => RefFault::Dangling(commit.clone()),
             };
-            let written = written(&path);
+            let written = files::modified(&path);
             found.refs.insert(path, RefFacts { name: Some(name), fault, written });
         }
     }
@@ -428,10 +429,6 @@ pub fn blob_at(repo: &Path, path: &Path) -> Option<BlobId> {
 fn is_used(found: &RepoFacts, blob: Option<BlobId>) -> bool {
     let mut files = found.revisions.values().flat_map(|revision| revision.files.values());
     blob.is_some() && files.any(|file| file.blob() == blob)
-}
-
-fn written(path: &Path) -> Option<SystemTime> {
-    fs::symlink_metadata(path).and_then(|meta| meta.modified()).ok()
 }
 
 fn name_of_ref(refs: &Path, path: &Path) -> Option<RefName> {

@@ -16,6 +16,7 @@ use crate::cache::scan::{self, Inventory, Problem, ProblemKind, Repo, Unfinished
 use crate::cache::shared::{self, Payload};
 use crate::cache::state::{Completeness, LocalState};
 use crate::error::Cause;
+use crate::files;
 use crate::model::ids::{BlobId, Commit, RefName, RepoName};
 use crate::platform;
 
@@ -266,8 +267,7 @@ struct LatestChange(Option<SystemTime>);
 
 impl LatestChange {
     fn include(&mut self, path: &Path) {
-        let modified = fs::symlink_metadata(path).and_then(|meta| meta.modified()).ok();
-        self.0 = self.0.max(modified);
+        self.0 = self.0.max(files::modified(path));
     }
 }
 

@@ -26,6 +26,7 @@ use crate::cache::scan::{self, Blob, Place, ProblemKind, Repo, Revision, Snapsho
 use crate::cache::shared::{self, SweepOutcome};
 use crate::cache::state::{Completeness, LocalState};
 use crate::error::{Cause, Error, Result};
+use crate::files;
 use crate::model::ids::{BlobId, Commit, RefName, RepoName};
 use crate::plan::prune::held::Lack;
 use crate::plan::prune::{Eviction, Options, Plan, Skip, SkipReason, Target, find_undecidable};
@@ -428,7 +429,7 @@ impl<'a> Run<'a> {
         let reason = if now.is_link || !remove::is_inside(self.layout.root(), &folder.join("blob")) {
             Some((SkipReason::Link, folder))
         } else {
-            find_undecidable(self.layout, &now).map(|problem| (SkipReason::Changed, problem.path.clone()))
+            uses.undecidable.clone().map(|path| (SkipReason::Changed, path))
         };
         if let Some((reason, path)) = reason {
             let skip = self.skip(reason, Some(name), &path, 0);
@@ -640,8 +641,8 @@ struct Uses<'a> {
     layout: &'a Layout,
     repo: &'a RepoName,
     blobs: HashSet<BlobId>,
-    /// Whether something was found of which nobody can tell what it uses.
-    is_undecidable: bool,
+    /// Something of which nobody can tell what it uses.
+    undecidable: Option<PathBuf>,
     /// When the snapshots were looked at, and the last change of each folder in them until then: a new link changes one.
     looked: SystemTime,
     folders: Vec<(PathBuf, Option<SystemTime>)>,
@@ -653,8 +654,8 @@ impl<'a> Uses<'a> {
         // Before the scan, so that nothing comes between.
         let (looked, folders) = (SystemTime::now(), snapshot_folders(layout, repo));
         let now = scan::scan_repo(layout, repo);
-        let is_undecidable = find_undecidable(layout, &now).is_some();
-        (Uses { layout, repo, blobs: used_blobs(&now), is_undecidable, looked, folders }, now)
+        let undecidable = find_undecidable(layout, &now).map(|problem| problem.path.clone());
+        (Uses { layout, repo, blobs: used_blobs(&now), undecidable, looked, folders }, now)
     }
 
     /// Returns whether a snapshot uses the blob now, or may use it. Scans the repo again if anything may have changed.
@@ -662,7 +663,7 @@ impl<'a> Uses<'a> {
         if self.may_have_changed() {
             *self = Uses::find(self.layout, self.repo).0;
         }
-        self.is_undecidable || self.blobs.contains(id)
+        self.undecidable.is_some() || self.blobs.contains(id)
     }
 
     fn may_have_changed(&self) -> bool {
@@ -672,13 +673,9 @@ impl<'a> Uses<'a> {
                 let apart = self.looked.duration_since(modified).unwrap_or_else(|error| error.duration());
                 apart < TIMESTAMPS
             });
-            is_fresh || modified_at(path) != *modified
+            is_fresh || files::modified(path) != *modified
         })
     }
-}
-
-fn modified_at(path: &Path) -> Option<SystemTime> {
-    fs::symlink_metadata(path).ok()?.modified().ok()
 }
 
 /// Returns the folder of all snapshots of a repo, and all folders in it, each with the time of its last change.
@@ -686,7 +683,7 @@ fn snapshot_folders(layout: &Layout, repo: &RepoName) -> Vec<(PathBuf, Option<Sy
     let mut left = vec![layout.repo(repo).join("snapshots")];
     let mut found = Vec::new();
     while let Some(folder) = left.pop() {
-        found.push((folder.clone(), modified_at(&folder)));
+        found.push((folder.clone(), files::modified(&folder)));
         let entries = fs::read_dir(&folder).into_iter().flatten().flatten();
         let folders = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
         left.extend(folders.map(|entry| entry.path()));

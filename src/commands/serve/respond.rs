@@ -597,7 +597,7 @@ impl JsonList {
 
 fn list_answer(list: Result<JsonList, TooDeep>, revision: &Revision) -> Answer {
     match list {
-        Ok(JsonList(text)) => plain("application/json; charset=utf-8", text + "]"),
+        Ok(JsonList(text)) => json_text(text + "]"),
         Err(TooDeep) => text_error(
             StatusCode::FAILED_DEPENDENCY,
             &format!("{}: its folders are too many, and too deep, to be listed", revision.repo()),
@@ -606,7 +606,11 @@ fn list_answer(list: Result<JsonList, TooDeep>, revision: &Revision) -> Answer {
 }
 
 fn json_answer(document: &Value) -> Answer {
-    plain("application/json; charset=utf-8", document.to_string())
+    json_text(document.to_string())
+}
+
+fn json_text(text: String) -> Answer {
+    plain("application/json; charset=utf-8", text)
 }
 
 /// Answers with an error that has no code of the Hub.
