@@ -164,7 +164,18 @@ fn failure_of(problem: &Problem) -> Option<Error> {
     if problem.kind == ProblemKind::UntidyRef {
         return None;
     }
-    problem.kind.is_failure().then(|| problem.to_error(""))
+    let hint = match problem.kind {
+        ProblemKind::NotAFile => Some("delete it and download the file again, then push again"),
+        ProblemKind::ForeignLink => {
+            Some("replace the link with a copy of the file, or delete it and download the file again; then push again")
+        }
+        _ => None,
+    };
+    let error = problem.to_error("");
+    problem.kind.is_failure().then(|| match hint {
+        Some(hint) => error.hint(hint),
+        None => error,
+    })
 }
 
 /// The effect of the path filter.

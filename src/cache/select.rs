@@ -117,8 +117,9 @@ fn find_commit(repo: &Repo, text: &str) -> Result<Commit> {
     match (by_ref.filter(|commit| repo.revisions.contains_key(*commit)), commits.as_slice()) {
         (Some(commit), _) => Ok(commit.clone()),
         (None, [commit]) => Ok((*commit).clone()),
-        (None, [_, _, ..]) => {
+        (None, several @ [_, _, ..]) => {
             Err(Error::usage(format!("'{}' is ambiguous in {}", printable(text, 100), repo.name))
+                .because(format!("it matches {}", several.iter().map(|c| c.as_str()).collect::<Vec<_>>().join(", ")))
                 .hint("give more digits"))
         }
         (None, []) => {

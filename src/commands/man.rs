@@ -70,9 +70,10 @@ fn build(tree: clap::Command) -> clap::Command {
     tree
 }
 
-/// Returns the commands that have a page, starting with the tree itself.
-fn commands(tree: &clap::Command) -> impl Iterator<Item = &clap::Command> {
-    std::iter::once(tree).chain(tree.get_subcommands().filter(|command| !command.is_hide_set()))
+/// Returns the commands that have a page: this one, and all below it.
+fn commands(tree: &clap::Command) -> Vec<&clap::Command> {
+    let below = tree.get_subcommands().filter(|command| !command.is_hide_set()).flat_map(commands);
+    std::iter::once(tree).chain(below).collect()
 }
 
 /// Returns the page's name. clap does not set the display name of the tree itself.
@@ -97,10 +98,10 @@ fn page(tree: &clap::Command, command: &clap::Command) -> String {
     let title = format!(".TH {} 1 \"\" \"hf-cache-sync {version}\" \"User Commands\"", name.to_uppercase());
     let mut page = clean(&String::from_utf8_lossy(&page), &title);
 
-    let pages: Vec<&str> = commands(tree).map(title_of).collect();
+    let pages: Vec<&str> = commands(tree).into_iter().map(title_of).collect();
     if command.has_subcommands() {
         page += ".SH COMMANDS\n";
-        for one in commands(tree).skip(1) {
+        for one in &commands(command)[1..] {
             let about = one.get_about().map(ToString::to_string).unwrap_or_default();
             item(&mut page, &format!("{}(1)", title_of(one)), &about);
         }
@@ -211,7 +212,7 @@ mod tests {
 
     fn pages() -> Vec<(String, String)> {
         let tree = build(crate::cli::Cli::command());
-        commands(&tree).map(|command| (command.get_name().to_string(), page(&tree, command))).collect()
+        commands(&tree).into_iter().map(|command| (title_of(command).to_string(), page(&tree, command))).collect()
     }
 
     #[test]
@@ -224,10 +225,7 @@ mod tests {
                 sections.iter().map(|title| title.trim_matches('"')).filter(|title| wanted.contains(title)).collect();
             assert_eq!(found, wanted, "{name}: {page}");
             assert!(page.contains("hf\\-cache\\-sync"), "{name}: {page}");
-            let title = match name.as_str() {
-                "hf-cache-sync" => ".TH HF-CACHE-SYNC 1 ".to_string(),
-                name => format!(".TH HF-CACHE-SYNC-{} 1 ", name.to_uppercase()),
-            };
+            let title = format!(".TH {} 1 ", name.to_uppercase());
             assert!(page.lines().any(|line| line.starts_with(&title)), "{name}: {page}");
             let lines: Vec<&str> = page.lines().collect();
             let terms = lines.windows(3).filter(|at| at[0] == ".TP");
@@ -236,6 +234,34 @@ mod tests {
             assert_eq!(own.contains("\\fBhf\\-cache\\-sync\\fR(1)"), name != "hf-cache-sync", "{name}: {own}");
             assert!(page.starts_with(".") && !page.contains("\n\n"), "{name}: {page}");
         }
+    }
+
+    #[test]
+    fn nested_commands_have_pages_that_refer_to_each_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let args = Args { dir: Some(dir.path().to_path_buf()) };
+        let report = execute(crate::cli::Cli::command(), &args).unwrap();
+        let names: Vec<_> = report.pages.iter().map(|page| page.file_name().unwrap().to_str().unwrap()).collect();
+        for name in ["remote", "remote-gc", "remote-rm", "remote-du", "config", "config-show"] {
+            assert!(names.contains(&format!("hf-cache-sync-{name}.1").as_str()), "{names:?}");
+        }
+        let read = |name: &str| fs::read_to_string(dir.path().join(format!("{name}.1"))).unwrap();
+        for page in pages() {
+            let others: Vec<String> =
+                pages().into_iter().map(|(name, _)| name).filter(|name| *name != page.0).collect();
+            let (_, see_also) = page.1.split_once(".SH SEE ALSO\n").unwrap();
+            let links: Vec<String> =
+                see_also.trim().split(", ").map(|link| link.replace("\\fB", "").replace("\\fR(1)", "")).collect();
+            let links: Vec<String> = links.into_iter().map(|link| link.replace("\\-", "-")).collect();
+            assert_eq!(links, others, "{}", page.0);
+        }
+        let gc = read("hf-cache-sync-remote-gc");
+        assert!(gc.contains(".TH HF-CACHE-SYNC-REMOTE-GC 1 ") && gc.contains("hf\\-cache\\-sync remote gc"), "{gc}");
+        let remote = read("hf-cache-sync-remote");
+        let (_, commands) = remote.split_once(".SH COMMANDS\n").unwrap();
+        let (commands, _) = commands.split_once(".SH EXIT STATUS").unwrap();
+        assert!(commands.contains("hf\\-cache\\-sync\\-remote\\-gc(1)"), "{commands}");
+        assert!(!commands.contains("hf\\-cache\\-sync\\-push(1)"), "{commands}");
     }
 
     #[test]

@@ -20,7 +20,7 @@ use crate::config::GigaBytes;
 use crate::engine::Session;
 use crate::engine::evict::{self, Outcome};
 use crate::engine::held;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, printable};
 use crate::model::amount::Amount;
 use crate::model::ids::{Commit, RefName, RepoName};
 use crate::model::pins::Pins;
@@ -180,6 +180,8 @@ pub struct Report {
     pub deleted: Deletions,
     /// What was kept, and why.
     pub skipped: Vec<Skip>,
+    /// Notes for the user.
+    pub notes: Vec<String>,
     /// Whether the file system keeps no access times, so that only modification times show the last use.
     pub noatime: bool,
     /// Whether being over budget is a failure.
@@ -320,6 +322,7 @@ impl Report {
             pinned: plan.pinned,
             deleted: Deletions::new(&plan, done.as_ref()),
             skipped: plan.skips.clone(),
+            notes: Vec::new(),
             noatime,
             fail_over_budget: args.fail_over_budget,
             failures: plan.failures.clone(),
@@ -436,12 +439,13 @@ async fn run(session: &Session, args: &Args, agreement: Option<Agreement>) -> Re
     let layout = session.layout();
     let require_remote = args.require_remote || (config.cache.prune_require_remote && !args.no_require_remote);
     let given = args.max_gb.map(|size| size.0).or(args.max_size.map(|size| size.0));
+    let keep = Pins::new("keep", &args.keep)?;
     let mut options = Options {
         // An age without a budget is a request of its own, whatever the configured budget.
         budget: given.or(args.older_than.is_none().then_some(config.cache.max_local_bytes)),
         include_referenced: args.include_referenced,
         older_than: args.older_than.map(|age| age.0),
-        keep: Pins::new("keep", &args.keep)?.and(config.cache.keep.clone()),
+        keep: keep.clone().and(config.cache.keep.clone()),
         held: require_remote.then(Held::default),
         orphan_grace: args.orphan_grace.0,
         temporary_grace: args.temporary_grace.0,
@@ -456,6 +460,7 @@ async fn run(session: &Session, args: &Args, agreement: Option<Agreement>) -> Re
     };
     session.progress.event(Event::Step("scanning the cache"));
     let mut facts = scan_cache(&layout).await?;
+    let notes = notes_on_patterns(&keep, &facts.inventory);
     let (mut checker, mut failure) = (None, None);
     if require_remote && evicts(&facts, &options, session.now) {
         match examine(session, facts.inventory).await {
@@ -485,9 +490,24 @@ async fn run(session: &Session, args: &Args, agreement: Option<Agreement>) -> Re
             Report::new(args, &options, plan, Some(done), noatime)
         }
     };
+    report.notes = notes;
     report.seconds = started.elapsed().as_secs_f64();
     report.now = session.now;
     Ok(report)
+}
+
+/// Names the patterns of the command line that protect nothing, such as misspelled ones. Those of cache.keep need not match:
+/// machines share a configuration, and not each has all of its repos.
+fn notes_on_patterns(keep: &Pins, inventory: &Inventory) -> Vec<String> {
+    let mut revisions = Vec::new();
+    for repo in &inventory.repos {
+        for commit in repo.revisions.keys() {
+            let refs = repo.refs.iter().filter(|(_, named)| *named == commit).map(|(name, _)| name.clone());
+            revisions.push((&repo.name, commit, refs.collect()));
+        }
+    }
+    let note = |text| format!("--keep '{}' matches no revision in this cache", printable(text, 100));
+    keep.unmatched(&revisions).map(note).collect()
 }
 
 /// Returns whether any revision would be considered if the bucket held all of them. If not, there is no need to ask it.

@@ -161,7 +161,7 @@ async fn run(session: &Session, args: &Args, agreement: Option<Agreement>) -> Re
     session.need_cache()?;
     let layout = session.layout();
     let selection = Selection::of(args.repos.clone()).at_revision(args.revision.as_deref())?;
-    let bucket = if args.require_remote { Some(session.bucket().await?) } else { None };
+    let bucket = if args.require_remote { Some(session.bucket().await.map_err(nothing_removed)?) } else { None };
     let mut options = Options { orphan_grace: Duration::ZERO, temporary_grace: ABANDONED, ..Options::default() };
     let lock = match args.dry_run {
         true => None,
@@ -172,7 +172,8 @@ async fn run(session: &Session, args: &Args, agreement: Option<Agreement>) -> Re
     // Names that are wrong are reported before the bucket is asked.
     let (removal, notes) = resolve(&inventory, &selection)?;
     if let Some(bucket) = &bucket {
-        let (examined, held) = held::examine(session, bucket, inventory, selection).await?;
+        let examined = held::examine(session, bucket, inventory, selection).await;
+        let (examined, held) = examined.map_err(nothing_removed)?;
         options.held = Some(held);
         inventory = examined;
     }
@@ -192,6 +193,11 @@ async fn run(session: &Session, args: &Args, agreement: Option<Agreement>) -> Re
     report.seconds = started.elapsed().as_secs_f64();
     report.now = session.now;
     Ok(report)
+}
+
+/// Adds to an error of the bucket what follows from it.
+fn nothing_removed(error: Error) -> Error {
+    Error { what: format!("nothing was removed: {}", error.what), ..error }
 }
 
 /// Finds what is to be removed, with notes for the user.

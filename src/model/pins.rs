@@ -14,6 +14,8 @@ pub struct Pins(Vec<Pin>);
 
 #[derive(Debug, Clone)]
 struct Pin {
+    /// As the user wrote it.
+    text: String,
     repo: RepoPattern,
     revision: Option<RevisionPattern>,
 }
@@ -58,13 +60,21 @@ impl Pins {
 
     /// Returns whether a pattern matches the revision, which these refs name.
     pub fn match_revision(&self, repo: &RepoName, commit: &Commit, refs: &[RefName]) -> bool {
-        self.0.iter().any(|pin| {
-            pin.repo.matches(repo) && pin.revision.as_ref().is_none_or(|revision| revision.matches(commit, refs))
-        })
+        self.0.iter().any(|pin| pin.matches(repo, commit, refs))
+    }
+
+    /// Returns the patterns that match none of these revisions.
+    pub fn unmatched<'a>(&'a self, revisions: &[(&RepoName, &Commit, Vec<RefName>)]) -> impl Iterator<Item = &'a str> {
+        let is_used = |pin: &Pin| revisions.iter().any(|(repo, commit, refs)| pin.matches(repo, commit, refs));
+        self.0.iter().filter(move |pin| !is_used(pin)).map(|pin| pin.text.as_str())
     }
 }
 
 impl Pin {
+    fn matches(&self, repo: &RepoName, commit: &Commit, refs: &[RefName]) -> bool {
+        self.repo.matches(repo) && self.revision.as_ref().is_none_or(|revision| revision.matches(commit, refs))
+    }
+
     fn parse(text: &str) -> Result<Pin, String> {
         let (repo, revision) = match text.trim().split_once('@') {
             Some((repo, revision)) => (repo, Some(revision)),
@@ -75,7 +85,7 @@ impl Pin {
             Some(text) => Some(RevisionPattern { text: text.to_string(), glob: Glob::parse(text)? }),
             None => None,
         };
-        Ok(Pin { repo: RepoPattern::parse(repo)?, revision })
+        Ok(Pin { text: text.trim().to_string(), repo: RepoPattern::parse(repo)?, revision })
     }
 }
 
@@ -118,6 +128,17 @@ mod tests {
         }
         assert!(matches("dataset:org/*", RepoType::Dataset, &[]));
         assert!(matches("org/*", RepoType::Dataset, &[]), "a pattern without a type applies to all types");
+    }
+
+    #[test]
+    fn patterns_without_a_match_are_named() {
+        let commit: Commit = "abcd".repeat(10).parse().unwrap();
+        let repo = RepoName::new(RepoType::Model, "org/name".parse().unwrap());
+        let revisions = [(&repo, &commit, vec!["main".parse().unwrap()])];
+        let pins = Pins::parse_list("org/*, orgg/*, org/name@main, org/name@v1, dataset:org/name, abcd/*").unwrap();
+        let unmatched: Vec<&str> = pins.unmatched(&revisions).collect();
+        assert_eq!(unmatched, ["orgg/*", "org/name@v1", "dataset:org/name", "abcd/*"]);
+        assert_eq!(pins.unmatched(&[]).count(), 6);
     }
 
     #[test]

@@ -298,6 +298,24 @@ fn a_configuration_or_token_can_be_a_pipe_only_with_a_writer() {
     machine.run(&["pull", "org/nothing", "--fallback", "hf-hub"]).refused(2, &["token", "a named pipe"]);
 }
 
+#[test]
+fn the_error_for_a_pipe_or_a_link_out_of_the_repo_says_what_to_do() {
+    let (_store, machine, one) = setup();
+    let snapshot = one.snapshot(&machine.hub());
+    for name in ["config.json", "model.safetensors"] {
+        fs::remove_file(snapshot.join(name)).unwrap();
+    }
+    make_pipe(&snapshot.join("config.json"));
+    symlink("/etc/hostname", snapshot.join("model.safetensors")).unwrap();
+    let output = machine.run(&["push"]);
+    assert_eq!(output.code, 1, "{output:#?}");
+    for words in
+        ["named pipe, not a file, so it is not pushed\n  delete it and", "replace the link with a copy of the file"]
+    {
+        assert!(output.stderr.contains(words), "{output:#?}");
+    }
+}
+
 /// Files and folders that operating systems and tools leave behind.
 const LITTER: [&str; 12] = [
     ".DS_Store",

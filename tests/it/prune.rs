@@ -119,7 +119,7 @@ fn referenced_revisions_are_kept_and_a_missed_budget_is_reported() {
     assert_eq!(output.code, 0, "{output:#?}");
     assert_eq!(
         without_timestamp(&output.stdout),
-        "Freed 0 B: nothing to delete; 3.0 KiB used.\n\
+        "Freed 0 B: everything was kept; 3.0 KiB used.\n\
          Over the budget of 50 B by 3.0 KiB: 2 revisions (3.0 KiB) have refs; use --include-referenced to evict these too.\n"
     );
     let output = run(&hub, &["--max-size", "50B", "--fail-over-budget", "-q"]);

@@ -279,6 +279,14 @@ fn without_a_bucket_nothing_is_evicted_and_the_exit_code_says_why() {
             assert_eq!((evicted(&report), lacks(&report)), (vec![], vec![("org/one", "unknown")]), "{number}");
             assert_eq!(report["orphans"]["blobs"], 1, "{number}: {report:#}");
         }
+        // A store that is busy is asked for a while.
+        if number > 0 {
+            let ran = machine.run(&["prune", "--max-size", "0B", "--require-remote"]);
+            let reason = if code == 6 { "reached" } else { "checked" };
+            let words = format!("the bucket could not be {reason}, so nothing was evicted");
+            assert!(ran.stdout.contains(&words) && ran.stdout.contains("everything was kept"), "{ran:#?}");
+            assert!(!format!("{ran:?}").contains("does not hold"), "{ran:#?}");
+        }
         assert!(is_here(&machine, &one) && !orphan.exists(), "{number}");
     }
 }
@@ -421,6 +429,17 @@ fn pins_keep_revisions_and_are_named_when_they_matter() {
     assert_eq!(kept(&machine, &["--keep", "*@v*", "--keep", &format!("*@{}", &OTHER[..8])]), ["org/c"]);
     let report = prune(&machine, &["--keep", "*", "--max-gb", "1"]).json();
     assert_eq!(report["skipped"], serde_json::json!([]), "nothing was to be evicted");
+    assert_eq!(report["notes"], serde_json::json!([]));
+    let note = "--keep 'orgg/*' matches no revision in this cache";
+    for args in [&["--dry-run", "--max-gb", "1"][..], &["--max-size", "1GB", "--require-remote"]] {
+        let line = [&["--keep", "org/a@main", "--keep", "orgg/*"], args].concat();
+        assert_eq!(prune(&machine, &line).json()["notes"], serde_json::json!([note]));
+        let ran = machine.run(&[&["prune"], &line[..]].concat());
+        assert!(ran.code == 0 && ran.stderr == format!("note: {note}\n"), "{ran:#?}");
+    }
+    machine.configure("cache:\n  keep: orgg/*\n");
+    let ran = machine.run(&["prune", "--dry-run", "--max-gb", "1"]);
+    assert!(ran.code == 0 && ran.stderr.is_empty(), "a shared configuration need not match: {ran:#?}");
     machine.configure("cache:\n  keep: [\"*/b\", 'dataset:*']\n");
     assert_eq!(kept(&machine, &["--keep", "org/a"]), ["org/a", "org/b", "org/c"]);
     let ran = machine.run(&["prune", "--max-size", "0B", "--require-remote"]);

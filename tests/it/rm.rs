@@ -70,7 +70,7 @@ fn one_revision_goes_with_its_refs_and_the_others_keep_their_blobs() {
     for revision in ["v1.0", "refs/pr/1", &commit(1), &commit(1)[..38]] {
         let hub = everyday();
         if revision.len() == 38 {
-            hub.machine.run(&["rm", "org/a", "-r", revision]).refused(2, &["ambiguous"]);
+            hub.machine.run(&["rm", "org/a", "-r", revision]).refused(2, &["ambiguous", &commit(1), &commit(2)]);
             continue;
         }
         let report = removed(&hub, &["org/a", "-r", revision]);
@@ -143,6 +143,14 @@ fn what_is_in_use_is_kept() {
             assert_eq!((ran.code, &report["skipped"][0]["reason"]), (1, &reason.into()), "{args:?}: {ran:#?}");
             assert!(ran.stderr.contains("kept ") && report["freed"] == 0, "{ran:#?}");
             ran.nothing_internal();
+            let ran = hub.machine.run(&[&["rm"], args].concat());
+            let would = if args.contains(&"--dry-run") {
+                "Would free 0 B: everything would be"
+            } else {
+                "Freed 0 B: everything was"
+            };
+            assert!(ran.code == 1 && ran.stdout.contains(&format!("{would} kept.")), "{ran:#?}");
+            assert!(reason != "in-flight" || ran.stderr.contains("wait until it has finished"), "{ran:#?}");
         }
         assert_eq!(hub.contents(), before, "{reason}");
     }
@@ -190,6 +198,17 @@ fn a_shared_payload_stays_for_the_repo_that_needs_it() {
     assert!(payload.exists() && !hub.exists(A) && hub.exists(&format!("{B}/snapshots/{}/weights", commit(1))));
     assert_eq!(removed(&hub, &["dataset:org/b"])["freed"], 5000);
     assert!(!payload.exists() && !hub.exists(B));
+}
+
+#[test]
+fn with_require_remote_and_no_bucket_nothing_goes() {
+    let mut hub = everyday();
+    hub.machine.connect("http://127.0.0.1:9", "bucket", "test-region");
+    let before = hub.contents();
+    hub.machine
+        .run(&["rm", "org/a", "--require-remote"])
+        .refused(6, &["nothing was removed: cannot list bucket 'bucket'", "cannot connect"]);
+    assert_eq!(hub.contents(), before);
 }
 
 #[test]

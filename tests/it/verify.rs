@@ -188,6 +188,12 @@ fn without_a_source_nothing_changes() {
     assert!(!world.quarantine().exists() || fs::read_dir(world.quarantine()).unwrap().count() == 0);
     let text = world.machine.run(&["verify", "--repair"]);
     assert!(text.stdout.contains("no good copy was found -> not repaired"), "{}", text.text());
+    assert!(
+        text.stderr.contains("--fallback hf-hub") && text.stderr.contains("`hf-cache-sync push`"),
+        "{}",
+        text.text()
+    );
+    assert!(ran.json()["notes"][0].as_str().unwrap().contains("no good copy"), "{}", ran.text());
 }
 
 /// The bucket's own copy may be bad, too: it is not taken, and what is here stays.
@@ -837,7 +843,32 @@ fn what_no_cache_has_is_left_and_nothing_is_sent() {
     let before = world.store.objects();
     let ran = world.machine.run(&["verify", "--remote", "--repair", "--json"]);
     assert_eq!((ran.code, outcomes(&ran.json())), (5, vec!["left"; 2]), "{}", ran.text());
+    assert!(
+        ran.json()["notes"][0].as_str().unwrap().contains("`hf-cache-sync pull --fallback hf-hub`"),
+        "{}",
+        ran.text()
+    );
     assert_eq!(world.store.objects(), before);
+}
+
+/// The keys of a team whose prefix begins with one of our folders look like refs.
+#[test]
+fn keys_of_other_teams_are_not_damage() {
+    let world = World::new(Revision::model("org/llm"));
+    let other = Machine::new(&world.store);
+    world.revision.write(&other.hub());
+    for prefix in ["refs", "refs/team", "refs-v2/team", "blobs", "manifests", "manifests/team"] {
+        other.ok(&["push", "--prefix", prefix]);
+    }
+    for args in [&[][..], &["--deep"], &["--repair"]] {
+        let ran = world.machine.run(&[&["verify", "--remote", "--json"], args].concat());
+        assert_eq!((ran.code, ran.json()["findings"].as_array().unwrap().len()), (0, 0), "{}", ran.text());
+        assert!(ran.json()["notes"][0].as_str().unwrap().contains("were not checked"), "{}", ran.text());
+    }
+    // What only this team can have written is reported.
+    world.store.put("refs/org__llm/old", "f".repeat(40));
+    let ran = world.machine.run(&["verify", "--remote", "--json"]);
+    assert_eq!((ran.code, &ran.json()["findings"][0]["reason"]), (5, &"dangling-ref".into()), "{}", ran.text());
 }
 
 /// What neither this cache nor the bucket has comes from the Hub.

@@ -12,6 +12,7 @@ use crate::commands::size::Size;
 use crate::commands::{prune, push};
 use crate::engine::Session;
 use crate::error::{Error, Result};
+use crate::files;
 use crate::model::ids::{Commit, RepoName, RepoSpec};
 use crate::progress::{Event, Silent};
 
@@ -50,6 +51,11 @@ async fn keep_within(max: u64, session: &Session, puller: &Arc<Puller>, site: &S
             continue;
         };
         puller.added.store(0, Ordering::Relaxed);
+        // The first pull creates the cache.
+        if files::is_missing(session.layout().root()) {
+            known = Some(0);
+            continue;
+        }
         match prune_to(max, session).await {
             Ok(report) => {
                 known = Some(report.size);

@@ -185,6 +185,14 @@ pub async fn repair(session: &Session, facts: &Facts, findings: &mut [Finding], 
     for (index, _) in wanted.iter().filter(|(_, want)| !want.has_source()) {
         findings[*index].detail += "; no good copy was found";
     }
+    if wanted.iter().any(|(_, want)| !want.has_source()) {
+        let from_hub = "use `--fallback hf-hub` to get them from the Hub, or ";
+        let from_hub = if run.options.fallback.is_some() { "" } else { from_hub };
+        run.tally.notes.push(format!(
+            "no good copy of some blobs was found: {from_hub}run `hf-cache-sync push` on a machine that has them, then \
+             repair again"
+        ));
+    }
     if run.options.dry_run {
         for (index, want) in &wanted {
             if want.has_source() {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use crate::bucket::client::Bucket;
 use crate::bucket::keys::{self, RefKey};
 use crate::bucket::read::Stored;
+use crate::bucket::refs::Candidate;
 use crate::bucket::state::{RemoteState, Scope};
 use crate::cache::scan::{self, Inventory, SnapshotFile};
 use crate::cache::{gated, root};
@@ -58,8 +59,12 @@ pub async fn check(session: &Session, bucket: &Bucket, only: &[RepoSpec], deep: 
     let groups = state.manifests().iter().filter(|(encoded, _)| is_wanted(encoded));
     let manifests: Vec<String> =
         groups.flat_map(|(encoded, commits)| commits.keys().map(|commit| keys::manifest_of(encoded, commit))).collect();
-    let refs = state.refs().iter().filter(|candidate| is_wanted(&candidate.encoded));
-    let refs: Vec<String> = refs.map(|candidate| candidate.object.key.clone()).collect();
+    let may_be_of_other_team = |candidate: &&Candidate| {
+        candidate.repo.is_none() && keys::may_be_of_other_team(&candidate.encoded, &candidate.name)
+    };
+    let (of_others, refs): (Vec<&Candidate>, Vec<&Candidate>) =
+        state.refs().iter().filter(|candidate| is_wanted(&candidate.encoded)).partition(may_be_of_other_team);
+    let refs: Vec<String> = refs.into_iter().map(|candidate| candidate.object.key.clone()).collect();
     state.read_manifests(bucket, manifests.iter().cloned()).await?;
     state.read_refs(bucket, refs.iter().cloned()).await?;
 
@@ -86,9 +91,9 @@ pub async fn check(session: &Session, bucket: &Bucket, only: &[RepoSpec], deep: 
     }
     select(bucket, &state, only, &mut found.facts)?;
     check_blobs(session, bucket, &state, deep, &mut found).await?;
-    let foreign = state.foreign().keys;
+    let foreign = state.foreign().keys + of_others.len();
     if foreign > 0 && only.is_empty() {
-        found.notes.push(format!("{foreign} objects in the bucket are not part of the cache, and were not checked"));
+        found.notes.push(format!("{foreign} objects in the bucket are not part of this cache, and were not checked"));
     }
     Ok(found)
 }
@@ -288,6 +293,9 @@ pub struct Tally {
     pub failures: Vec<Error>,
 }
 
+/// What to do about an object that this cache has no good copy of.
+const NO_COPY_HINT: &str = "run the same command on a machine that has them, or get them here first with `hf-cache-sync pull --fallback hf-hub`";
+
 /// Repairs everything that this cache has good copies of, and records the outcome of each finding.
 ///
 /// # Errors
@@ -301,7 +309,7 @@ pub async fn repair(
 ) -> Result<Tally> {
     findings.iter_mut().for_each(|finding| finding.outcome = Outcome::Left);
     if root::check(&session.config.cache.root, &session.config.cache.source).is_err() {
-        let notes = vec!["there is no cache here that could have good copies".into()];
+        let notes = vec![format!("there is no cache here that could have good copies: {NO_COPY_HINT}")];
         return Ok(Tally { notes, ..Tally::default() });
     }
     session.progress.event(Event::Step("looking for good copies"));
@@ -313,6 +321,13 @@ pub async fn repair(
     let mut run = Run { session, bucket, context, inventory: &inventory, findings, dry_run, tally: Tally::default() };
     run.upload_blobs().await?;
     run.push_revisions().await?;
+    let lacks_copy = |finding: &Finding| {
+        finding.outcome == Outcome::Left && matches!(finding.repair, Repair::Upload { .. } | Repair::Push { .. })
+    };
+    // Other notes and failures say why a copy that is here was not used.
+    if run.tally.failures.is_empty() && run.tally.notes.is_empty() && run.findings.iter().any(lacks_copy) {
+        run.tally.notes.push(format!("this cache has no good copies of what is left: {NO_COPY_HINT}"));
+    }
     Ok(run.tally)
 }
 

@@ -187,7 +187,7 @@ fn remote_table(report: &remote::Report) -> Table {
         Name("Repo"),
         Fixed("Type"),
         SpareNumber("Revisions"),
-        Fixed("Latest revision"),
+        Fixed("Last pushed"),
         Text("Refs"),
         Fixed("Pushed"),
     ];

@@ -70,8 +70,8 @@ fn refs_of(one: &EvictedRevision) -> String {
     if refs.is_empty() { "no ref".into() } else { refs.join(", ") }
 }
 
-/// "2 revisions, 1 orphaned blob and 3 abandoned files", omitting zero counts.
-pub(super) fn counts(deleted: &Deletions, require_remote: bool) -> String {
+/// "2 revisions, 1 orphaned blob and 3 abandoned files", omitting zero counts; `if_none` if all are zero.
+pub(super) fn counts(deleted: &Deletions, require_remote: bool, if_none: &str) -> String {
     let all = [
         (deleted.evicted.len() as u64, "revision"),
         (deleted.orphans.blobs, "orphaned blob"),
@@ -84,17 +84,42 @@ pub(super) fn counts(deleted: &Deletions, require_remote: bool) -> String {
         some[0].push_str(" that the bucket holds");
     }
     match some.split_last() {
-        None => "nothing to delete".into(),
+        None => if_none.into(),
         Some((last, [])) => last.clone(),
         Some((last, others)) => format!("{} and {last}", others.join(", ")),
     }
+}
+
+/// Says why nothing is deleted: it was kept, failed, or there was nothing.
+pub(super) fn nothing(is_kept: bool, has_failed: bool, dry_run: bool) -> &'static str {
+    match (is_kept, has_failed, dry_run) {
+        (true, _, false) => "everything was kept",
+        (true, _, true) => "everything would be kept",
+        (false, true, false) => "nothing was deleted",
+        (false, true, true) => "nothing would be deleted",
+        (false, false, _) => "nothing to delete",
+    }
+}
+
+/// Returns what prevented asking the bucket, and what follows from that, if anything was kept for this reason.
+fn bucket_failure(report: &Report) -> Option<String> {
+    let count = report.skipped.iter().filter(|skip| skip.lacks == Some(Lack::Unknown)).count() as u64;
+    let is_unreachable = report.failures.iter().any(|failure| failure.kind() == Kind::Unavailable);
+    let what = if is_unreachable { "reached" } else { "checked" };
+    let kept = match report.deleted.evicted.len() {
+        0 if report.dry_run => "nothing would be evicted".into(),
+        0 => "nothing was evicted".into(),
+        _ => format!("{} kept", plural(count, "revision")),
+    };
+    (count > 0).then(|| format!("the bucket could not be {what}, so {kept}"))
 }
 
 /// Explains by how much the budget is exceeded, what prevents freeing more, largest first, and what to do about it.
 fn budget_excess(report: &Report) -> String {
     let budget = report.budget.unwrap_or_default();
     let mut kept: BTreeMap<SkipReason, (u64, u64)> = BTreeMap::new();
-    for skip in &report.skipped {
+    let bucket_failure = bucket_failure(report);
+    for skip in report.skipped.iter().filter(|skip| skip.lacks != Some(Lack::Unknown)) {
         let (count, bytes) = kept.entry(skip.reason).or_default();
         *count += 1;
         *bytes = if covers_same_bytes(skip.reason) { skip.bytes.max(*bytes) } else { *bytes + skip.bytes };
@@ -115,6 +140,7 @@ fn budget_excess(report: &Report) -> String {
             _ => format!("kept {} ({})", kept_items(*reason), size(*bytes)),
         })
         .collect();
+    why.extend(bucket_failure);
     if report.pinned > 0 {
         why.push(format!(
             "{} are hard-linked from outside the cache, or nothing records what needs them",
@@ -129,9 +155,6 @@ fn budget_excess(report: &Report) -> String {
     }
     let mut text = format!("Over the budget of {} by {}: {}.", size(budget), size(report.over_budget), why.join("; "));
     let largest = kept.first().filter(|(_, _, bytes)| *bytes > 0 && !report.declined);
-    // What could not be compared need not be pushed. The error says what to do.
-    let is_unknown = report.skipped.iter().any(|skip| skip.lacks == Some(Lack::Unknown));
-    let largest = largest.filter(|(reason, ..)| !(is_unknown && *reason == SkipReason::NotInBucket));
     if let Some(advice) = largest.and_then(|(reason, ..)| advice(*reason)) {
         let _ = write!(text, "\n  {advice}");
     }
@@ -201,9 +224,11 @@ pub(super) fn reason(reason: SkipReason) -> &'static str {
         SkipReason::Recent => "it was used more recently than --older-than",
         SkipReason::FreesNothing => "other revisions need all of its blobs, so evicting it would free nothing",
         SkipReason::Young => "it is younger than the grace period",
-        SkipReason::InFlight => "a download may be in flight (see --temporary-grace)",
+        SkipReason::InFlight => {
+            "a download may be in flight: wait until it has finished, or use a shorter --temporary-grace if it was aborted"
+        }
         SkipReason::Busy => "something was downloaded minutes ago (use --orphan-grace 0 to evict anyway)",
-        SkipReason::Held => "another process holds the lock",
+        SkipReason::Held => "another process holds the lock: wait until it has finished",
         SkipReason::Link => "it is a link, or reached through one; prune deletes nothing through links",
         SkipReason::NeededElsewhere => "a link elsewhere points into it",
         SkipReason::Unreadable => "it cannot be read, so it is unknown what it needs",
@@ -215,17 +240,26 @@ pub(super) fn reason(reason: SkipReason) -> &'static str {
     }
 }
 
-/// Formats a line for each repo and reason for keeping something. Items within the grace period are only mentioned if the
-/// budget is exceeded, since there are always some.
+/// Formats a line for each repo and reason for keeping something.
 fn skip_lines_of(report: &Report) -> String {
-    let is_shown = |reason| match reason {
+    skip_lines(report.skipped.iter().filter(|skip| is_shown(report, skip.reason)), reason)
+}
+
+/// Returns whether this reason is mentioned. Items within the grace period are only mentioned if the budget is exceeded, since
+/// there are always some.
+fn is_shown(report: &Report, reason: SkipReason) -> bool {
+    match reason {
         // The line about the budget has them.
         SkipReason::Referenced => report.budget.is_none(),
         SkipReason::Recent => false,
         SkipReason::Young => report.over_budget > 0,
         _ => true,
-    };
-    skip_lines(report.skipped.iter().filter(|skip| is_shown(skip.reason)), reason)
+    }
+}
+
+/// Returns whether a deletion was considered, as opposed to something that is never deleted.
+fn was_considered(skip: &Skip) -> bool {
+    skip.bytes > 0 || skip.revision.is_some()
 }
 
 /// Formats a line for each repo and reason, in these words.
@@ -274,7 +308,7 @@ fn lack(lack: &Lack) -> String {
         format!("{}{more}", printable(text, 200))
     };
     match lack {
-        Lack::Unknown => "it could not be compared with the bucket".into(),
+        Lack::Unknown => "the bucket could not be checked".into(),
         Lack::Manifest => "the bucket has no manifest of it".into(),
         Lack::ValidManifest { why } => format!("its manifest in the bucket is not valid: {}", printable(why, 200)),
         Lack::OwnManifest { of } => format!("its key in the bucket belongs to {of}"),
@@ -318,7 +352,11 @@ impl ui::Report for Report {
             _ => size(self.size),
         };
         let of = if self.dry_run { format!("that leaves {of}") } else { format!("{of} used") };
-        let total = format!("{} {}: {}; {of}.", verb, size(self.freed), counts(&self.deleted, self.require_remote));
+        let is_kept =
+            self.over_budget > 0 || self.skipped.iter().any(|skip| is_shown(self, skip.reason) && was_considered(skip));
+        let nothing = nothing(is_kept, !self.failures.is_empty(), self.dry_run);
+        let counts = counts(&self.deleted, self.require_remote, nothing);
+        let total = format!("{} {}: {counts}; {of}.", verb, size(self.freed));
         let total = if self.dry_run { total } else { stamped(&total, Stream::Out) };
         let _ = writeln!(out, "{total}");
         if self.over_budget > 0 {
@@ -338,7 +376,8 @@ impl ui::Report for Report {
     }
 
     fn summary(&self) -> String {
-        let mut out = skip_lines_of(self);
+        let mut out: String = self.notes.iter().map(|note| format!("note: {note}\n")).collect();
+        out.push_str(&skip_lines_of(self));
         if self.noatime && (!self.deleted.evicted.is_empty() || self.over_budget > 0 || self.older_than.is_some()) {
             let _ = writeln!(
                 out,

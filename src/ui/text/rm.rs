@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::prune::{counts, reason, skip_lines, table};
+use super::prune::{counts, nothing, reason, skip_lines, table};
 use super::size;
 use super::time::{Stream, stamped};
 use crate::commands::rm::Report;
@@ -13,9 +13,11 @@ use crate::ui;
 /// Returns why something was kept, without the options of `prune`.
 fn reason_of_rm(why: SkipReason) -> &'static str {
     match why {
-        SkipReason::InFlight => "a download may be in flight: something was written in the last minutes",
-        SkipReason::Busy => "something was downloaded minutes ago",
-        SkipReason::Changed => "it was used or changed in the meantime",
+        SkipReason::InFlight => {
+            "a download may be in flight: wait until it has finished, or for five minutes after it was aborted"
+        }
+        SkipReason::Busy => "something was downloaded minutes ago: try again in five minutes",
+        SkipReason::Changed => "it was used or changed in the meantime: try again",
         SkipReason::Link => "it is a link, or reached through one; nothing is deleted through links",
         _ => reason(why),
     }
@@ -31,7 +33,8 @@ impl ui::Report for Report {
             out.push_str(&table(&self.deleted.rows, self.now));
         }
         let verb = if self.dry_run { "Would free" } else { "Freed" };
-        let total = format!("{verb} {}: {}.", size(self.freed), counts(&self.deleted, self.require_remote));
+        let nothing = nothing(!self.skipped.is_empty(), !self.failures.is_empty(), self.dry_run);
+        let total = format!("{verb} {}: {}.", size(self.freed), counts(&self.deleted, self.require_remote, nothing));
         let total = if self.dry_run { total } else { stamped(&total, Stream::Out) };
         let _ = writeln!(out, "{total}");
         out

@@ -279,6 +279,18 @@ fn the_cache_stays_within_its_budget_while_clients_read() {
 }
 
 #[test]
+fn a_budget_for_a_cache_that_does_not_exist_yet_is_kept_without_a_warning() {
+    let revision = Revision::model("org/name");
+    let store = Store::new();
+    push(&store, &revision);
+    let machine = Machine::new(&store);
+    let serve = Serve::start(&machine, &["--max-size", "1GB"]);
+    wait_until("the size", || serve.json("/status.json")["about"]["cache_bytes"] == 0);
+    assert_eq!(serve.get(&file(&revision, "config.json")).status, 200);
+    assert_eq!(serve.stop().stderr, "");
+}
+
+#[test]
 fn what_the_bucket_lacks_stays_even_above_the_budget() {
     let own = Revision::new("model", "org/own").lfs("model.bin", weights(1, 3 << 20));
     let revision = Revision::new("model", "org/name").lfs("model.bin", weights(2, 3 << 20)).at(OTHER);
