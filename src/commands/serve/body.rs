@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Frame;
@@ -45,6 +45,12 @@ pub type Body = UnsyncBoxBody<Bytes, io::Error>;
 /// Returns a body of these bytes.
 pub fn whole(bytes: impl Into<Bytes>) -> Body {
     Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+}
+
+/// Returns a body of pieces that are made as they are sent. The last one is empty.
+pub fn of_pieces(mut next: impl FnMut() -> String + Send + 'static) -> Body {
+    let pieces = stream::iter(std::iter::from_fn(move || Some(next()).filter(|piece| !piece.is_empty())));
+    StreamBody::new(pieces.map(|piece| Ok(Frame::data(piece.into())))).boxed_unsync()
 }
 
 /// Returns an empty body that claims no length: the headers of an answer to HEAD tell that of the file.

@@ -38,6 +38,38 @@ pub struct Listing {
     folders: OnceLock<HashMap<String, [u8; 20]>>,
 }
 
+/// What a listing of a folder shows.
+#[derive(Debug, Clone, Default)]
+pub struct View {
+    /// The folder; `None` for the root.
+    pub folder: Option<RepoPath>,
+    /// Whether it shows what is in the folders of this folder.
+    pub is_recursive: bool,
+    /// The last commit of every entry, if it is shown.
+    pub commit: Option<LastCommit>,
+    /// Whether to mark the listing as one that may lack files. huggingface_hub keeps listings, and would take it for the
+    /// whole commit for good, and so would a push from its cache. With an invalid Xet hash in it, neither does.
+    pub is_marked: bool,
+}
+
+impl View {
+    /// Whether it shows an entry that is somewhere in its folder.
+    fn shows(&self, path: &str) -> bool {
+        let start = self.folder.as_ref().map_or(0, |folder| folder.as_str().len() + 1);
+        path.len() > start && (self.is_recursive || !path[start..].contains('/'))
+    }
+}
+
+/// A listing that is being written.
+#[derive(Debug)]
+pub struct Cursor {
+    view: View,
+    /// The file to mark.
+    marked: Option<RepoPath>,
+    /// The file up to which the listing has been written.
+    after: Option<RepoPath>,
+}
+
 /// The folders of a commit are too many, and too deep, to be listed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TooDeep;
@@ -74,59 +106,67 @@ impl Listing {
 
     /// Whether there is a folder of this path.
     pub fn has_folder(&self, path: &RepoPath) -> bool {
-        self.under(Some(path)).next().is_some()
+        self.under(Some(path), None).next().is_some()
     }
 
-    /// Returns the files in a folder (`None` for the root) and in its folders, sorted by path.
-    fn under(&self, folder: Option<&RepoPath>) -> impl Iterator<Item = (&RepoPath, &File)> {
+    /// Returns the files in a folder (`None` for the root) and in its folders, sorted by path: all, or those after one of
+    /// them.
+    fn under(&self, folder: Option<&RepoPath>, after: Option<&RepoPath>) -> impl Iterator<Item = (&RepoPath, &File)> {
         let prefix = folder.map_or(String::new(), |folder| format!("{folder}/"));
-        let from = self.files.range::<str, _>((Bound::Included(prefix.as_str()), Bound::Unbounded));
+        let start = after.map_or(Bound::Included(prefix.as_str()), |after| Bound::Excluded(after.as_str()));
+        let from = self.files.range::<str, _>((start, Bound::Unbounded));
         from.take_while(move |(path, _)| path.as_str().starts_with(&prefix))
     }
 
-    /// Tells each entry of a folder (`None` for the root), as the tree endpoint lists it. `commit` is told if it is given.
-    ///
-    /// If the listing `is_marked`, it may lack files, and huggingface_hub, which keeps listings, would take it for all of the
-    /// commit forever, and so would a push from its cache. With an invalid Xet hash in it, neither does.
+    /// Starts a listing of a folder, as the tree endpoint shows it.
     ///
     /// # Errors
-    /// If the folders cannot be listed. Nothing has been told then.
-    pub fn tree(
-        &self,
-        folder: Option<&RepoPath>,
-        is_recursive: bool,
-        commit: Option<&LastCommit>,
-        is_marked: bool,
-        mut tell: impl FnMut(Value),
-    ) -> Result<(), TooDeep> {
-        let oids = self.folder_oids()?;
-        let start = folder.map_or(0, |folder| folder.as_str().len() + 1);
-        let is_listed = |path: &RepoPath| is_recursive || !path.as_str()[start..].contains('/');
-        let marked = is_marked.then(|| self.find_to_mark(folder, is_listed)).flatten();
-        let mut before = "";
-        for (path, file) in self.under(folder) {
-            let text = path.as_str();
-            for inside in new_folders(before, text).filter(|inside| inside.len() >= start) {
-                if is_recursive || !inside[start..].contains('/') {
-                    tell(folder_entry(inside, oids, commit));
-                }
+    /// If the folders cannot be listed.
+    pub fn list(&self, view: View) -> Result<Cursor, TooDeep> {
+        self.folder_oids()?;
+        let marked = view.is_marked.then(|| self.find_to_mark(&view)).flatten().cloned();
+        Ok(Cursor { view, marked, after: None })
+    }
+
+    /// Adds the next file of a listing, after the folders that start with it. Returns false at the end.
+    pub fn advance(&self, cursor: &mut Cursor, mut add: impl FnMut(Value)) -> bool {
+        let Ok(oids) = self.folder_oids() else { return false };
+        let Cursor { view, marked, after } = cursor;
+        let Some((path, file)) = self.under(view.folder.as_ref(), after.as_ref()).next() else { return false };
+        let text = path.as_str();
+        for inside in new_folders(after.as_ref().map_or("", RepoPath::as_str), text) {
+            if view.shows(inside) {
+                add(folder_entry(inside, oids, view.commit.as_ref()));
             }
-            if is_listed(path) {
-                let mut entry = file_entry(text, file, commit);
-                if marked == Some(path) {
-                    entry["xetHash"] = "".into();
-                }
-                tell(entry);
-            }
-            before = text;
         }
-        Ok(())
+        if view.shows(text) {
+            let mut entry = file_entry(text, file, view.commit.as_ref());
+            if marked.as_ref() == Some(path) {
+                entry["xetHash"] = "".into();
+            }
+            add(entry);
+        }
+        *after = Some(path.clone());
+        true
+    }
+
+    /// Returns the entry of the first file after this path in the document about a revision, and moves on to it.
+    pub fn next_sibling(&self, after: &mut Option<RepoPath>, with_blobs: bool) -> Option<Value> {
+        let (path, file) = self.under(None, after.as_ref()).next()?;
+        let mut sibling = json!({ "rfilename": path.as_str() });
+        if with_blobs {
+            sibling["size"] = file.size.into();
+            sibling["blobId"] = hex(&oid(file)).into();
+            add_lfs(&mut sibling, "sha256", file);
+        }
+        *after = Some(path.clone());
+        Some(sibling)
     }
 
     /// Returns the file to mark in a listing that may lack files. Clients request only files in LFS from Xet, so it had better
     /// be another.
-    fn find_to_mark(&self, folder: Option<&RepoPath>, is_listed: impl Fn(&RepoPath) -> bool) -> Option<&RepoPath> {
-        let listed = || self.under(folder).filter(|(path, _)| is_listed(path));
+    fn find_to_mark(&self, view: &View) -> Option<&RepoPath> {
+        let listed = || self.under(view.folder.as_ref(), None).filter(|(path, _)| view.shows(path.as_str()));
         let other = listed().find(|(_, file)| matches!(file.blob, BlobId::Sha1(_)));
         other.or_else(|| listed().next()).map(|(path, _)| path)
     }
@@ -277,7 +317,7 @@ impl LastCommit {
     }
 }
 
-/// Returns the document about a revision. `card` is the front matter of its README.
+/// Returns the document about a revision, without its list of files, `siblings`. `card` is the front matter of its README.
 pub fn info(
     repo: &RepoName,
     commit: &LastCommit,
@@ -285,19 +325,6 @@ pub fn info(
     card: &Map<String, Value>,
     with_blobs: bool,
 ) -> Value {
-    let siblings: Vec<Value> = listing
-        .files()
-        .iter()
-        .map(|(path, file)| {
-            let mut sibling = json!({ "rfilename": path.as_str() });
-            if with_blobs {
-                sibling["size"] = file.size.into();
-                sibling["blobId"] = hex(&oid(file)).into();
-                add_lfs(&mut sibling, "sha256", file);
-            }
-            sibling
-        })
-        .collect();
     let mut info = json!({
         "_id": &hex(&git_oid("blob", repo.to_string().as_bytes()))[..24],
         "id": repo.id.as_str(),
@@ -311,7 +338,6 @@ pub fn info(
         "downloads": 0,
         "likes": 0,
         "tags": card::tags(card),
-        "siblings": siblings,
         "cardData": card,
     });
     if let Some(mut total) = with_blobs.then_some(0u64) {
@@ -388,8 +414,9 @@ mod tests {
 
     fn entries(listing: &Listing, folder: Option<&str>, is_recursive: bool, is_marked: bool) -> Vec<Value> {
         let folder = folder.map(|folder| folder.parse().unwrap());
+        let mut cursor = listing.list(View { folder, is_recursive, commit: None, is_marked }).unwrap();
         let mut entries = Vec::new();
-        listing.tree(folder.as_ref(), is_recursive, None, is_marked, |entry| entries.push(entry)).unwrap();
+        while listing.advance(&mut cursor, |entry| entries.push(entry)) {}
         entries
     }
 
@@ -467,7 +494,7 @@ mod tests {
         let deep: Vec<(String, String)> =
             (0..40).map(|number| (format!("{number}/{}x", "a/".repeat(1_900)), blob(number))).collect();
         let deep = of(&deep);
-        assert_eq!(deep.tree(None, true, None, false, |_| panic!("nothing is told")), Err(TooDeep));
+        assert_eq!(deep.list(View::default()).err(), Some(TooDeep));
         assert_eq!(deep.entry("0/a", None), Err(TooDeep));
         assert!(deep.entry("0", None).is_err() && deep.entry("y", None) == Ok(None));
     }

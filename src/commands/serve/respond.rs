@@ -16,7 +16,7 @@ use super::activity::{Activity, one_line};
 use super::body::{self, Body, Trust};
 use super::cached::Cached;
 use super::card;
-use super::documents::{self, Listing, TooDeep};
+use super::documents::{self, Listing, TooDeep, View};
 use super::gatekeeper::{Gatekeeper, Verdict};
 use super::page;
 use super::puller::{Opened, Puller};
@@ -46,6 +46,9 @@ const TAKES_FILES_WITHOUT_SIZE: (u32, u32) = (1, 33);
 /// The version of huggingface_hub from which on it keeps listings.
 const KEEPS_LISTINGS: (u32, u32) = (1, 23);
 
+/// Bytes of a list that are written at a time.
+const PIECE: usize = 64 << 10;
+const JSON: &str = "application/json; charset=utf-8";
 /// What is percent-encoded in the path of a file.
 const PATH: &AsciiSet = &RESERVED.remove(b'/');
 
@@ -321,7 +324,19 @@ impl Site {
         let nothing = Map::new();
         let card = revision.card.get_or_try_init(|| async { self.read_card(&revision).await.ok_or(()) }).await;
         let card = card.unwrap_or(&nothing);
-        json_answer(&documents::info(revision.repo(), &revision.last_commit(), &revision.listing, card, with_blobs))
+        let info = documents::info(revision.repo(), &revision.last_commit(), &revision.listing, card, with_blobs);
+        let mut start = info.to_string();
+        start.pop();
+        start += ",\"siblings\":[";
+        let mut after = None;
+        let siblings = move |list: &mut JsonList| match revision.listing.next_sibling(&mut after, with_blobs) {
+            Some(sibling) => {
+                list.add(&sibling);
+                true
+            }
+            None => false,
+        };
+        streamed_list(start, siblings, "]}")
     }
 
     /// Reads the front matter of the README; `None` if it cannot be had in time.
@@ -390,12 +405,16 @@ impl Site {
         let (found, folder) = (revision.clone(), folder.cloned());
         let list = move || {
             let commit = is_expanded.then(|| found.last_commit());
-            let mut list = JsonList::new();
-            let told =
-                found.listing.tree(folder.as_ref(), is_recursive, commit.as_ref(), is_marked, |one| list.add(&one));
-            told.map(|()| list)
+            found.listing.list(View { folder, is_recursive, commit, is_marked })
         };
-        list_answer(blocking(list).await, &revision)
+        match blocking(list).await {
+            Ok(mut cursor) => {
+                let entries =
+                    move |list: &mut JsonList| revision.listing.advance(&mut cursor, |entry| list.add(&entry));
+                streamed_list("[".into(), entries, "]")
+            }
+            Err(TooDeep) => too_deep(&revision),
+        }
     }
 
     async fn paths_info(&self, query: &RepoQuery, revision: &str, headers: &HeaderMap, incoming: Incoming) -> Answer {
@@ -417,15 +436,23 @@ impl Site {
             return text_error(StatusCode::PAYLOAD_TOO_LARGE, &format!("the body names more than {MAX_PATHS} paths"));
         }
         let found = revision.clone();
-        let list = move || {
+        let check = move || {
             let commit = is_expanded.then(|| found.last_commit());
-            let mut list = JsonList::new();
-            for path in paths {
-                found.listing.entry(path.trim_matches('/'), commit.as_ref())?.iter().for_each(|entry| list.add(entry));
-            }
-            Ok(list)
+            paths
+                .iter()
+                .try_for_each(|path| found.listing.entry(path.trim_matches('/'), None).map(drop))
+                .map(|()| (paths, commit))
         };
-        list_answer(blocking(list).await, &revision)
+        let Ok((paths, commit)) = blocking(check).await else { return too_deep(&revision) };
+        let mut paths = paths.into_iter();
+        let entries = move |list: &mut JsonList| {
+            let Some(path) = paths.next() else { return false };
+            if let Ok(Some(entry)) = revision.listing.entry(path.trim_matches('/'), commit.as_ref()) {
+                list.add(&entry);
+            }
+            true
+        };
+        streamed_list("[".into(), entries, "]")
     }
 
     /// Answers with an error, in the way that clients understand.
@@ -568,10 +595,9 @@ fn plain(kind: &'static str, text: impl Into<Bytes>) -> Answer {
     let text = text.into();
     let length = text.len();
     let mut answer = Response::new(body::whole(text));
+    add_kind(&mut answer, kind);
     let headers = answer.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(header::CONTENT_LENGTH, length.into());
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     if kind.starts_with("text/html") {
         headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(page::POLICY));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -579,30 +605,54 @@ fn plain(kind: &'static str, text: impl Into<Bytes>) -> Answer {
     answer
 }
 
-/// The text of a JSON list. The values take many times its memory.
-struct JsonList(String);
+fn add_kind(answer: &mut Answer, kind: &'static str) {
+    let headers = answer.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+}
+
+/// The text of a JSON list that is being written.
+struct JsonList {
+    text: String,
+    is_empty: bool,
+}
 
 impl JsonList {
-    fn new() -> JsonList {
-        JsonList("[".into())
-    }
-
     fn add(&mut self, value: &Value) {
-        if self.0.len() > 1 {
-            self.0.push(',');
+        if !self.is_empty {
+            self.text.push(',');
         }
-        self.0 += &value.to_string();
+        self.is_empty = false;
+        self.text += &value.to_string();
     }
 }
 
-fn list_answer(list: Result<JsonList, TooDeep>, revision: &Revision) -> Answer {
-    match list {
-        Ok(JsonList(text)) => json_text(text + "]"),
-        Err(TooDeep) => text_error(
-            StatusCode::FAILED_DEPENDENCY,
-            &format!("{}: its folders are too many, and too deep, to be listed", revision.repo()),
-        ),
-    }
+/// Answers with a list that is written while it is sent: a client that does not read it takes no more memory than a piece.
+/// `add` adds the next values, and returns false at the end.
+fn streamed_list(
+    start: String,
+    mut add: impl FnMut(&mut JsonList) -> bool + Send + 'static,
+    end: &'static str,
+) -> Answer {
+    let mut list = JsonList { text: start, is_empty: true };
+    let mut has_more = true;
+    let next_piece = move || {
+        while has_more && list.text.len() < PIECE {
+            has_more = add(&mut list);
+            if !has_more {
+                list.text += end;
+            }
+        }
+        std::mem::take(&mut list.text)
+    };
+    let mut answer = Response::new(body::of_pieces(next_piece));
+    add_kind(&mut answer, JSON);
+    answer
+}
+
+fn too_deep(revision: &Revision) -> Answer {
+    let message = format!("{}: its folders are too many, and too deep, to be listed", revision.repo());
+    text_error(StatusCode::FAILED_DEPENDENCY, &message)
 }
 
 fn json_answer(document: &Value) -> Answer {
@@ -610,7 +660,7 @@ fn json_answer(document: &Value) -> Answer {
 }
 
 fn json_text(text: String) -> Answer {
-    plain("application/json; charset=utf-8", text)
+    plain(JSON, text)
 }
 
 /// Answers with an error that has no code of the Hub.

@@ -13,8 +13,9 @@ pub struct Reply {
     pub status: u16,
     pub headers: BTreeMap<String, String>,
     reader: BufReader<TcpStream>,
-    /// Bytes of the body that have not been read.
+    /// Bytes of the body that have not been read, unless it comes in chunks.
     left: u64,
+    is_chunked: bool,
 }
 
 /// A whole response.
@@ -48,9 +49,33 @@ pub fn connect(port: u16) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
+/// Connects to a port of this machine, with a buffer that holds next to nothing of what is not read.
+pub fn connect_with_small_buffer(port: u16) -> io::Result<TcpStream> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let stream = runtime.block_on(async {
+        let socket = tokio::net::TcpSocket::new_v4()?;
+        socket.set_recv_buffer_size(4096)?;
+        socket.connect(([127, 0, 0, 1], port).into()).await?.into_std()
+    })?;
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(LIMIT))?;
+    Ok(stream)
+}
+
 /// Sends a request on a connection of its own. A `Host` header among `headers` replaces the usual one.
 pub fn open(port: u16, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> io::Result<Reply> {
-    let mut stream = connect(port)?;
+    open_on(connect(port)?, method, path, headers, body)
+}
+
+/// Sends a request on this connection, which is closed after it.
+pub fn open_on(
+    mut stream: TcpStream,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> io::Result<Reply> {
+    let port = stream.peer_addr()?.port();
     let mut head = format!("{method} {path} HTTP/1.1\r\nconnection: close\r\n");
     if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) {
         head += &format!("host: 127.0.0.1:{port}\r\n");
@@ -83,8 +108,9 @@ pub fn read_reply(mut reader: BufReader<TcpStream>, method: &str) -> io::Result<
         };
     }
     let length = headers.get("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
-    let left = if method == "HEAD" { 0 } else { length };
-    Ok(Reply { status, headers, reader, left })
+    let is_chunked = headers.get("transfer-encoding").is_some_and(|coding| coding == "chunked");
+    let (left, is_chunked) = if method == "HEAD" { (0, false) } else { (length, is_chunked) };
+    Ok(Reply { status, headers, reader, left, is_chunked })
 }
 
 impl Reply {
@@ -100,10 +126,32 @@ impl Reply {
     /// Reads the rest, as far as it comes.
     pub fn finish(mut self) -> Answer {
         let mut body = Vec::new();
+        if self.is_chunked {
+            let is_complete = self.read_chunks(&mut body).is_ok();
+            return Answer { status: self.status, headers: self.headers, body, is_complete };
+        }
         // A broken connection may be an error, or just the end.
         let _ = (&mut self.reader).take(self.left).read_to_end(&mut body);
         let is_complete = body.len() as u64 == self.left;
         Answer { status: self.status, headers: self.headers, body, is_complete }
+    }
+
+    fn read_chunks(&mut self, body: &mut Vec<u8>) -> io::Result<()> {
+        loop {
+            let mut line = String::new();
+            self.reader.read_line(&mut line)?;
+            let length = u64::from_str_radix(line.trim_end(), 16).map_err(io::Error::other)?;
+            let before = body.len() as u64;
+            (&mut self.reader).take(length).read_to_end(body)?;
+            let mut end = [0; 2];
+            self.reader.read_exact(&mut end)?;
+            if body.len() as u64 - before < length || end != *b"\r\n" {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            if length == 0 {
+                return Ok(());
+            }
+        }
     }
 }
 

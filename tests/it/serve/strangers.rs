@@ -5,9 +5,11 @@ use std::io::{BufReader, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
+use serde_json::json;
+
 use super::client::{self, connect};
 use super::{Serve, file, setup};
-use crate::harness::cache::Revision;
+use crate::harness::cache::{COMMIT, Revision};
 use crate::harness::machine::{Machine, Output};
 use crate::harness::store::Store;
 use crate::harness::{wait_until, weights};
@@ -277,6 +279,38 @@ fn slow_readers_cost_little_memory() {
     assert!(used < 300 << 10, "{used} KiB for readers of {} MiB", 100 * 64);
     drop(readers);
     wait_until("the end of their responses", || serve.metric("responses_in_flight") == 0);
+}
+
+/// Lists are written as they are read. Whole, each of these takes 7 MB, more than the buffers of a socket.
+#[cfg(target_os = "linux")]
+#[test]
+fn lists_that_nobody_reads_cost_little_memory() {
+    const FILES: usize = 6_000;
+    let folder = format!("{}/", "a".repeat(200)).repeat(6);
+    let (store, machine) = setup(&[]);
+    let revision = Revision::model("org/name");
+    let files: Vec<String> = (0..FILES)
+        .map(|number| format!(r#"{{"path":"{folder}{number}.bin","blob":"{number:064x}","size":6}}"#))
+        .collect();
+    let manifest = json!({ "repo": "org/name", "revision": COMMIT, "repo_type": "model", "files": [] }).to_string();
+    store.put(&revision.manifest_key(), manifest.replace("[]", &format!("[{}]", files.join(","))));
+    store.put("refs/org__name/main", COMMIT);
+    let serve = Serve::start(&machine, &[]);
+    let (tree, info) = ("/api/models/org/name/tree/main?recursive=true", "/api/models/org/name?blobs=true");
+    let (listed, document) = (serve.json(tree), serve.json(info));
+    assert_eq!(listed.as_array().unwrap().len(), FILES + 6);
+    assert_eq!(document["siblings"].as_array().unwrap().len(), FILES);
+    let before = memory(serve.running.id());
+    let mut readers = Vec::new();
+    for _ in 0..4 {
+        for path in [tree, info] {
+            let stream = client::connect_with_small_buffer(serve.port).unwrap();
+            readers.push(client::open_on(stream, "GET", path, &[], b"").unwrap());
+        }
+    }
+    let used = memory(serve.running.id()).saturating_sub(before);
+    assert!(readers.iter().all(|reader| reader.status == 200));
+    assert!(used < 16 << 10, "{used} KiB for {} readers", readers.len());
 }
 
 /// More connections than there is room for: the longest idle one makes room for a new one.
