@@ -46,7 +46,7 @@ async fn main() -> Outcome<()> {
         let paths = ["--config".into(), text(&config), "--cache-dir".into(), text(cache)];
         let line = ["hf-cache-sync"].into_iter().chain(command.iter().copied()).map(String::from);
         let cli = Cli::parse_from(line.chain(setup).chain(paths));
-        match cli::run(&cli, &Ui::new(cli.global.style())).await? {
+        match cli::run(&cli, &Ui::new(cli.global.style(), cli.global.given_options())).await? {
             Exit::Success => Ok(()),
             exit => Err(format!("exited with code {}", exit.code()).into()),
         }

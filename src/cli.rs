@@ -22,7 +22,7 @@ use crate::engine::Session;
 use crate::error::{Error, Kind, Result, shown};
 use crate::escape::{Keep, escape, without_user};
 use crate::progress::Event;
-use crate::ui::{Style, Ui};
+use crate::ui::{GivenOptions, Style, Ui};
 
 /// The version, with the commit if known.
 pub const VERSION: &str = env!("HF_CACHE_SYNC_VERSION");
@@ -164,6 +164,19 @@ impl Global {
     /// Returns the output style.
     pub fn style(&self) -> Style {
         Style { json: self.json, quiet: self.quiet, no_progress: self.no_progress, lines: false }
+    }
+
+    /// Returns the options that choose the bucket, the cache and the configuration, for commands in hints.
+    pub fn given_options(&self) -> GivenOptions {
+        let config = self.config.iter().map(|path| ("config", Some(path.to_string_lossy())));
+        let is_switch = |flag: &str| {
+            SETTINGS.iter().any(|setting| setting.flag == Some(flag) && matches!(setting.form, Form::Switch))
+        };
+        let settings = self.settings.0.iter().map(|(flag, value)| {
+            let value = (!is_switch(flag)).then(|| value.to_string_lossy());
+            (*flag, value)
+        });
+        GivenOptions::new(config.chain(settings))
     }
 
     /// Calls `read` with the command line's values and the environment.

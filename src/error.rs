@@ -173,6 +173,7 @@ impl Error {
             io::ErrorKind::FileTooLarge => error.hint("raise the limit (ulimit -f), or use another --cache-dir"),
             io::ErrorKind::PermissionDenied => error.hint(platform::PERMISSION_HINT),
             io::ErrorKind::ReadOnlyFilesystem => error.hint("the cache is on a read-only mount: use --cache-dir"),
+            _ if platform::lacks_handles(source) => error.hint("raise the limit of open files (ulimit -n)"),
             _ if platform::is_in_use(source) => error.hint("close the program that has it open, and try again"),
             _ => error,
         }

@@ -8,7 +8,11 @@ use hf_cache_sync::cli::{self, Exit};
 use hf_cache_sync::complete;
 use hf_cache_sync::error::{Cause, Error, Kind};
 use hf_cache_sync::platform::{self, Interruption};
-use hf_cache_sync::ui::{Style, Ui, log};
+use hf_cache_sync::ui::{GivenOptions, Style, Ui, log};
+
+/// Open files without which libraries fail in ways that cannot be reported: the runtime's own, a connection's, the root
+/// certificates, and a folder per core.
+const MIN_FILES: usize = 64;
 
 fn main() -> ExitCode {
     install_panic_hook(Style::default());
@@ -25,9 +29,17 @@ fn main() -> ExitCode {
         }
     };
     install_panic_hook(cli.style());
-    let ui = Ui::new(cli.style());
+    let ui = Ui::new(cli.style(), cli.global.given_options());
     log::start(&ui, cli.global.verbose);
     platform::raise_file_limit();
+    if let Some(limit) = platform::file_limit().filter(|limit| *limit < MIN_FILES) {
+        ui.error(
+            &Error::failed("cannot start")
+                .because(format!("the limit of open files (ulimit -n) is {limit}, which is too low"))
+                .hint(format!("raise it to {MIN_FILES} or more, such as with `ulimit -n 1024`")),
+        );
+        return ExitCode::FAILURE;
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -77,7 +89,7 @@ fn install_panic_hook(style: Style) {
             .because(format!("{place}{message}, in version {}", cli::VERSION))
             .hint(concat!("please report this message and the command at ", env!("CARGO_PKG_REPOSITORY"), "/issues"));
         // A new `Ui`, since the panicking thread may hold the lock of the progress bars.
-        Ui::new(Style { no_progress: true, ..style }).error(&error);
+        Ui::new(Style { no_progress: true, ..style }, GivenOptions::default()).error(&error);
         #[expect(clippy::exit, reason = "a panic hook has no caller to return an exit code to")]
         std::process::exit(i32::from(Kind::Internal.exit_code()));
     }));

@@ -141,6 +141,11 @@ pub fn is_in_use(_: &io::Error) -> bool {
     false
 }
 
+/// Whether a file could not be opened because too many are open.
+pub fn lacks_handles(error: &io::Error) -> bool {
+    [Errno::MFILE, Errno::NFILE].iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
 /// Does what may fail for a moment while another program looks at the file: not here.
 pub fn patiently<T>(attempt: impl Fn() -> io::Result<T>) -> io::Result<T> {
     attempt()

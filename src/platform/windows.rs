@@ -19,7 +19,7 @@ use tokio::signal::windows::{
 };
 use windows_sys::Win32::Foundation::{
     ERROR_ACCESS_DENIED, ERROR_INVALID_FUNCTION, ERROR_LOCK_VIOLATION, ERROR_NOT_SUPPORTED, ERROR_SHARING_VIOLATION,
-    ERROR_USER_MAPPED_FILE, FILETIME, GENERIC_READ,
+    ERROR_TOO_MANY_OPEN_FILES, ERROR_USER_MAPPED_FILE, FILETIME, GENERIC_READ,
 };
 use windows_sys::Win32::Storage::FileSystem::{
     FILE_ADD_FILE, FILE_FLAG_BACKUP_SEMANTICS, FILE_FLAG_OPEN_REPARSE_POINT, FILE_WRITE_ATTRIBUTES,
@@ -142,6 +142,11 @@ pub fn lacks_lock_service(error: &io::Error) -> bool {
 /// Whether another program keeps a file from being opened, replaced or deleted.
 pub fn is_in_use(error: &io::Error) -> bool {
     is_any(error, &[ERROR_SHARING_VIOLATION, ERROR_LOCK_VIOLATION, ERROR_USER_MAPPED_FILE])
+}
+
+/// Whether a file could not be opened because too many are open.
+pub fn lacks_handles(error: &io::Error) -> bool {
+    is_any(error, &[ERROR_TOO_MANY_OPEN_FILES])
 }
 
 /// Does what may fail for a moment while another program looks at the file, such as a virus scanner at a new one, or

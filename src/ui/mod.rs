@@ -1,5 +1,6 @@
 //! All output: results on stdout; progress, notes and errors on stderr.
 
+mod hints;
 pub mod log;
 mod progress;
 mod running;
@@ -14,6 +15,7 @@ use serde::Serialize;
 
 use crate::error::{Error, Kind, plain_io};
 use crate::escape::{Keep, escape, escape_json};
+pub use hints::GivenOptions;
 use progress::{Bars, ProgressMode};
 
 /// Maximum number of failures to show for the same reason.
@@ -67,17 +69,18 @@ pub trait Report: Serialize {
 pub struct Ui {
     style: Style,
     bars: Bars,
+    options: GivenOptions,
 }
 
 impl Ui {
-    /// Creates a user interface on this process's stdout and stderr.
-    pub fn new(style: Style) -> Self {
+    /// Creates a user interface on this process's stdout and stderr. Commands in hints get these options.
+    pub fn new(style: Style, options: GivenOptions) -> Self {
         let mode = match ProgressMode::for_stderr() {
             _ if style.no_progress || style.quiet => ProgressMode::Hidden,
             ProgressMode::Drawn if style.json => ProgressMode::Lines,
             mode => mode,
         };
-        Ui { style, bars: Bars::new(mode, style.quiet) }
+        Ui { style, bars: Bars::new(mode, style.quiet, options.clone()), options }
     }
 
     /// Returns the progress display.
@@ -93,11 +96,11 @@ impl Ui {
             _ if !report.paths().is_empty() && !io::stdout().is_terminal() => {
                 report.paths().into_iter().try_for_each(print_path)
             }
-            (_, true) => print_result(&report.quiet_result()),
-            _ => print_result(&report.result()),
+            (_, true) => self.print_result(&report.quiet_result()),
+            _ => self.print_result(&report.result()),
         };
         if !self.style.quiet && !self.style.json {
-            print_aside(&report.summary());
+            self.print_aside(&report.summary());
         }
         if let Some(text) = report.attention().filter(|_| self.style.quiet || self.style.json) {
             self.line("warning", text);
@@ -116,9 +119,9 @@ impl Ui {
         if self.style.json {
             let _ = print_json(serde_json::to_string(report).expect("reports are plain data"));
         } else {
-            let _ = print_result(&if self.style.quiet { report.quiet_result() } else { report.result() });
+            let _ = self.print_result(&if self.style.quiet { report.quiet_result() } else { report.result() });
             if !self.style.quiet {
-                print_aside(&report.summary());
+                self.print_aside(&report.summary());
             }
         }
         self.failures(report.failures());
@@ -160,7 +163,7 @@ impl Ui {
         self.bars.clear();
         let mut text = preview.result();
         text.push_str(&preview.summary());
-        let _ = print(&mut io::stderr().lock(), text.as_bytes());
+        let _ = print(&mut io::stderr().lock(), self.options.complete(&text).as_bytes());
         let _ = write!(io::stderr().lock(), "{question} [y/N] ").and_then(|()| io::stderr().lock().flush());
         // On a separate thread, so that an interruption does not have to wait for a line.
         let answer = tokio::task::spawn_blocking(|| {
@@ -198,16 +201,21 @@ impl Ui {
             "error" => console::style(word).for_stderr().red().bold(),
             _ => console::style(word).for_stderr().yellow().bold(),
         };
-        let line = format!("{word}: {}\n", escape(&text.to_string(), Keep::Lines));
+        let line = format!("{word}: {}\n", escape(&self.options.complete(&text.to_string()), Keep::Lines));
         let _ = self.bars.write(line.as_bytes());
     }
-}
 
-/// Prints a result. All output passes through this or one of the functions below, so that no unescaped text from outside
-/// reaches the terminal.
-fn print_result(text: &str) -> io::Result<()> {
-    let keep = if console::colors_enabled() { Keep::LinesAndColours } else { Keep::Lines };
-    print(&mut io::stdout().lock(), escape(text, keep).as_bytes())
+    /// Prints a result. All output passes through this or one of the functions below, so that no unescaped text from
+    /// outside reaches the terminal.
+    fn print_result(&self, text: &str) -> io::Result<()> {
+        let keep = if console::colors_enabled() { Keep::LinesAndColours } else { Keep::Lines };
+        print(&mut io::stdout().lock(), escape(&self.options.complete(text), keep).as_bytes())
+    }
+
+    fn print_aside(&self, text: &str) {
+        let keep = if console::colors_enabled_stderr() { Keep::LinesAndColours } else { Keep::Lines };
+        let _ = print(&mut io::stderr().lock(), escape(&self.options.complete(text), keep).as_bytes());
+    }
 }
 
 fn print_json(json: String) -> io::Result<()> {
@@ -217,11 +225,6 @@ fn print_json(json: String) -> io::Result<()> {
 /// Prints a path verbatim, since a program can only open the file with the exact bytes.
 fn print_path(path: &Path) -> io::Result<()> {
     print(&mut io::stdout().lock(), path.as_os_str().as_encoded_bytes())
-}
-
-fn print_aside(text: &str) {
-    let keep = if console::colors_enabled_stderr() { Keep::LinesAndColours } else { Keep::Lines };
-    let _ = print(&mut io::stderr().lock(), escape(text, keep).as_bytes());
 }
 
 /// Prints text with a trailing newline. A closed pipe is not an error.

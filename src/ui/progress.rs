@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use console::Term;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle, TermLike};
 
+use super::hints::GivenOptions;
 use super::running::Running;
 use super::text::time::stamp;
 use crate::escape::{Keep, escape};
@@ -50,6 +51,7 @@ pub struct Bars(Arc<Inner>);
 struct Inner {
     mode: ProgressMode,
     quiet: bool,
+    options: GivenOptions,
     interval: Duration,
     start: Instant,
     state: Mutex<State>,
@@ -68,14 +70,15 @@ struct State {
 }
 
 impl Bars {
-    /// Creates a display. Notes are printed unless `quiet`.
-    pub fn new(mode: ProgressMode, quiet: bool) -> Self {
+    /// Creates a display. Notes are printed unless `quiet`, and commands in them get these options.
+    pub fn new(mode: ProgressMode, quiet: bool, options: GivenOptions) -> Self {
         let interval = std::env::var(INTERVAL_VARIABLE).ok().and_then(|text| text.parse().ok());
         let interval =
             interval.and_then(|seconds: f64| Duration::try_from_secs_f64(seconds).ok()).filter(|t| !t.is_zero());
         Bars(Arc::new(Inner {
             mode,
             quiet,
+            options,
             interval: interval.unwrap_or(LINE_INTERVAL),
             start: Instant::now(),
             state: Mutex::default(),
@@ -114,7 +117,7 @@ impl Bars {
 
     fn note(&self, text: &str) {
         if !self.0.quiet {
-            let _ = self.write(format!("{}\n", escape(text, Keep::Nothing)).as_bytes());
+            let _ = self.write(format!("{}\n", escape(&self.0.options.complete(text), Keep::Nothing)).as_bytes());
         }
     }
 }

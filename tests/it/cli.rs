@@ -1,5 +1,5 @@
-//! The command line as people and scripts use it: help, version, options in any position, configuration settings_follow_the_documented_precedence, and
-//! what is printed on stdout and stderr (`snapshots/`).
+//! The command line as people and scripts use it: help, version, options in any position, the precedence of
+//! settings, and what is printed on stdout and stderr (`snapshots/`).
 
 mod completion;
 mod terminal;
@@ -51,6 +51,31 @@ fn without_rate(line: &str) -> String {
         None => rest,
     };
     if after.starts_with(|c: char| c.is_ascii_digit()) { format!("{before} in TIME{rest}") } else { line.to_string() }
+}
+
+/// A command that a hint names acts on the same bucket as the one that failed.
+#[test]
+fn hints_carry_the_options_of_the_command_line() {
+    let store = Store::new();
+    let mut machine = Machine::new(&store);
+    let one = Revision::model("org/one");
+    one.write(&machine.hub());
+    machine.unset("B2_BUCKET");
+    machine.configure("team:\n  prefix: other\n");
+    fs::rename(machine.work().join(".hf-cache-sync.yaml"), machine.work().join("my team.yaml")).unwrap();
+    let given = ["--config", "my team.yaml", "--bucket", BUCKET];
+    machine.ok(&[&["push"], &given[..]].concat());
+    let failed = machine.run(&[&["pull", "zzz/qqq"], &given[..]].concat());
+    let hinted = format!("`hf-cache-sync --config 'my team.yaml' --bucket {BUCKET} list --remote`");
+    failed.refused(4, &[&hinted]);
+    let line = hinted.trim_matches('`').replacen("hf-cache-sync", "\"$0\"", 1);
+    let listed = machine::run(machine.script(&line));
+    assert!(listed.code == 0 && listed.stdout.contains("org/one"), "{listed:#?}");
+    // Notes and summaries, too.
+    store.remove(&format!("other/{}", one.blob_key("config.json")));
+    let verified = machine.run(&[&["verify", "--remote", "--prefix", "other"], &given[..]].concat());
+    let hinted = format!("--bucket {BUCKET} --prefix other verify --remote --repair` uploads");
+    assert!(verified.code == 5 && verified.stderr.contains(&hinted), "{verified:#?}");
 }
 
 #[test]

@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::harness::cache::{Content, Revision};
 use crate::harness::machine::Machine;
+#[cfg(unix)]
+use crate::harness::machine::run;
 use crate::harness::s3::{Action, Gate, S3Request};
 use crate::harness::store::Store;
 use crate::harness::weights;
@@ -131,6 +133,24 @@ fn commands_with_limits_complete_their_work() {
     let again = Machine::new(&store);
     again.ok(&[&["pull-all"], &limits[..]].concat());
     assert!(revision.snapshot(&again.hub()).join("large.bin").exists());
+}
+
+/// The runtime and libraries panic when they cannot open a file.
+#[cfg(unix)]
+#[test]
+fn a_low_limit_of_open_files_is_an_error_of_its_own() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    for limit in [6, 7, 9, 12, 32] {
+        for command in ["list", "push", "verify --remote"] {
+            let script = format!("ulimit -n {limit}; exec \"$0\" {command}");
+            let words = format!("the limit of open files (ulimit -n) is {limit}, which is too low\n  raise it");
+            run(machine.script(&script)).refused(1, &[&words]);
+        }
+    }
+    Revision::model("org/name").write(&machine.hub());
+    let output = run(machine.script("ulimit -n 64; exec \"$0\" push"));
+    assert_eq!(output.code, 0, "{output:#?}");
 }
 
 /// Every blob request is held: exactly as many arrive as the limit allows, and one more for each one that is answered.
