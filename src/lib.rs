@@ -9,7 +9,7 @@
 //!                                   ▲                                    │
 //!                                   │ engine::survey                     │ bucket::lookup
 //!                              RemoteState of the bucket                 ▼
-//!  hub/ ◄─────────────── cache::place ◄──── Plan ◄────────────── Manifest of a revision
+//!  hub/ ◄─────────────── cache::snapshot ◄─ Plan ◄────────────── Manifest of a revision
 //!        blobs, tree, snapshot, ref    engine::hydrate   plan::pull
 //! ```
 //!
@@ -83,9 +83,6 @@ pub mod internals {
         pub mod layout {
             pub use crate::cache::layout::{Layout, link_text};
         }
-        pub mod place {
-            pub use crate::cache::place::LinkKind;
-        }
         pub mod presence {
             pub use crate::cache::presence::{BlobState, State, inspect};
         }
@@ -97,6 +94,9 @@ pub mod internals {
         }
         pub mod scan {
             pub use crate::cache::scan::scan;
+        }
+        pub mod snapshot {
+            pub use crate::cache::snapshot::LinkKind;
         }
         pub mod state {
             pub use crate::cache::state::LocalState;

@@ -9,9 +9,9 @@ use std::collections::{HashMap, HashSet};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use super::inventory::{Problem, RealFile, Repo, SnapshotFile};
 use super::layout::Layout;
 use super::read::{Buffer, open_quietly};
-use super::scan::{Problem, RealFile, Repo, SnapshotFile};
 use crate::hash::BlobHasher;
 use crate::model::ids::{BlobId, Commit, RepoName, RepoPath};
 use crate::model::manifest::{ManifestFile, Tree};

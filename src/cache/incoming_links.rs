@@ -10,9 +10,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::cache::clients;
+use crate::cache::inventory::{BlobPlace, Inventory, Problem, ProblemKind, Repo};
 use crate::cache::junk::is_junk;
 use crate::cache::layout::{self, Layout};
-use crate::cache::scan::{Inventory, Place, Problem, ProblemKind, Repo};
 use crate::error::Cause;
 use crate::model::ids::RepoName;
 use crate::platform;
@@ -80,7 +80,7 @@ impl<'a> LinkWalker<'a> {
         for problem in &repo.problems {
             self.visit_problem(repo, &folder, problem);
         }
-        let elsewhere = repo.blobs.iter().filter(|(_, blob)| blob.place == Place::Elsewhere);
+        let elsewhere = repo.blobs.iter().filter(|(_, blob)| blob.place == BlobPlace::Elsewhere);
         let links: Vec<PathBuf> = elsewhere.map(|(id, _)| self.layout.blob(&repo.name, id)).collect();
         // The scan has already visited the contents of these.
         let parts = ["blobs", "snapshots"].map(|part| folder.join(part)).into_iter().chain([folder]);

@@ -10,7 +10,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-use super::layout;
+use super::layout::Layout;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::model::ids::RepoName;
@@ -104,21 +104,27 @@ fn explain(folder: &Folder, name: &OsStr, error: io::Error) -> io::Error {
 /// Creates the folder of a repo together with its `snapshots/`, by one rename: huggingface_hub's scan complains about a
 /// repo without that folder, and would do so until a pull that was killed is run again.
 fn create_repo_folder(root: &Path, parent: &Folder, name: &OsStr) -> io::Result<()> {
-    let staging = super::place::Staging::new(&layout::Layout::new(root)).map_err(io::Error::other)?;
-    let staged = walk(root, staging.path(), false)?;
-    let new: &OsStr = "repo".as_ref();
-    staged.create_folder(new)?;
-    staged.folder(new)?.create_folder("snapshots".as_ref())?;
-    match staged.rename(new, parent, name) {
-        // Somebody else was faster.
-        Err(_) if fs::symlink_metadata(parent.path().join(name)).is_ok() => Ok(()),
-        // `.locks` is a mount of its own, or the file system cannot rename folders.
-        Err(_) => {
-            parent.create_folder(name)?;
-            parent.folder(name)?.create_folder("snapshots".as_ref())
+    // Not a `Staging`, which is built on this module.
+    let staged = Layout::new(root).new_staged();
+    open_dir(root, &staged).map_err(io::Error::other)?;
+    let create = || {
+        let (staging, temporary) = self::parent(root, &staged, false)?;
+        staging.folder(temporary)?.create_folder("snapshots".as_ref())?;
+        match staging.rename(temporary, parent, name) {
+            // Somebody else was faster.
+            Err(_) if fs::symlink_metadata(parent.path().join(name)).is_ok() => Ok(()),
+            // `.locks` is a mount of its own, or the file system cannot rename folders.
+            Err(_) => {
+                parent.create_folder(name)?;
+                parent.folder(name)?.create_folder("snapshots".as_ref())
+            }
+            renamed => renamed,
         }
-        renamed => renamed,
-    }
+    };
+    let created = create();
+    // It is still there unless it was renamed.
+    let _ = delete_tree(root, &staged);
+    created
 }
 
 /// Opens the folder that a path is in, and returns it with the path's last part.

@@ -10,10 +10,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use super::inventory::{BlobPlace, Problem, ProblemKind, Repo, SnapshotFile};
 use super::layout::Layout;
 use super::lock;
 use super::prune_facts::{is_locked, lock_files};
-use super::scan::{Place, Problem, ProblemKind, Repo, SnapshotFile};
 use super::select::{Selected, SelectedRepo};
 use super::state::{LocalState, TreeFile};
 use crate::error::Error;
@@ -59,7 +59,7 @@ pub struct BlobFacts {
     /// The entry in `blobs/`.
     pub path: PathBuf,
     /// The location of its bytes.
-    pub place: Place,
+    pub place: BlobPlace,
     /// Its size in bytes.
     pub size: u64,
     /// What hashing found.

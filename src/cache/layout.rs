@@ -69,7 +69,12 @@ impl Layout {
 
     /// The file that huggingface_hub locks with flock while it downloads a blob: `hub/.locks/<repo folder>/<etag>.lock`
     pub fn client_lock(&self, repo: &RepoName, blob: &BlobId) -> PathBuf {
-        self.root.join(".locks").join(repo.folder()).join(format!("{blob}.lock"))
+        self.client_locks(repo).join(format!("{blob}.lock"))
+    }
+
+    /// `hub/.locks/<repo folder>`
+    pub fn client_locks(&self, repo: &RepoName) -> PathBuf {
+        self.root.join(".locks").join(repo.folder())
     }
 
     /// The tool's own state: `hub/.locks/.hf-cache-sync`, which huggingface_hub's scan and prune both skip.
@@ -82,24 +87,64 @@ impl Layout {
         self.state().join("lock")
     }
 
+    /// The lock file that makes a `watch` the only one of its cache.
+    pub fn watch_lock(&self) -> PathBuf {
+        self.state().join("watch.lock")
+    }
+
+    /// The lock file that makes a repair the only one of its cache.
+    pub fn repair_lock(&self) -> PathBuf {
+        self.state().join("repair.lock")
+    }
+
+    /// The folder of temporary files and folders.
+    pub fn staging(&self) -> PathBuf {
+        self.state().join("staging")
+    }
+
+    /// Returns a new path in [`Layout::staging`].
+    pub fn new_staged(&self) -> PathBuf {
+        self.staging().join(format!("{:016x}", fastrand::u64(..)))
+    }
+
     /// The folder of the bucket's manifests that were read before, named by their MD5.
     pub fn manifests(&self) -> PathBuf {
         self.state().join("manifests")
     }
 
-    /// Returns the path of the mark on a blob whose bytes were passed on before they were verified.
+    /// The folder of the marks of [`Layout::unverified`].
+    pub fn unverified_marks(&self) -> PathBuf {
+        self.state().join("unverified")
+    }
+
+    /// The mark on a blob whose bytes were passed on before they were verified.
     pub fn unverified(&self, blob: &BlobId) -> PathBuf {
-        self.state().join("unverified").join(blob.to_string())
+        self.unverified_marks().join(blob.to_string())
+    }
+
+    /// The folder of partial downloads.
+    pub fn partials(&self) -> PathBuf {
+        self.state().join("partial")
     }
 
     /// A partial download. It is content-addressed, so one file serves all repos.
     pub fn partial(&self, blob: &BlobId) -> PathBuf {
-        self.state().join("partial").join(blob.to_string())
+        self.partials().join(blob.to_string())
+    }
+
+    /// The folder of the records of interrupted uploads.
+    pub fn uploads(&self) -> PathBuf {
+        self.state().join("uploads")
     }
 
     /// The record from which an interrupted upload of a large blob is resumed.
     pub fn upload(&self, blob: &BlobId) -> PathBuf {
-        self.state().join("uploads").join(format!("{blob}.json"))
+        self.uploads().join(format!("{blob}.json"))
+    }
+
+    /// The folder of what a repair takes out of the cache.
+    pub fn quarantine(&self) -> PathBuf {
+        self.state().join("quarantine")
     }
 
     /// A payload of the cache-wide blob store: `hub/blobs/<2 hex>/<xet hash>`

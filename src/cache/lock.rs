@@ -96,7 +96,7 @@ pub fn try_tool_lock(layout: &Layout, mode: Mode) -> Result<Option<Lock>> {
 /// # Errors
 /// When the lock file cannot be created.
 pub fn try_watch_lock(layout: &Layout) -> Result<Option<Lock>> {
-    try_lock(layout.root(), &layout.state().join("watch.lock"), Mode::Exclusive)
+    try_lock(layout.root(), &layout.watch_lock(), Mode::Exclusive)
 }
 
 /// Tries to take the lock that makes a repair the only one of its cache; `None` while another process has it.
@@ -104,7 +104,7 @@ pub fn try_watch_lock(layout: &Layout) -> Result<Option<Lock>> {
 /// # Errors
 /// When the lock file cannot be created.
 pub fn try_repair_lock(layout: &Layout) -> Result<Option<Lock>> {
-    try_lock(layout.root(), &layout.state().join("repair.lock"), Mode::Exclusive)
+    try_lock(layout.root(), &layout.repair_lock(), Mode::Exclusive)
 }
 
 /// Tries to take the lock on a partial download, which excludes a second pull of the same blob for another repo.

@@ -3,7 +3,8 @@
 //! Finding and reading:
 //! - [`layout`]: the paths of huggingface_hub's cache, and the meaning of file names in it
 //! - [`root`]: whether the cache folder exists, and if not, why
-//! - [`scan`]: the inventory of repos, blobs, revisions, refs and problems
+//! - [`inventory`]: what is there: repos, blobs, revisions, refs and problems
+//! - [`scan`]: takes the inventory
 //! - [`clients`]: the temporaries, lock files and folders of other programs that write to this cache, by name
 //! - [`state`]: the one picture of this cache that the commands read: the inventory, and trees and licences on demand
 //! - [`junk`]: names that operating systems, file servers and editors leave everywhere
@@ -21,15 +22,18 @@
 //! - [`donors`]: for `pull`, other files of this cache that have the bytes of a missing blob
 //! - [`prune_facts`]: for `prune`, everything beyond the scan: locks, leftovers, payloads and client activity
 //! - [`incoming_links`]: for `prune`, repos that links from elsewhere lead into, and places that cannot be inspected
-//!
 //! - [`integrity`]: for `verify`, what every file should be, and which files prove it when hashed
 //!
 //! Changing:
 //! - [`lock`]: huggingface_hub's locks and our own
-//! - [`place`]: writes folders, links and small files, never through a link
+//! - [`inside`]: the step to the disk, which no link can lead out of the cache
+//! - [`staging`]: temporary folders
+//! - [`place`]: writes files, never through a link
+//! - [`snapshot`]: writes snapshots
 //! - [`quarantine`]: keeps what a repair replaces or takes out
 //! - [`repair`]: rewrites refs that have white space around their commit
 //! - [`remove`]: deletes files and folders
+//! - [`leftovers`]: removes what killed runs have left in the tool's own state
 //! - [`shared`]: the cache-wide blob store, and deleting from it
 
 pub mod clients;
@@ -39,8 +43,10 @@ pub mod identify;
 pub mod incoming_links;
 pub mod inside;
 pub mod integrity;
+pub mod inventory;
 pub mod junk;
 pub mod layout;
+pub mod leftovers;
 mod licenses;
 pub mod lock;
 pub mod place;
@@ -56,6 +62,8 @@ pub mod root;
 pub mod scan;
 pub mod select;
 pub mod shared;
+pub mod snapshot;
 pub mod space;
+pub mod staging;
 pub mod state;
 pub mod usage;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::cache::layout::{self, Layout};
 use crate::cache::state::{LocalState, TreeFile};
-use crate::cache::{place, read, repair};
+use crate::cache::{place, read, repair, snapshot};
 use crate::error::{Error, Result};
 use crate::model::found::Found;
 use crate::model::ids::{BlobId, RefName, RepoName};
@@ -75,7 +75,7 @@ pub fn inspect(local: &LocalState, found: &Found, verify: bool) -> State {
         let path = layout.snapshot_file(repo, commit, &file.path);
         let meta = has_snapshot.then(|| fs::symlink_metadata(&path).ok()).flatten();
         let is_real = meta.as_ref().is_some_and(|meta| meta.is_file());
-        let linked = meta.is_some() && place::is_linked(layout, repo, commit, &file.path, &file.blob, file.size);
+        let linked = meta.is_some() && snapshot::is_linked(layout, repo, commit, &file.path, &file.blob, file.size);
         let is_twin = !linked && meta.is_some() && !is_real && is_twin(layout, repo, &path, &file.blob, file.size);
         let good = is_twin
             || linked && !(verify && is_real && look_at(&path, &file.blob, file.size, true) != BlobState::Present);

@@ -10,9 +10,9 @@ use std::time::{Duration, SystemTime};
 
 use super::incoming_links;
 use crate::cache::clients::{self, BlobEntry};
+use crate::cache::inventory::{Inventory, Problem, ProblemKind, Repo, UnfinishedFile, on_disk};
 use crate::cache::layout::Layout;
 use crate::cache::lock;
-use crate::cache::scan::{self, Inventory, Problem, ProblemKind, Repo, UnfinishedFile};
 use crate::cache::shared::{self, Payload};
 use crate::cache::state::{Completeness, LocalState};
 use crate::error::Cause;
@@ -292,8 +292,7 @@ pub fn root_temporaries(layout: &Layout) -> Vec<UnfinishedFile> {
 /// the newer of their two times.
 fn find_leftovers(layout: &Layout) -> Vec<Leftover> {
     let mut found = Vec::new();
-    for folder in ["partial", "staging", "uploads"] {
-        let folder = layout.state().join(folder);
+    for folder in [layout.partials(), layout.staging(), layout.uploads()] {
         if !crate::cache::remove::is_inside(layout.root(), &folder.join("entry")) {
             continue;
         }
@@ -320,7 +319,7 @@ fn reclaimable_bytes(path: &Path) -> u64 {
         }
         Ok(meta) if meta.is_file() => {
             let last = platform::inode(path, &meta).is_none_or(|inode| inode.links <= 1);
-            if last { scan::on_disk(&meta) } else { 0 }
+            if last { on_disk(&meta) } else { 0 }
         }
         _ => 0,
     }

@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use crate::cache::gated::Gated;
 use crate::cache::identify::{Identifier, LocalFile};
+use crate::cache::inventory::{Inventory, Problem, ProblemKind, Repo};
 use crate::cache::layout::Layout;
 use crate::cache::pointer;
 use crate::cache::read::{self, read_small};
-use crate::cache::scan::{Inventory, Problem, ProblemKind, Repo};
 use crate::cache::select::{SelectedRepo, select};
 use crate::cache::state::{LocalState, TreeFile};
 use crate::error::{Cause, Error, Result, printable};

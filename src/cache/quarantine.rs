@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::inside::{self, ensure_dir};
 use super::layout::Layout;
-use super::place::Staging;
+use super::staging::Staging;
 use super::{read, remove};
 use crate::error::{Error, Result};
 use crate::platform;
@@ -47,11 +47,6 @@ impl Kept {
 fn inode_of(path: &Path) -> Option<(u64, u64)> {
     let meta = fs::symlink_metadata(path).ok()?;
     platform::inode(path, &meta).map(|inode| inode.id)
-}
-
-/// Returns the folder.
-pub fn folder(layout: &Layout) -> PathBuf {
-    layout.state().join("quarantine")
 }
 
 /// Gives a file a second name in the quarantine, so that its bytes survive when it is replaced. Where there are no hard
@@ -128,7 +123,7 @@ fn names(layout: &Layout, file: &Path) -> Result<impl Iterator<Item = PathBuf> +
         return Err(Error::failed(format!("refusing to quarantine {}", crate::error::shown(file)))
             .because("a part of its path is a link"));
     }
-    let plain = folder(layout).join(inside);
+    let plain = layout.quarantine().join(inside);
     ensure_dir(layout.root(), plain.parent().unwrap_or(&plain))?;
     let others = {
         let plain = plain.clone();
@@ -161,7 +156,7 @@ mod tests {
 
         fs::write(&file, "one").unwrap();
         let kept = keep(&layout, &file).unwrap().unwrap();
-        assert_eq!(kept.path(), folder(&layout).join("models--a--b/blobs/x"));
+        assert_eq!(kept.path(), layout.quarantine().join("models--a--b/blobs/x"));
         assert!(file.exists() && fs::read(kept.path()).unwrap() == b"one");
         // An earlier run was interrupted: the same file is not kept twice.
         let again = keep(&layout, &file).unwrap().unwrap();
@@ -169,7 +164,7 @@ mod tests {
         again.forget();
         assert!(kept.path().exists(), "only what a run has added is removed by it");
         kept.forget();
-        assert!(file.exists() && !folder(&layout).join("models--a--b/blobs/x").exists());
+        assert!(file.exists() && !layout.quarantine().join("models--a--b/blobs/x").exists());
 
         // Replaced meanwhile: nobody else has these bytes.
         let kept = keep(&layout, &file).unwrap().unwrap();

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::inside;
 use super::layout::Layout;
-use super::place::{Staging, has_staging};
+use super::staging::{self, Staging};
 use crate::error::Cause;
 use crate::platform;
 
@@ -63,7 +63,7 @@ impl StagedRemoval {
             }
             // On a full disk, there is no room for a folder, but still for another name.
             Err(error) if error.cause == Cause::DiskFull => {
-                if !has_staging(layout) {
+                if !staging::exists(layout) {
                     return Ok(None);
                 }
                 let staging = Staging::without_folder(layout);
@@ -163,7 +163,7 @@ mod tests {
         fs::write(repo.join("blobs/two"), "2").unwrap();
         removal.put_back().unwrap();
         assert!(repo.join("blobs/one").exists() && repo.join("blobs/two").exists());
-        assert_eq!(fs::read_dir(layout.state().join("staging")).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(layout.staging()).unwrap().count(), 0);
 
         let removal = StagedRemoval::move_out(&layout, &repo).unwrap().unwrap();
         let kept = removal.path().join("blobs/one");

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::scan::{Inventory, Repo, Revision};
+use super::inventory::{Inventory, Repo, Revision};
 use crate::error::{Error, Result, printable};
 use crate::model::ids::{Commit, RefName, RepoName, RepoSpec, RepoType};
 use crate::model::selection::Selection;

@@ -12,9 +12,9 @@ use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::inside::{self, ensure_dir, open_dir};
+use super::inventory::Problem;
 use super::layout::{self, Layout};
 use super::place::rename_over;
-use super::scan::Problem;
 use super::{lock, quarantine, read, remove};
 use crate::error::{Error, Result};
 use crate::model::ids::{BlobId, RepoName};

@@ -9,9 +9,10 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::gated::{self, Gated};
+use super::inventory::{Inventory, ProblemKind, Repo, Revision, SnapshotFile};
 use super::layout::Layout;
 use super::read::{self, MAX_TREE};
-use super::scan::{self, Inventory, ProblemKind, Repo, Revision, SnapshotFile};
+use super::scan;
 use crate::error::{Cause, Error, Result, plain_io, shown};
 use crate::model::ids::{Commit, RepoName};
 use crate::model::manifest::Tree;

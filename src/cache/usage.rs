@@ -1,9 +1,9 @@
-//! Disk usage and last use of the cache, computed from a [`super::scan::Inventory`]. Pure.
+//! Disk usage and last use of the cache, computed from a [`super::inventory::Inventory`]. Pure.
 
 use std::collections::{BTreeSet, HashSet};
 use std::time::SystemTime;
 
-use super::scan::{Blob, Repo, Revision, SnapshotFile};
+use super::inventory::{Blob, Repo, Revision, SnapshotFile};
 use crate::model::ids::BlobId;
 use crate::platform::Inode;
 

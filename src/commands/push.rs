@@ -12,8 +12,8 @@ use serde::Serialize;
 
 use super::{PathArgs, TransferArgs, kind_of};
 use crate::bucket::client::Bucket;
+use crate::cache::inventory::Problem;
 use crate::cache::pushable::Options;
-use crate::cache::scan::Problem;
 use crate::engine::Session;
 use crate::engine::publish::{self, ListingSizes, Tally};
 use crate::engine::survey::{Survey, survey};

@@ -6,8 +6,9 @@ use serde::Serialize;
 
 use super::kind_of;
 use super::prune::Deletions;
+use crate::cache::inventory::Inventory;
 use crate::cache::prune_facts;
-use crate::cache::scan::{self, Inventory};
+use crate::cache::scan;
 use crate::cache::select::{self, Selected};
 use crate::engine::Session;
 use crate::engine::evict::{self, Outcome};

@@ -5,7 +5,8 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 
-use crate::cache::scan::{self, Problem};
+use crate::cache::inventory::Problem;
+use crate::cache::scan;
 use crate::cache::{space, usage};
 use crate::engine::Session;
 use crate::error::Result;

@@ -11,9 +11,9 @@ use serde::Serialize;
 use super::fallback::FallbackArgs;
 use super::{TransferArgs, kind_of};
 use crate::cache::integrity;
+use crate::cache::place;
 use crate::cache::select::select;
 use crate::cache::state::LocalState;
-use crate::cache::{place, quarantine};
 use crate::engine::Session;
 use crate::engine::verify::{local, remote};
 use crate::error::{Error, Kind, Result};
@@ -231,7 +231,7 @@ async fn check_cache(session: &Session, args: &Args) -> Result<Report> {
     report.failures = std::mem::take(&mut facts.failures);
     (report.revisions, report.findings, report.unverified) = (judged.revisions, judged.findings, judged.unverified);
     (report.verified, report.in_use, report.notes) = (judged.verified, judged.in_use, notes);
-    report.quarantine = Some(quarantine::folder(&layout));
+    report.quarantine = Some(layout.quarantine());
     if args.repair && !report.findings.is_empty() {
         let options = local::Options {
             caps: args.transfer.caps(),

@@ -15,16 +15,16 @@ use super::held::{Asker, Checker};
 use super::session::wait_for;
 use crate::bucket::client::Bucket;
 use crate::cache::clients::{self, BlobEntry};
-use crate::cache::inside;
+use crate::cache::inventory::{Blob, BlobPlace, ProblemKind, Repo, Revision, SnapshotFile, UnfinishedFile, on_disk};
 use crate::cache::junk::is_junk;
 use crate::cache::layout::Layout;
 use crate::cache::lock::{self, Lock};
-use crate::cache::place;
 use crate::cache::prune_facts::{self, Facts};
 use crate::cache::remove::{self, StagedRemoval};
-use crate::cache::scan::{self, Blob, Place, ProblemKind, Repo, Revision, SnapshotFile, UnfinishedFile};
+use crate::cache::scan;
 use crate::cache::shared::{self, SweepOutcome};
 use crate::cache::state::{Completeness, LocalState};
+use crate::cache::{inside, place, staging};
 use crate::error::{Cause, Error, Result};
 use crate::files;
 use crate::model::ids::{BlobId, Commit, RefName, RepoName};
@@ -70,7 +70,7 @@ pub async fn lock(session: &Session, options: &mut Options, hint: &str) -> Resul
         Cause::DiskFull => error.hint("delete some other file first: this needs a few kilobytes itself"),
         _ => error,
     })?;
-    place::prepare_staging(&layout);
+    staging::prepare(&layout);
     if !lock.is_real() {
         let note = "this file system does not support locks: keeping unused blobs and unfinished downloads for a day";
         session.progress.event(Event::Note(note.into()));
@@ -286,7 +286,7 @@ impl<'a> Run<'a> {
         };
         let same = |file: &&UnfinishedFile| file.modified == meta.modified().ok() && file.size == meta.len();
         let Some(known) = known.filter(same) else {
-            return self.skip(SkipReason::Changed, repo, path, scan::on_disk(&meta));
+            return self.skip(SkipReason::Changed, repo, path, on_disk(&meta));
         };
         remove::delete_file(self.layout.root(), path).map_err(|e| cannot_delete(path, &e))?;
         self.outcome.freed += known.on_disk;
@@ -473,16 +473,16 @@ impl<'a> Run<'a> {
         };
         // A download that finished before we got its lock has replaced the file.
         let is_unchanged = fs::symlink_metadata(&path).is_ok_and(|meta| match &blob.place {
-            Place::Blobs => meta.is_file() && same_inode(&inode(&path, &meta), &blob.inode),
-            Place::Shared(_) => meta.is_symlink() && meta.modified().ok() == blob.placed,
-            Place::Elsewhere => false,
+            BlobPlace::Blobs => meta.is_file() && same_inode(&inode(&path, &meta), &blob.inode),
+            BlobPlace::Shared(_) => meta.is_symlink() && meta.modified().ok() == blob.placed,
+            BlobPlace::Elsewhere => false,
         });
         // Under the lock, no client can link it.
         if !is_unchanged || uses.has_now(id) {
             return self.skip(SkipReason::Changed, Some(&now.name), &path, blob.size);
         }
         self.outcome.freed += remove::delete_file(self.layout.root(), &path).map_err(|e| cannot_delete(&path, &e))?;
-        if let Place::Shared(payload) = &blob.place {
+        if let BlobPlace::Shared(payload) = &blob.place {
             self.payloads.entry(payload.clone()).or_default();
         }
         Ok(None)
@@ -491,7 +491,7 @@ impl<'a> Run<'a> {
     fn delete_payload(&mut self, payload: &Path) -> Attempt {
         let repos = self.facts.inventory.repos.iter();
         let links = repos.flat_map(|repo| {
-            let linking = repo.blobs.iter().filter(|(_, blob)| blob.place == Place::Shared(payload.to_path_buf()));
+            let linking = repo.blobs.iter().filter(|(_, blob)| blob.place == BlobPlace::Shared(payload.to_path_buf()));
             linking.map(|(id, _)| self.layout.blob(&repo.name, id))
         });
         let known: Vec<PathBuf> = links.collect();
@@ -544,7 +544,7 @@ impl<'a> Run<'a> {
 
     /// Removes the lock files of a deleted repo, unless they are held or were used recently. Best effort.
     fn remove_locks(&self, name: &RepoName) {
-        let folder = self.layout.root().join(".locks").join(name.folder());
+        let folder = self.layout.client_locks(name);
         if !remove::is_inside(self.layout.root(), &folder.join("lock")) {
             return;
         }

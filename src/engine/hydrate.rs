@@ -15,8 +15,9 @@ use super::fallback::{Fallback, both, note_on};
 use crate::cache::donors::Donor;
 use crate::cache::inside::{self, check_dir, ensure_dir, open_dir};
 use crate::cache::layout::Layout;
-use crate::cache::place::{self, LinkKind, SnapshotWriter, StagedSnapshot};
-use crate::cache::{lock, read, shared};
+use crate::cache::snapshot::{LinkKind, SnapshotWriter, StagedSnapshot};
+use crate::cache::staging::Staging;
+use crate::cache::{lock, place, read, shared};
 use crate::engine::session::wait_for;
 use crate::error::{Cause, Error, Result};
 use crate::files;
@@ -280,7 +281,7 @@ fn check_dirs(layout: &Layout, repo: &RepoName) -> Result<()> {
         ensure_dir(layout.root(), &layout.repo(repo).join("snapshots"))?;
     }
     ensure_dir(layout.root(), &locks)?;
-    ensure_dir(layout.root(), &layout.state().join("partial"))
+    ensure_dir(layout.root(), &layout.partials())
 }
 
 /// Obtains the blob for every plan that needs it, downloading it at most once.
@@ -444,7 +445,7 @@ fn put_in_place(layout: &Layout, file: &Path, repo: &RepoName, blob: &BlobId) ->
 /// Gives a repo a blob that this cache has elsewhere, as a reflink, a hard link or a copy. With `verify`, the blob's size,
 /// its bytes are hashed first. Returns `false` if they cannot be used.
 pub(super) fn share(layout: &Layout, source: &Path, to: &RepoName, blob: &BlobId, verify: Option<u64>) -> Result<bool> {
-    let staging = place::Staging::new(layout)?;
+    let staging = Staging::new(layout)?;
     let (folder, name) = (staging.folder()?, "blob".as_ref());
     let staged = staging.path().join(name);
     let is_in_snapshot = source.parent().is_none_or(|folder| !folder.ends_with("blobs"));

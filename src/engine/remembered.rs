@@ -6,16 +6,15 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use crate::bucket::read::Memory;
-use crate::cache::inside;
 use crate::cache::layout::Layout;
-use crate::cache::place;
 use crate::cache::read::read_small;
+use crate::cache::{inside, place};
 use crate::hash::md5_hex;
 use crate::platform::Opening;
 
 /// Size of the largest manifest to remember, in bytes.
 const LARGEST: u64 = 1 << 20;
-/// How old the time of a file in use may get. Files that are not in use are removed after [`place::UNUSED_MANIFEST`].
+/// How old the time of a file in use may get. Files that are not in use are removed after [`crate::cache::leftovers::UNUSED_MANIFEST`].
 const REFRESH: Duration = Duration::from_secs(24 * 3600);
 
 /// The manifests that are remembered in a cache.

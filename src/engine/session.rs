@@ -6,8 +6,7 @@ use std::time::{Duration, SystemTime};
 use crate::bucket::client::Bucket;
 use crate::cache::layout::Layout;
 use crate::cache::lock::{self, Lock};
-use crate::cache::place;
-use crate::cache::pushable;
+use crate::cache::{leftovers, pushable, staging};
 use crate::config::Config;
 use crate::error::Result;
 use crate::model::selection::Selection;
@@ -80,8 +79,8 @@ impl Session {
         if let Some(alone) = lock::try_tool_lock(&self.layout(), lock::Mode::Exclusive)?
             && alone.is_real()
         {
-            place::remove_leftovers(&self.layout(), self.now);
-            place::prepare_staging(&self.layout());
+            leftovers::remove(&self.layout(), self.now);
+            staging::prepare(&self.layout());
         }
         let note = "another hf-cache-sync is deleting from this cache: waiting for it";
         wait_for(&*self.progress, note, || lock::try_tool_lock(&self.layout(), lock::Mode::Shared)).await

@@ -9,7 +9,7 @@ use crate::harness::store::Store;
 use crate::harness::{can_link, git_sha1, is_same_file, visible, weights};
 use hf_cache_sync::internals::bucket::lookup;
 use hf_cache_sync::internals::cache::layout::Layout;
-use hf_cache_sync::internals::cache::place::LinkKind;
+use hf_cache_sync::internals::cache::snapshot::LinkKind;
 use hf_cache_sync::internals::cache::state::LocalState;
 use hf_cache_sync::internals::cache::{donors, presence};
 use hf_cache_sync::internals::engine::fallback::Fallback;

@@ -6,7 +6,8 @@ use std::time::SystemTime;
 use serde::Serialize;
 
 use super::Args;
-use crate::cache::scan::{self, Inventory, Repo};
+use crate::cache::inventory::{Inventory, Repo};
+use crate::cache::scan;
 use crate::cache::usage;
 use crate::engine::Session;
 use crate::error::Result;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use tokio::sync::Mutex;
 
+use crate::cache::inventory::{Inventory, Repo};
 use crate::cache::layout::Layout;
 use crate::cache::{scan, usage};
 use crate::task::blocking;
@@ -46,8 +47,8 @@ impl Cached {
     }
 }
 
-fn list(inventory: &scan::Inventory) -> Vec<CachedRepo> {
-    let one = |repo: &scan::Repo| CachedRepo {
+fn list(inventory: &Inventory) -> Vec<CachedRepo> {
+    let one = |repo: &Repo| CachedRepo {
         repo: repo.name.to_string(),
         refs: repo.refs.keys().map(ToString::to_string).collect(),
         revisions: repo.revisions.len(),

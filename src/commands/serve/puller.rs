@@ -15,7 +15,7 @@ use super::activity::{Activity, Origin};
 use super::revisions::{Place, Revision, Revisions};
 use crate::bucket::client::Bucket;
 use crate::cache::layout::Layout;
-use crate::cache::{gated, place, read, shared};
+use crate::cache::{gated, place, read, shared, snapshot};
 use crate::engine::Session;
 use crate::engine::fallback::Fallback;
 use crate::engine::pull::{Decision, Options, Pull, Work};
@@ -187,7 +187,7 @@ impl Puller {
                 file.metadata().is_ok_and(|meta| meta.len() == size).then_some(file)
             };
             let in_snapshot = layout.snapshot_file(&repo, &commit, &name);
-            let is_linked = place::is_linked(&layout, &repo, &commit, &name, &blob, size);
+            let is_linked = snapshot::is_linked(&layout, &repo, &commit, &name, &blob, size);
             let file = open(&layout.blob(&repo, &blob)).or_else(|| is_linked.then(|| open(&in_snapshot)).flatten())?;
             if marks {
                 place::mark_used(&in_snapshot, SystemTime::now());

@@ -9,7 +9,8 @@ use serde::Serialize;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use super::relevant::{is_read_by_push, may_add_content};
-use crate::cache::scan::{self, Inventory, SnapshotFile};
+use crate::cache::inventory::{Inventory, SnapshotFile};
+use crate::cache::scan;
 use crate::model::ids::RepoName;
 use crate::task::blocking;
 

@@ -16,13 +16,13 @@ use crate::bucket::lookup;
 use crate::bucket::read::{self as remote, Stored};
 use crate::cache::donors::{self, Donor};
 use crate::cache::integrity::{Check, Facts, lacks_snapshot};
+use crate::cache::inventory::{BlobPlace, SnapshotFile};
 use crate::cache::layout::Layout;
-use crate::cache::place::{self, LinkKind, SnapshotWriter};
 use crate::cache::quarantine::{self, Kept};
-use crate::cache::scan;
 use crate::cache::shared::{self, SweepOutcome};
+use crate::cache::snapshot::{LinkKind, SnapshotWriter};
 use crate::cache::state::{LocalState, TreeFile};
-use crate::cache::{layout, lock, read, repair};
+use crate::cache::{layout, lock, place, read, repair, scan};
 use crate::engine::Session;
 use crate::engine::fallback::Fallback;
 use crate::engine::hydrate::{self, Planned};
@@ -321,7 +321,7 @@ fn set_aside_unused(layout: &Layout, repo: &RepoName, blob: &BlobId, path: &Path
     }
     let now = scan::scan_repo(layout, repo);
     let mut files = now.revisions.values().flat_map(|revision| revision.files.values());
-    if files.any(|file| matches!(file, scan::SnapshotFile::Link(id) if id == blob)) {
+    if files.any(|file| matches!(file, SnapshotFile::Link(id) if id == blob)) {
         return Ok(SetAside::InUse);
     }
     let size = fs::metadata(path).map_or(0, |meta| meta.len());
@@ -545,7 +545,7 @@ impl Run<'_> {
     fn set_aside_payload(&mut self, repo: &RepoName, blob: &BlobId) {
         let facts = self.facts.repos.iter().find(|facts| facts.name == *repo);
         let place = facts.and_then(|facts| facts.blobs.get(blob)).map(|blob| blob.place.clone());
-        let Some(scan::Place::Shared(payload)) = place else { return };
+        let Some(BlobPlace::Shared(payload)) = place else { return };
         let size = fs::metadata(&payload).map_or(0, |meta| meta.len());
         match shared::quarantine(&self.layout, &payload, &links_to(&self.layout, &payload)) {
             Ok(SweepOutcome::Freed(_)) => self.tally.quarantined.add(size),

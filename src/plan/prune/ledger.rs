@@ -9,8 +9,8 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::cache::inventory::{BlobPlace, Repo, SnapshotFile};
 use crate::cache::prune_facts::Facts;
-use crate::cache::scan::{Place, Repo, SnapshotFile};
 use crate::model::ids::{BlobId, Commit};
 use crate::platform::Inode;
 
@@ -107,7 +107,7 @@ impl Index {
         let mut links: HashMap<&Path, BTreeSet<PathBuf>> = HashMap::new();
         for repo in &facts.inventory.repos {
             for (id, blob) in &repo.blobs {
-                if let Place::Shared(payload) = &blob.place {
+                if let BlobPlace::Shared(payload) = &blob.place {
                     links.entry(payload).or_default().insert(facts.inventory.layout.blob(&repo.name, id));
                 }
             }
@@ -129,9 +129,9 @@ impl Index {
         let first = self.blobs.len();
         for (id, blob) in &repo.blobs {
             let file = match &blob.place {
-                Place::Elsewhere => None,
-                Place::Blobs => Some(self.register_name(inodes, blob.size, blob.inode.as_ref())),
-                Place::Shared(payload) => Some(match self.payloads.get(payload) {
+                BlobPlace::Elsewhere => None,
+                BlobPlace::Blobs => Some(self.register_name(inodes, blob.size, blob.inode.as_ref())),
+                BlobPlace::Shared(payload) => Some(match self.payloads.get(payload) {
                     Some(file) => *file,
                     None => {
                         let file = self.register_name(inodes, blob.size, blob.inode.as_ref());

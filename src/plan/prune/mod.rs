@@ -18,9 +18,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 
 use crate::cache::clients;
+use crate::cache::inventory::{BlobPlace, Problem, ProblemKind, Repo, Revision, SnapshotFile, UnfinishedFile};
 use crate::cache::layout::Layout;
 use crate::cache::prune_facts::{Facts, RepoFacts};
-use crate::cache::scan::{Place, Problem, ProblemKind, Repo, Revision, SnapshotFile, UnfinishedFile};
 use crate::cache::state::Completeness;
 use crate::error::{Cause, Error, shown};
 use crate::model::ids::{BlobId, Commit, RefName, RepoName};
@@ -577,7 +577,7 @@ impl<'a> Planner<'a> {
         let blobs = self.facts.inventory.repos.iter().flat_map(|repo| repo.blobs.values());
         let linked: HashSet<&Path> = blobs
             .filter_map(|blob| match &blob.place {
-                Place::Shared(payload) => Some(payload.as_path()),
+                BlobPlace::Shared(payload) => Some(payload.as_path()),
                 _ => None,
             })
             .collect();
@@ -666,7 +666,7 @@ impl<'a> Planner<'a> {
             if self.ledger.is_used(index, id) {
                 continue;
             }
-            if blob.place == Place::Elsewhere {
+            if blob.place == BlobPlace::Elsewhere {
                 self.plan.add_skip(SkipReason::Link, Some(&repo.name), path(), 0);
             } else if arriving || !self.is_old(blob.placed, self.options.orphan_grace) {
                 self.plan.add_skip(SkipReason::Young, Some(&repo.name), path(), blob.size);

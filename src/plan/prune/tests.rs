@@ -14,11 +14,12 @@ use proptest::prelude::*;
 
 use super::held::{Held, Lack, Proof};
 use super::{Agreement, Options, Plan, Reason, SkipReason, Target, plan, plan_removal};
+use crate::cache::inventory::{
+    Blob, BlobPlace, Inventory, Problem, ProblemKind, RealFile, Repo, Revision, SnapshotFile, UnfinishedFile,
+};
 use crate::cache::layout::Layout;
 use crate::cache::prune_facts::{DanglingRef, Facts, Leftover, RepoFacts, gather};
-use crate::cache::scan::{
-    Blob, Inventory, Place, Problem, ProblemKind, RealFile, Repo, Revision, SnapshotFile, UnfinishedFile, scan,
-};
+use crate::cache::scan::scan;
 use crate::cache::shared::Payload;
 use crate::error::Cause;
 use crate::model::ids::{BlobId, Commit, RefName, RepoName, RepoType};
@@ -57,7 +58,7 @@ fn commit(number: u64) -> Commit {
 
 fn blob(size: u64, seconds_ago: u64) -> Blob {
     let time = ago(seconds_ago);
-    Blob { size, place: Place::Blobs, inode: None, accessed: time, modified: time, placed: time }
+    Blob { size, place: BlobPlace::Blobs, inode: None, accessed: time, modified: time, placed: time }
 }
 
 fn revision(blobs: &[u64]) -> Revision {

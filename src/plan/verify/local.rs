@@ -8,8 +8,8 @@ use serde::Serialize;
 
 use super::{AffectedFile, Finding, Outcome, Place, Reason, Repair};
 use crate::cache::integrity::{Check, Facts, FileFacts, FileKind, RefFacts, RefFault, RepoFacts, RevisionFacts};
+use crate::cache::inventory::{Problem, ProblemKind};
 use crate::cache::layout::Layout;
-use crate::cache::scan::{Problem, ProblemKind};
 use crate::cache::state::{Completeness, TreeFile};
 use crate::model::amount::Amount;
 use crate::model::ids::{BlobId, Commit, RepoName, RepoPath};
@@ -395,7 +395,7 @@ fn wrong_bytes(found: &BlobId, size: u64, expected: Option<u64>) -> String {
 mod tests {
     use super::*;
     use crate::cache::integrity::BlobFacts;
-    use crate::cache::scan::Place as BlobPlace;
+    use crate::cache::inventory::BlobPlace;
     use crate::model::ids::RefName;
     use std::sync::Arc;
 

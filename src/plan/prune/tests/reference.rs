@@ -186,7 +186,7 @@ impl Reference<'_> {
             for (repo, one) in self.repos().iter().enumerate() {
                 for (id, blob) in &one.blobs {
                     let is_listed = payload.references.iter().flatten().any(|link| *link == layout.blob(&one.name, id));
-                    if is_listed || blob.place == Place::Shared(payload.path.clone()) {
+                    if is_listed || blob.place == BlobPlace::Shared(payload.path.clone()) {
                         has_names = true;
                         add(key.clone(), Name::Blob(repo, *id), payload.size, 0, is_pinned);
                     }
@@ -206,7 +206,7 @@ impl Reference<'_> {
         }
         for (repo, one) in self.repos().iter().enumerate().filter(|(_, one)| !one.is_link) {
             for (id, blob) in &one.blobs {
-                if blob.place == Place::Blobs {
+                if blob.place == BlobPlace::Blobs {
                     let key = blob.inode.map_or(format!("blob {repo} {id}"), |inode| format!("inode {:?}", inode.id));
                     let links = blob.inode.map_or(1, |inode| inode.links as usize);
                     add(key, Name::Blob(repo, *id), blob.size, links, false);
@@ -286,7 +286,7 @@ impl Reference<'_> {
             }
             let newest = repo.revisions.values().map(|revision| self.arrival(index, revision)).max().flatten();
             for (commit, revision) in &repo.revisions {
-                let is_link = self.needs(index, commit).iter().any(|id| repo.blobs[id].place == Place::Elsewhere);
+                let is_link = self.needs(index, commit).iter().any(|id| repo.blobs[id].place == BlobPlace::Elsewhere);
                 let arrival = self.arrival(index, revision);
                 let is_half = self.has_recent_client(index)
                     && arrival >= newest
@@ -360,7 +360,7 @@ impl Reference<'_> {
                     || (repo.revisions.is_empty()
                         && is_young(repo.blobs.values().map(|blob| blob.placed).max().flatten()));
                 for (id, blob) in &repo.blobs {
-                    let is_needed = self.is_used(index, id) || blob.place == Place::Elsewhere;
+                    let is_needed = self.is_used(index, id) || blob.place == BlobPlace::Elsewhere;
                     if !is_needed && !is_copy_running && !is_young(blob.placed) {
                         gone.insert(Name::Blob(index, *id));
                         content.insert(format!("blob {} {id}", repo.name));
@@ -372,7 +372,7 @@ impl Reference<'_> {
         }
         for payload in &self.facts.payloads {
             let links = self.repos().iter().flat_map(|repo| repo.blobs.values());
-            let is_linked = links.filter(|blob| blob.place == Place::Shared(payload.path.clone())).count() > 0;
+            let is_linked = links.filter(|blob| blob.place == BlobPlace::Shared(payload.path.clone())).count() > 0;
             let is_listed_unused = payload.references.as_ref().is_some_and(BTreeSet::is_empty);
             if is_listed_unused && !is_linked && self.is_old(payload.modified, options.orphan_grace) {
                 gone.insert(Name::Payload(payload.path.clone()));
@@ -546,13 +546,13 @@ fn make_odd(facts: &mut Facts, index: usize, odd: &Oddities) {
     about.linked_part = odd.linked_part.then(|| folder.join("snapshots"));
     about.needed_by = odd.needed_by.then(|| "/hub/elsewhere".into());
     if let Some(blob) = odd.elsewhere.and_then(|number| repo.blobs.get_mut(&blob_id(number))) {
-        blob.place = Place::Elsewhere;
+        blob.place = BlobPlace::Elsewhere;
         blob.inode = None;
     }
     if let Some(blob) = odd.shared.and_then(|number| repo.blobs.get_mut(&blob_id(number)))
-        && blob.place == Place::Blobs
+        && blob.place == BlobPlace::Blobs
     {
-        blob.place = Place::Shared(facts.payloads[0].path.clone());
+        blob.place = BlobPlace::Shared(facts.payloads[0].path.clone());
         (blob.inode, blob.size) = (None, facts.payloads[0].size);
     }
     if let Some(blob) = odd.timeless.and_then(|number| repo.blobs.get_mut(&blob_id(number))) {
@@ -660,7 +660,7 @@ proptest! {
         let first = &mut facts.inventory.repos[0];
         let payload = &mut facts.payloads[0];
         let listed = facts.inventory.layout.blob(&first.name, &blob_id(0));
-        let leads_there = first.blobs.get(&blob_id(0)).is_some_and(|blob| blob.place == Place::Shared(payload.path.clone()));
+        let leads_there = first.blobs.get(&blob_id(0)).is_some_and(|blob| blob.place == BlobPlace::Shared(payload.path.clone()));
         if let Some(references) = payload.references.as_mut().filter(|_| !leads_there) {
             references.remove(&listed);
         }
