@@ -1,10 +1,11 @@
 //! The one error type: what failed, on what, why, and what to do next.
 //!
-//! A message is one to three lines: `what: why`, then optionally a line with the next step. No message carries
+//! A message is one to three lines: `what: why`, then optionally a line with the next step. No message contains
 //! Debug output, names of SDK types, or secrets. What happened is the [`Cause`]; the [`Kind`] and the exit code follow from
-//! it.
+//! it. A request that failed is a [`Failure`] first.
 
 mod cause;
+mod failure;
 
 use std::fmt;
 use std::io;
@@ -13,12 +14,13 @@ use std::path::Path;
 use crate::escape::{Keep, escape, without_user};
 use crate::platform;
 pub use cause::Cause;
+pub(crate) use failure::Failure;
 
-/// What kind of failure it was, for scripts: decides the exit code, and nothing in this program.
+/// The kind of an error, for scripts. It decides the exit code, and nothing else in this program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
-    /// Some of the work failed, or a local failure with no kind of its own (exit 1).
+    /// Some of the work failed, or a local failure without a kind of its own (exit 1).
     Failed,
     /// Wrong flags, configuration or environment (exit 2).
     Usage,
@@ -32,16 +34,16 @@ pub enum Kind {
     MissingBucket,
     /// Bytes or metadata are not what their name says (exit 5).
     Integrity,
-    /// The remote store cannot be reached or does not answer properly (exit 6).
+    /// The store or the Hub cannot be reached or does not respond properly (exit 6).
     Unavailable,
-    /// A fault of this program (exit 70).
+    /// A bug in this program (exit 70).
     Internal,
     /// Stopped by ctrl-c or SIGTERM (exit 130).
     Interrupted,
 }
 
 impl Kind {
-    /// The process exit code of this kind.
+    /// Returns the exit code of the process.
     pub fn exit_code(self) -> u8 {
         match self {
             Kind::Failed => 1,
@@ -55,7 +57,7 @@ impl Kind {
         }
     }
 
-    /// The word for it in reports.
+    /// Returns the word for it in reports.
     pub fn word(self) -> &'static str {
         match self {
             Kind::Failed => "failed",
@@ -71,9 +73,9 @@ impl Kind {
         }
     }
 
-    /// The kind of a run in which several things failed: corrupt data is said before everything else, then a
-    /// credential problem; "unavailable" and "usage" only where nothing else failed, since a retry or another setting
-    /// then helps.
+    /// Returns the kind of a run in which several things failed. Corrupt data outranks a problem with credentials, which
+    /// outranks the rest. "Unavailable" and "usage" require that nothing else failed: only then does another attempt or
+    /// another setting help.
     pub fn of_many(kinds: impl IntoIterator<Item = Kind>) -> Option<Kind> {
         let kinds: Vec<Kind> = kinds.into_iter().collect();
         let first = *kinds.first()?;
@@ -87,21 +89,21 @@ impl Kind {
     }
 }
 
-/// A failure as a user reads it.
+/// An error as users read it.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Error {
-    /// What happened; scripts see its kind.
+    /// What happened. Scripts see its kind.
     #[serde(rename = "kind", serialize_with = "as_kind")]
     pub cause: Cause,
     /// What failed, and on what.
     pub what: String,
-    /// Why, when known.
+    /// Why, if known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
-    /// What to do next, when there is something.
+    /// What to do next, if anything helps.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
-    /// Whether the reason is the store's or the set-up's as a whole: of many failures for it, one is shown.
+    /// Whether the store or the configuration as a whole is the reason, so that one of many such errors is enough to show.
     #[serde(skip)]
     pub shared: bool,
 }
@@ -114,49 +116,49 @@ fn as_kind<S: serde::Serializer>(cause: &Cause, to: S) -> Result<S::Ok, S::Error
 }
 
 impl Error {
-    /// An error that says what failed.
+    /// Creates an error that says what failed.
     pub fn new(cause: Cause, what: impl Into<String>) -> Self {
         Error { cause, what: what.into(), why: None, hint: None, shared: false }
     }
 
-    /// What scripts are told.
+    /// Returns its kind.
     pub fn kind(&self) -> Kind {
         self.cause.kind()
     }
 
-    /// [`Cause::Other`].
+    /// Creates an error with [`Cause::Other`].
     pub fn failed(what: impl Into<String>) -> Self {
         Self::new(Cause::Other, what)
     }
 
-    /// [`Cause::Usage`].
+    /// Creates an error with [`Cause::Usage`].
     pub fn usage(what: impl Into<String>) -> Self {
         Self::new(Cause::Usage, what)
     }
 
-    /// [`Cause::NotFound`].
+    /// Creates an error with [`Cause::NotFound`].
     pub fn not_found(what: impl Into<String>) -> Self {
         Self::new(Cause::NotFound, what)
     }
 
-    /// [`Cause::Invalid`].
+    /// Creates an error with [`Cause::Invalid`].
     pub fn invalid(what: impl Into<String>) -> Self {
         Self::new(Cause::Invalid, what)
     }
 
-    /// [`Cause::Corrupt`].
+    /// Creates an error with [`Cause::Corrupt`].
     pub fn corrupt(what: impl Into<String>) -> Self {
         Self::new(Cause::Corrupt, what)
     }
 
-    /// [`Cause::Interrupted`].
+    /// Creates an error with [`Cause::Interrupted`].
     pub fn interrupted() -> Self {
         Self::new(Cause::Interrupted, "interrupted").hint("run the same command again: finished work is kept")
     }
 
-    /// An I/O error on a path.
+    /// Creates an error from an I/O error on a path.
     pub fn io(what: &str, path: &Path, source: &io::Error) -> Self {
-        // A step on the way has failed, and says itself what to do.
+        // An earlier step has failed, and its error says what to do.
         if let Some(step) = source.get_ref().and_then(|step| step.downcast_ref::<Error>()) {
             let why = step.why.iter().fold(step.what.clone(), |what, why| format!("{what}: {why}"));
             return Self { what: format!("{what} {}", shown(path)), why: Some(why), ..step.clone() };
@@ -192,7 +194,7 @@ impl Error {
     }
 }
 
-/// An I/O error's text without the `(os error 2)` tail.
+/// Returns an I/O error's text without the `(os error 2)` at its end.
 pub fn plain_io(source: &io::Error) -> String {
     let text = source.to_string();
     match text.find(" (os error") {
@@ -201,8 +203,8 @@ pub fn plain_io(source: &io::Error) -> String {
     }
 }
 
-/// Text from outside, safe to print: what drives a terminal, turns or hides text is shown as `\u{..}`
-/// ([`crate::escape`]), and it is cut after `max` characters.
+/// Makes text from outside safe to print: characters that control a terminal or hide text become `\u{..}`
+/// ([`crate::escape`]), and everything after `max` characters is cut off.
 pub fn printable(text: &str, max: usize) -> String {
     let text = &*without_user(text);
     match text.char_indices().nth(max) {
@@ -211,14 +213,14 @@ pub fn printable(text: &str, max: usize) -> String {
     }
 }
 
-/// A path, safe to print, and whole.
+/// Makes a whole path safe to print.
 pub fn shown(path: &Path) -> String {
     escape(&path.to_string_lossy(), Keep::Nothing).into_owned()
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // A name in a message may come from anywhere: it breaks no line but that of a hint, which is ours.
+        // Names in a message may come from anywhere. Only a hint, which is our own text, may have line breaks.
         f.write_str(&escape(&self.what, Keep::Nothing))?;
         if let Some(why) = &self.why {
             write!(f, ": {}", escape(why, Keep::Nothing))?;

@@ -11,7 +11,8 @@ use crate::config::{Config, Environment, FILE_NAME, Overrides};
 use crate::error::Error;
 use crate::escape::{Keep, escape, escape_json};
 use crate::model::ids::{Commit, RefName, RepoId, RepoName, RepoPath, RepoSpec};
-use crate::model::manifest::{Manifest, Tree};
+use crate::model::manifest::Manifest;
+use crate::model::tree::Tree;
 
 /// A word that never may be shown if it is in a secret.
 pub const SECRET: &str = "hf_SECRET";

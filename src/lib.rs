@@ -15,8 +15,8 @@
 //!
 //! Layers, each importing only those before it:
 //!
-//! - [`platform`], [`escape`], [`error`], [`files`], [`hash`], [`lossy`], [`progress`], `retry`, [`suggest`], [`task`], [`when`];
-//! - [`model`]: names, manifests, selections;
+//! - [`platform`], [`escape`], [`error`], [`files`], [`lossy`], [`pace`], [`retry`], [`suggest`], [`task`], [`when`];
+//! - [`model`]: names, manifests, selections; [`hash`], [`progress`];
 //! - [`config`], [`net`]; [`cache`]; [`bucket`], [`hub`]; [`transfer`];
 //! - [`plan`] (pure), [`engine`] (carries plans out and decides no policy);
 //! - [`commands`]; [`cli`] and [`ui`]; [`complete`]; then `main.rs`.
@@ -58,6 +58,9 @@ pub mod ui;
 mod when;
 
 pub use config::values::clean;
+
+/// The version, with the commit if known.
+pub const VERSION: &str = env!("HF_CACHE_SYNC_VERSION");
 
 /// For tests, benchmarks and examples, under the names that these things have inside.
 #[doc(hidden)]

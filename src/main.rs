@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use hf_cache_sync::VERSION;
 use hf_cache_sync::cli::{self, Exit};
 use hf_cache_sync::complete;
 use hf_cache_sync::error::{Cause, Error, Kind};
@@ -86,7 +87,7 @@ fn install_panic_hook(style: Style) {
         });
         let message = panic.payload().downcast_ref::<&'static str>().map_or(String::new(), |text| format!(", {text}"));
         let error = Error::new(Cause::Internal, "internal error")
-            .because(format!("{place}{message}, in version {}", cli::VERSION))
+            .because(format!("{place}{message}, in version {}", VERSION))
             .hint(concat!("please report this message and the command at ", env!("CARGO_PKG_REPOSITORY"), "/issues"));
         // A new `Ui`, since the panicking thread may hold the lock of the progress bars.
         Ui::new(Style { no_progress: true, ..style }, GivenOptions::default()).error(&error);

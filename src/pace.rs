@@ -3,6 +3,10 @@
 
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+
+use crate::error::{Cause, Failure};
+
 /// The least number of bytes of a body in every [`window`]. A connection of 20 kB/s that hundreds of requests share brings
 /// more for each.
 pub(crate) const MIN_BYTES: u64 = 4 << 10;
@@ -26,25 +30,31 @@ impl Pace {
         Pace { window: window(timeout), waited: Duration::ZERO, bytes: 0 }
     }
 
-    /// Waits for the next piece of the body; `None` if too few bytes have arrived in time.
-    pub(crate) async fn wait<T>(&mut self, next: impl Future<Output = T>) -> Option<T> {
+    /// Waits for the next piece of the body; `None` at its end.
+    ///
+    /// # Errors
+    /// [`Cause::Stalled`] if too few bytes have arrived in time, or that of `piece`.
+    pub(crate) async fn next(
+        &mut self,
+        piece: impl Future<Output = Result<Option<Bytes>, Failure>>,
+    ) -> Result<Option<Bytes>, Failure> {
         let start = Instant::now();
-        let arrived = tokio::time::timeout(self.window.saturating_sub(self.waited), next).await.ok();
+        let arrived = tokio::time::timeout(self.window.saturating_sub(self.waited), piece).await;
         self.waited += start.elapsed();
-        arrived
+        let Ok(arrived) = arrived else {
+            let why = format!("fewer than {MIN_BYTES} bytes arrived in {} s", self.window.as_secs_f64());
+            return Err(Failure::new(Cause::Stalled, why));
+        };
+        let piece = arrived?;
+        self.add(piece.as_ref().map_or(0, Bytes::len));
+        Ok(piece)
     }
 
-    /// Records the bytes of a piece.
-    pub(crate) fn add(&mut self, bytes: usize) {
+    fn add(&mut self, bytes: usize) {
         self.bytes = self.bytes.saturating_add(bytes as u64);
         if self.bytes >= MIN_BYTES {
             (self.waited, self.bytes) = (Duration::ZERO, 0);
         }
-    }
-
-    /// Describes a body that was too slow.
-    pub(crate) fn describe(&self) -> String {
-        format!("fewer than {MIN_BYTES} bytes arrived in {} s", self.window.as_secs_f64())
     }
 }
 
@@ -59,20 +69,22 @@ mod tests {
         Pace { waited, bytes, ..Pace::new(Duration::from_secs(60)) }
     }
 
-    fn waited(mut pace: Pace, next: impl Future<Output = ()>) -> Option<()> {
+    type Piece = Result<Option<Bytes>, Failure>;
+
+    fn next(mut pace: Pace, piece: impl Future<Output = Piece>) -> Result<Option<Bytes>, Cause> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        runtime.block_on(pace.wait(next))
+        runtime.block_on(pace.next(piece)).map_err(|failure| failure.cause)
     }
 
     #[test]
     fn a_body_has_a_window_in_all_and_not_for_each_piece() {
         // A piece that is there is never refused.
         let spent = || pace(WINDOW, 0);
-        assert_eq!(waited(spent(), ready(())), Some(()));
-        assert_eq!(waited(spent(), pending()), None);
+        assert_eq!(next(spent(), ready(Ok(None))), Ok(None));
+        assert_eq!(next(spent(), pending()), Err(Cause::Stalled));
         let mut slow = pace(WINDOW, MIN_BYTES - 2);
         slow.add(1);
-        assert_eq!(waited(slow, pending()), None, "a byte does not start a new window");
+        assert_eq!(next(slow, pending()), Err(Cause::Stalled), "a byte does not start a new window");
     }
 
     #[test]

@@ -1,8 +1,18 @@
-//! Times in reports: RFC 3339 in UTC, to the second.
+//! Times: how long ago they were, and how reports show them (RFC 3339 in UTC, to the second).
 
 use std::time::{Duration, SystemTime};
 
 use serde::Serializer;
+
+/// Returns how long ago a time was; `None` if it is unknown or in the future.
+pub fn age(time: Option<SystemTime>, now: SystemTime) -> Option<Duration> {
+    now.duration_since(time?).ok()
+}
+
+/// Whether a time was certainly at least `grace` ago. An unknown time, or one in the future, was not.
+pub fn is_past(time: Option<SystemTime>, grace: Duration, now: SystemTime) -> bool {
+    age(time, now).is_some_and(|age| age >= grace)
+}
 
 /// Serializes a time; an unknown one becomes null.
 pub fn serialize<S: Serializer>(time: &Option<SystemTime>, serializer: S) -> Result<S::Ok, S::Error> {

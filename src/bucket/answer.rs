@@ -11,8 +11,6 @@ use percent_encoding::percent_decode_str;
 use quick_xml::Reader;
 use quick_xml::events::Event;
 
-use super::client::Part;
-
 /// Maximum nesting of elements. S3's responses have three levels.
 const MAX_DEPTH: usize = 16;
 /// Maximum number of elements. A page of 1,000 objects has about 10,000, and each takes many times the memory of its text.
@@ -231,6 +229,20 @@ pub(super) fn page(body: &[u8]) -> Result<Page, ParseError> {
     }
     let encoded = root.text("EncodingType").is_some_and(|text| text.eq_ignore_ascii_case("url"));
     Ok(Page { objects, last: truncated == Some(false), next, encoded })
+}
+
+/// An uploaded part of a multipart upload.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Part {
+    /// From 1.
+    pub number: i32,
+    /// As the store returned it.
+    pub etag: String,
+    /// Size in bytes.
+    pub size: u64,
+    /// Its checksum, if the store returned one: completing the upload must repeat it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crc32: Option<String>,
 }
 
 /// Parses a page of an upload's parts, and the marker of the next page.

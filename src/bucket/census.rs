@@ -11,11 +11,12 @@ use serde::de::{IgnoredAny, MapAccess};
 
 use super::client::Bucket;
 use super::keys;
-use super::read::{MAX_MANIFEST, Stored};
+use super::read::Stored;
 use super::refs::Candidate;
 use super::state::{Entry, RemoteState, Scope};
 use crate::error::{Error, Result, printable};
 use crate::hash::md5_hex;
+use crate::model::file_list::MAX_SIZE;
 use crate::model::ids::{BlobId, Commit, RepoName};
 use crate::model::json::{self, Compact, Entries, List, Object};
 use crate::model::manifest::Manifest;
@@ -160,7 +161,7 @@ fn unknown_manifests<'a>(suspects: impl Iterator<Item = &'a String>) -> BTreeMap
 /// Reads what a manifest needs. Returns `None` if it is gone, and an error inside if it is not understood.
 async fn read(bucket: &Bucket, key: &str) -> Result<Option<Result<Needs>>> {
     let doing = format!("cannot read {key}");
-    match bucket.get_small(key, MAX_MANIFEST).await.map_err(|failure| bucket.explain(failure, &doing)) {
+    match bucket.get_small(key, MAX_SIZE).await.map_err(|failure| bucket.explain(failure, &doing)) {
         Ok(small) => Ok(small.map(|small| needs(key, &small.bytes))),
         Err(error) if error.cause.is_invalid() => Ok(Some(Err(error))),
         Err(error) => Err(error),

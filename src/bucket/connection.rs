@@ -13,8 +13,7 @@ use aws_smithy_runtime_api::client::http::{HttpConnector, HttpConnectorSettings,
 use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
 use aws_smithy_runtime_api::client::result::ConnectorError;
 
-use super::error::{Cause, Failure};
-use crate::error::{Result, printable};
+use crate::error::{Cause, Failure, Result, printable};
 use crate::net::{NoProxy, tls_problem};
 
 /// Time limit for finding out whether a server uses TLS.

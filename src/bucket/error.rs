@@ -4,39 +4,10 @@
 //! store sends no code (HEAD, HTML pages), or one code for many reasons (AccessDenied, InvalidRequest), the message and
 //! the HTTP status decide.
 
-use std::time::Duration;
-
 use super::answer::Refusal;
-pub use crate::error::Cause;
-use crate::error::{Error, printable};
-
-/// A failed request.
-#[derive(Debug, Clone)]
-pub struct Failure {
-    /// Why it failed.
-    pub cause: Cause,
-    /// The message of the store or the network.
-    pub detail: String,
-    /// How long the store says to wait before the next attempt.
-    pub retry_after: Option<Duration>,
-    /// A hint that is more specific than the one for the cause.
-    pub hint: Option<String>,
-    /// Whether this repeats the failure of an earlier request. The request itself was not sent.
-    pub shared: bool,
-}
+use crate::error::{Cause, Error, Failure, printable};
 
 impl Failure {
-    /// Creates a failure without a response.
-    pub fn new(cause: Cause, detail: impl Into<String>) -> Self {
-        Failure { cause, detail: detail.into(), retry_after: None, hint: None, shared: false }
-    }
-
-    /// Adds a hint.
-    pub(super) fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
-        self
-    }
-
     /// Classifies a response with this status and body.
     pub(super) fn refused(status: u16, refusal: &Refusal) -> Self {
         let code = refusal.code.as_deref();

@@ -1,6 +1,8 @@
 //! The only place where bucket keys are built or parsed. They do not include the team prefix, which the client adds.
 //! Layout: docs/bucket-format.md.
 
+use std::time::SystemTime;
+
 use crate::model::ids::{BlobId, Commit, RefName, RepoId, RepoName, RepoType};
 
 /// All blobs.
@@ -30,7 +32,25 @@ pub fn new_probe() -> String {
 /// Returns whether `doctor` may have written this key.
 pub fn is_probe(key: &str) -> bool {
     let random = key.strip_prefix(PROBES).and_then(|name| name.strip_prefix("probe-"));
-    random.is_some_and(|random| random.len() == 16 && random.bytes().all(|c| c.is_ascii_hexdigit()))
+    random.is_some_and(|random| is_hex(random, 16))
+}
+
+/// Returns a key for a notice: `_hf_cache_sync_gc/<kind>-<random>.json`. Keys sort by age, so that pushes take turns in the
+/// order in which they came.
+pub fn new_notice(kind: &str, now: SystemTime) -> String {
+    let millis = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
+    let random = fastrand::u128(..) >> 48;
+    format!("{NOTICES}{kind}-{:012x}{random:020x}.json", millis & 0xffff_ffff_ffff)
+}
+
+/// Parses the key of a notice into its kind.
+pub fn parse_notice(key: &str) -> Option<&str> {
+    let (kind, random) = key.strip_prefix(NOTICES)?.strip_suffix(".json")?.split_once('-')?;
+    is_hex(random, 32).then_some(kind)
+}
+
+fn is_hex(text: &str, digits: usize) -> bool {
+    text.len() == digits && text.bytes().all(|c| c.is_ascii_hexdigit())
 }
 
 /// `blobs/<etag>`

@@ -2,9 +2,9 @@
 //!
 //! - Keys: [`keys`] builds and parses them; [`refs`] decides which repos a ref key may refer to and which of a ref's keys
 //!   takes precedence.
-//! - Requests: [`client`] has the operations on a bucket; `wire` sends every request and adapts to the store; `endpoint`
-//!   builds URLs, `credentials` finds keys, `connection` opens connections, `answer` parses responses, and [`error`]
-//!   classifies failures.
+//! - Requests: [`client`] has the operations on a bucket; `request` describes a request; `wire` sends every one and adapts
+//!   to the store; `endpoint` builds URLs, `credentials` finds keys, `connection` opens connections, `body` has the bodies of
+//!   uploads, `answer` parses responses, and `error` classifies and explains failures.
 //! - State: [`state`] is a snapshot of the bucket's listing and of the content read so far; [`read`] does the reading.
 //! - Queries: [`lookup`] finds one revision, [`main_revisions`] the `main` of every repo, [`catalog`] all repos with their
 //!   revisions and refs.
@@ -12,19 +12,21 @@
 //!   of each other.
 
 mod answer;
+mod body;
 pub mod catalog;
 pub mod census;
 pub mod client;
 mod connection;
 mod credentials;
 mod endpoint;
-pub mod error;
+mod error;
 pub mod keys;
 pub mod lookup;
 pub mod main_revisions;
 pub mod notices;
 pub mod read;
 pub mod refs;
+mod request;
 pub mod state;
 mod wire;
 

@@ -21,6 +21,7 @@ use super::client::{Bucket, Object};
 use super::keys;
 use crate::error::{Cause, Error, Result};
 use crate::model::ids::BlobId;
+use crate::when;
 
 /// How long the notice of a push is valid. A push publishes nothing with one that is older than half of this.
 pub const PUSH_LIFE: Duration = Duration::from_secs(3600);
@@ -160,17 +161,14 @@ pub struct Listed {
 
 impl Listed {
     fn of(object: &Object) -> Option<Listed> {
-        let name = object.key.strip_prefix(keys::NOTICES)?.strip_suffix(".json")?;
-        let (word, random) = name.split_once('-')?;
+        let word = keys::parse_notice(&object.key)?;
         let kind = Kind::ALL.into_iter().find(|kind| kind.word() == word)?;
-        let is_ours = random.len() == 32 && random.bytes().all(|c| c.is_ascii_hexdigit());
-        is_ours.then(|| Listed { key: object.key.clone(), kind, size: object.size, modified: object.modified })
+        Some(Listed { key: object.key.clone(), kind, size: object.size, modified: object.modified })
     }
 
     /// Whether it is still valid at `now`, by the store's clock. A notice of unknown age is.
     pub fn is_live(&self, now: SystemTime) -> bool {
-        let age = self.modified.and_then(|modified| now.duration_since(modified).ok());
-        age.is_none_or(|age| age <= self.kind.life())
+        when::age(self.modified, now).is_none_or(|age| age <= self.kind.life())
     }
 
     /// Whether it had this content when it was listed. It may have been written again before it was read.
@@ -199,10 +197,7 @@ impl Notice {
     /// # Errors
     /// If the request fails permanently.
     pub async fn write(bucket: &Bucket, kind: Kind, subject: &Subject) -> Result<Notice> {
-        // Keys sort by age, so that pushes take turns in the order in which they came.
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
-        let random = fastrand::u128(..) >> 48;
-        let key = format!("{}{}-{:012x}{random:020x}.json", keys::NOTICES, kind.word(), now & 0xffff_ffff_ffff);
+        let key = keys::new_notice(kind.word(), SystemTime::now());
         let content = subject.to_json();
         let mut notice = Notice { kind, key, content, written: Moment::now() };
         notice.renew(bucket).await?;
@@ -335,9 +330,7 @@ pub fn lapsed(bucket: &Bucket) -> Error {
 /// # Errors
 /// If the listing fails.
 pub async fn list(bucket: &Bucket) -> Result<Vec<Listed>> {
-    let listed: Result<Vec<Object>, _> = bucket.list(keys::NOTICES).await;
-    let objects = listed.map_err(|failure| bucket.explain_listing(failure))?;
-    Ok(objects.iter().filter_map(Listed::of).collect())
+    Ok(bucket.list_objects(keys::NOTICES).await?.iter().filter_map(Listed::of).collect())
 }
 
 /// Reads what notices name. A notice that has been removed since it was listed names nothing.

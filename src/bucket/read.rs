@@ -6,11 +6,10 @@ use super::client::{Bucket, Small};
 use super::keys;
 use crate::error::{Error, Result};
 use crate::hash::md5_hex;
+use crate::model::file_list::MAX_SIZE;
 use crate::model::ids::Commit;
 use crate::model::manifest::Manifest;
 
-/// Maximum size of a manifest in bytes.
-pub const MAX_MANIFEST: u64 = 256 << 20;
 /// Maximum size of a ref in bytes.
 const MAX_REF: u64 = 256;
 
@@ -119,7 +118,7 @@ async fn try_manifest(bucket: &Bucket, key: &str) -> Result<Option<(Manifest, Op
 
 async fn get_manifest(bucket: &Bucket, key: &str) -> Result<Option<Small>> {
     let doing = format!("cannot read {key}");
-    bucket.get_small(key, MAX_MANIFEST).await.map_err(|failure| bucket.explain(failure, &doing))
+    bucket.get_small(key, MAX_SIZE).await.map_err(|failure| bucket.explain(failure, &doing))
 }
 
 /// Parses the content of a manifest's key.

@@ -17,11 +17,10 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::sync::OnceCell;
 
 use super::client::{Bucket, Collect, Object};
-use super::error::Failure;
 use super::keys;
 use super::read::{self, Memory, Stored};
 use super::refs::Candidate;
-use crate::error::Result;
+use crate::error::{Failure, Result};
 use crate::hash::md5_hex;
 use crate::model::ids::{BlobId, Commit, RepoId, RepoName, RepoQuery, RepoType};
 use crate::model::manifest::Manifest;

@@ -14,7 +14,8 @@ use super::layout::Layout;
 use super::read::{Buffer, open_quietly};
 use crate::hash::BlobHasher;
 use crate::model::ids::{BlobId, Commit, RepoName, RepoPath};
-use crate::model::manifest::{ManifestFile, Tree};
+use crate::model::manifest::ManifestFile;
+use crate::model::tree::Tree;
 use crate::platform::Inode;
 
 /// A file of a snapshot, with its blob and the location of its bytes.

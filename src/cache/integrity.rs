@@ -19,7 +19,8 @@ use super::state::{LocalState, TreeFile};
 use crate::error::Error;
 use crate::files;
 use crate::model::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
-use crate::model::manifest::{Manifest, Tree};
+use crate::model::manifest::Manifest;
+use crate::model::tree::Tree;
 
 /// Everything that the check of a cache is based on.
 #[derive(Debug)]

@@ -16,8 +16,9 @@ use crate::cache::state::{LocalState, TreeFile};
 use crate::error::{Cause, Error, Result, printable};
 use crate::model::filter::PathFilter;
 use crate::model::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
-use crate::model::manifest::{Manifest, ManifestFile, Tree};
+use crate::model::manifest::{Manifest, ManifestFile};
 use crate::model::selection::Selection;
+use crate::model::tree::Tree;
 
 /// Limits what is gathered.
 #[derive(Debug, Clone, Default)]

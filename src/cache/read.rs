@@ -14,9 +14,6 @@ use crate::hash::BlobHasher;
 use crate::model::ids::BlobId;
 use crate::platform::{self, Folder, Opening};
 
-/// Largest `trees/<commit>.json` that is read, in bytes: the size limit of a manifest that contains a tree.
-pub const MAX_TREE: u64 = 256 << 20;
-
 /// Opens the regular file `path` without changing its access time if the system allows it (on Linux for
 /// own files, and on Windows). `prune` treats the access time as the last use.
 ///

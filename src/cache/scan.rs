@@ -22,8 +22,9 @@ use super::layout::{self, Layout};
 use super::read;
 use crate::error::{Cause, Error, Result, plain_io};
 use crate::files;
+use crate::model::file_list::MAX_SIZE;
 use crate::model::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
-use crate::model::manifest::Tree;
+use crate::model::tree::Tree;
 use crate::platform::{LinkReader, inode};
 
 /// Scans the cache. A root that does not exist is an empty cache.
@@ -624,7 +625,7 @@ impl CommitFiles<'_> {
         }
         let read = || {
             let path = scan.path.join("trees").join(format!("{}.json", self.commit));
-            let bytes = read::read_small(&path, read::MAX_TREE).ok()??;
+            let bytes = read::read_small(&path, MAX_SIZE).ok()??;
             Tree::parse(&bytes).ok()?
         };
         self.tree.get_or_insert_with(read).as_ref().is_some_and(|tree| tree.get(path).is_some())

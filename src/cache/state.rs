@@ -11,11 +11,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::gated::{self, Gated};
 use super::inventory::{Inventory, ProblemKind, Repo, Revision, SnapshotFile};
 use super::layout::Layout;
-use super::read::{self, MAX_TREE};
+use super::read;
 use super::scan;
 use crate::error::{Cause, Error, Result, plain_io, shown};
+use crate::model::file_list::MAX_SIZE;
 use crate::model::ids::{Commit, RepoName};
-use crate::model::manifest::Tree;
+use crate::model::tree::Tree;
 
 /// The content of a cache.
 #[derive(Debug)]
@@ -211,7 +212,7 @@ fn compare(
 }
 
 fn read_tree(path: &Path) -> TreeFile {
-    let parsed = match read::read_small(path, MAX_TREE) {
+    let parsed = match read::read_small(path, MAX_SIZE) {
         Ok(Some(bytes)) => Tree::parse(&bytes),
         Ok(None) => Err("it is too large".into()),
         Err(error) => match error.kind() {

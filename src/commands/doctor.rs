@@ -4,7 +4,6 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use crate::bucket::client::Bucket;
-use crate::bucket::error::{Cause, Failure};
 use crate::bucket::keys;
 use crate::cache::inventory::{Inventory, Problem, ProblemKind};
 use crate::cache::layout::Layout;
@@ -15,7 +14,7 @@ use crate::cache::{repair, space};
 use crate::config::settings::Template;
 use crate::config::{Credentials, Source};
 use crate::engine::Session;
-use crate::error::{Error, Kind, Result, shown};
+use crate::error::{Cause, Error, Failure, Kind, Result, shown};
 use crate::model::ids::{RefName, RepoName};
 use crate::progress::Event;
 use crate::task::blocking;

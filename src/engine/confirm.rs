@@ -9,10 +9,9 @@ use std::time::Duration;
 use futures_util::{StreamExt, stream};
 
 use crate::bucket::client::Bucket;
-use crate::bucket::error::Failure;
 use crate::bucket::keys;
 use crate::bucket::state::{RemoteState, Scope};
-use crate::error::{Cause, Error, Result};
+use crate::error::{Cause, Error, Failure, Result};
 use crate::transfer::upload::Upload;
 
 /// Objects on a page of a listing.

@@ -13,13 +13,13 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use super::Session;
 use crate::bucket::census::Census;
 use crate::bucket::client::{Bucket, Object, Unfinished};
-use crate::bucket::error::Failure;
 use crate::bucket::keys;
 use crate::bucket::notices::{self, Kind, LONGEST_REQUEST, Listed, Notice, Subject};
-use crate::error::{Cause, Error, Result};
+use crate::error::{Cause, Error, Failure, Result};
 use crate::model::amount::Amount;
 use crate::plan::deletion::{self as plan, Facts, KeepReason, ManifestDeletion, Options, Plan};
 use crate::progress::Event;
+use crate::when;
 
 /// Requests about uploads at once.
 const AT_ONCE: usize = 16;
@@ -74,12 +74,8 @@ async fn announced(bucket: &Bucket, listed: &[Listed], now: SystemTime) -> Resul
 
 /// Returns the keys of old probes of `doctor`: it was killed, or its key may not delete.
 async fn old_probes(bucket: &Bucket, now: SystemTime) -> Result<Vec<String>> {
-    let listed: Result<Vec<Object>, _> = bucket.list(keys::PROBES).await;
-    let objects = listed.map_err(|failure| bucket.explain_listing(failure))?;
-    let is_old = |object: &Object| {
-        let age = object.modified.and_then(|modified| now.duration_since(modified).ok());
-        keys::is_probe(&object.key) && age.is_some_and(|age| age >= PROBE_LIFE)
-    };
+    let objects = bucket.list_objects(keys::PROBES).await?;
+    let is_old = |object: &Object| keys::is_probe(&object.key) && when::is_past(object.modified, PROBE_LIFE, now);
     Ok(objects.into_iter().filter(is_old).map(|object| object.key).collect())
 }
 
@@ -88,11 +84,8 @@ async fn unfinished(bucket: &Bucket, options: &Options, now: SystemTime) -> Resu
     let doing = format!("cannot list the unfinished uploads of bucket '{}'", bucket.name());
     let explain = |failure| bucket.explain(failure, &doing);
     let Some(uploads) = bucket.unfinished_uploads(keys::BLOBS).await.map_err(explain)? else { return Ok(Vec::new()) };
-    let is_old = |upload: &Unfinished| {
-        let age = upload.started.and_then(|started| now.duration_since(started).ok());
-        keys::parse_blob(&upload.key).is_some() && age.is_some_and(|age| age >= options.grace)
-    };
-    let old = uploads.into_iter().filter(is_old).map(async |upload| {
+    let old = uploads.into_iter().filter(|upload| plan::is_abandoned(upload, options.grace, now));
+    let old = old.map(async |upload| {
         let started = bucket.last_change(&upload).await?;
         Ok(Unfinished { started, ..upload })
     });

@@ -1,10 +1,10 @@
-//! What happened, as far as the program goes on differently for it.
+//! What happened, in as much detail as the program needs to decide how to go on.
 
 use std::io;
 
 use super::Kind;
 
-/// What happened. The program decides by this alone; scripts are told the [`Kind`] that follows from it.
+/// What happened. The program decides by this alone; scripts get the [`Kind`] that follows from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Cause {
     // What is not there.
@@ -16,22 +16,22 @@ pub enum Cause {
     NoSuchRevision,
     /// No such bucket.
     NoSuchBucket,
-    /// No such multipart upload, or not with these parts: it was completed, or given up by somebody or by a rule of the
-    /// bucket.
+    /// No such multipart upload, or not with these parts: it has been completed, or aborted by another program or a
+    /// lifecycle rule of the bucket.
     NoSuchUpload,
 
     // Bytes that are not what they should be.
     /// What is stored under a key, or listed by the Hub, is not valid.
     Invalid,
-    /// It is larger than anything valid: an object for its key, or a listing.
+    /// An object or a listing that is larger than any valid one.
     TooLarge,
-    /// The bytes that are kept, here or in the bucket, are not those of their name.
+    /// Stored bytes, here or in the bucket, do not match their name.
     Corrupt,
-    /// The object in the bucket has another size than it should have.
+    /// The object in the bucket does not have the expected size.
     WrongSize,
-    /// Bytes were damaged on the way.
+    /// Bytes were damaged in transit.
     Damaged,
-    /// The store has taken an object without an error, and does not have it.
+    /// The store accepted an object without an error, but does not have it.
     NotKept,
 
     // What the store refuses.
@@ -41,67 +41,67 @@ pub enum Cause {
     Unsupported,
     /// The keys are wrong, or there are none.
     BadCredentials,
-    /// The keys were right once.
+    /// The keys have expired.
     Expired,
-    /// The keys are right, but may not do this.
+    /// The keys are valid, but not allowed to do this.
     Denied,
     /// The account is closed, suspended or in debt.
     Account,
     /// The bucket is in another region.
     WrongRegion,
-    /// No room is left, or a cap is reached.
+    /// The store is full, or a cap is reached.
     Full,
-    /// The object is in an archive, and has to be restored before it can be read.
+    /// The object is archived, and must be restored before it can be read.
     Archived,
-    /// Who asks has to pay, and has not agreed to.
+    /// The bucket is requester-pays, and the user has not agreed to pay.
     PayerNeeded,
     /// The repo looks gated, or the Hub does not give access to it.
     Gated,
-    /// A retention rule keeps the object.
+    /// A retention rule or an object lock protects the object.
     Locked,
-    /// The store takes encrypted objects only.
+    /// The store accepts only encrypted objects.
     EncryptionNeeded,
-    /// The key for encryption cannot be used.
+    /// The encryption key cannot be used.
     EncryptionKey,
-    /// The store does not have the storage class.
+    /// The store does not support the storage class.
     StorageClass,
-    /// The store does not accept such a name for a bucket.
+    /// The store does not accept the bucket's name.
     BucketName,
     /// The bucket's name belongs in the host.
     PathStyle,
     /// The bucket's name belongs in the path.
     VirtualStyle,
-    /// The store takes uploads with a checksum only.
+    /// The store accepts uploads only with a checksum.
     ChecksumNeeded,
-    /// The store takes uploads with a signed hash of the content only.
+    /// The store accepts uploads only with a signed hash of the content.
     HashNeeded,
-    /// More or less than the store takes: bytes, parts, or characters of a key.
+    /// A limit of the store: on bytes, parts, or the length of a key.
     Limit,
     /// The local clock is wrong.
     ClockSkew,
 
-    // What keeps an answer from coming.
-    /// The store is overloaded or broken for the moment.
+    // Why there is no proper response.
+    /// The store is overloaded or temporarily unavailable.
     Busy,
-    /// It asks to wait longer than this run may.
+    /// The server asks for a longer wait than this run allows.
     RateLimited,
     /// No connection.
     Unreachable,
-    /// Connected, but no answer in time, or the connection broke.
+    /// No response in time after connecting, or the connection broke.
     Broken,
-    /// Too few bytes of an answer arrive in time.
+    /// Too few bytes of a response arrived in time.
     Stalled,
-    /// An answer that ends in the middle.
+    /// A truncated response.
     Incomplete,
-    /// What answers is no S3 store.
+    /// The server is not an S3 store.
     NotS3,
-    /// It answered, but not as such a service does: a portal's page, a listing that does not end.
+    /// A response that such a service never sends: a login page, a listing that does not end.
     Garbled,
     /// The server's certificate cannot be trusted.
     Certificate,
-    /// The server uses plain HTTP, and was asked over TLS.
+    /// The server speaks plain HTTP, but the request used TLS.
     NoTls,
-    /// The other side speaks TLS, and was asked in plain http.
+    /// The server speaks TLS, but the request used plain HTTP.
     Tls,
     /// The proxy refuses.
     ProxyRefused,
@@ -109,15 +109,15 @@ pub enum Cause {
     // What is wrong on this machine.
     /// Wrong flags, configuration or environment.
     Usage,
-    /// The file system denies it.
+    /// The file system denies access.
     Permission,
-    /// A file of the cache was removed while it was needed.
+    /// A file of the cache was removed while it was in use.
     Vanished,
     /// The disk is full.
     DiskFull,
     /// A signal.
     Interrupted,
-    /// A fault of this program.
+    /// A bug in this program.
     Internal,
 
     /// Anything else.
@@ -134,7 +134,7 @@ impl Cause {
         }
     }
 
-    /// What scripts are told: the word in `--json`, and by it the exit code.
+    /// Returns the kind, which is the word in `--json` and decides the exit code.
     pub fn kind(self) -> Kind {
         use Cause::*;
         match self {
@@ -144,7 +144,7 @@ impl Cause {
             BadCredentials | Expired | Denied | Account | Gated | Locked => Kind::Credentials,
             Usage | WrongRegion | PayerNeeded | EncryptionNeeded | EncryptionKey | StorageClass | BucketName
             | PathStyle | VirtualStyle | ChecksumNeeded | HashNeeded | ClockSkew => Kind::Usage,
-            // What is archived is as good as out of reach.
+            // An archived object is as good as out of reach.
             Changed | Archived | Busy | RateLimited | Unreachable | Broken | Stalled | Incomplete | NotS3 | Garbled
             | Certificate | NoTls | Tls | ProxyRefused => Kind::Unavailable,
             Permission => Kind::Permission,
@@ -160,23 +160,22 @@ impl Cause {
         matches!(self, Busy | Unreachable | Broken | Stalled | Damaged | Incomplete)
     }
 
-    /// Whether the credentials are not accepted, which may be so from one moment to the next.
+    /// Whether the store does not accept the credentials, which may change at any moment.
     pub fn is_identity(self) -> bool {
         matches!(self, Cause::BadCredentials | Cause::Expired)
     }
 
-    /// Whether the store refuses because of who asks.
+    /// Whether the store refuses because of the user or the account.
     pub fn is_denial(self) -> bool {
         self.is_identity() || matches!(self, Cause::Denied | Cause::Account | Cause::Locked)
     }
 
-    /// Whether the other side may do it another time, with nothing changed here: a store that refuses may change its
-    /// mind, and a network may heal.
+    /// Whether the failure may go away with nothing changed here: permissions may be granted, and a network may recover.
     pub fn may_pass(self) -> bool {
         self.is_transient() || self.is_denial() || self.is_out_of_reach()
     }
 
-    /// Whether the other side does not answer, or not as it should.
+    /// Whether the server does not respond, or not properly.
     fn is_out_of_reach(self) -> bool {
         use Cause::*;
         matches!(
@@ -203,13 +202,13 @@ impl Cause {
         matches!(self, Cause::NoSuchKey | Cause::NotFound | Cause::NoSuchRevision)
     }
 
-    /// Whether something is stored and cannot be what its key says.
+    /// Whether what is stored cannot be what its key says.
     pub fn is_invalid(self) -> bool {
         matches!(self, Cause::Invalid | Cause::TooLarge)
     }
 
-    /// Whether another source may have what this one does not give. A wrong configuration must be fixed, not papered over;
-    /// and no source helps a full disk.
+    /// Whether another source may deliver what this one does not. A wrong configuration must be fixed, not papered over,
+    /// and no source helps against a full disk.
     pub fn is_covered_by_fallback(self) -> bool {
         let is_bad = matches!(self, Cause::Corrupt | Cause::WrongSize | Cause::Damaged | Cause::NotKept);
         self.is_missing() || self.is_invalid() || is_bad || self.is_out_of_reach()
@@ -220,7 +219,7 @@ impl Cause {
         matches!(self, Cause::Certificate | Cause::NoTls | Cause::Tls | Cause::ProxyRefused | Cause::Account)
     }
 
-    /// Whether it is the reason why many requests to a store fail, and no fault of one of them.
+    /// Whether many requests to a store fail for this reason, and not because of one of them.
     pub fn is_shared(self) -> bool {
         use Cause::*;
         self.is_final()
@@ -239,7 +238,7 @@ impl Cause {
             )
     }
 
-    /// Whether a store that refuses to take an object for it may refuse just this one.
+    /// Whether a store that refuses an object for this reason may accept others.
     pub fn is_of_one_object(self) -> bool {
         use Cause::*;
         self.is_transient() || matches!(self, NoSuchKey | NoSuchUpload | Changed | Limit | TooLarge)

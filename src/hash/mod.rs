@@ -36,9 +36,19 @@ pub fn lanes() -> usize {
     if lanes > 1 && lockstep_pays() { lanes } else { 1 }
 }
 
+/// Returns bytes in hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// Returns the MD5 in hexadecimal digits, which most stores use as the ETag of an object uploaded by a single PUT.
 pub fn md5_hex(content: &[u8]) -> String {
-    md5::Md5::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&md5::Md5::digest(content))
+}
+
+/// Whether this looks like an MD5 in hexadecimal digits, in lower or upper case.
+pub fn is_md5_hex(text: &str) -> bool {
+    text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// Computes a blob's name from its bytes, which must be fed in order.

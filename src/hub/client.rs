@@ -12,12 +12,11 @@ use super::Body;
 use super::address::{LinkTarget, escape_segment, next_page};
 use super::http::{Http, Refusal};
 use super::listing::{self, Entry};
-use crate::bucket::error::{Cause, Failure};
 use crate::config;
-use crate::error::{Error, Result, printable};
+use crate::error::{Cause, Error, Failure, Result, printable};
+use crate::model::file_list::MAX_FILES;
 use crate::model::found::Found;
 use crate::model::ids::{Commit, RefName, RepoName, RepoPath, RepoQuery, RepoType};
-use crate::model::manifest::MAX_FILES;
 use crate::net::{self, Network};
 use crate::progress::Progress;
 

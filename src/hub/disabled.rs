@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::bucket::error::Failure;
 use crate::config;
-use crate::error::{Error, Result};
+use crate::error::{Error, Failure, Result};
 use crate::model::found::Found;
 use crate::model::ids::{Commit, RepoName, RepoPath, RepoQuery};
 use crate::net::Network;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use futures_util::TryFutureExt;
 use reqwest::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, LOCATION, RANGE};
 use reqwest::{Response, StatusCode, Url};
 use serde::de::DeserializeOwned;
@@ -13,9 +14,8 @@ use tokio::time::Instant;
 
 use super::address::{Endpoint, LinkTarget};
 use super::rate_limit::{RateLimiter, requested_wait};
-use crate::bucket::error::{Cause, Failure};
 use crate::config::{self, Secret};
-use crate::error::{Error, Result, printable};
+use crate::error::{Cause, Error, Failure, Result, printable};
 use crate::net::log::RequestLog;
 use crate::net::{self, Network, NoProxy};
 use crate::pace::Pace;
@@ -129,11 +129,7 @@ impl Http {
             return Err(too_large().into());
         }
         let (mut body, mut pace) = (Vec::new(), Pace::new(STALL_TIMEOUT));
-        loop {
-            let next = pace.wait(response.chunk()).await;
-            let next = next.ok_or_else(|| Failure::new(Cause::Stalled, pace.describe()))?;
-            let Some(bytes) = next.map_err(|e| from_http(&e))? else { break };
-            pace.add(bytes.len());
+        while let Some(bytes) = pace.next(response.chunk().map_err(|e| from_http(&e))).await? {
             if body.len() + bytes.len() > MAX_JSON {
                 return Err(too_large().into());
             }
@@ -294,14 +290,11 @@ impl Body {
             if self.left == Some(0) {
                 return Ok(None);
             }
-            let next = self.pace.wait(self.response.chunk()).await;
-            let next = next.ok_or_else(|| Failure::new(Cause::Stalled, self.pace.describe()))?;
-            let next = next.map_err(|e| match from_http(&e) {
+            let piece = self.response.chunk().map_err(|e| match from_http(&e) {
                 failure if failure.cause.is_transient() => failure,
                 _ => Failure::new(Cause::Broken, "the download ended early"),
-            })?;
-            let Some(mut bytes) = next else { return Ok(None) };
-            self.pace.add(bytes.len());
+            });
+            let Some(mut bytes) = self.pace.next(piece).await? else { return Ok(None) };
             let dropped = self.skip.min(bytes.len() as u64);
             self.skip -= dropped;
             let _ = bytes.split_to(dropped as usize);

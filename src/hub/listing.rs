@@ -6,7 +6,8 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::model::ids::{BlobId, Commit, RepoName, RepoPath};
-use crate::model::manifest::{Manifest, ManifestFile, Tree};
+use crate::model::manifest::{Manifest, ManifestFile};
+use crate::model::tree::Tree;
 
 /// An entry of `/api/…/tree/<commit>?recursive=true`: a file or a folder.
 #[derive(Debug, Deserialize)]

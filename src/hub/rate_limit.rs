@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use reqwest::header::{DATE, HeaderMap, RETRY_AFTER};
 use tokio::time::Instant;
 
-use crate::bucket::error::{Cause, Failure};
+use crate::error::{Cause, Failure};
 use crate::progress::{Event, Progress};
 
 /// Minimum wait, for when the Hub asks for less.

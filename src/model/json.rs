@@ -298,6 +298,11 @@ fn close(text: &mut Vec<u8>, start: usize, bracket: u8) {
     text.push(bracket);
 }
 
+/// Returns JSON that was written by [`Compact`] as text.
+pub(super) fn text(json: &[u8]) -> &str {
+    std::str::from_utf8(json).expect("it was written as JSON")
+}
+
 /// Indents compact JSON as Python's `json.dumps(value, indent=..)` does: characters beyond ASCII are escaped, and there is
 /// no final newline.
 #[derive(Debug)]

@@ -1,8 +1,10 @@
-//! The domain model, as types: names that cannot hold an invalid value ([`ids`]), the [`manifest`] of a revision, a
-//! revision that was looked up ([`found`]), what a command applies to ([`selection`]), include and exclude patterns
-//! ([`filter`], [`mod@glob`]), totals ([`amount`]), and JSON from outside ([`json`]). No I/O.
+//! The domain model, as types: names that cannot hold an invalid value ([`ids`]), the [`manifest`] of a revision and the
+//! [`tree`] of its commit, which are both lists of files ([`file_list`]), a revision that was looked up ([`found`]), what a
+//! command applies to ([`selection`]), include and exclude patterns ([`filter`], [`mod@glob`]), totals ([`amount`]), and JSON
+//! from outside ([`json`]). No I/O.
 
 pub mod amount;
+pub mod file_list;
 pub mod filter;
 pub mod found;
 pub mod glob;
@@ -11,3 +13,4 @@ pub mod json;
 pub mod manifest;
 pub mod pins;
 pub mod selection;
+pub mod tree;

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 
-use crate::bucket::error::Failure;
+use crate::error::Failure;
 
 /// Query parameters that are logged.
 const LOGGED_PARAMETERS: [&str; 5] = ["list-type", "prefix", "partNumber", "uploads", "start-after"];

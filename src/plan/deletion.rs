@@ -202,17 +202,16 @@ pub fn plan(facts: &Facts<'_>, options: &Options) -> Plan {
     plan_refs(facts, options, &removed, &mut plan);
     plan_blobs(facts, options, &removed, &mut plan);
     if options.everything {
-        let old = facts.uploads.iter().filter(|upload| {
-            keys::parse_blob(&upload.key).is_some() && has_passed(options.grace, upload.started, facts.now)
-        });
+        let old = facts.uploads.iter().filter(|upload| is_abandoned(upload, options.grace, facts.now));
         plan.uploads = old.map(|one| UploadDeletion { key: one.key.clone(), id: one.id.clone() }).collect();
     }
     plan
 }
 
-/// Whether something is certainly older than the grace period.
-fn has_passed(grace: Duration, modified: Option<SystemTime>, now: SystemTime) -> bool {
-    modified.and_then(|modified| now.duration_since(modified).ok()).is_some_and(|age| age >= grace)
+/// Whether an unfinished upload of a blob is older than the grace period. The time that `upload` has is its start, or that of
+/// its last part.
+pub fn is_abandoned(upload: &Unfinished, grace: Duration, now: SystemTime) -> bool {
+    keys::parse_blob(&upload.key).is_some() && when::is_past(upload.started, grace, now)
 }
 
 fn plan_refs(facts: &Facts<'_>, options: &Options, removed: &BTreeSet<&str>, plan: &mut Plan) {
@@ -227,7 +226,7 @@ fn plan_refs(facts: &Facts<'_>, options: &Options, removed: &BTreeSet<&str>, pla
             && census.state.listed_manifest(&target).is_none()
             && !keys::may_be_of_other_team(&candidate.encoded, &candidate.name)
             && !announced.refs.contains(&object.key)
-            && has_passed(options.grace, object.modified, *now)
+            && when::is_past(object.modified, options.grace, *now)
         {
             RefReason::Dangling
         } else {
@@ -259,7 +258,7 @@ fn plan_blobs(facts: &Facts<'_>, options: &Options, removed: &BTreeSet<&str>, pl
             KeepReason::Announced
         } else if entry.modified.is_none() {
             KeepReason::Undated
-        } else if has_passed(options.grace, entry.modified, *now) {
+        } else if when::is_past(entry.modified, options.grace, *now) {
             plan.blobs.push(BlobDeletion { blob: *blob, bytes: entry.size, modified: entry.modified });
             continue;
         } else {

@@ -17,7 +17,8 @@ use crate::cache::pushable::{Local, LocalRepo, LocalRevision};
 use crate::error::{Error, printable};
 use crate::model::amount::Amount;
 use crate::model::ids::{BlobId, Commit, RefName, RepoName, RepoPath};
-use crate::model::manifest::{Manifest, ManifestFile, Tree};
+use crate::model::manifest::{Manifest, ManifestFile};
+use crate::model::tree::Tree;
 
 /// The plan, to be carried out in this order.
 #[derive(Debug, Default, Serialize)]
@@ -475,7 +476,7 @@ mod tests {
     use crate::bucket::client::Object;
     use crate::cache::identify::Source;
     use crate::model::ids::{RepoQuery, RepoType};
-    use crate::model::manifest::Tree;
+    use crate::model::tree::Tree;
 
     fn name(text: &str) -> RepoName {
         let query: RepoQuery = text.parse().unwrap();

@@ -22,11 +22,10 @@ use super::partial_file::{Comparison, Flusher, Journal, PartialFile, RemoveOnDro
 use super::parts::{self, SINGLE_GET};
 pub use super::source::Fetch;
 use super::source::Source;
-use crate::bucket::error::{Cause, Failure};
 use crate::cache::inside;
 use crate::cache::place::{self, flushed};
 use crate::cache::read::matches_name;
-use crate::error::{Error, Result};
+use crate::error::{Cause, Error, Failure, Result};
 use crate::hash::BlobHasher;
 use crate::model::ids::BlobId;
 use crate::platform;

@@ -11,7 +11,7 @@ use http_body::{Body, Frame, SizeHint};
 
 use super::Context;
 use super::hashing::OrderedHash;
-use super::rate::Pace;
+use super::rate::Throttle;
 use crate::bucket::client::Pulse;
 use crate::cache::read::read_at;
 use crate::error::{Cause, Error, Result};
@@ -99,7 +99,7 @@ pub(super) struct FileBody {
     check: Check,
     meter: Option<Meter>,
     pulse: Pulse,
-    pace: Pace,
+    throttle: Throttle,
     local_error: LocalError,
 }
 
@@ -125,7 +125,7 @@ impl BodyMaker<'_> {
             check: self.check.clone(),
             meter: Some(Meter::new(&self.context.progress, self.blob.id)),
             pulse: pulse.clone(),
-            pace: Pace::new(&self.context.limits.rate),
+            throttle: Throttle::new(&self.context.limits.rate),
             local_error: self.local_error.clone(),
         })
     }
@@ -168,8 +168,8 @@ impl Body for FileBody {
             return Poll::Ready(None);
         }
         self.pulse.beat();
-        let length = self.pace.slice(SLICE).min(self.end - self.offset);
-        ready!(self.pace.poll(length, task));
+        let length = self.throttle.slice(SLICE).min(self.end - self.offset);
+        ready!(self.throttle.poll(length, task));
         match self.read_slice(length) {
             Ok(bytes) => {
                 if self.offset == self.end {

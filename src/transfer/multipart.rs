@@ -15,10 +15,10 @@ use md5::Digest;
 use super::local_file::{BodyMaker, Check, LocalError, SLICE, Upload};
 use super::{Context, parts};
 use crate::bucket::client::{Part, Pulse};
-use crate::bucket::error::{Cause, Failure};
 use crate::bucket::keys;
 use crate::cache::read::{read_at, read_small};
-use crate::error::{Error, Result};
+use crate::error::{Cause, Error, Failure, Result};
+use crate::hash::{hex, is_md5_hex};
 use crate::task::blocking;
 
 /// Maximum size of a record, in bytes.
@@ -261,8 +261,7 @@ pub(super) async fn find_parts(
 /// Returns the MD5 that an ETag seems to be, in lower case.
 fn md5_in(etag: &str) -> Option<String> {
     let etag = etag.trim_matches('"');
-    let is_md5 = etag.len() == 32 && etag.bytes().all(|byte| byte.is_ascii_hexdigit());
-    is_md5.then(|| etag.to_ascii_lowercase())
+    is_md5_hex(etag).then(|| etag.to_ascii_lowercase())
 }
 
 /// Returns the MD5 of a part's bytes in the file. Blocks.
@@ -274,5 +273,5 @@ fn md5_of_part(file: &File, record: &Record, number: u64) -> std::io::Result<Str
         hasher.update(&read_at(file, length as usize, at)?);
         at += length;
     }
-    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(&hasher.finalize()))
 }

@@ -96,15 +96,15 @@ impl Rate {
 
 /// Makes a body that is polled wait.
 #[derive(Debug)]
-pub struct Pace {
+pub struct Throttle {
     rate: Rate,
     sleep: Option<Pin<Box<Sleep>>>,
 }
 
-impl Pace {
-    /// Creates a pace within this limit.
+impl Throttle {
+    /// Creates a throttle with this limit.
     pub fn new(rate: &Rate) -> Self {
-        Pace { rate: rate.clone(), sleep: None }
+        Throttle { rate: rate.clone(), sleep: None }
     }
 
     /// Returns ready when these bytes may move. The first call takes them, and later calls wait for the same bytes.
@@ -202,12 +202,12 @@ mod tests {
         let rate = Rate::new(Some(per_second(1000)));
         let paid = || rate.0.as_ref().unwrap().tokens.lock().unwrap().paid;
         let mut task = Context::from_waker(std::task::Waker::noop());
-        let mut pace = Pace::new(&rate);
-        assert!(pace.poll(1 << 40, &mut task).is_pending());
+        let mut throttle = Throttle::new(&rate);
+        assert!(throttle.poll(1 << 40, &mut task).is_pending());
         let first = paid();
-        assert!(pace.poll(1 << 40, &mut task).is_pending());
+        assert!(throttle.poll(1 << 40, &mut task).is_pending());
         assert_eq!(paid(), first, "a second poll takes nothing");
-        assert!(Pace::new(&Rate::default()).poll(1 << 40, &mut task).is_ready());
+        assert!(Throttle::new(&Rate::default()).poll(1 << 40, &mut task).is_ready());
     }
 
     #[tokio::test]

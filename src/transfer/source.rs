@@ -5,9 +5,8 @@ use bytes::Bytes;
 use super::Context;
 use super::parts::HUB_RANGE;
 use crate::bucket::client::{Bucket, Download};
-use crate::bucket::error::{Cause, Failure};
 use crate::bucket::keys;
-use crate::error::{Error, Result};
+use crate::error::{Cause, Error, Failure, Result};
 use crate::hub::{self, Hub};
 use crate::model::ids::{BlobId, Commit, RepoName, RepoPath};
 

@@ -11,8 +11,9 @@ use md5::Digest;
 
 use super::Bucket;
 use crate::bucket::answer::{self, Deletions, Element, Refusal};
-use crate::bucket::error::{Cause, Failure};
-use crate::bucket::wire::{Op, Payload, Request, base64, body_failure, parse_failure};
+use crate::bucket::request::{Op, Payload, Request};
+use crate::bucket::wire::{base64, body_failure, parse_failure};
+use crate::error::{Cause, Failure};
 
 /// Objects that S3 deletes in one request.
 const DELETE_BATCH: usize = 1000;

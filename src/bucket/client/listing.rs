@@ -6,10 +6,10 @@ use md5::{Digest, Md5};
 
 use super::{Bucket, Object, unquoted};
 use crate::bucket::answer::{self, Page};
-use crate::bucket::error::{Cause, Failure};
 use crate::bucket::keys;
-use crate::bucket::wire::{Op, Request, body_failure};
-use crate::error::printable;
+use crate::bucket::request::{Op, Request};
+use crate::bucket::wire::body_failure;
+use crate::error::{Cause, Error, Failure, printable};
 
 /// Maximum number of consecutive pages without new keys. Stores send empty pages where many objects were deleted.
 const MAX_STALE_PAGES: usize = 40;
@@ -63,6 +63,14 @@ impl Bucket {
                 None => return Ok(listing.collected),
             }
         }
+    }
+
+    /// Like [`Bucket::list`], with the error for users.
+    ///
+    /// # Errors
+    /// As [`Bucket::list`].
+    pub async fn list_objects(&self, prefix: &str) -> Result<Vec<Object>, Error> {
+        self.list(prefix).await.map_err(|failure| self.explain_listing(failure))
     }
 
     /// Returns one page of a listing, and the token of the next page.

@@ -8,7 +8,6 @@
 //! - Our own timeouts: the SDK's stalled-stream protection aborts healthy slow uploads.
 //! - A partial listing is an error, never a shorter list (`listing`).
 
-pub(super) mod body;
 mod care;
 mod listing;
 mod parts;
@@ -22,23 +21,25 @@ use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_types::body::SdkBody;
 use aws_smithy_types::byte_stream::ByteStream;
 use bytes::Bytes;
+use futures_util::TryFutureExt;
 
-pub use body::{MakeBody, Pulse};
 pub use care::Unfinished;
 pub use listing::Collect;
-pub use parts::Part;
 pub use small::Small;
 
-use self::body::MemoryBody;
 use self::retry::Shared;
+pub use super::answer::Part;
+use super::body::MemoryBody;
+pub use super::body::{MakeBody, Pulse};
 use super::connection;
 use super::connection::{Net, target};
 use super::credentials::{self, CredentialSource, Profile};
 use super::endpoint::{Address, Style, refuses_path_style};
-use super::error::{Cause, Failure, Place};
-use super::wire::{Op, Payload, Request, Settings, Wire};
+use super::error::Place;
+use super::request::{Op, Payload, Request};
+use super::wire::{Settings, Wire};
 use crate::config::{Addressing, Config, Credentials, Storage, host_of, hosts, is_backblaze, values};
-use crate::error::{Error, Result};
+use crate::error::{Cause, Error, Failure, Result};
 use crate::model::ids::BlobId;
 use crate::pace::Pace;
 use crate::progress::Progress;
@@ -93,15 +94,8 @@ impl Download {
     /// # Errors
     /// [`Cause::Broken`] if the connection breaks or ends early, [`Cause::Stalled`] if too few bytes arrive in time.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
-        match self.pace.wait(self.body.next()).await {
-            None => Err(Failure::new(Cause::Stalled, self.pace.describe())),
-            Some(None) => Ok(None),
-            Some(Some(Ok(bytes))) => {
-                self.pace.add(bytes.len());
-                Ok(Some(bytes))
-            }
-            Some(Some(Err(_))) => Err(Failure::new(Cause::Broken, "the download ended early")),
-        }
+        let piece = self.body.try_next().map_err(|_| Failure::new(Cause::Broken, "the download ended early"));
+        self.pace.next(piece).await
     }
 }
 

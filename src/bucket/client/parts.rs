@@ -3,27 +3,13 @@
 use bytes::Bytes;
 
 use super::{Bucket, MakeBody};
-use crate::bucket::answer::{self, Element};
-use crate::bucket::error::{Cause, Failure};
-use crate::bucket::wire::{CRC32, Op, Payload, Request, body_failure};
-use crate::error::Result;
+use crate::bucket::answer::{self, Element, Part};
+use crate::bucket::request::{Op, Payload, Request};
+use crate::bucket::wire::{CRC32, body_failure};
+use crate::error::{Cause, Failure, Result};
 
 /// The status that an error in the body stands for: the store sent a status before it began to work.
 const STARTED: u16 = 500;
-
-/// An uploaded part of a multipart upload.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Part {
-    /// From 1.
-    pub number: i32,
-    /// As the store returned it.
-    pub etag: String,
-    /// Size in bytes.
-    pub size: u64,
-    /// Its checksum, if the store returned one: completing the upload must repeat it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub crc32: Option<String>,
-}
 
 impl Bucket {
     /// Starts a multipart upload.

@@ -10,8 +10,8 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use super::Bucket;
 use super::small::Room;
 use crate::bucket::connection::CONNECT;
-use crate::bucket::error::{Cause, Failure};
-use crate::bucket::wire::{Op, Request};
+use crate::bucket::request::{Op, Request};
+use crate::error::{Cause, Failure};
 use crate::progress::{ANY_REQUEST, Waiting, waiting};
 use crate::retry::Try;
 

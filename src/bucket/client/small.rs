@@ -12,10 +12,10 @@ use bytes::Bytes;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::super::answer;
-use super::super::error::{Cause, Failure};
-use super::super::wire::{Op, Request};
+use super::super::request::{Op, Request};
 use super::{Bucket, Download, etag, length};
-use crate::hash::md5_hex;
+use crate::error::{Cause, Failure};
+use crate::hash::{is_md5_hex, md5_hex};
 use crate::pace::Pace;
 
 /// Size up to which objects do not wait for each other, in bytes.
@@ -146,8 +146,7 @@ impl Bucket {
         if self.wire.route().uses_tls() || self.shared.has_other_etags.load(Ordering::Relaxed) {
             return false;
         }
-        let is_md5 = |etag: &&String| etag.len() == 32 && etag.bytes().all(|byte| byte.is_ascii_hexdigit());
-        let Some(etag) = small.etag.as_ref().filter(is_md5) else { return false };
+        let Some(etag) = small.etag.as_ref().filter(|etag| is_md5_hex(etag)) else { return false };
         if md5_hex(&small.bytes).eq_ignore_ascii_case(etag) {
             return false;
         }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::activity::{Done, Failure, Pull, Snapshot};
 use super::cached::CachedRepo;
-use crate::cli::VERSION;
+use crate::VERSION;
 
 /// What the page may load: nothing but its own style and script.
 pub const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; \

@@ -25,6 +25,7 @@ use crate::cache::state::Completeness;
 use crate::error::{Cause, Error, shown};
 use crate::model::ids::{BlobId, Commit, RefName, RepoName};
 use crate::model::pins::Pins;
+use crate::when;
 use held::{Held, Lack};
 use ledger::Ledger;
 
@@ -486,7 +487,7 @@ impl<'a> Planner<'a> {
 
     /// Returns whether the time is at least `grace` ago. An unknown time, or one in the future, is not.
     fn is_old(&self, time: Option<SystemTime>, grace: Duration) -> bool {
-        time.and_then(|time| self.now.duration_since(time).ok()).is_some_and(|age| age >= grace)
+        when::is_past(time, grace, self.now)
     }
 
     /// Returns whether nobody is expected to continue this file.

@@ -13,7 +13,7 @@ use crate::cache::layout::Layout;
 use crate::cache::state::{Completeness, TreeFile};
 use crate::model::amount::Amount;
 use crate::model::ids::{BlobId, Commit, RepoName, RepoPath};
-use crate::model::manifest::Tree;
+use crate::model::tree::Tree;
 
 /// A ref that was written this recently may be of a download that has just begun.
 const YOUNG: Duration = Duration::from_secs(3600);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use aws_smithy_types::body::SdkBody;
 use bytes::Bytes;
 
-use crate::bucket::error::{Cause, Failure};
+use crate::error::{Cause, Failure};
 use crate::pace;
 
 /// Bytes of an upload that may still be in buffers on this machine once its whole body has been read.
