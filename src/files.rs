@@ -28,7 +28,7 @@ pub fn is_missing(path: &Path) -> bool {
     std::fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
-/// Returns when a file, a folder or a link itself was last modified; `None` if that cannot be told.
+/// Returns when a file, a folder or a link itself was last modified; `None` if unknown.
 pub fn modified(path: &Path) -> Option<SystemTime> {
     std::fs::symlink_metadata(path).and_then(|meta| meta.modified()).ok()
 }

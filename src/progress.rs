@@ -134,7 +134,7 @@ fn waits() -> MutexGuard<'static, Waits> {
 #[derive(Debug)]
 pub struct Waiting(u64);
 
-/// Starts a wait for `what`, such as "the store". The user is told if it takes long.
+/// Starts a wait for `what`, such as "the store". The user sees it if it takes long.
 pub fn waiting(what: impl Into<Cow<'static, str>>) -> Waiting {
     let mut waits = waits();
     let number = waits.next;

@@ -88,8 +88,8 @@ pub fn parse_manifest(key: &str) -> Option<(&str, Commit)> {
     Some((encoded, rest.strip_suffix(".json")?.parse().ok()?))
 }
 
-/// Whether a key that is no manifest's may be one's in a format that this program does not know. Deeper keys belong to other
-/// teams.
+/// Whether a key that is not a valid manifest key may be that of a manifest in a format that this program does not know.
+/// Deeper keys belong to other teams.
 pub fn may_be_manifest(key: &str) -> bool {
     match key.strip_prefix(MANIFESTS) {
         Some(name) => !name.contains('/') && (name.contains('@') || name.ends_with(".json")),

@@ -1,8 +1,8 @@
 //! Changes below the cache root that cannot leave it.
 //!
 //! Each path is walked from the root, with every folder on the way held open, and none of them may be a link. The last
-//! step is taken through the open folder. So whoever swaps a folder for a link while a command runs makes a change fail,
-//! and never makes it happen elsewhere. The root itself may be a link, or be reached through one.
+//! step is taken through the open folder. So if a folder is swapped for a link while a command runs, the change fails, and
+//! never happens elsewhere. The root itself may be a link, or be reached through one.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -16,7 +16,7 @@ use crate::files;
 use crate::model::ids::RepoName;
 use crate::platform::{self, Folder, Opening};
 
-/// What is in place of a folder of the cache.
+/// Something in place of a folder of the cache.
 #[derive(Debug)]
 struct NotAFolder {
     path: PathBuf,
@@ -68,7 +68,7 @@ fn walk(root: &Path, dir: &Path, create: bool) -> io::Result<Folder> {
     if inside.as_os_str().is_empty() {
         return Ok(folder);
     }
-    // In one step, where the system can do that. What fails is looked at part by part.
+    // In one step, if the system can do that. If it fails, part by part.
     if let Some(folder) = folder.below(inside) {
         return Ok(folder);
     }
@@ -111,7 +111,7 @@ fn create_repo_folder(root: &Path, parent: &Folder, name: &OsStr) -> io::Result<
         let (staging, temporary) = self::parent(root, &staged, false)?;
         staging.folder(temporary)?.create_folder("snapshots".as_ref())?;
         match staging.rename(temporary, parent, name) {
-            // Somebody else was faster.
+            // Another process was faster.
             Err(_) if fs::symlink_metadata(parent.path().join(name)).is_ok() => Ok(()),
             // `.locks` is a mount of its own, or the file system cannot rename folders.
             Err(_) => {

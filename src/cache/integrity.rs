@@ -174,7 +174,7 @@ impl Check {
     }
 }
 
-/// A ref that is not as it should be.
+/// A ref with a fault.
 #[derive(Debug, Clone)]
 pub struct RefFacts {
     /// Its name, if that is valid.
@@ -476,7 +476,7 @@ impl Job {
     }
 }
 
-/// Who says what the bytes of a file are.
+/// A name that the bytes of a file should have, and where it comes from.
 #[derive(Debug, Clone)]
 struct Claim {
     repo: usize,

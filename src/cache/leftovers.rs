@@ -22,7 +22,7 @@ const UNUSED_MANIFEST: Duration = Duration::from_secs(30 * 24 * 3600);
 /// of unverified blobs. Call this only while no other process uses the tool's state. Best effort.
 pub fn remove(layout: &Layout, now: SystemTime) {
     let entries = |folder: PathBuf| {
-        // Behind a link are somebody else's files.
+        // The files behind a link are not ours.
         let is_ours = fs::symlink_metadata(&folder).is_ok_and(|meta| meta.is_dir());
         is_ours.then(|| fs::read_dir(folder)).into_iter().flatten().flatten().filter_map(io::Result::ok)
     };

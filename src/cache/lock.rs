@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::model::ids::{BlobId, RepoName};
 use crate::platform::{self, Folder, Opening};
 
-/// How often a lock file that is unlinked as soon as it is locked is opened anew.
+/// How often a lock file is opened again if it is unlinked as soon as it is locked.
 const TRIES: u32 = 1000;
 
 /// A held lock, released on drop.
@@ -163,7 +163,7 @@ fn take_with(
         let open = |folder: &Folder, name: &OsStr| platform::patiently(|| open(folder, name, bits));
         let (file, made) = inside::with_folder(root, path, "cannot lock", open)?;
         match flock(&file) {
-            // Some file systems have no stable inode numbers: there the file can never be told to be the same.
+            // Some file systems have no stable inode numbers, so that the file never looks the same.
             Ok(()) if platform::is_at(&file, path) || tried == TRIES => return Ok(Some(Lock { _file: Some(file) })),
             // Unlinked between open and lock: the lock on the dead file excludes nobody.
             Ok(()) => continue,

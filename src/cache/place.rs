@@ -137,8 +137,8 @@ pub fn sync_dir(path: &Path) {
     let _ = platform::sync_dir(path);
 }
 
-/// Remembers that bytes of this blob are passed on before they are verified. Whoever has them may resume long after, even
-/// from another run of this program, and must not do so if they were wrong.
+/// Remembers that bytes of this blob are passed on before they are verified. A client that has them may resume much later,
+/// even from another run of this program, and must not do so if they were wrong.
 ///
 /// # Errors
 /// If the mark cannot be written.
@@ -146,7 +146,7 @@ pub fn mark_unverified(layout: &Layout, blob: &BlobId) -> Result<()> {
     let path = layout.unverified(blob);
     with_folder(layout.root(), &path, "cannot write", |folder, name| {
         let file = inside::open_in(folder, name, Opening::Any, 0o666)?;
-        // It may be an earlier one, whose time counts from now. Best effort: it may be somebody else's.
+        // An earlier mark counts from now. Best effort: another user may own it.
         let _ = file.set_modified(std::time::SystemTime::now());
         Ok(())
     })

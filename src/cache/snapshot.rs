@@ -97,7 +97,7 @@ impl StagedSnapshot {
     pub fn publish(self) -> Result<bool> {
         let staged = self.staging.path().join("snapshot");
         ensure_dir(&self.root, self.snapshot.parent().unwrap_or(&self.root))?;
-        // Not again and again where it is there.
+        // An existing snapshot is not a reason to retry.
         let publish = || match inside::rename(&self.root, &staged, &self.snapshot) {
             Err(_) if self.snapshot.is_dir() => Ok(false),
             renamed => renamed.map(|()| true),
@@ -224,14 +224,14 @@ impl SnapshotWriter<'_> {
     }
 }
 
-/// Whether `file`, which is no link, is what `blob` leads to.
+/// Whether `file`, which is not a link, is what `blob` leads to.
 fn is_same_file(blob: &Path, file: &Path) -> bool {
     let id = |path, meta: fs::Metadata| platform::inode(path, &meta).map(|inode| inode.id);
     let found = fs::symlink_metadata(file).ok().filter(fs::Metadata::is_file).and_then(|meta| id(file, meta));
     found.is_some() && found == fs::metadata(blob).ok().and_then(|meta| id(blob, meta))
 }
 
-/// Whether a regular file (no link) has the bytes of the blob.
+/// Whether a regular file (not a link) has the bytes of the blob.
 fn is_whole(file: &Path, blob: &BlobId) -> bool {
     fs::symlink_metadata(file).is_ok_and(|meta| meta.is_file() && read::matches_name(file, blob, meta.len()))
 }
@@ -285,7 +285,7 @@ mod tests {
         }
     }
 
-    /// Who pulls the same revision at the same time finds every file in place, as the very file that is to be linked.
+    /// A concurrent pull of the same revision finds every file in place, as the very file to link.
     #[test]
     fn files_that_are_there_already_are_linked_again() {
         let f = fixture();

@@ -272,7 +272,7 @@ impl Tries {
             return Ok(rate_limiter.record_limit(wait, *self.first_rejection.get_or_insert_with(Instant::now))?);
         }
         self.failed += 1;
-        let Some(pause) = Try::Hub.again(refusal.failure.cause, self.failed, None, fastrand::f64()) else {
+        let Some(pause) = Try::Hub.pause(refusal.failure.cause, self.failed, None, fastrand::f64()) else {
             return Err(refusal);
         };
         tokio::time::sleep(pause).await;

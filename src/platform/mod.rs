@@ -1,5 +1,5 @@
-//! What differs between operating systems: `unix.rs` and `windows.rs` have the same functions, and nothing else asks on
-//! which system it runs. Each function says what it is for; the two files say how, and what the system cannot do.
+//! What differs between operating systems: `unix.rs` and `windows.rs` have the same functions, and no other code checks
+//! which system it runs on.
 
 use std::fs::OpenOptions;
 
@@ -13,12 +13,12 @@ pub use unix::*;
 #[cfg(windows)]
 pub use windows::*;
 
-/// The file behind a name: what all its hard links have in common.
+/// A file as such, which all its hard links share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Inode {
-    /// Device and inode number; on Windows the volume's serial number and the file index.
+    /// Device and inode number; on Windows, the volume's serial number and the file index.
     pub id: (u64, u64),
-    /// Hard links to it.
+    /// Number of hard links to it.
     pub links: u64,
     /// Bytes allocated on disk.
     pub allocated: u64,
@@ -39,7 +39,7 @@ pub enum Opening {
     Append,
 }
 
-/// The same options with these flags: [`NO_FOLLOW`], [`NO_WAIT`], [`NO_ACCESS_TIME`], or several of them.
+/// Returns the same options with these flags: [`NO_FOLLOW`], [`NO_WAIT`], [`NO_ACCESS_TIME`], or several of them.
 pub fn flagged(options: &OpenOptions, flags: Flags) -> OpenOptions {
     let mut options = options.clone();
     set_flags(&mut options, flags);
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_of_ones_own_can_be_written_to() {
+    fn ones_own_folder_is_writable() {
         let dir = tempfile::tempdir().unwrap();
         check_writable(dir.path()).unwrap();
         check_writable(&dir.path().join("none")).unwrap();

@@ -18,20 +18,20 @@ use super::{Inode, Opening};
 
 /// Flags of open(2).
 pub type Flags = i32;
-/// Fails when the last part of the path is a link.
+/// Fails if the last part of the path is a link.
 pub const NO_FOLLOW: Flags = OFlags::NOFOLLOW.bits() as i32;
-/// Does not wait for the other end of a FIFO, and takes no terminal over.
+/// Does not wait for the other end of a FIFO, and does not make a terminal the controlling one.
 pub const NO_WAIT: Flags = (OFlags::NONBLOCK.bits() | OFlags::NOCTTY.bits()) as i32;
-/// Reading is no access, where the system allows that: for [`for_quiet_reading`].
+/// Reading does not count as an access, if the system allows that: for [`for_quiet_reading`].
 #[cfg(target_os = "linux")]
 pub const NO_ACCESS_TIME: Flags = OFlags::NOATIME.bits() as i32;
-/// Reading is no access, where the system allows that: for [`for_quiet_reading`].
+/// Reading does not count as an access, if the system allows that: for [`for_quiet_reading`].
 #[cfg(not(target_os = "linux"))]
 pub const NO_ACCESS_TIME: Flags = 0;
 
-/// Whether some names cannot be stored, or not as they are.
+/// Whether the system cannot store some names, or changes them.
 pub const RESTRICTS_NAMES: bool = false;
-/// What helps when a path must not be read or written.
+/// The hint for a path that may not be read or written.
 pub const PERMISSION_HINT: &str = "check the owner and the mode of that path";
 
 /// Sets the flags with which a file is opened.
@@ -39,12 +39,12 @@ pub fn set_flags(options: &mut OpenOptions, flags: Flags) {
     options.custom_flags(flags);
 }
 
-/// Sets the mode of a file that is created, which the umask narrows.
+/// Sets the mode of a new file, before the umask.
 pub fn set_mode(options: &mut OpenOptions, bits: u32) {
     options.mode(bits);
 }
 
-/// Gives a file at least these mode bits. Best effort: only the owner may.
+/// Adds these mode bits to a file. Best effort: only the owner may do so.
 pub fn widen_mode(file: &File, bits: u32) -> io::Result<()> {
     let mode = file.metadata()?.permissions().mode();
     if mode & bits != bits {
@@ -63,8 +63,8 @@ pub fn copy_folder_mode(root: &Path, folder: &Folder) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes a file a payload of the cache-wide store, as huggingface_hub does: read-only, readable by everybody who can enter
-/// the cache root, and of the group of its folder.
+/// Makes a file a payload of the cache-wide store, as huggingface_hub does: read-only, readable by everyone who can enter
+/// the cache root, and with the group of its folder.
 pub fn make_payload(root: &Path, folder: &Folder, file: &File) -> io::Result<()> {
     let root_mode = fs::metadata(root)?.permissions().mode();
     let readers = if root_mode & 0o010 != 0 { 0o040 } else { 0 } | if root_mode & 0o001 != 0 { 0o004 } else { 0 };
@@ -72,7 +72,7 @@ pub fn make_payload(root: &Path, folder: &Folder, file: &File) -> io::Result<()>
     let group = folder.listing()?.metadata()?.gid();
     match file.metadata()?.gid() == group {
         true => Ok(()),
-        // With the wrong group, others may be unable to read it.
+        // With the wrong group, others might not be able to read it.
         false => std::os::unix::fs::fchown(file, None, Some(group)).or_else(|error| match readers {
             0o040 => Err(error),
             _ => Ok(()),
@@ -80,25 +80,25 @@ pub fn make_payload(root: &Path, folder: &Folder, file: &File) -> io::Result<()>
     }
 }
 
-/// Options to read a file without that counting as a use of it; what they open goes to [`keep_access_time`].
+/// Returns options to read a file without counting as a use of it. Pass the opened file to [`keep_access_time`].
 pub fn for_quiet_reading() -> OpenOptions {
     OpenOptions::new().read(true).clone()
 }
 
-/// Reading from this file shall not change when it was last used. The flag has done that.
+/// Keeps reads of this file from changing its access time: the flag has done that.
 pub fn keep_access_time(_: &File) {}
 
-/// The file behind a name, where the system tells; `meta` is that of `path`, or of what a link there leads to.
+/// Returns the file behind a name, if the system reports it. `meta` is that of `path`, or of the target of a link there.
 pub fn inode(_: &Path, meta: &Metadata) -> Option<Inode> {
     Some(Inode { id: (meta.dev(), meta.ino()), links: meta.nlink(), allocated: allocated(meta) })
 }
 
-/// Returns the number of hard links to an open file, where the system tells.
+/// Returns the number of hard links to an open file, if the system reports it.
 pub fn links(file: &File) -> Option<u64> {
     file.metadata().ok().map(|meta| meta.nlink())
 }
 
-/// Whether `path` (no link) is still the name of this open file.
+/// Whether `path`, which is not a link, is still the name of this open file.
 pub fn is_at(file: &File, path: &Path) -> bool {
     match (file.metadata(), std::fs::symlink_metadata(path)) {
         (Ok(held), Ok(named)) => (held.dev(), held.ino()) == (named.dev(), named.ino()),
@@ -106,17 +106,17 @@ pub fn is_at(file: &File, path: &Path) -> bool {
     }
 }
 
-/// Bytes that a file takes on disk: fewer than its length where it has holes.
+/// Returns the bytes that a file takes on disk: fewer than its length if it has holes.
 pub fn allocated(meta: &Metadata) -> u64 {
     meta.blocks() * 512
 }
 
-/// Last change of a file or of what is known about it.
+/// Returns the last change of a file or its metadata (ctime).
 pub fn changed(meta: &Metadata) -> Option<SystemTime> {
     SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(u64::try_from(meta.ctime()).ok()?))
 }
 
-/// What stands in the place of a file, when it is none of the usual things.
+/// Describes an entry that is neither a file, a folder nor a link.
 pub fn special_kind(meta: &Metadata) -> Option<&'static str> {
     match meta.file_type() {
         kind if kind.is_fifo() => Some("a named pipe"),
@@ -126,17 +126,17 @@ pub fn special_kind(meta: &Metadata) -> Option<&'static str> {
     }
 }
 
-/// Whether the file system says that it does not know such an operation, in words of its own.
+/// Whether this error of the system means that the file system does not support the operation.
 pub fn is_refused(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::PERM.raw_os_error())
 }
 
-/// Whether this is what NFS says without its lock service.
+/// Whether this is the error of NFS without its lock service.
 pub fn lacks_lock_service(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::NOLCK.raw_os_error())
 }
 
-/// Whether another program keeps a file from being opened, replaced or deleted: never here.
+/// Whether another program prevents a file from being opened, replaced or deleted: never on Unix.
 pub fn is_in_use(_: &io::Error) -> bool {
     false
 }
@@ -146,7 +146,7 @@ pub fn lacks_handles(error: &io::Error) -> bool {
     [Errno::MFILE, Errno::NFILE].iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
-/// Does what may fail for a moment while another program looks at the file: not here.
+/// Retries an operation that another program may prevent for a moment: not needed on Unix.
 pub fn patiently<T>(attempt: impl Fn() -> io::Result<T>) -> io::Result<T> {
     attempt()
 }
@@ -156,12 +156,12 @@ pub fn read_exact_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<
     file.read_exact_at(buffer, offset)
 }
 
-/// Reads from `offset` on into the spare capacity, which need not be cleared before; returns how much came.
+/// Reads at `offset` into the spare capacity, which may be uninitialised, and returns the number of bytes.
 pub fn read_spare_at(file: &File, bytes: &mut Vec<u8>, offset: u64) -> io::Result<usize> {
     Ok(rustix::io::pread(file, rustix::buffer::spare_capacity(bytes), offset)?)
 }
 
-/// Reads from `offset` on what is in memory anyway, without waiting for the disk; `None` if nothing is.
+/// Reads at `offset` as much as is in the page cache, without waiting for the disk; `None` if nothing is.
 pub fn read_cached_at(file: &File, buffer: &mut [u8], offset: u64) -> Option<usize> {
     #[cfg(target_os = "linux")]
     {
@@ -181,7 +181,7 @@ pub fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
     file.write_all_at(bytes, offset)
 }
 
-/// Makes room for the whole file at once, which is faster than growing it and keeps it in one piece.
+/// Allocates space for the whole file, which is faster than growing it and avoids fragmentation.
 pub fn preallocate(file: &File, size: u64) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, size) {
@@ -192,22 +192,21 @@ pub fn preallocate(file: &File, size: u64) -> io::Result<()> {
     file.set_len(size)
 }
 
-/// Bytes that this user can still write to the file system of `path`, which exists; `None` where the system does not
-/// tell.
+/// Returns the bytes that this user can still write to the file system of `path`, which exists; `None` if unknown.
 pub fn available(path: &Path) -> Option<u64> {
     let stat = rustix::fs::statvfs(path).ok()?;
-    told(stat.f_blocks, stat.f_bavail, [stat.f_frsize, stat.f_bsize], || is_fuse(path))
+    free_space(stat.f_blocks, stat.f_bavail, [stat.f_frsize, stat.f_bsize], || is_fuse(path))
 }
 
-/// Whether the file system of `path`, which need not exist itself, cannot hold more files.
+/// Whether the file system of `path`, which need not exist, has no inodes left.
 pub fn lacks_inodes(path: &Path) -> bool {
     let stat = path.ancestors().find_map(|path| rustix::fs::statvfs(path).ok());
-    // Without such a limit, all is zero.
+    // Without such a limit, all numbers are zero.
     stat.is_some_and(|stat| stat.f_files > 0 && stat.f_favail == 0)
 }
 
-/// Whether the file system of `path` keeps no access times (mounted with `noatime`), so that only changes tell when a
-/// file was used; `false` where the system does not tell.
+/// Whether the file system of `path` records no access times (mounted with `noatime`), so that only changes show when a
+/// file was used; `false` if unknown.
 pub fn lacks_access_times(path: &Path) -> bool {
     #[cfg(target_os = "linux")]
     return rustix::fs::statvfs(path).is_ok_and(|stat| stat.f_flag.contains(rustix::fs::StatVfsMountFlags::NOATIME));
@@ -218,14 +217,14 @@ pub fn lacks_access_times(path: &Path) -> bool {
     }
 }
 
-/// Whether the disk of `path` has to move its head to read somewhere else; `false` where the system does not tell.
+/// Whether the disk of `path` is a rotating one; `false` if unknown.
 pub fn is_rotational(path: &Path) -> bool {
     #[cfg(target_os = "linux")]
     {
         let Ok(meta) = std::fs::metadata(path) else { return false };
         let (major, minor) = (rustix::fs::major(meta.dev()), rustix::fs::minor(meta.dev()));
         let device = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
-        // A partition has its settings in the folder of the whole disk, which is above its own.
+        // The settings of a partition are in the folder of the whole disk, its parent.
         let settings = [device.join("queue/rotational"), device.join("../queue/rotational")];
         settings.iter().find_map(|path| std::fs::read(path).ok()).is_some_and(|text| text.starts_with(b"1"))
     }
@@ -236,8 +235,9 @@ pub fn is_rotational(path: &Path) -> bool {
     }
 }
 
-/// What these numbers of statvfs(3) tell. Block sizes are in the order in which they count.
-fn told(blocks: u64, free: u64, block_sizes: [u64; 2], is_fuse: impl Fn() -> bool) -> Option<u64> {
+/// Returns the free space according to statvfs(3), if its numbers mean anything. The first block size that is not zero
+/// counts.
+fn free_space(blocks: u64, free: u64, block_sizes: [u64; 2], is_fuse: impl Fn() -> bool) -> Option<u64> {
     let block_size = block_sizes.into_iter().find(|size| *size > 0)?;
     if blocks == 0 || (free == 0 && is_fuse()) {
         return None;
@@ -245,7 +245,7 @@ fn told(blocks: u64, free: u64, block_sizes: [u64; 2], is_fuse: impl Fn() -> boo
     Some(free.saturating_mul(block_size))
 }
 
-/// Whether a program in user space is the file system (FUSE_SUPER_MAGIC).
+/// Whether the file system runs in user space (FUSE_SUPER_MAGIC).
 fn is_fuse(path: &Path) -> bool {
     #[cfg(target_os = "linux")]
     return rustix::fs::statfs(path).is_ok_and(|stat| stat.f_type as u64 == 0x6573_5546);
@@ -256,7 +256,7 @@ fn is_fuse(path: &Path) -> bool {
     }
 }
 
-/// Whether this user may make entries in a folder. One that is not there yet is no error.
+/// Checks that this user may create entries in a folder. A missing folder is not an error.
 pub fn check_writable(folder: &Path) -> io::Result<()> {
     match rustix::fs::access(folder, rustix::fs::Access::WRITE_OK) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
@@ -264,7 +264,7 @@ pub fn check_writable(folder: &Path) -> io::Result<()> {
     }
 }
 
-/// A folder that is held open. Whatever is done through it happens in this very folder, wherever its path leads by then.
+/// A folder that is held open. Operations through it affect this very folder, even if its path leads elsewhere by now.
 #[derive(Debug)]
 pub struct Folder {
     handle: OwnedFd,
@@ -272,13 +272,13 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// To pass through a folder, the permission to list it is not needed.
+    /// Passing through a folder does not need the permission to list it.
     #[cfg(target_os = "linux")]
     const FLAGS: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
     #[cfg(not(target_os = "linux"))]
     const FLAGS: OFlags = OFlags::DIRECTORY.union(OFlags::CLOEXEC);
 
-    /// Opens a folder by its path, through links.
+    /// Opens a folder by its path, and follows links.
     pub fn open(path: &Path) -> io::Result<Folder> {
         let handle = retry_on_intr(|| rustix::fs::openat(CWD, path, Self::FLAGS, Mode::empty()))?;
         Ok(Folder { handle, path: path.to_path_buf() })
@@ -324,8 +324,7 @@ impl Folder {
         Ok(rustix::fs::mkdirat(&self.handle, name, Mode::from_raw_mode(0o777))?)
     }
 
-    /// Opens a file in it, without following a link and without waiting for anybody. A new file gets this mode, which the
-    /// umask narrows.
+    /// Opens a file in it, without following a link and without blocking. A new file gets this mode, before the umask.
     pub fn open_file(&self, name: &OsStr, opening: Opening, mode: u32) -> io::Result<File> {
         let flags = match opening {
             Opening::New => OFlags::RDWR | OFlags::CREATE | OFlags::EXCL,
@@ -349,12 +348,12 @@ impl Folder {
         stat.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile)
     }
 
-    /// Renames an entry, replacing another one.
+    /// Renames an entry, and replaces an existing target.
     pub fn rename(&self, name: &OsStr, to: &Folder, new: &OsStr) -> io::Result<()> {
         Ok(rustix::fs::renameat(&self.handle, name, &to.handle, new)?)
     }
 
-    /// Makes a symbolic link to a file; `text` has slashes.
+    /// Creates a symbolic link to a file; `text` has slashes.
     pub fn symlink(&self, text: &str, name: &OsStr) -> io::Result<()> {
         Ok(rustix::fs::symlinkat(text, &self.handle, name)?)
     }
@@ -364,7 +363,7 @@ impl Folder {
         Ok(rustix::fs::linkat(CWD, source, &self.handle, name, AtFlags::empty())?)
     }
 
-    /// Makes a new file that shares its blocks with `source`, on file systems that can do that.
+    /// Creates a new file that shares its blocks with `source`, on file systems that support it.
     pub fn clone_file(&self, source: &Path, name: &OsStr) -> io::Result<()> {
         let mut options = OpenOptions::new();
         set_flags(options.read(true), NO_WAIT);
@@ -422,13 +421,13 @@ impl Folder {
     }
 }
 
-/// Flushes a folder, so that a rename in it survives a power cut.
+/// Flushes a folder, so that a rename in it survives a power failure.
 pub fn sync_dir(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
-/// Reads the links of one folder by the folder's handle: a snapshot lies deep, and a walk down the whole path for each
-/// of its links is most of what a scan costs.
+/// Reads the links of one folder through its handle: snapshots are deep, and resolving the whole path for each link would
+/// be most of the cost of a scan.
 #[derive(Debug, Default)]
 pub struct LinkReader {
     handle: Option<Option<File>>,
@@ -437,15 +436,15 @@ pub struct LinkReader {
 }
 
 impl LinkReader {
-    /// What the link of this name in `dir`, the same folder each time, says.
+    /// Returns the target of the link with this name in `dir`, which is the same folder each time.
     ///
     /// # Errors
-    /// When it is no link, or cannot be read.
+    /// If it is not a link, or cannot be read.
     pub fn read(&mut self, dir: &Path, name: &str) -> io::Result<&Path> {
         if let Some(handle) = self.handle.get_or_insert_with(|| File::open(dir).ok()) {
             self.buffer.resize(1024, 0);
             let length = rustix::fs::readlinkat_raw(&*handle, name, &mut self.buffer[..])?;
-            // What fills the buffer may go on after it.
+            // A target that fills the buffer may be truncated.
             if length < self.buffer.len() {
                 return Ok(Path::new(OsStr::from_bytes(&self.buffer[..length])));
             }
@@ -455,12 +454,12 @@ impl LinkReader {
     }
 }
 
-/// Being told to stop: ctrl-c, or SIGTERM as systemd and CI runners send it.
+/// Signals to stop: ctrl-c, or SIGTERM, which systemd and CI runners send.
 #[derive(Debug)]
 pub struct Interruption([Option<Signal>; 2]);
 
 impl Interruption {
-    /// Starts to listen; from now on these signals do not end the process by themselves.
+    /// Starts to listen. From now on, these signals do not end the process by themselves.
     pub fn listen() -> Self {
         Interruption([SignalKind::interrupt(), SignalKind::terminate()].map(|kind| signal(kind).ok()))
     }
@@ -470,7 +469,7 @@ impl Interruption {
         self.next_is_terminate().await;
     }
 
-    /// Waits for the next one, and returns whether it asks to end (SIGTERM) and is not ctrl-c.
+    /// Waits for the next one, and returns whether it is SIGTERM rather than ctrl-c.
     pub async fn next_is_terminate(&mut self) -> bool {
         async fn wait(signal: &mut Option<Signal>) {
             let came = match signal {
@@ -489,8 +488,7 @@ impl Interruption {
     }
 }
 
-/// Lets this process begin again with these variables: it cannot safely change its own environment. Returns where that
-/// fails.
+/// Restarts this process with these variables, since it cannot safely change its own environment. Returns if that fails.
 pub fn start_again(variables: Vec<(&str, String)>) {
     if let Ok(program) = std::env::current_exe() {
         let mut args = std::env::args_os();
@@ -500,10 +498,11 @@ pub fn start_again(variables: Vec<(&str, String)>) {
     }
 }
 
-/// A far store gets hundreds of requests at once, each with a socket and a file, and some systems allow 256 by default.
+/// Raises the limit of open files: a distant store gets hundreds of requests at once, each with a socket and a file, and
+/// some systems allow 256 by default.
 pub fn raise_file_limit() {
     use rustix::process::{Resource, getrlimit, setrlimit};
-    // The most that macOS accepts.
+    // The maximum that macOS accepts.
     const WANTED: u64 = 10_240;
     let mut limit = getrlimit(Resource::Nofile);
     if limit.current.is_some_and(|current| current < WANTED) {
@@ -512,10 +511,10 @@ pub fn raise_file_limit() {
     }
 }
 
-/// Makes a limit on the size of files (`ulimit -f`) an error of the write that exceeds it, instead of the end of the
-/// process. Call it within the runtime.
+/// Makes a write that exceeds the limit on the size of files (`ulimit -f`) fail, instead of ending the process. Call it
+/// within the runtime.
 pub fn survive_file_size_limit() {
-    // The handler stays.
+    // The handler stays installed.
     let _ = signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()));
 }
 
@@ -524,17 +523,17 @@ pub fn file_limit() -> Option<usize> {
     rustix::process::getrlimit(rustix::process::Resource::Nofile).current.map(|limit| limit as usize)
 }
 
-/// Returns the exit code of a process as shells do: for one that a signal has ended, 128 and the signal's number.
+/// Returns the exit code of a process as shells do: 128 plus the number of the signal that ended it, if one did.
 pub fn exit_code(status: std::process::ExitStatus) -> u8 {
     use std::os::unix::process::ExitStatusExt;
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
     u8::try_from(code).unwrap_or(1)
 }
 
-/// Whether a server may listen where another one has just ended, while connections of that are still closing.
+/// Whether a server may listen on a port whose last server has just ended, while its connections are still closing.
 pub const REUSES_ADDRESSES: bool = true;
 
-/// Passes a signal on to a child process: SIGTERM, or ctrl-c, which a terminal has sent to it already.
+/// Passes a signal on to a child process: SIGTERM, or ctrl-c, which a terminal has already sent to it.
 pub fn pass_on(id: u32, is_terminate: bool) {
     use rustix::process::{Pid, Signal, kill_process};
     if !is_terminate && std::io::IsTerminal::is_terminal(&std::io::stdin()) {
@@ -552,13 +551,13 @@ mod tests {
     #[test]
     fn what_a_mount_does_not_know_is_not_zero() {
         let (disk, fuse) = (|| false, || true);
-        assert_eq!(told(1000, 10, [4096, 4096], disk), Some(40_960));
-        assert_eq!(told(1000, 0, [4096, 4096], disk), Some(0), "a full disk is full");
-        assert_eq!(told(1000, 0, [4096, 4096], fuse), None);
-        assert_eq!(told(1000, 10, [4096, 4096], fuse), Some(40_960));
-        assert_eq!(told(0, 0, [512, 512], disk), None);
-        assert_eq!(told(1000, 10, [0, 512], disk), Some(5120));
-        assert_eq!(told(1000, 10, [0, 0], disk), None);
-        assert_eq!(told(u64::MAX, u64::MAX, [4096, 4096], fuse), Some(u64::MAX));
+        assert_eq!(free_space(1000, 10, [4096, 4096], disk), Some(40_960));
+        assert_eq!(free_space(1000, 0, [4096, 4096], disk), Some(0), "a full disk is full");
+        assert_eq!(free_space(1000, 0, [4096, 4096], fuse), None);
+        assert_eq!(free_space(1000, 10, [4096, 4096], fuse), Some(40_960));
+        assert_eq!(free_space(0, 0, [512, 512], disk), None);
+        assert_eq!(free_space(1000, 10, [0, 512], disk), Some(5120));
+        assert_eq!(free_space(1000, 10, [0, 0], disk), None);
+        assert_eq!(free_space(u64::MAX, u64::MAX, [4096, 4096], fuse), Some(u64::MAX));
     }
 }

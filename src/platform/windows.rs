@@ -1,8 +1,7 @@
 //! Windows 10 1809 and later.
 //!
-//! Two differences run through all of this. A file that another program has open cannot always be replaced or deleted,
-//! and one that is being deleted cannot be opened: see [`patiently`]. And who may write is in access lists, which no
-//! mode says.
+//! Two differences matter everywhere. A file that another program has open cannot always be replaced or deleted, and one
+//! that is being deleted cannot be opened: see [`patiently`]. And permissions are in access lists instead of modes.
 #![expect(unsafe_code, reason = "two calls that no crate in the tree wraps")]
 
 use std::ffi::OsStr;
@@ -30,20 +29,20 @@ use super::{Inode, Opening};
 
 /// Flags of CreateFileW.
 pub type Flags = u32;
-/// Opens a link itself, which then is no regular file.
+/// Opens a link itself, which is not a regular file.
 pub const NO_FOLLOW: Flags = FILE_FLAG_OPEN_REPARSE_POINT;
-/// Nothing here makes an open wait.
+/// Not needed: opening never blocks on Windows.
 pub const NO_WAIT: Flags = 0;
-/// [`for_quiet_reading`] needs no flag.
+/// Not needed for [`for_quiet_reading`].
 pub const NO_ACCESS_TIME: Flags = 0;
 
-/// Whether some names cannot be stored, or not as they are.
+/// Whether the system cannot store some names, or changes them.
 pub const RESTRICTS_NAMES: bool = true;
-/// What helps when a path must not be read or written.
+/// The hint for a path that may not be read or written.
 pub const PERMISSION_HINT: &str = "check who may write there, and whether another program has it open";
 
-/// How often something is tried that another program may be in the way of, and how long is waited after the first time;
-/// each further wait is twice as long, which makes about half a second.
+/// The number of attempts if another program is in the way, and the first wait. Each further wait is twice as long, which
+/// adds up to about half a second.
 const TRIES: u32 = 7;
 const FIRST_WAIT: Duration = Duration::from_millis(8);
 
@@ -52,42 +51,42 @@ pub fn set_flags(options: &mut OpenOptions, flags: Flags) {
     options.custom_flags(flags);
 }
 
-/// Files get the access list of their folder: nothing is set.
+/// Does nothing: files get the access list of their folder.
 pub fn set_mode(_: &mut OpenOptions, _: u32) {}
 
-/// Files have the access list of their folder: nothing is added.
+/// Does nothing: files have the access list of their folder.
 pub fn widen_mode(_: &File, _: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Folders have the access list of their parent: nothing is changed.
+/// Does nothing: folders have the access list of their parent.
 pub fn copy_folder_mode(_: &Path, _: &Folder) -> io::Result<()> {
     Ok(())
 }
 
-/// Files have the access list of their folder: nothing is changed.
+/// Does nothing: files have the access list of their folder.
 pub fn make_payload(_: &Path, _: &Folder, _: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// Options to read a file without that counting as a use of it; what they open goes to [`keep_access_time`].
+/// Returns options to read a file without counting as a use of it. Pass the opened file to [`keep_access_time`].
 pub fn for_quiet_reading() -> OpenOptions {
     OpenOptions::new().access_mode(GENERIC_READ | FILE_WRITE_ATTRIBUTES).clone()
 }
 
-/// Reading from this file shall not change when it was last used. Best effort.
+/// Keeps reads of this file from changing its access time. Best effort.
 pub fn keep_access_time(file: &File) {
-    // "The last access time is not to be changed by what is done with this handle", in the words of SetFileTime.
+    // For SetFileTime, this value means that operations on this handle do not change the last access time.
     let keep = FILETIME { dwLowDateTime: u32::MAX, dwHighDateTime: u32::MAX };
-    // SAFETY: the handle is open as long as `file` is borrowed, `keep` lives as long, and the null pointers mean "leave
-    // as it is".
+    // SAFETY: the handle is open as long as `file` is borrowed, `keep` outlives the call, and the null pointers mean
+    // "leave unchanged".
     unsafe { SetFileTime(file.as_raw_handle(), std::ptr::null(), &keep, std::ptr::null()) };
 }
 
-/// The file behind a name, where the system tells; `meta` is that of `path`, or of what a link there leads to. The file
-/// index is that of NTFS: on ReFS, which has longer ones, it may be that of two files.
+/// Returns the file behind a name, if the system reports it. `meta` is that of `path`, or of the target of a link there.
+/// The file index is that of NTFS: on ReFS, whose indexes are longer, two files may have the same.
 pub fn inode(path: &Path, meta: &Metadata) -> Option<Inode> {
-    // No access is asked for, so that nobody who has the file open is in the way; a folder needs the first flag.
+    // Requests no access, so that a program that has the file open is not in the way. A folder needs the first flag.
     let link = if meta.is_symlink() { FILE_FLAG_OPEN_REPARSE_POINT } else { 0 };
     let file = OpenOptions::new().access_mode(0).custom_flags(FILE_FLAG_BACKUP_SEMANTICS | link).open(path).ok()?;
     inode_of(&file).map(|inode| Inode { allocated: allocated(meta), ..inode })
@@ -99,28 +98,28 @@ fn inode_of(file: &File) -> Option<Inode> {
     Some(Inode { id, links: known.number_of_links(), allocated: known.file_size() })
 }
 
-/// Returns the number of hard links to an open file, where the system tells.
+/// Returns the number of hard links to an open file, if the system reports it.
 pub fn links(file: &File) -> Option<u64> {
     inode_of(file).map(|inode| inode.links)
 }
 
-/// Whether `path` (no link) is still the name of this open file.
+/// Whether `path`, which is not a link, is still the name of this open file.
 pub fn is_at(file: &File, path: &Path) -> bool {
     let named = std::fs::symlink_metadata(path).ok().and_then(|meta| inode(path, &meta));
     inode_of(file).zip(named).is_some_and(|(held, named)| held.id == named.id)
 }
 
-/// Bytes that a file takes on disk: all of it, since nothing here makes holes.
+/// Returns the bytes that a file takes on disk: its length, since this tool makes no holes on Windows.
 pub fn allocated(meta: &Metadata) -> u64 {
     meta.len()
 }
 
-/// Last change of a file or of what is known about it: no stable part of the standard library tells.
+/// Returns the last change of a file or its metadata: unknown, since no stable part of the standard library reports it.
 pub fn changed(_: &Metadata) -> Option<SystemTime> {
     None
 }
 
-/// What stands in the place of a file, when it is none of the usual things: nothing that has a name.
+/// Describes an entry that is neither a file, a folder nor a link: Windows has none.
 pub fn special_kind(_: &Metadata) -> Option<&'static str> {
     None
 }
@@ -129,17 +128,17 @@ fn is_any(error: &io::Error, codes: &[u32]) -> bool {
     error.raw_os_error().is_some_and(|code| codes.contains(&code.cast_unsigned()))
 }
 
-/// Whether the file system says that it does not know such an operation, in words of its own.
+/// Whether this error of the system means that the file system does not support the operation.
 pub fn is_refused(error: &io::Error) -> bool {
     is_any(error, &[ERROR_INVALID_FUNCTION, ERROR_NOT_SUPPORTED])
 }
 
-/// Whether a file server has no locks.
+/// Whether this is the error of a file server without locks.
 pub fn lacks_lock_service(error: &io::Error) -> bool {
     is_refused(error)
 }
 
-/// Whether another program keeps a file from being opened, replaced or deleted.
+/// Whether another program prevents a file from being opened, replaced or deleted.
 pub fn is_in_use(error: &io::Error) -> bool {
     is_any(error, &[ERROR_SHARING_VIOLATION, ERROR_LOCK_VIOLATION, ERROR_USER_MAPPED_FILE])
 }
@@ -149,8 +148,8 @@ pub fn lacks_handles(error: &io::Error) -> bool {
     is_any(error, &[ERROR_TOO_MANY_OPEN_FILES])
 }
 
-/// Does what may fail for a moment while another program looks at the file, such as a virus scanner at a new one, or
-/// while it is being deleted. Both may say "access denied" as well, so that the lack of a permission is told later here.
+/// Retries an operation that may fail for a moment while the file is being deleted, or while another program reads it, such
+/// as a virus scanner. Either may also appear as "access denied", so that a missing permission is reported late on Windows.
 pub fn patiently<T>(attempt: impl Fn() -> io::Result<T>) -> io::Result<T> {
     let mut wait = FIRST_WAIT;
     for _ in 1..TRIES {
@@ -175,7 +174,7 @@ pub fn read_exact_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<
     Ok(())
 }
 
-/// Reads from `offset` on into the spare capacity; returns how much came.
+/// Reads at `offset` into the spare capacity, and returns the number of bytes.
 pub fn read_spare_at(file: &File, bytes: &mut Vec<u8>, offset: u64) -> io::Result<usize> {
     let start = bytes.len();
     bytes.resize(bytes.capacity(), 0);
@@ -184,7 +183,7 @@ pub fn read_spare_at(file: &File, bytes: &mut Vec<u8>, offset: u64) -> io::Resul
     read
 }
 
-/// Windows does not tell what is in memory.
+/// Returns `None`: Windows does not report what is in memory.
 pub fn read_cached_at(_: &File, _: &mut [u8], _: u64) -> Option<usize> {
     None
 }
@@ -198,42 +197,42 @@ pub fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes room for the whole file at once: NTFS allocates what is not declared a hole.
+/// Allocates space for the whole file: NTFS allocates everything that is not declared a hole.
 pub fn preallocate(file: &File, size: u64) -> io::Result<()> {
     file.set_len(size)
 }
 
-/// Whether the disk of `path` has to move its head to read somewhere else; `false` where the system does not tell.
+/// Whether the disk of `path` is a rotating one; `false` if unknown.
 pub fn is_rotational(_: &Path) -> bool {
     false
 }
 
-/// Whether the volume cannot hold more files: never before it is full.
+/// Whether the volume cannot hold more files: never until it is full.
 pub fn lacks_inodes(_: &Path) -> bool {
     false
 }
 
-/// Whether the file system keeps no access times: Windows does not tell of a volume.
+/// Whether the file system records no access times: unknown, since Windows does not report it for a volume.
 pub fn lacks_access_times(_path: &Path) -> bool {
     false
 }
 
-/// Bytes that this user can still write to the volume of `path`, which exists; `None` where the system does not tell.
+/// Returns the bytes that this user can still write to the volume of `path`, which exists; `None` if unknown.
 pub fn available(path: &Path) -> Option<u64> {
-    // Verbatim, so that a long path is no obstacle.
+    // Verbatim, so that the path may be long.
     let folder = path.canonicalize().ok()?;
     let folder = if folder.is_dir() { folder.as_path() } else { folder.parent()? };
     let name: Vec<u16> = folder.as_os_str().encode_wide().chain([0]).collect();
     let mut free = 0;
-    // SAFETY: `name` ends with a zero, `free` is a u64 that the call writes to, and both outlive it; the null pointers
-    // say that the other two numbers are not wanted.
+    // SAFETY: `name` ends with a zero, `free` is a u64 that the call writes to, and both outlive it. The null pointers
+    // mean that the other two numbers are not needed.
     let done = unsafe { GetDiskFreeSpaceExW(name.as_ptr(), &mut free, std::ptr::null_mut(), std::ptr::null_mut()) };
     (done != 0).then_some(free)
 }
 
-/// Whether this user may make entries in a folder. One that is not there yet is no error.
+/// Checks that this user may create entries in a folder. A missing folder is not an error.
 pub fn check_writable(folder: &Path) -> io::Result<()> {
-    // Asks for the right to make files, without making one.
+    // Requests the right to create files, without creating one.
     let mut options = OpenOptions::new();
     match options.access_mode(FILE_ADD_FILE).custom_flags(FILE_FLAG_BACKUP_SEMANTICS).open(folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound && !is_in_use(&error) => Err(error),
@@ -241,12 +240,13 @@ pub fn check_writable(folder: &Path) -> io::Result<()> {
     }
 }
 
-/// A folder, by its path: only its entries are known not to be links when they are opened. Links need a privilege here.
+/// A folder, by its path: only its entries are checked not to be links when they are opened. On Windows, creating links
+/// needs a privilege.
 #[derive(Debug)]
 pub struct Folder(PathBuf);
 
 impl Folder {
-    /// Opens a folder by its path, through links.
+    /// Opens a folder by its path, and follows links.
     pub fn open(path: &Path) -> io::Result<Folder> {
         match fs::metadata(path)?.is_dir() {
             true => Ok(Folder(path.to_path_buf())),
@@ -268,7 +268,7 @@ impl Folder {
         }
     }
 
-    /// Windows cannot do that at once without following links.
+    /// Returns `None`: Windows cannot do that in one step without following links.
     pub fn below(&self, _: &Path) -> Option<Folder> {
         None
     }
@@ -291,12 +291,12 @@ impl Folder {
         options.custom_flags(NO_FOLLOW).open(self.0.join(name))
     }
 
-    /// Renames an entry, replacing another one.
+    /// Renames an entry, and replaces an existing target.
     pub fn rename(&self, name: &OsStr, to: &Folder, new: &OsStr) -> io::Result<()> {
         fs::rename(self.0.join(name), to.0.join(new))
     }
 
-    /// Makes a symbolic link to a file; `text` has slashes. Needs developer mode or a privilege.
+    /// Creates a symbolic link to a file; `text` has slashes. Needs developer mode or a privilege.
     pub fn symlink(&self, text: &str, name: &OsStr) -> io::Result<()> {
         std::os::windows::fs::symlink_file(text.replace('/', "\\"), self.0.join(name))
     }
@@ -306,7 +306,7 @@ impl Folder {
         fs::hard_link(source, self.0.join(name))
     }
 
-    /// Makes a new file that shares its blocks with `source`, on file systems that can do that.
+    /// Creates a new file that shares its blocks with `source`, on file systems that support it.
     pub fn clone_file(&self, source: &Path, name: &OsStr) -> io::Result<()> {
         reflink_copy::reflink(source, self.0.join(name))
     }
@@ -341,7 +341,7 @@ impl Folder {
     }
 }
 
-/// Flushes a folder, so that a rename in it survives a power cut.
+/// Flushes a folder, so that a rename in it survives a power failure.
 pub fn sync_dir(path: &Path) -> io::Result<()> {
     OpenOptions::new().write(true).custom_flags(FILE_FLAG_BACKUP_SEMANTICS).open(path)?.sync_all()
 }
@@ -353,17 +353,17 @@ pub struct LinkReader {
 }
 
 impl LinkReader {
-    /// What the link of this name in `dir`, the same folder each time, says.
+    /// Returns the target of the link with this name in `dir`, which is the same folder each time.
     ///
     /// # Errors
-    /// When it is no link, or cannot be read.
+    /// If it is not a link, or cannot be read.
     pub fn read(&mut self, dir: &Path, name: &str) -> io::Result<&Path> {
         self.target = std::fs::read_link(dir.join(name))?;
         Ok(&self.target)
     }
 }
 
-/// Being told to stop: ctrl-c, ctrl-break, a closed console window, or the system's end.
+/// Signals to stop: ctrl-c, ctrl-break, a closed console window, or a shutdown.
 #[derive(Debug)]
 pub struct Interruption {
     interrupt: Option<CtrlC>,
@@ -373,8 +373,8 @@ pub struct Interruption {
 }
 
 impl Interruption {
-    /// Starts to listen; from now on ctrl-c and ctrl-break do not end the process by themselves. The system gives it
-    /// some seconds after the other two.
+    /// Starts to listen. From now on, ctrl-c and ctrl-break do not end the process by themselves. After the other two, the
+    /// system gives it a few seconds.
     pub fn listen() -> Self {
         Interruption {
             interrupt: ctrl_c().ok(),
@@ -389,7 +389,7 @@ impl Interruption {
         self.next_is_terminate().await;
     }
 
-    /// Waits for the next one, and returns whether it is not ctrl-c.
+    /// Waits for the next one, and returns whether it is one other than ctrl-c.
     pub async fn next_is_terminate(&mut self) -> bool {
         macro_rules! wait {
             ($signal:expr) => {
@@ -413,13 +413,13 @@ impl Interruption {
     }
 }
 
-/// Does nothing: a second process would not be the one that others wait for, or stop.
+/// Does nothing: a second process would not be the one that other programs wait for or stop.
 pub fn start_again(_: Vec<(&str, String)>) {}
 
-/// There is no limit to raise.
+/// Does nothing: there is no limit to raise.
 pub fn raise_file_limit() {}
 
-/// There is no limit on the size of files.
+/// Does nothing: there is no limit on the size of files.
 pub fn survive_file_size_limit() {}
 
 /// Returns how many files this process may have open; `None` if that is not limited.
@@ -427,12 +427,12 @@ pub fn file_limit() -> Option<usize> {
     None
 }
 
-/// Returns the exit code of a process, as far as it fits.
+/// Returns the exit code of a process, if it fits.
 pub fn exit_code(status: std::process::ExitStatus) -> u8 {
     status.code().map_or(1, |code| u8::try_from(code).unwrap_or(1))
 }
 
-/// Always so here; the option of that name would let two servers share a port.
+/// Always the case on Windows, where the option of that name would let two servers share a port.
 pub const REUSES_ADDRESSES: bool = false;
 
 /// A child process gets ctrl-c from the console itself.

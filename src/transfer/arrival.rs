@@ -37,7 +37,7 @@ pub struct Arrival {
 pub struct State {
     /// Whether the pull has begun: it has taken huggingface_hub's lock on the blob, if that was free.
     pub has_begun: bool,
-    /// Counts how often the download has begun anew because of wrong bytes.
+    /// Counts how often the download has started over because of wrong bytes.
     pub attempt: u32,
     /// Whether somebody may have wrong bytes of this blob from an earlier run.
     pub is_suspect: bool,
@@ -68,7 +68,7 @@ impl Arrivals {
         (arrival.clone(), is_new)
     }
 
-    /// Ends an arrival: its readers learn the outcome, and the next one to ask begins anew.
+    /// Ends an arrival: its readers learn the outcome, and the next request starts over.
     pub fn end(&self, blob: &BlobId, outcome: Result<()>) {
         if let Some(arrival) = self.lock().remove(blob) {
             arrival.state.send_modify(|state| state.outcome = Some(outcome));

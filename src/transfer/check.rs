@@ -28,7 +28,7 @@ pub async fn hash(context: &Context, blob: &Fetch) -> Result<BlobId> {
 
 async fn hash_until_sure(context: &Context, blob: &Fetch) -> Result<BlobId> {
     let mut before = None;
-    for _ in 0..Try::Blob.most(Cause::Damaged) {
+    for _ in 0..Try::Blob.max_attempts(Cause::Damaged) {
         let found = hash_once(context, blob).await?;
         if found == blob.id || before == Some(found) {
             return Ok(found);

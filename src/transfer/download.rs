@@ -126,7 +126,7 @@ pub(super) async fn fetch_range(
             return Ok(());
         }
         broken = if is_progress(at - started, to - range.start) { 1 } else { broken + 1 };
-        let Some(pause) = Try::Body.again(failure.cause, broken, None, fastrand::f64()) else {
+        let Some(pause) = Try::Body.pause(failure.cause, broken, None, fastrand::f64()) else {
             return Err(blob.source.explain(blob, failure));
         };
         tracing::debug!(blob = %blob.id, offset = at, "a download broke off and is resumed");
@@ -153,7 +153,7 @@ async fn append_all(context: &Context, blob: &Fetch, target: &PartialFile, meter
 /// come again, they were not.
 async fn in_one_request(context: &Context, blob: &Fetch) -> Result<PathBuf> {
     let mut before = None;
-    for _ in 0..Try::Blob.most(Cause::Damaged) {
+    for _ in 0..Try::Blob.max_attempts(Cause::Damaged) {
         let found = match try_in_one_request(context, blob).await? {
             Ok(path) => return Ok(path),
             Err(found) => found,
@@ -277,7 +277,7 @@ async fn in_parts(context: &Context, blob: &Fetch) -> Result<PathBuf> {
                     return Err(blob.source.wrong_hash(blob, &found));
                 }
                 suspects.into_iter().try_for_each(|unit| journal.mark_missing(unit))?;
-                if attempts >= Try::Parts.most(Cause::Damaged) {
+                if attempts >= Try::Parts.max_attempts(Cause::Damaged) {
                     return Err(blob.source.damaged(blob));
                 }
             }

@@ -64,7 +64,7 @@ impl Upload {
     }
 }
 
-/// Who checks the bytes that a body sends.
+/// How the bytes that a body sends are checked.
 #[derive(Clone)]
 pub(super) enum Check {
     /// The body is the whole blob: its last slice is sent only if the hash matches the name.

@@ -45,7 +45,7 @@ impl Stop {
     }
 }
 
-/// Returns whether the store says that an upload, or a part of it, is missing or not as it should be.
+/// Returns whether the store says that an upload, or a part of it, is missing or unexpected.
 fn is_lost(failure: &Failure) -> bool {
     let has_code =
         |code: &str| failure.detail.strip_prefix(code).is_some_and(|rest| rest.is_empty() || rest.starts_with(':'));

@@ -33,7 +33,7 @@ struct Limited {
     total: AtomicU64,
 }
 
-/// The time when all bytes taken so far are paid for. Pure: it is told the time.
+/// The time when all bytes taken so far are paid for. Pure: callers pass the time.
 #[derive(Debug)]
 struct Tokens {
     per_second: NonZeroU64,

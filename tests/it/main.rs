@@ -20,6 +20,7 @@ mod faulty_network;
 mod harness;
 mod interrupt;
 mod kills;
+mod layers;
 mod limits;
 mod links;
 #[cfg(unix)]

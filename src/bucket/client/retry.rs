@@ -213,11 +213,11 @@ impl Bucket {
                 self.shared.lost_changes.fetch_add(1, Ordering::Relaxed);
             }
             let policy = Try::Store { known: self.shared.has_answered.load(Ordering::Relaxed) };
-            let Some(pause) = policy.again(failure.cause, attempts, failure.retry_after, fastrand::f64()) else {
+            let Some(pause) = policy.pause(failure.cause, attempts, failure.retry_after, fastrand::f64()) else {
                 self.give_up_if_lost(&failure).await;
                 return Err(failure);
             };
-            let limit = policy.most(failure.cause);
+            let limit = policy.max_attempts(failure.cause);
             let reason = &failure.detail;
             tracing::debug!(
                 "request is tried again in {} ms: try {attempts} of {limit} failed ({reason})",
