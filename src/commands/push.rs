@@ -108,6 +108,8 @@ pub struct Row {
     pub manifest: ManifestAction,
     /// Number of files that are broken in the cache and missing from the bucket.
     pub missing_files: usize,
+    /// Whether its manifest could not be written.
+    pub is_unpublished: bool,
 }
 
 impl Report {
@@ -171,6 +173,9 @@ impl Report {
         (self.manifests, self.refs) = (tally.manifests, tally.refs);
         self.skipped.extend(tally.skipped);
         self.failures.extend(tally.failures);
+        for row in &mut self.rows {
+            row.is_unpublished = tally.unpublished.contains(&(row.repo.clone(), row.revision.clone()));
+        }
     }
 }
 
@@ -185,7 +190,8 @@ fn rows(plan: &Plan) -> Vec<Row> {
         }
         if uploads.blobs > 0 || action.publishes() {
             let (repo, revision) = (action.repo.clone(), action.commit.clone());
-            rows.push(Row { repo, revision, uploads, manifest: action.manifest, missing_files: action.missing_files });
+            let (manifest, missing_files) = (action.manifest, action.missing_files);
+            rows.push(Row { repo, revision, uploads, manifest, missing_files, is_unpublished: false });
         }
     }
     rows.sort_by_key(|row| std::cmp::Reverse(row.uploads.bytes));

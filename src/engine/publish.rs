@@ -16,7 +16,7 @@ use crate::cache::lock;
 use crate::engine::session::wait_for;
 use crate::error::{Cause, Error, Result};
 use crate::model::amount::Amount;
-use crate::model::ids::{BlobId, RepoName};
+use crate::model::ids::{BlobId, Commit, RepoName};
 use crate::plan::push::{ManifestAction, Plan, RefAction, RevisionAction, Skip, UploadAction, unite};
 use crate::progress::{Event, Job};
 use crate::transfer::parts::SINGLE_PUT;
@@ -55,6 +55,8 @@ pub struct Tally {
     pub refs: usize,
     /// Revisions that were withheld.
     pub skipped: Vec<Skip>,
+    /// Revisions whose manifests could not be written.
+    pub unpublished: HashSet<(RepoName, Commit)>,
     /// What failed.
     pub failures: Vec<Error>,
     /// Blobs that were removed from the cache before they were uploaded.
@@ -89,6 +91,7 @@ pub async fn publish(context: &Context, plan: &Plan, listed: ListingSizes) -> Ta
         tally.manifests += done.manifests;
         refs.extend(done.refs);
         tally.skipped.extend(done.skipped);
+        tally.unpublished.extend(done.unpublished);
         tally.failures.extend(done.failures);
     }
     // A write without an answer may still arrive: then the notice stays until it expires.
@@ -318,6 +321,8 @@ struct Published<'a> {
     manifests: usize,
     refs: Vec<(&'a RevisionAction, &'a RefAction)>,
     skipped: Option<Skip>,
+    /// The revision, until its manifest is there.
+    unpublished: Option<(RepoName, Commit)>,
     failures: Vec<Error>,
 }
 
@@ -331,6 +336,7 @@ async fn publish_revision<'a>(
     if done.skipped.is_some() || !revision.publishes() {
         return done;
     }
+    done.unpublished = Some((revision.repo.clone(), revision.commit.clone()));
     match announcement {
         Some(announcement) if announcement.is_valid() => {}
         // Why there is none was said.
@@ -353,6 +359,7 @@ async fn publish_revision<'a>(
             return done;
         }
     }
+    done.unpublished = None;
     for reference in &revision.refs {
         match write_ref(context, revision, reference).await {
             Ok(true) => done.refs.push((revision, reference)),

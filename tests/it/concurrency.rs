@@ -27,6 +27,26 @@ enum Conditions {
     Honoured,
     Refused,
     Ignored,
+    /// Honoured, but an ETag in quotes is never the object's: Ceph compares the quotes, too.
+    Unquoted,
+    /// None ever holds.
+    Unmet,
+}
+
+impl Conditions {
+    /// Returns the response to a write if the store refuses it for its condition.
+    fn refusal(self, request: &S3Request) -> Option<Action> {
+        let unmet = Action::Refuse(412, "PreconditionFailed", "");
+        match self {
+            Conditions::Honoured | Conditions::Ignored => None,
+            Conditions::Refused => {
+                let message = "A header you provided implies functionality not implemented";
+                request.conditional.then_some(Action::Refuse(501, "NotImplemented", message))
+            }
+            Conditions::Unquoted => request.is_quoted_write().then_some(unmet),
+            Conditions::Unmet => request.conditional.then_some(unmet),
+        }
+    }
 }
 
 /// A store whose requests take up to some milliseconds.
@@ -36,9 +56,9 @@ fn slow_store(conditions: Conditions, random: fastrand::Rng, longest: u64) -> St
         store.server.ignore_conditions();
     }
     let random = Mutex::new(random);
-    store.server.on_request(move |request| match request.conditional && conditions == Conditions::Refused {
-        true => Action::Refuse(501, "NotImplemented", "A header you provided implies functionality not implemented"),
-        false => Action::Delay(Duration::from_millis(random.lock().unwrap().u64(..=longest))),
+    store.server.on_request(move |request| {
+        let delay = || Action::Delay(Duration::from_millis(random.lock().unwrap().u64(..=longest)));
+        conditions.refusal(request).unwrap_or_else(delay)
     });
     store
 }
@@ -69,7 +89,8 @@ fn machines_with(parts: &[Revision], store: &Store) -> Vec<Machine> {
 #[test]
 fn parts_pushed_at_the_same_moment_are_merged() {
     let mut random = fastrand::Rng::with_seed(seed());
-    for conditions in [Conditions::Honoured, Conditions::Refused, Conditions::Ignored] {
+    use Conditions::{Honoured, Ignored, Refused, Unmet, Unquoted};
+    for conditions in [Honoured, Refused, Ignored, Unquoted, Unmet] {
         for round in 0..rounds(4) {
             let machines = if round % 4 == 3 { 3 } else { 2 };
             let store = slow_store(conditions, random.fork(), 20);

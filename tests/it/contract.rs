@@ -326,7 +326,21 @@ fn conditions_are_measured() {
     team.put("there", b"one");
     fact("`If-None-Match: *` of a PUT", condition(&put("there", b"two", "if-none-match", "*")));
     let wrong = format!("\"{}\"", "0".repeat(32));
-    fact("`If-Match` of a PUT", condition(&put("there", b"three", "if-match", &wrong)));
+    let of_wrong = condition(&put("there", b"three", "if-match", &wrong));
+    let etag = || {
+        let head = team.send(&Request { method: "HEAD", key: "there", ..Request::default() });
+        head.header("etag").to_string()
+    };
+    let meets = |etag: &str| condition(&put("there", b"four", "if-match", etag)) != "honoured";
+    let (is_met, is_met_bare) = (meets(&etag()), meets(etag().trim_matches('"')));
+    fact(
+        "`If-Match` of a PUT",
+        match (is_met, is_met_bare) {
+            (true, _) => of_wrong,
+            (false, true) => "honoured without quotes",
+            (false, false) => "never met",
+        },
+    );
     // Of concurrent writers, at least one wins. On some stores, several do: they check first and write later.
     let winners = std::thread::scope(|scope| {
         let writers: Vec<_> =

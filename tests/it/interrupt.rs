@@ -731,6 +731,7 @@ fn a_lost_manifest_is_detected_and_pushed_again() {
         let output = machine.run(&["push"]);
         assert_eq!(output.code, 5, "{action:?}: {output:#?}");
         assert!(output.stderr.contains("the manifest of org/name@"), "{output:#?}");
+        assert!(output.stdout.contains("  not published\n"), "{output:#?}");
         output.nothing_internal();
         assert!(!store.has("refs/org__name/main"), "no ref may point to a missing manifest");
         lose_writes(&store, 1, action, |request| creates(request, "manifests/"));

@@ -410,6 +410,47 @@ fn a_store_without_conditional_writes_is_supported() {
     revision.git("more.txt", "more").assert_published(&store);
 }
 
+/// Ceph compares the ETag of an `If-Match` together with its quotes, and refuses every write that has them.
+#[test]
+fn a_manifest_is_extended_where_etags_are_compared_with_their_quotes() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let revisions = [Revision::model("org/one"), Revision::model("org/two")];
+    revisions.iter().for_each(|one| one.write(&machine.hub()));
+    machine.ok(&["push"]);
+    store.server.on_request(|request| match request.is_quoted_write() {
+        true => Action::Refuse(412, "PreconditionFailed", ""),
+        false => Action::Pass,
+    });
+    store.server.take_seen();
+    for one in revisions.map(|one| one.git("more.txt", "more")) {
+        one.write(&machine.hub());
+        machine.ok(&["push"]);
+        one.assert_published(&store);
+        let seen = store.server.take_seen();
+        let writes: Vec<_> = seen.iter().filter(|request| request.is("PUT", "manifests/")).collect();
+        // The write stays conditional.
+        assert!(matches!(writes[..], [first, second] if first.is_quoted_write() && second.conditional), "{writes:#?}");
+    }
+}
+
+/// A store that refuses a condition is not believed if the object is unchanged.
+#[test]
+fn a_store_that_refuses_every_condition_is_supported() {
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    let revision = Revision::model("org/name");
+    store.server.on_request(|request| match request.conditional {
+        true => Action::Refuse(412, "PreconditionFailed", ""),
+        false => Action::Pass,
+    });
+    for revision in [revision.clone(), revision.git("more.txt", "more")] {
+        revision.write(&machine.hub());
+        machine.ok(&["push"]);
+        revision.assert_published(&store);
+    }
+}
+
 #[test]
 fn prefixes_keep_teams_apart() {
     let store = Store::new();

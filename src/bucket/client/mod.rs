@@ -15,6 +15,7 @@ mod retry;
 mod small;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
@@ -253,7 +254,8 @@ impl Bucket {
         self.put(key, size, None, &|pulse| MemoryBody::sdk_body(&bytes, pulse)).await
     }
 
-    /// Writes a small object under a condition, or unconditionally if the store does not support conditions.
+    /// Writes a small object under a condition, or unconditionally if the store does not support conditions. If it refuses a
+    /// condition that holds, another form of it is tried: Ceph compares an ETag with its quotes.
     ///
     /// # Errors
     /// [`Cause::Changed`] if the condition does not hold. If a response was lost, this very write may be the reason, so
@@ -261,9 +263,38 @@ impl Bucket {
     pub async fn put_small_if(&self, key: &str, bytes: Bytes, condition: &Condition) -> Result<(), Failure> {
         let size = bytes.len() as u64;
         let body = |pulse: &Pulse| MemoryBody::sdk_body(&bytes, pulse);
-        match self.put_with(key, size, None, Some(condition), &body).await {
-            Err(failure) if failure.cause == Cause::Unsupported => self.put(key, size, None, &body).await,
-            result => result,
+        let wants_bare = &self.shared.wants_bare_etags;
+        let forms = match condition {
+            Condition::Absent => vec![("if-none-match", "*".to_string())],
+            Condition::Unchanged(etag) if wants_bare.load(Ordering::Relaxed) => vec![("if-match", etag.clone())],
+            Condition::Unchanged(etag) => vec![("if-match", format!("\"{etag}\"")), ("if-match", etag.clone())],
+        };
+        for (refusals, header) in forms.into_iter().enumerate() {
+            match self.put_with(key, size, None, Some(header), &body).await {
+                Ok(()) => {
+                    if refusals > 0 {
+                        wants_bare.store(true, Ordering::Relaxed);
+                    }
+                    return Ok(());
+                }
+                Err(failure) if failure.cause == Cause::Unsupported => break,
+                Err(failure) if failure.cause == Cause::Changed && self.holds(key, condition).await => {
+                    tracing::debug!(key, "the store refused a condition that holds");
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+        self.put(key, size, None, &body).await
+    }
+
+    /// Whether a condition certainly holds.
+    async fn holds(&self, key: &str, condition: &Condition) -> bool {
+        let full = self.key(key);
+        let request = Request::new(Op::Head, &full);
+        match (self.retried(Op::Head, || self.wire.send(&request)).await, condition) {
+            (Ok(response), Condition::Unchanged(expected)) => etag(&response).as_ref() == Some(expected),
+            (Err(failure), Condition::Absent) => failure.cause == Cause::NoSuchKey,
+            _ => false,
         }
     }
 
@@ -281,17 +312,15 @@ impl Bucket {
         key: &str,
         size: u64,
         name: Option<&BlobId>,
-        condition: Option<&Condition>,
+        condition: Option<(&'static str, String)>,
         make: MakeBody<'_>,
     ) -> Result<(), Failure> {
         let full = self.key(key);
         let sha256 = name.filter(|name| matches!(name, BlobId::Sha256(_))).map(BlobId::to_string);
         let op = if condition.is_some() { Op::PutIf } else { Op::Put };
         let mut request = Request::new(op, &full).payload(Payload::Stream { size, sha256, make });
-        match condition {
-            None => {}
-            Some(Condition::Absent) => request = request.header("if-none-match", "*"),
-            Some(Condition::Unchanged(etag)) => request = request.header("if-match", format!("\"{etag}\"")),
+        if let Some((name, value)) = condition {
+            request = request.header(name, value);
         }
         self.retried(op, || self.wire.send(&request)).await.map(|_| ())
     }

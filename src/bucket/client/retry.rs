@@ -43,6 +43,8 @@ pub(super) struct Shared {
     first_writes: Semaphore,
     /// Whether the store cannot delete many objects in one request.
     pub(super) deletes_singly: AtomicBool,
+    /// Whether the store wants the ETag of a condition on a write without its quotes.
+    pub(super) wants_bare_etags: AtomicBool,
     /// Whether ETags in this bucket look like MD5s and are something else.
     pub(super) has_other_etags: AtomicBool,
     /// The memory for objects that are read whole.
@@ -102,6 +104,7 @@ impl Default for Shared {
             has_written: AtomicBool::default(),
             first_writes: Semaphore::new(FIRST_WRITES),
             deletes_singly: AtomicBool::default(),
+            wants_bare_etags: AtomicBool::default(),
             has_other_etags: AtomicBool::default(),
             room: Room::new(),
         }

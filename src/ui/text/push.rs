@@ -86,7 +86,7 @@ fn result(report: &Report, row: &Row) -> Cell {
         let is_this = skip.repo == row.repo && skip.revision.as_ref() == Some(&row.revision);
         is_this && matches!(skip.reason, SkipReason::Withheld { .. })
     });
-    if withheld {
+    if withheld || row.is_unpublished {
         return Cell::new("not published", Tone::Bad);
     }
     let text = match (report.dry_run, row.manifest) {

@@ -44,6 +44,8 @@ pub struct S3Request {
     pub token: Option<String>,
     /// Whether it is a conditional write.
     pub conditional: bool,
+    /// The `if-match` header.
+    pub if_match: Option<String>,
 }
 
 impl S3Request {
@@ -55,6 +57,11 @@ impl S3Request {
     /// Whether it lists objects.
     pub fn is_list(&self) -> bool {
         self.method == "GET" && self.query.contains("list-type=2")
+    }
+
+    /// Whether it is a write under the condition that the object has an ETag, which is in quotes.
+    pub fn is_quoted_write(&self) -> bool {
+        self.method == "PUT" && self.if_match.as_ref().is_some_and(|etag| etag.starts_with('"'))
     }
 
     /// Returns the number of the part that it uploads.
@@ -345,6 +352,7 @@ async fn answer(
         range: header("range"),
         token: header("x-amz-security-token"),
         conditional: request.method() == "PUT" && (header("if-match").or_else(|| header("if-none-match"))).is_some(),
+        if_match: header("if-match"),
     };
     let size = header("content-length").and_then(|text| text.parse().ok()).unwrap_or_default();
     let action = state.hook.lock().unwrap().as_ref().map_or(Action::Pass, |hook| hook(&seen));
