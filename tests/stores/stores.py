@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import uuid
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,81 @@ api_bind_addr = "127.0.0.1:{admin}"
             ["bucket", "allow", "--read", READERS, "--key", GARAGE_READER[0]],
         ):
             subprocess.run([binary, "-c", config, *arguments], check=True, stdout=subprocess.DEVNULL)
+        yield store
+
+
+def ceph_conf(root, mon, s3):
+    """Returns the configuration of the smallest Ceph: one monitor, one OSD that keeps objects in memory, one gateway."""
+    return f"""
+[global]
+fsid = {uuid.uuid4()}
+mon host = v1:127.0.0.1:{mon}
+ms bind msgr2 = false
+public network = 127.0.0.0/8
+auth cluster required = none
+auth service required = none
+auth client required = none
+admin socket =
+pid file =
+run dir = {root}
+crash dir = {root}
+log file = {root}/$type.log
+mon cluster log file = {root}/cluster.log
+mon data = {root}/mon
+mon data avail crit = 0
+mon allow pool size one = true
+osd data = {root}/osd
+osd objectstore = memstore
+memstore device bytes = 4G
+osd class update on start = false
+osd crush chooseleaf type = 0
+osd pool default size = 1
+osd pool default min size = 1
+osd pool default pg num = 8
+osd pool default pg autoscale mode = off
+rgw data = {root}/rgw
+rgw frontends = beast endpoint=127.0.0.1:{s3}
+"""
+
+
+@contextmanager
+def ceph(root):
+    for folder in (root, root / "osd", root / "rgw"):
+        folder.mkdir()
+    mon, s3 = free_ports(2)
+    config = root / "ceph.conf"
+    config.write_text(ceph_conf(root, mon, s3))
+    fsid = config.read_text().split("fsid = ")[1].split()[0]
+    osd = str(uuid.uuid4())
+
+    def run(program, *arguments):
+        command = [program, "-c", config, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120)
+        if done.returncode:
+            raise NotStarted(f"{program} {' '.join(map(str, arguments))} failed:\n{done.stderr[-2000:]}")
+
+    with ExitStack() as stack:
+        run("monmaptool", "--create", "--fsid", fsid, "--addv", "a", f"[v1:127.0.0.1:{mon}]", root / "monmap")
+        run("ceph-mon", "-i", "a", "--mkfs", "--monmap", root / "monmap")
+        stack.enter_context(running(["ceph-mon", "-c", config, "-i", "a", "-f"], root / "mon.out"))
+        run("ceph", "--connect-timeout", "60", "osd", "new", osd)
+        run("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", osd)
+        stack.enter_context(running(["ceph-osd", "-c", config, "-i", "0", "-f"], root / "osd.out"))
+        for user, (key, secret) in (("writer", READ_WRITE), ("reader", READ_ONLY)):
+            names = (f"--uid={user}", f"--display-name={user}")
+            run("radosgw-admin", "user", "create", *names, f"--access-key={key}", f"--secret-key={secret}")
+        gateway = ["radosgw", "-c", config, "-n", "client.rgw.a", "-f"]
+        process = stack.enter_context(running(gateway, root / "rgw.out"))
+        store = Store(f"http://127.0.0.1:{s3}", read_only=":".join((READERS, *READ_ONLY)))
+        wait_until_writable(store, process, root / "rgw.out", READERS)
+        allow = {
+            "Effect": "Allow",
+            "Principal": {"AWS": ["arn:aws:iam:::user/reader"]},
+            "Action": ["s3:GetObject", "s3:ListBucket", "s3:ListBucketMultipartUploads"],
+            "Resource": [f"arn:aws:s3:::{READERS}", f"arn:aws:s3:::{READERS}/*"],
+        }
+        policy = {"Version": "2012-10-17", "Statement": [allow]}
+        store.client().put_bucket_policy(Bucket=READERS, Policy=json.dumps(policy))
         yield store
 
 
@@ -203,5 +279,19 @@ def running(command, log, **options):
 
 
 # `None`: the tests start it themselves.
-START = {"s3s-fs": None, "seaweedfs": seaweedfs, "garage": garage, "moto": moto, "cluster": seaweedfs_cluster}
-TITLES = {"s3s-fs": "s3s-fs", "seaweedfs": "SeaweedFS", "garage": "Garage", "moto": "moto", "cluster": "SeaweedFS cluster"}
+START = {
+    "s3s-fs": None,
+    "seaweedfs": seaweedfs,
+    "garage": garage,
+    "moto": moto,
+    "cluster": seaweedfs_cluster,
+    "ceph": ceph,
+}
+TITLES = {
+    "s3s-fs": "s3s-fs",
+    "seaweedfs": "SeaweedFS",
+    "garage": "Garage",
+    "moto": "moto",
+    "cluster": "SeaweedFS cluster",
+    "ceph": "Ceph",
+}
