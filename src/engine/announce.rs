@@ -88,7 +88,7 @@ impl Announcement {
             // Both are the store's. If they differ, more notices are valid at the earlier one.
             let times = [self.notice.store_time(&listed), bucket.store_time()];
             let now = times.into_iter().flatten().min().unwrap_or_else(SystemTime::now);
-            let is_deleting = self.is_being_deleted(bucket, &listed, now, &mut known).await?;
+            let deletion = self.find_deletion(bucket, &listed, now, &mut known).await?;
             let rivals = match start.elapsed() < PATIENCE {
                 true => self.rivals(bucket, &listed, now, &mut known).await?,
                 false => Vec::new(),
@@ -102,12 +102,15 @@ impl Announcement {
                     continue;
                 }
             }
-            if !is_deleting && rivals.is_empty() {
+            if deletion.is_none() && rivals.is_empty() {
                 return Ok(());
             }
-            if is_deleting && wait.is_none() {
+            if let Some(key) = deletion
+                && wait.is_none()
+            {
+                let key = format!("{}{key}", bucket.prefix());
                 let note = "another machine is deleting something from the bucket that this push needs: waiting for it";
-                progress.event(Event::Note(note.into()));
+                progress.event(Event::Note(format!("{note} (its notice is {key})").into()));
                 wait = Some(waiting("another machine that is deleting from the bucket".to_string()));
             }
             if !rivals.is_empty() && wait.is_none() && start.elapsed() > QUIET {
@@ -120,15 +123,15 @@ impl Announcement {
         }
     }
 
-    /// Returns whether a deletion that affects this push is in progress.
-    async fn is_being_deleted(
+    /// Returns the key of the notice of a deletion that is in progress and affects this push.
+    async fn find_deletion<'a>(
         &self,
         bucket: &Bucket,
-        listed: &[Listed],
+        listed: &'a [Listed],
         now: SystemTime,
         known: &mut Known,
-    ) -> Result<bool> {
-        let mut is_affected = false;
+    ) -> Result<Option<&'a str>> {
+        let mut found = None;
         for notice in listed.iter().filter(|notice| notice.kind == Kind::Deletion && notice.is_live(now)) {
             if known.unrelated.contains(&notice.key) {
                 continue;
@@ -141,11 +144,11 @@ impl Announcement {
                 Err(error) => return Err(error),
             };
             match overlaps {
-                true => is_affected = true,
+                true => found = Some(notice.key.as_str()),
                 false => drop(known.unrelated.insert(notice.key.clone())),
             }
         }
-        Ok(is_affected)
+        Ok(found)
     }
 
     /// Returns the keys of the notices of pushes that are publishing, or are about to publish, a revision of this one.

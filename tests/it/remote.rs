@@ -471,7 +471,9 @@ fn a_push_goes_on_when_the_notice_that_it_waits_for_is_overwritten() {
     let cleaner = Machine::new(&store);
     let (gc, _gate) = start_and_hold(&cleaner, &["remote", "gc", "--yes"], &store, "POST", "delete");
     let push = machine.start(&["push"]);
-    push.wait_for("another machine is deleting something from the bucket that this push needs");
+    push.wait_for(
+        "another machine is deleting something from the bucket that this push needs: waiting for it (its notice is ",
+    );
     gc.kill();
     let notice = store.keys().into_iter().find(|key| key.contains("/deletion-")).unwrap();
     store.put(&notice, r#"{"refs":[],"manifests":[],"blobs":[]}"#);
