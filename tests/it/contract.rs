@@ -40,7 +40,8 @@ fn variable(name: &str) -> Option<String> {
 }
 
 fn pair(text: &str) -> (String, String) {
-    let (key, secret) = text.split_once(':').expect("key:secret");
+    // The access keys of OpenStack Swift have a colon.
+    let (key, secret) = text.rsplit_once(':').expect("key:secret");
     (key.into(), secret.into())
 }
 
@@ -296,12 +297,14 @@ fn ranges_are_exact() {
     };
     for (range, expected) in [("0-0", 0..1), ("5-9", 5..10), ("99990-99999", 99_990..100_000)] {
         let reply = get(range, &[]);
-        assert_eq!((reply.status, reply.body.as_slice()), (206, &bytes[expected]), "{range}");
+        assert_eq!(reply.body, bytes[expected], "{range}");
         assert_eq!(reply.header("content-range"), format!("bytes {range}/100000"));
     }
     assert_eq!(get("100000-", &[]).status, 416);
-    let etag = get("0-0", &[]).header("etag").to_string();
-    assert_eq!(get("0-0", &[("if-match", etag)]).status, 206);
+    let reply = get("0-0", &[]);
+    let etag = reply.header("etag").to_string();
+    assert_eq!(get("0-0", &[("if-match", etag)]).status, reply.status);
+    fact("status of a range", &reply.status.to_string());
     let refused = get("0-0", &[("if-match", format!("\"{}\"", "0".repeat(32)))]);
     fact("`If-Match` of a GET", if refused.status == 412 { "honoured" } else { "ignored" });
 }

@@ -725,6 +725,30 @@ fn a_completed_upload_is_verified() {
     }
 }
 
+/// As of `rclone serve s3`.
+#[test]
+fn another_root_element_and_a_range_with_status_200_are_understood() {
+    let store = Scripted::new();
+    let machine = store.machine();
+    let revision = Revision::new("model", "org/large").lfs("model.bin", weights(4, 40 << 20));
+    revision.write(&machine.hub());
+    store.script(move |request, objects| match request.method.as_str() {
+        "POST" if request.parameter("uploads").is_some() => {
+            xml("<InitiateMultipartUpload><UploadId>u1</UploadId></InitiateMultipartUpload>")
+        }
+        "GET" if request.header("range") != "" => {
+            objects.get(&request.key).map(|bytes| Reply { status: 200, ..read(request, bytes) })
+        }
+        _ => None,
+    });
+    machine.ok(&["push"]);
+    assert!(store.take_seen().iter().any(|request| request.parameter("partNumber").is_some()));
+    let reader = store.machine();
+    reader.ok(&["pull", "org/large"]);
+    assert!(store.take_seen().iter().any(|request| request.header("range") != ""));
+    revision.assert_pulled(&reader.hub());
+}
+
 /// A machine whose keys come from an AWS profile.
 fn with_profile(store: &Scripted, config: &str) -> Machine {
     let mut machine = store.machine();

@@ -58,6 +58,18 @@ def moto(root):
 
 
 @contextmanager
+def rclone(root):
+    folder = root / "buckets"
+    folder.mkdir(parents=True)
+    (port,) = free_ports(1)
+    command = [BIN / "rclone", "serve", "s3", "--config", "", "--addr", f"127.0.0.1:{port}"]
+    with running([*command, "--auth-key", ",".join(READ_WRITE), folder], root / "log") as process:
+        store = Store(f"http://127.0.0.1:{port}")
+        wait_until_writable(store, process, root / "log")
+        yield store
+
+
+@contextmanager
 def garage(root):
     root.mkdir()
     rpc, s3, admin = free_ports(3)
@@ -284,6 +296,7 @@ START = {
     "seaweedfs": seaweedfs,
     "garage": garage,
     "moto": moto,
+    "rclone": rclone,
     "cluster": seaweedfs_cluster,
     "ceph": ceph,
 }
@@ -292,6 +305,7 @@ TITLES = {
     "seaweedfs": "SeaweedFS",
     "garage": "Garage",
     "moto": "moto",
+    "rclone": "rclone",
     "cluster": "SeaweedFS cluster",
     "ceph": "Ceph",
 }

@@ -134,6 +134,8 @@ impl Bucket {
             });
             let page = match page.await {
                 Ok(page) => page,
+                // `rclone serve s3` means by this that the bucket has none.
+                Err(failure) if failure.cause == Cause::NoSuchUpload => return Ok(Some(found)),
                 Err(failure) if is_unavailable(&failure) => return Ok(None),
                 Err(failure) => return Err(failure),
             };

@@ -21,9 +21,12 @@ impl Bucket {
         let request = Request::new(Op::StartParts, &full).query("uploads", "");
         self.retried(Op::StartParts, || async {
             let (body, description) = self.wire.send_for_xml(&request).await?;
-            let root = parse_success(&body, "InitiateMultipartUploadResult", &description)?;
-            let id = root.text("UploadId").map(String::from);
-            id.ok_or_else(|| Failure::new(Cause::Other, "the store returned no upload id"))
+            // An id is enough: `rclone serve s3` gives the root element another name.
+            if let Some(id) = Element::parse(&body).ok().and_then(|root| root.text("UploadId").map(String::from)) {
+                return Ok(id);
+            }
+            parse_success(&body, "InitiateMultipartUploadResult", &description)?;
+            Err(Failure::new(Cause::Other, "the store returned no upload id"))
         })
         .await
     }
