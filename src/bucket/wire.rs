@@ -375,6 +375,10 @@ impl Wire {
             {
                 self.check_read_body(response).await
             }
+            // OpenStack Swift discards what arrives after a newer write of the same object.
+            Op::Put | Op::PutIf | Op::PutPart if response.status().as_u16() == 202 => {
+                Err(Failure::new(Cause::Busy, "another write of the same object came first"))
+            }
             // The response to a successful upload has no body.
             Op::Put | Op::PutIf | Op::PutPart if is_page || header("content-length") != "0" => {
                 self.check_upload_body(response).await

@@ -749,6 +749,26 @@ fn another_root_element_and_a_range_with_status_200_are_understood() {
     revision.assert_pulled(&reader.hub());
 }
 
+/// OpenStack Swift answers like this to the slower of two concurrent writes of an object.
+#[test]
+fn an_upload_that_was_accepted_and_not_stored_is_sent_again() {
+    let store = Scripted::new();
+    let machine = store.machine();
+    let revision = Revision::model("org/name").lfs("big.bin", weights(6, 20 << 20));
+    revision.write(&machine.hub());
+    let refused = std::sync::Mutex::new(std::collections::BTreeSet::new());
+    store.script(move |request, _| {
+        let is_first =
+            request.method == "PUT" && refused.lock().unwrap().insert((request.path.clone(), request.query.clone()));
+        let page = "<html><h1>Accepted</h1><p>The request is accepted for processing.</p></html>";
+        is_first.then(|| Reply::new(202, page).header("content-type", "text/html; charset=UTF-8"))
+    });
+    machine.ok(&["push"]);
+    let reader = store.machine();
+    reader.ok(&["pull", "org/name"]);
+    revision.assert_pulled(&reader.hub());
+}
+
 /// A machine whose keys come from an AWS profile.
 fn with_profile(store: &Scripted, config: &str) -> Machine {
     let mut machine = store.machine();
