@@ -110,7 +110,7 @@ impl Announcement {
             {
                 let key = format!("{}{key}", bucket.prefix());
                 let note = "another machine is deleting something from the bucket that this push needs: waiting for it";
-                progress.event(Event::Note(format!("{note} (its notice is {key})").into()));
+                progress.event(Event::Note(format!("{note} (its notice is {key})")));
                 wait = Some(waiting("another machine that is deleting from the bucket".to_string()));
             }
             if !rivals.is_empty() && wait.is_none() && start.elapsed() > QUIET {
