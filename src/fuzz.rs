@@ -181,7 +181,7 @@ pub fn url(data: &[u8]) {
 pub fn range(data: &[u8]) {
     let Some((size, header)) = data.split_first_chunk::<8>() else { return };
     let (size, header) = (u64::from_le_bytes(*size), String::from_utf8_lossy(header));
-    if let serve::range::Wanted::Part { bytes, is_rest } = serve::range::parse(Some(&header), size) {
+    if let serve::range::Requested::Part { bytes, is_rest } = serve::range::parse(Some(&header), size) {
         assert!(bytes.start < bytes.end && bytes.end <= size, "{header} of {size}: {bytes:?}");
         assert!(!is_rest || bytes.end == size);
     }

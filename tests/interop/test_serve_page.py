@@ -39,8 +39,8 @@ class Page(Scenario):
         with browser.browser(self.root / "live") as page:
             page.open(self.url)
             page.wait_for("#state", "live")
-            self.assertIn("Nothing has arrived yet.", page.text("#recent"))
-            self.assertIn("Nothing has failed.", page.text("#failures"))
+            self.assertIn("No pulls completed yet.", page.text("#recent"))
+            self.assertIn("No failures.", page.text("#failures"))
             self.assertEqual(self.get("/acme/tiny/resolve/main/README.md"), 200)
             page.wait_for("#recent", "acme/tiny/README.md")
             self.assertEqual(self.get("/acme/tiny/resolve/main/data.bin"), 424)

@@ -1,4 +1,4 @@
-//! What a server does and has done: the numbers behind `/metrics` and the status page.
+//! The activity of a server: the numbers behind `/metrics` and the status page.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt::Write;
@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::model::ids::BlobId;
 use crate::progress::{Event, Progress};
 
-/// Number of failures, and of finished downloads, that the status page shows.
+/// Number of recent failures, and of recent pulls, on the status page.
 const RECENT: usize = 20;
 
 /// Where bytes come from.
@@ -38,18 +38,18 @@ impl Origin {
     }
 }
 
-/// What a server does and has done.
+/// The activity of a server.
 pub struct Activity {
     started: Instant,
     /// Requests for files whose blob was in the cache.
     pub hits: AtomicU64,
-    /// Requests for files whose blob had to be pulled, or was being pulled.
+    /// Requests for files whose blob had to be pulled, or was already being pulled.
     pub misses: AtomicU64,
     /// Bytes sent to clients.
     pub sent: AtomicU64,
     /// Responses in flight.
     pub responses: AtomicU64,
-    /// Connections open.
+    /// Open connections.
     pub connections: AtomicU64,
     bucket_bytes: AtomicU64,
     hub_bytes: AtomicU64,
@@ -63,14 +63,14 @@ struct State {
     statuses: BTreeMap<u16, u64>,
     /// Failures by kind.
     errors: BTreeMap<&'static str, u64>,
-    /// Blobs on their way.
+    /// Blobs in flight.
     pulls: HashMap<BlobId, Pull>,
     recent: VecDeque<Done>,
     failures: VecDeque<Failure>,
     notes: VecDeque<String>,
 }
 
-/// A blob on its way.
+/// A blob in flight.
 #[derive(Debug, Clone, Serialize)]
 pub struct Pull {
     /// The file, with its repo.
@@ -101,7 +101,7 @@ pub struct Done {
     pub origin: Origin,
     /// How long it took, in seconds.
     pub seconds: f64,
-    /// When.
+    /// The time.
     pub time: String,
 }
 
@@ -112,18 +112,18 @@ pub struct Failure {
     pub request: String,
     /// What failed, why, and what to do next.
     pub error: String,
-    /// When.
+    /// The time.
     pub time: String,
 }
 
-/// The numbers at one moment.
+/// The numbers at one point in time.
 #[derive(Debug, Serialize)]
 pub struct Snapshot {
     /// Seconds since the server started.
     pub uptime: u64,
     /// Requests for files whose blob was in the cache.
     pub hits: u64,
-    /// All others.
+    /// Requests for all other files.
     pub misses: u64,
     /// Bytes sent to clients.
     pub sent: u64,
@@ -133,18 +133,18 @@ pub struct Snapshot {
     pub responses: u64,
     /// Open connections.
     pub connections: u64,
-    /// Blobs on their way.
+    /// Blobs in flight.
     pub pulls: Vec<Pull>,
     /// Blobs that have arrived, the latest first.
     pub recent: Vec<Done>,
-    /// What failed, the latest first.
+    /// Failures, the latest first.
     pub failures: Vec<Failure>,
     /// Notes, the latest first.
     pub notes: Vec<String>,
 }
 
 impl Activity {
-    /// Starts to count.
+    /// Creates counters that start at zero.
     pub fn new() -> Activity {
         Activity {
             started: Instant::now(),
@@ -179,12 +179,12 @@ impl Activity {
         *self.lock().statuses.entry(status).or_default() += 1;
     }
 
-    /// Notes that a blob is on its way.
+    /// Records that a blob is in flight.
     pub fn begin_pull(&self, blob: BlobId, file: String, size: u64, origin: Origin) {
         self.lock().pulls.insert(blob, Pull { file, size, arrived: 0, origin, since: Instant::now() });
     }
 
-    /// Notes that a blob has arrived, or why it has not.
+    /// Records that a blob has arrived, or why it has not.
     pub fn end_pull(&self, blob: &BlobId, failure: Option<&Error>) {
         let mut state = self.lock();
         let Some(pull) = state.pulls.remove(blob) else { return };
@@ -198,12 +198,12 @@ impl Activity {
         }
     }
 
-    /// Notes a failure.
+    /// Records a failure.
     pub fn fail(&self, request: impl Into<String>, error: &Error) {
         self.lock().fail(request.into(), error);
     }
 
-    /// Returns the numbers.
+    /// Returns the current numbers.
     pub fn snapshot(&self) -> Snapshot {
         let state = self.lock();
         let mut pulls: Vec<Pull> = state.pulls.values().cloned().collect();
@@ -253,12 +253,17 @@ impl Activity {
         let errors = state.errors.iter().map(|(kind, count)| (format!("{{kind=\"{kind}\"}}"), *count));
         family("errors_total", "counter", "Failures, by kind.", errors.collect());
         family("pulls_in_flight", "gauge", "Blobs on their way.", plain(state.pulls.len() as u64));
-        family("responses_in_flight", "gauge", "Responses that are being sent.", plain(load(&self.responses)));
+        family("responses_in_flight", "gauge", "Responses in flight.", plain(load(&self.responses)));
         family("connections", "gauge", "Open connections.", plain(load(&self.connections)));
         if let Some(bytes) = cache_bytes {
-            family("cache_bytes", "gauge", "Bytes in the cache, as far as known.", plain(bytes));
+            family("cache_bytes", "gauge", "Size of the cache in bytes, if known.", plain(bytes));
         }
-        family("uptime_seconds", "counter", "Seconds since the start.", plain(self.started.elapsed().as_secs()));
+        family(
+            "uptime_seconds",
+            "counter",
+            "Seconds since the server started.",
+            plain(self.started.elapsed().as_secs()),
+        );
         out
     }
 }
@@ -270,12 +275,12 @@ impl State {
     }
 }
 
-/// Formats an error, with what to do next, for a header or a line of the log.
+/// Formats an error, including its hint, as one line for a header or the log.
 pub fn one_line(text: &impl ToString) -> String {
     text.to_string().lines().map(str::trim).collect::<Vec<_>>().join("; ")
 }
 
-/// Adds the latest one, and forgets the oldest.
+/// Adds an entry, and drops the oldest beyond [`RECENT`].
 fn push<T>(list: &mut VecDeque<T>, latest: T) {
     list.push_front(latest);
     list.truncate(RECENT);
@@ -285,7 +290,7 @@ fn now() -> String {
     crate::when::format(SystemTime::now()).unwrap_or_default()
 }
 
-/// The transfers of a server report here.
+/// Receives the events of the server's transfers.
 impl Progress for Activity {
     fn event(&self, event: Event) {
         let mut state = self.lock();

@@ -1,12 +1,12 @@
-//! The bytes of a file, as a client reads them: from the cache, or while they arrive.
+//! Response bodies: files read from the cache, or while they arrive.
 //!
-//! What arrives is read up to the frontier of its hash. The end of every response is held back until the hash of the whole
-//! blob has matched: no client ever has a complete response with bytes that were not verified. If the hash does not match,
-//! the connection breaks off. While the end is held back, or the store sends nothing, a byte now and then keeps clients from
-//! giving up.
+//! A blob in flight is read up to the point that has been hashed. The end of every response is held back until the hash of
+//! the whole blob has matched: no client ever gets a complete response with unverified bytes. If the hash does not match,
+//! the connection is aborted. While the end is held back, or the store stalls, a byte now and then keeps clients from timing
+//! out.
 //!
-//! What a client has of a broken response may thus be wrong. Most clients start again when they are sent the whole blob
-//! instead of the rest that they asked for. Those that do not get nothing before the blob is verified; see [`Trust`].
+//! The part of an aborted response that a client has may thus be wrong. Most clients start again if they get the whole blob
+//! instead of the requested rest. Clients that would not are sent nothing until the blob is verified; see [`Trust`].
 
 use std::fs::File;
 use std::io;
@@ -30,13 +30,13 @@ use crate::transfer::arrival::{Arrival, State};
 
 /// Number of bytes that are read at a time: few enough to stay in the processor's cache until they are sent.
 const SLICE: u64 = 128 << 10;
-/// Buffers of this size that are kept while no response needs them.
+/// Maximum number of unused buffers of this size that are kept for reuse.
 const SPARE_BUFFERS: usize = 32;
 /// Number of bytes at the end of a response that are held back until the blob is verified.
 const HELD_BACK: u64 = 64 << 10;
-/// Number of bytes that are kept for the time when no more arrive, since the store is slow.
+/// Number of bytes that are kept in reserve in case the store stalls.
 const RESERVE: u64 = 16;
-/// Interval at which one of those that are held back or kept is sent. Clients give up after ten seconds without a byte.
+/// Interval at which one of the bytes held back or in reserve is sent. Clients give up after ten seconds without a byte.
 const HEARTBEAT: Duration = Duration::from_secs(4);
 
 /// The body of a response.
@@ -47,13 +47,13 @@ pub fn whole(bytes: impl Into<Bytes>) -> Body {
     Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
 }
 
-/// Returns a body of pieces that are made as they are sent. The last one is empty.
+/// Returns a body of pieces that are generated as they are sent. An empty piece ends it.
 pub fn of_pieces(mut next: impl FnMut() -> String + Send + 'static) -> Body {
     let pieces = stream::iter(std::iter::from_fn(move || Some(next()).filter(|piece| !piece.is_empty())));
     StreamBody::new(pieces.map(|piece| Ok(Frame::data(piece.into())))).boxed_unsync()
 }
 
-/// Returns an empty body that claims no length: the headers of an answer to HEAD tell that of the file.
+/// Returns an empty body without a length: in a response to HEAD, `Content-Length` is that of the file.
 pub fn nothing() -> Body {
     StreamBody::new(stream::empty::<io::Result<Frame<Bytes>>>()).boxed_unsync()
 }
@@ -63,16 +63,16 @@ pub fn of_file(file: File, range: Range<u64>, activity: Arc<Activity>) -> Body {
     body(Source::Present(Arc::new(file)), range, activity)
 }
 
-/// How much of a blob a client may have before it is verified.
+/// How much of a blob a client may get before it is verified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trust {
-    /// All but the end: it discards what it has if a download cannot be resumed.
+    /// All but the end: the client discards its partial download if it cannot be resumed.
     AllButTheEnd,
-    /// Nothing, not even a byte that keeps it from giving up.
+    /// Nothing, not even a byte against its timeout.
     Nothing,
 }
 
-/// Returns the body of a range of a blob that is on its way. It breaks off unless this attempt is the one that succeeds.
+/// Returns the body of a range of a blob in flight. It is aborted unless this attempt is the one that succeeds.
 pub fn of_arrival(
     arrival: &Arc<Arrival>,
     attempt: u32,
@@ -83,7 +83,7 @@ pub fn of_arrival(
     let state = arrival.watch();
     let length = range.end - range.start;
     let held_back = match trust {
-        // A single byte, with which clients only ask for the size, is not held back.
+        // A request for the first byte is only a probe for the size. That byte is not held back.
         _ if range == (0..1) => 0,
         Trust::AllButTheEnd => HELD_BACK.min(length),
         Trust::Nothing => length,
@@ -94,7 +94,7 @@ pub fn of_arrival(
         attempt,
         file: None,
         held_from: range.end - held_back,
-        beats: trust == Trust::AllButTheEnd,
+        has_heartbeat: trust == Trust::AllButTheEnd,
     };
     body(Source::Arriving(following), range, activity)
 }
@@ -123,7 +123,7 @@ struct Reader {
     _in_flight: InFlight,
 }
 
-/// Where its bytes come from.
+/// The source of a response's bytes.
 enum Source {
     Present(Arc<File>),
     Arriving(Following),
@@ -148,8 +148,8 @@ impl Reader {
         Ok(slice)
     }
 
-    /// Reads the next slice, at most up to `end`. What is in memory is read at once: a hop to another thread takes as long as
-    /// reading. Otherwise the slice after it is read while this one is sent.
+    /// Reads the next slice, at most up to `end`. Bytes in the page cache are read directly: switching threads takes as long
+    /// as reading them. Otherwise, the following slice is read while this one is sent.
     async fn read(&mut self, file: &Arc<File>, end: u64) -> io::Result<Bytes> {
         let read = |from: u64| {
             let (file, length) = (file.clone(), (end - from).min(SLICE) as usize);
@@ -180,7 +180,7 @@ impl Reader {
     }
 }
 
-/// Buffers that are not in use. The last one to be sent is the next to be filled, while it is in the processor's cache.
+/// Buffers that are not in use. The last one sent is the next one filled, while it is still in the processor's cache.
 static SPARE: Mutex<Vec<Buffer>> = Mutex::new(Vec::new());
 
 /// The first bytes of a buffer.
@@ -221,27 +221,27 @@ impl Drop for Slice {
     }
 }
 
-/// A blob that is read while it arrives.
+/// Follows a blob in flight.
 struct Following {
     arrival: Arc<Arrival>,
     state: watch::Receiver<State>,
-    /// The attempt whose bytes are passed on.
+    /// The attempt whose bytes are sent.
     attempt: u32,
     file: Option<Arc<File>>,
-    /// Where the part of the response begins that is held back.
+    /// The offset from which bytes are held back.
     held_from: u64,
-    /// Whether a byte of that part is sent now and then.
-    beats: bool,
+    /// Whether a held-back byte is sent at every [`HEARTBEAT`].
+    has_heartbeat: bool,
 }
 
 impl Following {
-    /// Waits until bytes from `at` on may be sent. Returns the file, and up to where.
+    /// Waits until bytes from `at` on may be sent. Returns the file, and the end of these bytes.
     async fn wait(&mut self, at: u64, end: u64) -> io::Result<(Arc<File>, u64)> {
         loop {
             let (frontier, is_verified) = {
                 let state = self.state.borrow_and_update();
-                // A client that gets nothing unverified has no wrong bytes.
-                if state.attempt != self.attempt && self.beats {
+                // A client that is sent only verified bytes has no wrong ones.
+                if state.attempt != self.attempt && self.has_heartbeat {
                     return Err(io::Error::other("wrong bytes have arrived"));
                 }
                 if state.attempt != self.attempt {
@@ -257,21 +257,21 @@ impl Following {
                 }
             };
             let until = if is_verified { end } else { frontier.saturating_sub(RESERVE).min(self.held_from) };
-            // Many small pieces would cost more than what they save in time.
+            // Many small pieces would cost more time than they save.
             let is_enough = is_verified || until == self.held_from || until >= at + SLICE;
             if at < until && is_enough {
                 return Ok((self.file()?, until));
             }
-            // One byte always stays.
-            let may_beat = self.beats && at < frontier && at + 1 < end;
+            // The last byte is always held back.
+            let may_send_byte = self.has_heartbeat && at < frontier && at + 1 < end;
             tokio::select! {
                 changed = self.state.changed() => changed.map_err(io::Error::other)?,
-                () = tokio::time::sleep(HEARTBEAT), if may_beat => return Ok((self.file()?, until.max(at + 1))),
+                () = tokio::time::sleep(HEARTBEAT), if may_send_byte => return Ok((self.file()?, until.max(at + 1))),
             }
         }
     }
 
-    /// Returns the file that the bytes arrive in, or, if they could not be read meanwhile, the one in the cache.
+    /// Returns the file that the bytes arrive in, or the blob in the cache if that file was not readable in the meantime.
     fn file(&mut self) -> io::Result<Arc<File>> {
         if self.file.is_none() {
             self.file = Some(Arc::new(open_quietly(&self.arrival.path)?));

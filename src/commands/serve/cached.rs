@@ -1,4 +1,4 @@
-//! What is in the cache, for the status page. A scan is repeated only after a while, and while somebody looks.
+//! The content of the cache, for the status page. It is scanned on request, at most once per [`FRESH`].
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use crate::cache::layout::Layout;
 use crate::cache::{scan, usage};
 use crate::task::blocking;
 
-/// How long a scan is good enough for the page.
+/// How long a scan is reused.
 const FRESH: Duration = Duration::from_secs(30);
 
 /// A repo in the cache.
@@ -31,7 +31,7 @@ pub struct CachedRepo {
 pub struct Cached(Mutex<Option<(Instant, Vec<CachedRepo>)>>);
 
 impl Cached {
-    /// Returns the repos in the cache, the largest first. Those of an unreadable cache are not shown.
+    /// Returns the repos in the cache, the largest first; none if the cache is unreadable.
     pub async fn repos(&self, layout: &Layout) -> Vec<CachedRepo> {
         let mut known = self.0.lock().await;
         if let Some((at, repos)) = known.as_ref()

@@ -1,6 +1,6 @@
-//! The card of a repo: the front matter of its README. Anybody who can push may have written it, and YAML can say much in few
-//! bytes: an alias stands for as much text as its author likes, and the parser takes time for each bracket that is open at
-//! each token. So both are limited.
+//! The card of a repo: the front matter of its README. Its author is not trusted, and a little YAML can expand to a lot: an
+//! alias stands for text of any length, and for each token, the parser takes time proportional to the open brackets. So both
+//! are limited.
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -10,14 +10,14 @@ use std::sync::{Mutex, PoisonError};
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-/// Longest front matter that is read, in bytes. Cards that list the results of many benchmarks have some hundred kilobytes.
-const LONGEST: usize = 1 << 20;
-/// Largest product of its length and the number of its opening brackets: about a second of parsing. A front matter of
-/// 100 kB may have 2,600 of them.
-const MOST_WORK: usize = 1 << 28;
+/// Maximum size of the front matter, in bytes. Cards that list many benchmark results have a few hundred kilobytes.
+const MAX_LENGTH: usize = 1 << 20;
+/// Maximum product of its length and its number of opening brackets: about a second of parsing. A front matter of 100 kB may
+/// have 2,600 of them.
+const MAX_WORK: usize = 1 << 28;
 
-/// Returns the front matter of a README: the YAML between two lines of dashes at its start. What is not valid is left out,
-/// and so is a front matter that exceeds a limit.
+/// Returns the front matter of a README: the YAML between two lines of dashes at its start. It is empty if the YAML is not
+/// valid or exceeds a limit.
 pub fn front_matter(readme: &str) -> Map<String, Value> {
     let text = readme.strip_prefix('\u{feff}').unwrap_or(readme).replace("\r\n", "\n");
     let yaml = text.strip_prefix("---\n").and_then(|rest| {
@@ -34,16 +34,15 @@ pub fn front_matter(readme: &str) -> Map<String, Value> {
     }
 }
 
-/// Returns whether the parser needs little time. That of directives, which no card has, grows with the square of their
-/// number.
+/// Returns whether parsing takes little time. Directives, which no card has, take time quadratic in their number.
 fn is_limited(yaml: &str) -> bool {
     let brackets = yaml.bytes().filter(|byte| matches!(byte, b'[' | b'{')).count();
-    yaml.len() <= LONGEST && brackets * yaml.len() <= MOST_WORK && !yaml.lines().any(|line| line.starts_with('%'))
+    yaml.len() <= MAX_LENGTH && brackets * yaml.len() <= MAX_WORK && !yaml.lines().any(|line| line.starts_with('%'))
 }
 
 /// Parses YAML; `None` if it is not valid, or expands to much more than its text.
 fn parse(yaml: &str) -> Option<Value> {
-    // The parser takes up to a hundred times the memory of its text: one at a time.
+    // The parser takes up to a hundred times the memory of the text, so only one runs at a time.
     static PARSING: Mutex<()> = Mutex::new(());
     let _parsing = PARSING.lock().unwrap_or_else(PoisonError::into_inner);
     // An escape such as `\L` stands for up to three bytes.
@@ -51,7 +50,7 @@ fn parse(yaml: &str) -> Option<Value> {
     Limited(&left).deserialize(yaml_serde::Deserializer::from_str(yaml)).ok()
 }
 
-/// A value, while there is something left of a number of bytes.
+/// Deserializes a value within a budget of bytes.
 #[derive(Clone, Copy)]
 struct Limited<'a>(&'a Cell<usize>);
 
@@ -128,7 +127,7 @@ impl<'de> Visitor<'de> for Limited<'_> {
     }
 }
 
-/// Returns the tags that follow from the card.
+/// Returns the tags derived from the card.
 pub fn tags(card: &Map<String, Value>) -> Vec<String> {
     let texts = |key: &str| match card.get(key) {
         Some(Value::String(text)) => vec![text.clone()],
@@ -171,13 +170,13 @@ mod tests {
         assert_eq!(Value::Object(card), expected);
         let aliases = front_matter("---\na: &x [en, de]\nb: *x\n---\n");
         assert_eq!(Value::Object(aliases), json!({ "a": ["en", "de"], "b": ["en", "de"] }));
-        // Escapes for as many bytes as can be had.
+        // The escape that expands to the most bytes.
         let escapes = front_matter(&format!("---\na: \"{}\"\n---\n", "\\L".repeat(50_000)));
         assert_eq!(escapes["a"].as_str().map(str::len), Some(150_000));
     }
 
     #[test]
-    fn what_takes_much_more_than_its_size_is_left_out() {
+    fn ignores_front_matter_that_takes_too_much_to_parse() {
         let text = |first: &str, aliases: &str| format!("---\na: &a {first}\nb: [{aliases}]\n---\n");
         assert!(front_matter(&text(&"x".repeat(500_000), &"*a,".repeat(150_000))).is_empty());
         let laughs: String = (b'b'..=b'z')
@@ -193,7 +192,7 @@ mod tests {
         let directives: String = (0..70_000).map(|number| format!("%TAG !{number:05}! a\n")).collect();
         assert!(front_matter(&format!("---\na: 1\n...\n{directives}---\n")).is_empty());
         let longest = |bytes: usize| format!("---\na: {}\n---\n", "x".repeat(bytes - 3));
-        assert!(front_matter(&longest(LONGEST + 1)).is_empty());
-        assert_eq!(front_matter(&longest(LONGEST)).len(), 1);
+        assert!(front_matter(&longest(MAX_LENGTH + 1)).is_empty());
+        assert_eq!(front_matter(&longest(MAX_LENGTH)).len(), 1);
     }
 }

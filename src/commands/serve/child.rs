@@ -1,4 +1,4 @@
-//! The command that a server runs for, with the variables set.
+//! Runs the command of `serve -- COMMAND`, with the variables set.
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -9,8 +9,7 @@ use super::environment::{variables, with_no_proxy};
 use crate::error::{Cause, Error, Result, plain_io, printable};
 use crate::platform::{self, Interruption};
 
-/// Runs the command, and returns its exit code; for a command that a signal has ended, 128 and the signal's number, as
-/// shells do.
+/// Runs the command and returns its exit code: 128 plus the signal number if a signal killed it, as in shells.
 ///
 /// # Errors
 /// If it cannot be started.

@@ -1,7 +1,7 @@
 //! The JSON documents of the Hub's API, made from a manifest. Pure.
 //!
-//! A manifest knows the git oid of each small file, and the SHA-256 of each file in LFS. What else the Hub tells follows from
-//! these: the pointer file of a file in LFS, and with it its oid, and the oid of a folder.
+//! A manifest knows the git oid of each small file, and the SHA-256 of each file in LFS. The other hashes that the Hub
+//! reports are derived from these: the pointer file of a file in LFS, the pointer's oid, and the oid of a folder.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
@@ -23,18 +23,18 @@ pub struct File {
     pub size: u64,
 }
 
-/// Maximum size of the paths of all folders of a commit, in bytes. A path of 4 kB may name 2,000 folders.
+/// Maximum total size of the paths of a commit's folders, in bytes. A path of 4 kB may name 2,000 folders.
 const MAX_FOLDERS: usize = 64 << 20;
 
-/// All files of a commit, as far as they are known.
+/// All known files of a commit.
 #[derive(Debug, Clone, Default)]
 pub struct Listing {
     files: BTreeMap<RepoPath, File>,
-    /// Whether these are all of them, which only the commit's tree proves.
+    /// Whether no file is missing, which only the commit's tree proves.
     pub is_complete: bool,
     /// Whether the paths of all folders fit into [`MAX_FOLDERS`].
     has_sane_folders: bool,
-    /// The git oid of each folder, once one is needed.
+    /// The git oid of each folder, computed on first use.
     folders: OnceLock<HashMap<String, [u8; 20]>>,
 }
 
@@ -43,17 +43,17 @@ pub struct Listing {
 pub struct View {
     /// The folder; `None` for the root.
     pub folder: Option<RepoPath>,
-    /// Whether it shows what is in the folders of this folder.
+    /// Whether it descends into subfolders.
     pub is_recursive: bool,
-    /// The last commit of every entry, if it is shown.
+    /// The last commit of every entry, if requested.
     pub commit: Option<LastCommit>,
-    /// Whether to mark the listing as one that may lack files. huggingface_hub keeps listings, and would take it for the
-    /// whole commit for good, and so would a push from its cache. With an invalid Xet hash in it, neither does.
+    /// Whether to mark the listing as possibly incomplete. huggingface_hub caches listings, and would treat it as the whole
+    /// commit forever; so would a push from its cache. An invalid Xet hash in it prevents both.
     pub is_marked: bool,
 }
 
 impl View {
-    /// Whether it shows an entry that is somewhere in its folder.
+    /// Returns whether it shows an entry that is somewhere below its folder.
     fn shows(&self, path: &str) -> bool {
         let start = self.folder.as_ref().map_or(0, |folder| folder.as_str().len() + 1);
         path.len() > start && (self.is_recursive || !path[start..].contains('/'))
@@ -66,16 +66,16 @@ pub struct Cursor {
     view: View,
     /// The file to mark.
     marked: Option<RepoPath>,
-    /// The file up to which the listing has been written.
+    /// The last file that has been written.
     after: Option<RepoPath>,
 }
 
-/// The folders of a commit are too many, and too deep, to be listed.
+/// The folders of a commit are too many and too deep to list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TooDeep;
 
 impl Listing {
-    /// Lists the files of the tree, and those of the manifest.
+    /// Returns the files of the tree and those of the manifest.
     pub fn of(manifest: &Manifest) -> Listing {
         let tree = manifest.tree();
         let entries = tree.into_iter().flat_map(|tree| tree.entries());
@@ -94,7 +94,7 @@ impl Listing {
         Listing { files, is_complete, has_sane_folders: bytes <= MAX_FOLDERS, folders: OnceLock::new() }
     }
 
-    /// Returns the file of this path.
+    /// Returns the file at this path.
     pub fn get(&self, path: &RepoPath) -> Option<&File> {
         self.files.get(path)
     }
@@ -104,13 +104,12 @@ impl Listing {
         &self.files
     }
 
-    /// Whether there is a folder of this path.
+    /// Returns whether there is a folder at this path.
     pub fn has_folder(&self, path: &RepoPath) -> bool {
         self.under(Some(path), None).next().is_some()
     }
 
-    /// Returns the files in a folder (`None` for the root) and in its folders, sorted by path: all, or those after one of
-    /// them.
+    /// Returns the files below a folder (`None` for the root), sorted by path: all, or those after `after`.
     fn under(&self, folder: Option<&RepoPath>, after: Option<&RepoPath>) -> impl Iterator<Item = (&RepoPath, &File)> {
         let prefix = folder.map_or(String::new(), |folder| format!("{folder}/"));
         let start = after.map_or(Bound::Included(prefix.as_str()), |after| Bound::Excluded(after.as_str()));
@@ -118,7 +117,7 @@ impl Listing {
         from.take_while(move |(path, _)| path.as_str().starts_with(&prefix))
     }
 
-    /// Starts a listing of a folder, as the tree endpoint shows it.
+    /// Starts a listing of a folder for the tree endpoint.
     ///
     /// # Errors
     /// If the folders cannot be listed.
@@ -128,7 +127,7 @@ impl Listing {
         Ok(Cursor { view, marked, after: None })
     }
 
-    /// Adds the next file of a listing, after the folders that start with it. Returns false at the end.
+    /// Adds the next file of a listing, preceded by the folders that begin with it. Returns false at the end.
     pub fn advance(&self, cursor: &mut Cursor, mut add: impl FnMut(Value)) -> bool {
         let Ok(oids) = self.folder_oids() else { return false };
         let Cursor { view, marked, after } = cursor;
@@ -150,7 +149,7 @@ impl Listing {
         true
     }
 
-    /// Returns the entry of the first file after this path in the document about a revision, and moves on to it.
+    /// Returns the entry in `siblings` of the first file after this path, and advances `after` to it.
     pub fn next_sibling(&self, after: &mut Option<RepoPath>, with_blobs: bool) -> Option<Value> {
         let (path, file) = self.under(None, after.as_ref()).next()?;
         let mut sibling = json!({ "rfilename": path.as_str() });
@@ -163,15 +162,15 @@ impl Listing {
         Some(sibling)
     }
 
-    /// Returns the file to mark in a listing that may lack files. Clients request only files in LFS from Xet, so it had better
-    /// be another.
+    /// Returns the file to mark in an incomplete listing. Clients fetch only files in LFS through Xet, so one outside LFS is
+    /// preferred.
     fn find_to_mark(&self, view: &View) -> Option<&RepoPath> {
         let listed = || self.under(view.folder.as_ref(), None).filter(|(path, _)| view.shows(path.as_str()));
         let other = listed().find(|(_, file)| matches!(file.blob, BlobId::Sha1(_)));
         other.or_else(|| listed().next()).map(|(path, _)| path)
     }
 
-    /// Returns the entry of a path, which may be a folder, as the endpoint `paths-info` gives it.
+    /// Returns the entry of a path, which may be a folder, for the `paths-info` endpoint.
     ///
     /// # Errors
     /// If it is a folder, and the folders cannot be listed.
@@ -192,13 +191,13 @@ impl Listing {
     }
 }
 
-/// Returns the folders of a path that the path before it, in sorted order, is not in, the outermost first.
+/// Returns the folders of a path that do not contain the preceding path in sorted order, the outermost first.
 fn new_folders<'a>(before: &str, path: &'a str) -> impl Iterator<Item = &'a str> {
     let shared = before.bytes().zip(path.bytes()).take_while(|(a, b)| a == b).count();
     path.match_indices('/').filter(move |(end, _)| *end >= shared).map(|(end, _)| &path[..end])
 }
 
-/// Returns an oid for each folder. It is git's, unless a file in it is executable, which a manifest does not know.
+/// Returns an oid for each folder. It is git's, unless a file in it is executable, which a manifest does not record.
 fn find_folder_oids(files: &BTreeMap<RepoPath, File>) -> HashMap<String, [u8; 20]> {
     /// A folder whose files are being read.
     struct Open<'a> {
@@ -260,7 +259,7 @@ fn git_oid(kind: &str, content: &[u8]) -> [u8; 20] {
     hasher.finalize().into()
 }
 
-/// Returns what git stores for a file in LFS, and its git oid. `None` if the file is not in LFS.
+/// Returns the git oid and the text of the pointer of a file in LFS; `None` if the file is not in LFS.
 pub fn pointer(file: &File) -> Option<(BlobId, String)> {
     let text = match file.blob {
         BlobId::Sha1(_) => return None,
@@ -281,7 +280,7 @@ fn oid(file: &File) -> [u8; 20] {
     }
 }
 
-/// Adds what the Hub tells about a file in LFS. `name` is the name of its hash, which differs between endpoints.
+/// Adds the Hub's information about a file in LFS. `name` is the name of its hash, which differs between endpoints.
 fn add_lfs(entry: &mut Value, name: &str, file: &File) {
     if let BlobId::Sha256(_) = file.blob {
         let pointer_size = pointer_text(&file.blob, file.size).len();
@@ -302,7 +301,7 @@ fn file_entry(path: &str, file: &File, commit: Option<&LastCommit>) -> Value {
     entry
 }
 
-/// The last commit of a file, as expanded listings tell it. The history is not in the bucket, so it is that of the listing.
+/// The last commit of a file, for expanded listings. The history is not in the bucket, so it is the listed commit.
 #[derive(Debug, Clone)]
 pub struct LastCommit {
     /// The commit.
@@ -375,7 +374,7 @@ pub fn refs(refs: &BTreeMap<String, Commit>, with_pull_requests: bool) -> Value 
             ["refs", "convert", format] => ("converts", format.to_string(), name.clone()),
             ["refs", "tags", rest @ ..] => ("tags", rest.join("/"), name.clone()),
             ["refs", "heads", rest @ ..] => ("branches", rest.join("/"), name.clone()),
-            // The cache does not tell tags from branches: a name that looks like a version is a tag.
+            // The cache does not distinguish tags from branches: a name that looks like a version counts as a tag.
             _ if is_version(name) => ("tags", name.clone(), format!("refs/tags/{name}")),
             _ => ("branches", name.clone(), format!("refs/heads/{name}")),
         };
@@ -420,7 +419,7 @@ mod tests {
         entries
     }
 
-    /// What `git write-tree` makes of the folders in `folders_are_told_apart_from_files_with_similar_names`.
+    /// The output of `git write-tree` for the folders in `folders_differ_from_files_with_similar_names`.
     const GIT_A: &str = "2a3f4373e0849787bceea0f606f0333ae777a433";
     const GIT_C: &str = "435927d2fe872add393f6b83553075ffeb232cba";
     const GIT_E: &str = "213c715f39380deb21cc1cd70bb87f6fe4caf96b";
@@ -468,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn folders_are_told_apart_from_files_with_similar_names() {
+    fn folders_differ_from_files_with_similar_names() {
         let files = ["a-b", "a.txt", "a/b/c", "a/b-c", "a/b.d/e", "ab/c"].map(|path| (path, HELLO, 6));
         let listing = listing(&files);
         let all = entries(&listing, None, true, false);
@@ -482,7 +481,7 @@ mod tests {
 
     /// This takes minutes if all files are searched for each folder.
     #[test]
-    fn many_folders_are_listed_and_absurdly_deep_ones_refused() {
+    fn lists_many_folders_and_refuses_absurdly_deep_ones() {
         let blob = |number: usize| format!("{number:040x}");
         let many: Vec<(String, String)> = (0..20_000).map(|number| (format!("{number}/x"), blob(number))).collect();
         let of = |files: &[(String, String)]| {
@@ -500,7 +499,7 @@ mod tests {
     }
 
     #[test]
-    fn refs_are_sorted_into_lists() {
+    fn groups_refs_by_kind() {
         let names = ["main", "v1.0", "refs/pr/2", "refs/convert/parquet", "feature/x", "1.2.3"];
         let all = names.map(|name| (name.to_string(), COMMIT.parse().unwrap())).into();
         let document = refs(&all, true);

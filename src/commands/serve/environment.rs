@@ -21,7 +21,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Returns the variables for clients of a server that listens there.
+    /// Returns the variables for clients of a server at this address.
     pub fn new(listen: SocketAddr) -> Report {
         Report { environment: variables(listen) }
     }
@@ -37,7 +37,7 @@ pub fn url(listen: SocketAddr) -> String {
     format!("http://{}", SocketAddr::new(ip, listen.port()))
 }
 
-/// Returns whether a URL is the address of a server that listens there.
+/// Returns whether a URL is that of a server at this address.
 pub fn is_own(url: &str, listen: SocketAddr) -> bool {
     let Some(rest) = url.strip_prefix("http://") else { return false };
     let authority = rest.split('/').next().unwrap_or_default();
@@ -56,8 +56,8 @@ fn listens_on_loopback(ip: IpAddr) -> bool {
     ip.is_loopback() || ip.is_unspecified()
 }
 
-/// Returns the variables that clients need: where the server is; that Xet's own protocol, by which clients would go around
-/// it, is off; and that no proxy is asked for it.
+/// Returns the variables that clients need: the address of the server, Xet's own protocol turned off, which would bypass the
+/// server, and no proxy for it.
 pub fn variables(listen: SocketAddr) -> Vec<Variable> {
     let url = url(listen);
     let host = url.trim_start_matches("http://").rsplit_once(':').map_or("", |(host, _)| host);
@@ -73,7 +73,7 @@ pub fn variables(listen: SocketAddr) -> Vec<Variable> {
     ]
 }
 
-/// Returns the value of `NO_PROXY` that adds these hosts to those that are set already.
+/// Returns the value of `NO_PROXY` with these hosts added.
 pub fn with_no_proxy(set: Option<&str>, added: &str) -> String {
     match set.map(str::trim).filter(|set| !set.is_empty()) {
         Some(set) => format!("{set},{added}"),

@@ -1,24 +1,24 @@
-//! Who may ask. Pure.
+//! Decides which requests are allowed. Pure.
 //!
-//! On a loopback address without a token, the host that a request names must be this machine's, so that no web page can
-//! reach the server through a name that resolves to it (DNS rebinding). With a token, that is what counts.
+//! On a loopback address without a token, the `Host` of a request must be this machine, so that no web page can reach the
+//! server through a name that resolves to it (DNS rebinding). With a token, only the token is checked.
 
 use std::net::{IpAddr, SocketAddr};
 
 use hyper::header::{self, HeaderMap};
 
-/// Decides who may ask.
+/// Decides which requests are allowed.
 #[derive(Debug, Clone)]
 pub struct Gatekeeper {
     token: Option<Vec<u8>>,
     listen: IpAddr,
 }
 
-/// Whether a request is answered.
+/// Whether a request is allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is.
-    Welcome,
+    /// The request is allowed.
+    Allowed,
     /// It names a host that is not this server.
     WrongHost,
     /// It lacks the token.
@@ -26,20 +26,20 @@ pub enum Verdict {
 }
 
 impl Gatekeeper {
-    /// Wants this token, if there is one, or else a host of this machine.
+    /// Requires this token, or, without one, a host name of this machine.
     pub fn new(token: Option<String>, listen: SocketAddr) -> Gatekeeper {
         Gatekeeper { token: token.map(String::into_bytes), listen: listen.ip() }
     }
 
-    /// Judges a request. Whether the server is up may be known to everybody.
-    pub fn judge(&self, headers: &HeaderMap, path: &str) -> Verdict {
+    /// Checks a request. The health check is open to everyone.
+    pub fn check(&self, headers: &HeaderMap, path: &str) -> Verdict {
         match &self.token {
-            Some(_) if path == "/healthz" => Verdict::Welcome,
-            Some(token) => match given_token(headers) {
-                Some(given) if is_equal(&given, token) => Verdict::Welcome,
+            Some(_) if path == "/healthz" => Verdict::Allowed,
+            Some(token) => match token_of(headers) {
+                Some(given) if is_equal(&given, token) => Verdict::Allowed,
                 _ => Verdict::NoToken,
             },
-            None if self.is_host(headers) => Verdict::Welcome,
+            None if self.is_host(headers) => Verdict::Allowed,
             None => Verdict::WrongHost,
         }
     }
@@ -60,8 +60,8 @@ impl Gatekeeper {
     }
 }
 
-/// Returns the token of a request: a bearer token, as clients of the Hub send it, or the password that a browser asks for.
-fn given_token(headers: &HeaderMap) -> Option<Vec<u8>> {
+/// Returns the token of a request: a bearer token, as Hub clients send it, or a password that was entered in a browser.
+fn token_of(headers: &HeaderMap) -> Option<Vec<u8>> {
     let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, rest) = value.split_once(' ')?;
     match scheme.to_ascii_lowercase().as_str() {
@@ -75,7 +75,7 @@ fn given_token(headers: &HeaderMap) -> Option<Vec<u8>> {
     }
 }
 
-/// Compares in a time that depends only on the length of what was given.
+/// Compares in a time that depends only on the length of `given`.
 fn is_equal(given: &[u8], token: &[u8]) -> bool {
     let mut difference = u8::from(given.len() != token.len());
     for (at, byte) in given.iter().enumerate() {
@@ -88,41 +88,41 @@ fn is_equal(given: &[u8], token: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    fn judge(token: Option<&str>, listen: &str, headers: &[(header::HeaderName, &str)]) -> Verdict {
+    fn check(token: Option<&str>, listen: &str, headers: &[(header::HeaderName, &str)]) -> Verdict {
         let keeper = Gatekeeper::new(token.map(String::from), listen.parse().unwrap());
         let mut map = HeaderMap::new();
         for (name, text) in headers {
             map.append(name, text.parse().unwrap());
         }
-        keeper.judge(&map, "/api/models/x")
+        keeper.check(&map, "/api/models/x")
     }
 
     #[test]
-    fn only_the_names_of_this_machine_are_hosts() {
+    fn allows_only_the_host_names_of_this_machine() {
         for host in ["localhost", "LOCALHOST:8090", "127.0.0.1:8090", "127.0.0.2", "[::1]:8090", "localhost.:80"] {
-            assert_eq!(judge(None, "127.0.0.1:8090", &[(header::HOST, host)]), Verdict::Welcome, "{host}");
+            assert_eq!(check(None, "127.0.0.1:8090", &[(header::HOST, host)]), Verdict::Allowed, "{host}");
         }
         for host in
             ["", "evil.example", "evil.example:8090", "127.0.0.1.evil.example", "10.0.0.1", "localhost.evil", "[::2]"]
         {
-            assert_eq!(judge(None, "127.0.0.1:8090", &[(header::HOST, host)]), Verdict::WrongHost, "{host}");
+            assert_eq!(check(None, "127.0.0.1:8090", &[(header::HOST, host)]), Verdict::WrongHost, "{host}");
         }
-        assert_eq!(judge(None, "127.0.0.1:8090", &[]), Verdict::WrongHost);
+        assert_eq!(check(None, "127.0.0.1:8090", &[]), Verdict::WrongHost);
         let twice = [(header::HOST, "localhost"), (header::HOST, "evil.example")];
-        assert_eq!(judge(None, "127.0.0.1:8090", &twice), Verdict::WrongHost);
+        assert_eq!(check(None, "127.0.0.1:8090", &twice), Verdict::WrongHost);
     }
 
     #[test]
-    fn the_token_comes_as_a_bearer_or_as_a_password() {
-        let with = |value: &str| judge(Some("secret"), "0.0.0.0:8090", &[(header::AUTHORIZATION, value)]);
-        assert_eq!(with("Bearer secret"), Verdict::Welcome);
-        assert_eq!(with("bearer secret"), Verdict::Welcome);
+    fn accepts_a_bearer_token_or_a_password() {
+        let with = |value: &str| check(Some("secret"), "0.0.0.0:8090", &[(header::AUTHORIZATION, value)]);
+        assert_eq!(with("Bearer secret"), Verdict::Allowed);
+        assert_eq!(with("bearer secret"), Verdict::Allowed);
         // user:secret
-        assert_eq!(with("Basic dXNlcjpzZWNyZXQ="), Verdict::Welcome);
+        assert_eq!(with("Basic dXNlcjpzZWNyZXQ="), Verdict::Allowed);
         for value in ["Bearer secre", "Bearer secrets", "Bearer secretsecret", "Bearer ", "Basic secret", "secret", ""]
         {
             assert_eq!(with(value), Verdict::NoToken, "{value}");
         }
-        assert_eq!(judge(Some("secret"), "0.0.0.0:1", &[(header::HOST, "localhost")]), Verdict::NoToken);
+        assert_eq!(check(Some("secret"), "0.0.0.0:1", &[(header::HOST, "localhost")]), Verdict::NoToken);
     }
 }

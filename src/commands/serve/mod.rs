@@ -1,6 +1,6 @@
-//! `serve`: the Hub's own API, from the bucket, for clients that are not changed at all.
+//! `serve`: serves the bucket through the Hub's own API, to unmodified clients.
 //!
-//! The way of a request:
+//! The path of a request:
 //!
 //! ```text
 //! server.rs → respond.rs → gatekeeper.rs (may it?), route.rs (what?), range.rs (which bytes?)
@@ -10,8 +10,8 @@
 //! ```
 //!
 //! Bytes come through the disk. [`puller`] brings each blob into the cache once, as `pull` would, and [`body`] reads it from
-//! there, also while it arrives. [`activity`] counts, [`page`] shows it to people, [`upkeep`] keeps the cache within its budget
-//! and publishes what came from the Hub.
+//! there, even while it arrives. [`activity`] keeps the counters, [`page`] displays them, [`upkeep`] keeps the cache within
+//! its budget and publishes revisions fetched from the Hub.
 
 pub mod activity;
 pub mod body;
@@ -60,9 +60,9 @@ use update::{Update, UpdateKind};
 
 /// Maximum size of a token file, in bytes.
 const MAX_TOKEN: u64 = 64 << 10;
-/// Connections that wait to be accepted. Many clients start at once, and beyond this, each waits for a second.
+/// Backlog of the listening socket. Many clients start at once, and any beyond this wait for a second.
 const BACKLOG: u32 = 4096;
-/// The usual address.
+/// The default address.
 const LISTEN: &str = "127.0.0.1:8090";
 
 const EXAMPLES: &str = "\
@@ -77,10 +77,11 @@ Examples:
 Clients read from it with HF_ENDPOINT=http://127.0.0.1:8090 and
 HF_HUB_DISABLE_XET=1. Every blob is pulled into the cache once, and verified.";
 
-/// Serve the bucket to unchanged clients of the Hub
+/// Serve the bucket to unmodified Hub clients
 ///
-/// Answers the Hub's API on this machine, so that huggingface_hub, transformers, datasets, vLLM and everything else that knows
-/// HF_ENDPOINT loads from the bucket, without a pull. Blobs come through the cache. Ctrl-C and SIGTERM end it (exit code 0).
+/// Answers the Hub's API on this machine, so that huggingface_hub, transformers, datasets, vLLM and everything else that
+/// respects HF_ENDPOINT loads from the bucket, without a separate pull. Blobs go through the cache. Ctrl-C and SIGTERM end
+/// it (exit code 0).
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -150,32 +151,32 @@ fn refresh(text: &str) -> Result<Duration, String> {
 impl Args {
     /// Returns the address to listen on.
     fn listen(&self) -> SocketAddr {
-        let usual: SocketAddr = LISTEN.parse().expect("it is a valid address");
+        let default: SocketAddr = LISTEN.parse().expect("it is a valid address");
         match self.listen {
             Some(listen) => listen,
-            None if self.command.is_empty() => usual,
-            None => SocketAddr::new(usual.ip(), 0),
+            None if self.command.is_empty() => default,
+            None => SocketAddr::new(default.ip(), 0),
         }
     }
 
     /// Returns the variables for clients, as lines for a shell.
     ///
     /// # Errors
-    /// If no port is given that could be named.
+    /// If the port is 0.
     pub fn environment(&self) -> Result<environment::Report> {
         let listen = self.listen();
         match listen.port() {
-            0 => Err(Error::usage("with port 0, the address is known only once the server runs")
-                .hint("name a port, as in --listen 127.0.0.1:8090")),
+            0 => Err(Error::usage("with port 0, the address is not known until the server runs")
+                .hint("choose a port, as in --listen 127.0.0.1:8090")),
             _ => Ok(environment::Report::new(listen)),
         }
     }
 }
 
-/// Runs the server until a signal or, with a command, until that ends. Returns the command's exit code.
+/// Runs the server until a signal arrives or the command, if there is one, exits. Returns the command's exit code.
 ///
 /// # Errors
-/// When the server cannot start, or the command cannot be run.
+/// If the server cannot start, or the command cannot be run.
 pub async fn execute(session: &Session, args: &Args, report: &dyn Fn(Update)) -> Result<Option<u8>> {
     let mut interruption = Interruption::listen();
     args.fallback.check()?;
@@ -183,7 +184,7 @@ pub async fn execute(session: &Session, args: &Args, report: &dyn Fn(Update)) ->
     let token = args.token_file.as_deref().map(read_token).transpose()?;
     if token.is_none() && !listen.ip().is_loopback() {
         return Err(Error::usage(format!(
-            "{listen} is not a loopback address, so everybody on the network could read"
+            "{listen} is not a loopback address, so anyone on the network could read from it"
         ))
         .hint("add --token-file PATH with a secret that clients send as HF_TOKEN, or use --listen 127.0.0.1:8090"));
     }
@@ -198,7 +199,7 @@ pub async fn execute(session: &Session, args: &Args, report: &dyn Fn(Update)) ->
     let listen = listener.local_addr().map_err(|error| cannot_listen(listen, &error))?;
     let url = environment::url(listen);
     if args.fallback.fallback.is_some() && environment::is_own(session.config.hub.endpoint.expose(), listen) {
-        return Err(Error::usage("HF_ENDPOINT is the address of this very server, which would ask itself for files")
+        return Err(Error::usage("HF_ENDPOINT is the address of this server, which would request files from itself")
             .hint("unset HF_ENDPOINT for the server; only its clients need it"));
     }
     let fallback = args.fallback.resolve(&session, false);
@@ -244,7 +245,7 @@ pub async fn execute(session: &Session, args: &Args, report: &dyn Fn(Update)) ->
     }));
     let (end, ending) = watch::channel(false);
     let serving = tokio::spawn(server::run(listener, site.clone(), ending));
-    let until_the_end = async {
+    let session_end = async {
         match args.command.is_empty() {
             true => {
                 interruption.next().await;
@@ -254,7 +255,7 @@ pub async fn execute(session: &Session, args: &Args, report: &dyn Fn(Update)) ->
         }
     };
     let code = tokio::select! {
-        code = until_the_end => code?,
+        code = session_end => code?,
         () = upkeep::run(&session, &puller, &site, args.max_size) => None,
     };
     let _ = end.send(true);
@@ -271,20 +272,21 @@ pub async fn execute(session: &Session, args: &Args, report: &dyn Fn(Update)) ->
 }
 
 fn bind(listen: SocketAddr) -> Result<TcpListener> {
-    let bound = || {
+    let open = || {
         let socket = if listen.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         socket.set_reuseaddr(platform::REUSES_ADDRESSES)?;
         socket.bind(listen)?;
         socket.listen(BACKLOG)
     };
-    bound().map_err(|error| cannot_listen(listen, &error))
+    open().map_err(|error| cannot_listen(listen, &error))
 }
 
 fn cannot_listen(listen: SocketAddr, error: &std::io::Error) -> Error {
     let failed = Error::failed(format!("cannot listen on {listen}")).because(crate::error::plain_io(error));
     match error.kind() {
-        std::io::ErrorKind::AddrInUse => failed
-            .hint("another program uses this port, perhaps another serve: choose one with --listen 127.0.0.1:PORT"),
+        std::io::ErrorKind::AddrInUse => {
+            failed.hint("the port is in use, perhaps by another serve: choose another one with --listen 127.0.0.1:PORT")
+        }
         std::io::ErrorKind::PermissionDenied => failed.hint("ports below 1024 need privileges: choose a higher one"),
         std::io::ErrorKind::AddrNotAvailable => failed.hint("this machine does not have that address"),
         _ => failed,
@@ -316,7 +318,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_and_addresses() {
+    fn parses_times_and_addresses() {
         assert_eq!(refresh("60s"), Ok(Duration::from_secs(60)));
         assert_eq!(refresh("90"), Ok(Duration::from_secs(90)));
         assert_eq!(refresh("5m"), Ok(Duration::from_secs(300)));

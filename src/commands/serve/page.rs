@@ -1,4 +1,5 @@
-//! The status page: what is cached, what is coming, and what failed. It is complete without JavaScript, and live with it.
+//! The status page: cached repos, pulls in flight, and failures. It is complete without JavaScript, and updates itself with
+//! it.
 
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,31 +11,31 @@ use super::activity::{Done, Failure, Pull, Snapshot};
 use super::cached::CachedRepo;
 use crate::VERSION;
 
-/// What the page may load: nothing but its own style and script.
+/// The content security policy: the page loads nothing but its own style and script.
 pub const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; \
                           img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
 
 const TEMPLATE: &str = include_str!("page.html");
 
-/// What the page says about the set-up.
+/// What the page says about the configuration.
 #[derive(Debug)]
 pub struct About {
     /// The address of the server.
     pub url: String,
-    /// The bucket; `None` for the cache alone.
+    /// The bucket; `None` if offline.
     pub bucket: Option<String>,
     /// The cache folder.
     pub cache: String,
     /// The budget of the cache, in bytes.
     pub max_size: Option<u64>,
-    /// Whether the Hub helps, and whether what comes from it is published.
+    /// The fallback to the Hub, and whether files from it are published.
     pub fallback: Option<&'static str>,
-    /// Bytes in the cache when it was last measured; `u64::MAX` if it never was.
+    /// Size of the cache when it was last measured, in bytes; `u64::MAX` if it never was.
     pub measured: AtomicU64,
 }
 
 impl About {
-    /// Returns the bytes in the cache, as far as known.
+    /// Returns the size of the cache in bytes, if known.
     pub fn cache_bytes(&self) -> Option<u64> {
         Some(self.measured.load(Ordering::Relaxed)).filter(|bytes| *bytes != u64::MAX)
     }
@@ -46,10 +47,10 @@ pub fn html(about: &About, snapshot: &Snapshot, cached: &[CachedRepo]) -> String
         .replace("{{version}}", &text(VERSION))
         .replace("{{about}}", &facts(about))
         .replace("{{numbers}}", &numbers(about, snapshot))
-        .replace("{{pulls}}", &rows(&snapshot.pulls, pull_row, "Nothing is on its way."))
-        .replace("{{failures}}", &rows(&snapshot.failures, failure_row, "Nothing has failed."))
+        .replace("{{pulls}}", &rows(&snapshot.pulls, pull_row, "No pulls in progress."))
+        .replace("{{failures}}", &rows(&snapshot.failures, failure_row, "No failures."))
         .replace("{{cached}}", &rows(cached, cached_row, "The cache is empty."))
-        .replace("{{recent}}", &rows(&snapshot.recent, done_row, "Nothing has arrived yet."))
+        .replace("{{recent}}", &rows(&snapshot.recent, done_row, "No pulls completed yet."))
         .replace("{{notes}}", &snapshot.notes.iter().map(|note| format!("<li>{}</li>", text(note))).collect::<String>())
 }
 
@@ -69,10 +70,10 @@ pub fn json(about: &About, snapshot: &Snapshot, cached: &[CachedRepo]) -> Value 
         "cached": cached,
         "html": {
             "numbers": numbers(about, snapshot),
-            "pulls": rows(&snapshot.pulls, pull_row, "Nothing is on its way."),
-            "failures": rows(&snapshot.failures, failure_row, "Nothing has failed."),
+            "pulls": rows(&snapshot.pulls, pull_row, "No pulls in progress."),
+            "failures": rows(&snapshot.failures, failure_row, "No failures."),
             "cached": rows(cached, cached_row, "The cache is empty."),
-            "recent": rows(&snapshot.recent, done_row, "Nothing has arrived yet."),
+            "recent": rows(&snapshot.recent, done_row, "No pulls completed yet."),
         },
     })
 }
@@ -98,7 +99,7 @@ fn numbers(about: &About, snapshot: &Snapshot) -> String {
     };
     if let Some(max) = about.max_size {
         let now = about.cache_bytes().map_or(String::new(), |bytes| format!("{} of ", size(bytes)));
-        number("Budget of the cache", format!("{now}{}", size(max)));
+        number("Cache budget", format!("{now}{}", size(max)));
     }
     number("From the cache", format!("{} files", snapshot.hits));
     number("Pulled for clients", format!("{} files", snapshot.misses));
@@ -162,7 +163,7 @@ fn size(bytes: u64) -> String {
     ByteSize(bytes).display().iec().to_string()
 }
 
-/// Escapes text for HTML, and shows what would control the display.
+/// Escapes text for HTML, and makes control characters visible.
 fn text(text: &str) -> String {
     let shown = crate::escape::escape(text, crate::escape::Keep::Lines);
     let mut out = String::with_capacity(shown.len());
@@ -173,7 +174,7 @@ fn text(text: &str) -> String {
             '>' => out.push_str("&gt;"),
             '"' => out.push_str("&quot;"),
             '\'' => out.push_str("&#39;"),
-            // Braces would be taken for a part of the template.
+            // Braces could be mistaken for a placeholder of the template.
             '{' => out.push_str("&#123;"),
             c => out.push(c),
         }

@@ -1,7 +1,7 @@
-//! Brings blobs into the cache: each once, however many clients ask for it, and through the same engine as `pull`.
+//! Pulls blobs into the cache: each once, however many clients request it, and through the same engine as `pull`.
 //!
-//! A file is pulled as `pull --include` would: its blob, its place in a partial snapshot, the tree and the ref. So the cache
-//! stays one that every other command and client understands.
+//! A file is pulled as `pull --include` would pull it: the blob, its link in a partial snapshot, the tree and the ref. So
+//! every other command and client understands the cache.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -27,30 +27,29 @@ use crate::transfer::Context;
 use crate::transfer::arrival::{Arrival, Arrivals};
 use crate::transfer::parts::SINGLE_GET;
 
-/// How long a failure that will not pass by itself is remembered, so that retries of clients do not fetch a corrupt blob
-/// again and again.
-const LASTING: Duration = Duration::from_secs(30);
-/// The same for one that may pass.
-const PASSING: Duration = Duration::from_secs(1);
-/// Interval at which a file that is served is marked as used.
+/// How long a permanent failure is remembered, so that client retries do not fetch a corrupt blob again and again.
+const PERMANENT: Duration = Duration::from_secs(30);
+/// The same for a temporary failure.
+const TEMPORARY: Duration = Duration::from_secs(1);
+/// Minimum interval between two updates of a served file's last use.
 const MARK_USED: Duration = Duration::from_secs(60);
 
-/// Brings blobs into the cache.
+/// Pulls blobs into the cache.
 pub struct Puller {
     session: Session,
     bucket: Option<Bucket>,
     fallback: Fallback,
     options: Options,
-    /// What all pulls share: limits, hashing, arrivals. Created for the first of them, since the limits depend on how far the
-    /// bucket is, which the first lookups show.
+    /// Shared by all pulls: limits, hashing, arrivals. Created by the first one, since the limits depend on the latency of
+    /// the bucket, which the first lookups measure.
     context: OnceLock<Context>,
     arrivals: Arc<Arrivals>,
     revisions: Arc<Revisions>,
     activity: Arc<Activity>,
     failures: Mutex<HashMap<(RepoName, BlobId), (Instant, Error)>>,
     marked: Mutex<HashMap<BlobId, Instant>>,
-    /// Revisions that did not look gated when the first of their files was pulled. They are not judged again when their
-    /// licence has arrived: as with `pull`, all of a revision is served, or nothing.
+    /// Revisions that did not look gated when the first of their files was pulled. They are not checked again when their
+    /// licence has arrived: as with `pull`, a revision is served entirely or not at all.
     admitted: Mutex<HashSet<(RepoName, Commit)>>,
     /// The refs that have been written to the cache.
     written: Mutex<HashMap<(RepoName, RefName), Commit>>,
@@ -58,7 +57,7 @@ pub struct Puller {
     pub gate: RwLock<()>,
     /// Bytes that have been added to the cache since it was last measured.
     pub added: AtomicU64,
-    /// Told when something has been added.
+    /// Notified when bytes have been added.
     pub has_added: Notify,
     /// Revisions that are to be published; `None` without `--push`.
     pub unpublished: Option<Mutex<Unpublished>>,
@@ -67,9 +66,9 @@ pub struct Puller {
 /// Revisions from the Hub that are to be published.
 #[derive(Default)]
 pub struct Unpublished {
-    /// When the last file of each came.
+    /// When the last file of each arrived.
     pub waiting: HashMap<(RepoName, Commit), Instant>,
-    /// All that have ever waited.
+    /// All that have ever been added.
     seen: HashSet<(RepoName, Commit)>,
 }
 
@@ -80,7 +79,7 @@ impl Unpublished {
     }
 }
 
-/// A file of a revision, as a client reads it.
+/// A file of a revision, opened for a client.
 pub enum Opened {
     /// It is in the cache.
     Present(File),
@@ -89,7 +88,7 @@ pub enum Opened {
 }
 
 impl Puller {
-    /// Creates a puller. Without a bucket and a fallback it only knows the cache.
+    /// Creates a puller. Without a bucket and a fallback, it serves only the cache.
     pub fn new(
         session: &Session,
         bucket: Option<Bucket>,
@@ -124,8 +123,8 @@ impl Puller {
         self.session.layout()
     }
 
-    /// Returns whether whoever has a part of this blob may have wrong bytes, so that no download can be resumed.
-    /// `opened` is what the client is about to read, if it has been opened.
+    /// Returns whether clients with a part of this blob may have wrong bytes, so that no download may be resumed. `opened`
+    /// is the source the client is about to read, if it has been opened.
     pub async fn is_suspect(&self, blob: &BlobId, opened: Option<&Opened>) -> bool {
         let arriving = match opened {
             Some(Opened::Arriving(arrival)) => Some(arrival.clone()),
@@ -141,10 +140,10 @@ impl Puller {
         }
     }
 
-    /// Opens a file of a revision, and pulls it if it is not in the cache.
+    /// Opens a file of a revision. Pulls it if it is not in the cache.
     ///
     /// # Errors
-    /// If it cannot be had, as far as that is known by now.
+    /// If it is already known to be unavailable.
     pub async fn open(self: &Arc<Self>, revision: &Arc<Revision>, path: &RepoPath) -> Result<Opened> {
         let file = revision.listing.get(path).ok_or_else(|| Error::not_found(format!("no file '{path}'")))?;
         let (blob, size) = (file.blob, file.size);
@@ -158,8 +157,8 @@ impl Puller {
         self.pull(revision, path, blob, size).await.map(Opened::Arriving)
     }
 
-    /// Starts to pull a file that is not in the cache, and waits until a client which shares this cache need not download it:
-    /// until a small one is there, and until the lock of a large one is taken.
+    /// Starts to pull a file that is not in the cache, and waits until a client that shares this cache need not download it:
+    /// until a small file is complete, or the lock of a large one is held.
     pub async fn prepare(self: &Arc<Self>, revision: &Arc<Revision>, path: &RepoPath) {
         if let Ok(Opened::Arriving(arrival)) = self.open(revision, path).await {
             let mut state = arrival.watch();
@@ -169,7 +168,7 @@ impl Puller {
         }
     }
 
-    /// Opens the blob in the cache, marks it as used, and sees to it that the snapshot has the file.
+    /// Opens the blob in the cache, marks it as used, and adds the file to the snapshot if it is missing there.
     async fn open_present(
         self: &Arc<Self>,
         revision: &Arc<Revision>,
@@ -179,7 +178,7 @@ impl Puller {
     ) -> Option<File> {
         let layout = self.layout();
         let (repo, commit, name) = (revision.repo().clone(), revision.commit().clone(), path.clone());
-        let marks = self.is_to_be_marked(&blob);
+        let marks = self.needs_marking(&blob);
         let (references, sync) = (self.references_to_write(revision), self.options.sync);
         let (file, is_linked, references) = blocking(move || {
             let open = |path: &std::path::Path| {
@@ -213,23 +212,24 @@ impl Puller {
         Some(file)
     }
 
-    /// Notes that the revision of a file in the cache is to be published, if the bucket lacks that file: a server that was
-    /// killed may have brought it from the Hub. One push publishes all of the revision that is here, so once is enough.
+    /// Schedules the revision of a cached file for publishing if the bucket lacks the file: an earlier server may have
+    /// fetched it from the Hub and been killed. One push publishes everything of the revision that is cached, so once is
+    /// enough.
     fn note_unpublished(&self, revision: &Revision, path: &RepoPath) {
         let Some(unpublished) = &self.unpublished else { return };
-        let is_lacking = match revision.place {
+        let is_missing_in_bucket = match revision.place {
             Place::Hub => true,
             Place::Bucket => revision.found.manifest.files().binary_search_by(|file| file.path.cmp(path)).is_err(),
             Place::Cache => false,
         };
         let key = (revision.repo().clone(), revision.commit().clone());
         let mut unpublished = unpublished.lock().unwrap_or_else(PoisonError::into_inner);
-        if is_lacking && !unpublished.seen.contains(&key) {
+        if is_missing_in_bucket && !unpublished.seen.contains(&key) {
             unpublished.add(key);
         }
     }
 
-    /// Returns the refs by which clients have found this revision, and which this cache may lack.
+    /// Returns the refs that clients have resolved to this revision and that the cache may lack.
     fn references_to_write(&self, revision: &Revision) -> Vec<RefName> {
         let mut references = match revision.place {
             Place::Cache => Vec::new(),
@@ -246,7 +246,7 @@ impl Puller {
         written.extend(keys.map(|key| (key, revision.commit().clone())));
     }
 
-    fn is_to_be_marked(&self, blob: &BlobId) -> bool {
+    fn needs_marking(&self, blob: &BlobId) -> bool {
         let mut marked = self.marked.lock().unwrap_or_else(PoisonError::into_inner);
         if marked.len() > 100_000 {
             marked.clear();
@@ -258,7 +258,7 @@ impl Puller {
         }
     }
 
-    /// Starts to pull a blob, unless somebody has.
+    /// Starts to pull a blob, unless it is already being pulled.
     async fn pull(
         self: &Arc<Self>,
         revision: &Arc<Revision>,
@@ -298,20 +298,20 @@ impl Puller {
                 }
             }
             Err(error) => {
-                let lasting = if error.cause.may_pass() { PASSING } else { LASTING };
+                let lifetime = if error.cause.may_pass() { TEMPORARY } else { PERMANENT };
                 let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
                 failures.retain(|_, (until, _)| *until > Instant::now());
-                failures.insert((repo.clone(), blob), (Instant::now() + lasting, error.clone()));
+                failures.insert((repo.clone(), blob), (Instant::now() + lifetime, error.clone()));
             }
         }
         self.arrivals.end(&blob, result);
     }
 
-    /// Brings those files of a revision into the cache by which a push judges whether its repo is gated: clients may have
-    /// requested only others.
+    /// Pulls the files of a revision by which a push determines whether its repo is gated. Clients may not have requested
+    /// them.
     ///
     /// # Errors
-    /// If one of them cannot be had.
+    /// If one of them cannot be pulled.
     pub async fn pull_licenses(self: &Arc<Self>, repo: &RepoName, commit: &Commit) -> Result<()> {
         let query = RepoQuery { kind: Some(repo.kind), id: repo.id.clone() };
         let revision = self.revisions.find_complete(&query, commit.as_str()).await?;
@@ -335,7 +335,7 @@ impl Puller {
         self.admitted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives another file the blob that is on its way for one.
+    /// Links another file to a blob in flight once it has arrived.
     fn link_after(self: &Arc<Self>, arrival: &Arc<Arrival>, revision: &Arc<Revision>, path: &RepoPath) {
         let mut state = arrival.watch();
         let (puller, revision, path) = (self.clone(), revision.clone(), path.clone());
@@ -343,7 +343,7 @@ impl Puller {
             let arrived = state.wait_for(|state| state.outcome.is_some()).await;
             let is_here = arrived.is_ok_and(|state| matches!(state.outcome, Some(Ok(()))));
             if is_here && let Some(file) = revision.listing.get(&path) {
-                // Links it, if it has to be. Another repo needs a file of its own.
+                // Links the file if necessary. Another repo needs its own copy of the blob.
                 let present = puller.open_present(&revision, &path, file.blob, file.size).await;
                 if present.is_none() && revision.place != Place::Cache {
                     let _ = puller.pull(&revision, &path, file.blob, file.size).await;
@@ -374,7 +374,7 @@ impl Puller {
             Decision::Gated(gated) => {
                 return Err(Error::new(Cause::Gated, format!("{label} is not served"))
                     .because(format!("its repo looks gated, {}", gated.why()))
-                    .hint("set team.allow_gated: true if everybody who uses this server may use it"));
+                    .hint("set team.allow_gated: true if all users of this server may access it"));
             }
             Decision::Pull(plan) => plan,
         };
@@ -401,7 +401,7 @@ impl Puller {
         let has_tree = blocking(move || !shared::is_store(&layout) && layout.tree(&repo, &commit).is_file()).await;
         let limited = |revision: &Revision| {
             let manifest = revision.found.manifest.filtered(|file| file.path == *path)?;
-            // To compare the tree again for each of thousands of files would take longer than to pull them.
+            // Comparing the tree again for each of thousands of files would take longer than pulling them.
             let manifest = if has_tree { manifest.without_tree() } else { manifest };
             let Found { pinned, modified, .. } = revision.found;
             Some(Found { manifest, reference: self.revisions.reference(revision), pinned, modified, notes: Vec::new() })
@@ -416,7 +416,7 @@ impl Puller {
             return Ok((Found { reference: self.revisions.reference(revision), ..found }, true));
         }
         Err(Error::new(Cause::NoSuchKey, format!("{}/{path} is not in the bucket", revision.repo()))
-            .because("the commit has it, but it was never pushed")
+            .because("the commit has it, but it was never pushed to the bucket")
             .hint("push it from a machine that has it, or run the server with --fallback hf-hub"))
     }
 }

@@ -20,7 +20,7 @@ use super::documents::{self, Listing, TooDeep, View};
 use super::gatekeeper::{Gatekeeper, Verdict};
 use super::page;
 use super::puller::{Opened, Puller};
-use super::range::{self, Wanted};
+use super::range::{self, Requested};
 use super::revisions::{Revision, Revisions};
 use super::route::{self, Refusal, Route};
 use crate::cache::layout::Layout;
@@ -31,25 +31,25 @@ use crate::task::blocking;
 use crate::transfer::arrival::Arrival;
 use crate::transfer::parts::SINGLE_GET;
 
-/// How long a response waits for the first bytes of a blob. Clients wait for ten seconds.
+/// Maximum wait for the first bytes of a blob. Clients time out after ten seconds.
 const FIRST_BYTES: Duration = Duration::from_secs(8);
-/// Longest body of a request, in bytes.
+/// Maximum size of a request body, in bytes.
 const MAX_REQUEST_BODY: usize = 4 << 20;
-/// Maximum number of paths in such a request.
+/// Maximum number of paths in a request body.
 const MAX_PATHS: usize = 100_000;
-/// Longest README whose front matter is read, in bytes.
+/// Maximum size of a README whose front matter is read, in bytes.
 const MAX_README: u64 = 4 << 20;
 /// Size in bytes above which huggingface_hub refuses plain HTTP.
 const MAX_PLAIN_HTTP: u64 = 50_000_000_000;
-/// The version of huggingface_hub from which on it downloads a file of any size over plain HTTP if it is not told the size.
-const TAKES_FILES_WITHOUT_SIZE: (u32, u32) = (1, 33);
-/// The version of huggingface_hub from which on it keeps listings.
-const KEEPS_LISTINGS: (u32, u32) = (1, 23);
+/// First version of huggingface_hub that downloads a file of any size over plain HTTP if the size is not sent.
+const ACCEPTS_UNKNOWN_SIZE: (u32, u32) = (1, 33);
+/// First version of huggingface_hub that caches listings.
+const CACHES_LISTINGS: (u32, u32) = (1, 23);
 
-/// Bytes of a list that are written at a time.
+/// Size of the pieces in which a list is sent, in bytes.
 const PIECE: usize = 64 << 10;
 const JSON: &str = "application/json; charset=utf-8";
-/// What is percent-encoded in the path of a file.
+/// Characters that are percent-encoded in the path of a file.
 const PATH: &AsciiSet = &RESERVED.remove(b'/');
 
 const REPO_COMMIT: HeaderName = HeaderName::from_static("x-repo-commit");
@@ -60,23 +60,23 @@ const ERROR_MESSAGE: HeaderName = HeaderName::from_static("x-error-message");
 /// huggingface_hub sends it with requests that lead to a download.
 const DOWNLOAD_COUNTER: HeaderName = HeaderName::from_static("x-hf-download-counter");
 
-/// What answers need.
+/// Everything needed to answer requests.
 pub struct Site {
-    /// Looks revisions up.
+    /// Looks up revisions.
     pub revisions: Arc<Revisions>,
     /// Opens files.
     pub puller: Arc<Puller>,
-    /// Counts.
+    /// The counters.
     pub activity: Arc<Activity>,
-    /// Decides who may ask.
+    /// Decides which requests are allowed.
     pub gatekeeper: Gatekeeper,
     /// Whether clients on this machine use the same cache.
     pub shares_cache: bool,
-    /// What the status page says about the set-up.
+    /// What the status page says about the configuration.
     pub about: page::About,
     /// The paths of the cache.
     pub layout: Layout,
-    /// What is in it.
+    /// Its contents.
     pub cached: Cached,
 }
 
@@ -86,11 +86,11 @@ impl Site {
     /// Answers a request.
     pub async fn answer(&self, request: Request<Incoming>, is_local: bool) -> Answer {
         let (method, uri) = (request.method().clone(), request.uri().clone());
-        let mut answer = match self.gatekeeper.judge(request.headers(), uri.path()) {
-            Verdict::Welcome => self.dispatch(request, is_local).await,
+        let mut answer = match self.gatekeeper.check(request.headers(), uri.path()) {
+            Verdict::Allowed => self.dispatch(request, is_local).await,
             Verdict::WrongHost => text_error(
                 StatusCode::MISDIRECTED_REQUEST,
-                "this server does not answer for that host: use the address that it printed",
+                "this server does not answer for this host: use the address that it printed",
             ),
             Verdict::NoToken => {
                 let mut answer = text_error(StatusCode::UNAUTHORIZED, "Invalid credentials in Authorization header");
@@ -114,7 +114,7 @@ impl Site {
         let route = match route::parse(parts.uri.path(), parts.uri.query().unwrap_or("")) {
             Ok(route) => route,
             Err(Refusal::Malformed(why)) => return text_error(StatusCode::BAD_REQUEST, &why),
-            Err(Refusal::NoSuchRepo(why)) => return refusal(StatusCode::NOT_FOUND, "RepoNotFound", &why),
+            Err(Refusal::NoSuchRepo(why)) => return error_response(StatusCode::NOT_FOUND, "RepoNotFound", &why),
         };
         match route {
             Route::PathsInfo { .. } if parts.method != Method::POST => method_not_allowed("POST"),
@@ -132,8 +132,8 @@ impl Site {
             }
             Route::Info { query, revision, with_blobs } => self.info(&query, &revision, with_blobs).await,
             Route::Tree { query, revision, folder, is_recursive, is_expanded } => {
-                let keeps_it = hub_version(&parts.headers) >= KEEPS_LISTINGS;
-                self.tree(&query, &revision, folder.as_ref(), is_recursive, is_expanded, keeps_it).await
+                let caches_listings = hub_version(&parts.headers) >= CACHES_LISTINGS;
+                self.tree(&query, &revision, folder.as_ref(), is_recursive, is_expanded, caches_listings).await
             }
             Route::Refs { query, with_pull_requests } => match self.revisions.refs(&query).await {
                 Ok(refs) => json_answer(&documents::refs(&refs, with_pull_requests)),
@@ -153,13 +153,13 @@ impl Site {
                 "orgs": [],
                 "auth": { "type": "access_token", "accessToken": { "displayName": "hf-cache-sync", "role": "read" } },
             })),
-            Route::Health => plain("text/plain; charset=utf-8", "ok\n"),
+            Route::Health => respond("text/plain; charset=utf-8", "ok\n"),
             Route::Metrics => {
-                plain("text/plain; version=0.0.4; charset=utf-8", self.activity.metrics(self.about.cache_bytes()))
+                respond("text/plain; version=0.0.4; charset=utf-8", self.activity.metrics(self.about.cache_bytes()))
             }
             Route::Page => {
                 let cached = self.cached.repos(&self.layout).await;
-                plain("text/html; charset=utf-8", page::html(&self.about, &self.activity.snapshot(), &cached))
+                respond("text/html; charset=utf-8", page::html(&self.about, &self.activity.snapshot(), &cached))
             }
             Route::Status => {
                 let cached = self.cached.repos(&self.layout).await;
@@ -191,33 +191,34 @@ impl Site {
         };
         let file = revision.listing.get(path).expect("the revision has the file");
         let head = Head { blob: file.blob, size: file.size, commit: revision.commit().as_str() };
-        let wanted = head.wanted(headers);
+        let requested = head.parse_range(headers);
         if is_head {
             let is_by_name = name != revision.commit().as_str() && hub_version(headers) > (0, 0);
             let location = if is_by_name { location(headers, &revision, path) } else { None };
-            // What was never pushed fails on GET: clients show why only there. To HEAD they say that they cannot connect.
+            // A file that was never pushed fails only on GET. When HEAD fails, clients report that they cannot connect; only
+            // for GET do they show the reason.
             if self.shares_cache && is_local && headers.contains_key(DOWNLOAD_COUNTER) {
                 self.puller.prepare(&revision, path).await;
             }
-            let mut answer = head.answer(&wanted, body::nothing());
+            let mut answer = head.answer(&requested, body::nothing());
             if let Some(location) = location {
                 answer.headers_mut().insert(header::LOCATION, location);
             }
             if file.size > SINGLE_GET && self.puller.is_suspect(&file.blob, None).await {
-                // llama.cpp then discards what it has. It would not accept the whole file in place of the rest.
+                // Makes llama.cpp discard its partial download. It would not accept the whole file in place of the rest.
                 answer.headers_mut().insert(header::ACCEPT_RANGES, HeaderValue::from_static("none"));
             }
-            if file.size > MAX_PLAIN_HTTP && hub_version(headers) >= TAKES_FILES_WITHOUT_SIZE {
+            if file.size > MAX_PLAIN_HTTP && hub_version(headers) >= ACCEPTS_UNKNOWN_SIZE {
                 answer.headers_mut().remove(header::CONTENT_LENGTH);
                 answer.headers_mut().remove(LINKED_SIZE);
             }
             return answer;
         }
-        if wanted == Wanted::Unsatisfiable {
-            return head.answer(&wanted, body::nothing());
+        if requested == Requested::Unsatisfiable {
+            return head.answer(&requested, body::nothing());
         }
         let appends_anything = appends_anything(headers);
-        let is_probe = matches!(&wanted, Wanted::Part { bytes, .. } if *bytes == (0..1));
+        let is_probe = matches!(&requested, Requested::Part { bytes, .. } if *bytes == (0..1));
         let trust = if appends_anything && !is_probe { Trust::Nothing } else { Trust::AllButTheEnd };
         let opened = match self.puller.open(&revision, path).await {
             Ok(opened) => opened,
@@ -231,32 +232,32 @@ impl Site {
         {
             return self.failure(&label, &error);
         }
-        // Before the check: if the bytes turn out to be wrong after it, the body of this attempt breaks off.
+        // Read before the check: if the bytes turn out to be wrong after it, the body of this attempt is aborted.
         let attempt = match &opened {
             Opened::Present(_) => 0,
             Opened::Arriving(arrival) => arrival.attempt(),
         };
-        let wanted = match wanted {
-            // Whoever resumes may have wrong bytes: start again, which clients do if they get everything.
-            Wanted::Part { is_rest: true, .. }
+        let requested = match requested {
+            // A client that resumes may have wrong bytes. Sent the whole file, it starts again.
+            Requested::Part { is_rest: true, .. }
                 if !appends_anything && self.puller.is_suspect(&file.blob, Some(&opened)).await =>
             {
-                Wanted::Whole
+                Requested::Whole
             }
-            wanted => wanted,
+            requested => requested,
         };
-        let bytes = match &wanted {
-            Wanted::Part { bytes, .. } => bytes.clone(),
+        let bytes = match &requested {
+            Requested::Part { bytes, .. } => bytes.clone(),
             _ => 0..file.size,
         };
         let body = match opened {
             Opened::Present(file) => body::of_file(file, bytes, self.activity.clone()),
             Opened::Arriving(arrival) => body::of_arrival(&arrival, attempt, bytes, trust, self.activity.clone()),
         };
-        head.answer(&wanted, body)
+        head.answer(&requested, body)
     }
 
-    /// Answers with what git stores for a file: for one in LFS, its pointer.
+    /// Answers with a file as git stores it, which is the pointer for one in LFS.
     async fn raw(
         &self,
         query: &RepoQuery,
@@ -279,13 +280,13 @@ impl Site {
             return self.file(query, revision, path, headers, is_head, is_local).await;
         };
         let head = Head { blob: oid, size: pointer.len() as u64, commit: found.commit().as_str() };
-        let wanted = head.wanted(headers);
-        let content = match &wanted {
-            Wanted::Part { bytes, .. } => pointer[bytes.start as usize..bytes.end as usize].to_string(),
-            Wanted::Unsatisfiable => String::new(),
+        let requested = head.parse_range(headers);
+        let content = match &requested {
+            Requested::Part { bytes, .. } => pointer[bytes.start as usize..bytes.end as usize].to_string(),
+            Requested::Unsatisfiable => String::new(),
             _ => pointer,
         };
-        head.answer(&wanted, body::whole(content))
+        head.answer(&requested, body::whole(content))
     }
 
     /// Returns the revision that has the file: this one, or the same commit on the Hub.
@@ -301,15 +302,15 @@ impl Site {
         }
         let name = printable(path.as_str(), 200);
         let mut answer =
-            refusal(StatusCode::NOT_FOUND, "EntryNotFound", &format!("{}: no file '{name}'", revision.repo()));
-        // With the commit, Python remembers for ever that there is no such file.
+            error_response(StatusCode::NOT_FOUND, "EntryNotFound", &format!("{}: no file '{name}'", revision.repo()));
+        // If the commit is sent, huggingface_hub caches forever that there is no such file.
         if revision.listing.is_complete {
             answer.headers_mut().insert(REPO_COMMIT, value(revision.commit().as_str()));
         }
         Err(answer)
     }
 
-    /// Whether the blob of a file that is listed can be had, as far as the manifest tells.
+    /// Returns whether the blob of a listed file is available, according to the manifest.
     fn is_available(&self, revision: &Revision, path: &RepoPath) -> bool {
         let files = revision.found.manifest.files();
         files.binary_search_by(|file| file.path.cmp(path)).is_ok() || self.revisions.has_fallback()
@@ -320,7 +321,7 @@ impl Site {
             Ok(revision) => revision,
             Err(error) => return self.failure(&format!("{query}@{revision}"), &error),
         };
-        // What cannot be read now may be there the next time.
+        // A failure is not remembered: the next attempt may succeed.
         let nothing = Map::new();
         let card = revision.card.get_or_try_init(|| async { self.read_card(&revision).await.ok_or(()) }).await;
         let card = card.unwrap_or(&nothing);
@@ -339,7 +340,7 @@ impl Site {
         streamed_list(start, siblings, "]}")
     }
 
-    /// Reads the front matter of the README; `None` if it cannot be had in time.
+    /// Reads the front matter of the README; `None` if that fails or takes too long.
     async fn read_card(&self, revision: &Arc<Revision>) -> Option<Map<String, Value>> {
         let path: RepoPath = "README.md".parse().expect("it is a valid path");
         let Some(size) = revision.listing.get(&path).map(|file| file.size).filter(|size| *size <= MAX_README) else {
@@ -371,7 +372,7 @@ impl Site {
         is_expanded: bool,
         client_keeps_it: bool,
     ) -> Answer {
-        // The first part of the path may belong to the name of the ref. A commit has no slashes.
+        // The start of the path may belong to the name of the ref. A commit has no slashes.
         let longer = match folder {
             Some(folder) if revision.parse::<Commit>().is_err() => match self.revisions.refs(query).await {
                 Ok(refs) if !refs.contains_key(revision) => {
@@ -395,7 +396,7 @@ impl Site {
             && !listing.has_folder(folder)
         {
             let name = printable(folder.as_str(), 200);
-            return refusal(
+            return error_response(
                 StatusCode::NOT_FOUND,
                 "EntryNotFound",
                 &format!("{}: no folder '{name}'", revision.repo()),
@@ -421,7 +422,7 @@ impl Site {
         let content = match tokio::time::timeout(FIRST_BYTES, Limited::new(incoming, MAX_REQUEST_BODY).collect()).await
         {
             Ok(Ok(content)) => content.to_bytes(),
-            _ => return text_error(StatusCode::PAYLOAD_TOO_LARGE, "the body is too long, or does not arrive"),
+            _ => return text_error(StatusCode::PAYLOAD_TOO_LARGE, "the body is too long, or did not arrive in time"),
         };
         let is_json =
             headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/json"));
@@ -455,7 +456,7 @@ impl Site {
         streamed_list("[".into(), entries, "]")
     }
 
-    /// Answers with an error, in the way that clients understand.
+    /// Answers with an error in the Hub's format.
     fn failure(&self, request: &str, error: &Error) -> Answer {
         let (status, code) = match error.cause {
             Cause::NotFound => (StatusCode::NOT_FOUND, "RepoNotFound"),
@@ -464,7 +465,7 @@ impl Site {
             Cause::Gated => (StatusCode::FORBIDDEN, "GatedRepo"),
             cause if cause.may_pass() && !cause.is_denial() => (StatusCode::SERVICE_UNAVAILABLE, ""),
             Cause::DiskFull => (StatusCode::INSUFFICIENT_STORAGE, ""),
-            // Retrying does not help, and clients do not.
+            // Retrying does not help, and clients do not retry this status.
             _ => (StatusCode::FAILED_DEPENDENCY, ""),
         };
         if !error.cause.is_missing() {
@@ -472,24 +473,24 @@ impl Site {
             tracing::warn!(%request, "{}", one_line(error));
         }
         let message = one_line(error);
-        refusal(status, code, &message)
+        error_response(status, code, &message)
     }
 }
 
-/// Waits until there is something to send, so that what fails at once fails with a clear answer.
+/// Waits until there is something to send, so that an immediate failure gets an error response.
 async fn first_bytes(arrival: &Arc<Arrival>, trust: Trust) -> Result<(), Error> {
     let mut state = arrival.watch();
     let may_begin = trust == Trust::AllButTheEnd;
     let ready = state.wait_for(|state| state.outcome.is_some() || may_begin && state.frontier > 0);
     match tokio::time::timeout(FIRST_BYTES, ready).await {
         Ok(Ok(state)) => state.outcome.clone().unwrap_or(Ok(())),
-        // It goes on in the body.
+        // The wait continues in the body.
         _ => Ok(()),
     }
 }
 
-/// Returns the paths that the body of a request names, and whether the last commits are wanted. Python sends a form, the
-/// others JSON.
+/// Returns the paths in the body of a request, and whether the last commits are requested. huggingface_hub sends a form,
+/// other clients JSON.
 fn requested_paths(content: &[u8], is_json: bool) -> Option<(Vec<String>, bool)> {
     if is_json {
         let value: Value = serde_json::from_slice(content).ok()?;
@@ -524,8 +525,8 @@ fn hub_version(headers: &HeaderMap) -> (u32, u32) {
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
-/// Returns the URL of the file at its commit. huggingface_hub downloads, and resumes, from there: with the name of a branch, it
-/// would go on with the bytes of another commit once the branch has moved.
+/// Returns the URL of the file at its commit. huggingface_hub downloads and resumes from there. With the name of a branch,
+/// it would continue with the bytes of another commit once the branch has moved.
 fn location(headers: &HeaderMap, revision: &Revision, path: &RepoPath) -> Option<HeaderValue> {
     let host = headers.get(header::HOST)?.to_str().ok()?;
     let (repo, commit) = (revision.repo(), revision.commit());
@@ -537,14 +538,14 @@ fn location(headers: &HeaderMap, revision: &Revision, path: &RepoPath) -> Option
     HeaderValue::from_str(&format!("http://{host}{kind}/{}/resolve/{commit}/{path}", repo.id.as_str())).ok()
 }
 
-/// Whether the client appends whatever it is sent to what it has: hf-hub up to 0.5, which resumes without a look at the
-/// status. It has no timeouts, so it can wait until the blob is verified, and what it has is always right.
+/// Returns whether the client appends any response to its partial download. hf-hub up to 0.5 resumes without checking the
+/// status. It has no timeouts, so it can wait until the blob is verified, and then its partial download is never wrong.
 fn appends_anything(headers: &HeaderMap) -> bool {
     let agent = headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
     agent.contains("hf-hub/0.")
 }
 
-/// What the headers of a file tell.
+/// The content of a file's headers.
 struct Head<'a> {
     blob: BlobId,
     size: u64,
@@ -556,20 +557,20 @@ impl Head<'_> {
         value(&format!("\"{}\"", self.blob))
     }
 
-    /// Returns what a request wants of the file. A range that is only wanted of another version is ignored.
-    fn wanted(&self, headers: &HeaderMap) -> Wanted {
+    /// Returns which part of the file is requested. A range is ignored if `If-Range` names another version.
+    fn parse_range(&self, headers: &HeaderMap) -> Requested {
         let is_same = headers.get(header::IF_RANGE).is_none_or(|etag| *etag == self.etag());
         let range = headers.get(header::RANGE).filter(|_| is_same).and_then(|value| value.to_str().ok());
         range::parse(range, self.size)
     }
 
-    fn answer(&self, wanted: &Wanted, body: Body) -> Answer {
+    fn answer(&self, requested: &Requested, body: Body) -> Answer {
         let mut answer = Response::new(body);
-        let (status, length, range) = match wanted {
-            Wanted::Whole => (StatusCode::OK, self.size, None),
-            Wanted::Empty => (StatusCode::OK, 0, Some("bytes */0".to_string())),
-            Wanted::Unsatisfiable => (StatusCode::RANGE_NOT_SATISFIABLE, 0, Some(format!("bytes */{}", self.size))),
-            Wanted::Part { bytes, .. } => {
+        let (status, length, range) = match requested {
+            Requested::Whole => (StatusCode::OK, self.size, None),
+            Requested::Empty => (StatusCode::OK, 0, Some("bytes */0".to_string())),
+            Requested::Unsatisfiable => (StatusCode::RANGE_NOT_SATISFIABLE, 0, Some(format!("bytes */{}", self.size))),
+            Requested::Part { bytes, .. } => {
                 let range = format!("bytes {}-{}/{}", bytes.start, bytes.end - 1, self.size);
                 (StatusCode::PARTIAL_CONTENT, bytes.end - bytes.start, Some(range))
             }
@@ -591,7 +592,7 @@ impl Head<'_> {
     }
 }
 
-fn plain(kind: &'static str, text: impl Into<Bytes>) -> Answer {
+fn respond(kind: &'static str, text: impl Into<Bytes>) -> Answer {
     let text = text.into();
     let length = text.len();
     let mut answer = Response::new(body::whole(text));
@@ -611,7 +612,7 @@ fn add_kind(answer: &mut Answer, kind: &'static str) {
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
 }
 
-/// The text of a JSON list that is being written.
+/// A JSON list that is being written.
 struct JsonList {
     text: String,
     is_empty: bool,
@@ -627,8 +628,8 @@ impl JsonList {
     }
 }
 
-/// Answers with a list that is written while it is sent: a client that does not read it takes no more memory than a piece.
-/// `add` adds the next values, and returns false at the end.
+/// Answers with a list that is generated while it is sent: a slow client costs no more memory than one piece. `add` adds the
+/// next values, and returns false at the end.
 fn streamed_list(
     start: String,
     mut add: impl FnMut(&mut JsonList) -> bool + Send + 'static,
@@ -651,7 +652,7 @@ fn streamed_list(
 }
 
 fn too_deep(revision: &Revision) -> Answer {
-    let message = format!("{}: its folders are too many, and too deep, to be listed", revision.repo());
+    let message = format!("{}: its folders are too many and too deep to list", revision.repo());
     text_error(StatusCode::FAILED_DEPENDENCY, &message)
 }
 
@@ -660,22 +661,22 @@ fn json_answer(document: &Value) -> Answer {
 }
 
 fn json_text(text: String) -> Answer {
-    plain(JSON, text)
+    respond(JSON, text)
 }
 
-/// Answers with an error that has no code of the Hub.
+/// Answers with an error that has no Hub error code.
 fn text_error(status: StatusCode, message: &str) -> Answer {
-    refusal(status, "", message)
+    error_response(status, "", message)
 }
 
 fn method_not_allowed(allowed: &'static str) -> Answer {
-    let mut answer = text_error(StatusCode::METHOD_NOT_ALLOWED, "hf-cache-sync only reads");
+    let mut answer = text_error(StatusCode::METHOD_NOT_ALLOWED, "hf-cache-sync is read-only");
     answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
     answer
 }
 
-/// Answers with an error. Clients tell errors apart by the header alone.
-fn refusal(status: StatusCode, code: &'static str, message: &str) -> Answer {
+/// Answers with an error. Clients distinguish errors by the header alone.
+fn error_response(status: StatusCode, code: &'static str, message: &str) -> Answer {
     let mut answer = json_answer(&json!({ "error": message }));
     *answer.status_mut() = status;
     if !code.is_empty() {
@@ -696,7 +697,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_come_as_a_form_or_as_json() {
+    fn reads_paths_from_a_form_or_json() {
         let of = |content: &str, is_json| requested_paths(content.as_bytes(), is_json);
         let paths = |all: &[&str]| all.iter().map(|one| one.to_string()).collect::<Vec<_>>();
         assert_eq!(of("paths=a%2Fb&paths=c+d&expand=True", false), Some((paths(&["a/b", "c d"]), true)));
@@ -718,24 +719,24 @@ mod tests {
     }
 
     #[test]
-    fn a_range_of_another_version_is_ignored() {
+    fn ignores_a_range_of_another_version() {
         let head = Head { blob: "1".repeat(40).parse().unwrap(), size: 10, commit: "" };
-        let wanted = |of: Option<&str>| {
+        let requested = |of: Option<&str>| {
             let mut headers = HeaderMap::new();
             headers.insert(header::RANGE, "bytes=5-".parse().unwrap());
             if let Some(etag) = of {
                 headers.insert(header::IF_RANGE, etag.parse().unwrap());
             }
-            head.wanted(&headers)
+            head.parse_range(&headers)
         };
-        let rest = Wanted::Part { bytes: 5..10, is_rest: true };
-        assert_eq!((wanted(None), wanted(Some(&format!("\"{}\"", "1".repeat(40))))), (rest.clone(), rest));
-        assert_eq!(wanted(Some("\"another\"")), Wanted::Whole);
-        assert_eq!(wanted(Some("Fri, 27 Nov 2026 00:00:00 GMT")), Wanted::Whole);
+        let rest = Requested::Part { bytes: 5..10, is_rest: true };
+        assert_eq!((requested(None), requested(Some(&format!("\"{}\"", "1".repeat(40))))), (rest.clone(), rest));
+        assert_eq!(requested(Some("\"another\"")), Requested::Whole);
+        assert_eq!(requested(Some("Fri, 27 Nov 2026 00:00:00 GMT")), Requested::Whole);
     }
 
     #[test]
-    fn the_version_of_huggingface_hub() {
+    fn parses_the_version_of_huggingface_hub() {
         let of = |agent: &str| {
             let mut headers = HeaderMap::new();
             headers.insert(header::USER_AGENT, agent.parse().unwrap());
@@ -745,12 +746,12 @@ mod tests {
         assert_eq!(of("x; hf_hub/2.4.0.dev0; y"), (2, 4));
         assert_eq!(of("hf_hub/0.36.2"), (0, 36));
         assert_eq!(of("curl/8"), (0, 0));
-        assert!(of("hf_hub/2.0") > KEEPS_LISTINGS && of("hf_hub/1.9.0") < KEEPS_LISTINGS);
+        assert!(of("hf_hub/2.0") > CACHES_LISTINGS && of("hf_hub/1.9.0") < CACHES_LISTINGS);
     }
 
     #[test]
-    fn an_error_has_one_line_and_no_foreign_characters_in_its_header() {
-        let answer = refusal(StatusCode::NOT_FOUND, "RepoNotFound", "no 'é'\r\nX: y");
+    fn an_error_header_is_one_line_of_ascii() {
+        let answer = error_response(StatusCode::NOT_FOUND, "RepoNotFound", "no 'é'\r\nX: y");
         assert_eq!(answer.headers()[ERROR_MESSAGE], "no '?'??X: y");
         assert_eq!(answer.headers()[ERROR_CODE], "RepoNotFound");
     }

@@ -1,7 +1,7 @@
-//! The revisions that clients ask for: each is looked up once, and again when it is no longer fresh.
+//! Looks up the revisions that clients request, and caches the results.
 //!
-//! The bucket decides, then the Hub if there is such a fallback, then this machine's cache. If a revision that was served
-//! before cannot be looked up again, it is served as it was, with a note.
+//! Lookups go to the bucket, then to the Hub if it is the fallback, then to this machine's cache. If a known revision cannot
+//! be refreshed, it is served stale, with a note.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
@@ -28,21 +28,22 @@ use crate::model::ids::{Commit, RefName, RepoName, RepoQuery, RepoType};
 use crate::progress::{Event, Progress};
 use crate::task::blocking;
 
-/// Longest time that a lookup waits for the bucket.
-const PATIENCE: Duration = Duration::from_secs(8);
-/// The same while the bucket is out of reach, as far as is known.
-const PATIENCE_WITHOUT_HOPE: Duration = Duration::from_secs(2);
-/// Longest time that a request waits for a lookup, which goes on without it. Clients wait for ten seconds.
+/// Timeout of the bucket in a lookup.
+const TIMEOUT: Duration = Duration::from_secs(8);
+/// The same while the bucket was last seen unreachable.
+const TIMEOUT_WHILE_LOST: Duration = Duration::from_secs(2);
+/// Maximum time that a request waits for a lookup, which then continues in the background. Clients time out after ten
+/// seconds.
 const WAIT: Duration = Duration::from_millis(9_500);
-/// The same if the revision is known from before, and can be served as it was.
+/// The same if the revision is known, and can be served stale.
 const WAIT_IF_KNOWN: Duration = Duration::from_secs(3);
-/// Longest time that a lookup takes in all, with the Hub's rate limit.
+/// Timeout of a whole lookup, including waits for the Hub's rate limit.
 const LOOKUP: Duration = Duration::from_secs(120);
-/// Interval at which a bucket that is out of reach is tried again.
+/// Interval between attempts to reach an unreachable bucket.
 const LOST: Duration = Duration::from_secs(5);
 /// Time after which a failed lookup is repeated.
 const RETRY: Duration = Duration::from_secs(2);
-/// Number of lookups that are remembered.
+/// Maximum number of lookups that are remembered.
 const MAX_REMEMBERED: usize = 512;
 
 /// Where a revision was found.
@@ -56,14 +57,14 @@ pub enum Place {
     Cache,
 }
 
-/// A revision that is served.
+/// A revision to serve.
 #[derive(Debug)]
 pub struct Revision {
     /// The manifest, and the ref by which it was found.
     pub found: Found,
     /// Where it was found.
     pub place: Place,
-    /// All files of the commit, as far as they are known.
+    /// All known files of the commit.
     pub listing: Listing,
     /// The same commit on the Hub, for files that the bucket lacks.
     pub on_hub: OnceCell<Arc<Revision>>,
@@ -87,7 +88,7 @@ impl Revision {
         self.found.manifest.revision()
     }
 
-    /// Returns the commit as expanded listings tell it.
+    /// Returns the commit for expanded listings.
     pub fn last_commit(&self) -> LastCommit {
         let time = self.found.modified.unwrap_or(SystemTime::UNIX_EPOCH);
         LastCommit { id: self.commit().clone(), date: date(time) }
@@ -106,28 +107,28 @@ pub type Refs = Arc<BTreeMap<String, Commit>>;
 /// A repo and a revision, as requested.
 type Key = (String, String);
 
-/// The revisions that clients ask for.
+/// The revisions that clients request.
 pub struct Revisions {
     session: Session,
     bucket: Option<Bucket>,
     fallback: Fallback,
     activity: Arc<Activity>,
-    /// How long a lookup is fresh.
+    /// How long the result of a lookup is fresh.
     refresh: Duration,
     /// Whether only clients on this machine are served.
     is_local: bool,
     known: Slots<Key, Arc<Revision>>,
     refs: Slots<String, Refs>,
-    /// The commit that was last found by a ref: clients resolve it first and request files by commit.
+    /// The commit that each ref last resolved to. Clients resolve a ref first and then request files by commit.
     names: Mutex<HashMap<(RepoName, RefName), Commit>>,
-    /// When and why the bucket could not be reached the last time it was asked.
+    /// When and why the last request to the bucket failed to reach it; `None` if it succeeded.
     lost: Mutex<Option<(Instant, Error)>>,
 }
 
-/// What is known, by what was requested.
+/// Cached lookups, by request.
 type Slots<K, T> = Mutex<HashMap<K, Arc<Slot<T>>>>;
 
-/// What is known about one thing, and the lookup that is running, of which there is at most one.
+/// A cached lookup, and the running one if there is one. There is at most one at a time.
 struct Slot<T>(Mutex<State<T>>);
 
 struct State<T> {
@@ -139,7 +140,7 @@ struct State<T> {
 #[derive(Clone)]
 struct Running {
     since: Instant,
-    /// Closed at its end.
+    /// Closed when the lookup ends.
     end: watch::Receiver<()>,
 }
 
@@ -154,8 +155,8 @@ impl<T: Clone + Send + 'static> Slot<T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns what is known, if it is fresh. Otherwise waits for the lookup, which is started if none is running, and which
-    /// goes on if the wait is too long or is given up. `look_up` gets what was known before.
+    /// Returns the cached result if it is fresh. Otherwise waits for the running lookup, or starts one. The lookup continues
+    /// if the wait times out or is cancelled. `look_up` gets the previous result.
     async fn get<F>(self: &Arc<Self>, look_up: impl FnOnce(Option<T>) -> F) -> Result<T>
     where
         F: Future<Output = (Result<T>, Duration)> + Send + 'static,
@@ -175,7 +176,7 @@ impl<T: Clone + Send + 'static> Slot<T> {
                     tokio::spawn(async move {
                         let (result, lifetime) = tokio::time::timeout(LOOKUP, work)
                             .await
-                            .unwrap_or_else(|_| (Err(unanswered("the bucket")), RETRY));
+                            .unwrap_or_else(|_| (Err(timed_out("the bucket")), RETRY));
                         let mut state = slot.lock();
                         state.known = Some(Known { result, until: Instant::now() + lifetime });
                         state.running = None;
@@ -193,13 +194,13 @@ impl<T: Clone + Send + 'static> Slot<T> {
         let state = self.lock();
         match &state.known {
             Some(known) if has_ended || known.result.is_ok() => known.result.clone(),
-            _ => Err(unanswered("the bucket")),
+            _ => Err(timed_out("the bucket")),
         }
     }
 }
 
 impl Revisions {
-    /// Looks revisions up in this bucket; without one, only in the cache.
+    /// Looks up revisions in this bucket; without one, only in the cache.
     pub fn new(
         session: &Session,
         bucket: Option<Bucket>,
@@ -225,7 +226,7 @@ impl Revisions {
     /// Returns a revision.
     ///
     /// # Errors
-    /// [`Cause::NotFound`] if nobody has the repo, [`Cause::NoSuchRevision`] if it lacks the revision, and all causes of
+    /// [`Cause::NotFound`] if the repo is not found, [`Cause::NoSuchRevision`] if it lacks the revision, and all causes of
     /// failed requests.
     pub async fn find(self: &Arc<Self>, query: &RepoQuery, revision: &str) -> Result<Arc<Revision>> {
         let slot = slot(&self.known, (query.to_string(), revision.to_string()));
@@ -233,7 +234,7 @@ impl Revisions {
         slot.get(|before| async move { this.renew(&query, &revision, before).await }).await
     }
 
-    /// Looks a revision up. Returns how long the result is fresh, too.
+    /// Looks up a revision. Also returns how long the result is fresh.
     async fn renew(
         &self,
         query: &RepoQuery,
@@ -244,7 +245,7 @@ impl Revisions {
             Ok(found) => self.keep_if_unchanged(before, found),
             Err(error) => match before.filter(|_| error.cause.may_pass()) {
                 Some(before) => {
-                    let note = format!("{query}@{revision} is served as it was: {error}");
+                    let note = format!("{query}@{revision} is served from an earlier lookup: {error}");
                     self.activity.event(Event::Note(note));
                     return (Ok(before), self.refresh.clamp(RETRY, LOST));
                 }
@@ -252,7 +253,7 @@ impl Revisions {
             },
         };
         if let Some(name) = &found.found.reference {
-            // Clients go on with the commit.
+            // Clients continue with the commit.
             let by_commit = slot(&self.known, (query.to_string(), found.commit().to_string()));
             by_commit.lock().known = Some(Known { result: Ok(found.clone()), until: Instant::now() + self.refresh });
             let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
@@ -264,20 +265,20 @@ impl Revisions {
         (Ok(found), self.refresh)
     }
 
-    /// Returns the refs by which clients have found this revision and that have not moved since.
+    /// Returns the refs that clients have resolved to this revision and that have not moved since.
     pub fn references(&self, revision: &Revision) -> Vec<RefName> {
         let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
         let leads_here = |repo: &RepoName, commit: &Commit| repo == revision.repo() && commit == revision.commit();
         names.iter().filter(|((repo, _), commit)| leads_here(repo, commit)).map(|((_, name), _)| name.clone()).collect()
     }
 
-    /// Returns one of them.
+    /// Returns one of these refs.
     pub fn reference(&self, revision: &Revision) -> Option<RefName> {
-        // Not that of `found`, which may have moved.
+        // The ref in `found` may have moved.
         self.references(revision).pop()
     }
 
-    /// Keeps what is known about a revision if the lookup has found the same again.
+    /// Returns the known revision, with everything cached in it, if the lookup has found the same one again.
     fn keep_if_unchanged(&self, before: Option<Arc<Revision>>, found: Arc<Revision>) -> Arc<Revision> {
         match before {
             Some(before)
@@ -310,7 +311,7 @@ impl Revisions {
             },
             false => failure,
         };
-        // What was served before is at least as good as what the cache knows.
+        // A stale revision is at least as good as what the cache has.
         if is_known && failure.cause.may_pass() {
             return Err(failure);
         }
@@ -323,22 +324,22 @@ impl Revisions {
         }
     }
 
-    /// Asks the bucket. While it is out of reach, it is asked now and then only, so that what is in the cache is served without
-    /// delay.
+    /// Runs a lookup in the bucket. While the bucket is unreachable, this is tried only now and then, so that files in the
+    /// cache are served without delay.
     async fn ask_bucket<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
         let lost = self.lost().clone();
         if let Some((_, failure)) = lost.as_ref().filter(|(since, _)| since.elapsed() < LOST) {
             return Err(failure.clone());
         }
-        let patience = if lost.is_some() { PATIENCE_WITHOUT_HOPE } else { PATIENCE };
-        let found = tokio::time::timeout(patience, work).await.unwrap_or_else(|_| Err(unanswered("the bucket")));
+        let timeout = if lost.is_some() { TIMEOUT_WHILE_LOST } else { TIMEOUT };
+        let found = tokio::time::timeout(timeout, work).await.unwrap_or_else(|_| Err(timed_out("the bucket")));
         let failure = found.as_ref().err().filter(|failure| failure.cause.may_pass());
-        // Locked for a moment only: the activity writes to the terminal.
+        // The lock is not held while the activity writes to the terminal.
         let lost = failure.map(|failure| (Instant::now(), out_of_reach(failure)));
         let was_lost = std::mem::replace(&mut *self.lost(), lost);
         match (failure, was_lost) {
             (Some(failure), None) => {
-                let note = format!("the bucket cannot be reached, so the cache is served: {failure}");
+                let note = format!("the bucket cannot be reached; serving from the cache: {failure}");
                 self.activity.event(Event::Note(note));
             }
             (None, Some(_)) => self.activity.event(Event::Note("the bucket can be reached again".into())),
@@ -351,7 +352,7 @@ impl Revisions {
         self.lost.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the Hub may help.
+    /// Returns whether the Hub is the fallback.
     pub fn has_fallback(&self) -> bool {
         self.fallback.is_some()
     }
@@ -377,8 +378,8 @@ impl Revisions {
         let look_up = async || {
             let hub = self.fallback.hub().ok_or(())?.map_err(|_| ())?;
             let query = RepoQuery { kind: Some(repo.kind), id: repo.id.clone() };
-            let found = tokio::time::timeout(PATIENCE, hub.find(&query, Some(revision.commit().as_str()))).await;
-            match found.unwrap_or_else(|_| Err(unanswered("the Hub"))) {
+            let found = tokio::time::timeout(TIMEOUT, hub.find(&query, Some(revision.commit().as_str()))).await;
+            match found.unwrap_or_else(|_| Err(timed_out("the Hub"))) {
                 Ok(found) => Ok(Revision::new(found, Place::Hub)),
                 Err(error) => {
                     self.activity.fail(format!("{repo}@{}", revision.commit().short()), &error);
@@ -386,14 +387,14 @@ impl Revisions {
                 }
             }
         };
-        // A failure may pass.
+        // A failure is not remembered: it may be temporary.
         revision.on_hub.get_or_try_init(look_up).await.ok().cloned()
     }
 
     /// Finds a revision in this machine's cache.
     async fn find_in_cache(&self, query: &RepoQuery, revision: &str) -> Result<Found, InCache> {
         let repo = RepoName::new(query.kind.unwrap_or(RepoType::Model), query.id.clone());
-        // Who uses this machine can read what is in its cache. Others get nothing from it that looks gated.
+        // Users of this machine can read its cache anyway. Others get nothing from it that looks gated.
         let allow_gated = self.is_local || self.session.config.team.allow_gated;
         let (layout, revision) = (self.session.layout(), revision.to_string());
         blocking(move || {
@@ -457,7 +458,7 @@ impl Revisions {
                 let names: Vec<RefName> =
                     state.refs().iter().filter(|one| one.may_refer_to(&repo)).map(|one| one.name.clone()).collect();
                 for name in names.into_iter().filter(|name| name.as_str().parse::<Commit>().is_err()) {
-                    // Which of its keys counts, and whether it leads to this very repo, is decided in one place.
+                    // A repo may have several keys. `lookup` decides which one counts, and whether it belongs to this repo.
                     if let Ok(found) = lookup::find(bucket, query, Some(name.as_str())).await {
                         refs.insert(name.to_string(), found.manifest.revision().clone());
                     }
@@ -473,7 +474,7 @@ impl Revisions {
             refs.extend(local.into_iter().map(|(name, commit)| (name.to_string(), commit)));
         }
         if refs.is_empty() {
-            // The Hub's refs are not listed: its main is enough to go on with.
+            // The Hub's refs are not listed: `main` is enough for clients to continue.
             let main = self.find(query, "main").await.map_err(|error| failure.unwrap_or(error))?;
             refs.insert("main".into(), main.commit().clone());
         }
@@ -481,7 +482,7 @@ impl Revisions {
     }
 }
 
-/// Returns the error for requests that are not even tried after this failure of another one.
+/// Returns the error for requests that are skipped after this failure of an earlier one.
 fn out_of_reach(failure: &Error) -> Error {
     let why = failure.why.clone().unwrap_or_else(|| failure.what.clone());
     Error { what: "the bucket cannot be reached".into(), why: Some(why), ..failure.clone() }
@@ -491,15 +492,15 @@ fn out_of_reach(failure: &Error) -> Error {
 enum InCache {
     /// The cache has nothing of the repo.
     Nothing,
-    /// It lacks the revision.
+    /// The cache has the repo, but not the revision.
     NoRevision,
 }
 
-fn unanswered(by: &str) -> Error {
-    Error::new(Cause::Broken, format!("{by} does not answer in time"))
+fn timed_out(by: &str) -> Error {
+    Error::new(Cause::Broken, format!("{by} did not answer in time"))
 }
 
-/// Returns the slot of a key, and forgets all others if there are too many.
+/// Returns the slot of a key. Forgets all others if there are too many.
 fn slot<K: Hash + Eq, T>(all: &Slots<K, T>, key: K) -> Arc<Slot<T>> {
     let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
     if all.len() >= MAX_REMEMBERED && !all.contains_key(&key) {

@@ -1,4 +1,4 @@
-//! What a request asks for. Pure.
+//! Parses the URL of a request. Pure.
 //!
 //! The paths are those of the Hub. An id has one part or two, and a revision comes as one part (`refs%2Fpr%2F1`) or, if it
 //! starts with `refs`, as three.
@@ -8,10 +8,10 @@ use percent_encoding::percent_decode_str;
 use crate::error::printable;
 use crate::model::ids::{RepoId, RepoPath, RepoQuery, RepoType};
 
-/// Longest path and query that are looked at, in bytes.
+/// Maximum length of path and query, in bytes.
 pub const MAX_TARGET: usize = 16 << 10;
 
-/// What a request asks for.
+/// What a request is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Route {
     /// A file of a revision: `/{id}/resolve/{revision}/{path}`.
@@ -38,7 +38,7 @@ pub enum Route {
         query: RepoQuery,
         /// The revision.
         revision: String,
-        /// Whether to tell the size and hash of each file.
+        /// Whether to include the size and hash of each file.
         with_blobs: bool,
     },
     /// A listing: `/api/models/{id}/tree/{revision}/{folder}`.
@@ -49,9 +49,9 @@ pub enum Route {
         revision: String,
         /// The folder; `None` for the root.
         folder: Option<RepoPath>,
-        /// Whether to go into folders.
+        /// Whether to descend into subfolders.
         is_recursive: bool,
-        /// Whether to tell the last commit.
+        /// Whether to include the last commit.
         is_expanded: bool,
     },
     /// The entries of certain paths: `/api/models/{id}/paths-info/{revision}`. The paths are in the body.
@@ -83,11 +83,11 @@ pub enum Route {
     Page,
     /// The content of the status page, as JSON.
     Status,
-    /// Something of the Hub that is not served.
+    /// Any other endpoint of the Hub.
     NotServed,
 }
 
-/// Why a request cannot be understood.
+/// Why a request is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
     /// It is malformed: HTTP status 400.
@@ -96,7 +96,7 @@ pub enum Refusal {
     NoSuchRepo(String),
 }
 
-/// Endpoints of a repo that come after its id. Those that end in `true` need more parts.
+/// Endpoints that follow the id of a repo, and whether they need further parts.
 const REPO_ENDPOINTS: [(&str, bool); 13] = [
     ("auth-check", false),
     ("commits", true),
@@ -113,10 +113,10 @@ const REPO_ENDPOINTS: [(&str, bool); 13] = [
     ("xet-write-token", true),
 ];
 
-/// Understands the path and the query of a request.
+/// Parses the path and the query of a request.
 ///
 /// # Errors
-/// If it cannot be understood.
+/// If the request is malformed.
 pub fn parse(path: &str, query: &str) -> Result<Route, Refusal> {
     if path.len() + query.len() > MAX_TARGET {
         return Err(Refusal::Malformed("the URL is too long".into()));
@@ -142,7 +142,7 @@ pub fn parse(path: &str, query: &str) -> Result<Route, Refusal> {
     }
 }
 
-/// The options that are looked at, whatever their order.
+/// The supported query parameters, in any order.
 #[derive(Debug, Default)]
 struct Options {
     with_blobs: bool,
@@ -186,7 +186,7 @@ fn parse_api(kind: RepoType, words: &[&str], options: &Options) -> Result<Route,
         ["refs"] => return Ok(Route::Refs { query, with_pull_requests: options.with_pull_requests }),
         ["auth-check"] => return Ok(Route::AuthCheck { query }),
         ["tree", revision @ ..] if !revision.is_empty() => split_revision(revision)?,
-        // Nothing follows the revision, so slashes that are not escaped are its own.
+        // Nothing follows the revision, so unescaped slashes belong to it.
         ["revision" | "paths-info", revision @ ..] if !revision.is_empty() => {
             (split_revision(&[revision.join("/").trim_end_matches('/')])?.0, &[][..])
         }
@@ -219,7 +219,7 @@ fn parse_file(kind: RepoType, words: &[&str]) -> Result<Route, Refusal> {
     })
 }
 
-/// Returns where `resolve` or `raw` stands in the path of a file. There may be a repo whose name is `raw`.
+/// Returns the position of `resolve` or `raw` in the path of a file. A repo may itself be named `raw`.
 fn verb_at(words: &[&str]) -> Option<usize> {
     let is_at = |at: usize, verb: &str| words.len() > at + 2 && words[at] == verb;
     let places = [(1, "resolve"), (2, "resolve"), (2, "raw"), (1, "raw")];
@@ -235,7 +235,7 @@ fn query(kind: RepoType, words: &[&str]) -> Result<RepoQuery, Refusal> {
     Ok(RepoQuery { kind: Some(kind), id })
 }
 
-/// Splits the revision off. huggingface.js requests `HEAD` for the default branch.
+/// Splits off the revision. huggingface.js requests `HEAD` for the default branch.
 fn split_revision<'a, 'b>(words: &'a [&'b str]) -> Result<(String, &'a [&'b str]), Refusal> {
     let (revision, rest) = match words {
         ["refs", _, _, ..] => (words[..3].join("/"), &words[3..]),
@@ -249,8 +249,8 @@ fn split_revision<'a, 'b>(words: &'a [&'b str]) -> Result<(String, &'a [&'b str]
     }
 }
 
-/// Returns the ref that the start of a path belongs to, and the rest of the path. Some clients do not escape the slashes of
-/// a ref's name, so that all but its first part looks like a path. The Hub knows it by its refs, too.
+/// Returns the ref whose name includes the start of a path, and the rest of the path. Some clients do not escape the slashes
+/// in a ref's name, so that all but its first part looks like a path. The Hub resolves this by its list of refs, too.
 pub fn longer_revision<'a>(
     refs: impl IntoIterator<Item = &'a str>,
     revision: &str,
@@ -263,8 +263,8 @@ pub fn longer_revision<'a>(
             rest => Some(Some(rest.strip_prefix('/')?.parse().ok()?)),
         }
     };
-    let fitting = refs.into_iter().filter_map(|name| Some((name, rest_after(name)?)));
-    fitting.max_by_key(|(name, _)| name.len())
+    let matching = refs.into_iter().filter_map(|name| Some((name, rest_after(name)?)));
+    matching.max_by_key(|(name, _)| name.len())
 }
 
 fn repo_path(words: &[&str]) -> Result<RepoPath, Refusal> {
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_found_under_ids_of_one_part_or_two_and_any_form_of_a_revision() {
+    fn parses_files_for_every_form_of_id_and_revision() {
         let cases = [
             ("/gpt2/resolve/main/config.json", "model:gpt2", "main", "config.json"),
             ("/org/name/resolve/HEAD/a/b.txt", "model:org/name", "main", "a/b.txt"),
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn endpoints_of_the_api() {
+    fn parses_api_endpoints() {
         let query = query_of("model:org/name");
         let tree = |folder: Option<&str>, is_recursive, is_expanded| {
             Ok(Route::Tree {
@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn slashes_of_a_ref_need_not_be_escaped() {
+    fn slashes_in_a_ref_need_no_escaping() {
         let longer = |path: &str| {
             longer_revision(["main", "a/b", "a/b/c", "ab/c", "b/c"], "a", &path.parse().unwrap())
                 .map(|(name, rest)| (name, rest.map(|rest| rest.to_string())))
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_a_file_is_refused() {
+    fn refuses_invalid_paths_and_ids() {
         for path in ["..", "a/../b", "%2e%2e/x", "a%2F..%2Fb", "a//b", "a%5Cb", "%00", "%ff", "a%0ab"] {
             let parsed = parse(&format!("/org/name/resolve/main/{path}"), "");
             assert!(matches!(parsed, Err(Refusal::Malformed(_))), "{path}: {parsed:?}");
@@ -396,14 +396,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_that_is_requested_leaves_the_repo(path in "(/|[a-z]{1,3}|\\.\\.|%2[eEfF]|%5c|resolve|raw|api|models|main|refs|%00|é){0,14}", query in "[a-z=&%0-9]{0,20}") {
+        fn no_request_escapes_the_repo(path in "(/|[a-z]{1,3}|\\.\\.|%2[eEfF]|%5c|resolve|raw|api|models|main|refs|%00|é){0,14}", query in "[a-z=&%0-9]{0,20}") {
             if let Ok(Route::File { path, .. } | Route::Raw { path, .. }) = parse(&path, &query) {
                 prop_assert!(path.segments().all(|part| !part.is_empty() && part != ".." && !part.contains('\\')));
             }
         }
 
         #[test]
-        fn any_valid_file_is_found(id in "[a-z0-9]{1,8}/[a-zA-Z0-9_.]{0,6}x", revision in "[a-z][a-z0-9/]{0,8}[a-z]", path in "[^/\\\\\\p{C}]{1,10}(/[^/\\\\\\p{C}]{1,10}){0,3}") {
+        fn parses_any_valid_file(id in "[a-z0-9]{1,8}/[a-zA-Z0-9_.]{0,6}x", revision in "[a-z][a-z0-9/]{0,8}[a-z]", path in "[^/\\\\\\p{C}]{1,10}(/[^/\\\\\\p{C}]{1,10}){0,3}") {
             prop_assume!(id.parse::<RepoId>().is_ok() && path.parse::<RepoPath>().is_ok() && !id.contains("/resolve"));
             let escape = |text: &str| percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).to_string();
             let url = format!("/{id}/resolve/{}/{}", escape(&revision), path.split('/').map(escape).collect::<Vec<_>>().join("/"));

@@ -1,4 +1,4 @@
-//! The connections: accepts them, bounds them, and ends them.
+//! Accepts connections, limits their number, and shuts them down.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -20,26 +20,26 @@ use super::activity::InFlight;
 use super::respond::Site;
 use crate::error::printable;
 
-/// Connections that are open at once. Then new ones take the places of those that have been idle for longest.
+/// Maximum number of open connections. Beyond it, new ones replace those that have been idle longest.
 const MAX_CONNECTIONS: usize = 4096;
-/// Part of them that is closed together, so that they are not searched for every new one.
+/// Fraction of them (one in this many) that is closed at a time, so that not every new connection needs a search.
 const BATCH: usize = 64;
-/// Time after which a connection counts as idle, so that none is closed between two requests.
+/// Time after which a connection counts as idle. Long enough that none is closed between two requests.
 const IDLE: Duration = Duration::from_secs(1);
-/// Time after which a client that takes nothing of its response has to make room, too.
+/// Time after which a client that has stopped reading its response may be disconnected, too.
 const STALLED: Duration = Duration::from_secs(60);
-/// Interval at which room is looked for while all connections are in use.
+/// Interval between attempts to close a connection while all are in use.
 const ROOM: Duration = Duration::from_millis(100);
-/// Time for a client to send the headers of a request, also of the next one on a connection.
+/// Time for a client to send the headers of a request, including those after the first on a connection.
 const HEADERS: Duration = Duration::from_secs(30);
-/// Number of headers of a request.
+/// Maximum number of headers in a request.
 const MAX_HEADERS: usize = 100;
-/// Bytes that are buffered for a connection.
+/// Size of a connection's buffer, in bytes.
 const BUFFER: usize = 64 << 10;
-/// Time for responses in flight to end after the server was told to.
+/// Time for responses in flight to finish once shutdown has begun.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// Serves until `end` is told so, and returns once the responses in flight have been sent, or were given their time.
+/// Serves until `end` becomes true. Returns once the responses in flight have been sent or [`GRACE`] is over.
 pub async fn run(listener: TcpListener, site: Arc<Site>, mut end: watch::Receiver<bool>) {
     let limit = limit();
     let mut connections = JoinSet::new();
@@ -47,7 +47,7 @@ pub async fn run(listener: TcpListener, site: Arc<Site>, mut end: watch::Receive
     loop {
         let has_room = open.len() < limit || close_some(&mut open, limit.div_ceil(BATCH));
         tokio::select! {
-            () = told(&mut end) => break,
+            () = wait_for_shutdown(&mut end) => break,
             Some(ended) = connections.join_next_with_id() => {
                 open.remove(&ended.map_or_else(|error| error.id(), |(id, ())| id));
             }
@@ -57,9 +57,9 @@ pub async fn run(listener: TcpListener, site: Arc<Site>, mut end: watch::Receive
                     let handle = connections.spawn(serve(stream, peer, site.clone(), usage.clone(), end.clone()));
                     open.insert(handle.id(), (usage, handle));
                 }
-                // No more files, or the client is gone already.
+                // The process is out of file descriptors, or the client has already disconnected.
                 Err(error) => {
-                    tracing::debug!(%error, "a connection was not accepted");
+                    tracing::debug!(%error, "cannot accept a connection");
                     tokio::time::sleep(ROOM).await;
                 }
             },
@@ -71,12 +71,12 @@ pub async fn run(listener: TcpListener, site: Arc<Site>, mut end: watch::Receive
     let _ = tokio::time::timeout(GRACE, all_ended).await;
 }
 
-/// Waits until the server is told to end.
-async fn told(end: &mut watch::Receiver<bool>) {
+/// Waits until shutdown begins.
+async fn wait_for_shutdown(end: &mut watch::Receiver<bool>) {
     let _ = end.wait_for(|end| *end).await;
 }
 
-/// Returns how many connections may be open, leaving files for what they read and for the transfers.
+/// Returns how many connections may be open. Leaves file descriptors for the files they read and for transfers.
 fn limit() -> usize {
     match crate::platform::file_limit() {
         Some(files) => (files / 3).clamp(16, MAX_CONNECTIONS),
@@ -84,13 +84,13 @@ fn limit() -> usize {
     }
 }
 
-/// Closes up to this many connections, those that have been idle for longest. Returns whether there was any.
-fn close_some(open: &mut HashMap<Id, (Arc<Usage>, AbortHandle)>, most: usize) -> bool {
+/// Closes up to this many connections, longest idle first. Returns whether any was closed.
+fn close_some(open: &mut HashMap<Id, (Arc<Usage>, AbortHandle)>, limit: usize) -> bool {
     let now = Instant::now();
-    let candidates = open.iter().filter_map(|(id, (usage, _))| Some((usage.removable_since(now)?, *id)));
+    let candidates = open.iter().filter_map(|(id, (usage, _))| Some((usage.closable_since(now)?, *id)));
     let mut candidates: Vec<_> = candidates.collect();
     candidates.sort_unstable();
-    for (_, id) in candidates.iter().take(most) {
+    for (_, id) in candidates.iter().take(limit) {
         if let Some((_, handle)) = open.remove(id) {
             handle.abort();
         }
@@ -98,7 +98,7 @@ fn close_some(open: &mut HashMap<Id, (Arc<Usage>, AbortHandle)>, most: usize) ->
     !candidates.is_empty()
 }
 
-/// When a connection was last used.
+/// When a connection was last used, and whether a response is in progress.
 struct Usage(Mutex<(Instant, bool)>);
 
 impl Usage {
@@ -110,20 +110,20 @@ impl Usage {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that something was received or sent, and whether there is a response that is not complete.
+    /// Records that bytes were received or sent, and whether a response is still in progress.
     fn note(&self, is_busy: bool) {
         *self.lock() = (Instant::now(), is_busy);
     }
 
-    /// Returns whether a response is not complete, and since when the connection has not been used, if it may be closed.
-    fn removable_since(&self, now: Instant) -> Option<(bool, Instant)> {
+    /// If the connection may be closed, returns whether a response is in progress, and when the connection was last used.
+    fn closable_since(&self, now: Instant) -> Option<(bool, Instant)> {
         let (last, is_busy) = *self.lock();
         let unused = now.saturating_duration_since(last);
         (unused >= if is_busy { STALLED } else { IDLE }).then_some((is_busy, last))
     }
 }
 
-/// A response that is made and sent.
+/// Marks a connection as busy while a response is prepared and sent.
 struct InUse(Arc<Usage>);
 
 impl InUse {
@@ -164,11 +164,11 @@ async fn serve(
                 peer = %peer.ip(),
                 "{method} {target}"
             );
-            let noted = move |frame| {
+            let note_frame = move |frame| {
                 in_use.0.note(true);
                 frame
             };
-            Ok::<_, Infallible>(answer.map(|body| body.map_frame(noted)))
+            Ok::<_, Infallible>(answer.map(|body| body.map_frame(note_frame)))
         }
     });
     let connection = http1::Builder::new()
@@ -180,14 +180,14 @@ async fn serve(
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        () = told(&mut end) => {
-            // The response in flight is sent, and no other request is taken.
+        () = wait_for_shutdown(&mut end) => {
+            // Sends the response in flight, and accepts no further request.
             connection.as_mut().graceful_shutdown();
             connection.await
         }
     };
     if let Err(error) = ended {
-        tracing::debug!(%peer, %error, "a connection broke off");
+        tracing::debug!(%peer, %error, "a connection failed");
     }
 }
 
@@ -196,11 +196,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn idle_connections_go_before_stalled_ones_and_none_that_is_in_use() {
+    fn closes_idle_connections_before_stalled_ones_and_never_one_in_use() {
         let start = Instant::now();
         let of = |seconds, is_busy| Usage(Mutex::new((start + Duration::from_secs(seconds), is_busy)));
         let now = start + Duration::from_secs(100);
-        let since = |usage: &Usage| usage.removable_since(now);
+        let since = |usage: &Usage| usage.closable_since(now);
         let (idle, stalled) = (of(90, false), of(1, true));
         assert!(since(&idle) < since(&stalled) && since(&of(80, false)) < since(&idle));
         assert!(since(&idle).is_some() && since(&stalled).is_some());

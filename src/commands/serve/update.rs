@@ -1,4 +1,4 @@
-//! What a server reports while it runs.
+//! The updates that a server reports while it runs.
 
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -36,13 +36,13 @@ pub enum UpdateKind {
         /// Whether clients need a token.
         #[serde(skip)]
         needs_token: bool,
-        /// Whether it runs a command, which has the variables already.
+        /// Whether it runs a command, which already has the variables.
         #[serde(skip)]
         has_command: bool,
     },
-    /// The server has ended.
+    /// The server has stopped.
     Stopped {
-        /// Whether it ran a command, after which nothing is told.
+        /// Whether it ran a command, after which nothing is printed.
         #[serde(skip)]
         has_command: bool,
     },

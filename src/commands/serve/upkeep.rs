@@ -1,4 +1,4 @@
-//! What a server does beside answering: keeps the cache within its budget, and publishes what came from the Hub.
+//! The background tasks of a server: keeps the cache within its budget, and publishes revisions fetched from the Hub.
 
 use std::sync::Arc;
 use std::sync::PoisonError;
@@ -16,14 +16,14 @@ use crate::files;
 use crate::model::ids::{Commit, RepoName, RepoSpec};
 use crate::progress::{Event, Silent};
 
-/// How long nothing must come from the Hub for a revision before it is published.
+/// A revision is published once no file of it has arrived from the Hub for this long.
 const QUIET: Duration = Duration::from_secs(5);
-/// Time for pulls to end before the cache is pruned. Meanwhile new ones wait, which clients bear for ten seconds.
+/// Time for pulls to finish before the cache is pruned. New ones wait meanwhile, and clients time out after ten seconds.
 const LULL: Duration = Duration::from_secs(4);
-/// Interval between attempts while there is no such lull.
+/// Interval between attempts while pulls do not finish in time.
 const RETRY: Duration = Duration::from_secs(15);
 
-/// Does both until it is dropped.
+/// Runs both tasks until it is dropped.
 pub async fn run(session: &Session, puller: &Arc<Puller>, site: &Site, max_size: Option<Size>) {
     let budget = async {
         match max_size {
@@ -34,7 +34,7 @@ pub async fn run(session: &Session, puller: &Arc<Puller>, site: &Site, max_size:
     tokio::join!(budget, publish(session, puller));
 }
 
-/// Prunes the cache at the start, and whenever pulls have brought it above its budget.
+/// Prunes the cache at the start, and whenever pulls have taken it over its budget.
 async fn keep_within(max: u64, session: &Session, puller: &Arc<Puller>, site: &Site) {
     let mut known: Option<u64> = None;
     loop {
@@ -45,7 +45,7 @@ async fn keep_within(max: u64, session: &Session, puller: &Arc<Puller>, site: &S
             puller.has_added.notified().await;
             continue;
         }
-        // Without a lull, pulls go on: better a cache above its budget than clients that wait for hours.
+        // If pulls do not finish in time, they continue: better a cache over its budget than clients that wait for hours.
         let Ok(_gate) = tokio::time::timeout(LULL, puller.gate.write()).await else {
             tokio::time::sleep(RETRY).await;
             continue;
@@ -65,9 +65,11 @@ async fn keep_within(max: u64, session: &Session, puller: &Arc<Puller>, site: &S
                 }
                 if report.size > max {
                     let over = bytesize::ByteSize(report.size - max).display().iec().to_string();
-                    let note = format!("the cache is {over} over its budget: the rest is in use, or not in the bucket");
+                    let note = format!(
+                        "the cache is {over} over its budget: everything left in it is in use, or not in the bucket"
+                    );
                     session.progress.event(Event::Note(note));
-                    // Until something is added, another attempt would do the same.
+                    // Until something is added, another attempt would change nothing.
                     drop(_gate);
                     puller.has_added.notified().await;
                     tokio::time::sleep(RETRY).await;
@@ -75,7 +77,7 @@ async fn keep_within(max: u64, session: &Session, puller: &Arc<Puller>, site: &S
             }
             Err(error) => {
                 site.activity.fail("prune", &error);
-                tracing::warn!("the cache was not pruned: {}", one_line(&error));
+                tracing::warn!("cannot prune the cache: {}", one_line(&error));
                 drop(_gate);
                 tokio::time::sleep(RETRY).await;
             }
@@ -88,7 +90,7 @@ async fn prune_to(max: u64, session: &Session) -> Result<prune::Report> {
     prune::execute(&session, &prune::Args::to_budget(max), None).await
 }
 
-/// Publishes each revision from the Hub once nothing more of it comes for a while.
+/// Publishes each revision from the Hub once no more of its files have arrived for a while.
 async fn publish(session: &Session, puller: &Arc<Puller>) {
     let Some(unpublished) = &puller.unpublished else { return std::future::pending().await };
     loop {
@@ -105,20 +107,20 @@ async fn publish(session: &Session, puller: &Arc<Puller>) {
                 let note = format!("{repo}@{} was not published: {error}", commit.short());
                 session.progress.event(Event::Note(note));
             }
-            // Only now: a push that was cut short by the end of the server is repeated then.
+            // Removed only now, so that a push interrupted by the shutdown is repeated by [`publish_rest`].
             let waiting = &mut unpublished.lock().unwrap_or_else(PoisonError::into_inner).waiting;
             let key = (repo, commit);
             match waiting.get_mut(&key) {
                 Some(last) if is_retried => *last = Instant::now() + RETRY,
                 Some(last) if *last < started => drop(waiting.remove(&key)),
-                // More has come meanwhile.
+                // More files have arrived meanwhile.
                 _ => {}
             }
         }
     }
 }
 
-/// Publishes what is left when the server ends.
+/// Publishes the remaining revisions at shutdown.
 pub async fn publish_rest(session: &Session, puller: &Arc<Puller>) {
     let Some(unpublished) = &puller.unpublished else { return };
     let rest: Vec<(RepoName, Commit)> =
@@ -130,7 +132,7 @@ pub async fn publish_rest(session: &Session, puller: &Arc<Puller>) {
     }
 }
 
-/// Pushes one revision, by the rules of `push`, which leave gated repos out.
+/// Pushes one revision by the rules of `push`, which exclude gated repos.
 async fn push_revision(session: &Session, puller: &Arc<Puller>, repo: &RepoName, commit: &Commit) -> Result<()> {
     if !session.config.team.allow_gated {
         puller.pull_licenses(repo, commit).await?;

@@ -89,7 +89,7 @@ fn a_ref_that_moves_is_followed_after_its_time() {
     assert_eq!(fresh.get(&format!("/org/name/resolve/{COMMIT}/config.json")).body, b"old");
     // The lookup goes on when the client has its answer.
     wait_until("the note", || {
-        fresh.json("/status.json")["status"]["notes"].to_string().contains("is served as it was")
+        fresh.json("/status.json")["status"]["notes"].to_string().contains("is served from an earlier lookup")
     });
 }
 
