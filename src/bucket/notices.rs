@@ -1,13 +1,13 @@
 //! Coordinates pushes and deletions on different machines: each writes a notice into the bucket before it relies on
 //! anything in it or deletes anything from it.
 //!
-//! - A push writes what it is about to publish, then reads the notices of deletions and waits for those that affect it.
+//! - A push announces what it is about to publish, then reads the notices of deletions and waits for those that affect it.
 //!   Only then does it check that its blobs are there. Pushes that write the same manifest take turns: see
 //!   `engine::announce`.
-//! - A deletion writes what it is about to delete, then reads the notices of pushes, lists the bucket again, and spares
+//! - A deletion announces what it is about to delete, then reads the notices of pushes, lists the bucket again, and spares
 //!   what they name. It removes its notice after its last request.
 //!
-//! Whoever writes second sees the notice of the other, since a listing shows every completed write. The proof is in
+//! The second of two writers sees the notice of the first, since a listing shows every completed write. The proof is in
 //! docs/bucket-format.md. The notice of a killed process expires, by the store's clock.
 
 use std::collections::BTreeSet;
@@ -25,7 +25,7 @@ use crate::when;
 
 /// How long the notice of a push is valid. A push publishes nothing with one that is older than half of this.
 pub const PUSH_LIFE: Duration = Duration::from_secs(3600);
-/// How long other pushes of the same revisions wait for a push since it last wrote its notice.
+/// How long other pushes of the same revisions wait for a push after it last wrote its notice.
 pub const TURN_LIFE: Duration = Duration::from_secs(12);
 /// How long the notice of a deletion is valid. It is renewed when it is older than [`RENEWAL`], and no request takes longer
 /// than [`LONGEST_REQUEST`].
@@ -34,15 +34,15 @@ pub const DELETION_LIFE: Duration = Duration::from_secs(300);
 pub const RENEWAL: Duration = Duration::from_secs(60);
 /// See [`DELETION_LIFE`].
 pub const LONGEST_REQUEST: Duration = Duration::from_secs(120);
-/// Notices read at once.
-const AT_ONCE: usize = 16;
-/// Largest notice that is read, in bytes.
-const LARGEST: u64 = 256 << 20;
-/// What a key needs for a deletion, which starts with a notice.
+/// Maximum number of notices that are read concurrently.
+const CONCURRENCY: usize = 16;
+/// Maximum size of a notice, in bytes.
+const MAX_SIZE: u64 = 256 << 20;
+/// Hint for a key that may not write or delete. A deletion starts by writing a notice.
 const DENIED_HINT: &str = "`remote rm` and `remote gc` write to the bucket and delete from it: this needs the capabilities writeFiles and \
                            deleteFiles (B2) or the permissions s3:PutObject and s3:DeleteObject";
 
-/// What announces itself by a notice.
+/// The operation that a notice announces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A push, which is about to publish.
@@ -54,7 +54,7 @@ pub enum Kind {
 impl Kind {
     const ALL: [Kind; 2] = [Kind::Push, Kind::Deletion];
 
-    /// Returns what the names of its notices begin with.
+    /// Returns the prefix of its notices' names.
     fn word(self) -> &'static str {
         match self {
             Kind::Push => "push",
@@ -86,19 +86,19 @@ pub struct Subject {
 }
 
 impl Subject {
-    /// Whether both name the same thing.
+    /// Returns whether the two have anything in common.
     pub fn overlaps(&self, other: &Subject) -> bool {
         !self.refs.is_disjoint(&other.refs)
             || !self.manifests.is_disjoint(&other.manifests)
             || !self.blobs.is_disjoint(&other.blobs)
     }
 
-    /// Whether both name a manifest that only one push may write at a time.
+    /// Returns whether both name a manifest that only one push may write at a time.
     pub fn conflicts(&self, other: &Subject) -> bool {
         !self.gives_way && !other.gives_way && !self.manifests.is_disjoint(&other.manifests)
     }
 
-    /// Adds everything that another one names.
+    /// Adds everything from another one.
     pub fn extend(&mut self, other: Subject) {
         self.refs.extend(other.refs);
         self.manifests.extend(other.manifests);
@@ -128,7 +128,7 @@ pub struct Notice {
     written: Moment,
 }
 
-/// A moment by both local clocks: one may stop while the machine sleeps, the other may be set.
+/// A point in time by both local clocks: the monotonic one may stop while the machine sleeps, the other may be set.
 #[derive(Debug, Clone, Copy)]
 struct Moment {
     monotonic: Instant,
@@ -140,7 +140,7 @@ impl Moment {
         Moment { monotonic: Instant::now(), wall: SystemTime::now() }
     }
 
-    /// Returns how long ago it was, by the clock that says more.
+    /// Returns how long ago it was, by the clock that shows more.
     fn age(&self) -> Duration {
         self.monotonic.elapsed().max(self.wall.elapsed().unwrap_or_default())
     }
@@ -166,24 +166,24 @@ impl Listed {
         Some(Listed { key: object.key.clone(), kind, size: object.size, modified: object.modified })
     }
 
-    /// Whether it is still valid at `now`, by the store's clock. A notice of unknown age is.
+    /// Returns whether it is still valid at `now`, by the store's clock. A notice of unknown age is valid.
     pub fn is_live(&self, now: SystemTime) -> bool {
         when::age(self.modified, now).is_none_or(|age| age <= self.kind.life())
     }
 
-    /// Whether it had this content when it was listed. It may have been written again before it was read.
+    /// Returns whether it had this content when it was listed. It may have been rewritten before it was read.
     pub fn had(&self, content: &Subject) -> bool {
         content.to_json().len() as u64 == self.size
     }
 
-    /// Whether the push that wrote it conflicted with `ours` when it was listed. The content that was `read` may be newer:
-    /// then its `gives_way` says nothing about that moment.
+    /// Returns whether the push that wrote it conflicted with `ours` when it was listed. The content that was `read` may be
+    /// newer: then its `gives_way` says nothing about that time.
     pub fn conflicts(&self, read: &Subject, ours: &Subject) -> bool {
         let gives_way = read.gives_way && self.had(read);
         Subject { gives_way, ..read.clone() }.conflicts(ours)
     }
 
-    /// Whether the push that wrote it may be publishing at `now`: it renews its notice while it does.
+    /// Returns whether the push that wrote it may be publishing at `now`. A push renews its notice while it publishes.
     pub fn may_be_publishing(&self, now: SystemTime) -> bool {
         let is_recent = |modified: SystemTime| now.duration_since(modified).unwrap_or_default() <= TURN_LIFE;
         let names_something = self.size > Subject::default().to_json().len() as u64;
@@ -204,7 +204,7 @@ impl Notice {
         Ok(notice)
     }
 
-    /// Writes it again, so that it counts from now.
+    /// Writes it again, which restarts its validity.
     ///
     /// # Errors
     /// If the request fails permanently.
@@ -221,7 +221,7 @@ impl Notice {
         Ok(())
     }
 
-    /// Writes it with another content.
+    /// Writes it with new content.
     ///
     /// # Errors
     /// If the request fails permanently.
@@ -235,8 +235,8 @@ impl Notice {
         &self.key
     }
 
-    /// Does some work that may take long, and writes the notice of a push again meanwhile. It does not become valid for
-    /// longer: what it protects was checked when it was [renewed](Notice::renew).
+    /// Rewrites the notice of a push at intervals while `work` runs. This does not extend its validity: what it protects was
+    /// checked when it was [renewed](Notice::renew).
     pub async fn repeat_during<T>(&self, bucket: &Bucket, work: impl Future<Output = T>) -> T {
         let mut work = std::pin::pin!(work);
         loop {
@@ -254,15 +254,15 @@ impl Notice {
         self.written.age()
     }
 
-    /// Whether the notice of a deletion may have expired, so that pushes no longer heed it. Once it has, it is not renewed.
+    /// Returns whether the notice of a deletion may have expired, so that pushes ignore it. It is not renewed after that.
     pub fn has_lapsed(&self) -> bool {
         self.age() >= DELETION_LIFE
     }
 
-    /// Renews the notice of a deletion when it is due.
+    /// Renews the notice of a deletion if it is due.
     ///
     /// # Errors
-    /// If the request fails, or if the notice may have expired: by then, a push may rely on anything.
+    /// If the request fails, or if the notice may have expired: a push may then rely on anything.
     pub async fn keep(&mut self, bucket: &Bucket) -> Result<()> {
         let last = self.written;
         if self.age() > RENEWAL && !self.has_lapsed() {
@@ -274,7 +274,7 @@ impl Notice {
         if self.has_lapsed() { Err(lapsed(bucket)) } else { Ok(()) }
     }
 
-    /// Does some work that may take long, and keeps the notice of a deletion valid meanwhile.
+    /// Keeps the notice of a deletion valid while `work` runs.
     ///
     /// # Errors
     /// Those of the work and of [`Notice::keep`].
@@ -304,8 +304,7 @@ impl Notice {
         own.modified?.checked_add(self.age())
     }
 
-    /// Removes it. A key that may not delete replaces it with a notice that names nothing, so that nobody heeds it until
-    /// it expires.
+    /// Removes it. A key that may not delete replaces it with an empty notice, which nobody waits for, until it expires.
     pub async fn remove(self, bucket: &Bucket) {
         let Err(failure) = bucket.delete(&self.key).await else { return };
         tracing::debug!(key = self.key, reason = failure.detail, "a notice could not be removed");
@@ -318,10 +317,10 @@ impl Notice {
     }
 }
 
-/// Returns the error for a deletion that pushes may no longer wait for.
+/// Returns the error for a deletion whose notice may have expired.
 pub fn lapsed(bucket: &Bucket) -> Error {
     Error::new(Cause::Changed, format!("the deletion from bucket '{}' was stopped", bucket.name()))
-        .because("it was held up for so long that other machines may rely on what it would delete")
+        .because("it was delayed for so long that other machines may already rely on what it would delete")
         .hint("run it again")
 }
 
@@ -333,14 +332,14 @@ pub async fn list(bucket: &Bucket) -> Result<Vec<Listed>> {
     Ok(bucket.list_objects(keys::NOTICES).await?.iter().filter_map(Listed::of).collect())
 }
 
-/// Reads what notices name. A notice that has been removed since it was listed names nothing.
+/// Reads the content of notices. A notice that has been removed since it was listed is empty.
 ///
 /// # Errors
-/// If a request fails, or if a notice is not valid: what it names is unknown.
+/// If a request fails, or if a notice is not valid, so that its content is unknown.
 pub async fn read<'a>(bucket: &Bucket, notices: impl IntoIterator<Item = &'a Listed>) -> Result<Vec<Subject>> {
     let reads = stream::iter(notices).map(async |notice| {
         let doing = format!("cannot read {}", notice.key);
-        let small = bucket.get_small(&notice.key, LARGEST).await.map_err(|failure| bucket.explain(failure, &doing))?;
+        let small = bucket.get_small(&notice.key, MAX_SIZE).await.map_err(|failure| bucket.explain(failure, &doing))?;
         let Some(small) = small else { return Ok(Subject::default()) };
         Subject::parse(&small.bytes).ok_or_else(|| {
             Error::invalid(format!("the notice {} is not valid", notice.key))
@@ -348,7 +347,7 @@ pub async fn read<'a>(bucket: &Bucket, notices: impl IntoIterator<Item = &'a Lis
                 .hint("update hf-cache-sync, or wait until the notice has expired")
         })
     });
-    reads.buffer_unordered(AT_ONCE).try_collect().await
+    reads.buffer_unordered(CONCURRENCY).try_collect().await
 }
 
 #[cfg(test)]
@@ -415,7 +414,7 @@ mod tests {
             let size = content.to_json().len() as u64;
             Listed::of(&Object { key, size, etag: None, modified: None }).unwrap()
         };
-        // A notice that was listed while its push published may be read when it gives way, and the other way round.
+        // A notice that was listed while its push was publishing may be read when the push gives way, and vice versa.
         assert!(listed_as(&subject).conflicts(&waiting, &subject) && listed_as(&waiting).conflicts(&subject, &subject));
         assert!(
             listed_as(&subject).conflicts(&subject, &subject) && !listed_as(&waiting).conflicts(&waiting, &subject)

@@ -1,4 +1,4 @@
-//! Other places in this cache that may hold the bytes of a missing blob: another repo, another name, or a real file in
+//! Finds other places in this cache that may have the bytes of a missing blob: another repo, another name, or a real file in
 //! another snapshot.
 
 use std::collections::{HashMap, HashSet};
@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::layout::Layout;
-use super::presence::{BlobState, look_at};
+use super::presence::{BlobState, check_blob};
 use super::read;
 use super::state::LocalState;
 use crate::model::ids::{BlobId, Commit, RepoName, RepoPath};
 
-/// A file of this cache that should have the bytes of a blob, judging by its name, location or size.
+/// A file in this cache that should have the bytes of a blob, judging by its name, location or size.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Donor {
     /// The repo that has it.
@@ -27,21 +27,21 @@ pub struct Donor {
 /// Decides whether a file that should have a blob's bytes may be its donor.
 type Accept<'a> = &'a dyn Fn(&BlobId, &Path) -> bool;
 
-/// Finds one donor for each missing blob, if there is any. `missing` lists the blobs that each repo lacks, with their
-/// sizes in bytes.
+/// Finds a donor for each missing blob, if there is one. `missing` lists the blobs that each repo lacks, with their sizes in
+/// bytes.
 pub fn find(state: &LocalState, missing: &[(&RepoName, Vec<(BlobId, u64)>)]) -> HashMap<BlobId, Donor> {
     find_accepted(state, missing, &|_, _| true)
 }
 
-/// Finds donors only where they have the blob's own name, which takes no time however large the cache is: for pulls of a few
-/// blobs, of which there are thousands.
+/// Finds only donors with the blob's own name, which takes no time regardless of the size of the cache. This is for the
+/// thousands of pulls of a few blobs each that a server makes.
 pub fn find_by_name(layout: &Layout, missing: &[(&RepoName, Vec<(BlobId, u64)>)]) -> HashMap<BlobId, Donor> {
     let wanted: Vec<&(BlobId, u64)> = missing.iter().flat_map(|(_, blobs)| blobs).collect();
     let mut donors = HashMap::new();
     for repo in names(layout.root()).filter_map(|name| RepoName::from_folder(&name)) {
         for (blob, size) in &wanted {
             let file = layout.blob(&repo, blob);
-            if !donors.contains_key(blob) && look_at(&file, blob, *size, false) == BlobState::Present {
+            if !donors.contains_key(blob) && check_blob(&file, blob, *size, false) == BlobState::Present {
                 donors.insert(*blob, Donor { repo: repo.clone(), file });
             }
         }
@@ -49,9 +49,8 @@ pub fn find_by_name(layout: &Layout, missing: &[(&RepoName, Vec<(BlobId, u64)>)]
     donors
 }
 
-/// Finds a donor whose bytes are right for each damaged or missing blob, if there is any, with its size in bytes.
-/// `wanted` lists the blobs of each repo, with their sizes as far as they are known. Files in `bad` are known to be
-/// wrong.
+/// Finds a donor with the right bytes for each damaged or missing blob, if there is one, with its size in bytes. `wanted`
+/// lists the blobs of each repo, with their sizes if known. Files in `bad` are known to be wrong.
 pub fn find_proven(
     state: &LocalState,
     wanted: &[(RepoName, BlobId, Option<u64>)],
@@ -64,7 +63,7 @@ pub fn find_proven(
     };
     let repos: Vec<RepoName> = names(layout.root()).filter_map(|name| RepoName::from_folder(&name)).collect();
     let mut found = HashMap::new();
-    // Under its own name, a copy needs no size to be found.
+    // A copy with the blob's own name can be found without a size.
     for (_, blob, _) in wanted {
         let copy = repos.iter().find(|repo| is_proven(blob, &layout.blob(repo, blob)));
         found.extend(copy.map(|repo| (*blob, Donor { repo: repo.clone(), file: layout.blob(repo, blob) })));
@@ -98,7 +97,7 @@ fn find_accepted(
     for repo in names(layout.root()).filter_map(|name| RepoName::from_folder(&name)) {
         let mut has_blobs = false;
         for blob in names(&layout.blobs(&repo)).filter_map(|name| name.parse::<BlobId>().ok()) {
-            let fits = |size: &u64| look_at(&layout.blob(&repo, &blob), &blob, *size, false) == BlobState::Present;
+            let fits = |size: &u64| check_blob(&layout.blob(&repo, &blob), &blob, *size, false) == BlobState::Present;
             has_blobs = true;
             if !donors.contains_key(&blob)
                 && wanted.get(&blob).is_some_and(fits)
@@ -134,7 +133,7 @@ pub fn find_in_store(layout: &Layout, repo: &RepoName, size: u64, xet_hash: &Blo
     is_payload.then(|| Donor { repo: repo.clone(), file })
 }
 
-/// Largest real file, in bytes, that is hashed to see whether it is a missing blob if its snapshot has no tree.
+/// Maximum size, in bytes, of a real file that is hashed to check whether it is a missing blob, if its snapshot has no tree.
 const MAX_HASHED_SIZE: u64 = 64 << 20;
 
 /// Searches the repo itself for blobs that are not in its `blobs/` by name. They may be there under their name by the

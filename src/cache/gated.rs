@@ -12,7 +12,7 @@ use super::layout::Layout;
 use super::licenses;
 use crate::model::ids::{RepoName, RepoPath};
 
-/// 0.1.0's keywords. The last word is a prefix: "agreement" also matches "agreements", but not "disagreement", and
+/// 0.1.0's keywords. The last word of each is a prefix: "agreement" also matches "agreements", but not "disagreement", and
 /// "gated" does not match "aggregated".
 const KEYWORDS: [&str; 6] =
     ["agreement", "meta llama", "acceptable use", "community license", "you must accept", "gated"];
@@ -76,7 +76,7 @@ const RESTRICTED: [(&str, &str); 55] = [
     ("modified mit license", "a modified MIT license"),
 ];
 
-/// An open licence: how its standard text is recognised, and its sentences that contain a keyword.
+/// An open licence: the phrases that identify its standard text, and its sentences that contain a keyword.
 struct OpenLicense {
     marks: &'static [&'static str],
     harmless: &'static [&'static str],
@@ -124,11 +124,11 @@ const OPEN_LICENSES: [OpenLicense; 5] = [
     },
 ];
 
-/// Number of words at the start of the remaining text in which a licence's name is taken for the title. Further on, it
-/// may only be mentioned.
+/// Number of words at the start of the remaining text in which a licence's name counts as the title. Further on, it may be a
+/// mere mention.
 const TITLE_WORDS: usize = 60;
 
-/// Number of bytes that are read of a licence file. A longer one is judged by its beginning.
+/// Number of bytes that are read from a licence file. A longer one is judged by its beginning.
 const MAX_SIZE: u64 = 1 << 20;
 
 /// First words of licence file names.
@@ -136,7 +136,7 @@ const NAME_WORDS: [&str; 6] = ["license", "licence", "licenses", "licences", "co
 /// Other file names of terms that a user has to accept.
 const TERMS_FILE_NAMES: [&str; 6] =
     ["use policy", "acceptable use policy", "prohibited use policy", "terms of use", "terms of service", "terms"];
-/// Folders of licences, in lower case.
+/// Names of licence folders, in lower case.
 const FOLDERS: [&str; 4] = ["license", "licence", "licenses", "licences"];
 /// Extensions of text files. A file without an extension counts as text, too.
 const TEXT_EXTENSIONS: [&str; 8] = ["md", "txt", "rst", "markdown", "text", "adoc", "html", "htm"];
@@ -168,9 +168,9 @@ impl Gated {
 /// The verdict on a licence text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// Nothing in it looks gated. Has the SPDX names of its open licences, if they had to be determined.
+    /// Nothing in it looks gated. Contains the SPDX names of its open licences, if they had to be determined.
     Open(Vec<&'static str>),
-    /// It looks gated. Has the keyword, and the licence if it is a well-known one.
+    /// It looks gated. Contains the keyword, and the licence if it is a well-known one.
     Gated(&'static str, Option<&'static str>),
 }
 
@@ -184,7 +184,7 @@ type Entry = (String, PathBuf, bool);
 pub fn judge(text: &str) -> Verdict {
     let text = &separate_fields(&strip_tags(text));
     let words = licenses::words(text);
-    // Most texts have no such word at all, so that the licence texts need not be loaded.
+    // Most texts have no such word at all, and the licence texts need not be loaded for them.
     if find_keyword([words.as_slice()]).is_none() && find_name([words.as_slice()], usize::MAX).is_none() {
         return Verdict::Open(Vec::new());
     }
@@ -278,7 +278,7 @@ fn strip_harmless(text: &str) -> String {
     for license in &OPEN_LICENSES {
         if license.marks.iter().all(|mark| folded.contains(mark)) {
             for sentence in license.harmless {
-                // Leaves a word that no licence has, so that no phrase spans the gap.
+                // Leaves a word that occurs in no licence, so that no phrase spans the gap.
                 folded = folded.replace(sentence, " … hfcs … ");
             }
         }
@@ -362,12 +362,12 @@ fn is_license_folder(name: &str) -> bool {
     FOLDERS.contains(&name.to_ascii_lowercase().as_str())
 }
 
-/// Returns whether a file of this name in a folder of licences is read.
+/// Returns whether a file of this name in a licence folder is read.
 fn may_be_license(name: &str) -> bool {
     !is_binary_name(&name.to_lowercase()) && !super::junk::is_junk(name)
 }
 
-/// Returns whether the extension is one of a repo's other files, which licence files never have.
+/// Returns whether the extension belongs to other kinds of files, so that this is not a licence.
 fn is_binary_name(name: &str) -> bool {
     let ending = name.rsplit_once('.').map_or("", |(_, ending)| ending);
     [
@@ -419,7 +419,7 @@ fn decode(bytes: &[u8]) -> String {
     }
 }
 
-/// Checks the licence files at the root of one snapshot, and those in its folders of licences.
+/// Checks the licence files at the root of a snapshot and in its licence folders.
 ///
 /// # Errors
 /// The first licence file that cannot be read, since the answer is then unknown.
@@ -464,7 +464,7 @@ fn list_folder(folder: &Path) -> Result<Vec<Entry>, ReadFailure> {
     Ok(found)
 }
 
-/// Reads the beginning of a file; `None` if there is no regular file.
+/// Reads the beginning of a file; `None` if it is not a regular file or does not exist.
 fn read_start(path: &Path) -> io::Result<Option<Vec<u8>>> {
     match std::fs::metadata(path) {
         Ok(meta) if meta.is_file() => {}
@@ -477,7 +477,7 @@ fn read_start(path: &Path) -> io::Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-/// Judges a file. Remembers the verdict, since many repos and snapshots have the same licence files.
+/// Judges a file. Caches the verdict, since many repos and snapshots have the same licence files.
 fn cached_verdict(bytes: &[u8]) -> Verdict {
     static KNOWN: Mutex<Option<HashMap<[u8; 32], Verdict>>> = Mutex::new(None);
     let hash: [u8; 32] = <sha2::Sha256 as sha2::Digest>::digest(bytes).into();
@@ -522,7 +522,7 @@ mod tests {
     }
 
     #[test]
-    fn the_files_by_which_a_repo_is_judged() {
+    fn recognises_the_files_by_which_a_repo_is_judged() {
         let is_judged_by = |path: &str| is_judged_by(&path.parse().unwrap());
         assert!(["LICENSE", "use_policy.md", "licenses/llama", "LICENSES/x.txt"].into_iter().all(is_judged_by));
         assert!(!["config.json", "a/LICENSE", "licenses/a/b", "licenses/x.json"].into_iter().any(is_judged_by));

@@ -1,8 +1,8 @@
 //! Links into repos that the scan does not follow, and places that could not be inspected.
 //!
 //! A snapshot file is normally a link into its own repo's `blobs/`. People also create links by hand: to another repo's
-//! blobs, to whole folders, or to the cache under another name (a bind mount, a linked root, an absolute path). Each
-//! such link keeps the repo that it leads into. An unreadable place may hold links to anything, so it keeps everything.
+//! blobs, to whole folders, or to the cache under another name (a bind mount, a linked root, an absolute path). Each such
+//! link keeps the repo that it points into. An unreadable place may hold links to anything, so it keeps everything.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::{self, FileType};
@@ -17,21 +17,21 @@ use crate::error::Cause;
 use crate::model::ids::RepoName;
 use crate::platform;
 
-/// Longest chain of links that is followed; the operating system gives up at 40.
+/// Maximum number of links in a chain; the operating system gives up at 40.
 const MAX_HOPS: usize = 40;
 
 /// The result of following all links.
 #[derive(Debug, Default)]
 pub struct IncomingLinks {
-    /// Repos that a link from outside leads into, each with one such link.
+    /// Repos that a link from outside points into, each with one such link.
     pub needed: BTreeMap<RepoName, PathBuf>,
-    /// Places that could not be inspected, with the cause, in addition to those that the scan reported as unreadable.
+    /// Places that could not be inspected, with the cause, besides those that the scan reported as unreadable.
     pub hidden: BTreeMap<PathBuf, Cause>,
     /// Places that the scan reported as unreadable, but that cannot hold links: files in place of folders.
     pub harmless: BTreeSet<PathBuf>,
 }
 
-/// Follows all links that the scan did not understand or did not visit.
+/// Follows all links that the scan did not recognise or did not visit.
 pub fn find(inventory: &Inventory) -> IncomingLinks {
     let mut walker = LinkWalker::new(inventory);
     for problem in inventory.problems.iter().filter(|problem| problem.kind != ProblemKind::Unreadable) {
@@ -102,7 +102,7 @@ impl<'a> LinkWalker<'a> {
         if meta.is_symlink() {
             return match is_snapshot(folder, path) {
                 true => self.follow_folder_link(&repo.name, path, true),
-                // An unknown entry may be somebody's own link, so it counts even if it leads into this same repo.
+                // An unknown entry may be a link that a user created, so it counts even if it points into this same repo.
                 false if problem.kind == ProblemKind::UnknownEntry => self.follow_link(None, path, true),
                 false => self.follow_link(Some(&repo.name), path, true),
             };
@@ -121,7 +121,7 @@ impl<'a> LinkWalker<'a> {
         }
     }
 
-    /// Visits entries that the scan skips by name or as junk, since people may keep links there. The file system's own
+    /// Visits entries that the scan skips by name or as junk, since users may keep links there. The file system's own
     /// `lost+found` has none.
     fn visit_known_entries(&mut self, folder: &Path, is_known: fn(&str) -> bool) {
         for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
@@ -151,7 +151,7 @@ impl<'a> LinkWalker<'a> {
         }
     }
 
-    /// Visits an entry of the root that is not a repo. A future client or a person may keep links to repos in it.
+    /// Visits an entry of the root that is not a repo. Future clients or users may keep links to repos in it.
     fn visit_entry(&mut self, path: &Path) {
         match fs::symlink_metadata(path) {
             Ok(meta) if meta.is_symlink() => self.follow_link(None, path, false),
@@ -165,7 +165,7 @@ impl<'a> LinkWalker<'a> {
         self.found.hidden.insert(path.to_path_buf(), cause);
     }
 
-    /// Follows a link in place of a folder. One that is broken now, perhaps because a disk is not mounted, may lead to
+    /// Follows a link in place of a folder. If it is broken now, perhaps because a disk is not mounted, it may point to
     /// anything.
     fn follow_folder_link(&mut self, owner: &RepoName, link: &Path, through: bool) {
         self.follow_link(Some(owner), link, through);
@@ -226,7 +226,7 @@ impl<'a> LinkWalker<'a> {
         inside
     }
 
-    /// Records the repos of this cache that appear in the text of a broken link, as while a disk is not mounted.
+    /// Records the repos of this cache that appear in the text of a broken link, for example while a disk is not mounted.
     fn record_by_name(&mut self, owner: Option<&RepoName>, link: &Path, path: &Path) {
         let named = path.iter().filter_map(|part| RepoName::from_folder(part.to_str()?));
         let repos = named.filter(|name| self.names.contains(name)).collect();

@@ -1,4 +1,4 @@
-//! Which parts of one revision are already in this cache, found by checking each of its files instead of scanning the
+//! Determines which parts of a revision are already in this cache, by checking each of its files instead of scanning the
 //! whole cache.
 
 use std::collections::BTreeMap;
@@ -19,11 +19,11 @@ pub struct State {
     pub blobs: BTreeMap<BlobId, BlobState>,
     /// Whether each file of the manifest is in place, in manifest order.
     pub in_place: Vec<bool>,
-    /// Whether the tree file matches the manifest's tree, or none is to be written.
+    /// Whether the tree file matches the manifest's tree, or need not be written.
     pub tree: bool,
-    /// Whether the ref names this commit, or none is to be written.
+    /// Whether the ref names this commit, or need not be written.
     pub reference: bool,
-    /// Whether there is a ref named after the commit, or none is to be written.
+    /// Whether there is a ref named after the commit, or it need not be written.
     pub pin: bool,
 }
 
@@ -57,17 +57,17 @@ pub fn check_root(layout: &Layout) -> Result<()> {
     }
 }
 
-/// Checks which parts of the revision are here. With `verify`, local blobs are hashed.
+/// Checks which parts of a revision are here. With `verify`, local blobs are hashed.
 pub fn inspect(local: &LocalState, found: &Found, verify: bool) -> State {
     let layout = local.layout();
     let (manifest, reference) = (&found.manifest, found.reference.as_ref());
     let (repo, commit) = (manifest.repo(), manifest.revision());
     let mut state = State::default();
-    // A missing folder saves a lookup for each of its files.
+    // If a folder is missing, its files need not be looked up.
     let is_there = |folder: PathBuf| fs::symlink_metadata(folder).is_ok();
     let has_blobs = is_there(layout.blobs(repo));
     for (id, size) in manifest.blobs() {
-        let blob = if has_blobs { look_at(&layout.blob(repo, &id), &id, size, verify) } else { BlobState::Missing };
+        let blob = if has_blobs { check_blob(&layout.blob(repo, &id), &id, size, verify) } else { BlobState::Missing };
         state.blobs.insert(id, blob);
     }
     let has_snapshot = is_there(layout.snapshot(repo, commit));
@@ -78,16 +78,16 @@ pub fn inspect(local: &LocalState, found: &Found, verify: bool) -> State {
         let linked = meta.is_some() && snapshot::is_linked(layout, repo, commit, &file.path, &file.blob, file.size);
         let is_twin = !linked && meta.is_some() && !is_real && is_twin(layout, repo, &path, &file.blob, file.size);
         let good = is_twin
-            || linked && !(verify && is_real && look_at(&path, &file.blob, file.size, true) != BlobState::Present);
+            || linked && !(verify && is_real && check_blob(&path, &file.blob, file.size, true) != BlobState::Present);
         state.in_place.push(good);
-        let blob = state.blobs.get_mut(&file.blob).expect("every file's blob was looked at");
+        let blob = state.blobs.get_mut(&file.blob).expect("every file's blob was checked");
         match (*blob, good && (is_real || is_twin)) {
             (BlobState::Missing, true) => *blob = BlobState::InSnapshot,
             (BlobState::InSnapshot, false) => *blob = BlobState::Missing,
             _ => {}
         }
     }
-    // An earlier file may have marked the blob as present before a later file turned out to lack it.
+    // An earlier file may have marked the blob as present before a later file turned out to be missing.
     for (file, good) in manifest.files().iter().zip(&state.in_place) {
         if !good && state.blobs[&file.blob] == BlobState::InSnapshot {
             state.blobs.insert(file.blob, BlobState::Missing);
@@ -95,7 +95,7 @@ pub fn inspect(local: &LocalState, found: &Found, verify: bool) -> State {
     }
     state.tree = manifest.tree().is_none_or(|known| match local.tree(repo, commit) {
         TreeFile::Valid(tree) => *tree == *known,
-        // Another user's, in a shared cache.
+        // It belongs to another user of a shared cache.
         TreeFile::Private => true,
         TreeFile::Absent | TreeFile::Invalid(_) => false,
     });
@@ -114,10 +114,10 @@ fn is_twin(layout: &Layout, repo: &RepoName, path: &Path, blob: &BlobId, size: u
     let Ok(target) = fs::read_link(path) else { return false };
     let inside = layout::normalized(&path.with_file_name("").join(target));
     let name = inside.strip_prefix(layout.blobs(repo)).ok().and_then(|name| name.to_str()?.parse::<BlobId>().ok());
-    name.is_some_and(|name| name.may_be_twin(blob)) && look_at(path, blob, size, true) == BlobState::Present
+    name.is_some_and(|name| name.may_be_twin(blob)) && check_blob(path, blob, size, true) == BlobState::Present
 }
 
-pub(super) fn look_at(path: &std::path::Path, id: &BlobId, size: u64, verify: bool) -> BlobState {
+pub(super) fn check_blob(path: &std::path::Path, id: &BlobId, size: u64, verify: bool) -> BlobState {
     // Follows links on purpose: a blob may be a link into the cache-wide store.
     match fs::metadata(path) {
         Ok(meta) if !meta.is_file() || meta.len() != size => BlobState::WrongSize,

@@ -1,8 +1,8 @@
-//! The quarantine: where a repair keeps what it takes out of the cache, since bad bytes are never deleted.
+//! The quarantine: the folder into which a repair moves bad bytes, since they are never deleted.
 //!
-//! `hub/.locks/.hf-cache-sync/quarantine/` has the layout of the cache itself, so that it shows where everything came
-//! from: `models--org--name/blobs/<etag>`. huggingface_hub does not look there, and no command of this tool deletes
-//! from it: what is there stays until somebody has looked at it.
+//! `hub/.locks/.hf-cache-sync/quarantine/` has the layout of the cache itself, which shows where everything came from:
+//! `models--org--name/blobs/<etag>`. huggingface_hub ignores it, and no command of this tool deletes from it: its contents
+//! stay until a user has reviewed them.
 
 use std::fs;
 use std::io;
@@ -15,16 +15,16 @@ use super::{read, remove};
 use crate::error::{Error, Result};
 use crate::platform;
 
-/// Most entries of one name.
+/// Maximum number of entries with the same name.
 const MAX_SAME: u32 = 10_000;
 
-/// An entry of the quarantine that is a second name, or a copy, of a file that is still in its place.
+/// A quarantine entry that is a second name, or a copy, of a file that is still in place.
 #[derive(Debug)]
 pub struct Kept {
     root: PathBuf,
     path: PathBuf,
     is_new: bool,
-    /// The file, and what it was when it was kept.
+    /// The file, and its identity when it was kept.
     file: PathBuf,
     id: Option<(u64, u64)>,
 }
@@ -35,8 +35,8 @@ impl Kept {
         &self.path
     }
 
-    /// Removes the second name, because the file stays in its place after all. If another program has replaced the file
-    /// meanwhile, these are the only bytes left, and they stay.
+    /// Removes the second name, because the file stays in place after all. If another program has replaced the file in the
+    /// meantime, this is the only name of its bytes, and it stays.
     pub fn forget(self) {
         if self.is_new && self.id.is_some() && inode_of(&self.file) == self.id {
             let _ = inside::remove_file(&self.root, &self.path);
@@ -49,8 +49,9 @@ fn inode_of(path: &Path) -> Option<(u64, u64)> {
     platform::inode(path, &meta).map(|inode| inode.id)
 }
 
-/// Gives a file a second name in the quarantine, so that its bytes survive when it is replaced. Where there are no hard
-/// links, they are copied. `None` if there is no such file, or it is a link, whose target is not replaced with it.
+/// Gives a file a second name in the quarantine, so that its bytes survive when it is replaced. Copies it if hard links are
+/// not supported. Returns `None` if there is no such file, or if it is a link, since replacing a link leaves its target
+/// intact.
 ///
 /// # Errors
 /// If it cannot be kept. Then it must not be replaced.
@@ -68,7 +69,7 @@ pub fn keep(layout: &Layout, file: &Path) -> Result<Option<Kept>> {
     let kept = |path, is_new| Some(Kept { root: root.to_path_buf(), path, is_new, file: file.to_path_buf(), id });
     let staging = Staging::new(layout)?;
     for path in names(layout, file)? {
-        // From an earlier run that was interrupted.
+        // Left by an interrupted run.
         if is_same(&path) {
             return Ok(kept(path, false));
         }
@@ -92,7 +93,7 @@ pub fn keep(layout: &Layout, file: &Path) -> Result<Option<Kept>> {
 /// Moves a file or link out of the cache into the quarantine; `None` if it is not there.
 ///
 /// # Errors
-/// If it cannot be moved. It stays where it is then.
+/// If it cannot be moved. It then stays in place.
 pub fn set_aside(layout: &Layout, file: &Path) -> Result<Option<PathBuf>> {
     for path in names(layout, file)? {
         if fs::symlink_metadata(&path).is_ok() {
@@ -101,7 +102,7 @@ pub fn set_aside(layout: &Layout, file: &Path) -> Result<Option<PathBuf>> {
         return match platform::patiently(|| inside::rename(layout.root(), file, &path)) {
             Ok(()) => Ok(Some(path)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            // The repo is a mount of its own.
+            // The repo is a separate mount.
             Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
                 let Some(kept) = keep(layout, file)? else { return Err(Error::io("cannot quarantine", file, &error)) };
                 inside::remove_file(layout.root(), file).map_err(|e| Error::io("cannot remove", file, &e))?;
@@ -113,7 +114,7 @@ pub fn set_aside(layout: &Layout, file: &Path) -> Result<Option<PathBuf>> {
     Err(full(file))
 }
 
-/// Returns the names that a file of the cache may get, the plain one first. Their folder exists.
+/// Returns the candidate names for a file of the cache, the plain one first. Creates their folder.
 fn names(layout: &Layout, file: &Path) -> Result<impl Iterator<Item = PathBuf> + use<>> {
     let inside = file.strip_prefix(layout.root()).map_err(|_| {
         Error::invalid(format!("refusing to quarantine {}", crate::error::shown(file)))
@@ -121,7 +122,7 @@ fn names(layout: &Layout, file: &Path) -> Result<impl Iterator<Item = PathBuf> +
     })?;
     if !remove::is_inside(layout.root(), file) {
         return Err(Error::failed(format!("refusing to quarantine {}", crate::error::shown(file)))
-            .because("a part of its path is a link"));
+            .because("part of its path is a link"));
     }
     let plain = layout.quarantine().join(inside);
     ensure_dir(layout.root(), plain.parent().unwrap_or(&plain))?;
@@ -139,7 +140,7 @@ fn names(layout: &Layout, file: &Path) -> Result<impl Iterator<Item = PathBuf> +
 fn full(file: &Path) -> Error {
     Error::failed(format!("cannot quarantine {}", crate::error::shown(file)))
         .because("the quarantine has too many files of this name")
-        .hint("look at them, then delete those that nobody needs")
+        .hint("review them, then delete those that are not needed")
 }
 
 #[cfg(test)]
@@ -147,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_kept_stays_in_place_and_what_is_set_aside_does_not() {
+    fn keeping_leaves_a_file_in_place_and_setting_aside_moves_it() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new(dir.path().join("hub"));
         let file = layout.root().join("models--a--b/blobs/x");
@@ -166,7 +167,7 @@ mod tests {
         kept.forget();
         assert!(file.exists() && !layout.quarantine().join("models--a--b/blobs/x").exists());
 
-        // Replaced meanwhile: nobody else has these bytes.
+        // The file was replaced, so these bytes have no other name.
         let kept = keep(&layout, &file).unwrap().unwrap();
         let only = kept.path().to_path_buf();
         fs::rename(&file, file.with_extension("old")).unwrap();

@@ -1,5 +1,5 @@
 //! Safe repairs: a ref with white space around its commit, as left by `echo` and editors, is rewritten without it.
-//! huggingface_hub takes the white space as part of the commit, and then finds no snapshot offline.
+//! huggingface_hub treats the white space as part of the commit, and then finds no snapshot offline.
 
 use std::fs;
 use std::path::Path;
@@ -10,8 +10,8 @@ use super::{place, read, remove};
 use crate::error::{Error, Result};
 use crate::model::ids::{Commit, RefName, RepoName};
 
-/// Rewrites a ref as its bare commit, provided that it still is a commit surrounded by white space. Returns `false` if
-/// there is nothing to repair.
+/// Rewrites a ref as its bare commit if it is still a commit surrounded by white space. Returns `false` if there is nothing
+/// to repair.
 ///
 /// # Errors
 /// If the ref cannot be written.
@@ -26,7 +26,7 @@ pub fn repair_ref(layout: &Layout, repo: &RepoName, name: &RefName) -> Result<bo
     }
 }
 
-/// Returns the commit of a ref that has white space around it; `None` if it has none, or is not a ref.
+/// Returns the commit of a ref with white space around it; `None` if there is none, or if it is not a ref.
 fn untidy_commit(layout: &Layout, path: &Path) -> Option<Commit> {
     let is_file = fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file());
     if !is_file || !remove::is_inside(layout.root(), path) {
@@ -48,7 +48,7 @@ mod tests {
     use crate::model::ids::RepoType;
 
     #[test]
-    fn only_a_commit_with_white_space_is_repaired() {
+    fn repairs_only_a_commit_with_white_space() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new(dir.path().join("hub"));
         let repo = RepoName::new(RepoType::Model, "org/name".parse().unwrap());

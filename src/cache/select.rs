@@ -143,7 +143,7 @@ fn not_cached(inventory: &Inventory, RepoSpec { query, .. }: &RepoSpec) -> Error
         ));
     }
     let close = did_you_mean(&query.to_string(), names.iter().map(String::as_str));
-    error.hint(close.unwrap_or_else(|| "`hf-cache-sync list` shows what is".into()))
+    error.hint(close.unwrap_or_else(|| "`hf-cache-sync list` shows what is there".into()))
 }
 
 #[cfg(all(test, unix))]

@@ -25,7 +25,7 @@ pub fn unique_bytes<'a>(repos: impl IntoIterator<Item = &'a Repo>) -> u64 {
     bytes
 }
 
-/// Returns the bytes that a revision refers to, with each blob counted once.
+/// Returns the size of a revision, counting each blob once.
 pub fn revision_bytes(repo: &Repo, revision: &Revision) -> u64 {
     let linked: u64 = linked_blobs(revision).iter().filter_map(|id| Some(repo.blobs.get(id)?.size)).sum();
     let mut seen = HashSet::new();

@@ -1,6 +1,6 @@
-//! Protects a push from deletions and from other pushes: it announces what it is about to publish, and waits for those that
-//! affect it. Anything in the bucket after that stays there until it is published, and nobody else writes its manifests
-//! meanwhile. The proofs are in docs/bucket-format.md.
+//! Protects a push from deletions and from other pushes. The push announces what it is about to publish and waits for any
+//! that affect it. After that, everything it needs stays in the bucket until it has published, and no other push writes its
+//! manifests meanwhile. The proofs are in docs/bucket-format.md.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant, SystemTime};
@@ -12,13 +12,13 @@ use crate::error::Result;
 use crate::plan::push::RevisionAction;
 use crate::progress::{Event, Progress, waiting};
 
-/// Pauses between listings of what is in progress.
+/// Pauses between listings of the notices.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-/// How long to wait for another push before telling the user.
+const MAX_PAUSE: Duration = Duration::from_secs(2);
+/// How long to wait for another push before the user is notified.
 const QUIET: Duration = Duration::from_secs(3);
-/// How long to wait for other pushes at all.
-const PATIENCE: Duration = Duration::from_secs(600);
+/// How long to wait for other pushes in total.
+const MAX_WAIT: Duration = Duration::from_secs(600);
 
 /// The announcement of a push to other machines.
 pub struct Announcement {
@@ -26,17 +26,17 @@ pub struct Announcement {
     subject: Subject,
 }
 
-/// What is known about the notices of others.
+/// What is known about other machines' notices.
 #[derive(Default)]
 struct Known {
     /// Deletions that do not affect this push.
     unrelated: HashSet<String>,
     /// Whether a push conflicts with this one, by key and size. A notice whose content changes also changes its size.
-    rivals: HashMap<(String, u64), bool>,
+    competing: HashMap<(String, u64), bool>,
 }
 
 impl Announcement {
-    /// Announces that these revisions are about to be published.
+    /// Announces the publication of these revisions.
     ///
     /// # Errors
     /// If the notice cannot be written.
@@ -51,7 +51,7 @@ impl Announcement {
         Ok(Announcement { notice, subject })
     }
 
-    /// Makes it valid from now.
+    /// Writes it again, which restarts its validity.
     ///
     /// # Errors
     /// If the notice cannot be written.
@@ -59,18 +59,18 @@ impl Announcement {
         self.notice.renew(bucket).await
     }
 
-    /// Whether it will be valid for long enough; otherwise, it has to be renewed.
+    /// Returns whether it will be valid for long enough; otherwise, it has to be renewed.
     pub fn is_fresh(&self) -> bool {
         self.notice.age() < PUSH_LIFE / 4
     }
 
-    /// Whether anything may still be published on the strength of it.
+    /// Returns whether anything may still be published under it.
     pub fn is_valid(&self) -> bool {
         self.notice.age() < PUSH_LIFE / 2
     }
 
-    /// Waits until no deletion that affects this push is in progress, and no other push writes one of its manifests. Those
-    /// that begin later see the announcement.
+    /// Waits until no deletion that affects this push is in progress, and no other push is writing one of its manifests.
+    /// Deletions and pushes that begin later see the announcement.
     ///
     /// # Errors
     /// If a request fails.
@@ -85,16 +85,16 @@ impl Announcement {
                 self.notice.renew(bucket).await?;
             }
             let listed = notices::list(bucket).await?;
-            // Both are the store's. If they differ, more notices are valid at the earlier one.
+            // Both times are the store's. If they differ, more notices are valid at the earlier one.
             let times = [self.notice.store_time(&listed), bucket.store_time()];
             let now = times.into_iter().flatten().min().unwrap_or_else(SystemTime::now);
             let deletion = self.find_deletion(bucket, &listed, now, &mut known).await?;
-            let rivals = match start.elapsed() < PATIENCE {
-                true => self.rivals(bucket, &listed, now, &mut known).await?,
+            let competing = match start.elapsed() < MAX_WAIT {
+                true => self.find_competing(bucket, &listed, now, &mut known).await?,
                 false => Vec::new(),
             };
             // The oldest goes first.
-            let is_next = rivals.iter().all(|key| *key > self.notice.key());
+            let is_next = competing.iter().all(|key| *key > self.notice.key());
             if is_next == self.subject.gives_way {
                 self.subject.gives_way = !is_next;
                 self.notice.change(bucket, &self.subject).await?;
@@ -102,7 +102,7 @@ impl Announcement {
                     continue;
                 }
             }
-            if deletion.is_none() && rivals.is_empty() {
+            if deletion.is_none() && competing.is_empty() {
                 return Ok(());
             }
             if let Some(key) = deletion
@@ -113,13 +113,13 @@ impl Announcement {
                 progress.event(Event::Note(format!("{note} (its notice is {key})")));
                 wait = Some(waiting("another machine that is deleting from the bucket".to_string()));
             }
-            if !rivals.is_empty() && wait.is_none() && start.elapsed() > QUIET {
+            if !competing.is_empty() && wait.is_none() && start.elapsed() > QUIET {
                 let note = "another machine is publishing the same revision: waiting for it";
                 progress.event(Event::Note(note.into()));
                 wait = Some(waiting("another machine that is publishing the same revision".to_string()));
             }
             tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            pause = (pause * 2).min(MAX_PAUSE);
         }
     }
 
@@ -136,7 +136,8 @@ impl Announcement {
             if known.unrelated.contains(&notice.key) {
                 continue;
             }
-            // One that affects this push is read each time: if its key may not delete, its end is in its content.
+            // A notice that affects this push is read every time: a deletion whose key may not delete marks its end in the
+            // content.
             let overlaps = match notices::read(bucket, [notice]).await {
                 Ok(subjects) => subjects.iter().any(|subject| subject.overlaps(&self.subject)),
                 // It may delete anything.
@@ -151,8 +152,8 @@ impl Announcement {
         Ok(found)
     }
 
-    /// Returns the keys of the notices of pushes that are publishing, or are about to publish, a revision of this one.
-    async fn rivals<'a>(
+    /// Returns the keys of the notices of other pushes that are publishing, or about to publish, a revision of this push.
+    async fn find_competing<'a>(
         &self,
         bucket: &Bucket,
         listed: &'a [Listed],
@@ -160,34 +161,34 @@ impl Announcement {
         known: &mut Known,
     ) -> Result<Vec<&'a str>> {
         let ours = Subject { gives_way: false, ..self.subject.clone() };
-        let mut rivals = Vec::new();
+        let mut competing = Vec::new();
         for notice in listed.iter().filter(|notice| notice.may_be_publishing(now) && notice.key != self.notice.key()) {
-            let is_rival = match known.rivals.get(&(notice.key.clone(), notice.size)) {
-                Some(is_rival) => *is_rival,
+            let is_competing = match known.competing.get(&(notice.key.clone(), notice.size)) {
+                Some(is_competing) => *is_competing,
                 None => {
-                    let (is_rival, is_final) = match notices::read(bucket, [notice]).await {
+                    let (is_competing, is_final) = match notices::read(bucket, [notice]).await {
                         Ok(subjects) => (
                             subjects.iter().any(|subject| notice.conflicts(subject, &ours)),
                             subjects.iter().all(|subject| notice.had(subject)),
                         ),
-                        // A later version of this program may take turns in another way.
+                        // A later version of this program may take turns differently.
                         Err(error) if error.cause.is_invalid() => (false, true),
                         Err(error) => return Err(error),
                     };
                     if is_final {
-                        known.rivals.insert((notice.key.clone(), notice.size), is_rival);
+                        known.competing.insert((notice.key.clone(), notice.size), is_competing);
                     }
-                    is_rival
+                    is_competing
                 }
             };
-            if is_rival {
-                rivals.push(notice.key.as_str());
+            if is_competing {
+                competing.push(notice.key.as_str());
             }
         }
-        Ok(rivals)
+        Ok(competing)
     }
 
-    /// Does some work during which other pushes of the same revisions wait.
+    /// Makes other pushes of the same revisions wait while `work` runs.
     pub async fn keep_during<T>(&self, bucket: &Bucket, work: impl Future<Output = T>) -> T {
         self.notice.repeat_during(bucket, work).await
     }

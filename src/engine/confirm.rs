@@ -1,8 +1,8 @@
-//! Confirms that the bucket has the blobs that were uploaded or relied on. A store, or a proxy in front of it, may answer 200
-//! and keep nothing or less; and a blob in the first listing may be gone by the time of publication.
+//! Confirms that the bucket has the blobs that were uploaded or relied on. A store, or a proxy in front of it, may answer
+//! 200 and store nothing, or only part of the data; and a blob in the first listing may be gone by the time of publication.
 //!
-//! Uses one listing, or HEADs if they take fewer requests. Since a listing may lag behind, a HEAD decides about blobs that
-//! it does not show.
+//! Uses one listing, or HEADs if they take fewer requests. Since a listing may lag behind, blobs that it does not show are
+//! checked with a HEAD.
 
 use std::time::Duration;
 
@@ -14,14 +14,14 @@ use crate::bucket::state::{RemoteState, Scope};
 use crate::error::{Cause, Error, Failure, Result};
 use crate::transfer::upload::Upload;
 
-/// Objects on a page of a listing.
+/// Objects per page of a listing.
 const PAGE: usize = 1000;
 /// Maximum number of concurrent HEADs.
 const CONCURRENCY: usize = 32;
-/// Pauses before each check for an object that was written twice.
-pub const PATIENCE: [Duration; 3] = [Duration::ZERO, Duration::from_millis(300), Duration::from_secs(1)];
+/// Pauses before each check for an object that was uploaded again.
+pub const CHECK_PAUSES: [Duration; 3] = [Duration::ZERO, Duration::from_millis(300), Duration::from_secs(1)];
 
-/// A blob that the bucket does not have with its size.
+/// A blob that the bucket does not have in its full size.
 pub struct Unconfirmed {
     /// The blob.
     pub blob: Upload,
@@ -39,7 +39,7 @@ pub enum BlobStatus {
     Unknown(Failure),
 }
 
-/// Returns whether a listing of about `listed` objects takes fewer requests than this many single checks.
+/// Returns whether a listing of about `listed` objects takes fewer requests than this many individual checks.
 pub fn prefers_listing(checks: usize, listed: usize) -> bool {
     checks > listed.div_ceil(PAGE)
 }
@@ -70,7 +70,7 @@ pub async fn find_unconfirmed(bucket: &Bucket, blobs: Vec<Upload>, listed: usize
 pub async fn find_lost(bucket: &Bucket, blobs: Vec<Upload>) -> Vec<(Upload, Error)> {
     let checks = stream::iter(blobs).map(async |blob| {
         let mut last = None;
-        for pause in PATIENCE {
+        for pause in CHECK_PAUSES {
             tokio::time::sleep(pause).await;
             last = Some(check(bucket, &blob).await?);
         }
@@ -95,14 +95,16 @@ pub fn explain(bucket: &Bucket, blob: &Upload, status: BlobStatus) -> Error {
     let what = format!("blob {} ({}) is not in the bucket as it was sent", blob.id, blob.label);
     let why = match status {
         BlobStatus::Unknown(failure) if failure.cause.is_transient() => {
-            return bucket.explain(failure, &format!("cannot tell whether blob {} ({}) arrived", blob.id, blob.label));
+            return bucket.explain(failure, &format!("cannot check whether blob {} ({}) arrived", blob.id, blob.label));
         }
-        BlobStatus::WrongSize(size) => format!("the store took {} bytes without an error and has {size}", blob.size),
+        BlobStatus::WrongSize(size) => {
+            format!("the store accepted {} bytes without an error, but has {size}", blob.size)
+        }
         BlobStatus::Missing | BlobStatus::Unknown(_) => {
-            "the store took it without an error and does not have it".into()
+            "the store accepted it without an error, but does not have it".into()
         }
     };
-    Error::new(Cause::NotKept, what)
-        .because(why)
-        .hint("check the store, its lifecycle rules and what is between it and here; nothing that needs this blob is published")
+    Error::new(Cause::NotKept, what).because(why).hint(
+        "check the store, its lifecycle rules and any proxy in between; nothing that needs this blob is published",
+    )
 }

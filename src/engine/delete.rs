@@ -1,6 +1,6 @@
-//! Deletes from a bucket: plans, announces the deletion, plans again, and deletes what was planned both times. Refs go
-//! first, then manifests, then blobs, so that nothing in the bucket ever leads to something that is gone. Why a push on
-//! another machine loses nothing: docs/bucket-format.md.
+//! Deletes from a bucket: plans, announces the deletion, plans again, and deletes what was planned both times. Refs are
+//! deleted first, then manifests, then blobs, so that nothing in the bucket ever names a deleted object.
+//! docs/bucket-format.md explains why a push on another machine loses nothing.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::future::{poll_fn, ready};
@@ -21,11 +21,11 @@ use crate::plan::deletion::{self as plan, Facts, KeepReason, ManifestDeletion, O
 use crate::progress::Event;
 use crate::when;
 
-/// Requests about uploads at once.
-const AT_ONCE: usize = 16;
-/// How old a probe of `doctor` is when it counts as left behind.
+/// Maximum number of concurrent requests about uploads.
+const CONCURRENCY: usize = 16;
+/// Age at which a probe of `doctor` counts as left behind.
 const PROBE_LIFE: Duration = Duration::from_secs(3600);
-/// What a key needs for deleting.
+/// Hint for a key that may not delete.
 const DENIED_HINT: &str = "deleting needs the capability deleteFiles (B2) or the permission s3:DeleteObject; an object lock \
                            may refuse like this, too";
 
@@ -34,7 +34,7 @@ pub struct Prepared {
     bucket: Bucket,
     census: Census,
     options: Options,
-    /// Probes of `doctor` that it could not remove.
+    /// Probes that `doctor` could not remove.
     probes: Vec<String>,
     /// Whether there are expired notices to remove.
     has_expired: bool,
@@ -63,8 +63,8 @@ pub struct Outcome {
     pub failures: Vec<Error>,
 }
 
-/// Returns what running pushes have announced, and the keys of notices that have expired.
-async fn announced(bucket: &Bucket, listed: &[Listed], now: SystemTime) -> Result<(Subject, Vec<String>)> {
+/// Returns what running pushes have announced, and the keys of expired notices.
+async fn read_announced(bucket: &Bucket, listed: &[Listed], now: SystemTime) -> Result<(Subject, Vec<String>)> {
     let (live, expired): (Vec<&Listed>, Vec<&Listed>) = listed.iter().partition(|notice| notice.is_live(now));
     let pushes = live.into_iter().filter(|notice| notice.kind == Kind::Push);
     let mut subject = Subject::default();
@@ -72,7 +72,7 @@ async fn announced(bucket: &Bucket, listed: &[Listed], now: SystemTime) -> Resul
     Ok((subject, expired.into_iter().map(|notice| notice.key.clone()).collect()))
 }
 
-/// Returns the keys of old probes of `doctor`: it was killed, or its key may not delete.
+/// Returns the keys of old probes of `doctor`. It leaves one behind if it was killed, or if its key may not delete.
 async fn old_probes(bucket: &Bucket, now: SystemTime) -> Result<Vec<String>> {
     let objects = bucket.list_objects(keys::PROBES).await?;
     let is_old = |object: &Object| keys::is_probe(&object.key) && when::is_past(object.modified, PROBE_LIFE, now);
@@ -89,13 +89,13 @@ async fn unfinished(bucket: &Bucket, options: &Options, now: SystemTime) -> Resu
         let started = bucket.last_change(&upload).await?;
         Ok(Unfinished { started, ..upload })
     });
-    stream::iter(old).buffer_unordered(AT_ONCE).try_collect().await.map_err(explain)
+    stream::iter(old).buffer_unordered(CONCURRENCY).try_collect().await.map_err(explain)
 }
 
-/// Reads the bucket and plans. `removed` returns the keys of the manifests to remove.
+/// Reads the bucket and plans a deletion. `removed` returns the keys of the manifests to remove.
 ///
 /// # Errors
-/// If a request fails, or if something in the bucket is not understood: then nothing may be deleted.
+/// If a request fails, or if something in the bucket is not understood, since nothing may be deleted then.
 pub async fn prepare(
     session: &Session,
     mut options: Options,
@@ -103,10 +103,10 @@ pub async fn prepare(
 ) -> Result<Prepared> {
     let bucket = session.bucket().await?;
     session.progress.event(Event::Step("reading the bucket's manifests"));
-    // The notices first: what a push publishes after they are listed is in the census.
+    // The notices first: what the pushes in them have published by then is in the census.
     let listed = notices::list(&bucket).await?;
     let now = bucket.store_time().unwrap_or(session.now);
-    let (announced, expired) = announced(&bucket, &listed, now).await?;
+    let (announced, expired) = read_announced(&bucket, &listed, now).await?;
     let (census, versioned) = tokio::join!(Census::take(&bucket, None), bucket.is_versioned());
     let census = census?;
     if options.everything {
@@ -137,7 +137,7 @@ impl Prepared {
         self.bucket.name()
     }
 
-    /// Deletes what was planned, as far as a second reading of the bucket confirms it.
+    /// Deletes the planned objects that a second reading of the bucket confirms.
     ///
     /// # Errors
     /// If nothing could be deleted at all; individual failures are part of the outcome.
@@ -157,7 +157,7 @@ impl Prepared {
         let lost_before = self.bucket.lost_changes();
         let done = self.confirm_and_delete(session, &mut deletion).await;
         let Deletion { notice, outcome, is_unanswered, .. } = deletion;
-        // A request without an answer may still delete something: then the notice stays, and pushes wait until it expires.
+        // A request without an answer may still delete something. The notice then stays, and pushes wait until it expires.
         if self.bucket.lost_changes() == lost_before && !is_unanswered {
             notice.remove(&self.bucket).await;
         }
@@ -169,14 +169,14 @@ impl Prepared {
         let listed = notices::list(bucket).await?;
         let Some(shown) = deletion.notice.store_time(&listed) else {
             return Err(Error::new(Cause::NotKept, format!("nothing was deleted from bucket '{}'", bucket.name()))
-                .because("its listing does not show what was written just before, with its time")
+                .because("its listing does not show an object that was just written, with its time")
                 .hint(
                     "run it again; if it persists, the store's listings lag behind, and deleting is not safe there",
                 ));
         };
-        // Both are the store's. If they differ, fewer blobs are old at the earlier one.
-        let now = bucket.store_time().map_or(shown, |told| told.min(shown));
-        let (announced, expired) = announced(bucket, &listed, now).await?;
+        // Both times are the store's. If they differ, fewer blobs are old at the earlier one.
+        let now = bucket.store_time().map_or(shown, |time| time.min(shown));
+        let (announced, expired) = read_announced(bucket, &listed, now).await?;
         let reading = async {
             let census = Census::take(bucket, Some(&self.census)).await?;
             if self.options.everything {
@@ -187,7 +187,7 @@ impl Prepared {
             Ok((census, uploads))
         };
         let (census, uploads) = deletion.notice.keep_during(bucket, reading).await?;
-        // If it had expired, pushes may have published something since the census.
+        // If the notice had expired, pushes may have published something since the census.
         deletion.notice.confirm(bucket).await?;
         let facts = Facts { census: &census, announced: &announced, uploads: &uploads, now };
         let keep_blobs = !census.problems.is_empty();
@@ -222,7 +222,7 @@ struct Deletion<'a> {
     outcome: Outcome,
     /// Whether a request was abandoned without an answer.
     is_unanswered: bool,
-    /// Whether nothing more may be deleted: the notice has expired, or the store does not answer any more.
+    /// Whether nothing more may be deleted, because the notice has expired or the store has stopped answering.
     is_stopped: bool,
 }
 
@@ -231,7 +231,7 @@ impl Deletion<'_> {
         let refs: Vec<String> = plan.refs.iter().map(|one| one.key.clone()).collect();
         let gone = self.delete(&refs).await;
         self.outcome.refs = gone.len();
-        // A revision stays as long as a ref names it.
+        // A revision is kept as long as a ref names it.
         let named: HashSet<&str> =
             plan.refs.iter().filter(|one| !gone.contains(&one.key)).map(|one| one.target.as_str()).collect();
         let manifests: Vec<String> =
@@ -263,8 +263,8 @@ impl Deletion<'_> {
         }
     }
 
-    /// Deletes objects, and returns those that are gone. Stops if the store refuses a whole batch or does not answer any
-    /// more, and if other machines may consider this deletion to be over.
+    /// Deletes objects. Returns those that are gone. Stops if the store refuses a whole batch or stops answering, or if the
+    /// notice may have expired.
     async fn delete(&mut self, keys: &[String]) -> HashSet<String> {
         let mut gone = HashSet::new();
         let mut left = keys;
@@ -277,7 +277,8 @@ impl Deletion<'_> {
             let (batch, others) = left.split_at(left.len().min(self.bucket.delete_batch()));
             left = others;
             let mut request = pin!(tokio::time::timeout(LONGEST_REQUEST, self.bucket.delete_many(batch)));
-            // Timeouts stand still while the machine sleeps. After that, nothing may be tried again.
+            // Timeouts do not advance while the machine sleeps. Once the notice has expired, the request must not be
+            // retried.
             let answer = poll_fn(|context| match self.notice.has_lapsed() {
                 true => Poll::Ready(None),
                 false => request.as_mut().poll(context).map(Result::ok),
@@ -305,23 +306,23 @@ impl Deletion<'_> {
         gone
     }
 
-    /// Returns which of these objects the bucket still has, or may have. The store may have deleted some although its answer
-    /// did not arrive.
+    /// Returns which of these objects the bucket still has, or may have. The store may have deleted some of them even though
+    /// its answer did not arrive.
     async fn find_unconfirmed(&self, keys: impl Iterator<Item = &String>) -> BTreeSet<String> {
         let checks = stream::iter(keys).map(async |key| {
             let is_gone = matches!(self.bucket.head(key).await, Ok(None));
             (!is_gone).then(|| key.clone())
         });
-        checks.buffer_unordered(AT_ONCE).filter_map(ready).collect().await
+        checks.buffer_unordered(CONCURRENCY).filter_map(ready).collect().await
     }
 
-    /// Reports once that the store did not answer, however many objects that affects.
+    /// Reports once that the store did not answer, no matter how many objects are affected.
     fn report_unconfirmed<'k>(&mut self, keys: impl Iterator<Item = &'k String>, failure: Failure) {
         let doing = format!("cannot confirm the deletion of {}", name_all(keys));
         self.outcome.failures.push(explain(self.bucket, failure, &doing));
     }
 
-    /// Reports the objects that the store refused to delete: once if it refused all of a batch for the same reason.
+    /// Reports the objects that the store refused to delete; only once if it refused a whole batch for the same reason.
     fn report_refused(&mut self, refused: BTreeMap<String, Failure>, batch: usize) {
         let reasons: HashSet<_> = refused.values().map(|failure| (failure.cause, &failure.detail)).collect();
         let is_one = refused.len() == batch && reasons.len() == 1;
@@ -338,7 +339,7 @@ impl Deletion<'_> {
     }
 }
 
-/// Returns the first key, and how many more there are.
+/// Returns the first key and the number of further ones.
 fn name_all<'k>(mut keys: impl Iterator<Item = &'k String>) -> String {
     let first = keys.next().map_or("", String::as_str);
     match keys.count() {

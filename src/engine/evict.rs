@@ -34,11 +34,11 @@ use crate::platform::{Inode, inode};
 use crate::progress::Event;
 use crate::task::blocking;
 
-/// Minimum grace periods without locks, where age is the only sign that another process may be using something.
+/// Minimum grace period without locks, where age is the only sign that another process may be using something.
 const LOCKLESS_GRACE: Duration = Duration::from_secs(24 * 3600);
 
-/// The coarsest timestamps of a file system.
-const TIMESTAMPS: Duration = Duration::from_secs(2);
+/// The coarsest timestamp resolution of any file system.
+const TIMESTAMP_RESOLUTION: Duration = Duration::from_secs(2);
 
 /// The outcome of a prune.
 #[derive(Debug, Default)]
@@ -47,14 +47,14 @@ pub struct Outcome {
     pub actions: BTreeSet<usize>,
     /// Bytes freed.
     pub freed: u64,
-    /// Entries that were left alone after all.
+    /// Entries that were skipped after all.
     pub skips: Vec<Skip>,
     /// Failed deletions.
     pub failures: Vec<Error>,
 }
 
-/// Takes the tool's exclusive lock on the cache, unless there is none, waiting for other processes. If the file system has
-/// no locks, unused files are kept for longer. `hint` says what is possible in a read-only cache.
+/// Takes the tool's exclusive lock on the cache, if there is a cache, waiting for other processes. If the file system has no
+/// locks, unused files are kept for longer. `hint` suggests what is possible in a read-only cache.
 ///
 /// # Errors
 /// If the cache cannot be written to.
@@ -67,7 +67,7 @@ pub async fn lock(session: &Session, options: &mut Options, hint: &str) -> Resul
     let note = "another hf-cache-sync is using this cache: waiting for it";
     let lock = wait_for(&*session.progress, note, || lock::try_tool_lock(&layout, lock::Mode::Exclusive)).await;
     let lock = lock.map_err(|error| match error.cause {
-        Cause::DiskFull => error.hint("delete some other file first: this needs a few kilobytes itself"),
+        Cause::DiskFull => error.hint("delete some other file first: this needs a few kilobytes of free space"),
         _ => error,
     })?;
     staging::prepare(&layout);
@@ -80,7 +80,7 @@ pub async fn lock(session: &Session, options: &mut Options, hint: &str) -> Resul
     Ok(Some(lock))
 }
 
-/// Adds to the plan how much there is of each revision that goes or stays.
+/// Adds the completeness of each revision that is evicted or kept to the plan.
 pub async fn add_statuses(facts: Facts, mut plan: Plan) -> (Facts, Plan) {
     blocking(move || {
         let state = LocalState::unscanned(facts.inventory.layout.clone());
@@ -94,8 +94,8 @@ pub async fn add_statuses(facts: Facts, mut plan: Plan) -> (Facts, Plan) {
     .await
 }
 
-/// Carries out the plan. If the bucket has to hold what is evicted, it is asked again before each eviction. The lock is
-/// held until the last deletion, even if the caller has stopped waiting.
+/// Carries out the plan. If the bucket has to hold what is evicted, that is checked again before each eviction. The lock is
+/// held until the last deletion, even if the caller stops waiting.
 pub async fn carry_out(
     session: &Session,
     facts: Facts,
@@ -125,8 +125,7 @@ pub async fn carry_out(
     tokio::join!(work, answers).0
 }
 
-/// Executes the plan. If the bucket has to hold what is evicted, `asker` is asked about each revision right before it is
-/// deleted.
+/// Executes the plan. If the bucket has to hold what is evicted, `asker` checks each revision right before it is deleted.
 pub fn execute(facts: &Facts, plan: &Plan, asker: Option<&Asker>) -> Outcome {
     let mut run = Run {
         facts,
@@ -146,7 +145,7 @@ pub fn execute(facts: &Facts, plan: &Plan, asker: Option<&Asker>) -> Outcome {
             Target::RootTemporary { path } => run.delete_root_temporary(path),
             Target::Revision(eviction) => run.delete_revision(eviction),
             Target::Ref { repo, name, commit } => run.delete_dangling_ref(repo, name, commit),
-            // These are handled below, several at once.
+            // Handled below, several at once.
             Target::Blob { .. } | Target::Payload { .. } | Target::Folder { .. } => continue,
         };
         if let (Err(_), Some(repo)) = (&attempt, repo_of(&action.target)) {
@@ -176,7 +175,7 @@ pub fn execute(facts: &Facts, plan: &Plan, asker: Option<&Asker>) -> Outcome {
         }
     }
     for (index, action) in plan.actions.iter().enumerate() {
-        // If anything in the repo was left alone or failed, which has been reported, its folder is not empty.
+        // If anything in the repo was skipped or failed, which has been reported, its folder is not empty.
         if let Target::Folder { repo } = &action.target
             && !run.failed.contains(repo)
             && !run.outcome.skips.iter().any(|skip| skip.repo.as_ref() == Some(repo))
@@ -197,9 +196,9 @@ struct Run<'a> {
     outcome: Outcome,
     /// Blobs to delete, with the action that each belongs to.
     blobs: BTreeMap<&'a RepoName, Vec<(usize, BlobId)>>,
-    /// Payloads to sweep, with the action of those that have their own.
+    /// Payloads to delete, with their actions if they have any.
     payloads: BTreeMap<PathBuf, Option<usize>>,
-    /// Whether a download has started since the scan, for repos that were checked already.
+    /// Whether a download has started since the scan, for repos that have been checked.
     new_downloads: BTreeMap<RepoName, bool>,
     /// The same for downloads at the root.
     has_new_root_download: Option<bool>,
@@ -207,11 +206,11 @@ struct Run<'a> {
     failed: BTreeSet<&'a RepoName>,
 }
 
-/// The result of a deletion: `None` if done, or else why the entry was left alone.
+/// The result of a deletion: `None` if done, or else why the entry was skipped.
 type Attempt = Result<Option<Box<Skip>>>;
 
 impl<'a> Run<'a> {
-    /// Records the result of an attempt, and returns whether it succeeded.
+    /// Records the result of an attempt. Returns whether it succeeded.
     fn record(&mut self, attempt: Attempt) -> bool {
         match attempt {
             Ok(None) => return true,
@@ -277,7 +276,7 @@ impl<'a> Run<'a> {
         Ok(None)
     }
 
-    /// Deletes an unfinished file, unless somebody has written to it since the scan.
+    /// Deletes an unfinished file, unless it has been written to since the scan.
     fn delete_unfinished(&mut self, repo: Option<&RepoName>, path: &Path, known: Option<&UnfinishedFile>) -> Attempt {
         let meta = match fs::symlink_metadata(path) {
             Ok(meta) => meta,
@@ -309,7 +308,7 @@ impl<'a> Run<'a> {
         if self.has_new_download(repo) {
             return changed(SkipReason::InFlight);
         }
-        // Whoever holds a lock may be about to link any of the repo's blobs.
+        // A lock holder may be about to link any of the repo's blobs.
         if prune_facts::is_locked_now(self.layout, repo) {
             return changed(SkipReason::Held);
         }
@@ -332,7 +331,7 @@ impl<'a> Run<'a> {
             None | Some(Ok(true)) => None,
             Some(Ok(false)) => Some(Lack::Changed),
             Some(Err(error)) => {
-                // The first failure answers all further questions, too.
+                // The first failure counts for all further checks, too.
                 if !self.outcome.failures.contains(&error) {
                     self.outcome.failures.push(error);
                 }
@@ -531,8 +530,8 @@ impl<'a> Run<'a> {
         Ok(None)
     }
 
-    /// Returns whether the folder has no content except refs and trees that the plan knew of, which are useless without
-    /// a snapshot.
+    /// Returns whether the folder has no content except refs and trees known to the plan, which are useless without a
+    /// snapshot.
     fn is_empty(&self, now: &Repo) -> bool {
         let Some(before) = self.facts.inventory.repo(&now.name) else { return false };
         let old_refs = now.refs.iter().all(|(name, commit)| before.refs.get(name) == Some(commit));
@@ -602,13 +601,13 @@ impl<'a> ClientLock<'a> {
         let created = fs::symlink_metadata(&path).is_err().then_some(path);
         let root = layout.root();
         let lock = match lock::try_client_lock(layout, repo, blob) {
-            // On a full disk, nobody else can create it either.
+            // On a full disk, no other process can create it either.
             Err(error) if error.cause == Cause::DiskFull && created.is_some() => {
                 return Ok(Some(ClientLock { _lock: None, root, created }));
             }
             lock => lock?,
         };
-        // Without flock, the existence of the file means to huggingface_hub that the lock is held.
+        // Without flock, huggingface_hub considers the lock held if the file exists.
         let lock = lock.filter(|lock| lock.is_real() || created.is_some());
         Ok(lock.map(|lock| ClientLock { _lock: Some(lock), root, created }))
     }
@@ -623,7 +622,7 @@ impl Drop for ClientLock<'_> {
     }
 }
 
-/// Returns the repo of something that is deleted by itself.
+/// Returns the repo of a target that is deleted on its own.
 fn repo_of(target: &Target) -> Option<&RepoName> {
     match target {
         Target::Revision(eviction) => Some(&eviction.repo),
@@ -641,24 +640,24 @@ struct Uses<'a> {
     layout: &'a Layout,
     repo: &'a RepoName,
     blobs: HashSet<BlobId>,
-    /// Something of which nobody can tell what it uses.
+    /// A path whose uses of blobs cannot be determined.
     undecidable: Option<PathBuf>,
-    /// When the snapshots were looked at, and the last change of each folder in them until then: a new link changes one.
-    looked: SystemTime,
+    /// When the snapshots were inspected, and the last change of each folder in them by then. A new link changes one.
+    inspected_at: SystemTime,
     folders: Vec<(PathBuf, Option<SystemTime>)>,
 }
 
 impl<'a> Uses<'a> {
     /// Scans the repo for uses.
     fn find(layout: &'a Layout, repo: &'a RepoName) -> (Uses<'a>, Repo) {
-        // Before the scan, so that nothing comes between.
-        let (looked, folders) = (SystemTime::now(), snapshot_folders(layout, repo));
+        // Before the scan, so that no change in between is missed.
+        let (inspected_at, folders) = (SystemTime::now(), snapshot_folders(layout, repo));
         let now = scan::scan_repo(layout, repo);
         let undecidable = find_undecidable(layout, &now).map(|problem| problem.path.clone());
-        (Uses { layout, repo, blobs: used_blobs(&now), undecidable, looked, folders }, now)
+        (Uses { layout, repo, blobs: used_blobs(&now), undecidable, inspected_at, folders }, now)
     }
 
-    /// Returns whether a snapshot uses the blob now, or may use it. Scans the repo again if anything may have changed.
+    /// Returns whether a snapshot uses, or may use, the blob now. Scans the repo again if anything may have changed.
     fn has_now(&mut self, id: &BlobId) -> bool {
         if self.may_have_changed() {
             *self = Uses::find(self.layout, self.repo).0;
@@ -668,10 +667,10 @@ impl<'a> Uses<'a> {
 
     fn may_have_changed(&self) -> bool {
         self.folders.iter().any(|(path, modified)| {
-            // Two changes at almost the same time cannot be told apart.
+            // Two changes at almost the same time cannot be distinguished.
             let is_fresh = modified.is_some_and(|modified| {
-                let apart = self.looked.duration_since(modified).unwrap_or_else(|error| error.duration());
-                apart < TIMESTAMPS
+                let apart = self.inspected_at.duration_since(modified).unwrap_or_else(|error| error.duration());
+                apart < TIMESTAMP_RESOLUTION
             });
             is_fresh || files::modified(path) != *modified
         })
@@ -716,7 +715,7 @@ fn is_same(before: &Blob, now: &Blob) -> bool {
         && same_inode(&before.inode, &now.inode)
 }
 
-/// Returns whether the snapshot still has exactly the files that the scan found, and none was used since.
+/// Returns whether the snapshot still has exactly the files that the scan found, and none has been used since.
 fn is_unchanged(layout: &Layout, repo: &RepoName, commit: &Commit, found: &Revision, last_use: u64) -> bool {
     let root = layout.snapshot(repo, commit);
     let mut left: HashSet<PathBuf> = found.files.keys().map(|path| layout.snapshot_file(repo, commit, path)).collect();

@@ -1,9 +1,9 @@
-//! What the bucket holds of this cache, and whether it still does right before something is deleted.
+//! Determines which revisions of this cache the bucket holds, and checks that again right before one is deleted here.
 //!
-//! One listing is the basis of the proof. Until the deletion, somebody else may delete from the bucket: refs first, then
-//! manifests, and blobs only when no manifest names them any more. So it is enough to read the refs and the manifest of
-//! a revision again right before it is deleted here. The reads for the next few revisions run at once, and what they
-//! found counts only for a moment.
+//! One listing is the basis of the proof. By the time of the deletion, another machine may have deleted from the bucket:
+//! refs first, then manifests, and blobs only once no manifest names them. So it is enough to read the refs and the manifest
+//! of a revision again right before it is deleted here. The reads for the next few revisions run concurrently, and their
+//! results are valid only briefly.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -24,10 +24,10 @@ use crate::model::ids::{Commit, RepoName};
 use crate::model::selection::Selection;
 use crate::plan::prune::held::{Held, Lack, Proof, RefIndex};
 
-/// Compares the cache, which has been scanned, with the bucket. Returns the cache, and which revisions the bucket holds.
+/// Compares the scanned cache with the bucket. Returns the cache, and which revisions the bucket holds.
 ///
 /// # Errors
-/// When a repo cannot be found in the cache, or a request to the bucket fails: nothing counts as held then.
+/// If a repo is not in the cache, or a request to the bucket fails: nothing counts as held then.
 pub async fn examine(
     session: &Session,
     bucket: &Bucket,
@@ -48,7 +48,7 @@ pub async fn examine(
     Ok((state.into_inventory(), held))
 }
 
-/// Reads every key that a pull of one of this cache's refs would consider, and the manifests that they lead to.
+/// Reads every key that a pull of one of this cache's refs would consider, and the manifests these name.
 async fn read_refs(bucket: &Bucket, local: &Local, remote: &RemoteState) -> Result<()> {
     let index = RefIndex::new(remote);
     let mut found = Vec::new();
@@ -66,12 +66,12 @@ async fn read_refs(bucket: &Bucket, local: &Local, remote: &RemoteState) -> Resu
     remote.read_manifests(bucket, targets).await
 }
 
-/// Maximum number of revisions that are checked at once, each with one request at a time.
-const AT_ONCE: usize = 32;
-/// How long an answer of the bucket counts. A revision whose turn comes later is checked again.
+/// Maximum number of revisions that are checked concurrently, each with one request at a time.
+const CONCURRENCY: usize = 32;
+/// How long a check is valid. A revision that is deleted later is checked again.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// Answers, from the bucket as it is now, whether it still holds a revision.
+/// Checks whether the bucket still holds a revision.
 pub struct Checker {
     bucket: Bucket,
     /// The revisions, in the order in which they are deleted.
@@ -80,7 +80,7 @@ pub struct Checker {
     proofs: Vec<Option<Proof>>,
     /// The answers of the last batch that have not been used yet, by index, with their times.
     checks: HashMap<usize, (Instant, bool)>,
-    /// The number of revisions to check together.
+    /// The number of revisions to check in the next batch.
     batch: usize,
     /// How many answers of the last batch were used.
     used: usize,
@@ -98,14 +98,14 @@ pub struct Question {
 pub struct Asker(mpsc::UnboundedSender<Question>);
 
 impl Checker {
-    /// Creates a checker for these revisions, which are deleted in this order.
+    /// Creates a checker for these revisions, which will be deleted in this order.
     pub fn new<'a>(bucket: &Bucket, held: &Held, all: impl IntoIterator<Item = (&'a RepoName, &'a Commit)>) -> Checker {
         let revisions: Vec<_> = all.into_iter().map(|(repo, commit)| (repo.clone(), commit.clone())).collect();
         let proofs = revisions.iter().map(|(repo, commit)| held.proof(repo, commit).cloned()).collect();
-        Checker { bucket: bucket.clone(), revisions, proofs, checks: HashMap::new(), batch: AT_ONCE, used: 0 }
+        Checker { bucket: bucket.clone(), revisions, proofs, checks: HashMap::new(), batch: CONCURRENCY, used: 0 }
     }
 
-    /// Answers questions until nobody can ask any more.
+    /// Answers questions until all askers are gone.
     pub async fn serve(mut self, mut questions: mpsc::UnboundedReceiver<Question>) {
         let indexes: HashMap<_, _> = self.revisions.iter().cloned().zip(0..).collect();
         // A store that has stopped answering would keep every further question waiting just as long.
@@ -119,17 +119,17 @@ impl Checker {
         }
     }
 
-    /// Answers from a check that is fresh. If there is none, checks this revision and those that follow, unless a request
-    /// has failed before.
+    /// Answers from a fresh check. If there is none, checks this revision and the following ones, unless a request has
+    /// failed before.
     async fn answer(&mut self, index: usize, failure: &mut Option<Error>) -> Result<bool> {
         match self.checks.remove(&index) {
             Some((answered, holds)) if answered.elapsed() < FRESH => {
                 self.used += 1;
                 return Ok(holds);
             }
-            // If deletions are slow, no more is asked than can be used.
+            // If deletions are slow, no more revisions are checked than can be used in time.
             Some(_) => self.batch = self.used.max(1),
-            None => self.batch = (2 * self.batch).min(AT_ONCE),
+            None => self.batch = (2 * self.batch).min(CONCURRENCY),
         }
         if failure.is_none() {
             (self.checks, *failure) = self.check_from(index).await;
@@ -142,12 +142,12 @@ impl Checker {
         }
     }
 
-    /// Checks a revision and those that follow, until a request fails.
+    /// Checks a revision and the following ones, until a request fails.
     async fn check_from(&self, first: usize) -> (HashMap<usize, (Instant, bool)>, Option<Error>) {
         let indexes = first..self.revisions.len().min(first + self.batch);
         let checks =
             indexes.map(|index| async move { (index, self.holds(index).await.map(|holds| (Instant::now(), holds))) });
-        let mut checks = std::pin::pin!(stream::iter(checks).buffered(AT_ONCE));
+        let mut checks = std::pin::pin!(stream::iter(checks).buffered(CONCURRENCY));
         let mut found = HashMap::new();
         while let Some((index, check)) = checks.next().await {
             match check {
@@ -171,16 +171,16 @@ impl Checker {
 }
 
 impl Asker {
-    /// Creates an asker, and what it needs to be answered.
+    /// Creates an asker and the receiver of its questions.
     pub fn new() -> (Asker, mpsc::UnboundedReceiver<Question>) {
         let (sender, receiver) = mpsc::unbounded_channel();
         (Asker(sender), receiver)
     }
 
-    /// Returns whether the bucket still holds the revision. An interrupted run gets no answer, which counts as no.
+    /// Returns whether the bucket still holds the revision. In an interrupted run, there is no answer, which counts as no.
     ///
     /// # Errors
-    /// When a request fails.
+    /// If a request fails.
     pub fn still_holds(&self, repo: &RepoName, commit: &Commit) -> Result<bool> {
         let (answer, answered) = std::sync::mpsc::channel();
         let question = Question { repo: repo.clone(), commit: commit.clone(), answer };

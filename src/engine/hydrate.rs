@@ -1,8 +1,8 @@
 //! Executes the plans of pulls: first each blob once, and then the tree, the snapshot and the ref of each revision.
 //!
-//! A blob is fetched under huggingface_hub's own lock on it, so that the client and this tool never download the same
-//! blob at the same time. If some blobs of a revision could not be fetched, the others are linked, but no ref is written, so
-//! that the revision does not look complete.
+//! A blob is fetched under huggingface_hub's own lock on it, so that the client and this tool never download the same blob
+//! at the same time. If some blobs of a revision cannot be fetched, the others are linked, but no ref is written, so that
+//! the revision does not look complete.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -44,7 +44,7 @@ pub struct Outcome {
     pub downloaded: Amount,
     /// The part of `downloaded` that came from the Hub.
     pub from_hub: Amount,
-    /// Blobs that this cache had elsewhere.
+    /// Blobs shared from elsewhere in this cache.
     pub shared: Amount,
     /// Notes for the user.
     pub notes: Vec<String>,
@@ -60,7 +60,7 @@ impl Outcome {
         self.lost.len()
     }
 
-    /// Whether this blob could not be had.
+    /// Returns whether this blob could not be fetched.
     pub fn has_lost(&self, blob: &BlobId) -> bool {
         self.lost.contains(blob)
     }
@@ -72,12 +72,12 @@ struct Job {
     fetch: Fetch,
     /// The index and the repo of each plan that needs it.
     needs: Vec<(usize, RepoName)>,
-    /// Another file of this cache that should have its bytes.
+    /// Another file in this cache that should have its bytes.
     donor: Option<Donor>,
     /// Its name in the cache-wide store, which it may join.
     xet_hash: Option<BlobId>,
-    /// Whether the Hub itself gave that name. A name that comes from a bucket is checked before it is used.
-    is_hubs_name: bool,
+    /// Whether that name comes from the Hub itself. A name from a bucket is checked before it is used.
+    is_name_trusted: bool,
     /// Whether the local file has the right size and the wrong bytes.
     replace: bool,
     /// Whether the local path is occupied by something other than this blob.
@@ -97,9 +97,9 @@ enum Origin {
 #[derive(Debug)]
 enum Obtained {
     Downloaded(Origin),
-    /// From another place in this cache.
+    /// From elsewhere in this cache.
     Shared,
-    /// It was already there, from another process or another plan of the same repo.
+    /// It was already there, placed by another process or another plan of the same repo.
     Present,
 }
 
@@ -140,7 +140,7 @@ pub async fn hydrate(
                 needs: Vec::new(),
                 donor: None,
                 xet_hash: None,
-                is_hubs_name: false,
+                is_name_trusted: false,
                 replace: false,
                 occupied: false,
             };
@@ -148,10 +148,10 @@ pub async fn hydrate(
             if let Some(xet_hash) = action.xet_hash.filter(|_| kind == LinkKind::Symlink)
                 && (job.xet_hash.is_none() || from_hub[index])
             {
-                (job.xet_hash, job.is_hubs_name) = (Some(xet_hash), from_hub[index]);
+                (job.xet_hash, job.is_name_trusted) = (Some(xet_hash), from_hub[index]);
             }
             if !from_hub[index] {
-                // If the bucket has the blob for one revision, it need not come from the Hub for another.
+                // If the bucket has the blob for one revision, it is not fetched from the Hub for another.
                 job.fetch.source = bucket.clone();
             }
             job.needs.push((index, repo.clone()));
@@ -165,7 +165,7 @@ pub async fn hydrate(
     let planned = downloads.map(|job| progress::Job { blob: job.fetch.id, size: job.fetch.size, repo: job.needs[0].0 });
     context.progress.event(Event::Planned(planned.collect()));
 
-    // For threads of their own: the one that links beside the downloads, and those that complete each plan.
+    // Shared with the thread that links during the downloads, and the threads that complete each plan.
     let plans: Arc<[Plan]> = plans.into();
     let staged = stage(&context.layout, &plans, kind);
     pool::run(
@@ -269,9 +269,9 @@ fn start(layout: &Layout, plan: &Plan) -> Outcome {
     Outcome { failures: checked.err().into_iter().collect(), ..Outcome::default() }
 }
 
-/// Checks once, before a possibly long download, the folders that every blob of a repo goes through: none may be a link,
-/// and they must be writable. A repo that is not there yet is created for the first blob; one that is there gets its
-/// `snapshots/` now, since huggingface_hub's scan complains about a repo without it.
+/// Checks the folders of a repo's blobs once, before a possibly long download: none may be a link, and all must be writable.
+/// A new repo is created with its first blob; an existing one gets its `snapshots/` now, since huggingface_hub's scan
+/// complains about a repo without it.
 fn check_dirs(layout: &Layout, repo: &RepoName) -> Result<()> {
     let locks = layout.root().join(".locks").join(repo.folder());
     let blobs = layout.blobs(repo);
@@ -287,7 +287,7 @@ fn check_dirs(layout: &Layout, repo: &RepoName) -> Result<()> {
 /// Obtains the blob for every plan that needs it, downloading it at most once.
 async fn fetch(context: &Context, fallback: &Fallback, job: &Job) -> Vec<(usize, Result<Obtained>)> {
     let mut done = Vec::new();
-    // A repo that has the verified blob.
+    // A repo that already has the verified blob.
     let mut source: Option<&RepoName> = None;
     let mut missing: Option<Error> = None;
     for (index, repo) in &job.needs {
@@ -350,7 +350,7 @@ async fn obtain(
             Some(wait_for(&*context.progress, &note, || lock::try_partial_lock(layout, blob)).await?)
         }
     };
-    // A server that did not get the client's lock may have brought the blob under this one.
+    // A server that did not get the client's lock may have fetched the blob under this one.
     if (partial.is_some() || context.arrivals.is_some()) && is_present(layout, repo, job) {
         return Ok(Obtained::Present);
     }
@@ -358,13 +358,13 @@ async fn obtain(
     let placed = put_in_place(layout, &path, repo, blob);
     match (&placed, size > SINGLE_GET) {
         (Ok(()), true) => forget(layout, blob),
-        // A large one is kept for the next run.
+        // A large file is kept for the next run.
         (Err(_), false) => drop(inside::remove_file(layout.root(), &path)),
         _ => {}
     }
     placed?;
     if let Some(xet_hash) = job.xet_hash {
-        let (layout, repo, blob, is_trusted) = (layout.clone(), repo.clone(), *blob, job.is_hubs_name);
+        let (layout, repo, blob, is_trusted) = (layout.clone(), repo.clone(), *blob, job.is_name_trusted);
         blocking(move || shared::publish(&layout, &repo, &blob, size, &xet_hash, is_trusted)).await?;
     }
     Ok(Obtained::Downloaded(origin))
@@ -400,14 +400,14 @@ async fn client_lock(context: &Context, repo: &RepoName, job: &Job) -> Result<Op
         return Ok(lock);
     }
     if context.arrivals.is_some() {
-        // Whoever holds it may be a client that waits for this very download.
+        // The lock holder may be a client that is waiting for this very download.
         return lock::try_client_lock(layout, repo, id);
     }
     let note = format!("another process is downloading {}: waiting for it", job.fetch.label());
     wait_for(&*context.progress, &note, || lock::try_client_lock(layout, repo, id)).await.map(Some)
 }
 
-/// Returns whether the blob is present by now.
+/// Returns whether the blob is present in the meantime.
 fn is_present(layout: &Layout, repo: &RepoName, job: &Job) -> bool {
     let fits = |meta: fs::Metadata| meta.is_file() && meta.len() == job.fetch.size;
     !job.replace && fs::metadata(layout.blob(repo, &job.fetch.id)).is_ok_and(fits)
@@ -423,7 +423,7 @@ fn put_in_place(layout: &Layout, file: &Path, repo: &RepoName, blob: &BlobId) ->
     match place::rename_over_in(&folder, name, &blobs, new.as_ref()) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
-            // blobs/ is a mount of its own: copy to a sibling whose name the client ignores.
+            // blobs/ is a separate mount: copy to a sibling whose name the client ignores.
             let beside = format!(".{blob}.{:08x}.new", fastrand::u32(..));
             let copy = || {
                 let mut copy = inside::open_in(&blobs, beside.as_ref(), Opening::NewToWrite, 0o666)?;
@@ -442,8 +442,8 @@ fn put_in_place(layout: &Layout, file: &Path, repo: &RepoName, blob: &BlobId) ->
     }
 }
 
-/// Gives a repo a blob that this cache has elsewhere, as a reflink, a hard link or a copy. With `verify`, the blob's size,
-/// its bytes are hashed first. Returns `false` if they cannot be used.
+/// Shares a blob from elsewhere in this cache with a repo, as a reflink, a hard link or a copy. With `verify`, the blob's
+/// size, its bytes are hashed first. Returns `false` if they cannot be used.
 pub(super) fn share(layout: &Layout, source: &Path, to: &RepoName, blob: &BlobId, verify: Option<u64>) -> Result<bool> {
     let staging = Staging::new(layout)?;
     let (folder, name) = (staging.folder()?, "blob".as_ref());
@@ -480,7 +480,7 @@ pub fn write_pin(layout: &Layout, plan: &Plan) {
     }
 }
 
-/// Checks files to which the manifest and its tree give names by different algorithms: both must match the bytes.
+/// Checks files that the manifest and its tree name by different hash algorithms: both names must match the bytes.
 fn check_twins(manifest: &Manifest, layout: &Layout, lost: &HashSet<BlobId>) -> Result<()> {
     let Some(tree) = manifest.tree() else { return Ok(()) };
     let (repo, commit) = (manifest.repo(), manifest.revision());
@@ -515,7 +515,7 @@ fn assemble(
         let path = layout.tree(repo, commit);
         match place::write_small(layout, &path, &tree.to_json(), sync) {
             Ok(()) => {}
-            // It belongs to another user of a shared cache. The files are complete without it.
+            // The tree file belongs to another user of a shared cache. The files are complete without it.
             Err(error) if error.cause == Cause::Permission || place::check_replaceable(&path).is_err() => {
                 note =
                     Some(format!("the list that proves {repo}@{} complete was not written: {error}", commit.short()));
@@ -531,7 +531,7 @@ fn assemble(
     }
     check_twins(manifest, layout, lost)?;
     let complete = plan.unstorable.is_empty() && !manifest.files().iter().any(|file| lost.contains(&file.blob));
-    // The lock keeps this tool's prune out, but neither the client's nor somebody who moves folders.
+    // The lock protects against this tool's prune, but not against the client's, or against users who move folders.
     let fetched = manifest.files().iter().filter(|file| !lost.contains(&file.blob) && file.path.is_storable());
     let fetched = fetched.map(|file| layout.snapshot_file(repo, commit, &file.path));
     if let Some(gone) = plan.used.iter().cloned().chain(fetched).find(|path| fs::metadata(path).is_err()) {

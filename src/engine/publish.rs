@@ -413,7 +413,7 @@ async fn check_refs(context: &Context, refs: Vec<(&RevisionAction, &RefAction)>,
 /// Reads a ref back. If it still has its old value, it is written once more. A value other than ours that was written
 /// meanwhile is fine: another machine has moved the ref.
 async fn check_ref(context: &Context, revision: &RevisionAction, reference: &RefAction) -> Result<()> {
-    for (time, pause) in [Duration::ZERO].into_iter().chain(confirm::PATIENCE).enumerate() {
+    for (time, pause) in [Duration::ZERO].into_iter().chain(confirm::CHECK_PAUSES).enumerate() {
         if time == 1 {
             put_ref(context, revision, reference).await?;
         }
@@ -429,7 +429,7 @@ async fn check_ref(context: &Context, revision: &RevisionAction, reference: &Ref
     let what = format!("ref {} of {}@{} was not written", reference.name, revision.repo, revision.commit.short());
     Err(Error::new(Cause::NotKept, what)
         .because(format!("the store took the key {} twice without an error and does not have it", reference.key))
-        .hint("check the store and what is between it and here, then run push again"))
+        .hint("check the store and any proxy in between, then run push again"))
 }
 
 /// Returns a time in whole seconds, since headers have no more than that.
@@ -482,7 +482,7 @@ async fn write_manifest(context: &Context, revision: &RevisionAction) -> Result<
             return Ok(true);
         }
         if stored == before {
-            tokio::time::sleep(confirm::PATIENCE[swallowed + 1]).await;
+            tokio::time::sleep(confirm::CHECK_PAUSES[swallowed + 1]).await;
             swallowed += 1;
         }
     }
@@ -490,7 +490,7 @@ async fn write_manifest(context: &Context, revision: &RevisionAction) -> Result<
         let what = format!("the manifest of {}@{} was not written", ours.repo(), ours.revision().short());
         return Err(Error::new(Cause::NotKept, what)
             .because(format!("the store took the key {key} twice without an error and does not have it"))
-            .hint("check the store and what is between it and here, then run push again: no ref names this revision"));
+            .hint("check the store and any proxy in between, then run push again: no ref names this revision"));
     }
     Err(Error::new(Cause::Changed, doing)
         .because("other machines keep writing it, or the store does not show what was written")

@@ -1,8 +1,8 @@
 //! Checks the cache by hashing, and repairs it.
 //!
-//! A repair is a pull of exactly what is damaged: the same sources, locks and renames. A good copy that is elsewhere in
-//! this cache is taken first, and only the rest needs a bucket. Bad bytes get a second name in the quarantine before
-//! anything is renamed over them, so that no reader ever finds a file missing and nothing is lost.
+//! A repair is a pull of exactly what is damaged: the same sources, locks and renames. Good copies elsewhere in this cache
+//! are used first, and only the rest needs a bucket. Bad bytes get a second name in the quarantine before anything is
+//! renamed over them, so that no reader ever finds a file missing and nothing is lost.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
@@ -39,12 +39,12 @@ use crate::progress::Event;
 use crate::task::blocking;
 use crate::transfer::limit::Caps;
 
-/// Maximum number of requests for the sizes of blobs that are in flight.
-const AT_ONCE: usize = 32;
+/// Maximum number of concurrent requests for the sizes of blobs.
+const CONCURRENCY: usize = 32;
 
 /// Hashes everything that the facts are about, and records the results.
 pub async fn hash(session: &Session, facts: Facts) -> Facts {
-    session.progress.event(Event::Step("looking at the files"));
+    session.progress.event(Event::Step("checking the files"));
     let (mut facts, jobs) = blocking(move || {
         let jobs = facts.jobs();
         (facts, jobs)
@@ -58,8 +58,8 @@ pub async fn hash(session: &Session, facts: Facts) -> Facts {
     .await
 }
 
-/// Asks the bucket what real files should be of which no tree here says it, and returns notes. Where the bucket does not
-/// know, they stay unverified.
+/// Looks up in the bucket what real files should be if no tree here lists them. Returns notes. Files that the bucket does
+/// not list either stay unverified.
 pub async fn look_up_real_files(session: &Session, facts: &mut Facts) -> Vec<String> {
     let mut unlisted = Vec::new();
     for repo in &facts.repos {
@@ -80,7 +80,7 @@ pub async fn look_up_real_files(session: &Session, facts: &mut Facts) -> Vec<Str
         let read = remote::manifest(bucket, &keys::manifest(&repo.id, &commit)).await;
         (repo, commit, read)
     });
-    let mut reads = std::pin::pin!(stream::iter(reads).buffered(AT_ONCE));
+    let mut reads = std::pin::pin!(stream::iter(reads).buffered(CONCURRENCY));
     while let Some((repo, commit, read)) = reads.next().await {
         let manifest = match read {
             Ok(stored) => stored.valid().filter(|manifest| *manifest.repo() == repo),
@@ -103,9 +103,9 @@ pub struct Options {
     pub caps: Caps,
     /// Whether a blob is flushed to the disk before it becomes visible.
     pub sync: bool,
-    /// Another source than the bucket.
+    /// A source other than the bucket.
     pub fallback: Fallback,
-    /// Only find out what could be repaired.
+    /// Whether to only report what could be repaired.
     pub dry_run: bool,
 }
 
@@ -118,7 +118,7 @@ pub struct Tally {
     pub from_hub: Amount,
     /// Blobs taken from elsewhere in this cache.
     pub shared: Amount,
-    /// Files that are in the quarantine now.
+    /// Files moved to the quarantine.
     pub quarantined: Amount,
     /// Notes for the user.
     pub notes: Vec<String>,
@@ -126,10 +126,10 @@ pub struct Tally {
     pub failures: Vec<Error>,
 }
 
-/// Repairs what can be repaired, and notes the outcome of each finding.
+/// Repairs what can be repaired. Records the outcome in each finding.
 ///
 /// # Errors
-/// When the cache cannot be written to at all, or a repair needs a bucket and none is configured.
+/// If the cache cannot be written to at all, or a repair needs a bucket and none is configured.
 pub async fn repair(session: &Session, facts: &Facts, findings: &mut [Finding], options: Options) -> Result<Tally> {
     let layout = session.layout();
     let mut tally = Tally::default();
@@ -149,7 +149,7 @@ pub async fn repair(session: &Session, facts: &Facts, findings: &mut [Finding], 
     let _locks = match options.dry_run {
         true => None,
         false => {
-            // Before the other one, so that a `prune` that waits for it is not kept waiting by two repairs in a row.
+            // Taken before the tool lock, so that a `prune` that waits for that one does not wait for two repairs in a row.
             let note = "another hf-cache-sync is repairing this cache: waiting for it";
             let alone = wait_for(&*session.progress, note, || lock::try_repair_lock(&layout)).await?;
             Some((alone, session.lock_shared().await?))
@@ -167,25 +167,25 @@ pub async fn repair(session: &Session, facts: &Facts, findings: &mut [Finding], 
         tally,
     };
     run.look_in_bucket(findings).await;
-    let mut wanted = Vec::new();
+    let mut pending_repairs = Vec::new();
     for (index, finding) in findings.iter_mut().enumerate() {
         finding.outcome = Outcome::Left;
         if !run.options.dry_run && is_gone(&run.layout, finding) {
             finding.outcome = Outcome::Repaired;
-            finding.detail += "; another program has repaired or removed it meanwhile";
+            finding.detail += "; another program has repaired or removed it in the meantime";
             continue;
         }
         match run.prepare(finding).await {
-            Ok(Some(want)) => wanted.push((index, want)),
+            Ok(Some(pending)) => pending_repairs.push((index, pending)),
             Ok(None) => {}
             Err(error) => run.tally.failures.push(error),
         }
     }
-    run.find_copies_of_looked_up(findings, &mut wanted).await;
-    for (index, _) in wanted.iter().filter(|(_, want)| !want.has_source()) {
+    run.find_remaining_copies(findings, &mut pending_repairs).await;
+    for (index, _) in pending_repairs.iter().filter(|(_, pending)| !pending.has_source()) {
         findings[*index].detail += "; no good copy was found";
     }
-    if wanted.iter().any(|(_, want)| !want.has_source()) {
+    if pending_repairs.iter().any(|(_, pending)| !pending.has_source()) {
         let from_hub = "use `--fallback hf-hub` to get them from the Hub, or ";
         let from_hub = if run.options.fallback.is_some() { "" } else { from_hub };
         run.tally.notes.push(format!(
@@ -194,18 +194,18 @@ pub async fn repair(session: &Session, facts: &Facts, findings: &mut [Finding], 
         ));
     }
     if run.options.dry_run {
-        for (index, want) in &wanted {
-            if want.has_source() {
+        for (index, pending) in &pending_repairs {
+            if pending.has_source() {
                 findings[*index].outcome = Outcome::Repairable;
             }
         }
         return Ok(run.tally);
     }
-    run.fetch(findings, wanted).await;
+    run.fetch(findings, pending_repairs).await;
     Ok(run.tally)
 }
 
-/// Returns whether only the bucket, or a source that stands in for it, can tell what is right.
+/// Returns whether the repair needs the bucket or its fallback.
 fn needs_bucket(facts: &Facts, finding: &Finding, copies: &Copies) -> bool {
     match finding.repair {
         Repair::Ref => finding.reason == Reason::BadRef,
@@ -218,7 +218,7 @@ fn needs_bucket(facts: &Facts, finding: &Finding, copies: &Copies) -> bool {
 /// Good copies of blobs in this cache, each with its size in bytes.
 type Copies = HashMap<BlobId, (Donor, u64)>;
 
-/// Returns the blob that has to come from somewhere else in this cache or from a source, with its size if it is known.
+/// Returns the blob that has to be copied from elsewhere in this cache or fetched from a source, with its size if known.
 fn blob_to_find(facts: &Facts, finding: &Finding) -> Option<(RepoName, BlobId, Option<u64>)> {
     let Repair::Fetch { size, .. } = finding.repair else { return None };
     let (repo, blob) = (finding.repo.as_ref()?, finding.blob?);
@@ -227,16 +227,16 @@ fn blob_to_find(facts: &Facts, finding: &Finding) -> Option<(RepoName, BlobId, O
     (!is_here).then(|| (repo.clone(), blob, size))
 }
 
-/// Finds copies of blobs elsewhere in this cache: those that were proven good by this run, and others that are hashed
+/// Finds copies of blobs elsewhere in this cache: those that this run has already proven good, and others that are hashed
 /// now.
 async fn find_copies(
     layout: &Layout,
     facts: &Facts,
-    wanted: impl Iterator<Item = (RepoName, BlobId, Option<u64>)>,
+    needed: impl Iterator<Item = (RepoName, BlobId, Option<u64>)>,
 ) -> Copies {
     let mut copies = Copies::new();
     let mut missing = Vec::new();
-    for (repo, blob, size) in wanted {
+    for (repo, blob, size) in needed {
         let good = facts.repos.iter().find_map(|repo| {
             let known = repo.blobs.get(&blob).filter(|known| matches!(known.check, Check::Good))?;
             Some((Donor { repo: repo.name.clone(), file: known.path.clone() }, known.size))
@@ -270,7 +270,7 @@ async fn find_copies(
     copies
 }
 
-/// Returns the names that these blobs have in the cache-wide store, as far as trees tell.
+/// Returns the names of these blobs in the cache-wide store, as far as trees list them.
 fn xet_hashes(facts: &Facts, blobs: impl Iterator<Item = BlobId>) -> HashMap<BlobId, BlobId> {
     let blobs: HashSet<BlobId> = blobs.collect();
     let trees = facts.repos.iter().flat_map(|repo| repo.revisions.values()).filter_map(|revision| revision.tree());
@@ -283,7 +283,7 @@ fn is_good(path: &Path, blob: &BlobId) -> bool {
     fs::metadata(path).is_ok_and(|meta| read::matches_name(path, blob, meta.len()))
 }
 
-/// Returns whether nothing is left to repair: the client, or somebody else, was faster.
+/// Returns whether nothing is left to repair because the client or another process was faster.
 fn is_gone(layout: &Layout, finding: &Finding) -> bool {
     let Some(repo) = &finding.repo else { return false };
     let is_file_there =
@@ -304,7 +304,7 @@ fn is_gone(layout: &Layout, finding: &Finding) -> bool {
 enum SetAside {
     /// It is in the quarantine, with this many bytes.
     Moved(u64),
-    /// It is not there any more.
+    /// It no longer exists.
     Gone,
     /// It was downloaded again, and is good.
     Good,
@@ -312,10 +312,10 @@ enum SetAside {
     InUse,
 }
 
-/// Moves a bad blob into the quarantine under its lock, unless it is good or in use by now.
+/// Moves a bad blob into the quarantine under its lock, unless it has become good or is in use.
 fn set_aside_unused(layout: &Layout, repo: &RepoName, blob: &BlobId, path: &Path) -> Result<SetAside> {
     let Some(_lock) = lock::try_client_lock(layout, repo, blob)? else { return Ok(SetAside::InUse) };
-    // Whoever held the lock before may have downloaded it.
+    // The previous lock holder may have downloaded it.
     if is_good(path, blob) {
         return Ok(SetAside::Good);
     }
@@ -335,7 +335,7 @@ fn set_aside_unused(layout: &Layout, repo: &RepoName, blob: &BlobId, path: &Path
 type RevisionKey = (RepoName, Commit);
 
 /// A blob to fetch, or files to link.
-struct Want {
+struct PendingRepair {
     repo: RepoName,
     revision: Commit,
     file: ManifestFile,
@@ -346,11 +346,11 @@ struct Want {
     donor: Option<Donor>,
     /// Whether the bucket, or the fallback, is expected to have it.
     is_available: bool,
-    /// Files whose bytes are kept before they are replaced.
+    /// Files whose bytes are quarantined before they are replaced.
     keep: Vec<PathBuf>,
 }
 
-impl Want {
+impl PendingRepair {
     fn has_source(&self) -> bool {
         self.reason.is_none() || self.donor.is_some() || self.is_available
     }
@@ -362,7 +362,7 @@ struct Run<'a> {
     layout: Layout,
     options: Options,
     bucket: Option<Bucket>,
-    /// Copies of what is damaged.
+    /// Good copies of damaged blobs.
     copies: Copies,
     /// The sizes of blobs in the bucket; `None` if it does not have one.
     sizes: HashMap<BlobId, Result<Option<u64>>>,
@@ -372,7 +372,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Looks in the bucket for everything that has no copy in this cache, with several requests at once.
+    /// Looks in the bucket for everything that has no copy in this cache, with concurrent requests.
     async fn look_in_bucket(&mut self, findings: &[Finding]) {
         let Some(bucket) = self.bucket.clone() else { return };
         let mut blobs = BTreeMap::new();
@@ -387,15 +387,15 @@ impl Run<'_> {
         let bucket = &bucket;
         let requests =
             blobs.into_iter().map(|(blob, label)| async move { (blob, size_in(bucket, &blob, &label).await) });
-        self.sizes = stream::iter(requests).buffer_unordered(AT_ONCE).collect().await;
+        self.sizes = stream::iter(requests).buffer_unordered(CONCURRENCY).collect().await;
     }
 
-    /// Repairs what needs no download, and returns what does.
-    async fn prepare(&mut self, finding: &mut Finding) -> Result<Option<Want>> {
+    /// Repairs what needs no download. Returns what does.
+    async fn prepare(&mut self, finding: &mut Finding) -> Result<Option<PendingRepair>> {
         let (Some(repo), Place::Path(path)) = (finding.repo.clone(), finding.place.clone()) else { return Ok(None) };
         match finding.repair.clone() {
             Repair::None | Repair::Upload { .. } | Repair::Push { .. } => Ok(None),
-            Repair::Fetch { link, size } => self.want(finding, &repo, link, size).await,
+            Repair::Fetch { link, size } => self.plan_repair(finding, &repo, link, size).await,
             Repair::LookUp => {
                 let Some(file) = finding.files.first().cloned() else { return Ok(None) };
                 let manifest = self.manifest(&repo, &file.revision).await?;
@@ -405,7 +405,7 @@ impl Run<'_> {
                 });
                 let Some((blob, size)) = listed else { return Ok(None) };
                 finding.blob = Some(blob);
-                self.want(finding, &repo, vec![file], Some(size)).await
+                self.plan_repair(finding, &repo, vec![file], Some(size)).await
             }
             Repair::Link => {
                 let (Some(blob), Some(file)) = (finding.blob, finding.files.first().cloned()) else { return Ok(None) };
@@ -413,7 +413,7 @@ impl Run<'_> {
                 let (revision, link) = (file.revision.clone(), vec![file.clone()]);
                 let file = ManifestFile { path: file.path, blob, size };
                 let (reason, donor, is_available, keep) = (None, None, true, Vec::new());
-                Ok(Some(Want { repo, revision, file, reason, link, donor, is_available, keep }))
+                Ok(Some(PendingRepair { repo, revision, file, reason, link, donor, is_available, keep }))
             }
             Repair::SetAside => self.act(finding, |run| run.set_aside_blob(&repo, &path)).map(|()| None),
             Repair::TidyRef => {
@@ -429,7 +429,7 @@ impl Run<'_> {
         }
     }
 
-    /// Repairs something, unless this is a dry run; `repair` returns whether it is repaired.
+    /// Runs a repair, unless this is a dry run. `repair` returns whether it succeeded.
     fn act(&mut self, finding: &mut Finding, repair: impl FnOnce(&mut Self) -> Result<bool>) -> Result<()> {
         if self.options.dry_run {
             finding.outcome = Outcome::Repairable;
@@ -439,16 +439,16 @@ impl Run<'_> {
         Ok(())
     }
 
-    async fn want(
+    async fn plan_repair(
         &mut self,
         finding: &mut Finding,
         repo: &RepoName,
         link: Vec<AffectedFile>,
         size: Option<u64>,
-    ) -> Result<Option<Want>> {
+    ) -> Result<Option<PendingRepair>> {
         let (Some(blob), Some(first)) = (finding.blob, finding.files.first().cloned()) else { return Ok(None) };
         let own = self.layout.blob(repo, &blob);
-        // Another repair, or the check, has proven that it is here: only the link is wrong.
+        // Another repair, or the check, has proven that the blob is here: only the link is wrong.
         let known = self.facts.repos.iter().find(|facts| facts.name == *repo).and_then(|facts| facts.blobs.get(&blob));
         let is_here = known.is_some_and(|known| matches!(known.check, Check::Good));
         let mut keep = Vec::new();
@@ -462,14 +462,14 @@ impl Run<'_> {
             let file = ManifestFile { path: first.path, blob, size };
             let (repo, revision) = (repo.clone(), first.revision);
             let (reason, donor, is_available) = (None, None, true);
-            return Ok(Some(Want { repo, revision, file, reason, link, donor, is_available, keep }));
+            return Ok(Some(PendingRepair { repo, revision, file, reason, link, donor, is_available, keep }));
         }
         let reason = if fs::symlink_metadata(&own).is_ok() { FetchReason::Corrupt } else { FetchReason::Missing };
         if let Some((donor, size)) = self.copies.get(&blob).cloned() {
             let file = ManifestFile { path: first.path, blob, size };
             let (repo, revision) = (repo.clone(), first.revision);
             let (reason, donor, is_available) = (Some(reason), Some(donor), false);
-            return Ok(Some(Want { repo, revision, file, reason, link, donor, is_available, keep }));
+            return Ok(Some(PendingRepair { repo, revision, file, reason, link, donor, is_available, keep }));
         }
         let there = match (self.sizes.get(&blob), &self.bucket) {
             (Some(known), _) => known.clone(),
@@ -492,10 +492,10 @@ impl Run<'_> {
         if !is_available {
             self.tally.failures.extend(failure);
         }
-        // Without a size, only a copy in this cache can help: it is as large as it is.
+        // Without a size, only a copy in this cache can help, since its size is known.
         let file = ManifestFile { path: first.path, blob, size: size.unwrap_or(0) };
         let (repo, revision) = (repo.clone(), first.revision);
-        Ok(Some(Want { repo, revision, file, reason: Some(reason), link, donor: None, is_available, keep }))
+        Ok(Some(PendingRepair { repo, revision, file, reason: Some(reason), link, donor: None, is_available, keep }))
     }
 
     /// Reads the manifest of a revision, from the bucket or else the Hub; `None` if neither has it.
@@ -540,8 +540,8 @@ impl Run<'_> {
         Ok(true)
     }
 
-    /// Moves a bad payload of the cache-wide store into the quarantine once no blob links to it any more. The client
-    /// would give it to the next repo otherwise, since it looks at the size alone.
+    /// Moves a bad payload of the cache-wide store into the quarantine once no blob links to it. Otherwise, the client would
+    /// link it into the next repo, since it checks only the size.
     fn set_aside_payload(&mut self, repo: &RepoName, blob: &BlobId) {
         let facts = self.facts.repos.iter().find(|facts| facts.name == *repo);
         let place = facts.and_then(|facts| facts.blobs.get(blob)).map(|blob| blob.place.clone());
@@ -550,28 +550,28 @@ impl Run<'_> {
         match shared::quarantine(&self.layout, &payload, &links_to(&self.layout, &payload)) {
             Ok(SweepOutcome::Freed(_)) => self.tally.quarantined.add(size),
             Ok(SweepOutcome::Referenced(links)) => self.tally.notes.push(format!(
-                "{} is still linked from {links} other places of this cache: `verify --repair` without REPO_ID repairs \
+                "{} is still linked from {links} other places in this cache: `verify --repair` without REPO_ID repairs \
                  them all",
                 crate::error::shown(&payload)
             )),
             Ok(SweepOutcome::Unknown | SweepOutcome::Locked) => self.tally.notes.push(format!(
-                "{} has wrong bytes and stays, because nothing says who else needs it",
+                "{} has wrong bytes and is kept, because it is unknown what else needs it",
                 crate::error::shown(&payload)
             )),
             Err(error) => self.tally.failures.push(error),
         }
     }
 
-    /// Writes the commit that the bucket has for a ref. Otherwise, a ref that leads nowhere is taken out of the cache, since
+    /// Writes the commit that the bucket has for a ref. If it has none, a dangling ref is removed from the cache, since
     /// huggingface_hub cannot list a repo with such a ref.
     async fn repair_ref(&mut self, finding: &mut Finding, repo: &RepoName, path: &Path) -> Result<()> {
         let Some(name) = ref_name(&self.layout, repo, path) else { return Ok(()) };
         let mut commit = None;
         if finding.reason == Reason::BadRef {
-            // Without the bucket, nothing says what it should be.
+            // Without the bucket, its commit is unknown.
             let Some(bucket) = &self.bucket else { return Ok(()) };
             let query = RepoQuery { kind: Some(repo.kind), id: repo.id.clone() };
-            // Only a bucket that answers can say that it does not know the ref.
+            // Only an answer from the bucket shows that it does not have the ref.
             let found = match lookup::find(bucket, &query, Some(name.as_str())).await {
                 Ok(found) => Some(found.manifest.revision().clone()),
                 Err(error) if error.cause.is_missing() || error.cause.is_invalid() => None,
@@ -581,7 +581,7 @@ impl Run<'_> {
         }
         let (repo, path) = (repo.clone(), path.to_path_buf());
         self.act(finding, |run| {
-            // Written again meanwhile.
+            // It has been written again in the meantime.
             let now = scan::scan_refs(&run.layout, &repo);
             let pin = now.pins.iter().find(|commit| commit.as_str() == name.as_str());
             if let Some(commit) = now.refs.get(&name).or(pin)
@@ -614,7 +614,7 @@ impl Run<'_> {
         let path = path.to_path_buf();
         let (repo, layout) = (repo.clone(), self.layout.clone());
         self.act(finding, |run| {
-            // Written again meanwhile.
+            // It has been written again in the meantime.
             if matches!(LocalState::unscanned(layout).tree(&repo, &commit), TreeFile::Valid(_)) {
                 return Ok(true);
             }
@@ -638,38 +638,39 @@ impl Run<'_> {
         }
     }
 
-    /// Finds copies in this cache of the blobs that only the bucket could name.
-    async fn find_copies_of_looked_up(&self, findings: &[Finding], wanted: &mut [(usize, Want)]) {
-        let is_open = |(index, want): &&mut (usize, Want)| {
-            findings[*index].repair == Repair::LookUp && want.reason.is_some() && want.donor.is_none()
+    /// Finds copies in this cache of the blobs whose names came from the bucket.
+    async fn find_remaining_copies(&self, findings: &[Finding], pending_repairs: &mut [(usize, PendingRepair)]) {
+        let is_open = |(index, pending): &&mut (usize, PendingRepair)| {
+            findings[*index].repair == Repair::LookUp && pending.reason.is_some() && pending.donor.is_none()
         };
-        let mut open: Vec<&mut Want> = wanted.iter_mut().filter(is_open).map(|(_, want)| want).collect();
-        let blobs = open.iter().map(|want| (want.repo.clone(), want.file.blob, Some(want.file.size)));
+        let mut open: Vec<&mut PendingRepair> =
+            pending_repairs.iter_mut().filter(is_open).map(|(_, pending)| pending).collect();
+        let blobs = open.iter().map(|pending| (pending.repo.clone(), pending.file.blob, Some(pending.file.size)));
         let copies = find_copies(&self.layout, self.facts, blobs.collect::<Vec<_>>().into_iter()).await;
-        for want in &mut open {
-            if let Some((donor, size)) = copies.get(&want.file.blob).cloned() {
-                (want.donor, want.file.size) = (Some(donor), size);
+        for pending in &mut open {
+            if let Some((donor, size)) = copies.get(&pending.file.blob).cloned() {
+                (pending.donor, pending.file.size) = (Some(donor), size);
             }
         }
     }
 
     /// Links and copies what is in this cache, and fetches everything else at once.
-    async fn fetch(&mut self, findings: &mut [Finding], wanted: Vec<(usize, Want)>) {
-        let wanted = wanted.into_iter().filter(|(_, want)| want.has_source());
-        let (here, wanted): (Vec<_>, Vec<_>) =
-            wanted.partition(|(_, want)| want.reason.is_none() || want.donor.is_some());
-        for (index, want) in here {
-            if let Err(error) = self.put_in_place(&mut findings[index], want).await {
+    async fn fetch(&mut self, findings: &mut [Finding], pending_repairs: Vec<(usize, PendingRepair)>) {
+        let pending_repairs = pending_repairs.into_iter().filter(|(_, pending)| pending.has_source());
+        let (here, pending_repairs): (Vec<_>, Vec<_>) =
+            pending_repairs.partition(|(_, pending)| pending.reason.is_none() || pending.donor.is_some());
+        for (index, pending) in here {
+            if let Err(error) = self.put_in_place(&mut findings[index], pending).await {
                 self.tally.failures.push(error);
             }
         }
-        let Some(bucket) = self.bucket.clone().filter(|_| !wanted.is_empty()) else { return };
+        let Some(bucket) = self.bucket.clone().filter(|_| !pending_repairs.is_empty()) else { return };
         let mut kept: HashMap<usize, Vec<Kept>> = HashMap::new();
         let mut drafts: BTreeMap<RevisionKey, Draft> = BTreeMap::new();
         let mut places: Vec<(usize, BlobId, HashSet<RevisionKey>)> = Vec::new();
-        for (index, want) in wanted {
+        for (index, pending) in pending_repairs {
             let keep: Result<Vec<Option<Kept>>> =
-                want.keep.iter().map(|path| quarantine::keep(&self.layout, path)).collect();
+                pending.keep.iter().map(|path| quarantine::keep(&self.layout, path)).collect();
             match keep {
                 Ok(keep) => drop(kept.insert(index, keep.into_iter().flatten().collect())),
                 Err(error) => {
@@ -677,8 +678,8 @@ impl Run<'_> {
                     continue;
                 }
             }
-            let blob = want.file.blob;
-            let used = add(&mut drafts, want);
+            let blob = pending.file.blob;
+            let used = add(&mut drafts, pending);
             places.push((index, blob, used));
         }
         let plans: Result<BTreeMap<RevisionKey, Plan>> =
@@ -724,13 +725,14 @@ impl Run<'_> {
         }
     }
 
-    /// Links files to a blob that is here, after it was taken from elsewhere in this cache if need be.
-    async fn put_in_place(&mut self, finding: &mut Finding, want: Want) -> Result<()> {
-        let (repo, blob, size, is_copied) = (want.repo.clone(), want.file.blob, want.file.size, want.donor.is_some());
+    /// Links files to a blob that is here, copying it from elsewhere in this cache first if necessary.
+    async fn put_in_place(&mut self, finding: &mut Finding, pending: PendingRepair) -> Result<()> {
+        let (repo, blob, size, is_copied) =
+            (pending.repo.clone(), pending.file.blob, pending.file.size, pending.donor.is_some());
         let _client = match is_copied {
             false => None,
             true => {
-                let note = format!("another process is downloading {repo}/{}: waiting for it", want.file.path);
+                let note = format!("another process is downloading {repo}/{}: waiting for it", pending.file.path);
                 let lock = || lock::try_client_lock(&self.layout, &repo, &blob);
                 Some(wait_for(&*self.session.progress, &note, lock).await?)
             }
@@ -741,8 +743,9 @@ impl Run<'_> {
         let xet_hash = xet_hashes(self.facts, [blob].into_iter()).remove(&blob).filter(|_| is_store);
         let kept = blocking(move || {
             let kept: Vec<Option<Kept>> =
-                want.keep.iter().map(|path| quarantine::keep(&layout, path)).collect::<Result<_>>()?;
-            let placed = copy_blob(&layout, &want, xet_hash).and_then(|()| link_files(&layout, &want, no_symlinks));
+                pending.keep.iter().map(|path| quarantine::keep(&layout, path)).collect::<Result<_>>()?;
+            let placed =
+                copy_blob(&layout, &pending, xet_hash).and_then(|()| link_files(&layout, &pending, no_symlinks));
             match placed {
                 Ok(()) => Ok(kept),
                 Err(error) => {
@@ -774,12 +777,12 @@ impl Run<'_> {
     }
 }
 
-/// Gives a repo the copy of a blob that was found, if there is one. The caller holds huggingface_hub's lock on the blob.
+/// Copies the blob that was found into the repo, if there is one. The caller holds huggingface_hub's lock on the blob.
 /// `xet_hash` is its name in the cache-wide store.
-fn copy_blob(layout: &Layout, want: &Want, xet_hash: Option<BlobId>) -> Result<()> {
-    let Some(donor) = &want.donor else { return Ok(()) };
-    let (repo, blob, size) = (&want.repo, &want.file.blob, want.file.size);
-    // It is here, and was only not checked.
+fn copy_blob(layout: &Layout, pending: &PendingRepair, xet_hash: Option<BlobId>) -> Result<()> {
+    let Some(donor) = &pending.donor else { return Ok(()) };
+    let (repo, blob, size) = (&pending.repo, &pending.file.blob, pending.file.size);
+    // It is here, but was not checked.
     if donor.file == layout.blob(repo, blob) {
         return Ok(());
     }
@@ -796,14 +799,14 @@ fn copy_blob(layout: &Layout, want: &Want, xet_hash: Option<BlobId>) -> Result<(
     }
 }
 
-fn link_files(layout: &Layout, want: &Want, no_symlinks: bool) -> Result<()> {
+fn link_files(layout: &Layout, pending: &PendingRepair, no_symlinks: bool) -> Result<()> {
     let kind = LinkKind::probe(layout, no_symlinks)?;
-    // Where files are real, a blob that was only added for them moves to its place.
-    let is_added = want.reason == Some(FetchReason::Missing) && want.link.len() == 1;
-    let own: HashSet<BlobId> = is_added.then_some(want.file.blob).into_iter().collect();
-    want.link.iter().try_for_each(|file| {
-        let writer = SnapshotWriter { layout, repo: &want.repo, commit: &file.revision, kind, own: &own };
-        writer.write(&[(&file.path, &want.file.blob)])
+    // If snapshots have real files, a blob that was added only for them moves into place.
+    let is_added = pending.reason == Some(FetchReason::Missing) && pending.link.len() == 1;
+    let own: HashSet<BlobId> = is_added.then_some(pending.file.blob).into_iter().collect();
+    pending.link.iter().try_for_each(|file| {
+        let writer = SnapshotWriter { layout, repo: &pending.repo, commit: &file.revision, kind, own: &own };
+        writer.write(&[(&file.path, &pending.file.blob)])
     })
 }
 
@@ -846,21 +849,21 @@ impl Draft {
     }
 }
 
-/// Adds what is wanted to the drafts of the revisions that it is about, and returns these.
-fn add(drafts: &mut BTreeMap<RevisionKey, Draft>, want: Want) -> HashSet<RevisionKey> {
+/// Adds a pending repair to the drafts of its revisions. Returns these revisions.
+fn add(drafts: &mut BTreeMap<RevisionKey, Draft>, pending: PendingRepair) -> HashSet<RevisionKey> {
     let mut used = HashSet::new();
-    let file = &want.file;
-    let key = |commit: &Commit| (want.repo.clone(), commit.clone());
-    if let Some(reason) = want.reason {
-        let draft = drafts.entry(key(&want.revision)).or_default();
+    let file = &pending.file;
+    let key = |commit: &Commit| (pending.repo.clone(), commit.clone());
+    if let Some(reason) = pending.reason {
+        let draft = drafts.entry(key(&pending.revision)).or_default();
         draft.add_file(&file.path, file);
         if !draft.fetch.iter().any(|fetch| fetch.blob == file.blob) {
             let (blob, size, path) = (file.blob, file.size, file.path.clone());
             draft.fetch.push(FetchAction { blob, size, path, reason, donor: None, xet_hash: None });
         }
-        used.insert(key(&want.revision));
+        used.insert(key(&pending.revision));
     }
-    for link in &want.link {
+    for link in &pending.link {
         let draft = drafts.entry(key(&link.revision)).or_default();
         draft.add_file(&link.path, file);
         draft.link.push(LinkAction { path: link.path.clone(), blob: file.blob });
@@ -875,7 +878,7 @@ fn ref_name(layout: &Layout, repo: &RepoName, path: &Path) -> Option<RefName> {
     parts?.join("/").parse().ok()
 }
 
-/// Returns every blob of any repo that links to this payload.
+/// Returns every blob of all repos that links to this payload.
 fn links_to(layout: &Layout, payload: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for repo in fs::read_dir(layout.root()).into_iter().flatten().flatten() {
@@ -896,13 +899,13 @@ fn links_to(layout: &Layout, payload: &Path) -> Vec<PathBuf> {
 mod tests {
     use super::*;
 
-    /// The check found bad bytes, and the client has fetched good ones since then.
+    /// The check found bad bytes, but the client has fetched good ones since then.
     #[test]
     fn a_blob_that_was_downloaded_again_is_not_set_aside() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new(dir.path().join("hub"));
         let repo = RepoName::from_folder("models--org--name").unwrap();
-        // git's name of "hello\n".
+        // The git oid of "hello\n".
         let blob: BlobId = "ce013625030ba8dba906f756967f9e9ca394464a".parse().unwrap();
         let path = layout.blob(&repo, &blob);
         fs::create_dir_all(path.parent().unwrap()).unwrap();

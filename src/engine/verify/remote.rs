@@ -1,8 +1,8 @@
 //! Checks the bucket, and repairs it from the cache.
 //!
-//! One listing says which blobs, manifests and refs there are; every manifest and ref is read. Whatever the listing lacks is
-//! checked once more, since another machine may be pushing. A repair uploads what this cache has, with the same code as a
-//! push: every blob is hashed on its way, and nothing is deleted.
+//! One listing shows which blobs, manifests and refs exist; every manifest and ref is read. Anything missing from the
+//! listing is checked once more, since another machine may be pushing. A repair uploads what this cache has, with the same
+//! code as a push: every blob is hashed as it is sent, and nothing is deleted.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
@@ -39,7 +39,7 @@ use crate::transfer::{Context, check, pool};
 /// The result of a check.
 #[derive(Debug, Default)]
 pub struct Found {
-    /// The facts to judge.
+    /// The facts to evaluate.
     pub facts: Facts,
     /// Notes for the user.
     pub notes: Vec<String>,
@@ -94,16 +94,16 @@ pub async fn check(session: &Session, bucket: &Bucket, only: &[RepoSpec], deep: 
     check_blobs(session, bucket, &state, deep, &mut found).await?;
     let foreign = state.foreign().keys + of_others.len();
     if foreign > 0 && only.is_empty() {
-        found.notes.push(format!("{foreign} objects in the bucket are not part of this cache, and were not checked"));
+        found.notes.push(format!("{foreign} objects in the bucket do not belong to this cache and were not checked"));
     }
     Ok(found)
 }
 
-/// Returns what is wrong with a ref that names this commit. A manifest that was pushed after the listing counts.
+/// Returns the fault of a ref that names this commit. A manifest that was pushed after the listing counts.
 async fn find_fault(bucket: &Bucket, state: &RemoteState, key: &str, commit: &Commit) -> Result<Option<RefFault>> {
     let Some(candidate) = state.listed_ref(key) else { return Ok(None) };
     let manifest = keys::manifest_of(&candidate.encoded, commit);
-    // A key of 0.1.0 does not say whose it is.
+    // A key of 0.1.0 does not say which repo it belongs to.
     if candidate.repo.is_none() && state.listed_manifest(&manifest).is_some() {
         return Ok(None);
     }
@@ -112,7 +112,7 @@ async fn find_fault(bucket: &Bucket, state: &RemoteState, key: &str, commit: &Co
         Stored::Valid(manifest) if !candidate.may_refer_to(manifest.repo()) => {
             Some(RefFault::Foreign(commit.clone(), manifest.repo().clone()))
         }
-        // A bad manifest is reported itself.
+        // A bad manifest is reported on its own.
         Stored::Valid(_) | Stored::Invalid(_) => None,
     })
 }
@@ -162,7 +162,7 @@ fn is_revision(spec: &RepoSpec, name: &RefName) -> bool {
     spec.revision.as_ref().is_none_or(|text| text == name.as_str())
 }
 
-/// Returns the commits that a revision may mean: those that refs of this name name, or else those that begin with the text.
+/// Returns the commits that a revision may mean: those of the refs with this name, or else those that begin with the text.
 fn commits_of(state: &RemoteState, encoded: &str, text: &str) -> Vec<Commit> {
     let refs = state.refs().iter().filter(|candidate| candidate.encoded == encoded && candidate.name.as_str() == text);
     let named: Vec<Commit> = refs.filter_map(|candidate| state.reference(&candidate.object.key)?.valid()).collect();
@@ -180,12 +180,12 @@ fn not_found(bucket: &Bucket, state: &RemoteState, spec: &RepoSpec) -> Error {
     {
         let revision = crate::error::printable(revision, 100);
         return Error::not_found(format!("revision '{revision}' of {query} is not in bucket '{}'", bucket.name()))
-            .hint("`hf-cache-sync list --remote --revisions` shows what is");
+            .hint("`hf-cache-sync list --remote --revisions` shows what is there");
     }
     let ids: Vec<RepoId> = state.manifests().keys().filter_map(|encoded| keys::plain_id(encoded)).collect();
     let close = did_you_mean(query.id.as_str(), ids.iter().map(RepoId::as_str));
     let error = Error::not_found(format!("{query} is not in bucket '{}'", bucket.name()));
-    error.hint(close.unwrap_or_else(|| "`hf-cache-sync list --remote` shows what is".into()))
+    error.hint(close.unwrap_or_else(|| "`hf-cache-sync list --remote` shows what is there".into()))
 }
 
 /// Compares the blobs of the manifests with the listing and, with `deep`, their bytes with their names.
@@ -215,7 +215,7 @@ async fn check_blobs(
     let mut faults = BTreeMap::new();
     let mut unchecked = BTreeSet::new();
     if !suspects.is_empty() {
-        session.progress.event(Event::Step("checking what the listing lacks once more"));
+        session.progress.event(Event::Step("checking again what the listing lacks"));
         for unconfirmed in confirm::find_unconfirmed(bucket, suspects, state.blobs().len()).await? {
             let key = (unconfirmed.blob.id, unconfirmed.blob.size);
             match unconfirmed.status {
@@ -253,7 +253,7 @@ async fn check_blobs(
         pool::run(
             fetches,
             &context.limits,
-            // Each is read in one request, however large it is.
+            // Each is read in one request, regardless of its size.
             |fetch: &Fetch| u64::from(context.cut().gets(fetch.size) > 0),
             |fetch| {
                 let context = context.clone();
@@ -294,10 +294,10 @@ pub struct Tally {
     pub failures: Vec<Error>,
 }
 
-/// What to do about an object that this cache has no good copy of.
+/// Hint for objects that this cache has no good copy of.
 const NO_COPY_HINT: &str = "run the same command on a machine that has them, or get them here first with `hf-cache-sync pull --fallback hf-hub`";
 
-/// Repairs everything that this cache has good copies of, and records the outcome of each finding.
+/// Repairs everything that this cache has good copies of. Records the outcome in each finding.
 ///
 /// # Errors
 /// If the cache cannot be read at all.
@@ -310,13 +310,13 @@ pub async fn repair(
 ) -> Result<Tally> {
     findings.iter_mut().for_each(|finding| finding.outcome = Outcome::Left);
     if root::check(&session.config.cache.root, &session.config.cache.source).is_err() {
-        let notes = vec![format!("there is no cache here that could have good copies: {NO_COPY_HINT}")];
+        let notes = vec![format!("there is no cache here to take good copies from: {NO_COPY_HINT}")];
         return Ok(Tally { notes, ..Tally::default() });
     }
     session.progress.event(Event::Step("looking for good copies"));
     let cache = session.config.cache.root.clone();
     let inventory = blocking(move || scan::scan(&cache)).await?;
-    // A read-only cache can be a source without the lock: no prune can run on it.
+    // A read-only cache can be a source without the lock, since no prune can run on it.
     let _lock = if dry_run { None } else { session.lock_shared().await.ok() };
     let context = session.transfers(bucket, caps, false);
     let mut run = Run { session, bucket, context, inventory: &inventory, findings, dry_run, tally: Tally::default() };
@@ -325,9 +325,9 @@ pub async fn repair(
     let lacks_copy = |finding: &Finding| {
         finding.outcome == Outcome::Left && matches!(finding.repair, Repair::Upload { .. } | Repair::Push { .. })
     };
-    // Other notes and failures say why a copy that is here was not used.
+    // Other notes and failures explain why an existing copy was not used.
     if run.tally.failures.is_empty() && run.tally.notes.is_empty() && run.findings.iter().any(lacks_copy) {
-        run.tally.notes.push(format!("this cache has no good copies of what is left: {NO_COPY_HINT}"));
+        run.tally.notes.push(format!("this cache has no good copies of the rest: {NO_COPY_HINT}"));
     }
     Ok(run.tally)
 }
@@ -370,7 +370,7 @@ impl Run<'_> {
             let mut uploads = Vec::new();
             for ((id, size), indexes) in &wanted {
                 let copy = copies.get(&(*id, *size)).and_then(|copies| copies.get(round));
-                // If the store fails, another copy fares no better.
+                // If the store fails, another copy would fail, too.
                 let is_open = findings[indexes[0]].outcome == Outcome::Left
                     && !unsure.iter().any(|(sent, _)| sent.id == *id)
                     && !failures.get(id).is_some_and(|error| error.cause.may_pass());
@@ -423,7 +423,7 @@ impl Run<'_> {
             let manifest = keys::parse_manifest(key);
             let reference = keys::parse_ref(key);
             for repo in &inventory.repos {
-                // The commit that the bucket's ref names, or else the one that it names here.
+                // The commit that the ref names in the bucket, or else in this cache.
                 let current = |name: &RefName| {
                     named.as_ref().filter(|commit| repo.revisions.contains_key(*commit)).or(repo.refs.get(name))
                 };
@@ -458,10 +458,10 @@ impl Run<'_> {
         let listed = ListingSizes { blobs: remote.blobs().len(), refs: remote.refs().len() };
         let done = publish::publish(context, &plan, listed).await;
         tally.uploaded += done.uploaded;
-        // What could not be uploaded before has been tried again.
+        // Blobs that could not be uploaded before have been tried again.
         let known: HashSet<String> = tally.failures.iter().map(Error::to_string).collect();
         tally.failures.extend(done.failures.into_iter().filter(|error| !known.contains(&error.to_string())));
-        // The outcome is what is there now, not what was sent.
+        // The outcome depends on what is in the bucket now, not on what was sent.
         let listed = RemoteState::list(bucket, Scope::NAMES).await;
         let state = listed.map_err(|failure| bucket.explain_listing(failure))?;
         for (index, _, _) in &wanted {
@@ -482,7 +482,7 @@ impl Run<'_> {
     }
 }
 
-/// Returns the files of this cache that should have the bytes of these blobs.
+/// Returns the files in this cache that should have the bytes of these blobs.
 fn find_copies(
     inventory: &Inventory,
     wanted: &BTreeSet<(BlobId, u64)>,
