@@ -1,5 +1,5 @@
-//! Hostile input: whatever a store, the Hub or a file contains, memory stays a small multiple of its size, the sizes are
-//! limited, and every command ends. The real binary runs with a limit on its memory: beyond that, it would abort.
+//! Hostile input: no matter what a store, the Hub or a file contains, memory stays a small multiple of its size, sizes are
+//! limited, and every command ends. The real binary runs with a memory limit, beyond which it would abort.
 
 use std::fs;
 use std::sync::Arc;
@@ -12,14 +12,14 @@ use crate::harness::store::Store;
 use crate::harness::{listing as files, weights};
 
 const MIB: usize = 1 << 20;
-/// What a run takes that reads next to nothing, with its threads.
+/// Memory of a run that reads next to nothing, with its threads.
 const BASE: usize = 96 * MIB;
 const SHA1: &str = "ce013625030ba8dba906f756967f9e9ca394464a";
 
 /// Runs a command that may use this many bytes of memory.
 fn run_within(machine: &Machine, memory: usize, line: &[&str]) -> Output {
     let mut command = machine.script(&format!("ulimit -d {} && exec \"$0\" \"$@\"", memory / 1024));
-    // Each thread has a stack, of which it touches little.
+    // Each thread has a stack, little of which it uses.
     command.args(line).env("TOKIO_WORKER_THREADS", "2");
     run(command)
 }
@@ -115,7 +115,7 @@ fn large_manifests_are_not_all_read_at_once() {
 }
 
 #[test]
-fn nested_brackets_are_refused_wherever_they_are() {
+fn nested_brackets_are_refused_everywhere() {
     let nested = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
     let (one, blob) = (file("a"), format!("\"{SHA1}\""));
     for (text, words) in [
@@ -171,7 +171,7 @@ fn sizes_near_the_maximum_do_not_overflow() {
     assert_eq!(usage["blobs"]["bytes"].as_u64(), Some(u64::MAX), "{usage}");
 }
 
-/// Answers requests for an object with zeros, as many MiB, and lists it with this size.
+/// Answers requests for an object with this many MiB of zeros, and lists it with this size.
 fn put_bomb(store: &Scripted, key: &str, mib: usize, headers: &'static [(&str, &str)]) {
     let bomb = key.to_string();
     store.script(move |request, objects| {
@@ -196,7 +196,7 @@ fn put_bomb(store: &Scripted, key: &str, mib: usize, headers: &'static [(&str, &
     });
 }
 
-/// What reads manifests and refs from the bucket.
+/// Commands that read manifests and refs from the bucket.
 const READING_COMMANDS: [&[&str]; 8] = [
     &["pull", "org/name"],
     &["pull-all"],
@@ -251,9 +251,9 @@ fn a_manifest_with_too_many_files_is_refused() {
     assert_refused(&machine, BASE + 4 * text.len(), &["pull", "org/name"], 5, &["more than 1000000 files"]);
 }
 
-/// Returns a machine that finds nothing in its bucket, and asks this Hub.
+/// Returns a machine with an empty bucket and this Hub as the fallback.
 #[cfg(feature = "fallback")]
-fn asking(hub: &crate::harness::hub_server::Hub) -> (Scripted, Machine) {
+fn machine_with_hub(hub: &crate::harness::hub_server::Hub) -> (Scripted, Machine) {
     let store = Scripted::new();
     let mut machine = store.machine();
     machine.set("HF_ENDPOINT", &hub.url);
@@ -262,13 +262,13 @@ fn asking(hub: &crate::harness::hub_server::Hub) -> (Scripted, Machine) {
 
 #[cfg(feature = "fallback")]
 #[test]
-fn a_document_of_the_hub_has_a_size() {
+fn documents_of_the_hub_are_limited_in_size() {
     use crate::harness::hub_server::{Hub, Reply};
     let line = ["pull", "model:org/name", "--fallback", "hf-hub"];
     for header in ["x-nothing", "transfer-encoding"] {
         for path in ["/revision/", "/tree/"] {
             let hub = Hub::start(&[Revision::model("org/name")]);
-            let (_store, machine) = asking(&hub);
+            let (_store, machine) = machine_with_hub(&hub);
             let body = vec![b' '; 40 * MIB];
             hub.script(move |request| {
                 let reply = Reply { status: 200, headers: Vec::new(), body: body.clone() };
@@ -281,11 +281,11 @@ fn a_document_of_the_hub_has_a_size() {
 
 #[cfg(feature = "fallback")]
 #[test]
-fn a_listing_of_the_hub_has_a_length() {
+fn listings_of_the_hub_are_limited_in_length() {
     use crate::harness::hub_server::{Hub, Reply};
     const PER_PAGE: usize = 260_000;
     let hub = Hub::start(&[Revision::model("org/name")]);
-    let (_store, machine) = asking(&hub);
+    let (_store, machine) = machine_with_hub(&hub);
     hub.script(|request| {
         let (path, query) = request.target.split_once('?').unwrap_or_default();
         path.contains("/tree/").then_some(())?;
@@ -313,7 +313,7 @@ const LISTING_COMMANDS: [&[&str]; 6] =
     [&["push"], &["diff"], &["list", "--remote"], &["pull", "org/name"], &["pull-all"], &["remote", "gc", "--dry-run"]];
 
 #[test]
-fn a_listing_page_has_a_size() {
+fn listing_pages_are_limited_in_size() {
     let store = Scripted::new();
     let machine = store.machine();
     Revision::model("org/mine").git("config.json", "{}").write(&machine.hub());
@@ -343,7 +343,7 @@ fn a_listing_that_has_no_end_is_an_error() {
         "refs" => format!("refs/org__name/{name}"),
         prefix => format!("{prefix}{name}"),
     };
-    // The same token for ever, and the same keys for ever with new tokens.
+    // The same token forever, and the same keys forever with new tokens.
     store.script(move |request, _| {
         request.is_list().then(|| Reply::new(200, listing(&[entry(&key(request, "a"), b"x")], &more("same"))))
     });
@@ -381,7 +381,7 @@ fn keys_in_any_order_and_twice_are_listed_once() {
     revision.objects().into_iter().for_each(|(key, bytes)| store.put(&key, bytes));
     store.script(|request, objects| {
         let prefix = request.parameter("prefix").filter(|_| request.is_list())?;
-        // Two keys a page, backwards, and every page twice.
+        // Two keys per page, backwards, and every page twice.
         let keys: Vec<_> = objects.iter().rev().filter(|(key, _)| key.starts_with(&prefix)).collect();
         let at: usize = request.parameter("continuation-token").map_or(0, |token| token.parse().unwrap());
         let page = keys.chunks(2).nth(at / 2).unwrap_or_default();
@@ -438,7 +438,7 @@ fn memory_is_a_small_multiple_of_a_tree_in_the_cache() {
     }
 }
 
-/// Cuts every answer about a blob after this many bytes.
+/// Truncates every blob response after this many bytes.
 fn cut_after(store: &Scripted, bytes: usize) {
     store.script(move |request, objects| {
         let content = objects.get(&request.key).filter(|_| request.key.starts_with("blobs/"))?;
@@ -452,7 +452,7 @@ fn cut_after(store: &Scripted, bytes: usize) {
 }
 
 #[test]
-fn a_blob_that_comes_byte_by_byte_is_given_up() {
+fn a_blob_that_arrives_byte_by_byte_is_abandoned() {
     let store = Scripted::new();
     let revision = Revision::new("model", "org/name").lfs("small.bin", weights(1, 4000)).refs(&["main"]);
     revision.objects().into_iter().for_each(|(key, bytes)| store.put(&key, bytes));
@@ -468,7 +468,7 @@ fn a_blob_that_comes_byte_by_byte_is_given_up() {
 }
 
 #[test]
-fn a_blob_that_comes_in_real_pieces_arrives() {
+fn a_slow_blob_that_makes_progress_arrives() {
     let store = Scripted::new();
     let revision = Revision::model("org/name").lfs("a.bin", weights(1, 700_000)).lfs("b.bin", weights(2, 9_000));
     let revision = revision.refs(&["main"]);

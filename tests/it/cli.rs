@@ -212,7 +212,7 @@ fn settings_follow_the_documented_precedence() {
     machine.set("AWS_ACCESS_KEY_ID", ACCESS_KEY);
     machine.set("AWS_SECRET_ACCESS_KEY", SECRET_KEY);
     assert_resolved(resolved(&machine, &[]), "from-here", "yaml-region", "source=aws_env");
-    // Half a pair with higher settings_follow_the_documented_precedence is ignored, with a warning.
+    // Half a pair with higher precedence is ignored, with a warning.
     machine.set("B2_APPLICATION_KEY_ID", "half");
     assert_resolved(resolved(&machine, &[]), "from-here", "yaml-region", "source=aws_env");
     let warned = machine.run(&["doctor"]).stderr;
@@ -458,7 +458,7 @@ fn logs_contain_no_secrets() {
     }
 }
 
-/// Debug lines go to stderr, and only on request; RUST_LOG takes settings_follow_the_documented_precedence.
+/// Debug lines go to stderr, and only on request; RUST_LOG takes precedence.
 #[test]
 fn debug_lines_go_to_stderr() {
     let store = Store::new();

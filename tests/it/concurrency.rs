@@ -21,20 +21,20 @@ fn rounds(usual: usize) -> usize {
     std::env::var("CONCURRENCY_ROUNDS").map_or(usual, |text| text.parse().unwrap())
 }
 
-/// What a store does with conditional writes.
+/// How a store treats conditional writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Conditions {
     Honoured,
     Refused,
     Ignored,
-    /// Honoured, but an ETag in quotes is never the object's: Ceph compares the quotes, too.
+    /// Honoured, but an ETag in quotes never matches: Ceph compares the quotes, too.
     Unquoted,
-    /// None ever holds.
+    /// Every condition fails.
     Unmet,
 }
 
 impl Conditions {
-    /// Returns the response to a write if the store refuses it for its condition.
+    /// Returns the response to a write if the store rejects its condition.
     fn refusal(self, request: &S3Request) -> Option<Action> {
         let unmet = Action::Refuse(412, "PreconditionFailed", "");
         match self {
@@ -49,7 +49,7 @@ impl Conditions {
     }
 }
 
-/// A store whose requests take up to some milliseconds.
+/// A store whose requests take up to `longest` milliseconds.
 fn slow_store(conditions: Conditions, random: fastrand::Rng, longest: u64) -> Store {
     let store = Store::new();
     if conditions == Conditions::Ignored {
@@ -76,7 +76,7 @@ fn parts(count: usize) -> (Revision, Vec<Revision>) {
     (full, parts)
 }
 
-/// Returns a machine for each part, which it has in its cache.
+/// Returns a machine for each part, with the part in its cache.
 fn machines_with(parts: &[Revision], store: &Store) -> Vec<Machine> {
     let machine_with = |part: &Revision| {
         let machine = Machine::new(store);
@@ -87,7 +87,7 @@ fn machines_with(parts: &[Revision], store: &Store) -> Vec<Machine> {
 }
 
 #[test]
-fn parts_pushed_at_the_same_moment_are_merged() {
+fn concurrently_pushed_parts_are_merged() {
     let mut random = fastrand::Rng::with_seed(seed());
     use Conditions::{Honoured, Ignored, Refused, Unmet, Unquoted};
     for conditions in [Honoured, Refused, Ignored, Unquoted, Unmet] {
@@ -152,7 +152,7 @@ fn a_push_waits_while_another_one_publishes_the_same_revision() {
 }
 
 #[test]
-fn a_killed_push_holds_nobody_up_for_long() {
+fn a_killed_push_does_not_delay_others_for_long() {
     let store = Store::new();
     let (full, parts) = parts(2);
     let machines = machines_with(&parts, &store);
@@ -185,7 +185,7 @@ fn waiting_for_turns_costs_a_single_push_no_request() {
 }
 
 #[test]
-fn a_ref_that_another_machine_moves_back_is_no_failure() {
+fn a_ref_that_another_machine_moves_back_is_not_a_failure() {
     let store = Store::new();
     let machine = Machine::new(&store);
     let (old, new) = (Revision::model("org/name").at(OTHER), Revision::model("org/name").git("more.txt", "more"));
@@ -204,7 +204,7 @@ fn a_ref_that_another_machine_moves_back_is_no_failure() {
     assert_eq!(store.text("refs/org__name/main"), OTHER);
 }
 
-/// Starts a push that is held when it sends its first blob, of several.
+/// Starts a push of several blobs that is held when it sends the first one.
 fn start_and_hold_blob(store: &Store, machine: &Machine, line: &[&str]) -> (Running, Gate) {
     let gate = store.server.hold(|request| request.is("PUT", "blobs/"));
     let push = machine.start(&[&["push", "--json", "--workers", "1"], line].concat());
@@ -237,7 +237,7 @@ fn a_repo_that_disappears_during_a_push_is_left_out() {
 }
 
 #[test]
-fn a_repo_that_disappears_during_the_scan_is_no_failure() {
+fn a_repo_that_disappears_during_the_scan_is_not_a_failure() {
     let mut random = fastrand::Rng::with_seed(seed());
     for _ in 0..rounds(10) {
         let store = Store::new();
@@ -307,7 +307,7 @@ fn what_remains_of_a_revision_is_pushed() {
 }
 
 #[test]
-fn a_requested_repo_that_disappears_is_no_failure() {
+fn a_requested_repo_that_disappears_is_not_a_failure() {
     let store = Store::new();
     let machine = Machine::new(&store);
     let revision = Revision::model("org/name");
@@ -319,8 +319,8 @@ fn a_requested_repo_that_disappears_is_no_failure() {
     assert!(store.keys().iter().all(|key| key.starts_with("blobs/")), "{:?}", store.keys());
 }
 
-/// Returns a revision of the repo with this number, as of this round: most files change, one stays.
-fn of_round(repo: usize, round: usize) -> Revision {
+/// Returns a revision of the repo with this number in this round: most files change, one stays the same.
+fn revision_of_round(repo: usize, round: usize) -> Revision {
     let commit = format!("{:040x}", 1 + repo + 100 * round);
     let revision = Revision::model(&format!("org/repo-{repo}")).at(&commit).refs(&["main"]);
     revision
@@ -329,8 +329,7 @@ fn of_round(repo: usize, round: usize) -> Revision {
         .lfs("weights.bin", weights((repo * 1000 + round) as u64, 40_000))
 }
 
-/// Asserts that the bucket is complete: every manifest's blobs are there, with the right bytes, and every ref leads to a
-/// manifest.
+/// Asserts that the bucket is complete: every manifest's blobs exist with the right bytes, and every ref has a manifest.
 fn assert_complete(store: &Store) {
     let keys = store.keys();
     for key in keys.iter().filter(|key| key.starts_with("manifests/")) {
@@ -350,24 +349,24 @@ fn assert_complete(store: &Store) {
 
 /// Commands of all kinds on one cache and bucket, on stores of every kind, while a client downloads into the cache.
 #[test]
-fn everything_at_once_on_one_cache_and_bucket() {
+fn all_commands_run_concurrently_on_one_cache_and_bucket() {
     let mut random = fastrand::Rng::with_seed(seed());
     for conditions in [Conditions::Ignored, Conditions::Honoured, Conditions::Refused] {
-        everything_at_once(conditions, &mut random);
+        run_all_commands(conditions, &mut random);
     }
 }
 
-fn everything_at_once(conditions: Conditions, random: &mut fastrand::Rng) {
+fn run_all_commands(conditions: Conditions, random: &mut fastrand::Rng) {
     const REPOS: usize = 5;
     let store = slow_store(conditions, random.fork(), 3);
     let machine = Machine::new(&store);
     for repo in 0..REPOS {
-        of_round(repo, 0).write(&machine.hub());
+        revision_of_round(repo, 0).write(&machine.hub());
     }
     machine.ok(&["push"]);
     let watch = machine.start(&["--json", "watch", "--debounce", "0.1"]);
     for round in 1..=rounds(1) {
-        (0..REPOS).for_each(|repo| of_round(repo, round - 1).age(&machine.hub(), 40));
+        (0..REPOS).for_each(|repo| revision_of_round(repo, round - 1).age(&machine.hub(), 40));
         let mut name = || format!("org/repo-{}", random.usize(..REPOS));
         let (one, two, three) = (name(), name(), name());
         let mut lines: Vec<Vec<&str>> = vec![
@@ -390,7 +389,7 @@ fn everything_at_once(conditions: Conditions, random: &mut fastrand::Rng) {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 for repo in downloads {
-                    of_round(repo, round).download(&machine.hub(), || {
+                    revision_of_round(repo, round).download(&machine.hub(), || {
                         std::thread::sleep(Duration::from_millis(pauses.u64(..30)));
                     });
                 }
@@ -412,7 +411,7 @@ fn everything_at_once(conditions: Conditions, random: &mut fastrand::Rng) {
     watch.signal("-TERM");
     let watched = watch.finish();
     assert!(watched.code == 0 && watched.stdout.contains("\"pushed\""), "{watched:#?}");
-    // A push that failed beside all the others is repeated.
+    // A push that failed among all the others is repeated.
     let last = watched.stdout.lines().rfind(|line| line.contains("\"pushed\""));
     assert!(last.is_some_and(|line| line.contains("\"failed\":0,")), "{last:?}");
     assert_sound_cache(&machine.hub());

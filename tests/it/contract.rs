@@ -1,5 +1,5 @@
-//! What the tool needs of a store, and what it does with it: the same tests for every store. By default, the store is the
-//! embedded server; `tests/stores/run` starts others and names them in the environment:
+//! What the tool needs from a store, and how it behaves with it: the same tests for every store. By default, the store is
+//! the embedded server; `tests/stores/run` starts others and names them in the environment:
 //!
 //! | variable | |
 //! |---|---|
@@ -8,7 +8,7 @@
 //! | `CONTRACT_READ_ONLY` | a bucket and a pair that may only read it: `bucket:key:secret`; not set if the store has no such keys |
 //! | `CONTRACT_FACTS` | the file to which the tests append what they have measured |
 //!
-//! What the tool does must be the same everywhere. What stores differ in is measured, and compared with the table.
+//! The tool must behave the same everywhere. Differences between stores are measured, and compared with the table.
 
 mod raw;
 
@@ -27,7 +27,7 @@ use crate::harness::store::Store;
 use crate::harness::{git_sha1, hex, sha256, wait_until, weights};
 use raw::{Raw, Reply, Request};
 
-/// A bucket of its own on the store under test.
+/// A separate bucket on the store under test.
 struct Team {
     raw: Raw,
     bucket: String,
@@ -118,8 +118,7 @@ impl Team {
         }
     }
 
-    /// Asserts that every ref leads to a manifest, and that every blob of a manifest is there with the bytes that its name
-    /// says.
+    /// Asserts that every ref has a manifest, and that every blob of a manifest exists with bytes that match its name.
     #[track_caller]
     fn assert_whole(&self) {
         let keys = self.keys();
@@ -141,7 +140,7 @@ impl Team {
     }
 }
 
-/// Records a fact about the store, which has to be in the table of docs/stores.md.
+/// Records a fact about the store, which has to match the table in docs/stores.md.
 #[track_caller]
 fn fact(row: &str, value: &str) {
     if let Some(path) = variable("FACTS") {
@@ -242,7 +241,7 @@ fn keys_may_contain_anything() {
 }
 
 #[test]
-fn a_large_blob_goes_in_parts_and_comes_in_ranges() {
+fn a_large_blob_is_uploaded_in_parts_and_downloaded_in_ranges() {
     let team = Team::new();
     let (source, target) = (team.machine(), team.machine());
     let large = Revision::new("model", "org/large").lfs("model.bin", weights(3, (40 << 20) + 12_345));
@@ -259,7 +258,7 @@ fn a_large_blob_goes_in_parts_and_comes_in_ranges() {
 }
 
 #[test]
-fn an_interrupted_upload_goes_on_where_it_stopped() {
+fn an_interrupted_upload_resumes() {
     let team = Team::new();
     let source = team.machine();
     let large = Revision::new("model", "org/large").lfs("model.bin", weights(5, 40 << 20));
@@ -309,7 +308,7 @@ fn ranges_are_exact() {
     fact("`If-Match` of a GET", if refused.status == 412 { "honoured" } else { "ignored" });
 }
 
-/// Returns what a store makes of a condition that does not hold.
+/// Returns how a store treats a condition that is false.
 fn condition(reply: &Reply) -> &'static str {
     match reply.status {
         412 => "honoured",
@@ -492,7 +491,7 @@ fn unfinished_uploads_are_found_and_aborted() {
     if listed.is_some() {
         assert_eq!(listed, Some(1), "{report:#}");
     }
-    // An upload whose age cannot be told is left to the store's own rules.
+    // An upload of unknown age is left to the store's own rules.
     let aborted = machine.ok_json(&["remote", "gc", "--grace", "0", "--yes", "--json"])["uploads"].as_u64() == Some(1);
     fact("`gc` aborts unfinished uploads", yes(aborted));
     if !aborted {
@@ -531,7 +530,7 @@ fn checksums_are_sent_as_configured() {
 }
 
 #[test]
-fn wrong_keys_and_buckets_are_told_apart() {
+fn wrong_keys_and_buckets_are_distinguished() {
     let team = Team::new();
     let mut machine = team.machine();
     Revision::model("org/one").write(&machine.hub());
@@ -553,7 +552,7 @@ fn wrong_keys_and_buckets_are_told_apart() {
 }
 
 #[test]
-fn another_region_is_corrected_where_it_matters() {
+fn a_wrong_region_is_corrected_if_it_matters() {
     let team = Team::new();
     let mut machine = team.machine();
     machine.set("B2_REGION", "nowhere-1");
@@ -626,7 +625,7 @@ fn damage_in_the_bucket_is_found_and_repaired() {
 }
 
 #[test]
-fn two_machines_that_push_parts_of_a_revision_end_merged() {
+fn parts_pushed_by_two_machines_are_merged() {
     let team = Team::new();
     let whole = (0..12)
         .fold(Revision::new("model", "org/parts"), |all, n| all.lfs(&format!("{n:02}.bin"), weights(n + 100, 3_000)));
@@ -643,7 +642,7 @@ fn two_machines_that_push_parts_of_a_revision_end_merged() {
             assert_eq!(ended.code, 0, "{ended:#?}");
         }
         team.assert_whole();
-        // At the latest after one more push from each, nothing is missing.
+        // After one more push from each at the latest, nothing is missing.
         machines.iter().for_each(|machine| drop(machine.ok(&["push"])));
         team.assert_has("", &whole);
         let reader = team.machine();
@@ -653,7 +652,7 @@ fn two_machines_that_push_parts_of_a_revision_end_merged() {
 }
 
 #[test]
-fn doctor_is_content() {
+fn doctor_reports_no_problems() {
     let team = Team::new();
     let machine = team.machine();
     Revision::model("org/one").write(&machine.hub());

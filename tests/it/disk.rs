@@ -1,5 +1,5 @@
-//! File systems that fail in the middle: full, out of inodes, over quota, read-only, or without permission. The message
-//! says so, nothing torn is visible, and the next run completes the work.
+//! File systems that fail in the middle: full, out of inodes, over quota, read-only, or without permission. The message says
+//! so, nothing incomplete is visible, and the next run completes the work.
 
 use std::fs;
 use std::io::Write;
@@ -32,8 +32,7 @@ fn setup() -> (Store, Machine, Revision) {
     (store, machine, revision)
 }
 
-/// Asserts that everything that huggingface_hub would find is what its name says, and that every ref leads to a whole
-/// revision.
+/// Asserts that everything that huggingface_hub would find matches its name, and that every ref names a complete revision.
 #[track_caller]
 fn assert_sound(hub: &Path, revision: &Revision, when: &str) {
     let dir = revision.dir(hub);
@@ -59,7 +58,7 @@ fn assert_clean(output: &Output, words: &[&str], when: &str) {
     output.nothing_internal();
 }
 
-/// Runs it again, with room, and leaves no trace of the failure.
+/// Asserts that another run, with enough space, completes and leaves no trace of the failure.
 #[track_caller]
 fn assert_completes(machine: &Machine, revision: &Revision) {
     machine.ok(&["pull", "org/name"]);
@@ -71,7 +70,7 @@ fn assert_completes(machine: &Machine, revision: &Revision) {
     }
 }
 
-/// Uses up the inodes, but for some.
+/// Uses up all inodes except this many.
 fn take_inodes(folder: &Path, spare: usize) {
     fs::create_dir(folder).unwrap();
     let mut taken = 0;
@@ -81,7 +80,7 @@ fn take_inodes(folder: &Path, spare: usize) {
     (0..spare.min(taken)).for_each(|number| fs::remove_file(folder.join(number.to_string())).unwrap());
 }
 
-/// Whatever the step at which no more files can be created.
+/// At every step at which no more files can be created.
 #[test]
 fn a_file_system_without_inodes() {
     with_mounts("disk::a_file_system_without_inodes", || {
@@ -149,7 +148,7 @@ fn a_disk_that_becomes_read_only() {
             assert_clean(&output, &["ead-only"], blob);
             drop(read_only);
             assert_sound(&hub, &revision, blob);
-            // Nothing could be cleaned up, but whatever can be resumed is.
+            // Nothing could be cleaned up, but everything resumable is resumed.
             machine.ok(&["pull", "org/name"]);
             revision.assert_pulled(&hub);
         }
@@ -162,7 +161,7 @@ fn a_folder_that_may_no_longer_be_written_to() {
     for folder in ["models--org--name/blobs", "models--org--name/snapshots", "models--org--name/refs"] {
         let (store, machine, revision) = setup();
         let hub = machine.hub();
-        // Another revision has brought the folders.
+        // Another revision has created the folders.
         let other = Revision::new("model", "org/name").git("other.json", "{}").at(OTHER).refs(&["other"]);
         other.write(&hub);
         let key = revision.blob_key("medium.bin");
@@ -180,7 +179,7 @@ fn a_folder_that_may_no_longer_be_written_to() {
     }
 }
 
-/// As `ulimit -f` sets it. Without care, the signal would end the process without a word.
+/// As `ulimit -f` sets it. Unhandled, the signal would end the process without a message.
 #[test]
 fn a_limit_on_the_size_of_files() {
     let (_store, machine, revision) = setup();
@@ -208,7 +207,7 @@ fn fill(hub: &Path, with: &str) {
     }
 }
 
-/// Whoever deletes something to free space must not need space for it.
+/// Deleting something to free space must not need space.
 #[test]
 fn a_full_file_system_can_be_pruned() {
     with_mounts("disk::a_full_file_system_can_be_pruned", || {
@@ -281,7 +280,7 @@ fn a_quota_that_is_used_up() {
         btrfs(&["qgroup", "limit", "none"]);
         let _ = fs::remove_file(hub.join("filler"));
         assert_completes(&machine, &revision);
-        // What uses up a quota can be pruned.
+        // Data that uses up a quota can be pruned.
         revision.age(&hub, 9);
         let used = hub.join("filler");
         btrfs(&["qgroup", "limit", "12M"]);
@@ -292,7 +291,7 @@ fn a_quota_that_is_used_up() {
     }
 }
 
-/// Two repos of which each has one revision, in a cache and in a bucket.
+/// Two repos with one revision each, in a cache and in a bucket.
 fn two_repos() -> (Store, Machine, [Revision; 2]) {
     let store = Store::new();
     let machine = Machine::new(&store);
@@ -305,8 +304,8 @@ fn two_repos() -> (Store, Machine, [Revision; 2]) {
     (store, machine, all)
 }
 
-/// A prune or `rm` that is stopped by the file system after it has decided what goes: nothing that should stay goes, what a
-/// client sees is sound, and the next run completes.
+/// The file system stops a prune or `rm` after it has decided what to delete: nothing else is deleted, clients see a sound
+/// cache, and the next run completes.
 #[test]
 fn deletions_that_the_file_system_refuses() {
     with_mounts("disk::deletions_that_the_file_system_refuses", || {
@@ -337,7 +336,7 @@ fn deletions_that_the_file_system_refuses() {
                 drop(mount);
                 for revision in &all {
                     assert_sound(&hub, revision, &when);
-                    // It is whole, or gone.
+                    // It is complete, or gone.
                     if revision.snapshot(&hub).exists() {
                         let refs = revision.refs.iter().all(|name| revision.dir(&hub).join("refs").join(name).exists());
                         assert!(refs || fault == "read-only", "{when}: refs are gone");
@@ -369,7 +368,7 @@ fn deletions_that_the_file_system_refuses() {
     });
 }
 
-/// A repair that is stopped by the file system while it fetches a good blob: the bad one stays, or is in the quarantine.
+/// The file system stops a repair while it fetches a good blob: the bad one stays in place, or is in the quarantine.
 #[test]
 fn a_repair_that_the_file_system_refuses() {
     with_mounts("disk::a_repair_that_the_file_system_refuses", || {
@@ -403,7 +402,7 @@ fn a_repair_that_the_file_system_refuses() {
             });
             drop(mount);
             output.nothing_internal();
-            // The damage is still there, which takes precedence. No more files may be needed by then.
+            // The remaining damage determines the exit code. By then, the repair may need no more files.
             if fault != "inodes" || output.code != 0 {
                 assert_eq!(output.code, 5, "{fault}: {output:#?}");
                 let words = ["No space left", "inodes", "ead-only", "ermission denied"];

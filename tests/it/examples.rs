@@ -222,7 +222,7 @@ fn files_named_in_the_docs_exist() {
     assert!(seen >= 20 && missing.is_empty(), "{seen} names, missing: {}", missing.join("\n"));
 }
 
-/// A tag or a branch of an action may be moved to other code; a commit may not.
+/// A tag or a branch of an action can be moved to other code; a commit cannot.
 #[test]
 fn workflows_pin_everything_that_they_download() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

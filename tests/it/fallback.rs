@@ -406,7 +406,7 @@ fn an_incomplete_listing_is_an_error() {
     assert_eq!(pull(&machine, &["org/name"]).code, 0);
     revision.assert_pulled(&machine.hub());
 
-    // The same page again, two serve_in_pages in turn, the same entries under new addresses without end.
+    // The same page again, two pages in turn, the same entries under new addresses without end.
     let repeating: [fn(usize) -> Option<String>; 3] = [
         |_| Some("?recursive=true&page=0".into()),
         |number| Some(format!("?recursive=true&page={}", (number + 1) % 2)),
@@ -463,7 +463,7 @@ fn the_hubs_rate_limit_is_waited_for_once() {
     for (part, headers) in answers {
         let (_store, hub, machine) = setup(std::slice::from_ref(&revision));
         let mut until = None;
-        // All requests are rejected until the wait that the first rejection asked for is over.
+        // All requests are rejected until the wait requested by the first rejection is over.
         hub.script(move |request| {
             if !request.target.contains(part) {
                 return None;

@@ -383,7 +383,7 @@ fn a_dry_run_compares_with_the_bucket() {
     assert_eq!((&json["manifests"], &json["refs"]), (&0.into(), &0.into()), "{json:#}");
 }
 
-/// A key with the right name and another size counts as missing.
+/// A key with the right name and the wrong size counts as missing.
 #[test]
 fn a_blob_of_the_wrong_size_in_the_bucket_is_replaced() {
     let store = Store::new();

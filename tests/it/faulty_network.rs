@@ -1,5 +1,5 @@
-//! Every command behind a faulty network. Whatever happens, the result is right, or there is one clear error; nothing wrong
-//! is in the cache or in the bucket afterwards; and the same command completes once the network is whole again.
+//! Every command behind a faulty network. In every case, the result is right, or there is one clear error; the cache and the
+//! bucket are sound afterwards; and the same command completes once the network works again.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,7 +15,7 @@ use crate::harness::{contents, seed, sha256, weights};
 #[cfg(unix)]
 use crate::serve::Serve;
 
-/// How old an object has to be to be deleted, and older.
+/// An age at which objects may be deleted.
 const OLD: i64 = -48 * 3600;
 
 /// A bucket behind a proxy, and a machine.
@@ -63,7 +63,7 @@ impl World {
         }
     }
 
-    /// Damages the cache: bytes that are wrong, bytes that are missing, and a ref that names nothing.
+    /// Damages the cache: wrong bytes, missing bytes, and a ref that names nothing.
     #[cfg(unix)]
     fn damage_cache(&self) {
         let hub = self.machine.hub();
@@ -75,7 +75,7 @@ impl World {
         self.one.age(&hub, 30);
     }
 
-    /// Asserts that the bucket and the cache are sound, apart from damage of this kind that was there `before`.
+    /// Asserts that the bucket and the cache are sound, except for damage of this kind that existed `before`.
     #[track_caller]
     fn assert_sound(&self, damage: Damage, before: &BTreeMap<String, String>) {
         if damage != Damage::Bucket {
@@ -87,7 +87,7 @@ impl World {
         }
     }
 
-    /// Asserts that every blob, link and ref of the cache is as it was, or as it has to be, and that none is gone.
+    /// Asserts that every blob, link and ref of the cache is unchanged or correct, and that none is gone.
     #[track_caller]
     fn assert_no_new_damage(&self, before: &BTreeMap<String, String>) {
         let (hub, one) = (self.machine.hub(), &self.one);
@@ -108,7 +108,7 @@ impl World {
     }
 }
 
-/// What is damaged before a command.
+/// The damage before a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(not(unix), allow(dead_code))]
 enum Damage {
@@ -117,13 +117,13 @@ enum Damage {
     Cache,
 }
 
-/// A command, and what it is about.
+/// A command, with its setup and its expected result.
 struct Command {
     line: &'static [&'static str],
     prepare: fn(&World),
-    /// What is damaged before.
+    /// The damage before it.
     damage: Damage,
-    /// Asserts that it has done its work.
+    /// Asserts that it has completed its work.
     is_done: fn(&World),
 }
 
@@ -229,8 +229,8 @@ const COMMANDS: &[Command] = &[
     },
 ];
 
-/// Exit codes after a failure that anyone can see: a reset, a refusal, a stall. None of them says that something is not
-/// there, or that it is corrupt.
+/// Exit codes after a detectable failure: a reset, a rejection, a stall. None of them means that something is missing or
+/// corrupt.
 const HONEST: [i32; 3] = [0, 3, 6];
 /// Exit codes after a response that may have misled the client.
 const MISLED: [i32; 6] = [0, 1, 3, 4, 5, 6];
@@ -246,9 +246,9 @@ fn assert_clear(ran: &Output, codes: &[i32], what: &str) {
     }
 }
 
-/// Asserts the same after failures that anyone can see. Damage that they kept from being repaired takes precedence.
+/// Asserts the same after detectable failures. The exit code for damage that they kept from being repaired takes precedence.
 #[track_caller]
-fn assert_honest(command: &Command, ran: &Output, codes: &[i32], what: &str) {
+fn assert_clear_failure(command: &Command, ran: &Output, codes: &[i32], what: &str) {
     if command.damage == Damage::None || ran.code != 5 {
         return assert_clear(ran, codes, what);
     }
@@ -258,12 +258,12 @@ fn assert_honest(command: &Command, ran: &Output, codes: &[i32], what: &str) {
     assert!(is_honest, "{what}: {ran:#?}");
 }
 
-/// Runs a command behind a fault and again without it, and asserts what the first lines of this file say.
+/// Runs a command behind a fault and again without it, and asserts what the module documentation describes.
 fn assert_survives(command: &Command, what: &str, rule: impl FnMut(&Passing) -> Fault + Send + 'static) -> Output {
     assert_survives_within(None, command, what, rule)
 }
 
-/// The same, with a timeout in seconds while there is the fault.
+/// The same, with a timeout in seconds during the fault.
 fn assert_survives_within(
     timeout: Option<u32>,
     command: &Command,
@@ -290,14 +290,14 @@ fn assert_survives_within(
     let before = contents(&world.machine.hub());
     let ran = world.machine.run(command.line);
     let is_listing_wrong = is_listing_wrong.load(Ordering::SeqCst);
-    // Nothing in a listing shows that it is wrong. What it seems to lack, or to have, may be kept without an error.
+    // Nothing in a listing shows that it is wrong. Objects that it wrongly lacks or has may be kept without an error.
     if is_listing_wrong {
         ran.nothing_internal();
         assert!(MISLED.contains(&ran.code), "{what}: {ran:#?}");
     } else {
         match is_misled.load(Ordering::SeqCst) {
             true => assert_clear(&ran, &MISLED, &what),
-            false => assert_honest(command, &ran, &HONEST, &what),
+            false => assert_clear_failure(command, &ran, &HONEST, &what),
         }
         if ran.code == 0 {
             (command.is_done)(&world);
@@ -307,15 +307,15 @@ fn assert_survives_within(
     world.assert_sound(if is_repaired { Damage::None } else { command.damage }, &before);
     world.proxy.behave();
     world.machine.unset("HF_CACHE_SYNC_TIMEOUT");
-    // Pushes would wait for the notice of a deletion that nobody could remove.
+    // Pushes would wait for the notice of a deletion that could not be removed.
     if ran.code != 0 {
         forget_deletions(&world.store);
     }
     let again = world.machine.run(command.line);
-    // What has been removed cannot be removed again.
+    // Objects that have been removed cannot be removed again.
     let is_gone = again.code == 4 && command.line.contains(&"rm");
     assert!(again.code == 0 || is_gone, "{what}: after {ran:#?}: {again:#?}");
-    // If a manifest was deleted, but the answer was wrong, its blobs are left for gc.
+    // If a manifest was deleted, but the response was wrong, its blobs are left for gc.
     if is_gone && command.line[0] == "remote" {
         let ran = world.machine.run(&["remote", "gc", "--yes"]);
         assert_eq!(ran.code, 0, "{what}: {ran:#?}");
@@ -347,7 +347,7 @@ fn requests(command: &Command) -> Vec<Passing> {
 
 type MakeFault = fn(&mut fastrand::Rng) -> Fault;
 
-/// What may happen to a single request or response.
+/// The faults of a single request or response.
 const ACCIDENTS: [(&str, MakeFault); 11] = [
     ("reset before the server", |_| Fault::ResetBefore),
     ("reset in the head", |random| Fault::ResetAfter(random.usize(..60))),
@@ -362,7 +362,7 @@ const ACCIDENTS: [(&str, MakeFault); 11] = [
     ("429", |_| Fault::Refuse(429, "", "")),
 ];
 
-/// Runs something for every command at once, with the random choices and the number of requests of each.
+/// Runs a test for all commands concurrently, with the random choices and the number of requests of each.
 fn with_every_command(test: impl Fn(u64, &'static Command, fastrand::Rng, usize) + Sync) {
     let (seed, test) = (seed(), &test);
     std::thread::scope(|scope| {
@@ -375,10 +375,10 @@ fn with_every_command(test: impl Fn(u64, &'static Command, fastrand::Rng, usize)
     });
 }
 
-/// One accident in each run, at a random request. `SEED` repeats a run, and `FAULT_ROUNDS` is the number of accidents of each
-/// kind for each command (1 by default).
+/// One fault in each run, at a random request. `SEED` repeats a run, and `FAULT_ROUNDS` is the number of faults of each kind
+/// for each command (1 by default).
 #[test]
-fn an_accident_on_the_network_does_no_harm() {
+fn a_single_network_fault_does_no_harm() {
     let rounds = std::env::var("FAULT_ROUNDS").map_or(1, |rounds| rounds.parse().unwrap());
     with_every_command(|seed, command, mut random, count| {
         for (name, fault) in ACCIDENTS {
@@ -394,7 +394,7 @@ fn an_accident_on_the_network_does_no_harm() {
     });
 }
 
-/// What keeps a connection open, and brings nothing or next to nothing.
+/// Faults that keep a connection open, but deliver nothing or next to nothing.
 const STALLS: [(&str, Fault); 4] = [
     ("a stall in a head", Fault::Stall(Place::Head)),
     ("a stall in a body", Fault::Stall(Place::Body)),
@@ -402,9 +402,9 @@ const STALLS: [(&str, Fault); 4] = [
     ("a stall in a request", Fault::StallRequest),
 ];
 
-/// A single stall is noticed, and the request is sent again.
+/// A single stall is detected, and the request is sent again.
 #[test]
-fn a_connection_that_stalls_is_given_up_and_replaced() {
+fn a_stalled_connection_is_closed_and_replaced() {
     with_every_command(|seed, command, mut random, count| {
         std::thread::scope(|scope| {
             for (name, fault) in STALLS {
@@ -425,12 +425,12 @@ fn a_connection_that_stalls_is_given_up_and_replaced() {
     });
 }
 
-/// A stall that comes back with every try is an error after a few of them, each of which takes as long as the timeout.
+/// A stall that recurs with every attempt is an error after a few attempts, each of which takes as long as the timeout.
 #[test]
 fn a_store_that_stalls_is_one_clear_error() {
     type IsHit = fn(&Passing) -> bool;
     let is_blob: IsHit = |request| request.is("GET", "blobs/");
-    // Those that take longest come first.
+    // The slowest ones first.
     let is_manifest: IsHit = |request| request.is("GET", "manifests/");
     let stalls: [(&str, IsHit, Fault); 8] = [
         ("every change stalls", |request| ["PUT", "POST", "DELETE"].contains(&&*request.method), Fault::StallRequest),
@@ -453,7 +453,7 @@ fn a_store_that_stalls_is_one_clear_error() {
     }
     let next = Mutex::new(cases.into_iter());
     std::thread::scope(|scope| {
-        // They mostly wait. With all of them at once, the machine would be too busy to respond within the timeout.
+        // They mostly wait. If all ran at once, the machine would be too busy to respond within the timeout.
         for _ in 0..20 {
             scope.spawn(|| {
                 loop {
@@ -463,7 +463,7 @@ fn a_store_that_stalls_is_one_clear_error() {
                         false => Fault::None,
                     });
                     let what = format!("{what}, {:?}", command.line);
-                    assert_honest(command, &ran, &[6], &what);
+                    assert_clear_failure(command, &ran, &[6], &what);
                     assert!(ran.stderr.contains("stalled"), "{what}: {ran:#?}");
                 }
             });
@@ -471,9 +471,9 @@ fn a_store_that_stalls_is_one_clear_error() {
     });
 }
 
-/// A burst that hits every request of a moment is waited out.
+/// A burst of rejections that hits all requests for a short time is waited out.
 #[test]
-fn a_burst_of_refusals_is_waited_out() {
+fn a_burst_of_rejections_is_retried() {
     std::thread::scope(|scope| {
         for command in COMMANDS {
             for (status, code) in [(500, "InternalError"), (503, "SlowDown")] {
@@ -492,9 +492,9 @@ fn a_burst_of_refusals_is_waited_out() {
     });
 }
 
-/// A store that refuses or breaks everything from some request on.
+/// A store that rejects or breaks everything from some request on.
 #[test]
-fn a_store_that_is_lost_in_the_middle_is_one_clear_error() {
+fn a_store_that_is_lost_during_a_run_is_one_clear_error() {
     let losses: [(&str, Fault, &[i32]); 4] = [
         ("403", Fault::Refuse(403, "AccessDenied", "Access Denied"), &[3]),
         ("expired credentials", Fault::Refuse(400, "ExpiredToken", "The provided token has expired."), &[3]),
@@ -512,14 +512,14 @@ fn a_store_that_is_lost_in_the_middle_is_one_clear_error() {
                     });
                     // The last requests of a command may be dispensable.
                     let codes = [&[0], codes].concat();
-                    assert_honest(command, &ran, &codes, &format!("{name}, {:?}", command.line));
+                    assert_clear_failure(command, &ran, &codes, &format!("{name}, {:?}", command.line));
                 });
             }
         }
     });
 }
 
-/// The server goes away and comes back, and refuses connections in the meantime.
+/// The server disappears and comes back, and refuses connections in the meantime.
 #[test]
 fn a_server_that_refuses_connections_is_one_clear_error() {
     for command in COMMANDS {
@@ -528,7 +528,7 @@ fn a_server_that_refuses_connections_is_one_clear_error() {
         world.proxy.cut_off();
         let ran = world.machine.run(command.line);
         assert!(ran.stderr.contains("cannot connect to"), "{:?}: {ran:#?}", command.line);
-        assert_honest(command, &ran, &[6], "refused");
+        assert_clear_failure(command, &ran, &[6], "refused");
         world.assert_sound(command.damage, &before);
         world.proxy.restore();
         world.machine.ok(command.line);
@@ -582,7 +582,7 @@ fn listings_out_of_order_or_with_repetitions_are_read_completely() {
 }
 
 #[test]
-fn listings_that_cannot_be_right_are_one_clear_error_and_nothing_is_done() {
+fn invalid_listings_are_one_clear_error_and_nothing_is_done() {
     let wrong: [(&str, Edit); 5] = [
         ("a token that repeats for ever", |xml| {
             let more = "<IsTruncated>true</IsTruncated><NextContinuationToken>again</NextContinuationToken>";
@@ -608,7 +608,7 @@ fn listings_that_cannot_be_right_are_one_clear_error_and_nothing_is_done() {
                     world.proxy.fail(listings(change));
                     let ran = world.machine.run(command.line);
                     let what = format!("{what}, {:?}", command.line);
-                    assert_honest(command, &ran, &[1, 6], &what);
+                    assert_clear_failure(command, &ran, &[1, 6], &what);
                     assert_eq!(world.store.objects(), bucket, "{what}");
                     match command.damage {
                         // The repair of a blob needs no listing.
@@ -624,7 +624,7 @@ fn listings_that_cannot_be_right_are_one_clear_error_and_nothing_is_done() {
     });
 }
 
-/// A page of a listing after the first fails: what it would have had must not count as absent.
+/// A page of a listing after the first one fails: its objects must not count as missing.
 #[test]
 fn a_later_page_that_fails_is_one_clear_error_and_nothing_is_done() {
     let failures: [(&str, Fault, &[i32]); 4] = [
@@ -640,7 +640,7 @@ fn a_later_page_that_fails_is_one_clear_error_and_nothing_is_done() {
                 scope.spawn(move || {
                     let what = format!("{what}, {:?}", command.line);
                     let world = World::new(command);
-                    // So that there is more than a page of everything, and of nothing that the command is about.
+                    // So that every listing has more than one page, of objects that do not concern the command.
                     let others = ["org/x", "org/y", "org/z"].map(|id| Revision::new("model", id).git("a.txt", id));
                     others.iter().for_each(|other| other.publish(&world.store));
                     world.store.server.set_page_size(2);
@@ -676,8 +676,8 @@ fn a_later_page_that_fails_is_one_clear_error_and_nothing_is_done() {
 /// Commands that list nothing, or less than a page.
 const READS_ONE_PAGE: [&[&str]; 2] = [&["pull", "org/one"], &["verify", "--repair"]];
 
-/// Some stores, and what is between them and here, answer a read with status 200 and an error in the body. It is never
-/// content: not a manifest that may be replaced or left out, not a ref that is bad, not the bytes of a blob.
+/// Some stores and proxies answer a read with status 200 and an error in the body. It is never taken for content: not for a
+/// manifest that may be replaced or left out, not for a bad ref, not for the bytes of a blob.
 #[test]
 fn an_error_with_status_200_is_not_content() {
     const ERROR: Fault = Fault::Refuse(200, "InternalError", "We encountered an internal error. Please try again.");
@@ -690,7 +690,7 @@ fn an_error_with_status_200_is_not_content() {
                         true => ERROR,
                         false => Fault::None,
                     });
-                    assert_honest(command, &ran, &[0, 6], &format!("{what}, {:?}", command.line));
+                    assert_clear_failure(command, &ran, &[0, 6], &format!("{what}, {:?}", command.line));
                     // Once for each key.
                     let failed = Mutex::new(std::collections::HashSet::new());
                     let ran = assert_survives(command, &what, move |request| {
@@ -706,7 +706,7 @@ fn an_error_with_status_200_is_not_content() {
     });
 }
 
-/// A push of a part of a revision keeps what its manifest has, also if the manifest seems to be an error.
+/// A push of part of a revision keeps the entries of its manifest, even if the manifest seems to be an error.
 #[test]
 fn an_error_with_status_200_does_not_replace_a_manifest() {
     let store = Store::new();
@@ -733,7 +733,7 @@ fn an_error_with_status_200_does_not_replace_a_manifest() {
 
 /// Stores without conditional writes answer 501 to them, and some answer 200 with an error in the body.
 #[test]
-fn refused_conditions_and_errors_with_status_200_are_understood() {
+fn refused_conditions_and_errors_with_status_200_are_handled() {
     for command in COMMANDS {
         let ran = assert_survives(command, "501", |request| match request.is_conditional() {
             true => Fault::Refuse(501, "NotImplemented", "A header you provided implies functionality"),
@@ -762,7 +762,7 @@ fn large() -> (Store, Proxy, Machine, Revision) {
     (store, proxy, machine, revision)
 }
 
-/// Lies about ranges, or about what is in them.
+/// Wrong ranges, and ranges with wrong bytes.
 fn lies(whole: Vec<u8>) -> [(&'static str, Fault); 4] {
     [
         (
@@ -800,7 +800,8 @@ fn ranges_that_a_store_ignores_or_lies_about_are_one_clear_error() {
                     proxy.fail(move |request| if is_hit(request) { fault.clone() } else { Fault::None });
                     let ran = machine.run(line);
                     if line == check {
-                        // It reads a blob as a whole, so that it can be right in spite of most lies. A fault is no error.
+                        // It reads a blob as a whole, so the result can be right in spite of most wrong ranges. A fault is
+                        // not an error here.
                         let is_right = ran.code == 0 && !what.starts_with("other bytes");
                         assert!(is_right || ran.stdout.contains("1 fault found") || ran.code == 1, "{what}: {ran:#?}");
                         ran.nothing_internal();
@@ -814,7 +815,7 @@ fn ranges_that_a_store_ignores_or_lies_about_are_one_clear_error() {
                         assert!(!revision.snapshot(&hub).exists(), "{what}");
                         assert_sound_cache(&hub);
                     }
-                    // Only once: the command goes on.
+                    // Only once: the command continues.
                     let told = AtomicUsize::new(0);
                     proxy.fail(move |request| match is_hit(request) && told.fetch_add(1, Ordering::SeqCst) == 0 {
                         true => lie.clone(),
@@ -837,7 +838,7 @@ fn ranges_that_a_store_ignores_or_lies_about_are_one_clear_error() {
 
 #[cfg(unix)]
 #[test]
-fn no_lie_about_a_range_is_served() {
+fn bytes_from_a_wrong_range_are_never_served() {
     let (store, proxy, machine, revision) = large();
     revision.publish(&store);
     let whole = &revision.file("model.bin").bytes;
@@ -862,9 +863,9 @@ fn no_lie_about_a_range_is_served() {
     }
 }
 
-/// Uploads in parts behind accidents: what arrives wrong is sent again, and no part twice without need.
+/// Multipart uploads behind faults: damaged parts are sent again, and no part is sent twice without need.
 #[test]
-fn accidents_during_an_upload_in_parts_do_no_harm() {
+fn faults_during_a_multipart_upload_do_no_harm() {
     for (what, fault) in [
         ("reset", Fault::ResetBefore),
         ("no answer", Fault::ResetAfter(0)),
@@ -942,10 +943,10 @@ fn a_large_upload_resumes_after_a_stall() {
     assert!(sent < 18 << 20, "{sent} bytes were sent");
 }
 
-/// Stored manifests that were damaged on their way must neither be believed nor blamed on the bucket. A flipped digit of a
-/// blob's name makes a blob look unused; a flipped letter of a path installs a file under another name.
+/// Stored manifests that are damaged in transit must be neither used nor reported as damage in the bucket. A flipped digit
+/// of a blob's name makes a blob look unused; a flipped letter of a path installs a file under another name.
 #[test]
-fn a_manifest_that_was_damaged_on_its_way_is_read_again() {
+fn a_manifest_damaged_in_transit_is_read_again() {
     for (line, word) in [
         (&["pull", "org/one"][..], "config"),
         (&["pull-all"], "vocab"),

@@ -1,5 +1,5 @@
-//! Every command that writes, killed at random moments, and the server gone at random moments. After each, the cache and
-//! the bucket are sound. In the end the same command completes, sends or fetches no finished part of a large blob again, and
+//! Every command that writes is killed at random moments, and the server disappears at random moments. After each, the cache
+//! and the bucket are sound. In the end, the same command completes, transfers no finished part of a large blob again, and
 //! leaves nothing behind.
 //!
 //! `SEED` repeats the choices of a run, and `KILL_ROUNDS` is the number of rounds of each scenario, with up to five kills each
@@ -29,10 +29,10 @@ const ROUNDS: usize = 6;
 /// A large blob is sent in parts above 16 MiB, and fetched in ranges above 8 MiB.
 const LARGE_PUT: usize = 17 << 20;
 const LARGE_GET: usize = 10 << 20;
-/// How old an object has to be to be deleted, and older.
+/// An age at which objects may be deleted.
 const OLD: i64 = -48 * 3600;
 
-/// Notes the parts that the server has accepted, and those that are sent although it has accepted them before.
+/// Records the parts that the server has accepted, and those that are sent again after that.
 #[derive(Clone, Default)]
 struct Parts(Arc<Mutex<(HashSet<String>, Vec<String>)>>);
 
@@ -76,16 +76,16 @@ struct World {
     machine: Machine,
     revisions: Vec<Revision>,
     damages: Vec<Damage>,
-    /// What was there before a repair, of which nothing may change but the damage.
+    /// The state before a repair, which may change nothing but the damage.
     before: Before,
     #[cfg(feature = "fallback")]
     hub: Option<Hub>,
 }
 
-/// Something that is damaged before a scenario. Until its end, it is as it was, or repaired.
+/// Damage before a scenario. At any moment until its end, the damage is unchanged or repaired.
 struct Damage {
     place: Place,
-    /// The bytes that are wrong; `None` if it is missing.
+    /// The wrong bytes; `None` if the blob or object is missing.
     bytes: Option<Vec<u8>>,
 }
 
@@ -106,16 +106,16 @@ impl Damage {
     }
 }
 
-/// What was in the cache and in the bucket, each with a hash.
+/// The contents of the cache and of the bucket, each with a hash.
 type Before = (BTreeMap<String, String>, BTreeMap<String, String>);
 
-/// A command that is killed, and what it is about.
+/// A command that is killed, with its setup and its expected result.
 #[derive(Clone, Copy)]
 struct Scenario {
     name: &'static str,
     line: &'static [&'static str],
     prepare: fn(&mut World),
-    /// Asserts that it has done its work.
+    /// Asserts that it has completed its work.
     is_done: fn(&World),
     /// Whether it moves a large blob. Such scenarios get fewer rounds.
     is_large: bool,
@@ -228,7 +228,7 @@ impl World {
         self.revisions.iter().for_each(|revision| assert!(!revision.snapshot(&self.machine.hub()).exists()));
     }
 
-    /// Asserts that everything is sound but damage that is not yet repaired, and that nothing else has changed.
+    /// Asserts that everything except damage not yet repaired is sound, and that nothing else has changed.
     #[track_caller]
     fn assert_sound(&self) {
         let (mut blobs, mut keys) = (Vec::new(), Vec::new());
@@ -253,7 +253,7 @@ impl World {
         self.damages.iter().for_each(|damage| self.assert_kept(damage));
     }
 
-    /// Asserts that the wrong bytes of a blob in the cache are in their place or in the quarantine.
+    /// Asserts that the wrong bytes of a blob in the cache are in place or in the quarantine.
     #[track_caller]
     fn assert_kept(&self, damage: &Damage) {
         let Damage { place: Place::Blob(path), bytes: Some(bytes) } = damage else { return };
@@ -263,14 +263,14 @@ impl World {
         assert!(damage.is_left(self) || kept.any(|kept| kept == *bytes), "{} is lost", path.display());
     }
 
-    /// Asserts that nothing is damaged any more.
+    /// Asserts that no damage is left.
     #[track_caller]
     fn assert_repaired(&self) {
         assert!(!self.damages.iter().any(|damage| damage.is_left(self)));
         self.assert_sound();
     }
 
-    /// Returns the folder with the bucket, in which its server keeps what is unfinished.
+    /// Returns the folder with the bucket, in which its server keeps unfinished uploads.
     fn root(&self) -> PathBuf {
         self.store.path("").parent().unwrap().to_path_buf()
     }
@@ -531,7 +531,7 @@ impl Moment {
         }
     }
 
-    /// Waits for it, or until the process has ended.
+    /// Waits for the moment, or until the process has ended.
     fn wait(self, running: &mut Running, world: &World) {
         let pause = match self {
             Moment::Time(pause) => pause,
@@ -549,9 +549,9 @@ impl Moment {
     }
 }
 
-/// Waits while this is so, and the process runs.
-fn wait_while(running: &mut Running, is_so: impl Fn() -> bool) {
-    while running.is_running() && is_so() {
+/// Waits while the condition holds and the process runs.
+fn wait_while(running: &mut Running, condition: impl Fn() -> bool) {
+    while running.is_running() && condition() {
         std::thread::sleep(Duration::from_micros(200));
     }
 }
@@ -577,12 +577,12 @@ fn complete(scenario: &Scenario, world: &World, what: &str) -> Output {
 
 #[track_caller]
 fn assert_completed(scenario: &Scenario, ran: &Output, what: &str) {
-    // What has been removed before the kill cannot be removed again.
+    // Objects that were removed before the kill cannot be removed again.
     let is_gone = ran.code == 4 && scenario.line.contains(&"rm");
     assert!(ran.code == 0 || is_gone, "{what}: {ran:#?}");
 }
 
-/// Asserts that nothing of killed processes is left once it is old: not in the cache, and not in the bucket.
+/// Asserts that no leftovers of killed processes remain once they are old, neither in the cache nor in the bucket.
 #[track_caller]
 fn assert_nothing_left(world: &World, what: &str) {
     let hub = world.machine.hub();
@@ -599,7 +599,8 @@ fn assert_nothing_left(world: &World, what: &str) {
     let allowed = |path: &str| {
         let name = path.rsplit('/').next().unwrap();
         let is_lock = name == "lock" || name.ends_with(".lock");
-        // Bad bytes are kept for people, marks of `serve` as long as a client may resume, manifests until they are not used.
+        // Bad bytes are kept for the user, marks of `serve` as long as a client may resume, manifests as long as they are
+        // used.
         is_lock || ["quarantine/", "unverified/", "manifests/"].iter().any(|folder| path.starts_with(folder))
     };
     let left: Vec<String> = listing(&world.state())
@@ -612,12 +613,11 @@ fn assert_nothing_left(world: &World, what: &str) {
     assert!(left.is_empty(), "{what}: left in the bucket: {left:?}");
 }
 
-/// Asserts that no upload in parts was abandoned.
+/// Asserts that no multipart upload was abandoned.
 #[track_caller]
 fn assert_no_upload_left(world: &World, what: &str) {
-    // The server keeps unfinished uploads beside the buckets, and what it had received of other objects when the connection
-    // broke (`.tmp.`). One that was killed right at its start has no parts, and is
-    // left to `gc` or a lifecycle rule.
+    // The server keeps unfinished uploads next to the buckets, and the received part of other objects when the connection
+    // broke (`.tmp.`). An upload that was killed right at its start has no parts, and is left to `gc` or a lifecycle rule.
     let beside = fs::read_dir(world.root()).unwrap();
     let unfinished = beside.map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let unfinished: Vec<String> =
@@ -627,7 +627,7 @@ fn assert_no_upload_left(world: &World, what: &str) {
 
 fn run_scenario(scenario: &Scenario, seed: u64) {
     let mut random = fastrand::Rng::with_seed(seed);
-    // How long it takes, and how many requests.
+    // Measures how long it takes, and how many requests it sends.
     let world = World::new(scenario);
     let start = Instant::now();
     world.machine.ok(scenario.line);
@@ -670,7 +670,7 @@ fn run_scenario(scenario: &Scenario, seed: u64) {
 #[test]
 fn every_command_that_writes_can_be_killed_at_any_moment() {
     let seed = seed();
-    // Two at a time: the moments should be those of processes that run, not of processes that wait for the processor.
+    // Two at a time, so that processes are killed while they run and not while they wait for the processor.
     let only = std::env::var("KILL_ONLY").unwrap_or_default();
     let next = Mutex::new(SCENARIOS.iter().enumerate().filter(|(_, scenario)| scenario.name.contains(&only)));
     std::thread::scope(|scope| {
@@ -685,16 +685,17 @@ fn every_command_that_writes_can_be_killed_at_any_moment() {
     });
 }
 
-/// The server goes away at a random request, and comes back. The command fails with one clear error, or waits and completes.
+/// The server disappears at a random request, and comes back. The command fails with one clear error, or waits and
+/// completes.
 #[test]
-fn the_server_can_go_away_at_any_moment() {
+fn the_server_can_disappear_at_any_moment() {
     let seed = seed();
     let mut random = fastrand::Rng::with_seed(seed);
     for scenario in SCENARIOS.iter().filter(|scenario| !scenario.is_large) {
         let world = World::new(scenario);
         world.machine.ok(scenario.line);
         let requests = world.proxy.count();
-        // Without requests, there is nothing that a server could disturb.
+        // Without requests, the server cannot matter.
         for round in 0..if requests == 0 { 0 } else { rounds(ROUNDS / 3) } {
             let world = World::new(scenario);
             let mut running = world.machine.start(scenario.line);
@@ -721,7 +722,7 @@ fn the_server_can_go_away_at_any_moment() {
     }
 }
 
-/// Whether the bucket's server or a command is in the middle of a blob, or has begun to delete.
+/// Returns whether the bucket's server or a command is in the middle of a blob, or has begun to delete.
 fn is_in_the_middle(world: &World, keys: usize) -> bool {
     const MIDDLE: u64 = 64 << 10;
     let lengths = |folder: &Path| -> Vec<(String, u64)> {
@@ -797,7 +798,7 @@ fn the_servers_process_can_be_killed_at_any_moment() {
     }
 }
 
-/// Waits until the watch or the server has said its first line, or a moment.
+/// Waits until the watch or the server has printed its first line, or for `moment`.
 fn wait_for_start(running: &Running, moment: Duration) {
     let start = Instant::now();
     while running.stdout().is_empty() && start.elapsed() < moment {
@@ -822,7 +823,7 @@ fn a_watch_can_be_killed_at_any_moment() {
         let what = format!("seed {seed}, watch, round {round}");
         complete(&scenario, &world, &what);
         (scenario.is_done)(&world);
-        // Another watch may start at once.
+        // Another watch may start immediately.
         let running = world.machine.start(&["--json", "watch", "--debounce", "0.05"]);
         wait_until("the watch to push", || running.stdout().contains("\"pushed\""));
         running.kill();
@@ -840,7 +841,7 @@ fn start_server(world: &World, arguments: &[&str]) -> (Running, u16) {
     (running, port)
 }
 
-/// Reads every file as a client does. Returns whether all responses were complete, and asserts that those were right.
+/// Reads every file as a client does. Asserts that complete responses are right, and returns whether all were complete.
 #[track_caller]
 fn read_all(port: u16, revisions: &[Revision]) -> bool {
     let mut is_complete = true;
@@ -856,7 +857,7 @@ fn read_all(port: u16, revisions: &[Revision]) -> bool {
     is_complete
 }
 
-/// A server with a client that reads. After the kill, the next one serves the right bytes, and fetches no finished part again.
+/// A server with a reading client. After a kill, the next server serves the right bytes, and fetches no finished part again.
 #[test]
 fn serve_can_be_killed_at_any_moment() {
     let seed = seed();
@@ -895,8 +896,8 @@ fn serve_can_be_killed_at_any_moment() {
     }
 }
 
-/// A server that publishes what comes from the Hub, killed while a client reads, while it publishes since nothing more
-/// comes, and while it publishes the rest at its end. The next one publishes everything.
+/// A server that publishes files from the Hub is killed while a client reads, while it publishes an idle revision, and while
+/// it publishes the rest at shutdown. The next one publishes everything.
 #[cfg(all(unix, feature = "fallback"))]
 #[test]
 fn a_server_that_publishes_can_be_killed_at_any_moment() {
@@ -932,7 +933,7 @@ fn a_server_that_publishes_can_be_killed_at_any_moment() {
                     Moment::Time(Duration::from_secs(1).mul_f64(random.f64())).wait(&mut running, &world);
                 } else {
                     assert!(client.join().unwrap(), "{what}");
-                    // At the end of the server, or once nothing has come for a while.
+                    // At shutdown, or once nothing has arrived for a while.
                     if random.usize(..3) > 0 {
                         running.signal("-TERM");
                     }
@@ -963,8 +964,8 @@ fn a_server_that_publishes_can_be_killed_at_any_moment() {
     }
 }
 
-/// A server that keeps its cache within a budget, killed at random and when it has begun to evict. Nothing that a client
-/// sees is broken, and the next one serves everything and comes back to the budget.
+/// A server that keeps its cache within a budget is killed at random moments and when it has begun to evict. Nothing that a
+/// client sees is broken, and the next one serves everything and returns to the budget.
 #[test]
 fn a_server_with_a_budget_can_be_killed_at_any_moment() {
     const BUDGET: u64 = 1 << 20;

@@ -1,6 +1,6 @@
 //! A state machine: random sequences of commands, downloads, deletions, corruption, kills and clock steps on two machines
-//! and one bucket. The real binary runs against the embedded server, and each step is compared with a small [`reference`]
-//! of what must be there afterwards and what may be.
+//! and one bucket. The real binary runs against the embedded server, and each step is compared with a small [`reference`] of
+//! what must and what may exist afterwards.
 //!
 //! A failure prints its seed and the shortest sequence that still fails. See CONTRIBUTING.md for longer runs.
 
@@ -64,7 +64,7 @@ fn any_sequence_of_commands_leaves_what_the_reference_allows() {
 /// Plays a sequence from the beginning.
 ///
 /// # Errors
-/// The number of the first step that leaves something else than the reference allows, and the difference.
+/// The number of the first step that leaves anything the reference does not allow, and the difference.
 fn play(universe: &Universe, world: &World<'_>, steps: &[Step]) -> Result<(), (usize, String)> {
     world.reset();
     let mut before = State::observe(universe, world);
@@ -123,9 +123,9 @@ fn check(universe: &Universe, before: &State, step: &Step, ran: &world::Ran, aft
     }
 }
 
-/// The comparison finds what it is for.
+/// A comparison that finds nothing would prove nothing.
 #[test]
-fn a_difference_is_found() {
+fn the_comparison_detects_a_difference() {
     let universe = Universe::new();
     let world = World::new(&universe);
     world.reset();

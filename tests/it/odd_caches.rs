@@ -1,4 +1,4 @@
-//! Caches as they occur in practice: with foreign files, files of other users, file servers, and manual edits.
+//! Caches as they occur in practice: with foreign files, files of other users, on file servers, and with manual edits.
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
@@ -158,7 +158,7 @@ fn sockets_and_devices_are_never_read() {
     }
 }
 
-/// Puts something that is not a file in place of one. Returns `false` if this user may not.
+/// Puts a non-file in place of a file. Returns `false` if this user may not.
 pub fn plant(kind: &str, path: &Path, home: &Path) -> bool {
     let _ = fs::remove_file(path);
     fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -189,12 +189,12 @@ pub fn plant(kind: &str, path: &Path, home: &Path) -> bool {
     true
 }
 
-/// Whatever is in whatever place: each command ends, says what is in the way if it fails, and leaves it there.
+/// With any kind of entry in any place, each command ends, names the obstacle if it fails, and leaves it there.
 #[test]
-fn no_command_opens_or_removes_what_is_not_a_file() {
+fn no_command_opens_or_removes_anything_but_files() {
     let (_store, machine, one) = setup();
     let kinds = ["socket", "device", "loop", "folder", "pipe"];
-    // Each place sees two of the kinds.
+    // Each place is tested with two of the kinds.
     let is_tried = |number: usize, kind: usize| (number + kind) % kinds.len() < 2;
     let cases = (0..places(&machine, &one).len()).flat_map(|number| (0..kinds.len()).map(move |kind| (number, kind)));
     for (number, kind) in cases.filter(|(number, kind)| is_tried(*number, *kind)) {
@@ -225,7 +225,7 @@ fn no_command_opens_or_removes_what_is_not_a_file() {
             assert!((0..=6).contains(&output.code), "{case}: {output:#?}");
             output.nothing_internal();
             let is_removal = (line[0] == "rm" || line[0] == "prune") && !line.contains(&"--dry-run");
-            // What removes a repo takes its links along, and a pull replaces a link that leads nowhere.
+            // Removing a repo also removes its links, and a pull replaces a dangling link.
             let may_go = is_removal || kind == "loop";
             assert!(may_go || kind_of(&path) == planted, "{case}: it is gone: {output:#?}");
             if kind == "folder" && !is_removal {
@@ -483,7 +483,7 @@ fn without_a_tree_regular_files_among_links_are_not_pushed() {
     assert_eq!(report["skipped"][0]["reason"], "unlinked", "{report}");
     assert_eq!(report["skipped"][0]["files"].as_array().unwrap().len(), 4, "{report}");
     one.assert_published(&store);
-    // Without any links, extra files cannot be told apart.
+    // Without any links, extra files cannot be distinguished.
     let real = Revision::model("org/real").layout(Layout::Real);
     real.write(&machine.hub());
     machine.ok(&["push", "org/real"]);
@@ -752,7 +752,7 @@ fn failing_to_write_a_tree_is_not_an_error() {
     machine.ok(&["push"]);
     let trees = one.dir(&machine.hub()).join("trees");
     let tree = trees.join(format!("{COMMIT}.json"));
-    // An unexpected entry in the place of the tree must not be replaced.
+    // An unexpected entry in place of the tree must not be replaced.
     make_pipe(&tree);
     fs::remove_file(one.snapshot(&machine.hub()).join("config.json")).unwrap();
     let output = machine.run(&["pull", "org/one"]);

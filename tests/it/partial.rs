@@ -1,4 +1,4 @@
-//! `pull` and `push` of a part: with patterns for files, of several repos, of one revision.
+//! Partial `pull` and `push`: patterns for files, several repos, single revisions.
 
 use std::fs;
 
@@ -18,7 +18,7 @@ fn revision() -> Revision {
         .with_tree()
 }
 
-fn scene() -> (Store, Machine, Revision) {
+fn setup() -> (Store, Machine, Revision) {
     let (store, revision) = (Store::new(), revision());
     // Pushed by this program, since a manifest of 0.1.0 has no tree.
     let source = Machine::new(&store);
@@ -34,7 +34,7 @@ fn diff_row(machine: &Machine) -> Value {
 
 #[test]
 fn a_part_is_pulled_and_completed_later() {
-    let (_store, machine, revision) = scene();
+    let (_store, machine, revision) = setup();
     let report = machine.ok_json(&["pull", "org/name", "--include", "*.json", "--json"]);
     assert_eq!(
         (&report["files"], &report["files_left_out"], &report["files_not_in_bucket"]),
@@ -63,7 +63,7 @@ fn a_part_is_pulled_and_completed_later() {
 
 #[test]
 fn exclusion_wins_and_a_dry_run_changes_nothing() {
-    let (_store, machine, revision) = scene();
+    let (_store, machine, revision) = setup();
     let line = ["pull", "org/name", "--include", "onnx/", "--exclude", "*.json"];
     let dry = machine.ok_json(&[&line[..], &["--dry-run", "--json"]].concat());
     assert_eq!((&dry["downloaded"]["blobs"], &dry["files_left_out"]), (&1.into(), &3.into()));
@@ -74,7 +74,7 @@ fn exclusion_wins_and_a_dry_run_changes_nothing() {
 
 #[test]
 fn a_pattern_without_a_match_is_reported_and_changes_nothing() {
-    let (_store, machine, revision) = scene();
+    let (_store, machine, revision) = setup();
     for (patterns, words) in [
         (&["--include", "*.gguf"][..], &["no file of org/name@", "--include '*.gguf'", "it has config.json"][..]),
         (&["--include", "onnx"], &["--include 'onnx'"]),
@@ -104,7 +104,7 @@ fn files_that_were_never_pushed_are_named_as_such() {
 
 #[test]
 fn several_repos_are_pulled_together() {
-    let (store, machine, name) = scene();
+    let (store, machine, name) = setup();
     let other = Revision::new("dataset", "org/data").git("README.md", "hello").at(OTHER).refs(&["main", "v1"]);
     other.publish(&store);
     let ran = machine.run(&["pull", "org/name", "dataset:org/data@v1", "org/name"]);
@@ -124,7 +124,7 @@ fn several_repos_are_pulled_together() {
 
 #[test]
 fn one_of_several_repos_that_fails_does_not_stop_the_others() {
-    let (_store, machine, revision) = scene();
+    let (_store, machine, revision) = setup();
     let ran = machine.run(&["pull", "org/nam", "org/name"]);
     assert_eq!(ran.code, 1, "{ran:#?}");
     assert_eq!(ran.stdout.trim_end(), revision.snapshot(&machine.hub()).to_str().unwrap());
@@ -142,7 +142,7 @@ fn one_revision_is_pushed() {
     let source = Machine::new(&store);
     let (one, two) = (revision().refs(&["main"]), revision().git("b.txt", "b").at(OTHER).refs(&["v2"]));
     [&one, &two].iter().for_each(|revision| revision.write(&source.hub()));
-    // A broken file of another revision does not concern it.
+    // A broken file of another revision does not matter.
     std::os::unix::fs::symlink("../../blobs/gone", one.snapshot(&source.hub()).join("broken.bin")).unwrap();
     source.run(&["push", "-r", "v2"]).refused(2, &["-r needs a repo"]);
     source.run(&["push", "org/name", "-r", "v3"]).refused(4, &["v3", "main", "v2"]);
@@ -152,7 +152,7 @@ fn one_revision_is_pushed() {
 }
 
 #[test]
-fn a_part_is_pushed_and_never_takes_away() {
+fn a_partial_push_never_removes_files() {
     let store = Store::new();
     let (source, whole) = (Machine::new(&store), revision());
     whole.write(&source.hub());

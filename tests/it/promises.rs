@@ -66,7 +66,7 @@ fn every_promise_has_a_test_that_exists() {
 }
 
 #[test]
-fn tests_are_told_from_other_functions_and_from_ignored_tests() {
+fn tests_are_distinguished_from_other_functions_and_ignored_tests() {
     assert!(has_test("#[cfg(unix)]\n#[test]\nfn a() {", "a") && has_test("    #[test]\n    fn a() {", "a"));
     assert!(has_test("#[test]\n#[expect(x)]\nfn a() {", "a"));
     assert!(!has_test("fn a() {", "a") && !has_test("#[test]\n#[ignore]\nfn a() {", "a"));

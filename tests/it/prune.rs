@@ -634,7 +634,7 @@ fn a_snapshot_that_is_a_link_keeps_the_targets_of_its_files() {
     assert_eq!(hub.contents(), before);
 }
 
-/// Nobody can move a folder without write permission to it.
+/// A folder cannot be moved without write permission to it.
 #[cfg(unix)]
 #[test]
 fn a_snapshot_that_cannot_be_deleted_keeps_its_refs() {
@@ -670,7 +670,7 @@ fn a_download_in_flight_keeps_its_repo() {
     assert!(reasons(&report).iter().all(|reason| reason == "in-flight"));
 }
 
-/// Returns the names of unfinished_downloads downloads of every client.
+/// Returns the names of unfinished downloads of every client.
 fn unfinished_downloads(number: u64) -> Vec<String> {
     let ends = [".incomplete", ".0a1b2c3d.incomplete", ".part", "..part", ".sync.part", ".downloadInProgress"];
     ends.iter().map(|end| format!("{A}/blobs/{}{end}", id(number))).collect()

@@ -1,4 +1,4 @@
-//! `prune --require-remote`: what goes is what a pull brings back, and what the bucket lacks is named.
+//! `prune --require-remote`: evicted revisions can be pulled again, and what the bucket lacks is named.
 
 use std::fs;
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::harness::s3::{Action, S3Request};
 use crate::harness::store::Store;
 use crate::harness::{contents, visible, weights};
 
-/// A machine that has pushed these, each not used for some days.
+/// A machine that has pushed these revisions, each last used this many days ago.
 fn pushed(revisions: &[(&Revision, u64)]) -> (Store, Machine) {
     let store = Store::new();
     let machine = Machine::new(&store);
@@ -31,7 +31,7 @@ fn prune(machine: &Machine, args: &[&str]) -> Output {
     machine.run(&[&["prune", "--json"], args].concat())
 }
 
-/// Prunes without a budget in mind: everything that may go.
+/// Evicts everything that may be evicted.
 fn prune_all(machine: &Machine) -> Value {
     let ran = prune(machine, &["--max-size", "0B", "--require-remote"]);
     assert_eq!(ran.code, 0, "{ran:#?}");
@@ -42,7 +42,7 @@ fn evicted(report: &Value) -> Vec<&str> {
     report["evicted"].as_array().unwrap().iter().map(|one| one["repo"].as_str().unwrap()).collect()
 }
 
-/// What the bucket lacked of each revision that was kept for that.
+/// Returns what the bucket lacked of each revision that was kept for that reason.
 fn lacks(report: &Value) -> Vec<(&str, &str)> {
     let skips = report["skipped"].as_array().unwrap().iter();
     let skips = skips.filter(|skip| skip["reason"] == "not-in-bucket");
@@ -54,7 +54,7 @@ fn is_here(machine: &Machine, revision: &Revision) -> bool {
 }
 
 #[test]
-fn what_is_evicted_can_be_pulled_again_byte_by_byte() {
+fn evicted_revisions_can_be_pulled_again_byte_for_byte() {
     let layouts = [Layout::Links, Layout::Shared, Layout::Hardlinks, Layout::Real];
     for layout in if cfg!(unix) { &layouts[..] } else { &layouts[2..] } {
         let first = Revision::model("org/first").refs(&["main", "v1.0", "refs/pr/1"]).with_tree().layout(*layout);
@@ -74,7 +74,7 @@ fn what_is_evicted_can_be_pulled_again_byte_by_byte() {
 }
 
 #[test]
-fn the_least_recently_used_goes_first_whether_or_not_a_ref_names_it() {
+fn the_least_recently_used_is_evicted_first_with_or_without_refs() {
     let named = Revision::model("org/named");
     let detached = Revision::model("org/detached").refs(&[]);
     let (_store, machine) = pushed(&[(&named, 30), (&detached, 3)]);
@@ -83,9 +83,9 @@ fn the_least_recently_used_goes_first_whether_or_not_a_ref_names_it() {
     assert_eq!(evicted(&prune_all(&machine)), ["org/detached"]);
 }
 
-/// Each of these is one thing that a pull would miss.
+/// Each case lacks one thing that a pull would need.
 #[test]
-fn what_the_bucket_lacks_is_kept_and_named() {
+fn revisions_that_the_bucket_lacks_are_kept_and_named() {
     type Spoil = fn(&Store, &Machine, &Revision);
     let cases: [(&str, Spoil); 14] = [
         ("manifest", |store, _, one| store.remove(&one.manifest_key())),
@@ -158,7 +158,7 @@ fn what_the_bucket_lacks_is_kept_and_named() {
     }
 }
 
-/// Somebody else has pushed a later main: a pull would bring that one.
+/// Another machine has pushed a later `main`, which is what a pull would get.
 #[test]
 fn a_ref_that_leads_elsewhere_in_the_bucket_keeps_its_revision() {
     let old = Revision::model("org/one");
@@ -172,14 +172,14 @@ fn a_ref_that_leads_elsewhere_in_the_bucket_keeps_its_revision() {
     assert_eq!(report["skipped"][0]["lacks"]["remote"], OTHER);
     let said = machine.run(&["prune", "--max-size", "0B", "--require-remote"]).stderr;
     assert!(said.contains(&format!("main is {} in the bucket", &OTHER[..12])), "{said}");
-    // Once this machine has it, too, nothing here names the old one any more.
+    // Once this machine has it, too, nothing here names the old one.
     machine.ok(&["pull", "org/one"]);
     let report = prune(&machine, &["--older-than", "10d", "--require-remote"]).json();
     assert_eq!(report["evicted"][0]["revision"], COMMIT, "{report:#}");
     new.assert_pulled(&machine.hub());
 }
 
-/// The manifest of a mirror names by sha256 what the Hub names by git's sha1.
+/// A mirror's manifest names a file by sha256 that the Hub names by git's sha1.
 #[test]
 fn a_file_that_the_bucket_knows_by_its_other_hash_is_held() {
     let one = Revision::model("org/one");
@@ -191,7 +191,7 @@ fn a_file_that_the_bucket_knows_by_its_other_hash_is_held() {
     store.put(&one.manifest_key(), manifest.to_string());
     store.put(&format!("blobs/{name}"), &config.bytes);
     assert_eq!(evicted(&prune_all(&machine)), ["org/one"]);
-    // The same size, and other bytes.
+    // The same size, but different bytes.
     machine.ok(&["pull", "org/one"]);
     one.age(&machine.hub(), 30);
     manifest["files"][0]["blob"] = "ab".repeat(20).into();
@@ -200,7 +200,7 @@ fn a_file_that_the_bucket_knows_by_its_other_hash_is_held() {
     assert_eq!(lacks(&prune_all(&machine)), [("org/one", "files")]);
 }
 
-/// Python makes these again by itself.
+/// Python recreates these files by itself.
 #[test]
 fn compiled_python_does_not_keep_a_revision() {
     let one = Revision::model("org/one").git("code/model.py", "x = 1\n");
@@ -222,7 +222,7 @@ fn a_pointer_file_is_never_in_the_bucket() {
     assert!(is_here(&machine, &one));
 }
 
-/// What is partial here is held when the bucket has that part.
+/// A partial revision is held if the bucket has that part.
 #[test]
 fn a_partial_snapshot_is_held_if_the_bucket_has_that_part() {
     let whole = Revision::model("org/one").with_tree();
@@ -241,7 +241,7 @@ fn a_partial_snapshot_is_held_if_the_bucket_has_that_part() {
     assert_eq!(lacks(&prune_all(&other)), [("org/one", "files")]);
 }
 
-/// Nothing that needs the proof goes; what does not need it goes.
+/// Only data that does not need the proof is deleted.
 #[test]
 fn without_a_bucket_nothing_is_evicted_and_the_exit_code_says_why() {
     type Break = fn(&Store, &mut Machine);
@@ -279,7 +279,7 @@ fn without_a_bucket_nothing_is_evicted_and_the_exit_code_says_why() {
             assert_eq!((evicted(&report), lacks(&report)), (vec![], vec![("org/one", "unknown")]), "{number}");
             assert_eq!(report["orphans"]["blobs"], 1, "{number}: {report:#}");
         }
-        // A store that is busy is asked for a while.
+        // A busy store is retried for a while.
         if number > 0 {
             let ran = machine.run(&["prune", "--max-size", "0B", "--require-remote"]);
             let reason = if code == 6 { "reached" } else { "checked" };
@@ -305,9 +305,9 @@ fn an_incomplete_listing_of_anything_evicts_nothing() {
     }
 }
 
-/// Neither a bucket that is down nor a slow listing is anybody's business then.
+/// An unreachable bucket or a slow listing then does not matter.
 #[test]
-fn within_the_budget_the_bucket_is_not_asked() {
+fn within_the_budget_the_bucket_is_not_contacted() {
     let one = Revision::model("org/one");
     let (store, mut machine) = pushed(&[(&one, 30)]);
     for args in [&["--max-gb", "1"][..], &["--older-than", "31d"]] {
@@ -315,7 +315,7 @@ fn within_the_budget_the_bucket_is_not_asked() {
         assert_eq!((ran.code, evicted(&ran.json())), (0, vec![]), "{ran:#?}");
     }
     assert_eq!(store.server.take_seen().len(), 0);
-    // No bucket at all is a mistake, whether or not it is needed today.
+    // A missing bucket is a mistake, whether or not it is needed this time.
     machine.unset("B2_BUCKET");
     machine.run(&["prune", "--max-gb", "1", "--require-remote"]).refused(2, &["no bucket is configured"]);
 }
@@ -343,15 +343,15 @@ fn the_setting_and_the_flags_agree() {
     assert!(is_required(&machine, &[]));
 }
 
-/// A `remote rm` elsewhere, between the listing and the deletion.
+/// A `remote rm` on another machine, between the listing and the deletion.
 #[test]
-fn what_goes_from_the_bucket_in_the_meantime_is_kept() {
+fn revisions_that_disappear_from_the_bucket_are_kept() {
     for gone in ["manifest", "ref"] {
         let (one, two) = (Revision::model("org/one"), Revision::model("org/two").at(OTHER));
         let (store, machine) = pushed(&[(&one, 30), (&two, 3)]);
         let key = if gone == "manifest" { one.manifest_key() } else { "refs/org__one/main".into() };
         let path = store.path(&key);
-        // The listing has it; the first read of it comes right before the deletion.
+        // The listing has it; it is first read right before the deletion.
         store.server.on_request(move |seen| {
             if seen.method == "GET" && seen.key.ends_with(&key) {
                 let _ = fs::remove_file(&path);
@@ -401,7 +401,7 @@ fn an_age_alone_evicts_everything_older() {
     let referenced: Vec<&str> =
         report["skipped"].as_array().unwrap().iter().map(|skip| skip["reason"].as_str().unwrap()).collect();
     assert_eq!(referenced, ["referenced"; 2], "what is older has refs, which is said: {report:#}");
-    // With a budget as well, only as much of it as is needed.
+    // With a budget as well, only as much as necessary.
     let report = prune(&machine, &["--older-than", "30d", "--require-remote", "--max-size", "700KB"]).json();
     assert_eq!(evicted(&report), ["org/a"]);
     let report = prune(&machine, &["--older-than", "30d", "--require-remote", "--max-size", "0B"]).json();
@@ -452,9 +452,9 @@ fn pins_keep_revisions_and_are_named_when_they_matter() {
     machine.run(&["prune"]).refused(2, &["expected a list"]);
 }
 
-/// A user who has read the table agrees to it, and to nothing else.
+/// The user confirms exactly what the table shows.
 #[test]
-fn what_is_shown_says_that_the_bucket_has_it() {
+fn the_plan_says_that_the_bucket_holds_it() {
     let one = Revision::model("org/one");
     let (_store, machine) = pushed(&[(&one, 30)]);
     let ran = machine.run(&["prune", "--max-size", "0B", "--require-remote", "--dry-run"]);
@@ -462,9 +462,9 @@ fn what_is_shown_says_that_the_bucket_has_it() {
     assert!(Path::new(&one.dir(&machine.hub())).exists());
 }
 
-/// Partial is not damaged: it goes like any other revision, and both reports say so.
+/// A partial revision is not damaged: it is evicted like any other, and both reports say so.
 #[test]
-fn what_is_kept_shows_how_much_of_it_is_here() {
+fn kept_revisions_show_their_completeness() {
     let partial = Revision::model("org/one").with_tree().without(&["model.safetensors"]);
     let (store, machine) = pushed(&[(&partial, 30)]);
     store.clear();
@@ -476,9 +476,9 @@ fn what_is_kept_shows_how_much_of_it_is_here() {
     assert_eq!(removed["evicted"][0]["status"], "partial", "{removed:#}");
 }
 
-/// The checks of the next revisions are under way while the first of them waits, and each is made once.
+/// The next revisions are checked while the first one waits, and each is checked once.
 #[test]
-fn the_bucket_is_asked_about_several_revisions_at_once() {
+fn several_revisions_are_checked_concurrently() {
     let names: Vec<String> = (0..6).map(|number| format!("org/name-{number}")).collect();
     let revisions: Vec<Revision> = names.iter().map(|name| Revision::model(name)).collect();
     let (store, machine) = pushed(&revisions.iter().map(|revision| (revision, 30)).collect::<Vec<_>>());
@@ -495,9 +495,9 @@ fn the_bucket_is_asked_about_several_revisions_at_once() {
     assert_eq!((refs(&seen), manifests), (6, 6));
 }
 
-/// What was proven before the failure goes, and nothing after it.
+/// Revisions proven before the failure are evicted, and none after it.
 #[test]
-fn a_store_that_fails_halfway_ends_the_eviction_there() {
+fn a_store_failure_halfway_stops_the_eviction() {
     let names = ["org/a", "org/b", "org/c", "org/d"];
     let revisions = names.map(Revision::model);
     let (store, machine) =

@@ -17,7 +17,7 @@ fn numbered(kind: &str, id: &str, number: usize) -> Revision {
         .lfs("model.bin", weights(number as u64 + 1, 50_000))
 }
 
-/// Publishes the revisions from a machine of their own.
+/// Publishes the revisions from a separate machine.
 fn push_all(store: &Store, revisions: &[Revision]) {
     let source = Machine::new(store);
     revisions.iter().for_each(|revision| revision.write(&source.hub()));
@@ -440,7 +440,7 @@ fn a_complete_cache_costs_only_listings() {
     changed.assert_pulled(&machine.hub());
     moved.assert_pulled(&machine.hub());
     assert_eq!(count_requests(&store, &machine, &[]), (2, 0));
-    // What was deleted here comes back.
+    // Data that was deleted here is restored.
     std::fs::remove_dir_all(changed.dir(&machine.hub())).unwrap();
     machine.ok(&["pull-all"]);
     changed.assert_pulled(&machine.hub());

@@ -370,7 +370,7 @@ fn partial_and_full_snapshots_are_merged_into_one_manifest() {
 
 /// Pushes by this tool take turns (tests/it/concurrency.rs); 0.1.0 does not.
 #[test]
-fn a_push_by_another_program_at_the_same_moment_loses_nothing() {
+fn a_concurrent_push_by_another_program_loses_nothing() {
     let store = Store::new();
     let machine = Machine::new(&store);
     let full = Revision::model("org/name").git("only-one.txt", "1").git("only-two.txt", "2");
@@ -386,7 +386,7 @@ fn a_push_by_another_program_at_the_same_moment_loses_nothing() {
     gate.open();
     let output = running.finish();
     assert_eq!(output.code, 0, "{output:#?}");
-    // The write is refused, because the manifest exists by now. (What the other one wrote would be lost on a store without
+    // The write is rejected, because the manifest now exists. (The other one's write would be lost on a store without
     // conditional writes, but this one has them.)
     full.assert_published(&store);
 }
@@ -434,7 +434,7 @@ fn a_manifest_is_extended_where_etags_are_compared_with_their_quotes() {
     }
 }
 
-/// A store that refuses a condition is not believed if the object is unchanged.
+/// A store's rejection of a condition is ignored if the object is unchanged.
 #[test]
 fn a_store_that_refuses_every_condition_is_supported() {
     let store = Store::new();

@@ -1,4 +1,4 @@
-//! `remote du`, `remote rm` and `remote gc`: what takes space in a bucket, and what may be deleted from it.
+//! `remote du`, `remote rm` and `remote gc`: what takes space in a bucket, and what can be deleted from it.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -105,7 +105,7 @@ fn age_all(store: &Store) {
     store.keys().iter().for_each(|key| store.age(key, OLD));
 }
 
-fn nobodys(digit: char) -> String {
+fn unneeded_blob(digit: char) -> String {
     format!("blobs/{}", digit.to_string().repeat(64))
 }
 
@@ -119,13 +119,13 @@ fn gc_deletes_old_objects_that_nothing_needs() {
     let store = Store::new();
     let machine = Machine::new(&store);
     shared_bucket(&store);
-    store.put(&nobodys('d'), "young");
+    store.put(&unneeded_blob('d'), "young");
     store.put("refs/org__gone/main", COMMIT);
     // Uploads of 0.1.0 that never finished, and files of others.
     store.put("blobs/half.incomplete", [0; 20]);
     store.put("manifests/notes.txt", "hello");
     age_all(&store);
-    store.age(&nobodys('d'), -3600);
+    store.age(&unneeded_blob('d'), -3600);
     let before = store.keys();
     let ran = machine.run(&["remote", "gc", "--dry-run"]);
     insta::assert_snapshot!("gc_dry_run", shown(&ran, &store));
@@ -137,7 +137,7 @@ fn gc_deletes_old_objects_that_nothing_needs() {
     let ran = machine.run(&["remote", "gc", "--yes"]);
     assert_eq!(ran.code, 0, "{ran:#?}");
     assert!(ran.stdout.contains("Freed 500 B in bucket 'team-cache': 1 ref and 1 blob."), "{ran:#?}");
-    assert_eq!(gone(&before, &store), [nobodys('e'), "refs/org__gone/main".into()]);
+    assert_eq!(gone(&before, &store), [unneeded_blob('e'), "refs/org__gone/main".into()]);
     assert_sound_bucket(&store);
     // With a shorter grace period, it deletes the rest. After that, there is nothing left to do.
     let report = machine.ok_json(&["remote", "gc", "--yes", "--grace", "30m", "--json"]);
@@ -154,14 +154,14 @@ fn a_clock_that_is_an_hour_off_makes_nothing_older() {
     let machine = Machine::new(&store);
     // The store's clock is an hour behind or ahead of this machine's: its answers and its listings say so.
     for shift in [-3600, 3600] {
-        store.put(&nobodys('a'), "old");
-        store.put(&nobodys('b'), "young");
-        store.age(&nobodys('a'), -3000);
-        store.age(&nobodys('b'), -1000);
+        store.put(&unneeded_blob('a'), "old");
+        store.put(&unneeded_blob('b'), "young");
+        store.age(&unneeded_blob('a'), -3000);
+        store.age(&unneeded_blob('b'), -1000);
         store.server.on_request(move |_| Action::Shift(shift));
         machine.ok(&["remote", "gc", "--grace", "2000s", "--dry-run"]);
         machine.ok(&["remote", "gc", "--grace", "2000s", "--yes"]);
-        assert!(!store.has(&nobodys('a')) && store.has(&nobodys('b')), "{shift}");
+        assert!(!store.has(&unneeded_blob('a')) && store.has(&unneeded_blob('b')), "{shift}");
         store.server.behave();
     }
 }
@@ -191,7 +191,7 @@ fn gc_deletes_nothing_if_it_does_not_understand_everything() {
     ] {
         store.clear();
         published.publish(&store);
-        store.put(&nobodys('e'), "old");
+        store.put(&unneeded_blob('e'), "old");
         store.put(&key, content);
         age_all(&store);
         let before = store.objects();
@@ -235,12 +235,12 @@ fn a_manifest_with_unknown_additions_keeps_the_blobs_that_it_mentions() {
     manifest["extra"] = json!({"previews": ["e".repeat(64)]});
     store.put(&published.manifest_key(), manifest.to_string());
     for digit in ['d', 'e'] {
-        store.put(&nobodys(digit), "old");
+        store.put(&unneeded_blob(digit), "old");
     }
     age_all(&store);
     let before = store.keys();
     machine.ok(&["remote", "gc", "--yes"]);
-    assert_eq!(gone(&before, &store), [nobodys('d')]);
+    assert_eq!(gone(&before, &store), [unneeded_blob('d')]);
 }
 
 #[test]
@@ -249,7 +249,7 @@ fn keys_of_other_teams_are_never_touched() {
     let mut machine = Machine::new(&store);
     let commit = "7".repeat(40);
     let blob = "d".repeat(64);
-    // Whatever their prefixes are: some look like our folders.
+    // Regardless of their prefixes, some of which look like our folders.
     let prefixes = ["", "team-a/", "team-a/b/", "blobs/", "manifests/", "refs/", "refs/team/", "refs-v2/x/"];
     for prefix in prefixes {
         store.put(&format!("{prefix}blobs/{blob}"), "old");
@@ -437,7 +437,7 @@ fn refuse_deletions(store: &Store) {
     });
 }
 
-/// Asserts that there is one notice, that it begins like this, and that it names nothing. Returns its key.
+/// Asserts that there is one notice, that its name has this prefix, and that it is empty. Returns its key.
 #[track_caller]
 fn assert_one_ended_notice(store: &Store, start: &str) -> String {
     let notices: Vec<String> = store.keys().into_iter().filter(|key| key.starts_with("_hf_cache_sync_gc/")).collect();
@@ -454,27 +454,27 @@ fn the_notice_of_a_key_that_may_not_delete_ends_by_being_overwritten() {
     machine.ok(&["push"]);
     let notice = assert_one_ended_notice(&store, "push-");
     store.server.behave();
-    // Nothing is being pushed any more.
+    // No push is in progress.
     let ran = machine.run(&["remote", "rm", "org/one", "--yes"]);
     assert_eq!(ran.code, 0, "{ran:#?}");
     assert!(!store.has(&revision.manifest_key()));
     store.remove(&notice);
 
-    put_nobodys(&store, 'e');
+    put_unneeded_blob(&store, 'e');
     refuse_deletions(&store);
     assert_eq!(machine.run(&["remote", "gc", "--yes", "--grace", "0"]).code, 3);
     assert_one_ended_notice(&store, "deletion-");
-    // Nothing is being deleted any more.
+    // No deletion is in progress.
     let ran = machine.run(&["push"]);
     assert!(ran.code == 0 && !ran.stderr.contains("is deleting"), "{ran:#?}");
     revision.assert_published(&store);
 }
 
 #[test]
-fn a_push_goes_on_when_the_notice_that_it_waits_for_is_overwritten() {
+fn a_push_continues_when_the_notice_that_it_waits_for_is_overwritten() {
     let store = Store::new();
     let (machine, revision) = half_pushed(&store);
-    put_nobodys(&store, 'e');
+    put_unneeded_blob(&store, 'e');
     let cleaner = Machine::new(&store);
     let (gc, _gate) = start_and_hold(&cleaner, &["remote", "gc", "--yes"], &store, "POST", "delete");
     let push = machine.start(&["push"]);
@@ -508,7 +508,7 @@ fn a_push_without_an_answer_leaves_its_notice() {
 fn deletions_without_an_answer_are_counted_if_the_store_has_carried_them_out() {
     let store = Store::new();
     let machine = Machine::new(&store);
-    ['a', 'b', 'c'].iter().for_each(|digit| put_nobodys(&store, *digit));
+    ['a', 'b', 'c'].iter().for_each(|digit| put_unneeded_blob(&store, *digit));
     store.server.on_request(|request| match request.query.starts_with("delete") {
         true => Action::Cut(10),
         false => Action::Pass,
@@ -522,7 +522,7 @@ fn deletions_without_an_answer_are_counted_if_the_store_has_carried_them_out() {
 fn a_deletion_that_only_had_to_repeat_a_read_removes_its_notice() {
     let store = Store::new();
     let machine = Machine::new(&store);
-    put_nobodys(&store, 'a');
+    put_unneeded_blob(&store, 'a');
     let (has_announced, failures) = (AtomicBool::new(false), AtomicUsize::new(0));
     store.server.on_request(move |request| {
         has_announced.fetch_or(request.is("PUT", "_hf_cache_sync_gc/"), Ordering::SeqCst);
@@ -570,7 +570,7 @@ fn a_store_that_dies_in_the_middle_is_reported_once() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn on_a_terminal_they_show_what_they_would_delete_and_ask() {
+fn on_a_terminal_deletions_are_shown_and_confirmed() {
     let store = Store::new();
     let machine = Machine::new(&store);
     let fill = || {
@@ -579,7 +579,7 @@ fn on_a_terminal_they_show_what_they_would_delete_and_ask() {
         age_all(&store);
     };
     let one = Revision::new("model", "org/one").git("a.txt", "one");
-    let gc_takes = vec![nobodys('e')];
+    let gc_takes = vec![unneeded_blob('e')];
     let rm_takes = vec![one.blob_key("a.txt"), one.manifest_key(), "refs/org__one/main".into()];
     for (line, total, taken) in [
         ("remote gc", "Would free 500 B in bucket 'team-cache': 1 blob.", gc_takes),
@@ -609,7 +609,7 @@ fn on_a_terminal_they_show_what_they_would_delete_and_ask() {
             assert_eq!((ended, shown.contains("[y/N]")), (Some(0), false), "{more}: {shown}");
         }
     }
-    // What is pushed during the question stays.
+    // Anything pushed during the question stays.
     store.clear();
     let (other, revision) = half_pushed(&store);
     let (shown, ended) = machine.answer_on_terminal("remote gc", || {
@@ -629,7 +629,7 @@ fn stores_without_multi_object_delete_get_single_deletions() {
         let store = Store::new();
         let machine = Machine::new(&store);
         for digit in ['a', 'b', 'c'] {
-            store.put(&nobodys(digit), "old");
+            store.put(&unneeded_blob(digit), "old");
         }
         age_all(&store);
         store.server.on_request(move |request| match request.query.starts_with("delete") {
@@ -645,11 +645,11 @@ fn stores_without_multi_object_delete_get_single_deletions() {
 fn objects_that_a_store_refuses_to_delete_are_named_and_the_others_are_deleted() {
     let store = Scripted::new();
     let machine = store.machine();
-    let keys = ['a', 'b', 'c'].map(nobodys);
+    let keys = ['a', 'b', 'c'].map(unneeded_blob);
     keys.iter().for_each(|key| store.put(key, "old"));
     let refused = keys[1].clone();
     store.script(move |asked, _| {
-        // Its listings have no times but this.
+        // The only time in its listings.
         if asked.query.starts_with("delete") {
             assert!(!asked.header("content-md5").is_empty());
             let text = format!("<DeleteResult><Error><Key>{refused}</Key><Code>AccessDenied</Code><Message>WORM</Message></Error></DeleteResult>");
@@ -671,16 +671,16 @@ fn an_upload_whose_age_is_unknown_stays_and_the_rest_is_deleted() {
     let upload = format!(
         "<ListMultipartUploadsResult><Upload><Key>{}</Key><UploadId>u</UploadId>\
          <Initiated>2020-01-01T00:00:00Z</Initiated></Upload></ListMultipartUploadsResult>",
-        nobodys('a')
+        unneeded_blob('a')
     );
-    // The store does not list parts, not to this key, or not as S3 does.
+    // The store does not list parts, not for this key, or not as S3 does.
     for reply in [
         Reply::refusal(501, "NotImplemented", "no"),
         Reply::refusal(403, "AccessDenied", "no"),
         Reply::new(200, "<ListPartsResponse/>").header("content-type", "application/xml"),
     ] {
         let store = Scripted::new();
-        store.put(&nobodys('b'), "old");
+        store.put(&unneeded_blob('b'), "old");
         let uploads = Reply::new(200, upload.as_str()).header("content-type", "application/xml");
         store.script(move |asked, _| match asked.query.split(['=', '&']).next() {
             Some("uploads") => Some(uploads.clone()),
@@ -724,7 +724,7 @@ fn half_pushed(store: &Store) -> (Machine, Revision) {
     (machine, revision)
 }
 
-/// Holds the requests with this method whose key, or whose query if they have no key, starts like this.
+/// Holds requests with this method whose key (or query, without a key) has this prefix.
 fn hold(store: &Store, method: &'static str, start: &'static str) -> Gate {
     store.server.hold(move |request| {
         let is_of_bucket = request.key.is_empty() && request.query.starts_with(start);
@@ -742,23 +742,23 @@ fn start_and_hold(
 ) -> (Running, Gate) {
     let gate = hold(store, method, start);
     let running = machine.start(line);
-    has_come(store, method, start);
+    wait_for_request(store, method, start);
     (running, gate)
 }
 
-/// Puts an old blob into the bucket that nothing names.
-fn put_nobodys(store: &Store, digit: char) {
-    store.put(&nobodys(digit), "old");
-    store.age(&nobodys(digit), OLD);
+/// Puts an old blob that nothing names into the bucket.
+fn put_unneeded_blob(store: &Store, digit: char) {
+    store.put(&unneeded_blob(digit), "old");
+    store.age(&unneeded_blob(digit), OLD);
 }
 
-fn has_come(store: &Store, method: &'static str, start: &'static str) {
+fn wait_for_request(store: &Store, method: &'static str, start: &'static str) {
     store.server.wait_for(start, |seen| {
         seen.iter().any(|one| one.method == method && (one.key.starts_with(start) || one.query.starts_with(start)))
     });
 }
 
-/// Makes the notices of deletions so old that they have expired. Notices may disappear meanwhile.
+/// Ages the notices of deletions so that they have expired. Notices may disappear meanwhile.
 fn expire_deletions(store: &Store) {
     let time = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
     for key in store.keys().iter().filter(|key| key.contains("/deletion-")) {
@@ -803,7 +803,7 @@ fn a_push_waits_for_a_deletion_of_what_it_needs() {
     let store = Store::new();
     let (machine, revision) = half_pushed(&store);
     // A second object, so that both go in one request.
-    put_nobodys(&store, 'e');
+    put_unneeded_blob(&store, 'e');
     let cleaner = Machine::new(&store);
     let (gc, gate) = start_and_hold(&cleaner, &["remote", "gc", "--yes"], &store, "POST", "delete");
     let push = machine.start(&["push"]);
@@ -825,7 +825,7 @@ fn a_push_waits_for_a_deletion_of_what_it_needs() {
 fn the_notice_of_a_killed_deletion_expires_by_the_stores_clock() {
     let store = Store::new();
     let (machine, revision) = half_pushed(&store);
-    put_nobodys(&store, 'e');
+    put_unneeded_blob(&store, 'e');
     let cleaner = Machine::new(&store);
     let (gc, gate) = start_and_hold(&cleaner, &["remote", "gc", "--yes"], &store, "POST", "delete");
     gc.kill();
@@ -872,19 +872,19 @@ fn a_deletion_whose_notice_has_expired_deletes_nothing() {
 fn blobs_that_become_needed_between_the_two_readings_of_gc_stay() {
     let store = Store::new();
     let (machine, revision) = half_pushed(&store);
-    put_nobodys(&store, 'e');
-    put_nobodys(&store, 'd');
+    put_unneeded_blob(&store, 'e');
+    put_unneeded_blob(&store, 'd');
     let cleaner = Machine::new(&store);
     let (gc, gate) =
         start_and_hold(&cleaner, &["remote", "gc", "--yes", "--json"], &store, "PUT", "_hf_cache_sync_gc/deletion");
     machine.ok(&["push"]);
     // A blob that 0.1.0 has written again is young again.
-    store.age(&nobodys('d'), 0);
+    store.age(&unneeded_blob('d'), 0);
     gate.open();
     let ran = gc.finish();
     assert_eq!(ran.code, 0, "{ran:#?}");
     assert_eq!(ran.json()["blobs"]["blobs"], 1, "{ran:#?}");
-    assert!(store.has(&nobodys('d')) && !store.has(&nobodys('e')));
+    assert!(store.has(&unneeded_blob('d')) && !store.has(&unneeded_blob('e')));
     revision.assert_published(&store);
     assert_sound_bucket(&store);
 }
@@ -943,8 +943,8 @@ fn kill_after(requests: usize, mut running: Running, store: &Store) {
     running.kill();
 }
 
-/// Two `gc`, one `rm` and four pushes at once, any of which may be killed at any request. Whatever happens, the bucket is
-/// whole and still has everything that `rm` does not name, and pushing again completes it. `SEED` repeats the choices of a
+/// Two `gc`, one `rm` and four pushes run concurrently, and each may be killed at any request. In every case, the bucket is
+/// sound and still has everything that `rm` does not name, and pushing again completes it. `SEED` repeats the choices of a
 /// failed run.
 #[test]
 fn deletions_and_pushes_killed_at_random_lose_nothing() {
@@ -953,7 +953,7 @@ fn deletions_and_pushes_killed_at_random_lose_nothing() {
         .map(|number| {
             let machine = Machine::new(&store);
             let revisions = (0..3).map(|repo| {
-                // A blob that all share, one that two machines share, and one of its own.
+                // One blob that all share, one that two machines share, and a unique one.
                 Revision::new("model", &format!("org/m{}", (number + repo) % 4))
                     .at(&format!("{:040x}", number * 10 + repo))
                     .git("all.txt", "all")
@@ -966,7 +966,7 @@ fn deletions_and_pushes_killed_at_random_lose_nothing() {
             (machine, revisions)
         })
         .collect();
-    // Nobody pushes these two again. They share blobs with all others.
+    // These two are not pushed again. They share blobs with all others.
     let only_in_bucket = |id: &str| {
         let revision = Revision::new("model", id).git("all.txt", "all").lfs("pair.bin", vec![0; 2000]);
         revision.git("own.txt", format!("of {id}"))
@@ -974,7 +974,7 @@ fn deletions_and_pushes_killed_at_random_lose_nothing() {
     let (kept, gone) = (only_in_bucket("org/kept"), only_in_bucket("org/gone"));
     let cleaner = Machine::new(&store);
     let mut random = fastrand::Rng::with_seed(seed());
-    // Some requests take longer, so that those of different processes come in any order.
+    // Some requests take longer, so that those of different processes arrive in any order.
     let delay = || if fastrand::u8(..4) == 0 { fastrand::u64(..150) } else { 0 };
     store.server.on_request(move |_| Action::Delay(Duration::from_millis(delay())));
     for round in 0..8 {
@@ -998,7 +998,7 @@ fn deletions_and_pushes_killed_at_random_lose_nothing() {
             .collect();
         tasks.extend([Task::Gc, Task::Gc].map(|task| (task, cleaner.start(&gc))));
         tasks.push((Task::Rm, cleaner.start(&rm)));
-        // The first round is one without kills.
+        // The first round has no kills.
         let share = if round == 0 { 0.0 } else { 0.4 };
         let (victims, survivors): (Vec<_>, Vec<_>) = tasks.into_iter().partition(|_| random.f64() < share);
         let mut victims: Vec<(usize, Running)> =
@@ -1006,15 +1006,15 @@ fn deletions_and_pushes_killed_at_random_lose_nothing() {
         victims.sort_by_key(|(requests, _)| *requests);
         victims.into_iter().for_each(|(requests, running)| kill_after(requests, running, &store));
 
-        // Deletions wait for nobody. Once all of them are over, the only notices left are those of killed ones, whose time
-        // passes quickly here.
+        // Deletions do not wait. Once all of them are over, the only notices left are those of killed ones, which expire
+        // quickly here.
         let (pushes, deletions): (Vec<_>, Vec<_>) =
             survivors.into_iter().partition(|(task, _)| matches!(task, Task::Push(_)));
         let mut is_removed = false;
         for (task, running) in deletions {
             let ran = running.finish();
             match task {
-                // One that is being pushed stays.
+                // A revision that is being pushed stays.
                 Task::Rm if ran.code == 1 => assert!(ran.stderr.contains("being pushed"), "{ran:#?}"),
                 _ => assert_eq!(ran.code, 0, "{ran:#?}"),
             }

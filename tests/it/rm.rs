@@ -1,4 +1,4 @@
-//! `rm` by the real binary: what was named goes, and what others need stays.
+//! `rm` with the real binary: named repos and revisions are removed, and data that others need is kept.
 
 use std::fs::{self, File};
 #[cfg(unix)]
@@ -18,7 +18,7 @@ fn rm(hub: &CacheDir, args: &[&str]) -> Output {
     hub.machine.run(&[&["rm", "--json"], args].concat())
 }
 
-/// Runs with success, and returns the report.
+/// Runs `rm`, which must succeed, and returns the report.
 fn removed(hub: &CacheDir, args: &[&str]) -> Value {
     let ran = rm(hub, args);
     assert_eq!(ran.code, 0, "{ran:#?}");
@@ -29,8 +29,8 @@ fn revisions(report: &Value) -> Vec<&str> {
     report["evicted"].as_array().unwrap().iter().map(|one| one["revision"].as_str().unwrap()).collect()
 }
 
-/// Two revisions that share a blob, with refs, and a repo beside.
-fn everyday() -> CacheDir {
+/// Two revisions that share a blob, with refs, and another repo.
+fn setup() -> CacheDir {
     let hub = CacheDir::new();
     let (common, one, two) = (hub.blob(A, 1, 1000, 3), hub.blob(A, 2, 20, 3), hub.blob(A, 3, 30, 3));
     hub.snapshot(A, &commit(1), &[("weights", &common), ("config", &one)]);
@@ -45,8 +45,8 @@ fn everyday() -> CacheDir {
 }
 
 #[test]
-fn a_whole_repo_goes_with_everything_in_it() {
-    let hub = everyday();
+fn a_whole_repo_is_removed() {
+    let hub = setup();
     hub.blob(A, 5, 50, 0);
     let half = hub.write(&format!("{A}/blobs/{}.incomplete", id(6)), "half");
     set_last_used(&half, 600);
@@ -66,9 +66,9 @@ fn a_whole_repo_goes_with_everything_in_it() {
 }
 
 #[test]
-fn one_revision_goes_with_its_refs_and_the_others_keep_their_blobs() {
+fn one_revision_is_removed_with_its_refs_and_the_others_keep_their_blobs() {
     for revision in ["v1.0", "refs/pr/1", &commit(1), &commit(1)[..38]] {
-        let hub = everyday();
+        let hub = setup();
         if revision.len() == 38 {
             hub.machine.run(&["rm", "org/a", "-r", revision]).refused(2, &["ambiguous", &commit(1), &commit(2)]);
             continue;
@@ -82,15 +82,15 @@ fn one_revision_goes_with_its_refs_and_the_others_keep_their_blobs() {
         assert!(hub.exists(&format!("{A}/snapshots/{}/weights", commit(2))) && hub.exists(&format!("{A}/refs/main")));
         assert!(hub.exists(&format!("{A}/blobs/{}", id(1))) && !hub.exists(&format!("{A}/blobs/{}", id(2))));
     }
-    // The last one takes the folder with it.
-    let hub = everyday();
+    // The folder is removed with the last one.
+    let hub = setup();
     let report = removed(&hub, &["org/a@v1.0", "org/a@main", "dataset:org/b"]);
     assert_eq!((revisions(&report).len(), hub.contents().len()), (3, 0), "{report:#}");
 }
 
 #[test]
-fn what_is_not_here_is_an_error_and_nothing_goes() {
-    let hub = everyday();
+fn a_missing_repo_or_revision_is_an_error_and_nothing_is_removed() {
+    let hub = setup();
     let before = hub.contents();
     for (args, words) in [
         (&["org/x"][..], &["org/x is not in the cache", "did you mean org/a"][..]),
@@ -123,9 +123,9 @@ fn an_id_without_a_type_is_the_model_and_never_several() {
     assert!(hub.contents().is_empty());
 }
 
-/// What another process may be using is kept, named, and a failure.
+/// Anything another process may be using is kept and named, and counts as a failure.
 #[test]
-fn what_is_in_use_is_kept() {
+fn anything_in_use_is_kept() {
     let in_flight = |hub: &CacheDir| drop(hub.write(&format!("{A}/blobs/{}.incomplete", id(7)), "half"));
     let at_root = |hub: &CacheDir| drop(hub.write("tmp/aB3dE5f", "half"));
     let bad_ref = |hub: &CacheDir| drop(hub.write(&format!("{A}/refs/bad"), "not a commit"));
@@ -134,7 +134,7 @@ fn what_is_in_use_is_kept() {
     let cases: [(&str, Spoil); 4] =
         [("in-flight", &in_flight), ("in-flight", &at_root), ("bad-ref", &bad_ref), ("unknown", &stranger)];
     for (reason, spoil) in cases {
-        let hub = everyday();
+        let hub = setup();
         spoil(&hub);
         let before = hub.contents();
         for args in [&["org/a"][..], &["org/a", "-r", "v1.0"], &["org/a", "--dry-run"]] {
@@ -154,7 +154,7 @@ fn what_is_in_use_is_kept() {
         }
         assert_eq!(hub.contents(), before, "{reason}");
     }
-    let hub = everyday();
+    let hub = setup();
     let lock = File::create(hub.write(&format!(".locks/{A}/{}.lock", id(9)), "")).unwrap();
     lock.lock().unwrap();
     let ran = hub.machine.run(&["rm", "org/a", "dataset:org/b"]);
@@ -167,7 +167,7 @@ fn what_is_in_use_is_kept() {
 #[cfg(unix)]
 #[test]
 fn links_are_neither_followed_nor_broken() {
-    let hub = everyday();
+    let hub = setup();
     // A link from another repo into this one.
     let link = hub.path(&format!("{B}/snapshots/{}/borrowed", commit(4)));
     symlink(format!("../../../{A}/blobs/{}", id(1)), &link).unwrap();
@@ -201,8 +201,8 @@ fn a_shared_payload_stays_for_the_repo_that_needs_it() {
 }
 
 #[test]
-fn with_require_remote_and_no_bucket_nothing_goes() {
-    let mut hub = everyday();
+fn with_require_remote_and_no_bucket_nothing_is_removed() {
+    let mut hub = setup();
     hub.machine.connect("http://127.0.0.1:9", "bucket", "test-region");
     let before = hub.contents();
     hub.machine
@@ -212,7 +212,7 @@ fn with_require_remote_and_no_bucket_nothing_goes() {
 }
 
 #[test]
-fn with_require_remote_only_what_the_bucket_holds_goes() {
+fn with_require_remote_only_held_revisions_are_removed() {
     let store = Store::new();
     let machine = Machine::new(&store);
     let (one, two) = (Revision::model("org/one"), Revision::model("org/another"));
@@ -225,7 +225,7 @@ fn with_require_remote_only_what_the_bucket_holds_goes() {
     assert!(!one.dir(&machine.hub()).exists() && two.snapshot(&machine.hub()).exists());
     machine.ok(&["pull", "org/one"]);
     one.assert_pulled(&machine.hub());
-    // Without an answer, nothing goes.
+    // Without an answer, nothing is removed.
     store.server.on_request(|_| crate::harness::s3::Action::Refuse(403, "AccessDenied", "Access Denied"));
     machine.run(&["rm", "org/one", "--require-remote"]).refused(3, &["not allowed"]);
     one.assert_pulled(&machine.hub());
@@ -233,11 +233,11 @@ fn with_require_remote_only_what_the_bucket_holds_goes() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn on_a_terminal_it_asks() {
+fn rm_asks_on_a_terminal() {
     use std::io::{Read, Write};
     use std::process::Stdio;
     for (typed, is_gone) in [("n\n", false), ("y\n", true)] {
-        let hub = everyday();
+        let hub = setup();
         let mut command = hub.machine.on_terminal(100, "rm org/a --no-progress");
         command.env("NO_COLOR", "1").env("TERM", "dumb");
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
@@ -256,14 +256,14 @@ fn on_a_terminal_it_asks() {
     }
 }
 
-/// Whether in the repo itself or in another one, which may link to anything.
+/// Both in the repo itself and in another one, which may link to anything.
 #[cfg(unix)]
 #[test]
 fn an_unreadable_folder_is_a_permission_error() {
     use std::os::unix::fs::PermissionsExt;
     let chmod = |path: &std::path::Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     for place in [A.to_string(), format!("{A}/blobs"), format!("{A}/snapshots"), B.to_string()] {
-        let hub = everyday();
+        let hub = setup();
         let before = hub.contents();
         chmod(&hub.path(&place), 0o000);
         let ran = hub.machine.run_as_owner(&["rm", "org/a"]);
@@ -277,7 +277,7 @@ fn an_unreadable_folder_is_a_permission_error() {
 #[cfg(unix)]
 #[test]
 fn a_read_only_cache_is_a_permission_error() {
-    let hub = everyday();
+    let hub = setup();
     let before = hub.contents();
     let ran = hub.machine.run_read_only(&["rm", "org/a"]);
     assert_eq!(ran.code, 3, "{ran:#?}");

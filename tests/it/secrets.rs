@@ -1,5 +1,5 @@
 //! No secret leaves the program: every command, working and failing, at -vv and with RUST_LOG=trace. Everything that they
-//! print, write, log, serve and publish is searched for every secret that they know, and the list of processes, too.
+//! print, write, log, serve and publish, and the process list, is searched for every secret that they know.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -22,13 +22,13 @@ const SESSION_TOKEN: &str = "session-token-4711";
 const WRONG_KEY: &str = "mistyped-secret-key-23";
 const PROXY_PASSWORD: &str = "proxy-password-0815";
 const ENDPOINT_PASSWORD: &str = "endpoint-password-42";
-/// The one that the imitation of the Hub accepts.
+/// The token that the imitation of the Hub accepts.
 const HUB_TOKEN: &str = "hf_right";
 const SERVE_TOKEN: &str = "serve-token-5678";
 const CONTAINER_TOKEN: &str = "container-token-1357";
 const IDENTITY_TOKEN: &str = "identity-token-2468";
 
-/// All secrets, as they are and as they travel.
+/// Returns all secrets, in plain text and as encoded for transfer.
 fn secrets() -> Vec<String> {
     let plain = [
         SECRET_KEY,
@@ -93,7 +93,7 @@ fn assert_clean_files(folder: &Path, inputs: &[PathBuf], what: &str) {
     }
 }
 
-/// A way of working or failing.
+/// A way in which commands succeed or fail.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Mode {
     Works,
@@ -160,12 +160,12 @@ const LINES: [&[&str]; 32] = [
 ];
 
 impl Mode {
-    /// Whether the keys come from somebody who has to be asked for them.
+    /// Whether the keys have to be requested from another service.
     fn asks_for_keys(self) -> bool {
         matches!(self, Mode::Process | Mode::Container | Mode::WebIdentity)
     }
 
-    /// The command lines to run. Where the keys come from matters only to a few.
+    /// Returns the command lines to run. The source of the keys matters only for a few.
     fn lines(self) -> Vec<&'static [&'static str]> {
         let needs_keys =
             |line: &&[&str]| matches!(line[..], ["doctor" | "push"] | ["config", _] | ["pull", "org/hub", ..]);
@@ -173,7 +173,7 @@ impl Mode {
     }
 }
 
-/// Returns what hands out keys to whoever has the token for it: to containers, and in exchange for a web identity.
+/// Returns a service that hands out keys in exchange for a token: to containers, and for a web identity.
 fn key_service() -> Scripted {
     let service = Scripted::new();
     service.script(|request, _| {
@@ -205,7 +205,8 @@ fn json_keys(token: &str) -> String {
     )
 }
 
-/// A `credential_process` that writes the command lines of who runs it into the file `processes`, and prints this text.
+/// Returns a `credential_process` that writes the command lines of its callers to the file `processes`, and prints this
+/// text.
 fn credential_process(text: &str) -> String {
     format!(
         "#!/bin/sh\nparent=$(cut -d ' ' -f 4 /proc/$PPID/stat)\nfor each in $PPID $parent; do\n\
@@ -213,7 +214,7 @@ fn credential_process(text: &str) -> String {
     )
 }
 
-/// A machine for a mode, and the files with secrets that it was given.
+/// Returns a machine for a mode, and its files with secrets.
 fn machine(mode: Mode, proxy: &Proxy, hub: &str, keys: &str) -> (Machine, Vec<PathBuf>) {
     let mut machine = Machine::unconfigured();
     let mut inputs = Vec::new();
@@ -325,7 +326,7 @@ fn run_mode(mode: Mode) {
     }
     watch(mode, &machine);
     if mode == Mode::Process {
-        no_keys_of_a_process(&machine);
+        check_bad_credential_process(&machine);
     }
     if !mode.asks_for_keys() {
         serve(mode, &machine);
@@ -337,8 +338,8 @@ fn run_mode(mode: Mode) {
     }
 }
 
-/// What it prints that cannot be understood, and the list of processes.
-fn no_keys_of_a_process(machine: &Machine) {
+/// Checks output of a credential process that cannot be parsed, and the process list.
+fn check_bad_credential_process(machine: &Machine) {
     let processes = fs::read_to_string(machine.home().join("processes")).unwrap();
     for command in ["push", "doctor", "watch"] {
         assert!(processes.contains(&format!(" {command} ")), "{processes}");
@@ -371,7 +372,8 @@ fn watch(mode: Mode, machine: &Machine) {
     check(&running.finish(), &format!("{mode:?}, watch"));
 }
 
-/// The server, its access log, pages and counters, and the command that it runs, with the list of processes as that sees it.
+/// Checks the server, its access log, pages and counters, and the command that it runs, with the process list that the
+/// command sees.
 fn serve(mode: Mode, machine: &Machine) {
     let what = format!("{mode:?}, serve");
     let token = machine.work().join("token").display().to_string();
@@ -408,7 +410,7 @@ fn serve(mode: Mode, machine: &Machine) {
         running.signal("-TERM");
     }
     check(&running.finish(), &what);
-    // A command has the token in its environment, but nobody's command line has it.
+    // The command has the token in its environment, but no command line contains it.
     let script = "for each in /proc/$$ /proc/$PPID; do tr '\\0' ' ' < $each/cmdline; echo; done";
     let line = ["-vv", "serve", "--listen", "127.0.0.1:0", "--token-file", &token, "--", "/bin/sh", "-c", script];
     check(&machine.run(&line), &format!("{what}: the list of processes"));

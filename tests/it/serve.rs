@@ -37,7 +37,7 @@ impl Serve {
         ))
     }
 
-    /// Waits until the server tells its port.
+    /// Waits until the server prints its port.
     #[track_caller]
     fn of(mut running: Running) -> Serve {
         let mut port = None;
@@ -84,7 +84,7 @@ impl Serve {
         line.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
     }
 
-    /// Asks it to end, and waits until it has.
+    /// Stops the server, and waits until it has exited.
     #[track_caller]
     fn stop(self) -> Output {
         self.running.signal("-TERM");
@@ -112,13 +112,13 @@ fn push(store: &Store, revision: &Revision) {
     machine.ok(&["push"]);
 }
 
-/// The path of a file for requests.
+/// Returns the URL path of a file.
 fn file(revision: &Revision, path: &str) -> String {
     let kind = if revision.kind == "model" { String::new() } else { format!("/{}s", revision.kind) };
     format!("{kind}/{}/resolve/main/{path}", revision.id)
 }
 
-/// Returns the bytes that these requests for blobs have asked for, by key.
+/// Returns the number of bytes that these requests for blobs asked for, by key.
 fn bytes_requested(seen: &[S3Request], store: &Store) -> BTreeMap<String, u64> {
     let mut sums = BTreeMap::new();
     for request in seen.iter().filter(|request| request.is("GET", "blobs/")) {
@@ -136,7 +136,7 @@ fn gets(seen: &[S3Request], key: &str) -> usize {
     seen.iter().filter(|request| request.is("GET", key)).count()
 }
 
-/// Asserts that the cache has no blob of this name, and nothing unfinished that a client could take for one.
+/// Asserts that the cache has no blob of this name, and nothing unfinished that a client could mistake for one.
 #[track_caller]
 fn assert_no_blob(machine: &Machine, etag: &str) {
     let found = listing(&machine.hub());

@@ -24,7 +24,7 @@ fn references(hub: &Path) -> String {
 }
 
 /// A bucket with the model, and a machine whose store has the same bytes, for a dataset.
-fn scene() -> (Store, Machine, Revision) {
+fn setup() -> (Store, Machine, Revision) {
     let store = Store::new();
     let source = Machine::new(&store);
     model().write(&source.hub());
@@ -40,8 +40,8 @@ fn is_shared(machine: &Machine) -> bool {
 }
 
 #[test]
-fn a_blob_joins_the_store_and_prune_knows() {
-    let (_store, machine, dataset) = scene();
+fn a_blob_joins_the_store_and_prune_respects_it() {
+    let (_store, machine, dataset) = setup();
     let hub = machine.hub();
     let dry = machine.ok_json(&["pull", "org/a", "--dry-run", "--json"]);
     assert_eq!((&dry["shared"]["blobs"], &dry["downloaded"]["blobs"]), (&1.into(), &1.into()));
@@ -65,8 +65,8 @@ fn a_blob_joins_the_store_and_prune_knows() {
 }
 
 #[test]
-fn a_payload_that_no_repo_uses_is_enough() {
-    let (_store, machine, dataset) = scene();
+fn an_unused_payload_can_be_linked() {
+    let (_store, machine, dataset) = setup();
     fs::remove_dir_all(dataset.dir(&machine.hub())).unwrap();
     let report = machine.ok_json(&["pull", "org/a", "--json"]);
     assert_eq!(report["shared"]["blobs"], 1);
@@ -76,7 +76,7 @@ fn a_payload_that_no_repo_uses_is_enough() {
 
 #[test]
 fn a_payload_with_other_bytes_is_not_used() {
-    let (_store, machine, _) = scene();
+    let (_store, machine, _) = setup();
     let other = [8; 70_000];
     fs::write(payload(&machine.hub()), other).unwrap();
     let report = machine.ok_json(&["pull", "org/a", "--json"]);
@@ -87,8 +87,8 @@ fn a_payload_with_other_bytes_is_not_used() {
 }
 
 /// A machine with an empty store, and a bucket with the model.
-fn empty_scene(with_tree: impl Fn(String) -> String) -> (Store, Machine) {
-    let (store, machine, dataset) = scene();
+fn empty_setup(with_tree: impl Fn(String) -> String) -> (Store, Machine) {
+    let (store, machine, dataset) = setup();
     fs::remove_dir_all(dataset.dir(&machine.hub())).unwrap();
     fs::remove_file(payload(&machine.hub())).unwrap();
     fs::remove_file(payload(&machine.hub()).with_extension("refs")).unwrap();
@@ -99,7 +99,7 @@ fn empty_scene(with_tree: impl Fn(String) -> String) -> (Store, Machine) {
 
 #[test]
 fn a_blob_from_the_bucket_becomes_a_payload() {
-    let (_store, machine) = empty_scene(|manifest| manifest);
+    let (_store, machine) = empty_setup(|manifest| manifest);
     machine.ok(&["pull", "org/a"]);
     assert!(is_shared(&machine));
     assert_eq!(fs::read(payload(&machine.hub())).unwrap(), BYTES);
@@ -110,16 +110,16 @@ fn a_blob_from_the_bucket_becomes_a_payload() {
 #[test]
 fn a_wrong_name_from_the_bucket_adds_nothing_to_the_store() {
     let name = model().file("w.bin").xet_hash();
-    let (_store, machine) = empty_scene(|manifest| manifest.replace(&name, &"ab".repeat(32)));
+    let (_store, machine) = empty_setup(|manifest| manifest.replace(&name, &"ab".repeat(32)));
     machine.ok(&["pull", "org/a"]);
     assert!(!is_shared(&machine) && !payload(&machine.hub()).exists());
     assert!(!machine.hub().join("blobs/ab").exists());
 }
 
 #[test]
-fn what_switches_the_store_off_for_the_client_does_so_here() {
+fn settings_that_disable_the_store_for_the_client_apply_here() {
     for variable in ["HF_HUB_DISABLE_SHARED_BLOBS", "HF_HUB_DISABLE_XET"] {
-        let (_store, mut machine, _) = scene();
+        let (_store, mut machine, _) = setup();
         machine.set(variable, "1");
         let report = machine.ok_json(&["pull", "org/a", "--json"]);
         assert_eq!(report["shared"]["blobs"], 1, "from the other repo");

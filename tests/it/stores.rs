@@ -77,7 +77,7 @@ fn a_truncated_listing_is_an_error() {
 }
 
 #[test]
-fn a_continuation_token_is_followed_whatever_is_truncated_says() {
+fn a_continuation_token_is_followed_regardless_of_is_truncated() {
     let store = store_with_three_models();
     let machine = store.machine();
     for truncated in
@@ -160,7 +160,7 @@ fn listed_objects_need_a_size_but_no_valid_date() {
     }
 }
 
-/// An object of unknown size is neither absent nor held. Nothing is decided on such a listing.
+/// An object of unknown size counts as neither absent nor held. Such a listing is never used.
 #[test]
 fn nothing_is_decided_on_a_listing_without_a_size() {
     let store = Scripted::new();
@@ -690,7 +690,7 @@ fn a_wrong_scheme_gets_a_hint() {
     machine.run(&["list", "--remote"]).refused(6, &[&hint]);
 }
 
-/// Over plain HTTP, nothing protects a response on its way.
+/// Over plain HTTP, nothing protects a response in transit.
 #[test]
 fn a_damaged_status_line_is_retried() {
     for damaged in ["first", "later"] {

@@ -18,15 +18,15 @@ use crate::harness::{listing, weights};
 /// The marker of the cache-wide store.
 const MARKER: &str = "blobs/.huggingface-shared-blobs";
 
-/// A folder outside the cache that looks like a whole cache, with other content under the very names that a command
-/// writes to or deletes.
+/// A folder outside the cache that looks like a whole cache, with different content under the names that a command writes to
+/// or deletes.
 pub struct Outside {
     pub path: PathBuf,
     before: std::collections::BTreeMap<String, String>,
 }
 
 impl Outside {
-    /// Imitates the cache at `hub`, every folder of which a link may lead to.
+    /// Imitates the cache at `hub`, so that any of its folders can be the target of a link.
     pub fn imitating(hub: &Path, path: PathBuf) -> Outside {
         imitate(hub, &path);
         // A store with any other marker would be left alone anyway.
@@ -53,15 +53,15 @@ fn imitate(from: &Path, to: &Path) {
             kind if kind.is_symlink() => symlink(fs::read_link(entry.path()).unwrap(), &path).unwrap(),
             _ => {
                 fs::write(&path, "mine").unwrap();
-                // What is written to, or locked, could get another mode.
+                // Files that are written to or locked could get another mode.
                 fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
             }
         }
     }
 }
 
-/// Swaps a folder of the cache for a link to the same folder outside, at once. Returns what swaps it back; if the link has
-/// been deleted, the folder goes, too.
+/// Atomically swaps a folder of the cache for a link to the same folder outside. Returns a closure that swaps it back; if
+/// the link has been deleted, it deletes the folder, too.
 pub fn swap(hub: &Path, outside: &Path, folder: &str) -> impl FnOnce() + use<> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
     let (at, aside) = (hub.join(folder), hub.join("aside"));
@@ -94,10 +94,10 @@ fn revisions() -> [Revision; 2] {
     [with_more(one, 1), with_more(two, 2)]
 }
 
-/// The folders of the tool's own state, of which every command writes to some.
+/// The folders of the tool's own state, some of which every command writes to.
 const STATE: [&str; 7] = ["", "/partial", "/staging", "/manifests", "/quarantine", "/unverified", "/uploads"];
 
-/// The folders of a cache that has both revisions, or will have.
+/// The folders of a cache that has, or will have, both revisions.
 fn folders(two: &Revision) -> Vec<String> {
     let in_repo = ["", "/blobs", "/refs", "/snapshots", "/trees"].map(|part| format!("{}{part}", two.folder()));
     let in_snapshots = ["", "/sub"].map(|part| format!("{}/snapshots/{OTHER}{part}", two.folder()));
@@ -117,7 +117,7 @@ fn setup(revisions: [Revision; 2]) -> (Store, Machine, [Revision; 2]) {
     (store, machine, revisions)
 }
 
-/// Everything that pulling and removing either revision leaves or takes, on another machine.
+/// Returns everything that pulling and removing either revision creates or deletes, on another machine.
 fn outside_of(store: &Store) -> (Machine, Outside) {
     let other = Machine::new(store);
     other.ok(&["pull-all"]);
@@ -250,7 +250,7 @@ fn a_quarantine_swapped_for_a_link_is_not_written_through() {
         fs::create_dir_all(root.join(".locks/.hf-cache-sync/quarantine/models--org--name/blobs")).unwrap();
     }
     let outside = Outside { before: listing(&outside.path), ..outside };
-    // The first request precedes all repairs; that for the blob follows what is kept of the bad one.
+    // The first request precedes all repairs; the one for the blob comes after the bad bytes are quarantined.
     for (folder, key) in folders.iter().flat_map(|folder| [(folder, ""), (folder, "blobs/")]) {
         let folder = format!(".locks/.hf-cache-sync/quarantine{folder}");
         let bad = weights(9, 30_000);
@@ -373,7 +373,7 @@ fn folders_swapped_at_random_moments_are_not_written_through() {
     }
 }
 
-/// A file that has another name outside, in place of what a download writes to or locks.
+/// A hard link to an outside file, in place of a file that a download writes to or locks.
 #[test]
 fn a_hard_link_in_place_of_a_partial_file_is_not_written_through() {
     let (store, machine, [_, two]) = setup(revisions());
@@ -415,7 +415,7 @@ fn a_repo_never_lacks_its_snapshots() {
         let key = revision.blob_key(last);
         let gate = store.server.hold(move |request| request.is("GET", &key));
         let running = machine.start(&["pull", "org/new"]);
-        // The others are in place.
+        // The other files are in place.
         let others = revision.files.iter().filter(|file| file.path != last);
         for file in others {
             let blob = revision.blob(&machine.hub(), &file.path);

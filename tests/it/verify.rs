@@ -1,4 +1,4 @@
-//! `verify`: real damage in a real cache or bucket is found, repaired from the other side, and found no more.
+//! `verify`: damage in a real cache or bucket is found, repaired from the other side, and then gone.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -50,7 +50,7 @@ impl World {
         self.hub().join(".locks/.hf-cache-sync/quarantine")
     }
 
-    /// Checks and repairs; then a second run finds nothing.
+    /// Checks and repairs. Asserts that a second run finds nothing.
     #[track_caller]
     fn repair(&self, line: &[&str]) -> Value {
         let ran = self.machine.run(&[&["verify", "--repair", "--json"], line].concat());
@@ -60,7 +60,7 @@ impl World {
         ran.json()
     }
 
-    /// Checks, and finds exactly this.
+    /// Checks, and asserts that it finds exactly this.
     #[track_caller]
     fn finds(&self, line: &[&str], expected: &[&str]) -> Value {
         let ran = self.machine.run(&[&["verify", "--json"], line].concat());
@@ -91,7 +91,7 @@ fn status(report: &Value) -> &str {
     report["revisions"][0]["status"].as_str().unwrap()
 }
 
-/// Changes one byte in the middle, and nothing else.
+/// Changes a single byte in the middle.
 fn flip(path: &Path) {
     let mut bytes = fs::read(path).unwrap();
     let middle = bytes.len() / 2;
@@ -106,7 +106,7 @@ fn succeeded(ran: Output) -> Value {
 }
 
 #[test]
-fn a_good_cache_is_well_and_stays_as_it_is() {
+fn a_good_cache_passes_and_stays_unchanged() {
     let world = World::unpushed(Revision::model("org/llm").with_tree());
     Revision::new("dataset", "org/data").git("a.csv", "a,b\n").write(&world.hub());
     let before = visible(&world.hub());
@@ -123,7 +123,7 @@ fn a_good_cache_is_well_and_stays_as_it_is() {
 }
 
 #[test]
-fn a_part_of_a_revision_is_partial_and_no_damage() {
+fn a_partial_revision_is_not_damage() {
     let world = World::unpushed(Revision::model("org/llm").with_tree().without(&["model.safetensors"]));
     let report = world.finds(&[], &[]);
     assert_eq!((status(&report), &report["revisions"][0]["absent"]), ("partial", &Value::from(1)));
@@ -146,7 +146,7 @@ fn a_bad_blob_is_fetched_again_and_its_bytes_are_kept() {
     assert_eq!(report["quarantined"]["blobs"], 1);
     world.revision.assert_pulled(&world.hub());
     assert_eq!(fs::read(bad.join(world.revision.etag("model.safetensors"))).unwrap(), wrong);
-    // The same blob breaks once more.
+    // The same blob is damaged once more.
     fs::write(&blob, "other").unwrap();
     world.repair(&[]);
     world.revision.assert_pulled(&world.hub());
@@ -154,7 +154,7 @@ fn a_bad_blob_is_fetched_again_and_its_bytes_are_kept() {
 }
 
 #[test]
-fn truncated_and_missing_blobs_come_back() {
+fn truncated_and_missing_blobs_are_restored() {
     let world = World::new(Revision::model("org/llm").with_tree().git("sub/folder/notes.txt", "words"));
     fs::File::options().write(true).open(world.blob("model.safetensors")).unwrap().set_len(1000).unwrap();
     fs::write(world.blob("config.json"), "").unwrap();
@@ -167,9 +167,9 @@ fn truncated_and_missing_blobs_come_back() {
     world.revision.assert_pulled(&world.hub());
 }
 
-/// Without a tree, nothing here says how large a blob is that is missing.
+/// Without a tree, the size of a missing blob is unknown here.
 #[test]
-fn a_missing_blob_comes_back_without_a_tree() {
+fn a_missing_blob_is_restored_without_a_tree() {
     let world = World::new(Revision::model("org/llm"));
     fs::remove_file(world.blob("model.safetensors")).unwrap();
     world.repair(&[]);
@@ -196,7 +196,7 @@ fn without_a_source_nothing_changes() {
     assert!(ran.json()["notes"][0].as_str().unwrap().contains("no good copy"), "{}", ran.text());
 }
 
-/// The bucket's own copy may be bad, too: it is not taken, and what is here stays.
+/// The bucket's copy may be bad, too: it is not used, and the local file stays.
 #[test]
 fn a_bad_copy_in_the_bucket_repairs_nothing() {
     let world = World::new(Revision::model("org/llm").with_tree());
@@ -211,7 +211,7 @@ fn a_bad_copy_in_the_bucket_repairs_nothing() {
 }
 
 #[test]
-fn a_good_copy_in_another_repo_is_taken_first() {
+fn a_good_copy_in_another_repo_is_used_first() {
     let world = World::new(Revision::model("org/llm").with_tree());
     let other = Revision { id: "org/copy".into(), ..world.revision.clone() };
     other.write(&world.hub());
@@ -223,7 +223,7 @@ fn a_good_copy_in_another_repo_is_taken_first() {
 }
 
 #[test]
-fn links_are_made_again() {
+fn links_are_recreated() {
     let world = World::new(Revision::model("org/llm").with_tree().git("d/a.txt", "text"));
     let outside = world.machine.home().join("outside");
     fs::write(&outside, "mine").unwrap();
@@ -247,7 +247,7 @@ fn links_are_made_again() {
     world.revision.assert_pulled(&world.hub());
 }
 
-/// Without a tree, the bucket's manifest says which blob a file is.
+/// Without a tree, the bucket's manifest names the blob of a file.
 #[test]
 fn a_foreign_link_is_explained_by_the_bucket() {
     let world = World::new(Revision::model("org/llm"));
@@ -316,7 +316,7 @@ fn real_files_are_compared_with_the_tree() {
     }
 }
 
-/// Without a tree, the bucket's manifest says what a real file should be.
+/// Without a tree, the bucket's manifest names the expected blob of a real file.
 #[test]
 fn real_files_without_a_tree_are_compared_with_the_bucket() {
     let world = World::new(Revision::model("org/llm").layout(Layout::Real));
@@ -331,7 +331,7 @@ fn real_files_without_a_tree_are_compared_with_the_bucket() {
     assert_eq!((outcomes(&report), &report["quarantined"]["blobs"]), (vec!["repaired"], &1.into()));
     assert!(fs::read(world.file("model.safetensors")).unwrap() == world.revision.file("model.safetensors").bytes);
 
-    // A bucket that cannot be asked takes nothing from the check.
+    // An unreachable bucket does not weaken the check.
     let mut world = World::new(Revision::model("org/llm").layout(Layout::Real));
     world.machine.connect("http://127.0.0.1:1", "team-cache", "test-region");
     let ran = world.machine.run(&["verify", "--repair", "--json"]);
@@ -340,7 +340,7 @@ fn real_files_without_a_tree_are_compared_with_the_bucket() {
 }
 
 #[test]
-fn what_has_no_proof_is_named_and_is_no_damage() {
+fn files_without_proof_are_named_and_are_not_damage() {
     let world = World::unpushed(Revision::model("org/llm"));
     let blobs = world.revision.dir(&world.hub()).join("blobs");
     fs::write(blobs.join("5d41402abc4b2a76b9719d911017c592"), "old").unwrap();
@@ -355,7 +355,7 @@ fn what_has_no_proof_is_named_and_is_no_damage() {
     assert!(text.contains("the name of the blob is not a hash"), "{text}");
 }
 
-/// A mirror names a file by its sha256 that the tree knows by git's sha1.
+/// A mirror names a file by sha256 that the tree names by git's sha1.
 #[test]
 fn names_by_both_algorithms_are_proven() {
     let world = World::unpushed(Revision::model("org/llm").with_tree());
@@ -365,7 +365,7 @@ fn names_by_both_algorithms_are_proven() {
     fs::remove_file(world.file("config.json")).unwrap();
     symlink(format!("../../blobs/{twin}"), world.file("config.json")).unwrap();
     world.finds(&[], &[]);
-    // The blob is what its name says, and not what the tree says.
+    // The blob matches its own name, but not the tree.
     let other = b"something else";
     fs::write(world.blob("config.json").with_file_name(sha256(other)), other).unwrap();
     fs::remove_file(world.file("config.json")).unwrap();
@@ -380,14 +380,14 @@ fn a_bad_blob_that_nothing_uses_is_set_aside() {
     let orphan = world.blob("config.json").with_file_name(&name);
     fs::write(&orphan, "wrong").unwrap();
     world.finds(&[], &[&format!("corrupt: {name}")]);
-    // What is selected does not use it.
+    // The selection does not use it.
     world.finds(&[&format!("org/llm@{COMMIT}")], &[]);
     world.repair(&[]);
     assert!(!orphan.exists());
     assert_eq!(fs::read(world.quarantine().join("models--org--llm/blobs").join(name)).unwrap(), b"wrong");
 }
 
-/// A payload of the cache-wide store is what all its links say, and no longer given to the next repo.
+/// A payload of the cache-wide store is checked against all its links, and a bad one is no longer linked into other repos.
 #[test]
 fn a_shared_payload_is_proven_by_its_links_and_replaced_for_all_of_them() {
     let world = World::new(Revision::model("org/llm").with_tree().layout(Layout::Shared));
@@ -438,7 +438,7 @@ fn a_read_only_cache_can_be_checked_and_not_repaired() {
 }
 
 #[test]
-fn what_cannot_be_read_is_no_success() {
+fn unreadable_files_are_not_a_success() {
     let world = World::unpushed(Revision::model("org/llm").with_tree());
     let blob = world.blob("model.safetensors");
     fs::set_permissions(&blob, std::os::unix::fs::PermissionsExt::from_mode(0o000)).unwrap();
@@ -448,7 +448,7 @@ fn what_cannot_be_read_is_no_success() {
     assert_eq!(status(&ran.json()), "unknown");
 }
 
-/// The links to it lead somewhere, but no program can read a file there.
+/// The links to it have a target, but no program can read a file there.
 #[test]
 fn a_blob_that_is_not_a_file_damages_its_revisions() {
     let world = World::unpushed(Revision::model("org/llm").with_tree());
@@ -479,9 +479,9 @@ fn a_blob_that_deep_cannot_read_is_not_complete() {
     assert_eq!((findings(&ran.json()), status(&ran.json())), (vec![], "unknown"), "{}", ran.text());
 }
 
-/// Nobody knows what is in a folder that cannot be read: nothing in it is missing, and no ref leads nowhere.
+/// The content of an unreadable folder is unknown: nothing in it counts as missing, and no ref as dangling.
 #[test]
-fn what_cannot_be_looked_at_is_not_missing() {
+fn files_in_an_unreadable_folder_are_not_missing() {
     let chmod =
         |path: &Path, mode| fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
     for (folder, mode) in [("snapshots", 0o000), ("snapshots", 0o444), ("blobs", 0o000), ("blobs", 0o444)] {
@@ -524,7 +524,7 @@ fn wrong_requests_are_refused() {
     world.machine.run(&line).refused(4, &["nowhere"]);
 }
 
-/// Whoever downloads a blob holds its lock: what is there may be half of it.
+/// A downloading process holds the blob's lock: the existing file may be incomplete.
 #[test]
 fn a_blob_that_is_being_downloaded_is_left_alone() {
     let world = World::new(Revision::model("org/llm").with_tree());
@@ -540,7 +540,7 @@ fn a_blob_that_is_being_downloaded_is_left_alone() {
     world.repair(&[]);
 }
 
-/// A `prune` waits for the end of a repair, and both end well.
+/// A `prune` waits for the end of a repair, and both succeed.
 #[test]
 fn a_prune_waits_for_a_repair() {
     let world = World::new(Revision::model("org/llm").with_tree());
@@ -559,9 +559,9 @@ fn a_prune_waits_for_a_repair() {
     world.finds(&[], &[]);
 }
 
-/// Killed while the good bytes arrive, a repair has changed nothing that anybody sees; the next one ends it.
+/// A repair that is killed while the good bytes arrive has changed nothing visible; the next one completes it.
 #[test]
-fn a_killed_repair_is_ended_by_the_next() {
+fn a_killed_repair_is_completed_by_the_next() {
     let world = World::new(Revision::model("org/llm").with_tree());
     let blob = world.blob("model.safetensors");
     flip(&blob);
@@ -581,9 +581,9 @@ fn a_killed_repair_is_ended_by_the_next() {
     assert_eq!(fs::read_dir(world.quarantine().join("models--org--llm/blobs")).unwrap().count(), 1);
 }
 
-/// Nothing is changed where no bucket could say what is right; what needs none is repaired.
+/// Damage that needs a bucket is left unchanged; everything else is repaired.
 #[test]
-fn a_repair_that_needs_a_bucket_wants_one_to_be_configured() {
+fn a_repair_that_needs_a_bucket_requires_one() {
     let machine = Machine::unconfigured();
     let revision = Revision::model("org/llm").with_tree().refs(&["main", "v1"]);
     revision.write(&machine.hub());
@@ -658,9 +658,9 @@ fn a_copy_in_this_cache_needs_no_bucket() {
     }
 }
 
-/// Without a tree, nothing says how large a missing blob is. The copy of it is as large as it is.
+/// Without a tree, the size of a missing blob is unknown, but that of its copy is known.
 #[test]
-fn a_missing_blob_comes_from_another_repo_without_a_bucket() {
+fn a_missing_blob_is_copied_from_another_repo_without_a_bucket() {
     let machine = Machine::unconfigured();
     let revision = Revision::model("org/llm");
     revision.write(&machine.hub());
@@ -671,7 +671,7 @@ fn a_missing_blob_comes_from_another_repo_without_a_bucket() {
     revision.assert_pulled(&machine.hub());
 }
 
-/// What has a copy here is not even looked for in the bucket; what has none comes from it, in the same run.
+/// Blobs with a copy here are not even looked up in the bucket; the others are fetched from it, in the same run.
 #[test]
 fn a_copy_and_the_bucket_repair_together() {
     let world = World::new(Revision::model("org/llm").with_tree());
@@ -686,7 +686,7 @@ fn a_copy_and_the_bucket_repair_together() {
     assert!(world.store.server.take_seen().iter().all(|seen| !seen.key.ends_with(&small)));
 }
 
-/// A bucket that cannot be reached is named, and the damage is what counts.
+/// An unreachable bucket is reported, but the damage determines the exit code.
 #[test]
 fn without_the_store_nothing_is_lost() {
     let mut world = World::new(Revision::model("org/llm").with_tree());
@@ -699,7 +699,7 @@ fn without_the_store_nothing_is_lost() {
     assert_eq!(visible(&world.hub()), before);
     let ran = world.machine.run(&["verify", "--remote"]);
     assert_eq!(ran.code, 6, "{}", ran.text());
-    // Nothing says what the ref should be: it is still there for a repair that can ask.
+    // The right commit of the ref is unknown: the ref is kept for a repair that can look it up.
     let world = World::new(Revision::model("org/llm").with_tree());
     let reference = world.revision.dir(&world.hub()).join("refs/main");
     fs::write(&reference, "nonsense").unwrap();
@@ -713,7 +713,7 @@ fn without_the_store_nothing_is_lost() {
 }
 
 impl World {
-    /// Repairs the bucket; then nothing is left to find in it.
+    /// Repairs the bucket. Asserts that a second run finds nothing.
     #[track_caller]
     fn repair_bucket(&self, line: &[&str]) -> Value {
         let ran = self.machine.run(&[&["verify", "--remote", "--repair", "--json"], line].concat());
@@ -722,7 +722,7 @@ impl World {
         ran.json()
     }
 
-    /// Repairs the bucket; then it has the revision and its refs again.
+    /// Repairs the bucket. Asserts that it has the revision and its refs again.
     #[track_caller]
     fn repair_remote(&self, line: &[&str]) -> Value {
         let report = self.repair_bucket(line);
@@ -732,7 +732,7 @@ impl World {
 }
 
 #[test]
-fn a_good_bucket_is_well_by_one_listing() {
+fn a_good_bucket_passes_with_one_listing() {
     let world = World::new(Revision::model("org/llm").with_tree());
     Revision::new("dataset", "org/data").git("a.csv", "a,b\n").publish(&world.store);
     world.store.put(&format!("blobs/{}.incomplete", "a".repeat(64)), "half");
@@ -763,7 +763,7 @@ fn missing_and_short_objects_are_uploaded_again() {
     assert_eq!(report["uploaded"]["blobs"], 2);
 }
 
-/// Only who reads the bytes can tell.
+/// Only reading the bytes reveals it.
 #[test]
 fn a_flipped_byte_in_the_bucket_is_found_by_deep() {
     let world = World::new(Revision::model("org/llm").lfs("large.bin", weights(9, 20 << 20)));
@@ -785,7 +785,7 @@ fn a_flipped_byte_in_the_bucket_is_found_by_deep() {
 }
 
 #[test]
-fn bad_manifests_and_refs_come_from_the_cache() {
+fn bad_manifests_and_refs_are_restored_from_the_cache() {
     let world = World::new(Revision::model("org/llm").with_tree().refs(&["main", "v1"]));
     world.store.put(&world.revision.manifest_key(), "{\"repo\": \"org/llm\"");
     world.store.put("refs/org__llm/v1", "nonsense");
@@ -793,13 +793,13 @@ fn bad_manifests_and_refs_come_from_the_cache() {
     let found = [format!("bad-manifest: {}", manifest.rsplit('/').next().unwrap()), "bad-ref: v1".into()];
     world.finds(&["--remote"], &found.each_ref().map(String::as_str));
     world.repair_remote(&[]);
-    // The manifest is gone, and both refs lead nowhere.
+    // The manifest is gone, and both refs dangle.
     world.store.remove(&manifest);
     world.finds(&["--remote"], &["dangling-ref: main", "dangling-ref: v1"]);
     world.repair_remote(&[]);
 }
 
-/// A ref of the dataset leads to the manifest of the model with the same id: nothing reads it.
+/// A ref of the dataset names the manifest of the model with the same id, so readers ignore it.
 #[test]
 fn a_ref_that_leads_to_another_repo_is_written_again() {
     let world = World::new(Revision::model("org/llm").with_tree());
@@ -816,7 +816,8 @@ fn a_ref_that_leads_to_another_repo_is_written_again() {
     assert_eq!(world.store.text(key), OTHER);
 }
 
-/// The commit that a ref names is here, but the ref names another one here: the bucket's ref does not go back to that.
+/// The bucket's ref names a commit that is here, but the local ref names another one: the bucket's ref is not moved back to
+/// that.
 #[test]
 fn a_ref_keeps_its_commit_if_its_revision_is_here() {
     let world = World::new(Revision::model("org/llm").with_tree());
@@ -827,14 +828,14 @@ fn a_ref_keeps_its_commit_if_its_revision_is_here() {
     world.finds(&["--remote"], &["dangling-ref: main"]);
     world.repair_bucket(&[]);
     assert_eq!(world.store.get("refs/org__llm/main"), OTHER.as_bytes());
-    // Nobody here has what it names: it gets what it names here.
+    // The commit that it names is not here: it gets the commit of the local ref.
     world.store.put("refs/org__llm/main", "f".repeat(40));
     world.repair_bucket(&[]);
     assert_eq!(world.store.get("refs/org__llm/main"), COMMIT.as_bytes());
 }
 
 #[test]
-fn what_no_cache_has_is_left_and_nothing_is_sent() {
+fn damage_without_a_good_copy_is_left_and_nothing_is_sent() {
     let world = World::new(Revision::model("org/llm"));
     let other = Revision::model("org/gone").at(OTHER).git("only.txt", "only there");
     other.publish(&world.store);
@@ -871,10 +872,10 @@ fn keys_of_other_teams_are_not_damage() {
     assert_eq!((ran.code, &ran.json()["findings"][0]["reason"]), (5, &"dangling-ref".into()), "{}", ran.text());
 }
 
-/// What neither this cache nor the bucket has comes from the Hub.
+/// Blobs that neither this cache nor the bucket has are fetched from the Hub.
 #[cfg(feature = "fallback")]
 #[test]
-fn the_hub_helps_where_the_bucket_does_not() {
+fn the_hub_provides_what_the_bucket_lacks() {
     use crate::harness::hub_server::Hub;
     let mut world = World::unpushed(Revision::model("org/llm"));
     let hub = Hub::start(std::slice::from_ref(&world.revision));

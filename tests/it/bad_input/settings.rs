@@ -129,7 +129,7 @@ fn control_characters_inside_a_value_are_refused() {
     }
 }
 
-/// The value of a secret is never printed, however broken the YAML is.
+/// The value of a secret is never printed, no matter how broken the YAML is.
 #[test]
 fn errors_in_a_broken_file_never_show_its_contents() {
     let (store, machine) = setup();
@@ -444,7 +444,7 @@ fn config_show_lists_values_and_sources() {
     assert_eq!(machine.run(&["status", "--config", "../.config/hf-cache-sync/config.yaml"]).code, 0);
 }
 
-/// The hint appears if the secret is in the place of the key id.
+/// The hint appears if the secret is in place of the key id.
 #[test]
 fn swapped_credentials_get_a_hint() {
     let (store, mut machine) = setup();

@@ -104,17 +104,17 @@ fn text_from_outside_is_escaped() {
     check(&machine, &["status"]);
 }
 
-/// A text for places where control characters are refused: it reorders and hides what is around it.
+/// A text for places where control characters are rejected: it reorders and hides the text around it.
 const HIDDEN: &str = "a\u{202e}\u{2066}\u{200b}\u{feff}\u{2028}\u{e0041}b";
 
-/// What others have put into a cache and its bucket: names and contents that only escaping makes harmless.
+/// Returns a cache and a bucket with hostile names and contents, which only escaping makes harmless.
 fn hostile_names() -> (Store, Machine, Revision) {
     let store = Store::new();
     let machine = Machine::new(&store);
     let path = format!("{HIDDEN}/{HIDDEN}.txt");
     let published = Revision::new("dataset", "org/name").git(&path, "1").git("b.txt", "2").refs(&["main", EVIL_REF]);
     published.publish(&store);
-    // One that no client has made, and two that nobody understands.
+    // One that no client has made, and two that are not understood.
     let mut odd = published.manifest();
     odd["repo"] = format!("org/{EVIL}").into();
     store.put(&format!("manifests/org__odd@{COMMIT}.json"), odd.to_string());
@@ -140,7 +140,7 @@ fn hostile_names() -> (Store, Machine, Revision) {
     (store, machine, published)
 }
 
-/// Runs every command that can meet what others have put into the cache and the bucket, in both forms.
+/// Runs every command that can encounter hostile names in the cache and the bucket, in both output formats.
 #[test]
 fn names_in_caches_and_buckets_are_escaped_by_every_command() {
     let (store, mut machine, _) = hostile_names();
@@ -187,7 +187,7 @@ fn names_in_caches_and_buckets_are_escaped_by_every_command() {
     lines.iter().for_each(|line| check(&machine, line));
     machine.set("CLICOLOR_FORCE", "1");
     lines.iter().take(20).for_each(|line| assert_harmless(line, &machine.run(line)));
-    // A store that has only such words to say.
+    // A store whose every response has such text.
     for status in [403, 404] {
         store.server.on_request(move |_| Action::Refuse(status, "a\u{202e}b\u{200b}", "no\u{2066}\u{feff}\u{e0041}pe"));
         for line in [
@@ -208,13 +208,13 @@ fn names_in_caches_and_buckets_are_escaped_by_every_command() {
 }
 
 #[test]
-fn a_watch_escapes_the_names_that_it_meets() {
+fn a_watch_escapes_names() {
     for more in [&["-vv"][..], &["--json", "-vv"], &["--poll", "0.1"]] {
         let (store, machine, published) = hostile_names();
         let line = [&["watch", "--debounce", "0.1"], more].concat();
         let watch = machine.start(&line);
         let snapshots = published.snapshot(&machine.hub());
-        // What it finds at its start, and what comes while it runs.
+        // What it finds at its start, and what appears while it runs.
         for name in ["config.json", "later.json"] {
             let added = Revision::model(&format!("org/{name}")).git(&format!("{HIDDEN}.txt"), name).refs(&[EVIL_REF]);
             added.write(&machine.hub());
@@ -232,7 +232,7 @@ fn a_watch_escapes_the_names_that_it_meets() {
 }
 
 #[test]
-fn a_server_escapes_the_names_that_it_meets() {
+fn a_server_escapes_names() {
     use std::io::{Read, Write};
     let percent = |text: &str| text.bytes().map(|byte| format!("%{byte:02X}")).collect::<String>();
     let (evil, hidden) = (percent(EVIL), percent(HIDDEN));
@@ -292,7 +292,7 @@ fn a_server_escapes_the_names_that_it_meets() {
 
 #[cfg(feature = "fallback")]
 #[test]
-fn what_the_hub_says_is_escaped() {
+fn messages_from_the_hub_are_escaped() {
     use crate::harness::hub_server::{Hub, Reply};
     let store = Store::new();
     let mut machine = Machine::new(&store);
@@ -348,7 +348,7 @@ fn quiet_prints_nothing_unless_something_fails() {
         assert_silent(&machine, line);
     }
     fs::remove_file(machine.work().join(".hf-cache-sync.yaml")).unwrap();
-    // Only what was asked for is printed.
+    // Only the requested output is printed.
     let rows = machine.run(&["list", "-q"]);
     assert!(
         rows.stdout.starts_with("org/name  ") && rows.stdout.lines().count() == 1 && rows.stderr.is_empty(),

@@ -1,4 +1,5 @@
-//! A small S3 client that shares no code with the tool: single requests, as a test wants them, and whatever comes back.
+//! A small S3 client that shares no code with the tool: it sends single requests exactly as a test specifies them, and
+//! returns the raw responses.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -16,9 +17,9 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::harness::machine::LIMIT;
 
-/// What is escaped in the value of a query parameter.
+/// Characters that are escaped in the value of a query parameter.
 const VALUE: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
-/// What is escaped in a path.
+/// Characters that are escaped in a path.
 const PATH: &AsciiSet = &VALUE.remove(b'/');
 
 /// A client with the keys of one user.
@@ -63,14 +64,14 @@ impl Raw {
         let mut headers: Vec<(&str, String)> = vec![("host", host.into())];
         headers.extend(request.headers.iter().cloned());
         let signature = self.signature(request, &format!("{}{target}", self.endpoint), &headers);
-        // HTTP/1.0: the body ends with the connection, whatever the server is.
+        // HTTP/1.0: the body ends with the connection, regardless of the server.
         let mut head = format!("{} {target} HTTP/1.0\r\ncontent-length: {}\r\n", request.method, request.body.len());
         for (name, value) in headers.into_iter().map(|(name, value)| (name.to_string(), value)).chain(signature) {
             head += &format!("{name}: {value}\r\n");
         }
         let mut stream = TcpStream::connect(host).unwrap_or_else(|error| panic!("{host}: {error}"));
         stream.set_read_timeout(Some(LIMIT)).unwrap();
-        // A server may refuse a request before all of it has been sent.
+        // A server may reject a request before all of it has been sent.
         let _ = stream.write_all(&[head.as_bytes(), b"\r\n", request.body].concat());
         let mut bytes = Vec::new();
         let _ = stream.read_to_end(&mut bytes);

@@ -214,7 +214,7 @@ impl Revision {
                     continue;
                 }
                 Layout::Shared if file.lfs => self.write_shared(hub, file),
-                // As the client does: a blob that is there may be a hard link to that of another repo.
+                // As the client does: an existing blob may be a hard link to that of another repo.
                 _ => {
                     let unfinished = blobs.join(format!("{}.incomplete", file.etag()));
                     fs::write(&unfinished, &file.bytes).unwrap();
@@ -240,8 +240,9 @@ impl Revision {
         }
     }
 
-    /// Downloads it as the client does, with a pause after each step: the folders and the ref, then each file under its lock,
-    /// which is linked if its blob is there, and otherwise written to an unfinished file that gets the blob's name.
+    /// Downloads it as the client does, with a pause after each step: the folders and the ref, then each file under its
+    /// lock. A file is linked if its blob exists, and otherwise written to an unfinished file that is renamed to the blob's
+    /// name.
     pub fn download(&self, hub: &Path, mut pause: impl FnMut()) {
         let (dir, locks) = (self.dir(hub), hub.join(".locks").join(self.folder()));
         for file in self.present() {
@@ -339,7 +340,7 @@ impl Revision {
         json!({"repo": self.id, "revision": self.commit, "repo_type": self.kind, "files": files})
     }
 
-    /// Returns the objects that 0.1.0 makes of it.
+    /// Returns the objects that 0.1.0 creates for it.
     pub fn objects(&self) -> Vec<(String, Vec<u8>)> {
         let blobs = self.present().map(|file| (format!("blobs/{}", file.etag()), file.bytes.clone()));
         let manifest = (self.manifest_key(), indented(&self.manifest(), b"  "));

@@ -1,5 +1,5 @@
-//! A small imitation of the Hugging Face Hub on loopback: revisions, trees, and files with ranges. It can require a
-//! token, serve other bytes than it has listed, break off, speak TLS, and run a script.
+//! A small imitation of the Hugging Face Hub on loopback: revisions, trees, and files with ranges. It can require a token,
+//! serve bytes other than those it has listed, abort responses, speak TLS, and run a script.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::harness::cache::{Content, Revision};
 use crate::harness::{git_sha1, tls_file};
 
-/// The token it accepts where one is required.
+/// The token it accepts if one is required.
 pub const TOKEN: &str = "hf_right";
 
 type Body = UnsyncBoxBody<Bytes, std::io::Error>;

@@ -147,8 +147,8 @@ impl Machine {
         command
     }
 
-    /// Runs a command on a terminal, and types what `answer` returns once the command has asked. Returns everything that
-    /// is shown there, and the exit code.
+    /// Runs a command on a terminal, and types what `answer` returns once the command has asked. Returns everything shown
+    /// there, and the exit code.
     #[cfg(target_os = "linux")]
     pub fn answer_on_terminal(&self, line: &str, answer: impl Fn() -> Vec<u8>) -> (String, Option<i32>) {
         let mut command = self.on_terminal(100, &format!("{line} --no-progress"));
@@ -326,7 +326,7 @@ impl Stream {
         self.0.0.lock().unwrap().text.clone()
     }
 
-    /// Blocks until the output is as wanted, and returns it.
+    /// Blocks until the output meets the condition, and returns it.
     #[track_caller]
     fn wait(&self, what: &str, is_wanted: impl Fn(&Captured) -> bool) -> String {
         let captured = self.0.0.lock().unwrap();

@@ -1,7 +1,7 @@
-//! Shared by the integration tests: a machine that runs the real binary ([`machine`]), its cache, built as a revision
-//! in any layout that huggingface_hub creates ([`cache`]) or file by file ([`cache_dir`]), a bucket on an S3 server
-//! ([`store`], [`s3`], [`server_process`]), a scripted store ([`scripted`]), a faulty network ([`proxy`]), an imitation of the Hub
-//! (`hub_server`), and what holds for every cache and bucket ([`sound`]).
+//! Shared by the integration tests: a machine that runs the real binary ([`machine`]), its cache, built as a revision in any
+//! layout that huggingface_hub creates ([`cache`]) or file by file ([`cache_dir`]), a bucket on an S3 server ([`store`],
+//! [`s3`], [`server_process`]), a scripted store ([`scripted`]), a faulty network ([`proxy`]), an imitation of the Hub
+//! (`hub_server`), and invariants of every cache and bucket ([`sound`]).
 
 pub mod cache;
 pub mod cache_dir;
@@ -33,8 +33,8 @@ pub fn seed() -> u64 {
     seed
 }
 
-/// Reports that something is not tested, because this user or system does not allow it. Where everything must be tested,
-/// as in CI, that is a failure.
+/// Reports that something is not tested, because this user or system does not allow it. If everything must be tested, as in
+/// CI, that is a failure.
 #[track_caller]
 #[expect(clippy::print_stderr, reason = "a skipped test must not look like one that passed")]
 pub fn skip(what: &str, why: &str) {

@@ -1,4 +1,4 @@
-//! Small file systems of a test's own.
+//! Small file systems for single tests.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -19,7 +19,7 @@ impl Mount {
     /// has the tools; `None` otherwise.
     pub fn image(at: &Path, kind: &str, mib: u64) -> Option<Mount> {
         std::fs::create_dir_all(at).unwrap();
-        // It exists as long as it is mounted.
+        // The file exists as long as it is mounted.
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(mib << 20).unwrap();
         let is_done = |command: &mut Command| command.output().is_ok_and(|output| output.status.success());
@@ -31,7 +31,7 @@ impl Mount {
     /// Covers a folder with a read-only view of itself, as after a disk error. Files that are open stay writable.
     #[track_caller]
     pub fn read_only(at: &Path) -> Mount {
-        // In a place that nobody writes to meanwhile.
+        // In a place that is not written to meanwhile.
         let aside = tempfile::tempdir().unwrap();
         let view = Mount(aside.path().to_path_buf());
         mount(&["--bind", &at.display().to_string()], aside.path());
@@ -54,8 +54,8 @@ impl Drop for Mount {
     }
 }
 
-/// Runs a test that mounts file systems. A user who may not mount runs it in a namespace of its own, in another process of
-/// this test binary. If that is impossible as well, the test is skipped, and says so.
+/// Runs a test that mounts file systems. For a user who may not mount, it runs in a separate namespace, in another process
+/// of this test binary. If that is impossible as well, the test is skipped, and says so.
 pub fn with_mounts(name: &str, test: impl FnOnce()) {
     const INSIDE: &str = "HF_CACHE_SYNC_TEST_IN_NAMESPACE";
     let probe = tempfile::tempdir().unwrap();

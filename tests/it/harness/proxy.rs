@@ -1,6 +1,6 @@
-//! A faulty network: a proxy between the real binary and a server, which passes every request on until a test tells it
-//! otherwise. It works on bytes, so it can do what no server does: reset connections, break off in the middle of a body or
-//! a header, flip bits, stall, and deliver a byte now and then. Its server can be cut off and come back, as after a crash.
+//! A faulty network: a proxy between the real binary and a server, which forwards every request unless a test sets a rule.
+//! It works on bytes, so it can do what no server does: reset connections, stop in the middle of a body or a header, flip
+//! bits, stall, and trickle single bytes. Its server can be cut off and come back, as after a crash.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -18,7 +18,7 @@ use super::s3::decoded;
 /// A request that passes through the proxy.
 #[derive(Debug, Clone)]
 pub struct Passing {
-    /// How many requests have come before it since the last [`Proxy::fail`] or [`Proxy::behave`].
+    /// Number of requests before it since the last [`Proxy::fail`] or [`Proxy::behave`].
     pub number: usize,
     /// GET, PUT, …
     pub method: String,
@@ -46,7 +46,7 @@ impl Passing {
         self.method == "PUT" && (self.head.contains("\nif-none-match:") || self.head.contains("\nif-match:"))
     }
 
-    /// Returns the first and the last byte of the range that it asks for.
+    /// Returns the first and the last byte of the requested range.
     pub fn range(&self) -> Option<(usize, usize)> {
         let (_, rest) = self.head.split_once("\nrange: bytes=")?;
         let (first, last) = rest.split(['\r', '\n']).next()?.split_once('-')?;
@@ -80,8 +80,8 @@ impl Response {
     }
 }
 
-/// How often a byte arrives if a response trickles: for a timeout of a second, what a byte every ten seconds is for the
-/// default of a minute.
+/// Interval between the bytes of a response that trickles: for a timeout of one second, this corresponds to a byte every ten
+/// seconds for the default of a minute.
 const TRICKLE: Duration = Duration::from_millis(170);
 
 type Change = Arc<dyn Fn(&mut Response) + Send + Sync>;
@@ -104,7 +104,7 @@ pub enum Fault {
     ResetBefore,
     /// The connection is reset after this many bytes of the response, head included.
     ResetAfter(usize),
-    /// The connection is closed after this many bytes of the body, whatever the content length promises.
+    /// The connection is closed after this many bytes of the body, regardless of the content length.
     CloseAfter(usize),
     /// One bit of the byte at this position of the response's head is flipped.
     FlipHead(usize),
@@ -118,7 +118,7 @@ pub enum Fault {
     Trickle(Place),
     /// The request's body is not read, and nothing is answered. The server gets nothing.
     StallRequest,
-    /// The client gets this status, S3 code and message in place of an answer. The server gets nothing.
+    /// The client gets this status, S3 code and message in place of a response. The server gets nothing.
     Refuse(u16, &'static str, &'static str),
     /// The client gets the server's response after this change.
     Edit(Change),
@@ -130,7 +130,7 @@ impl Fault {
         Fault::Edit(Arc::new(change))
     }
 
-    /// Whether the client may get a complete response that is not true. All others are failures that anyone can see.
+    /// Whether the client may get a complete response that is wrong. All other faults are detectable.
     pub fn may_mislead(&self) -> bool {
         match self {
             Fault::FlipHead(_) | Fault::FlipBody(_) | Fault::FlipRequest(_) | Fault::Edit(_) => true,
@@ -181,12 +181,12 @@ impl Proxy {
         proxy
     }
 
-    /// Applies faults to requests as the rule says from now on.
+    /// Applies faults to requests by this rule from now on.
     pub fn fail(&self, rule: impl FnMut(&Passing) -> Fault + Send + 'static) {
         *self.state.rule.lock().unwrap() = (0, Some(Box::new(rule)));
     }
 
-    /// Passes all requests on again.
+    /// Forwards all requests unchanged again.
     pub fn behave(&self) {
         *self.state.rule.lock().unwrap() = (0, None);
     }

@@ -289,7 +289,7 @@ impl Server {
         }
     }
 
-    /// Handles requests as the hook says from now on.
+    /// Handles requests by this hook from now on.
     pub fn on_request(&self, hook: impl Fn(&S3Request) -> Action + Send + Sync + 'static) {
         *self.state.hook.lock().unwrap() = Some(Box::new(hook));
     }
@@ -302,7 +302,7 @@ impl Server {
         gate
     }
 
-    /// Accepts the conditions of writes from now on, and does not honour them.
+    /// Accepts the conditions of writes from now on, but ignores them.
     pub fn ignore_conditions(&self) {
         self.state.access.ignores_conditions.store(true, Ordering::SeqCst);
     }

@@ -64,7 +64,7 @@ pub struct Reply {
     pub headers: Vec<(String, String)>,
     /// Body.
     pub body: Vec<u8>,
-    /// Sends the body this many times more.
+    /// Number of additional times that the body is sent.
     pub repeats: usize,
     /// Sent verbatim in place of all of the above; the connection is closed afterwards.
     pub raw: Option<Vec<u8>>,
@@ -91,7 +91,7 @@ impl Reply {
         self
     }
 
-    /// Sends the body this many times in all.
+    /// Sends the body this many times in total.
     pub fn times(self, count: usize) -> Reply {
         Reply { repeats: count - 1, ..self }
     }

@@ -1,4 +1,4 @@
-//! The S3 server of [`super::s3`] in a process of its own, which can be killed and started again on the same folder and port.
+//! The S3 server of [`super::s3`] in a separate process, which can be killed and restarted on the same folder and port.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -27,7 +27,7 @@ impl ServerProcess {
         ServerProcess { url, root: root.into(), running: Some(running) }
     }
 
-    /// Kills it (SIGKILL), whatever it is doing.
+    /// Kills it with SIGKILL.
     pub fn kill(&mut self) {
         self.running.take().unwrap().kill();
     }
@@ -53,7 +53,7 @@ fn start(root: &Path, port: &str) -> (String, Running) {
     (url, running)
 }
 
-/// Serves until stdin ends, at the latest with the process that has started this one.
+/// Serves until stdin ends, which happens when the parent process exits at the latest.
 #[test]
 #[ignore = "the process of a server that other tests start"]
 #[expect(clippy::print_stdout, reason = "the other process reads the URL")]

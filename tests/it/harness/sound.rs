@@ -1,4 +1,4 @@
-//! What holds for every cache and every bucket at any moment, whatever was interrupted, broken or killed.
+//! Invariants of every cache and every bucket at any moment, no matter what was interrupted, broken or killed.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,8 +14,8 @@ fn is_blob(name: &str, bytes: &[u8]) -> bool {
     name == if name.len() == 64 { sha256(bytes) } else { git_sha1(bytes) }
 }
 
-/// Asserts that every blob of every manifest in the bucket is there, with the bytes of its name, and that every ref leads to
-/// a manifest.
+/// Asserts that every blob of every manifest in the bucket exists, with bytes that match its name, and that every ref has a
+/// manifest.
 #[track_caller]
 pub fn assert_sound_bucket(store: &Store) {
     assert_sound_bucket_except(store, &[]);
@@ -51,7 +51,7 @@ pub fn assert_sound_bucket_except(store: &Store, damaged: &[&str]) {
     }
 }
 
-/// Asserts that every blob in the bucket has the bytes of its name, even if no manifest needs it.
+/// Asserts that the bytes of every blob in the bucket match its name, even if no manifest needs it.
 #[track_caller]
 pub fn assert_good_blobs(store: &Store, except: &[&str]) {
     for key in store.keys().iter().filter(|key| !except.contains(&key.as_str())) {
@@ -60,8 +60,8 @@ pub fn assert_good_blobs(store: &Store, except: &[&str]) {
     }
 }
 
-/// Asserts that every visible blob in the cache has the bytes of its name, that no link in a snapshot dangles, that every
-/// ref leads to a snapshot, and that there is nothing else that a client could take for a file.
+/// Asserts that the bytes of every visible blob in the cache match its name, that no link in a snapshot dangles, that every
+/// ref has a snapshot, and that there is nothing else that a client could mistake for a file.
 #[track_caller]
 pub fn assert_sound_cache(hub: &Path) {
     assert_sound_cache_except(hub, &[]);

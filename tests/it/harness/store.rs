@@ -56,8 +56,8 @@ impl Store {
         Session { config, progress: Arc::new(Silent), now: SystemTime::now() }
     }
 
-    /// Starts a command, waits until it reads this key, changes something, and lets it go on. From then on, the server
-    /// behaves.
+    /// Starts a command, waits until it reads this key, changes something, and lets it continue. From then on, the server
+    /// behaves normally.
     pub fn change_during<T>(
         &self,
         start: impl FnOnce() -> Running,
@@ -117,7 +117,7 @@ impl Store {
         fs::create_dir(bucket).unwrap();
     }
 
-    /// Makes `key` the newest or oldest object: sets its modification time to this many seconds from now.
+    /// Sets an object's modification time to this many seconds from now, for example to make it the newest or oldest.
     pub fn age(&self, key: &str, seconds: i64) {
         let offset = Duration::from_secs(seconds.unsigned_abs());
         let now = SystemTime::now();

@@ -1,24 +1,24 @@
-//! The reference: what must and what may be there after a command, given what was there before. It knows the documented
-//! rules, and nothing of how the program follows them.
+//! The reference: what must and what may exist after a command, given the state before it. It knows the documented rules,
+//! but nothing about their implementation.
 
 use std::collections::BTreeSet;
 
 use super::state::{Fact, Health, REFS, State, Universe};
 use super::step::{Budget, Clock, Prune, Scope, Step};
 
-/// What may be there after a command.
+/// The states that are allowed after a command.
 pub struct Allowed {
-    /// Everything that has to be there.
+    /// Everything that must exist.
     pub must: BTreeSet<Fact>,
-    /// Everything that may be there.
+    /// Everything that may exist.
     pub may: BTreeSet<Fact>,
     /// The exit codes, unless it was killed.
     pub codes: Vec<i32>,
-    /// How many bytes the blobs of a machine may take.
+    /// Maximum size of the blobs on a machine, in bytes.
     pub size: Option<(usize, u64)>,
 }
 
-/// Returns what may be there after a command.
+/// Returns the states that are allowed after a command.
 pub fn after(universe: &Universe, before: &State, step: &Step, was_killed: bool) -> Allowed {
     let facts = &before.facts;
     let mut rules = Rules { universe, before, must: facts.clone(), may: facts.clone(), size: None, was_killed };
@@ -98,7 +98,7 @@ impl Rules<'_> {
         self.has_bad_manifest() || self.has(|fact| matches!(fact, Fact::BadRef { .. }))
     }
 
-    /// Whether refs of a repo in the bucket may be bad, or lead to a bad manifest. Which commit they name is not certain.
+    /// Whether refs of a repo in the bucket may be bad, or may name a bad manifest. It is uncertain which commit they name.
     fn has_doubtful_refs(&self, revision: usize) -> bool {
         let id = &self.universe.revisions[revision].id;
         let keys: Vec<String> = REFS.iter().flat_map(|name| self.universe.ref_keys(revision, name)).collect();
@@ -126,10 +126,10 @@ impl Rules<'_> {
         self.may.retain(|fact| !which(fact));
     }
 
-    /// Whether every file of a revision on a machine has a good blob there, so that nothing keeps it from being pushed.
+    /// Whether every file of a revision on a machine has a good blob there, so that nothing prevents a push.
     fn is_clean(&self, machine: usize, revision: usize) -> bool {
         let paths = self.before.paths(machine, revision);
-        // One copy of a blob is sent for all repos of the cache, so a bad one anywhere may stand in the way.
+        // One copy of a blob is sent for all repos of the cache, so a bad one anywhere may prevent the push.
         let is_bad = |etag: &String| {
             self.revisions().any(|other| {
                 let health = self.before.blob(machine, &self.universe.repo(other), etag);
@@ -167,7 +167,7 @@ impl Rules<'_> {
                 let entry = Fact::Entry { revision, path: path.clone() };
                 self.may.insert(entry.clone());
                 if is_due {
-                    // A listing does not show that bytes are wrong if there are as many.
+                    // A listing does not show wrong bytes of the right size.
                     if self.before.object(&etag) != Some(Health::Altered) {
                         self.require(good);
                         self.forbid(|fact| *fact == truncated);
@@ -193,7 +193,7 @@ impl Rules<'_> {
             self.forbid(|fact| others(fact) && *fact != own);
             self.require(own);
         }
-        // An id that a key of 0.1.0 does not identify has another one, which no other repo shares.
+        // An id that a key of 0.1.0 does not identify has another key, which no other repo shares.
         let [old, new] = self.universe.ref_keys(revision, name);
         let own_key = if one.kind == "model" { old.clone() } else { new.clone() };
         for key in [old, new] {
@@ -210,7 +210,7 @@ impl Rules<'_> {
         }
     }
 
-    /// A ref that led nowhere counts again once its manifest is there, and one that another repo took over no longer counts.
+    /// A dangling ref counts again once its manifest exists, and a ref that another repo has taken over no longer counts.
     fn sort_out_refs(&mut self) {
         let objects: Vec<(String, usize)> = self
             .may
@@ -353,8 +353,8 @@ impl Rules<'_> {
         if is_certain && !has_dangling && found { vec![0] } else { vec![0, 1, 4, 5] }
     }
 
-    /// Whether the repo of a revision must be left alone, since a file of it is missing and nothing is known of what else
-    /// may be needed.
+    /// Whether the repo of a revision must be left alone, since a file of it is missing and it is unknown what else may be
+    /// needed.
     fn is_undecidable(&self, machine: usize, revision: usize) -> bool {
         let repo = self.universe.repo(revision);
         self.universe.siblings(revision).any(|one| {
@@ -368,7 +368,7 @@ impl Rules<'_> {
         busy.is_some_and(|one| self.universe.repo(one) == repo) || self.before.in_flight.contains(&(machine, repo))
     }
 
-    /// Whether the bucket certainly does not hold a revision as it is here.
+    /// Whether the bucket certainly does not hold a revision in its local state.
     fn is_surely_unheld(&self, machine: usize, revision: usize) -> bool {
         let (paths, entries) = (self.before.paths(machine, revision), self.before.entries(revision));
         let repo = self.universe.repo(revision);
@@ -381,7 +381,7 @@ impl Rules<'_> {
             || self.refs(machine, revision).iter().any(|name| self.remote_ref(&repo, name) != Some(revision))
     }
 
-    /// Whether the bucket certainly holds a revision as it is here.
+    /// Whether the bucket certainly holds a revision in its local state.
     fn is_surely_held(&self, machine: usize, revision: usize) -> bool {
         let entries = self.before.entries(revision);
         let is_good = |etag: &String| self.before.object(etag) == Some(Health::Good);
@@ -402,8 +402,8 @@ impl Rules<'_> {
         }
     }
 
-    /// Releases everything of a repo but what these revisions need, and young unused blobs. A killed removal may be
-    /// anywhere in between.
+    /// Releases everything of a repo except what these revisions need, and young unused blobs. A killed removal may have
+    /// stopped anywhere in between.
     fn release_all_but(&mut self, machine: usize, repo: &str, kept: &BTreeSet<usize>, keeps_young: bool) {
         let mut needed = BTreeSet::new();
         let mut used = BTreeSet::new();
@@ -419,7 +419,7 @@ impl Rules<'_> {
                 let is_young = self.before.young_blobs.contains(&(machine, repo.to_string(), etag.clone()));
                 needed.contains(etag) || (keeps_young && is_young && !used.contains(etag))
             }
-            // One that leads nowhere is of no use, and keeps `scan_cache_dir` from listing the repo.
+            // A dangling ref is useless, and keeps `scan_cache_dir` from listing the repo.
             Fact::Ref { revision, .. } if self.before.paths(machine, *revision).is_empty() => false,
             Fact::Ref { revision, .. } | Fact::File { revision, .. } => kept.contains(revision),
             _ => true,
@@ -468,7 +468,7 @@ impl Rules<'_> {
             free.insert(repo);
         }
         let is_timely = !self.before.from_future.iter().any(|(one, _)| *one == machine);
-        // What no revision uses goes in any case.
+        // Unused data is deleted in any case.
         if !grace && is_timely && !self.was_killed {
             let mut used = BTreeSet::new();
             for one in self.revisions() {
@@ -482,7 +482,7 @@ impl Rules<'_> {
                 _ => false,
             });
         }
-        // What may go does go, as far as the budget requires it.
+        // Evictable data is deleted as far as the budget requires it.
         if !grace && is_timely && !self.was_killed && budget != Budget::Everything {
             let sizes = self
                 .before
@@ -493,7 +493,7 @@ impl Rules<'_> {
             let least = sizes.iter().map(|(_, size)| size).sum();
             self.size = Some((machine, budget.bytes().max(least)));
         }
-        // Nothing is in the way: then everything goes.
+        // Nothing prevents it, so everything is removed.
         if everything_may_go && is_timely && budget == Budget::Nothing && !grace && !self.was_killed {
             let gone: BTreeSet<Fact> = self
                 .may
@@ -532,7 +532,7 @@ impl Rules<'_> {
         }
         let is_kept = |one: &usize| !is_wanted(one) || (require_remote && self.is_surely_unheld(machine, *one));
         let kept: BTreeSet<usize> = siblings.iter().copied().filter(is_kept).collect();
-        // What arrived within five minutes may be half a download.
+        // Files that arrived within the last five minutes may belong to an unfinished download.
         let is_quiet = !self.before.active.contains(&(machine, repo.clone()));
         let mut wanted = siblings.iter().filter(|one| is_wanted(one) && is_there(one));
         let is_certain = is_quiet && wanted.all(|one| !require_remote || self.is_surely_held(machine, *one));
@@ -569,8 +569,8 @@ impl Rules<'_> {
         }
     }
 
-    /// Releases blobs in the bucket that are old and that no manifest but those of `removed` names, and allows refs to go
-    /// that are old and lead nowhere, or to one of those.
+    /// Releases old blobs in the bucket that only the manifests of `removed` name, and old refs that dangle or name one of
+    /// those.
     fn release_remote(&mut self, removed: &BTreeSet<usize>, everything: bool) {
         let all: Vec<usize> = self.revisions().collect();
         let needed: BTreeSet<String> = all
@@ -619,7 +619,7 @@ impl Rules<'_> {
         }
         if !self.was_killed && !self.before.has_notices {
             self.forbid_released();
-            // Another key of the ref may lead to a revision that stays.
+            // Another key of the ref may name a revision that stays.
             self.sort_out_refs();
             self.may.retain(|fact| !matches!(fact, Fact::RemoteRef { revision, .. } if removed.contains(revision)));
             return vec![0];
@@ -629,7 +629,7 @@ impl Rules<'_> {
     }
 
     fn remote_gc(&mut self, clock: Clock) -> Vec<i32> {
-        // Nothing goes unless everything is understood.
+        // Nothing is deleted unless everything is understood.
         if self.has_bad_manifest() {
             return vec![5];
         }
@@ -638,14 +638,14 @@ impl Rules<'_> {
             return vec![0, 5];
         }
         self.release_remote(&BTreeSet::new(), true);
-        // If the store's answers are dated too early, nothing may look old.
+        // If the store's responses are dated too early, nothing may look old.
         if !self.was_killed && !self.before.has_notices && !matches!(clock, Clock::Ahead(..0)) {
             self.forbid_released();
         }
         vec![0]
     }
 
-    /// Requires that everything goes that was there and may go.
+    /// Requires that everything that existed and may be deleted is deleted.
     fn forbid_released(&mut self) {
         let released: BTreeSet<Fact> = self.before.facts.difference(&self.must).cloned().collect();
         self.forbid(|fact| released.contains(fact));
@@ -683,7 +683,7 @@ impl Rules<'_> {
                 }
             }
         }
-        // A bad blob that nothing uses is taken out, and so is an old ref that leads nowhere, or it gets the bucket's commit.
+        // A bad, unused blob is removed. So is an old dangling ref, unless it gets the bucket's commit.
         self.release(|fact| match fact {
             Fact::Blob { machine: m, health, .. } => *m == machine && *health != Health::Good,
             Fact::Ref { machine: m, revision, .. } => *m == machine && before.paths(machine, *revision).is_empty(),
@@ -701,7 +701,7 @@ impl Rules<'_> {
     fn repair_remote(&mut self, machine: usize) -> Vec<i32> {
         let before = self.before;
         for revision in self.revisions() {
-            // A good copy here replaces whatever the bucket has.
+            // A good copy here replaces any object in the bucket.
             for etag in self.etags(revision, &self.before.entries(revision)) {
                 let has_copy = self
                     .revisions()
@@ -727,7 +727,7 @@ impl Rules<'_> {
                 let entry = Fact::Entry { revision, path };
                 if is_due {
                     self.require(entry);
-                    // A push does not read what has the right size.
+                    // A push does not read objects of the right size.
                     if before.object(&etag) != Some(Health::Altered) {
                         self.repair_object(&etag);
                     }

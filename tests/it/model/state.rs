@@ -24,7 +24,7 @@ pub struct Universe {
 }
 
 impl Universe {
-    /// Creates it: a model and a dataset with the same id, and so with the same keys, and another model. All of them share a
+    /// Creates a model and a dataset with the same id, and thus with the same keys, and another model. All of them share a
     /// blob, and the two revisions of a repo share others.
     pub fn new() -> Universe {
         let one = |kind: &str, id: &str, digit: char| Revision::new(kind, id).at(&digit.to_string().repeat(40));
@@ -63,7 +63,7 @@ impl Universe {
         files[file % files.len()].path.clone()
     }
 
-    /// Returns the keys of a ref in the bucket: that of 0.1.0, and that of ids that it does not identify.
+    /// Returns the keys of a ref in the bucket: the one of 0.1.0, and the one for ids that it does not identify.
     pub fn ref_keys(&self, revision: usize, name: &str) -> [String; 2] {
         let one = &self.revisions[revision];
         [format!("refs/{}/{name}", one.encoded()), format!("refs-v2/{}/{name}", one.folder())]
@@ -89,7 +89,7 @@ impl Universe {
     }
 }
 
-/// How a file or object compares with what its name says.
+/// How a file or object compares with its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Health {
     /// It is right.
@@ -100,12 +100,12 @@ pub enum Health {
     Truncated,
 }
 
-/// Something that is there.
+/// Something that exists.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fact {
     /// A blob in a cache.
     Blob { machine: usize, repo: String, etag: String, health: Health },
-    /// A file of a snapshot, which links to the right blob. The blob need not be there.
+    /// A file of a snapshot, which links to the right blob. The blob may be missing.
     File { machine: usize, revision: usize, path: String },
     /// A ref in a cache.
     Ref { machine: usize, repo: String, name: String, revision: usize },
@@ -123,11 +123,11 @@ pub enum Fact {
     BadRef { key: String },
     /// A tree file in a cache that is not JSON.
     BadTree { machine: usize, revision: usize },
-    /// Something that neither a client nor this program has a reason to leave there.
+    /// Something that neither a client nor this program should leave behind.
     Odd { place: String },
 }
 
-/// Everything that is there.
+/// Everything that exists.
 #[derive(Debug, Clone, Default)]
 pub struct State {
     /// The facts.
@@ -142,19 +142,19 @@ pub struct State {
     pub in_flight: BTreeSet<(usize, String)>,
     /// Repos with an unfinished download of any age, by machine.
     pub unfinished: BTreeSet<(usize, String)>,
-    /// Repos with something from the future, by machine: none of their times can be relied on.
+    /// Repos with timestamps in the future, by machine: none of their times are reliable.
     pub from_future: BTreeSet<(usize, String)>,
     /// Repos in which a client was active within the last five minutes, by machine.
     pub active: BTreeSet<(usize, String)>,
-    /// Revisions of which a file was used within the last day, by machine.
+    /// Revisions with a file that was used within the last day, by machine.
     pub recent: BTreeSet<(usize, usize)>,
     /// Inode and size of every blob in a cache, by machine, repo and name. Repos may share an inode.
     pub inodes: BTreeMap<(usize, String, String), (u64, u64)>,
     /// The bytes of bad blobs, by machine.
     pub bad_bytes: BTreeSet<(usize, Vec<u8>)>,
-    /// What is in the quarantine, by machine.
+    /// The contents of the quarantine, by machine.
     pub quarantine: BTreeSet<(usize, Vec<u8>)>,
-    /// Unfinished work of this program that only a killed command may leave, by machine.
+    /// Leftovers of this program that only a killed command may leave, by machine.
     pub leftovers: BTreeSet<(usize, String)>,
     /// Whether a killed command has left a notice in the bucket.
     pub has_notices: bool,
@@ -165,7 +165,7 @@ fn is_within(time: SystemTime, seconds: u64) -> bool {
     time.elapsed().map_or(true, |age| age < Duration::from_secs(seconds))
 }
 
-/// Reads a file without a trace, since its last use decides what a prune evicts.
+/// Reads a file without updating its access time, since its last use determines what a prune evicts.
 fn read(path: &Path) -> Vec<u8> {
     let mut options = fs::File::options();
     #[cfg(target_os = "linux")]
@@ -339,14 +339,14 @@ impl State {
                     None => _ = self.facts.insert(Fact::BadRef { key }),
                 },
                 Some(("_hf_cache_sync_gc", _)) => {
-                    // One that names nothing has ended.
+                    // An empty notice has ended.
                     let notice: Value = serde_json::from_slice(&store.get(&key)).unwrap();
                     self.has_notices |= notice.as_object().unwrap().values().any(|list| list != &Value::Array(vec![]));
                 }
                 _ => self.odd(key),
             }
         }
-        // Of the keys that lead to a manifest of the repo, the newest counts.
+        // Of the keys that name a manifest of the repo, the newest counts.
         for number in 0..universe.revisions.len() {
             let repo = universe.repo(number);
             for name in REFS {
@@ -396,7 +396,7 @@ impl State {
         self.facts.iter().filter_map(of).collect()
     }
 
-    /// Returns everything that should never come about: no command may add to it, whatever has been broken before.
+    /// Returns everything that should never occur: no command may add to it, regardless of earlier damage.
     pub fn violations(&self, universe: &Universe) -> BTreeSet<String> {
         let etag = |revision: usize, path: &str| {
             universe.files(revision).find(|(known, _)| known == path).map(|(_, etag)| etag).unwrap()
@@ -409,7 +409,7 @@ impl State {
                     self.blob(*machine, &universe.repo(*revision), &etag(*revision, path)).is_none()
                 }
                 Fact::Ref { machine, revision, .. } => self.paths(*machine, *revision).is_empty(),
-                // An altered object cannot be told from a good one without reading it.
+                // An altered object cannot be distinguished from a good one without reading it.
                 Fact::Entry { revision, path } => {
                     matches!(self.object(&etag(*revision, path)), None | Some(Health::Truncated))
                 }
@@ -431,7 +431,7 @@ fn is_json(bytes: &[u8]) -> bool {
     serde_json::from_slice::<Value>(bytes).is_ok()
 }
 
-/// Returns the entries of a manifest; `None` unless it says exactly what is true of its commit.
+/// Returns the entries of a manifest; `None` unless they match its commit exactly.
 fn entries(universe: &Universe, key: &str, bytes: &[u8]) -> Option<Vec<Fact>> {
     let manifest: Value = serde_json::from_slice(bytes).ok()?;
     let revision = universe.revision_at(manifest["revision"].as_str()?)?;

@@ -35,13 +35,13 @@ pub enum Step {
     DeleteRepo { machine: usize, revision: usize },
     /// A user deletes a ref.
     DeleteRef { machine: usize, revision: usize, name: usize },
-    /// A blob rots on disk.
+    /// A blob becomes corrupt on disk.
     CorruptBlob { machine: usize, revision: usize, file: usize, cut: bool },
     /// Another tool deletes an object from the bucket.
     DeleteObject { revision: usize, file: usize },
     /// Another tool deletes a manifest from the bucket.
     DeleteManifest { revision: usize },
-    /// An object rots in the bucket.
+    /// An object becomes corrupt in the bucket.
     CorruptObject { revision: usize, file: usize, cut: bool },
     /// A manifest in the bucket is truncated.
     CorruptManifest { revision: usize },
@@ -68,7 +68,7 @@ pub struct Prune {
     pub keep: Option<usize>,
     /// `--older-than 1d`
     pub older_than: bool,
-    /// A revision in whose repo a client holds a lock meanwhile.
+    /// A revision whose repo is locked by a client during the prune.
     pub busy: Option<usize>,
 }
 
@@ -116,8 +116,8 @@ pub enum Clock {
     Ahead(i64),
 }
 
-/// Generates sequences of up to `length` steps, in which something is there to begin with. Some end with a repair of the
-/// bucket that has something to do, which is rare otherwise.
+/// Generates sequences of up to `length` steps that begin by creating data. Some end with a repair of actual damage in the
+/// bucket, which is rare otherwise.
 pub fn sequence(length: usize) -> impl Strategy<Value = Vec<Step>> {
     let downloads = prop::collection::vec(download(), 0..3);
     let steps = prop::collection::vec(step(), 1..=length);
@@ -171,7 +171,7 @@ fn step() -> impl Strategy<Value = Step> {
         Clock::Ahead(3 * days),
         Clock::Ahead(-3 * days),
     ]);
-    // Mostly right, since a push is the beginning of everything else.
+    // Mostly right, since everything else depends on a push.
     let moved = || {
         let moved = prop::sample::select(vec![Clock::Shifted(3600), Clock::Shifted(-2 * days), Clock::Ahead(3 * days)]);
         prop_oneof![5 => Just(Clock::Right), 1 => moved]

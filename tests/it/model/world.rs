@@ -149,7 +149,7 @@ impl<'a> World<'a> {
                 damage(&self.blob(*machine, *revision, *file), if *cut { Damage::Cut(1) } else { Damage::Flip });
             }
             Step::CorruptObject { revision, file, cut } => {
-                // Not as much as a blob on disk, so that the two never have the same wrong size.
+                // Not the same length as for a blob on disk, so that the two never have the same wrong size.
                 let object = self.store.path(&format!("blobs/{}", self.etag(*revision, *file)));
                 damage(&object, if *cut { Damage::Cut(2) } else { Damage::Flip });
             }
@@ -172,7 +172,7 @@ impl<'a> World<'a> {
             }
             Step::Age { machine, days } => age(&self.hub(*machine), *days),
             Step::AgeBucket { days } => {
-                // The order of refs, which decides which of them counts, stays.
+                // The order of refs, which determines which one counts, stays the same.
                 for key in self.store.keys() {
                     let path = self.store.path(&key);
                     let then = fs::metadata(&path).unwrap().modified().unwrap() - Duration::from_secs(days * 86_400);
@@ -243,7 +243,7 @@ impl<'a> World<'a> {
         file
     }
 
-    /// Makes the notices of killed commands so old that no push waits for them. Those of pushes still count for deletions.
+    /// Ages the notices of killed commands so that no push waits for them. Those of pushes still count for deletions.
     fn age_notices(&self) {
         for key in self.store.keys() {
             if key.starts_with("_hf_cache_sync_gc/") {
@@ -252,8 +252,7 @@ impl<'a> World<'a> {
         }
     }
 
-    /// Runs a command, and kills it before its request with the number `kill`, or if it sends none, after that many
-    /// milliseconds.
+    /// Runs a command, and kills it before its request number `kill` or, if it sends none, after that many milliseconds.
     fn run(&self, machine: usize, line: &[&str], clock: Clock, kill: Option<u64>) -> Ran {
         let server = &self.store.server;
         let ordinary = move |_: &S3Request| match clock {
@@ -299,7 +298,7 @@ impl<'a> World<'a> {
                 Ran { code: output.code, text: format!("{line:?}: {}", output.text()), was_killed }
             }
         };
-        // What had been sent may still be carried out.
+        // Requests that have been sent may still be carried out.
         crate::harness::wait_until("requests of the killed command", || server.in_flight() == 0);
         self.age_notices();
         server.behave();

@@ -1,4 +1,4 @@
-//! Blobs that are read while they arrive: each is pulled once, and nobody ends with wrong bytes.
+//! Blobs that are read while they arrive: each is pulled once, and no client ends up with wrong bytes.
 
 use std::fs;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,7 +10,7 @@ use crate::harness::s3::{Action, Gate, S3Request};
 use crate::harness::{wait_until, weights};
 
 const MIB: usize = 1 << 20;
-/// Bytes at the end of a response that are held back.
+/// Number of bytes at the end of a response that are held back.
 const HELD_BACK: usize = 64 << 10;
 
 /// Returns a model with one large file.
@@ -25,7 +25,7 @@ fn reads_from(request: &S3Request, offset: usize) -> bool {
 }
 
 #[test]
-fn many_clients_and_one_pull() {
+fn a_blob_is_pulled_once_for_many_clients() {
     for (mib, clients) in [(0, 8), (20, 16)] {
         let revision = large(mib);
         let (store, machine) = setup(std::slice::from_ref(&revision));
@@ -44,7 +44,7 @@ fn many_clients_and_one_pull() {
                     assert!(answer.is_complete && answer.body == bytes[from..], "{client}: {answer:?}");
                 });
             }
-            // All have been accepted before the first byte comes.
+            // All have been accepted before the first byte arrives.
             wait_until("the clients", || serve.metric("connections") > clients);
             gate.open();
         });
@@ -57,7 +57,7 @@ fn many_clients_and_one_pull() {
 }
 
 #[test]
-fn bytes_are_sent_while_the_blob_arrives_but_not_the_last_ones() {
+fn bytes_are_sent_while_the_blob_arrives_except_the_last_ones() {
     let revision = large(24);
     let bytes = &revision.file("model.bin").bytes;
     let (store, machine) = setup(std::slice::from_ref(&revision));
@@ -69,11 +69,11 @@ fn bytes_are_sent_while_the_blob_arrives_but_not_the_last_ones() {
     let mut part = serve.open("GET", &path, &[("range", "bytes=1048576-2097151")]);
     assert_eq!((whole.status, part.status), (200, 206));
     assert!(whole.read(16 * MIB) == bytes[..16 * MIB], "what has arrived is sent");
-    // All bytes of the part are there, but nobody knows yet whether they are right.
+    // All bytes of the part have arrived, but are not verified yet.
     let sent = MIB - HELD_BACK;
     assert!(part.read(sent) == bytes[MIB..MIB + sent]);
     assert_no_blob(&machine, &revision.etag("model.bin"));
-    // A size is told at once.
+    // The size is sent immediately.
     let size = serve.ask("GET", &path, &[("range", "bytes=0-0")]);
     assert_eq!((size.status, size.body.as_slice()), (206, &bytes[..1]));
     gate.open();
@@ -83,15 +83,15 @@ fn bytes_are_sent_while_the_blob_arrives_but_not_the_last_ones() {
     revision.assert_pulled(&machine.hub());
 }
 
-/// Each blob is requested with `Range: N-` after the connection has broken, as Python does.
+/// After the connection breaks, each blob is requested with `Range: N-`, as huggingface_hub does.
 #[test]
-fn after_damage_on_the_way_a_download_starts_again() {
+fn after_damage_in_transit_a_download_starts_again() {
     let revision = large(20);
     let bytes = &revision.file("model.bin").bytes;
     let (store, machine) = setup(std::slice::from_ref(&revision));
     let damaged = AtomicUsize::new(0);
     let last = bytes.len() - 2 * MIB;
-    // The first range is damaged once, and the last one comes late: the client has wrong bytes by then.
+    // The first range is damaged once, and the last one arrives late: by then, the client has wrong bytes.
     let gate = Gate::new();
     let held = gate.clone();
     store.server.on_request(move |request| {
@@ -115,7 +115,7 @@ fn after_damage_on_the_way_a_download_starts_again() {
     assert_eq!((resumed.status, resumed.header("content-range")), (200, ""), "{resumed:?}");
     assert!(resumed.is_complete && resumed.body == *bytes);
     revision.assert_pulled(&machine.hub());
-    // Whoever comes back later may still have wrong bytes, also after a restart.
+    // A client that returns later may still have wrong bytes, even after a restart.
     let again = serve.ask("GET", &path, &[("range", "bytes=9437184-")]);
     assert!(again.status == 200 && again.body == *bytes);
     serve.stop();
@@ -126,9 +126,9 @@ fn after_damage_on_the_way_a_download_starts_again() {
     assert_eq!((part.status, part.body.as_slice()), (206, &bytes[..10]));
 }
 
-/// hf-hub for Rust appends whatever it is sent to its partial file, and llama.cpp accepts nothing but the rest of a file.
+/// hf-hub for Rust appends any response to its partial file, and llama.cpp accepts nothing but the rest of a file.
 #[test]
-fn clients_that_do_not_start_again_have_no_wrong_bytes_or_are_told_to_discard_them() {
+fn clients_that_never_start_again_get_no_wrong_bytes_or_discard_them() {
     let revision = large(20);
     let bytes = &revision.file("model.bin").bytes;
     let (store, machine) = setup(std::slice::from_ref(&revision));
@@ -160,14 +160,14 @@ fn clients_that_do_not_start_again_have_no_wrong_bytes_or_are_told_to_discard_th
         let appends = appends.join().unwrap();
         assert!(appends.status == 206 && appends.is_complete && appends.body == *bytes, "{appends:?}");
     });
-    // What it has is right, so it may resume.
+    // Its partial download is right, so it may resume.
     let resumed = serve.ask("GET", &path, &[("range", "bytes=9437184-"), agent]);
     assert!(resumed.status == 206 && resumed.body == bytes[9437184..], "{resumed:?}");
     assert_eq!(serve.head(&path).header("accept-ranges"), "none");
 }
 
 #[test]
-fn a_corrupt_blob_is_given_to_nobody_and_not_fetched_for_every_retry() {
+fn a_corrupt_blob_is_never_served_and_not_fetched_for_every_retry() {
     for mib in [0, 20] {
         let revision = large(mib);
         let (store, machine) = setup(std::slice::from_ref(&revision));
@@ -198,13 +198,13 @@ fn a_corrupt_blob_is_given_to_nobody_and_not_fetched_for_every_retry() {
         let page = serve.get("/").text();
         assert!(page.contains("corrupt"), "{page}");
         assert!(serve.get("/metrics").text().contains("hf_cache_sync_errors_total{kind=\"integrity\"}"));
-        // HEAD still tells what the manifest says.
+        // HEAD still answers from the manifest.
         assert_eq!(serve.head(&path).status, 200);
     }
 }
 
 #[test]
-fn a_blob_of_another_size_is_given_to_nobody() {
+fn a_blob_of_the_wrong_size_is_never_served() {
     for mib in [0, 20] {
         let revision = large(mib);
         let (store, machine) = setup(std::slice::from_ref(&revision));
@@ -213,7 +213,7 @@ fn a_blob_of_another_size_is_given_to_nobody() {
             store.put(&revision.blob_key("model.bin"), &wrong);
             let serve = Serve::start(&machine, &["--no-sync"]);
             let answer = serve.get(&file(&revision, "model.bin"));
-            // On a slow machine the head is sent before the end is known.
+            // On a slow machine, the headers are sent before the failure.
             match answer.status {
                 200 => assert!(answer.body.is_empty() && !answer.is_complete, "{answer:?}"),
                 _ => answer.refused(424, ""),
@@ -224,7 +224,7 @@ fn a_blob_of_another_size_is_given_to_nobody() {
 }
 
 #[test]
-fn a_bucket_that_is_lost_in_mid_stream_breaks_the_connection_and_nothing_else() {
+fn losing_the_bucket_mid_stream_breaks_only_that_connection() {
     let revision = large(20).git("config.json", "{}");
     let bytes = &revision.file("model.bin").bytes;
     let (store, machine) = setup(std::slice::from_ref(&revision));
@@ -280,7 +280,7 @@ fn a_restart_resumes_a_partial_blob() {
         store.server.behave();
         store.server.take_seen();
         let serve = Serve::start(&machine, &[]);
-        // Nobody can tell whether the bytes that the client has were right.
+        // It is unknown whether the bytes that the client has are right.
         let answer = serve.ask("GET", &path, &[("range", "bytes=16777216-")]);
         assert!(answer.status == 200 && answer.is_complete && answer.body == *bytes, "{answer:?}");
         let fetched = bytes_requested(&store.server.take_seen(), &store)[&revision.blob_key("model.bin")];

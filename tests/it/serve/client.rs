@@ -1,4 +1,4 @@
-//! A small HTTP client, on which everything about a request can be set, and which shows how far a response came.
+//! A small HTTP client that gives full control over a request, and shows how much of a response arrived.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -13,17 +13,17 @@ pub struct Reply {
     pub status: u16,
     pub headers: BTreeMap<String, String>,
     reader: BufReader<TcpStream>,
-    /// Bytes of the body that have not been read, unless it comes in chunks.
+    /// Number of body bytes that have not been read; `None` if the body is chunked.
     left: u64,
     is_chunked: bool,
 }
 
-/// A whole response.
+/// A complete response.
 pub struct Answer {
     pub status: u16,
     pub headers: BTreeMap<String, String>,
     pub body: Vec<u8>,
-    /// Whether all of the body has come.
+    /// Whether the whole body has arrived.
     pub is_complete: bool,
 }
 
@@ -49,7 +49,7 @@ pub fn connect(port: u16) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Connects to a port of this machine, with a buffer that holds next to nothing of what is not read.
+/// Connects to a port of this machine, with a receive buffer that holds next to nothing.
 pub fn connect_with_small_buffer(port: u16) -> io::Result<TcpStream> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     let stream = runtime.block_on(async {
@@ -62,7 +62,7 @@ pub fn connect_with_small_buffer(port: u16) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Sends a request on a connection of its own. A `Host` header among `headers` replaces the usual one.
+/// Sends a request on a separate connection. A `Host` header among `headers` replaces the default one.
 pub fn open(port: u16, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> io::Result<Reply> {
     open_on(connect(port)?, method, path, headers, body)
 }
@@ -123,7 +123,7 @@ impl Reply {
         bytes
     }
 
-    /// Reads the rest, as far as it comes.
+    /// Reads the rest, as far as it arrives.
     pub fn finish(mut self) -> Answer {
         let mut body = Vec::new();
         if self.is_chunked {

@@ -1,4 +1,4 @@
-//! What goes wrong around a server: the bucket, the disk, and other processes in its cache.
+//! Failures around a server: the bucket, the disk, and other processes in its cache.
 
 use std::fs;
 
@@ -46,7 +46,7 @@ fn without_the_bucket_the_cache_is_served() {
 }
 
 #[test]
-fn offline_serves_the_cache_and_asks_nobody() {
+fn offline_serves_only_the_cache() {
     let revision = Revision::model("org/name").with_tree();
     let store = Store::new();
     let machine = Machine::unconfigured();
@@ -66,7 +66,7 @@ fn offline_serves_the_cache_and_asks_nobody() {
 }
 
 #[test]
-fn a_ref_that_moves_is_followed_after_its_time() {
+fn a_moved_ref_is_followed_after_the_refresh_time() {
     let old = Revision::new("model", "org/name").git("config.json", "old");
     let new = Revision::new("model", "org/name").git("config.json", "new").at(OTHER);
     let (store, machine) = setup(std::slice::from_ref(&old));
@@ -82,19 +82,19 @@ fn a_ref_that_moves_is_followed_after_its_time() {
     assert_eq!(fresh.json("/api/models/org/name")["sha"], OTHER);
     let answer = lasting.get(&path);
     assert_eq!((answer.body.as_slice(), answer.header("x-repo-commit")), (&b"old"[..], COMMIT));
-    // What cannot be looked up again stays as it was, with a note.
+    // A ref that cannot be looked up again stays as it was, with a note.
     store.server.on_request(|_| Action::Refuse(503, "SlowDown", "later"));
     let answer = fresh.get(&path);
     assert_eq!((answer.status, answer.body.as_slice(), answer.header("x-repo-commit")), (200, &b"new"[..], OTHER));
     assert_eq!(fresh.get(&format!("/org/name/resolve/{COMMIT}/config.json")).body, b"old");
-    // The lookup goes on when the client has its answer.
+    // The lookup continues after the client has its answer.
     wait_until("the note", || {
         fresh.json("/status.json")["status"]["notes"].to_string().contains("is served from an earlier lookup")
     });
 }
 
 #[test]
-fn a_manifest_that_is_not_valid_is_told() {
+fn an_invalid_manifest_is_reported() {
     let revision = Revision::model("org/name");
     for (content, status) in
         [("{", 424), ("", 424), ("[]", 424), ("{\"repo\": \"org/other\", \"revision\": \"x\", \"files\": []}", 424)]
@@ -178,7 +178,7 @@ fn other_processes_may_delete_what_is_served() {
         &["prune", "--max-size", "0", "-y", "--include-referenced", "--orphan-grace", "0"],
     ] {
         assert!(serve.get(&large).body == *bytes && serve.get(&small).body == b"{}");
-        // A response that has begun goes on: the file is open.
+        // A response in flight continues: the file is open.
         let mut begun = serve.open("GET", &large, &[]);
         begun.read(1 << 20);
         machine.ok(line);
@@ -211,8 +211,8 @@ fn a_blob_that_was_replaced_in_the_cache_is_not_served_under_its_name() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_full_disk_is_told_and_leaves_the_cache_clean() {
-    let name = "serve::faults::a_full_disk_is_told_and_leaves_the_cache_clean";
+fn a_full_disk_is_reported_and_leaves_the_cache_clean() {
+    let name = "serve::faults::a_full_disk_is_reported_and_leaves_the_cache_clean";
     crate::harness::mount::with_mounts(name, fill_the_disk);
 }
 
@@ -291,7 +291,7 @@ fn a_budget_for_a_cache_that_does_not_exist_yet_is_kept_without_a_warning() {
 }
 
 #[test]
-fn what_the_bucket_lacks_stays_even_above_the_budget() {
+fn files_that_the_bucket_lacks_are_kept_even_over_the_budget() {
     let own = Revision::new("model", "org/own").lfs("model.bin", weights(1, 3 << 20));
     let revision = Revision::new("model", "org/name").lfs("model.bin", weights(2, 3 << 20)).at(OTHER);
     let store = Store::new();
@@ -306,7 +306,7 @@ fn what_the_bucket_lacks_stays_even_above_the_budget() {
 }
 
 #[test]
-fn a_store_that_goes_away_is_not_waited_for_again_and_again() {
+fn a_lost_store_is_not_waited_for_repeatedly() {
     let revision = Revision::model("org/name").git("more.txt", "more");
     let (store, machine) = setup(std::slice::from_ref(&revision));
     let serve = Serve::start(&machine, &["--refresh", "0"]);
@@ -353,7 +353,7 @@ fn two_servers_and_a_pull_share_a_cache() {
     revision.assert_pulled(&machine.hub());
 }
 
-/// A server does not wait for the client's lock, so that a pull may have it while the server brings the blob.
+/// A server does not wait for the client's lock, so a pull may hold it while the server fetches the blob.
 #[test]
 fn a_pull_that_waits_for_a_server_without_the_clients_lock_downloads_nothing() {
     let revision = Revision::new("model", "org/name").git("config.json", "{}").lfs("model.bin", weights(6, 20 << 20));
@@ -379,9 +379,9 @@ fn a_pull_that_waits_for_a_server_without_the_clients_lock_downloads_nothing() {
     revision.assert_pulled(&machine.hub());
 }
 
-/// A client of `serve` gets an answer, whatever is in the place of the file.
+/// A client of `serve` gets a response, no matter what is in place of the file.
 #[test]
-fn a_server_does_not_open_what_is_not_a_file() {
+fn a_server_opens_only_regular_files() {
     let one = Revision::model("org/one").with_tree();
     for kind in ["pipe", "socket", "device", "loop", "folder"] {
         for place in ["blob", "snapshot", "ref", "tree"] {

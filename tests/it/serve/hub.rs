@@ -1,4 +1,5 @@
-//! `serve --fallback hf-hub`: what the bucket lacks comes from the Hub, once for all clients, and may be published.
+//! `serve --fallback hf-hub`: files that the bucket lacks are fetched from the Hub, once for all clients, and may be
+//! published.
 
 use std::fs;
 
@@ -21,7 +22,7 @@ fn setup(on_hub: &[Revision]) -> (Store, Hub, Machine) {
 }
 
 #[test]
-fn what_the_bucket_lacks_comes_from_the_hub_once_for_all_clients() {
+fn files_that_the_bucket_lacks_are_fetched_once_for_all_clients() {
     let revision = Revision::model("org/name").git("empty.txt", "").lfs("large.bin", weights(3, 20 << 20));
     let (store, hub, machine) = setup(std::slice::from_ref(&revision));
     let serve = Serve::start(&machine, &HUB);
@@ -49,7 +50,7 @@ fn what_the_bucket_lacks_comes_from_the_hub_once_for_all_clients() {
 }
 
 #[test]
-fn without_a_fallback_the_hub_is_not_asked() {
+fn without_a_fallback_the_hub_is_not_contacted() {
     let revision = Revision::model("org/name");
     let (_store, hub, machine) = setup(std::slice::from_ref(&revision));
     let serve = Serve::start(&machine, &[]);
@@ -58,7 +59,7 @@ fn without_a_fallback_the_hub_is_not_asked() {
 }
 
 #[test]
-fn what_came_from_the_hub_is_published() {
+fn files_from_the_hub_are_published() {
     let revision = Revision::model("org/name");
     let gated = Revision::model("org/gated").git("LICENSE", "Meta Llama Community License Agreement").at(OTHER);
     let (store, _hub, machine) = setup(&[revision.clone(), gated.clone()]);
@@ -81,7 +82,7 @@ fn what_came_from_the_hub_is_published() {
 }
 
 #[test]
-fn what_is_left_is_published_at_the_end() {
+fn the_rest_is_published_at_shutdown() {
     let revision = Revision::model("org/name");
     let (store, _hub, machine) = setup(std::slice::from_ref(&revision));
     let serve = Serve::start(&machine, &PUBLISHED);
@@ -94,7 +95,7 @@ fn what_is_left_is_published_at_the_end() {
 }
 
 #[test]
-fn what_a_killed_server_has_not_published_is_published_by_the_next() {
+fn files_left_unpublished_by_a_killed_server_are_published_by_the_next() {
     let revision = Revision::model("org/name").git("more.txt", "more");
     for in_bucket in [None, Some(revision.clone().without(&["more.txt"]))] {
         let (store, hub, machine) = setup(std::slice::from_ref(&revision));
@@ -131,7 +132,7 @@ fn files_that_the_bucket_lacks_are_fetched_from_the_same_commit_on_the_hub() {
 }
 
 #[test]
-fn wrong_bytes_of_the_hub_are_given_to_nobody() {
+fn wrong_bytes_from_the_hub_are_never_served() {
     let revision = Revision::model("org/name").lfs("large.bin", weights(3, 20 << 20));
     let (store, hub, machine) = setup(std::slice::from_ref(&revision));
     for name in ["model.safetensors", "large.bin"] {
@@ -152,7 +153,7 @@ fn wrong_bytes_of_the_hub_are_given_to_nobody() {
 }
 
 #[test]
-fn a_gated_repo_of_the_hub_is_told_as_such() {
+fn a_gated_repo_of_the_hub_is_reported_as_gated() {
     let revision = Revision::model("org/name");
     let (_store, hub, machine) = setup(std::slice::from_ref(&revision));
     hub.require_token();
@@ -161,7 +162,7 @@ fn a_gated_repo_of_the_hub_is_told_as_such() {
 }
 
 #[test]
-fn a_busy_hub_is_told_as_unavailable() {
+fn a_busy_hub_is_reported_as_unavailable() {
     let revision = Revision::model("org/name");
     let (_store, hub, machine) = setup(std::slice::from_ref(&revision));
     hub.script(|_| Some(Reply::status(429).with("retry-after", "3600")));
@@ -171,7 +172,7 @@ fn a_busy_hub_is_told_as_unavailable() {
 }
 
 #[test]
-fn a_server_that_would_ask_itself_is_refused() {
+fn a_server_that_would_use_itself_as_the_hub_is_refused() {
     let (_store, _hub, mut machine) = setup(&[]);
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = free.local_addr().unwrap().to_string();

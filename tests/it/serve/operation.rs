@@ -1,4 +1,4 @@
-//! Starting, running and ending a server.
+//! Starting, running and stopping a server.
 
 use std::fs;
 use std::io::{BufReader, Write};
@@ -13,7 +13,7 @@ use crate::harness::store::{BUCKET, Store};
 use crate::harness::{wait_until, weights};
 
 #[test]
-fn a_signal_ends_it_once_the_responses_in_flight_are_sent() {
+fn a_signal_stops_the_server_once_responses_in_flight_are_sent() {
     for signal in ["-TERM", "-INT"] {
         let revision = Revision::new("model", "org/name").lfs("model.bin", weights(1, 32 << 20));
         let bytes = &revision.file("model.bin").bytes;
@@ -43,7 +43,7 @@ fn a_signal_ends_it_once_the_responses_in_flight_are_sent() {
 }
 
 #[test]
-fn a_second_signal_ends_it_at_once() {
+fn a_second_signal_stops_it_immediately() {
     let revision = Revision::new("model", "org/name").lfs("model.bin", weights(1, 12 << 20));
     let (store, machine) = setup(std::slice::from_ref(&revision));
     let _gate = store.server.hold(|request| request.is("GET", "blobs/"));
@@ -60,7 +60,7 @@ fn a_second_signal_ends_it_at_once() {
 }
 
 #[test]
-fn what_a_person_sees() {
+fn the_output_for_users() {
     let (_store, machine) = setup(&[Revision::model("org/name")]);
     let running = Running::start(machine.command(&["serve", "--listen", "localhost:0"]));
     running.wait_for("Serving bucket");
@@ -89,7 +89,7 @@ fn what_a_person_sees() {
 }
 
 #[test]
-fn a_command_ends_the_server_with_its_exit_code() {
+fn the_server_exits_with_the_commands_exit_code() {
     let revision = Revision::model("org/name");
     let (_store, mut machine) = setup(std::slice::from_ref(&revision));
     machine.set("PATH", &std::env::var("PATH").unwrap());
@@ -108,7 +108,7 @@ fn a_command_ends_the_server_with_its_exit_code() {
     fs::write(machine.work().join("token"), "abc123").unwrap();
     let output = machine.run(&["serve", "--token-file", "token", "--", "/bin/sh", "-c", "echo $HF_TOKEN"]);
     assert_eq!(output.stdout, "abc123\n", "{output:?}");
-    // Two at once do not compete for a port.
+    // Two concurrent servers do not compete for a port.
     let first = machine.start(&["serve", "--", "/bin/sh", "-c", "echo $HF_ENDPOINT; read line"]);
     assert_eq!(machine.run(&["serve", "--", "true"]).code, 0);
     drop(first);
@@ -136,7 +136,7 @@ fn a_command_gets_the_signals_and_decides_when_it_ends() {
 }
 
 #[test]
-fn a_shell_takes_the_variables() {
+fn a_shell_can_evaluate_the_variables() {
     let mut machine = Machine::unconfigured();
     for (set, expected) in [("", "localhost,127.0.0.1"), ("a.example", "a.example,localhost,127.0.0.1")] {
         machine.set("NO_PROXY", set);
@@ -189,7 +189,7 @@ fn metrics_are_prometheus_text() {
 }
 
 #[test]
-fn a_request_is_one_line_of_the_log() {
+fn each_request_is_one_log_line() {
     let revision = Revision::model("org/name");
     let (_store, machine) = setup(std::slice::from_ref(&revision));
     let serve = Serve::start(&machine, &["-v"]);
@@ -217,7 +217,7 @@ fn a_request_is_one_line_of_the_log() {
 }
 
 #[test]
-fn the_status_page_shows_what_is_on_its_way() {
+fn the_status_page_shows_pulls_in_progress() {
     let revision = Revision::new("model", "org/name").lfs("model.bin", weights(1, 24 << 20));
     let (store, machine) = setup(std::slice::from_ref(&revision));
     let gate = store.server.hold(|request| {

@@ -1,4 +1,4 @@
-//! Requests that no client of the Hub sends: other hosts, wrong tokens, odd paths, floods.
+//! Requests that no Hub client sends: other hosts, wrong tokens, odd paths, floods.
 
 use std::fs;
 use std::io::{BufReader, Read, Write};
@@ -25,7 +25,7 @@ fn with_token(store: &Store) -> (Machine, String) {
 }
 
 #[test]
-fn a_web_page_cannot_read_through_a_name_of_its_own() {
+fn a_web_page_cannot_read_through_its_own_host_name() {
     let revision = Revision::model("org/name");
     let (store, machine) = setup(std::slice::from_ref(&revision));
     let serve = Serve::start(&machine, &[]);
@@ -51,7 +51,7 @@ fn a_web_page_cannot_read_through_a_name_of_its_own() {
 }
 
 #[test]
-fn the_token_opens_everything_and_is_never_shown() {
+fn the_token_grants_access_and_is_never_shown() {
     let revision = Revision::model("org/name");
     let (store, _) = setup(std::slice::from_ref(&revision));
     for trace in [false, true] {
@@ -222,7 +222,7 @@ fn status_of(port: u16, bytes: &[u8]) -> u16 {
 }
 
 #[test]
-fn floods_are_refused_and_nothing_else_is_disturbed() {
+fn floods_are_refused_without_affecting_other_clients() {
     let revision = Revision::model("org/name");
     let (_store, machine) = setup(std::slice::from_ref(&revision));
     let serve = Serve::start(&machine, &[]);
@@ -249,7 +249,7 @@ fn floods_are_refused_and_nothing_else_is_disturbed() {
         let _ = stream.read_to_end(&mut rest);
         assert!(rest.is_empty() || rest.starts_with(b"HTTP/1.1 4"), "{:?}", String::from_utf8_lossy(&rest));
     }
-    // A body that never comes, and one that is too long.
+    // A body that never arrives, and one that is too long.
     let path = "/api/models/org/name/paths-info/main";
     let long = client::open(serve.port, "POST", path, &[("content-type", "application/json")], &vec![b' '; 5 << 20]);
     assert!(long.is_err() || long.is_ok_and(|reply| reply.status == 413));
@@ -281,10 +281,10 @@ fn slow_readers_cost_little_memory() {
     wait_until("the end of their responses", || serve.metric("responses_in_flight") == 0);
 }
 
-/// Lists are written as they are read. Whole, each of these takes 7 MB, more than the buffers of a socket.
+/// Lists are generated as they are read. As a whole, each of these takes 7 MB, more than the buffers of a socket.
 #[cfg(target_os = "linux")]
 #[test]
-fn lists_that_nobody_reads_cost_little_memory() {
+fn unread_lists_cost_little_memory() {
     const FILES: usize = 6_000;
     let folder = format!("{}/", "a".repeat(200)).repeat(6);
     let (store, machine) = setup(&[]);
@@ -313,7 +313,7 @@ fn lists_that_nobody_reads_cost_little_memory() {
     assert!(used < 16 << 10, "{used} KiB for {} readers", readers.len());
 }
 
-/// More connections than there is room for: the longest idle one makes room for a new one.
+/// Beyond the maximum number of connections, a new one replaces the one that has been idle longest.
 #[test]
 fn idle_connections_do_not_keep_others_out() {
     let revision = Revision::model("org/name");
@@ -331,7 +331,7 @@ fn idle_connections_do_not_keep_others_out() {
         let answer = serve.get(&path);
         assert!(answer.is_complete && answer.body == revision.file("model.safetensors").bytes, "round {round}");
     }
-    // One that asks for something while others are idle is not closed.
+    // A connection that sends requests is not closed while others are idle.
     let mut kept = connect(serve.port).unwrap();
     write!(kept, "GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
     let reply = client::read_reply(BufReader::new(kept), "GET").unwrap();

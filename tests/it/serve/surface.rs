@@ -1,4 +1,4 @@
-//! What clients of the Hub request, and what they are told.
+//! The requests of Hub clients, and the responses.
 
 use serde_json::{Value, json};
 
@@ -28,7 +28,7 @@ fn encoded(path: &str) -> String {
     path.split('/').map(encode).collect::<Vec<_>>().join("/")
 }
 
-/// Asserts what clients rely on in the headers of a file.
+/// Asserts the headers of a file that clients rely on.
 #[track_caller]
 fn assert_head(answer: &Answer, file: &Content, commit: &str) {
     assert_eq!(answer.status, 200, "{answer:?}");
@@ -54,7 +54,7 @@ fn assert_head(answer: &Answer, file: &Content, commit: &str) {
 fn files_of_every_type_at_every_kind_of_revision() {
     let revisions = TYPES.map(|kind| mixed(kind, &format!("org/a-{kind}")));
     let (store, machine) = setup(&revisions[..3]);
-    // 0.1.0 knows no kernels.
+    // 0.1.0 does not know kernels.
     push(&store, &revisions[3]);
     let serve = Serve::start(&machine, &[]);
     for revision in &revisions {
@@ -76,7 +76,7 @@ fn files_of_every_type_at_every_kind_of_revision() {
             }
         }
     }
-    // What was served is in the cache, as if it had been pulled.
+    // Served files are in the cache, as if they had been pulled.
     drop(serve);
     for revision in &revisions {
         for file in &revision.files {
@@ -85,9 +85,9 @@ fn files_of_every_type_at_every_kind_of_revision() {
     }
 }
 
-/// Python resumes at the URL that a HEAD has led to. By the name of a branch, it would get the rest of another file.
+/// huggingface_hub resumes at the `Location` of a HEAD. With the name of a branch, it could get the rest of another file.
 #[test]
-fn python_is_led_to_the_commit() {
+fn head_gives_the_location_at_the_commit() {
     let bytes = |seed: u8| vec![seed; 1000];
     for kind in TYPES {
         let revision = Revision::new(kind, "org/name").lfs("a b/ü#.bin", bytes(1));
@@ -156,7 +156,7 @@ fn the_info_of_a_revision() {
     }
 }
 
-/// Asserts git's hash of a file, and what is told about it if it is in LFS.
+/// Asserts the git oid of a file, and its LFS entry if it is in LFS.
 #[track_caller]
 fn assert_oid(oid: &Value, lfs: &Value, hash: &str, file: &Content) {
     if file.lfs {
@@ -210,7 +210,7 @@ fn listings_of_folders() {
 }
 
 #[test]
-fn paths_come_as_a_form_or_as_json() {
+fn paths_are_read_from_a_form_or_json() {
     let revision = mixed("dataset", "org/name");
     let (_store, machine) = setup(std::slice::from_ref(&revision));
     let serve = Serve::start(&machine, &[]);
@@ -268,7 +268,7 @@ fn refs_are_listed_by_kind() {
 
 /// huggingface.js does not escape them when it lists files.
 #[test]
-fn slashes_of_a_branch_need_not_be_escaped() {
+fn slashes_in_a_branch_need_no_escaping() {
     let (_store, machine) = setup(&[
         mixed("model", "org/name"),
         Revision::new("model", "org/name").git("b/a", "a").at(OTHER).refs(&["feature/x"]),
@@ -288,7 +288,7 @@ fn slashes_of_a_branch_need_not_be_escaped() {
 }
 
 #[test]
-fn what_does_not_exist_is_told_as_the_hub_does() {
+fn errors_for_missing_files_match_the_hub() {
     let (_store, machine) = setup(&[mixed("model", "org/name")]);
     let serve = Serve::start(&machine, &[]);
     for path in [
@@ -320,7 +320,7 @@ fn what_does_not_exist_is_told_as_the_hub_does() {
     }
 }
 
-/// With `X-Repo-Commit`, Python remembers for ever that there is no such file.
+/// With `X-Repo-Commit`, huggingface_hub caches forever that there is no such file.
 #[test]
 fn only_a_tree_proves_that_a_file_does_not_exist() {
     let whole = Revision::model("org/whole").with_tree();
@@ -338,12 +338,12 @@ fn only_a_tree_proves_that_a_file_does_not_exist() {
             assert_eq!(answer.header("x-repo-commit"), commit, "{}: {answer:?}", revision.id);
         }
     }
-    // The commit has it, but nobody has pushed it. That must not be remembered as absence, nor retried for long.
+    // The commit has it, but it was never pushed. Clients must neither cache that as absence nor retry for long.
     let answer = serve.get(&file(&part, "absent.txt"));
     answer.refused(424, "");
     assert_eq!(answer.header("x-repo-commit"), "");
     assert!(answer.header("x-error-message").contains("never pushed"), "{answer:?}");
-    // After a failed HEAD, Python says that it cannot connect.
+    // After a failed HEAD, huggingface_hub reports that it cannot connect.
     assert_eq!(serve.ask("HEAD", &file(&part, "absent.txt"), &[]).status, 200);
     let listed = serve.json("/api/models/org/part/tree/main");
     assert_eq!(listed.as_array().unwrap().len(), 3, "the whole commit is listed: {listed}");
@@ -352,7 +352,7 @@ fn only_a_tree_proves_that_a_file_does_not_exist() {
     assert_eq!(answer.header("x-repo-commit"), "");
 }
 
-/// huggingface.js asks for these to learn whether a file exists.
+/// huggingface.js requests these to find out whether a file exists.
 #[test]
 fn raw_files_are_pointers_if_they_are_in_lfs() {
     let revision = Revision::new("model", "org/name").lfs("a.bin", weights(3, 200_000)).git("b.txt", "text");
@@ -418,7 +418,7 @@ fn ranges() {
         let answer = serve.ask("GET", &file(&revision, "empty.txt"), &[("range", range)]);
         assert_eq!((answer.status, answer.header("content-range"), answer.body.len()), (200, "bytes */0", 0));
     }
-    // Several at once, as hf-hub does.
+    // Several concurrent requests, as by hf-hub.
     std::thread::scope(|scope| {
         for at in (0..size).step_by(20_000) {
             let (serve, path) = (&serve, &path);
@@ -453,7 +453,7 @@ fn several_requests_on_one_connection() {
 }
 
 #[test]
-fn what_is_not_served_is_refused_without_a_request_to_the_store() {
+fn unsupported_requests_are_refused_without_a_request_to_the_store() {
     let (store, machine) = setup(&[Revision::model("org/name")]);
     let serve = Serve::start(&machine, &[]);
     store.server.take_seen();
@@ -492,9 +492,9 @@ fn what_is_not_served_is_refused_without_a_request_to_the_store() {
     assert_eq!(serve.json("/api/models/org/name/auth-check"), json!({}));
 }
 
-/// huggingface_hub refuses more than 50 GB over plain HTTP, from 1.33 on only if it is told the size.
+/// huggingface_hub refuses more than 50 GB over plain HTTP; since 1.33, only if the size is sent.
 #[test]
-fn the_size_of_a_huge_file_is_told_to_those_who_can_bear_it() {
+fn the_size_of_a_huge_file_is_omitted_if_the_client_accepts_that() {
     let revision = Revision::model("org/name");
     let store = Store::new();
     revision.publish(&store);

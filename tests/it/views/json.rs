@@ -145,7 +145,7 @@ fn remote_command_reports_match_the_documentation() {
 }
 
 #[test]
-fn rm_is_as_documented() {
+fn rm_report_matches_the_documentation() {
     let world = World::offline();
     world.snapshot("models--acme--tiny", 'a', &[("a", "gone")], &["main"]);
     world.snapshot("models--acme--other", 'b', &[("b", "kept")], &["main"]);
@@ -231,7 +231,7 @@ fn transfer_reports_match_the_documentation() {
 }
 
 #[test]
-fn verify_is_as_documented() {
+fn verify_report_matches_the_documentation() {
     let world = World::online();
     world.snapshot("models--org--llm", 'a', &[("a.txt", "first"), ("b.txt", "second")], &["main"]);
     assert_eq!(world.run(&["push", "-q"]).code, 0);
