@@ -23,10 +23,10 @@
 //!
 //! Only [`ui`] prints, only `main.rs` exits.
 //!
-//! The library is an implementation detail of the binary: nothing of it is stable. What is public is what `main.rs`
-//! needs, and in `internals` what tests, benchmarks and examples do; the compiler says of the rest what nobody uses.
+//! The library is an implementation detail of the binary: nothing of it is stable. Only what `main.rs` needs is public, and,
+//! in `internals`, what tests, benchmarks and examples need; the compiler reports unused items among the rest.
 
-// Written for who works on this: `cargo doc --document-private-items` has all of it.
+// Written for contributors: `cargo doc --document-private-items` has all of it.
 #![allow(rustdoc::private_intra_doc_links)]
 
 mod bucket;

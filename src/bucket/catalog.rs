@@ -70,7 +70,7 @@ pub struct Revision {
 pub struct Ref {
     /// Its key.
     pub key: String,
-    /// The revision that it points to; `None` if only a GET could tell.
+    /// The revision that it points to; `None` if unknown without a GET.
     pub commit: Option<Commit>,
     /// When it was written, by the store's clock.
     pub modified: Option<SystemTime>,
@@ -166,7 +166,7 @@ fn revisions(state: &RemoteState, used: &HashSet<String>) -> Catalog {
 
 /// What a ref points to, as far as the listing shows.
 enum Target {
-    /// A commit of this repo; `None` if only a GET could tell which.
+    /// A commit of this repo; `None` if unknown without a GET.
     Repo(RepoName, Option<Commit>),
     /// Unknown without a GET.
     Unknown,

@@ -103,8 +103,8 @@ pub fn is_in_temporary_folder(name: &str) -> bool {
     is_random_word(name)
 }
 
-/// Returns whether a file at the root or in [`TEMPORARY_FOLDER`] has a random name: only such a file may be deleted.
-/// Python uses 8 of `a-z0-9_`, hf-hub 7 of `A-Za-z0-9`. A name that could be a word may be somebody's own file.
+/// Returns whether a file at the root or in [`TEMPORARY_FOLDER`] has a random name: only such a file may be deleted. Python
+/// uses 8 of `a-z0-9_`, hf-hub 7 of `A-Za-z0-9`. A name that could be a word may be a user's own file.
 pub fn is_surely_temporary(root: &Path, path: &Path) -> bool {
     let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return false };
     if path.parent() == Some(root) {

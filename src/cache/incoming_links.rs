@@ -268,7 +268,7 @@ impl<'a> LinkWalker<'a> {
     }
 }
 
-/// Identifies a folder, whatever path it is reached by.
+/// Returns the identity of a folder, which is independent of the path.
 fn folder_id(folder: &Path) -> Option<(u64, u64)> {
     platform::inode(folder, &fs::metadata(folder).ok()?).map(|inode| inode.id)
 }

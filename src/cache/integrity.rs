@@ -1,8 +1,8 @@
 //! For `verify`: what each repo claims about its files, and which files have to be hashed to prove it.
 //!
-//! The scan says what is there. This module adds what a check needs beyond it: trees, the text of links, broken and
-//! foreign links by path, and the state of refs. [`Facts::jobs`] lists every file to hash once, however many names
-//! claim its bytes; [`Facts::record`] notes what came out. The judgement is in [`crate::plan::verify`] (pure).
+//! The scan lists what is there. This module adds what a check needs beyond that: trees, the text of links, broken and
+//! foreign links by path, and the state of refs. [`Facts::jobs`] lists every file to hash once, even if several names claim
+//! its bytes; [`Facts::record`] records the results. [`crate::plan::verify`] (pure) judges them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
@@ -221,7 +221,7 @@ fn unreadable(problem: &Problem) -> Error {
     problem.to_error("cannot check")
 }
 
-/// Returns whether there is certainly no snapshot of a commit. Nobody knows what is in a folder that cannot be read.
+/// Returns whether there is certainly no snapshot of a commit. The content of an unreadable folder is unknown.
 pub fn lacks_snapshot(layout: &Layout, repo: &RepoName, commit: &Commit) -> bool {
     match fs::metadata(layout.snapshot(repo, commit)) {
         Ok(meta) => !meta.is_dir(),
@@ -469,7 +469,7 @@ pub struct Job {
 }
 
 impl Job {
-    /// Creates a job that nobody claims, for tests.
+    /// Creates a job without claims, for tests.
     #[cfg(test)]
     pub fn new(path: PathBuf, size: u64, blob: BlobId, sha1: bool, sha256: bool) -> Job {
         Job { path, size, label: String::new(), blob, sha1, sha256, repo: 0, claims: Vec::new() }
@@ -513,7 +513,7 @@ pub enum Hashed {
 }
 
 impl Facts {
-    /// Returns the files to hash, the largest first, each once, whatever the number of its names.
+    /// Returns the files to hash, the largest first, each once, regardless of the number of its names.
     pub fn jobs(&self) -> Vec<Job> {
         let mut jobs = Jobs::default();
         for (index, repo) in self.repos.iter().enumerate() {
@@ -549,7 +549,7 @@ impl Facts {
         jobs.all
     }
 
-    /// Notes what hashing a file found, for everybody who claims its bytes.
+    /// Records the hash of a file for every name that claims its bytes.
     pub fn record(&mut self, job: &Job, hashed: Hashed) {
         if let Hashed::Unreadable(error) = &hashed {
             self.failures.push(error.clone());

@@ -39,8 +39,8 @@ pub struct Repo {
     pub revisions: BTreeMap<Commit, Revision>,
     /// Its refs, except for [`Repo::pins`].
     pub refs: BTreeMap<RefName, Commit>,
-    /// Commits with a ref that is named after the commit itself. The Rust hf-hub before 1.0 finds a requested commit
-    /// only by such a ref. It adds no name under which somebody might ask for the commit.
+    /// Commits with a ref that is named after the commit itself. The Rust hf-hub before 1.0 finds a requested commit only by
+    /// such a ref. It adds no name by which users would request the commit.
     pub pins: BTreeSet<Commit>,
     /// Refs with white space around their commit, which huggingface_hub takes as part of the commit.
     pub untidy_refs: Vec<RefName>,

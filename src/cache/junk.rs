@@ -1,8 +1,8 @@
 //! Junk files: names that operating systems, file servers, sync programs and editors leave in any folder that they can
 //! write to. In a cache they are neither refs, blobs nor files, and no reason to refuse anything. Pure.
 //!
-//! A repo may still have a file with such a name, so it is junk only in the absence of other evidence: a link to a
-//! blob, or a real file that the commit's tree lists, belongs to the commit whatever its name.
+//! A repo may still have a file with such a name, so it is junk only in the absence of other evidence: a link to a blob, or
+//! a real file that the commit's tree lists, belongs to the commit regardless of its name.
 
 /// Whole names, in lower case, since programs disagree on case (`Thumbs.db`, `thumbs.db`).
 const NAMES: [&str; 46] = [

@@ -11,7 +11,7 @@ use super::{inside, staging};
 /// Leftovers younger than this may be in use by a process that holds no lock.
 const LEFTOVER_AGE: Duration = Duration::from_secs(3600);
 
-/// How long the mark of an unverified blob stays. By then, nobody resumes a download.
+/// How long the mark of an unverified blob is kept. After that, no client is expected to resume a download.
 const OLD_MARK: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// How long a remembered manifest stays after its last use.

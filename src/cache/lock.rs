@@ -1,9 +1,8 @@
 //! Locks: huggingface_hub's own on a blob that is being fetched, and this tool's on the cache.
 //!
-//! Both are flock(2) locks on files under `hub/.locks`, which the kernel releases when a process ends, so that no
-//! stale lock can block anybody. On a file system without flock there is nothing to take, and work goes on: what
-//! huggingface_hub uses there, a file that is there or not, may be left by a process that was killed. What deletes asks
-//! [`Lock::is_real`] first.
+//! Both are flock(2) locks on files under `hub/.locks`, which the kernel releases when a process ends, so that no stale lock
+//! blocks another process. On a file system without flock, work continues without locks: huggingface_hub uses the existence
+//! of a file there, which a killed process may leave behind. Deletions check [`Lock::is_real`] first.
 
 use std::ffi::OsStr;
 use std::fs::{File, FileTimes, OpenOptions, TryLockError};
@@ -28,7 +27,7 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Whether it excludes anybody: not on a file system without flock.
+    /// Returns whether it excludes other processes, which it does not on a file system without flock.
     pub fn is_real(&self) -> bool {
         self._file.is_some()
     }
@@ -165,12 +164,12 @@ fn take_with(
         match flock(&file) {
             // Some file systems have no stable inode numbers, so that the file never looks the same.
             Ok(()) if platform::is_at(&file, path) || tried == TRIES => return Ok(Some(Lock { _file: Some(file) })),
-            // Unlinked between open and lock: the lock on the dead file excludes nobody.
+            // Unlinked between open and lock: the lock on the deleted file excludes no one.
             Ok(()) => continue,
             Err(TryLockError::WouldBlock) => return Ok(None),
             Err(TryLockError::Error(error)) if has_no_flock(&error) => {
-                tracing::debug!(path = %path.display(), "this file system has no flock: going on without a lock");
-                // There, huggingface_hub takes the mere file for a lock that is held, and would wait for ever.
+                tracing::debug!(path = %path.display(), "this file system has no flock: continuing without a lock");
+                // There, huggingface_hub considers the lock held if the file exists, and would wait forever.
                 if made {
                     let _ = inside::remove_file(root, path);
                 }
@@ -181,14 +180,14 @@ fn take_with(
     }
 }
 
-/// Whether the file system has no locks at all; NFS without its lock service says so in words of its own.
+/// Returns whether the file system has no locks at all; NFS without its lock service reports a different error.
 fn has_no_flock(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::Unsupported || platform::lacks_lock_service(error)
 }
 
-/// Opens or creates the file, never through a link, with at least these mode bits (0664 is the client's for blobs).
-/// Says whether it was created. A new file gets the time 1970, which tells it from those of huggingface_hub: a `prune`
-/// takes their time for that of the last download.
+/// Opens or creates the file, never through a link, with at least these mode bits (0664 is the client's for blobs). Returns
+/// whether it was created. A new file is dated 1970, which distinguishes it from those of huggingface_hub, whose time
+/// `prune` treats as that of the last download.
 fn open(folder: &Folder, name: &OsStr, bits: u32) -> io::Result<(File, bool)> {
     let open = |opening| inside::open_in(folder, name, opening, bits);
     let (file, made) = match open(Opening::New) {

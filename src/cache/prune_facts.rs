@@ -75,7 +75,7 @@ pub struct RepoFacts {
     /// Last change of anything that is deleted with an empty folder: refs and trees without a snapshot, and the folder
     /// itself if it has no snapshots at all.
     pub last_change: Option<SystemTime>,
-    /// Last change of the folders themselves. It shows that entries were added or removed, whatever their own times.
+    /// Last change of the folders themselves. It shows that entries were added or removed, regardless of their own times.
     pub last_arrival: Option<SystemTime>,
     /// Last write to a file that may be a download, although no known client uses its name.
     pub last_unfinished_write: Option<SystemTime>,
@@ -214,8 +214,8 @@ pub fn is_locked(layout: &Layout, repo: &Repo) -> bool {
     find_locks(layout, repo).is_none_or(|locks| locks.iter().any(|path| lock::is_held(path)))
 }
 
-/// Returns whether another process holds a lock of this repo now, whatever an earlier scan has found. Also true if that
-/// cannot be determined.
+/// Returns whether another process now holds a lock of this repo, regardless of an earlier scan. Also true if that cannot be
+/// determined.
 pub fn is_locked_now(layout: &Layout, repo: &RepoName) -> bool {
     let folders = vec![layout.root().join(".locks").join(repo.folder()), layout.blobs(repo)];
     find_locks_below(folders).is_none_or(|locks| locks.iter().any(|path| lock::is_held(path)))

@@ -199,7 +199,7 @@ impl Filtered {
         is_selected
     }
 
-    /// Tells the user what was left out.
+    /// Reports what was left out to the user.
     ///
     /// # Errors
     /// If everything was.

@@ -1,7 +1,7 @@
 //! Deletes files and folders, never through a link, and counts the bytes that this frees.
 //!
-//! A folder is first renamed into the tool's own state, so that other programs see all of it or none of it, even after
-//! an interruption. The next `prune` removes whatever an interruption leaves there.
+//! A folder is first renamed into the tool's own state, so that other programs see all of it or none of it, even after an
+//! interruption. The next `prune` removes anything an interruption leaves there.
 
 use std::fs;
 use std::io;

@@ -164,8 +164,8 @@ fn leads_to(layout: &Layout, link: &Path, payload: &Path) -> io::Result<bool> {
     Ok(named || fs::canonicalize(link).is_ok_and(|real| fs::canonicalize(payload).is_ok_and(|payload| real == payload)))
 }
 
-/// Deletes a payload if no link needs it any more, as huggingface_hub does: under its lock, after reading its list
-/// again. `known` are links found by a scan, which count even if they are missing from the list.
+/// Deletes a payload if no link needs it, as huggingface_hub does: under its lock, after reading its list again. `known` are
+/// links found by a scan, which count even if they are missing from the list.
 ///
 /// # Errors
 /// If the lock cannot be taken, or the payload cannot be deleted.
@@ -175,7 +175,7 @@ pub fn sweep(layout: &Layout, payload: &Path, known: &[PathBuf]) -> Result<Sweep
     })
 }
 
-/// Moves a payload with wrong bytes into the quarantine if no link needs it any more. See [`sweep`].
+/// Moves a payload with wrong bytes into the quarantine if no link needs it. See [`sweep`].
 ///
 /// # Errors
 /// If the lock cannot be taken, or the payload cannot be moved.
@@ -214,13 +214,13 @@ fn remove_unused(
 }
 
 /// Makes `blobs/<etag>` a link to a payload that the store already has, as huggingface_hub does. Returns `false` if it has
-/// none that can be used: its bytes must be those of the blob, whatever its name says.
+/// no usable one: its bytes must be those of the blob, regardless of its name.
 ///
 /// # Errors
 /// If the payload's lock cannot be taken, or the link cannot be created.
 pub fn link(layout: &Layout, repo: &RepoName, blob: &BlobId, size: u64, xet_hash: &BlobId) -> Result<bool> {
     let payload = layout.payload(xet_hash);
-    // Hashing may take long, so it is done before anybody else has to wait for the lock.
+    // Hashing may take long, so it is done before the lock is taken, so that other processes do not wait.
     let verified = usable(layout, &payload, size).filter(|_| read::matches_name(&payload, blob, size));
     if verified.is_none() {
         return Ok(false);

@@ -181,7 +181,7 @@ impl SnapshotWriter<'_> {
         let folder = open_dir(self.layout.root(), file.parent().unwrap_or(&file))?;
         let name = file.file_name().unwrap_or_default();
         check_replaceable(&file)?;
-        // Another pull was faster. Where somebody has opened the file already, it could not be replaced on Windows.
+        // Another pull was faster. On Windows, a file that is already open could not be replaced.
         if self.kind == LinkKind::Hardlink && is_same_file(&self.layout.blob(self.repo, blob), &file) {
             return Ok(());
         }

@@ -85,7 +85,7 @@ impl<'a> Pull<'a> {
         Pull { session, bucket, options, fallback, lock, local, shared: None }
     }
 
-    /// Shares the limits of transfers, and whatever else is in their context, with other pulls.
+    /// Shares the transfer context, including its limits, with other pulls.
     pub fn sharing(self, context: &Context) -> Self {
         Pull { shared: Some(context.clone()), ..self }
     }

@@ -1,7 +1,7 @@
 //! Hashes files of the cache, as fast as the disk and the processor allow.
 //!
 //! Each thread reads a few files in slices and hashes them in lockstep; memory is bounded by threads times files times a
-//! slice, whatever the size of the files. A disk that has to move its head reads one file at a time, in order.
+//! slice, regardless of file sizes. A disk that has to move its head reads one file at a time, in order.
 
 use std::collections::HashMap;
 use std::fs::File;

@@ -39,7 +39,7 @@ struct Revision {
     files: Vec<Box<str>>,
 }
 
-/// What the Hub tells about a revision.
+/// The Hub's information about a revision.
 #[derive(Deserialize)]
 struct Info {
     #[serde(default)]

@@ -1,5 +1,5 @@
-//! Rate limiting. The Hub counts requests, and with status 429 it tells the client how long to wait. One wait applies
-//! to all requests of a run.
+//! Rate limiting. The Hub counts requests, and status 429 says how long the client has to wait. One wait applies to all
+//! requests of a run.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};

@@ -1,5 +1,5 @@
-//! JSON from outside, read and written as text. A tree of values would take many times the memory of its text, and nobody
-//! limits what a stranger puts into it. No I/O.
+//! JSON from outside, read and written as text. A tree of values would take many times the memory of its text, and untrusted
+//! input can be of any size. No I/O.
 
 use std::borrow::Cow;
 use std::fmt;

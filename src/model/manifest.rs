@@ -4,8 +4,7 @@
 //! 2-space indent, ASCII, no final newline), plus a top-level `tree`: the content of the cache's
 //! `trees/<commit>.json`, which 0.1.0 ignores. A parsed [`Manifest`] is valid: see [`Manifest::parse`].
 //!
-//! Manifests come from strangers. What is not understood is kept as text, so that memory is a small multiple of the input
-//! whatever it contains.
+//! Manifests are untrusted. Unknown content is kept as text, so that memory is always a small multiple of the input.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,7 +1,7 @@
 //! The full listing of a commit, as huggingface_hub keeps it in `trees/<commit>.json`. No I/O.
 //!
-//! A tree may come from strangers, as part of a manifest. It is kept as text, so that memory is a small multiple of the
-//! input whatever it contains.
+//! A tree may be untrusted, as part of a manifest. It is kept as text, so that memory is always a small multiple of the
+//! input.
 
 use std::borrow::Cow;
 

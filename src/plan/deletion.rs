@@ -444,7 +444,7 @@ mod tests {
     }
 
     proptest! {
-        /// Compares refs, mentions and uploads with the definition, whatever the bucket has.
+        /// Compares refs, mentions and uploads with the definition, for arbitrary buckets.
         #[test]
         fn refs_mentions_and_uploads_follow_the_rules(
             times in prop::collection::vec(NOW - 2 * GRACE..NOW + GRACE, 6),

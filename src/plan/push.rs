@@ -641,15 +641,15 @@ mod tests {
         for (id, refs, manifests, written, before, unchanged) in [
             ("org/name", vec![], vec![], &[old][..], None, 0),
             ("org/name", vec![(old, says('a'))], vec![stored("org/name", 'a', "x=1", None)], &[], None, 1),
-            // It leads nowhere.
+            // It dangles.
             ("org/name", vec![(old, says('a'))], vec![], &[old], Some('a'), 0),
-            // 0.1.0's key of a plain model is the model's, whatever it says.
+            // 0.1.0's key of a plain model belongs to the model, regardless of its content.
             ("org/name", vec![(old, says('b'))], vec![earlier()], &[old], Some('b'), 0),
             ("org/name", vec![(old, invalid())], vec![], &[old], None, 0),
             ("dataset:org/name", vec![], vec![], &[old, new], None, 0),
             ("dataset:org/name", vec![(old, says('b'))], vec![earlier()], &[old, new], Some('b'), 0),
             ("dataset:org/name", vec![(old, says('b'))], vec![theirs()], &[new], None, 0),
-            // Whose it is cannot be told.
+            // Its repo is unknown.
             ("dataset:org/name", vec![(old, says('b'))], vec![], &[new], None, 0),
             ("dataset:org/name", vec![(old, invalid())], vec![], &[new], None, 0),
             ("dataset:org/name", both(), vec![stored("dataset:org/name", 'a', "x=1", None)], &[], None, 2),

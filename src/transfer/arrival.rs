@@ -1,8 +1,8 @@
 //! Lets others read a blob while it arrives: up to the frontier of its hash, and to the end once the hash has matched.
 //!
-//! `serve` reads this way. Until the hash has matched, nobody knows whether the bytes are right, so what is read is only an
-//! advance on the whole: a reader must hold back the end until [`State::outcome`] is a success, and give up if the
-//! [attempt](State::attempt) changes, since the bytes that it has passed on may have been wrong.
+//! `serve` reads this way. Until the hash has matched, the bytes are unverified: a reader must hold back the end until
+//! [`State::outcome`] is a success, and give up if the [attempt](State::attempt) changes, since the bytes that it has passed
+//! on may have been wrong.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -39,7 +39,7 @@ pub struct State {
     pub has_begun: bool,
     /// Counts how often the download has started over because of wrong bytes.
     pub attempt: u32,
-    /// Whether somebody may have wrong bytes of this blob from an earlier run.
+    /// Whether a client may have wrong bytes of this blob from an earlier run.
     pub is_suspect: bool,
     /// The file with the bytes, if they can be read while they arrive. Valid up to the frontier.
     pub file: Option<Arc<File>>,
@@ -50,13 +50,13 @@ pub struct State {
 }
 
 impl Arrivals {
-    /// Returns the arrival of a blob, if it is on its way.
+    /// Returns the arrival of a blob, if it is in flight.
     pub fn get(&self, blob: &BlobId) -> Option<Arc<Arrival>> {
         self.lock().get(blob).cloned()
     }
 
-    /// Returns the arrival of a blob, and whether it is a new one, which the caller has to bring about and to
-    /// [end](Self::end). For a new one, `is_suspect` tells whether somebody may have wrong bytes from an earlier run.
+    /// Returns the arrival of a blob, and whether it is a new one, which the caller has to perform and to [end](Self::end).
+    /// For a new one, `is_suspect` is whether a client may have wrong bytes from an earlier run.
     pub fn begin(&self, blob: BlobId, size: u64, path: &Path, is_suspect: bool) -> (Arc<Arrival>, bool) {
         let mut is_new = false;
         let mut arrivals = self.lock();

@@ -5,8 +5,8 @@
 //! resumes. The hash keeps up with the parts (`hashing.rs`), so that it is known soon after the last one. The caller
 //! holds the blob's locks and moves the file into place.
 //!
-//! Whatever is wrong with what an earlier run has left is fetched again in the same run. On a file system that takes
-//! bytes only in order, even a large blob is fetched in one request, and read back.
+//! Damaged leftovers of an earlier run are fetched again in the same run. On a file system that takes bytes only in order,
+//! even a large blob is fetched in one request, and read back.
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -92,7 +92,7 @@ pub(super) async fn fetch_range(
         let wanted = (!is_whole).then_some((at, to));
         let mut download = match blob.source.open(blob, wanted, etag.as_deref()).await {
             Ok(download) => download,
-            // The object was replaced, probably by the same bytes: the hash will tell.
+            // The object was replaced, probably with the same bytes, which the hash will show.
             Err(failure) if failure.cause == Cause::Changed && etag.is_some() => {
                 etag = None;
                 continue;

@@ -81,7 +81,7 @@ struct Work {
 }
 
 impl HashPool {
-    /// Creates a pool that hashes this many blobs in lockstep, or inline with 1, whatever suits the processor.
+    /// Creates a pool that hashes this many blobs in lockstep, or inline with 1, regardless of what suits the processor.
     pub fn with_lanes(lanes: usize) -> Self {
         HashPool { lanes: lanes.clamp(1, MAX_LANES).into(), active: Mutex::default() }
     }
@@ -165,7 +165,7 @@ fn hash_in_lockstep(mut work: Vec<Work>, buffers: &mut [Buffer]) {
 }
 
 impl OrderedHash {
-    /// Starts to hash a blob of `size` bytes. `done` tells which parts of `part_size` are in `file` already.
+    /// Starts to hash a blob of `size` bytes. `done` marks the parts of `part_size` that are already in `file`.
     pub(super) fn new(
         pool: &Arc<HashPool>,
         id: BlobId,
@@ -364,8 +364,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the order of the parts, whatever was there before, and whatever comes again: the hashes are those of
-        /// the bytes, inline (one lane) and in lockstep.
+        /// For any order of parts, any existing parts and any repeated ones, the hashes are those of the bytes, inline (one
+        /// lane) and in lockstep.
         #[test]
         fn any_order_gives_the_same_name(
             blobs in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 1..700), 1..6),

@@ -71,7 +71,7 @@ pub(super) enum Check {
     Whole(BlobHasher),
     /// The body is a part of the blob, which is hashed as a whole.
     Part(Arc<OrderedHash>),
-    /// The body is a part that is sent only to learn how the store answers.
+    /// The body is a part that is sent only to see how the store answers.
     Nobody,
 }
 

@@ -8,7 +8,7 @@
 //!
 //! Small blobs are moved in one request. The parts of large ones are moved in parallel by one loop for both directions
 //! (`move_parts.rs`), and hashed in order (`hashing.rs`). Both directions share the same [`Limits`]. Memory is bounded by
-//! requests in flight times a read slice, whatever the size of the blobs.
+//! requests in flight times a read slice, regardless of blob sizes.
 
 pub mod arrival;
 pub mod check;

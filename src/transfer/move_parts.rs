@@ -44,7 +44,7 @@ where
     T: Send + 'static,
     E: Send + 'static,
 {
-    /// Returns the result of the next part that has been moved, in whatever order; `None` after the last.
+    /// Returns the result of the next part that has been moved, in any order; `None` after the last.
     pub(super) async fn next(&mut self) -> Option<Result<T, E>> {
         loop {
             let next = self.waiting.as_slice().first().cloned();

@@ -1,7 +1,7 @@
 //! The bucket as a sink: a multipart upload, which an interrupted push resumes.
 //!
-//! A small record in our own state folder names the upload, and the store lists the parts that it has. Whatever has become
-//! of the upload in the store meanwhile costs one fresh start at most.
+//! A small record in our own state folder names the upload, and the store lists the parts that it has. In the worst case, if
+//! the upload is gone or unusable in the store, it starts again once.
 
 use std::fs::File;
 use std::ops::Range;
@@ -58,7 +58,7 @@ fn is_lost(failure: &Failure) -> bool {
 fn may_be_lost(failure: &Failure) -> bool {
     match failure.cause {
         Cause::Busy => failure.detail.starts_with("InternalError") || failure.detail == "HTTP status 500",
-        // Also a page by whatever is in front of the store, since answers to other requests were S3's.
+        // Also a page from a proxy in front of the store, since other responses were S3's.
         Cause::NoSuchUpload
         | Cause::NoSuchKey
         | Cause::Denied
@@ -84,8 +84,8 @@ pub(super) async fn is_refused(context: &Context, record: &Record, stop: &Stop) 
     answer.is_err_and(|failure| is_lost(&failure) || may_be_lost(&failure))
 }
 
-/// Starts an upload, and records it in place of an earlier one, which is aborted if it went to the same place. Whatever
-/// the state of that one, only failing to start a new one is an error.
+/// Starts an upload, and records it in place of an earlier one, which is aborted if it went to the same place. Regardless of
+/// the state of that one, only a failure to start the new one is an error.
 pub(super) async fn start(context: &Context, blob: &Upload, fresh: &Record, earlier: Option<Record>) -> Result<Record> {
     let started = context.bucket.start_parts(&fresh.key).await;
     let upload = started.map_err(|failure| context.bucket.explain(failure, &blob.doing()))?;
@@ -211,8 +211,8 @@ pub(super) async fn send_part(
     }
 }
 
-/// Returns the usable parts of an earlier upload: the store has them, with the right sizes and, as far as it tells, the
-/// right bytes. If it does not list them, for whatever reason, there are none, and the upload starts again.
+/// Returns the usable parts of an earlier upload: the store has them, with the right sizes and, as far as it reports them,
+/// the right bytes. If it does not list them for any reason, there are none, and the upload starts again.
 ///
 /// # Errors
 /// If the local file cannot be read.

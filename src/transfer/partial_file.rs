@@ -165,8 +165,8 @@ impl Journal {
         header
     }
 
-    /// Opens the journal of `data`, whatever its unit. If it belongs to another size, or its data is missing, a new one
-    /// with this `unit` replaces it.
+    /// Opens the journal of `data`, with any unit. If it belongs to another size, or its data is missing, a new one with
+    /// this `unit` replaces it.
     pub(super) fn open(context: &Context, data: &PartialFile, size: u64, unit: u64) -> Result<Self> {
         let PartialFile { path, file, .. } = PartialFile::resume(context, data.journal_path())?;
         let explain = |e: io::Error| data.explain("cannot write", &e);

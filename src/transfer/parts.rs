@@ -162,7 +162,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the size, no store refuses such parts.
+        /// No store rejects such parts, for any size.
         #[test]
         fn parts_keep_to_the_limits(
             size in SINGLE_PUT + 1..5 << 40,

@@ -1,8 +1,8 @@
 //! Limits the bytes per second: one token bucket for all requests of a run, in both directions.
 //!
-//! Every transfer takes bytes from the bucket and waits until they are paid for: before they are sent, or after they
-//! were received, so that the socket's flow control slows the store down. `Tokens` is the arithmetic, which is told the
-//! time; [`Rate`] adds the clock and the waiting.
+//! Every transfer takes bytes from the bucket and waits until they are paid for: before they are sent, or after they were
+//! received, so that the socket's flow control slows the store down. `Tokens` is the arithmetic, which gets the time as an
+//! argument; [`Rate`] adds the clock and the waiting.
 
 use std::future::Future;
 use std::num::NonZeroU64;

@@ -304,7 +304,7 @@ fn fit_name(name: &str, width: usize) -> String {
     }
     let kept = width.saturating_sub(1);
     let file = name.rsplit('/').next().map_or(0, |file| columns(file) + 1);
-    // Leave enough of the repo's name to tell repos apart.
+    // Leave enough of the repo's name to distinguish repos.
     let tail = if file + 8 <= kept { file.max(kept / 2) } else { kept - kept / 2 };
     cut(name, kept - tail, tail)
 }

@@ -154,8 +154,8 @@ impl Bucket {
         Err(Failure::new(Cause::NotS3, "its listing of unfinished uploads has no end"))
     }
 
-    /// Returns when the last part of an unfinished upload arrived, or when it was started, by the store's clock; `None` if the
-    /// store does not tell, or not this key.
+    /// Returns when the last part of an unfinished upload arrived, or when it was started, by the store's clock; `None` if
+    /// the store does not report it, or not to this key.
     ///
     /// # Errors
     /// If the request fails permanently.

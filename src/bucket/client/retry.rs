@@ -35,7 +35,7 @@ pub(super) struct Shared {
     fastest: AtomicU64,
     /// When a probe last found that the store works. The lock makes sure that only one request probes at a time.
     last_probe: tokio::sync::Mutex<Option<Instant>>,
-    /// Why no request can succeed any more, once that is certain.
+    /// Why no further request can succeed, once that is certain.
     lost: Mutex<Option<Failure>>,
     refused_writes: Mutex<RefusedWrites>,
     /// Whether a write has succeeded in this run.

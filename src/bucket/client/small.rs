@@ -1,5 +1,5 @@
-//! Reads small objects, such as manifests, refs and notices, into memory. Their number and size are up to whoever can write to
-//! the bucket, so that large ones wait for each other.
+//! Reads small objects, such as manifests, refs and notices, into memory. Anyone who can write to the bucket determines
+//! their number and size, so large ones wait for each other.
 
 use std::sync::Mutex;
 use std::sync::atomic::Ordering;
@@ -80,8 +80,8 @@ impl Bucket {
         }
     }
 
-    /// Reads an object once. If it has to wait for others, it is requested again afterwards: a store may give up a response
-    /// that nobody reads.
+    /// Reads an object once. If it has to wait for others, it is requested again afterwards: a store may abort a response
+    /// that is not read.
     async fn read_small(&self, full: &str, limit: u64) -> Result<Small, Failure> {
         let request = Request::new(Op::Read, full);
         let room = &self.shared.room;

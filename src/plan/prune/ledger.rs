@@ -81,7 +81,7 @@ struct Needs {
 /// The effect of evicting a revision.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EvictionEffect {
-    /// Blobs that no revision needs any more.
+    /// Blobs that no revision needs after that.
     pub blobs: Vec<BlobId>,
     /// Number of bytes freed.
     pub bytes: u64,

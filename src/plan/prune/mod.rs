@@ -48,7 +48,7 @@ pub struct Options {
     pub held: Option<Held>,
     /// Blobs that no revision uses are kept until they are this old.
     pub orphan_grace: Duration,
-    /// Unfinished files are kept until nobody has written to them for this long.
+    /// Unfinished files are kept until they have not been written to for this long.
     pub temporary_grace: Duration,
 }
 
@@ -170,7 +170,7 @@ pub struct Eviction {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reason {
-    /// Nobody has written to it for longer than the grace period.
+    /// It has not been written to for longer than the grace period.
     Abandoned,
     /// No revision uses it.
     Unused,
@@ -235,7 +235,7 @@ pub struct Skip {
     /// What the bucket lacks of the revision, if that is the reason.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lacks: Option<Lack>,
-    /// Bytes that deleting it would have freed, as far as is known.
+    /// Bytes that deleting it would have freed, as far as known.
     pub bytes: u64,
 }
 
@@ -353,7 +353,7 @@ pub fn plan(facts: &Facts, options: &Options, now: SystemTime) -> Plan {
 /// The repos to remove, each with its revisions to remove; `None` removes all of it.
 pub type Removal = BTreeMap<RepoName, Option<BTreeSet<Commit>>>;
 
-/// Plans the removal of repos and revisions by the same rules, whatever the budget, their last use and refs to them.
+/// Plans the removal of repos and revisions by the same rules, regardless of the budget, their last use and refs to them.
 pub fn plan_removal(facts: &Facts, removal: &Removal, options: &Options, now: SystemTime) -> Plan {
     let mut planner = Planner::new(facts, options, now);
     let barriers = planner.barriers();
@@ -490,7 +490,7 @@ impl<'a> Planner<'a> {
         when::is_past(time, grace, self.now)
     }
 
-    /// Returns whether nobody is expected to continue this file.
+    /// Returns whether no process is expected to continue this file.
     fn is_abandoned(&self, file: &UnfinishedFile) -> bool {
         self.is_old(file.last_write(), self.options.temporary_grace)
     }
@@ -553,7 +553,7 @@ impl<'a> Planner<'a> {
             if !self.is_abandoned(file) {
                 continue;
             }
-            // A file such as `tmpnotes` may be somebody's own.
+            // A file such as `tmpnotes` may be a user's own.
             if !clients::is_surely_temporary(self.facts.inventory.layout.root(), &file.path) {
                 self.plan.add_skip(SkipReason::Unknown, None, Some(file.path.clone()), file.on_disk);
                 continue;

@@ -582,7 +582,8 @@ proptest! {
 }
 
 proptest! {
-    /// Whatever the cache and the options: what goes is held, old enough and not pinned, and what could have gone has.
+    /// For any cache and options, all evicted revisions are held, old enough and not pinned, and everything evictable is
+    /// evicted.
     #[test]
     fn nothing_goes_that_is_not_held_is_recent_or_is_pinned(
         a in any_repo("org/a"),

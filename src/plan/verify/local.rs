@@ -45,7 +45,7 @@ pub struct Row {
     pub status: Completeness,
     /// Number of files in the snapshot, or in the bucket's manifest.
     pub files: usize,
-    /// Number of the commit's files that are not there, if a tree tells.
+    /// Number of the commit's files that are missing, if a tree lists them.
     pub absent: Option<usize>,
 }
 
@@ -210,7 +210,7 @@ impl RepoJudge<'_> {
                     let (files, link) = self.users(id);
                     let expected = self.size_of(id);
                     let detail = wrong_bytes(found, *size, expected);
-                    // Nothing is lost when nobody uses it. The client would, for the next file of that name.
+                    // Nothing is lost if it is unused, but the client would use it for the next file of that name.
                     let repair = match files.is_empty() && !self.repo.is_part {
                         true => Repair::SetAside,
                         false => Repair::Fetch { link, size: expected },
@@ -221,7 +221,7 @@ impl RepoJudge<'_> {
         }
     }
 
-    /// One finding for each blob that is missing, whatever the number of links to it.
+    /// Adds one finding for each missing blob, regardless of the number of links to it.
     fn missing_blobs(&mut self) {
         let mut missing: BTreeMap<BlobId, Vec<AffectedFile>> = BTreeMap::new();
         for (commit, revision) in &self.repo.revisions {

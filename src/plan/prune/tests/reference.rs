@@ -80,7 +80,7 @@ impl Reference<'_> {
         self.facts.for_repo(&self.repos()[repo].name)
     }
 
-    /// Why a repo is left alone whatever happens in it.
+    /// Returns whether a repo is left alone in any case.
     fn is_blocked(&self, repo: usize) -> bool {
         let about = self.about(repo);
         self.repos()[repo].is_link
@@ -636,7 +636,7 @@ fn any_options() -> impl Strategy<Value = Options> {
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
-    /// Whatever the cache and the options: the plan is that of the reference, action by action and byte by byte.
+    /// For any cache and options, the plan is that of the reference, action by action and byte by byte.
     #[test]
     fn the_plan_is_that_of_the_reference(
         repos in (any_repo("org/a"), any_repo("org/b")),

@@ -45,7 +45,7 @@ fn reason(reason: KeepReason) -> &'static str {
     match reason {
         KeepReason::Young => "younger than the grace period; `hf-cache-sync remote gc` deletes them later",
         KeepReason::Announced => "a push that is running needs them",
-        KeepReason::Undated => "the store does not tell how old they are",
+        KeepReason::Undated => "the store does not say how old they are",
         KeepReason::Changed => "they changed in the meantime",
         KeepReason::Unread => "manifests that could not be read may need them; see `hf-cache-sync remote du`",
     }

@@ -50,7 +50,7 @@ impl ui::Report for Report {
         }
         if self.unreferenced.blobs > 0 {
             let advice = match self.failures.is_empty() {
-                true => "`hf-cache-sync remote gc` deletes those that no push needs any more",
+                true => "`hf-cache-sync remote gc` deletes those that no push needs",
                 false => "manifests that could not be read may need them",
             };
             let _ = writeln!(out, "Unreferenced: {}; {advice}.", blobs(&self.unreferenced));

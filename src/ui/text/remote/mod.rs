@@ -3,6 +3,6 @@
 mod deletion;
 mod du;
 
-/// What a bucket with versioning means for whoever deletes from it.
+/// Note for deletions from a bucket with versioning.
 const VERSIONED: &str = "note: this bucket keeps earlier versions of deleted objects: their space comes back only when a \
                          lifecycle rule expires those";
