@@ -689,7 +689,7 @@ mod tests {
         }
     }
 
-    /// What libFuzzer starts from, and what once made it fail.
+    /// The seeds of libFuzzer, including inputs that once made it fail.
     #[test]
     fn seeds_are_survived() {
         type Target = fn(&[u8]);

@@ -116,7 +116,7 @@ impl Drop for Meter {
     }
 }
 
-/// What this process is waiting for, oldest first. It is global, like a log, so that code can report a wait without a
+/// The things this process is waiting for, oldest first. It is global, like a log, so that code can report a wait without a
 /// handle to the user interface.
 static WAITS: Mutex<Waits> = Mutex::new(Waits { next: 0, all: BTreeMap::new() });
 

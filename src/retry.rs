@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::error::Cause;
 use crate::pace;
 
-/// What is attempted.
+/// The kind of operation that is attempted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Try {
     /// A request to the store.

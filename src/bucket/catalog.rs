@@ -27,7 +27,7 @@ use crate::hash::md5_hex;
 use crate::model::ids::{Commit, RefName, RepoId, RepoName, RepoType};
 use crate::model::manifest::Manifest;
 
-/// What to read in addition to what is ambiguous.
+/// The keys to read in addition to ambiguous ones.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options {
     /// Every manifest, for the types, files and sizes of all repos, including those that 0.1.0 pushed.
@@ -164,7 +164,7 @@ fn revisions(state: &RemoteState, used: &HashSet<String>) -> Catalog {
     catalog
 }
 
-/// What a ref points to, as far as the listing shows.
+/// The target of a ref, as far as the listing shows it.
 enum Target {
     /// A commit of this repo; `None` if unknown without a GET.
     Repo(RepoName, Option<Commit>),

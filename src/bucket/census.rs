@@ -1,4 +1,4 @@
-//! What every manifest of a bucket needs: the basis of all deletions. Nothing else of a manifest is kept.
+//! The needs of every manifest in a bucket: the basis of all deletions. Nothing else of a manifest is kept.
 //!
 //! Deletions are decided on a complete picture or not at all. So this reads every manifest. Anything that may need blobs
 //! in a way that this program does not understand is a [problem](Census::problems).
@@ -26,7 +26,7 @@ const AT_ONCE: usize = 32;
 /// Top-level keys that would indicate a later format. Manifests of this format have none of them, or a 1.
 const VERSIONS: [&str; 5] = ["format_version", "version", "format", "schema_version", "manifest_version"];
 
-/// What a manifest needs.
+/// The objects that a manifest needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Needs {
     /// Its repo.
@@ -44,11 +44,11 @@ pub struct Needs {
 pub struct Census {
     /// The bucket, as it was listed.
     pub state: RemoteState,
-    /// What each manifest needs, by its key.
+    /// The needs of each manifest, by its key.
     pub manifests: BTreeMap<String, Needs>,
     /// The commit that each ref names, by its key; `None` if its content is not a commit.
     pub refs: BTreeMap<String, Option<Commit>>,
-    /// What makes this incomplete, by key.
+    /// Problems that make this incomplete, by key.
     pub problems: BTreeMap<String, Error>,
 }
 

@@ -1,5 +1,4 @@
-//! Where requests for a bucket go: the bucket's URL and the region to sign for, and how both change after a redirect. No
-//! I/O.
+//! The target of requests for a bucket: its URL and the region to sign for, and how both change after a redirect. No I/O.
 
 use percent_encoding::{AsciiSet, utf8_percent_encode};
 
@@ -8,7 +7,7 @@ use super::connection::target;
 use crate::error::{Error, Result};
 use crate::net::RESERVED;
 
-/// Where the bucket's name goes in a URL.
+/// The place of the bucket's name in a URL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Style {
     /// In the path.

@@ -172,7 +172,7 @@ fn denied_hint(detail: &str) -> &'static str {
      refuses like this without storage.requester_pays: true"
 }
 
-/// Where requests go, as shown in messages.
+/// The target of requests, as shown in messages.
 #[derive(Debug, Clone)]
 pub struct Place<'a> {
     /// Bucket name.

@@ -19,9 +19,9 @@ pub const ALL_REFS: &str = "refs";
 pub const REFS: &str = "refs/";
 /// Refs under the repo's folder name, which names the type and is unambiguous.
 pub const REFS_V2: &str = "refs-v2/";
-/// Where `doctor` writes its probes.
+/// The prefix of `doctor`'s probes.
 pub const PROBES: &str = "_hf_cache_sync_doctor/";
-/// Where running pushes and deletions announce themselves to each other.
+/// The prefix of the notices of running pushes and deletions.
 pub const NOTICES: &str = "_hf_cache_sync_gc/";
 
 /// Returns a key for a probe of `doctor`.

@@ -76,7 +76,7 @@ async fn find_as_typed(bucket: &Bucket, query: &RepoQuery, revision: Option<&str
     Search { bucket, query, state }.find(revision).await
 }
 
-/// What a ref leads to.
+/// The target of a ref.
 #[derive(Default)]
 struct Targets<'a> {
     /// For each repo type, the ref key that takes precedence and the manifest it leads to.

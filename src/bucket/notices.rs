@@ -71,7 +71,7 @@ impl Kind {
     }
 }
 
-/// What is about to be published or deleted.
+/// The objects that are about to be published or deleted.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Subject {
     /// Keys of refs.
@@ -151,7 +151,7 @@ impl Moment {
 pub struct Listed {
     /// Its key.
     pub key: String,
-    /// What wrote it.
+    /// The kind of operation that wrote it.
     pub kind: Kind,
     /// Size in bytes. It changes whenever the content does.
     pub size: u64,

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::body::MakeBody;
 
-/// What a request does.
+/// The operation of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Op {
     List,

@@ -28,7 +28,7 @@ use crate::model::manifest::Manifest;
 /// Number of manifests or refs to read concurrently.
 const CONCURRENT_READS: usize = 32;
 
-/// What to list.
+/// The scope of a listing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Scope {
     /// Blobs.
@@ -52,7 +52,7 @@ impl Scope {
     pub const REFS: Scope = Scope { blobs: false, manifests: false, refs: true };
 }
 
-/// What a listing says about an object, apart from its key.
+/// The entry of an object in a listing, without its key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     /// Size in bytes.
@@ -72,7 +72,7 @@ pub enum Etag {
     Other(Box<str>),
 }
 
-/// What a listing says about a blob, apart from its name.
+/// The entry of a blob in a listing, without its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlobEntry {
     /// Size in bytes.

@@ -56,7 +56,7 @@ const MAX_REFUSAL: usize = 64 << 10;
 /// three times as much if they are percent-encoded.
 const MAX_XML: usize = 8 << 20;
 
-/// What the configuration adds to requests.
+/// Request settings from the configuration.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Settings {
     pub(super) user_agent: String,
@@ -180,7 +180,7 @@ impl Wire {
     /// response is returned with its body still to be read.
     ///
     /// # Errors
-    /// What the response means, or why there is none.
+    /// The meaning of the response, or the reason why there is none.
     pub(super) async fn send(&self, request: &Request<'_>) -> Result<HttpResponse, Failure> {
         let mut renewed = false;
         let mut plain_keys = false;

@@ -63,7 +63,7 @@ pub struct BlobFacts {
     pub place: BlobPlace,
     /// Its size in bytes.
     pub size: u64,
-    /// What hashing found.
+    /// The result of hashing.
     pub check: Check,
 }
 
@@ -111,13 +111,13 @@ impl RevisionFacts {
 /// A file of a snapshot.
 #[derive(Debug, Clone)]
 pub struct FileFacts {
-    /// What it is.
+    /// Its kind.
     pub kind: FileKind,
     /// For a file that the tree knows by the name of the other algorithm: whether the bytes have both names.
     pub twin: Check,
 }
 
-/// What a file of a snapshot is.
+/// The kind of a snapshot file.
 #[derive(Debug, Clone)]
 pub enum FileKind {
     /// A link to a blob that is there. An absolute link breaks when the cache is moved.
@@ -141,7 +141,7 @@ pub enum FileKind {
         hard_link: Option<BlobId>,
         /// The blob that the tree says it is.
         expected: Option<BlobId>,
-        /// What hashing found.
+        /// The result of hashing.
         check: Check,
     },
 }
@@ -179,13 +179,13 @@ impl Check {
 pub struct RefFacts {
     /// Its name, if that is valid.
     pub name: Option<RefName>,
-    /// What is wrong.
+    /// The problem.
     pub fault: RefFault,
     /// When it was written.
     pub written: Option<SystemTime>,
 }
 
-/// What can be wrong about a ref.
+/// The possible problems of a ref.
 #[derive(Debug, Clone)]
 pub enum RefFault {
     /// White space around the commit.

@@ -1,4 +1,5 @@
-//! What a scan finds in a cache: repos, blobs, revisions, refs, unfinished files and problems. The scanner is [`super::scan`].
+//! The contents of a cache, as found by a scan: repos, blobs, revisions, refs, unfinished files and problems. The scanner is
+//! [`super::scan`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

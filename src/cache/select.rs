@@ -168,7 +168,7 @@ mod tests {
         (hub, inventory)
     }
 
-    /// What is selected, as `org/name=aaaa,bbbb`.
+    /// Returns the selected revisions, as `org/name=aaaa,bbbb`, and the notes.
     fn selected(inventory: &Inventory, specs: &[&str]) -> Result<(Vec<String>, Vec<String>)> {
         let selection = Selection::of(specs.iter().map(|spec| spec.parse().unwrap()).collect());
         let Selected { repos, notes } = select(inventory, &selection)?;

@@ -1,4 +1,5 @@
-//! What this cache has: the counterpart of [`crate::bucket::state::RemoteState`], through which every command reads.
+//! The local state of the cache: the counterpart of [`crate::bucket::state::RemoteState`], through which every command
+//! reads.
 //!
 //! The scan takes the inventory. What it does not read (trees, licences) is read when a command needs it, and at most
 //! once. A pull works without an inventory, since it concerns a single revision.

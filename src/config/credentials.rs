@@ -35,7 +35,7 @@ pub struct KeyPair {
     pub session_token: Option<Secret>,
 }
 
-/// Where the credentials come from.
+/// The source of the credentials.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Credentials {
     /// `B2_APPLICATION_KEY_ID` and `B2_APPLICATION_KEY`.

@@ -1,4 +1,4 @@
-//! What a store's host name reveals: the provider, the region, and a bucket in front of it.
+//! Information in a store's host name: the provider, the region, and a bucket in front of it.
 //!
 //! The table follows the providers' documentation. Nothing is assumed about a host that is not in it.
 
@@ -29,7 +29,7 @@ pub enum Provider {
     Other,
 }
 
-/// What a host name reveals.
+/// Information in a host name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Host<'a> {
     /// The provider.

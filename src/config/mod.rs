@@ -118,7 +118,7 @@ impl Storage {
 pub struct Cache {
     /// The `hub` folder.
     pub root: PathBuf,
-    /// Where `root` was set.
+    /// The source of `root`.
     pub source: Source,
     /// Disk budget of `prune`, in bytes.
     pub max_local_bytes: u64,

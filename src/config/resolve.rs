@@ -42,7 +42,7 @@ pub struct SettingValue {
     pub setting: &'static Setting,
     /// The validated value; `None` if nothing is set or the value is invalid. Never holds a secret.
     pub value: Option<OsString>,
-    /// Where the value was set.
+    /// The source of the value.
     pub source: Source,
 }
 
@@ -100,9 +100,9 @@ pub struct Resolution {
     pub notes: Vec<String>,
     /// The configuration file, if there is one.
     pub file: Option<PathBuf>,
-    /// What named the file.
+    /// The source of the file's name.
     pub file_source: Source,
-    /// Where the file is looked for unless one is named, in order.
+    /// The default locations of the file, in order.
     pub searched: Vec<PathBuf>,
     /// Other environment variables that are set.
     pub variables: Vec<Variable>,

@@ -29,7 +29,7 @@ pub struct Unconfirmed {
     pub status: BlobStatus,
 }
 
-/// What the bucket has instead of a blob.
+/// Why a blob is not confirmed.
 pub enum BlobStatus {
     /// The bucket does not have it.
     Missing,

@@ -38,13 +38,13 @@ pub struct Prepared {
     probes: Vec<String>,
     /// Whether there are expired notices to remove.
     has_expired: bool,
-    /// What would be deleted.
+    /// The objects to delete.
     pub plan: Plan,
     /// Whether the bucket keeps earlier versions; `None` if the store does not say.
     pub versioned: Option<bool>,
 }
 
-/// What was deleted.
+/// The outcome of a deletion.
 #[derive(Debug, Default)]
 pub struct Outcome {
     /// Number of refs.
@@ -59,7 +59,7 @@ pub struct Outcome {
     pub kept: BTreeMap<KeepReason, Amount>,
     /// Revisions that stay because a push is publishing them.
     pub busy: Vec<ManifestDeletion>,
-    /// What failed.
+    /// Failures.
     pub failures: Vec<Error>,
 }
 

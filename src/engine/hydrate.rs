@@ -48,7 +48,7 @@ pub struct Outcome {
     pub shared: Amount,
     /// Notes for the user.
     pub notes: Vec<String>,
-    /// What failed.
+    /// Failures.
     pub failures: Vec<Error>,
     /// Blobs that could not be fetched.
     lost: HashSet<BlobId>,
@@ -84,7 +84,7 @@ struct Job {
     occupied: bool,
 }
 
-/// Where the bytes of a download came from.
+/// The origin of a download.
 #[derive(Debug)]
 enum Origin {
     Bucket,

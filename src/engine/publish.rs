@@ -57,7 +57,7 @@ pub struct Tally {
     pub skipped: Vec<Skip>,
     /// Revisions whose manifests could not be written.
     pub unpublished: HashSet<(RepoName, Commit)>,
-    /// What failed.
+    /// Failures.
     pub failures: Vec<Error>,
     /// Blobs that were removed from the cache before they were uploaded.
     pub vanished: Vec<Upload>,

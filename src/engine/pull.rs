@@ -229,7 +229,7 @@ fn log_plan(plan: &Plan) {
     );
 }
 
-/// Where to look for blobs that this cache has elsewhere.
+/// The scope of the search for blobs elsewhere in this cache.
 #[derive(Debug, Clone, Copy)]
 struct Reach {
     /// Also in the cache-wide store.

@@ -1,13 +1,13 @@
-//! What happened, in as much detail as the program needs to decide how to go on.
+//! Causes of errors, in as much detail as the program needs to decide how to continue.
 
 use std::io;
 
 use super::Kind;
 
-/// What happened. The program decides by this alone; scripts get the [`Kind`] that follows from it.
+/// The cause of an error. The program decides by this alone; scripts get the [`Kind`] that follows from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Cause {
-    // What is not there.
+    // Missing things.
     /// No such key.
     NoSuchKey,
     /// No such repo, ref or cache.
@@ -21,7 +21,7 @@ pub enum Cause {
     NoSuchUpload,
 
     // Bytes that are not what they should be.
-    /// What is stored under a key, or listed by the Hub, is not valid.
+    /// The content of an object, or a listing from the Hub, is not valid.
     Invalid,
     /// An object or a listing that is larger than any valid one.
     TooLarge,
@@ -34,7 +34,7 @@ pub enum Cause {
     /// The store accepted an object without an error, but does not have it.
     NotKept,
 
-    // What the store refuses.
+    // Rejections by the store.
     /// The object is not, or no longer, the one that was expected (If-Match or If-None-Match failed).
     Changed,
     /// The store does not know this request or one of its headers.
@@ -106,7 +106,7 @@ pub enum Cause {
     /// The proxy refuses.
     ProxyRefused,
 
-    // What is wrong on this machine.
+    // Problems on this machine.
     /// Wrong flags, configuration or environment.
     Usage,
     /// The file system denies access.

@@ -48,7 +48,7 @@ pub trait Entries<'de> {
 
 /// An object whose entries are handled one by one.
 pub struct Object<T> {
-    /// What handles the entries.
+    /// The handler of the entries.
     pub entries: T,
     /// The reason why anything else is not acceptable.
     pub refusal: &'static str,

@@ -1,4 +1,4 @@
-//! What a command applies to: repos, revisions and files. Pure. [`crate::cache::select`] resolves it against a cache.
+//! The selection of a command: repos, revisions and files. Pure. [`crate::cache::select`] resolves it against a cache.
 
 use super::filter::{PathFilter, RepoFilter};
 use super::ids::{RepoName, RepoSpec};

@@ -187,9 +187,9 @@ fn in_network(address: std::net::IpAddr, network: &str) -> bool {
 /// The explanation of a failed TLS handshake.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsProblem {
-    /// What is wrong, as a sentence about the server.
+    /// The problem, as a sentence about the server.
     pub why: &'static str,
-    /// What to do about it.
+    /// The remedy.
     pub hint: &'static str,
 }
 

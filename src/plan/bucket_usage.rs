@@ -21,7 +21,7 @@ pub struct RepoUsage {
     pub missing: Amount,
 }
 
-/// What a bucket holds.
+/// The contents of a bucket.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// By repo.

@@ -16,7 +16,7 @@ use crate::model::amount::Amount;
 use crate::model::ids::{BlobId, Commit, RefName, RepoName};
 use crate::when;
 
-/// What the user wants.
+/// The options of a deletion.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
     /// Blobs, dangling refs and unfinished uploads that are younger than this, by the store's clock, stay.
@@ -34,7 +34,7 @@ pub struct Options {
 pub struct Facts<'a> {
     /// The complete bucket.
     pub census: &'a Census,
-    /// What running pushes have announced.
+    /// Everything running pushes have announced.
     pub announced: &'a Subject,
     /// Unfinished multipart uploads, with the time of their last change by the store's clock.
     pub uploads: &'a [Unfinished],
@@ -42,7 +42,7 @@ pub struct Facts<'a> {
     pub now: SystemTime,
 }
 
-/// What to delete, in this order: refs, manifests, blobs, uploads.
+/// The objects to delete, in this order: refs, manifests, blobs, uploads.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Plan {
     /// Refs.

@@ -27,7 +27,7 @@ pub struct Arrivals(Mutex<HashMap<BlobId, Arc<Arrival>>>);
 pub struct Arrival {
     /// Its size in bytes.
     pub size: u64,
-    /// Where it will be once it has been verified.
+    /// Its path once it has been verified.
     pub path: PathBuf,
     state: watch::Sender<State>,
 }

@@ -286,7 +286,7 @@ async fn in_parts(context: &Context, blob: &Fetch) -> Result<PathBuf> {
                 return in_order(context, blob).await;
             }
             Err(error) => {
-                // What has arrived may be right nevertheless. If nothing has, no space stays allocated.
+                // The received bytes may still be right. If there are none, no space stays allocated.
                 if error.cause == Cause::WrongSize && !journal.done.contains(&true) {
                     target.discard();
                 }

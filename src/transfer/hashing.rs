@@ -53,7 +53,7 @@ pub(super) struct OrderedHash {
     state: Mutex<State>,
     idle: Condvar,
     advanced: Notify,
-    /// Those who read the blob while it arrives.
+    /// The readers of the blob while it arrives.
     arrival: OnceLock<Arc<Arrival>>,
 }
 

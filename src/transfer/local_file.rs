@@ -75,7 +75,7 @@ pub(super) enum Check {
     Nobody,
 }
 
-/// Where a body leaves the reason why it stopped, since the SDK would only report that it failed.
+/// The reason why a body stopped, since the SDK would only report that it failed.
 #[derive(Clone, Default)]
 pub(super) struct LocalError(Arc<Mutex<Option<Error>>>);
 

@@ -39,7 +39,7 @@ pub use hashing::HashPool;
 use limit::Limits;
 use parts::Cut;
 
-/// What every transfer needs.
+/// The context that every transfer needs.
 #[derive(Clone)]
 pub struct Context {
     /// The bucket.
@@ -48,7 +48,7 @@ pub struct Context {
     pub limits: Limits,
     /// Large blobs that are being hashed.
     pub hash_pool: Arc<HashPool>,
-    /// Where events go.
+    /// The receiver of events.
     pub progress: Arc<dyn Progress>,
     /// The cache, which contains our own state as well.
     pub layout: Layout,
@@ -60,7 +60,7 @@ pub struct Context {
     pub bytes: u64,
     /// Whether a blob is flushed to the disk before it becomes visible.
     pub sync: bool,
-    /// What was moved before this run.
+    /// Bytes that were moved before this run.
     pub earlier: Arc<EarlierProgress>,
     /// Blobs that others read while they arrive; only in `serve`.
     pub arrivals: Option<Arc<Arrivals>>,

@@ -113,7 +113,7 @@ pub(super) fn forget(context: &Context, blob: &Upload) {
     let _ = crate::cache::inside::remove_file(context.layout.root(), &context.layout.upload(&blob.id));
 }
 
-/// What it takes to resume an interrupted multipart upload.
+/// The record needed to resume an interrupted multipart upload.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub(super) struct Record {
     bucket: String,

@@ -36,7 +36,7 @@ pub const HUB_RANGE: u64 = 64 * MIB;
 /// A download resumes at multiples of this, or of its range if that is smaller.
 const LARGEST_UNIT: u64 = 4 * MIB;
 
-/// What sizes depend on.
+/// The inputs that determine sizes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cut {
     /// Number of bytes that the run moves, all blobs together. A blob moved on its own is a run of its own.

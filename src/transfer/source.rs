@@ -23,7 +23,7 @@ pub struct Fetch {
     pub commit: Commit,
     /// as this file.
     pub path: RepoPath,
-    /// Where it comes from.
+    /// Its source.
     pub source: Source,
 }
 
@@ -34,7 +34,7 @@ impl Fetch {
     }
 }
 
-/// Where a blob comes from. Each blob of a run may have another source.
+/// The source of a blob. Each blob of a run may have a different one.
 #[derive(Debug, Clone)]
 pub enum Source {
     /// The bucket, in which a blob is found by its name.

@@ -128,7 +128,7 @@ async fn in_parts(context: &Context, blob: &Upload) -> Result<()> {
                 }
                 return Err(error);
             }
-            // What the store has remains for the next run.
+            // The parts in the store remain for the next run.
             Stop::Store { failure, .. } => return Err(context.bucket.explain(failure, &blob.doing())),
         }
     }

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use crate::error::Error;
 use crate::plan::push::Skip;
 
-/// What the last push reported.
+/// The report of the last push.
 #[derive(Debug, Default)]
 pub struct News {
     failures: HashSet<String>,

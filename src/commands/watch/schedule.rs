@@ -12,7 +12,7 @@ const FIRST_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::fro
 /// Maximum pause after a failed push.
 const MAX_PAUSE: Duration = Duration::from_secs(600);
 
-/// What to do now.
+/// The next action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
     /// Push.
@@ -32,7 +32,7 @@ pub enum Outcome {
     Retry,
 }
 
-/// What is waiting to be pushed.
+/// The changes that are waiting to be pushed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Pending {
     Nothing,

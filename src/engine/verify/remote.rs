@@ -43,7 +43,7 @@ pub struct Found {
     pub facts: Facts,
     /// Notes for the user.
     pub notes: Vec<String>,
-    /// What could not be checked.
+    /// Failed checks.
     pub failures: Vec<Error>,
 }
 
@@ -290,7 +290,7 @@ pub struct Tally {
     pub uploaded: Amount,
     /// Notes for the user.
     pub notes: Vec<String>,
-    /// What failed.
+    /// Failures.
     pub failures: Vec<Error>,
 }
 

@@ -22,7 +22,7 @@ use crate::model::manifest::Manifest;
 #[derive(Debug, Clone, Default)]
 pub struct Held(BTreeMap<(RepoName, Commit), Result<Proof, Lack>>);
 
-/// What shows that the bucket holds a revision.
+/// The proof that the bucket holds a revision.
 #[derive(Debug, Clone)]
 pub struct Proof {
     /// Its manifest in the bucket.
@@ -31,7 +31,7 @@ pub struct Proof {
     pub refs: Vec<String>,
 }
 
-/// What the bucket lacks of a revision.
+/// The part of a revision that the bucket lacks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "what", rename_all = "kebab-case")]
 pub enum Lack {

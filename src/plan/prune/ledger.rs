@@ -28,7 +28,7 @@ pub struct Ledger {
     uses: Vec<u32>,
 }
 
-/// What deletions do not change. Files and blobs are identified by their index.
+/// The data that deletions do not change. Files and blobs are identified by their index.
 #[derive(Debug, Default)]
 struct Index {
     files: Vec<Bytes>,
@@ -61,7 +61,7 @@ struct NamedBlob {
     file: Option<usize>,
 }
 
-/// What a repo has.
+/// The contents of a repo.
 #[derive(Debug, Default)]
 struct RepoIndex {
     blobs: Range<usize>,

@@ -954,7 +954,7 @@ mod promises {
                 assert_eq!(after.get(path), Some(content), "{} is gone or changed\n{}", path.display(), explain());
             }
         }
-        // What stays can be read: no link leads nowhere, and no ref names a snapshot that has gone.
+        // The rest is readable: no link dangles, and no ref names a deleted snapshot.
         for path in after.keys().filter(|path| path.is_symlink()) {
             assert!(path.exists(), "{} leads nowhere\n{}", path.display(), explain());
         }

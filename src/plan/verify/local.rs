@@ -23,9 +23,9 @@ const YOUNG: Duration = Duration::from_secs(3600);
 pub struct Judgement {
     /// Every revision that was checked.
     pub revisions: Vec<Row>,
-    /// What is not as it should be.
+    /// The findings.
     pub findings: Vec<Finding>,
-    /// What nothing proves right or wrong.
+    /// Files that cannot be proven right or wrong.
     pub unverified: Vec<Unverified>,
     /// Blobs and files whose bytes were proven right.
     pub verified: Amount,

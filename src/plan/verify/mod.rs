@@ -29,7 +29,7 @@ pub struct Finding {
     pub files: Vec<AffectedFile>,
     /// The reason in words.
     pub detail: String,
-    /// What became of it.
+    /// Its outcome.
     pub outcome: Outcome,
     /// The repair that would help.
     #[serde(skip)]
@@ -100,7 +100,7 @@ impl Reason {
     }
 }
 
-/// What became of a finding.
+/// The outcome of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {

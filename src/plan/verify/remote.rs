@@ -24,7 +24,7 @@ pub struct Facts {
     pub unchecked: BTreeSet<(BlobId, u64)>,
 }
 
-/// What can be wrong with a ref.
+/// The possible faults of a ref.
 #[derive(Debug, Clone)]
 pub enum RefFault {
     /// Its content is not a commit.
@@ -35,7 +35,7 @@ pub enum RefFault {
     Foreign(Commit, RepoName),
 }
 
-/// What can be wrong with a blob.
+/// The possible faults of a blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BlobFault {
     /// It is missing.
@@ -176,7 +176,7 @@ mod tests {
         let repairs: Vec<_> = judged.findings.iter().map(|one| one.repair.clone()).collect();
         assert_eq!(repairs, [None, COMMIT.parse().ok()].map(|named| Repair::Push { named }));
         assert_eq!(judged.findings[1].repo.as_ref().unwrap().to_string(), "dataset:org/c");
-        // What could not be checked is neither good nor bad.
+        // An object that could not be checked is neither good nor bad.
         assert_eq!((judged.verified.blobs, judged.revisions[0].status.word()), (0, "unknown"));
     }
 }
