@@ -320,7 +320,7 @@ impl Notice {
 /// Returns the error for a deletion whose notice may have expired.
 pub fn lapsed(bucket: &Bucket) -> Error {
     Error::new(Cause::Changed, format!("the deletion from bucket '{}' was stopped", bucket.name()))
-        .because("it was delayed for so long that other machines may already rely on what it would delete")
+        .because("it was delayed for so long that other machines may rely on what it would delete")
         .hint("run it again")
 }
 
