@@ -105,10 +105,14 @@ impl Element {
 
     /// Parses a body as an XML document with this root element.
     pub(super) fn expect(body: &[u8], root: &str) -> Result<Element, ParseError> {
-        let element = Element::parse(body)?;
-        match element.name == root {
-            true => Ok(element),
-            false => Err(ParseError::NotS3(format!("<{}> instead of <{root}>", element.name))),
+        Element::parse(body)?.named(root)
+    }
+
+    /// Returns the element if it has this name.
+    fn named(self, name: &str) -> Result<Element, ParseError> {
+        match self.name == name {
+            true => Ok(self),
+            false => Err(ParseError::NotS3(format!("<{}> instead of <{name}>", self.name))),
         }
     }
 
@@ -243,6 +247,15 @@ pub struct Part {
     /// Its checksum, if the store returned one: completing the upload must repeat it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub crc32: Option<String>,
+}
+
+/// Parses the id of a new multipart upload; `None` if there is none. `rclone serve s3` gives the root element another name.
+pub(super) fn upload_id(body: &[u8]) -> Result<Option<String>, ParseError> {
+    let root = match Element::parse(body)? {
+        root if root.name == "InitiateMultipartUpload" => root,
+        root => root.named("InitiateMultipartUploadResult")?,
+    };
+    Ok(root.text("UploadId").map(String::from))
 }
 
 /// Parses a page of an upload's parts, and the marker of the next page.

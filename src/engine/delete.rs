@@ -14,7 +14,7 @@ use super::Session;
 use crate::bucket::census::Census;
 use crate::bucket::client::{Bucket, Object, Unfinished};
 use crate::bucket::keys;
-use crate::bucket::notices::{self, Kind, LONGEST_REQUEST, Listed, Notice, Subject};
+use crate::bucket::notices::{self, DELETION_LIFE, Kind, LONGEST_REQUEST, Listed, Notice, Subject};
 use crate::error::{Cause, Error, Failure, Result};
 use crate::model::amount::Amount;
 use crate::plan::deletion::{self as plan, Facts, KeepReason, ManifestDeletion, Options, Plan};
@@ -158,8 +158,16 @@ impl Prepared {
         let done = self.confirm_and_delete(session, &mut deletion).await;
         let Deletion { notice, outcome, is_unanswered, .. } = deletion;
         // A request without an answer may still delete something. The notice then stays, and pushes wait until it expires.
-        if self.bucket.lost_changes() == lost_before && !is_unanswered {
-            notice.remove(&self.bucket).await;
+        match self.bucket.lost_changes() == lost_before && !is_unanswered {
+            true => notice.remove(&self.bucket).await,
+            false => {
+                let wait = DELETION_LIFE.as_secs() / 60;
+                let note = format!(
+                    "the store did not answer every request, so a deletion may still be in progress there: pushes that need \
+                     what it deletes wait up to {wait} minutes"
+                );
+                session.progress.event(Event::Note(note));
+            }
         }
         done.map(|()| outcome)
     }

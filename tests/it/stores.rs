@@ -732,7 +732,12 @@ fn another_root_element_and_a_range_with_status_200_are_understood() {
     let machine = store.machine();
     let revision = Revision::new("model", "org/large").lfs("model.bin", weights(4, 40 << 20));
     revision.write(&machine.hub());
+    let failed = AtomicBool::new(false);
     store.script(move |request, objects| match request.method.as_str() {
+        // An error may name an upload, too.
+        "POST" if request.parameter("uploads").is_some() && !failed.swap(true, Ordering::Relaxed) => {
+            xml("<Error><Code>InternalError</Code><UploadId>none</UploadId></Error>")
+        }
         "POST" if request.parameter("uploads").is_some() => {
             xml("<InitiateMultipartUpload><UploadId>u1</UploadId></InitiateMultipartUpload>")
         }
@@ -742,7 +747,9 @@ fn another_root_element_and_a_range_with_status_200_are_understood() {
         _ => None,
     });
     machine.ok(&["push"]);
-    assert!(store.take_seen().iter().any(|request| request.parameter("partNumber").is_some()));
+    let seen = store.take_seen();
+    let mut parts = seen.iter().filter(|request| request.parameter("partNumber").is_some()).peekable();
+    assert!(parts.peek().is_some() && parts.all(|request| request.query.contains("uploadId=u1")), "{seen:#?}");
     let reader = store.machine();
     reader.ok(&["pull", "org/large"]);
     assert!(store.take_seen().iter().any(|request| !request.header("range").is_empty()));

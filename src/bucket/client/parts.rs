@@ -21,12 +21,8 @@ impl Bucket {
         let request = Request::new(Op::StartParts, &full).query("uploads", "");
         self.retried(Op::StartParts, || async {
             let (body, description) = self.wire.send_for_xml(&request).await?;
-            // An id is enough: `rclone serve s3` gives the root element another name.
-            if let Some(id) = Element::parse(&body).ok().and_then(|root| root.text("UploadId").map(String::from)) {
-                return Ok(id);
-            }
-            parse_success(&body, "InitiateMultipartUploadResult", &description)?;
-            Err(Failure::new(Cause::Other, "the store returned no upload id"))
+            let id = answer::upload_id(&body).map_err(|why| body_failure(why, &body, &description, STARTED))?;
+            id.ok_or_else(|| Failure::new(Cause::Other, "the store returned no upload id"))
         })
         .await
     }
