@@ -168,9 +168,14 @@ class Damage(Others):
                 started = self.start_node(client, "snapshot", self.repo)
                 self.wait_for_wrong_bytes(client)
                 self.relay.release()
-                # The connection breaks, and it does not try again by itself.
-                self.assertIn("error", json.loads(finish(started).stdout))
-                self.assertNotIn(self.weights.etag, self.blobs_of(client))
+                outcome = json.loads(finish(started).stdout)
+                # The connection breaks, and it does not try again by itself. On a busy machine, a single damage may be repaired
+                # in time: then it has the right bytes.
+                if is_lasting or "error" in outcome:
+                    self.assertIn("error", outcome)
+                    self.assertNotIn(self.weights.etag, self.blobs_of(client))
+                else:
+                    self.assert_snapshot(client, self.repo, self.commit)
                 served.stop()
                 self.put(self.weights.data)
                 again = Served(self.server, listen=served.address)
