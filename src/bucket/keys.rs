@@ -3,6 +3,7 @@
 
 use std::time::SystemTime;
 
+use crate::hash::is_hex;
 use crate::model::ids::{BlobId, Commit, RefName, RepoId, RepoName, RepoType};
 
 /// All blobs.
@@ -47,10 +48,6 @@ pub fn new_notice(kind: &str, now: SystemTime) -> String {
 pub fn parse_notice(key: &str) -> Option<&str> {
     let (kind, random) = key.strip_prefix(NOTICES)?.strip_suffix(".json")?.split_once('-')?;
     is_hex(random, 32).then_some(kind)
-}
-
-fn is_hex(text: &str, digits: usize) -> bool {
-    text.len() == digits && text.bytes().all(|c| c.is_ascii_hexdigit())
 }
 
 /// `blobs/<etag>`

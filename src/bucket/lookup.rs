@@ -12,6 +12,7 @@ use crate::error::{Cause, Error, Result, printable};
 use crate::model::found::Found;
 use crate::model::ids::{Commit, RefName, RepoId, RepoQuery, RepoType};
 use crate::model::manifest::Manifest;
+use crate::model::selection::ambiguous_commit;
 use crate::suggest::did_you_mean;
 
 /// The hint when the bucket does not have a revision.
@@ -108,9 +109,7 @@ impl Search<'_> {
         match commits.as_slice() {
             [] => Err(self.not_found(revision).await),
             [commit] => self.by_commit((*commit).clone()).await,
-            several => Err(Error::usage(format!("'{name}' is ambiguous in {query}"))
-                .because(format!("it matches {}", several.iter().map(|c| c.as_str()).collect::<Vec<_>>().join(", ")))
-                .hint("give more digits")),
+            several => Err(ambiguous_commit(name.as_str(), query, several)),
         }
     }
 

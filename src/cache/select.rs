@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::inventory::{Inventory, Repo, Revision};
 use crate::error::{Error, Result, printable};
 use crate::model::ids::{Commit, RefName, RepoName, RepoSpec, RepoType};
-use crate::model::selection::Selection;
+use crate::model::selection::{Selection, ambiguous_commit};
 use crate::suggest::did_you_mean;
 
 /// The selected part of a cache.
@@ -117,11 +117,7 @@ fn find_commit(repo: &Repo, text: &str) -> Result<Commit> {
     match (by_ref.filter(|commit| repo.revisions.contains_key(*commit)), commits.as_slice()) {
         (Some(commit), _) => Ok(commit.clone()),
         (None, [commit]) => Ok((*commit).clone()),
-        (None, several @ [_, _, ..]) => {
-            Err(Error::usage(format!("'{}' is ambiguous in {}", printable(text, 100), repo.name))
-                .because(format!("it matches {}", several.iter().map(|c| c.as_str()).collect::<Vec<_>>().join(", ")))
-                .hint("give more digits"))
-        }
+        (None, several @ [_, _, ..]) => Err(ambiguous_commit(&printable(text, 100), &repo.name, several)),
         (None, []) => {
             let mut available: Vec<&str> = repo.refs.keys().map(RefName::as_str).collect();
             available.extend(repo.revisions.keys().map(Commit::short));

@@ -2,6 +2,8 @@
 //!
 //! The table follows the providers' documentation. Nothing is assumed about a host that is not in it.
 
+use crate::hash::is_hex;
+
 /// The operator of a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Provider {
@@ -133,7 +135,7 @@ fn match_label<'a>(label: &'a str, wanted: &str) -> Option<&'a str> {
         return Some("");
     }
     if wanted == "{a}" {
-        return (label.len() == 32 && label.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some("");
+        return is_hex(label, 32).then_some("");
     }
     let Some((before, after)) = wanted.split_once("{r}") else { return (label == wanted).then_some("") };
     let region = label.strip_prefix(before)?.strip_suffix(after)?;

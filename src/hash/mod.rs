@@ -48,7 +48,12 @@ pub fn md5_hex(content: &[u8]) -> String {
 
 /// Whether this looks like an MD5 in hexadecimal digits, in lower or upper case.
 pub fn is_md5_hex(text: &str) -> bool {
-    text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+    is_hex(text, 32)
+}
+
+/// Whether a text consists of this many hexadecimal digits, in lower or upper case.
+pub fn is_hex(text: &str, digits: usize) -> bool {
+    text.len() == digits && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// Computes a blob's name from its bytes, which must be fed in order.

@@ -1,7 +1,9 @@
 //! The selection of a command: repos, revisions and files. Pure. [`crate::cache::select`] resolves it against a cache.
 
+use std::fmt::Display;
+
 use super::filter::{PathFilter, RepoFilter};
-use super::ids::{RepoName, RepoSpec};
+use super::ids::{Commit, RepoName, RepoSpec};
 use crate::error::{Error, Result, printable};
 
 /// Repos, revisions and files. The default is everything.
@@ -64,6 +66,14 @@ impl RepoSpec {
             (a, b) => Ok(a.or(b)),
         }
     }
+}
+
+/// Returns the error for an abbreviated commit that matches several commits of a repo.
+pub fn ambiguous_commit(shown: &str, repo: impl Display, commits: &[&Commit]) -> Error {
+    let commits: Vec<&str> = commits.iter().map(|commit| commit.as_str()).collect();
+    Error::usage(format!("'{shown}' is ambiguous in {repo}"))
+        .because(format!("it matches {}", commits.join(", ")))
+        .hint("give more digits")
 }
 
 #[cfg(test)]

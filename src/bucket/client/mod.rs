@@ -289,9 +289,7 @@ impl Bucket {
 
     /// Whether a condition certainly holds.
     async fn holds(&self, key: &str, condition: &Condition) -> bool {
-        let full = self.key(key);
-        let request = Request::new(Op::Head, &full);
-        match (self.retried(Op::Head, || self.wire.send(&request)).await, condition) {
+        match (self.send_head(key).await, condition) {
             (Ok(response), Condition::Unchanged(expected)) => etag(&response).as_ref() == Some(expected),
             (Err(failure), Condition::Absent) => failure.cause == Cause::NoSuchKey,
             _ => false,
@@ -339,15 +337,19 @@ impl Bucket {
         }
     }
 
+    async fn send_head(&self, key: &str) -> Result<HttpResponse, Failure> {
+        let full = self.key(key);
+        let request = Request::new(Op::Head, &full);
+        self.retried(Op::Head, || self.wire.send(&request)).await
+    }
+
     /// Returns the size of an object; `None` if there is none. If the store or the key's capabilities do not allow HEAD,
     /// a listing is used.
     ///
     /// # Errors
     /// If the request fails permanently.
     pub async fn head(&self, key: &str) -> Result<Option<u64>, Failure> {
-        let full = self.key(key);
-        let request = Request::new(Op::Head, &full);
-        let failure = match self.retried(Op::Head, || self.wire.send(&request)).await {
+        let failure = match self.send_head(key).await {
             Ok(response) => match length(&response) {
                 Some(size) => return Ok(Some(size)),
                 None => Failure::new(Cause::Other, "the store does not send the object's size"),
