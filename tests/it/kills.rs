@@ -100,7 +100,7 @@ impl Damage {
     fn is_left(&self, world: &World) -> bool {
         let found = match &self.place {
             Place::Blob(path) => fs::read(path).ok(),
-            Place::Key(key) => world.store.has(key).then(|| world.store.get(key)),
+            Place::Key(key) => fs::read(world.store.path(key)).ok(),
         };
         found == self.bytes
     }
@@ -228,9 +228,11 @@ impl World {
         self.revisions.iter().for_each(|revision| assert!(!revision.snapshot(&self.machine.hub()).exists()));
     }
 
-    /// Asserts that everything except damage not yet repaired is sound, and that nothing else has changed.
+    /// Asserts that everything except damage not yet repaired is sound, and that nothing else has changed. The command
+    /// must have ended; the server may still be carrying out its last requests.
     #[track_caller]
     fn assert_sound(&self) {
+        wait_until("the last requests", || self.proxy.connections() == 0 && self.store.server.in_flight() == 0);
         let (mut blobs, mut keys) = (Vec::new(), Vec::new());
         for damage in self.damages.iter().filter(|damage| damage.is_left(self)) {
             match &damage.place {

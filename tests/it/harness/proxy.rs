@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -147,6 +147,8 @@ struct State {
     rule: Mutex<(usize, Option<Rule>)>,
     sent: Mutex<HashMap<String, u64>>,
     received: AtomicU64,
+    /// Number of open connections.
+    connections: AtomicUsize,
 }
 
 /// A running proxy. It stops when it is dropped.
@@ -206,6 +208,11 @@ impl Proxy {
         self.state.received.swap(0, Ordering::SeqCst)
     }
 
+    /// Returns the number of open connections.
+    pub fn connections(&self) -> usize {
+        self.state.connections.load(Ordering::SeqCst)
+    }
+
     /// Cuts the server off: all connections are reset, and new ones are refused.
     pub fn cut_off(&self) {
         if let Some(accepting) = self.accepting.lock().unwrap().take() {
@@ -234,7 +241,9 @@ impl Proxy {
             while let Ok((client, _)) = listener.accept().await {
                 let (state, server, mut generation) = (state.clone(), server.clone(), generation.clone());
                 generation.mark_unchanged();
+                let open = Open::new(&state);
                 tokio::spawn(async move {
+                    let _open = open;
                     let Ok(upstream) = TcpStream::connect(server).await else { return };
                     let _ = client.set_nodelay(true);
                     let (client_in, client_out) = client.into_split();
@@ -257,6 +266,22 @@ impl Proxy {
             }
         });
         *self.accepting.lock().unwrap() = Some(task);
+    }
+}
+
+/// Counts an open connection.
+struct Open(Arc<State>);
+
+impl Open {
+    fn new(state: &Arc<State>) -> Self {
+        state.connections.fetch_add(1, Ordering::SeqCst);
+        Open(state.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -133,8 +133,39 @@ impl Store {
         found
     }
 
-    /// Returns every key.
+    /// Returns every key, in order.
     pub fn keys(&self) -> Vec<String> {
-        self.objects().into_keys().collect()
+        let mut keys = Vec::new();
+        let mut folders = vec![String::new()];
+        while let Some(folder) = folders.pop() {
+            let entries = fs::read_dir(self.path(&folder)).into_iter().flatten().map(Result::unwrap);
+            for entry in entries {
+                let name = folder.clone() + entry.file_name().to_str().unwrap();
+                match entry.file_type() {
+                    Ok(kind) if kind.is_dir() => folders.push(name + "/"),
+                    Ok(_) => keys.push(name),
+                    Err(error) => panic!("{name}: {error}"),
+                }
+            }
+        }
+        keys.sort_unstable();
+        keys
+    }
+
+    /// Returns every object with its bytes, as they were at one moment: the server may still be carrying out the last
+    /// requests of a process that was killed.
+    pub fn contents(&self) -> BTreeMap<String, Vec<u8>> {
+        let read = || -> BTreeMap<String, Vec<u8>> {
+            let object = |key: String| fs::read(self.path(&key)).ok().map(|bytes| (key, bytes));
+            self.keys().into_iter().filter_map(object).collect()
+        };
+        let mut last = read();
+        loop {
+            let now = read();
+            if now == last {
+                return now;
+            }
+            last = now;
+        }
     }
 }
