@@ -36,6 +36,11 @@ const UNIT: u64 = 64 << 10;
 const UNITS_EACH: u64 = 6;
 /// The maximum for all requests together, unless `--workers` sets their number.
 const UNITS: usize = 384;
+/// With a limit on bytes per second, requests in flight have to move no more than fits into this time: a run that is
+/// killed loses what they have moved. A connection reaches its share of the limit if it moves an object in this time.
+const SECONDS_IN_FLIGHT: u64 = 8;
+/// The maximum of one request, in units: an object of 16 MiB.
+const IN_FLIGHT_EACH: u64 = 256;
 
 /// The memory of a run without requests in flight, in bytes: measured 19 MB, plus room for the plan of some ten thousand
 /// files.
@@ -83,6 +88,15 @@ pub struct Limiter {
     together: Option<Arc<Semaphore>>,
     /// Memory shared by several limiters, in units.
     room: Option<Arc<Semaphore>>,
+    /// The bytes that may be in flight, in units.
+    in_flight: Option<InFlight>,
+}
+
+/// The bytes that the requests of several limiters have to move together.
+#[derive(Debug, Clone)]
+struct InFlight {
+    units: Arc<Semaphore>,
+    most: u64,
 }
 
 /// One of the large blobs that share a limiter.
@@ -98,16 +112,22 @@ impl Limits {
         let most = [caps.memory, rate.requests()].into_iter().flatten().min().map(|most| most.max(1));
         if let Some(workers) = caps.workers {
             let workers = most.map_or(workers, |most| most.min(workers));
-            let one = Limiter::new(workers, workers, true, None, None);
+            let one = Arc::new(Limiter::new(workers, workers, true));
             return Limits { objects: one.clone(), parts: one, rate };
         }
         let far = round_trip.is_some_and(|time| time > FAR);
         let (objects, parts) = if far { (UNITS, 64) } else { (16, 4) };
         let together = most.map(|most| Arc::new(Semaphore::new(most)));
         let room = Arc::new(Semaphore::new(UNITS));
+        let in_flight = caps.rate.map(|rate| InFlight::new(rate.get().saturating_mul(SECONDS_IN_FLIGHT)));
         let limiter = |start: usize, usual: usize| {
             let most = most.map_or(usual, |most| most.min(usual));
-            Limiter::new(start.min(most), most, false, together.clone(), Some(room.clone()))
+            let mut limiter = Limiter::new(start.min(most), most, false);
+            limiter.lock().rate = caps.rate.map(|rate| rate.get() as f64);
+            limiter.together = together.clone();
+            limiter.room = Some(room.clone());
+            limiter.in_flight = in_flight.clone();
+            Arc::new(limiter)
         };
         Limits { objects: limiter(objects, UNITS), parts: limiter(parts, 64), rate }
     }
@@ -141,6 +161,8 @@ struct Control {
     /// The limit before it was raised at the end of the last window. The current window shows whether that helped.
     raised_from: Option<usize>,
     push_backs: u64,
+    /// The limit on bytes per second, if there is one.
+    rate: Option<f64>,
 }
 
 /// A permit for one request. Report what was moved, then drop it.
@@ -150,17 +172,12 @@ pub struct Permit {
     permit: Option<OwnedSemaphorePermit>,
     _together: Option<OwnedSemaphorePermit>,
     _room: Option<OwnedSemaphorePermit>,
+    _in_flight: Option<OwnedSemaphorePermit>,
     moved: u64,
 }
 
 impl Limiter {
-    fn new(
-        start: usize,
-        most: usize,
-        fixed: bool,
-        together: Option<Arc<Semaphore>>,
-        room: Option<Arc<Semaphore>>,
-    ) -> Arc<Self> {
+    fn new(start: usize, most: usize, fixed: bool) -> Self {
         let start = start.max(1);
         let control = Control {
             limit: start,
@@ -174,9 +191,11 @@ impl Limiter {
             best: 0.0,
             raised_from: None,
             push_backs: 0,
+            rate: None,
         };
         let permits = Arc::new(Semaphore::new(start));
-        Arc::new(Limiter { permits, control: Mutex::new(control), sharers: 0.into(), together, room })
+        let control = Mutex::new(control);
+        Limiter { permits, control, sharers: 0.into(), together: None, room: None, in_flight: None }
     }
 
     /// Returns the maximum that can ever be in flight.
@@ -218,7 +237,18 @@ impl Limiter {
             Some(room) => Some(room.clone().acquire_many_owned(units).await.expect("the semaphore is never closed")),
             None => None,
         };
-        Permit { limiter: self.clone(), permit: Some(permit), _together: together, _room: room, moved: 0 }
+        let in_flight = match &self.in_flight {
+            Some(in_flight) => Some(in_flight.permit(bytes).await),
+            None => None,
+        };
+        Permit {
+            limiter: self.clone(),
+            permit: Some(permit),
+            _together: together,
+            _room: room,
+            _in_flight: in_flight,
+            moved: 0,
+        }
     }
 
     fn report_push_backs(&self, total: u64) {
@@ -231,6 +261,18 @@ impl Limiter {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Control> {
         self.control.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl InFlight {
+    fn new(bytes: u64) -> Self {
+        let most = (bytes / UNIT).clamp(1, 1 << 24);
+        InFlight { units: Arc::new(Semaphore::new(most as usize)), most }
+    }
+
+    async fn permit(&self, bytes: u64) -> OwnedSemaphorePermit {
+        let units = bytes.div_ceil(UNIT).clamp(1, IN_FLIGHT_EACH.min(self.most)) as u32;
+        self.units.clone().acquire_many_owned(units).await.expect("the semaphore is never closed")
     }
 }
 
@@ -269,7 +311,9 @@ impl Control {
         let score = self.window_score as f64 / spent.as_secs_f64();
         let before = self.limit;
         let each = score / before as f64;
-        if score > self.best * 1.1 && each < FAST {
+        // More requests would only share the limit on bytes.
+        let is_limited = self.rate.is_some_and(|rate| score > rate * 0.8);
+        if score > self.best * 1.1 && each < FAST && !is_limited {
             let step = if each < SLOW && spent > 2 * WINDOW { LARGE_STEP } else { STEP };
             self.limit = (before * step).min(self.most);
         } else if let Some(earlier) = self.raised_from {
@@ -306,7 +350,7 @@ mod tests {
 
     /// Returns the limit for a store that takes `latency` per object, and moves up to `most` bytes per second.
     fn settle(latency: Duration, most: f64, object: u64) -> usize {
-        let limiter = Limiter::new(START, MOST, false, None, None);
+        let limiter = Arc::new(Limiter::new(START, MOST, false));
         let mut control = limiter.lock();
         let mut now = Instant::now();
         for _ in 0..200 {
@@ -332,7 +376,7 @@ mod tests {
     /// A near store that gives 5 MB/s to a connection: parts of 8 MiB take long, so there are few measurements.
     #[test]
     fn slow_requests_find_their_number_in_few_steps() {
-        let limiter = Limiter::new(4, 64, false, None, None);
+        let limiter = Limiter::new(4, 64, false);
         let mut control = limiter.lock();
         let mut now = Instant::now();
         let mut limits = vec![control.limit];
@@ -344,7 +388,7 @@ mod tests {
         assert_eq!(limits, [4, 16, 64]);
         drop(control);
         // A saturated line does not give more to more requests.
-        let limiter = Limiter::new(4, 64, false, None, None);
+        let limiter = Limiter::new(4, 64, false);
         let mut control = limiter.lock();
         let mut now = Instant::now();
         for _ in 0..10 {
@@ -356,7 +400,7 @@ mod tests {
 
     #[test]
     fn back_pressure_halves_and_a_fixed_number_stays() {
-        let limiter = Limiter::new(START, MOST, false, None, None);
+        let limiter = Arc::new(Limiter::new(START, MOST, false));
         limiter.report_push_backs(1);
         limiter.report_push_backs(1);
         assert_eq!(limiter.lock().limit, START / 2);
@@ -430,9 +474,45 @@ mod tests {
         assert!(waits(&fixed.parts, 1).await);
     }
 
+    #[tokio::test]
+    async fn a_limit_on_bytes_keeps_few_in_flight() {
+        let limits = Limits::new(Caps { rate: NonZeroU64::new(10 << 20), ..Caps::default() }, Some(FAR * 2));
+        let waits = async |limiter: &Arc<Limiter>, bytes| {
+            tokio::time::timeout(Duration::ZERO, limiter.permit(bytes)).await.is_err()
+        };
+        // 80 MiB in all: parts and objects together.
+        let mut held = Vec::new();
+        for _ in 0..4 {
+            held.push(limits.parts.permit(16 << 20).await);
+        }
+        held.push(limits.objects.permit(12 << 20).await);
+        assert!(waits(&limits.parts, 16 << 20).await && waits(&limits.objects, 5 << 20).await);
+        assert!(!waits(&limits.objects, 4 << 20).await);
+        held.pop();
+        assert!(!waits(&limits.parts, 16 << 20).await);
+        // One request may always be in flight.
+        let slow = Limits::new(Caps { rate: NonZeroU64::new(1000), ..Caps::default() }, Some(FAR * 2));
+        let _held = slow.parts.permit(1 << 30).await;
+        assert!(waits(&slow.objects, 1).await);
+    }
+
+    #[test]
+    fn a_limit_on_bytes_that_is_reached_ends_the_growth() {
+        let grown = |rate| {
+            let limiter = Limiter::new(4, 64, false);
+            let mut control = limiter.lock();
+            control.rate = rate;
+            // As many bytes as 4 requests of 5 MB/s move.
+            let now = control.window_start + Duration::from_secs_f64(4.0 * 8.4 / 20.0);
+            (0..4).for_each(|_| control.record(8 << 20, now));
+            control.limit
+        };
+        assert_eq!([grown(None), grown(Some(40e6)), grown(Some(20e6))], [16, 16, 4]);
+    }
+
     #[test]
     fn large_blobs_share_the_limit() {
-        let limiter = Limiter::new(8, 64, false, None, None);
+        let limiter = Arc::new(Limiter::new(8, 64, false));
         let first = limiter.share();
         assert_eq!(limiter.streams(), 8);
         let others: Vec<_> = (0..3).map(|_| limiter.share()).collect();
@@ -445,7 +525,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_lower_limit_takes_permits_back() {
-        let limiter = Limiter::new(START, MOST, false, None, None);
+        let limiter = Arc::new(Limiter::new(START, MOST, false));
         let mut held = Vec::new();
         for _ in 0..START {
             held.push(limiter.permit(1).await);
