@@ -44,8 +44,6 @@ impl Scope {
     pub const ALL: Scope = Scope { blobs: true, manifests: true, refs: true };
     /// Everything but blobs.
     pub const NAMES: Scope = Scope { blobs: false, manifests: true, refs: true };
-    /// Only blobs.
-    pub const BLOBS: Scope = Scope { blobs: true, manifests: false, refs: false };
     /// Only manifests.
     pub const MANIFESTS: Scope = Scope { blobs: false, manifests: true, refs: false };
     /// Only refs.
@@ -275,9 +273,25 @@ impl RemoteState {
     /// # Errors
     /// If any page fails: nothing may be decided on a partial listing.
     pub async fn list(bucket: &Bucket, scope: Scope) -> Result<RemoteState, Failure> {
-        let all = [(scope.blobs, keys::BLOBS), (scope.manifests, keys::MANIFESTS), (scope.refs, keys::ALL_REFS)];
-        let wanted: Vec<&str> = all.into_iter().filter_map(|(wanted, prefix)| wanted.then_some(prefix)).collect();
-        Self::list_prefixes(bucket, &wanted).await
+        let others = [(scope.manifests, keys::MANIFESTS), (scope.refs, keys::ALL_REFS)];
+        let others: Vec<&str> = others.into_iter().filter_map(|(wanted, prefix)| wanted.then_some(prefix)).collect();
+        let blobs = async {
+            match scope.blobs {
+                true => Self::list_blobs(bucket, 0).await,
+                false => Ok(RemoteState::default()),
+            }
+        };
+        let (blobs, others) = tokio::try_join!(blobs, Self::list_prefixes(bucket, &others))?;
+        Ok(blobs.merge(others))
+    }
+
+    /// Lists only the blobs, of which there are about `expected`, or 0 if that is unknown.
+    ///
+    /// # Errors
+    /// As [`RemoteState::list`].
+    pub async fn list_blobs(bucket: &Bucket, expected: usize) -> Result<RemoteState, Failure> {
+        let listings = bucket.list_blobs::<RemoteState>(expected).await?;
+        Ok(listings.into_iter().reduce(RemoteState::merge).unwrap_or_default().sorted())
     }
 
     /// Lists the manifests and refs that a repo may have, 0.1.0's refs first. Other repos may share these keys.

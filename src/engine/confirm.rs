@@ -10,7 +10,7 @@ use futures_util::{StreamExt, stream};
 
 use crate::bucket::client::Bucket;
 use crate::bucket::keys;
-use crate::bucket::state::{RemoteState, Scope};
+use crate::bucket::state::RemoteState;
 use crate::error::{Cause, Error, Failure, Result};
 use crate::transfer::upload::Upload;
 
@@ -54,7 +54,7 @@ pub async fn find_unconfirmed(bucket: &Bucket, blobs: Vec<Upload>, listed: usize
         false => blobs,
         true => {
             let doing = || format!("cannot check what bucket '{}' has", bucket.name());
-            let listed = RemoteState::list(bucket, Scope::BLOBS).await;
+            let listed = RemoteState::list_blobs(bucket, listed).await;
             let state = listed.map_err(|failure| bucket.explain(failure, &doing()))?;
             blobs.into_iter().filter(|blob| !state.blobs().has(&blob.id, blob.size)).collect()
         }

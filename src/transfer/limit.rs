@@ -36,11 +36,6 @@ const UNIT: u64 = 64 << 10;
 const UNITS_EACH: u64 = 6;
 /// The maximum for all requests together, unless `--workers` sets their number.
 const UNITS: usize = 384;
-/// With a limit on bytes per second, requests in flight have to move no more than fits into this time: a run that is
-/// killed loses what they have moved. A connection reaches its share of the limit if it moves an object in this time.
-const SECONDS_IN_FLIGHT: u64 = 8;
-/// The maximum of one request, in units: an object of 16 MiB.
-const IN_FLIGHT_EACH: u64 = 256;
 
 /// The memory of a run without requests in flight, in bytes: measured 19 MB, plus room for the plan of some ten thousand
 /// files.
@@ -88,15 +83,6 @@ pub struct Limiter {
     together: Option<Arc<Semaphore>>,
     /// Memory shared by several limiters, in units.
     room: Option<Arc<Semaphore>>,
-    /// The bytes that may be in flight, in units.
-    in_flight: Option<InFlight>,
-}
-
-/// The bytes that the requests of several limiters have to move together.
-#[derive(Debug, Clone)]
-struct InFlight {
-    units: Arc<Semaphore>,
-    most: u64,
 }
 
 /// One of the large blobs that share a limiter.
@@ -119,14 +105,12 @@ impl Limits {
         let (objects, parts) = if far { (UNITS, 64) } else { (16, 4) };
         let together = most.map(|most| Arc::new(Semaphore::new(most)));
         let room = Arc::new(Semaphore::new(UNITS));
-        let in_flight = caps.rate.map(|rate| InFlight::new(rate.get().saturating_mul(SECONDS_IN_FLIGHT)));
         let limiter = |start: usize, usual: usize| {
             let most = most.map_or(usual, |most| most.min(usual));
             let mut limiter = Limiter::new(start.min(most), most, false);
             limiter.lock().rate = caps.rate.map(|rate| rate.get() as f64);
             limiter.together = together.clone();
             limiter.room = Some(room.clone());
-            limiter.in_flight = in_flight.clone();
             Arc::new(limiter)
         };
         Limits { objects: limiter(objects, UNITS), parts: limiter(parts, 64), rate }
@@ -156,7 +140,7 @@ struct Control {
     issued: usize,
     window_start: Instant,
     window_done: usize,
-    window_score: u64,
+    window_bytes: u64,
     best: f64,
     /// The limit before it was raised at the end of the last window. The current window shows whether that helped.
     raised_from: Option<usize>,
@@ -172,7 +156,6 @@ pub struct Permit {
     permit: Option<OwnedSemaphorePermit>,
     _together: Option<OwnedSemaphorePermit>,
     _room: Option<OwnedSemaphorePermit>,
-    _in_flight: Option<OwnedSemaphorePermit>,
     moved: u64,
 }
 
@@ -187,7 +170,7 @@ impl Limiter {
             issued: start,
             window_start: Instant::now(),
             window_done: 0,
-            window_score: 0,
+            window_bytes: 0,
             best: 0.0,
             raised_from: None,
             push_backs: 0,
@@ -195,7 +178,7 @@ impl Limiter {
         };
         let permits = Arc::new(Semaphore::new(start));
         let control = Mutex::new(control);
-        Limiter { permits, control, sharers: 0.into(), together: None, room: None, in_flight: None }
+        Limiter { permits, control, sharers: 0.into(), together: None, room: None }
     }
 
     /// Returns the maximum that can ever be in flight.
@@ -237,18 +220,7 @@ impl Limiter {
             Some(room) => Some(room.clone().acquire_many_owned(units).await.expect("the semaphore is never closed")),
             None => None,
         };
-        let in_flight = match &self.in_flight {
-            Some(in_flight) => Some(in_flight.permit(bytes).await),
-            None => None,
-        };
-        Permit {
-            limiter: self.clone(),
-            permit: Some(permit),
-            _together: together,
-            _room: room,
-            _in_flight: in_flight,
-            moved: 0,
-        }
+        Permit { limiter: self.clone(), permit: Some(permit), _together: together, _room: room, moved: 0 }
     }
 
     fn report_push_backs(&self, total: u64) {
@@ -261,18 +233,6 @@ impl Limiter {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Control> {
         self.control.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-}
-
-impl InFlight {
-    fn new(bytes: u64) -> Self {
-        let most = (bytes / UNIT).clamp(1, 1 << 24);
-        InFlight { units: Arc::new(Semaphore::new(most as usize)), most }
-    }
-
-    async fn permit(&self, bytes: u64) -> OwnedSemaphorePermit {
-        let units = bytes.div_ceil(UNIT).clamp(1, IN_FLIGHT_EACH.min(self.most)) as u32;
-        self.units.clone().acquire_many_owned(units).await.expect("the semaphore is never closed")
     }
 }
 
@@ -303,17 +263,21 @@ impl Drop for Permit {
 impl Control {
     fn record(&mut self, bytes: u64, now: Instant) {
         self.window_done += 1;
-        self.window_score += bytes + OBJECT_COST;
+        self.window_bytes += bytes;
         let spent = now.duration_since(self.window_start);
         if self.fixed || spent < WINDOW || self.window_done < self.limit {
             return;
         }
-        let score = self.window_score as f64 / spent.as_secs_f64();
+        let cost = self.window_done as u64 * OBJECT_COST;
+        let score = (self.window_bytes + cost) as f64 / spent.as_secs_f64();
         let before = self.limit;
         let each = score / before as f64;
         // More requests would only share the limit on bytes.
-        let is_limited = self.rate.is_some_and(|rate| score > rate * 0.8);
-        if score > self.best * 1.1 && each < FAST && !is_limited {
+        let moved = self.window_bytes as f64 / spent.as_secs_f64();
+        let is_limited = self.rate.is_some_and(|rate| moved > rate * 0.8);
+        if is_limited {
+            // Stay: fewer might not reach it.
+        } else if score > self.best * 1.1 && each < FAST {
             let step = if each < SLOW && spent > 2 * WINDOW { LARGE_STEP } else { STEP };
             self.limit = (before * step).min(self.most);
         } else if let Some(earlier) = self.raised_from {
@@ -337,7 +301,7 @@ impl Control {
     fn restart(&mut self, now: Instant) {
         self.window_start = now;
         self.window_done = 0;
-        self.window_score = 0;
+        self.window_bytes = 0;
     }
 }
 
@@ -474,40 +438,29 @@ mod tests {
         assert!(waits(&fixed.parts, 1).await);
     }
 
-    #[tokio::test]
-    async fn a_limit_on_bytes_keeps_few_in_flight() {
-        let limits = Limits::new(Caps { rate: NonZeroU64::new(10 << 20), ..Caps::default() }, Some(FAR * 2));
-        let waits = async |limiter: &Arc<Limiter>, bytes| {
-            tokio::time::timeout(Duration::ZERO, limiter.permit(bytes)).await.is_err()
-        };
-        // 80 MiB in all: parts and objects together.
-        let mut held = Vec::new();
-        for _ in 0..4 {
-            held.push(limits.parts.permit(16 << 20).await);
-        }
-        held.push(limits.objects.permit(12 << 20).await);
-        assert!(waits(&limits.parts, 16 << 20).await && waits(&limits.objects, 5 << 20).await);
-        assert!(!waits(&limits.objects, 4 << 20).await);
-        held.pop();
-        assert!(!waits(&limits.parts, 16 << 20).await);
-        // One request may always be in flight.
-        let slow = Limits::new(Caps { rate: NonZeroU64::new(1000), ..Caps::default() }, Some(FAR * 2));
-        let _held = slow.parts.permit(1 << 30).await;
-        assert!(waits(&slow.objects, 1).await);
-    }
-
+    /// A store that gives 5 MB/s to a connection.
     #[test]
-    fn a_limit_on_bytes_that_is_reached_ends_the_growth() {
-        let grown = |rate| {
+    fn requests_grow_until_they_reach_the_limit_on_bytes() {
+        let grown = |rate: f64, windows| {
             let limiter = Limiter::new(4, 64, false);
             let mut control = limiter.lock();
-            control.rate = rate;
-            // As many bytes as 4 requests of 5 MB/s move.
-            let now = control.window_start + Duration::from_secs_f64(4.0 * 8.4 / 20.0);
-            (0..4).for_each(|_| control.record(8 << 20, now));
+            control.rate = Some(rate);
+            let mut now = control.window_start;
+            for _ in 0..windows {
+                now += Duration::from_secs_f64(control.limit as f64 * 8.4e6 / rate.min(control.limit as f64 * 5e6));
+                (0..control.limit).for_each(|_| control.record(8 << 20, now));
+            }
             control.limit
         };
-        assert_eq!([grown(None), grown(Some(40e6)), grown(Some(20e6))], [16, 16, 4]);
+        assert_eq!([1, 2, 5].map(|windows| grown(20e6, windows)), [4; 3]);
+        assert_eq!([1, 2, 5].map(|windows| grown(60e6, windows)), [16; 3]);
+        // Small objects are far below the limit on bytes, whatever they cost otherwise.
+        let limiter = Limiter::new(4, 64, false);
+        let mut control = limiter.lock();
+        control.rate = Some(1e6);
+        let now = control.window_start + Duration::from_millis(400);
+        (0..40).for_each(|_| control.record(1000, now));
+        assert_eq!(control.limit, 16);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Sleep, sleep_until};
 
 /// How long unused bandwidth is saved up while nothing is transferred.
@@ -22,6 +23,12 @@ const PER_REQUEST: u64 = 64 << 10;
 /// The minimum number of bytes moved at a time.
 const LEAST: u64 = 4 << 10;
 
+/// The uploads in flight take about this long together. They are lost when a run is killed, but the more of them there are,
+/// the less depends on the speed of each connection.
+const UPLOADS_IN_FLIGHT: Duration = Duration::from_secs(8);
+/// The bytes of uploads in flight are counted in units of this many.
+const UNIT: u64 = 64 << 10;
+
 /// The limit of a run; clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct Rate(Option<Arc<Limited>>);
@@ -31,6 +38,10 @@ struct Limited {
     per_second: NonZeroU64,
     tokens: Mutex<Tokens>,
     total: AtomicU64,
+    /// The bytes of uploads that may be in flight, in units.
+    uploads: Arc<Semaphore>,
+    /// The most for a single one: at least two can be in flight, so that the line is never idle.
+    units_each: u32,
 }
 
 /// The time when all bytes taken so far are paid for. Pure: callers pass the time.
@@ -58,13 +69,24 @@ impl Rate {
     pub fn new(per_second: Option<NonZeroU64>) -> Self {
         Rate(per_second.map(|per_second| {
             let tokens = Mutex::new(Tokens::new(per_second, Instant::now()));
-            Arc::new(Limited { per_second, tokens, total: AtomicU64::new(0) })
+            let bytes = per_second.get().saturating_mul(UPLOADS_IN_FLIGHT.as_secs());
+            let units = (bytes / UNIT).clamp(2, 1 << 24) as u32;
+            let uploads = Arc::new(Semaphore::new(units as usize));
+            Arc::new(Limited { per_second, tokens, total: AtomicU64::new(0), uploads, units_each: units / 2 })
         }))
     }
 
     /// Returns how many requests can share the limit without any of them stalling.
     pub fn requests(&self) -> Option<usize> {
         self.0.as_ref().map(|limited| (limited.per_second.get() / PER_REQUEST).clamp(1, 1 << 16) as usize)
+    }
+
+    /// Waits until an upload of this many bytes may start: until those in flight leave room for it. It takes the room until
+    /// the result is dropped; `None` if there is no limit.
+    pub async fn admit_upload(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
+        let limited = self.0.as_ref()?;
+        let units = bytes.div_ceil(UNIT).clamp(1, u64::from(limited.units_each)) as u32;
+        Some(limited.uploads.clone().acquire_many_owned(units).await.expect("the semaphore is never closed"))
     }
 
     /// Returns how many bytes to move at a time: `most`, or as many as a quarter of a second allows.
@@ -137,6 +159,28 @@ mod tests {
 
     fn per_second(bytes: u64) -> NonZeroU64 {
         NonZeroU64::new(bytes).unwrap()
+    }
+
+    #[tokio::test]
+    async fn few_uploads_are_in_flight() {
+        let starts =
+            async |rate: &Rate, bytes| tokio::time::timeout(Duration::ZERO, rate.admit_upload(bytes)).await.ok();
+        // 80 MiB in all.
+        let rate = Rate::new(Some(per_second(10 << 20)));
+        let mut held = Vec::new();
+        for _ in 0..5 {
+            held.push(starts(&rate, 16 << 20).await.unwrap());
+        }
+        assert!(starts(&rate, 1).await.is_none());
+        held.pop();
+        assert!(starts(&rate, 17 << 20).await.is_none() && starts(&rate, 16 << 20).await.is_some());
+        // There are always two.
+        for slow in [1, 1000, 10 << 20] {
+            let rate = Rate::new(Some(per_second(slow)));
+            let _two = [starts(&rate, 1 << 40).await.unwrap(), starts(&rate, 1 << 40).await.unwrap()];
+            assert!(starts(&rate, 1).await.is_none());
+        }
+        assert!(starts(&Rate::default(), 1).await.unwrap().is_none());
     }
 
     #[test]

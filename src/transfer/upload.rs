@@ -52,6 +52,7 @@ pub async fn upload(context: &Context, blob: &Upload) -> Result<()> {
 
 async fn from_memory(context: &Context, blob: &Upload) -> Result<()> {
     let mut permit = context.limits.objects.permit(blob.size).await;
+    let _admission = context.limits.rate.admit_upload(blob.size).await;
     let task = blob.clone();
     let bytes: Bytes = blocking(move || -> Result<Bytes> {
         let file = open_quietly(&task.source).map_err(|e| task.unreadable(&e))?;
@@ -73,6 +74,7 @@ async fn from_memory(context: &Context, blob: &Upload) -> Result<()> {
 
 async fn streamed(context: &Context, blob: &Upload) -> Result<()> {
     let mut permit = context.limits.objects.permit(blob.size).await;
+    let _admission = context.limits.rate.admit_upload(blob.size).await;
     let file = Arc::new(open_quietly(&blob.source).map_err(|e| blob.unreadable(&e))?);
     let check = Check::Whole(BlobHasher::like(&blob.id, blob.size));
     let local_error = LocalError::default();
@@ -182,6 +184,7 @@ async fn send_missing(
         let (context, blob, file, record) = (context.clone(), blob.clone(), file.clone(), record.clone());
         let hash = hash.clone();
         async move {
+            let _admission = context.limits.rate.admit_upload(range.end - range.start).await;
             hash.announce(range.start, range.end);
             let (number, check) = (record.number_of(range.start), Check::Part(hash.clone()));
             let part = send_part(&context, &blob, &file, &record, number, check).await?;

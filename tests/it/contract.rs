@@ -397,6 +397,28 @@ fn listings_are_complete_and_current() {
 }
 
 #[test]
+fn many_blobs_are_listed_completely() {
+    let team = Team::new();
+    // Several pages. The embedded server is tested with small pages in `push_pull`.
+    let number: usize = if team._embedded.is_some() { 20 } else { 2500 };
+    let mut keys: Vec<String> = (0..number).map(|n| format!("blobs/{}", sha256(&n.to_le_bytes()))).collect();
+    std::thread::scope(|scope| {
+        for share in keys.chunks(number.div_ceil(8)) {
+            scope.spawn(|| share.iter().for_each(|key| team.put(key, b"x")));
+        }
+    });
+    let report = team.machine().ok_json(&["remote", "du", "--json"]);
+    assert_eq!(report["blobs"], serde_json::json!({"blobs": number, "bytes": number}));
+    keys.sort();
+    let middle = &keys[number / 2];
+    let query = [("list-type", "2"), ("prefix", "blobs/"), ("start-after", middle)];
+    let listed = team.send(&Request { method: "GET", query: &query, ..Request::default() }).all("Key");
+    let expected = &keys[number / 2 + 1..];
+    let is_honoured = listed == expected[..expected.len().min(1000)];
+    fact("`start-after` of a listing", if is_honoured { "honoured" } else { "ignored" });
+}
+
+#[test]
 fn deletions_leave_what_is_needed() {
     let team = Team::new();
     let machine = team.machine();

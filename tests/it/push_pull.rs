@@ -7,7 +7,7 @@ use crate::harness::machine::{self, Machine};
 use crate::harness::s3::Action;
 use crate::harness::store::Store;
 use crate::harness::{contents, listing, sha256, visible, weights};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// A revision with everything that a repo can contain.
 fn full_revision(kind: &str, id: &str) -> Revision {
@@ -104,7 +104,7 @@ fn a_ref_named_after_its_commit_makes_the_round_trip() {
         let repos = json["repos"].as_array().unwrap().iter();
         let rows: Vec<&Value> = repos.flat_map(|repo| repo["revisions"].as_array().unwrap()).collect();
         let refs_of = |commit: &str| rows.iter().find(|row| row["revision"] == commit).unwrap()["refs"].clone();
-        assert_eq!((refs_of(COMMIT), refs_of(OTHER)), (serde_json::json!(["main"]), serde_json::json!([])), "{json:#}");
+        assert_eq!((refs_of(COMMIT), refs_of(OTHER)), (json!(["main"]), serde_json::json!([])), "{json:#}");
     }
 }
 
@@ -493,6 +493,42 @@ fn all_pages_of_a_listing_are_read() {
     let target = Machine::new(&store);
     target.ok(&["pull", "org/name"]);
     revision.assert_pulled(&target.hub());
+}
+
+#[test]
+fn many_blobs_are_listed_concurrently() {
+    const BLOBS: usize = 300;
+    let store = Store::new();
+    let machine = Machine::new(&store);
+    for n in 0..BLOBS {
+        store.put(&format!("blobs/{}", sha256(format!("{n}").as_bytes())), "x");
+    }
+    // Not the names of blobs: before and after all of them, and where one segment of the listing may end.
+    let others = ["blobs/!", "blobs/8000", "blobs/zz", "blobs/zzz"];
+    others.iter().for_each(|key| store.put(key, "12"));
+    store.server.set_page_size(30);
+    let count = || {
+        store.server.take_seen();
+        let report = machine.ok_json(&["remote", "du", "--json"]);
+        assert_eq!(report["blobs"], json!({"blobs": BLOBS, "bytes": BLOBS}));
+        assert_eq!(report["foreign"], json!({"keys": 4, "bytes": 8}));
+        let listings: Vec<String> = store.server.take_seen().into_iter().map(|request| request.query).collect();
+        ["start-after", "continuation-token"].map(|name| listings.iter().filter(|query| query.contains(name)).count())
+    };
+    let [segments, pages] = count();
+    assert!(segments >= 5 && pages == 0, "{segments} {pages}");
+    // A store that ignores `start-after`, one that lists nothing, and those that start too early or too late.
+    for other in ["", "~", "blobs/4", "blobs/c", "blobs/f"] {
+        store.server.replace_start_after(other);
+        let [segments, pages] = count();
+        assert!(segments >= 5 && pages >= BLOBS / 30, "{other} {segments} {pages}");
+    }
+    // A store that rejects it, and is not busy because of that.
+    store.server.on_request(|request| match request.query.contains("start-after") {
+        true => Action::Refuse(501, "NotImplemented", "start-after is not implemented"),
+        false => Action::Pass,
+    });
+    count();
 }
 
 #[cfg(unix)]

@@ -1,9 +1,12 @@
 //! Listings: complete, or an error.
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use futures_util::future::try_join_all;
 use md5::{Digest, Md5};
 
+use super::segments::{self, Segment};
 use super::{Bucket, Object, unquoted};
 use crate::bucket::answer::{self, Page};
 use crate::bucket::keys;
@@ -46,21 +49,130 @@ impl Collect for Vec<Object> {
     }
 }
 
+/// Where a page of a listing starts.
+#[derive(Debug, Clone, Copy)]
+enum Start<'a> {
+    /// At the first key.
+    First,
+    /// After this key.
+    After(&'a str),
+    /// Where an earlier page ended.
+    Token(&'a str),
+}
+
 impl Bucket {
-    /// Lists all objects whose keys start with `prefix`.
+    /// Lists all objects whose keys start with `prefix`. For blobs, use [`Bucket::list_blobs`].
     ///
     /// # Errors
     /// If any page fails, if the listing does not end, or if it has more keys than this tool supports.
     pub async fn list<C: Collect + Default>(&self, prefix: &str) -> Result<C, Failure> {
-        let max = if prefix == keys::BLOBS { MAX_BLOBS } else { MAX_OTHERS };
-        let mut listing = Listing::<C>::new(max);
-        let mut token = None;
+        debug_assert_ne!(prefix, keys::BLOBS);
+        let listing = Listing::new(MAX_OTHERS);
+        Ok(self.list_rest(prefix, listing, None).await?.collected)
+    }
+
+    /// Lists all blobs, of which there are about `expected`, or 0 if that is unknown. If they do not fit on one page, pages
+    /// are requested concurrently. Returns listings without common keys, in any order.
+    ///
+    /// # Errors
+    /// As [`Bucket::list`].
+    pub async fn list_blobs<C: Collect + Default>(&self, expected: usize) -> Result<Vec<C>, Failure> {
+        if let Some(found) = self.list_segments(&segments::of_all(expected, PAGE as usize)).await {
+            return Ok(found);
+        }
+        let mut listing = Listing::new(MAX_BLOBS);
+        let page = self.page(keys::BLOBS, Start::First, PAGE).await?;
+        let objects = self.objects(keys::BLOBS, &page)?;
+        let rest = if page.last { Vec::new() } else { segments::of_rest(&objects) };
+        let Some(token) = listing.add(objects, &page)? else { return Ok(vec![listing.collected]) };
+        if let Some(mut found) = self.list_segments(&rest).await {
+            found.push(listing.collected);
+            return Ok(found);
+        }
+        let listing = self.list_rest(keys::BLOBS, listing, Some(token)).await?;
+        if listing.known.is_some() {
+            self.shared.lists_in_sequence.store(true, Ordering::Relaxed);
+        }
+        Ok(vec![listing.collected])
+    }
+
+    /// Adds all pages from this token on.
+    async fn list_rest<C: Collect + Default>(
+        &self,
+        prefix: &str,
+        mut listing: Listing<C>,
+        mut token: Option<String>,
+    ) -> Result<Listing<C>, Failure> {
         loop {
-            let page = self.page(prefix, token.as_deref(), PAGE).await?;
+            let page = self.page(prefix, token.as_deref().map_or(Start::First, Start::Token), PAGE).await?;
             let objects = self.objects(prefix, &page)?;
             match listing.add(objects, &page)? {
                 Some(next) => token = Some(next),
-                None => return Ok(listing.collected),
+                None => return Ok(listing),
+            }
+        }
+    }
+
+    /// Lists these segments of the blobs concurrently. Returns `None` if there are fewer than two, or if the store does not
+    /// list in order, does not support `start-after`, or fails: then the pages have to be requested one after another.
+    async fn list_segments<C: Collect + Default>(&self, segments: &[Segment]) -> Option<Vec<C>> {
+        if segments.len() < 2 || self.shared.lists_in_sequence.load(Ordering::Relaxed) {
+            return None;
+        }
+        let count = AtomicUsize::new(0);
+        let found = try_join_all(segments.iter().map(|segment| self.list_segment::<C>(segment, &count))).await;
+        let found = found.ok().filter(|found| {
+            // A store that starts elsewhere would leave a gap or an empty segment, and names are spread too evenly for that.
+            found.windows(2).all(|pair| {
+                let (segment, next) = (&pair[0], &pair[1]);
+                segment.end.is_some() && segment.end != segment.first && segment.end == next.first
+            })
+        });
+        if found.is_none() {
+            tracing::debug!("pages of the listing are requested one after another");
+            self.shared.lists_in_sequence.store(true, Ordering::Relaxed);
+        }
+        Some(found?.into_iter().map(|listed| listed.collected).collect())
+    }
+
+    /// Lists a segment. `count` is the number of keys in all segments. No request is retried.
+    ///
+    /// # Errors
+    /// If a request fails, or the response is not what was requested.
+    async fn list_segment<C: Collect + Default>(
+        &self,
+        segment: &Segment,
+        count: &AtomicUsize,
+    ) -> Result<ListedSegment<C>, Failure> {
+        let unexpected = || Failure::new(Cause::NotS3, "its listing does not start after the requested key");
+        let mut listed = ListedSegment { collected: C::default(), first: None, end: None };
+        let mut after = segment.after.clone();
+        loop {
+            // No tokens: some versions of MinIO skip a key with those that follow `start-after`.
+            self.shared.count_request();
+            let page = self.request_page(keys::BLOBS, Start::After(&after), PAGE).await?;
+            let objects = self.objects(keys::BLOBS, &page)?;
+            let is_in_order = objects.is_sorted_by(|a, b| a.key < b.key);
+            if !is_in_order || objects.first().is_some_and(|first| *first.key <= *after) {
+                return Err(unexpected());
+            }
+            listed.first = listed.first.or_else(|| objects.first().map(|object| object.key.clone()));
+            let is_last = page.last || page.next.is_none();
+            match objects.last() {
+                Some(last) => after.clone_from(&last.key),
+                None if is_last => return Ok(listed),
+                None => return Err(unexpected()),
+            }
+            for object in objects {
+                if segment.is_past(&object.key) {
+                    listed.end = Some(object.key);
+                    return Ok(listed);
+                }
+                check_count(count.fetch_add(1, Ordering::Relaxed) + 1, MAX_BLOBS)?;
+                listed.collected.add(object);
+            }
+            if is_last {
+                return Ok(listed);
             }
         }
     }
@@ -83,22 +195,25 @@ impl Bucket {
         token: Option<String>,
         max: i32,
     ) -> Result<(Vec<Object>, Option<String>), Failure> {
-        let page = self.page(prefix, token.as_deref(), max.unsigned_abs()).await?;
+        let page = self.page(prefix, token.as_deref().map_or(Start::First, Start::Token), max.unsigned_abs()).await?;
         let objects = self.objects(prefix, &page)?;
         Ok((objects, if page.last { None } else { page.next }))
     }
 
-    async fn page(&self, prefix: &str, token: Option<&str>, max: u32) -> Result<Page, Failure> {
+    async fn page(&self, prefix: &str, start: Start<'_>, max: u32) -> Result<Page, Failure> {
+        self.retried(Op::List, || self.request_page(prefix, start, max)).await
+    }
+
+    async fn request_page(&self, prefix: &str, start: Start<'_>, max: u32) -> Result<Page, Failure> {
         let mut request = Request::new(Op::List, "").query("list-type", "2").query("max-keys", max.to_string());
         request = request.query("prefix", self.key(prefix));
-        if let Some(token) = token {
-            request = request.query("continuation-token", token);
-        }
-        self.retried(Op::List, || async {
-            let (body, description) = self.wire.send_for_xml(&request).await?;
-            answer::page(&body).map_err(|why| body_failure(why, &body, &description, 400))
-        })
-        .await
+        request = match start {
+            Start::First | Start::After("") => request,
+            Start::After(key) => request.query("start-after", self.key(key)),
+            Start::Token(token) => request.query("continuation-token", token),
+        };
+        let (body, description) = self.wire.send_for_xml(&request).await?;
+        answer::page(&body).map_err(|why| body_failure(why, &body, &description, 400))
     }
 
     fn objects(&self, prefix: &str, page: &Page) -> Result<Vec<Object>, Failure> {
@@ -127,6 +242,15 @@ impl Bucket {
     }
 }
 
+/// A segment of a listing.
+struct ListedSegment<C> {
+    collected: C,
+    /// The first key after the start of the segment.
+    first: Option<String>,
+    /// The first key after its end.
+    end: Option<String>,
+}
+
 /// A listing in progress.
 struct Listing<C> {
     collected: C,
@@ -140,6 +264,14 @@ struct Listing<C> {
     tokens: HashSet<String>,
     /// Consecutive pages without new keys.
     stale_pages: usize,
+}
+
+fn check_count(count: usize, max: usize) -> Result<(), Failure> {
+    if count <= max {
+        return Ok(());
+    }
+    let detail = format!("the listing has more than {max} keys, the most that are supported");
+    Err(Failure::new(Cause::TooLarge, detail))
 }
 
 fn digest(key: &str) -> [u8; 16] {
@@ -164,10 +296,7 @@ impl<C: Collect + Default> Listing<C> {
         }
         let has_new_keys = !objects.is_empty();
         self.count += objects.len();
-        if self.count > self.max {
-            let detail = format!("the listing has more than {} keys, the most that are supported", self.max);
-            return Err(Failure::new(Cause::TooLarge, detail));
-        }
+        check_count(self.count, self.max)?;
         self.highest = objects.iter().map(|object| &object.key).chain(&self.highest).max().cloned();
         objects.into_iter().for_each(|object| self.collected.add(object));
         let Some(next) = &page.next else { return Ok(None) };

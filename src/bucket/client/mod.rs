@@ -12,6 +12,7 @@ mod care;
 mod listing;
 mod parts;
 mod retry;
+mod segments;
 mod small;
 
 use std::sync::Arc;

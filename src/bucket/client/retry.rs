@@ -45,6 +45,8 @@ pub(super) struct Shared {
     pub(super) deletes_singly: AtomicBool,
     /// Whether the store wants the ETag of a condition on a write without its quotes.
     pub(super) wants_bare_etags: AtomicBool,
+    /// Whether the pages of a listing have to be requested one after another.
+    pub(super) lists_in_sequence: AtomicBool,
     /// Whether ETags in this bucket look like MD5s and are something else.
     pub(super) has_other_etags: AtomicBool,
     /// The memory for objects that are read whole.
@@ -105,6 +107,7 @@ impl Default for Shared {
             first_writes: Semaphore::new(FIRST_WRITES),
             deletes_singly: AtomicBool::default(),
             wants_bare_etags: AtomicBool::default(),
+            lists_in_sequence: AtomicBool::default(),
             has_other_etags: AtomicBool::default(),
             room: Room::new(),
         }
@@ -112,6 +115,11 @@ impl Default for Shared {
 }
 
 impl Shared {
+    /// Counts a request, which may be one of several attempts.
+    pub(super) fn count_request(&self) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
     fn lost(&self) -> std::sync::MutexGuard<'_, Option<Failure>> {
         self.lost.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
@@ -177,7 +185,7 @@ impl Bucket {
             if let Some(failure) = self.shared.known_failure(op) {
                 return Err(failure);
             }
-            self.shared.requests.fetch_add(1, Ordering::Relaxed);
+            self.shared.count_request();
             let sent = Instant::now();
             let request = waiting(ANY_REQUEST);
             let answer = send().await;

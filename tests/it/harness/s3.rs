@@ -165,6 +165,8 @@ struct Access {
     ignores_conditions: Arc<AtomicBool>,
     /// Maximum number of keys on a page of a listing; 0 if the request decides.
     page_size: Arc<AtomicUsize>,
+    /// What replaces `start-after` in listings.
+    start_after: Arc<Mutex<Option<&'static str>>>,
 }
 
 impl s3s::access::S3Access for Access {
@@ -196,6 +198,9 @@ impl s3s::access::S3Access for Access {
         match self.page_size.load(Ordering::SeqCst) {
             0 => {}
             size => request.input.max_keys = Some(size as i32),
+        }
+        if let (Some(asked), Some(other)) = (&mut request.input.start_after, *self.start_after.lock().unwrap()) {
+            *asked = other.into();
         }
         Box::pin(std::future::ready(Ok(())))
     }
@@ -310,6 +315,11 @@ impl Server {
     /// Lists at most this many keys on a page from now on.
     pub fn set_page_size(&self, size: usize) {
         self.state.access.page_size.store(size, Ordering::SeqCst);
+    }
+
+    /// Replaces `start-after` in listings from now on: by an empty key, as a store that ignores it, or by any other.
+    pub fn replace_start_after(&self, key: &'static str) {
+        *self.state.access.start_after.lock().unwrap() = Some(key);
     }
 
     /// Handles all requests normally again.
