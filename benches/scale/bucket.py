@@ -63,7 +63,7 @@ class Server:
 
     def _page(self, query):
         prefix = query.get("prefix", [""])[0]
-        after = query.get("continuation-token", [""])[0]
+        after = (query.get("continuation-token") or query.get("start-after") or [""])[0]
         most = min(int(query.get("max-keys", [PAGE])[0]), PAGE)
         start = bisect_right(self._keys, after) if after else bisect_left(self._keys, prefix)
         found = []

@@ -1,8 +1,10 @@
 //! Listings: complete, or an error.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
+use std::sync::{Mutex, PoisonError};
 
+use bytes::Bytes;
 use futures_util::future::try_join_all;
 use md5::{Digest, Md5};
 
@@ -72,22 +74,21 @@ impl Bucket {
     }
 
     /// Lists all blobs, of which there are about `expected`, or 0 if that is unknown. If they do not fit on one page, pages
-    /// are requested concurrently. Returns listings without common keys, in any order.
+    /// are requested concurrently. Returns one or two parts of the listing, without common keys, and in any order.
     ///
     /// # Errors
     /// As [`Bucket::list`].
-    pub async fn list_blobs<C: Collect + Default>(&self, expected: usize) -> Result<Vec<C>, Failure> {
+    pub async fn list_blobs<C: Collect + Default + Send>(&self, expected: usize) -> Result<Vec<C>, Failure> {
         if let Some(found) = self.list_segments(&segments::of_all(expected, PAGE as usize)).await {
-            return Ok(found);
+            return Ok(vec![found]);
         }
         let mut listing = Listing::new(MAX_BLOBS);
         let page = self.page(keys::BLOBS, Start::First, PAGE).await?;
         let objects = self.objects(keys::BLOBS, &page)?;
         let rest = if page.last { Vec::new() } else { segments::of_rest(&objects) };
         let Some(token) = listing.add(objects, &page)? else { return Ok(vec![listing.collected]) };
-        if let Some(mut found) = self.list_segments(&rest).await {
-            found.push(listing.collected);
-            return Ok(found);
+        if let Some(found) = self.list_segments(&rest).await {
+            return Ok(vec![found, listing.collected]);
         }
         let listing = self.list_rest(keys::BLOBS, listing, Some(token)).await?;
         if listing.known.is_some() {
@@ -115,64 +116,69 @@ impl Bucket {
 
     /// Lists these segments of the blobs concurrently. Returns `None` if there are fewer than two, or if the store does not
     /// list in order, does not support `start-after`, or fails: then the pages have to be requested one after another.
-    async fn list_segments<C: Collect + Default>(&self, segments: &[Segment]) -> Option<Vec<C>> {
+    async fn list_segments<C: Collect + Default + Send>(&self, segments: &[Segment]) -> Option<C> {
         if segments.len() < 2 || self.shared.lists_in_sequence.load(Ordering::Relaxed) {
             return None;
         }
-        let count = AtomicUsize::new(0);
-        let found = try_join_all(segments.iter().map(|segment| self.list_segment::<C>(segment, &count))).await;
-        let found = found.ok().filter(|found| {
+        // One collection for all of them takes less memory than several that are merged.
+        let listed = Mutex::new((C::default(), 0));
+        let edges = try_join_all(segments.iter().map(|segment| self.list_segment(segment, &listed))).await;
+        let is_complete = edges.is_ok_and(|edges| {
             // A store that starts elsewhere would leave a gap or an empty segment, and names are spread too evenly for that.
-            found.windows(2).all(|pair| {
+            edges.windows(2).all(|pair| {
                 let (segment, next) = (&pair[0], &pair[1]);
                 segment.end.is_some() && segment.end != segment.first && segment.end == next.first
             })
         });
-        if found.is_none() {
+        if !is_complete {
             tracing::debug!("pages of the listing are requested one after another");
             self.shared.lists_in_sequence.store(true, Ordering::Relaxed);
+            return None;
         }
-        Some(found?.into_iter().map(|listed| listed.collected).collect())
+        let (collected, _) = listed.into_inner().unwrap_or_else(PoisonError::into_inner);
+        Some(collected)
     }
 
-    /// Lists a segment. `count` is the number of keys in all segments. No request is retried.
+    /// Lists a segment, and adds it to what all segments have `listed`: their objects and the number of these. No request
+    /// is retried.
     ///
     /// # Errors
     /// If a request fails, or the response is not what was requested.
-    async fn list_segment<C: Collect + Default>(
-        &self,
-        segment: &Segment,
-        count: &AtomicUsize,
-    ) -> Result<ListedSegment<C>, Failure> {
+    async fn list_segment<C: Collect>(&self, segment: &Segment, listed: &Mutex<(C, usize)>) -> Result<Edges, Failure> {
         let unexpected = || Failure::new(Cause::NotS3, "its listing does not start after the requested key");
-        let mut listed = ListedSegment { collected: C::default(), first: None, end: None };
+        let mut edges = Edges::default();
         let mut after = segment.after.clone();
         loop {
-            // No tokens: some versions of MinIO skip a key with those that follow `start-after`.
             self.shared.count_request();
+            // No tokens: some versions of MinIO skip a key with those that follow `start-after`.
             let page = self.request_page(keys::BLOBS, Start::After(&after), PAGE).await?;
+            // Parsed pages take several times their size, so there is only one at a time.
+            let mut listed = listed.lock().unwrap_or_else(PoisonError::into_inner);
+            let (collected, count) = &mut *listed;
+            let page = page.parse()?;
             let objects = self.objects(keys::BLOBS, &page)?;
             let is_in_order = objects.is_sorted_by(|a, b| a.key < b.key);
             if !is_in_order || objects.first().is_some_and(|first| *first.key <= *after) {
                 return Err(unexpected());
             }
-            listed.first = listed.first.or_else(|| objects.first().map(|object| object.key.clone()));
+            edges.first = edges.first.or_else(|| objects.first().map(|object| object.key.clone()));
             let is_last = page.last || page.next.is_none();
             match objects.last() {
                 Some(last) => after.clone_from(&last.key),
-                None if is_last => return Ok(listed),
+                None if is_last => return Ok(edges),
                 None => return Err(unexpected()),
             }
             for object in objects {
                 if segment.is_past(&object.key) {
-                    listed.end = Some(object.key);
-                    return Ok(listed);
+                    edges.end = Some(object.key);
+                    return Ok(edges);
                 }
-                check_count(count.fetch_add(1, Ordering::Relaxed) + 1, MAX_BLOBS)?;
-                listed.collected.add(object);
+                *count += 1;
+                collected.add(object);
             }
+            check_count(*count, MAX_BLOBS)?;
             if is_last {
-                return Ok(listed);
+                return Ok(edges);
             }
         }
     }
@@ -201,10 +207,10 @@ impl Bucket {
     }
 
     async fn page(&self, prefix: &str, start: Start<'_>, max: u32) -> Result<Page, Failure> {
-        self.retried(Op::List, || self.request_page(prefix, start, max)).await
+        self.retried(Op::List, || async { self.request_page(prefix, start, max).await?.parse() }).await
     }
 
-    async fn request_page(&self, prefix: &str, start: Start<'_>, max: u32) -> Result<Page, Failure> {
+    async fn request_page(&self, prefix: &str, start: Start<'_>, max: u32) -> Result<RawPage, Failure> {
         let mut request = Request::new(Op::List, "").query("list-type", "2").query("max-keys", max.to_string());
         request = request.query("prefix", self.key(prefix));
         request = match start {
@@ -213,7 +219,7 @@ impl Bucket {
             Start::Token(token) => request.query("continuation-token", token),
         };
         let (body, description) = self.wire.send_for_xml(&request).await?;
-        answer::page(&body).map_err(|why| body_failure(why, &body, &description, 400))
+        Ok(RawPage { body, description })
     }
 
     fn objects(&self, prefix: &str, page: &Page) -> Result<Vec<Object>, Failure> {
@@ -242,9 +248,21 @@ impl Bucket {
     }
 }
 
-/// A segment of a listing.
-struct ListedSegment<C> {
-    collected: C,
+/// A page of a listing, as the store sent it.
+struct RawPage {
+    body: Bytes,
+    description: String,
+}
+
+impl RawPage {
+    fn parse(self) -> Result<Page, Failure> {
+        answer::page(&self.body).map_err(|why| body_failure(why, &self.body, &self.description, 400))
+    }
+}
+
+/// Where a segment of a listing starts and ends.
+#[derive(Debug, Default)]
+struct Edges {
     /// The first key after the start of the segment.
     first: Option<String>,
     /// The first key after its end.

@@ -623,7 +623,7 @@ proptest! {
         let left = planned.size - planned.freed;
         match (budget, gone.last()) {
             (Some(budget), Some(last)) => {
-                let is_last = |action: &&super::Action| matches!(&action.target, Target::Revision(one) if one == *last);
+                let is_last = |action: &&super::actions::Action| matches!(&action.target, Target::Revision(one) if one == *last);
                 let bytes = planned.actions.iter().find(is_last).unwrap().bytes;
                 prop_assert!(left + bytes > budget);
             }
@@ -781,7 +781,7 @@ proptest! {
         }
         if commits.is_none() {
             prop_assert_eq!(gone_blobs.len(), a.blobs.len());
-            let is_folder = |action: &super::Action| matches!(action.target, Target::Folder { .. });
+            let is_folder = |action: &super::actions::Action| matches!(action.target, Target::Folder { .. });
             prop_assert!(planned.actions.iter().any(is_folder));
         }
     }
