@@ -156,6 +156,16 @@ impl Error {
         Self::new(Cause::Interrupted, "interrupted").hint("run the same command again: finished work is kept")
     }
 
+    /// Returns what failed and why, on one line and without the hint, as part of a note.
+    pub fn brief(&self) -> String {
+        // Names in a message may come from anywhere. Only a hint, which is our own text, may have line breaks.
+        let what = escape(&self.what, Keep::Nothing);
+        match &self.why {
+            Some(why) => format!("{what}: {}", escape(why, Keep::Nothing)),
+            None => what.into_owned(),
+        }
+    }
+
     /// Creates an error from an I/O error on a path.
     pub fn io(what: &str, path: &Path, source: &io::Error) -> Self {
         // An earlier step has failed, and its error says what to do.
@@ -220,11 +230,7 @@ pub fn shown(path: &Path) -> String {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Names in a message may come from anywhere. Only a hint, which is our own text, may have line breaks.
-        f.write_str(&escape(&self.what, Keep::Nothing))?;
-        if let Some(why) = &self.why {
-            write!(f, ": {}", escape(why, Keep::Nothing))?;
-        }
+        f.write_str(&self.brief())?;
         if let Some(hint) = &self.hint {
             write!(f, "\n  {}", escape(hint, Keep::Lines))?;
         }

@@ -162,6 +162,11 @@ pub(super) async fn reason(error: &CredentialsError) -> (String, String) {
         let why = format!("cannot read {} (AWS_WEB_IDENTITY_TOKEN_FILE): {why}", printable(&file, 200));
         return (why, "correct the variable, or mount the token there".into());
     }
+    if let Some(name) = &profile
+        && has_profile(name).await == Some(false)
+    {
+        return explain_chosen_profile(name, Some(false), None);
+    }
     if matches!(error, CredentialsError::CredentialsNotLoaded(_)) {
         let reason = profile_reason(&all).filter(|why| !is_benign(why));
         return match (profile, reason) {
@@ -187,7 +192,7 @@ pub(super) async fn reason(error: &CredentialsError) -> (String, String) {
     } else if lower.contains("assume") || lower.contains("sts") {
         "check the role, and who may assume it"
     } else {
-        "see what `aws sts get-caller-identity` reports"
+        return (best_reason(&words), format!("{EXPORT_HINT}, or see what `aws sts get-caller-identity` reports"));
     };
     (best_reason(&words), hint.into())
 }

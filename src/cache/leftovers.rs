@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
+use super::inventory::on_disk;
 use super::layout::Layout;
 use super::{inside, staging};
 
@@ -16,6 +17,18 @@ const OLD_MARK: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// How long a remembered manifest stays after its last use.
 const UNUSED_MANIFEST: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// Returns the bytes on disk of each blob that this tool has begun to pull.
+pub fn partial_downloads(layout: &Layout) -> Vec<u64> {
+    let entries = fs::read_dir(layout.partials()).into_iter().flatten().flatten();
+    // The others are their journals.
+    let partials = entries.filter(|entry| entry.path().extension().is_none());
+    partials
+        .filter_map(|entry| entry.metadata().ok())
+        .filter(|meta| meta.is_file())
+        .map(|meta| on_disk(&meta))
+        .collect()
+}
 
 /// Removes leftovers of killed runs that cannot be resumed: staging folders and small partial files. Partial files of
 /// large blobs stay for their next pull. Also removes remembered manifests that have not been used for long, and old marks

@@ -211,7 +211,7 @@ impl Filtered {
         let mut notes = Vec::new();
         if self.left_out > 0 {
             let files = if self.left_out == 1 { "1 file".into() } else { format!("{} files", self.left_out) };
-            notes.push(format!("{files} left out by --include and --exclude"));
+            notes.push(format!("{files} not selected"));
         }
         let unmatched = filter.unmatched_includes(self.paths.iter());
         notes.extend(unmatched.map(|pattern| format!("no file matches --include '{}'", printable(pattern, 100))));

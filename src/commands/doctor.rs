@@ -7,7 +7,7 @@ use crate::bucket::client::Bucket;
 use crate::bucket::keys;
 use crate::cache::inventory::{Inventory, Problem, ProblemKind};
 use crate::cache::layout::Layout;
-use crate::cache::lock;
+use crate::cache::lock::{self, Lock};
 use crate::cache::scan;
 use crate::cache::snapshot::LinkKind;
 use crate::cache::{repair, space};
@@ -316,9 +316,11 @@ fn links(layout: &Layout, no_links: bool) -> Check {
         Ok(LinkKind::Real) => Check::new("Links", Status::Note, "no links: snapshots get real files"),
         Err(error) => {
             // A push works from a read-only cache.
-            let writable = lock::try_tool_lock(layout, lock::Mode::Shared).is_ok();
-            let detail =
-                if writable { "could not be tested" } else { "the cache is read-only: push works, pull does not" };
+            let lock = lock::try_tool_lock(layout, lock::Mode::Shared);
+            let detail = match lock {
+                Ok(lock) if lock.as_ref().is_none_or(Lock::is_real) => "could not be tested",
+                _ => "this user cannot write to the cache: push works, but pull, prune and rm do not",
+            };
             Check { hint: error.why, ..Check::new("Links", Status::Note, detail) }
         }
     }

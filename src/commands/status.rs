@@ -6,8 +6,7 @@ use std::time::SystemTime;
 use serde::Serialize;
 
 use crate::cache::inventory::Problem;
-use crate::cache::scan;
-use crate::cache::{space, usage};
+use crate::cache::{leftovers, scan, space, usage};
 use crate::engine::Session;
 use crate::error::Result;
 use crate::model::amount::Amount;
@@ -72,6 +71,7 @@ pub async fn execute(session: &Session, _: &Args) -> Result<Report> {
     let repos = &inventory.repos;
     let mut in_flight = Amount::default();
     repos.iter().flat_map(|repo| &repo.in_flight).for_each(|temporary| in_flight.add(temporary.size));
+    leftovers::partial_downloads(&inventory.layout).into_iter().for_each(|bytes| in_flight.add(bytes));
     let config = &session.config;
     Ok(Report {
         cache_dir: config.cache.root.clone(),

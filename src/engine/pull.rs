@@ -138,7 +138,7 @@ impl<'a> Pull<'a> {
     /// # Errors
     /// If there is not enough disk space, or the cache cannot be written to at all.
     pub async fn carry_out(self, work: &mut [Work]) -> Result<Vec<Outcome>> {
-        let layout = self.session.layout();
+        let (layout, verify) = (self.session.layout(), self.options.verify);
         let mut outcomes = self.carry_out_plans(work).await?;
         for (work, outcome) in work.iter().zip(&mut outcomes) {
             let (layout, repo) = (layout.clone(), work.plan.manifest.repo().clone());
@@ -146,6 +146,9 @@ impl<'a> Pull<'a> {
                 Error::failed(format!("cannot pull '{path}' of {repo}"))
                     .because("this system cannot store a file of that name")
             }));
+            if verify && outcome.failures.is_empty() {
+                outcome.notes.extend(work.plan.replaced_note());
+            }
             outcome.notes.extend(blocking(move || repair_refs(&layout, &repo)).await);
         }
         Ok(outcomes)

@@ -88,6 +88,23 @@ impl Plan {
         self.fetch.is_empty() && self.link.is_empty() && !self.write_tree && self.write_ref.is_none()
     }
 
+    /// Returns a note on the files whose local bytes are wrong and are replaced; `None` if there are none.
+    pub fn replaced_note(&self) -> Option<String> {
+        let wrong: Vec<&RepoPath> = self
+            .fetch
+            .iter()
+            .filter(|fetch| matches!(fetch.reason, FetchReason::WrongSize | FetchReason::Corrupt))
+            .map(|fetch| &fetch.path)
+            .collect();
+        match wrong.as_slice() {
+            [] => None,
+            [one] => Some(format!("{one} was corrupt here and has been replaced")),
+            [first, ..] => {
+                Some(format!("{} files were corrupt here and have been replaced, {first} among them", wrong.len()))
+            }
+        }
+    }
+
     /// Returns the blobs that have to be downloaded.
     pub fn downloads(&self) -> impl Iterator<Item = &FetchAction> {
         self.fetch.iter().filter(|fetch| fetch.donor.is_none())

@@ -42,7 +42,10 @@ impl GivenOptions {
             let command = behind.split('`').next().unwrap_or_default();
             let words: Vec<&str> = command.split([' ', '=']).collect();
             if !WITHOUT_SETTINGS.contains(&words[0]) {
-                let options = self.0.iter().filter(|(flag, _)| !words.contains(&flag.as_str()));
+                // This machine's cache is not that of another one.
+                let is_elsewhere = behind[command.len()..].starts_with("` on a machine that");
+                let is_left_out = |flag: &str| words.contains(&flag) || (is_elsewhere && flag == "--cache-dir");
+                let options = self.0.iter().filter(|(flag, _)| !is_left_out(flag));
                 options.for_each(|(_, option)| out += &format!("{option} "));
             }
             rest = behind;
@@ -80,6 +83,10 @@ mod tests {
             (
                 "`hf-cache-sync push` or `hf-cache-sync diff`",
                 format!("`hf-cache-sync {added} push` or `hf-cache-sync {added} diff`"),
+            ),
+            (
+                "run `hf-cache-sync push` on a machine that has it",
+                format!("run `hf-cache-sync {added} push` on a machine that has it"),
             ),
             (
                 "see `hf-cache-sync init` and hf-cache-sync push",

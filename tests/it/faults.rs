@@ -211,7 +211,9 @@ fn an_existing_blob_is_checked_by_size_or_with_verify() {
         !store.server.take_seen().iter().any(|seen| seen.key.starts_with("blobs/")),
         "only the size is checked without --verify"
     );
-    machine.ok(&["pull", "org/name", "--verify"]);
+    let output = machine.run(&["pull", "org/name", "--verify"]);
+    assert_eq!(output.code, 0, "{output:#?}");
+    assert!(output.stderr.contains("note: config.json was corrupt here and has been replaced"), "{output:#?}");
     revision.assert_pulled(&machine.hub());
 }
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{Notify, RwLock};
 
 use super::activity::{Activity, Origin};
-use super::revisions::{Place, Revision, Revisions};
+use super::revisions::{MISSING_HINT, Place, Revision, Revisions};
 use crate::bucket::client::Bucket;
 use crate::cache::layout::Layout;
 use crate::cache::{gated, place, read, shared, snapshot};
@@ -417,6 +417,6 @@ impl Puller {
         }
         Err(Error::new(Cause::NoSuchKey, format!("{}/{path} is not in the bucket", revision.repo()))
             .because("the commit has it, but it was never pushed to the bucket")
-            .hint("push it from a machine that has it, or run the server with --fallback hf-hub"))
+            .hint(MISSING_HINT))
     }
 }

@@ -45,6 +45,8 @@ const LOST: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_secs(2);
 /// Maximum number of lookups that are remembered.
 const MAX_REMEMBERED: usize = 512;
+/// What the user of a client can do if the bucket lacks something.
+pub(super) const MISSING_HINT: &str = "push it from a machine that has it, or run the server with --fallback hf-hub";
 
 /// Where a revision was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -245,7 +247,7 @@ impl Revisions {
             Ok(found) => self.keep_if_unchanged(before, found),
             Err(error) => match before.filter(|_| error.cause.may_pass()) {
                 Some(before) => {
-                    let note = format!("{query}@{revision} is served from an earlier lookup: {error}");
+                    let note = format!("{query}@{revision} is served from an earlier lookup: {}", error.brief());
                     self.activity.event(Event::Note(note));
                     return (Ok(before), self.refresh.clamp(RETRY, LOST));
                 }
@@ -296,6 +298,8 @@ impl Revisions {
         let failure = match &self.bucket {
             Some(bucket) => match self.ask_bucket(lookup::find(bucket, query, Some(revision))).await {
                 Ok(found) => return Ok(Revision::new(found, Place::Bucket)),
+                // The other hint is for a command line.
+                Err(failure) if failure.cause == Cause::NoSuchRevision => failure.hint(MISSING_HINT),
                 Err(failure) => failure,
             },
             None => Error::not_found(format!("{query} is not in the cache")),
@@ -339,10 +343,10 @@ impl Revisions {
         let was_lost = std::mem::replace(&mut *self.lost(), lost);
         match (failure, was_lost) {
             (Some(failure), None) => {
-                let note = format!("the bucket cannot be reached; serving from the cache: {failure}");
+                let note = format!("the bucket cannot be read; serving from the cache: {}", failure.brief());
                 self.activity.event(Event::Note(note));
             }
-            (None, Some(_)) => self.activity.event(Event::Note("the bucket can be reached again".into())),
+            (None, Some(_)) => self.activity.event(Event::Note("the bucket can be read again".into())),
             _ => {}
         }
         found

@@ -104,7 +104,7 @@ async fn publish(session: &Session, puller: &Arc<Puller>) {
             let pushed = push_revision(session, puller, &repo, &commit).await;
             let is_retried = pushed.as_ref().is_err_and(|error| error.cause.may_pass());
             if let Err(error) = pushed {
-                let note = format!("{repo}@{} was not published: {error}", commit.short());
+                let note = format!("{repo}@{} was not published: {}", commit.short(), error.brief());
                 session.progress.event(Event::Note(note));
             }
             // Removed only now, so that a push interrupted by the shutdown is repeated by [`publish_rest`].

@@ -121,7 +121,8 @@ fn lock_watch(session: &Session) -> Result<Option<Lock>> {
         Ok(None) => Err(Error::failed(format!("another `watch` is already running on {}", layout.root().display()))
             .hint("one per cache is enough; stop it before starting another")),
         Err(error) => {
-            session.progress.event(Event::Note(format!("a second watch of this cache would go unnoticed: {error}")));
+            let note = format!("a second watch of this cache would go unnoticed: {}", error.brief());
+            session.progress.event(Event::Note(note));
             Ok(None)
         }
     }

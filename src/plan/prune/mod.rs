@@ -270,7 +270,7 @@ impl<'a> Planner<'a> {
             let path = leftover.path.clone();
             match self.is_old(leftover.modified, self.options.temporary_grace) {
                 true => self.plan.add_action(Target::Leftover { path }, Reason::Abandoned, leftover.bytes),
-                false => self.plan.add_skip(SkipReason::Young, None, Some(path), leftover.bytes),
+                false => self.plan.add_skip(SkipReason::InFlight, None, Some(path), leftover.bytes),
             }
         }
         let facts = self.facts;

@@ -301,7 +301,7 @@ fn leftovers_are_deleted_by_age_even_within_the_budget() {
     Abandoned: file old.incomplete, frees 7
     Unused: blob org/b 0006, frees 60
     Unused: file /hub/blobs/unused, frees 9
-    kept  young: Young, 5 bytes
+    kept  young: InFlight, 5 bytes
     kept org/a young.incomplete: InFlight, 7 bytes
     kept org/a timeless.incomplete: InFlight, 7 bytes
     kept org/a held.incomplete: Held, 7 bytes

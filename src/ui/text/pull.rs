@@ -69,11 +69,11 @@ fn summary_of_several(report: &pulled::Report) -> String {
     out
 }
 
-/// "; 3 files left out", if there are any
+/// "; 3 files not selected", if there are any
 fn left_out(files: Option<usize>) -> String {
     match files {
         None | Some(0) => String::new(),
-        Some(files) => format!("; {} left out by --include and --exclude", plural(files as u64, "file")),
+        Some(files) => format!("; {} not selected", plural(files as u64, "file")),
     }
 }
 
@@ -90,7 +90,11 @@ impl RevisionReport {
         }
         if self.files_not_in_bucket > 0 {
             let missing = plural(self.files_not_in_bucket as u64, "file");
-            let _ = writeln!(out, "note: the bucket lacks {missing} of this revision (never pushed)");
+            let _ = writeln!(
+                out,
+                "note: the bucket lacks {missing} of this revision (never pushed): push from a machine that has all, or use \
+                 --fallback hf-hub"
+            );
         }
         let total = match (self.dry_run, self.source, self.failures.is_empty()) {
             (true, ..) => format!("Would download {} of {name}{}.", blobs(&self.downloaded), reused(self)),
