@@ -213,7 +213,10 @@ fn an_existing_blob_is_checked_by_size_or_with_verify() {
     );
     let output = machine.run(&["pull", "org/name", "--verify"]);
     assert_eq!(output.code, 0, "{output:#?}");
-    assert!(output.stderr.contains("note: 2 files were corrupt here and have been replaced, config.json among them"), "{output:#?}");
+    assert!(
+        output.stderr.contains("note: 2 files were corrupt here and have been replaced, config.json among them"),
+        "{output:#?}"
+    );
     revision.assert_pulled(&machine.hub());
 }
 
