@@ -25,6 +25,8 @@ const FAST: f64 = 100e6;
 /// A request that moves fewer bytes per second than this waits for the store. Since each takes so long, there are few
 /// measurements, and growth takes larger steps.
 const SLOW: f64 = 20e6;
+/// Bytes per second that a connection to a far store is expected to move at least.
+const USUAL: u64 = 5_000_000;
 const STEP: usize = 2;
 const LARGE_STEP: usize = 4;
 /// The minimum time over which throughput is measured.
@@ -102,7 +104,12 @@ impl Limits {
             return Limits { objects: one.clone(), parts: one, rate };
         }
         let far = round_trip.is_some_and(|time| time > FAR);
-        let (objects, parts) = if far { (UNITS, 64) } else { (16, 4) };
+        let (objects, parts) = match caps.rate {
+            // A few connections may reach the limit. What others receive ahead of it waits in their sockets.
+            Some(rate) => (16, (rate.get() / USUAL).clamp(LEAST as u64, if far { 64 } else { 4 }) as usize),
+            None if far => (UNITS, 64),
+            None => (16, 4),
+        };
         let together = most.map(|most| Arc::new(Semaphore::new(most)));
         let room = Arc::new(Semaphore::new(UNITS));
         let limiter = |start: usize, usual: usize| {
@@ -274,7 +281,7 @@ impl Control {
         let each = score / before as f64;
         // More requests would only share the limit on bytes.
         let moved = self.window_bytes as f64 / spent.as_secs_f64();
-        let is_limited = self.rate.is_some_and(|rate| moved > rate * 0.8);
+        let is_limited = self.rate.is_some_and(|rate| moved > rate * 0.9);
         if is_limited {
             // Stay: fewer might not reach it.
         } else if score > self.best * 1.1 && each < FAST {
@@ -335,6 +342,10 @@ mod tests {
         let far = Limits::new(Caps::default(), Some(Duration::from_millis(30)));
         let close = Limits::new(Caps::default(), Some(Duration::from_millis(1)));
         assert!(far.parts.lock().limit > close.parts.lock().limit);
+        // A limit on bytes needs few connections, unless they turn out to be slow.
+        let limited = |rate| Limits::new(Caps { rate: NonZeroU64::new(rate), ..Caps::default() }, Some(2 * FAR));
+        let parts = [1_000_000, 20_000_000, 10_000_000_000].map(|rate| limited(rate).parts.limit());
+        assert_eq!(parts, [2, 4, 64]);
     }
 
     /// A near store that gives 5 MB/s to a connection: parts of 8 MiB take long, so there are few measurements.

@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 
 use super::hashing::OrderedHash;
 use super::limit::Limits;
+use crate::task::pass_on;
 
 /// The parts of a blob that are still to be moved, and those in flight. Dropping it aborts them.
 pub(super) struct Parts<'a, S, T> {
@@ -69,7 +70,7 @@ where
                 () = self.hash.advanced(), if next.is_some() && is_behind => {}
                 Some(ended) = self.running.join_next() => match ended {
                     Ok(result) => return Some(result),
-                    Err(failed) => std::panic::resume_unwind(failed.into_panic()),
+                    Err(ended) => match pass_on(ended).await {},
                 },
             }
         }

@@ -4,6 +4,7 @@ use std::future::Future;
 
 use tokio::task::JoinSet;
 
+use crate::task::pass_on;
 use crate::transfer::limit::Limits;
 
 /// The minimum number of large blobs in progress; each of them uses many requests.
@@ -76,10 +77,7 @@ pub async fn run<T, R, F>(
                 large_running.requests -= requests;
                 done(result);
             }
-            Some(Err(failed)) => match failed.try_into_panic() {
-                Ok(panic) => std::panic::resume_unwind(panic),
-                Err(_) => return,
-            },
+            Some(Err(ended)) => match pass_on(ended).await {},
         }
     }
 }

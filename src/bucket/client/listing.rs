@@ -123,13 +123,8 @@ impl Bucket {
         // One collection for all of them takes less memory than several that are merged.
         let listed = Mutex::new((C::default(), 0));
         let edges = try_join_all(segments.iter().map(|segment| self.list_segment(segment, &listed))).await;
-        let is_complete = edges.is_ok_and(|edges| {
-            // A store that starts elsewhere would leave a gap or an empty segment, and names are spread too evenly for that.
-            edges.windows(2).all(|pair| {
-                let (segment, next) = (&pair[0], &pair[1]);
-                segment.end.is_some() && segment.end != segment.first && segment.end == next.first
-            })
-        });
+        // A store that starts elsewhere leaves a gap.
+        let is_complete = edges.is_ok_and(|edges| edges.windows(2).all(|pair| pair[0].end == pair[1].first));
         if !is_complete {
             tracing::debug!("pages of the listing are requested one after another");
             self.shared.lists_in_sequence.store(true, Ordering::Relaxed);
@@ -148,7 +143,7 @@ impl Bucket {
         let unexpected = || Failure::new(Cause::NotS3, "its listing does not start after the requested key");
         let mut edges = Edges::default();
         let mut after = segment.after.clone();
-        loop {
+        for pages in 0.. {
             self.shared.count_request();
             // No tokens: some versions of MinIO skip a key with those that follow `start-after`.
             let page = self.request_page(keys::BLOBS, Start::After(&after), PAGE).await?;
@@ -161,26 +156,33 @@ impl Bucket {
             if !is_in_order || objects.first().is_some_and(|first| *first.key <= *after) {
                 return Err(unexpected());
             }
+            let is_sparse = pages > MAX_SPARSE_PAGES && objects.len() < MIN_KEYS_PER_PAGE;
+            if is_sparse {
+                return Err(unexpected());
+            }
             edges.first = edges.first.or_else(|| objects.first().map(|object| object.key.clone()));
             let is_last = page.last || page.next.is_none();
             match objects.last() {
                 Some(last) => after.clone_from(&last.key),
-                None if is_last => return Ok(edges),
+                None if is_last => break,
                 None => return Err(unexpected()),
             }
             for object in objects {
                 if segment.is_past(&object.key) {
                     edges.end = Some(object.key);
-                    return Ok(edges);
+                    // Names are spread too evenly for an empty segment: the store starts elsewhere.
+                    return if edges.end == edges.first { Err(unexpected()) } else { Ok(edges) };
                 }
                 *count += 1;
                 collected.add(object);
             }
             check_count(*count, MAX_BLOBS)?;
             if is_last {
-                return Ok(edges);
+                break;
             }
         }
+        // Only the last segment ends with the listing.
+        if segment.is_last() { Ok(edges) } else { Err(unexpected()) }
     }
 
     /// Like [`Bucket::list`], with the error for users.

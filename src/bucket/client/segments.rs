@@ -26,6 +26,11 @@ pub(super) struct Segment {
 }
 
 impl Segment {
+    /// Whether no other segment follows.
+    pub(super) fn is_last(&self) -> bool {
+        self.until.is_none()
+    }
+
     /// Whether a key belongs to a later segment.
     pub(super) fn is_past(&self, key: &str) -> bool {
         self.until.as_deref().is_some_and(|until| key > until)
