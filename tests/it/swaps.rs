@@ -63,14 +63,23 @@ fn imitate(from: &Path, to: &Path) {
 /// Atomically swaps a folder of the cache for a link to the same folder outside. Returns a closure that swaps it back; if
 /// the link has been deleted, it deletes the folder, too.
 pub fn swap(hub: &Path, outside: &Path, folder: &str) -> impl FnOnce() + use<> {
+    swap_if_there(hub, outside, folder).expect("the folder exists")
+}
+
+/// Like [`swap`], for a folder that a running command may delete at any moment; `None` if it has.
+fn swap_if_there(hub: &Path, outside: &Path, folder: &str) -> Option<impl FnOnce() + use<>> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
     let (at, aside) = (hub.join(folder), hub.join("aside"));
     symlink(outside.join(folder), &aside).unwrap();
-    renameat_with(CWD, &at, CWD, &aside, RenameFlags::EXCHANGE).unwrap();
-    move || match renameat_with(CWD, &at, CWD, &aside, RenameFlags::EXCHANGE) {
+    if let Err(error) = renameat_with(CWD, &at, CWD, &aside, RenameFlags::EXCHANGE) {
+        assert_eq!(error, rustix::io::Errno::NOENT, "{}", at.display());
+        fs::remove_file(aside).unwrap();
+        return None;
+    }
+    Some(move || match renameat_with(CWD, &at, CWD, &aside, RenameFlags::EXCHANGE) {
         Err(rustix::io::Errno::NOENT) => fs::remove_dir_all(aside).unwrap(),
         swapped => swapped.map(|()| fs::remove_file(aside).unwrap()).unwrap(),
-    }
+    })
 }
 
 /// Two revisions with three small blobs each.
@@ -330,8 +339,9 @@ fn folders_swapped_at_random_moments_are_not_written_through() {
                 while !is_done.load(Ordering::SeqCst) {
                     let folder = &folders[random.usize(..folders.len())];
                     let swapped = is_swapped.lock().unwrap();
-                    if hub.join(folder).is_dir() {
-                        let swap_back = swap(&hub, &path, folder);
+                    if hub.join(folder).is_dir()
+                        && let Some(swap_back) = swap_if_there(&hub, &path, folder)
+                    {
                         pause(3000);
                         swap_back();
                     }
