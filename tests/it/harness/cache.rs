@@ -247,25 +247,27 @@ impl Revision {
         let (dir, locks) = (self.dir(hub), hub.join(".locks").join(self.folder()));
         for file in self.present() {
             let (blob, link) = (dir.join("blobs").join(file.etag()), self.snapshot(hub).join(&file.path));
-            fs::create_dir_all(blob.parent().unwrap()).unwrap();
-            fs::create_dir_all(link.parent().unwrap()).unwrap();
+            in_folder(blob.parent().unwrap(), || Ok(())).unwrap();
+            in_folder(link.parent().unwrap(), || Ok(())).unwrap();
             for name in &self.refs {
                 let path = dir.join("refs").join(name);
                 if fs::read_to_string(&path).ok().as_ref() != Some(&self.commit) {
-                    fs::create_dir_all(path.parent().unwrap()).unwrap();
                     let unfinished =
                         path.with_file_name(format!("{}.0123abcd.tmp", path.file_name().unwrap().display()));
-                    fs::write(&unfinished, &self.commit).unwrap();
-                    fs::rename(unfinished, path).unwrap();
+                    let write = || fs::write(&unfinished, &self.commit).and_then(|()| fs::rename(&unfinished, &path));
+                    in_folder(path.parent().unwrap(), write).unwrap();
                 }
             }
             pause();
             if link.exists() {
                 continue;
             }
-            fs::create_dir_all(&locks).unwrap();
-            let lock = fs::File::create(locks.join(format!("{}.lock", file.etag()))).unwrap();
+            // Between two files, no lock is held. As long as all files so far are links to old blobs, a prune may take the
+            // repo for one that has not been used for long, and delete its folders.
+            let lock = locks.join(format!("{}.lock", file.etag()));
+            let lock = in_folder(&locks, || fs::File::create(&lock)).unwrap();
             lock.lock().unwrap();
+            in_folder(blob.parent().unwrap(), || Ok(())).unwrap();
             if !blob.exists() {
                 let unfinished = blob.with_file_name(format!("{}.0123abcd.incomplete", file.etag()));
                 let mut out = fs::File::create(&unfinished).unwrap();
@@ -278,8 +280,9 @@ impl Revision {
                 pause();
             }
             let up = "../".repeat(file.path.matches('/').count() + 2);
+            let linked =
+                in_folder(link.parent().unwrap(), || super::link(&format!("{up}blobs/{}", file.etag()), &link));
             // Another program may have linked it in the meantime.
-            let linked = super::link(&format!("{up}blobs/{}", file.etag()), &link);
             assert!(linked.is_ok() || link.exists(), "{}: {linked:?}", link.display());
         }
     }
@@ -411,4 +414,15 @@ pub fn indented(value: &Value, indent: &[u8]) -> Vec<u8> {
         false => c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")).collect(),
     };
     text.chars().map(escaped).collect::<String>().into_bytes()
+}
+
+/// Creates something in a folder, which another process may delete at any moment.
+fn in_folder<T>(folder: &Path, create: impl Fn() -> std::io::Result<T>) -> std::io::Result<T> {
+    for _ in 0..100 {
+        match fs::create_dir_all(folder).and_then(|()| create()) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            created => return created,
+        }
+    }
+    create()
 }
