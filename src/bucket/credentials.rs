@@ -165,12 +165,16 @@ pub(super) async fn reason(error: &CredentialsError) -> (String, String) {
     if let Some(name) = &profile
         && has_profile(name).await == Some(false)
     {
-        return explain_chosen_profile(name, Some(false), None);
+        let name = printable(name, 60);
+        return (
+            format!("there is no AWS profile '{name}' (AWS_PROFILE)"),
+            format!("correct AWS_PROFILE, create the profile with `aws configure --profile {name}`, or {EXPORT_HINT}"),
+        );
     }
     if matches!(error, CredentialsError::CredentialsNotLoaded(_)) {
         let reason = profile_reason(&all).filter(|why| !is_benign(why));
         return match (profile, reason) {
-            (Some(name), reason) => explain_chosen_profile(&name, has_profile(&name).await, reason),
+            (Some(name), reason) => explain_chosen_profile(&name, reason),
             (None, Some(why)) => (
                 format!("the AWS profile 'default' provides none: {}", printable(why, 200)),
                 format!("correct it with `aws configure`, or {EXPORT_HINT}"),
@@ -197,15 +201,9 @@ pub(super) async fn reason(error: &CredentialsError) -> (String, String) {
     (best_reason(&words), hint.into())
 }
 
-/// Explains why the profile chosen with AWS_PROFILE provides no keys. `has_profile` is `None` if the files cannot be read.
-fn explain_chosen_profile(name: &str, has_profile: Option<bool>, reason: Option<&str>) -> (String, String) {
+/// Explains why the profile chosen with AWS_PROFILE provides no keys.
+fn explain_chosen_profile(name: &str, reason: Option<&str>) -> (String, String) {
     let name = printable(name, 60);
-    if has_profile == Some(false) {
-        return (
-            format!("there is no AWS profile '{name}' (AWS_PROFILE)"),
-            format!("correct AWS_PROFILE, create the profile with `aws configure --profile {name}`, or {EXPORT_HINT}"),
-        );
-    }
     let why = reason.map_or_else(|| "it has no keys and no way to get them".into(), |why| printable(why, 200));
     (
         format!("the AWS profile '{name}' (AWS_PROFILE) provides none: {why}"),

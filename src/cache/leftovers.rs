@@ -18,11 +18,17 @@ const OLD_MARK: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How long a remembered manifest stays after its last use.
 const UNUSED_MANIFEST: Duration = Duration::from_secs(30 * 24 * 3600);
 
+/// Returns the entries of a folder of the tool's own state, as far as they can be read.
+fn entries(folder: PathBuf) -> impl Iterator<Item = fs::DirEntry> {
+    // The files behind a link are not ours.
+    let is_ours = fs::symlink_metadata(&folder).is_ok_and(|meta| meta.is_dir());
+    is_ours.then(|| fs::read_dir(folder)).into_iter().flatten().flatten().filter_map(io::Result::ok)
+}
+
 /// Returns the bytes on disk of each blob that this tool has begun to pull.
 pub fn partial_downloads(layout: &Layout) -> Vec<u64> {
-    let entries = fs::read_dir(layout.partials()).into_iter().flatten().flatten();
     // The others are their journals.
-    let partials = entries.filter(|entry| entry.path().extension().is_none());
+    let partials = entries(layout.partials()).filter(|entry| entry.path().extension().is_none());
     partials
         .filter_map(|entry| entry.metadata().ok())
         .filter(|meta| meta.is_file())
@@ -34,11 +40,6 @@ pub fn partial_downloads(layout: &Layout) -> Vec<u64> {
 /// large blobs stay for their next pull. Also removes remembered manifests that have not been used for long, and old marks
 /// of unverified blobs. Call this only while no other process uses the tool's state. Best effort.
 pub fn remove(layout: &Layout, now: SystemTime) {
-    let entries = |folder: PathBuf| {
-        // The files behind a link are not ours.
-        let is_ours = fs::symlink_metadata(&folder).is_ok_and(|meta| meta.is_dir());
-        is_ours.then(|| fs::read_dir(folder)).into_iter().flatten().flatten().filter_map(io::Result::ok)
-    };
     let is_older = |entry: &fs::DirEntry, limit| {
         let modified = entry.metadata().and_then(|meta| meta.modified());
         modified.is_ok_and(|time| now.duration_since(time).is_ok_and(|age| age > limit))

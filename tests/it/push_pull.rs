@@ -104,7 +104,7 @@ fn a_ref_named_after_its_commit_makes_the_round_trip() {
         let repos = json["repos"].as_array().unwrap().iter();
         let rows: Vec<&Value> = repos.flat_map(|repo| repo["revisions"].as_array().unwrap()).collect();
         let refs_of = |commit: &str| rows.iter().find(|row| row["revision"] == commit).unwrap()["refs"].clone();
-        assert_eq!((refs_of(COMMIT), refs_of(OTHER)), (json!(["main"]), serde_json::json!([])), "{json:#}");
+        assert_eq!((refs_of(COMMIT), refs_of(OTHER)), (json!(["main"]), json!([])), "{json:#}");
     }
 }
 

@@ -54,12 +54,17 @@ impl Collect for Vec<Object> {
 /// Where a page of a listing starts.
 #[derive(Debug, Clone, Copy)]
 enum Start<'a> {
-    /// At the first key.
-    First,
-    /// After this key.
+    /// After this key; at the first one if it is empty.
     After(&'a str),
     /// Where an earlier page ended.
     Token(&'a str),
+}
+
+impl<'a> Start<'a> {
+    /// Starts at this token, or at the first key if there is none.
+    fn at(token: Option<&'a str>) -> Self {
+        token.map_or(Start::After(""), Start::Token)
+    }
 }
 
 impl Bucket {
@@ -83,7 +88,7 @@ impl Bucket {
             return Ok(vec![found]);
         }
         let mut listing = Listing::new(MAX_BLOBS);
-        let page = self.page(keys::BLOBS, Start::First, PAGE).await?;
+        let page = self.page(keys::BLOBS, Start::at(None), PAGE).await?;
         let objects = self.objects(keys::BLOBS, &page)?;
         let rest = if page.last { Vec::new() } else { segments::of_rest(&objects) };
         let Some(token) = listing.add(objects, &page)? else { return Ok(vec![listing.collected]) };
@@ -105,7 +110,7 @@ impl Bucket {
         mut token: Option<String>,
     ) -> Result<Listing<C>, Failure> {
         loop {
-            let page = self.page(prefix, token.as_deref().map_or(Start::First, Start::Token), PAGE).await?;
+            let page = self.page(prefix, Start::at(token.as_deref()), PAGE).await?;
             let objects = self.objects(prefix, &page)?;
             match listing.add(objects, &page)? {
                 Some(next) => token = Some(next),
@@ -153,11 +158,9 @@ impl Bucket {
             let page = page.parse()?;
             let objects = self.objects(keys::BLOBS, &page)?;
             let is_in_order = objects.is_sorted_by(|a, b| a.key < b.key);
-            if !is_in_order || objects.first().is_some_and(|first| *first.key <= *after) {
-                return Err(unexpected());
-            }
+            let starts_early = objects.first().is_some_and(|first| *first.key <= *after);
             let is_sparse = pages > MAX_SPARSE_PAGES && objects.len() < MIN_KEYS_PER_PAGE;
-            if is_sparse {
+            if !is_in_order || starts_early || is_sparse {
                 return Err(unexpected());
             }
             edges.first = edges.first.or_else(|| objects.first().map(|object| object.key.clone()));
@@ -203,7 +206,7 @@ impl Bucket {
         token: Option<String>,
         max: i32,
     ) -> Result<(Vec<Object>, Option<String>), Failure> {
-        let page = self.page(prefix, token.as_deref().map_or(Start::First, Start::Token), max.unsigned_abs()).await?;
+        let page = self.page(prefix, Start::at(token.as_deref()), max.unsigned_abs()).await?;
         let objects = self.objects(prefix, &page)?;
         Ok((objects, if page.last { None } else { page.next }))
     }
@@ -216,7 +219,7 @@ impl Bucket {
         let mut request = Request::new(Op::List, "").query("list-type", "2").query("max-keys", max.to_string());
         request = request.query("prefix", self.key(prefix));
         request = match start {
-            Start::First | Start::After("") => request,
+            Start::After("") => request,
             Start::After(key) => request.query("start-after", self.key(key)),
             Start::Token(token) => request.query("continuation-token", token),
         };
